@@ -1,0 +1,31 @@
+"""Saving hyperparameters so that a checkpoint stays loadable."""
+
+import inspect
+from typing import Any
+
+from lightning.pytorch import LightningDataModule, LightningModule
+
+__all__ = ["save_plain_hyperparameters"]
+
+
+def save_plain_hyperparameters(module: LightningModule | LightningDataModule) -> None:
+    """Saves the plain ones among the arguments of the ``__init__`` that calls this.
+
+    Functions and classes (an optimizer, a norm given as a callable) are left out: torch refuses to load a checkpoint
+    that contains them with ``weights_only=True``, its default, and so every resume would fail. From the command line
+    they are recorded all the same, as the text of the configuration.
+
+    Args:
+        module: That is being constructed.
+    """
+    caller = inspect.currentframe()
+    module.save_hyperparameters(frame=caller.f_back if caller else None)
+    module.remove_ignored_hparams([name for name, value in module.hparams.items() if not _is_plain(value)])
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(entry) for key, entry in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(_is_plain(entry) for entry in value)
+    return value is None or isinstance(value, (bool, int, float, str))

@@ -1,0 +1,1 @@
+"""Techniques that change gradients between backward and the optimizer's step."""

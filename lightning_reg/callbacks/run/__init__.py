@@ -1,0 +1,1 @@
+"""Techniques that decide when and how long training runs."""

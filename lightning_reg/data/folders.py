@@ -1,0 +1,135 @@
+"""Anybody's own pictures: a folder a split, in it a folder a class."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lightning_reg.data.sources import Pictures
+from lightning_reg.settings import SettingError, check_count
+
+__all__ = ["PictureFolder"]
+
+_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif"})
+
+
+@dataclass(frozen=True)
+class PictureFolder:
+    """A folder with ``train/`` and perhaps ``val/`` and ``test/``, each with a folder a class.
+
+    All pictures are read into memory once, as RGB: N · 3 · H · W bytes.
+
+    Args:
+        root: The folder.
+        image_size: Height and width in pixels: the shorter side is scaled to it and the middle is cut out. Where
+            None, all pictures have to be of one size already.
+
+    Raises:
+        SettingError: If the folder doesn't exist or has fewer than two classes.
+    """
+
+    root: Path
+    image_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.image_size is not None:
+            check_count("image_size", self.image_size)
+        if not self.root.is_dir():
+            raise SettingError(f"root must be a folder that exists, but is {str(self.root)!r}")
+        if not (self.root / "train").is_dir():
+            raise SettingError(
+                f"root {str(self.root)!r} must have a folder 'train' with a folder for each class, but has "
+                f"{_listed(self.root)}"
+            )
+        if len(self.classes) < 2:
+            raise SettingError(
+                f"{str(self.root / 'train')!r} must have at least two folders, one for each class, but has "
+                f"{_listed(self.root / 'train')}"
+            )
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes in alphabetical order."""
+        return _folders(self.root / "train")
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(3, H, W) of one picture."""
+        if self.image_size is not None:
+            return (3, self.image_size, self.image_size)
+        first = next(iter(self._files("train")))[0]
+        shape = self._read(first).shape
+        return (3, shape[1], shape[2])
+
+    def load(self, split: str) -> Pictures | None:
+        """Reads a split into memory; None where there is no folder for it.
+
+        Args:
+            split: train, val or test.
+
+        Raises:
+            SettingError: If a picture is broken or of another size, or classes differ from those of ``train``.
+        """
+        if not (self.root / split).is_dir():
+            return None
+        files = self._files(split)
+        shape = self.input_shape
+        images = torch.empty((len(files), *shape), dtype=torch.uint8)
+
+        def fill(position: int) -> None:
+            image = self._read(files[position][0])
+            if tuple(image.shape) != shape:
+                raise SettingError(
+                    f"image_size must be set where pictures differ in size: {files[position][0]} is "
+                    f"{tuple(image.shape)}, {files[0][0]} is {shape}"
+                )
+            images[position] = image
+
+        with ThreadPoolExecutor() as pool:  # decoding releases the interpreter's lock
+            for _ in pool.map(fill, range(len(files))):
+                pass
+        return Pictures(images, torch.tensor([label for _, label in files]))
+
+    def _files(self, split: str) -> list[tuple[Path, int]]:
+        folder = self.root / split
+        unknown = sorted(set(_folders(folder)) - set(self.classes))
+        if unknown:
+            raise SettingError(f"{str(folder)!r} has a class {unknown[0]!r} that 'train' doesn't have")
+        files = [
+            (path, label)
+            for label, name in enumerate(self.classes)
+            for path in sorted((folder / name).rglob("*"))
+            if path.suffix.lower() in _ENDINGS
+        ]
+        present = {label for _, label in files}
+        empty = [name for label, name in enumerate(self.classes) if label not in present]
+        if not files or (split == "train" and empty):
+            where = folder / empty[0] if files else folder
+            raise SettingError(f"{str(where)!r} has no pictures ({', '.join(sorted(_ENDINGS))})")
+        return files
+
+    def _read(self, path: Path) -> Tensor:
+        from torchvision.io import ImageReadMode, decode_image
+        from torchvision.transforms.v2 import functional as transform
+
+        try:
+            image: Tensor = decode_image(str(path), ImageReadMode.RGB, apply_exif_orientation=True)
+        except RuntimeError as error:
+            raise SettingError(f"{path} can't be read as a picture: {str(error).splitlines()[0]}") from error
+        if image.ndim == 4:  # an animation; its first frame
+            image = image[0]
+        if self.image_size is None:
+            return image
+        return transform.center_crop(transform.resize(image, self.image_size, antialias=True), self.image_size)
+
+
+def _folders(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")))
+
+
+def _listed(folder: Path, most: int = 5) -> str:
+    names = sorted(entry.name for entry in folder.iterdir())
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more if names else "nothing"

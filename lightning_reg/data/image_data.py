@@ -1,0 +1,265 @@
+"""Pictures for a classifier: a data set by name or a folder of one's own."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from typing_extensions import override
+
+from lightning_reg.attach.hyperparameters import save_plain_hyperparameters
+from lightning_reg.attach.streams import random_stream
+from lightning_reg.data.folders import PictureFolder
+from lightning_reg.data.loader import PictureDataset, ResumableLoader, ShuffledSampler, as_fetched
+from lightning_reg.data.sources import SOURCES, Pictures
+from lightning_reg.data.splits import chosen_count, stratified_split
+from lightning_reg.functional.mixing import soft_targets
+from lightning_reg.functional.statistics import channel_mean_and_std
+from lightning_reg.settings import SettingError, check_choice, check_count
+from lightning_reg.transforms import Mixing, normalize_pictures
+
+__all__ = ["ImageData"]
+
+Batch = tuple[Tensor, Tensor]
+
+
+class ImageData(LightningDataModule):
+    """Labelled pictures, held in memory as bytes and normalized on the device.
+
+    Batches are (images, labels): images (N, C, H, W), normalized floats; labels (N,), class indices, or (N, classes)
+    probabilities where ``mix`` is at work.
+
+    Args:
+        dataset: digits (1,797 of 8×8, ships with scikit-learn), mnist, fashion_mnist, cifar10, cifar100, or
+            image_folder: pictures of your own, as ``root/train/<class>/*`` and perhaps ``root/val`` and ``root/test``.
+        root: Folder that the pictures lie in, or are downloaded to.
+        batch_size: Pictures in a batch, for each process.
+        val_size: Part of the training pictures that is held out for validation, stratified by class: a number of
+            pictures or a fraction. Not used where an image folder has a ``val`` of its own.
+        train_size: How many of the remaining training pictures to use, stratified by class: a number, a fraction, or
+            all where None.
+        image_size: Height and width in pixels for an image folder; has to be set where its pictures differ in size.
+        normalization: Where mean and standard deviation per channel come from: ``known`` constants of the data set,
+            the ``train`` pictures that are used, ``none``, or ``auto``: known ones where there are any. Which it was
+            is said when training starts, and checkpoints keep them.
+        mix: Mixes every training batch, on the device; targets become probabilities.
+        download: Whether a data set that isn't in ``root`` may be downloaded.
+        num_workers: Processes that fetch batches; 0 is the fastest for pictures in memory.
+        pin_memory: Whether batches are put into pinned memory, for faster transfer to a GPU.
+        seed: Of splits, subsets, shuffling and mixing. The same on every rank and in every run.
+
+    Raises:
+        SettingError: If a name isn't known, a number is out of its range, or the folder isn't as it has to be.
+
+    >>> data = ImageData(dataset="digits", batch_size=64)
+    >>> data.input_shape, data.num_classes
+    ((1, 8, 8), 10)
+    """
+
+    def __init__(
+        self,
+        *,
+        dataset: str = "digits",
+        root: str | Path = "data",
+        batch_size: int = 128,
+        val_size: int | float = 0.1,
+        train_size: int | float | None = None,
+        image_size: int | None = None,
+        normalization: Literal["auto", "known", "train", "none"] = "auto",
+        mix: Mixing | None = None,
+        download: bool = True,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        check_choice("dataset", dataset, [*SOURCES, "image_folder"])
+        check_choice("normalization", normalization, ["auto", "known", "train", "none"])
+        check_count("batch_size", batch_size)
+        check_count("num_workers", num_workers, low=0)
+        self.dataset = dataset
+        self.root = Path(root)
+        self.batch_size = batch_size
+        self.val_size = val_size
+        self.train_size = train_size
+        self.normalization = normalization
+        self.mix = mix
+        self.download = download
+        self.num_workers = num_workers
+        self.pin_memory = pin_memory
+        self.seed = seed
+        self._folder = PictureFolder(self.root, image_size) if dataset == "image_folder" else None
+        if self._folder is None and image_size is not None:
+            raise SettingError(f"image_size must be left out for {dataset}, whose pictures have one size")
+        if normalization == "known" and (self._folder or SOURCES[dataset].mean is None):
+            raise SettingError(f"normalization must be auto, train or none for {dataset}, which has no known constants")
+        source = self._folder or SOURCES[dataset]
+        self.classes: tuple[str, ...] = source.classes
+        self.input_shape: tuple[int, int, int] = source.input_shape
+        self._splits: dict[str, PictureDataset] = {}
+        self._mean_and_std: tuple[Tensor, Tensor] | None = None
+        self._said: set[str] = set()
+        save_plain_hyperparameters(self)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.classes)
+
+    @override
+    def prepare_data(self) -> None:
+        if self._folder is None:  # once a machine, so that ranks don't download the same files
+            SOURCES[self.dataset].load(self.root, self.download)
+
+    @override
+    def setup(self, stage: str) -> None:
+        if self._splits:
+            return
+        if self._folder is None:
+            train, test = SOURCES[self.dataset].load(self.root, download=False)
+            val = None
+        else:
+            # All at once, so that a broken picture is found before training and not after it.
+            train, val, test = (self._folder.load(split) for split in ("train", "val", "test"))
+        assert train is not None  # noqa: S101  (the folder was checked in __init__)
+        self._split(train, val, test)
+        if self._mean_and_std is None:
+            self._mean_and_std = self._measured()
+
+    def _split(self, train: Pictures, val: Pictures | None, test: Pictures | None) -> None:
+        chosen = torch.arange(len(train.labels))
+        if val is None:
+            held_out, chosen = stratified_split(
+                train.labels, self.val_size, seed=self.seed, name="val_size", classes=self.classes
+            )
+            self._splits["val"] = PictureDataset(train.images, train.labels, held_out)
+        else:
+            self._splits["val"] = PictureDataset(val.images, val.labels)
+        if self.train_size is not None and chosen_count(self.train_size, len(chosen), name="train_size") < len(chosen):
+            subset, _ = stratified_split(
+                train.labels[chosen], self.train_size, seed=self.seed, name="train_size", classes=self.classes
+            )
+            chosen = chosen[subset]
+        self._splits["train"] = PictureDataset(train.images, train.labels, chosen)
+        if test is not None:
+            self._splits["test"] = PictureDataset(test.images, test.labels)
+
+    def _measured(self) -> tuple[Tensor, Tensor] | None:
+        train = self._splits["train"]
+        if self.normalization == "none":
+            return torch.zeros(self.input_shape[0]), torch.ones(self.input_shape[0])
+        source = None if self._folder else SOURCES[self.dataset]
+        if source is not None and source.mean and source.std and self.normalization != "train":
+            origin, mean, std = f"known for {self.dataset}", torch.tensor(source.mean), torch.tensor(source.std)
+        else:
+            origin = f"of the {len(train)} training pictures"
+            mean, std = channel_mean_and_std(train.images, train.indices)
+        numbers = [", ".join(f"{value:.4f}" for value in values) for values in (mean, std)]
+        self._say(f"Pictures are normalized by the mean {numbers[0]} and standard deviation {numbers[1]} {origin}")
+        return mean, std
+
+    @override
+    def train_dataloader(self) -> DataLoader[Batch]:
+        trainer = self.trainer
+        dataset = self._splits["train"]
+        sampler = ShuffledSampler(
+            dataset,
+            num_replicas=trainer.world_size if trainer else 1,
+            rank=trainer.global_rank if trainer else 0,
+            seed=self.seed,
+        )
+        # Worker processes read ahead, before Lightning sets the epoch of a run that is resumed.
+        sampler.set_epoch(trainer.current_epoch if trainer else 0)
+        return ResumableLoader(
+            dataset,
+            sampler=sampler,
+            batch_size=self.batch_size,
+            drop_last=self._drops_last(len(sampler)),
+            num_workers=self.num_workers,
+            pin_memory=self.pin_memory,
+            position=self._batches_trained,
+        )
+
+    def _drops_last(self, samples: int) -> bool:
+        """Whether the last batch would have one sample, which BatchNorm can't be trained on."""
+        model = self.trainer.lightning_module if self.trainer else None
+        has_batch_norm = model and any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in model.modules())
+        if not has_batch_norm or samples % self.batch_size != 1 or samples == 1:
+            return False
+        self._say(
+            f"The last of {samples} training samples would make a batch of one (batch_size {self.batch_size}), which "
+            "BatchNorm can't be trained on: each epoch leaves out one sample, always another"
+        )
+        return True
+
+    def _batches_trained(self) -> int:
+        return int(self.trainer.fit_loop.epoch_loop.batch_progress.current.processed) if self.trainer else 0
+
+    def evaluation_dataloader(self, split: Literal["train", "val", "test"]) -> DataLoader[Batch] | None:
+        """Returns a split's pictures in order, never mixed; None where there is no such split.
+
+        Args:
+            split: train, val or test.
+        """
+        if split not in self._splits:
+            return None
+        return DataLoader(
+            self._splits[split],
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            pin_memory=self.pin_memory,
+            collate_fn=as_fetched,
+        )
+
+    @override
+    def val_dataloader(self) -> DataLoader[Batch]:
+        return self._required("val")
+
+    @override
+    def test_dataloader(self) -> DataLoader[Batch]:
+        return self._required("test")
+
+    @override
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        return self._required("test")
+
+    def _required(self, split: Literal["val", "test"]) -> DataLoader[Batch]:
+        loader = self.evaluation_dataloader(split)
+        if loader is None:
+            raise SettingError(f"root {str(self.root)!r} must have a folder {split!r} for this, but has none")
+        return loader
+
+    @override
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        images, labels = batch
+        if self._mean_and_std is None or self.trainer is None:
+            return batch
+        mean, std = self._mean_and_std = tuple(values.to(images.device) for values in self._mean_and_std)
+        images = normalize_pictures(images, mean, std)
+        if self.mix is not None and self.trainer.training:
+            progress = self.trainer.fit_loop.epoch_loop.batch_progress.current
+            key = (self.seed, self.trainer.global_rank, self.trainer.current_epoch, progress.ready, "mix")
+            images, labels = self.mix(images, soft_targets(labels, self.num_classes), stream=random_stream(*key))
+        # What the precision asks of inputs was settled before the transfer, when these were still bytes.
+        converted: Batch = self.trainer.precision_plugin.convert_input((images, labels))
+        return converted
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        if self._mean_and_std is None:
+            return {}
+        return {"mean": self._mean_and_std[0].tolist(), "std": self._mean_and_std[1].tolist()}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # A model belongs with the constants that it was trained with, whatever is measured today.
+        if state_dict and self.normalization != "none":
+            self._mean_and_std = torch.tensor(state_dict["mean"]), torch.tensor(state_dict["std"])
+
+    def _say(self, message: str) -> None:
+        if message not in self._said:
+            self._said.add(message)
+            rank_zero_info(message)

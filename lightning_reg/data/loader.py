@@ -1,0 +1,132 @@
+"""A loader that fetches a batch in one operation, in an order that can be resumed.
+
+The usual loader makes each sample by itself (decode, transform, normalize) and then stacks them. Small pictures fit
+into memory, so here they lie in one tensor of bytes, a batch is one index operation, and arithmetic is left to the
+device.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from typing_extensions import override
+
+__all__ = ["PictureDataset", "ResumableLoader", "ShuffledSampler"]
+
+Batch = tuple[Tensor, Tensor]
+
+
+class PictureDataset(Dataset[Batch]):
+    """Pictures and labels in memory, or a subset of them.
+
+    Args:
+        images: (N, C, H, W), uint8.
+        labels: (N,), int64.
+        indices: (M,), which of them belong here, in order; all where None. Nothing is copied.
+
+    >>> dataset = PictureDataset(torch.zeros(9, 1, 2, 2, dtype=torch.uint8), torch.arange(9), torch.tensor([7, 8]))
+    >>> dataset.__getitems__([1])[1]
+    tensor([8])
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, indices: Tensor | None = None) -> None:
+        self.images = images
+        self.labels = labels
+        self.indices = torch.arange(len(labels)) if indices is None else indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @override
+    def __getitem__(self, index: int) -> Batch:
+        position = self.indices[index]
+        return self.images[position], self.labels[position]
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """Returns a whole batch: images (B, C, H, W), uint8, and labels (B,), int64."""
+        positions = self.indices[torch.as_tensor(indices)]
+        return self.images.index_select(0, positions), self.labels.index_select(0, positions)
+
+
+class ShuffledSampler(DistributedSampler[Batch]):
+    """torch's DistributedSampler, for one process too, which can start somewhere within an epoch.
+
+    Its order depends on the seed and the epoch alone, and not on the global random stream; so a run that is resumed
+    sees the batches that the uninterrupted one would have seen.
+
+    Args:
+        dataset: What is sampled.
+        num_replicas: Number of processes.
+        rank: This process, from 0.
+        seed: Equal on all ranks.
+
+    >>> sampler = ShuffledSampler(range(4), num_replicas=1, rank=0, seed=0)
+    >>> order = list(sampler)
+    >>> sampler.skip_once = 3
+    >>> list(sampler) == order[3:], list(sampler) == order
+    (True, True)
+    """
+
+    def __init__(self, dataset: Dataset[Batch], *, num_replicas: int, rank: int, seed: int) -> None:
+        super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=True, seed=seed)
+        self.skip_once = 0
+
+    @override
+    def __iter__(self) -> Iterator[Any]:
+        order = list(super().__iter__())
+        skipped, self.skip_once = self.skip_once, 0
+        return iter(order[skipped:])
+
+
+class ResumableLoader(DataLoader[Batch]):
+    """A DataLoader whose position Lightning saves in checkpoints, so that an epoch can be resumed in its middle.
+
+    Args:
+        dataset: Fetches whole batches.
+        sampler: The order, which can start within an epoch.
+        batch_size: Samples in a batch.
+        drop_last: Whether an incomplete last batch is left out.
+        num_workers: Processes that fetch batches; 0 fetches in the training process.
+        pin_memory: Whether batches are put into pinned memory.
+        position: Says how many batches of this epoch were trained on.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[Batch],
+        *,
+        sampler: ShuffledSampler,
+        batch_size: int,
+        drop_last: bool,
+        num_workers: int,
+        pin_memory: bool,
+        position: Callable[[], int],
+    ) -> None:
+        super().__init__(
+            dataset,
+            batch_size=batch_size,
+            sampler=sampler,
+            drop_last=drop_last,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            collate_fn=as_fetched,
+            persistent_workers=num_workers > 0,
+        )
+        self._position = position
+        self._order = sampler
+
+    def state_dict(self) -> dict[str, int]:
+        """Returns where the epoch stands; Lightning looks for this method."""
+        return {"batches": self._position()}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Lets the next epoch begin where the saved one stood."""
+        batches = state_dict["batches"] % len(self)  # a checkpoint of an epoch's end starts the next one
+        self._order.skip_once = batches * (self.batch_size or 1)
+
+
+def as_fetched(batch: Batch) -> Batch:
+    """Returns the batch as the dataset made it; there is nothing left to collate."""
+    return batch

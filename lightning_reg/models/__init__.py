@@ -1,0 +1,7 @@
+"""LightningModules: a classifier around any network, and networks with pluggable parts."""
+
+from lightning_reg.models.classifier import Classifier
+from lightning_reg.models.cnn import CNN
+from lightning_reg.models.mlp import MLP
+
+__all__ = ["CNN", "MLP", "Classifier"]

@@ -1,0 +1,39 @@
+"""Whether a checkpoint fits a model, said before torch says it at length."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from lightning_reg.settings import SettingError
+
+__all__ = ["check_fits"]
+
+
+def check_fits(state: Mapping[str, Any], module: nn.Module) -> None:
+    """Raises if a checkpoint's weights can't be loaded into a module.
+
+    Args:
+        state: The checkpoint's ``state_dict``.
+        module: What it is to be loaded into.
+
+    Raises:
+        SettingError: With the first entry that differs and how many there are.
+
+    >>> check_fits({"weight": nn.Linear(2, 3).weight}, nn.Linear(2, 4, bias=False))
+    Traceback (most recent call last):
+    lightning_reg.settings.SettingError: the checkpoint doesn't fit the model: 'weight' is (3, 2) in the checkpoint ...
+    """
+    shapes = {name: tuple(value.shape) for name, value in state.items() if hasattr(value, "shape")}
+    wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    differences = [
+        f"{name!r} is {shapes.get(name, 'absent')} in the checkpoint and {wanted.get(name, 'absent')} in the model"
+        for name in {**wanted, **shapes}
+        if shapes.get(name) != wanted.get(name)
+    ]
+    if differences:
+        more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
+        raise SettingError(
+            f"the checkpoint doesn't fit the model: {differences[0]}{more}; "
+            "build the model with the settings it was trained with (config.yaml beside the checkpoint has them)"
+        )

@@ -1,0 +1,95 @@
+"""A convolutional network with pluggable normalization, activation, dropout and initialization."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+
+from lightning_reg.models.classifier import Classifier, default_optimizer
+from lightning_reg.attach.hyperparameters import save_plain_hyperparameters
+from lightning_reg.nn import convolutional_network
+
+__all__ = ["CNN"]
+
+
+class CNN(Classifier):
+    """A convolutional network that classifies pictures.
+
+    Stages of 3×3 convolutions (each: weights, normalization, activation), with dropout at the end of each stage and
+    2×2 max pooling between them; then the average over all positions, dropout and a linear layer.
+
+    Args:
+        input_shape: (channels, height, width) of one picture; taken from the data module on the command line.
+        num_classes: Number of classes; taken from the data module on the command line.
+        channels: Channels of each stage, in order.
+        layers_per_stage: Convolutions in each stage.
+        norm: Normalization: none, batch, layer, instance, group, rms, or a callable from the number of channels to a
+            module.
+        activation: none, relu, leaky_relu, elu, selu, gelu, silu, mish, tanh, sigmoid, or a callable that returns a
+            module.
+        dropout: Kind of dropout between stages: standard, spatial (whole channels), alpha, or a callable from the
+            probability to a module.
+        drop_prob: Its probability, in [0, 1).
+        head_drop_prob: Probability that a feature is dropped before the last layer, in [0, 1).
+        init: Initialization: auto (by the activation), default (torch's), zeros, uniform, normal, truncated_normal,
+            small_normal, xavier_normal, xavier_uniform, kaiming_normal, kaiming_uniform, kaiming_normal_fan_out,
+            lecun_normal, orthogonal, or a function that fills a weight tensor in place.
+        label_smoothing: Share of the target that is spread evenly over all classes, in [0, 1).
+        optimizer: Makes the optimizer from parameter groups.
+        lr_scheduler: Makes the learning rate scheduler, stepped once an epoch.
+        weight_decay: Strength of the optimizer's weight decay, at least 0; norms, biases and embeddings are left out.
+            Where None, the optimizer's own setting applies to the rest.
+        compile: Whether the network is compiled by torch.compile.
+
+    Raises:
+        SettingError: If a name isn't known, a number is out of its range, or the pictures are too small.
+
+    >>> module = CNN(input_shape=(3, 32, 32), num_classes=10, channels=[8, 16])
+    >>> module(torch.zeros(2, 3, 32, 32)).shape
+    torch.Size([2, 10])
+    """
+
+    def __init__(
+        self,
+        *,
+        input_shape: Sequence[int],
+        num_classes: int,
+        channels: Sequence[int] = (32, 64, 128),
+        layers_per_stage: int = 2,
+        norm: Callable[[int], nn.Module] | str = "batch",
+        activation: Callable[[], nn.Module] | str = "relu",
+        dropout: Callable[[float], nn.Module] | str = "spatial",
+        drop_prob: float = 0.0,
+        head_drop_prob: float = 0.0,
+        init: Callable[[Tensor], Any] | str = "auto",
+        label_smoothing: float = 0.0,
+        optimizer: OptimizerCallable = default_optimizer,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        weight_decay: float | None = None,
+        compile: bool = False,
+    ) -> None:
+        network = convolutional_network(
+            input_shape,
+            num_classes,
+            channels=channels,
+            layers_per_stage=layers_per_stage,
+            norm=norm,
+            activation=activation,
+            dropout=dropout,
+            drop_prob=drop_prob,
+            head_drop_prob=head_drop_prob,
+            init=init,
+        )
+        super().__init__(
+            network,
+            num_classes=num_classes,
+            label_smoothing=label_smoothing,
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            weight_decay=weight_decay,
+            compile=compile,
+        )
+        save_plain_hyperparameters(self)
+        self.example_input_array = torch.zeros(2, *input_shape)

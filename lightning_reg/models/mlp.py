@@ -1,0 +1,86 @@
+"""A multilayer perceptron with pluggable normalization, activation, dropout and initialization."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+
+from lightning_reg.models.classifier import Classifier, default_optimizer
+from lightning_reg.attach.hyperparameters import save_plain_hyperparameters
+from lightning_reg.nn import dense_network
+
+__all__ = ["MLP"]
+
+
+class MLP(Classifier):
+    """A multilayer perceptron that classifies; pictures are flattened.
+
+    Each hidden layer is: weights, normalization, activation, dropout.
+
+    Args:
+        input_shape: Shape of one sample; taken from the data module on the command line.
+        num_classes: Number of classes; taken from the data module on the command line.
+        hidden_sizes: Widths of the hidden layers, in order.
+        norm: Normalization: none, batch, layer, group, rms, or a callable from the number of features to a module.
+        activation: none, relu, leaky_relu, elu, selu, gelu, silu, mish, tanh, sigmoid, or a callable that returns a
+            module.
+        dropout: Kind of dropout: standard, spatial, alpha, or a callable from the probability to a module.
+        drop_prob: Probability that an activation is dropped, in [0, 1).
+        init: Initialization: auto (by the activation), default (torch's), zeros, uniform, normal, truncated_normal,
+            small_normal, xavier_normal, xavier_uniform, kaiming_normal, kaiming_uniform, kaiming_normal_fan_out,
+            lecun_normal, orthogonal, or a function that fills a weight tensor in place.
+        label_smoothing: Share of the target that is spread evenly over all classes, in [0, 1).
+        optimizer: Makes the optimizer from parameter groups.
+        lr_scheduler: Makes the learning rate scheduler, stepped once an epoch.
+        weight_decay: Strength of the optimizer's weight decay, at least 0; norms, biases and embeddings are left out.
+            Where None, the optimizer's own setting applies to the rest.
+        compile: Whether the network is compiled by torch.compile.
+
+    Raises:
+        SettingError: If a name isn't known or a number is out of its range.
+
+    >>> module = MLP(input_shape=(1, 8, 8), num_classes=10, hidden_sizes=[32], norm="batch", drop_prob=0.2)
+    >>> module(torch.zeros(2, 1, 8, 8)).shape
+    torch.Size([2, 10])
+    """
+
+    def __init__(
+        self,
+        *,
+        input_shape: Sequence[int],
+        num_classes: int,
+        hidden_sizes: Sequence[int] = (256, 128),
+        norm: Callable[[int], nn.Module] | str = "none",
+        activation: Callable[[], nn.Module] | str = "relu",
+        dropout: Callable[[float], nn.Module] | str = "standard",
+        drop_prob: float = 0.0,
+        init: Callable[[Tensor], Any] | str = "auto",
+        label_smoothing: float = 0.0,
+        optimizer: OptimizerCallable = default_optimizer,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        weight_decay: float | None = None,
+        compile: bool = False,
+    ) -> None:
+        network = dense_network(
+            input_shape,
+            num_classes,
+            hidden_sizes=hidden_sizes,
+            norm=norm,
+            activation=activation,
+            dropout=dropout,
+            drop_prob=drop_prob,
+            init=init,
+        )
+        super().__init__(
+            network,
+            num_classes=num_classes,
+            label_smoothing=label_smoothing,
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            weight_decay=weight_decay,
+            compile=compile,
+        )
+        save_plain_hyperparameters(self)
+        self.example_input_array = torch.zeros(2, *input_shape)

@@ -1,0 +1,120 @@
+"""Normalization, activation and dropout by name, or by any callable that makes the layer."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+from torch import nn
+
+from lightning_reg.nn.normalization import ChannelsFirstLayerNorm, ChannelsFirstRMSNorm
+from lightning_reg.settings import SettingError, check_choice, check_range
+
+__all__ = ["ACTIVATIONS", "DROPOUTS", "NORMS", "make_activation", "make_dropout", "make_norm"]
+
+LayerOfWidth = Callable[[int], nn.Module]
+
+
+def _group_norm(num_features: int) -> nn.Module:
+    # 32 groups as in the paper where they divide the channels, else the most that do.
+    return nn.GroupNorm(math.gcd(32, num_features), num_features)
+
+
+NORMS: dict[str, dict[int, LayerOfWidth]] = {
+    "none": dict.fromkeys((0, 1, 2, 3), lambda num_features: nn.Identity()),
+    "batch": {0: nn.BatchNorm1d, 1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d},
+    "layer": {0: nn.LayerNorm, **dict.fromkeys((1, 2, 3), ChannelsFirstLayerNorm)},
+    "instance": {
+        1: partial(nn.InstanceNorm1d, affine=True),
+        2: partial(nn.InstanceNorm2d, affine=True),
+        3: partial(nn.InstanceNorm3d, affine=True),
+    },
+    "group": dict.fromkeys((0, 1, 2, 3), _group_norm),
+    "rms": {0: nn.RMSNorm, **dict.fromkeys((1, 2, 3), ChannelsFirstRMSNorm)},
+}
+"""Normalization by name and by the number of dimensions after the channels (0 for features, 2 for pictures)."""
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "none": nn.Identity,
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "elu": nn.ELU,
+    "selu": nn.SELU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "mish": nn.Mish,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+}
+"""Activations by name."""
+
+DROPOUTS: dict[str, dict[int, Callable[[float], nn.Module]]] = {
+    "standard": dict.fromkeys((0, 1, 2, 3), nn.Dropout),
+    "spatial": {0: nn.Dropout, 1: nn.Dropout1d, 2: nn.Dropout2d, 3: nn.Dropout3d},
+    "alpha": dict.fromkeys((0, 1, 2, 3), nn.AlphaDropout),
+}
+"""Dropout by name and by the number of dimensions after the channels; ``spatial`` drops whole channels."""
+
+
+def make_norm(norm: str | LayerOfWidth, num_features: int, *, spatial_dims: int = 0) -> nn.Module:
+    """Makes a normalization layer.
+
+    Args:
+        norm: A key of ``NORMS``, or a callable that takes the number of features and returns a module.
+        num_features: Features (channels) that are normalized.
+        spatial_dims: Dimensions after the channels: 0 for (N, C), 1 for (N, C, L), 2 for (N, C, H, W).
+
+    Raises:
+        SettingError: If the name isn't known, or has no meaning for these inputs.
+
+    >>> make_norm("group", 48, spatial_dims=2)
+    GroupNorm(16, 48, eps=1e-05, ...)
+    """
+    if not isinstance(norm, str):
+        return norm(num_features)
+    check_choice("norm", norm, list(NORMS))
+    if spatial_dims not in NORMS[norm]:
+        raise SettingError(
+            f"norm {norm!r} needs positions to average over, but the inputs are (batch, features); "
+            f"allowed are {', '.join(name for name, by_dims in NORMS.items() if spatial_dims in by_dims)}"
+        )
+    return NORMS[norm][spatial_dims](num_features)
+
+
+def make_activation(activation: str | Callable[[], nn.Module]) -> nn.Module:
+    """Makes an activation.
+
+    Args:
+        activation: A key of ``ACTIVATIONS``, or a callable that returns a module.
+
+    Raises:
+        SettingError: If the name isn't known.
+
+    >>> make_activation("gelu")
+    GELU(approximate='none')
+    """
+    if not isinstance(activation, str):
+        return activation()
+    check_choice("activation", activation, list(ACTIVATIONS))
+    return ACTIVATIONS[activation]()
+
+
+def make_dropout(dropout: str | Callable[[float], nn.Module], p: float, *, spatial_dims: int = 0) -> nn.Module:
+    """Makes a dropout layer.
+
+    Args:
+        dropout: A key of ``DROPOUTS``, or a callable that takes the probability and returns a module.
+        p: Probability that something is dropped, in [0, 1); at 0 there is no layer at all.
+        spatial_dims: Dimensions after the channels: 0 for (N, C), 1 for (N, C, L), 2 for (N, C, H, W).
+
+    Raises:
+        SettingError: If the name isn't known or ``p`` is out of range.
+
+    >>> make_dropout("spatial", 0.2, spatial_dims=2)
+    Dropout2d(p=0.2, inplace=False)
+    """
+    check_range("drop_prob", p, low=0, high=1, high_open=True)
+    if isinstance(dropout, str):
+        check_choice("dropout", dropout, list(DROPOUTS))
+    if p == 0:
+        return nn.Identity()
+    return DROPOUTS[dropout][spatial_dims](p) if isinstance(dropout, str) else dropout(p)

@@ -1,0 +1,105 @@
+"""What a setting may be, and one clear sentence when it is something else."""
+
+import difflib
+import math
+from collections.abc import Iterable, Sequence
+
+__all__ = ["SettingError", "check_choice", "check_count", "check_range", "near_matches"]
+
+
+class SettingError(ValueError):
+    """A setting, or data it points to, can't be used; the message says which, what it is and what is allowed.
+
+    The command line prints the message alone; in Python it is a ``ValueError`` like any other.
+    """
+
+
+def near_matches(value: str, options: Iterable[str], *, most: int = 3) -> list[str]:
+    """Returns the options that look like ``value``, best first.
+
+    Args:
+        value: What was written.
+        options: What there is.
+        most: How many to return at the most.
+
+    >>> near_matches("digitz", ["digits", "mnist"])
+    ['digits']
+    """
+    return difflib.get_close_matches(value, list(options), n=most)
+
+
+def check_choice(name: str, value: str, options: Sequence[str]) -> None:
+    """Raises unless ``value`` is one of ``options``.
+
+    Args:
+        name: The argument, as the user writes it.
+        value: What was written.
+        options: What is allowed.
+
+    Raises:
+        SettingError: With the options and the nearest one.
+
+    >>> check_choice("norm", "bach", ["batch", "layer"])
+    Traceback (most recent call last):
+    lightning_reg.settings.SettingError: norm must be one of batch, layer, but is 'bach'; did you mean 'batch'?
+    """
+    if value in options:
+        return
+    near = near_matches(str(value), options, most=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise SettingError(f"{name} must be one of {', '.join(options)}, but is {value!r}{hint}")
+
+
+def check_range(
+    name: str,
+    value: float,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    low_open: bool = False,
+    high_open: bool = False,
+) -> None:
+    """Raises unless ``value`` is a finite number between ``low`` and ``high``.
+
+    Args:
+        name: The argument, as the user writes it.
+        value: The number.
+        low: Smallest value allowed.
+        high: Largest value allowed.
+        low_open: Whether ``low`` itself is excluded.
+        high_open: Whether ``high`` itself is excluded.
+
+    Raises:
+        SettingError: With the range and the value.
+
+    >>> check_range("drop_prob", 1.0, low=0, high=1, high_open=True)
+    Traceback (most recent call last):
+    lightning_reg.settings.SettingError: drop_prob must be in [0, 1), but is 1.0
+    """
+    above = value > low if low_open else value >= low
+    below = value < high if high_open else value <= high
+    if above and below and math.isfinite(value):  # a NaN fails every comparison
+        return
+    left = "(" if low_open or math.isinf(low) else "["
+    right = ")" if high_open or math.isinf(high) else "]"
+    bounds = [str(bound).replace("inf", "∞") for bound in (low, high)]
+    raise SettingError(f"{name} must be in {left}{bounds[0]}, {bounds[1]}{right}, but is {value}")
+
+
+def check_count(name: str, value: int, *, low: int = 1) -> None:
+    """Raises unless ``value`` is a whole number of at least ``low``.
+
+    Args:
+        name: The argument, as the user writes it.
+        value: The number.
+        low: Smallest value allowed.
+
+    Raises:
+        SettingError: With the bound and the value.
+
+    >>> check_count("batch_size", 0)
+    Traceback (most recent call last):
+    lightning_reg.settings.SettingError: batch_size must be a whole number of at least 1, but is 0
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise SettingError(f"{name} must be a whole number of at least {low}, but is {value!r}")
