@@ -2,9 +2,11 @@
 
 import difflib
 import math
+import pkgutil
 from collections.abc import Iterable, Sequence
+from typing import Any
 
-__all__ = ["SettingError", "check_choice", "check_count", "check_range", "near_matches"]
+__all__ = ["SettingError", "check_choice", "check_count", "check_range", "named_or_imported", "near_matches"]
 
 
 class SettingError(ValueError):
@@ -103,3 +105,32 @@ def check_count(name: str, value: int, *, low: int = 1) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < low:
         raise SettingError(f"{name} must be a whole number of at least {low}, but is {value!r}")
+
+
+def named_or_imported(name: str, value: Any, options: Sequence[str]) -> Any:
+    """Returns one of the names, or the object that a dotted import path means; anything but text passes through.
+
+    So a YAML file can say ``norm: batch`` as well as ``norm: torch.nn.LazyBatchNorm1d``.
+
+    Args:
+        name: The argument, as the user writes it.
+        value: What was written.
+        options: The names that are known.
+
+    Raises:
+        SettingError: If the name isn't known or the path can't be imported.
+
+    >>> named_or_imported("norm", "math.sqrt", ["batch"])(4)
+    2.0
+    """
+    if not isinstance(value, str):
+        return value
+    if "." not in value:
+        check_choice(name, value, options)
+        return value
+    try:
+        return pkgutil.resolve_name(value)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise SettingError(
+            f"{name} must be one of {', '.join(options)} or the import path of a callable, but is {value!r}: {error}"
+        ) from error

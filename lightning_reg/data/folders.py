@@ -59,22 +59,21 @@ class PictureFolder:
         """(3, H, W) of one picture."""
         if self.image_size is not None:
             return (3, self.image_size, self.image_size)
-        first = next(iter(self._files("train")))[0]
+        first = next(iter(self.files("train")))[0]
         shape = self._read(first).shape
         return (3, shape[1], shape[2])
 
-    def load(self, split: str) -> Pictures | None:
-        """Reads a split into memory; None where there is no folder for it.
-
-        Args:
-            split: train, val or test.
+    def load(self) -> tuple[Pictures, Pictures | None, Pictures | None]:
+        """Reads the training, validation and test pictures into memory; None where there is no folder for them.
 
         Raises:
             SettingError: If a picture is broken or of another size, or classes differ from those of ``train``.
         """
-        if not (self.root / split).is_dir():
-            return None
-        files = self._files(split)
+        parts = [self._load(split) if (self.root / split).is_dir() else None for split in ("val", "test")]
+        return self._load("train"), parts[0], parts[1]
+
+    def _load(self, split: str) -> Pictures:
+        files = self.files(split)
         shape = self.input_shape
         images = torch.empty((len(files), *shape), dtype=torch.uint8)
 
@@ -92,7 +91,15 @@ class PictureFolder:
                 pass
         return Pictures(images, torch.tensor([label for _, label in files]))
 
-    def _files(self, split: str) -> list[tuple[Path, int]]:
+    def files(self, split: str) -> list[tuple[Path, int]]:
+        """Returns the pictures of a split and their class indices, in the order they are loaded.
+
+        Args:
+            split: train, val or test.
+
+        Raises:
+            SettingError: If there are none, or classes differ from those of ``train``.
+        """
         folder = self.root / split
         unknown = sorted(set(_folders(folder)) - set(self.classes))
         if unknown:
@@ -122,7 +129,9 @@ class PictureFolder:
             image = image[0]
         if self.image_size is None:
             return image
-        return transform.center_crop(transform.resize(image, self.image_size, antialias=True), self.image_size)
+        scaled = transform.resize(image, self.image_size, antialias=True)
+        cut: Tensor = transform.center_crop(scaled, self.image_size)
+        return cut
 
 
 def _folders(folder: Path) -> tuple[str, ...]:

@@ -111,21 +111,20 @@ class ImageData(LightningDataModule):
 
     @override
     def prepare_data(self) -> None:
-        if self._folder is None:  # once a machine, so that ranks don't download the same files
-            SOURCES[self.dataset].load(self.root, self.download)
+        fetch = None if self._folder else SOURCES[self.dataset].fetch
+        if fetch and self.download and not self._splits:
+            fetch(self.root)
 
     @override
     def setup(self, stage: str) -> None:
         if self._splits:
             return
         if self._folder is None:
-            train, test = SOURCES[self.dataset].load(self.root, download=False)
-            val = None
+            train, test = SOURCES[self.dataset].load(self.root)
+            self._split(train, None, test)
         else:
             # All at once, so that a broken picture is found before training and not after it.
-            train, val, test = (self._folder.load(split) for split in ("train", "val", "test"))
-        assert train is not None  # noqa: S101  (the folder was checked in __init__)
-        self._split(train, val, test)
+            self._split(*self._folder.load())
         if self._mean_and_std is None:
             self._mean_and_std = self._measured()
 
@@ -196,7 +195,10 @@ class ImageData(LightningDataModule):
         return True
 
     def _batches_trained(self) -> int:
-        return int(self.trainer.fit_loop.epoch_loop.batch_progress.current.processed) if self.trainer else 0
+        if self.trainer is None:
+            return 0
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        return int(progress.processed)  # type: ignore[attr-defined]  # Lightning declares a narrower type
 
     def evaluation_dataloader(self, split: Literal["train", "val", "test"]) -> DataLoader[Batch] | None:
         """Returns a split's pictures in order, never mixed; None where there is no such split.
@@ -213,6 +215,17 @@ class ImageData(LightningDataModule):
             pin_memory=self.pin_memory,
             collate_fn=as_fetched,
         )
+
+    def sample_names(self, split: Literal["train", "val", "test"]) -> list[str]:
+        """Returns a name for each picture of a split, in the order of its evaluation loader.
+
+        Args:
+            split: train, val or test.
+        """
+        if self._folder is not None and (self.root / split).is_dir():
+            files = [path.relative_to(self.root).as_posix() for path, _ in self._folder.files(split)]
+            return [files[index] for index in self._splits[split].indices.tolist()]
+        return [str(index) for index in self._splits[split].indices.tolist()]
 
     @override
     def val_dataloader(self) -> DataLoader[Batch]:
@@ -234,10 +247,11 @@ class ImageData(LightningDataModule):
 
     @override
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        if isinstance(batch, Tensor) or self._mean_and_std is None or self.trainer is None:
+            return batch  # Lightning sends a model's example input through here too
         images, labels = batch
-        if self._mean_and_std is None or self.trainer is None:
-            return batch
-        mean, std = self._mean_and_std = tuple(values.to(images.device) for values in self._mean_and_std)
+        mean, std = (values.to(images.device, non_blocking=True) for values in self._mean_and_std)
+        self._mean_and_std = mean, std
         images = normalize_pictures(images, mean, std)
         if self.mix is not None and self.trainer.training:
             progress = self.trainer.fit_loop.epoch_loop.batch_progress.current

@@ -1,8 +1,13 @@
 """Where pictures come from."""
 
+import contextlib
 import gzip
+import shutil
+import tempfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,19 +39,21 @@ class Source:
     Attributes:
         input_shape: (C, H, W) of one picture.
         classes: Names of the classes, by index.
-        load: From (root, whether a download is allowed) to the training and the test pictures.
+        load: From the folder they lie in to the training and the test pictures.
+        fetch: Downloads them into a folder unless they are there; None where nothing has to be.
         mean: Of the training pictures per channel, on the scale of [0, 1], where it is known.
         std: Likewise.
     """
 
     input_shape: tuple[int, int, int]
     classes: tuple[str, ...]
-    load: Callable[[Path, bool], tuple[Pictures, Pictures]]
+    load: Callable[[Path], tuple[Pictures, Pictures]]
+    fetch: Callable[[Path], None] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
 
 
-def _load_digits(root: Path, download: bool) -> tuple[Pictures, Pictures]:
+def _load_digits(_: Path) -> tuple[Pictures, Pictures]:
     from sklearn.datasets import load_digits
 
     from lightning_reg.data.splits import stratified_split
@@ -60,27 +67,29 @@ def _load_digits(root: Path, download: bool) -> tuple[Pictures, Pictures]:
     return Pictures(images[train], targets[train]), Pictures(images[test], targets[test])
 
 
-def _mnist_like(name: str) -> Callable[[Path, bool], tuple[Pictures, Pictures]]:
-    def load(root: Path, download: bool) -> tuple[Pictures, Pictures]:
-        # As they lie, plain or compressed: beside one another, or in the folders that torchvision makes.
-        folders = [root, root / "raw", root / name / "raw"]
-        if not _find_idx(folders, "train-images-idx3-ubyte") and download:
-            _download(name, root)
-        parts = []
-        for stem in ("train", "t10k"):
-            files = [_find_idx(folders, f"{stem}-{kind}") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]
-            if None in files:
-                raise _missing(
-                    name,
-                    root,
-                    f"put train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and "
-                    f"t10k-labels-idx1-ubyte (plain or .gz) into {root / name / 'raw'}",
-                )
-            images, labels = (_read_idx(file) for file in files if file)
-            parts.append(Pictures(images.unsqueeze(1), labels.long()))
-        return parts[0], parts[1]
+def _idx_folders(name: str, root: Path) -> list[Path]:
+    return [root, root / "raw", root / name / "raw"]  # beside one another, or where torchvision puts them
 
-    return load
+
+def _fetch_idx(name: str, root: Path) -> None:
+    if not _find_idx(_idx_folders(name, root), "train-images-idx3-ubyte"):
+        _download(name, root)
+
+
+def _load_idx(name: str, root: Path) -> tuple[Pictures, Pictures]:
+    parts = []
+    for stem in ("train", "t10k"):
+        pair = []
+        for kind in ("images-idx3-ubyte", "labels-idx1-ubyte"):
+            file = _find_idx(_idx_folders(name, root), f"{stem}-{kind}")
+            if file is None:
+                raise SettingError(
+                    f"root {str(root)!r} has no {name} and it wasn't downloaded: put {stem}-{kind}, or {stem}-{kind}.gz, "
+                    f"and its fellows into {str(root / name / 'raw')!r}, or set root to the folder that has them"
+                )
+            pair.append(_read_idx(file))
+        parts.append(Pictures(pair[0].unsqueeze(1), pair[1].long()))
+    return parts[0], parts[1]
 
 
 def _find_idx(folders: list[Path], stem: str) -> Path | None:
@@ -91,44 +100,56 @@ def _find_idx(folders: list[Path], stem: str) -> Path | None:
 def _read_idx(path: Path) -> Tensor:
     """Reads the idx format: two zero bytes, the type (8: uint8), the rank, the sizes as big-endian int32, the data."""
     try:
-        content = gzip.open(path).read() if path.suffix == ".gz" else path.read_bytes()
+        content = path.read_bytes()
+        if path.suffix == ".gz":
+            content = gzip.decompress(content)
         rank = content[3]
         shape = np.frombuffer(content, ">i4", rank, offset=4).tolist()
         return torch.from_numpy(np.frombuffer(content, np.uint8, offset=4 + 4 * rank).reshape(shape).copy())
-    except (OSError, EOFError, IndexError, ValueError) as error:
+    except (OSError, EOFError, IndexError, ValueError, zlib.error) as error:
         raise SettingError(f"{path} can't be read as an idx file: {error}") from error
 
 
-def _cifar(name: str, folder: str) -> Callable[[Path, bool], tuple[Pictures, Pictures]]:
-    def load(root: Path, download: bool) -> tuple[Pictures, Pictures]:
-        import torchvision
+def _fetch_cifar(name: str, folder: str, root: Path) -> None:
+    if not (root / folder).is_dir():
+        _download(name, root)
 
-        if not (root / folder).is_dir() and download:
-            _download(name, root)
-        parts = []
-        for train in (True, False):
-            try:
-                part = getattr(torchvision.datasets, name)(root, train=train)
-            except RuntimeError as error:
-                raise _missing(name, root, f"unpack the python version's archive to {root / folder}") from error
-            parts.append(Pictures(torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets)))
-        return parts[0], parts[1]
 
-    return load
+def _load_cifar(name: str, folder: str, root: Path) -> tuple[Pictures, Pictures]:
+    import torchvision
+
+    parts = []
+    for train in (True, False):
+        try:
+            part = getattr(torchvision.datasets, name)(root, train=train)
+        except RuntimeError as error:
+            raise SettingError(
+                f"root {str(root)!r} has no intact {name} and it wasn't downloaded: unpack the archive of its python "
+                f"version so that there is {str(root / folder)!r}, or set root to the folder that has it"
+            ) from error
+        images = torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous()
+        parts.append(Pictures(images, torch.tensor(part.targets)))
+    return parts[0], parts[1]
 
 
 def _download(name: str, root: Path) -> None:
-    """Fetches a data set with torchvision; without a network, says where to put the files."""
+    """Downloads all or nothing; an archive that lies in the folder already is only unpacked."""
     import torchvision
 
-    try:
-        getattr(torchvision.datasets, name)(root, download=True)
-    except (RuntimeError, OSError):
-        return  # whoever reads the files says what is missing, and where it belongs
-
-
-def _missing(name: str, root: Path, remedy: str) -> SettingError:
-    return SettingError(f"{name} isn't in root {str(root)!r} and couldn't be downloaded: {remedy}, or set root")
+    dataset = getattr(torchvision.datasets, name)
+    existed = root.exists()
+    # Without a network, whoever reads the files next says which are missing and where they belong.
+    with contextlib.suppress(RuntimeError, OSError):
+        root.mkdir(parents=True, exist_ok=True)
+        if (root / getattr(dataset, "filename", "none")).is_file():
+            dataset(root, download=True)
+            return
+        with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as folder:
+            dataset(folder, download=True)
+            shutil.copytree(folder, root, dirs_exist_ok=True)
+    if not existed:
+        with contextlib.suppress(OSError):  # not empty: it worked
+            root.rmdir()
 
 
 _TEN = tuple("0123456789")
@@ -149,15 +170,27 @@ _CIFAR100 = (
 )
 # fmt: on
 
+
+def _idx_source(name: str, classes: tuple[str, ...], mean: float, std: float) -> Source:
+    return Source((1, 28, 28), classes, partial(_load_idx, name), partial(_fetch_idx, name), mean=(mean,), std=(std,))
+
+
+def _cifar_source(
+    name: str, folder: str, classes: tuple[str, ...], mean: tuple[float, ...], std: tuple[float, ...]
+) -> Source:
+    load, fetch = partial(_load_cifar, name, folder), partial(_fetch_cifar, name, folder)
+    return Source((3, 32, 32), classes, load, fetch, mean=mean, std=std)
+
+
 SOURCES: dict[str, Source] = {
     "digits": Source((1, 8, 8), _TEN, _load_digits),
-    "mnist": Source((1, 28, 28), _TEN, _mnist_like("MNIST"), (0.1307,), (0.3081,)),
-    "fashion_mnist": Source((1, 28, 28), _FASHION, _mnist_like("FashionMNIST"), (0.2860,), (0.3530,)),
-    "cifar10": Source(
-        (3, 32, 32), _CIFAR10, _cifar("CIFAR10", "cifar-10-batches-py"), (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+    "mnist": _idx_source("MNIST", _TEN, 0.1307, 0.3081),
+    "fashion_mnist": _idx_source("FashionMNIST", _FASHION, 0.2860, 0.3530),
+    "cifar10": _cifar_source(
+        "CIFAR10", "cifar-10-batches-py", _CIFAR10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
     ),
-    "cifar100": Source(
-        (3, 32, 32), _CIFAR100, _cifar("CIFAR100", "cifar-100-python"), (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
+    "cifar100": _cifar_source(
+        "CIFAR100", "cifar-100-python", _CIFAR100, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
     ),
 }
 """Data sets by name. ``image_folder`` is read by :mod:`lightning_reg.data.folders`."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import init
 
-from lightning_reg.settings import check_choice
+from lightning_reg.settings import named_or_imported
 
 __all__ = ["INITIALIZATIONS", "Initializer", "initialize_", "scheme_for_activation"]
 
@@ -80,7 +80,7 @@ def initialize_(module: nn.Module, scheme: str | Initializer, activation: nn.Mod
     Args:
         module: What is searched.
         scheme: ``"auto"`` (by the activation), ``"default"`` (what torch does; nothing is touched), a key of
-            ``INITIALIZATIONS``, or a function that fills a weight tensor in place, as those of torch.nn.init.
+            ``INITIALIZATIONS``, or a function (or its import path) that fills a weight tensor in place.
         activation: The activation between the layers; only ``"auto"`` asks for it.
 
     Raises:
@@ -93,15 +93,11 @@ def initialize_(module: nn.Module, scheme: str | Initializer, activation: nn.Mod
     """
     if scheme == "default":
         return
-    if isinstance(scheme, str):
-        check_choice("init", scheme, ["auto", "default", *INITIALIZATIONS])
-    fill = (
-        scheme_for_activation(activation)
-        if scheme == "auto"
-        else INITIALIZATIONS[scheme]
-        if isinstance(scheme, str)
-        else scheme
-    )
+    scheme = named_or_imported("init", scheme, ["auto", "default", *INITIALIZATIONS])
+    if scheme == "auto":
+        fill = scheme_for_activation(activation)
+    else:
+        fill = INITIALIZATIONS[scheme] if isinstance(scheme, str) else scheme
     for layer in module.modules():
         if isinstance(layer, (nn.Linear, nn.modules.conv._ConvNd)):
             fill(layer.weight)

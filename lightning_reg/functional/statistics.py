@@ -24,7 +24,7 @@ def channel_mean_and_std(pictures: Tensor, indices: Tensor | None = None) -> tup
     """
     chosen = torch.arange(len(pictures)) if indices is None else indices
     counts = torch.zeros(pictures.shape[1], 256, dtype=torch.float64)
-    for part in chosen.split(4096):
+    for part in torch.split(chosen, 4096):
         channels = pictures[part].transpose(0, 1).flatten(1)  # (C, M · H · W)
         counts += torch.stack([torch.bincount(channel, minlength=256) for channel in channels])
     values = torch.arange(256, dtype=torch.float64) / 255

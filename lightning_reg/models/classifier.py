@@ -1,7 +1,7 @@
 """The one training step: classification with any network."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,9 @@ from lightning_reg.optim import weight_decay_groups
 from lightning_reg.settings import SettingError, check_count, check_range
 
 __all__ = ["Classifier", "default_optimizer"]
+
+# Key of a stage's metric ("train" would hide the method of that name) and its prefix in tags.
+_STAGES = {"fit": "train", "validate": "val", "test": "test"}
 
 
 def default_optimizer(params: Iterable[Any]) -> torch.optim.Optimizer:
@@ -79,8 +82,8 @@ class Classifier(LightningModule):
         self.weight_decay = weight_decay
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
-        self.train_accuracy, self.val_accuracy, self.test_accuracy = (
-            MulticlassAccuracy(num_classes, average="micro", validate_args=False) for _ in range(3)
+        self.accuracy = nn.ModuleDict(
+            {stage: MulticlassAccuracy(num_classes, average="micro", validate_args=False) for stage in _STAGES}
         )
         self._batch_statistics = any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in network.modules())
         if compile:
@@ -102,35 +105,36 @@ class Classifier(LightningModule):
             )
         logits = self(inputs)
         loss = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
-        self._log_epoch("train", loss, self.train_accuracy, logits, targets)
+        self._log_epoch("fit", loss, logits, targets)
         return loss
 
     @override
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._evaluate("val", self.val_accuracy, batch)
+        self._evaluate("validate", batch)
 
     @override
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._evaluate("test", self.test_accuracy, batch)
+        self._evaluate("test", batch)
 
     @override
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Returns the probabilities (N, num_classes)."""
-        return self(batch[0]).softmax(-1)
+        logits: Tensor = self(batch[0])
+        return logits.softmax(-1)
 
-    def _evaluate(self, stage: str, accuracy: Metric, batch: tuple[Tensor, Tensor]) -> None:
+    def _evaluate(self, stage: str, batch: tuple[Tensor, Tensor]) -> None:
         inputs, targets = batch
         logits = self(inputs)
-        self._log_epoch(stage, F.cross_entropy(logits, targets), accuracy, logits, targets)
+        self._log_epoch(stage, F.cross_entropy(logits, targets), logits, targets)
 
-    def _log_epoch(self, stage: str, loss: Tensor, accuracy: Metric, logits: Tensor, targets: Tensor) -> None:
+    def _log_epoch(self, stage: str, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
         labels = targets.argmax(-1) if targets.is_floating_point() else targets
+        accuracy = cast(Metric, self.accuracy[stage])
         accuracy.update(logits.argmax(-1), labels)
-        # The mean over ranks is right because every rank is given equally many samples.
-        self.log(
-            f"{stage}/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(labels), sync_dist=True
-        )
-        self.log(f"{stage}/accuracy", accuracy, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(labels))
+        prefix = _STAGES[stage]
+        values: dict[str, Metric | Tensor | int | float] = {f"{prefix}/loss": loss, f"{prefix}/accuracy": accuracy}
+        # The mean of the loss over ranks is right because every rank is given equally many samples.
+        self.log_dict(values, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(labels), sync_dist=True)
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -139,7 +143,7 @@ class Classifier(LightningModule):
             return optimizer
         scheduler = self._lr_scheduler(optimizer)
         if isinstance(scheduler, ReduceLROnPlateau):
-            monitor = getattr(scheduler, "monitor", "val/loss")  # Lightning's subclass brings one, torch's class doesn't
+            monitor = getattr(scheduler, "monitor", "val/loss")  # Lightning's subclass brings one, torch's doesn't
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": monitor}}
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler}}
 

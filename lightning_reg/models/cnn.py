@@ -7,8 +7,8 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from lightning_reg.models.classifier import Classifier, default_optimizer
 from lightning_reg.attach.hyperparameters import save_plain_hyperparameters
+from lightning_reg.models.classifier import Classifier, default_optimizer
 from lightning_reg.nn import convolutional_network
 
 __all__ = ["CNN"]
@@ -25,11 +25,11 @@ class CNN(Classifier):
         num_classes: Number of classes; taken from the data module on the command line.
         channels: Channels of each stage, in order.
         layers_per_stage: Convolutions in each stage.
-        norm: Normalization: none, batch, layer, instance, group, rms, or a callable from the number of channels to a
+        norm: Normalization: none, batch, layer, instance, group, rms, or any callable from the number of channels to a
             module.
-        activation: none, relu, leaky_relu, elu, selu, gelu, silu, mish, tanh, sigmoid, or a callable that returns a
+        activation: none, relu, leaky_relu, elu, selu, gelu, silu, mish, tanh, sigmoid, or any callable that returns a
             module.
-        dropout: Kind of dropout between stages: standard, spatial (whole channels), alpha, or a callable from the
+        dropout: Kind of dropout between stages: standard, spatial (whole channels), alpha, or any callable from the
             probability to a module.
         drop_prob: Its probability, in [0, 1).
         head_drop_prob: Probability that a feature is dropped before the last layer, in [0, 1).
@@ -58,12 +58,12 @@ class CNN(Classifier):
         num_classes: int,
         channels: Sequence[int] = (32, 64, 128),
         layers_per_stage: int = 2,
-        norm: Callable[[int], nn.Module] | str = "batch",
-        activation: Callable[[], nn.Module] | str = "relu",
-        dropout: Callable[[float], nn.Module] | str = "spatial",
+        norm: str | Callable[[int], nn.Module] = "batch",
+        activation: str | Callable[[], nn.Module] = "relu",
+        dropout: str | Callable[[float], nn.Module] = "spatial",
         drop_prob: float = 0.0,
         head_drop_prob: float = 0.0,
-        init: Callable[[Tensor], Any] | str = "auto",
+        init: str | Callable[[Tensor], Any] = "auto",
         label_smoothing: float = 0.0,
         optimizer: OptimizerCallable = default_optimizer,
         lr_scheduler: LRSchedulerCallable | None = None,

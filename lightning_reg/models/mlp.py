@@ -7,8 +7,8 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from lightning_reg.models.classifier import Classifier, default_optimizer
 from lightning_reg.attach.hyperparameters import save_plain_hyperparameters
+from lightning_reg.models.classifier import Classifier, default_optimizer
 from lightning_reg.nn import dense_network
 
 __all__ = ["MLP"]
@@ -23,10 +23,10 @@ class MLP(Classifier):
         input_shape: Shape of one sample; taken from the data module on the command line.
         num_classes: Number of classes; taken from the data module on the command line.
         hidden_sizes: Widths of the hidden layers, in order.
-        norm: Normalization: none, batch, layer, group, rms, or a callable from the number of features to a module.
-        activation: none, relu, leaky_relu, elu, selu, gelu, silu, mish, tanh, sigmoid, or a callable that returns a
+        norm: Normalization: none, batch, layer, group, rms, or any callable from the number of features to a module.
+        activation: none, relu, leaky_relu, elu, selu, gelu, silu, mish, tanh, sigmoid, or any callable that returns a
             module.
-        dropout: Kind of dropout: standard, spatial, alpha, or a callable from the probability to a module.
+        dropout: Kind of dropout: standard, spatial, alpha, or any callable from the probability to a module.
         drop_prob: Probability that an activation is dropped, in [0, 1).
         init: Initialization: auto (by the activation), default (torch's), zeros, uniform, normal, truncated_normal,
             small_normal, xavier_normal, xavier_uniform, kaiming_normal, kaiming_uniform, kaiming_normal_fan_out,
@@ -52,11 +52,11 @@ class MLP(Classifier):
         input_shape: Sequence[int],
         num_classes: int,
         hidden_sizes: Sequence[int] = (256, 128),
-        norm: Callable[[int], nn.Module] | str = "none",
-        activation: Callable[[], nn.Module] | str = "relu",
-        dropout: Callable[[float], nn.Module] | str = "standard",
+        norm: str | Callable[[int], nn.Module] = "none",
+        activation: str | Callable[[], nn.Module] = "relu",
+        dropout: str | Callable[[float], nn.Module] = "standard",
         drop_prob: float = 0.0,
-        init: Callable[[Tensor], Any] | str = "auto",
+        init: str | Callable[[Tensor], Any] = "auto",
         label_smoothing: float = 0.0,
         optimizer: OptimizerCallable = default_optimizer,
         lr_scheduler: LRSchedulerCallable | None = None,

@@ -52,9 +52,10 @@ def dense_network(
     width = math.prod(input_shape)
     for size in hidden_sizes:
         check_count("each of hidden_sizes", size)
+        norm_layer = make_norm(norm, size)
         layers += [
-            nn.Linear(width, size, bias=norm == "none"),  # a norm's own shift would undo the bias
-            make_norm(norm, size),
+            nn.Linear(width, size, bias=not _shifts(norm_layer)),
+            norm_layer,
             make_activation(activation),
             make_dropout(dropout, drop_prob),
         ]
@@ -118,9 +119,10 @@ def convolutional_network(
         if stage:
             layers.append(nn.MaxPool2d(2))
         for _ in range(layers_per_stage):
+            norm_layer = make_norm(norm, size, spatial_dims=2)
             layers += [
-                nn.Conv2d(width, size, 3, padding=1, bias=norm == "none"),  # as above
-                make_norm(norm, size, spatial_dims=2),
+                nn.Conv2d(width, size, 3, padding=1, bias=not _shifts(norm_layer)),
+                norm_layer,
                 make_activation(activation),
             ]
             width = size
@@ -128,6 +130,11 @@ def convolutional_network(
     layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), make_dropout("standard", head_drop_prob)]
     layers.append(nn.Linear(width, num_outputs))
     return _assemble(layers, init, activation)
+
+
+def _shifts(norm_layer: nn.Module) -> bool:
+    """Whether a normalization has a shift of its own, which makes a bias before it idle."""
+    return getattr(norm_layer, "bias", None) is not None
 
 
 def _assemble(

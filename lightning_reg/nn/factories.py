@@ -7,7 +7,7 @@ from functools import partial
 from torch import nn
 
 from lightning_reg.nn.normalization import ChannelsFirstLayerNorm, ChannelsFirstRMSNorm
-from lightning_reg.settings import SettingError, check_choice, check_range
+from lightning_reg.settings import SettingError, check_range, named_or_imported
 
 __all__ = ["ACTIVATIONS", "DROPOUTS", "NORMS", "make_activation", "make_dropout", "make_norm"]
 
@@ -20,7 +20,7 @@ def _group_norm(num_features: int) -> nn.Module:
 
 
 NORMS: dict[str, dict[int, LayerOfWidth]] = {
-    "none": dict.fromkeys((0, 1, 2, 3), lambda num_features: nn.Identity()),
+    "none": dict.fromkeys((0, 1, 2, 3), nn.Identity),
     "batch": {0: nn.BatchNorm1d, 1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d},
     "layer": {0: nn.LayerNorm, **dict.fromkeys((1, 2, 3), ChannelsFirstLayerNorm)},
     "instance": {
@@ -59,7 +59,7 @@ def make_norm(norm: str | LayerOfWidth, num_features: int, *, spatial_dims: int 
     """Makes a normalization layer.
 
     Args:
-        norm: A key of ``NORMS``, or a callable that takes the number of features and returns a module.
+        norm: A key of ``NORMS``, or a callable (or its import path) from the number of features to a module.
         num_features: Features (channels) that are normalized.
         spatial_dims: Dimensions after the channels: 0 for (N, C), 1 for (N, C, L), 2 for (N, C, H, W).
 
@@ -69,9 +69,9 @@ def make_norm(norm: str | LayerOfWidth, num_features: int, *, spatial_dims: int 
     >>> make_norm("group", 48, spatial_dims=2)
     GroupNorm(16, 48, eps=1e-05, ...)
     """
+    norm = named_or_imported("norm", norm, list(NORMS))
     if not isinstance(norm, str):
         return norm(num_features)
-    check_choice("norm", norm, list(NORMS))
     if spatial_dims not in NORMS[norm]:
         raise SettingError(
             f"norm {norm!r} needs positions to average over, but the inputs are (batch, features); "
@@ -84,7 +84,7 @@ def make_activation(activation: str | Callable[[], nn.Module]) -> nn.Module:
     """Makes an activation.
 
     Args:
-        activation: A key of ``ACTIVATIONS``, or a callable that returns a module.
+        activation: A key of ``ACTIVATIONS``, or a callable (or its import path) that returns a module.
 
     Raises:
         SettingError: If the name isn't known.
@@ -92,17 +92,15 @@ def make_activation(activation: str | Callable[[], nn.Module]) -> nn.Module:
     >>> make_activation("gelu")
     GELU(approximate='none')
     """
-    if not isinstance(activation, str):
-        return activation()
-    check_choice("activation", activation, list(ACTIVATIONS))
-    return ACTIVATIONS[activation]()
+    activation = named_or_imported("activation", activation, list(ACTIVATIONS))
+    return ACTIVATIONS[activation]() if isinstance(activation, str) else activation()
 
 
 def make_dropout(dropout: str | Callable[[float], nn.Module], p: float, *, spatial_dims: int = 0) -> nn.Module:
     """Makes a dropout layer.
 
     Args:
-        dropout: A key of ``DROPOUTS``, or a callable that takes the probability and returns a module.
+        dropout: A key of ``DROPOUTS``, or a callable (or its import path) from the probability to a module.
         p: Probability that something is dropped, in [0, 1); at 0 there is no layer at all.
         spatial_dims: Dimensions after the channels: 0 for (N, C), 1 for (N, C, L), 2 for (N, C, H, W).
 
@@ -113,8 +111,7 @@ def make_dropout(dropout: str | Callable[[float], nn.Module], p: float, *, spati
     Dropout2d(p=0.2, inplace=False)
     """
     check_range("drop_prob", p, low=0, high=1, high_open=True)
-    if isinstance(dropout, str):
-        check_choice("dropout", dropout, list(DROPOUTS))
+    dropout = named_or_imported("dropout", dropout, list(DROPOUTS))
     if p == 0:
         return nn.Identity()
     return DROPOUTS[dropout][spatial_dims](p) if isinstance(dropout, str) else dropout(p)

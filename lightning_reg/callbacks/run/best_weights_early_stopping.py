@@ -105,7 +105,7 @@ class BestWeightsEarlyStopping(EarlyStopping):
     def _run_early_stopping_check(self, trainer: Trainer) -> None:
         super()._run_early_stopping_check(trainer)
         value = trainer.callback_metrics.get(self.monitor)
-        if trainer.fast_dev_run or value is None:
+        if value is None or trainer.fast_dev_run:  # type: ignore[attr-defined]  # set outside the class
             return
         # Without sync_dist every rank has a value of its own; they have to agree on the epoch to restore.
         value = trainer.strategy.broadcast(value.detach().squeeze().cpu())

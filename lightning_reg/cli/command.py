@@ -1,0 +1,159 @@
+"""LightningCLI with checked links between data and model, checkpoints by name, and a summary of every fit."""
+
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from typing_extensions import override
+
+# Importing them makes their short names known to the parser: --model MLP, --trainer.callbacks+=L2Penalty.
+from lightning_reg.cli.parser import BriefParser
+from lightning_reg.cli.predictions import write_predictions
+from lightning_reg.cli.runs import check_writable, find_checkpoint, load_fitting_checkpoint
+from lightning_reg.cli.summary import summarize
+from lightning_reg.data import ImageData
+from lightning_reg.models import Classifier
+from lightning_reg.settings import SettingError
+
+__all__ = ["RegularizationCLI"]
+
+
+class RegularizationCLI(LightningCLI):
+    """LightningCLI for any LightningModule and LightningDataModule, ours by their short names.
+
+    Beside what LightningCLI does:
+
+    - what the model has to know of the data (``num_classes``, ``input_shape``) comes from the data module, and a value
+      given by hand that contradicts the data is an error;
+    - the best checkpoint (``--checkpoint.monitor``) and the last one are kept as ``best.ckpt`` and ``last.ckpt``, also
+      when a run is interrupted, and ``--ckpt_path best`` and ``--ckpt_path last`` find those of the newest run;
+    - ``fit`` ends with a table, ``predict`` writes a CSV file.
+
+    Args:
+        args: What would follow the script's name on the command line; the process's own arguments where None.
+    """
+
+    def __init__(self, args: Sequence[str] | None = None) -> None:
+        super().__init__(
+            model_class=LightningModule,
+            datamodule_class=LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            parser_class=BriefParser,
+            auto_configure_optimizers=False,  # there is one way to set the optimizer: the model's argument
+            save_config_kwargs={"overwrite": True},  # a run without a logger has no folder of its own
+            args=None if args is None else list(args),
+        )
+
+    @override
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.set_defaults({"data": {"class_path": "lightning_reg.data.ImageData"}})
+        parser.add_class_arguments(ModelCheckpoint, "checkpoint")
+        parser.set_defaults(
+            {
+                "checkpoint.monitor": "val/loss",
+                "checkpoint.filename": "best",
+                "checkpoint.enable_version_counter": False,
+            }
+        )
+        for name in ("num_classes", "input_shape"):
+            parser.link_arguments(
+                "data", f"model.init_args.{name}", compute_fn=self._from_data(name), apply_on="instantiate"
+            )
+
+    def _from_data(self, name: str) -> Callable[[LightningDataModule], Any]:
+        """Returns what gives the model's argument: the data's value, unless one given by hand contradicts it."""
+
+        def value(data: LightningDataModule) -> Any:
+            given = (self._get(self.config, "model").get("init_args") or {}).get(name)
+            offered = getattr(data, name, None)
+            if offered is None:
+                return given
+            if given is not None and _plain(given) != _plain(offered):
+                raise SettingError(
+                    f"model.{name} must be {_plain(offered)}, as the data has it, or be left out, but is {given}"
+                )
+            return offered
+
+        return value
+
+    @override
+    def _parse_ckpt_path(self) -> None:
+        """Leaves the configuration as it is given.
+
+        LightningCLI would replace the model's settings by those in the checkpoint, whatever the command line says. Here
+        the command line says what is built, and a checkpoint that doesn't fit is an error.
+        """
+
+    @override
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        config = self._get(self.config_init, "trainer")
+        callbacks: list[Callback] = config.get("callbacks") or []
+        callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
+        if config.get("enable_checkpointing") is not False:
+            callbacks.append(self._get(self.config_init, "checkpoint"))
+            last = ModelCheckpoint(filename="last", save_on_exception=True, enable_version_counter=False)
+            callbacks.append(last)
+        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+
+    @override
+    def after_instantiate_classes(self) -> None:
+        check_writable(self.trainer)
+        run = self.config_init[self.subcommand]
+        if run.get("ckpt_path"):
+            run["ckpt_path"] = find_checkpoint(self.trainer, run["ckpt_path"])
+            if isinstance(self.model, Classifier):
+                load_fitting_checkpoint(run["ckpt_path"], self.model)
+        if isinstance(self.datamodule, ImageData) and self.trainer.is_global_zero:
+            # Before any logger opens a folder, so that unusable data leaves nothing behind.
+            self.datamodule.prepare_data()
+            self.datamodule.setup(str(self.subcommand))
+
+    def fit(self, **settings: Any) -> None:
+        """Trains; when interrupted, says how to go on."""
+        folder = Path(self.trainer.log_dir) if self.trainer.log_dir else None
+        fresh = folder is not None and not folder.exists()
+        try:
+            self.trainer.fit(**settings)
+        except SettingError:
+            if folder and fresh and self.trainer.global_step == 0:
+                shutil.rmtree(folder, ignore_errors=True)  # nothing half-written
+            raise
+        except SystemExit:
+            if not self.trainer.interrupted:
+                raise
+            print(f"\nInterrupted. To go on:\n  {_resume_command()}")
+            raise SystemExit(130) from None  # what a shell expects of an interrupted program
+
+    def after_fit(self) -> None:
+        """Prints the summary."""
+        if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by Trainer.__init__ elsewhere
+            summarize(self.trainer, self.model, self.datamodule)
+
+    def predict(self, **settings: Any) -> None:
+        """Predicts and writes a CSV file."""
+        if self.trainer.world_size > 1:
+            raise SettingError(
+                f"trainer.devices must be 1 for predict, but there are {self.trainer.world_size} processes"
+            )
+        settings["return_predictions"] = True
+        write_predictions(self.trainer, self.datamodule, self.trainer.predict(**settings))
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, (list, tuple)) else value
+
+
+def _resume_command() -> str:
+    words = sys.argv[:]
+    if "--ckpt_path" in words:
+        words[words.index("--ckpt_path") + 1] = "last"
+    else:
+        words += ["--ckpt_path", "last"]
+    return shlex.join(["python", *words])

@@ -1,0 +1,49 @@
+"""Entry point: parses, runs, and turns foreseeable errors into one sentence."""
+
+import sys
+import warnings
+from collections.abc import Sequence
+
+from lightning_reg.settings import SettingError
+
+__all__ = ["main"]
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        args: What would follow ``python train.py``; the process's own arguments where None.
+
+    Returns:
+        The exit status: 0 if all went well, 2 for a setting that can't be used.
+    """
+    if not (sys.argv[1:] if args is None else args):
+        from lightning_reg.cli.overview import overview
+
+        print(overview())
+        return 0
+    # Imported late, so that the overview appears at once.
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+    from lightning_reg.cli.command import RegularizationCLI
+
+    # Our loader fetches a whole batch by one index operation; worker processes would only slow it down.
+    warnings.filterwarnings("ignore", message=".*does not have many workers")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", category=FutureWarning)
+    try:
+        RegularizationCLI(args)
+    except Exception as error:
+        foreseen = _first_in_chain(error, (SettingError, MisconfigurationException))
+        if foreseen is None:
+            raise
+        print(f"error: {foreseen}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _first_in_chain(error: BaseException | None, kinds: tuple[type[BaseException], ...]) -> BaseException | None:
+    """Returns what the parser has wrapped: it reports a class that can't be made as a type that doesn't match."""
+    while error is not None and not isinstance(error, kinds):
+        error = error.__cause__ or error.__context__
+    return error

@@ -1,0 +1,73 @@
+"""What ``python train.py`` alone says."""
+
+import inspect
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+
+import lightning_reg
+
+__all__ = ["overview"]
+
+
+def overview(root: Path = Path("configs")) -> str:
+    """Returns what there is, read off the package and the configurations.
+
+    Args:
+        root: Folder of configurations.
+    """
+    from lightning_reg import callbacks, models, transforms
+    from lightning_reg.data.sources import SOURCES
+
+    sections = [
+        f"lightning_reg {lightning_reg.__version__}: regularized networks from the command line",
+        _table(
+            "Commands",
+            [
+                ("fit --config FILE", "train; ends with a table and the command that opens TensorBoard"),
+                ("fit --config FILE --config TECHNIQUE", "the same with a technique on top"),
+                ("fit --config FILE --ckpt_path last", "go on from the newest run's last checkpoint"),
+                ("validate|test --config FILE --ckpt_path best", "measure the newest run's best checkpoint"),
+                ("predict --config FILE --ckpt_path best", "write predictions.csv"),
+                ("fit --config FILE --print_config", "every setting, as YAML"),
+                ("fit --help; fit --model.help MLP", "every argument, of a command or of a class"),
+            ],
+        ),
+        _table("Configurations", _described(root.glob("*.yaml"))),
+        _table("Techniques to append", _described((root / "techniques").glob("*.yaml"))),
+        _table("Models", _documented(models)),
+        _table("Data sets (--data.dataset)", [(name, _shape(source.input_shape)) for name, source in SOURCES.items()]),
+        _table("Callbacks (--trainer.callbacks+=)", _documented(callbacks)),
+        _table("Mixing (--data.mix)", _documented(transforms, abstract=False)),
+        "Start with:  python train.py fit --config configs/digits_mlp.yaml",
+    ]
+    return "\n\n".join(section for section in sections if section)
+
+
+def _table(title: str, rows: list[tuple[str, str]]) -> str:
+    if not rows:
+        return ""
+    width = max(len(name) for name, _ in rows)
+    return "\n".join([title, *(f"  {name:<{width}}  {description}" for name, description in rows)])
+
+
+def _described(files: Iterable[Path]) -> list[tuple[str, str]]:
+    """The second comment line of a configuration says what it is; the first is the command that runs it."""
+    rows = []
+    for file in sorted(files):
+        comments = [line[1:].strip() for line in file.read_text().splitlines() if line.startswith("#")]
+        rows.append((file.as_posix(), comments[1] if len(comments) > 1 else ""))
+    return rows
+
+
+def _documented(module: ModuleType, *, abstract: bool = True) -> list[tuple[str, str]]:
+    public = [(name, getattr(module, name)) for name in module.__all__]
+    return [
+        (name, (inspect.getdoc(thing) or "").splitlines()[0])
+        for name, thing in public
+        if inspect.isclass(thing) and (abstract or not inspect.isabstract(thing))
+    ]
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return f"{shape[1]}×{shape[2]}, {'grey' if shape[0] == 1 else 'colour'}"
