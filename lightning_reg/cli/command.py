@@ -13,6 +13,8 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from typing_extensions import override
 
 # Importing them makes their short names known to the parser: --model MLP, --trainer.callbacks+=L2Penalty.
+import lightning_reg.callbacks
+import lightning_reg.transforms  # noqa: F401
 from lightning_reg.cli.parser import BriefParser
 from lightning_reg.cli.predictions import write_predictions
 from lightning_reg.cli.runs import check_writable, find_checkpoint, load_fitting_checkpoint

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_reg.data.splits import stratified_split
 from lightning_reg.settings import SettingError
 
 __all__ = ["SOURCES", "Pictures", "Source"]
@@ -56,8 +57,6 @@ class Source:
 def _load_digits(_: Path) -> tuple[Pictures, Pictures]:
     from sklearn.datasets import load_digits
 
-    from lightning_reg.data.splits import stratified_split
-
     values, labels = load_digits(return_X_y=True)
     # Grey values are whole numbers from 0 to 16.
     images = torch.from_numpy(values).mul(255 / 16).round().to(torch.uint8).view(-1, 1, 8, 8)
@@ -84,8 +83,8 @@ def _load_idx(name: str, root: Path) -> tuple[Pictures, Pictures]:
             file = _find_idx(_idx_folders(name, root), f"{stem}-{kind}")
             if file is None:
                 raise SettingError(
-                    f"root {str(root)!r} has no {name} and it wasn't downloaded: put {stem}-{kind}, or {stem}-{kind}.gz, "
-                    f"and its fellows into {str(root / name / 'raw')!r}, or set root to the folder that has them"
+                    f"root {str(root)!r} has no {name} and it wasn't downloaded: put {stem}-{kind} (or .gz) and its "
+                    f"fellows into {str(root / name / 'raw')!r}, or set root to the folder that has them"
                 )
             pair.append(_read_idx(file))
         parts.append(Pictures(pair[0].unsqueeze(1), pair[1].long()))
