@@ -13,6 +13,9 @@ _TORCH_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.R
 def is_normalization(module: nn.Module) -> bool:
     """Whether a module normalizes activations, torch's own or anybody's.
 
+    Args:
+        module: That is asked about, without those below it.
+
     >>> is_normalization(nn.BatchNorm2d(4)), is_normalization(nn.Linear(4, 4))
     (True, False)
     """

@@ -17,7 +17,7 @@ import lightning_reg.callbacks
 import lightning_reg.transforms  # noqa: F401
 from lightning_reg.cli.parser import BriefParser
 from lightning_reg.cli.predictions import write_predictions
-from lightning_reg.cli.runs import check_writable, find_checkpoint, load_fitting_checkpoint
+from lightning_reg.cli.runs import check_writable, continue_run, find_checkpoint, load_fitting_checkpoint
 from lightning_reg.cli.summary import summarize
 from lightning_reg.data import ImageData
 from lightning_reg.models import Classifier
@@ -112,6 +112,8 @@ class RegularizationCLI(LightningCLI):
             run["ckpt_path"] = find_checkpoint(self.trainer, run["ckpt_path"])
             if isinstance(self.model, Classifier):
                 load_fitting_checkpoint(run["ckpt_path"], self.model)
+            if self.subcommand == "fit":
+                continue_run(self.trainer, run["ckpt_path"])
         if isinstance(self.datamodule, ImageData) and self.trainer.is_global_zero:
             # Before any logger opens a folder, so that unusable data leaves nothing behind.
             self.datamodule.prepare_data()

@@ -7,15 +7,20 @@ from pathlib import Path
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from lightning_reg.models.checkpoints import check_fits
 from lightning_reg.settings import SettingError
 
-__all__ = ["check_writable", "find_checkpoint", "load_fitting_checkpoint", "run_folders"]
+__all__ = ["check_writable", "continue_run", "find_checkpoint", "load_fitting_checkpoint", "run_folders"]
 
 
 def run_folders(trainer: Trainer) -> Path:
-    """Returns the folder under which the runs of this configuration lie."""
+    """Returns the folder under which the runs of this configuration lie.
+
+    Args:
+        trainer: With its logger.
+    """
     root = getattr(trainer.logger, "root_dir", None) or trainer.default_root_dir
     return Path(root)
 
@@ -72,6 +77,22 @@ def find_checkpoint(trainer: Trainer, ckpt_path: str) -> str:
     if not Path(path).is_file():
         raise SettingError(f"ckpt_path must be best, last or a file that exists, but is {path!r}")
     return path
+
+
+def continue_run(trainer: Trainer, ckpt_path: str) -> None:
+    """Lets a resumed run write into the folder of the run it goes on with.
+
+    So its curves go on in TensorBoard, and the best checkpoint stays the best of the whole run rather than the best
+    since the interruption.
+
+    Args:
+        trainer: Whose loggers haven't opened a folder yet.
+        ckpt_path: The checkpoint that is resumed from.
+    """
+    run = Path(ckpt_path).absolute().parent.parent
+    for logger in trainer.loggers:
+        if isinstance(logger, (TensorBoardLogger, CSVLogger)) and Path(logger.root_dir).absolute() == run.parent:
+            logger._version = run.name  # the loggers take it in their constructors only
 
 
 def load_fitting_checkpoint(path: str, model: LightningModule) -> None:

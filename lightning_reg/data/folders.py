@@ -4,7 +4,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from lightning_reg.data.sources import Pictures
@@ -12,7 +14,7 @@ from lightning_reg.settings import SettingError, check_count
 
 __all__ = ["PictureFolder"]
 
-_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif"})
+_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 
 
 @dataclass(frozen=True)
@@ -118,20 +120,14 @@ class PictureFolder:
         return files
 
     def _read(self, path: Path) -> Tensor:
-        from torchvision.io import ImageReadMode, decode_image
-        from torchvision.transforms.v2 import functional as transform
-
         try:
-            image: Tensor = decode_image(str(path), ImageReadMode.RGB, apply_exif_orientation=True)
-        except RuntimeError as error:
-            raise SettingError(f"{path} can't be read as a picture: {str(error).splitlines()[0]}") from error
-        if image.ndim == 4:  # an animation; its first frame
-            image = image[0]
-        if self.image_size is None:
-            return image
-        scaled = transform.resize(image, self.image_size, antialias=True)
-        cut: Tensor = transform.center_crop(scaled, self.image_size)
-        return cut
+            with Image.open(path) as file:
+                image = ImageOps.exif_transpose(file).convert("RGB")
+        except (OSError, SyntaxError, ValueError) as error:  # Pillow calls a broken PNG a syntax error
+            raise SettingError(f"{path} can't be read as a picture: {error}") from error
+        if self.image_size is not None:
+            image = ImageOps.fit(image, (self.image_size, self.image_size), Image.Resampling.BILINEAR)
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (3, H, W)
 
 
 def _folders(folder: Path) -> tuple[str, ...]:

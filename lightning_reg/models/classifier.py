@@ -25,7 +25,11 @@ _STAGES = {"fit": "train", "validate": "val", "test": "test"}
 
 
 def default_optimizer(params: Iterable[Any]) -> torch.optim.Optimizer:
-    """Returns AdamW with a learning rate of 1e-3 and torch's default weight decay of 0.01."""
+    """Returns AdamW with a learning rate of 1e-3 and torch's default weight decay of 0.01.
+
+    Args:
+        params: Parameters or groups of them.
+    """
     return torch.optim.AdamW(params, lr=1e-3)
 
 

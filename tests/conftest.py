@@ -1,0 +1,42 @@
+"""Shared fixtures."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+# Two cores: threads that wait for one another cost more than they bring, and hang processes that fork.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+REPOSITORY = Path(__file__).parent.parent
+
+MakeFolder = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def _somewhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a test writes to the current folder lands in a temporary one."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def picture_folder(tmp_path: Path) -> MakeFolder:
+    """Makes a folder of pictures: a colour a class, with noise."""
+
+    def make(splits: tuple[str, ...] = ("train",), *, classes: int = 2, count: int = 12, size: int = 8) -> Path:
+        generator = torch.Generator().manual_seed(0)
+        for split in splits:
+            for label in range(classes):
+                folder = tmp_path / "pictures" / split / f"class_{label}"
+                folder.mkdir(parents=True)
+                for index in range(count):
+                    picture = torch.randint(0, 60, (3, size, size), generator=generator, dtype=torch.uint8)
+                    picture[label % 3] += 150
+                    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(folder / f"{index:02}.png")
+        return tmp_path / "pictures"
+
+    return make

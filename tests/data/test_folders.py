@@ -1,0 +1,79 @@
+import pytest
+import torch
+from PIL import Image
+
+from lightning_reg.data.folders import PictureFolder
+from lightning_reg.settings import SettingError
+
+
+def test_pictures_and_labels_are_read_in_order(picture_folder):
+    folder = PictureFolder(picture_folder(("train", "test"), classes=3, count=4))
+    train, val, test = folder.load()
+    assert train.images.shape == (12, 3, 8, 8)
+    assert train.images.dtype == torch.uint8
+    assert train.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert (train.images.float().mean((2, 3)).argmax(1) == train.labels).all()  # the fixture's colours
+    assert val is None
+    assert len(test.labels) == 12
+
+
+def test_other_sizes_are_scaled_and_cut(picture_folder):
+    root = picture_folder()
+    Image.new("RGB", (50, 30)).save(root / "train" / "class_0" / "wide.jpg")
+    assert PictureFolder(root, 16).load()[0].images.shape == (25, 3, 16, 16)
+
+
+def test_grey_pictures_become_rgb(picture_folder):
+    root = picture_folder()
+    Image.new("L", (8, 8)).save(root / "train" / "class_0" / "grey.png")
+    assert PictureFolder(root).load()[0].images.shape[1] == 3
+
+
+def test_hidden_and_other_files_are_passed_over(picture_folder):
+    root = picture_folder()
+    (root / "train" / ".cache").mkdir()
+    (root / "train" / "class_0" / "notes.txt").write_text("no picture")
+    assert len(PictureFolder(root).load()[0].labels) == 24
+
+
+def test_folder_that_does_not_exist_is_refused(tmp_path):
+    with pytest.raises(SettingError, match=r"root must be a folder that exists, but is '.*nowhere'"):
+        PictureFolder(tmp_path / "nowhere")
+
+
+def test_empty_folder_is_refused(tmp_path):
+    with pytest.raises(SettingError, match=r"must have a folder 'train'.*but has nothing"):
+        PictureFolder(tmp_path)
+
+
+def test_one_class_is_refused(picture_folder):
+    with pytest.raises(SettingError, match="at least two folders, one for each class, but has class_0"):
+        PictureFolder(picture_folder(classes=1))
+
+
+def test_class_without_pictures_is_refused(picture_folder):
+    root = picture_folder()
+    (root / "train" / "class_9").mkdir()
+    with pytest.raises(SettingError, match="class_9' has no pictures"):
+        PictureFolder(root).load()
+
+
+def test_broken_picture_is_named(picture_folder):
+    root = picture_folder(("train", "test"))
+    (root / "test" / "class_1" / "03.png").write_bytes(b"\x89PNG not really")
+    with pytest.raises(SettingError, match=r"test/class_1/03.png can't be read as a picture"):
+        PictureFolder(root).load()
+
+
+def test_different_sizes_without_image_size_are_refused(picture_folder):
+    root = picture_folder()
+    Image.new("RGB", (9, 9)).save(root / "train" / "class_1" / "zz.png")
+    with pytest.raises(SettingError, match=r"image_size must be set where pictures differ.*zz.png is \(3, 9, 9\)"):
+        PictureFolder(root).load()
+
+
+def test_class_that_training_does_not_know_is_refused(picture_folder):
+    root = picture_folder()
+    (root / "test" / "class_7").mkdir(parents=True)
+    with pytest.raises(SettingError, match="has a class 'class_7' that 'train' doesn't have"):
+        PictureFolder(root).load()

@@ -1,0 +1,196 @@
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer, seed_everything
+
+from lightning_reg.data import ImageData
+from lightning_reg.models import MLP
+from lightning_reg.settings import SettingError
+from lightning_reg.transforms import Mixup
+
+
+class Recorder(LightningModule):
+    """Keeps the batches it is trained on."""
+
+    def __init__(self, stop_at=None):
+        super().__init__()
+        self.layer = torch.nn.Linear(64, 10)
+        self.batches = []
+        self.stop_at = stop_at
+
+    def training_step(self, batch, batch_idx):
+        if self.stop_at == (self.current_epoch, batch_idx):
+            raise InterruptedError
+        self.batches.append([part.clone() for part in batch])
+        return self.layer(batch[0].flatten(1)).logsumexp(1).mean()
+
+    def validation_step(self, batch, batch_idx):
+        assert not batch[1].is_floating_point()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=1e-3)
+
+
+def trainer(**settings):
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    return Trainer(accelerator="cpu", **{**quiet, "max_epochs": 1, **settings})
+
+
+def fitted(data, **settings):
+    module = Recorder()
+    trainer(**settings).fit(module, datamodule=data)
+    return module
+
+
+def set_up(**settings):
+    data = ImageData(**settings)
+    data.prepare_data()
+    data.setup("fit")
+    return data
+
+
+def split_labels(data, split):
+    return torch.cat([labels for _, labels in data.evaluation_dataloader(split)])
+
+
+def test_sizes_of_the_splits_are_the_asked_ones():
+    data = set_up(val_size=100, train_size=0.5)
+    assert len(split_labels(data, "val")) == 100
+    assert len(split_labels(data, "train")) == round((1438 - 100) / 2)
+    assert len(split_labels(data, "test")) == 359
+    assert torch.bincount(split_labels(data, "val")).tolist() == [10] * 10
+
+
+def test_subset_never_contains_validation_pictures():
+    data = set_up(val_size=200, train_size=1238)
+    parts = [data._splits[split].indices for split in ("train", "val")]
+    assert torch.cat(parts).unique().numel() == 1438
+
+
+def test_training_batches_are_normalized():
+    data = ImageData(batch_size=2000)
+    images, labels = fitted(data).batches[0]
+    assert labels.dtype == torch.int64
+    # Constants are of these very pictures; float32 rounding of a mean of 80,000 numbers.
+    assert abs(images.mean().item()) < 1e-5
+    assert abs(images.std(correction=0).item() - 1) < 1e-5
+
+
+def test_origin_of_the_constants_is_said_once(caplog):
+    with caplog.at_level("INFO"):
+        data = set_up(train_size=200)
+        data.setup("test")
+    said = [record.message for record in caplog.records if "normalized" in record.message]
+    assert len(said) == 1
+    assert "of the 200 training pictures" in said[0]
+
+
+def test_constants_travel_with_the_checkpoint():
+    trained, other = set_up(train_size=100), ImageData()
+    other.load_state_dict(trained.state_dict())
+    other.setup("test")
+    assert other.state_dict() == trained.state_dict() != set_up().state_dict()
+
+
+def test_no_normalization_only_scales():
+    images, _ = fitted(ImageData(normalization="none", batch_size=2000)).batches[0]
+    assert images.min() == 0
+    assert images.max() == 1
+
+
+def test_mixing_is_for_training_alone_and_gives_probabilities():
+    module = fitted(ImageData(mix=Mixup(alpha=1.0), batch_size=32))
+    targets = module.batches[0][1]
+    assert targets.shape == (32, 10)
+    torch.testing.assert_close(targets.sum(1), torch.ones(32))
+    assert ((targets > 0).sum(1) == 2).any()
+
+
+@pytest.mark.parametrize("mix", [None, Mixup()], ids=["plain", "mixup"])
+def test_same_seed_gives_the_same_batches_whatever_else_is_drawn(mix):
+    runs = []
+    for seed in (1, 2):
+        seed_everything(seed)
+        runs.append(fitted(ImageData(mix=mix, batch_size=256), max_epochs=2).batches)
+    assert all(torch.equal(a, b) for one, two in zip(*runs, strict=True) for a, b in zip(one, two, strict=True))
+
+
+@pytest.mark.parametrize("stop_at", [(1, 0), (1, 2)], ids=["between_epochs", "within_an_epoch"])
+def test_resumed_run_sees_the_batches_that_the_uninterrupted_one_sees(tmp_path, stop_at):
+    settings = {"batch_size": 300, "mix": Mixup(), "val_size": 0.1}
+    whole = fitted(ImageData(**settings), max_epochs=3).batches
+    first, interrupted = Recorder(stop_at), trainer(max_epochs=3)
+    with pytest.raises(InterruptedError):
+        interrupted.fit(first, datamodule=ImageData(**settings))
+    interrupted.save_checkpoint(tmp_path / "last.ckpt")
+    second = Recorder()
+    trainer(max_epochs=3).fit(second, datamodule=ImageData(**settings), ckpt_path=tmp_path / "last.ckpt")
+    both = first.batches + second.batches
+    assert len(both) == len(whole)
+    assert all(torch.equal(a[part], b[part]) for a, b in zip(both, whole, strict=True) for part in (0, 1))
+
+
+def test_last_batch_of_one_is_left_out_for_batch_norm_and_said_once(caplog):
+    module = MLP(input_shape=(1, 8, 8), num_classes=10, hidden_sizes=[8], norm="batch")
+    data = ImageData(batch_size=16, val_size=0.1, train_size=33)
+    with caplog.at_level("INFO"):
+        fit = trainer(max_epochs=2)
+        fit.fit(module, datamodule=data)
+    assert fit.global_step == 4
+    said = [record.message for record in caplog.records if "batch of one" in record.message]
+    assert len(said) == 1
+    assert "33 training samples" in said[0]
+
+
+def test_last_batch_of_one_is_trained_on_without_batch_norm():
+    assert len(fitted(ImageData(batch_size=16, train_size=33)).batches) == 3
+
+
+def test_precision_reaches_the_batch():
+    data = ImageData(batch_size=32, mix=Mixup())
+    module = Recorder().double()
+    trainer(precision="64-true").fit(module, datamodule=data)
+    assert module.batches[0][0].dtype == torch.float64
+
+
+def test_own_pictures_with_a_validation_folder(picture_folder):
+    data = set_up(dataset="image_folder", root=picture_folder(("train", "val"), classes=3, count=4), val_size=0.5)
+    assert data.num_classes == 3
+    assert data.input_shape == (3, 8, 8)
+    assert len(split_labels(data, "train")) == len(split_labels(data, "val")) == 12
+    assert data.sample_names("val")[0] == "val/class_0/00.png"
+    with pytest.raises(SettingError, match="must have a folder 'test'"):
+        data.test_dataloader()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"dataset": "digitz"}, "dataset must be one of digits.*did you mean 'digits'"),
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1, but is 0"),
+        ({"num_workers": -1}, "num_workers must be a whole number of at least 0"),
+        ({"normalization": "known"}, "normalization must be auto, train or none for digits"),
+        ({"normalization": "knwon"}, "normalization must be one of"),
+        ({"image_size": 9}, "image_size must be left out for digits"),
+    ],
+)
+def test_bad_settings_are_refused_at_once(settings, message):
+    with pytest.raises(SettingError, match=message):
+        ImageData(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"val_size": 5}, "val_size must leave at least one sample of every class"),
+        ({"train_size": 5000}, r"train_size must be in \[1, 1294\]"),
+        ({"train_size": 5}, "train_size must leave at least one sample of every class"),
+    ],
+)
+def test_sizes_that_the_data_does_not_allow_are_refused(settings, message):
+    with pytest.raises(SettingError, match=message):
+        set_up(**settings)

@@ -1,0 +1,117 @@
+import gzip
+import struct
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+
+from lightning_reg.data.sources import SOURCES
+from lightning_reg.settings import SettingError
+
+
+def write_idx(path, values, *, compressed):
+    content = struct.pack(f">HBB{values.ndim}i", 0, 8, values.ndim, *values.shape) + values.astype(np.uint8).tobytes()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if compressed:
+        path.with_name(path.name + ".gz").write_bytes(gzip.compress(content))
+    else:
+        path.write_bytes(content)
+
+
+def write_mnist(folder, *, compressed=False):
+    for stem, count in (("train", 30), ("t10k", 20)):
+        pictures = np.arange(count)[:, None, None] * np.ones((1, 28, 28))
+        write_idx(folder / f"{stem}-images-idx3-ubyte", pictures, compressed=compressed)
+        write_idx(folder / f"{stem}-labels-idx1-ubyte", np.arange(count) % 10, compressed=compressed)
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    def refuse(*_, **settings):
+        raise RuntimeError("Error downloading") if settings.get("download") else RuntimeError("Dataset not found")
+
+    for name in ("MNIST", "FashionMNIST", "CIFAR10", "CIFAR100"):
+        monkeypatch.setattr(torchvision.datasets, name, refuse)
+
+
+def test_digits_are_scikit_learns_with_a_fixed_test_part():
+    train, test = SOURCES["digits"].load(None)
+    again, _ = SOURCES["digits"].load(None)
+    assert len(train.labels) + len(test.labels) == 1797
+    assert train.images.shape[1:] == SOURCES["digits"].input_shape
+    assert train.images.max() == 255
+    assert torch.equal(train.images, again.images)
+    assert not {tuple(image.flatten().tolist()) for image in train.images[:50]} & {
+        tuple(image.flatten().tolist()) for image in test.images
+    }
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("folder", ["", "raw", "MNIST/raw"])
+def test_mnist_is_used_as_it_lies(tmp_path, folder, compressed, no_network):
+    write_mnist(tmp_path / folder, compressed=compressed)
+    SOURCES["mnist"].fetch(tmp_path)
+    train, test = SOURCES["mnist"].load(tmp_path)
+    assert train.images.shape == (30, 1, 28, 28)
+    assert train.images[7].unique().tolist() == [7]
+    assert test.labels.tolist() == [index % 10 for index in range(20)]
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10", "cifar100"])
+def test_without_network_and_data_it_says_where_files_belong_and_leaves_nothing(tmp_path, name, no_network):
+    root = tmp_path / "data"
+    SOURCES[name].fetch(root)
+    assert not root.exists()
+    with pytest.raises(SettingError, match=rf"root '{root}' has no .* or set root to the folder"):
+        SOURCES[name].load(root)
+
+
+def test_download_is_all_or_nothing(tmp_path, monkeypatch):
+    class Interrupted:
+        def __init__(self, root, **_):
+            write_mnist(tmp_path / root)
+            raise OSError("connection reset")
+
+    monkeypatch.setattr(torchvision.datasets, "MNIST", Interrupted)
+    SOURCES["mnist"].fetch(tmp_path / "data")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_download_lands_in_root(tmp_path, monkeypatch):
+    class Served:
+        def __init__(self, root, **_):
+            write_mnist(tmp_path / root / "MNIST" / "raw")
+
+    monkeypatch.setattr(torchvision.datasets, "MNIST", Served)
+    SOURCES["mnist"].fetch(tmp_path / "data")
+    assert len(SOURCES["mnist"].load(tmp_path / "data")[0].labels) == 30
+    assert [entry.name for entry in (tmp_path / "data").iterdir()] == ["MNIST"]
+
+
+def test_broken_idx_file_is_named(tmp_path):
+    write_mnist(tmp_path)
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03 too short")
+    with pytest.raises(SettingError, match="train-images-idx3-ubyte can't be read as an idx file"):
+        SOURCES["mnist"].load(tmp_path)
+
+
+def test_cifar_is_read_through_torchvision(tmp_path, monkeypatch):
+    class Fake:
+        def __init__(self, root, train):
+            self.data = np.arange(2 * 32 * 32 * 3).reshape(2, 32, 32, 3).astype(np.uint8)
+            self.targets = [1, 0] if train else [2, 3]
+
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", Fake)
+    train, test = SOURCES["cifar10"].load(tmp_path)
+    assert train.images.shape == (2, 3, 32, 32)
+    assert train.images[0, :, 0, 0].tolist() == [0, 1, 2]
+    assert test.labels.tolist() == [2, 3]
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_constants_and_classes_fit_the_pictures(name):
+    source = SOURCES[name]
+    assert len(set(source.classes)) == len(source.classes) == (100 if name == "cifar100" else 10)
+    for constants in (source.mean, source.std):
+        assert constants is None or len(constants) == source.input_shape[0]

@@ -1,0 +1,34 @@
+import pytest
+import torch
+
+from lightning_reg.functional.mixing import mix_with_previous, soft_targets
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (5, 3, 4, 4), (7,)])
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_mixes_each_sample_with_the_one_before(shape, per_sample):
+    generator = torch.Generator().manual_seed(0)
+    batch = torch.randn(shape, generator=generator, dtype=torch.float64)
+    weight = torch.rand(shape[0] if per_sample else 1, generator=generator, dtype=torch.float64)
+    by_hand = torch.stack(
+        [(1 - weight[i % len(weight)]) * batch[i] + weight[i % len(weight)] * batch[i - 1] for i in range(shape[0])]
+    )
+    before = batch.clone()
+    mixed = mix_with_previous(batch, weight if per_sample else weight[0])
+    torch.testing.assert_close(mixed, by_hand, rtol=1e-14, atol=1e-14)
+    assert torch.equal(batch, before)
+
+
+def test_weight_zero_is_the_identity_to_the_bit():
+    batch = torch.randn(6, 3)
+    assert torch.equal(mix_with_previous(batch, torch.tensor(0.0)), batch)
+
+
+def test_channels_last_stays_channels_last():
+    batch = torch.randn(4, 3, 5, 5).to(memory_format=torch.channels_last)
+    assert mix_with_previous(batch, torch.tensor(0.3)).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_probabilities_pass_through():
+    targets = torch.tensor([[0.3, 0.7]])
+    assert soft_targets(targets, 2) is targets

@@ -1,0 +1,41 @@
+import torch
+from torch import nn
+
+from lightning_reg.optim import is_normalization, weight_decay_groups
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(5, 4)
+        self.conv = nn.Conv1d(4, 4, 1)
+        self.norm = nn.GroupNorm(2, 4)
+        self.recurrent = nn.LSTM(4, 4)
+        self.frozen = nn.Linear(4, 4).requires_grad_(False)
+
+
+def test_only_matrices_of_weights_decay():
+    model = Model()
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    groups = {group["name"]: {names[entry] for entry in group["params"]} for group in weight_decay_groups(model)}
+    assert groups["decay"] == {"conv.weight", "recurrent.weight_ih_l0", "recurrent.weight_hh_l0"}
+    assert groups["no_decay"] == {
+        *("embedding.weight", "conv.bias", "norm.weight", "norm.bias", "recurrent.bias_ih_l0", "recurrent.bias_hh_l0")
+    }
+
+
+def test_strength_is_the_given_or_the_optimizers_own():
+    model = nn.Linear(2, 2)
+    given = torch.optim.AdamW(weight_decay_groups(model, 0.3), weight_decay=0.1)
+    own = torch.optim.AdamW(weight_decay_groups(model), weight_decay=0.1)
+    assert [group["weight_decay"] for group in given.param_groups] == [0.3, 0.0]
+    assert [group["weight_decay"] for group in own.param_groups] == [0.1, 0.0]
+
+
+def test_fused_layers_with_a_norm_in_their_name_still_decay():
+    class LayerNormLinear(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(4, 4))
+
+    assert not is_normalization(LayerNormLinear())

@@ -1,0 +1,74 @@
+"""What holds for everything public."""
+
+import importlib
+import inspect
+import pkgutil
+import subprocess
+import sys
+
+import docstring_parser
+import pytest
+from lightning.pytorch import callbacks as stock_callbacks
+
+import lightning_reg
+
+MODULES = [
+    name
+    for _, name, _ in pkgutil.walk_packages(lightning_reg.__path__, "lightning_reg.")
+    if not name.rpartition(".")[2].startswith("_")
+]
+
+
+def public(kind):
+    return list(_public(kind))
+
+
+def _public(kind):
+    for name in MODULES:
+        module = importlib.import_module(name)
+        for attribute in getattr(module, "__all__", []):
+            thing = getattr(module, attribute)
+            if kind(thing) and thing.__module__ == name:
+                yield pytest.param(thing, id=f"{name}.{attribute}")
+
+
+def documented(docstring):
+    return {parameter.arg_name for parameter in docstring_parser.parse(docstring or "").params}
+
+
+@pytest.mark.parametrize("cls", public(inspect.isclass))
+def test_class_docstring_explains_each_argument(cls):
+    """The command line's --help is made of it."""
+    own_init = cls.__init__ if "__init__" in vars(cls) else None
+    if own_init is None or issubclass(cls, Exception):
+        assert cls.__doc__
+        return
+    arguments = set(inspect.signature(own_init).parameters) - {"self"}
+    assert documented(cls.__doc__) >= arguments
+
+
+@pytest.mark.parametrize("function", public(inspect.isfunction))
+def test_function_docstring_explains_each_argument(function):
+    assert documented(function.__doc__) >= set(inspect.signature(function).parameters)
+
+
+def test_no_callback_has_a_name_of_lightnings():
+    """Short names on the command line would become ambiguous for everybody who imports us."""
+    from lightning_reg import callbacks
+
+    assert not set(callbacks.__all__) & set(stock_callbacks.__all__)
+
+
+def printed(script):
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
+    return run.stdout.strip()
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    heavy = "{'torch', 'lightning', 'sklearn'} & set(sys.modules)"
+    assert printed(f"import sys, lightning_reg; print(len({heavy}))") == "0"
+
+
+def test_importing_the_command_line_leaves_scikit_learn_alone():
+    """It is needed for the digits and for splits, not for everybody."""
+    assert printed("import sys, lightning_reg.cli.command; print('sklearn' in sys.modules)") == "False"

@@ -1,0 +1,32 @@
+import math
+
+import pytest
+
+from lightning_reg.settings import SettingError, check_count, check_range, named_or_imported
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.0, math.nan, math.inf])
+def test_range_refuses_what_is_outside_and_what_is_no_number(value):
+    with pytest.raises(SettingError, match=r"p must be in \[0, 1\), but is"):
+        check_range("p", value, low=0, high=1, high_open=True)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.999])
+def test_range_accepts_its_inside(value):
+    check_range("p", value, low=0, high=1, high_open=True)
+
+
+def test_infinity_is_refused_even_without_a_bound():
+    with pytest.raises(SettingError, match=r"weight must be in \[0, ∞\), but is inf"):
+        check_range("weight", math.inf, low=0)
+
+
+@pytest.mark.parametrize("value", [0, 1.5, True, "3"])
+def test_count_refuses_what_is_no_whole_number_from_its_bound(value):
+    with pytest.raises(SettingError, match="size must be a whole number of at least 1"):
+        check_count("size", value)
+
+
+def test_import_path_that_leads_nowhere_is_refused():
+    with pytest.raises(SettingError, match=r"import path of a callable, but is 'torch.nn.Norm9'"):
+        named_or_imported("norm", "torch.nn.Norm9", ["batch"])
