@@ -30,6 +30,9 @@ def main(args: Sequence[str] | None = None) -> int:
 
     # Our loader fetches a whole batch by one index operation; worker processes would only slow it down.
     warnings.filterwarnings("ignore", message=".*does not have many workers")
+    # A resumed run writes where it wrote before.
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+    # Lightning still calls torch's old pytree name on newer torch.
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", category=FutureWarning)
     try:
         RegularizationCLI(args)

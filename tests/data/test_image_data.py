@@ -1,11 +1,12 @@
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch import LightningModule, seed_everything
 
 from lightning_reg.data import ImageData
 from lightning_reg.models import MLP
 from lightning_reg.settings import SettingError
 from lightning_reg.transforms import Mixup
+from tests.helpers import quiet_trainer
 
 
 class Recorder(LightningModule):
@@ -24,25 +25,17 @@ class Recorder(LightningModule):
         return self.layer(batch[0].flatten(1)).logsumexp(1).mean()
 
     def validation_step(self, batch, batch_idx):
+        if self.stop_at == (self.current_epoch, "validation") and not self.trainer.sanity_checking:
+            raise InterruptedError
         assert not batch[1].is_floating_point()
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=1e-3)
 
 
-def trainer(**settings):
-    quiet = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
-    return Trainer(accelerator="cpu", **{**quiet, "max_epochs": 1, **settings})
-
-
 def fitted(data, **settings):
     module = Recorder()
-    trainer(**settings).fit(module, datamodule=data)
+    quiet_trainer(**settings).fit(module, datamodule=data)
     return module
 
 
@@ -119,16 +112,16 @@ def test_same_seed_gives_the_same_batches_whatever_else_is_drawn(mix):
     assert all(torch.equal(a, b) for one, two in zip(*runs, strict=True) for a, b in zip(one, two, strict=True))
 
 
-@pytest.mark.parametrize("stop_at", [(1, 0), (1, 2)], ids=["between_epochs", "within_an_epoch"])
+@pytest.mark.parametrize("stop_at", [(1, 0), (1, 2), (1, "validation")], ids=str)
 def test_resumed_run_sees_the_batches_that_the_uninterrupted_one_sees(tmp_path, stop_at):
     settings = {"batch_size": 300, "mix": Mixup(), "val_size": 0.1}
     whole = fitted(ImageData(**settings), max_epochs=3).batches
-    first, interrupted = Recorder(stop_at), trainer(max_epochs=3)
+    first, interrupted = Recorder(stop_at), quiet_trainer(max_epochs=3)
     with pytest.raises(InterruptedError):
         interrupted.fit(first, datamodule=ImageData(**settings))
     interrupted.save_checkpoint(tmp_path / "last.ckpt")
     second = Recorder()
-    trainer(max_epochs=3).fit(second, datamodule=ImageData(**settings), ckpt_path=tmp_path / "last.ckpt")
+    quiet_trainer(max_epochs=3).fit(second, datamodule=ImageData(**settings), ckpt_path=tmp_path / "last.ckpt")
     both = first.batches + second.batches
     assert len(both) == len(whole)
     assert all(torch.equal(a[part], b[part]) for a, b in zip(both, whole, strict=True) for part in (0, 1))
@@ -138,7 +131,7 @@ def test_last_batch_of_one_is_left_out_for_batch_norm_and_said_once(caplog):
     module = MLP(input_shape=(1, 8, 8), num_classes=10, hidden_sizes=[8], norm="batch")
     data = ImageData(batch_size=16, val_size=0.1, train_size=33)
     with caplog.at_level("INFO"):
-        fit = trainer(max_epochs=2)
+        fit = quiet_trainer(max_epochs=2)
         fit.fit(module, datamodule=data)
     assert fit.global_step == 4
     said = [record.message for record in caplog.records if "batch of one" in record.message]
@@ -153,7 +146,7 @@ def test_last_batch_of_one_is_trained_on_without_batch_norm():
 def test_precision_reaches_the_batch():
     data = ImageData(batch_size=32, mix=Mixup())
     module = Recorder().double()
-    trainer(precision="64-true").fit(module, datamodule=data)
+    quiet_trainer(precision="64-true").fit(module, datamodule=data)
     assert module.batches[0][0].dtype == torch.float64
 
 

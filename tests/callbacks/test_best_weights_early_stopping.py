@@ -1,0 +1,139 @@
+import pytest
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+
+from lightning_reg.callbacks import BestWeightsEarlyStopping
+from lightning_reg.settings import SettingError
+from tests.helpers import quiet_trainer
+
+NAN = float("nan")
+
+
+class Scripted(LightningModule):
+    """Its weight is the number of epochs it was trained, and its validation losses are given."""
+
+    def __init__(self, losses):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.losses = losses
+
+    def training_step(self, batch, batch_idx):
+        return -self.weight
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val_loss", torch.tensor(self.losses[self.current_epoch]))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=1.0)
+
+
+def fit(losses, *callbacks, ckpt_path=None, **settings):
+    module = Scripted(losses)
+    saves = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
+    defaults = {"max_epochs": len(losses), "num_sanity_val_steps": 0, "enable_checkpointing": saves}
+    trainer = quiet_trainer(*callbacks, **{**defaults, **settings})
+    trainer.fit(module, torch.zeros(1, 1), torch.zeros(1, 1), ckpt_path=ckpt_path)
+    return module.weight.item(), trainer
+
+
+@pytest.mark.parametrize(
+    ("losses", "patience", "best", "epochs"),
+    [
+        ([3.0, 1.0, 2.0, 2.0, 2.0], 2, 1, 4),  # patience runs out
+        ([3.0, 2.0, 1.0], 5, 2, 3),  # training ends by itself at its best
+        ([1.0, 2.0, 3.0], 5, 0, 3),  # ... and at its worst
+        ([3.0, 1.0, NAN, 0.5], 5, 1, 3),  # stopped by a NaN
+        ([2.0, 1.0, 1.0, 1.0], 2, 1, 4),  # of equals the first
+    ],
+)
+def test_weights_are_those_of_the_best_epoch(losses, patience, best, epochs):
+    stopping = BestWeightsEarlyStopping("val_loss", patience=patience)
+    weight, trainer = fit(losses, stopping)
+    assert stopping.best_epoch == best
+    assert weight == best + 1
+    assert trainer.current_epoch == epochs
+
+
+def test_stops_when_lightnings_own_does_and_keeps_its_state():
+    losses = [5.0, 4.0, 4.5, 3.9, 4.0, 4.0, 4.0, 1.0]
+    settings = {"patience": 3, "min_delta": 0.3}
+    ours, stock = BestWeightsEarlyStopping("val_loss", **settings), EarlyStopping("val_loss", **settings)
+    assert fit(losses, ours)[1].current_epoch == fit(losses, stock)[1].current_epoch
+    assert stock.state_dict().items() <= ours.state_dict().items()
+
+
+def test_best_is_the_best_value_even_below_min_delta():
+    weight, _ = fit([5.0, 4.0, 3.9, 3.95, 3.99], BestWeightsEarlyStopping("val_loss", min_delta=1.0, patience=3))
+    assert weight == 3
+
+
+def test_threshold_that_ends_the_run_counts_as_best():
+    weight, trainer = fit([5.0, 4.0, 0.1, 3.0], BestWeightsEarlyStopping("val_loss", stopping_threshold=0.5))
+    assert trainer.current_epoch == 3
+    assert weight == 3
+
+
+def test_higher_can_be_better():
+    assert fit([0.1, 0.9, 0.5], BestWeightsEarlyStopping("val_loss", mode="max"))[0] == 2
+
+
+def test_without_restoring_the_last_weights_stay():
+    stopping = BestWeightsEarlyStopping("val_loss", restore_best_weights=False)
+    assert fit([1.0, 2.0, 3.0], stopping)[0] == 3
+    assert stopping.best_epoch == 0
+
+
+def checkpoints(folder):
+    # As Lightning orders them: checkpoints see the state after early stopping's check.
+    return ModelCheckpoint(folder, "best", monitor="val_loss"), ModelCheckpoint(folder, "{epoch}", save_top_k=-1)
+
+
+def test_after_a_resume_the_best_weights_are_found_again(tmp_path):
+    losses = [3.0, 1.0, 2.0, 2.5, 2.5]
+    fit(losses, BestWeightsEarlyStopping("val_loss", patience=9), *checkpoints(tmp_path), max_epochs=3)
+    weight, _ = fit(
+        losses,
+        BestWeightsEarlyStopping("val_loss", patience=9),
+        *checkpoints(tmp_path),
+        ckpt_path=tmp_path / "epoch=2.ckpt",
+    )
+    assert weight == 2
+
+
+def test_after_a_resume_without_a_best_checkpoint_it_says_so_and_leaves_the_weights(tmp_path):
+    losses = [1.0, 2.0, 2.5]
+    only_each = checkpoints(tmp_path)[1]
+    fit(losses, BestWeightsEarlyStopping("val_loss", patience=9), only_each, max_epochs=2)
+    with pytest.warns(UserWarning, match="val_loss was best in epoch 0, before this run was resumed"):
+        weight, _ = fit(
+            losses,
+            BestWeightsEarlyStopping("val_loss", patience=9),
+            checkpoints(tmp_path)[1],
+            ckpt_path=tmp_path / "epoch=1.ckpt",
+        )
+    assert weight == 3
+
+
+def test_patience_is_the_configurations_after_a_resume(tmp_path):
+    losses = [1.0, 2.0, 2.0, 2.0, 2.0, 2.0]
+    fit(losses, BestWeightsEarlyStopping("val_loss", patience=9), *checkpoints(tmp_path), max_epochs=2)
+    _, trainer = fit(
+        losses,
+        BestWeightsEarlyStopping("val_loss", patience=3),
+        *checkpoints(tmp_path),
+        ckpt_path=tmp_path / "epoch=1.ckpt",
+    )
+    assert trainer.current_epoch == 4
+
+
+def test_checkpoints_hold_no_second_copy_of_the_weights(tmp_path):
+    fit([1.0], BestWeightsEarlyStopping("val_loss"), checkpoints(tmp_path)[1])
+    saved = torch.load(tmp_path / "epoch=0.ckpt", weights_only=True)["callbacks"]
+    state = next(value for key, value in saved.items() if key.startswith("BestWeights"))
+    assert all(not isinstance(value, dict) for value in state.values())
+
+
+def test_negative_patience_is_refused():
+    with pytest.raises(SettingError, match="patience must be a whole number of at least 0, but is -1"):
+        BestWeightsEarlyStopping("val_loss", patience=-1)
