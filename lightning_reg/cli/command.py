@@ -5,11 +5,11 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from typing_extensions import override
 
 # Importing them makes their short names known to the parser: --model MLP, --trainer.callbacks+=L2Penalty.
@@ -86,6 +86,11 @@ class RegularizationCLI(LightningCLI):
         return value
 
     @override
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        # Without LightningCLI's warning about calls from within Python.
+        self.config = parser.parse_args(cast("Sequence[str] | None", args))
+
+    @override
     def _parse_ckpt_path(self) -> None:
         """Leaves the configuration as it is given.
 
@@ -99,9 +104,11 @@ class RegularizationCLI(LightningCLI):
         callbacks: list[Callback] = config.get("callbacks") or []
         callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
         if config.get("enable_checkpointing") is not False:
-            callbacks.append(self._get(self.config_init, "checkpoint"))
-            last = ModelCheckpoint(filename="last", save_on_exception=True, enable_version_counter=False)
-            callbacks.append(last)
+            best = self._get(self.config_init, "checkpoint")
+            last = ModelCheckpoint(best.dirpath, filename="last", save_on_exception=True, enable_version_counter=False)
+            callbacks += [best, last]
+        if self.subcommand != "fit":
+            self.save_config_callback = None  # config.yaml says how a model was trained
         return super().instantiate_trainer(callbacks=callbacks, **kwargs)
 
     @override
@@ -109,11 +116,10 @@ class RegularizationCLI(LightningCLI):
         check_writable(self.trainer)
         run = self.config_init[self.subcommand]
         if run.get("ckpt_path"):
-            run["ckpt_path"] = find_checkpoint(self.trainer, run["ckpt_path"])
+            run["ckpt_path"] = find_checkpoint(self.trainer, run["ckpt_path"], run["checkpoint"].dirpath)
             if isinstance(self.model, Classifier):
                 load_fitting_checkpoint(run["ckpt_path"], self.model)
-            if self.subcommand == "fit":
-                continue_run(self.trainer, run["ckpt_path"])
+            continue_run(self.trainer, run["ckpt_path"])
         if isinstance(self.datamodule, ImageData) and self.trainer.is_global_zero:
             # Before any logger opens a folder, so that unusable data leaves nothing behind.
             self.datamodule.prepare_data()

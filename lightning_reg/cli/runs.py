@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from lightning_reg.models.checkpoints import check_fits
@@ -48,12 +47,13 @@ def check_writable(trainer: Trainer) -> None:
             )
 
 
-def find_checkpoint(trainer: Trainer, ckpt_path: str) -> str:
+def find_checkpoint(trainer: Trainer, ckpt_path: str, dirpath: str | None = None) -> str:
     """Turns ``best`` and ``last`` into the newest checkpoint of that name of this configuration's runs.
 
     Args:
         trainer: Whose logger says where the runs lie.
         ckpt_path: best, last, a file, or what else Lightning understands (an address, ``hpc``, ``registry``).
+        dirpath: Where checkpoints lie if not in their run's folder.
 
     Raises:
         SettingError: If there is no such checkpoint.
@@ -63,10 +63,7 @@ def find_checkpoint(trainer: Trainer, ckpt_path: str) -> str:
         return path
     if path in ("best", "last"):
         root = run_folders(trainer)
-        found: list[Path] = []
-        for callback in trainer.checkpoint_callbacks:
-            if isinstance(callback, ModelCheckpoint) and callback.dirpath is not None:
-                found += Path(callback.dirpath).glob(f"{path}.ckpt")
+        found = list(Path(dirpath or root).glob(f"{path}.ckpt"))
         found += root.glob(f"checkpoints/{path}.ckpt")
         found += root.glob(f"*/checkpoints/{path}.ckpt")
         if not found:
@@ -80,14 +77,14 @@ def find_checkpoint(trainer: Trainer, ckpt_path: str) -> str:
 
 
 def continue_run(trainer: Trainer, ckpt_path: str) -> None:
-    """Lets a resumed run write into the folder of the run it goes on with.
+    """Lets whatever is done with a checkpoint write into the folder of the run it comes from.
 
-    So its curves go on in TensorBoard, and the best checkpoint stays the best of the whole run rather than the best
-    since the interruption.
+    So a resumed run's curves go on in TensorBoard, and its best checkpoint stays the best of the whole run rather than
+    the best since the interruption; tests and predictions lie beside the model they belong to.
 
     Args:
         trainer: Whose loggers haven't opened a folder yet.
-        ckpt_path: The checkpoint that is resumed from.
+        ckpt_path: The checkpoint.
     """
     run = Path(ckpt_path).absolute().parent.parent
     for logger in trainer.loggers:

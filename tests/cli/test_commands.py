@@ -1,0 +1,280 @@
+"""The command line as a user meets it."""
+
+import csv
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch import Callback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lightning_reg.cli import main
+from lightning_reg.models import MLP
+from tests.conftest import REPOSITORY
+
+MLP_CONFIG = str(REPOSITORY / "configs" / "digits_mlp.yaml")
+SHORT = [
+    "--trainer.max_epochs",
+    "2",
+    "--trainer.log_every_n_steps",
+    "1",
+    "--trainer.limit_train_batches",
+    "4",
+    "--trainer.enable_progress_bar",
+    "false",
+]
+
+
+def run(command, *options, config=MLP_CONFIG):
+    return main([command, "--config", config, *SHORT, *options])
+
+
+def folders():
+    return sorted(path.name for path in Path("runs/digits_mlp").glob("*")) if Path("runs").exists() else []
+
+
+@pytest.fixture
+def trained(capsys):
+    assert run("fit") == 0
+    return capsys.readouterr().out
+
+
+def test_fit_ends_with_the_table(trained):
+    rows = {line.split()[0]: line for line in trained.splitlines() if line.strip()}
+    assert rows["accuracy"].count("%") == 4  # train, validation, test, gap
+    assert "epochs run" in trained
+    assert "best epoch" in trained
+    assert "runs/digits_mlp/version_0/checkpoints/best.ckpt" in rows["checkpoint"]
+    assert rows["TensorBoard"].endswith("tensorboard --logdir runs/digits_mlp")
+
+
+def test_gap_is_the_difference_of_the_printed_numbers(trained):
+    numbers = next(line for line in trained.splitlines() if line.startswith("accuracy")).replace("%", "").split()[1:]
+    train, validation, _, gap = map(float, numbers)
+    assert gap == pytest.approx(train - validation, abs=0.011)
+
+
+def test_fit_leaves_logs_configuration_and_both_checkpoints(trained):
+    folder = Path("runs/digits_mlp/version_0")
+    assert list(folder.glob("events.out.tfevents.*"))
+    assert yaml.safe_load((folder / "config.yaml").read_text())["model"]["class_path"] == "lightning_reg.models.MLP"
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+
+
+def test_scalars_and_hyperparameters_reach_tensorboard(trained):
+    events = EventAccumulator("runs/digits_mlp/version_0").Reload()
+    tags = events.Tags()["scalars"]
+    assert {"train/loss", "train/accuracy", "val/loss", "val/accuracy", "test/accuracy"} <= set(tags)
+    assert {"final/train_accuracy", "final/validation_accuracy", "final/test_accuracy"} <= set(tags)
+    # Measuring the splits at the end is no point on the validation curve.
+    assert len(events.Scalars("val/loss")) == 2
+
+
+def test_everything_done_with_a_checkpoint_lands_in_its_run(trained):
+    config = Path("runs/digits_mlp/version_0/config.yaml").read_text()
+    for command in ("validate", "test", "predict"):
+        assert run(command, "--ckpt_path", "best") == 0
+    assert folders() == ["version_0"]
+    assert Path("runs/digits_mlp/version_0/config.yaml").read_text() == config
+    assert Path("runs/digits_mlp/version_0/predictions.csv").exists()
+
+
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_best_checkpoint_is_found_and_measured(trained, capsys, command):
+    assert run(command, "--ckpt_path", "best") == 0
+    printed = capsys.readouterr().out
+    expected = {"validate": "final/validation_accuracy", "test": "final/test_accuracy"}[command]
+    value = EventAccumulator("runs/digits_mlp/version_0").Reload().Scalars(expected)[0].value
+    assert f"{value:.6f}"[:7] in printed
+
+
+def test_predictions_are_written(trained, capsys):
+    assert run("predict", "--ckpt_path", "best") == 0
+    path = capsys.readouterr().out.split(" predictions in ")[1].strip()
+    with Path(path).open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 359
+    assert {row["class"] for row in rows} <= set("0123456789")
+    assert all(0.1 <= float(row["probability"]) <= 1 for row in rows)
+
+
+def test_predictions_of_own_pictures_name_the_files(picture_folder, capsys):
+    root = picture_folder(("train", "test"), classes=3)
+    config = str(REPOSITORY / "configs" / "image_folder_cnn.yaml")
+    options = ["--data.root", str(root), "--data.image_size", "8"]
+    assert run("fit", *options, config=config) == 0
+    assert run("predict", *options, "--ckpt_path", "best", config=config) == 0
+    path = capsys.readouterr().out.split(" predictions in ")[1].strip()
+    assert "test/class_0/00.png,class_" in Path(path).read_text()
+
+
+def test_resumed_run_goes_on_in_its_folder(trained, capsys):
+    assert run("fit", "--ckpt_path", "last", "--trainer.max_epochs", "3") == 0
+    assert folders() == ["version_0"]
+    assert "epochs run    3" in capsys.readouterr().out
+
+
+def test_checkpoint_loads_in_python_as_it_was_configured(trained):
+    module = MLP.load_from_checkpoint("runs/digits_mlp/version_0/checkpoints/best.ckpt")
+    assert module(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+    assert module.configure_optimizers().param_groups[0]["lr"] == 0.002
+
+
+def test_command_line_wins_over_the_checkpoint(trained, capsys):
+    assert run("fit", "--ckpt_path", "last", "--model.hidden_sizes", "[32]") == 2
+    error = capsys.readouterr().err
+    assert "error: the checkpoint doesn't fit the model: 'network.1.weight' is (256, 64) in the checkpoint" in error
+
+
+def test_print_config_is_complete(capsys):
+    with pytest.raises(SystemExit) as exit_status:
+        run("fit", "--print_config")
+    assert exit_status.value.code == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert set(config["model"]["init_args"]) >= {
+        "norm",
+        "activation",
+        "dropout",
+        "init",
+        "optimizer",
+        "label_smoothing",
+    }
+    assert set(config["data"]["init_args"]) >= {"dataset", "root", "val_size", "train_size", "mix", "seed"}
+
+
+def test_alone_it_says_what_there_is(capsys, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    assert main([]) == 0
+    printed = capsys.readouterr().out
+    for name in ("fit", "test", "predict", "configs/digits_mlp.yaml", "l2_penalty.yaml", "MLP", "CNN", "L2Penalty"):
+        assert name in printed
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--model.help", "MLP"), ("--data.help", "ImageData"), ("--trainer.callbacks.help", "L2Penalty")],
+)
+def test_help_of_a_class_is_readable(capsys, option, value):
+    with pytest.raises(SystemExit) as exit_status:
+        main(["fit", option, value])
+    assert exit_status.value.code == 0
+    assert len(capsys.readouterr().out.splitlines()) < 130  # a list of all of torch's modules would be longer
+
+
+def test_error_of_the_parser_is_not_a_wall(capsys):
+    with pytest.raises(SystemExit) as exit_status:
+        run("fit", "--model.hiden_sizes", "[3]")
+    assert exit_status.value.code == 2
+    error = capsys.readouterr().err
+    assert "hiden_sizes" in error
+    assert len(error.splitlines()) < 15
+
+
+BAD = [
+    ("--data.dataset digitz", "dataset must be one of digits, .*did you mean 'digits'"),
+    ("--model.norm bach", "norm must be one of .*did you mean 'batch'"),
+    ("--model.activation rellu", "activation must be one of .*did you mean 'relu'"),
+    ("--model.init zeroes", "init must be one of .*did you mean 'zeros'"),
+    ("--model.drop_prob 1.0", r"drop_prob must be in \[0, 1\), but is 1.0"),
+    ("--model.num_classes 7", "model.num_classes must be 10, as the data has it, or be left out, but is 7"),
+    ("--model.input_shape [3,8,8]", r"model.input_shape must be \[1, 8, 8\], as the data has it"),
+    ("--data.batch_size 0", "batch_size must be a whole number of at least 1, but is 0"),
+    ("--data.val_size 5", "val_size must leave at least one sample of every class"),
+    ("--data.train_size 5000", r"train_size must be in \[1, 1222\], the number of samples there are, but is 5000"),
+    ("--data.dataset image_folder --data.root nowhere", "root must be a folder that exists, but is 'nowhere'"),
+    ("--data.dataset mnist --data.root empty --data.download false", "root 'empty' has no MNIST.* put train-images"),
+    ("--data.mix Mixup --data.mix.alpha -1", r"alpha must be in \(0, ∞\), but is -1"),
+    ("--trainer.callbacks+=L2Penalty --trainer.callbacks.weight=-1", r"weight must be in \[0, ∞\), but is -1"),
+    (
+        "--trainer.callbacks+=L2Penalty --trainer.callbacks.weight=1 --trainer.callbacks.include=[foo*]",
+        r"include pattern 'foo\*' matches no parameter",
+    ),
+    (
+        "--trainer.logger.save_dir file/runs",
+        "save_dir must be a folder that can be written, but is 'file/runs': .*file is a file",
+    ),
+    ("--ckpt_path nowhere.ckpt", "ckpt_path must be best, last or a file that exists, but is 'nowhere.ckpt'"),
+    ("--ckpt_path file", "ckpt_path 'file' is not a Lightning checkpoint"),
+    ("--ckpt_path last", "ckpt_path is 'last', but no run under 'runs/digits_mlp' has (a )?last.ckpt"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), BAD, ids=[options for options, _ in BAD])
+def test_bad_input_ends_with_one_sentence_and_nothing_half_written(options, message, capsys):
+    Path("file").write_text("no checkpoint, and no folder")
+    assert run("fit", *options.split()) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert re.match(rf"error: .*{message}", last)
+    assert sorted(path.name for path in Path().iterdir()) == ["file"] or folders() == []
+
+
+def test_broken_picture_is_named_before_anything_is_written(picture_folder, capsys):
+    root = picture_folder(("train", "test"))
+    (root / "test" / "class_1" / "05.png").write_bytes(b"no picture")
+    config = str(REPOSITORY / "configs" / "image_folder_cnn.yaml")
+    assert run("fit", "--data.root", str(root), config=config) == 2
+    assert "test/class_1/05.png can't be read as a picture" in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
+def test_unforeseen_errors_keep_their_traceback(monkeypatch):
+    class Faulty(Callback):
+        def on_train_start(self, trainer, pl_module):
+            raise ZeroDivisionError
+
+    monkeypatch.setattr("lightning_reg.callbacks.L2Penalty.on_fit_start", Faulty.on_train_start)
+    with pytest.raises(ZeroDivisionError):
+        run("fit", "--trainer.callbacks+=L2Penalty", "--trainer.callbacks.weight=1e-4")
+
+
+def test_what_lightning_refuses_is_one_sentence_too(monkeypatch, capsys):
+    def refuse(*_):
+        raise MisconfigurationException("no such device")
+
+    monkeypatch.setattr("lightning_reg.callbacks.L2Penalty.on_fit_start", refuse)
+    assert run("fit", "--trainer.callbacks+=L2Penalty", "--trainer.callbacks.weight=1e-4") == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "error: no such device"
+
+
+def test_two_fast_runs_without_a_logger_do_not_collide():
+    for _ in range(2):
+        assert run("fit", "--trainer.logger", "false") == 0
+
+
+def test_without_checkpoints_it_still_ends_well(capsys):
+    assert run("fit", "--trainer.enable_checkpointing", "false") == 0
+    assert "best epoch    unknown (no checkpoint)" in capsys.readouterr().out
+
+
+def test_fast_dev_run_writes_nothing():
+    assert run("fit", "--trainer.fast_dev_run", "true") == 0
+    assert not Path("runs").exists()
+
+
+@pytest.mark.slow
+def test_interrupted_run_leaves_a_checkpoint_and_goes_on():
+    quiet = ["--trainer.callbacks", "null", "--trainer.enable_progress_bar", "false"]
+    command = [sys.executable, str(REPOSITORY / "train.py"), "fit", "--config", MLP_CONFIG, *quiet]
+    command += ["--trainer.max_epochs", "100000"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    last = Path("runs/digits_mlp/version_0/checkpoints/last.ckpt")
+    deadline = time.monotonic() + 90
+    while not last.exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "--ckpt_path last" in output.splitlines()[-1]
+    step = torch.load(last, weights_only=True)["global_step"]
+    assert step > 0
+    epochs = str(torch.load(last, weights_only=True)["epoch"] + 2)
+    assert main(["fit", "--config", MLP_CONFIG, "--trainer.max_epochs", epochs, "--ckpt_path", "last", *quiet]) == 0
+    assert torch.load(last, weights_only=True)["global_step"] == int(epochs) * 20 > step
+    assert folders() == ["version_0"]

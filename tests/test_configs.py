@@ -1,0 +1,65 @@
+"""Every configuration file runs for a few steps, on data that is shipped or made here."""
+
+import pytest
+import yaml
+
+from lightning_reg.cli import main
+from tests.conftest import REPOSITORY
+from tests.data.test_sources import write_mnist
+
+CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
+OVERLAYS = sorted((REPOSITORY / "configs" / "techniques").glob("*.yaml"))
+SHORT = [
+    "--trainer.max_epochs=1",
+    "--trainer.log_every_n_steps=1",
+    "--trainer.limit_train_batches=2",
+    "--trainer.enable_progress_bar=false",
+]
+
+
+@pytest.fixture
+def stand_in(tmp_path, picture_folder):
+    """Options that put made data in the place of what would be downloaded."""
+
+    def options(path):
+        name = path.stem.rpartition("_")[0]
+        if name == "mnist":
+            write_mnist(tmp_path / "data")
+            return ["--data.val_size=10"]
+        if name in ("cifar10", "image_folder"):
+            root = picture_folder(("train", "test"), classes=3, size=32)
+            return ["--data.dataset=image_folder", f"--data.root={root}", "--data.val_size=0.25"]
+        return []
+
+    return options
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_configuration_runs(path, stand_in):
+    assert main(["fit", "--config", str(path), *SHORT, *stand_in(path)]) == 0
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("base", ["digits_mlp", "digits_cnn"])
+def test_technique_is_appended(base, overlay):
+    path = REPOSITORY / "configs" / f"{base}.yaml"
+    assert main(["fit", "--config", str(path), "--config", str(overlay), *SHORT]) == 0
+
+
+@pytest.mark.parametrize("path", [*CONFIGS, *OVERLAYS], ids=lambda path: path.stem)
+def test_configuration_opens_with_its_command_and_what_it_is(path):
+    command, description = path.read_text().splitlines()[:2]
+    assert command.startswith("# python train.py fit --config configs/")
+    assert path.relative_to(REPOSITORY).as_posix() in command
+    assert description.startswith("# ")
+    assert description.endswith(".")
+
+
+def test_every_callback_has_an_overlay():
+    from lightning_reg import callbacks
+
+    used = set()
+    for path in OVERLAYS:
+        config = yaml.safe_load(path.read_text())
+        used |= {entry["class_path"] for entry in config.get("trainer", {}).get("callbacks+", [])}
+    assert used == set(callbacks.__all__)
