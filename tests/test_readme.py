@@ -1,0 +1,49 @@
+"""The README promises nothing that doesn't run."""
+
+import re
+import shlex
+
+import pytest
+
+from lightning_reg.cli import main
+from tests.conftest import REPOSITORY
+
+README = (REPOSITORY / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
+COMMANDS = [
+    line.split("#")[0].split("&&")[-1].strip()
+    for language, block in BLOCKS
+    if language == "bash"
+    for line in block.splitlines()
+    if "train.py " in line and "help" not in line
+]
+
+
+@pytest.mark.parametrize("code", [block for language, block in BLOCKS if language == "python"])
+def test_python_runs(code):
+    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+
+
+def test_commands_parse(monkeypatch, picture_folder):
+    """Each with --print_config, which reads configurations and arguments and stops before anything is built."""
+    monkeypatch.chdir(REPOSITORY)
+    assert len(COMMANDS) >= 8
+    for command in COMMANDS:
+        words = shlex.split(command)[2:]
+        if not words:
+            continue
+        with pytest.raises(SystemExit) as exit_status:
+            main([*words, "--print_config"])
+        assert exit_status.value.code == 0, command
+
+
+def test_files_that_are_linked_exist():
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
+    assert links
+    assert all((REPOSITORY / link).exists() for link in links)
+
+
+def test_every_public_callback_is_in_the_table():
+    from lightning_reg import callbacks
+
+    assert all(f"`{name}(" in README for name in callbacks.__all__)
