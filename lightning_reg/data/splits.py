@@ -71,6 +71,8 @@ def chosen_count(size: int | float, total: int, *, name: str) -> int:
     >>> chosen_count(0.25, 8, name="train_size")
     2
     """
+    if isinstance(size, float) and size > 1 and size.is_integer():
+        size = int(size)  # which of a union's types a parser tries first is not for us to say
     if isinstance(size, float):
         check_range(name, size, low=0, high=1, low_open=True)
         return max(round(size * total), 1)

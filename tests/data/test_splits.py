@@ -49,3 +49,10 @@ def test_fraction_means_a_number_of_samples():
     assert chosen_count(0.25, 10, name="train_size") == 2
     assert chosen_count(0.001, 10, name="train_size") == 1
     assert chosen_count(10, 10, name="train_size") == 10
+
+
+def test_whole_number_is_a_number_of_samples_even_as_a_float():
+    assert chosen_count(5.0, 10, name="train_size") == 5
+    assert chosen_count(1.0, 10, name="train_size") == 10
+    with pytest.raises(SettingError, match=r"train_size must be in \(0, 1\], but is 1.5"):
+        chosen_count(1.5, 10, name="train_size")
