@@ -1,11 +1,12 @@
 """Parameter groups: what weight decay applies to."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
 
-__all__ = ["is_normalization", "weight_decay_groups"]
+__all__ = ["is_norm_or_bias", "is_normalization", "named_parameters_with_owner", "weight_decay_groups"]
 
 _TORCH_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
@@ -27,8 +28,27 @@ def is_normalization(module: nn.Module) -> bool:
     return named and all(parameter.ndim <= 1 for parameter in module.parameters(recurse=False))
 
 
+def is_norm_or_bias(name: str, owner: nn.Module) -> bool:
+    """Whether a parameter shifts or scales activations rather than mixing them: what decay and penalties spare.
+
+    Args:
+        name: Of the parameter, qualified or not.
+        owner: The module that holds it.
+
+    >>> attention = nn.MultiheadAttention(8, 2)
+    >>> is_norm_or_bias("in_proj_bias", attention), is_norm_or_bias("in_proj_weight", attention)
+    (True, False)
+    """
+    named_bias = re.search(r"(^|_)bias(_|$)", name.rpartition(".")[2]) is not None
+    return named_bias or is_normalization(owner) or isinstance(owner, nn.PReLU)
+
+
 def named_parameters_with_owner(module: nn.Module) -> Iterator[tuple[str, nn.Parameter, nn.Module]]:
-    """Yields every parameter once, with its qualified name and the module that holds it."""
+    """Yields every parameter once, with its qualified name and the module that holds it.
+
+    Args:
+        module: Whose parameters; tied ones come under their first name.
+    """
     seen: set[nn.Parameter] = set()
     for prefix, owner in module.named_modules():
         for name, parameter in owner.named_parameters(recurse=False):
@@ -64,10 +84,6 @@ def weight_decay_groups(module: nn.Module, weight_decay: float | None = None) ->
     for name, parameter, owner in named_parameters_with_owner(module):
         if not parameter.requires_grad:
             continue
-        spared = (
-            name.rpartition(".")[2].startswith("bias")
-            or is_normalization(owner)
-            or isinstance(owner, (nn.Embedding, nn.EmbeddingBag))
-        )
+        spared = is_norm_or_bias(name, owner) or isinstance(owner, (nn.Embedding, nn.EmbeddingBag))
         (no_decay if spared else decay)["params"].append(parameter)
     return [group for group in (decay, no_decay) if group["params"]]

@@ -128,9 +128,11 @@ def named_or_imported(name: str, value: Any, options: Sequence[str]) -> Any:
     if "." not in value:
         check_choice(name, value, options)
         return value
+    allowed = f"{', '.join(options)} or the import path of a callable"
     try:
-        return pkgutil.resolve_name(value)
+        found = pkgutil.resolve_name(value)
     except (ImportError, AttributeError, ValueError) as error:
-        raise SettingError(
-            f"{name} must be one of {', '.join(options)} or the import path of a callable, but is {value!r}: {error}"
-        ) from error
+        raise SettingError(f"{name} must be one of {allowed}, but is {value!r}: {error}") from error
+    if not callable(found):
+        raise SettingError(f"{name} must be one of {allowed}, but {value!r} is a {type(found).__name__}")
+    return found

@@ -11,6 +11,8 @@ class Model(nn.Module):
         self.conv = nn.Conv1d(4, 4, 1)
         self.norm = nn.GroupNorm(2, 4)
         self.recurrent = nn.LSTM(4, 4)
+        self.attention = nn.MultiheadAttention(4, 2)
+        self.slope = nn.PReLU()
         self.frozen = nn.Linear(4, 4).requires_grad_(False)
 
 
@@ -18,9 +20,13 @@ def test_only_matrices_of_weights_decay():
     model = Model()
     names = {parameter: name for name, parameter in model.named_parameters()}
     groups = {group["name"]: {names[entry] for entry in group["params"]} for group in weight_decay_groups(model)}
-    assert groups["decay"] == {"conv.weight", "recurrent.weight_ih_l0", "recurrent.weight_hh_l0"}
+    assert groups["decay"] == {
+        *("conv.weight", "recurrent.weight_ih_l0", "recurrent.weight_hh_l0"),
+        *("attention.in_proj_weight", "attention.out_proj.weight"),
+    }
     assert groups["no_decay"] == {
-        *("embedding.weight", "conv.bias", "norm.weight", "norm.bias", "recurrent.bias_ih_l0", "recurrent.bias_hh_l0")
+        *("embedding.weight", "conv.bias", "norm.weight", "norm.bias", "recurrent.bias_ih_l0", "recurrent.bias_hh_l0"),
+        *("attention.in_proj_bias", "attention.out_proj.bias", "slope.weight"),
     }
 
 

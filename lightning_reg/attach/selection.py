@@ -5,7 +5,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from lightning_reg.optim import is_normalization, named_parameters_with_owner
+from lightning_reg.optim import is_norm_or_bias, named_parameters_with_owner
 from lightning_reg.settings import SettingError, near_matches
 
 __all__ = ["select_parameters"]
@@ -42,7 +42,7 @@ def select_parameters(
         for name, (_, parameter, owner) in zip(names, owned, strict=True)
         if _matches(name, include)
         and not _matches(name, exclude)
-        and not (exclude_norm_and_bias and (name.rpartition(".")[2].startswith("bias") or is_normalization(owner)))
+        and not (exclude_norm_and_bias and is_norm_or_bias(name, owner))
     }
     if not chosen:
         raise SettingError(

@@ -80,6 +80,7 @@ class ImageData(LightningDataModule):
         check_choice("normalization", normalization, ["auto", "known", "train", "none"])
         check_count("batch_size", batch_size)
         check_count("num_workers", num_workers, low=0)
+        check_count("seed", seed, low=0)
         self.dataset = dataset
         self.root = Path(root)
         self.batch_size = batch_size
@@ -139,7 +140,12 @@ class ImageData(LightningDataModule):
             self._splits["val"] = PictureDataset(val.images, val.labels)
         if self.train_size is not None and chosen_count(self.train_size, len(chosen), name="train_size") < len(chosen):
             subset, _ = stratified_split(
-                train.labels[chosen], self.train_size, seed=self.seed, name="train_size", classes=self.classes
+                train.labels[chosen],
+                self.train_size,
+                seed=self.seed,
+                name="train_size",
+                classes=self.classes,
+                keeps_rest=False,
             )
             chosen = chosen[subset]
         self._splits["train"] = PictureDataset(train.images, train.labels, chosen)

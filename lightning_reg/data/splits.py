@@ -11,7 +11,7 @@ __all__ = ["stratified_split"]
 
 
 def stratified_split(
-    labels: Tensor, size: int | float, *, seed: int, name: str, classes: Sequence[str]
+    labels: Tensor, size: int | float, *, seed: int, name: str, classes: Sequence[str], keeps_rest: bool = True
 ) -> tuple[Tensor, Tensor]:
     """Splits samples in two so that every class has the same share in both, as nearly as whole samples allow.
 
@@ -19,42 +19,48 @@ def stratified_split(
 
     Args:
         labels: (N,), class indices.
-        size: Of the chosen part: a number of samples, or a fraction in (0, 1).
+        size: Of the chosen part: a number of samples, or a fraction in (0, 1].
         seed: Which of all such splits.
         name: The argument that asked for it, for messages.
         classes: Names of the classes, for messages.
+        keeps_rest: Whether the rest is used too, and so needs samples of every class.
 
     Returns:
         Sorted positions of the chosen part and of the rest.
 
     Raises:
-        SettingError: If ``size`` is out of its range or leaves a class without samples in either part.
+        SettingError: If ``size`` is out of its range or leaves a class without samples in a part that is used.
 
     >>> chosen, rest = stratified_split(torch.tensor([0, 0, 1, 1]), 0.5, seed=0, name="val_size", classes=["a", "b"])
     >>> len(chosen), len(rest)
     (2, 2)
     """
-    from sklearn.model_selection import train_test_split
-
-    total = len(labels)
-    count = chosen_count(size, total, name=name)
-    per_class = torch.bincount(labels, minlength=len(classes))
-    single = [classes[index] for index in (per_class == 1).nonzero().flatten().tolist()]
-    if single or count < len(classes) or total - count < len(classes):
-        reason = f"class {single[0]!r} has 1 sample" if single else f"there are {len(classes)} classes"
+    count = chosen_count(size, len(labels), name=name)
+    available = torch.bincount(labels, minlength=len(classes))
+    shares = _apportioned(available, count)
+    missing = (shares == 0) | ((available - shares == 0) & keeps_rest)
+    if missing.any():
+        index = int(missing.nonzero()[0])
         raise SettingError(
-            f"{name} must leave at least one sample of every class in both parts, but is {size} "
-            f"({count} of {total} samples, and {reason})"
+            f"{name} must leave at least one sample of every class{' in both parts' if keeps_rest else ''}, but is "
+            f"{size}: {count} of {len(labels)} samples, and {int(shares[index])} of the {int(available[index])} of "
+            f"class {classes[index]!r}"
         )
-    rest, chosen = train_test_split(torch.arange(total).numpy(), test_size=count, stratify=labels, random_state=seed)
-    for part in (chosen, rest):
-        missing = (torch.bincount(labels[torch.from_numpy(part)], minlength=len(classes)) == 0).nonzero().flatten()
-        if len(missing):
-            raise SettingError(
-                f"{name} must leave at least one sample of every class in both parts, but is {size} ({count} of "
-                f"{total} samples) and leaves none of {classes[int(missing[0])]!r} in one"
-            )
-    return torch.from_numpy(chosen).sort().values, torch.from_numpy(rest).sort().values
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    for label, share in enumerate(shares.tolist()):
+        members = (labels == label).nonzero().flatten()
+        chosen[members[torch.randperm(len(members), generator=generator)[:share]]] = True
+    return chosen.nonzero().flatten(), (~chosen).nonzero().flatten()
+
+
+def _apportioned(available: Tensor, count: int) -> Tensor:
+    """Shares a number of samples among classes by their size; the largest remainders are rounded up."""
+    exact = available * (count / int(available.sum()))
+    shares = exact.floor().long()
+    remainders = (exact - shares).sort(descending=True, stable=True).indices
+    shares[remainders[: count - int(shares.sum())]] += 1
+    return shares
 
 
 def chosen_count(size: int | float, total: int, *, name: str) -> int:

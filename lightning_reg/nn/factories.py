@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from torch import nn
 
@@ -71,7 +72,7 @@ def make_norm(norm: str | LayerOfWidth, num_features: int, *, spatial_dims: int 
     """
     norm = named_or_imported("norm", norm, list(NORMS))
     if not isinstance(norm, str):
-        return norm(num_features)
+        return _made("norm", norm, num_features)
     if spatial_dims not in NORMS[norm]:
         raise SettingError(
             f"norm {norm!r} needs positions to average over, but the inputs are (batch, features); "
@@ -93,7 +94,7 @@ def make_activation(activation: str | Callable[[], nn.Module]) -> nn.Module:
     GELU(approximate='none')
     """
     activation = named_or_imported("activation", activation, list(ACTIVATIONS))
-    return ACTIVATIONS[activation]() if isinstance(activation, str) else activation()
+    return ACTIVATIONS[activation]() if isinstance(activation, str) else _made("activation", activation)
 
 
 def make_dropout(dropout: str | Callable[[float], nn.Module], p: float, *, spatial_dims: int = 0) -> nn.Module:
@@ -114,4 +115,16 @@ def make_dropout(dropout: str | Callable[[float], nn.Module], p: float, *, spati
     dropout = named_or_imported("dropout", dropout, list(DROPOUTS))
     if p == 0:
         return nn.Identity()
-    return DROPOUTS[dropout][spatial_dims](p) if isinstance(dropout, str) else dropout(p)
+    return DROPOUTS[dropout][spatial_dims](p) if isinstance(dropout, str) else _made("dropout", dropout, p)
+
+
+def _made(name: str, make: Callable[..., Any], *arguments: float) -> nn.Module:
+    """Calls what a user gave, and says so in the user's words where it makes no layer."""
+    call = f"{getattr(make, '__name__', make)}({', '.join(map(str, arguments))})"
+    try:
+        layer = make(*arguments)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise SettingError(f"{name} must make a module, but {call} fails: {error}") from error
+    if not isinstance(layer, nn.Module):
+        raise SettingError(f"{name} must make a module, but {call} returns a {type(layer).__name__}")
+    return layer

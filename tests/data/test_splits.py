@@ -30,19 +30,32 @@ def test_seed_alone_decides():
 @pytest.mark.parametrize(
     ("size", "labels", "message"),
     [
-        (2, LABELS, r"val_size must leave at least one sample of every class.*but is 2 \(2 of 100 samples"),
+        (2, LABELS, r"val_size must leave .* in both parts, but is 2: 2 of 100 samples, and 0 of the 20 of class 'c'"),
         (99, LABELS, "val_size must leave at least one"),
         (0.0, LABELS, r"val_size must be in \(0, 1\], but is 0.0"),
         (1.0, LABELS, "val_size must leave at least one"),
         (-3, LABELS, r"val_size must be in \[1, 100\]"),
         (101, LABELS, r"val_size must be in \[1, 100\], the number of samples there are, but is 101"),
-        (3, torch.tensor([0] * 95 + [1] * 3 + [2] * 2), "leaves none of 'b' in one"),
-        (0.5, torch.tensor([0] * 5 + [1] * 5 + [2]), "class 'c' has 1 sample"),
+        (3, torch.tensor([0] * 95 + [1] * 3 + [2] * 2), "0 of the 3 of class 'b'"),
+        (0.5, torch.tensor([0] * 5 + [1] * 5 + [2]), "of the 1 of class 'c'"),
     ],
 )
 def test_sizes_that_cannot_be_are_refused(size, labels, message):
     with pytest.raises(SettingError, match=message):
         split(size, labels=labels)
+
+
+@pytest.mark.parametrize("size", [98, 0.995, 1.0])
+def test_nearly_all_can_be_chosen_where_nobody_needs_the_rest(size):
+    chosen, _ = stratified_split(LABELS, size, seed=0, name="train_size", classes=CLASSES, keeps_rest=False)
+    assert len(chosen) == chosen_count(size, 100, name="train_size")
+
+
+@pytest.mark.parametrize("size", range(3, 98))
+def test_every_class_is_within_one_sample_of_its_exact_share(size):
+    shares = torch.bincount(LABELS[split(size)[0]], minlength=3)
+    assert shares.sum() == size
+    assert ((shares - torch.bincount(LABELS) * size / 100).abs() < 1).all()
 
 
 def test_fraction_means_a_number_of_samples():
