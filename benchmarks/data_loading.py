@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from lightning_reg.data.loader import PictureDataset, ResumableLoader, ShuffledSampler
+from lightning_reg.data.loader import PictureDataset, ResumableLoader, ShuffledSampler, as_fetched
 from lightning_reg.transforms import normalize_pictures
 
 MEAN, STD = 0.1307, 0.3081
@@ -53,10 +53,7 @@ def our_epoch(images: Tensor, labels: Tensor, batch_size: int) -> Callable[[], f
         dataset,
         sampler=ShuffledSampler(dataset, num_replicas=1, rank=0, seed=0),
         batch_size=batch_size,
-        drop_last=False,
-        num_workers=0,
-        pin_memory=False,
-        position=lambda: 0,
+        collate_fn=as_fetched,
     )
     mean, std = torch.tensor([MEAN]), torch.tensor([STD])
     return lambda: summed(normalize_pictures(pictures, mean, std) for pictures, _ in loader)

@@ -1,14 +1,43 @@
 """Parameter groups: what weight decay applies to."""
 
 import re
-from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+from torch.nn.utils.parametrize import ParametrizationList
 
-__all__ = ["is_norm_or_bias", "is_normalization", "named_parameters_with_owner", "weight_decay_groups"]
+__all__ = ["OwnedParameter", "is_normalization", "owned_parameters", "weight_decay_groups"]
 
 _TORCH_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+@dataclass(frozen=True)
+class OwnedParameter:
+    """A parameter and the places it is used in.
+
+    Attributes:
+        name: Its qualified name, the first one where it has several.
+        parameter: The parameter.
+        owners: Every module that holds it, with its name there; more than one where weights are tied.
+    """
+
+    name: str
+    parameter: nn.Parameter
+    owners: list[tuple[str, nn.Module]]
+
+    @property
+    def is_norm_or_bias(self) -> bool:
+        """Whether it shifts or scales activations rather than mixing them: what decay and penalties spare."""
+        return any(
+            re.search(r"(^|_)bias(_|$)", name) is not None or is_normalization(owner) or isinstance(owner, nn.PReLU)
+            for name, owner in self.owners
+        )
+
+    @property
+    def is_embedding(self) -> bool:
+        """Whether rows of it are looked up, also where it is tied to an output layer."""
+        return any(isinstance(owner, (nn.Embedding, nn.EmbeddingBag)) for _, owner in self.owners)
 
 
 def is_normalization(module: nn.Module) -> bool:
@@ -25,36 +54,31 @@ def is_normalization(module: nn.Module) -> bool:
     # Every model library brings RMSNorms and LayerNorms of its own that share no base class: known by their name, but
     # not where they hold a matrix, as a fused "LayerNormLinear" does.
     named = any("norm" in kind.__name__.lower() for kind in type(module).__mro__)
-    return named and all(parameter.ndim <= 1 for parameter in module.parameters(recurse=False))
+    own = module.parameters(recurse=False)
+    return named and all(sum(size > 1 for size in parameter.shape) <= 1 for parameter in own)
 
 
-def is_norm_or_bias(name: str, owner: nn.Module) -> bool:
-    """Whether a parameter shifts or scales activations rather than mixing them: what decay and penalties spare.
+def owned_parameters(module: nn.Module) -> list[OwnedParameter]:
+    """Returns every parameter once, with all the modules that hold it.
 
     Args:
-        name: Of the parameter, qualified or not.
-        owner: The module that holds it.
+        module: Whose parameters.
 
     >>> attention = nn.MultiheadAttention(8, 2)
-    >>> is_norm_or_bias("in_proj_bias", attention), is_norm_or_bias("in_proj_weight", attention)
-    (True, False)
+    >>> [each.name for each in owned_parameters(attention) if each.is_norm_or_bias]
+    ['in_proj_bias', 'out_proj.bias']
     """
-    named_bias = re.search(r"(^|_)bias(_|$)", name.rpartition(".")[2]) is not None
-    return named_bias or is_normalization(owner) or isinstance(owner, nn.PReLU)
-
-
-def named_parameters_with_owner(module: nn.Module) -> Iterator[tuple[str, nn.Parameter, nn.Module]]:
-    """Yields every parameter once, with its qualified name and the module that holds it.
-
-    Args:
-        module: Whose parameters; tied ones come under their first name.
-    """
-    seen: set[nn.Parameter] = set()
-    for prefix, owner in module.named_modules():
-        for name, parameter in owner.named_parameters(recurse=False):
-            if parameter not in seen:
-                seen.add(parameter)
-                yield (f"{prefix}.{name}" if prefix else name), parameter, owner
+    found: dict[nn.Parameter, OwnedParameter] = {}
+    for prefix, holder in module.named_modules(remove_duplicate=False):
+        for leaf, parameter in holder.named_parameters(recurse=False):
+            owner, name = holder, leaf
+            if isinstance(holder, ParametrizationList):
+                # A parametrized weight lies in "layer.parametrizations.weight.original"; its owner is the layer.
+                path, _, name = f".{prefix}".rpartition(".parametrizations.")
+                owner = module.get_submodule(path.removeprefix("."))
+            qualified = f"{prefix}.{leaf}" if prefix else leaf
+            found.setdefault(parameter, OwnedParameter(qualified, parameter, [])).owners.append((name, owner))
+    return list(found.values())
 
 
 def weight_decay_groups(module: nn.Module, weight_decay: float | None = None) -> list[dict[str, Any]]:
@@ -81,9 +105,8 @@ def weight_decay_groups(module: nn.Module, weight_decay: float | None = None) ->
     no_decay: dict[str, Any] = {"name": "no_decay", "params": [], "weight_decay": 0.0}
     if weight_decay is not None:
         decay["weight_decay"] = weight_decay
-    for name, parameter, owner in named_parameters_with_owner(module):
-        if not parameter.requires_grad:
-            continue
-        spared = is_norm_or_bias(name, owner) or isinstance(owner, (nn.Embedding, nn.EmbeddingBag))
-        (no_decay if spared else decay)["params"].append(parameter)
+    for each in owned_parameters(module):
+        if each.parameter.requires_grad:
+            group = no_decay if each.is_norm_or_bias or each.is_embedding else decay
+            group["params"].append(each.parameter)
     return [group for group in (decay, no_decay) if group["params"]]

@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torch import nn
 
@@ -36,6 +37,36 @@ def test_strength_is_the_given_or_the_optimizers_own():
     own = torch.optim.AdamW(weight_decay_groups(model), weight_decay=0.1)
     assert [group["weight_decay"] for group in given.param_groups] == [0.3, 0.0]
     assert [group["weight_decay"] for group in own.param_groups] == [0.1, 0.0]
+
+
+def groups_of(model):
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return {group["name"]: {names[entry] for entry in group["params"]} for group in weight_decay_groups(model)}
+
+
+@pytest.mark.parametrize("embedding_first", [True, False])
+def test_tied_embedding_is_an_embedding_whichever_comes_first(embedding_first):
+    embedding, output = nn.Embedding(5, 4), nn.Linear(4, 5, bias=False)
+    output.weight = embedding.weight
+    model = nn.Sequential(*([embedding, output] if embedding_first else [output, embedding]))
+    assert groups_of(model) == {"no_decay": {"0.weight"}}
+
+
+def test_parametrized_parameters_are_what_their_layer_makes_them():
+    model = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
+    for layer, name in ((model[0], "weight"), (model[0], "bias"), (model[1], "weight")):
+        nn.utils.parametrize.register_parametrization(layer, name, nn.Identity())
+    assert groups_of(model)["decay"] == {"0.parametrizations.weight.original"}
+    assert groups_of(model[0])["decay"] == {"parametrizations.weight.original"}
+
+
+def test_norms_whose_scales_are_shaped_like_pictures_are_spared():
+    class FilterResponseNorm2d(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gamma = nn.Parameter(torch.ones(1, 4, 1, 1))
+
+    assert groups_of(FilterResponseNorm2d()) == {"no_decay": {"gamma"}}
 
 
 def test_fused_layers_with_a_norm_in_their_name_still_decay():

@@ -1,42 +1,68 @@
 """Adding to gradients between backward and the optimizer's step, exactly as if the loss had contained the term."""
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
 from lightning_reg.settings import SettingError
 
-__all__ = ["gradient_factor", "refuse_closure_optimizers"]
+__all__ = ["AccumulationWindow", "instance_suffix", "refuse_closure_optimizers"]
 
 
-def gradient_factor(trainer: Trainer, optimizer: Optimizer) -> float | Tensor:
-    """Returns what a penalty's gradient has to be multiplied by in ``on_before_optimizer_step``.
+class AccumulationWindow:
+    """How much of a penalty belongs into one optimizer step.
 
-    1, but for two cases. With gradient accumulation every micro-batch brings 1/k of the penalty, so a last window of
-    fewer than k micro-batches brings less than the whole. And under a gradient scaler, optimizers that unscale by
-    themselves (fused ones) are handed gradients that still carry the scale.
+    Written into the loss, a penalty comes with every micro-batch, divided like the loss by the number k of
+    micro-batches in a window. So a step gets n/k of it, where n is the number of backward passes since the last step:
+    fewer than k in the last window of an epoch, after a resume in the middle of one, or where a training step returned
+    no loss.
+    """
+
+    def __init__(self) -> None:
+        self._passes = 0
+
+    def count(self) -> None:
+        """Call in ``on_after_backward``."""
+        self._passes += 1
+
+    def close(self, trainer: Trainer, optimizer: Optimizer) -> float | Tensor:
+        """Returns what the penalty's gradient is to be multiplied by; call in ``on_before_optimizer_step``.
+
+        Under manual optimization the user decides what a step is made of, so it gets the whole penalty.
+
+        Args:
+            trainer: That runs.
+            optimizer: That is about to step. One that unscales by itself (a fused one under a gradient scaler) is
+                handed gradients that still carry the scale, so the penalty has to carry it too.
+
+        Returns:
+            A float, or a scalar tensor on the scaler's device where a scale comes in: no transfer to the host.
+        """
+        factor = 1.0
+        if trainer.lightning_module.automatic_optimization:
+            factor = self._passes / trainer.accumulate_grad_batches
+        self._passes = 0
+        plugin = trainer.precision_plugin
+        scaler = plugin.scaler if isinstance(plugin, MixedPrecision) else None
+        if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+            device = optimizer.param_groups[0]["params"][0].device
+            scaled: Tensor = scaler.scale(torch.full((), factor, device=device))
+            return scaled
+        return factor
+
+
+def instance_suffix(trainer: Trainer, callback: Callback) -> str:
+    """Returns what tells a callback's tags from those of others of its kind: nothing where it is alone.
 
     Args:
-        trainer: That is in ``on_before_optimizer_step``.
-        optimizer: That is about to step.
-
-    Returns:
-        A float, or a scalar tensor on the scaler's device where a scale comes in: no transfer to the host.
+        trainer: With all callbacks.
+        callback: One of them.
     """
-    factor = 1.0
-    if trainer.lightning_module.automatic_optimization:
-        window = trainer.accumulate_grad_batches
-        ready = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        factor = (ready % window or window) / window
-    plugin = trainer.precision_plugin
-    scaler = plugin.scaler if isinstance(plugin, MixedPrecision) else None
-    if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
-        device = optimizer.param_groups[0]["params"][0].device
-        scaled: Tensor = scaler.scale(torch.full((), factor, device=device))
-        return scaled
-    return factor
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set outside the class
+    kind = [other for other in callbacks if type(other) is type(callback)]
+    return f"_{kind.index(callback) + 1}" if len(kind) > 1 else ""
 
 
 def refuse_closure_optimizers(trainer: Trainer, technique: str) -> None:

@@ -5,7 +5,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from lightning_reg.optim import is_norm_or_bias, named_parameters_with_owner
+from lightning_reg.optim import owned_parameters
 from lightning_reg.settings import SettingError, near_matches
 
 __all__ = ["select_parameters"]
@@ -33,16 +33,16 @@ def select_parameters(
     >>> list(select_parameters(network))
     ['0.weight']
     """
-    owned = list(named_parameters_with_owner(module))
-    names = [_without_compile_prefix(name) for name, _, _ in owned]
+    owned = {_without_compile_prefix(each.name): each for each in owned_parameters(module)}
+    names = list(owned)
     for setting, patterns in (("include", include), ("exclude", exclude)):
         _check_patterns(setting, patterns, names)
     chosen = {
-        name: parameter
-        for name, (_, parameter, owner) in zip(names, owned, strict=True)
+        name: each.parameter
+        for name, each in owned.items()
         if _matches(name, include)
         and not _matches(name, exclude)
-        and not (exclude_norm_and_bias and is_norm_or_bias(name, owner))
+        and not (exclude_norm_and_bias and each.is_norm_or_bias)
     }
     if not chosen:
         raise SettingError(

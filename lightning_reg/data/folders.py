@@ -122,7 +122,12 @@ class PictureFolder:
     def _read(self, path: Path) -> Tensor:
         try:
             with Image.open(path) as file:
-                image = ImageOps.exif_transpose(file).convert("RGB")
+                image = ImageOps.exif_transpose(file)
+                if image.mode.startswith("I;16"):  # Pillow's own conversion would cut off at 255
+                    image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+                elif image.mode in ("I", "F"):
+                    raise ValueError(f"its pixels are 32-bit numbers (mode {image.mode}) of unknown range")
+                image = image.convert("RGB")
         except (OSError, SyntaxError, ValueError) as error:  # Pillow calls a broken PNG a syntax error
             raise SettingError(f"{path} can't be read as a picture: {error}") from error
         if self.image_size is not None:

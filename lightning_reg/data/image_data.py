@@ -113,8 +113,8 @@ class ImageData(LightningDataModule):
     @override
     def prepare_data(self) -> None:
         fetch = None if self._folder else SOURCES[self.dataset].fetch
-        if fetch and self.download and not self._splits:
-            fetch(self.root)
+        if fetch and not self._splits:
+            fetch(self.root, self.download)
 
     @override
     def setup(self, stage: str) -> None:
@@ -162,8 +162,7 @@ class ImageData(LightningDataModule):
         else:
             origin = f"of the {len(train)} training pictures"
             mean, std = channel_mean_and_std(train.images, train.indices)
-        numbers = [", ".join(f"{value:.4f}" for value in values) for values in (mean, std)]
-        self._say(f"Pictures are normalized by the mean {numbers[0]} and standard deviation {numbers[1]} {origin}")
+        self._say_constants(origin, mean, std)
         return mean, std
 
     @override
@@ -175,9 +174,13 @@ class ImageData(LightningDataModule):
             num_replicas=trainer.world_size if trainer else 1,
             rank=trainer.global_rank if trainer else 0,
             seed=self.seed,
+            position=self._batches_trained,
         )
-        # Worker processes read ahead, before Lightning sets the epoch of a run that is resumed.
-        sampler.set_epoch(trainer.current_epoch if trainer else 0)
+        # Worker processes read ahead, before Lightning sets the epoch of a run that is resumed. Its counter of epochs
+        # that were processed is right already, current_epoch isn't yet.
+        if trainer:
+            progress = trainer.fit_loop.epoch_progress.current
+            sampler.set_epoch(progress.processed)  # type: ignore[attr-defined]  # Lightning types it too narrowly
         return ResumableLoader(
             dataset,
             sampler=sampler,
@@ -185,7 +188,8 @@ class ImageData(LightningDataModule):
             drop_last=self._drops_last(len(sampler)),
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,
-            position=self._batches_trained,
+            collate_fn=as_fetched,
+            persistent_workers=self.num_workers > 0,
         )
 
     def _drops_last(self, samples: int) -> bool:
@@ -203,8 +207,10 @@ class ImageData(LightningDataModule):
     def _batches_trained(self) -> int:
         if self.trainer is None:
             return 0
-        progress = self.trainer.fit_loop.epoch_loop.batch_progress.current
-        return int(progress.processed)  # type: ignore[attr-defined]  # Lightning declares a narrower type
+        loop = self.trainer.fit_loop
+        progress = loop.epoch_loop.batch_progress.current
+        processed: int = progress.processed  # type: ignore[attr-defined]  # Lightning types it too narrowly
+        return processed if processed < loop.max_batches else 0  # an epoch that is complete is followed by a new one
 
     def evaluation_dataloader(self, split: Literal["train", "val", "test"]) -> DataLoader[Batch] | None:
         """Returns a split's pictures in order, never mixed; None where there is no such split.
@@ -253,12 +259,15 @@ class ImageData(LightningDataModule):
 
     @override
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        if isinstance(batch, Tensor) or self._mean_and_std is None or self.trainer is None:
-            return batch  # Lightning sends a model's example input through here too
+        if isinstance(batch, Tensor):  # a model's example input, which Lightning sends through here too
+            return self.trainer.precision_plugin.convert_input(batch) if self.trainer else batch
         images, labels = batch
-        mean, std = (values.to(images.device, non_blocking=True) for values in self._mean_and_std)
-        self._mean_and_std = mean, std
-        images = normalize_pictures(images, mean, std)
+        if self._mean_and_std is not None:
+            mean, std = (values.to(images.device, non_blocking=True) for values in self._mean_and_std)
+            self._mean_and_std = mean, std
+            images = normalize_pictures(images, mean, std)
+        if self.trainer is None:
+            return images, labels
         if self.mix is not None and self.trainer.training:
             progress = self.trainer.fit_loop.epoch_loop.batch_progress.current
             key = (self.seed, self.trainer.global_rank, self.trainer.current_epoch, progress.ready, "mix")
@@ -278,6 +287,11 @@ class ImageData(LightningDataModule):
         # A model belongs with the constants that it was trained with, whatever is measured today.
         if state_dict and self.normalization != "none":
             self._mean_and_std = torch.tensor(state_dict["mean"]), torch.tensor(state_dict["std"])
+            self._say_constants("of the checkpoint", *self._mean_and_std)
+
+    def _say_constants(self, origin: str, mean: Tensor, std: Tensor) -> None:
+        numbers = [", ".join(f"{value:.4f}" for value in values.tolist()) for values in (mean, std)]
+        self._say(f"Pictures are normalized by the mean {numbers[0]} and standard deviation {numbers[1]} {origin}")
 
     def _say(self, message: str) -> None:
         if message not in self._said:

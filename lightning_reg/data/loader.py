@@ -61,6 +61,7 @@ class ShuffledSampler(DistributedSampler[Batch]):
         num_replicas: Number of processes.
         rank: This process, from 0.
         seed: Equal on all ranks.
+        position: Says how many batches of this epoch were trained on.
 
     >>> sampler = ShuffledSampler(range(4), num_replicas=1, rank=0, seed=0)
     >>> order = list(sampler)
@@ -69,8 +70,17 @@ class ShuffledSampler(DistributedSampler[Batch]):
     (True, True)
     """
 
-    def __init__(self, dataset: Dataset[Batch], *, num_replicas: int, rank: int, seed: int) -> None:
+    def __init__(
+        self,
+        dataset: Dataset[Batch],
+        *,
+        num_replicas: int,
+        rank: int,
+        seed: int,
+        position: Callable[[], int] = lambda: 0,
+    ) -> None:
         super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=True, seed=seed)
+        self.position = position
         self.skip_once = 0
 
     @override
@@ -83,48 +93,18 @@ class ShuffledSampler(DistributedSampler[Batch]):
 class ResumableLoader(DataLoader[Batch]):
     """A DataLoader whose position Lightning saves in checkpoints, so that an epoch can be resumed in its middle.
 
-    Args:
-        dataset: Fetches whole batches.
-        sampler: The order, which can start within an epoch.
-        batch_size: Samples in a batch.
-        drop_last: Whether an incomplete last batch is left out.
-        num_workers: Processes that fetch batches; 0 fetches in the training process.
-        pin_memory: Whether batches are put into pinned memory.
-        position: Says how many batches of this epoch were trained on.
+    It is made like any DataLoader, with a :class:`ShuffledSampler`; with another sampler (Lightning puts a sequential
+    one in its place to overfit a few batches) it starts every epoch at its beginning.
     """
-
-    def __init__(
-        self,
-        dataset: Dataset[Batch],
-        *,
-        sampler: ShuffledSampler,
-        batch_size: int,
-        drop_last: bool,
-        num_workers: int,
-        pin_memory: bool,
-        position: Callable[[], int],
-    ) -> None:
-        super().__init__(
-            dataset,
-            batch_size=batch_size,
-            sampler=sampler,
-            drop_last=drop_last,
-            num_workers=num_workers,
-            pin_memory=pin_memory,
-            collate_fn=as_fetched,
-            persistent_workers=num_workers > 0,
-        )
-        self._position = position
-        self._order = sampler
 
     def state_dict(self) -> dict[str, int]:
         """Returns where the epoch stands; Lightning looks for this method."""
-        return {"batches": self._position()}
+        return {"batches": self.sampler.position() if isinstance(self.sampler, ShuffledSampler) else 0}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Lets the next epoch begin where the saved one stood."""
-        batches = state_dict["batches"] % len(self)  # a checkpoint of an epoch's end starts the next one
-        self._order.skip_once = batches * (self.batch_size or 1)
+        if isinstance(self.sampler, ShuffledSampler):
+            self.sampler.skip_once = state_dict["batches"] * (self.batch_size or 1)
 
 
 def as_fetched(batch: Any) -> Any:

@@ -1,6 +1,5 @@
 """Where pictures come from."""
 
-import contextlib
 import gzip
 import shutil
 import tempfile
@@ -9,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,7 +41,8 @@ class Source:
         input_shape: (C, H, W) of one picture.
         classes: Names of the classes, by index.
         load: From the folder they lie in to the training and the test pictures.
-        fetch: Downloads them into a folder unless they are there; None where nothing has to be.
+        fetch: Gets them into a folder unless they are there, by a download if that is allowed; None where nothing has
+            to be got.
         mean: Of the training pictures per channel, on the scale of [0, 1], where it is known.
         std: Likewise.
     """
@@ -49,7 +50,7 @@ class Source:
     input_shape: tuple[int, int, int]
     classes: tuple[str, ...]
     load: Callable[[Path], tuple[Pictures, Pictures]]
-    fetch: Callable[[Path], None] | None = None
+    fetch: Callable[[Path, bool], None] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
 
@@ -66,33 +67,37 @@ def _load_digits(_: Path) -> tuple[Pictures, Pictures]:
     return Pictures(images[train], targets[train]), Pictures(images[test], targets[test])
 
 
-def _idx_folders(name: str, root: Path) -> list[Path]:
-    return [root, root / "raw", root / name / "raw"]  # beside one another, or where torchvision puts them
+_IDX_FILES = tuple(
+    f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")
+)
 
 
-def _fetch_idx(name: str, root: Path) -> None:
-    if not _find_idx(_idx_folders(name, root), "train-images-idx3-ubyte"):
-        _download(name, root)
+def _fetch_idx(name: str, root: Path, download: bool) -> None:
+    if not _missing_idx(name, root):
+        return
+    if download:
+        _download(name, root, _idx_remedy(name, root))
 
 
 def _load_idx(name: str, root: Path) -> tuple[Pictures, Pictures]:
-    parts = []
-    for stem in ("train", "t10k"):
-        pair = []
-        for kind in ("images-idx3-ubyte", "labels-idx1-ubyte"):
-            file = _find_idx(_idx_folders(name, root), f"{stem}-{kind}")
-            if file is None:
-                raise SettingError(
-                    f"root {str(root)!r} has no {name} and it wasn't downloaded: put {stem}-{kind} (or .gz) and its "
-                    f"fellows into {str(root / name / 'raw')!r}, or set root to the folder that has them"
-                )
-            pair.append(_read_idx(file))
-        parts.append(Pictures(pair[0].unsqueeze(1), pair[1].long()))
-    return parts[0], parts[1]
+    missing = _missing_idx(name, root)
+    if missing:
+        raise SettingError(f"root {str(root)!r} has no {missing[0]} of {name}: {_idx_remedy(name, root)}")
+    parts = [_read_idx(path) for file in _IDX_FILES if (path := _find_idx(name, root, file))]
+    return Pictures(parts[0].unsqueeze(1), parts[1].long()), Pictures(parts[2].unsqueeze(1), parts[3].long())
 
 
-def _find_idx(folders: list[Path], stem: str) -> Path | None:
-    candidates = (folder / f"{stem}{ending}" for folder in folders for ending in ("", ".gz"))
+def _missing_idx(name: str, root: Path) -> list[str]:
+    return [file for file in _IDX_FILES if not _find_idx(name, root, file)]
+
+
+def _idx_remedy(name: str, root: Path) -> str:
+    return f"put {', '.join(_IDX_FILES)} (plain or .gz) into {str(root / name / 'raw')!r}, or set root to their folder"
+
+
+def _find_idx(name: str, root: Path, file: str) -> Path | None:
+    folders = (root, root / "raw", root / name / "raw")  # beside one another, or where torchvision puts them
+    candidates = (folder / f"{file}{ending}" for folder in folders for ending in ("", ".gz"))
     return next((path for path in candidates if path.is_file()), None)
 
 
@@ -109,46 +114,58 @@ def _read_idx(path: Path) -> Tensor:
         raise SettingError(f"{path} can't be read as an idx file: {error}") from error
 
 
-def _fetch_cifar(name: str, folder: str, root: Path) -> None:
-    if not (root / folder).is_dir():
-        _download(name, root)
+@dataclass(frozen=True)
+class _Cifar:
+    """Where torchvision looks for a set: a folder, or the archive that it is unpacked from."""
 
+    name: str
+    folder: str
+    archive: str
 
-def _load_cifar(name: str, folder: str, root: Path) -> tuple[Pictures, Pictures]:
-    import torchvision
-
-    parts = []
-    for train in (True, False):
-        try:
-            part = getattr(torchvision.datasets, name)(root, train=train)
-        except RuntimeError as error:
-            raise SettingError(
-                f"root {str(root)!r} has no intact {name} and it wasn't downloaded: unpack the archive of its python "
-                f"version so that there is {str(root / folder)!r}, or set root to the folder that has it"
-            ) from error
-        images = torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous()
-        parts.append(Pictures(images, torch.tensor(part.targets)))
-    return parts[0], parts[1]
-
-
-def _download(name: str, root: Path) -> None:
-    """Downloads all or nothing; an archive that lies in the folder already is only unpacked."""
-    import torchvision
-
-    dataset = getattr(torchvision.datasets, name)
-    existed = root.exists()
-    # Without a network, whoever reads the files next says which are missing and where they belong.
-    with contextlib.suppress(RuntimeError, OSError):
-        root.mkdir(parents=True, exist_ok=True)
-        if (root / getattr(dataset, "filename", "none")).is_file():
-            dataset(root, download=True)
+    def fetch(self, root: Path, download: bool) -> None:
+        if (root / self.folder).is_dir():
             return
+        if (root / self.archive).is_file():  # unpacking needs no network
+            _torchvision(self.name)(root, download=True)
+        elif download:
+            _download(self.name, root, self._remedy(root))
+
+    def load(self, root: Path) -> tuple[Pictures, Pictures]:
+        parts = []
+        for train in (True, False):
+            try:
+                part = _torchvision(self.name)(root, train=train)
+            except RuntimeError as error:
+                raise SettingError(f"root {str(root)!r} has no intact {self.name}: {self._remedy(root)}") from error
+            images = torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous()
+            parts.append(Pictures(images, torch.tensor(part.targets)))
+        return parts[0], parts[1]
+
+    def _remedy(self, root: Path) -> str:
+        return f"put {self.archive}, or the folder {self.folder} that it holds, into {str(root)!r}, or set root"
+
+
+def _torchvision(name: str) -> Callable[..., Any]:
+    import torchvision
+
+    dataset: Callable[..., Any] = getattr(torchvision.datasets, name)
+    return dataset
+
+
+def _download(name: str, root: Path, remedy: str) -> None:
+    """Downloads all or nothing."""
+    existed = root.exists()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as folder:
-            dataset(folder, download=True)
+            _torchvision(name)(folder, download=True)
             shutil.copytree(folder, root, dirs_exist_ok=True)
-    if not existed:
-        with contextlib.suppress(OSError):  # not empty: it worked
+    except (RuntimeError, OSError) as error:
+        if not existed and root.is_dir():
             root.rmdir()
+        raise SettingError(
+            f"root {str(root)!r} has no {name}, and downloading it failed ({error}): {remedy}"
+        ) from error
 
 
 _TEN = tuple("0123456789")
@@ -171,25 +188,32 @@ _CIFAR100 = (
 
 
 def _idx_source(name: str, classes: tuple[str, ...], mean: float, std: float) -> Source:
-    return Source((1, 28, 28), classes, partial(_load_idx, name), partial(_fetch_idx, name), mean=(mean,), std=(std,))
+    load, fetch = partial(_load_idx, name), partial(_fetch_idx, name)
+    return Source((1, 28, 28), classes, load, fetch, mean=(mean,), std=(std,))
 
 
-def _cifar_source(
-    name: str, folder: str, classes: tuple[str, ...], mean: tuple[float, ...], std: tuple[float, ...]
-) -> Source:
-    load, fetch = partial(_load_cifar, name, folder), partial(_fetch_cifar, name, folder)
-    return Source((3, 32, 32), classes, load, fetch, mean=mean, std=std)
-
+_CIFAR10_FILES = _Cifar("CIFAR10", "cifar-10-batches-py", "cifar-10-python.tar.gz")
+_CIFAR100_FILES = _Cifar("CIFAR100", "cifar-100-python", "cifar-100-python.tar.gz")
 
 SOURCES: dict[str, Source] = {
     "digits": Source((1, 8, 8), _TEN, _load_digits),
     "mnist": _idx_source("MNIST", _TEN, 0.1307, 0.3081),
     "fashion_mnist": _idx_source("FashionMNIST", _FASHION, 0.2860, 0.3530),
-    "cifar10": _cifar_source(
-        "CIFAR10", "cifar-10-batches-py", _CIFAR10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+    "cifar10": Source(
+        (3, 32, 32),
+        _CIFAR10,
+        _CIFAR10_FILES.load,
+        _CIFAR10_FILES.fetch,
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2470, 0.2435, 0.2616),
     ),
-    "cifar100": _cifar_source(
-        "CIFAR100", "cifar-100-python", _CIFAR100, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
+    "cifar100": Source(
+        (3, 32, 32),
+        _CIFAR100,
+        _CIFAR100_FILES.load,
+        _CIFAR100_FILES.fetch,
+        mean=(0.5071, 0.4865, 0.4409),
+        std=(0.2673, 0.2564, 0.2762),
     ),
 }
 """Data sets by name. ``image_folder`` is read by :mod:`lightning_reg.data.folders`."""

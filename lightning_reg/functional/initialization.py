@@ -75,7 +75,7 @@ def initialize_(module: nn.Module, scheme: str | Initializer, activation: nn.Mod
     """Initializes every linear and convolutional layer below ``module``, in place.
 
     Weights follow the scheme and biases become 0. Normalization layers keep what their constructors gave them
-    (γ = 1, β = 0), and so does everything else.
+    (γ = 1, β = 0), and so does everything else, transposed convolutions included.
 
     Args:
         module: What is searched.
@@ -99,7 +99,7 @@ def initialize_(module: nn.Module, scheme: str | Initializer, activation: nn.Mod
     else:
         fill = INITIALIZATIONS[scheme] if isinstance(scheme, str) else scheme
     for layer in module.modules():
-        if isinstance(layer, (nn.Linear, nn.modules.conv._ConvNd)):
+        if isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
             fill(layer.weight)
             if layer.bias is not None:
                 layer.bias.zero_()

@@ -31,6 +31,8 @@ def mix_with_previous(batch: Tensor, minor_weight: Tensor) -> Tensor:
     weight = minor_weight.to(batch.dtype)
     if weight.ndim:
         weight = weight.view(-1, *[1] * (batch.ndim - 1))
+    if batch.requires_grad and torch.is_grad_enabled():
+        return torch.lerp(batch, batch.roll(1, 0), weight)  # autograd can't follow writes into a given tensor
     mixed = torch.empty_like(batch)
     torch.lerp(batch[1:], batch[:-1], weight[1:] if weight.ndim else weight, out=mixed[1:])
     torch.lerp(batch[:1], batch[-1:], weight[:1] if weight.ndim else weight, out=mixed[:1])

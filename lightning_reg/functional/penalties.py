@@ -30,7 +30,10 @@ def l2_penalty(weights: Sequence[Tensor], strength: float) -> Tensor:
     >>> l2_penalty([torch.tensor([3.0, 4.0])], 0.1)
     tensor(1.2500)
     """
-    norms = torch.stack([torch.linalg.vector_norm(weight) for weight in weights])
+    # At least in float32: a sum of squares in 16 bits has lost its last digits.
+    norms = torch.stack(
+        [torch.linalg.vector_norm(weight, dtype=torch.promote_types(weight.dtype, torch.float32)) for weight in weights]
+    )
     return strength / 2 * norms.square().sum()
 
 

@@ -1,6 +1,5 @@
 """Normalization, activation and dropout by name, or by any callable that makes the layer."""
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,8 +15,12 @@ LayerOfWidth = Callable[[int], nn.Module]
 
 
 def _group_norm(num_features: int) -> nn.Module:
-    # 32 groups as in the paper where they divide the channels, else the most that do.
-    return nn.GroupNorm(math.gcd(32, num_features), num_features)
+    """At most 32 groups of at least 16 features, the two settings of the paper (Wu and He, 2018, arXiv:1803.08494).
+
+    Smaller groups would be harmful where there are no positions to average over: normalizing one number leaves none.
+    """
+    most = min(32, max(num_features // 16, 1))
+    return nn.GroupNorm(max(groups for groups in range(1, most + 1) if num_features % groups == 0), num_features)
 
 
 NORMS: dict[str, dict[int, LayerOfWidth]] = {
@@ -68,7 +71,7 @@ def make_norm(norm: str | LayerOfWidth, num_features: int, *, spatial_dims: int 
         SettingError: If the name isn't known, or has no meaning for these inputs.
 
     >>> make_norm("group", 48, spatial_dims=2)
-    GroupNorm(16, 48, eps=1e-05, ...)
+    GroupNorm(3, 48, eps=1e-05, ...)
     """
     norm = named_or_imported("norm", norm, list(NORMS))
     if not isinstance(norm, str):

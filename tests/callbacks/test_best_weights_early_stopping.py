@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 from lightning.pytorch import LightningModule
@@ -5,6 +8,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from lightning_reg.callbacks import BestWeightsEarlyStopping
 from lightning_reg.settings import SettingError
+from tests.conftest import REPOSITORY
 from tests.helpers import quiet_trainer
 
 NAN = float("nan")
@@ -28,8 +32,8 @@ class Scripted(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=1.0)
 
 
-def fit(losses, *callbacks, ckpt_path=None, **settings):
-    module = Scripted(losses)
+def fit(losses, *callbacks, ckpt_path=None, module=None, **settings):
+    module = module or Scripted(losses)
     saves = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
     defaults = {"max_epochs": len(losses), "num_sanity_val_steps": 0, "enable_checkpointing": saves}
     trainer = quiet_trainer(*callbacks, **{**defaults, **settings})
@@ -115,6 +119,88 @@ def test_after_a_resume_without_a_best_checkpoint_it_says_so_and_leaves_the_weig
     assert weight == 3
 
 
+def test_best_checkpoint_of_another_epoch_is_not_taken_for_the_best(tmp_path):
+    losses = [3.0, 1.0, 2.0, 2.2, 2.5]
+    each, elsewhere = checkpoints(tmp_path)[1], ModelCheckpoint(tmp_path / "new", "best", monitor="val_loss")
+    fit(losses, BestWeightsEarlyStopping("val_loss", patience=9), each, max_epochs=3)
+    with pytest.warns(UserWarning, match="no best checkpoint of that epoch"):
+        weight, _ = fit(
+            losses,
+            BestWeightsEarlyStopping("val_loss", patience=9),
+            checkpoints(tmp_path)[1],
+            elsewhere,
+            ckpt_path=tmp_path / "epoch=2.ckpt",
+        )
+    assert weight == 5
+
+
+def test_second_fit_of_one_instance_starts_afresh():
+    stopping = BestWeightsEarlyStopping("val_loss", patience=9)
+    fit([3.0, 1.0, 2.0], stopping)
+    other = Scripted([9.0, 7.0, 8.0])
+    torch.nn.init.constant_(other.weight, 100)
+    assert fit([9.0, 7.0, 8.0], stopping, module=other)[0] == 102
+
+
+def test_module_that_loads_loosely_is_restored_loosely():
+    class Loose(Scripted):
+        strict_loading = False
+
+        def state_dict(self, *arguments, **settings):
+            return {name: value for name, value in super().state_dict(*arguments, **settings).items() if name != "part"}
+
+    module = Loose([1.0, 2.0])
+    module.register_buffer("part", torch.zeros(()))
+    assert fit([1.0, 2.0], BestWeightsEarlyStopping("val_loss"), module=module)[0] == 1
+
+
+def test_extra_state_is_restored_too():
+    class Counting(Scripted):
+        def __init__(self, losses):
+            super().__init__(losses)
+            self.counts = {"steps": 0}
+
+        def training_step(self, batch, batch_idx):
+            self.counts["steps"] += 1
+            return super().training_step(batch, batch_idx)
+
+        def get_extra_state(self):
+            return self.counts
+
+        def set_extra_state(self, state):
+            self.counts = state
+
+    module = Counting([1.0, 2.0, 3.0])
+    fit([1.0, 2.0, 3.0], BestWeightsEarlyStopping("val_loss"), module=module)
+    assert module.counts == {"steps": 1}
+
+
+@pytest.mark.slow
+def test_processes_that_measure_different_values_restore_one_epoch(tmp_path):
+    script = """
+import sys, torch
+torch.set_num_threads(1)
+from lightning_reg.callbacks import BestWeightsEarlyStopping
+from tests.callbacks.test_best_weights_early_stopping import Scripted
+from tests.conftest import REPOSITORY
+from tests.helpers import quiet_trainer
+
+class Differs(Scripted):
+    def validation_step(self, batch, batch_idx):
+        losses = [[3.0, 1.0, 2.0], [1.0, 2.0, 3.0]][self.global_rank]
+        self.log("val_loss", torch.tensor(losses[self.current_epoch]))
+
+    def on_fit_end(self):
+        torch.save(self.weight.item(), f"{sys.argv[1]}/{self.global_rank}")
+
+stopping = BestWeightsEarlyStopping("val_loss", patience=9)
+trainer = quiet_trainer(stopping, devices=2, strategy="ddp_fork", max_epochs=3, num_sanity_val_steps=0)
+trainer.fit(Differs([]), torch.zeros(1, 1), torch.zeros(1, 1))
+"""
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, timeout=120, cwd=REPOSITORY)
+    assert torch.load(tmp_path / "0") == torch.load(tmp_path / "1") == 2
+
+
 def test_patience_is_the_configurations_after_a_resume(tmp_path):
     losses = [1.0, 2.0, 2.0, 2.0, 2.0, 2.0]
     fit(losses, BestWeightsEarlyStopping("val_loss", patience=9), *checkpoints(tmp_path), max_epochs=2)
@@ -135,5 +221,5 @@ def test_checkpoints_hold_no_second_copy_of_the_weights(tmp_path):
 
 
 def test_negative_patience_is_refused():
-    with pytest.raises(SettingError, match="patience must be a whole number of at least 0, but is -1"):
+    with pytest.raises(SettingError, match="patience must be at least 0, but is -1"):
         BestWeightsEarlyStopping("val_loss", patience=-1)

@@ -1,9 +1,12 @@
 """What the conformance suite doesn't cover: parameters without gradient, frozen and tied ones, several optimizers."""
 
+import contextlib
+import gc
+
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 
@@ -144,3 +147,100 @@ def test_lbfgs_is_refused_with_a_remedy():
     module = Branches(torch.optim.LBFGS)
     with pytest.raises(SettingError, match=r"LBFGS with L2Penalty.*first-order optimizer"):
         quiet_trainer(L2Penalty(weight=0.1)).fit(module, batches())
+
+
+class Skipping(Branches):
+    """Its training step returns no loss for some batches."""
+
+    def training_step(self, batch, batch_idx):
+        return None if batch_idx in (1, 2) else super().training_step(batch, batch_idx)
+
+
+@pytest.mark.filterwarnings("ignore:.training_step. returned .None.")
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_batches_without_a_loss_bring_no_penalty(accumulate):
+    module = Skipping()
+    quiet_trainer(L2Penalty(weight=STRENGTH), accumulate_grad_batches=accumulate).fit(module, batches())
+    expected = Skipping()
+    optimizer = expected.configure_optimizers()
+    weights = [expected.taken.weight, expected.idle.weight]
+    for index, batch in enumerate(batches()):
+        loss = expected.training_step(batch, index)
+        if loss is not None:
+            penalty = STRENGTH / 2 * sum((weight**2).sum() for weight in weights)
+            ((loss + penalty) / accumulate).backward()
+        if (index + 1) % accumulate == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+    assert_equal_weights(module, expected)
+
+
+def test_sparse_gradients_are_penalised_as_in_the_loss():
+    class Lookup(Branches):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Embedding(6, 4, sparse=True)
+            nn.init.ones_(self.table.weight)
+
+        def training_step(self, batch, batch_idx):
+            return self(batch).mean() + self.table(torch.tensor([1, 2])).square().sum()
+
+    module, expected = Lookup(), Lookup()
+    quiet_trainer(L2Penalty(weight=STRENGTH)).fit(module, batches(1))
+    weights = [expected.taken.weight, expected.idle.weight, expected.table.weight]
+    optimizer = expected.configure_optimizers()
+    (expected.training_step(batches(1)[0], 0) + STRENGTH / 2 * sum((weight**2).sum() for weight in weights)).backward()
+    optimizer.step()
+    assert_equal_weights(module, expected)
+
+
+def test_thawed_layers_are_penalised_from_then_on():
+    class Thaws(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            pl_module.frozen.weight.requires_grad_(batch_idx >= 2)
+
+    def everything(module):
+        return torch.optim.SGD(module.parameters(), lr=0.1)
+
+    module = Branches()
+    module.configure_optimizers = lambda: everything(module)
+    quiet_trainer(Thaws(), L2Penalty(weight=STRENGTH, include=("frozen.*",))).fit(module, batches())
+    expected = Branches()
+    optimizer = everything(expected)
+    for index, batch in enumerate(batches()):
+        expected.frozen.weight.requires_grad_(index >= 2)
+        optimizer.zero_grad()
+        loss = expected.training_step(batch, index)
+        if index >= 2:
+            loss = loss + STRENGTH / 2 * expected.frozen.weight.square().sum()
+        loss.backward()
+        optimizer.step()
+    assert_equal_weights(module, expected)
+
+
+def test_two_instances_add_up_and_log_apart():
+    module, fit = (
+        Branches(),
+        quiet_trainer(
+            L2Penalty(weight=0.04, include=("taken.*",)), L2Penalty(weight=0.06, include=("*",)), log_every_n_steps=1
+        ),
+    )
+    fit.fit(module, batches(1))
+    start = Branches()
+    taken, idle = start.taken.weight.square().sum(), start.idle.weight.square().sum()
+    torch.testing.assert_close(fit.callback_metrics["penalty/l2_1"], (0.02 * taken).detach())
+    torch.testing.assert_close(fit.callback_metrics["penalty/l2_2"], (0.03 * (taken + idle)).detach())
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_module_is_let_go_of(fails):
+    class Fails(Callback):
+        def on_train_batch_end(self, *_):
+            raise InterruptedError
+
+    penalty, module = L2Penalty(weight=STRENGTH), Branches()
+    trainer = quiet_trainer(penalty, *([Fails()] if fails else []))
+    with pytest.raises(InterruptedError) if fails else contextlib.nullcontext():
+        trainer.fit(module, batches(1))
+    held = gc.get_referents(*vars(penalty).values())
+    assert not any(weight is entry for weight in module.parameters() for entry in held)

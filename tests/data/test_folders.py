@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -27,6 +28,20 @@ def test_grey_pictures_become_rgb(picture_folder):
     root = picture_folder()
     Image.new("L", (8, 8)).save(root / "train" / "class_0" / "grey.png")
     assert PictureFolder(root).load()[0].images.shape[1] == 3
+
+
+def test_pictures_of_sixteen_bits_are_scaled_to_eight(picture_folder):
+    root = picture_folder(count=1)
+    pixels = np.arange(0, 65536, 1024, dtype=np.uint16).reshape(8, 8)
+    Image.fromarray(pixels).save(root / "train" / "class_0" / "deep.png")
+    assert PictureFolder(root).load()[0].images[1, 0].tolist() == (pixels // 257).tolist()
+
+
+def test_pictures_of_floats_are_refused(picture_folder):
+    root = picture_folder(count=1)
+    Image.fromarray(np.zeros((8, 8), dtype=np.float32)).save(root / "train" / "class_0" / "float.tiff")
+    with pytest.raises(SettingError, match=r"float.tiff can't be read as a picture: its pixels are 32-bit"):
+        PictureFolder(root).load()
 
 
 def test_hidden_and_other_files_are_passed_over(picture_folder):

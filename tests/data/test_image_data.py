@@ -1,11 +1,16 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 from lightning.pytorch import LightningModule, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_reg.data import ImageData
 from lightning_reg.models import MLP
 from lightning_reg.settings import SettingError
 from lightning_reg.transforms import Mixup
+from tests.conftest import REPOSITORY
 from tests.helpers import quiet_trainer
 
 
@@ -125,6 +130,68 @@ def test_resumed_run_sees_the_batches_that_the_uninterrupted_one_sees(tmp_path, 
     both = first.batches + second.batches
     assert len(both) == len(whole)
     assert all(torch.equal(a[part], b[part]) for a, b in zip(both, whole, strict=True) for part in (0, 1))
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"num_workers": 1}, {"limit_train_batches": 2}], ids=["plain", "workers", "limited"]
+)
+def test_run_resumed_from_the_end_of_an_epoch_sees_the_next_ones_batches(tmp_path, settings):
+    """Where ModelCheckpoint saves by default."""
+    workers = settings.pop("num_workers", 0)
+
+    def data():
+        return ImageData(batch_size=300, num_workers=workers)
+
+    each_epoch = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
+    module, resumed = Recorder(), Recorder()
+    quiet_trainer(each_epoch, max_epochs=3, enable_checkpointing=True, **settings).fit(module, datamodule=data())
+    path = tmp_path / "epoch=0.ckpt"
+    quiet_trainer(max_epochs=3, callbacks=[ModelCheckpoint(tmp_path)], enable_checkpointing=True, **settings).fit(
+        resumed, datamodule=data(), ckpt_path=path
+    )
+    expected = module.batches[len(module.batches) // 3 :]
+    assert len(resumed.batches) == len(expected)
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(resumed.batches, expected, strict=True))
+
+
+def test_a_few_batches_can_be_overfitted():
+    with pytest.warns(UserWarning, match="overfit"):  # Lightning says that it stops shuffling
+        module = fitted(ImageData(batch_size=100), overfit_batches=2, max_epochs=2)
+    assert len(module.batches) == 4
+    assert torch.equal(module.batches[0][0], module.batches[2][0])
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_samples_and_draw_different_numbers(tmp_path):
+    script = """
+import sys, torch
+torch.set_num_threads(1)
+from lightning_reg.data import ImageData
+from lightning_reg.transforms import Mixup
+from tests.data.test_image_data import Recorder
+from tests.conftest import REPOSITORY
+from tests.helpers import quiet_trainer
+
+class Saves(Recorder):
+    def on_train_end(self):
+        torch.save(self.batches, f"{sys.argv[1]}/rank{self.global_rank}.pt")
+
+for name, mix in (("plain", None), ("mixed", Mixup())):
+    trainer = quiet_trainer(devices=2, strategy="ddp_fork")
+    sys.argv[1] = sys.argv[1].rpartition("/")[0] + "/" + name
+    trainer.fit(Saves(), datamodule=ImageData(batch_size=100, train_size=400, mix=mix, normalization="none"))
+"""
+    for name in ("plain", "mixed"):
+        (tmp_path / name).mkdir()
+    command = [sys.executable, "-c", script, f"{tmp_path}/plain"]
+    subprocess.run(command, check=True, timeout=120, cwd=REPOSITORY)
+    plain, mixed = ([torch.load(tmp_path / name / f"rank{rank}.pt") for rank in (0, 1)] for name in ("plain", "mixed"))
+    everything = torch.cat([images for rank in plain for images, _ in rank])
+    alone = torch.cat([images for images, _ in fitted(ImageData(train_size=400, normalization="none")).batches])
+    assert everything.shape == alone.shape
+    assert torch.equal(*(torch.sort(images.flatten(1) @ torch.arange(64.0)).values for images in (everything, alone)))
+    weights = [batches[0][1].max(1).values.min() for batches in mixed]
+    assert weights[0] != weights[1]
 
 
 def test_last_batch_of_one_is_left_out_for_batch_norm_and_said_once(caplog):

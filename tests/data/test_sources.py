@@ -51,20 +51,43 @@ def test_digits_are_scikit_learns_with_a_fixed_test_part():
 @pytest.mark.parametrize("folder", ["", "raw", "MNIST/raw"])
 def test_mnist_is_used_as_it_lies(tmp_path, folder, compressed, no_network):
     write_mnist(tmp_path / folder, compressed=compressed)
-    SOURCES["mnist"].fetch(tmp_path)
+    SOURCES["mnist"].fetch(tmp_path, True)
     train, test = SOURCES["mnist"].load(tmp_path)
     assert train.images.shape == (30, 1, 28, 28)
     assert train.images[7].unique().tolist() == [7]
     assert test.labels.tolist() == [index % 10 for index in range(20)]
 
 
-@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10", "cifar100"])
-def test_without_network_and_data_it_says_where_files_belong_and_leaves_nothing(tmp_path, name, no_network):
+FILES = {
+    "mnist": "train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte",
+    "fashion_mnist": "train-images-idx3-ubyte, train-labels-idx1-ubyte",
+    "cifar10": "cifar-10-python.tar.gz, or the folder cifar-10-batches-py",
+    "cifar100": "cifar-100-python.tar.gz, or the folder cifar-100-python",
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("download", [False, True])
+def test_without_network_and_data_it_says_which_files_belong_where_and_leaves_nothing(
+    tmp_path, name, download, no_network
+):
     root = tmp_path / "data"
-    SOURCES[name].fetch(root)
-    assert not root.exists()
-    with pytest.raises(SettingError, match=rf"root '{root}' has no .* or set root to the folder"):
+
+    def get():
+        SOURCES[name].fetch(root, download)
         SOURCES[name].load(root)
+
+    reason = r"downloading it failed \(Error downloading\)" if download else "has no"
+    with pytest.raises(SettingError, match=rf"root '{root}' .*{reason}.*: put {FILES[name]}.* set root"):
+        get()
+    assert not root.exists()
+
+
+def test_missing_file_among_four_is_named(tmp_path):
+    write_mnist(tmp_path)
+    (tmp_path / "t10k-labels-idx1-ubyte").unlink()
+    with pytest.raises(SettingError, match="has no t10k-labels-idx1-ubyte of MNIST"):
+        SOURCES["mnist"].load(tmp_path)
 
 
 def test_download_is_all_or_nothing(tmp_path, monkeypatch):
@@ -74,8 +97,17 @@ def test_download_is_all_or_nothing(tmp_path, monkeypatch):
             raise OSError("connection reset")
 
     monkeypatch.setattr(torchvision.datasets, "MNIST", Interrupted)
-    SOURCES["mnist"].fetch(tmp_path / "data")
+    with pytest.raises(SettingError, match="connection reset"):
+        SOURCES["mnist"].fetch(tmp_path / "data", True)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_archive_that_lies_there_is_unpacked_without_a_download(tmp_path, monkeypatch):
+    unpacked = []
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", lambda root, **_: unpacked.append(root))
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"")
+    SOURCES["cifar10"].fetch(tmp_path, False)
+    assert unpacked == [tmp_path]
 
 
 def test_download_lands_in_root(tmp_path, monkeypatch):
@@ -84,7 +116,7 @@ def test_download_lands_in_root(tmp_path, monkeypatch):
             write_mnist(tmp_path / root / "MNIST" / "raw")
 
     monkeypatch.setattr(torchvision.datasets, "MNIST", Served)
-    SOURCES["mnist"].fetch(tmp_path / "data")
+    SOURCES["mnist"].fetch(tmp_path / "data", True)
     assert len(SOURCES["mnist"].load(tmp_path / "data")[0].labels) == 30
     assert [entry.name for entry in (tmp_path / "data").iterdir()] == ["MNIST"]
 

@@ -19,6 +19,13 @@ def test_mixes_each_sample_with_the_one_before(shape, per_sample):
     assert torch.equal(batch, before)
 
 
+def test_inputs_may_require_gradients():
+    batch = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    weight = torch.rand(4, dtype=torch.float64)
+    torch.testing.assert_close(mix_with_previous(batch, weight), mix_with_previous(batch.detach(), weight))
+    assert torch.autograd.gradcheck(mix_with_previous, (batch, weight))
+
+
 def test_weight_zero_is_the_identity_to_the_bit():
     batch = torch.randn(6, 3)
     assert torch.equal(mix_with_previous(batch, torch.tensor(0.0)), batch)

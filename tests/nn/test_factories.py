@@ -19,9 +19,18 @@ def test_layer_norm_on_pictures_normalizes_each_position():
     assert out.mean(1).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("channels", [1, 6, 48, 64])
-def test_group_norm_divides_any_number_of_channels(channels):
-    assert make_norm("group", channels, spatial_dims=2)(torch.randn(2, channels, 2, 2)).shape[1] == channels
+@pytest.mark.parametrize(
+    ("channels", "groups"), [(1, 1), (6, 1), (33, 1), (32, 2), (48, 3), (100, 5), (512, 32), (4096, 32)]
+)
+def test_group_norm_has_at_most_32_groups_of_at_least_16(channels, groups):
+    assert make_norm("group", channels, spatial_dims=2).num_groups == groups
+
+
+@pytest.mark.parametrize("norm", [name for name, by_dims in NORMS.items() if 0 in by_dims])
+def test_no_norm_makes_features_constant(norm):
+    """A group of one feature would be normalized to nothing."""
+    layer = make_norm(norm, 32)
+    assert layer(torch.randn(256, 32)).var(0).min() > 0.1
 
 
 def test_instance_norm_without_positions_is_refused():

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_reg.attach.gradients import gradient_factor, refuse_closure_optimizers
+from lightning_reg.attach.gradients import AccumulationWindow, instance_suffix, refuse_closure_optimizers
 from lightning_reg.attach.selection import select_parameters
 from lightning_reg.functional.penalties import add_l2_gradient_, l2_penalty
 from lightning_reg.settings import check_range
@@ -36,7 +36,7 @@ class L2Penalty(Callback):
         exclude_norm_and_bias: Whether biases and the parameters of normalization layers are spared.
 
     Logs:
-        ``penalty/l2``: its value, at the steps the trainer logs.
+        ``penalty/l2``: its value, at the steps the trainer logs; of several instances ``penalty/l2_1`` and so on.
 
     Raises:
         SettingError: If ``weight`` is negative or not finite, a glob matches nothing, or the optimizer is LBFGS.
@@ -61,7 +61,9 @@ class L2Penalty(Callback):
         self.include = tuple(include)
         self.exclude = tuple(exclude)
         self.exclude_norm_and_bias = exclude_norm_and_bias
-        self._penalised: set[nn.Parameter] = set()
+        self._penalised: list[nn.Parameter] = []
+        self._window = AccumulationWindow()
+        self._tag = "penalty/l2"
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -72,34 +74,45 @@ class L2Penalty(Callback):
             exclude=self.exclude,
             exclude_norm_and_bias=self.exclude_norm_and_bias,
         )
-        self._penalised = set(selected.values())
+        self._penalised = list(selected.values())
+        self._window = AccumulationWindow()
+        self._tag = f"penalty/l2{instance_suffix(trainer, self)}"
+
+    @override
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._window.count()
 
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        if self.weight == 0:
+        factor = self._window.close(trainer, optimizer)
+        if self.weight == 0 or (isinstance(factor, float) and factor == 0):
             return
-        weights = [
-            parameter
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-            if parameter in self._penalised and parameter.requires_grad
-        ]
-        if not weights:
-            return
-        # The penalty has a gradient even where the loss has none (a branch that this batch didn't take).
-        for parameter in weights:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        gradients = [parameter.grad for parameter in weights if parameter.grad is not None]
-        add_l2_gradient_(gradients, weights, gradient_factor(trainer, optimizer) * self.weight)
+        stepped = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+        # Asked anew at each step, because layers may be frozen and thawed in between.
+        weights = [weight for weight in self._penalised if weight in stepped and weight.requires_grad]
+        if weights:
+            add_l2_gradient_([_dense_gradient(weight) for weight in weights], weights, factor * self.weight)
         if trainer._logger_connector.should_update_logs:
             with torch.no_grad():
-                pl_module.log("penalty/l2", l2_penalty(weights, self.weight))
+                trainable = [weight for weight in self._penalised if weight.requires_grad]
+                pl_module.log(self._tag, l2_penalty(trainable, self.weight))
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._penalised = set()  # else the callback would keep the network alive
+        self._penalised = []  # else the callback would keep the network alive
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._penalised = set()  # teardown isn't called when an exception ends the fit
+        self._penalised = []  # teardown isn't called when an exception ends the fit
+
+
+def _dense_gradient(parameter: nn.Parameter) -> Tensor:
+    """Returns a gradient that a penalty of all weights can be added to.
+
+    It has one even where the loss has none: a branch that this batch didn't take, rows that it didn't look up.
+    """
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    elif parameter.grad.is_sparse:
+        parameter.grad = parameter.grad.to_dense()
+    return parameter.grad

@@ -1,15 +1,16 @@
 """Early stopping that hands back the best weights."""
 
+import copy
+from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_reg.settings import check_count
+from lightning_reg.settings import SettingError
 
 __all__ = ["BestWeightsEarlyStopping"]
 
@@ -18,15 +19,16 @@ class BestWeightsEarlyStopping(EarlyStopping):
     """Stops when a validation metric no longer improves, and restores the weights of its best epoch.
 
     What it does: everything that Lightning's ``EarlyStopping`` does, with the same arguments, messages and logs. On
-    top it keeps the best weights in the host's memory and puts them back when training ends, for whatever reason it
-    ends, so that the model in hand is the best one and not the one that was ``patience`` epochs too old.
+    top it keeps the best weights of a fit in the host's memory and puts them back when training ends, stopped early or
+    not, so that the model in hand is the best one and not the one that was ``patience`` epochs too old. When an
+    exception or Ctrl-C ends it the last weights stay, for a checkpoint to go on from.
 
     When to use: nearly always; it is the cheapest regularizer there is. When not: with so little validation data that
     the metric is mostly noise; the best epoch is then the luckiest one.
 
     Cost: one copy of the model's state in the host's memory, refreshed when the metric improves. Nothing in
     checkpoints but the epoch and the score; after a resume without further improvement the best weights come from the
-    best checkpoint of a ``ModelCheckpoint`` that monitors the same metric.
+    best checkpoint of a ``ModelCheckpoint`` that monitors the same metric, if it holds that very epoch.
 
     Deviates from ``EarlyStopping``: ``patience`` of the configuration wins over that of the checkpoint on resume.
 
@@ -69,7 +71,8 @@ class BestWeightsEarlyStopping(EarlyStopping):
         *,
         restore_best_weights: bool = True,
     ) -> None:
-        check_count("patience", patience, low=0)
+        if not patience >= 0:  # any number, infinity included, as Lightning takes it
+            raise SettingError(f"patience must be at least 0, but is {patience}")
         super().__init__(
             monitor=monitor,
             min_delta=min_delta,
@@ -88,6 +91,12 @@ class BestWeightsEarlyStopping(EarlyStopping):
         # Lightning's best_score follows min_delta and stands still when a threshold ends the run: not the best value.
         self._best_value: Tensor | None = None
         self._best_weights: dict[str, Any] | None = None
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":  # before a checkpoint's state is loaded; each fit has a best epoch of its own
+            self.best_epoch = self._best_value = self._best_weights = None
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -109,15 +118,14 @@ class BestWeightsEarlyStopping(EarlyStopping):
             return
         # Without sync_dist every rank has a value of its own; they have to agree on the epoch to restore.
         value = trainer.strategy.broadcast(value.detach().squeeze().cpu())
-        improved = self._best_value is None or bool(self.monitor_op(value, self._best_value))
-        if improved and torch.isfinite(value):
+        improved = not value.isnan() and (self._best_value is None or self.monitor_op(value, self._best_value))
+        if improved:
             self._best_value = value
             self.best_epoch = trainer.current_epoch
             if self.restore_best_weights:
-                state = trainer.lightning_module.state_dict()
                 self._best_weights = {
-                    name: entry.detach().to("cpu", copy=True) if isinstance(entry, Tensor) else entry
-                    for name, entry in state.items()
+                    name: entry.detach().to("cpu", copy=True) if isinstance(entry, Tensor) else copy.deepcopy(entry)
+                    for name, entry in trainer.lightning_module.state_dict().items()
                 }
 
     @override
@@ -128,18 +136,28 @@ class BestWeightsEarlyStopping(EarlyStopping):
         weights = self._best_weights or self._weights_of_best_checkpoint(trainer)
         if weights is None:
             rank_zero_warn(
-                f"{self.monitor} was best in epoch {self.best_epoch}, before this run was resumed, and there is no "
-                "best checkpoint of that metric to take the weights from; the last weights stay"
+                f"{self.monitor} was best in epoch {self.best_epoch}, before this run was resumed, and no best "
+                "checkpoint of that epoch was found to take the weights from; the last weights stay"
             )
             return
-        pl_module.load_state_dict(weights)
-        self._best_weights = None  # a second fit starts from here
+        pl_module.load_state_dict(weights, strict=pl_module.strict_loading)
+        self._best_weights = None
         rank_zero_info(f"Restored the weights of epoch {self.best_epoch} ({self.monitor} = {self._best_value:.4f})")
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        super().on_exception(trainer, pl_module, exception)
+        self._best_weights = None
 
     def _weights_of_best_checkpoint(self, trainer: Trainer) -> dict[str, Any] | None:
         for callback in trainer.checkpoint_callbacks:
-            if isinstance(callback, ModelCheckpoint) and callback.monitor == self.monitor and callback.best_model_path:
-                checkpoint = trainer.strategy.load_checkpoint(callback.best_model_path)
-                weights: dict[str, Any] = checkpoint["state_dict"]
-                return weights
+            if (
+                isinstance(callback, ModelCheckpoint)
+                and (callback.monitor, callback.mode) == (self.monitor, self.mode)
+                and Path(callback.best_model_path).is_file()
+            ):
+                checkpoint = trainer.strategy.load_checkpoint(Path(callback.best_model_path), weights_only=False)
+                if checkpoint["epoch"] == self.best_epoch:
+                    weights: dict[str, Any] = checkpoint["state_dict"]
+                    return weights
         return None
