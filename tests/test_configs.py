@@ -46,6 +46,18 @@ def test_technique_is_appended(base, overlay):
     assert main(["fit", "--config", str(path), "--config", str(overlay), *SHORT]) == 0
 
 
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.stem)
+def test_technique_changes_the_run_that_its_command_names(overlay, capsys):
+    words = overlay.read_text().splitlines()[0].split()
+    base = REPOSITORY / words[words.index("--config") + 1]
+    printed = []
+    for configs in ([base], [base, overlay]):
+        with pytest.raises(SystemExit):
+            main(["fit", *(word for path in configs for word in ("--config", str(path))), "--print_config"])
+        printed.append(capsys.readouterr().out)
+    assert printed[0] != printed[1]
+
+
 @pytest.mark.parametrize("path", [*CONFIGS, *OVERLAYS], ids=lambda path: path.stem)
 def test_configuration_opens_with_its_command_and_what_it_is(path):
     command, description = path.read_text().splitlines()[:2]

@@ -1,10 +1,10 @@
 """LightningCLI with checked links between data and model, checkpoints by name, and a summary of every fit."""
 
+import pkgutil
 import shlex
-import shutil
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from inspect import signature
 from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -17,7 +17,13 @@ import lightning_reg.callbacks
 import lightning_reg.transforms  # noqa: F401
 from lightning_reg.cli.parser import BriefParser
 from lightning_reg.cli.predictions import write_predictions
-from lightning_reg.cli.runs import check_writable, continue_run, find_checkpoint, load_fitting_checkpoint
+from lightning_reg.cli.runs import (
+    check_readable,
+    check_writable,
+    continue_run,
+    find_checkpoint,
+    nothing_half_written,
+)
 from lightning_reg.cli.summary import summarize
 from lightning_reg.data import ImageData
 from lightning_reg.models import Classifier
@@ -73,11 +79,14 @@ class RegularizationCLI(LightningCLI):
         """Returns what gives the model's argument: the data's value, unless one given by hand contradicts it."""
 
         def value(data: LightningDataModule) -> Any:
-            given = (self._get(self.config, "model").get("init_args") or {}).get(name)
+            model = self._get(self.config, "model")
+            given = (model.get("init_args") or {}).get(name)
             offered = getattr(data, name, None)
             if offered is None:
                 return given
-            if given is not None and _plain(given) != _plain(offered):
+            default = signature(pkgutil.resolve_name(model["class_path"])).parameters[name].default
+            by_hand = given is not None and _plain(given) != _plain(default)
+            if by_hand and _plain(given) != _plain(offered):
                 raise SettingError(
                     f"model.{name} must be {_plain(offered)}, as the data has it, or be left out, but is {given}"
                 )
@@ -106,35 +115,35 @@ class RegularizationCLI(LightningCLI):
         if config.get("enable_checkpointing") is not False:
             best = self._get(self.config_init, "checkpoint")
             last = ModelCheckpoint(best.dirpath, filename="last", save_on_exception=True, enable_version_counter=False)
-            callbacks += [best, last]
+            callbacks = [best, last, *callbacks]  # the first is the one that Lightning reports
         if self.subcommand != "fit":
             self.save_config_callback = None  # config.yaml says how a model was trained
         return super().instantiate_trainer(callbacks=callbacks, **kwargs)
 
     @override
     def after_instantiate_classes(self) -> None:
-        check_writable(self.trainer)
+        """Finds what can be found to be unusable before any logger opens a folder."""
         run = self.config_init[self.subcommand]
-        if run.get("ckpt_path"):
+        if run["ckpt_path"]:
             run["ckpt_path"] = find_checkpoint(self.trainer, run["ckpt_path"], run["checkpoint"].dirpath)
-            if isinstance(self.model, Classifier):
-                load_fitting_checkpoint(run["ckpt_path"], self.model)
+            check_readable(run["ckpt_path"])
             continue_run(self.trainer, run["ckpt_path"])
+        elif self.subcommand != "fit" and isinstance(self.model, Classifier):
+            raise SettingError(
+                f"ckpt_path must be best, last or a file for {self.subcommand}; without one the weights would be random"
+            )
+        check_writable(self.trainer, run["checkpoint"].dirpath)
         if isinstance(self.datamodule, ImageData) and self.trainer.is_global_zero:
-            # Before any logger opens a folder, so that unusable data leaves nothing behind.
             self.datamodule.prepare_data()
             self.datamodule.setup(str(self.subcommand))
+            if self.subcommand in ("test", "predict"):
+                self.datamodule.test_dataloader()
 
     def fit(self, **settings: Any) -> None:
         """Trains; when interrupted, says how to go on."""
-        folder = Path(self.trainer.log_dir) if self.trainer.log_dir else None
-        fresh = folder is not None and not folder.exists()
         try:
-            self.trainer.fit(**settings)
-        except SettingError:
-            if folder and fresh and self.trainer.global_step == 0:
-                shutil.rmtree(folder, ignore_errors=True)  # nothing half-written
-            raise
+            with nothing_half_written(self.trainer):
+                self.trainer.fit(**settings)
         except SystemExit:
             if not self.trainer.interrupted:
                 raise
@@ -146,14 +155,23 @@ class RegularizationCLI(LightningCLI):
         if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by Trainer.__init__ elsewhere
             summarize(self.trainer, self.model, self.datamodule)
 
+    def validate(self, **settings: Any) -> None:
+        """Measures on the validation part."""
+        with nothing_half_written(self.trainer):
+            self.trainer.validate(**settings)
+
+    def test(self, **settings: Any) -> None:
+        """Measures on the test part."""
+        with nothing_half_written(self.trainer):
+            self.trainer.test(**settings)
+
     def predict(self, **settings: Any) -> None:
-        """Predicts and writes a CSV file."""
+        """Predicts the test part and writes a CSV file."""
         if self.trainer.world_size > 1:
-            raise SettingError(
-                f"trainer.devices must be 1 for predict, but there are {self.trainer.world_size} processes"
-            )
-        settings["return_predictions"] = True
-        write_predictions(self.trainer, self.datamodule, self.trainer.predict(**settings))
+            raise SettingError(f"trainer.devices must be 1 for predict, but there are {self.trainer.world_size}")
+        with nothing_half_written(self.trainer):
+            batches = self.trainer.predict(**{**settings, "return_predictions": True})
+            write_predictions(self.trainer, self.datamodule, batches)
 
 
 def _plain(value: Any) -> Any:

@@ -48,5 +48,5 @@ def main(args: Sequence[str] | None = None) -> int:
 def _first_in_chain(error: BaseException | None, kinds: tuple[type[BaseException], ...]) -> BaseException | None:
     """Returns what the parser has wrapped: it reports a class that can't be made as a type that doesn't match."""
     while error is not None and not isinstance(error, kinds):
-        error = error.__cause__ or error.__context__
+        error = error.__cause__
     return error

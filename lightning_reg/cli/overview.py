@@ -36,7 +36,13 @@ def overview(root: Path = Path("configs")) -> str:
         _table("Configurations", _described(root.glob("*.yaml"))),
         _table("Techniques to append", _described((root / "techniques").glob("*.yaml"))),
         _table("Models", _documented(models)),
-        _table("Data sets (--data.dataset)", [(name, _shape(source.input_shape)) for name, source in SOURCES.items()]),
+        _table(
+            "Data sets (--data.dataset)",
+            [
+                *((name, _shape(source.input_shape)) for name, source in SOURCES.items()),
+                ("image_folder", "your own pictures: --data.root FOLDER, in it train/<class>/*"),
+            ],
+        ),
         _table("Callbacks (--trainer.callbacks+=)", _documented(callbacks)),
         _table("Mixing (--data.mix)", _documented(transforms, abstract=False)),
         "Start with:  python train.py fit --config configs/digits_mlp.yaml",

@@ -30,7 +30,7 @@ def write_predictions(trainer: Trainer, datamodule: LightningDataModule | None, 
     names: list[str] = [str(index) for index in range(len(classes))]
     labels: tuple[str, ...] | None = None
     if isinstance(datamodule, ImageData):
-        names, labels = datamodule.sample_names("test"), datamodule.classes
+        names, labels = datamodule.sample_names("test")[: len(classes)], datamodule.classes
     folder = Path(trainer.log_dir or trainer.default_root_dir)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "predictions.csv").open("w", newline="") as file:

@@ -1,17 +1,26 @@
 """Where runs lie: output folders and checkpoints by name."""
 
-import os
 import pickle
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lightning_reg.models.checkpoints import check_fits
 from lightning_reg.settings import SettingError
 
-__all__ = ["check_writable", "continue_run", "find_checkpoint", "load_fitting_checkpoint", "run_folders"]
+__all__ = [
+    "check_readable",
+    "check_writable",
+    "continue_run",
+    "find_checkpoint",
+    "nothing_half_written",
+    "run_folders",
+]
 
 
 def run_folders(trainer: Trainer) -> Path:
@@ -24,27 +33,64 @@ def run_folders(trainer: Trainer) -> Path:
     return Path(root)
 
 
-def check_writable(trainer: Trainer) -> None:
+def check_writable(trainer: Trainer, checkpoints: str | None = None) -> None:
     """Raises if a folder that the run will write to can't be written.
 
     Args:
         trainer: With its loggers.
+        checkpoints: Folder for checkpoints if it isn't the run's.
 
     Raises:
         SettingError: With the folder and why.
     """
-    folders = [(f"{type(logger).__name__}'s save_dir", logger.save_dir) for logger in trainer.loggers]
-    for setting, folder in [*folders, ("trainer.default_root_dir", trainer.default_root_dir)]:
+    folders = [
+        (f"{type(logger).__name__}'s save_dir", getattr(logger, "log_dir", logger.save_dir))
+        for logger in trainer.loggers
+    ]
+    folders.append(("checkpoint.dirpath", checkpoints))
+    if not trainer.loggers:
+        folders.append(("trainer.default_root_dir", trainer.default_root_dir))
+    for setting, folder in folders:
         if folder is None or "://" in str(folder):
             continue
-        nearest = Path(folder).absolute()
-        while not nearest.exists() and nearest != nearest.parent:
-            nearest = nearest.parent
-        if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-            reason = "can't be written" if nearest.is_dir() else "is a file"
+        try:
+            # By writing, because permissions don't tell all: a full or a read-only disk, a folder of the kernel's.
+            with tempfile.TemporaryFile(dir=_nearest_existing(Path(folder))):
+                pass
+        except OSError as error:
             raise SettingError(
-                f"{setting} must be a folder that can be written, but is {str(folder)!r}: {nearest} {reason}"
-            )
+                f"{setting} must be a folder that can be written, but is {str(folder)!r}: {error.strerror}"
+            ) from error
+
+
+def _nearest_existing(folder: Path) -> Path:
+    nearest = folder.absolute()
+    while not nearest.exists():
+        nearest = nearest.parent
+    return nearest
+
+
+@contextmanager
+def nothing_half_written(trainer: Trainer) -> Iterator[None]:
+    """Removes what was written to the run's folder if settings turn out to be unusable before there is a checkpoint.
+
+    Args:
+        trainer: That is about to run.
+    """
+    folder = Path(trainer.log_dir).absolute() if trainer.log_dir else None
+    parent = _nearest_existing(folder) if folder else None
+    before = set(folder.rglob("*")) if folder else set()
+    try:
+        yield
+    except (SettingError, MisconfigurationException):
+        written = [] if folder is None else sorted(set(folder.rglob("*")) - before, reverse=True)
+        if folder is not None and not any(path.suffix == ".ckpt" for path in written):
+            for path in written:
+                path.rmdir() if path.is_dir() else path.unlink()
+            while folder != parent and folder.exists() and not any(folder.iterdir()):
+                folder.rmdir()
+                folder = folder.parent
+        raise
 
 
 def find_checkpoint(trainer: Trainer, ckpt_path: str, dirpath: str | None = None) -> str:
@@ -92,21 +138,18 @@ def continue_run(trainer: Trainer, ckpt_path: str) -> None:
             logger._version = run.name  # the loggers take it in their constructors only
 
 
-def load_fitting_checkpoint(path: str, model: LightningModule) -> None:
-    """Raises if a file is no checkpoint or doesn't fit the model, before anything is written.
+def check_readable(path: str) -> None:
+    """Raises if a file is no checkpoint. Whether it fits the model is seen when the model is complete.
 
     Args:
         path: A checkpoint's file.
-        model: What it is to be loaded into.
 
     Raises:
-        SettingError: With what is wrong.
+        SettingError: If it isn't one.
     """
     if not Path(path).is_file():  # an address; Lightning fetches it
         return
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        state = checkpoint["state_dict"]
+        torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
     except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError) as error:
         raise SettingError(f"ckpt_path {path!r} is not a Lightning checkpoint") from error
-    check_fits(state, model)

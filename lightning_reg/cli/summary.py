@@ -1,12 +1,15 @@
 """The table at the end of a fit."""
 
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.utils.data import DataLoader
 from typing_extensions import override
@@ -15,9 +18,10 @@ from lightning_reg.cli.runs import run_folders
 from lightning_reg.data import ImageData
 from lightning_reg.tensorboard import log_final_metrics
 
-__all__ = ["summarize"]
+__all__ = ["TrainingPart", "metric_lines", "summarize"]
 
 Metrics = dict[str, float]
+_LOWER_IS_BETTER = re.compile("loss|error|mse|mae|perplexity|nll")
 
 
 def summarize(trainer: Trainer, model: LightningModule, data: LightningDataModule | None) -> None:
@@ -30,45 +34,54 @@ def summarize(trainer: Trainer, model: LightningModule, data: LightningDataModul
         model: That was fitted.
         data: That it was fitted to.
     """
-    checkpoint = trainer.checkpoint_callback
-    best_path = str(getattr(checkpoint, "best_model_path", ""))
-    epochs = trainer.current_epoch
-    stopped_early = trainer.should_stop and epochs < (trainer.max_epochs or 0)
-    best_epoch = None
-    if best_path:
-        state = torch.load(best_path, map_location="cpu", weights_only=True, mmap=True)
-        best_epoch = state["epoch"]
+    best_path = str(getattr(trainer.checkpoint_callback, "best_model_path", ""))
+    best_epoch = _epoch_of(best_path)
+    # Where processes were forked, this one's trainer has seen no epoch; the last checkpoint has.
+    epochs = trainer.current_epoch or (_epoch_of(str(Path(best_path).with_name("last.ckpt"))) or -1) + 1
+    early = trainer.should_stop and epochs != trainer.max_epochs
+    log_dir = trainer.log_dir  # on every rank: they agree on it
     results = _evaluate(trainer, model, data, best_path or None) if data is not None else {}
     if trainer.is_global_zero:
         rows = [
-            ("epochs run", f"{epochs}{', stopped early' if stopped_early else ''}"),
+            ("epochs run", f"{epochs}{', stopped early' if early else ''}"),
             ("best epoch", "unknown (no checkpoint)" if best_epoch is None else f"{best_epoch}, counted from 0"),
-            ("logs", str(trainer.log_dir or "none")),
-            ("checkpoint", (best_path and str(_relative(best_path))) or "none"),
+            ("logs", str(log_dir or "none")),
+            ("checkpoint", str(_relative(best_path)) if best_path else "none"),
         ]
-        if trainer.log_dir:
+        if log_dir:
             rows.append(("TensorBoard", f"tensorboard --logdir {_relative(run_folders(trainer))}"))
-        print("\n" + "\n".join([*_metric_lines(results), "", *(f"{name:<14}{value}" for name, value in rows)]))
+        print("\n" + "\n".join([*metric_lines(results), "", *(f"{name:<14}{value}" for name, value in rows)]))
     final = {f"final/{split}_{name}": value for split, metrics in results.items() for name, value in metrics.items()}
-    log_final_metrics(trainer, model, final)
+    log_final_metrics(trainer, model, data, final)
+
+
+def _epoch_of(path: str) -> int | None:
+    if not Path(path).is_file():
+        return None
+    epoch: int = torch.load(path, map_location="cpu", weights_only=False, mmap=True)["epoch"]
+    return epoch
 
 
 def _evaluate(
     trainer: Trainer, model: LightningModule, data: LightningDataModule, best_path: str | None
 ) -> dict[str, Metrics]:
-    results: dict[str, Metrics] = {}
+    """Measures every split that the module and its data provide for."""
+    measured: dict[str, Any] = {}
+    validates = is_overridden("validation_step", model)
+    weights = iter([best_path])  # loaded by the first measurement, and left in place for the others
     with _quiet():
         with _without_loggers(trainer):  # these are no points on the validation curve
-            validated = trainer.validate(model, datamodule=data, ckpt_path=best_path, verbose=False)
-            train = TrainingPart(data) if isinstance(data, ImageData) else None
-            trained = trainer.validate(model, datamodule=train, verbose=False) if train else None
-        if trained:
-            results["train"] = _short_names(trained[0])
-        results["validation"] = _short_names(validated[0])
+            if validates and isinstance(data, ImageData):
+                part = TrainingPart(data)
+                measured["train"] = trainer.validate(model, datamodule=part, ckpt_path=next(weights), verbose=False)
+            if validates and is_overridden("val_dataloader", data):
+                path = next(weights, None)
+                measured["validation"] = trainer.validate(model, datamodule=data, ckpt_path=path, verbose=False)
         has_test = not isinstance(data, ImageData) or data.evaluation_dataloader("test") is not None
-        if has_test:
-            results["test"] = _short_names(trainer.test(model, datamodule=data, verbose=False)[0])
-    return results
+        if has_test and is_overridden("test_step", model) and is_overridden("test_dataloader", data):
+            path = next(weights, None)
+            measured["test"] = trainer.test(model, datamodule=data, ckpt_path=path, verbose=False)
+    return {split: _short_names(metrics[0]) for split, metrics in measured.items() if metrics}
 
 
 class TrainingPart(LightningDataModule):
@@ -88,26 +101,37 @@ class TrainingPart(LightningDataModule):
 
     @override
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
+        self.data.trainer = self.trainer  # where processes were forked, it has met none
         return self.data.on_after_batch_transfer(batch, dataloader_idx)
 
 
 def _short_names(metrics: Mapping[str, float]) -> Metrics:
-    return {name.rpartition("/")[2]: float(value) for name, value in metrics.items()}
+    """Drops what says the split: ``val/loss`` and ``val_loss`` are both loss."""
+    return {re.sub(r"^(val|valid|validation|test)[/_]", "", name): float(value) for name, value in metrics.items()}
 
 
-def _metric_lines(results: dict[str, Metrics]) -> list[str]:
-    if not results:
+def metric_lines(results: Mapping[str, Metrics]) -> list[str]:
+    r"""Returns the table of metrics, one line a metric, with the gap between training and validation.
+
+    Args:
+        results: By split, then by metric.
+
+    >>> print("\n".join(metric_lines({"train": {"loss": 0.1}, "validation": {"loss": 0.3}})[:2]))
+                         train  validation         gap
+    loss                0.1000      0.3000      0.2000
+    """
+    splits = [split for split in results if results[split]]
+    if not splits:
         return []
-    names = [name for name in results["validation"] if all(name in metrics for metrics in results.values())]
+    names = [name for name in results[splits[0]] if all(name in results[split] for split in splits)]
     names.sort(key=lambda name: name != "accuracy")  # what people look at first
-    header = f"{'':<14}" + "".join(f"{split:>12}" for split in results)
-    has_gap = "train" in results
-    lines = [header + (f"{'gap':>12}" if has_gap else "")]
+    has_gap = {"train", "validation"} <= set(splits)
+    lines = [f"{'':<14}" + "".join(f"{column:>12}" for column in [*splits, *(["gap"] if has_gap else [])])]
     for name in names:
-        values = [metrics[name] for metrics in results.values()]
+        values = [results[split][name] for split in splits]
         if has_gap:
             gap = results["train"][name] - results["validation"][name]
-            values.append(-gap if name == "loss" else gap)
+            values.append(-gap if _LOWER_IS_BETTER.search(name) else gap)
         lines.append(f"{name:<14}" + "".join(f"{_formatted(name, value):>12}" for value in values))
     if has_gap:
         lines.append("The generalization gap is how much worse the model does on validation than on training data.")

@@ -35,5 +35,5 @@ def check_fits(state: Mapping[str, Any], module: nn.Module) -> None:
         more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
         raise SettingError(
             f"the checkpoint doesn't fit the model: {differences[0]}{more}; "
-            "build the model with the settings it was trained with (config.yaml beside the checkpoint has them)"
+            "build the model with the settings it was trained with (config.yaml in the run's folder has them)"
         )

@@ -1,12 +1,13 @@
 """The one training step: classification with any network."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -45,6 +46,7 @@ class Classifier(LightningModule):
     Args:
         network: From a batch of inputs to logits (N, num_classes).
         num_classes: Number of classes, at least 2.
+        input_shape: Shape of one sample, for Lightning's table of layers; not needed.
         label_smoothing: Share of the target that is spread evenly over all classes, in [0, 1).
         optimizer: Makes the optimizer from parameter groups.
         lr_scheduler: Makes the learning rate scheduler, stepped once an epoch.
@@ -69,6 +71,7 @@ class Classifier(LightningModule):
         network: nn.Module,
         *,
         num_classes: int,
+        input_shape: Sequence[int] | None = None,
         label_smoothing: float = 0.0,
         optimizer: OptimizerCallable = default_optimizer,
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -82,6 +85,7 @@ class Classifier(LightningModule):
             check_range("weight_decay", weight_decay, low=0)
         self.network = network
         self.num_classes = num_classes
+        self.input_shape = input_shape
         self.label_smoothing = label_smoothing
         self.weight_decay = weight_decay
         self._optimizer = optimizer
@@ -89,9 +93,15 @@ class Classifier(LightningModule):
         self.accuracy = nn.ModuleDict(
             {stage: MulticlassAccuracy(num_classes, average="micro", validate_args=False) for stage in _STAGES}
         )
-        self._batch_statistics = any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in network.modules())
         if compile:
             self.network.compile()  # in place, so that checkpoints keep their names
+
+    @property  # type: ignore[misc]  # Lightning's can be set, too
+    def example_input_array(self) -> Tensor | None:  # type: ignore[override]
+        """Two samples of zeros in the weights' precision, for Lightning's table of layers."""
+        if self.input_shape is None:
+            return None
+        return torch.zeros(2, *self.input_shape, dtype=next(self.parameters()).dtype)
 
     @override
     def forward(self, inputs: Tensor) -> Tensor:
@@ -102,12 +112,15 @@ class Classifier(LightningModule):
     @override
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         inputs, targets = batch
-        if self._batch_statistics and len(inputs) == 1:
-            raise SettingError(
-                "batch_size must leave at least 2 samples in every training batch, because the network has BatchNorm, "
-                "but a batch has 1; use a larger batch_size, drop_last, or norm 'layer' or 'group'"
-            )
-        logits = self(inputs)
+        try:
+            logits = self(inputs)
+        except ValueError as error:
+            if len(inputs) == 1 and "more than 1 value per channel" in str(error):
+                raise SettingError(
+                    "batch_size must leave at least 2 samples in every training batch where BatchNorm has one value "
+                    "per sample to work on, but a batch has 1; use a larger batch_size, or norm 'layer' or 'group'"
+                ) from error
+            raise
         loss = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
         self._log_epoch("fit", loss, logits, targets)
         return loss
@@ -137,12 +150,14 @@ class Classifier(LightningModule):
         accuracy.update(logits.argmax(-1), labels)
         prefix = _STAGES[stage]
         values: dict[str, Metric | Tensor | int | float] = {f"{prefix}/loss": loss, f"{prefix}/accuracy": accuracy}
-        # The mean of the loss over ranks is right because every rank is given equally many samples.
+        # Every rank is given equally many samples, so the mean over ranks is the mean over samples. (Lightning repeats
+        # a few where they don't divide evenly; those count twice.)
         self.log_dict(values, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(labels), sync_dist=True)
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self._optimizer(weight_decay_groups(self, self.weight_decay))
+        optimizer = self._make_optimizer()
+        self._configured = [dict(group, params=()) for group in optimizer.param_groups]
         if self._lr_scheduler is None:
             return optimizer
         scheduler = self._lr_scheduler(optimizer)
@@ -151,6 +166,40 @@ class Classifier(LightningModule):
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": monitor}}
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler}}
 
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        try:
+            optimizer = self._optimizer(weight_decay_groups(self, self.weight_decay))
+        except ValueError as error:
+            if "per-parameter options" in str(error):
+                raise SettingError(
+                    f"optimizer must take parameter groups, so that norms and biases can be spared, but: {error}"
+                ) from error
+            raise
+        if self.weight_decay and "weight_decay" not in optimizer.defaults:
+            raise SettingError(
+                f"weight_decay must be left out with {type(optimizer).__name__}, which has none, but is "
+                f"{self.weight_decay}; use another optimizer, or the callback L2Penalty"
+            )
+        return optimizer
+
+    @override
+    def on_train_start(self) -> None:
+        """Says so where a checkpoint brought other settings of the optimizer than were asked for."""
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        if self.trainer.ckpt_path is None or not isinstance(optimizer, torch.optim.Optimizer):
+            return
+        for asked, restored in zip(self._configured, optimizer.param_groups, strict=True):
+            for name in ("lr", "weight_decay", "momentum", "betas"):
+                values = [group.get(f"initial_{name}", group.get(name)) for group in (asked, restored)]
+                if values[0] != values[1]:
+                    rank_zero_warn(
+                        f"The optimizer goes on as the checkpoint has it, with {name} {values[1]}, not {values[0]}; to "
+                        "train with other settings, start a new run"
+                    )
+                    return
+
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        check_fits(checkpoint["state_dict"], self)
+        # Only under a trainer: load_from_checkpoint knows by itself whether it is to be strict.
+        if self._trainer is not None and self.strict_loading:
+            check_fits(checkpoint["state_dict"], self)

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
@@ -46,6 +45,7 @@ class CNN(Classifier):
     Raises:
         SettingError: If a name isn't known, a number is out of its range, or the pictures are too small.
 
+    >>> import torch
     >>> module = CNN(input_shape=(3, 32, 32), num_classes=10, channels=[8, 16])
     >>> module(torch.zeros(2, 3, 32, 32)).shape
     torch.Size([2, 10])
@@ -85,6 +85,7 @@ class CNN(Classifier):
         super().__init__(
             network,
             num_classes=num_classes,
+            input_shape=input_shape,
             label_smoothing=label_smoothing,
             optimizer=optimizer,
             lr_scheduler=lr_scheduler,
@@ -92,4 +93,3 @@ class CNN(Classifier):
             compile=compile,
         )
         save_plain_hyperparameters(self)
-        self.example_input_array = torch.zeros(2, *input_shape)

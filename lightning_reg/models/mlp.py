@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
@@ -41,6 +40,7 @@ class MLP(Classifier):
     Raises:
         SettingError: If a name isn't known or a number is out of its range.
 
+    >>> import torch
     >>> module = MLP(input_shape=(1, 8, 8), num_classes=10, hidden_sizes=[32], norm="batch", drop_prob=0.2)
     >>> module(torch.zeros(2, 1, 8, 8)).shape
     torch.Size([2, 10])
@@ -76,6 +76,7 @@ class MLP(Classifier):
         super().__init__(
             network,
             num_classes=num_classes,
+            input_shape=input_shape,
             label_smoothing=label_smoothing,
             optimizer=optimizer,
             lr_scheduler=lr_scheduler,
@@ -83,4 +84,3 @@ class MLP(Classifier):
             compile=compile,
         )
         save_plain_hyperparameters(self)
-        self.example_input_array = torch.zeros(2, *input_shape)

@@ -1,6 +1,7 @@
 """The command line as a user meets it."""
 
 import csv
+import os
 import re
 import signal
 import subprocess
@@ -153,7 +154,17 @@ def test_alone_it_says_what_there_is(capsys, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     assert main([]) == 0
     printed = capsys.readouterr().out
-    for name in ("fit", "test", "predict", "configs/digits_mlp.yaml", "l2_penalty.yaml", "MLP", "CNN", "L2Penalty"):
+    for name in (
+        "fit",
+        "test",
+        "predict",
+        "configs/digits_mlp.yaml",
+        "l2_penalty.yaml",
+        "MLP",
+        "CNN",
+        "L2Penalty",
+        "image_folder",
+    ):
         assert name in printed
 
 
@@ -189,7 +200,10 @@ BAD = [
     ("--data.val_size 5", "val_size must leave at least one sample of every class"),
     ("--data.train_size 5000", r"train_size must be in \[1, 1222\], the number of samples there are, but is 5000"),
     ("--data.dataset image_folder --data.root nowhere", "root must be a folder that exists, but is 'nowhere'"),
-    ("--data.dataset mnist --data.root empty --data.download false", "root 'empty' has no MNIST.* put train-images"),
+    (
+        "--data.dataset mnist --data.root empty --data.download false",
+        "root 'empty' has no train-images-idx3-ubyte of MNIST: put ",
+    ),
     ("--data.mix Mixup --data.mix.alpha -1", r"alpha must be in \(0, ∞\), but is -1"),
     ("--trainer.callbacks+=L2Penalty --trainer.callbacks.weight=-1", r"weight must be in \[0, ∞\), but is -1"),
     (
@@ -198,8 +212,15 @@ BAD = [
     ),
     (
         "--trainer.logger.save_dir file/runs",
-        "save_dir must be a folder that can be written, but is 'file/runs': .*file is a file",
+        "save_dir must be a folder that can be written, but is 'file/runs/.*Not a directory",
     ),
+    ("--checkpoint.dirpath /proc/kept", "checkpoint.dirpath must be a folder that can be written, but is '/proc/kept'"),
+    ("--data.batch_size 1", "batch_size must leave at least 2 samples in every training batch"),
+    ("--data.seed=-1", "seed must be a whole number of at least 0, but is -1"),
+    ("--model.norm math.sqrt", r"norm must make a module, but sqrt\(256\) returns a float"),
+    ("--model.activation math.pi", "activation must be one of .*, but 'math.pi' is a float"),
+    ("--model.optimizer LBFGS", "optimizer must take parameter groups"),
+    ("--model.optimizer Rprop", "weight_decay must be left out with Rprop, which has none, but is 0.01"),
     ("--ckpt_path nowhere.ckpt", "ckpt_path must be best, last or a file that exists, but is 'nowhere.ckpt'"),
     ("--ckpt_path file", "ckpt_path 'file' is not a Lightning checkpoint"),
     ("--ckpt_path last", "ckpt_path is 'last', but no run under 'runs/digits_mlp' has (a )?last.ckpt"),
@@ -212,7 +233,150 @@ def test_bad_input_ends_with_one_sentence_and_nothing_half_written(options, mess
     assert run("fit", *options.split()) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert re.match(rf"error: .*{message}", last)
-    assert sorted(path.name for path in Path().iterdir()) == ["file"] or folders() == []
+    assert [path.name for path in Path().iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("command", ["test", "predict", "validate"])
+def test_random_weights_are_not_measured(command, capsys):
+    assert run(command) == 2
+    assert f"error: ckpt_path must be best, last or a file for {command}" in capsys.readouterr().err
+    assert folders() == []
+
+
+def test_test_part_that_does_not_exist_is_named_and_nothing_is_written(picture_folder, capsys):
+    config = str(REPOSITORY / "configs" / "image_folder_cnn.yaml")
+    options = ["--data.root", str(picture_folder(classes=3)), "--data.image_size", "8"]
+    assert run("fit", *options, config=config) == 0
+    before = sorted(Path("runs").rglob("*"))
+    assert run("test", *options, "--ckpt_path", "best", config=config) == 2
+    assert "must have a folder 'test' for this, but has none" in capsys.readouterr().err
+    assert sorted(Path("runs").rglob("*")) == before
+
+
+def test_refused_resume_leaves_the_run_as_it_was(trained, capsys):
+    before = sorted(Path("runs").rglob("*"))
+    assert run("fit", "--ckpt_path", "last", "--model.hidden_sizes", "[32]") == 2
+    assert sorted(Path("runs").rglob("*")) == before
+
+
+def test_other_settings_of_the_optimizer_on_resume_are_noticed(trained):
+    with pytest.warns(UserWarning, match=r"goes on as the checkpoint has it, with lr 0.002, not 0.5"):
+        run("fit", "--ckpt_path", "last", "--model.optimizer.lr", "0.5", "--trainer.max_epochs", "3")
+
+
+def test_same_settings_on_resume_are_no_news(trained, recwarn):
+    config = str(REPOSITORY / "configs" / "digits_cnn.yaml")  # with a schedule of the learning rate
+    assert run("fit", config=config) == 0
+    assert run("fit", "--ckpt_path", "last", "--trainer.max_epochs", "3", config=config) == 0
+    assert not [warning for warning in recwarn if "goes on as the checkpoint" in str(warning.message)]
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_other_precisions_train_from_the_command_line(precision):
+    assert run("fit", "--trainer.precision", precision) == 0
+
+
+def test_limited_predictions_are_written(trained, capsys):
+    assert run("predict", "--ckpt_path", "best", "--trainer.limit_predict_batches", "2") == 0
+    assert "128 predictions" in capsys.readouterr().out
+
+
+def test_prediction_by_several_devices_is_refused(trained, capsys):
+    devices = ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp_fork"]
+    assert run("predict", "--ckpt_path", "best", *devices) == 2
+    assert "error: trainer.devices must be 1 for predict, but there are 2" in capsys.readouterr().err
+
+
+def test_early_stop_is_said_also_without_a_limit_of_epochs(capsys):
+    assert run("fit", "--trainer.max_epochs=-1", "--trainer.callbacks.patience=0") == 0
+    assert ", stopped early" in capsys.readouterr().out
+
+
+def test_finished_run_is_not_called_stopped(trained):
+    assert "stopped early" not in trained
+
+
+def test_checkpoints_of_the_users_own_do_not_count_as_the_best(capsys):
+    own = ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.monitor=train/loss"]
+    assert run("fit", *own, "--trainer.callbacks.mode=max") == 0
+    assert "checkpoints/best.ckpt" in capsys.readouterr().out
+
+
+FOREIGN = """
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule
+
+class Theirs(LightningModule):
+    def __init__(self, num_classes: int = 3):
+        super().__init__()
+        self.num_classes = num_classes
+        self.layer = torch.nn.Linear(4, num_classes)
+    def training_step(self, batch, batch_idx):
+        return self.layer(batch[0]).square().mean()
+    def validation_step(self, batch, batch_idx):
+        self.log("val_error", self.layer(batch[0]).square().mean())
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+class TheirData(LightningDataModule):
+    num_classes = 5
+    def train_dataloader(self):
+        return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.randn(8, 4)), batch_size=4)
+    def val_dataloader(self):
+        return self.train_dataloader()
+"""
+
+
+@pytest.fixture
+def foreign(tmp_path, monkeypatch):
+    (tmp_path / "theirs.py").write_text(FOREIGN)
+    monkeypatch.syspath_prepend(tmp_path)
+    return [
+        "fit",
+        "--model",
+        "theirs.Theirs",
+        "--data",
+        "theirs.TheirData",
+        "--checkpoint.monitor",
+        "val_error",
+        *SHORT,
+    ]
+
+
+def test_foreign_module_and_data_train_and_are_measured_as_far_as_they_go(foreign, capsys):
+    assert main([*foreign, "--trainer.callbacks+=L2Penalty", "--trainer.callbacks.weight=1e-3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(re.fullmatch(r"error +\d\.\d{4}", line) for line in lines)
+
+
+def test_default_of_a_foreign_module_is_not_given_by_hand(foreign, capsys):
+    assert main(foreign) == 0
+    assert main([*foreign, "--model.num_classes", "4"]) == 2
+    assert "model.num_classes must be 5, as the data has it" in capsys.readouterr().err
+
+
+def test_error_that_follows_a_handled_one_keeps_its_traceback(monkeypatch):
+    def handles(*_):
+        try:
+            raise MisconfigurationException("harmless")
+        except MisconfigurationException:
+            raise KeyError("the real one")  # noqa: B904
+
+    monkeypatch.setattr("lightning_reg.callbacks.L2Penalty.on_fit_start", handles)
+    with pytest.raises(KeyError, match="the real one"):
+        run("fit", "--trainer.callbacks+=L2Penalty", "--trainer.callbacks.weight=1e-4")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "ddp_fork"])
+def test_two_processes_train_and_end_with_the_table(strategy):
+    devices = ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", strategy]
+    command = [sys.executable, str(REPOSITORY / "train.py"), "fit", "--config", MLP_CONFIG, *SHORT, *devices]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=150, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("epochs run    2") == 1
+    assert re.search(r"accuracy( +-?\d+\.\d\d %){4}", done.stdout)
 
 
 def test_broken_picture_is_named_before_anything_is_written(picture_folder, capsys):

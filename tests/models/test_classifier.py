@@ -100,6 +100,15 @@ def test_scheduler_is_stepped_once_an_epoch(scheduler):
     assert trainer.optimizers[0].param_groups[0]["lr"] < 2e-10
 
 
+def test_compiling_is_asked_of_torch(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(type(self)))
+    mlp()
+    assert compiled == []
+    mlp(compile=True)
+    assert compiled == [nn.Sequential]
+
+
 @pytest.mark.parametrize("make", [MLP, CNN])
 def test_compiled_network_trains_and_keeps_the_names_of_its_weights(make):
     plain = make(input_shape=(1, 8, 8), num_classes=3)
@@ -163,6 +172,25 @@ def test_batch_of_one_with_batch_norm_is_refused_with_a_remedy():
 def test_bad_settings_are_refused(settings, message):
     with pytest.raises(SettingError, match=message):
         mlp(**settings)
+
+
+def test_batch_of_one_is_fine_where_pictures_have_many_positions():
+    module = CNN(input_shape=(1, 8, 8), num_classes=3, channels=[4])
+    assert fit(module, loader(*samples(3), batch_size=1)).global_step == 3
+
+
+def test_checkpoint_can_be_loaded_loosely_in_python(tmp_path):
+    trainer = fit(mlp(), loader(*samples()))
+    trainer.save_checkpoint(tmp_path / "model.ckpt")
+
+    class WithHead(MLP):
+        def __init__(self, **settings):
+            super().__init__(input_shape=(1, 8, 8), num_classes=3, hidden_sizes=[16])
+            self.head = nn.Linear(3, 3)
+
+    with pytest.warns(UserWarning, match="head.weight"):
+        loaded = WithHead.load_from_checkpoint(tmp_path / "model.ckpt", strict=False)
+    assert torch.equal(loaded.network[1].weight, trainer.lightning_module.network[1].weight)
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
