@@ -107,6 +107,30 @@ def loader(batch_size=BATCH_SIZE):
     return DataLoader(samples(), batch_size=batch_size)
 
 
+class Resumable(DataLoader):
+    """Goes on after the batches that it handed out before the checkpoint was written."""
+
+    handed_out = 0
+
+    def __iter__(self):
+        skipped, self.handed_out = self.handed_out, 0
+        for index, batch in enumerate(super().__iter__()):
+            if index >= skipped:
+                self.handed_out = index + 1
+                yield batch
+        self.handed_out = 0
+
+    def state_dict(self):
+        return {"handed_out": self.handed_out % BATCHES}
+
+    def load_state_dict(self, state):
+        self.handed_out = state["handed_out"]
+
+
+def resumable_loader():
+    return Resumable(samples(), batch_size=BATCH_SIZE)
+
+
 def textbook_loop(setting, penalty):
     """Trains by hand, with ``penalty(network)`` written into the loss."""
     model = network()

@@ -43,7 +43,7 @@ TECHNIQUES = {
     ),
     "BestWeightsEarlyStopping": Technique(
         attach=lambda: BestWeightsEarlyStopping("val_loss", patience=100),
-        idle=lambda: BestWeightsEarlyStopping("val_loss", patience=100, restore_best_weights=False),
+        idle=lambda: BestWeightsEarlyStopping("train_loss", patience=100, restore_best_weights=False),
         final_epoch=lambda losses: min(range(len(losses)), key=losses.__getitem__),
     ),
 }

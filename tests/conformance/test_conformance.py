@@ -20,6 +20,7 @@ from tests.conformance.problem import (
     SomebodysModule,
     loader,
     network,
+    resumable_loader,
     samples,
     textbook_loop,
 )
@@ -37,10 +38,10 @@ def weights_of(module):
     return [parameter.detach().clone() for parameter in module.parameters()]
 
 
-def fit(setting, attached, *, ckpt_path=None, module=None, **settings):
-    module = module or SomebodysModule(setting.compiled)
+def fit(setting, attached, *, ckpt_path=None, train=loader, **settings):
+    module = SomebodysModule(setting.compiled)
     trainer = setting.trainer(attached, **settings)
-    trainer.fit(module, loader(), loader(), ckpt_path=ckpt_path)
+    trainer.fit(module, train(), loader(), ckpt_path=ckpt_path)
     return module, trainer
 
 
@@ -100,16 +101,33 @@ class Interrupt(Callback):
 @pytest.mark.parametrize("name", TECHNIQUES)
 @pytest.mark.parametrize("accumulate", [1, 4])
 def test_resumed_is_uninterrupted_to_the_bit(name, accumulate, tmp_path):
+    """From an epoch's end, and from within one at the end of an accumulation window, with a loader that resumes."""
     setting, technique = Setting(accumulate=accumulate), TECHNIQUES[name]
 
     def run(**settings):
-        each_epoch = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1, enable_version_counter=False)
-        return weights_of(fit(setting, [technique.attach(), each_epoch], enable_checkpointing=True, **settings)[0])
+        saves = ModelCheckpoint(
+            tmp_path, "{step}", save_top_k=-1, every_n_train_steps=1, enable_version_counter=False, save_last=False
+        )
+        at_best = ModelCheckpoint(tmp_path, "best", monitor="val_loss", enable_version_counter=False)
+        attached = [technique.attach(), saves, at_best]
+        module, trainer = fit(setting, attached, train=resumable_loader, enable_checkpointing=True, **settings)
+        return weights_of(module), trainer.global_step
 
-    whole = run()
-    for epoch in range(EPOCHS - 1):
-        resumed = run(ckpt_path=tmp_path / f"epoch={epoch}.ckpt")
+    whole, steps = run()
+    within, between = steps // EPOCHS + 1, steps // EPOCHS
+    for step in (between, within):
+        (tmp_path / "start.ckpt").write_bytes((tmp_path / f"step={step}.ckpt").read_bytes())
+        resumed, _ = run(ckpt_path=tmp_path / "start.ckpt")
         assert all(torch.equal(a, b) for a, b in zip(resumed, whole, strict=True))
+
+
+@pytest.mark.parametrize("name", TECHNIQUES)
+def test_two_instances_live_side_by_side(name):
+    """The second is idle: it leaves the first what it does, in training and in checkpoints."""
+    technique = TECHNIQUES[name]
+    one, _ = fit(Setting(), [technique.attach()])
+    two, _ = fit(Setting(), [technique.attach(), technique.idle()])
+    assert all(torch.equal(a, b) for a, b in zip(weights_of(one), weights_of(two), strict=True))
 
 
 def traces(module):
