@@ -1,6 +1,7 @@
 """LightningCLI with checked links between data and model, checkpoints by name, and a summary of every fit."""
 
 import pkgutil
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -179,9 +180,5 @@ def _plain(value: Any) -> Any:
 
 
 def _resume_command() -> str:
-    words = sys.argv[:]
-    if "--ckpt_path" in words:
-        words[words.index("--ckpt_path") + 1] = "last"
-    else:
-        words += ["--ckpt_path", "last"]
-    return shlex.join(["python", *words])
+    command = shlex.join(["python", *sys.argv])
+    return re.sub(r" --ckpt_path[ =]\S+", "", command) + " --ckpt_path last"

@@ -36,8 +36,10 @@ def summarize(trainer: Trainer, model: LightningModule, data: LightningDataModul
     """
     best_path = str(getattr(trainer.checkpoint_callback, "best_model_path", ""))
     best_epoch = _epoch_of(best_path)
-    # Where processes were forked, this one's trainer has seen no epoch; the last checkpoint has.
-    epochs = trainer.current_epoch or (_epoch_of(str(Path(best_path).with_name("last.ckpt"))) or -1) + 1
+    epochs = trainer.current_epoch
+    if best_path and not epochs:  # processes were forked, and this one's trainer has seen none of their epochs
+        last_epoch = _epoch_of(str(Path(best_path).parent / "last.ckpt"))
+        epochs = 0 if last_epoch is None else last_epoch + 1
     early = trainer.should_stop and epochs != trainer.max_epochs
     log_dir = trainer.log_dir  # on every rank: they agree on it
     results = _evaluate(trainer, model, data, best_path or None) if data is not None else {}

@@ -417,6 +417,11 @@ def test_without_checkpoints_it_still_ends_well(capsys):
     assert "best epoch    unknown (no checkpoint)" in capsys.readouterr().out
 
 
+def test_no_epoch_at_all_ends_with_the_table(capsys):
+    assert run("fit", "--trainer.max_epochs", "0") == 0
+    assert "epochs run    0" in capsys.readouterr().out
+
+
 def test_fast_dev_run_writes_nothing():
     assert run("fit", "--trainer.fast_dev_run", "true") == 0
     assert not Path("runs").exists()
