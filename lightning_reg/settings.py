@@ -6,7 +6,15 @@ import pkgutil
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-__all__ = ["SettingError", "check_choice", "check_count", "check_range", "named_or_imported", "near_matches"]
+__all__ = [
+    "MonitorError",
+    "SettingError",
+    "check_choice",
+    "check_count",
+    "check_range",
+    "named_or_imported",
+    "near_matches",
+]
 
 
 class SettingError(ValueError):
@@ -14,6 +22,10 @@ class SettingError(ValueError):
 
     The command line prints the message alone; in Python it is a ``ValueError`` like any other.
     """
+
+
+class MonitorError(SettingError, RuntimeError):
+    """A metric that is watched was never logged; a ``RuntimeError`` too, as which Lightning reports it."""
 
 
 def near_matches(value: str, options: Iterable[str], *, most: int = 3) -> list[str]:

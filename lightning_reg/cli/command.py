@@ -1,11 +1,12 @@
 """LightningCLI with checked links between data and model, checkpoints by name, and a summary of every fit."""
 
+import os
 import pkgutil
 import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from inspect import signature
+from inspect import Parameter, signature
 from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -16,6 +17,7 @@ from typing_extensions import override
 # Importing them makes their short names known to the parser: --model MLP, --trainer.callbacks+=L2Penalty.
 import lightning_reg.callbacks
 import lightning_reg.transforms  # noqa: F401
+from lightning_reg.cli.interruption import InterruptBetweenBatches
 from lightning_reg.cli.parser import BriefParser
 from lightning_reg.cli.predictions import write_predictions
 from lightning_reg.cli.runs import (
@@ -83,9 +85,12 @@ class RegularizationCLI(LightningCLI):
             model = self._get(self.config, "model")
             given = (model.get("init_args") or {}).get(name)
             offered = getattr(data, name, None)
+            arguments = signature(pkgutil.resolve_name(model["class_path"])).parameters
+            default = arguments[name].default if name in arguments else None
             if offered is None:
+                if given is None and default is Parameter.empty:
+                    raise SettingError(f"model.{name} must be given, because {type(data).__name__} doesn't tell it")
                 return given
-            default = signature(pkgutil.resolve_name(model["class_path"])).parameters[name].default
             by_hand = given is not None and _plain(given) != _plain(default)
             if by_hand and _plain(given) != _plain(offered):
                 raise SettingError(
@@ -115,8 +120,12 @@ class RegularizationCLI(LightningCLI):
         callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
         if config.get("enable_checkpointing") is not False:
             best = self._get(self.config_init, "checkpoint")
+            if best.mode == "min" and re.search("acc|f1|auroc|precision|recall", str(best.monitor)):
+                raise SettingError(f"checkpoint.mode must be max to keep the best {best.monitor}, but is min")
             last = ModelCheckpoint(best.dirpath, filename="last", save_on_exception=True, enable_version_counter=False)
             callbacks = [best, last, *callbacks]  # the first is the one that Lightning reports
+        if self.subcommand == "fit":
+            callbacks.append(InterruptBetweenBatches())
         if self.subcommand != "fit":
             self.save_config_callback = None  # config.yaml says how a model was trained
         return super().instantiate_trainer(callbacks=callbacks, **kwargs)
@@ -148,7 +157,15 @@ class RegularizationCLI(LightningCLI):
         except SystemExit:
             if not self.trainer.interrupted:
                 raise
-            print(f"\nInterrupted. To go on:\n  {_resume_command()}")
+            saved = [
+                callback.best_model_path
+                for callback in self.trainer.checkpoint_callbacks
+                if isinstance(callback, ModelCheckpoint) and callback.filename == "last"
+            ]
+            if any(saved):
+                print(f"\nInterrupted. To go on:\n  {_resume_command(saved[0])}")
+            else:
+                print("\nInterrupted, before there was anything to save.")
             raise SystemExit(130) from None  # what a shell expects of an interrupted program
 
     def after_fit(self) -> None:
@@ -179,6 +196,7 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, (list, tuple)) else value
 
 
-def _resume_command() -> str:
-    command = shlex.join(["python", *sys.argv])
-    return re.sub(r" --ckpt_path[ =]\S+", "", command) + " --ckpt_path last"
+def _resume_command(checkpoint: str) -> str:
+    path = os.path.relpath(checkpoint)
+    command = re.sub(r" --ckpt_path[ =]\S+", "", shlex.join(["python", *sys.argv]))
+    return f"{command} --ckpt_path {shlex.quote(path)}"

@@ -23,11 +23,6 @@ def main(args: Sequence[str] | None = None) -> int:
 
         print(overview())
         return 0
-    # Imported late, so that the overview appears at once.
-    from lightning.pytorch.utilities.exceptions import MisconfigurationException
-
-    from lightning_reg.cli.command import RegularizationCLI
-
     # Our loader fetches a whole batch by one index operation; worker processes would only slow it down.
     warnings.filterwarnings("ignore", message=".*does not have many workers")
     # A resumed run writes where it wrote before.
@@ -35,8 +30,16 @@ def main(args: Sequence[str] | None = None) -> int:
     # Lightning still calls torch's old pytree name on newer torch.
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", category=FutureWarning)
     try:
+        # Imported late, so that the overview appears at once and Ctrl-C is quiet from the start.
+        from lightning_reg.cli.command import RegularizationCLI
+
         RegularizationCLI(args)
+    except KeyboardInterrupt:
+        print("\nInterrupted.", file=sys.stderr)
+        return 130
     except Exception as error:
+        from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
         foreseen = _first_in_chain(error, (SettingError, MisconfigurationException))
         if foreseen is None:
             raise

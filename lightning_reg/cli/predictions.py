@@ -24,7 +24,7 @@ def write_predictions(trainer: Trainer, datamodule: LightningDataModule | None, 
     Raises:
         SettingError: If the model predicts something else.
     """
-    if not batches or not all(isinstance(batch, torch.Tensor) and batch.ndim == 2 for batch in batches):
+    if not batches or not all(_are_probabilities(batch) for batch in batches):
         raise SettingError("predict writes class probabilities (batch, classes), but the model returns something else")
     confidences, classes = torch.cat(batches).max(1)
     names: list[str] = [str(index) for index in range(len(classes))]
@@ -39,3 +39,10 @@ def write_predictions(trainer: Trainer, datamodule: LightningDataModule | None, 
         for name, index, confidence in zip(names, classes.tolist(), confidences.tolist(), strict=True):
             writer.writerow([name, labels[index] if labels else index, f"{confidence:.6f}"])
     print(f"{len(classes):,} predictions in {folder / 'predictions.csv'}")
+
+
+def _are_probabilities(batch: Any) -> bool:
+    if not isinstance(batch, torch.Tensor) or batch.ndim != 2:
+        return False
+    # Of a precision of 16 bits at the least: 2⁻⁸ of 1.
+    return bool((batch >= 0).all() and ((batch.float().sum(1) - 1).abs() < 2**-7).all())

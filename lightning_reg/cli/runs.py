@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_reg.settings import SettingError
@@ -134,8 +134,9 @@ def continue_run(trainer: Trainer, ckpt_path: str) -> None:
     """
     run = Path(ckpt_path).absolute().parent.parent
     for logger in trainer.loggers:
-        if isinstance(logger, (TensorBoardLogger, CSVLogger)) and Path(logger.root_dir).absolute() == run.parent:
-            logger._version = run.name  # the loggers take it in their constructors only
+        # Not a CSVLogger: it would delete the curves that are there.
+        if isinstance(logger, TensorBoardLogger) and Path(logger.root_dir).absolute() == run.parent:
+            logger._version = run.name  # it takes it in its constructor only
 
 
 def check_readable(path: str) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -47,14 +48,21 @@ def summarize(trainer: Trainer, model: LightningModule, data: LightningDataModul
         rows = [
             ("epochs run", f"{epochs}{', stopped early' if early else ''}"),
             ("best epoch", "unknown (no checkpoint)" if best_epoch is None else f"{best_epoch}, counted from 0"),
-            ("logs", str(log_dir or "none")),
+            ("logs", str(log_dir) if log_dir and trainer.loggers else "none"),
             ("checkpoint", str(_relative(best_path)) if best_path else "none"),
         ]
-        if log_dir:
+        reasons = [getattr(callback, "stopping_reason_message", None) for callback in _callbacks(trainer)]
+        rows[1:1] = [("stopped by", reason.replace(" Signaling Trainer to stop.", "")) for reason in reasons if reason]
+        if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
             rows.append(("TensorBoard", f"tensorboard --logdir {_relative(run_folders(trainer))}"))
         print("\n" + "\n".join([*metric_lines(results), "", *(f"{name:<14}{value}" for name, value in rows)]))
     final = {f"final/{split}_{name}": value for split, metrics in results.items() for name, value in metrics.items()}
     log_final_metrics(trainer, model, data, final)
+
+
+def _callbacks(trainer: Trainer) -> list[Callback]:
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set outside the class
+    return callbacks
 
 
 def _epoch_of(path: str) -> int | None:

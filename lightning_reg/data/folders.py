@@ -14,14 +14,12 @@ from lightning_reg.settings import SettingError, check_count
 
 __all__ = ["PictureFolder"]
 
-_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
-
 
 @dataclass(frozen=True)
 class PictureFolder:
     """A folder with ``train/`` and perhaps ``val/`` and ``test/``, each with a folder a class.
 
-    All pictures are read into memory once, as RGB: N · 3 · H · W bytes.
+    All pictures are read into memory once, as RGB: N · 3 · H · W bytes. What is transparent becomes white.
 
     Args:
         root: The folder.
@@ -106,17 +104,18 @@ class PictureFolder:
         unknown = sorted(set(_folders(folder)) - set(self.classes))
         if unknown:
             raise SettingError(f"{str(folder)!r} has a class {unknown[0]!r} that 'train' doesn't have")
+        endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
         files = [
             (path, label)
             for label, name in enumerate(self.classes)
             for path in sorted((folder / name).rglob("*"))
-            if path.suffix.lower() in _ENDINGS
+            if path.suffix.lower() in endings and not path.name.startswith(".")
         ]
         present = {label for _, label in files}
         empty = [name for label, name in enumerate(self.classes) if label not in present]
         if not files or (split == "train" and empty):
             where = folder / empty[0] if files else folder
-            raise SettingError(f"{str(where)!r} has no pictures ({', '.join(sorted(_ENDINGS))})")
+            raise SettingError(f"{str(where)!r} has no pictures, of any format that Pillow reads")
         return files
 
     def _read(self, path: Path) -> Tensor:
@@ -127,8 +126,12 @@ class PictureFolder:
                     image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
                 elif image.mode in ("I", "F"):
                     raise ValueError(f"its pixels are 32-bit numbers (mode {image.mode}) of unknown range")
+                if image.has_transparency_data:  # else what shines through would be whatever lies below, often black
+                    image = image.convert("RGBA")
+                    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
                 image = image.convert("RGB")
-        except (OSError, SyntaxError, ValueError) as error:  # Pillow calls a broken PNG a syntax error
+        # Pillow calls a broken PNG a syntax error, and a picture too large to be meant a bomb.
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise SettingError(f"{path} can't be read as a picture: {error}") from error
         if self.image_size is not None:
             image = ImageOps.fit(image, (self.image_size, self.image_size), Image.Resampling.BILINEAR)

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from typing_extensions import override
@@ -278,16 +278,31 @@ class ImageData(LightningDataModule):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        if self._mean_and_std is None:
-            return {}
-        return {"mean": self._mean_and_std[0].tolist(), "std": self._mean_and_std[1].tolist()}
+        state: dict[str, Any] = {"classes": list(self.classes), "split": self._split_settings()}
+        if self._mean_and_std is not None:
+            state |= {"mean": self._mean_and_std[0].tolist(), "std": self._mean_and_std[1].tolist()}
+        return state
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if state_dict["classes"] != list(self.classes):
+            raise SettingError(
+                f"dataset must have the checkpoint's classes, {', '.join(state_dict['classes'][:10])}, but has "
+                f"{', '.join(self.classes[:10])}"
+            )
+        for name, value in self._split_settings().items():
+            if state_dict["split"][name] != value:
+                rank_zero_warn(
+                    f"The checkpoint was trained with {name} {state_dict['split'][name]}, not {value}: among the "
+                    "pictures held out now may be some that it was trained on"
+                )
         # A model belongs with the constants that it was trained with, whatever is measured today.
-        if state_dict and self.normalization != "none":
+        if "mean" in state_dict and self.normalization != "none":
             self._mean_and_std = torch.tensor(state_dict["mean"]), torch.tensor(state_dict["std"])
             self._say_constants("of the checkpoint", *self._mean_and_std)
+
+    def _split_settings(self) -> dict[str, Any]:
+        return {"dataset": self.dataset, "val_size": self.val_size, "seed": self.seed}
 
     def _say_constants(self, origin: str, mean: Tensor, std: Tensor) -> None:
         numbers = [", ".join(f"{value:.4f}" for value in values.tolist()) for values in (mean, std)]

@@ -84,6 +84,12 @@ def _load_idx(name: str, root: Path) -> tuple[Pictures, Pictures]:
     if missing:
         raise SettingError(f"root {str(root)!r} has no {missing[0]} of {name}: {_idx_remedy(name, root)}")
     parts = [_read_idx(path) for file in _IDX_FILES if (path := _find_idx(name, root, file))]
+    for images, labels, file in ((parts[0], parts[1], _IDX_FILES[0]), (parts[2], parts[3], _IDX_FILES[2])):
+        if images.shape != (len(labels), 28, 28):
+            raise SettingError(
+                f"root {str(root)!r} must have as many labels as pictures of 28×28, but {file} is "
+                f"{tuple(images.shape)} and there are {len(labels)} labels"
+            )
     return Pictures(parts[0].unsqueeze(1), parts[1].long()), Pictures(parts[2].unsqueeze(1), parts[3].long())
 
 

@@ -7,7 +7,32 @@ from torch import nn
 
 from lightning_reg.settings import SettingError
 
-__all__ = ["check_fits"]
+__all__ = ["check_fits", "check_same_structure"]
+
+_STRUCTURE = ("activation", "norm", "hidden_sizes", "channels", "layers_per_stage")
+
+
+def check_same_structure(saved: Mapping[str, Any], present: Mapping[str, Any]) -> None:
+    """Raises if a checkpoint's network computes something else than the model, though the weights' shapes may fit.
+
+    Args:
+        saved: The checkpoint's hyperparameters.
+        present: The model's.
+
+    Raises:
+        SettingError: With the first that differs.
+
+    >>> check_same_structure({"activation": "tanh"}, {"activation": "relu"})
+    Traceback (most recent call last):
+    lightning_reg.settings.SettingError: model.activation must be 'tanh', as in the checkpoint, but is 'relu'
+    """
+    for name in _STRUCTURE:
+        if name in saved and name in present and _as_list(saved[name]) != _as_list(present[name]):
+            raise SettingError(f"model.{name} must be {saved[name]!r}, as in the checkpoint, but is {present[name]!r}")
+
+
+def _as_list(value: Any) -> Any:
+    return list(value) if isinstance(value, (list, tuple)) else value
 
 
 def check_fits(state: Mapping[str, Any], module: nn.Module) -> None:

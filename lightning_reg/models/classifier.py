@@ -15,7 +15,7 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 from typing_extensions import override
 
-from lightning_reg.models.checkpoints import check_fits
+from lightning_reg.models.checkpoints import check_fits, check_same_structure
 from lightning_reg.optim import weight_decay_groups
 from lightning_reg.settings import SettingError, check_count, check_range
 
@@ -202,4 +202,5 @@ class Classifier(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # Only under a trainer: load_from_checkpoint knows by itself whether it is to be strict.
         if self._trainer is not None and self.strict_loading:
+            check_same_structure(checkpoint.get("hyper_parameters", {}), self.hparams)
             check_fits(checkpoint["state_dict"], self)

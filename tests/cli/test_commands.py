@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -131,7 +132,7 @@ def test_checkpoint_loads_in_python_as_it_was_configured(trained):
 def test_command_line_wins_over_the_checkpoint(trained, capsys):
     assert run("fit", "--ckpt_path", "last", "--model.hidden_sizes", "[32]") == 2
     error = capsys.readouterr().err
-    assert "error: the checkpoint doesn't fit the model: 'network.1.weight' is (256, 64) in the checkpoint" in error
+    assert "error: model.hidden_sizes must be [256, 128], as in the checkpoint, but is [32]" in error
 
 
 def test_print_config_is_complete(capsys):
@@ -221,6 +222,7 @@ BAD = [
     ("--model.activation math.pi", "activation must be one of .*, but 'math.pi' is a float"),
     ("--model.optimizer LBFGS", "optimizer must take parameter groups"),
     ("--model.optimizer Rprop", "weight_decay must be left out with Rprop, which has none, but is 0.01"),
+    ("--checkpoint.monitor val/accuracy", "checkpoint.mode must be max to keep the best val/accuracy, but is min"),
     ("--ckpt_path nowhere.ckpt", "ckpt_path must be best, last or a file that exists, but is 'nowhere.ckpt'"),
     ("--ckpt_path file", "ckpt_path 'file' is not a Lightning checkpoint"),
     ("--ckpt_path last", "ckpt_path is 'last', but no run under 'runs/digits_mlp' has (a )?last.ckpt"),
@@ -257,6 +259,91 @@ def test_refused_resume_leaves_the_run_as_it_was(trained, capsys):
     before = sorted(Path("runs").rglob("*"))
     assert run("fit", "--ckpt_path", "last", "--model.hidden_sizes", "[32]") == 2
     assert sorted(Path("runs").rglob("*")) == before
+
+
+def test_other_structure_than_the_checkpoints_is_refused_even_if_the_shapes_fit(trained, capsys):
+    assert run("test", "--ckpt_path", "best", "--model.activation", "tanh") == 2
+    error = capsys.readouterr().err
+    assert "error: model.activation must be 'relu', as in the checkpoint, but is 'tanh'" in error
+
+
+def test_other_split_than_the_checkpoints_is_noticed(trained):
+    with pytest.warns(UserWarning, match="trained with seed 0, not 3: among the pictures held out now"):
+        assert run("validate", "--ckpt_path", "best", "--data.seed", "3") == 0
+
+
+def test_other_classes_than_the_checkpoints_are_refused(picture_folder, capsys):
+    root = picture_folder(("train", "test"), classes=3)
+    config = str(REPOSITORY / "configs" / "image_folder_cnn.yaml")
+    options = ["--data.root", str(root), "--data.image_size", "8"]
+    assert run("fit", *options, config=config) == 0
+    for split in ("train", "test"):
+        (root / split / "class_0").rename(root / split / "zebra")
+    assert run("test", *options, "--ckpt_path", "best", config=config) == 2
+    assert "must have the checkpoint's classes, class_0, class_1, class_2, but has" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_curves_of_a_csv_file_are_kept(capsys):
+    logger = ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "csv", "--trainer.logger.name", "run"]
+    assert run("fit", *logger) == 0
+    curves = Path("csv/run/version_0/metrics.csv").read_text()
+    assert "tensorboard" not in capsys.readouterr().out
+    assert run("test", *logger, "--ckpt_path", "best") == 0
+    assert Path("csv/run/version_0/metrics.csv").read_text() == curves
+
+
+def test_divergence_is_said(capsys):
+    assert run("fit", "--model.optimizer", "SGD", "--model.optimizer.lr", "1e30") == 0
+    assert "stopped by    Monitored metric val/loss = nan is not finite." in capsys.readouterr().out
+
+
+def test_metric_that_is_never_logged_is_named(capsys):
+    assert run("fit", "--trainer.callbacks.monitor", "val/los") == 2
+    assert "error: Early stopping conditioned on metric `val/los` which is not available" in capsys.readouterr().err
+
+
+@pytest.fixture
+def sigint(monkeypatch):
+    """SIGINT as a terminal's user has it, whatever this process was started with; and pytest lives on."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Lightning ignores it while it shuts down, for good.
+    deaf = SimpleNamespace(signal=lambda *_: None, SIGINT=signal.SIGINT, SIG_IGN=signal.SIG_IGN)
+    monkeypatch.setattr("lightning.pytorch.trainer.call.signal", deaf)
+    yield lambda: signal.raise_signal(signal.SIGINT)
+    signal.signal(signal.SIGINT, previous)
+
+
+def test_interruption_before_anything_was_saved_advises_nothing(monkeypatch, capsys, sigint):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lightning_reg.callbacks.BestWeightsEarlyStopping.on_train_start", interrupt)
+    with pytest.raises(SystemExit) as exit_status:
+        run("fit")
+    assert exit_status.value.code == 130
+    assert "Interrupted, before there was anything to save." in capsys.readouterr().out
+
+
+def test_interruption_within_a_step_resumes_to_the_bit(monkeypatch, sigint):
+    """SIGINT between the backward pass and the optimizer's step: the worst moment."""
+    exact = ["--model.drop_prob", "0", "--trainer.callbacks", "null", "--trainer.max_epochs", "3"]
+    asked = []
+
+    def interrupt(self, trainer, pl_module, optimizer):
+        if trainer.global_step == 6 and not asked:
+            asked.append(sigint())
+
+    assert run("fit", *exact) == 0
+    monkeypatch.setattr(Callback, "on_before_optimizer_step", interrupt)
+    with pytest.raises(SystemExit):
+        run("fit", *exact)
+    assert run("fit", *exact, "--ckpt_path", "last") == 0
+    whole, resumed = (
+        torch.load(f"runs/digits_mlp/version_{index}/checkpoints/last.ckpt", weights_only=True) for index in (0, 1)
+    )
+    assert whole["global_step"] == resumed["global_step"] == 12
+    assert all(torch.equal(value, resumed["state_dict"][name]) for name, value in whole["state_dict"].items())
 
 
 def test_other_settings_of_the_optimizer_on_resume_are_noticed(trained):
@@ -315,6 +402,8 @@ class Theirs(LightningModule):
         return self.layer(batch[0]).square().mean()
     def validation_step(self, batch, batch_idx):
         self.log("val_error", self.layer(batch[0]).square().mean())
+    def predict_step(self, batch, batch_idx):
+        return self.layer(batch[0])
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
@@ -323,6 +412,8 @@ class TheirData(LightningDataModule):
     def train_dataloader(self):
         return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.randn(8, 4)), batch_size=4)
     def val_dataloader(self):
+        return self.train_dataloader()
+    def predict_dataloader(self):
         return self.train_dataloader()
 """
 
@@ -347,6 +438,16 @@ def test_foreign_module_and_data_train_and_are_measured_as_far_as_they_go(foreig
     assert main([*foreign, "--trainer.callbacks+=L2Penalty", "--trainer.callbacks.weight=1e-3"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert any(re.fullmatch(r"error +\d\.\d{4}", line) for line in lines)
+
+
+def test_argument_that_foreign_data_does_not_tell_is_asked_for(foreign, capsys):
+    assert main([*foreign, "--model", "MLP"]) == 2
+    assert "model.input_shape must be given, because TheirData doesn't tell it" in capsys.readouterr().err
+
+
+def test_predictions_that_are_no_probabilities_are_refused(foreign, capsys):
+    assert main(["predict", *foreign[1:]]) == 2
+    assert "predict writes class probabilities" in capsys.readouterr().err
 
 
 def test_default_of_a_foreign_module_is_not_given_by_hand(foreign, capsys):
@@ -430,7 +531,9 @@ def test_fast_dev_run_writes_nothing():
 @pytest.mark.slow
 def test_interrupted_run_leaves_a_checkpoint_and_goes_on():
     quiet = ["--trainer.callbacks", "null", "--trainer.enable_progress_bar", "false"]
-    command = [sys.executable, str(REPOSITORY / "train.py"), "fit", "--config", MLP_CONFIG, *quiet]
+    # A job in the background is started with SIGINT ignored, and what it starts inherits that.
+    start = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); import lightning_reg.cli as cli"
+    command = [sys.executable, "-c", f"{start}; raise SystemExit(cli.main())", "fit", "--config", MLP_CONFIG, *quiet]
     command += ["--trainer.max_epochs", "100000"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     last = Path("runs/digits_mlp/version_0/checkpoints/last.ckpt")
@@ -438,9 +541,12 @@ def test_interrupted_run_leaves_a_checkpoint_and_goes_on():
     while not last.exists() and time.monotonic() < deadline:
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    try:
+        output, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130
-    assert "--ckpt_path last" in output.splitlines()[-1]
+    assert output.splitlines()[-1].endswith(f"--ckpt_path {last}")
     step = torch.load(last, weights_only=True)["global_step"]
     assert step > 0
     epochs = str(torch.load(last, weights_only=True)["epoch"] + 2)

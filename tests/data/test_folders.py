@@ -37,6 +37,23 @@ def test_pictures_of_sixteen_bits_are_scaled_to_eight(picture_folder):
     assert PictureFolder(root).load()[0].images[1, 0].tolist() == (pixels // 257).tolist()
 
 
+def test_what_is_transparent_becomes_white(picture_folder):
+    root = picture_folder(count=1)
+    picture = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    picture.putpixel((0, 0), (10, 20, 30, 255))
+    picture.save(root / "train" / "class_0" / "alpha.png")
+    loaded = PictureFolder(root).load()[0].images[1]
+    assert loaded[:, 0, 0].tolist() == [10, 20, 30]
+    assert (loaded[:, 1:] == 255).all()
+
+
+@pytest.mark.parametrize("ending", ["JPG", "jfif", "webp", "bmp", "ppm"])
+def test_any_format_that_pillow_reads_counts(picture_folder, ending):
+    root = picture_folder(count=1)
+    Image.new("RGB", (8, 8)).save(root / "train" / "class_0" / f"more.{ending}")
+    assert len(PictureFolder(root).load()[0].labels) == 3
+
+
 def test_pictures_of_floats_are_refused(picture_folder):
     root = picture_folder(count=1)
     Image.fromarray(np.zeros((8, 8), dtype=np.float32)).save(root / "train" / "class_0" / "float.tiff")
@@ -48,6 +65,7 @@ def test_hidden_and_other_files_are_passed_over(picture_folder):
     root = picture_folder()
     (root / "train" / ".cache").mkdir()
     (root / "train" / "class_0" / "notes.txt").write_text("no picture")
+    (root / "train" / "class_0" / "._00.png").write_bytes(b"what some systems leave beside pictures")
     assert len(PictureFolder(root).load()[0].labels) == 24
 
 

@@ -128,6 +128,13 @@ def test_broken_idx_file_is_named(tmp_path):
         SOURCES["mnist"].load(tmp_path)
 
 
+def test_labels_of_another_number_are_refused(tmp_path):
+    write_mnist(tmp_path)
+    write_idx(tmp_path / "train-labels-idx1-ubyte", np.arange(29), compressed=False)
+    with pytest.raises(SettingError, match=r"as many labels as pictures.* is \(30, 28, 28\) and there are 29 labels"):
+        SOURCES["mnist"].load(tmp_path)
+
+
 def test_cifar_is_read_through_torchvision(tmp_path, monkeypatch):
     class Fake:
         def __init__(self, root, train):

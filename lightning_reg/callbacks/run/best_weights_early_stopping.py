@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_reg.settings import SettingError
+from lightning_reg.settings import MonitorError, SettingError
 
 __all__ = ["BestWeightsEarlyStopping"]
 
@@ -112,7 +112,12 @@ class BestWeightsEarlyStopping(EarlyStopping):
 
     @override
     def _run_early_stopping_check(self, trainer: Trainer) -> None:
-        super()._run_early_stopping_check(trainer)
+        try:
+            super()._run_early_stopping_check(trainer)
+        except RuntimeError as error:
+            if "is not available" in str(error):
+                raise MonitorError(str(error)) from error
+            raise
         value = trainer.callback_metrics.get(self.monitor)
         if value is None or trainer.fast_dev_run:  # type: ignore[attr-defined]  # set outside the class
             return
