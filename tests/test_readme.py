@@ -21,7 +21,9 @@ COMMANDS = [
 
 @pytest.mark.parametrize("code", [block for language, block in BLOCKS if language == "python"])
 def test_python_runs(code):
-    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+    names = {"__name__": "readme"}
+    exec(compile(code, "README.md", "exec"), names)
+    assert names["trainer"].state.finished
 
 
 def test_commands_parse(monkeypatch, picture_folder):

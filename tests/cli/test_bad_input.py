@@ -1,0 +1,142 @@
+"""Bad input ends with one clear sentence, and nothing half-written stays."""
+
+import re
+from pathlib import Path
+
+import pytest
+from lightning.pytorch import Callback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from tests.cli.helpers import folders, run
+from tests.conftest import REPOSITORY
+
+BAD = [
+    ("--data.dataset digitz", "dataset must be one of digits, .*did you mean 'digits'"),
+    ("--model.norm bach", "norm must be one of .*did you mean 'batch'"),
+    ("--model.activation rellu", "activation must be one of .*did you mean 'relu'"),
+    ("--model.init zeroes", "init must be one of .*did you mean 'zeros'"),
+    ("--model.drop_prob 1.0", r"drop_prob must be in \[0, 1\), but is 1.0"),
+    ("--model.num_classes 7", "model.num_classes must be 10, as the data has it, or be left out, but is 7"),
+    ("--model.input_shape [3,8,8]", r"model.input_shape must be \[1, 8, 8\], as the data has it"),
+    ("--data.batch_size 0", "batch_size must be a whole number of at least 1, but is 0"),
+    ("--data.val_size 5", "val_size must leave at least one sample of every class"),
+    ("--data.train_size 5000", r"train_size must be in \[1, 1222\], the number of samples there are, but is 5000"),
+    ("--data.dataset image_folder --data.root nowhere", "root must be a folder that exists, but is 'nowhere'"),
+    (
+        "--data.dataset mnist --data.root empty --data.download false",
+        "root 'empty' has no train-images-idx3-ubyte of MNIST: put ",
+    ),
+    ("--data.mix Mixup --data.mix.alpha -1", r"alpha must be in \(0, ∞\), but is -1"),
+    ("--trainer.callbacks+=L2Penalty --trainer.callbacks.weight=-1", r"weight must be in \[0, ∞\), but is -1"),
+    (
+        "--trainer.callbacks+=L2Penalty --trainer.callbacks.weight=1 --trainer.callbacks.include=[foo*]",
+        r"include pattern 'foo\*' matches no parameter",
+    ),
+    (
+        "--trainer.logger.save_dir file/runs",
+        "save_dir must be a folder that can be written, but is 'file/runs/.*Not a directory",
+    ),
+    ("--checkpoint.dirpath /proc/kept", "checkpoint.dirpath must be a folder that can be written, but is '/proc/kept'"),
+    ("--data.batch_size 1", "batch_size must leave at least 2 samples in every training batch"),
+    ("--data.seed=-1", "seed must be a whole number of at least 0, but is -1"),
+    ("--model.norm math.sqrt", r"norm must make a module, but sqrt\(256\) returns a float"),
+    ("--model.activation math.pi", "activation must be one of .*, but 'math.pi' is a float"),
+    ("--model.optimizer LBFGS", "optimizer must take parameter groups"),
+    ("--model.optimizer Rprop", "weight_decay must be left out with Rprop, which has none, but is 0.01"),
+    ("--checkpoint.monitor val/accuracy", "checkpoint.mode must be max to keep the best val/accuracy, but is min"),
+    ("--ckpt_path nowhere.ckpt", "ckpt_path must be best, last or a file that exists, but is 'nowhere.ckpt'"),
+    ("--ckpt_path file", "ckpt_path 'file' is not a Lightning checkpoint"),
+    ("--ckpt_path last", "ckpt_path is 'last', but no run under 'runs/digits_mlp' has (a )?last.ckpt"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), BAD, ids=[options for options, _ in BAD])
+def test_bad_input_ends_with_one_sentence_and_nothing_half_written(options, message, capsys):
+    Path("file").write_text("no checkpoint, and no folder")
+    assert run("fit", *options.split()) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert re.match(rf"error: .*{message}", last)
+    assert [path.name for path in Path().iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("command", ["test", "predict", "validate"])
+def test_random_weights_are_not_measured(command, capsys):
+    assert run(command) == 2
+    assert f"error: ckpt_path must be best, last or a file for {command}" in capsys.readouterr().err
+    assert folders() == []
+
+
+def test_test_part_that_does_not_exist_is_named_and_nothing_is_written(picture_folder, capsys):
+    config = str(REPOSITORY / "configs" / "image_folder_cnn.yaml")
+    options = ["--data.root", str(picture_folder(classes=3)), "--data.image_size", "8"]
+    assert run("fit", *options, config=config) == 0
+    before = sorted(Path("runs").rglob("*"))
+    assert run("test", *options, "--ckpt_path", "best", config=config) == 2
+    assert "must have a folder 'test' for this, but has none" in capsys.readouterr().err
+    assert sorted(Path("runs").rglob("*")) == before
+
+
+def test_refused_resume_leaves_the_run_as_it_was(trained, capsys):
+    before = sorted(Path("runs").rglob("*"))
+    assert run("fit", "--ckpt_path", "last", "--model.hidden_sizes", "[32]") == 2
+    assert sorted(Path("runs").rglob("*")) == before
+
+
+def test_broken_picture_is_named_before_anything_is_written(picture_folder, capsys):
+    root = picture_folder(("train", "test"))
+    (root / "test" / "class_1" / "05.png").write_bytes(b"no picture")
+    config = str(REPOSITORY / "configs" / "image_folder_cnn.yaml")
+    assert run("fit", "--data.root", str(root), config=config) == 2
+    assert "test/class_1/05.png can't be read as a picture" in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
+def test_unforeseen_errors_keep_their_traceback(monkeypatch):
+    class Faulty(Callback):
+        def on_train_start(self, trainer, pl_module):
+            raise ZeroDivisionError
+
+    monkeypatch.setattr("lightning_reg.callbacks.L2Penalty.on_fit_start", Faulty.on_train_start)
+    with pytest.raises(ZeroDivisionError):
+        run("fit", "--trainer.callbacks+=L2Penalty", "--trainer.callbacks.weight=1e-4")
+
+
+def test_what_lightning_refuses_is_one_sentence_too(monkeypatch, capsys):
+    def refuse(*_):
+        raise MisconfigurationException("no such device")
+
+    monkeypatch.setattr("lightning_reg.callbacks.L2Penalty.on_fit_start", refuse)
+    assert run("fit", "--trainer.callbacks+=L2Penalty", "--trainer.callbacks.weight=1e-4") == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "error: no such device"
+
+
+def test_error_that_follows_a_handled_one_keeps_its_traceback(monkeypatch):
+    def handles(*_):
+        try:
+            raise MisconfigurationException("harmless")
+        except MisconfigurationException:
+            raise KeyError("the real one")  # noqa: B904
+
+    monkeypatch.setattr("lightning_reg.callbacks.L2Penalty.on_fit_start", handles)
+    with pytest.raises(KeyError, match="the real one"):
+        run("fit", "--trainer.callbacks+=L2Penalty", "--trainer.callbacks.weight=1e-4")
+
+
+def test_metric_that_is_never_logged_is_named(capsys):
+    assert run("fit", "--trainer.callbacks.monitor", "val/los") == 2
+    assert "error: Early stopping conditioned on metric `val/los` which is not available" in capsys.readouterr().err
+
+
+def test_error_of_the_parser_is_not_a_wall(capsys):
+    with pytest.raises(SystemExit) as exit_status:
+        run("fit", "--model.hiden_sizes", "[3]")
+    assert exit_status.value.code == 2
+    error = capsys.readouterr().err
+    assert "hiden_sizes" in error
+    assert len(error.splitlines()) < 15
+
+
+def test_prediction_by_several_devices_is_refused(trained, capsys):
+    devices = ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp_fork"]
+    assert run("predict", "--ckpt_path", "best", *devices) == 2
+    assert "error: trainer.devices must be 1 for predict, but there are 2" in capsys.readouterr().err
