@@ -143,9 +143,12 @@ def test_checkpoint_loads_without_trusting_code(tmp_path, settings):
 def test_checkpoint_of_another_model_is_refused_in_one_sentence(tmp_path):
     trainer = fit(mlp(), loader(*samples()))
     trainer.save_checkpoint(tmp_path / "model.ckpt")
-    message = r"'network.1.weight' is \(16, 64\) in the checkpoint and \(8, 64\) in the model \(and 2 more\)"
+    path = tmp_path / "model.ckpt"
+    message = r"'network.3.weight' is \(3, 16\) in the checkpoint and \(4, 16\) in the model \(and 1 more\)"
     with pytest.raises(SettingError, match=message):
-        quiet_trainer().test(mlp(hidden_sizes=[8]), loader(*samples()), ckpt_path=tmp_path / "model.ckpt")
+        quiet_trainer().test(mlp(num_classes=4), loader(*samples()), ckpt_path=path)
+    with pytest.raises(SettingError, match=r"model.hidden_sizes must be \[16\], as in the checkpoint, but is \[8\]"):
+        quiet_trainer().test(mlp(hidden_sizes=[8]), loader(*samples()), ckpt_path=path)
 
 
 def test_entries_that_only_one_side_has_are_named():
