@@ -42,6 +42,8 @@ def summarize(trainer: Trainer, model: LightningModule, data: LightningDataModul
         last_epoch = _epoch_of(str(Path(best_path).parent / "last.ckpt"))
         epochs = 0 if last_epoch is None else last_epoch + 1
     early = trainer.should_stop and epochs != trainer.max_epochs
+    # Before the best checkpoint is loaded, and the callbacks' state of then with it.
+    reasons = [getattr(callback, "stopping_reason_message", None) for callback in _callbacks(trainer)]
     log_dir = trainer.log_dir  # on every rank: they agree on it
     results = _evaluate(trainer, model, data, best_path or None) if data is not None else {}
     if trainer.is_global_zero:
@@ -51,7 +53,6 @@ def summarize(trainer: Trainer, model: LightningModule, data: LightningDataModul
             ("logs", str(log_dir) if log_dir and trainer.loggers else "none"),
             ("checkpoint", str(_relative(best_path)) if best_path else "none"),
         ]
-        reasons = [getattr(callback, "stopping_reason_message", None) for callback in _callbacks(trainer)]
         rows[1:1] = [("stopped by", reason.replace(" Signaling Trainer to stop.", "")) for reason in reasons if reason]
         if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
             rows.append(("TensorBoard", f"tensorboard --logdir {_relative(run_folders(trainer))}"))

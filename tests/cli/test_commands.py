@@ -129,7 +129,9 @@ def test_limited_predictions_are_written(trained, capsys):
 
 def test_early_stop_is_said_also_without_a_limit_of_epochs(capsys):
     assert run("fit", "--trainer.max_epochs=-1", "--trainer.callbacks.patience=0") == 0
-    assert ", stopped early" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert ", stopped early" in printed
+    assert "stopped by    Monitored metric val/loss did not improve in the last" in printed
 
 
 def test_finished_run_is_not_called_stopped(trained):
