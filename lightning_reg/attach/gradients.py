@@ -38,7 +38,8 @@ class AccumulationWindow:
                 handed gradients that still carry the scale, so the penalty has to carry it too.
 
         Returns:
-            A float, or a scalar tensor on the scaler's device where a scale comes in: no transfer to the host.
+            A float, 0 where there was no backward pass; or a scalar tensor on the optimizer's device where a scale
+            comes in: no transfer to the host.
         """
         factor = 1.0
         if trainer.lightning_module.automatic_optimization:
@@ -46,7 +47,7 @@ class AccumulationWindow:
         self._passes = 0
         plugin = trainer.precision_plugin
         scaler = plugin.scaler if isinstance(plugin, MixedPrecision) else None
-        if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+        if factor and scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
             device = optimizer.param_groups[0]["params"][0].device
             scaled: Tensor = scaler.scale(torch.full((), factor, device=device))
             return scaled

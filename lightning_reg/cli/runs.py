@@ -84,9 +84,13 @@ def nothing_half_written(trainer: Trainer) -> Iterator[None]:
         yield
     except (SettingError, MisconfigurationException):
         written = [] if folder is None else sorted(set(folder.rglob("*")) - before, reverse=True)
-        if folder is not None and not any(path.suffix == ".ckpt" for path in written):
-            for path in written:
-                path.rmdir() if path.is_dir() else path.unlink()
+        saved = any(path.suffix == ".ckpt" for path in written)
+        if folder is not None and trainer.is_global_zero and not saved:
+            for path in written:  # what lies in a folder comes before it
+                if path.is_dir():
+                    path.rmdir()
+                else:
+                    path.unlink()
             while folder != parent and folder.exists() and not any(folder.iterdir()):
                 folder.rmdir()
                 folder = folder.parent
@@ -151,6 +155,7 @@ def check_readable(path: str) -> None:
     if not Path(path).is_file():  # an address; Lightning fetches it
         return
     try:
-        torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+        # As Lightning will load it; other people's hyperparameters may be more than plain values.
+        torch.load(path, map_location="cpu", weights_only=False, mmap=True)["state_dict"]
     except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError) as error:
         raise SettingError(f"ckpt_path {path!r} is not a Lightning checkpoint") from error

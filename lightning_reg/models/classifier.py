@@ -157,10 +157,10 @@ class Classifier(LightningModule):
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self._make_optimizer()
+        scheduler = self._lr_scheduler(optimizer) if self._lr_scheduler else None
         self._configured = [dict(group, params=()) for group in optimizer.param_groups]
-        if self._lr_scheduler is None:
+        if scheduler is None:
             return optimizer
-        scheduler = self._lr_scheduler(optimizer)
         if isinstance(scheduler, ReduceLROnPlateau):
             monitor = getattr(scheduler, "monitor", "val/loss")  # Lightning's subclass brings one, torch's doesn't
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": monitor}}
@@ -188,13 +188,14 @@ class Classifier(LightningModule):
         optimizer = self.optimizers(use_pl_optimizer=False)
         if self.trainer.ckpt_path is None or not isinstance(optimizer, torch.optim.Optimizer):
             return
+        # A scheduler moves the rate, so what it started from is compared; one that keeps no record of that isn't.
+        rate = "lr" if self._lr_scheduler is None else "initial_lr"
         for asked, restored in zip(self._configured, optimizer.param_groups, strict=True):
-            for name in ("lr", "weight_decay", "momentum", "betas"):
-                values = [group.get(f"initial_{name}", group.get(name)) for group in (asked, restored)]
-                if values[0] != values[1]:
+            for name in (rate, "weight_decay"):
+                if asked.get(name) != restored.get(name):
                     rank_zero_warn(
-                        f"The optimizer goes on as the checkpoint has it, with {name} {values[1]}, not {values[0]}; to "
-                        "train with other settings, start a new run"
+                        f"The optimizer goes on as the checkpoint has it, with {name} {restored.get(name)}, not "
+                        f"{asked.get(name)}; to train with other settings, start a new run"
                     )
                     return
 

@@ -204,7 +204,8 @@ def test_thawed_layers_are_penalised_from_then_on():
 
     module = Branches()
     module.configure_optimizers = lambda: everything(module)
-    quiet_trainer(Thaws(), L2Penalty(weight=STRENGTH, include=("frozen.*",))).fit(module, batches())
+    penalty = L2Penalty(weight=STRENGTH, include=("frozen.*",))
+    quiet_trainer(Thaws(), penalty, log_every_n_steps=1).fit(module, batches())
     expected = Branches()
     optimizer = everything(expected)
     for index, batch in enumerate(batches()):

@@ -56,10 +56,20 @@ def test_other_settings_of_the_optimizer_on_resume_are_noticed(trained):
         run("fit", "--ckpt_path", "last", "--model.optimizer.lr", "0.5", "--trainer.max_epochs", "3")
 
 
-def test_same_settings_on_resume_are_no_news(trained, recwarn):
-    config = str(REPOSITORY / "configs" / "digits_cnn.yaml")  # with a schedule of the learning rate
-    assert run("fit", config=config) == 0
-    assert run("fit", "--ckpt_path", "last", "--trainer.max_epochs", "3", config=config) == 0
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        "CosineAnnealingLR --model.lr_scheduler.T_max 9",
+        "OneCycleLR --model.lr_scheduler.max_lr 0.01 --model.lr_scheduler.total_steps 9",
+        "lightning.pytorch.cli.ReduceLROnPlateau --model.lr_scheduler.monitor val/accuracy "
+        "--model.lr_scheduler.patience 0 --model.lr_scheduler.mode min",
+    ],
+    ids=["cosine", "one_cycle", "plateau"],
+)
+def test_same_settings_on_resume_are_no_news_whatever_the_schedule(scheduler, recwarn):
+    schedule = ["--model.lr_scheduler", *scheduler.split()]
+    assert run("fit", *schedule) == 0
+    assert run("fit", *schedule, "--ckpt_path", "last", "--trainer.max_epochs", "3") == 0
     assert not [warning for warning in recwarn if "goes on as the checkpoint" in str(warning.message)]
 
 

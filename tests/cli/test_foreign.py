@@ -1,8 +1,10 @@
 """Somebody else's module and data, trained by our command line."""
 
 import re
+from fractions import Fraction
 
 import pytest
+import torch
 
 from lightning_reg.cli import main
 from tests.cli.helpers import SHORT
@@ -72,3 +74,12 @@ def test_default_of_a_foreign_module_is_not_given_by_hand(foreign, capsys):
     assert main(foreign) == 0
     assert main([*foreign, "--model.num_classes", "4"]) == 2
     assert "model.num_classes must be 5, as the data has it" in capsys.readouterr().err
+
+
+def test_checkpoint_with_hyperparameters_of_any_kind_can_be_used(foreign, tmp_path):
+    assert main(foreign) == 0
+    (path,) = tmp_path.rglob("best.ckpt")
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["hyper_parameters"] = {"shape": Fraction(1, 2)}
+    torch.save(checkpoint, path)
+    assert main(["validate", *foreign[1:], "--ckpt_path", str(path)]) == 0

@@ -93,8 +93,9 @@ class L2Penalty(Callback):
         if weights:
             add_l2_gradient_([_dense_gradient(weight) for weight in weights], weights, factor * self.weight)
         if trainer._logger_connector.should_update_logs:
-            with torch.no_grad():
-                trainable = [weight for weight in self._penalised if weight.requires_grad]
+            # Of all optimizers together; of none while everything is frozen.
+            trainable = [weight.detach() for weight in self._penalised if weight.requires_grad]
+            if trainable:
                 pl_module.log(self._tag, l2_penalty(trainable, self.weight))
 
     @override
