@@ -48,6 +48,8 @@ def foreign(tmp_path, monkeypatch):
         "theirs.Theirs",
         "--data",
         "theirs.TheirData",
+        "--seed_everything",
+        "1",
         "--checkpoint.monitor",
         "val_error",
         *SHORT,
@@ -82,4 +84,4 @@ def test_checkpoint_with_hyperparameters_of_any_kind_can_be_used(foreign, tmp_pa
     checkpoint = torch.load(path, weights_only=True)
     checkpoint["hyper_parameters"] = {"shape": Fraction(1, 2)}
     torch.save(checkpoint, path)
-    assert main(["validate", *foreign[1:], "--ckpt_path", str(path)]) == 0
+    assert main(["validate", *foreign[1:], "--ckpt_path", str(path), "--weights_only", "false"]) == 0
