@@ -1,14 +1,29 @@
-"""Adding to gradients between backward and the optimizer's step, exactly as if the loss had contained the term."""
+"""Reading and writing gradients between backward and the optimizer's step, exactly as a loop by hand would."""
+
+from collections.abc import Iterable, Sequence
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.precision import MixedPrecision
-from torch import Tensor
-from torch.optim import LBFGS, Optimizer
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
 
-from lightning_reg.settings import SettingError
+from lightning_reg.functional.gradients import norms_of
 
-__all__ = ["AccumulationWindow", "instance_suffix", "refuse_closure_optimizers"]
+__all__ = [
+    "AccumulationWindow",
+    "dense_gradient",
+    "gradient_norms",
+    "gradient_scale",
+    "local",
+    "optimizer_index",
+    "optimizer_name",
+    "parameters_of",
+    "scaler_scale",
+    "unscaled_loss",
+    "whole",
+]
 
 
 class AccumulationWindow:
@@ -22,62 +37,163 @@ class AccumulationWindow:
 
     def __init__(self) -> None:
         self._passes = 0
+        self._is_told = False
+        self._served: set[nn.Parameter] = set()
 
     def count(self) -> None:
         """Call in ``on_after_backward``."""
         self._passes += 1
+        self._is_told = True
 
-    def close(self, trainer: Trainer, optimizer: Optimizer) -> float | Tensor:
-        """Returns what the penalty's gradient is to be multiplied by; call in ``on_before_optimizer_step``.
+    def close(self, trainer: Trainer) -> float:
+        """Returns the share n/k of the penalty that this step gets; call in ``on_before_optimizer_step``.
 
         Under manual optimization the user decides what a step is made of, so it gets the whole penalty.
 
         Args:
             trainer: That runs.
-            optimizer: That is about to step. One that unscales by itself (a fused one under a gradient scaler) is
-                handed gradients that still carry the scale, so the penalty has to carry it too.
-
-        Returns:
-            A float, 0 where there was no backward pass; or a scalar tensor on the optimizer's device where a scale
-            comes in: no transfer to the host.
         """
-        factor = 1.0
-        if trainer.lightning_module.automatic_optimization:
-            factor = self._passes / trainer.accumulate_grad_batches
-        self._passes = 0
-        plugin = trainer.precision_plugin
-        scaler = plugin.scaler if isinstance(plugin, MixedPrecision) else None
-        if factor and scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
-            device = optimizer.param_groups[0]["params"][0].device
-            scaled: Tensor = scaler.scale(torch.full((), factor, device=device))
-            return scaled
-        return factor
+        passes, self._passes = self._passes, 0
+        automatic = trainer.lightning_module.automatic_optimization
+        # Who calls loss.backward() instead of self.manual_backward() doesn't tell us; then every step is a new one.
+        if passes or not self._is_told:
+            self._served.clear()
+        return passes / trainer.accumulate_grad_batches if automatic else 1.0
+
+    def serve(self, parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+        """Returns the parameters whose gradients don't contain the penalty yet.
+
+        Two optimizers that share a parameter may both step after one backward pass: its gradient is changed once.
+
+        Args:
+            parameters: Those of the optimizer that is about to step.
+        """
+        fresh = [parameter for parameter in parameters if parameter not in self._served]
+        self._served.update(fresh)
+        return fresh
 
 
-def instance_suffix(trainer: Trainer, callback: Callback) -> str:
-    """Returns what tells a callback's tags from those of others of its kind: nothing where it is alone.
+def gradient_scale(trainer: Trainer, optimizer: Optimizer) -> Tensor | None:
+    """Returns the gradient scaler's scale where it is still in the gradients in ``on_before_optimizer_step``.
 
-    Args:
-        trainer: With all callbacks.
-        callback: One of them.
-    """
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set outside the class
-    kind = [other for other in callbacks if type(other) is type(callback)]
-    return f"_{kind.index(callback) + 1}" if len(kind) > 1 else ""
-
-
-def refuse_closure_optimizers(trainer: Trainer, technique: str) -> None:
-    """Raises if an optimizer evaluates the loss several times a step, which a change of gradients can't follow.
+    That is so for optimizers that unscale by themselves, fused ones: what is added has to carry the scale, too.
 
     Args:
-        trainer: At fit start.
-        technique: Named in the message.
+        trainer: That runs.
+        optimizer: That is about to step.
 
-    Raises:
-        SettingError: With what to use instead.
+    Returns:
+        A scalar tensor on the optimizer's device, without a transfer to the host; None where there is no scale.
     """
-    if any(isinstance(optimizer, LBFGS) for optimizer in trainer.optimizers):
-        raise SettingError(
-            f"optimizer must not be LBFGS with {technique}: its line search compares losses that the penalty isn't "
-            "part of; use a first-order optimizer, or write the penalty into the loss"
-        )
+    if not getattr(optimizer, "_step_supports_amp_scaling", False):
+        return None
+    return scaler_scale(trainer, optimizer.param_groups[0]["params"][0].device)
+
+
+def unscaled_loss(trainer: Trainer, loss: Tensor) -> Tensor:
+    """Returns the loss as the user's training step gave it, from what ``on_before_backward`` is handed.
+
+    Args:
+        trainer: That runs.
+        loss: Multiplied by the gradient scaler's scale and divided by the number of accumulated batches.
+    """
+    loss = loss.detach()
+    if trainer.lightning_module.automatic_optimization:
+        loss = loss * trainer.accumulate_grad_batches
+    scale = scaler_scale(trainer, loss.device)
+    return loss if scale is None else loss / scale
+
+
+def scaler_scale(trainer: Trainer, device: torch.device) -> Tensor | None:
+    """Returns the gradient scaler's scale, without a transfer to the host; None where there is no scaler.
+
+    Args:
+        trainer: That runs.
+        device: Where the scale is wanted.
+    """
+    plugin = trainer.precision_plugin
+    scaler = plugin.scaler if isinstance(plugin, MixedPrecision) else None
+    if scaler is None:
+        return None
+    scale: Tensor = scaler.scale(torch.ones((), device=device))
+    return scale
+
+
+def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
+    """Returns an optimizer's trainable parameters, in its order.
+
+    Args:
+        optimizer: That has them.
+    """
+    return [each for group in optimizer.param_groups for each in group["params"] if each.requires_grad]
+
+
+def optimizer_name(trainer: Trainer, optimizer: Optimizer) -> str:
+    """Returns what tells an optimizer's tags from those of others: nothing where it is alone.
+
+    Args:
+        trainer: With all optimizers.
+        optimizer: One of them.
+    """
+    return f"_optimizer_{optimizer_index(trainer, optimizer) + 1}" if len(trainer.optimizers) > 1 else ""
+
+
+def optimizer_index(trainer: Trainer, optimizer: Optimizer) -> int:
+    """Returns the place of an optimizer among the trainer's.
+
+    Args:
+        trainer: With all optimizers.
+        optimizer: One of them.
+    """
+    return next(index for index, each in enumerate(trainer.optimizers) if each is optimizer)
+
+
+def dense_gradient(parameter: nn.Parameter) -> Tensor:
+    """Returns a gradient that a penalty of all weights can be added to.
+
+    It has one even where the loss has none: a branch that this batch didn't take, rows that it didn't look up.
+
+    Args:
+        parameter: Whose ``grad`` is made if need be.
+    """
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    elif parameter.grad.is_sparse:
+        parameter.grad = parameter.grad.to_dense()
+    return parameter.grad
+
+
+def gradient_norms(parameters: Sequence[nn.Parameter], norm_type: float = 2.0) -> Tensor:
+    """Returns the norms of the gradients, of sharded ones the whole norms.
+
+    Args:
+        parameters: At least one, each with a gradient.
+        norm_type: Order of the norm.
+
+    Returns:
+        A tensor (len(parameters),).
+    """
+    gradients = [dense_gradient(each).detach() for each in parameters]
+    if any(isinstance(each, DTensor) for each in gradients):
+        return torch.stack([whole(torch.linalg.vector_norm(each, norm_type)) for each in gradients])
+    return norms_of(gradients, norm_type)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Returns this process's part of a sharded tensor, sharing its memory; any other tensor as it is.
+
+    Args:
+        tensor: A parameter or a gradient.
+    """
+    detached = tensor.detach()
+    return detached.to_local() if isinstance(detached, DTensor) else detached
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Returns all of a sharded tensor, which every process has to ask for; any other tensor as it is.
+
+    Args:
+        tensor: A parameter, a gradient or a norm.
+    """
+    detached = tensor.detach()
+    return detached.full_tensor() if isinstance(detached, DTensor) else detached

@@ -1,4 +1,4 @@
-"""Choosing parameters of any module by globs over their qualified names."""
+"""Choosing parameters and modules of any module by globs over their qualified names."""
 
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
@@ -8,7 +8,7 @@ from torch import nn
 from lightning_reg.optim import owned_parameters
 from lightning_reg.settings import SettingError, near_matches
 
-__all__ = ["select_parameters"]
+__all__ = ["select_layers", "select_modules", "select_parameters", "unit_dims"]
 
 
 def select_parameters(
@@ -17,6 +17,7 @@ def select_parameters(
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
     exclude_norm_and_bias: bool = True,
+    matrices_only: bool = False,
 ) -> dict[str, nn.Parameter]:
     """Returns the parameters that the patterns choose, by qualified name.
 
@@ -25,6 +26,7 @@ def select_parameters(
         include: Globs over qualified names, such as ``"encoder.*.weight"``; a parameter has to match one of them.
         exclude: Globs likewise; a parameter that matches one of them is left out.
         exclude_norm_and_bias: Whether biases and the parameters of normalization layers are left out.
+        matrices_only: Whether parameters with fewer than two dimensions are left out.
 
     Raises:
         SettingError: If a pattern matches nothing, or nothing is left; a technique is never silently inert.
@@ -43,11 +45,87 @@ def select_parameters(
         if _matches(name, include)
         and not _matches(name, exclude)
         and not (exclude_norm_and_bias and each.is_norm_or_bias)
+        and not (matrices_only and each.parameter.ndim < 2)
     }
     if not chosen:
         raise SettingError(
             f"include {list(include)} less exclude {list(exclude)}"
-            f"{' less norms and biases' if exclude_norm_and_bias else ''} leaves no parameter of {_listed(names)}"
+            f"{' less norms and biases' if exclude_norm_and_bias else ''}{' less vectors' if matrices_only else ''} "
+            f"leaves no parameter of {_listed(names)}"
+        )
+    return chosen
+
+
+def unit_dims(module: nn.Module, group: str = "output") -> dict[nn.Parameter, int]:
+    """Returns along which dimension the units of each matrix lie; 0 but for transposed convolutions.
+
+    Args:
+        module: Whose parameters of two or more dimensions.
+        group: ``"output"`` for the weights that lead into a unit, ``"input"`` for those that lead out of one.
+
+    >>> network = nn.Sequential(nn.Linear(4, 2), nn.ConvTranspose1d(2, 3, 1))
+    >>> list(unit_dims(network).values())
+    [0, 1]
+    """
+    dims = {}
+    for each in owned_parameters(module):
+        if each.parameter.ndim >= 2:
+            transposed = any(isinstance(owner, nn.modules.conv._ConvTransposeNd) for _, owner in each.owners)
+            dims[each.parameter] = int(transposed) if group == "output" else int(not transposed)
+    return dims
+
+
+def select_layers(module: nn.Module, patterns: Sequence[str], most: int) -> tuple[dict[str, list[nn.Parameter]], int]:
+    """Returns the parameters of each layer that the patterns choose, and how many layers were left out.
+
+    A layer is a module that holds parameters itself; tied ones count where they are found first.
+
+    Args:
+        module: Whose layers.
+        patterns: Globs over names of layers.
+        most: How many to return at the most, those with the most parameters.
+
+    Raises:
+        SettingError: If a pattern matches nothing.
+
+    >>> layers, left_out = select_layers(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), ("*",), 1)
+    >>> list(layers), left_out
+    (['0'], 1)
+    """
+    layers: dict[str, list[nn.Parameter]] = {}
+    for each in owned_parameters(module):
+        name = _without_compile_prefix(each.name).partition(".parametrizations.")[0]
+        layer = name if ".parametrizations." in each.name else name.rpartition(".")[0]
+        layers.setdefault(layer, []).append(each.parameter)
+    _check_patterns("layers", patterns, list(layers), kind="layer")
+    chosen = [name for name in layers if _matches(name, patterns)]
+    largest = sorted(chosen, key=lambda name: -sum(each.numel() for each in layers[name]))[:most]
+    return {name: layers[name] for name in chosen if name in largest}, len(chosen) - len(largest)
+
+
+def select_modules(module: nn.Module, *, include: Sequence[str], exclude: Sequence[str] = ()) -> dict[str, nn.Module]:
+    """Returns the modules below ``module`` that the patterns choose, by qualified name.
+
+    Args:
+        module: That is searched; shared ones count once, under their first name.
+        include: Globs over qualified names; a module has to match one of them.
+        exclude: Globs likewise; a module that matches one of them is left out.
+
+    Raises:
+        SettingError: If a pattern matches nothing, or nothing is left; a technique is never silently inert.
+
+    >>> network = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    >>> select_modules(network, include=("1",))
+    {'1': ReLU()}
+    """
+    # A compiled module comes twice, as its wrapper and as itself: the later one, itself, is what fires hooks.
+    named = {_without_compile_prefix(name): each for name, each in module.named_modules() if name}
+    for setting, patterns in (("include", include), ("exclude", exclude)):
+        _check_patterns(setting, patterns, list(named), kind="module")
+    chosen = {name: each for name, each in named.items() if _matches(name, include) and not _matches(name, exclude)}
+    if not chosen:
+        raise SettingError(
+            f"include {list(include)} less exclude {list(exclude)} leaves no module of {_listed(list(named))}"
         )
     return chosen
 
@@ -56,16 +134,16 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _check_patterns(setting: str, patterns: Sequence[str], names: Sequence[str]) -> None:
+def _check_patterns(setting: str, patterns: Sequence[str], names: Sequence[str], kind: str = "parameter") -> None:
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             near = near_matches(pattern, names) or list(names)
-            raise SettingError(f"{setting} pattern {pattern!r} matches no parameter; there are {_listed(near)}")
+            raise SettingError(f"{setting} pattern {pattern!r} matches no {kind}; there are {_listed(near)}")
 
 
 def _without_compile_prefix(name: str) -> str:
-    # torch.compile of an inner module puts "_orig_mod." into the names, which no user ever wrote.
-    return name.replace("_orig_mod.", "")
+    # torch.compile of an inner module puts "_orig_mod" into the names, which no user ever wrote.
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
 def _listed(names: Sequence[str], most: int = 8) -> str:

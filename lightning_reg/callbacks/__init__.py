@@ -1,6 +1,39 @@
 """Every technique that attaches to a Trainer: a folder a place of the training step, a technique a file."""
 
+from lightning_reg.attach.schedules import StrengthSchedule
+from lightning_reg.callbacks.gradient.elastic_net_penalty import ElasticNetPenalty
+from lightning_reg.callbacks.gradient.gradient_centralization import GradientCentralization
+from lightning_reg.callbacks.gradient.gradient_clipping import GradientClipping
+from lightning_reg.callbacks.gradient.gradient_monitor import GradientMonitor
+from lightning_reg.callbacks.gradient.gradient_noise import GradientNoise
+from lightning_reg.callbacks.gradient.group_lasso_penalty import GroupLassoPenalty
+from lightning_reg.callbacks.gradient.l1_penalty import L1Penalty
 from lightning_reg.callbacks.gradient.l2_penalty import L2Penalty
+from lightning_reg.callbacks.gradient.l2_sp_penalty import L2SPPenalty
+from lightning_reg.callbacks.gradient.orthogonal_penalty import OrthogonalPenalty
+from lightning_reg.callbacks.loss.activity_penalty import ActivityPenalty
+from lightning_reg.callbacks.loss.confidence_penalty import ConfidencePenalty
 from lightning_reg.callbacks.run.best_weights_early_stopping import BestWeightsEarlyStopping
+from lightning_reg.callbacks.weights.max_norm import MaxNorm
+from lightning_reg.callbacks.weights.non_negative import NonNegative
+from lightning_reg.callbacks.weights.unit_norm import UnitNorm
 
-__all__ = ["BestWeightsEarlyStopping", "L2Penalty"]
+__all__ = [
+    "ActivityPenalty",
+    "BestWeightsEarlyStopping",
+    "ConfidencePenalty",
+    "ElasticNetPenalty",
+    "GradientCentralization",
+    "GradientClipping",
+    "GradientMonitor",
+    "GradientNoise",
+    "GroupLassoPenalty",
+    "L1Penalty",
+    "L2Penalty",
+    "L2SPPenalty",
+    "MaxNorm",
+    "NonNegative",
+    "OrthogonalPenalty",
+    "StrengthSchedule",
+    "UnitNorm",
+]

@@ -1,6 +1,8 @@
 """A small problem, a foreign module for it, and the training loop that a textbook would write."""
 
 import copy
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -15,12 +17,45 @@ from tests.helpers import quiet_trainer
 EPOCHS = 3
 BATCHES = 6  # with accumulation over 4 the last window has 2
 BATCH_SIZE = 8
+LEARNING_RATE = 0.1
 DTYPES = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+class Network(nn.Module):
+    """Has what trips techniques up: a frozen layer, one that is never used, tied weights, a norm, biases."""
+
+    def __init__(self):
+        super().__init__()
+        self.frozen = nn.Linear(6, 6).requires_grad_(False)
+        self.first = nn.Linear(6, 12)
+        self.norm = nn.LayerNorm(12)
+        self.hidden = nn.Linear(12, 12)
+        self.tied = nn.Linear(12, 12)
+        self.tied.weight = self.hidden.weight
+        self.act = nn.Tanh()
+        self.unused = nn.Linear(4, 4)
+        self.head = nn.Linear(12, 3)
+
+    def features(self, inputs):
+        inputs = self.norm(self.first(inputs + self.frozen(inputs)))
+        return self.act(self.tied(torch.relu(self.hidden(inputs))))
+
+    def forward(self, inputs):
+        return self.head(self.features(inputs))
 
 
 def network():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 16), nn.LayerNorm(16), nn.Tanh(), nn.Linear(16, 3))
+    return Network()
+
+
+def trainable(model):
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def matrices(model):
+    """What penalties mean by default: no biases, no norms; tied weights once."""
+    return [parameter for parameter in trainable(model) if parameter.ndim > 1]
 
 
 def samples(count=BATCHES * BATCH_SIZE):
@@ -32,8 +67,9 @@ def samples(count=BATCHES * BATCH_SIZE):
 class SomebodysModule(LightningModule):
     """Knows nothing of us: a tuple batch, its own loss, its own logging."""
 
-    def __init__(self, compiled=False):
+    def __init__(self, compiled=False, fused=False):
         super().__init__()
+        self.fused = fused
         self.network = network()
         if compiled:
             self.network.compile(backend="aot_eager")
@@ -47,10 +83,10 @@ class SomebodysModule(LightningModule):
         self.log("val_loss", F.cross_entropy(self.network(batch[0]), batch[1]))
 
     def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+        return torch.optim.SGD(self.parameters(), lr=LEARNING_RATE, momentum=0.9, fused=self.fused)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Setting:
     """One cell of the matrix."""
 
@@ -58,6 +94,14 @@ class Setting:
     accumulate: int = 1
     clip: str | None = None
     compiled: bool = False
+    fused: bool = False  # an optimizer that unscales by itself
+
+    def __str__(self):
+        flags = ["compiled"] * self.compiled + ["fused"] * self.fused
+        return "-".join([self.precision, f"accumulate{self.accumulate}", f"clip_{self.clip}", *flags])
+
+    def module(self, cls=SomebodysModule):
+        return cls(self.compiled, self.fused)
 
     def trainer(self, callbacks, **settings):
         plugins = []
@@ -113,12 +157,11 @@ class Resumable(DataLoader):
     handed_out = 0
 
     def __iter__(self):
-        skipped, self.handed_out = self.handed_out, 0
+        skipped = self.handed_out % BATCHES  # Lightning doesn't go on to the end of an iterator whose length it knows
         for index, batch in enumerate(super().__iter__()):
             if index >= skipped:
                 self.handed_out = index + 1
                 yield batch
-        self.handed_out = 0
 
     def state_dict(self):
         return {"handed_out": self.handed_out % BATCHES}
@@ -131,21 +174,44 @@ def resumable_loader():
     return Resumable(samples(), batch_size=BATCH_SIZE)
 
 
-def textbook_loop(setting, penalty):
-    """Trains by hand, with ``penalty(network)`` written into the loss."""
+@dataclass
+class Textbook:
+    """What a technique is by hand.
+
+    Attributes:
+        term: From model, inputs and logits to what is added to the loss.
+        on_gradients: Changes gradients before clipping, given the model, the step and a memory that lasts the run.
+        after_step: Changes weights after the step, given the model and the share of a whole window that it had.
+        final_epoch: From the validation losses to the epoch whose weights remain.
+    """
+
+    term: Callable[[Network, torch.Tensor, torch.Tensor], torch.Tensor | float] = lambda *_: 0.0
+    on_gradients: Callable[[Network, int, dict], None] = lambda *_: None
+    after_step: Callable[[Network, float], None] = lambda *_: None
+    final_epoch: Callable[[list[float]], int] = lambda losses: len(losses) - 1
+
+
+def textbook_loop(setting, textbook):
+    """Trains by hand."""
     model = network()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    optimizer = torch.optim.SGD(trainable(model), lr=LEARNING_RATE, momentum=0.9)
     dtype = DTYPES[setting.precision]
     scale = scaler() if dtype == torch.float16 else torch.amp.GradScaler("cpu", enabled=False)
-    result = Result()
-    for _ in range(EPOCHS):
+    # As Lightning does: each use of a tied weight is rounded by itself.
+    autocast = functools.partial(
+        torch.autocast, "cpu", dtype=dtype, enabled=dtype != torch.float32, cache_enabled=False
+    )
+    result, memory, step = Result(), {}, 0
+    for model.epoch in range(EPOCHS):
         model.train()
         for index, (inputs, labels) in enumerate(loader()):
-            with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
-                loss = F.cross_entropy(model(inputs), labels) + penalty(model)
+            with autocast():
+                logits = model(inputs)
+                loss = F.cross_entropy(logits, labels) + textbook.term(model, inputs, logits)
             scale.scale(loss / setting.accumulate).backward()
             if (index + 1) % setting.accumulate == 0 or index + 1 == BATCHES:
                 scale.unscale_(optimizer)
+                textbook.on_gradients(model, step, memory)
                 if setting.clip == "norm":
                     nn.utils.clip_grad_norm_(model.parameters(), 0.1)
                 if setting.clip == "value":
@@ -153,9 +219,12 @@ def textbook_loop(setting, penalty):
                 scale.step(optimizer)
                 scale.update()
                 optimizer.zero_grad()
+                with torch.no_grad():
+                    textbook.after_step(model, (index % setting.accumulate + 1) / setting.accumulate)
+                step += 1
         result.weights.append(copy.deepcopy([parameter.detach() for parameter in model.parameters()]))
         model.eval()
-        with torch.no_grad(), torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+        with torch.no_grad(), autocast():
             losses = [F.cross_entropy(model(inputs), labels) for inputs, labels in loader()]
         result.val_losses.append(torch.stack(losses).mean().item())
     return result

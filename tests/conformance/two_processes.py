@@ -1,18 +1,21 @@
-"""Fits in two processes that share the batches of the single-process problem, and saves the weights."""
+"""Fits in two processes that share the batches of the single-process problem, and saves the weights of every fit."""
 
 import sys
+import traceback
+from pathlib import Path
 
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader, DistributedSampler
 
-from tests.conformance.problem import BATCH_SIZE, Setting, SomebodysModule, samples
+from tests.conformance.problem import BATCH_SIZE, SomebodysModule, samples
 from tests.conformance.techniques import TECHNIQUES
 
 
-def main(name: str, accumulate: str, path: str) -> None:
-    torch.set_num_threads(1)  # a forked process hangs on its parent's thread pool otherwise
+def run(name, setting, path):
+    """Leaves the weights at ``path``."""
 
-    class Saves(SomebodysModule):
+    class Shares(SomebodysModule):
         def validation_step(self, batch, batch_idx):
             loss = torch.nn.functional.cross_entropy(self.network(batch[0]), batch[1])
             self.log("val_loss", loss, sync_dist=True)
@@ -28,11 +31,20 @@ def main(name: str, accumulate: str, path: str) -> None:
 
         val_dataloader = train_dataloader
 
-    trainer = Setting(accumulate=int(accumulate)).trainer(
-        [TECHNIQUES[name].attach()], devices=2, strategy="ddp_fork", num_sanity_val_steps=0
-    )
-    trainer.fit(Saves())
+    strategy = DDPStrategy(start_method="fork", find_unused_parameters=True)
+    trainer = setting.trainer([TECHNIQUES[name].attach()], devices=2, strategy=strategy, num_sanity_val_steps=0)
+    trainer.fit(setting.module(Shares))
+
+
+def main(folder):
+    """Reads the list of fits from the folder, and goes on where one fails."""
+    torch.set_num_threads(1)  # a forked process hangs on its parent's thread pool otherwise
+    for index, (name, setting) in enumerate(torch.load(folder / "fits.pt", weights_only=False)):
+        try:
+            run(name, setting, folder / f"{index}.pt")
+        except Exception:
+            (folder / f"{index}.error").write_text(traceback.format_exc())
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(Path(sys.argv[1]))

@@ -1,0 +1,103 @@
+"""One optimizer step, measured: gradients before and after clipping, and what became of the weights."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from lightning_reg.attach.gradients import gradient_norms, whole
+from lightning_reg.functional.gradients import total_norm
+
+__all__ = ["Clip", "Measurement"]
+
+
+@dataclass
+class Clip:
+    """What is known of a clipping.
+
+    Attributes:
+        threshold: Beyond which gradients are shortened; None where somebody clips who doesn't say.
+        largest: Largest absolute entry before clipping, where single entries are cut off rather than a norm.
+    """
+
+    threshold: float | Tensor | None = None
+    largest: Tensor | None = None
+
+
+@dataclass
+class Measurement:
+    """Norms of one step, on the device, without a gradient scaler's scale.
+
+    Attributes:
+        parameters: Those that have a gradient, at least one.
+        norms: (len(parameters),), of the gradients before clipping.
+        clip: What is known of the clipping.
+        clipped: Whether anything was clipped.
+        clipped_norm: Total norm with which the optimizer stepped; None where it didn't.
+        weights: Copies from before the step, where updates are measured.
+        updates: (len(parameters),), norms of the steps that the weights made.
+        lengths: (len(parameters),), norms of the weights before.
+    """
+
+    parameters: list[nn.Parameter]
+    norms: Tensor
+    clip: Clip = field(default_factory=Clip)
+    clipped: Tensor | None = None
+    clipped_norm: Tensor | None = None
+    weights: list[Tensor] | None = None
+    updates: Tensor | None = None
+    lengths: Tensor | None = None
+
+    @property
+    def norm(self) -> Tensor:
+        """Total norm before clipping."""
+        return total_norm(self.norms)
+
+    def copy_weights(self) -> None:
+        """Call before the step, if updates are measured."""
+        self.weights = [each.detach().clone() for each in self.parameters]
+
+    def finish(self, clipped_norm: Tensor | None, clipped: Tensor | None) -> None:
+        """Completes the measurement; call after the step.
+
+        Args:
+            clipped_norm: Where it is known already.
+            clipped: Likewise.
+        """
+        # A fused optimizer has unscaled the gradients in its step.
+        self.clipped_norm = total_norm(gradient_norms(self.parameters)) if clipped_norm is None else clipped_norm
+        self.clipped = self._was_clipped(self.clipped_norm) if clipped is None else clipped
+        if self.weights is not None:
+            steps = [after.detach() - before for after, before in zip(self.parameters, self.weights, strict=True)]
+            self.updates, self.lengths = _norms(steps), _norms(self.weights)
+            self.weights = None
+
+    def _was_clipped(self, clipped_norm: Tensor) -> Tensor:
+        if self.clip.threshold is None:
+            # Rounding may shorten a norm a little; clipping that matters shortens it by more.
+            return clipped_norm < self.norm * (1 - 1e-5)
+        return (self.norm if self.clip.largest is None else self.clip.largest) > self.clip.threshold
+
+    def norm_of(self, parts: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor | None:
+        """Returns the norm over some parameters; None where none of them has a gradient.
+
+        Args:
+            parts: Norms of all, one of this measurement's.
+            parameters: Which ones.
+        """
+        chosen = [index for index, each in enumerate(self.parameters) if any(each is other for other in parameters)]
+        return total_norm(torch.stack([parts[index] for index in chosen])) if chosen else None
+
+    def names_not_finite(self, names: dict[nn.Parameter, str]) -> list[str]:
+        """Returns the names of the parameters whose gradients hold an infinity or a NaN.
+
+        Args:
+            names: Of all parameters.
+        """
+        finite = self.norms.isfinite().tolist()
+        return [names[each] for each, fine in zip(self.parameters, finite, strict=True) if not fine]
+
+
+def _norms(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.stack([whole(torch.linalg.vector_norm(each.float())) for each in tensors])

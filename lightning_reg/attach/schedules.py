@@ -1,0 +1,151 @@
+"""How strong a technique is, as training goes on."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from lightning.pytorch import LightningModule, Trainer
+
+from lightning_reg.settings import SettingError, check_choice, check_count, check_range
+
+__all__ = ["ScheduledStrength", "StrengthSchedule", "check_never_zero"]
+
+_KINDS = ("constant", "linear", "cosine", "step")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StrengthSchedule:
+    """What a technique's strength is multiplied by, from ``start`` to ``end``.
+
+    Until ``begin`` the factor is ``start``; over the ``duration`` after it the factor goes to ``end``, and stays there.
+    It depends on where training stands alone, so there is nothing to save, and a resumed run goes on as it would have.
+    Every technique with a strength takes one as its argument ``schedule``, and logs the factor as
+    ``schedule/<technique>``.
+
+    When to use: to let a network fit before it is regularized (rising), or to end on the plain objective (falling).
+
+    Args:
+        kind: ``"linear"``; ``"cosine"``: half a wave, slow at both ends; ``"step"``: in ``jumps`` equal jumps at equal
+            distances; ``"constant"``: ``end`` as soon as ``begin`` is reached.
+        start: Factor at the beginning, at least 0.
+        end: Factor at the end, at least 0.
+        begin: When the factor starts to move, in ``unit``.
+        duration: How long it moves, in ``unit``; where None, to the end of training.
+        jumps: How many jumps ``"step"`` has.
+        unit: ``"epoch"`` or ``"step"``; a step is one of the optimizer.
+
+    Raises:
+        SettingError: If a setting is out of its range.
+
+    >>> schedule = StrengthSchedule(kind="linear", begin=2, duration=4)
+    >>> [schedule.factor(epoch, 4) for epoch in range(8)]
+    [0.0, 0.0, 0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
+    """
+
+    kind: Literal["constant", "linear", "cosine", "step"] = "linear"
+    start: float = 0.0
+    end: float = 1.0
+    begin: int = 0
+    duration: int | None = None
+    jumps: int = 1
+    unit: Literal["epoch", "step"] = "epoch"
+
+    def __post_init__(self) -> None:
+        """Checks the settings."""
+        check_choice("schedule.kind", self.kind, _KINDS)
+        check_choice("schedule.unit", self.unit, ("epoch", "step"))
+        check_range("schedule.start", self.start, low=0)
+        check_range("schedule.end", self.end, low=0)
+        check_count("schedule.begin", self.begin, low=0)
+        check_count("schedule.jumps", self.jumps)
+        if self.duration is not None:
+            check_count("schedule.duration", self.duration)
+
+    def factor(self, now: int, duration: int) -> float:
+        """Returns the factor.
+
+        Args:
+            now: Epochs or steps that are done.
+            duration: How long the factor moves.
+        """
+        if self.kind == "constant":
+            return self.end if now >= self.begin else self.start
+        done = min(max(now - self.begin, 0) / duration, 1.0) if duration else float(now >= self.begin)
+        if self.kind == "cosine":
+            done = (1 - math.cos(math.pi * done)) / 2
+        if self.kind == "step":
+            done = math.floor(done * self.jumps) / self.jumps
+        return self.start + (self.end - self.start) * done
+
+
+def check_never_zero(schedule: StrengthSchedule | None) -> None:
+    """Raises if a schedule multiplies by 0 what is a bound, which must be positive.
+
+    Args:
+        schedule: Of the technique, if it has one.
+
+    Raises:
+        SettingError: With the argument.
+    """
+    if schedule is not None:
+        check_range("schedule.start", schedule.start, low=0, low_open=True)
+        check_range("schedule.end", schedule.end, low=0, low_open=True)
+
+
+class ScheduledStrength:
+    """What one technique's strength is multiplied by in one fit; always 1 where it has no schedule.
+
+    Args:
+        schedule: Of the technique, if it has one.
+        trainer: At fit start.
+
+    Raises:
+        SettingError: If the schedule is to end with training, and training has no end.
+    """
+
+    def __init__(self, schedule: StrengthSchedule | None = None, trainer: Trainer | None = None) -> None:
+        self._schedule = schedule
+        self._duration = 0 if schedule is None or trainer is None else _duration(schedule, trainer)
+
+    def now(self, trainer: Trainer) -> float:
+        """Returns the factor in the step that the trainer is in.
+
+        Args:
+            trainer: That runs.
+        """
+        if self._schedule is None:
+            return 1.0
+        done = trainer.current_epoch if self._schedule.unit == "epoch" else trainer.global_step
+        return self._schedule.factor(done, self._duration)
+
+    @property
+    def is_off(self) -> bool:
+        """Whether the factor is 0 from beginning to end."""
+        schedule = self._schedule
+        return schedule is not None and schedule.end == 0 and (schedule.start == 0 or _is_at_once(schedule))
+
+    def log(self, pl_module: LightningModule, name: str) -> None:
+        """Logs the factor as ``schedule/<name>``, if there is a schedule.
+
+        Args:
+            pl_module: That logs.
+            name: Of the technique.
+        """
+        if self._schedule is not None:
+            pl_module.log(f"schedule/{name}", self.now(pl_module.trainer))
+
+
+def _is_at_once(schedule: StrengthSchedule) -> bool:
+    return schedule.kind == "constant" and schedule.begin == 0
+
+
+def _duration(schedule: StrengthSchedule, trainer: Trainer) -> int:
+    if schedule.kind == "constant":
+        return 0
+    if schedule.duration is not None:
+        return schedule.duration
+    end = trainer.max_epochs if schedule.unit == "epoch" else trainer.estimated_stepping_batches
+    if end is None or end < 0 or math.isinf(end):
+        raise SettingError(f"schedule.duration must be given in {schedule.unit}s, because training has no planned end")
+    # The last epoch or step that is trained has the factor `end`.
+    return max(int(end) - 1 - schedule.begin, 0)

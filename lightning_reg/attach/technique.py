@@ -1,0 +1,137 @@
+"""What every callback that takes hold of somebody else's module has in common."""
+
+from abc import ABC, abstractmethod
+from enum import IntEnum
+from typing import ClassVar, Protocol
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.optim import LBFGS
+from typing_extensions import override
+
+from lightning_reg.settings import SettingError
+
+__all__ = ["GradientTechnique", "Handle", "Position", "Technique", "callbacks_of", "instance_number", "instance_suffix"]
+
+
+class Handle(Protocol):
+    """What removes a hook; torch's handles are such."""
+
+    def remove(self) -> None:
+        """Removes the hook."""
+
+
+class Position(IntEnum):
+    """The order of techniques between backward and the optimizer's step."""
+
+    SHARPNESS = 0
+    PENALTY = 1
+    CENTRALIZATION = 2
+    NOISE = 3
+    MEASUREMENT = 4  # before clipping; what is after it is measured when the optimizer has stepped
+    CLIPPING = 5
+
+
+class Technique(Callback, ABC):
+    """Takes hold of a module when a fit starts, and lets go of it however the fit ends.
+
+    Subclasses say what in :meth:`attach` and :meth:`release`. Hooks whose handles are put into ``self.handles`` are
+    removed by themselves.
+    """
+
+    def __init__(self) -> None:
+        self.handles: list[Handle] = []
+
+    @abstractmethod
+    def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Takes hold.
+
+        Args:
+            trainer: At fit start, with its optimizers.
+            pl_module: The module, where its parameters are to stay.
+        """
+
+    def release(self) -> None:
+        """Lets go: forgets parameters and modules, else the callback would keep them alive."""
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.attach(trainer, pl_module)
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._let_go()
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._let_go()  # teardown isn't called when an exception ends the fit
+
+    def _let_go(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+        self.handles = []
+        self.release()
+
+
+class GradientTechnique(Technique):
+    """Acts between backward and the optimizer's step, in the order of :class:`Position` whatever the user's order.
+
+    It refuses optimizers that evaluate the loss several times a step.
+    """
+
+    position: ClassVar[Position]
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            _arrange(trainer)
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if any(isinstance(optimizer, LBFGS) for optimizer in trainer.optimizers):
+            raise SettingError(
+                f"optimizer must not be LBFGS with {type(self).__name__}: its line search compares losses that a "
+                "change of gradients isn't part of; use a first-order optimizer, or write the penalty into the loss"
+            )
+        super().on_fit_start(trainer, pl_module)
+
+
+def callbacks_of(trainer: Trainer) -> list[Callback]:
+    """Returns the trainer's callbacks.
+
+    Args:
+        trainer: That has them.
+    """
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set outside the class
+    return callbacks
+
+
+def instance_number(trainer: Trainer, callback: Callback) -> int:
+    """Returns which of its kind a callback is, counted from 0.
+
+    Args:
+        trainer: With all callbacks.
+        callback: One of them.
+    """
+    return [each for each in callbacks_of(trainer) if type(each) is type(callback)].index(callback)
+
+
+def instance_suffix(trainer: Trainer, callback: Callback) -> str:
+    """Returns what tells a callback's tags from those of others of its kind: nothing where it is alone.
+
+    Args:
+        trainer: With all callbacks.
+        callback: One of them.
+    """
+    alone = sum(type(each) is type(callback) for each in callbacks_of(trainer)) == 1
+    return "" if alone else f"_{instance_number(trainer, callback) + 1}"
+
+
+def _arrange(trainer: Trainer) -> None:
+    """Sorts the gradient techniques among the places that they take up; everybody else stays where they are."""
+    callbacks = callbacks_of(trainer)
+    ours = sorted((each for each in callbacks if isinstance(each, GradientTechnique)), key=lambda each: each.position)
+    arranged = iter(ours)
+    # A new list: Lightning is going through the old one at this moment.
+    trainer.callbacks = [  # type: ignore[attr-defined]
+        next(arranged) if isinstance(each, GradientTechnique) else each for each in callbacks
+    ]

@@ -1,0 +1,327 @@
+"""Norms of gradients before and after clipping, and how far each step moves the weights."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.enums import GradClipAlgorithmType
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from lightning_reg.attach.gradients import (
+    gradient_norms,
+    gradient_scale,
+    optimizer_index,
+    optimizer_name,
+    parameters_of,
+    scaler_scale,
+)
+from lightning_reg.attach.measurement import Clip, Measurement
+from lightning_reg.attach.selection import select_layers
+from lightning_reg.attach.technique import GradientTechnique, Position, callbacks_of, instance_suffix
+from lightning_reg.attach.wrapping import around
+from lightning_reg.callbacks.gradient.gradient_clipping import GradientClipping
+from lightning_reg.functional.gradients import total_norm
+from lightning_reg.optim import owned_parameters
+from lightning_reg.settings import check_count
+
+__all__ = ["GradientMonitor"]
+
+
+class GradientMonitor(GradientTechnique):
+    """Shows how long gradients are, before and after clipping, whoever clips them.
+
+    What it does: measures the gradient with which each optimizer is about to step (penalties and noise included, no
+    gradient scaler's scale in it) and the one with which it did step, for a clipping by ``GradientClipping``, by
+    ``Trainer(gradient_clip_val=...)`` or by the module itself under manual optimization. A step whose gradient isn't
+    finite is counted rather than logged, and its parameters are named.
+
+    When to use: to choose a clipping threshold (a clip fraction of 1 to 10 % is usual) and a learning rate (an update
+    ratio near 1e-3 is usual); to find the layer that diverges.
+
+    Cost: at the steps that it measures it reads gradients once, and again after a clipping that isn't
+    ``GradientClipping`` by norm; ``update_ratio`` copies the weights for the length of the step. At other steps
+    nothing. State: a few numbers.
+
+    Args:
+        every_n_steps: Optimizer steps between two measurements, at least 1; where None, the steps that the trainer
+            logs (``log_every_n_steps``).
+        layers: Globs over layer names whose norms are shown one by one; none where empty.
+        max_layers: How many layers at the most; the largest are taken.
+        update_ratio: Whether the length of each update relative to that of the weights is shown.
+
+    Logs:
+        ``grad/norm`` and ``grad/norm_clipped``; ``grad/clip_threshold``; ``grad/clip_fraction``, the share of this
+        epoch's steps that were clipped (with ``GradientClipping`` of all steps, else of those measured);
+        ``grad/nonfinite_steps``, counted since the fit began; ``grad/norm/<layer>``, before clipping;
+        ``update/ratio`` and ``update/ratio/<layer>``. Of several optimizers with ``_optimizer_1`` and so on.
+
+    Interacts with: manual optimization: there ``grad/norm`` is that after the last ``manual_backward``, before the
+    module clips, and ``grad/norm_clipped`` contains penalties.
+
+    Raises:
+        SettingError: If a setting is out of its range, a glob matches nothing, or the optimizer is LBFGS.
+
+    Reference:
+        Update ratios: Andrej Karpathy, CS231n, Learning: Parameter Updates, 2015.
+
+    >>> GradientMonitor(layers=("encoder.*",), update_ratio=True).max_layers
+    32
+    """
+
+    position = Position.MEASUREMENT
+
+    def __init__(
+        self,
+        *,
+        every_n_steps: int | None = None,
+        layers: Sequence[str] = (),
+        max_layers: int = 32,
+        update_ratio: bool = False,
+    ) -> None:
+        if every_n_steps is not None:
+            check_count("every_n_steps", every_n_steps)
+        check_count("max_layers", max_layers)
+        super().__init__()
+        self.every_n_steps = every_n_steps
+        self.layers = tuple(layers)
+        self.max_layers = max_layers
+        self.update_ratio = update_ratio
+        self._counts: dict[int, dict[str, int]] = {}
+        self._forget()
+
+    def _forget(self) -> None:
+        self._trainer: Trainer | None = None
+        self._layers: dict[str, list[nn.Parameter]] = {}
+        self._names: dict[nn.Parameter, str] = {}
+        self._clippings: list[GradientClipping] = []
+        self._backward_norms: dict[nn.Parameter, Tensor] = {}
+        self._clips: dict[int, Clip] = {}
+        self._running: dict[int, Measurement | None] = {}
+        self._done: dict[int, Measurement] = {}
+        self._suffix = ""
+        self._warned: set[tuple[str, ...]] = set()
+
+    @property
+    @override
+    def state_key(self) -> str:
+        return self._generate_state_key(
+            every_n_steps=self.every_n_steps, layers=self.layers, update_ratio=self.update_ratio
+        )
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            self._counts = {}
+
+    @override
+    def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._trainer = trainer
+        self._suffix = instance_suffix(trainer, self)
+        self._names = {each.parameter: each.name for each in owned_parameters(pl_module)}
+        self._clippings = [each for each in callbacks_of(trainer) if isinstance(each, GradientClipping)]
+        if self.layers:
+            self._layers, left_out = select_layers(pl_module, self.layers, self.max_layers)
+            if left_out:
+                rank_zero_info(f"GradientMonitor shows the {self.max_layers} largest layers, without {left_out} others")
+        self.handles += [each.register_step_post_hook(self._after_step) for each in trainer.optimizers]
+        # The Trainer's clipping, and a module's own self.clip_gradients(...), both end there.
+        self.handles.append(around(trainer.precision_plugin, "clip_gradients", self._clip_gradients))
+
+    @override
+    def release(self) -> None:
+        self._forget()
+
+    @override
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if pl_module.automatic_optimization or not self._measures_next(trainer):
+            return
+        # Under manual optimization the module may clip before any other hook runs.
+        parameters = [each for each in self._names if each.grad is not None]
+        if parameters:
+            scale = scaler_scale(trainer, parameters[0].device)
+            norms = gradient_norms(parameters)
+            norms = norms if scale is None else norms / scale
+            self._backward_norms = dict(zip(parameters, norms.unbind(), strict=True))
+
+    @override
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        parameters = [each for each in parameters_of(optimizer) if each.grad is not None]
+        if not parameters:
+            return
+        index = optimizer_index(trainer, optimizer)
+        self._count_if_skipped(index)
+        counts = self._counts_of(index)
+        counts["steps"] += 1
+        self._running[index] = None
+        if self._is_measured(trainer, counts["steps"]):
+            self._running[index] = self._begin(trainer, optimizer, parameters)
+
+    def _counts_of(self, index: int) -> dict[str, int]:
+        return self._counts.setdefault(index, dict.fromkeys(("steps", "nonfinite", "epoch", "measured", "clipped"), 0))
+
+    def _is_measured(self, trainer: Trainer, step: int) -> bool:
+        if self.every_n_steps is not None:
+            return step % self.every_n_steps == 0
+        measured: bool = trainer._logger_connector.should_update_logs
+        return measured
+
+    def _measures_next(self, trainer: Trainer) -> bool:
+        optimizers = range(len(trainer.optimizers))
+        return any(self._is_measured(trainer, self._counts_of(index)["steps"] + 1) for index in optimizers)
+
+    def _begin(self, trainer: Trainer, optimizer: Optimizer, parameters: list[nn.Parameter]) -> Measurement:
+        scale = gradient_scale(trainer, optimizer)
+        norms = gradient_norms(parameters)
+        for clipping in self._clippings:  # they come next, and needn't compute the norms again
+            clipping.known_norms = parameters, norms
+        measurement = Measurement(parameters, norms if scale is None else norms / scale)
+        if all(each in self._backward_norms for each in parameters):
+            measurement.norms = torch.stack([self._backward_norms[each] for each in parameters])
+        measurement.clip = self._clips.pop(optimizer_index(trainer, optimizer), Clip())
+        if any(each.algorithm == "value" for each in self._clippings):
+            largest = gradient_norms(parameters, torch.inf).max()
+            measurement.clip.largest = largest if scale is None else largest / scale
+        if self.update_ratio:
+            measurement.copy_weights()
+        return measurement
+
+    def _clip_gradients(
+        self,
+        clip: Callable[..., None],
+        optimizer: Any,
+        clip_val: float = 0.0,
+        gradient_clip_algorithm: str = GradClipAlgorithmType.NORM,
+    ) -> None:
+        """Runs around Lightning's clipping: that of the Trainer, after all other hooks, or a module's own, before."""
+        if self._trainer is not None and clip_val > 0:
+            self._note_clipping(self._trainer, optimizer, clip_val, gradient_clip_algorithm)
+        clip(optimizer, clip_val, gradient_clip_algorithm)
+
+    def _note_clipping(self, trainer: Trainer, optimizer: Any, clip_val: float, algorithm: str) -> None:
+        bare = getattr(optimizer, "optimizer", optimizer)  # a module has Lightning's wrapper in hand
+        index = optimizer_index(trainer, bare)
+        measurement = self._running.get(index)
+        parameters = [each for each in parameters_of(bare) if each.grad is not None]
+        if not parameters or (measurement is None and not self._measures_next(trainer)):
+            return
+        # Who clips before the step, by hand, has a scaler's scale in the gradients.
+        scale = scaler_scale(trainer, parameters[0].device) if measurement is None else None
+        noted = Clip(clip_val if scale is None else clip_val / scale)
+        if algorithm == GradClipAlgorithmType.VALUE:
+            largest = gradient_norms(parameters, torch.inf).max()
+            noted.largest = largest if scale is None else largest / scale
+        if measurement is None:
+            self._clips[index] = noted
+        else:
+            measurement.clip = noted
+
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        """Runs when the optimizer has stepped; not where a gradient scaler skips the step."""
+        if self._trainer is None:
+            return
+        index = optimizer_index(self._trainer, optimizer)
+        measurement = self._running.pop(index, None)
+        if measurement is None:
+            return
+        reports = [each.reports[index] for each in self._clippings if index in each.reports]
+        if len(reports) == 1:
+            measurement.clip.threshold = reports[0].threshold
+            measurement.finish(reports[0].clipped_norm_of(measurement.parameters), reports[0].clipped)
+        else:
+            measurement.finish(None, None)
+        self._done[index] = measurement
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
+    ) -> None:
+        if outputs or not pl_module.automatic_optimization:  # else it returned no loss, and there was no step
+            for index in list(self._running):
+                self._count_if_skipped(index)
+        self._running.clear()
+        for index, measurement in self._done.items():
+            self._log(trainer, pl_module, index, measurement)
+        self._done = {}
+        self._backward_norms, self._clips = {}, {}
+
+    def _count_if_skipped(self, index: int) -> None:
+        """Counts a step that a gradient scaler didn't let the optimizer make; that is known without a look at it."""
+        if index not in self._running or self._trainer is None:
+            return
+        self._running.pop(index)
+        self._counts_of(index)["nonfinite"] += 1
+        optimizer = self._trainer.optimizers[index]
+        parameters = [each for each in parameters_of(optimizer) if each.grad is not None]
+        if parameters:
+            self._name(Measurement(parameters, gradient_norms(parameters)))
+
+    def _name(self, measurement: Measurement) -> None:
+        """Says which parameters' gradients aren't finite, once for the same ones."""
+        names = tuple(measurement.names_not_finite(self._names))
+        if names and names not in self._warned:
+            self._warned.add(names)
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            rank_zero_warn(f"The gradient isn't finite in {', '.join(names[:5])}{more}")
+
+    def _log(self, trainer: Trainer, pl_module: LightningModule, index: int, measurement: Measurement) -> None:
+        values = {key: value for key, value in self._values(measurement).items() if value is not None}
+        fraction = self._clip_fraction(index)
+        if fraction is not None:
+            values["grad/clip_fraction"] = fraction
+        device = measurement.norms.device
+        # One transfer for everything.
+        numbers = torch.stack([torch.as_tensor(value, device=device).float() for value in values.values()]).tolist()
+        shown = dict(zip(values, numbers, strict=True))
+        counts = self._counts_of(index)
+        clipped = bool(shown.pop("clipped"))
+        if math.isfinite(shown["grad/norm"]):
+            self._count_measured(counts, trainer.current_epoch, clipped)
+            shown.setdefault("grad/clip_fraction", counts["clipped"] / counts["measured"])
+        else:
+            counts["nonfinite"] += 1
+            self._name(measurement)
+            shown = {}
+        shown["grad/nonfinite_steps"] = float(counts["nonfinite"])
+        suffix = optimizer_name(trainer, trainer.optimizers[index]) + self._suffix
+        pl_module.log_dict({tag + suffix: value for tag, value in shown.items()})
+
+    def _values(self, measurement: Measurement) -> dict[str, Tensor | float | None]:
+        values: dict[str, Tensor | float | None] = {
+            "grad/norm": measurement.norm,
+            "grad/norm_clipped": measurement.clipped_norm,
+            "grad/clip_threshold": measurement.clip.threshold,
+            "clipped": measurement.clipped,
+        }
+        for name, parameters in self._layers.items():
+            values[f"grad/norm/{name}"] = measurement.norm_of(measurement.norms, parameters)
+        updates, lengths = measurement.updates, measurement.lengths
+        if updates is not None and lengths is not None:
+            values["update/ratio"] = total_norm(updates) / total_norm(lengths)
+            for name, parameters in self._layers.items():
+                update, length = (measurement.norm_of(parts, parameters) for parts in (updates, lengths))
+                values[f"update/ratio/{name}"] = None if update is None or length is None else update / length
+        return values
+
+    def _clip_fraction(self, index: int) -> Tensor | None:
+        return self._clippings[0].clip_fraction(index) if len(self._clippings) == 1 else None
+
+    def _count_measured(self, counts: dict[str, int], epoch: int, clipped: bool) -> None:
+        if counts["epoch"] != epoch:
+            counts.update(epoch=epoch, measured=0, clipped=0)
+        counts["measured"] += 1
+        counts["clipped"] += clipped
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {str(index): dict(counts) for index, counts in self._counts.items()}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._counts = {int(index): dict(counts) for index, counts in state_dict.items()}

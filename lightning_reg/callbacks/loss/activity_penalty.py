@@ -1,0 +1,168 @@
+"""Penalties on activations: their size, and how much they change over time."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
+from typing_extensions import override
+
+from lightning_reg.attach.loss_term import LossTerm
+from lightning_reg.attach.schedules import StrengthSchedule
+from lightning_reg.attach.selection import select_modules
+from lightning_reg.functional.output_penalties import activity_penalty, temporal_activity_penalty
+from lightning_reg.settings import SettingError, check_range
+
+__all__ = ["ActivityPenalty"]
+
+_ACTIVATIONS = tuple(
+    getattr(nn.modules.activation, name)
+    for name in nn.modules.activation.__all__
+    if name not in ("MultiheadAttention", "Softmax", "Softmax2d", "LogSoftmax", "Softmin")
+)
+
+
+class ActivityPenalty(LossTerm):
+    """Penalises large activations (L1, L2, AR) and activations that change fast over time (TAR).
+
+    What it does: λ₁ mean|a| + λ₂ mean a² + λ₃ mean(h_{t+1} − h_t)² of the outputs of the chosen modules, summed over
+    modules, joins the loss that goes into backward. The loss that the module logs stays clean.
+
+    When to use: L1 for sparse representations; AR and TAR (``l2`` and ``temporal`` on the last recurrent layer) for
+    language models and other sequences. When not: before a normalization layer, which undoes a change of scale.
+
+    Cost: reads the chosen activations once in the forward and once in the backward pass. No state.
+
+    Interacts with: torch.compile: attach it before the first step of the compiled module, else its hooks aren't seen.
+    Activation checkpointing of a chosen module is fine: what is computed again isn't counted again.
+
+    Deviates from the paper: the strengths are λ for the mean over all elements, as in its code, and AR takes a
+    module's own output; to have dropout in it, name the dropout layer behind.
+
+    Args:
+        l1: Strength λ₁, at least 0.
+        l2: Strength λ₂, at least 0; for AR 2 is usual.
+        temporal: Strength λ₃, at least 0; for TAR 1 is usual.
+        include: Globs over module names; where empty, all activation modules. Of a module that returns several tensors
+            the first counts.
+        exclude: Globs over module names that are left out.
+        time_dim: Dimension of time; of torch's recurrent modules it is known.
+        schedule: What all strengths are multiplied by as training goes on; constant where None.
+
+    Logs:
+        ``penalty/activity``, its value, and ``penalty/activity_share``, its share of loss plus penalty, at the steps
+        the trainer logs.
+
+    Raises:
+        SettingError: If a strength is negative or not finite, all are 0, a glob matches nothing, or the module
+            optimizes manually.
+
+    Reference:
+        Stephen Merity, Bryan McCann, Richard Socher: Revisiting Activation Regularization for Language RNNs, 2017,
+        arXiv:1708.01009.
+
+    >>> ActivityPenalty(l2=2.0, temporal=1.0, include=("lstm",)).temporal
+    1.0
+    """
+
+    tag = "activity"
+
+    def __init__(
+        self,
+        *,
+        l1: float = 0.0,
+        l2: float = 0.0,
+        temporal: float = 0.0,
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        time_dim: int = 1,
+        schedule: StrengthSchedule | None = None,
+    ) -> None:
+        check_range("l1", l1, low=0)
+        check_range("l2", l2, low=0)
+        check_range("temporal", temporal, low=0)
+        if l1 == 0 and l2 == 0 and temporal == 0:
+            raise SettingError("l1, l2 or temporal must be above 0, but all are 0")
+        super().__init__(schedule=schedule)
+        self.l1 = l1
+        self.l2 = l2
+        self.temporal = temporal
+        self.include = tuple(include)
+        self.exclude = tuple(exclude)
+        self.time_dim = time_dim
+        self._is_watching = False
+        self._terms: list[Tensor] = []
+
+    @property
+    @override
+    def is_idle(self) -> bool:
+        return False
+
+    @override
+    def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().attach(trainer, pl_module)
+        for module in self._chosen(pl_module):
+            self.handles.append(module.register_forward_hook(self._collect))
+
+    def _chosen(self, pl_module: LightningModule) -> list[nn.Module]:
+        if self.include:
+            return list(select_modules(pl_module, include=self.include, exclude=self.exclude).values())
+        chosen = select_modules(pl_module, include=("*",), exclude=self.exclude).values()
+        activations = [each for each in chosen if isinstance(each, _ACTIVATIONS)]
+        if not activations:
+            raise SettingError(
+                "include must name modules, because there is no activation module such as torch.nn.ReLU among "
+                + ", ".join(name for name, _ in pl_module.named_modules() if name)
+            )
+        return activations
+
+    def _collect(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        if not self._is_watching:  # evaluation, or a checkpointed layer that is computed again in the backward pass
+            return
+        activations = _first_tensor(output)
+        term = activity_penalty(activations, l1=self.l1, l2=self.l2)
+        if self.temporal:
+            known = isinstance(module, nn.RNNBase)
+            time_dim = (activations.ndim - 2 if module.batch_first else 0) if known else self.time_dim
+            term = term + temporal_activity_penalty(activations, self.temporal, time_dim=time_dim)
+        self._terms.append(term)
+
+    @override
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        self._terms.clear()
+        self._is_watching = True
+        try:
+            yield
+        finally:
+            self._is_watching = False
+
+    @override
+    def term(self) -> Tensor:
+        if not self._terms:
+            raise SettingError(
+                "include must name modules that the training step runs, but none of them did; a module that "
+                "torch.compile compiled and ran before the fit can't be watched"
+            )
+        term = torch.stack(self._terms).sum()
+        self._terms.clear()
+        return term
+
+    @override
+    def release(self) -> None:
+        super().release()
+        self._terms.clear()
+
+
+def _first_tensor(output: Any) -> Tensor:
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, dict):
+        output = list(output.values())
+    if isinstance(output, (tuple, list)) and output:
+        return _first_tensor(output[0])
+    raise SettingError(
+        f"include must name modules that return tensors, but one of them returns {type(output).__name__}"
+    )

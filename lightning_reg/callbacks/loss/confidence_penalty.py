@@ -1,0 +1,106 @@
+"""A penalty on confident predictions."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from typing_extensions import override
+
+from lightning_reg.attach.loss_term import LossTerm
+from lightning_reg.attach.schedules import StrengthSchedule
+from lightning_reg.functional.output_penalties import confidence_penalty
+from lightning_reg.settings import SettingError, check_range
+
+__all__ = ["ConfidencePenalty"]
+
+
+class ConfidencePenalty(LossTerm):
+    """Rewards predictions that are not certain: −β times their entropy joins the loss.
+
+    What it does: takes the logits that the module's training step hands to ``cross_entropy`` (``nll_loss`` likewise),
+    and adds −β H(softmax(logits)) to the loss that goes into backward. No name and no code of the module is needed, and
+    the loss that it logs stays clean. Where there are several such calls in a step, each is penalised.
+
+    When to use: in place of label smoothing, to which it is a close relative, for better calibrated predictions. When
+    not: together with label smoothing or Mixup, which do the same.
+
+    Cost: one softmax of the logits. No state.
+
+    Deviates from the paper: no threshold of the entropy; its annealing is a ``schedule``.
+
+    Args:
+        weight: Strength β, at least 0; 0.1 is usual.
+        schedule: What the strength is multiplied by as training goes on; constant where None.
+
+    Logs:
+        ``penalty/confidence``, its value, which is negative, and ``penalty/confidence_share``, its size in loss plus
+        penalty, at the steps the trainer logs.
+
+    Raises:
+        SettingError: If ``weight`` is negative or not finite, the module optimizes manually, or its first training step
+            calls neither function.
+
+    Reference:
+        Gabriel Pereyra, George Tucker, Jan Chorowski, Łukasz Kaiser, Geoffrey Hinton: Regularizing Neural Networks by
+        Penalizing Confident Output Distributions, 2017, arXiv:1701.06548.
+
+    >>> ConfidencePenalty(weight=0.1).weight
+    0.1
+    """
+
+    tag = "confidence"
+
+    def __init__(self, *, weight: float, schedule: StrengthSchedule | None = None) -> None:
+        check_range("weight", weight, low=0)
+        super().__init__(schedule=schedule)
+        self.weight = weight
+        self._logits: list[Tensor] = []
+
+    @property
+    @override
+    def is_idle(self) -> bool:
+        return self.weight == 0
+
+    @override
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        self._logits = []
+        with _LogitsSeen(self._logits):
+            yield
+
+    @override
+    def term(self) -> Tensor:
+        if not self._logits:
+            raise SettingError(
+                "weight must be left out, because the training step calls neither cross_entropy nor nll_loss, whose "
+                "input ConfidencePenalty takes for the logits"
+            )
+        terms = [confidence_penalty(each, self.weight) for each in self._logits]
+        self._logits = []
+        return torch.stack(terms).sum()
+
+    @override
+    def release(self) -> None:
+        super().release()
+        self._logits = []
+
+
+class _LogitsSeen(TorchFunctionMode):
+    """Notes what the loss functions are called with; everything runs as it would."""
+
+    def __init__(self, logits: list[Tensor]) -> None:
+        super().__init__()
+        self._logits = logits
+
+    @override
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in (F.cross_entropy, F.nll_loss):
+            self._logits.append(args[0] if args else kwargs["input"])
+        return func(*args, **kwargs)

@@ -1,0 +1,1 @@
+"""Techniques that change weights after the optimizer's step."""

@@ -1,0 +1,90 @@
+"""An upper bound of the norm of a unit's weights."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from lightning_reg.attach.constraint import Constraint
+from lightning_reg.attach.schedules import ScheduledStrength, StrengthSchedule, check_never_zero
+from lightning_reg.attach.technique import instance_suffix
+from lightning_reg.functional.proximal import max_norm_
+from lightning_reg.settings import check_choice, check_range
+
+__all__ = ["MaxNorm"]
+
+
+class MaxNorm(Constraint):
+    """Shortens the weights that lead into a unit to a norm of at most ``max_norm``, after every optimizer step.
+
+    When to use: beside dropout with a high learning rate, which it keeps from blowing up. When not: before a
+    normalization layer, which makes the length of weights meaningless.
+
+    Cost: reads weights once per optimizer step, and writes them. No state.
+
+    Interacts with: averaging and sparsity leave it intact; it comes after the optimizer's step and after any proximal
+    step of a callback that stands before it.
+
+    Args:
+        max_norm: Longest norm allowed, positive; 2 to 4 is usual.
+        group: ``"output"``: a unit's weights are those that lead into it, a row of a linear layer's or a filter;
+            ``"input"``: those that lead out of it, a column or an input channel.
+        include: Globs over parameter names that are constrained.
+        exclude: Globs over parameter names that are not.
+        exclude_norm_and_bias: Whether biases and the parameters of normalization layers are spared.
+        schedule: What ``max_norm`` is multiplied by as training goes on, never 0; constant where None.
+
+    Raises:
+        SettingError: If ``max_norm`` isn't positive, a glob matches nothing, nothing selected has two dimensions, or
+            weights are sharded.
+
+    Reference:
+        Nitish Srivastava, Geoffrey Hinton, Alex Krizhevsky, Ilya Sutskever, Ruslan Salakhutdinov: Dropout: A Simple Way
+        to Prevent Neural Networks from Overfitting, JMLR 15, 2014.
+
+    >>> MaxNorm(max_norm=3.0).max_norm
+    3.0
+    """
+
+    def __init__(
+        self,
+        *,
+        max_norm: float = 3.0,
+        group: Literal["output", "input"] = "output",
+        include: Sequence[str] = ("*",),
+        exclude: Sequence[str] = (),
+        exclude_norm_and_bias: bool = True,
+        schedule: StrengthSchedule | None = None,
+    ) -> None:
+        check_range("max_norm", max_norm, low=0, low_open=True)
+        check_choice("group", group, ("output", "input"))
+        check_never_zero(schedule)
+        super().__init__(
+            include=include,
+            exclude=exclude,
+            exclude_norm_and_bias=exclude_norm_and_bias,
+            group=group,
+        )
+        self.max_norm = max_norm
+        self.schedule = schedule
+        self._strength = ScheduledStrength()
+        self._bound = max_norm
+
+    @override
+    def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().attach(trainer, pl_module)
+        self._strength = ScheduledStrength(self.schedule, trainer)
+        self._suffix = instance_suffix(trainer, self)
+
+    @override
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        self._bound = self.max_norm * self._strength.now(trainer)
+        if trainer._logger_connector.should_update_logs:
+            self._strength.log(pl_module, f"max_norm{self._suffix}")
+
+    @override
+    def project_(self, units: list[Tensor]) -> None:
+        max_norm_(units, self._bound)

@@ -1,0 +1,55 @@
+"""Weights that are never negative."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_reg.attach.constraint import Constraint
+from lightning_reg.functional.proximal import non_negative_
+
+__all__ = ["NonNegative"]
+
+
+class NonNegative(Constraint):
+    """Sets negative weights to zero, after every optimizer step.
+
+    When to use: for networks that have to be monotonic in their inputs, and for parts-based representations. When not:
+    on all of a plain classifier, which it costs accuracy; name layers by ``include``.
+
+    Cost: reads and writes weights once per optimizer step. No state.
+
+    Args:
+        include: Globs over parameter names that are constrained.
+        exclude: Globs over parameter names that are not.
+        exclude_norm_and_bias: Whether biases and the parameters of normalization layers are spared.
+
+    Raises:
+        SettingError: If a glob matches nothing.
+
+    Reference:
+        Daniel D. Lee, H. Sebastian Seung: Learning the Parts of Objects by Non-negative Matrix Factorization, Nature
+        401, 1999.
+
+    >>> NonNegative(include=("decoder.*",)).include
+    ('decoder.*',)
+    """
+
+    by_unit = False
+
+    def __init__(
+        self,
+        *,
+        include: Sequence[str] = ("*",),
+        exclude: Sequence[str] = (),
+        exclude_norm_and_bias: bool = True,
+    ) -> None:
+        super().__init__(
+            include=include,
+            exclude=exclude,
+            exclude_norm_and_bias=exclude_norm_and_bias,
+        )
+
+    @override
+    def project_(self, units: list[Tensor]) -> None:
+        non_negative_(units)

@@ -1,0 +1,60 @@
+"""Weights of norm 1."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_reg.attach.constraint import Constraint
+from lightning_reg.functional.proximal import unit_norm_
+from lightning_reg.settings import check_choice
+
+__all__ = ["UnitNorm"]
+
+
+class UnitNorm(Constraint):
+    """Gives the weights that lead into a unit norm 1, after every optimizer step.
+
+    When to use: where only directions should be learnt: the last layer of a metric-learning network, dictionaries of
+    autoencoders. When not: on every layer of a plain classifier, whose logits it bounds; name layers by ``include``.
+
+    Cost: reads and writes weights once per optimizer step. No state.
+
+    Args:
+        group: ``"output"``: a unit's weights are those that lead into it, a row of a linear layer's or a filter;
+            ``"input"``: those that lead out of it, a column or an input channel.
+        include: Globs over parameter names that are constrained.
+        exclude: Globs over parameter names that are not.
+        exclude_norm_and_bias: Whether biases and the parameters of normalization layers are spared.
+
+    Raises:
+        SettingError: If a glob matches nothing, nothing selected has two dimensions, or weights are sharded.
+
+    Reference:
+        Tim Salimans, Diederik P. Kingma: Weight Normalization, NeurIPS 2016, arXiv:1602.07868, with the length held
+        at 1.
+
+    >>> UnitNorm(include=("head.weight",)).group
+    'output'
+    """
+
+    def __init__(
+        self,
+        *,
+        group: Literal["output", "input"] = "output",
+        include: Sequence[str] = ("*",),
+        exclude: Sequence[str] = (),
+        exclude_norm_and_bias: bool = True,
+    ) -> None:
+        check_choice("group", group, ("output", "input"))
+        super().__init__(
+            include=include,
+            exclude=exclude,
+            exclude_norm_and_bias=exclude_norm_and_bias,
+            group=group,
+        )
+
+    @override
+    def project_(self, units: list[Tensor]) -> None:
+        unit_norm_(units)

@@ -1,0 +1,324 @@
+r"""What is done to gradients between backward and the optimizer's step: norms, clipping, noise, centralization.
+
+Nothing here moves a number to the host, so a step on a GPU isn't held up; thresholds may be tensors.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "add_noise_",
+    "centralize_",
+    "clip_adaptively_",
+    "clip_by_value_",
+    "norms_of",
+    "percentile_threshold",
+    "remember_",
+    "scale_",
+    "shrinking_factor",
+    "total_norm",
+    "zscore_thresholds_",
+]
+
+Number = float | Tensor
+
+
+def norms_of(gradients: Sequence[Tensor], norm_type: float = 2.0) -> Tensor:
+    """Returns the norm of every tensor.
+
+    Args:
+        gradients: At least one, on one device.
+        norm_type: Order of the norm; ``float("inf")`` for the largest absolute value.
+
+    Returns:
+        A tensor (len(gradients),), at least in float32.
+
+    >>> norms_of([torch.tensor([3.0, 4.0]), torch.tensor([-2.0])])
+    tensor([5., 2.])
+    """
+    # Sums of squares in 16 bits lose digits, and overflow in float16.
+    dtype = functools.reduce(torch.promote_types, {gradient.dtype for gradient in gradients}, torch.float32)
+    return torch.stack(torch._foreach_norm(list(gradients), norm_type, dtype=dtype))
+
+
+def total_norm(norms: Tensor, norm_type: float = 2.0) -> Tensor:
+    """Returns the norm of everything, from the norms of its parts.
+
+    Args:
+        norms: What :func:`norms_of` returned.
+        norm_type: Order of the norm.
+
+    Returns:
+        A scalar tensor.
+
+    >>> total_norm(torch.tensor([3.0, 4.0]))
+    tensor(5.)
+    """
+    total: Tensor = torch.linalg.vector_norm(norms, norm_type)
+    return total
+
+
+def shrinking_factor(norm: Tensor, target: Number) -> Tensor:
+    r"""What gradients are multiplied by so that their norm is at most ``target``.
+
+    .. math:: c = \min\left(1, \frac{\tau}{\lVert g \rVert + 10^{-6}}\right)
+
+    Args:
+        norm: ‖g‖, any shape.
+        target: τ, at least 0.
+
+    Returns:
+        A tensor like ``norm``. The 1e-6 is torch's, so that results equal ``clip_grad_norm_``.
+
+    Reference:
+        Razvan Pascanu, Tomas Mikolov, Yoshua Bengio: On the Difficulty of Training Recurrent Neural Networks, ICML
+        2013, arXiv:1211.5063.
+
+    >>> shrinking_factor(torch.tensor([0.5, 4.0]), 1.0)
+    tensor([1.0000, 0.2500])
+    """
+    return (target / (norm + 1e-6)).clamp(max=1.0)
+
+
+@torch.no_grad()
+def scale_(gradients: Sequence[Tensor], factor: Tensor) -> None:
+    """Multiplies all gradients by one factor, in place.
+
+    Args:
+        gradients: Of any shapes and dtypes.
+        factor: A scalar tensor. On a CPU, where looking at it costs nothing, a factor of 1 leaves them alone.
+
+    >>> gradient = torch.tensor([3.0, 4.0])
+    >>> scale_([gradient], torch.tensor(0.5))
+    >>> gradient
+    tensor([1.5000, 2.0000])
+    """
+    if factor.device.type != "cpu" or factor != 1:
+        torch._foreach_mul_(list(gradients), factor)
+
+
+@torch.no_grad()
+def clip_by_value_(gradients: Sequence[Tensor], max_value: Number) -> None:
+    r"""Cuts every entry off at ±max_value, in place.
+
+    .. math:: g_i \leftarrow \max(-v, \min(v, g_i))
+
+    Args:
+        gradients: Of any shapes.
+        max_value: v, at least 0; a scalar tensor is used where it lies.
+
+    >>> gradient = torch.tensor([3.0, -4.0, 0.5])
+    >>> clip_by_value_([gradient], 1.0)
+    >>> gradient
+    tensor([ 1.0000, -1.0000,  0.5000])
+    """
+    if isinstance(max_value, Tensor):
+        for gradient in gradients:
+            bound = max_value.to(gradient.dtype)
+            gradient.clamp_(-bound, bound)
+    else:
+        torch._foreach_clamp_max_(list(gradients), max_value)
+        torch._foreach_clamp_min_(list(gradients), -max_value)
+
+
+@torch.no_grad()
+def clip_adaptively_(
+    gradients: Sequence[Tensor], units: Sequence[Tensor], clip_factor: Number, *, eps: float = 1e-3, scale: Number = 1.0
+) -> Tensor:
+    r"""Shortens the gradient of every unit to a share of the length of the unit's weights, in place.
+
+    .. math:: g_u \leftarrow g_u \min\left(1, \lambda \frac{\max(\lVert w_u \rVert, \epsilon)}{\lVert g_u \rVert}
+        \right)
+
+    A unit is what lies at one index of the first dimension; tensors of one dimension are one unit. The floor ε lets
+    weights that start at zero learn.
+
+    Args:
+        gradients: What is clipped.
+        units: The weights, of the same shapes.
+        clip_factor: λ, positive.
+        eps: ε, positive, in the units of the weights.
+        scale: What the gradients are multiplied by, where a gradient scaler's scale is still in them.
+
+    Returns:
+        A scalar tensor of bools: whether anything was clipped.
+
+    Reference:
+        Andrew Brock, Soham De, Samuel L. Smith, Karen Simonyan: High-Performance Large-Scale Image Recognition Without
+        Normalization, ICML 2021, arXiv:2102.06171.
+
+    >>> gradient, weight = torch.tensor([[3.0, 4.0], [0.0, 0.001]]), torch.tensor([[6.0, 8.0], [1.0, 0.0]])
+    >>> clip_adaptively_([gradient], [weight], 0.01)
+    tensor(True)
+    >>> gradient
+    tensor([[0.0600, 0.0800],
+            [0.0000, 0.0010]])
+    """
+    clipped = []
+    for gradient, unit in zip(gradients, units, strict=True):
+        norms = _unit_norms(gradient)
+        longest = _unit_norms(unit).clamp(min=eps).mul_(clip_factor * scale)
+        beyond = norms > longest
+        clipped.append(beyond.any())
+        # On a CPU looking is free, and mostly there is nothing to do.
+        if gradient.device.type != "cpu" or clipped[-1]:
+            gradient.mul_(torch.where(beyond, longest / norms, 1).to(gradient.dtype))
+    return torch.stack(clipped).any()
+
+
+def percentile_threshold(history: Tensor, percentile: float) -> Tensor:
+    """Returns a percentile of the norms remembered so far.
+
+    Args:
+        history: (N,), NaN where nothing has been remembered yet.
+        percentile: In [0, 100]; values between two norms are interpolated.
+
+    Returns:
+        A scalar tensor; infinity while there is no history.
+
+    Reference:
+        Prem Seetharaman, Gordon Wichern, Bryan Pardo, Jonathan Le Roux: AutoClip: Adaptive Gradient Clipping for Source
+        Separation Networks, MLSP 2020, arXiv:2007.14469.
+
+    >>> percentile_threshold(torch.tensor([3.0, 1.0, 2.0, float("nan")]), 50)
+    tensor(2.)
+    """
+    return torch.nanquantile(history, percentile / 100).nan_to_num(nan=torch.inf)
+
+
+@torch.no_grad()
+def remember_(history: Tensor, count: Tensor, norm: Tensor) -> None:
+    """Writes a norm into a ring of the last N, in place; one that isn't finite is passed over.
+
+    Args:
+        history: (N,), NaN at the start.
+        count: Scalar of whole numbers: how many have been remembered, 0 at the start.
+        norm: A scalar.
+
+    >>> history, count = torch.full((2,), torch.nan), torch.tensor(0)
+    >>> for norm in (1.0, float("inf"), 2.0, 3.0):
+    ...     remember_(history, count, torch.tensor(norm))
+    >>> history
+    tensor([3., 2.])
+    """
+    finite = norm.isfinite()
+    place = (count % len(history)).view(1)
+    history.scatter_(0, place, torch.where(finite, norm, history.gather(0, place)))
+    count += finite
+
+
+@torch.no_grad()
+def zscore_thresholds_(
+    moments: Tensor, norm: Tensor, *, z_threshold: float, alpha: float, warmup_steps: int
+) -> tuple[Tensor, Tensor]:
+    r"""Finds what a norm that sticks out is to be shortened to, and updates the running moments in place.
+
+    .. math::
+        z = \frac{\lVert g \rVert - \mu}{\sigma}, \qquad
+        \lVert g \rVert^* = \begin{cases} \mu + \sigma z_\tau^2 / z & z > z_\tau \\ \lVert g \rVert & \text{else}
+        \end{cases}
+
+        \mu \leftarrow \alpha \mu + (1 - \alpha) \lVert g \rVert^*, \qquad
+        \sigma^2 \leftarrow \alpha \sigma^2 + (1 - \alpha) (\lVert g \rVert^* - \mu)^2
+
+    While warming up nothing is clipped, and the moments are the mean and the variance of the norms so far. Norms that
+    aren't finite are passed over.
+
+    Args:
+        moments: (3,): how many norms were seen in warming up, μ and σ²; zeros at the start.
+        norm: ‖g‖, a scalar.
+        z_threshold: z_τ, positive.
+        alpha: Decay of the moments, in [0, 1).
+        warmup_steps: At least 1.
+
+    Returns:
+        Two scalars: the norm beyond which gradients are shortened, μ + σ z_τ (infinity while warming up), and what this
+        norm is to be shortened to.
+
+    Reference:
+        Abhay Kumar, Louis Owen, Nilabhra Roy Chowdhury, Fabian Güra: ZClip: Adaptive Spike Mitigation for LLM
+        Pre-Training, 2025, arXiv:2504.02507.
+
+    >>> moments = torch.tensor([25.0, 1.0, 0.04])
+    >>> zscore_thresholds_(moments, torch.tensor(2.0), z_threshold=2.5, alpha=0.97, warmup_steps=25)
+    (tensor(1.5000), tensor(1.2500))
+    """
+    seen, mean, variance = moments.unbind()
+    warm = seen >= warmup_steps
+    deviation = variance.sqrt()
+    z = (norm - mean) / deviation.clamp(min=1e-6)
+    sticks_out = warm & (z > z_threshold)
+    target = torch.where(sticks_out, mean + deviation * z_threshold**2 / z, norm)
+
+    running_mean = alpha * mean + (1 - alpha) * target
+    running_variance = alpha * variance + (1 - alpha) * (target - running_mean).square()
+    first_mean = mean + (norm - mean) / (seen + 1)
+    first_variance = (seen * variance + (norm - mean) * (norm - first_mean)) / (seen + 1)
+    updated = torch.stack(
+        [
+            (seen + 1).clamp(max=warmup_steps),
+            torch.where(warm, running_mean, first_mean),
+            torch.where(warm, running_variance, first_variance),
+        ]
+    )
+    trigger = torch.where(warm, mean + deviation * z_threshold, torch.inf)
+    moments.copy_(torch.where(norm.isfinite(), updated, moments))
+    return trigger, target
+
+
+@torch.no_grad()
+def add_noise_(gradients: Sequence[Tensor], deviation: Number, generator: torch.Generator) -> None:
+    r"""Adds independent Gaussian noise to every entry, in place.
+
+    .. math:: g_i \leftarrow g_i + \epsilon_i, \qquad \epsilon_i \sim \mathcal{N}(0, \sigma^2)
+
+    Args:
+        gradients: On the generator's device.
+        deviation: σ, at least 0, in the units of the gradients.
+        generator: That is drawn from.
+
+    Reference:
+        Arvind Neelakantan, Luke Vilnis, Quoc V. Le, Ilya Sutskever, Lukasz Kaiser, Karol Kurach, James Martens: Adding
+        Gradient Noise Improves Learning for Very Deep Networks, 2015, arXiv:1511.06807.
+
+    >>> gradient = torch.zeros(10_000)
+    >>> add_noise_([gradient], 0.5, torch.Generator().manual_seed(0))
+    >>> abs(gradient.std().item() - 0.5) < 0.02
+    True
+    """
+    for gradient in gradients:
+        noise = torch.empty_like(gradient).normal_(generator=generator)
+        gradient.add_(noise.mul_(deviation))
+
+
+@torch.no_grad()
+def centralize_(gradients: Sequence[Tensor]) -> None:
+    r"""Takes its mean away from the gradient of every unit, in place.
+
+    .. math:: g_u \leftarrow g_u - \frac{1}{n_u} \sum_i g_{u,i}
+
+    Args:
+        gradients: Tensors of two or more dimensions, the first of which counts the units.
+
+    Reference:
+        Hongwei Yong, Jianqiang Huang, Xiansheng Hua, Lei Zhang: Gradient Centralization: A New Optimization Technique
+        for Deep Neural Networks, ECCV 2020, arXiv:2004.01461.
+
+    >>> gradient = torch.tensor([[1.0, 3.0], [0.0, 4.0]])
+    >>> centralize_([gradient])
+    >>> gradient
+    tensor([[-1.,  1.],
+            [-2.,  2.]])
+    """
+    for gradient in gradients:
+        gradient.sub_(gradient.mean(dim=tuple(range(1, gradient.ndim)), keepdim=True))
+
+
+def _unit_norms(units: Tensor) -> Tensor:
+    axes = tuple(range(1, units.ndim)) or None
+    dtype = torch.promote_types(units.dtype, torch.float32)
+    norms: Tensor = torch.linalg.vector_norm(units, dim=axes, keepdim=units.ndim > 1, dtype=dtype)
+    return norms

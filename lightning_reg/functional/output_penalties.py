@@ -1,0 +1,117 @@
+r"""Penalties on what a network puts out: activations and predicted distributions. They need a graph."""
+
+import torch
+from torch import Tensor
+
+from lightning_reg.settings import SettingError
+
+__all__ = ["activity_penalty", "confidence_penalty", "entropy", "temporal_activity_penalty"]
+
+
+def activity_penalty(activations: Tensor, *, l1: float = 0.0, l2: float = 0.0) -> Tensor:
+    r"""The mean absolute activation and the mean squared one, each times its strength.
+
+    .. math:: P(a) = \frac{1}{n} \sum_i \left( \lambda_1 |a_i| + \lambda_2 a_i^2 \right)
+
+    With L2 on the output of a recurrent layer it is activation regularization (AR).
+
+    Args:
+        activations: Any shape.
+        l1: λ₁, at least 0.
+        l2: λ₂, at least 0.
+
+    Returns:
+        A scalar tensor, at least in float32.
+
+    Reference:
+        Stephen Merity, Bryan McCann, Richard Socher: Revisiting Activation Regularization for Language RNNs, 2017,
+        arXiv:1708.01009.
+
+    >>> activity_penalty(torch.tensor([1.0, -3.0]), l1=0.5, l2=0.1)
+    tensor(1.5000)
+    """
+    values = _at_least_float32(activations)
+    penalty = values.new_zeros(())
+    if l1:
+        penalty = penalty + l1 * values.abs().mean()
+    if l2:
+        penalty = penalty + l2 * values.square().mean()
+    return penalty
+
+
+def temporal_activity_penalty(activations: Tensor, strength: float, *, time_dim: int = 1) -> Tensor:
+    r"""The mean squared change of activations from one time step to the next, times the strength (TAR).
+
+    .. math:: P(h) = \lambda \operatorname{mean}_t (h_{t+1} - h_t)^2
+
+    Args:
+        activations: At least two dimensions, one of which is time.
+        strength: λ, at least 0.
+        time_dim: Which one.
+
+    Returns:
+        A scalar tensor, at least in float32; zero where there is a single time step.
+
+    Raises:
+        SettingError: If there is no such dimension.
+
+    Reference:
+        Stephen Merity, Bryan McCann, Richard Socher: Revisiting Activation Regularization for Language RNNs, 2017,
+        arXiv:1708.01009.
+
+    >>> temporal_activity_penalty(torch.tensor([[1.0, 2.0, 4.0]]), 1.0)
+    tensor(2.5000)
+    """
+    if not -activations.ndim <= time_dim < activations.ndim:
+        raise SettingError(
+            f"time_dim must be a dimension of the activations {tuple(activations.shape)}, not {time_dim}"
+        )
+    if activations.shape[time_dim] < 2:
+        return _at_least_float32(activations).sum() * 0
+    return strength * _at_least_float32(activations).diff(dim=time_dim).square().mean()
+
+
+def entropy(logits: Tensor) -> Tensor:
+    r"""The mean entropy of the predicted distributions.
+
+    .. math:: H = -\frac{1}{N} \sum_n \sum_c p_{nc} \ln p_{nc}, \qquad p = \operatorname{softmax}(\text{logits})
+
+    Args:
+        logits: (N, C), (N, C, d₁, ...) or (C,), as ``cross_entropy`` takes them; log-probabilities are logits, too.
+
+    Returns:
+        A scalar tensor, in nats, at least in float32.
+
+    >>> entropy(torch.zeros(1, 2))
+    tensor(0.6931)
+    """
+    log_probabilities = _at_least_float32(logits).log_softmax(dim=1 if logits.ndim > 1 else 0)
+    # A class masked with -inf has probability 0 and adds nothing; 0 · -inf would be NaN.
+    terms = log_probabilities.exp() * log_probabilities.clamp(min=torch.finfo(log_probabilities.dtype).min)
+    return -terms.sum(dim=1 if logits.ndim > 1 else 0).mean()
+
+
+def confidence_penalty(logits: Tensor, strength: float) -> Tensor:
+    r"""The negative entropy of the predicted distributions, times the strength.
+
+    .. math:: P = -\beta H(p)
+
+    Args:
+        logits: As :func:`entropy` takes them.
+        strength: β, at least 0.
+
+    Returns:
+        A scalar tensor, never positive: lowest where predictions are uniform.
+
+    Reference:
+        Gabriel Pereyra, George Tucker, Jan Chorowski, Łukasz Kaiser, Geoffrey Hinton: Regularizing Neural Networks by
+        Penalizing Confident Output Distributions, 2017, arXiv:1701.06548.
+
+    >>> confidence_penalty(torch.zeros(1, 2), 0.1)
+    tensor(-0.0693)
+    """
+    return -strength * entropy(logits)
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))

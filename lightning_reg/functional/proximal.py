@@ -1,0 +1,152 @@
+r"""What is done to weights after a step: shrinking them to exact zeros, and projecting them onto what is allowed.
+
+Both are proximal operators: they return the weights nearest to where the step went that make up for a penalty, or for
+a constraint, which is a penalty of infinity outside.
+"""
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor
+
+__all__ = ["group_soft_threshold_", "max_norm_", "non_negative_", "soft_threshold_", "unit_norm_"]
+
+
+@torch.no_grad()
+def soft_threshold_(weights: Sequence[Tensor], threshold: float | Tensor) -> None:
+    r"""Moves every weight toward zero by the threshold, and to exactly zero where that is nearer; in place.
+
+    .. math:: w_i \leftarrow \operatorname{sign}(w_i) \max(|w_i| - \tau, 0)
+
+    This is the proximal operator of :func:`~lightning_reg.functional.penalties.l1_penalty` with τ = ηλ.
+
+    Args:
+        weights: Tensors of any shapes.
+        threshold: τ, at least 0, in the units of the weights; a scalar tensor is used where it lies.
+
+    Reference:
+        Ingrid Daubechies, Michel Defrise, Christine De Mol: An Iterative Thresholding Algorithm for Linear Inverse
+        Problems with a Sparsity Constraint, Communications on Pure and Applied Mathematics 57, 2004,
+        arXiv:math/0307152.
+
+    >>> weight = torch.tensor([3.0, -4.0, 0.5])
+    >>> soft_threshold_([weight], 1.0)
+    >>> weight
+    tensor([ 2., -3.,  0.])
+    """
+    for weight in weights:
+        # What is cut off by clamping is taken away: one pass less than sign, abs and max.
+        if isinstance(threshold, Tensor):
+            bound = threshold.to(weight.dtype)
+            weight.sub_(weight.clamp(-bound, bound))
+        else:
+            weight.sub_(weight.clamp(-threshold, threshold))
+
+
+@torch.no_grad()
+def group_soft_threshold_(groups: Sequence[Tensor], threshold: float | Tensor) -> None:
+    r"""Shortens every group of weights, and sets short ones to exactly zero; in place.
+
+    .. math:: w_g \leftarrow \max(1 - \tau \sqrt{n_g} / \lVert w_g \rVert_2, 0) \, w_g
+
+    This is the proximal operator of :func:`~lightning_reg.functional.penalties.group_lasso_penalty` with τ = ηλ.
+
+    Args:
+        groups: Tensors whose first dimension counts the groups.
+        threshold: τ, at least 0, in the units of the weights; a scalar tensor is used where it lies.
+
+    Reference:
+        Ming Yuan, Yi Lin: Model Selection and Estimation in Regression with Grouped Variables, Journal of the Royal
+        Statistical Society B 68, 2006.
+
+    >>> weight = torch.tensor([[6.0, 8.0], [0.3, 0.4]])
+    >>> group_soft_threshold_([weight], 1 / 2**0.5)
+    >>> weight
+    tensor([[5.4000, 7.2000],
+            [0.0000, 0.0000]])
+    """
+    for group in groups:
+        norms = _unit_norms(group)
+        shorter = (1 - threshold * group[0].numel() ** 0.5 / norms).clamp(min=0)
+        group.mul_(torch.where(norms > 0, shorter, 0).to(group.dtype))
+
+
+@torch.no_grad()
+def max_norm_(units: Sequence[Tensor], max_norm: float) -> None:
+    r"""Shortens the weights of every unit that are longer than allowed; in place.
+
+    .. math:: w_u \leftarrow w_u \min(1, c / \lVert w_u \rVert_2)
+
+    Args:
+        units: Tensors whose first dimension counts the units.
+        max_norm: c, the longest norm allowed, positive.
+
+    Reference:
+        Nitish Srivastava, Geoffrey Hinton, Alex Krizhevsky, Ilya Sutskever, Ruslan Salakhutdinov: Dropout: A Simple Way
+        to Prevent Neural Networks from Overfitting, JMLR 15, 2014.
+
+    >>> weight = torch.tensor([[6.0, 8.0], [0.3, 0.4]])
+    >>> max_norm_([weight], 5.0)
+    >>> weight
+    tensor([[3.0000, 4.0000],
+            [0.3000, 0.4000]])
+    """
+    for unit in units:
+        norms = _unit_norms(unit)
+        # Units that are short enough are multiplied by exactly 1.
+        unit.mul_(torch.where(norms > max_norm, max_norm / norms, 1).to(unit.dtype))
+
+
+@torch.no_grad()
+def unit_norm_(units: Sequence[Tensor]) -> None:
+    r"""Gives the weights of every unit norm 1; in place.
+
+    .. math:: w_u \leftarrow w_u / \lVert w_u \rVert_2
+
+    Units whose weights are all zero have no direction and stay.
+
+    Args:
+        units: Tensors whose first dimension counts the units.
+
+    Reference:
+        Tim Salimans, Diederik P. Kingma: Weight Normalization, NeurIPS 2016, arXiv:1602.07868, with the length held
+        at 1.
+
+    >>> weight = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
+    >>> unit_norm_([weight])
+    >>> weight
+    tensor([[0.6000, 0.8000],
+            [0.0000, 0.0000]])
+    """
+    for unit in units:
+        norms = _unit_norms(unit)
+        unit.mul_(torch.where(norms > 0, 1 / norms, 1).to(unit.dtype))
+
+
+@torch.no_grad()
+def non_negative_(weights: Sequence[Tensor]) -> None:
+    r"""Sets negative weights to zero; in place.
+
+    .. math:: w_i \leftarrow \max(w_i, 0)
+
+    Args:
+        weights: Tensors of any shapes.
+
+    Reference:
+        Daniel D. Lee, H. Sebastian Seung: Learning the Parts of Objects by Non-negative Matrix Factorization, Nature
+        401, 1999.
+
+    >>> weight = torch.tensor([3.0, -4.0])
+    >>> non_negative_([weight])
+    >>> weight
+    tensor([3., 0.])
+    """
+    for weight in weights:
+        weight.clamp_(min=0)
+
+
+def _unit_norms(units: Tensor) -> Tensor:
+    axes = tuple(range(1, units.ndim))
+    dtype = torch.promote_types(units.dtype, torch.float32)
+    return cast(Tensor, torch.linalg.vector_norm(units, dim=axes, keepdim=True, dtype=dtype))
