@@ -191,8 +191,8 @@ class Textbook:
     final_epoch: Callable[[list[float]], int] = lambda losses: len(losses) - 1
 
 
-def textbook_loop(setting, textbook):
-    """Trains by hand."""
+def textbook_loop(setting, textbook, processes=1):
+    """Trains by hand, with every batch split as so many processes would share it."""
     model = network()
     optimizer = torch.optim.SGD(trainable(model), lr=LEARNING_RATE, momentum=0.9)
     dtype = DTYPES[setting.precision]
@@ -205,10 +205,12 @@ def textbook_loop(setting, textbook):
     for model.epoch in range(EPOCHS):
         model.train()
         for index, (inputs, labels) in enumerate(loader()):
-            with autocast():
-                logits = model(inputs)
-                loss = F.cross_entropy(logits, labels) + textbook.term(model, inputs, logits)
-            scale.scale(loss / setting.accumulate).backward()
+            for rank in range(processes):
+                part = inputs[rank::processes]
+                with autocast():
+                    logits = model(part)
+                    loss = F.cross_entropy(logits, labels[rank::processes]) + textbook.term(model, part, logits)
+                scale.scale(loss / setting.accumulate / processes).backward()
             if (index + 1) % setting.accumulate == 0 or index + 1 == BATCHES:
                 scale.unscale_(optimizer)
                 textbook.on_gradients(model, step, memory)

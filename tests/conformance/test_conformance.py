@@ -1,7 +1,10 @@
 """What every technique must pass: equal to the textbook's loop, resumable, idle at strength zero, gone afterwards."""
 
 import copy
+import subprocess
+import sys
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
@@ -63,18 +66,17 @@ def test_every_technique_is_here():
     assert {name.split()[0] for name in TECHNIQUES} == public
 
 
-def assert_equals_the_textbooks_loop(name, setting, weights):
+def assert_equals_the_textbooks_loop(name, setting, weights, processes=1):
     textbook = TECHNIQUES[name].textbook
-    by_hand = textbook_loop(setting, textbook)
+    by_hand = textbook_loop(setting, textbook, processes)
     expected = by_hand.weights[textbook.final_epoch(by_hand.val_losses)]
     difference = max((a - b).abs().max().item() for a, b in zip(weights, expected, strict=True))
     assert difference <= setting.tolerance(weights_of(network()), expected)
 
 
 def cells(fits):
-    return pytest.mark.parametrize(
-        ("name", "setting"), [pytest.param(*fit, id="-".join(map(str, fit))) for fit in fits]
-    )
+    named = [pytest.param(name, setting, id=f"{name}-{setting}") for name, setting in fits]
+    return pytest.mark.parametrize(("name", "setting"), named)
 
 
 @cells(CELLS)
@@ -100,7 +102,7 @@ def test_equals_the_textbooks_loop_in_two_processes(name, setting, fits_in_two_p
     index = CELLS_OF_TWO.index((name, setting))
     error = fits_in_two_processes / f"{index}.error"
     assert not error.exists(), error.read_text()
-    assert_equals_the_textbooks_loop(name, setting, torch.load(fits_in_two_processes / f"{index}.pt"))
+    assert_equals_the_textbooks_loop(name, setting, torch.load(fits_in_two_processes / f"{index}.pt"), processes=2)
 
 
 @pytest.mark.parametrize("name", [name for name, technique in TECHNIQUES.items() if technique.clips])

@@ -42,7 +42,7 @@ def main(folder):
     for index, (name, setting) in enumerate(torch.load(folder / "fits.pt", weights_only=False)):
         try:
             run(name, setting, folder / f"{index}.pt")
-        except Exception:
+        except Exception:  # noqa: PERF203
             (folder / f"{index}.error").write_text(traceback.format_exc())
 
 

@@ -1,0 +1,276 @@
+"""What is shown is what a loop by hand sees, whoever clips."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import Callback
+from torch import nn
+
+from lightning_reg.callbacks import GradientClipping, GradientMonitor, L2Penalty
+from lightning_reg.settings import SettingError
+from tests.conformance.problem import LEARNING_RATE, Setting, SomebodysModule, loader, network, samples, trainable
+from tests.helpers import quiet_trainer
+
+
+class Recorder(Callback):
+    """What was logged in each batch."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_end(self, trainer, *_):
+        kinds = ("grad", "update")
+        self.seen.append(
+            {tag: value.item() for tag, value in trainer.callback_metrics.items() if tag.startswith(kinds)}
+        )
+
+
+def watched(setting, *callbacks, module=None, **settings):
+    recorder = Recorder()
+    trainer = setting.trainer([*callbacks, recorder], **{"max_epochs": 1, "log_every_n_steps": 1, **settings})
+    trainer.fit(module or setting.module(), loader(), loader())
+    return recorder.seen
+
+
+def by_hand(clip=lambda model: None, accumulate=1):
+    """Norms before and after clipping, and the ratio of update to weights, of every step of one epoch."""
+    model = network()
+    optimizer = torch.optim.SGD(trainable(model), lr=LEARNING_RATE, momentum=0.9)
+    steps = []
+    for index, (inputs, labels) in enumerate(loader()):
+        (F.cross_entropy(model(inputs), labels) / accumulate).backward()
+        if (index + 1) % accumulate and index < 5:
+            continue
+        before, start = norm(model), [each.detach().clone() for each in with_gradient(model)]
+        clip(model)
+        after = norm(model)
+        optimizer.step()
+        moved = [each.detach() - old for each, old in zip(with_gradient(model), start, strict=True)]
+        steps.append((before, after, (flat(moved).norm() / flat(start).norm()).item()))
+        optimizer.zero_grad()
+    return steps
+
+
+def with_gradient(model):
+    return [each for each in model.parameters() if each.grad is not None]
+
+
+def flat(tensors):
+    return torch.cat([each.flatten() for each in tensors])
+
+
+def norm(model):
+    return flat([each.grad for each in with_gradient(model)]).norm().item()
+
+
+def by_norm(model):
+    nn.utils.clip_grad_norm_(model.parameters(), 0.55)
+
+
+def by_value(model):
+    nn.utils.clip_grad_value_(model.parameters(), 0.1)
+
+
+class Manual(SomebodysModule):
+    """Clips by hand."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.automatic_optimization = False
+        self.how = how
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(F.cross_entropy(self.network(batch[0]), batch[1]))
+        if self.how == "lightning, by norm":
+            self.clip_gradients(optimizer, gradient_clip_val=0.55)
+        if self.how == "lightning, by value":
+            self.clip_gradients(optimizer, gradient_clip_val=0.1, gradient_clip_algorithm="value")
+        if self.how == "torch, by norm":
+            nn.utils.clip_grad_norm_(self.parameters(), 0.55)
+        optimizer.step()
+
+
+WAYS = {
+    "nobody": (lambda: {}, None, None),
+    "trainer, by norm": (lambda: {"gradient_clip_val": 0.55}, by_norm, 0.55),
+    "trainer, by value": (lambda: {"gradient_clip_val": 0.1, "gradient_clip_algorithm": "value"}, by_value, 0.1),
+    "callback, by norm": (lambda: {"callback": GradientClipping(max_norm=0.55)}, by_norm, 0.55),
+    "callback, by value": (lambda: {"callback": GradientClipping(algorithm="value", max_value=0.1)}, by_value, 0.1),
+    "lightning, by norm": (lambda: {"module": Manual("lightning, by norm")}, by_norm, 0.55),
+    "lightning, by value": (lambda: {"module": Manual("lightning, by value")}, by_value, 0.1),
+    "torch, by norm": (lambda: {"module": Manual("torch, by norm")}, by_norm, None),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_norms_threshold_and_clip_fraction_are_right_whoever_clips(way):
+    make, clip, threshold = WAYS[way]
+    settings = make()
+    callbacks = [settings.pop("callback")] if "callback" in settings else []
+    seen = watched(Setting(), *callbacks, GradientMonitor(update_ratio=True), **settings)
+    expected = by_hand(clip or (lambda model: None))
+    assert len(seen) == len(expected)
+    for index, (shown, (before, after, ratio)) in enumerate(zip(seen, expected, strict=True)):
+        assert shown["grad/norm"] == pytest.approx(before, rel=1e-5)
+        assert shown["grad/norm_clipped"] == pytest.approx(after, rel=1e-5)
+        assert shown["update/ratio"] == pytest.approx(ratio, rel=1e-4)
+        so_far = expected[: index + 1]
+        fraction = sum(after < before * 0.9999 for before, after, _ in so_far) / len(so_far)
+        assert shown["grad/clip_fraction"] == pytest.approx(fraction)
+        assert shown.get("grad/clip_threshold") == (threshold and pytest.approx(threshold))
+    if clip is by_norm:  # else the fraction would be right by accident
+        assert 0 < seen[-1]["grad/clip_fraction"] < 1
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("clip", [False, True])
+def test_a_gradient_scalers_scale_is_never_shown(fused, clip):
+    clipping = [GradientClipping(max_norm=0.55)] if clip else []
+    seen = watched(Setting("16-mixed", fused=fused), GradientMonitor(), *clipping)
+    for shown, (before, after, _) in zip(seen, by_hand(by_norm if clip else lambda model: None), strict=True):
+        # The way of 6 steps in float16.
+        assert shown["grad/norm"] == pytest.approx(before, rel=2e-3)
+        assert shown["grad/norm_clipped"] == pytest.approx(after, rel=2e-3)
+
+
+def test_once_per_optimizer_step_under_accumulation():
+    steps = []
+
+    class Counts(GradientMonitor):
+        def _begin(self, *args):
+            steps.append(1)
+            return super()._begin(*args)
+
+    seen = watched(Setting(accumulate=4), Counts(every_n_steps=1))
+    assert len(steps) == 2
+    expected = by_hand(accumulate=4)
+    assert "grad/norm" not in seen[2]
+    assert seen[3]["grad/norm"] == pytest.approx(expected[0][0], rel=1e-5)
+    assert seen[5]["grad/norm"] == pytest.approx(expected[1][0], rel=1e-5)
+
+
+def test_every_n_steps():
+    seen = watched(Setting(), GradientMonitor(every_n_steps=2), log_every_n_steps=50)
+    values = [shown.get("grad/norm") for shown in seen]
+    expected = [before for before, _, _ in by_hand()]
+    assert values == [None] + [pytest.approx(expected[index], rel=1e-5) for index in (1, 1, 3, 3, 5)]
+
+
+def test_clip_fraction_is_that_of_all_steps_of_the_epoch_with_our_clipping():
+    """Also of those that weren't measured."""
+    seen = watched(Setting(), GradientMonitor(every_n_steps=6), GradientClipping(max_norm=0.55), max_epochs=2)
+    clipped = [after < before for before, after, _ in by_hand(by_norm)]
+    assert 0 < sum(clipped) < 6
+    assert seen[5]["grad/clip_fraction"] == pytest.approx(sum(clipped) / 6)
+    assert seen[11]["grad/clip_fraction"] == 0  # the second epoch has shorter gradients
+
+
+def test_layers_within_a_budget():
+    model = network()
+    F.cross_entropy(model(samples()[:8][0]), samples()[:8][1]).backward()
+    seen = watched(Setting(), GradientMonitor(layers=("*",), max_layers=2, update_ratio=True), limit_train_batches=1)
+    shown = {tag: value for tag, value in seen[0].items() if tag.startswith("grad/norm/")}
+    # The largest: hidden and tied share a matrix, which counts as the first one's; then the first and the frozen one.
+    assert set(shown) == {"grad/norm/network.first", "grad/norm/network.hidden"}
+    first = flat([model.first.weight.grad, model.first.bias.grad]).norm()
+    assert shown["grad/norm/network.first"] == pytest.approx(first.item(), rel=1e-5)
+    length = flat([model.first.weight.detach(), model.first.bias.detach()]).norm()
+    ratio = seen[0]["update/ratio/network.first"]
+    assert ratio == pytest.approx((LEARNING_RATE * first / length).item(), rel=1e-4)
+
+
+def test_penalties_are_in_what_is_shown_but_not_in_the_loss():
+    seen = watched(Setting(), GradientMonitor(), L2Penalty(weight=0.5), limit_train_batches=1)
+    model = network()
+    loss = F.cross_entropy(model(samples()[:8][0]), samples()[:8][1])
+    (loss + 0.25 * sum((each**2).sum() for each in trainable(model) if each.ndim > 1)).backward()
+    assert seen[0]["grad/norm"] == pytest.approx(norm(model), rel=1e-5)
+
+
+class Explodes(SomebodysModule):
+    """The gradient of its head isn't finite in the third batch."""
+
+    def training_step(self, batch, batch_idx):
+        loss = F.cross_entropy(self.network(batch[0]), batch[1])
+        return loss + torch.inf * self.network.head.weight.sum().square() if batch_idx == 2 else loss
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.parametrize("every", [1, 4], ids=["measured", "not measured"])
+def test_a_step_that_is_not_finite_is_counted_and_named_rather_than_shown(fused, clip, every):
+    if fused and every == 4:
+        return  # a fused optimizer skips by itself; nobody knows without a look
+    setting = Setting("16-mixed", fused=fused)
+    clipping = [GradientClipping(max_norm=0.55)] if clip else []
+    monitor = GradientMonitor(every_n_steps=every)
+    with pytest.warns(UserWarning, match=r"The gradient isn't finite in network\.head\.weight$"):
+        seen = watched(setting, monitor, *clipping, module=Explodes(fused=fused), limit_train_batches=5)
+    assert seen[-1]["grad/nonfinite_steps"] == 1
+    if every == 1:
+        assert seen[2]["grad/norm"] == seen[1]["grad/norm"]  # nothing new
+        assert seen[3]["grad/norm"] != seen[2]["grad/norm"]
+    assert all(value == value and abs(value) != torch.inf for shown in seen for value in shown.values())  # noqa: PLR0124
+
+
+def test_several_optimizers_are_shown_apart():
+    class Two(SomebodysModule):
+        def __init__(self):
+            super().__init__()
+            self.automatic_optimization = False
+
+        def configure_optimizers(self):
+            groups = (self.network.first.parameters(), self.network.head.parameters())
+            return [torch.optim.SGD(group, lr=0.1) for group in groups]
+
+        def training_step(self, batch, batch_idx):
+            self.manual_backward(F.cross_entropy(self.network(batch[0]), batch[1]))
+            for optimizer in self.optimizers():
+                optimizer.step()
+            self.zero_grad()
+
+    seen = watched(Setting(), GradientMonitor(), module=Two(), limit_train_batches=1)
+    model = network()
+    F.cross_entropy(model(samples()[:8][0]), samples()[:8][1]).backward()
+    for index, layer in enumerate((model.first, model.head)):
+        expected = flat([layer.weight.grad, layer.bias.grad]).norm().item()
+        assert seen[0][f"grad/norm_optimizer_{index + 1}"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_two_monitors_and_the_trainers_own_method_are_told_apart():
+    trainer = Setting(clip="norm").trainer([GradientMonitor(), GradientMonitor(every_n_steps=2)], max_epochs=1)
+    trainer.fit(SomebodysModule(), loader(), loader())
+    assert "clip_gradients" not in vars(trainer.precision_plugin)
+    assert "grad/norm_2" in trainer.callback_metrics
+
+
+@pytest.mark.filterwarnings("ignore:.training_step. returned .None.")
+def test_a_batch_without_a_loss_is_no_step():
+    class Skips(SomebodysModule):
+        def training_step(self, batch, batch_idx):
+            return None if batch_idx == 1 else super().training_step(batch, batch_idx)
+
+    for setting in (Setting(), Setting("16-mixed")):
+        seen = watched(setting, GradientMonitor(), module=Skips())
+        assert seen[-1]["grad/nonfinite_steps"] == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"every_n_steps": 0}, "every_n_steps must be a whole number of at least 1"),
+        ({"max_layers": 0}, "max_layers must be a whole number of at least 1"),
+    ],
+)
+def test_bad_settings_are_refused(settings, message):
+    with pytest.raises(SettingError, match=message):
+        GradientMonitor(**settings)
+
+
+def test_layers_that_match_nothing_are_refused_with_near_matches():
+    with pytest.raises(
+        SettingError, match=r"layers pattern 'network\.frst' matches no layer; there are network\.first"
+    ):
+        quiet_trainer(GradientMonitor(layers=("network.frst",))).fit(SomebodysModule(), loader(), loader())
