@@ -89,15 +89,60 @@ class Measurement:
         chosen = [index for index, each in enumerate(self.parameters) if any(each is other for other in parameters)]
         return total_norm(torch.stack([parts[index] for index in chosen])) if chosen else None
 
-    def names_not_finite(self, names: dict[nn.Parameter, str]) -> list[str]:
-        """Returns the names of the parameters whose gradients hold an infinity or a NaN.
-
-        Args:
-            names: Of all parameters.
-        """
-        finite = self.norms.isfinite().tolist()
-        return [names[each] for each, fine in zip(self.parameters, finite, strict=True) if not fine]
-
 
 def _norms(tensors: Sequence[Tensor]) -> Tensor:
     return torch.stack([whole(torch.linalg.vector_norm(each.float())) for each in tensors])
+
+
+class StepCounts:
+    """How many steps of one optimizer were measured, clipped or not finite, counted on the device.
+
+    Args:
+        device: Where the gradients are.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.steps = 0  # all, measured or not
+        self.skipped = 0  # those that a gradient scaler didn't let the optimizer make
+        self.epoch = 0  # that measured and clipped are counted in
+        self.measured = torch.zeros((), dtype=torch.int64, device=device)
+        self.clipped = torch.zeros((), dtype=torch.int64, device=device)
+        self.nonfinite = torch.zeros((), dtype=torch.int64, device=device)
+
+    def add(self, measurement: Measurement, epoch: int) -> None:
+        """Counts a step.
+
+        Args:
+            measurement: That is complete.
+            epoch: That the step is in.
+        """
+        if epoch != self.epoch:
+            self.epoch = epoch
+            self.measured.zero_()
+            self.clipped.zero_()
+        finite = measurement.norm.isfinite()
+        self.measured += finite
+        self.nonfinite += ~finite
+        if measurement.clipped is not None:
+            self.clipped += measurement.clipped & finite
+
+    def clip_fraction(self) -> Tensor:
+        """Returns which share of the measured steps of this epoch was clipped."""
+        return self.clipped / self.measured.clamp(min=1)
+
+    def state_dict(self) -> dict[str, int]:
+        """Returns everything as plain numbers."""
+        return {name: int(value) for name, value in vars(self).items()}
+
+    @classmethod
+    def from_state(cls, state: dict[str, int], device: torch.device) -> "StepCounts":
+        """Returns what was saved.
+
+        Args:
+            state: That :meth:`state_dict` returned.
+            device: Where the gradients are.
+        """
+        counts = cls(device)
+        for name, value in state.items():
+            setattr(counts, name, value if isinstance(getattr(counts, name), int) else torch.tensor(value).to(device))
+        return counts

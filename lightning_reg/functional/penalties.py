@@ -4,7 +4,7 @@ Both stand here because a training step needs only the gradient: adding it direc
 differentiating the value through autograd costs, and needs no graph.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -22,9 +22,9 @@ __all__ = [
     "orthogonal_penalty",
 ]
 
-# Elements that are worked on at a time on a CPU: gradient, weight and buffer together stay in the cache (1.5 MB), so
+# Elements that are worked on at a time on a CPU: gradient, weight and buffer together stay in the cache (3 MB), so
 # that memory is read and written once however many operations there are.
-_BLOCK = 131_072
+_BLOCK = 262_144
 
 Strength = float | Tensor
 
@@ -128,10 +128,7 @@ def add_elastic_net_gradient_(
     small: list[tuple[Tensor, Tensor]] = []
     for gradient, weight in zip(gradients, weights, strict=True):
         if _is_worth_blocks(gradient, weight):
-            for part, values in _blocks(gradient, weight):
-                _add_scaled_([part], [values.sign()], l1)
-                if with_l2:
-                    _add_scaled_([part], [values], l2)
+            _add_in_blocks_(gradient, weight, l1, l2 if with_l2 else None)
         else:
             small.append((gradient, weight))
     if small:
@@ -317,5 +314,16 @@ def _is_worth_blocks(gradient: Tensor, weight: Tensor) -> bool:
     )
 
 
-def _blocks(gradient: Tensor, weight: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    return zip(torch.split(gradient.view(-1), _BLOCK), torch.split(weight.view(-1), _BLOCK), strict=True)
+def _add_in_blocks_(gradient: Tensor, weight: Tensor, l1: Strength, l2: Strength | None) -> None:
+    buffer = torch.empty(_BLOCK, dtype=weight.dtype)  # one for all blocks: it stays in the cache
+    for part, values in zip(torch.split(gradient.view(-1), _BLOCK), torch.split(weight.view(-1), _BLOCK), strict=True):
+        if l2 is not None:
+            _add_(part, values, l2)
+        _add_(part, torch.sign(values, out=buffer[: len(values)]), l1)
+
+
+def _add_(gradient: Tensor, term: Tensor, strength: Strength) -> None:
+    if isinstance(strength, Tensor):
+        gradient.addcmul_(term, strength.to(term.dtype))
+    else:
+        gradient.add_(term, alpha=strength)

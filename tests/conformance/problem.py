@@ -41,7 +41,8 @@ class Network(nn.Module):
         return self.act(self.tied(torch.relu(self.hidden(inputs))))
 
     def forward(self, inputs):
-        return self.head(self.features(inputs))
+        self.seen = self.features(inputs)
+        return self.head(self.seen)
 
 
 def network():

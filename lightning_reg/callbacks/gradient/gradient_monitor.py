@@ -21,7 +21,7 @@ from lightning_reg.attach.gradients import (
     parameters_of,
     scaler_scale,
 )
-from lightning_reg.attach.measurement import Clip, Measurement
+from lightning_reg.attach.measurement import Clip, Measurement, StepCounts
 from lightning_reg.attach.selection import select_layers
 from lightning_reg.attach.technique import GradientTechnique, Position, callbacks_of, instance_suffix
 from lightning_reg.attach.wrapping import around
@@ -50,7 +50,7 @@ class GradientMonitor(GradientTechnique):
 
     Args:
         every_n_steps: Optimizer steps between two measurements, at least 1; where None, the steps that the trainer
-            logs (``log_every_n_steps``).
+            logs (``log_every_n_steps``). When the trainer logs, the latest measurement is shown.
         layers: Globs over layer names whose norms are shown one by one; none where empty.
         max_layers: How many layers at the most; the largest are taken.
         update_ratio: Whether the length of each update relative to that of the weights is shown.
@@ -92,7 +92,8 @@ class GradientMonitor(GradientTechnique):
         self.layers = tuple(layers)
         self.max_layers = max_layers
         self.update_ratio = update_ratio
-        self._counts: dict[int, dict[str, int]] = {}
+        self._counts: dict[int, StepCounts] = {}
+        self._saved_counts: dict[str, dict[str, int]] = {}
         self._forget()
 
     def _forget(self) -> None:
@@ -103,7 +104,8 @@ class GradientMonitor(GradientTechnique):
         self._backward_norms: dict[nn.Parameter, Tensor] = {}
         self._clips: dict[int, Clip] = {}
         self._running: dict[int, Measurement | None] = {}
-        self._done: dict[int, Measurement] = {}
+        self._latest: dict[int, Measurement] = {}
+        self._not_finite: dict[int, tuple[list[nn.Parameter], Tensor]] = {}
         self._suffix = ""
         self._warned: set[tuple[str, ...]] = set()
 
@@ -118,7 +120,7 @@ class GradientMonitor(GradientTechnique):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
-            self._counts = {}
+            self._counts, self._saved_counts = {}, {}
 
     @override
     def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -158,13 +160,17 @@ class GradientMonitor(GradientTechnique):
         index = optimizer_index(trainer, optimizer)
         self._count_if_skipped(index)
         counts = self._counts_of(index)
-        counts["steps"] += 1
+        counts.steps += 1
         self._running[index] = None
-        if self._is_measured(trainer, counts["steps"]):
+        if self._is_measured(trainer, counts.steps):
             self._running[index] = self._begin(trainer, optimizer, parameters)
 
-    def _counts_of(self, index: int) -> dict[str, int]:
-        return self._counts.setdefault(index, dict.fromkeys(("steps", "nonfinite", "epoch", "measured", "clipped"), 0))
+    def _counts_of(self, index: int) -> StepCounts:
+        if index not in self._counts:
+            device = parameters_of(self._trainer.optimizers[index])[0].device if self._trainer else torch.device("cpu")
+            saved = self._saved_counts.pop(str(index), None)
+            self._counts[index] = StepCounts(device) if saved is None else StepCounts.from_state(saved, device)
+        return self._counts[index]
 
     def _is_measured(self, trainer: Trainer, step: int) -> bool:
         if self.every_n_steps is not None:
@@ -174,7 +180,7 @@ class GradientMonitor(GradientTechnique):
 
     def _measures_next(self, trainer: Trainer) -> bool:
         optimizers = range(len(trainer.optimizers))
-        return any(self._is_measured(trainer, self._counts_of(index)["steps"] + 1) for index in optimizers)
+        return any(self._is_measured(trainer, self._counts_of(index).steps + 1) for index in optimizers)
 
     def _begin(self, trainer: Trainer, optimizer: Optimizer, parameters: list[nn.Parameter]) -> Measurement:
         scale = gradient_scale(trainer, optimizer)
@@ -236,7 +242,9 @@ class GradientMonitor(GradientTechnique):
             measurement.finish(reports[0].clipped_norm_of(measurement.parameters), reports[0].clipped)
         else:
             measurement.finish(None, None)
-        self._done[index] = measurement
+        self._counts_of(index).add(measurement, self._trainer.current_epoch)
+        self._note_not_finite(index, measurement)
+        self._latest[index] = measurement
 
     @override
     def on_train_batch_end(
@@ -246,49 +254,56 @@ class GradientMonitor(GradientTechnique):
             for index in list(self._running):
                 self._count_if_skipped(index)
         self._running.clear()
-        for index, measurement in self._done.items():
-            self._log(trainer, pl_module, index, measurement)
-        self._done = {}
         self._backward_norms, self._clips = {}, {}
+        # Lightning's log costs more than the measurement, and drops what is logged at other steps.
+        if trainer._logger_connector.should_update_logs:
+            for index in set(self._counts):
+                self._log(trainer, pl_module, index)
 
     def _count_if_skipped(self, index: int) -> None:
         """Counts a step that a gradient scaler didn't let the optimizer make; that is known without a look at it."""
         if index not in self._running or self._trainer is None:
             return
         self._running.pop(index)
-        self._counts_of(index)["nonfinite"] += 1
-        optimizer = self._trainer.optimizers[index]
-        parameters = [each for each in parameters_of(optimizer) if each.grad is not None]
+        self._counts_of(index).skipped += 1
+        parameters = [each for each in parameters_of(self._trainer.optimizers[index]) if each.grad is not None]
         if parameters:
-            self._name(Measurement(parameters, gradient_norms(parameters)))
+            self._note_not_finite(index, Measurement(parameters, gradient_norms(parameters)))
+            self._latest.pop(index, None)
 
-    def _name(self, measurement: Measurement) -> None:
-        """Says which parameters' gradients aren't finite, once for the same ones."""
-        names = tuple(measurement.names_not_finite(self._names))
+    def _note_not_finite(self, index: int, measurement: Measurement) -> None:
+        """Notes, on the device, whose gradients hold an infinity or a NaN."""
+        flags = ~measurement.norms.isfinite()
+        known = self._not_finite.get(index)
+        if known is not None and len(known[1]) == len(flags):
+            flags = flags | known[1]
+        self._not_finite[index] = measurement.parameters, flags
+
+    def _name(self, index: int) -> None:
+        """Says whose gradients weren't finite, once for the same parameters."""
+        parameters, flags = self._not_finite.pop(index)
+        names = tuple(self._names[each] for each, bad in zip(parameters, flags.tolist(), strict=True) if bad)
         if names and names not in self._warned:
             self._warned.add(names)
             more = f" and {len(names) - 5} more" if len(names) > 5 else ""
             rank_zero_warn(f"The gradient isn't finite in {', '.join(names[:5])}{more}")
 
-    def _log(self, trainer: Trainer, pl_module: LightningModule, index: int, measurement: Measurement) -> None:
-        values = {key: value for key, value in self._values(measurement).items() if value is not None}
-        fraction = self._clip_fraction(index)
-        if fraction is not None:
-            values["grad/clip_fraction"] = fraction
-        device = measurement.norms.device
+    def _log(self, trainer: Trainer, pl_module: LightningModule, index: int) -> None:
+        counts, measurement = self._counts_of(index), self._latest.pop(index, None)
+        values: dict[str, Tensor | float | None] = {
+            "grad/nonfinite_steps": counts.nonfinite + counts.skipped,
+            "grad/clip_fraction": self._clip_fraction(index),
+        }
+        if measurement is not None:
+            values |= self._values(measurement)
+        present = {tag: torch.as_tensor(value) for tag, value in values.items() if value is not None}
         # One transfer for everything.
-        numbers = torch.stack([torch.as_tensor(value, device=device).float() for value in values.values()]).tolist()
-        shown = dict(zip(values, numbers, strict=True))
-        counts = self._counts_of(index)
-        clipped = bool(shown.pop("clipped"))
-        if math.isfinite(shown["grad/norm"]):
-            self._count_measured(counts, trainer.current_epoch, clipped)
-            shown.setdefault("grad/clip_fraction", counts["clipped"] / counts["measured"])
-        else:
-            counts["nonfinite"] += 1
-            self._name(measurement)
-            shown = {}
-        shown["grad/nonfinite_steps"] = float(counts["nonfinite"])
+        numbers = torch.stack([value.to(counts.measured.device, torch.float32) for value in present.values()]).tolist()
+        shown = dict(zip(present, numbers, strict=True))
+        if index in self._not_finite and shown["grad/nonfinite_steps"]:
+            self._name(index)
+        if not math.isfinite(shown.get("grad/norm", 0.0)):
+            shown = {"grad/nonfinite_steps": shown["grad/nonfinite_steps"]}
         suffix = optimizer_name(trainer, trainer.optimizers[index]) + self._suffix
         pl_module.log_dict({tag + suffix: value for tag, value in shown.items()})
 
@@ -297,7 +312,6 @@ class GradientMonitor(GradientTechnique):
             "grad/norm": measurement.norm,
             "grad/norm_clipped": measurement.clipped_norm,
             "grad/clip_threshold": measurement.clip.threshold,
-            "clipped": measurement.clipped,
         }
         for name, parameters in self._layers.items():
             values[f"grad/norm/{name}"] = measurement.norm_of(measurement.norms, parameters)
@@ -309,19 +323,15 @@ class GradientMonitor(GradientTechnique):
                 values[f"update/ratio/{name}"] = None if update is None or length is None else update / length
         return values
 
-    def _clip_fraction(self, index: int) -> Tensor | None:
-        return self._clippings[0].clip_fraction(index) if len(self._clippings) == 1 else None
-
-    def _count_measured(self, counts: dict[str, int], epoch: int, clipped: bool) -> None:
-        if counts["epoch"] != epoch:
-            counts.update(epoch=epoch, measured=0, clipped=0)
-        counts["measured"] += 1
-        counts["clipped"] += clipped
+    def _clip_fraction(self, index: int) -> Tensor:
+        """Returns the share of all steps where it is known, else of those that were measured."""
+        known = self._clippings[0].clip_fraction(index) if len(self._clippings) == 1 else None
+        return self._counts_of(index).clip_fraction() if known is None else known
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {str(index): dict(counts) for index, counts in self._counts.items()}
+        return self._saved_counts | {str(index): counts.state_dict() for index, counts in self._counts.items()}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._counts = {int(index): dict(counts) for index, counts in state_dict.items()}
+        self._saved_counts = dict(state_dict)

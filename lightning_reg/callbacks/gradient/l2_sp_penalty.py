@@ -115,12 +115,17 @@ class L2SPPenalty(WeightPenalty):
 
     @override
     def release(self) -> None:
-        super().release()
+        if self._starts:  # for a checkpoint that is saved after the fit
+            self._saved = self._named_starts()
         self._starts = {}
+        super().release()
+
+    def _named_starts(self) -> dict[str, Tensor]:
+        return {self.names[each]: whole(start).cpu() for each, start in self._starts.items()}
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"starts": {self.names[each]: whole(start).cpu() for each, start in self._starts.items()}}
+        return {"starts": self._named_starts() if self._starts else self._saved or {}}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
