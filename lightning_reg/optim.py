@@ -1,13 +1,17 @@
 """Parameter groups: what weight decay applies to."""
 
+import fnmatch
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
-__all__ = ["OwnedParameter", "is_normalization", "owned_parameters", "weight_decay_groups"]
+from lightning_reg.settings import SettingError, check_range, near_matches
+
+__all__ = ["OwnedParameter", "is_normalization", "owned_parameters", "weight_decay_groups", "weight_decay_table"]
 
 _TORCH_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
@@ -81,7 +85,9 @@ def owned_parameters(module: nn.Module) -> list[OwnedParameter]:
     return list(found.values())
 
 
-def weight_decay_groups(module: nn.Module, weight_decay: float | None = None) -> list[dict[str, Any]]:
+def weight_decay_groups(
+    module: nn.Module, weight_decay: float | None = None, *, exclude: Sequence[str] = (), verbose: bool = False
+) -> list[dict[str, Any]]:
     """Splits parameters into those that weight decay applies to and those it would only harm.
 
     Biases, embeddings and the scales and shifts of normalization layers are left out: they are few, they can't
@@ -89,7 +95,13 @@ def weight_decay_groups(module: nn.Module, weight_decay: float | None = None) ->
 
     Args:
         module: Whose parameters; frozen ones are left out.
-        weight_decay: Strength for the decayed group; where None, the optimizer's own ``weight_decay`` applies.
+        weight_decay: Strength for the decayed group, at least 0; where None, the optimizer's own ``weight_decay``
+            applies.
+        exclude: Globs over parameter names that aren't decayed either.
+        verbose: Whether to print the table of :func:`weight_decay_table`.
+
+    Raises:
+        SettingError: If ``weight_decay`` is negative or not finite, or a glob matches nothing.
 
     Returns:
         One or two groups for a torch optimizer, named ``decay`` and ``no_decay``.
@@ -101,12 +113,56 @@ def weight_decay_groups(module: nn.Module, weight_decay: float | None = None) ->
     >>> [(group["name"], len(group["params"])) for group in weight_decay_groups(network)]
     [('decay', 1), ('no_decay', 3)]
     """
+    if weight_decay is not None:
+        check_range("weight_decay", weight_decay, low=0)
+    parameters = owned_parameters(module)
+    for pattern in exclude:
+        names = [each.name for each in parameters]
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+            near = near_matches(pattern, names) or names[:8]
+            raise SettingError(f"exclude pattern {pattern!r} matches no parameter; there are {', '.join(near)}")
     decay: dict[str, Any] = {"name": "decay", "params": []}
     no_decay: dict[str, Any] = {"name": "no_decay", "params": [], "weight_decay": 0.0}
     if weight_decay is not None:
         decay["weight_decay"] = weight_decay
-    for each in owned_parameters(module):
+    for each in parameters:
         if each.parameter.requires_grad:
-            group = no_decay if each.is_norm_or_bias or each.is_embedding else decay
+            group = no_decay if _why_spared(each, exclude) else decay
             group["params"].append(each.parameter)
+    if verbose:
+        print(weight_decay_table(module, exclude=exclude))  # noqa: T201
     return [group for group in (decay, no_decay) if group["params"]]
+
+
+def weight_decay_table(module: nn.Module, *, exclude: Sequence[str] = ()) -> str:
+    """Returns a table of every parameter, and whether :func:`weight_decay_groups` decays it, or why not.
+
+    Args:
+        module: Whose parameters.
+        exclude: Globs over parameter names that aren't decayed.
+
+    >>> print(weight_decay_table(nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 2))))
+    parameter  shape   weight decay
+    0.weight   (5, 4)  no: embedding
+    1.weight   (2, 4)  yes
+    1.bias     (2,)    no: norm or bias
+    8 of 30 weights are decayed
+    """
+    rows = [("parameter", "shape", "weight decay")]
+    decayed = total = 0
+    for each in owned_parameters(module):
+        why = "frozen" if not each.parameter.requires_grad else _why_spared(each, exclude)
+        rows.append((each.name, str(tuple(each.parameter.shape)), f"no: {why}" if why else "yes"))
+        total += each.parameter.numel()
+        decayed += 0 if why else each.parameter.numel()
+    widths = [max(len(row[column]) for row in rows) for column in range(2)]
+    lines = [f"{name:<{widths[0]}}  {shape:<{widths[1]}}  {decay}" for name, shape, decay in rows]
+    return "\n".join([*lines, f"{decayed:,} of {total:,} weights are decayed"])
+
+
+def _why_spared(owned: OwnedParameter, exclude: Sequence[str]) -> str:
+    if owned.is_norm_or_bias:
+        return "norm or bias"
+    if owned.is_embedding:
+        return "embedding"
+    return "excluded" if any(fnmatch.fnmatchcase(owned.name, pattern) for pattern in exclude) else ""

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from lightning_reg.optim import is_normalization, weight_decay_groups
+from lightning_reg.settings import SettingError
 
 
 class Model(nn.Module):
@@ -76,3 +77,27 @@ def test_fused_layers_with_a_norm_in_their_name_still_decay():
             self.weight = nn.Parameter(torch.ones(4, 4))
 
     assert not is_normalization(LayerNormLinear())
+
+
+def test_excluded_parameters_are_spared_and_the_table_says_why(capsys):
+    module = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
+    module[0].requires_grad_(False)
+    groups = weight_decay_groups(module, 0.1, exclude=("2.*",), verbose=True)
+    assert [group["name"] for group in groups] == ["no_decay"]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == ["0.weight", "(3,", "4)", "no:", "frozen"]
+    assert lines[3].endswith("no: norm or bias")
+    assert lines[5].endswith("no: excluded")
+    assert lines[-1] == "0 of 29 weights are decayed"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"weight_decay": -0.1}, r"weight_decay must be in \[0, ∞\), but is -0.1"),
+        ({"exclude": ("3.*",)}, r"exclude pattern '3\.\*' matches no parameter; there are 0\.weight"),
+    ],
+)
+def test_bad_settings_of_groups_are_refused(settings, message):
+    with pytest.raises(SettingError, match=message):
+        weight_decay_groups(nn.Sequential(nn.Linear(4, 3)), **settings)

@@ -10,10 +10,10 @@ from typing_extensions import override
 
 from lightning_reg.settings import SettingError
 
-__all__ = ["GradientTechnique", "Handle", "Position", "Technique", "callbacks_of", "instance_number", "instance_suffix"]
+__all__ = ["GradientTechnique", "Position", "Technique", "callbacks_of", "instance_number", "instance_suffix"]
 
 
-class Handle(Protocol):
+class _Handle(Protocol):
     """What removes a hook; torch's handles are such."""
 
     def remove(self) -> None:
@@ -39,7 +39,7 @@ class Technique(Callback, ABC):
     """
 
     def __init__(self) -> None:
-        self.handles: list[Handle] = []
+        self.handles: list[_Handle] = []
 
     @abstractmethod
     def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -93,7 +93,8 @@ class ActivityPenalty(LossTerm):
         self.exclude = tuple(exclude)
         self.time_dim = time_dim
         self._is_watching = False
-        self._terms: list[Tensor] = []
+        # Outputs, their dimension of time, and their versions: how often they were changed in place.
+        self._seen: list[tuple[Tensor, int, int | None]] = []
 
     @property
     @override
@@ -121,18 +122,18 @@ class ActivityPenalty(LossTerm):
     def _collect(self, module: nn.Module, inputs: Any, output: Any) -> None:
         if not self._is_watching:  # evaluation, or a checkpointed layer that is computed again in the backward pass
             return
+        # Only noted here: a checkpointed layer has to compute the same thing both times.
         activations = _first_tensor(output)
-        term = activity_penalty(activations, l1=self.l1, l2=self.l2)
-        if self.temporal:
-            known = isinstance(module, nn.RNNBase)
-            time_dim = (activations.ndim - 2 if module.batch_first else 0) if known else self.time_dim
-            term = term + temporal_activity_penalty(activations, self.temporal, time_dim=time_dim)
-        self._terms.append(term)
+        time_dim = self.time_dim
+        if isinstance(module, nn.RNNBase):
+            time_dim = activations.ndim - 2 if module.batch_first else 0
+        compiling = torch.compiler.is_compiling()  # then nothing is changed in place
+        self._seen.append((activations, time_dim, None if compiling else activations._version))
 
     @override
     @contextmanager
     def watching(self) -> Iterator[None]:
-        self._terms.clear()
+        self._seen.clear()
         self._is_watching = True
         try:
             yield
@@ -141,19 +142,30 @@ class ActivityPenalty(LossTerm):
 
     @override
     def term(self) -> Tensor:
-        if not self._terms:
+        if not self._seen:
             raise SettingError(
                 "include must name modules that the training step runs, but none of them did; a module that "
                 "torch.compile compiled and ran before the fit can't be watched"
             )
-        term = torch.stack(self._terms).sum()
-        self._terms.clear()
+        term = torch.stack([self._term_of(*each) for each in self._seen]).sum()
+        self._seen.clear()
+        return term
+
+    def _term_of(self, activations: Tensor, time_dim: int, version: int | None) -> Tensor:
+        if version is not None and activations._version != version:
+            raise SettingError(
+                "include must name modules whose outputs are left as they are, but one is changed in place by what "
+                "comes behind it, such as ReLU(inplace=True); name that module instead"
+            )
+        term = activity_penalty(activations, l1=self.l1, l2=self.l2)
+        if self.temporal:
+            term = term + temporal_activity_penalty(activations, self.temporal, time_dim=time_dim)
         return term
 
     @override
     def release(self) -> None:
         super().release()
-        self._terms.clear()
+        self._seen.clear()
 
 
 def _first_tensor(output: Any) -> Tensor:

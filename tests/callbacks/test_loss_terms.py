@@ -1,0 +1,189 @@
+"""Penalties on activations and on predictions, on foreign modules."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from lightning_reg.callbacks import ActivityPenalty, ConfidencePenalty, StrengthSchedule
+from lightning_reg.functional.output_penalties import entropy
+from lightning_reg.settings import SettingError
+from tests.conformance.problem import SomebodysModule, loader, network, samples
+from tests.helpers import quiet_trainer
+
+
+def fit(module, *callbacks, **settings):
+    trainer = quiet_trainer(*callbacks, log_every_n_steps=1, limit_train_batches=1, **settings)
+    trainer.fit(module, loader(), loader())
+    return trainer.callback_metrics
+
+
+def first_batch():
+    return [part[:8] for part in samples().tensors]
+
+
+class Recurrent(SomebodysModule):
+    """Rows of the picture over time."""
+
+    def __init__(self, batch_first=True):
+        super().__init__()
+        torch.manual_seed(0)
+        self.lstm = nn.LSTM(2, 3, batch_first=batch_first)
+
+    def outputs(self, inputs):
+        sequence = inputs.view(-1, 3, 2)
+        return self.lstm(sequence if self.lstm.batch_first else sequence.transpose(0, 1))[0]
+
+    def training_step(self, batch, batch_idx):
+        outputs = self.outputs(batch[0])
+        last = outputs[:, -1] if self.lstm.batch_first else outputs[-1]
+        return F.cross_entropy(last, batch[1])
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_recurrent_layers_tell_which_dimension_is_time(batch_first):
+    penalty = ActivityPenalty(l2=2.0, temporal=1.0, include=("lstm",), time_dim=2)
+    logged = fit(Recurrent(batch_first), penalty)
+    outputs = Recurrent(batch_first).outputs(first_batch()[0])
+    change = outputs.diff(dim=1 if batch_first else 0).square().mean()
+    torch.testing.assert_close(logged["penalty/activity"], (2 * outputs.square().mean() + change).detach())
+
+
+def test_share_is_that_of_loss_plus_penalty_and_the_logged_loss_stays():
+    inputs, labels = first_batch()
+    loss = F.cross_entropy(network()(inputs), labels).detach()
+    schedule = StrengthSchedule(kind="constant", end=0.5)
+    logged = fit(SomebodysModule(), ConfidencePenalty(weight=0.4, schedule=schedule))
+    value = -0.2 * entropy(network()(inputs)).detach()
+    torch.testing.assert_close(logged["penalty/confidence"], value)
+    torch.testing.assert_close(logged["penalty/confidence_share"], value.abs() / (value.abs() + loss))
+    torch.testing.assert_close(logged["train_loss"], loss)
+    assert logged["schedule/confidence"] == 0.5
+
+
+def test_default_is_every_activation_module_and_a_shared_one_counts_for_each_call():
+    class Shares(SomebodysModule):
+        def __init__(self):
+            super().__init__()
+            self.relu = nn.ReLU()
+
+        def training_step(self, batch, batch_idx):
+            hidden = self.relu(self.network.first(batch[0]))
+            return F.cross_entropy(self.network.head(self.relu(self.network.hidden(hidden))), batch[1])
+
+    logged = fit(Shares(), ActivityPenalty(l1=1.0))
+    model = network()
+    first = model.first(first_batch()[0]).relu()
+    expected = first.mean() + model.hidden(first).relu().mean()
+    torch.testing.assert_close(logged["penalty/activity"], expected.detach())
+
+
+def test_what_is_computed_again_for_the_backward_pass_is_not_counted_again():
+    class Checkpoints(SomebodysModule):
+        def training_step(self, batch, batch_idx):
+            features = checkpoint(self.network.features, batch[0], use_reentrant=False)
+            return F.cross_entropy(self.network.head(features), batch[1])
+
+    penalty = ActivityPenalty(l1=1.0)
+    logged = [fit(module, penalty, max_epochs=2) for module in (Checkpoints(), SomebodysModule())]
+    torch.testing.assert_close(logged[0]["penalty/activity"], logged[1]["penalty/activity"])
+    assert penalty._seen == []
+
+
+class Half(nn.Module):
+    def forward(self, inputs):
+        return {"first": (inputs / 2, None), "second": inputs}
+
+
+def test_of_several_outputs_the_first_tensor_counts():
+    class Several(SomebodysModule):
+        def __init__(self):
+            super().__init__()
+            self.halved = Half()
+
+        def training_step(self, batch, batch_idx):
+            return F.cross_entropy(self.network(2 * self.halved(batch[0])["first"][0]), batch[1])
+
+    logged = fit(Several(), ActivityPenalty(l1=1.0, include=("halved",)))
+    torch.testing.assert_close(logged["penalty/activity"], first_batch()[0].abs().mean() / 2)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_logits_are_seen_in_a_criterion_and_as_log_probabilities(compiled):
+    class Criterion(SomebodysModule):
+        criterion = nn.CrossEntropyLoss(label_smoothing=0.1, weight=torch.tensor([1.0, 2.0, 3.0]))
+
+        def training_step(self, batch, batch_idx):
+            return self.criterion(self.network(batch[0]), batch[1])
+
+    class Negative(SomebodysModule):
+        def training_step(self, batch, batch_idx):
+            return F.nll_loss(self.network(batch[0]).log_softmax(1), batch[1])
+
+    expected = -0.1 * entropy(network()(first_batch()[0])).detach()
+    for cls in (Criterion, Negative):
+        logged = fit(cls(compiled), ConfidencePenalty(weight=0.1))
+        torch.testing.assert_close(logged["penalty/confidence"], expected)
+
+
+class Manual(SomebodysModule):
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+
+class Regresses(SomebodysModule):
+    def training_step(self, batch, batch_idx):
+        return self.network(batch[0]).square().mean()
+
+
+class InPlace(SomebodysModule):
+    def training_step(self, batch, batch_idx):
+        return self.network.head(self.network.first(batch[0]).relu_()).square().mean()
+
+
+class WithoutActivations(SomebodysModule):
+    def __init__(self):
+        super().__init__()
+        self.network = nn.Linear(6, 3)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (ActivityPenalty, "l1, l2 or temporal must be above 0, but all are 0"),
+        (lambda: ActivityPenalty(l1=-1.0), r"l1 must be in \[0, ∞\), but is -1.0"),
+        (lambda: ActivityPenalty(temporal=float("nan")), r"temporal must be in \[0, ∞\)"),
+        (lambda: ConfidencePenalty(weight=-1.0), r"weight must be in \[0, ∞\), but is -1.0"),
+        (lambda: fit(Manual(), ConfidencePenalty(weight=1.0)), "automatic_optimization must be True with Confidence"),
+        (lambda: fit(Manual(), ActivityPenalty(l1=1.0)), "automatic_optimization must be True with ActivityPenalty"),
+        (lambda: fit(Regresses(), ConfidencePenalty(weight=1.0)), "calls neither cross_entropy nor nll_loss"),
+        (lambda: fit(WithoutActivations(), ActivityPenalty(l1=1.0)), "include must name modules, because there is no"),
+        (
+            lambda: fit(SomebodysModule(), ActivityPenalty(l1=1.0, include=("network.atc",))),
+            r"include pattern 'network\.atc' matches no module; there are network\.act",
+        ),
+        (
+            lambda: fit(InPlace(), ActivityPenalty(l1=1.0, include=("network.first",))),
+            r"one is changed in place by what comes behind it, such as ReLU\(inplace=True\)",
+        ),
+        (
+            lambda: fit(SomebodysModule(), ActivityPenalty(l1=1.0, include=("network.unused",))),
+            "include must name modules that the training step runs, but none of them did",
+        ),
+    ],
+)
+def test_bad_use_is_refused(make, message):
+    with pytest.raises(SettingError, match=message):
+        make()
+
+
+def test_a_term_of_another_kind_of_module_is_untouched_in_evaluation():
+    module = SomebodysModule()
+    penalty = ActivityPenalty(l1=1.0)
+    trainer = quiet_trainer(penalty)
+    trainer.fit(module, loader(), loader())
+    before = trainer.validate(module, loader(), verbose=False)
+    after = quiet_trainer().validate(module, loader(), verbose=False)
+    assert before == after
