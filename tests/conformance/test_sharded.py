@@ -1,0 +1,44 @@
+"""Weights that are sharded over processes: what works by entry works on shards, the rest is refused."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.distributed.tensor import DTensor
+
+from lightning_reg.attach.weight_penalty import refuse_sharded
+from lightning_reg.settings import SettingError
+from tests.conformance.problem import Setting, Textbook, textbook_loop, trainable
+from tests.conformance.techniques import l2, l2_sp, soft_threshold
+
+
+@pytest.mark.slow
+def test_penalties_clipping_and_monitor_on_shards_equal_the_textbooks_loop(tmp_path):
+    command = [sys.executable, "-m", "tests.conformance.sharded", str(tmp_path / "whole.pt")]
+    subprocess.run(command, check=True, timeout=200, cwd=Path(__file__).parents[2])
+    weights, logged = torch.load(tmp_path / "whole.pt")
+    norms = []
+
+    def clip(model, *_):
+        norms.append(torch.nn.utils.clip_grad_norm_(trainable(model), 0.1).item())
+
+    by_hand = Textbook(term=lambda model, *_: l2(model) + l2_sp(model), on_gradients=clip, after_step=soft_threshold)
+    expected = textbook_loop(Setting(), by_hand, processes=2).weights[0]
+    for one, other in zip(weights, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+    assert logged["grad/norm"] == pytest.approx(norms[5], rel=1e-5)
+    assert logged["grad/norm_clipped"] == pytest.approx(0.1, rel=1e-4)
+
+
+def test_what_needs_whole_weights_is_refused():
+    class Shard(DTensor):
+        def __new__(cls):
+            return torch.Tensor._make_subclass(cls, torch.zeros(2, 2))
+
+        def __init__(self):
+            pass
+
+    with pytest.raises(SettingError, match="strategy must keep weights whole with MaxNorm, but head is sharded"):
+        refuse_sharded({"head": Shard()}, "MaxNorm")
