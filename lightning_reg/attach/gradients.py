@@ -20,6 +20,7 @@ __all__ = [
     "optimizer_index",
     "optimizer_name",
     "parameters_of",
+    "same_parameters",
     "scaler_scale",
     "unscaled_loss",
     "whole",
@@ -197,3 +198,13 @@ def whole(tensor: Tensor) -> Tensor:
     """
     detached = tensor.detach()
     return detached.full_tensor() if isinstance(detached, DTensor) else detached
+
+
+def same_parameters(some: Sequence[nn.Parameter], others: Sequence[nn.Parameter]) -> bool:
+    """Whether these are the same parameters in the same order; comparing lists would compare their values.
+
+    Args:
+        some: Parameters.
+        others: Parameters.
+    """
+    return len(some) == len(others) and all(one is other for one, other in zip(some, others, strict=True))

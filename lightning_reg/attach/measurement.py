@@ -79,13 +79,28 @@ class Measurement:
             return clipped_norm < self.norm * (1 - 1e-5)
         return (self.norm if self.clip.largest is None else self.clip.largest) > self.clip.threshold
 
-    def norm_of(self, parts: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor | None:
-        """Returns the norm over some parameters; None where none of them has a gradient.
+    def values(self, layers: dict[str, list[nn.Parameter]]) -> dict[str, Tensor | float | None]:
+        """Returns what is shown, by tag.
 
         Args:
-            parts: Norms of all, one of this measurement's.
-            parameters: Which ones.
+            layers: Parameters of the layers that are shown one by one, by name.
         """
+        values: dict[str, Tensor | float | None] = {
+            "grad/norm": self.norm,
+            "grad/norm_clipped": self.clipped_norm,
+            "grad/clip_threshold": self.clip.threshold,
+        }
+        for name, parameters in layers.items():
+            values[f"grad/norm/{name}"] = self._norm_of(self.norms, parameters)
+        if self.updates is not None and self.lengths is not None:
+            values["update/ratio"] = total_norm(self.updates) / total_norm(self.lengths)
+            for name, parameters in layers.items():
+                update, length = (self._norm_of(parts, parameters) for parts in (self.updates, self.lengths))
+                values[f"update/ratio/{name}"] = None if update is None or length is None else update / length
+        return values
+
+    def _norm_of(self, parts: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor | None:
+        """Returns the norm over some parameters; None where none of them has a gradient."""
         chosen = [index for index, each in enumerate(self.parameters) if any(each is other for other in parameters)]
         return total_norm(torch.stack([parts[index] for index in chosen])) if chosen else None
 

@@ -15,12 +15,9 @@ __all__ = [
     "clip_adaptively_",
     "clip_by_value_",
     "norms_of",
-    "percentile_threshold",
-    "remember_",
     "scale_",
     "shrinking_factor",
     "total_norm",
-    "zscore_thresholds_",
 ]
 
 Number = float | Tensor
@@ -167,106 +164,6 @@ def clip_adaptively_(
         if gradient.device.type != "cpu" or clipped[-1]:
             gradient.mul_(torch.where(beyond, longest / norms, 1).to(gradient.dtype))
     return torch.stack(clipped).any()
-
-
-def percentile_threshold(history: Tensor, percentile: float) -> Tensor:
-    """Returns a percentile of the norms remembered so far.
-
-    Args:
-        history: (N,), NaN where nothing has been remembered yet.
-        percentile: In [0, 100]; values between two norms are interpolated.
-
-    Returns:
-        A scalar tensor; infinity while there is no history.
-
-    Reference:
-        Prem Seetharaman, Gordon Wichern, Bryan Pardo, Jonathan Le Roux: AutoClip: Adaptive Gradient Clipping for Source
-        Separation Networks, MLSP 2020, arXiv:2007.14469.
-
-    >>> percentile_threshold(torch.tensor([3.0, 1.0, 2.0, float("nan")]), 50)
-    tensor(2.)
-    """
-    return torch.nanquantile(history, percentile / 100).nan_to_num(nan=torch.inf)
-
-
-@torch.no_grad()
-def remember_(history: Tensor, count: Tensor, norm: Tensor) -> None:
-    """Writes a norm into a ring of the last N, in place; one that isn't finite is passed over.
-
-    Args:
-        history: (N,), NaN at the start.
-        count: Scalar of whole numbers: how many have been remembered, 0 at the start.
-        norm: A scalar.
-
-    >>> history, count = torch.full((2,), torch.nan), torch.tensor(0)
-    >>> for norm in (1.0, float("inf"), 2.0, 3.0):
-    ...     remember_(history, count, torch.tensor(norm))
-    >>> history
-    tensor([3., 2.])
-    """
-    finite = norm.isfinite()
-    place = (count % len(history)).view(1)
-    history.scatter_(0, place, torch.where(finite, norm, history.gather(0, place)))
-    count += finite
-
-
-@torch.no_grad()
-def zscore_thresholds_(
-    moments: Tensor, norm: Tensor, *, z_threshold: float, alpha: float, warmup_steps: int
-) -> tuple[Tensor, Tensor]:
-    r"""Finds what a norm that sticks out is to be shortened to, and updates the running moments in place.
-
-    .. math::
-        z = \frac{\lVert g \rVert - \mu}{\sigma}, \qquad
-        \lVert g \rVert^* = \begin{cases} \mu + \sigma z_\tau^2 / z & z > z_\tau \\ \lVert g \rVert & \text{else}
-        \end{cases}
-
-        \mu \leftarrow \alpha \mu + (1 - \alpha) \lVert g \rVert^*, \qquad
-        \sigma^2 \leftarrow \alpha \sigma^2 + (1 - \alpha) (\lVert g \rVert^* - \mu)^2
-
-    While warming up nothing is clipped, and the moments are the mean and the variance of the norms so far. Norms that
-    aren't finite are passed over.
-
-    Args:
-        moments: (3,): how many norms were seen in warming up, μ and σ²; zeros at the start.
-        norm: ‖g‖, a scalar.
-        z_threshold: z_τ, positive.
-        alpha: Decay of the moments, in [0, 1).
-        warmup_steps: At least 1.
-
-    Returns:
-        Two scalars: the norm beyond which gradients are shortened, μ + σ z_τ (infinity while warming up), and what this
-        norm is to be shortened to.
-
-    Reference:
-        Abhay Kumar, Louis Owen, Nilabhra Roy Chowdhury, Fabian Güra: ZClip: Adaptive Spike Mitigation for LLM
-        Pre-Training, 2025, arXiv:2504.02507.
-
-    >>> moments = torch.tensor([25.0, 1.0, 0.04])
-    >>> zscore_thresholds_(moments, torch.tensor(2.0), z_threshold=2.5, alpha=0.97, warmup_steps=25)
-    (tensor(1.5000), tensor(1.2500))
-    """
-    seen, mean, variance = moments.unbind()
-    warm = seen >= warmup_steps
-    deviation = variance.sqrt()
-    z = (norm - mean) / deviation.clamp(min=1e-6)
-    sticks_out = warm & (z > z_threshold)
-    target = torch.where(sticks_out, mean + deviation * z_threshold**2 / z, norm)
-
-    running_mean = alpha * mean + (1 - alpha) * target
-    running_variance = alpha * variance + (1 - alpha) * (target - running_mean).square()
-    first_mean = mean + (norm - mean) / (seen + 1)
-    first_variance = (seen * variance + (norm - mean) * (norm - first_mean)) / (seen + 1)
-    updated = torch.stack(
-        [
-            (seen + 1).clamp(max=warmup_steps),
-            torch.where(warm, running_mean, first_mean),
-            torch.where(warm, running_variance, first_variance),
-        ]
-    )
-    trigger = torch.where(warm, mean + deviation * z_threshold, torch.inf)
-    moments.copy_(torch.where(norm.isfinite(), updated, moments))
-    return trigger, target
 
 
 @torch.no_grad()

@@ -4,18 +4,16 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_reg.functional.clip_thresholds import percentile_threshold, remember_, zscore_thresholds_
 from lightning_reg.functional.gradients import (
     add_noise_,
     centralize_,
     clip_adaptively_,
     clip_by_value_,
     norms_of,
-    percentile_threshold,
-    remember_,
     scale_,
     shrinking_factor,
     total_norm,
-    zscore_thresholds_,
 )
 
 

@@ -1,7 +1,6 @@
 """Gradient clipping by norm, value, unit, percentile or z-score."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_reg.attach.clip_memory import ClipMemory
+from lightning_reg.attach.clipping import ClipMemory, ClipReport
 from lightning_reg.attach.gradients import (
     dense_gradient,
     gradient_norms,
@@ -19,23 +18,23 @@ from lightning_reg.attach.gradients import (
     local,
     optimizer_index,
     parameters_of,
+    same_parameters,
 )
 from lightning_reg.attach.schedules import ScheduledStrength, StrengthSchedule, check_never_zero
 from lightning_reg.attach.selection import select_parameters, unit_dims
 from lightning_reg.attach.technique import GradientTechnique, Position, callbacks_of, instance_suffix
 from lightning_reg.attach.weight_penalty import refuse_sharded
+from lightning_reg.functional.clip_thresholds import percentile_threshold, zscore_thresholds_
 from lightning_reg.functional.gradients import (
     clip_adaptively_,
     clip_by_value_,
-    percentile_threshold,
     scale_,
     shrinking_factor,
     total_norm,
-    zscore_thresholds_,
 )
 from lightning_reg.settings import SettingError, check_choice, check_count, check_range
 
-__all__ = ["ClipReport", "GradientClipping"]
+__all__ = ["GradientClipping"]
 
 # What each algorithm takes, with its defaults.
 _SETTINGS: dict[str, dict[str, float]] = {
@@ -45,33 +44,6 @@ _SETTINGS: dict[str, dict[str, float]] = {
     "percentile": {"percentile": 10.0, "history": 1000},
     "zscore": {"z_threshold": 2.5, "alpha": 0.97, "warmup_steps": 25},
 }
-
-
-@dataclass
-class ClipReport:
-    """What clipping did in one step; norms without a gradient scaler's scale.
-
-    Attributes:
-        parameters: Whose gradients were looked at.
-        threshold: Beyond which gradients were shortened.
-        clipped: Whether any was; None where it isn't known without looking at every entry.
-        norm: Their norm before clipping, where it was computed.
-        clipped_norm: Their norm after clipping, likewise.
-    """
-
-    parameters: list[nn.Parameter]
-    threshold: float | Tensor
-    clipped: Tensor | None = None
-    norm: Tensor | None = None
-    clipped_norm: Tensor | None = None
-
-    def clipped_norm_of(self, parameters: list[nn.Parameter]) -> Tensor | None:
-        """Returns the norm after clipping, if it is that of all these parameters.
-
-        Args:
-            parameters: That have a gradient.
-        """
-        return self.clipped_norm if _same(self.parameters, parameters) else None
 
 
 class GradientClipping(GradientTechnique):
@@ -245,7 +217,7 @@ class GradientClipping(GradientTechnique):
         elif self.algorithm == "adaptive":
             report = self._clip_adaptively(parameters, factor, scale)
         else:
-            if known is not None and self.norm_type == 2 and _same(known[0], parameters):
+            if known is not None and self.norm_type == 2 and same_parameters(known[0], parameters):
                 norms = known[1]
             else:
                 norms = gradient_norms(parameters, self.norm_type)
@@ -335,10 +307,6 @@ class GradientClipping(GradientTechnique):
                     raise SettingError(
                         f"include must choose different parameters in two GradientClippings, but both clip {both[0]}"
                     )
-
-
-def _same(some: list[nn.Parameter], others: list[nn.Parameter]) -> bool:
-    return len(some) == len(others) and all(one is other for one, other in zip(some, others, strict=True))
 
 
 def _without_head(selected: dict[str, nn.Parameter], pl_module: LightningModule) -> dict[str, nn.Parameter]:

@@ -26,7 +26,6 @@ from lightning_reg.attach.selection import select_layers
 from lightning_reg.attach.technique import GradientTechnique, Position, callbacks_of, instance_suffix
 from lightning_reg.attach.wrapping import around
 from lightning_reg.callbacks.gradient.gradient_clipping import GradientClipping
-from lightning_reg.functional.gradients import total_norm
 from lightning_reg.optim import owned_parameters
 from lightning_reg.settings import check_count
 
@@ -295,7 +294,7 @@ class GradientMonitor(GradientTechnique):
             "grad/clip_fraction": self._clip_fraction(index),
         }
         if measurement is not None:
-            values |= self._values(measurement)
+            values |= measurement.values(self._layers)
         present = {tag: torch.as_tensor(value) for tag, value in values.items() if value is not None}
         # One transfer for everything.
         numbers = torch.stack([value.to(counts.measured.device, torch.float32) for value in present.values()]).tolist()
@@ -306,22 +305,6 @@ class GradientMonitor(GradientTechnique):
             shown = {"grad/nonfinite_steps": shown["grad/nonfinite_steps"]}
         suffix = optimizer_name(trainer, trainer.optimizers[index]) + self._suffix
         pl_module.log_dict({tag + suffix: value for tag, value in shown.items()})
-
-    def _values(self, measurement: Measurement) -> dict[str, Tensor | float | None]:
-        values: dict[str, Tensor | float | None] = {
-            "grad/norm": measurement.norm,
-            "grad/norm_clipped": measurement.clipped_norm,
-            "grad/clip_threshold": measurement.clip.threshold,
-        }
-        for name, parameters in self._layers.items():
-            values[f"grad/norm/{name}"] = measurement.norm_of(measurement.norms, parameters)
-        updates, lengths = measurement.updates, measurement.lengths
-        if updates is not None and lengths is not None:
-            values["update/ratio"] = total_norm(updates) / total_norm(lengths)
-            for name, parameters in self._layers.items():
-                update, length = (measurement.norm_of(parts, parameters) for parts in (updates, lengths))
-                values[f"update/ratio/{name}"] = None if update is None or length is None else update / length
-        return values
 
     def _clip_fraction(self, index: int) -> Tensor:
         """Returns the share of all steps where it is known, else of those that were measured."""

@@ -1,13 +1,15 @@
-"""What gradient clipping remembers of one optimizer's gradients."""
+"""What gradient clipping remembers of one optimizer's gradients, and what it tells of a step."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lightning_reg.functional.gradients import remember_
+from lightning_reg.attach.gradients import same_parameters
+from lightning_reg.functional.clip_thresholds import remember_
 
-__all__ = ["ClipMemory"]
+__all__ = ["ClipMemory", "ClipReport"]
 
 
 class ClipMemory:
@@ -71,3 +73,30 @@ class ClipMemory:
         for name in ("norms", "count", "moments", "clipped"):
             setattr(self, name, getattr(self, name).to(device))
         return self
+
+
+@dataclass
+class ClipReport:
+    """What clipping did in one step; norms without a gradient scaler's scale.
+
+    Attributes:
+        parameters: Whose gradients were looked at.
+        threshold: Beyond which gradients were shortened.
+        clipped: Whether any was; None where it isn't known without looking at every entry.
+        norm: Their norm before clipping, where it was computed.
+        clipped_norm: Their norm after clipping, likewise.
+    """
+
+    parameters: list[nn.Parameter]
+    threshold: float | Tensor
+    clipped: Tensor | None = None
+    norm: Tensor | None = None
+    clipped_norm: Tensor | None = None
+
+    def clipped_norm_of(self, parameters: list[nn.Parameter]) -> Tensor | None:
+        """Returns the norm after clipping, if it is that of all these parameters.
+
+        Args:
+            parameters: That have a gradient.
+        """
+        return self.clipped_norm if same_parameters(self.parameters, parameters) else None
