@@ -149,14 +149,15 @@ class WeightPenalty(GradientTechnique):
         if share == 0 or self._strength.is_off:
             return
         # Asked anew at each step, because layers may be frozen and thawed in between.
-        penalised = self._window.serve(each for each in parameters_of(optimizer) if each in self.names)
-        if penalised and self.adds_gradient:
-            for parameter in penalised:  # also where a schedule has the penalty at 0 now, as the loss would
+        penalised = [each for each in parameters_of(optimizer) if each in self.names]
+        fresh = self._window.serve(penalised)
+        if fresh and self.adds_gradient:
+            for parameter in fresh:  # also where a schedule has the penalty at 0 now, as the loss would
                 dense_gradient(parameter)
             scale = gradient_scale(trainer, optimizer)
             if factor:
-                self.add_gradient_(penalised, factor if scale is None else factor * scale)
-        if penalised and self.shrinks:
+                self.add_gradient_(fresh, factor if scale is None else factor * scale)
+        if penalised and self.shrinks:  # each optimizer by its own learning rate
             self._due = penalised, factor
 
     def _shrink(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:

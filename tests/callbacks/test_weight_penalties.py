@@ -373,6 +373,26 @@ def test_two_optimizers_that_share_a_weight_get_it_once_a_backward_pass(make):
     assert_equal_weights(module, expected)
 
 
+def test_two_optimizers_that_share_a_weight_shrink_it_each_by_its_own_rate():
+    class Shares(Branches):
+        def __init__(self):
+            super().__init__()
+            self.automatic_optimization = False
+
+        def configure_optimizers(self):
+            return [torch.optim.SGD([self.taken.weight], lr=rate) for rate in (0.1, 0.05)]
+
+        def training_step(self, batch, batch_idx):
+            self.manual_backward(0 * self.taken.weight.sum())
+            for optimizer in self.optimizers():
+                optimizer.step()
+
+    module = Shares()
+    quiet_trainer(L1Penalty(weight=1.0, proximal=True)).fit(module, batches(1))
+    start = Branches().taken.weight
+    torch.testing.assert_close(module.taken.weight, start.sign() * (start.abs() - 0.15).clamp(min=0))
+
+
 def test_who_calls_backward_himself_gets_the_penalty_in_every_step():
     class Plain(TwoOptimizers):
         def training_step(self, batch, batch_idx):

@@ -87,7 +87,7 @@ class GroupLassoPenalty(UnitPenalty):
     @property
     @override
     def shrinks(self) -> bool:
-        return self.proximal
+        return self.weight > 0 and self.proximal
 
     @override
     def value(self, weights: list[Tensor], parameters: list[nn.Parameter]) -> Tensor:

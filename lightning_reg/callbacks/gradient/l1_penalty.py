@@ -80,12 +80,12 @@ class L1Penalty(WeightPenalty):
     @property
     @override
     def adds_gradient(self) -> bool:
-        return not self.proximal
+        return self.weight > 0 and not self.proximal
 
     @property
     @override
     def shrinks(self) -> bool:
-        return self.proximal
+        return self.weight > 0 and self.proximal
 
     @override
     def value(self, weights: list[Tensor], parameters: list[nn.Parameter]) -> Tensor:
