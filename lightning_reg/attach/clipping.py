@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lightning_reg.attach.gradients import same_parameters
 from lightning_reg.functional.clip_thresholds import remember_
 
-__all__ = ["ClipMemory", "ClipReport"]
+__all__ = ["ClipMemory", "ClipReport", "KnownNorms"]
 
 
 class ClipMemory:
@@ -18,14 +18,15 @@ class ClipMemory:
     Args:
         size: How many norms are remembered.
         device: Where the gradients are.
+        dtype: Of the norms.
     """
 
-    def __init__(self, size: int, device: torch.device) -> None:
-        self.norms = torch.full((size,), torch.nan, device=device)
+    def __init__(self, size: int, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
+        self.norms = torch.full((size,), torch.nan, device=device, dtype=dtype)
         self.count = torch.zeros((), dtype=torch.int64, device=device)
-        self.moments = torch.zeros(3, device=device)
+        self.moments = torch.zeros(3, device=device, dtype=dtype)
         self.clipped = torch.zeros((), dtype=torch.int64, device=device)
-        self.steps = 0
+        self.steps = torch.zeros((), dtype=torch.int64, device=device)
         self.epoch = 0
 
     def remember(self, norm: Tensor) -> None:
@@ -36,18 +37,37 @@ class ClipMemory:
         """
         remember_(self.norms, self.count, norm.to(self.norms.dtype))
 
-    def count_step(self, epoch: int, clipped: Tensor) -> None:
-        """Counts a step.
+    def count_step(self, epoch: int, clipped: Tensor, norm: Tensor | None) -> None:
+        """Counts a step, unless its norm isn't finite.
 
         Args:
             epoch: That the step is in; the counts begin anew with each.
             clipped: Whether gradients were clipped.
+            norm: Of the gradients, where it is known.
         """
         if epoch != self.epoch:
-            self.epoch, self.steps = epoch, 0
+            self.epoch = epoch
+            self.steps.zero_()
             self.clipped.zero_()
-        self.steps += 1
-        self.clipped += clipped
+        finite = torch.ones_like(clipped) if norm is None else norm.isfinite()
+        self.steps += finite
+        self.clipped += clipped & finite
+
+    def resized(self, size: int) -> "ClipMemory":
+        """Returns a memory of another size with the latest norms, as many as fit.
+
+        Args:
+            size: How many norms are remembered.
+        """
+        if size == len(self.norms):
+            return self
+        place = int(self.count) % len(self.norms)
+        latest = self.norms.roll(-place)[-size:]  # the oldest first
+        latest = latest[~latest.isnan()]
+        self.norms = torch.full((size,), torch.nan, dtype=self.norms.dtype)
+        self.norms[: len(latest)] = latest
+        self.count.fill_(len(latest))
+        return self
 
     def state_dict(self) -> dict[str, Any]:
         """Returns everything, on the CPU."""
@@ -70,7 +90,7 @@ class ClipMemory:
         Args:
             device: Where the gradients are.
         """
-        for name in ("norms", "count", "moments", "clipped"):
+        for name in ("norms", "count", "moments", "clipped", "steps"):
             setattr(self, name, getattr(self, name).to(device))
         return self
 
@@ -100,3 +120,43 @@ class ClipReport:
             parameters: That have a gradient.
         """
         return self.clipped_norm if same_parameters(self.parameters, parameters) else None
+
+
+@dataclass
+class KnownNorms:
+    """Norms that somebody else has computed in this step.
+
+    Attributes:
+        parameters: Whose gradients.
+        norms: (len(parameters),), Euclidean.
+        seen: The gradients, and how often they had been changed in place.
+    """
+
+    parameters: list[nn.Parameter]
+    norms: Tensor
+    seen: list[tuple[Tensor | None, int]]
+
+    @classmethod
+    def of(cls, parameters: list[nn.Parameter], norms: Tensor) -> "KnownNorms":
+        """Returns norms as they are now.
+
+        Args:
+            parameters: Each with a gradient.
+            norms: Of them.
+        """
+        return cls(parameters, norms, _state(parameters))
+
+    def still_of(self, parameters: list[nn.Parameter]) -> bool:
+        """Whether these are the norms of exactly these parameters' gradients, and nobody has changed any since.
+
+        Args:
+            parameters: Each with a gradient.
+        """
+        if not same_parameters(self.parameters, parameters):
+            return False
+        now = _state(parameters)
+        return all(one is other and then == later for (one, then), (other, later) in zip(self.seen, now, strict=True))
+
+
+def _state(parameters: list[nn.Parameter]) -> list[tuple[Tensor | None, int]]:
+    return [(each.grad, each.grad._version if each.grad is not None else 0) for each in parameters]

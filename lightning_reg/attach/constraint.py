@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
@@ -11,13 +11,13 @@ from typing_extensions import override
 
 from lightning_reg.attach.gradients import local
 from lightning_reg.attach.selection import select_parameters, unit_dims
-from lightning_reg.attach.technique import Technique
+from lightning_reg.attach.technique import Position, StepTechnique
 from lightning_reg.attach.weight_penalty import refuse_sharded
 
 __all__ = ["Constraint"]
 
 
-class Constraint(Technique):
+class Constraint(StepTechnique):
     """Projects weights onto what is allowed, in place, after each step of the optimizer that they belong to.
 
     Args:
@@ -27,6 +27,7 @@ class Constraint(Technique):
         group: Which weights make up a unit: those that lead into it, or those that lead out of it.
     """
 
+    position = Position.CONSTRAINT
     by_unit: ClassVar[bool] = True  # else every weight stands for itself
 
     def __init__(
@@ -60,13 +61,13 @@ class Constraint(Technique):
             refuse_sharded(selected, type(self).__name__)
         dims = unit_dims(pl_module, self.group)
         self._dims = {parameter: dims.get(parameter, 0) for parameter in selected.values()}
-        self.handles += [each.register_step_post_hook(self._after_step) for each in trainer.optimizers]
 
     @override
     def release(self) -> None:
         self._dims = {}
 
-    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    @override
+    def after_step(self, optimizer: Optimizer) -> None:
         stepped = (each for group in optimizer.param_groups for each in group["params"])
         units = [
             local(each).movedim(self._dims[each], 0) if self.by_unit else local(each)

@@ -6,6 +6,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
+from torch.amp.grad_scaler import OptState
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
@@ -13,9 +14,11 @@ from lightning_reg.functional.gradients import norms_of
 
 __all__ = [
     "AccumulationWindow",
+    "any_gradient",
     "dense_gradient",
     "gradient_norms",
     "gradient_scale",
+    "gradient_values",
     "local",
     "optimizer_index",
     "optimizer_name",
@@ -61,6 +64,12 @@ class AccumulationWindow:
             self._served.clear()
         return passes / trainer.accumulate_grad_batches if automatic else 1.0
 
+    def anew(self) -> "AccumulationWindow":
+        """Returns an empty window: where no gradient is left, none of the passes so far reaches a step."""
+        window = AccumulationWindow()
+        window._is_told = self._is_told
+        return window
+
     def serve(self, parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
         """Returns the parameters whose gradients don't contain the penalty yet.
 
@@ -88,7 +97,12 @@ def gradient_scale(trainer: Trainer, optimizer: Optimizer) -> Tensor | None:
     """
     if not getattr(optimizer, "_step_supports_amp_scaling", False):
         return None
-    return scaler_scale(trainer, optimizer.param_groups[0]["params"][0].device)
+    plugin = trainer.precision_plugin
+    scaler = plugin.scaler if isinstance(plugin, MixedPrecision) else None
+    # Who clips by hand has called scaler.unscale_ already.
+    if scaler is None or scaler._per_optimizer_states[id(optimizer)]["stage"] is not OptState.READY:
+        return None
+    return scaler_scale(trainer, next(each.device for group in optimizer.param_groups for each in group["params"]))
 
 
 def unscaled_loss(trainer: Trainer, loss: Tensor) -> Tensor:
@@ -121,12 +135,23 @@ def scaler_scale(trainer: Trainer, device: torch.device) -> Tensor | None:
 
 
 def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
-    """Returns an optimizer's trainable parameters, in its order.
+    """Returns an optimizer's trainable parameters, in its order, without empty ones.
 
     Args:
         optimizer: That has them.
     """
-    return [each for group in optimizer.param_groups for each in group["params"] if each.requires_grad]
+    stepped = (each for group in optimizer.param_groups for each in group["params"])
+    return [each for each in stepped if each.requires_grad and each.numel()]
+
+
+def any_gradient(trainer: Trainer) -> bool:
+    """Whether any parameter of any optimizer has a gradient.
+
+    Args:
+        trainer: With all optimizers.
+    """
+    groups = (group for optimizer in trainer.optimizers for group in optimizer.param_groups)
+    return any(each.grad is not None for group in groups for each in group["params"])
 
 
 def optimizer_name(trainer: Trainer, optimizer: Optimizer) -> str:
@@ -164,6 +189,21 @@ def dense_gradient(parameter: nn.Parameter) -> Tensor:
     return parameter.grad
 
 
+def gradient_values(parameter: nn.Parameter) -> Tensor:
+    """Returns the entries of a gradient, sharing its memory: of a sparse one those that it holds.
+
+    Args:
+        parameter: With a gradient.
+    """
+    gradient = parameter.grad
+    if gradient is None:
+        raise ValueError("the parameter has no gradient")
+    if gradient.is_sparse:
+        parameter.grad = gradient = gradient.coalesce()  # the same gradient, every row once
+        return gradient._values().detach()
+    return gradient.detach()
+
+
 def gradient_norms(parameters: Sequence[nn.Parameter], norm_type: float = 2.0) -> Tensor:
     """Returns the norms of the gradients, of sharded ones the whole norms.
 
@@ -174,7 +214,7 @@ def gradient_norms(parameters: Sequence[nn.Parameter], norm_type: float = 2.0) -
     Returns:
         A tensor (len(parameters),).
     """
-    gradients = [dense_gradient(each).detach() for each in parameters]
+    gradients = [gradient_values(each) for each in parameters]
     if any(isinstance(each, DTensor) for each in gradients):
         return torch.stack([whole(torch.linalg.vector_norm(each, norm_type)) for each in gradients])
     return norms_of(gradients, norm_type)

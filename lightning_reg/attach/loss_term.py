@@ -10,7 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_reg.attach.schedules import ScheduledStrength, StrengthSchedule
-from lightning_reg.attach.technique import Technique, instance_suffix
+from lightning_reg.attach.technique import Technique, instance_suffix, logs_now
 from lightning_reg.attach.wrapping import around
 from lightning_reg.settings import SettingError
 
@@ -80,7 +80,7 @@ class LossTerm(Technique):
         return {**output, "loss": loss + term} if isinstance(output, Mapping) else loss + term
 
     def _log(self, pl_module: LightningModule, loss: Tensor, term: Tensor) -> None:
-        if pl_module.trainer._logger_connector.should_update_logs:
+        if logs_now(pl_module.trainer):
             name = f"{self.tag}{self._suffix}"
             pl_module.log(f"penalty/{name}", term)
             pl_module.log(f"penalty/{name}_share", term.abs() / (term.abs() + loss.abs()))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lightning_reg.attach.gradients import gradient_norms, whole
 from lightning_reg.functional.gradients import total_norm
 
-__all__ = ["Clip", "Measurement"]
+__all__ = ["Clip", "Measurement", "NotFinite", "StepCounts", "is_shorter"]
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Measurement:
         norms: (len(parameters),), of the gradients before clipping.
         clip: What is known of the clipping.
         clipped: Whether anything was clipped.
-        clipped_norm: Total norm with which the optimizer stepped; None where it didn't.
+        clipped_norm: Total norm with which the optimizer stepped; None where it isn't known yet.
         weights: Copies from before the step, where updates are measured.
         updates: (len(parameters),), norms of the steps that the weights made.
         lengths: (len(parameters),), norms of the weights before.
@@ -58,16 +58,13 @@ class Measurement:
         """Call before the step, if updates are measured."""
         self.weights = [each.detach().clone() for each in self.parameters]
 
-    def finish(self, clipped_norm: Tensor | None, clipped: Tensor | None) -> None:
-        """Completes the measurement; call after the step.
-
-        Args:
-            clipped_norm: Where it is known already.
-            clipped: Likewise.
-        """
-        # A fused optimizer has unscaled the gradients in its step.
-        self.clipped_norm = total_norm(gradient_norms(self.parameters)) if clipped_norm is None else clipped_norm
-        self.clipped = self._was_clipped(self.clipped_norm) if clipped is None else clipped
+    def finish(self) -> None:
+        """Completes the measurement; call after the step."""
+        if self.clipped_norm is None:
+            # A fused optimizer has unscaled the gradients in its step.
+            self.clipped_norm = total_norm(gradient_norms(self.parameters))
+        if self.clipped is None:
+            self.clipped = self._was_clipped(self.clipped_norm)
         if self.weights is not None:
             steps = [after.detach() - before for after, before in zip(self.parameters, self.weights, strict=True)]
             self.updates, self.lengths = _norms(steps), _norms(self.weights)
@@ -75,11 +72,10 @@ class Measurement:
 
     def _was_clipped(self, clipped_norm: Tensor) -> Tensor:
         if self.clip.threshold is None:
-            # Rounding may shorten a norm a little; clipping that matters shortens it by more.
-            return clipped_norm < self.norm * (1 - 1e-5)
+            return is_shorter(clipped_norm, self.norm)
         return (self.norm if self.clip.largest is None else self.clip.largest) > self.clip.threshold
 
-    def values(self, layers: dict[str, list[nn.Parameter]]) -> dict[str, Tensor | float | None]:
+    def values(self, layers: dict[str, list[nn.Parameter]]) -> dict[str, Tensor]:
         """Returns what is shown, by tag.
 
         Args:
@@ -97,12 +93,22 @@ class Measurement:
             for name, parameters in layers.items():
                 update, length = (self._norm_of(parts, parameters) for parts in (self.updates, self.lengths))
                 values[f"update/ratio/{name}"] = None if update is None or length is None else update / length
-        return values
+        return {tag: torch.as_tensor(value) for tag, value in values.items() if value is not None}
 
     def _norm_of(self, parts: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor | None:
         """Returns the norm over some parameters; None where none of them has a gradient."""
         chosen = [index for index, each in enumerate(self.parameters) if any(each is other for other in parameters)]
         return total_norm(torch.stack([parts[index] for index in chosen])) if chosen else None
+
+
+def is_shorter(norm: Tensor, before: Tensor) -> Tensor:
+    """Whether a norm is shorter by more than rounding explains.
+
+    Args:
+        norm: A scalar.
+        before: What it was.
+    """
+    return norm < before * (1 - 1e-5)
 
 
 def _norms(tensors: Sequence[Tensor]) -> Tensor:
@@ -161,3 +167,33 @@ class StepCounts:
         for name, value in state.items():
             setattr(counts, name, value if isinstance(getattr(counts, name), int) else torch.tensor(value).to(device))
         return counts
+
+
+class NotFinite:
+    """Whose gradients held an infinity or a NaN, noted on the device.
+
+    Args:
+        known: Names that are known already.
+    """
+
+    def __init__(self, known: Sequence[str] = ()) -> None:
+        self._known = list(known)
+        self._flags: dict[tuple[str, ...], Tensor] = {}
+
+    def note(self, names: Sequence[str], norms: Tensor) -> None:
+        """Notes a step.
+
+        Args:
+            names: Of the parameters.
+            norms: (len(names),), of their gradients.
+        """
+        flags = ~norms.isfinite()
+        before = self._flags.get(tuple(names))
+        self._flags[tuple(names)] = flags if before is None else flags | before
+
+    def names(self) -> list[str]:
+        """Returns the names, each once."""
+        noted = (
+            name for names, flags in self._flags.items() for name, bad in zip(names, flags.tolist(), strict=True) if bad
+        )
+        return list(dict.fromkeys([*self._known, *noted]))

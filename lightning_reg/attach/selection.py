@@ -8,7 +8,7 @@ from torch import nn
 from lightning_reg.optim import owned_parameters
 from lightning_reg.settings import SettingError, near_matches
 
-__all__ = ["select_layers", "select_modules", "select_parameters", "unit_dims"]
+__all__ = ["plain_name", "select_layers", "select_modules", "select_parameters", "unit_dims"]
 
 
 def select_parameters(
@@ -35,7 +35,7 @@ def select_parameters(
     >>> list(select_parameters(network))
     ['0.weight']
     """
-    owned = {_without_compile_prefix(each.name): each for each in owned_parameters(module)}
+    owned = {plain_name(each.name): each for each in owned_parameters(module)}
     names = list(owned)
     for setting, patterns in (("include", include), ("exclude", exclude)):
         _check_patterns(setting, patterns, names)
@@ -94,7 +94,7 @@ def select_layers(module: nn.Module, patterns: Sequence[str], most: int) -> tupl
     """
     layers: dict[str, list[nn.Parameter]] = {}
     for each in owned_parameters(module):
-        name = _without_compile_prefix(each.name).partition(".parametrizations.")[0]
+        name = plain_name(each.name).partition(".parametrizations.")[0]
         layer = name if ".parametrizations." in each.name else name.rpartition(".")[0]
         layers.setdefault(layer, []).append(each.parameter)
     _check_patterns("layers", patterns, list(layers), kind="layer")
@@ -119,7 +119,7 @@ def select_modules(module: nn.Module, *, include: Sequence[str], exclude: Sequen
     {'1': ReLU()}
     """
     # A compiled module comes twice, as its wrapper and as itself: the later one, itself, is what fires hooks.
-    named = {_without_compile_prefix(name): each for name, each in module.named_modules() if name}
+    named = {plain_name(name): each for name, each in module.named_modules() if name}
     for setting, patterns in (("include", include), ("exclude", exclude)):
         _check_patterns(setting, patterns, list(named), kind="module")
     chosen = {name: each for name, each in named.items() if _matches(name, include) and not _matches(name, exclude)}
@@ -141,7 +141,12 @@ def _check_patterns(setting: str, patterns: Sequence[str], names: Sequence[str],
             raise SettingError(f"{setting} pattern {pattern!r} matches no {kind}; there are {_listed(near)}")
 
 
-def _without_compile_prefix(name: str) -> str:
+def plain_name(name: str) -> str:
+    """Returns a name as the user wrote it.
+
+    Args:
+        name: Of a parameter or a module, perhaps below what torch.compile wrapped.
+    """
     # torch.compile of an inner module puts "_orig_mod" into the names, which no user ever wrote.
     return ".".join(part for part in name.split(".") if part != "_orig_mod")
 

@@ -2,15 +2,25 @@
 
 from abc import ABC, abstractmethod
 from enum import IntEnum
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
+from weakref import WeakSet
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch.optim import LBFGS
+from torch.optim import LBFGS, Optimizer
 from typing_extensions import override
 
 from lightning_reg.settings import SettingError
 
-__all__ = ["GradientTechnique", "Position", "Technique", "callbacks_of", "instance_number", "instance_suffix"]
+__all__ = [
+    "GradientTechnique",
+    "Position",
+    "StepTechnique",
+    "Technique",
+    "callbacks_of",
+    "instance_number",
+    "instance_suffix",
+    "logs_now",
+]
 
 
 class _Handle(Protocol):
@@ -21,14 +31,15 @@ class _Handle(Protocol):
 
 
 class Position(IntEnum):
-    """The order of techniques between backward and the optimizer's step."""
+    """The order of techniques around the optimizer's step."""
 
     SHARPNESS = 0
     PENALTY = 1
     CENTRALIZATION = 2
     NOISE = 3
-    MEASUREMENT = 4  # before clipping; what is after it is measured when the optimizer has stepped
-    CLIPPING = 5
+    CONSTRAINT = 4  # after the step, where penalties have shrunk weights and before updates are measured
+    MEASUREMENT = 5  # before clipping; what is after it is measured later
+    CLIPPING = 6
 
 
 class Technique(Callback, ABC):
@@ -72,18 +83,92 @@ class Technique(Callback, ABC):
         self.release()
 
 
-class GradientTechnique(Technique):
-    """Acts between backward and the optimizer's step, in the order of :class:`Position` whatever the user's order.
-
-    It refuses optimizers that evaluate the loss several times a step.
-    """
+class StepTechnique(Technique):
+    """Acts before or after an optimizer's step, in the order of :class:`Position` whatever the user's order."""
 
     position: ClassVar[Position]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._hooked: WeakSet[Optimizer] = WeakSet()
+
+    def before_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Runs between backward and the step, on gradients that are unscaled unless the optimizer does that itself.
+
+        Args:
+            trainer: That runs.
+            pl_module: The module.
+            optimizer: That is about to step.
+        """
+
+    def after_step(self, optimizer: Optimizer) -> None:
+        """Runs when an optimizer has stepped; not where a gradient scaler skips the step.
+
+        Args:
+            optimizer: That has stepped.
+        """
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
             _arrange(trainer)
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_fit_start(trainer, pl_module)
+        for optimizer in trainer.optimizers:
+            self._hook(optimizer)
+
+    @override
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        self._hook(optimizer)  # somebody may have made new optimizers
+        self.before_step(trainer, pl_module, optimizer)
+
+    def _hook(self, optimizer: Optimizer) -> None:
+        if optimizer in self._hooked:
+            return
+        try:
+            self.handles.append(optimizer.register_step_post_hook(self._stepped))
+        except AttributeError as error:
+            raise SettingError(
+                f"optimizer must call torch.optim.Optimizer.__init__ with {type(self).__name__}, which hooks onto its "
+                f"steps, but {type(optimizer).__name__} doesn't"
+            ) from error
+        self._hooked.add(optimizer)
+
+    def _stepped(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self.after_step(optimizer)
+
+    @override
+    def _let_go(self) -> None:
+        super()._let_go()
+        self._hooked = WeakSet()
+
+
+class GradientTechnique(StepTechnique):
+    """Changes or measures gradients before the step.
+
+    It refuses optimizers that evaluate the loss several times a step, and those that step behind Lightning's back.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._is_told = False
+
+    @override
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        self._is_told = True
+        super().on_before_optimizer_step(trainer, pl_module, optimizer)
+
+    @override
+    def _stepped(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if not self._is_told:
+            raise SettingError(
+                f"use_pl_optimizer must be True in self.optimizers() with {type(self).__name__}, else Lightning "
+                "doesn't say when the optimizer steps"
+            )
+        self._is_told = False
+        super()._stepped(optimizer, args, kwargs)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -93,6 +178,16 @@ class GradientTechnique(Technique):
                 "change of gradients isn't part of; use a first-order optimizer, or write the penalty into the loss"
             )
         super().on_fit_start(trainer, pl_module)
+
+
+def logs_now(trainer: Trainer) -> bool:
+    """Whether the trainer logs the step that it is in; Lightning has no public name for it.
+
+    Args:
+        trainer: That runs.
+    """
+    logs: bool = trainer._logger_connector.should_update_logs
+    return logs
 
 
 def callbacks_of(trainer: Trainer) -> list[Callback]:
@@ -127,11 +222,11 @@ def instance_suffix(trainer: Trainer, callback: Callback) -> str:
 
 
 def _arrange(trainer: Trainer) -> None:
-    """Sorts the gradient techniques among the places that they take up; everybody else stays where they are."""
+    """Sorts the techniques around the step among the places that they take up; everybody else stays where they are."""
     callbacks = callbacks_of(trainer)
-    ours = sorted((each for each in callbacks if isinstance(each, GradientTechnique)), key=lambda each: each.position)
+    ours = sorted((each for each in callbacks if isinstance(each, StepTechnique)), key=lambda each: each.position)
     arranged = iter(ours)
     # A new list: Lightning is going through the old one at this moment.
     trainer.callbacks = [  # type: ignore[attr-defined]
-        next(arranged) if isinstance(each, GradientTechnique) else each for each in callbacks
+        next(arranged) if isinstance(each, StepTechnique) else each for each in callbacks
     ]

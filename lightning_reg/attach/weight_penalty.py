@@ -2,17 +2,18 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.optim import Optimizer
+from torch.optim import Optimizer, SparseAdam
 from typing_extensions import override
 
 from lightning_reg.attach.gradients import (
     AccumulationWindow,
+    any_gradient,
     dense_gradient,
     gradient_scale,
     local,
@@ -22,7 +23,7 @@ from lightning_reg.attach.gradients import (
 )
 from lightning_reg.attach.schedules import ScheduledStrength, StrengthSchedule
 from lightning_reg.attach.selection import select_parameters
-from lightning_reg.attach.technique import GradientTechnique, Position, instance_suffix
+from lightning_reg.attach.technique import GradientTechnique, Position, instance_suffix, logs_now
 from lightning_reg.settings import SettingError
 
 __all__ = ["WeightPenalty", "local_pairs", "refuse_sharded"]
@@ -121,7 +122,11 @@ class WeightPenalty(GradientTechnique):
         if self.shrinks:
             for optimizer in trainer.optimizers:
                 _check_learning_rate(optimizer, type(self).__name__)
-                self.handles.append(optimizer.register_step_post_hook(self._shrink))
+        if self.adds_gradient and any(isinstance(optimizer, SparseAdam) for optimizer in trainer.optimizers):
+            raise SettingError(
+                f"optimizer must not be SparseAdam with {type(self).__name__}, whose gradient is that of all weights; "
+                "use another optimizer"
+            )
 
     @override
     def release(self) -> None:
@@ -131,7 +136,9 @@ class WeightPenalty(GradientTechnique):
 
     @override
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        if trainer._logger_connector.should_update_logs:
+        if not any_gradient(trainer):
+            self._window = self._window.anew()
+        if logs_now(trainer):
             self._loss = unscaled_loss(trainer, loss)
 
     @override
@@ -139,12 +146,12 @@ class WeightPenalty(GradientTechnique):
         self._window.count()
 
     @override
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+    def before_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         self._due = None
         scheduled = self._strength.now(trainer)
         share = self._window.close(trainer)
         factor = share * scheduled
-        if trainer._logger_connector.should_update_logs:
+        if logs_now(trainer):
             self._log(pl_module, scheduled)
         if share == 0 or self._strength.is_off:
             return
@@ -160,8 +167,8 @@ class WeightPenalty(GradientTechnique):
         if penalised and self.shrinks:  # each optimizer by its own learning rate
             self._due = penalised, factor
 
-    def _shrink(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        """Runs when the optimizer has stepped; not where a gradient scaler skips the step."""
+    @override
+    def after_step(self, optimizer: Optimizer) -> None:
         if self._due is None:
             return
         (penalised, factor), self._due = self._due, None
@@ -175,8 +182,9 @@ class WeightPenalty(GradientTechnique):
                 self.shrink_(parameters, rate if skipped is None else rate * (1 - skipped.squeeze()))
 
     def _log(self, pl_module: LightningModule, scheduled: float) -> None:
-        # Of all optimizers together; of none while everything is frozen.
-        parameters = [each for each in self.names if each.requires_grad]
+        # Of all optimizers together, also of those that toggle_optimizer froze for the moment.
+        toggled = getattr(pl_module, "_param_requires_grad_state", {})
+        parameters = [each for each in self.names if each.requires_grad or toggled.get(each)]
         self._strength.log(pl_module, self.tag + self._suffix)
         if not parameters:
             return

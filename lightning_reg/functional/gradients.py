@@ -98,7 +98,7 @@ def scale_(gradients: Sequence[Tensor], factor: Tensor) -> None:
 
 
 @torch.no_grad()
-def clip_by_value_(gradients: Sequence[Tensor], max_value: Number) -> None:
+def clip_by_value_(gradients: Sequence[Tensor], max_value: Number, *, keep_nonfinite: bool = False) -> None:
     r"""Cuts every entry off at ±max_value, in place.
 
     .. math:: g_i \leftarrow \max(-v, \min(v, g_i))
@@ -106,16 +106,18 @@ def clip_by_value_(gradients: Sequence[Tensor], max_value: Number) -> None:
     Args:
         gradients: Of any shapes.
         max_value: v, at least 0; a scalar tensor is used where it lies.
+        keep_nonfinite: Whether infinities stay, for a gradient scaler that looks for them later.
 
     >>> gradient = torch.tensor([3.0, -4.0, 0.5])
     >>> clip_by_value_([gradient], 1.0)
     >>> gradient
     tensor([ 1.0000, -1.0000,  0.5000])
     """
-    if isinstance(max_value, Tensor):
+    if isinstance(max_value, Tensor) or keep_nonfinite:
         for gradient in gradients:
-            bound = max_value.to(gradient.dtype)
-            gradient.clamp_(-bound, bound)
+            bound = torch.as_tensor(max_value, dtype=gradient.dtype, device=gradient.device)
+            clipped = gradient.clamp(-bound, bound)
+            gradient.copy_(torch.where(gradient.isinf(), gradient, clipped) if keep_nonfinite else clipped)
     else:
         torch._foreach_clamp_max_(list(gradients), max_value)
         torch._foreach_clamp_min_(list(gradients), -max_value)
@@ -159,9 +161,9 @@ def clip_adaptively_(
         norms = _unit_norms(gradient)
         longest = _unit_norms(unit).clamp(min=eps).mul_(clip_factor * scale)
         beyond = norms > longest
-        clipped.append(beyond.any())
+        clipped.append((beyond & norms.isfinite()).any())
         # On a CPU looking is free, and mostly there is nothing to do.
-        if gradient.device.type != "cpu" or clipped[-1]:
+        if gradient.device.type != "cpu" or beyond.any():
             gradient.mul_(torch.where(beyond, longest / norms, 1).to(gradient.dtype))
     return torch.stack(clipped).any()
 

@@ -78,7 +78,7 @@ class GradientCentralization(GradientTechnique):
         self._dims = {}
 
     @override
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+    def before_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         centralize_(
             [
                 each.grad.movedim(self._dims[each], 0)

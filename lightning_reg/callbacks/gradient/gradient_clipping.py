@@ -1,6 +1,6 @@
 """Gradient clipping by norm, value, unit, percentile or z-score."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -10,20 +10,20 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_reg.attach.clipping import ClipMemory, ClipReport
+from lightning_reg.attach.clipping import ClipMemory, ClipReport, KnownNorms
 from lightning_reg.attach.gradients import (
-    dense_gradient,
     gradient_norms,
     gradient_scale,
+    gradient_values,
     local,
     optimizer_index,
     parameters_of,
-    same_parameters,
 )
 from lightning_reg.attach.schedules import ScheduledStrength, StrengthSchedule, check_never_zero
 from lightning_reg.attach.selection import select_parameters, unit_dims
-from lightning_reg.attach.technique import GradientTechnique, Position, callbacks_of, instance_suffix
+from lightning_reg.attach.technique import GradientTechnique, Position, callbacks_of, instance_suffix, logs_now
 from lightning_reg.attach.weight_penalty import refuse_sharded
+from lightning_reg.attach.wrapping import around
 from lightning_reg.functional.clip_thresholds import percentile_threshold, zscore_thresholds_
 from lightning_reg.functional.gradients import (
     clip_adaptively_,
@@ -140,7 +140,7 @@ class GradientClipping(GradientTechnique):
         self.schedule = schedule
         self.chosen: dict[nn.Parameter, str] = {}
         self.reports: dict[int, ClipReport] = {}
-        self.known_norms: tuple[list[nn.Parameter], Tensor] | None = None
+        self.known_norms: KnownNorms | None = None
         self._dims: dict[nn.Parameter, int] = {}
         self._memories: dict[int, ClipMemory] = {}
         self._strength = ScheduledStrength()
@@ -192,7 +192,11 @@ class GradientClipping(GradientTechnique):
             refuse_sharded(selected, "adaptive GradientClipping")
         self.chosen = {parameter: name for name, parameter in selected.items()}
         self._refuse_overlap(trainer)
-        self._dims = unit_dims(pl_module)
+        self._dims = unit_dims(pl_module) if self.algorithm == "adaptive" else {}
+        for index, memory in self._memories.items():
+            memory.to(next(each.device for each in parameters_of(trainer.optimizers[index])))
+        if not pl_module.automatic_optimization:
+            self.handles.append(around(trainer.precision_plugin, "clip_gradients", self._refuse_clipping_by_hand))
         self._strength = ScheduledStrength(self.schedule, trainer)
         self._suffix = instance_suffix(trainer, self)
 
@@ -201,40 +205,46 @@ class GradientClipping(GradientTechnique):
         self.chosen, self._dims, self.reports, self.known_norms = {}, {}, {}, None
 
     @override
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+    def before_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         factor = self._strength.now(trainer)
-        if trainer._logger_connector.should_update_logs:
+        if logs_now(trainer):
             self._strength.log(pl_module, f"gradient_clipping{self._suffix}")
         parameters = [each for each in parameters_of(optimizer) if each in self.chosen and each.grad is not None]
         known, self.known_norms = self.known_norms, None
-        if not parameters:
-            return
         index = optimizer_index(trainer, optimizer)
-        memory = self._memory(index, parameters[0].device)
+        if not parameters:
+            self.reports.pop(index, None)
+            return
+        memory = self._memory(index, parameters[0])
         scale = gradient_scale(trainer, optimizer)
         if self.algorithm == "value":
             report = self._clip_by_value(parameters, factor, scale)
         elif self.algorithm == "adaptive":
             report = self._clip_adaptively(parameters, factor, scale)
         else:
-            if known is not None and self.norm_type == 2 and same_parameters(known[0], parameters):
-                norms = known[1]
+            if known is not None and self.norm_type == 2 and known.still_of(parameters):
+                norms = known.norms
             else:
                 norms = gradient_norms(parameters, self.norm_type)
             norm = total_norm(norms, self.norm_type)
             report = self._clip_norm(parameters, factor, norm if scale is None else norm / scale, memory)
         if report.clipped is not None:
-            memory.count_step(trainer.current_epoch, report.clipped)
+            memory.count_step(trainer.current_epoch, report.clipped, report.norm)
         self.reports[index] = report
 
     def _clip_by_value(self, parameters: list[nn.Parameter], factor: float, scale: Tensor | None) -> ClipReport:
         bound = self.max_value * factor
-        clip_by_value_([local(dense_gradient(each)) for each in parameters], bound if scale is None else bound * scale)
+        # Under a scaler an infinity has to stay one: the optimizer skips its step by it.
+        clip_by_value_(
+            [local(gradient_values(each)) for each in parameters],
+            bound if scale is None else bound * scale,
+            keep_nonfinite=scale is not None,
+        )
         return ClipReport(parameters, bound)
 
     def _clip_adaptively(self, parameters: list[nn.Parameter], factor: float, scale: Tensor | None) -> ClipReport:
-        gradients = [dense_gradient(each).movedim(self._dims.get(each, 0), 0) for each in parameters]
-        units = [each.detach().movedim(self._dims.get(each, 0), 0) for each in parameters]
+        gradients = [gradient_values(each).movedim(self._dims.get(each, 0), 0) for each in parameters]
+        units = [_with_gradient(each).movedim(self._dims.get(each, 0), 0) for each in parameters]
         share = self.clip_factor * factor
         clipped = clip_adaptively_(gradients, units, share, eps=self.eps, scale=1.0 if scale is None else scale)
         return ClipReport(parameters, share, clipped)
@@ -244,8 +254,9 @@ class GradientClipping(GradientTechnique):
         shrunk = shrinking_factor(norm, target)
         # A norm that is exactly the threshold stays as it is; torch's clipping shrinks it by the 1e-6.
         shrunk = shrunk if self.algorithm == "norm" else torch.where(norm > threshold, shrunk, 1.0)
-        scale_([local(dense_gradient(each)) for each in parameters], shrunk)
-        return ClipReport(parameters, threshold, shrunk < 1, norm, norm * shrunk)
+        scale_([local(gradient_values(each)) for each in parameters], shrunk)
+        # Others measure the Euclidean norm.
+        return ClipReport(parameters, threshold, shrunk < 1, norm, norm * shrunk if self.norm_type == 2 else None)
 
     def _threshold(self, factor: float, norm: Tensor, memory: ClipMemory) -> tuple[float | Tensor, float | Tensor]:
         """Returns beyond which norm gradients are shortened, and to which."""
@@ -270,13 +281,16 @@ class GradientClipping(GradientTechnique):
             index: Of the optimizer.
         """
         memory = self._memories.get(index)
-        return memory.clipped / memory.steps if memory is not None and memory.steps else None
+        if memory is None or self.algorithm == "value":
+            return None
+        return memory.clipped / memory.steps.clamp(min=1)
 
-    def _memory(self, index: int, device: torch.device) -> ClipMemory:
+    def _memory(self, index: int, parameter: nn.Parameter) -> ClipMemory:
+        size = self.history if self.algorithm == "percentile" else 1
         memory = self._memories.get(index)
         if memory is None:
-            memory = ClipMemory(self.history if self.algorithm == "percentile" else 1, device)
-        self._memories[index] = memory.to(device)
+            memory = ClipMemory(size, parameter.device, torch.promote_types(parameter.dtype, torch.float32))
+            self._memories[index] = memory
         return memory
 
     @override
@@ -285,7 +299,14 @@ class GradientClipping(GradientTechnique):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._memories = {int(index): ClipMemory.from_state(state) for index, state in state_dict.items()}
+        size = self.history if self.algorithm == "percentile" else 1
+        self._memories = {int(index): ClipMemory.from_state(state).resized(size) for index, state in state_dict.items()}
+
+    def _refuse_clipping_by_hand(self, clip: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+        raise SettingError(
+            "clip_gradients must not be called in the training step with GradientClipping, else gradients would be "
+            "clipped in two places"
+        )
 
     def _refuse_other_clipping(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.gradient_clip_val:
@@ -309,9 +330,15 @@ class GradientClipping(GradientTechnique):
                     )
 
 
+def _with_gradient(parameter: nn.Parameter) -> Tensor:
+    """Returns the weights that the entries of a gradient belong to: the rows that a sparse one holds."""
+    gradient, weights = parameter.grad, parameter.detach()
+    return weights[gradient.indices()[0]] if gradient is not None and gradient.is_sparse else weights
+
+
 def _without_head(selected: dict[str, nn.Parameter], pl_module: LightningModule) -> dict[str, nn.Parameter]:
     """Returns the parameters but those of the last linear layer, if there is one."""
-    linear = [each for each in pl_module.modules() if isinstance(each, nn.Linear)]
+    linear = [each for each in pl_module.modules() if isinstance(each, nn.Linear) and each.weight.requires_grad]
     head = set(linear[-1].parameters()) if linear else set()
     rest = {name: parameter for name, parameter in selected.items() if parameter not in head}
     if not rest:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from lightning_reg.attach.clipping import KnownNorms
 from lightning_reg.attach.gradients import (
     gradient_norms,
     gradient_scale,
@@ -21,11 +22,19 @@ from lightning_reg.attach.gradients import (
     parameters_of,
     scaler_scale,
 )
-from lightning_reg.attach.measurement import Clip, Measurement, StepCounts
-from lightning_reg.attach.selection import select_layers
-from lightning_reg.attach.technique import GradientTechnique, Position, callbacks_of, instance_suffix
+from lightning_reg.attach.measurement import Clip, Measurement, NotFinite, StepCounts, is_shorter
+from lightning_reg.attach.selection import plain_name, select_layers
+from lightning_reg.attach.technique import (
+    GradientTechnique,
+    Position,
+    StepTechnique,
+    callbacks_of,
+    instance_suffix,
+    logs_now,
+)
 from lightning_reg.attach.wrapping import around
 from lightning_reg.callbacks.gradient.gradient_clipping import GradientClipping
+from lightning_reg.functional.gradients import total_norm
 from lightning_reg.optim import owned_parameters
 from lightning_reg.settings import check_count
 
@@ -57,8 +66,8 @@ class GradientMonitor(GradientTechnique):
     Logs:
         ``grad/norm`` and ``grad/norm_clipped``; ``grad/clip_threshold``; ``grad/clip_fraction``, the share of this
         epoch's steps that were clipped (with ``GradientClipping`` of all steps, else of those measured);
-        ``grad/nonfinite_steps``, counted since the fit began; ``grad/norm/<layer>``, before clipping;
-        ``update/ratio`` and ``update/ratio/<layer>``. Of several optimizers with ``_optimizer_1`` and so on.
+        ``grad/nonfinite_steps`` since the fit began, of the steps that were measured or that a gradient scaler
+        skipped; ``grad/norm/<layer>``, before clipping; ``update/ratio`` and ``update/ratio/<layer>``. Of several optimizers with ``_optimizer_1`` and so on.
 
     Interacts with: manual optimization: there ``grad/norm`` is that after the last ``manual_backward``, before the
     module clips, and ``grad/norm_clipped`` contains penalties.
@@ -92,7 +101,9 @@ class GradientMonitor(GradientTechnique):
         self.max_layers = max_layers
         self.update_ratio = update_ratio
         self._counts: dict[int, StepCounts] = {}
-        self._saved_counts: dict[str, dict[str, int]] = {}
+        self._saved_counts: dict[int, dict[str, int]] = {}
+        self._latest: dict[int, dict[str, Tensor]] = {}
+        self._not_finite: dict[int, NotFinite] = {}
         self._forget()
 
     def _forget(self) -> None:
@@ -100,11 +111,12 @@ class GradientMonitor(GradientTechnique):
         self._layers: dict[str, list[nn.Parameter]] = {}
         self._names: dict[nn.Parameter, str] = {}
         self._clippings: list[GradientClipping] = []
+        # Of the steps in this batch, by optimizer: under manual optimization the norms after the last backward pass
+        # and the norm when the step begins; what clips by hand; the measurement that is running, if the step has one.
         self._backward_norms: dict[nn.Parameter, Tensor] = {}
+        self._first_norms: dict[int, Tensor] = {}
         self._clips: dict[int, Clip] = {}
         self._running: dict[int, Measurement | None] = {}
-        self._latest: dict[int, Measurement] = {}
-        self._not_finite: dict[int, tuple[list[nn.Parameter], Tensor]] = {}
         self._suffix = ""
         self._warned: set[tuple[str, ...]] = set()
 
@@ -119,21 +131,22 @@ class GradientMonitor(GradientTechnique):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
-            self._counts, self._saved_counts = {}, {}
+            self._counts, self._saved_counts, self._latest, self._not_finite = {}, {}, {}, {}
 
     @override
     def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._trainer = trainer
         self._suffix = instance_suffix(trainer, self)
-        self._names = {each.parameter: each.name for each in owned_parameters(pl_module)}
+        self._names = {each.parameter: plain_name(each.name) for each in owned_parameters(pl_module)}
         self._clippings = [each for each in callbacks_of(trainer) if isinstance(each, GradientClipping)]
         if self.layers:
             self._layers, left_out = select_layers(pl_module, self.layers, self.max_layers)
             if left_out:
                 rank_zero_info(f"GradientMonitor shows the {self.max_layers} largest layers, without {left_out} others")
-        self.handles += [each.register_step_post_hook(self._after_step) for each in trainer.optimizers]
         # The Trainer's clipping, and a module's own self.clip_gradients(...), both end there.
         self.handles.append(around(trainer.precision_plugin, "clip_gradients", self._clip_gradients))
+        first = next(each for each in callbacks_of(trainer) if isinstance(each, StepTechnique))
+        self.handles.append(around(first, "on_before_optimizer_step", self._before_techniques))
 
     @override
     def release(self) -> None:
@@ -151,8 +164,19 @@ class GradientMonitor(GradientTechnique):
             norms = norms if scale is None else norms / scale
             self._backward_norms = dict(zip(parameters, norms.unbind(), strict=True))
 
+    def _before_techniques(
+        self, call: Callable[..., None], trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Runs around the first of our hooks: what gradients are when a module that clips by hand has done so."""
+        parameters = [each for each in parameters_of(optimizer) if each.grad is not None]
+        if self._backward_norms and parameters:
+            scale = gradient_scale(trainer, optimizer)
+            norm = total_norm(gradient_norms(parameters))
+            self._first_norms[optimizer_index(trainer, optimizer)] = norm if scale is None else norm / scale
+        call(trainer, pl_module, optimizer)
+
     @override
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+    def before_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         parameters = [each for each in parameters_of(optimizer) if each.grad is not None]
         if not parameters:
             return
@@ -166,36 +190,48 @@ class GradientMonitor(GradientTechnique):
 
     def _counts_of(self, index: int) -> StepCounts:
         if index not in self._counts:
-            device = parameters_of(self._trainer.optimizers[index])[0].device if self._trainer else torch.device("cpu")
-            saved = self._saved_counts.pop(str(index), None)
+            device = torch.device("cpu")
+            if self._trainer is not None:
+                device = next(each.device for each in parameters_of(self._trainer.optimizers[index]))
+            saved = self._saved_counts.pop(index, None)
             self._counts[index] = StepCounts(device) if saved is None else StepCounts.from_state(saved, device)
         return self._counts[index]
 
     def _is_measured(self, trainer: Trainer, step: int) -> bool:
-        if self.every_n_steps is not None:
-            return step % self.every_n_steps == 0
-        measured: bool = trainer._logger_connector.should_update_logs
-        return measured
+        return logs_now(trainer) if self.every_n_steps is None else step % self.every_n_steps == 0
 
     def _measures_next(self, trainer: Trainer) -> bool:
         optimizers = range(len(trainer.optimizers))
         return any(self._is_measured(trainer, self._counts_of(index).steps + 1) for index in optimizers)
 
     def _begin(self, trainer: Trainer, optimizer: Optimizer, parameters: list[nn.Parameter]) -> Measurement:
-        scale = gradient_scale(trainer, optimizer)
+        index, scale = optimizer_index(trainer, optimizer), gradient_scale(trainer, optimizer)
         norms = gradient_norms(parameters)
         for clipping in self._clippings:  # they come next, and needn't compute the norms again
-            clipping.known_norms = parameters, norms
+            clipping.known_norms = KnownNorms.of(parameters, norms)
+            clipping.reports.pop(index, None)
         measurement = Measurement(parameters, norms if scale is None else norms / scale)
-        if all(each in self._backward_norms for each in parameters):
-            measurement.norms = torch.stack([self._backward_norms[each] for each in parameters])
-        measurement.clip = self._clips.pop(optimizer_index(trainer, optimizer), Clip())
-        if any(each.algorithm == "value" for each in self._clippings):
-            largest = gradient_norms(parameters, torch.inf).max()
-            measurement.clip.largest = largest if scale is None else largest / scale
         if self.update_ratio:
             measurement.copy_weights()
+        for clipping in self._clippings:
+            cut = [each for each in parameters if each in clipping.chosen]
+            if clipping.algorithm == "value" and cut:
+                largest = gradient_norms(cut, torch.inf).max()
+                measurement.clip.largest = largest if scale is None else largest / scale
+        if index in self._first_norms:
+            self._see_clipping_by_hand(measurement, index)
         return measurement
+
+    def _see_clipping_by_hand(self, measurement: Measurement, index: int) -> None:
+        """Shows what a module clipped before the step; else what is about to be, techniques included."""
+        nothing = measurement.norms.new_zeros(())
+        after_backward = torch.stack([self._backward_norms.get(each, nothing) for each in measurement.parameters])
+        by_hand = is_shorter(self._first_norms[index], total_norm(after_backward))
+        if not self._clippings:
+            measurement.clipped_norm = measurement.norm
+            measurement.clipped = by_hand
+        measurement.clip.threshold = self._clips.get(index, Clip()).threshold
+        measurement.norms = torch.where(by_hand, after_backward, measurement.norms)
 
     def _clip_gradients(
         self,
@@ -205,30 +241,37 @@ class GradientMonitor(GradientTechnique):
         gradient_clip_algorithm: str = GradClipAlgorithmType.NORM,
     ) -> None:
         """Runs around Lightning's clipping: that of the Trainer, after all other hooks, or a module's own, before."""
-        if self._trainer is not None and clip_val > 0:
-            self._note_clipping(self._trainer, optimizer, clip_val, gradient_clip_algorithm)
-        clip(optimizer, clip_val, gradient_clip_algorithm)
-
-    def _note_clipping(self, trainer: Trainer, optimizer: Any, clip_val: float, algorithm: str) -> None:
-        bare = getattr(optimizer, "optimizer", optimizer)  # a module has Lightning's wrapper in hand
-        index = optimizer_index(trainer, bare)
-        measurement = self._running.get(index)
-        parameters = [each for each in parameters_of(bare) if each.grad is not None]
-        if not parameters or (measurement is None and not self._measures_next(trainer)):
+        if self._trainer is None:
+            clip(optimizer, clip_val, gradient_clip_algorithm)
             return
-        # Who clips before the step, by hand, has a scaler's scale in the gradients.
-        scale = scaler_scale(trainer, parameters[0].device) if measurement is None else None
-        noted = Clip(clip_val if scale is None else clip_val / scale)
-        if algorithm == GradClipAlgorithmType.VALUE:
-            largest = gradient_norms(parameters, torch.inf).max()
-            noted.largest = largest if scale is None else largest / scale
+        bare = getattr(optimizer, "optimizer", optimizer)  # a module has Lightning's wrapper in hand
+        index = optimizer_index(self._trainer, bare)
+        measurement = self._running.get(index)
         if measurement is None:
-            self._clips[index] = noted
-        else:
-            measurement.clip = noted
+            if clip_val > 0:
+                self._clips[index] = Clip(self._unscaled(bare, clip_val))
+            clip(optimizer, clip_val, gradient_clip_algorithm)
+            return
+        if clip_val > 0:
+            measurement.clip = Clip(clip_val)
+            if gradient_clip_algorithm == GradClipAlgorithmType.VALUE:
+                measurement.clip.largest = gradient_norms(measurement.parameters, torch.inf).max()
+        clip(optimizer, clip_val, gradient_clip_algorithm)
+        # Here, because some optimizers change gradients in their step.
+        scale = gradient_scale(self._trainer, bare)
+        if index not in {key for each in self._clippings for key in each.reports}:
+            norm = total_norm(gradient_norms(measurement.parameters))
+            measurement.clipped_norm = norm if scale is None else norm / scale
 
-    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        """Runs when the optimizer has stepped; not where a gradient scaler skips the step."""
+    def _unscaled(self, optimizer: Optimizer, clip_val: float) -> float | Tensor:
+        """Who clips before the step, by hand, has a scaler's scale in the gradients."""
+        if self._trainer is None or not parameters_of(optimizer):
+            return clip_val
+        scale = scaler_scale(self._trainer, parameters_of(optimizer)[0].device)
+        return clip_val if scale is None else clip_val / scale
+
+    @override
+    def after_step(self, optimizer: Optimizer) -> None:
         if self._trainer is None:
             return
         index = optimizer_index(self._trainer, optimizer)
@@ -238,12 +281,12 @@ class GradientMonitor(GradientTechnique):
         reports = [each.reports[index] for each in self._clippings if index in each.reports]
         if len(reports) == 1:
             measurement.clip.threshold = reports[0].threshold
-            measurement.finish(reports[0].clipped_norm_of(measurement.parameters), reports[0].clipped)
-        else:
-            measurement.finish(None, None)
+            measurement.clipped_norm = reports[0].clipped_norm_of(measurement.parameters)
+            measurement.clipped = reports[0].clipped
+        measurement.finish()
         self._counts_of(index).add(measurement, self._trainer.current_epoch)
         self._note_not_finite(index, measurement)
-        self._latest[index] = measurement
+        self._latest[index] = measurement.values(self._layers)
 
     @override
     def on_train_batch_end(
@@ -253,10 +296,10 @@ class GradientMonitor(GradientTechnique):
             for index in list(self._running):
                 self._count_if_skipped(index)
         self._running.clear()
-        self._backward_norms, self._clips = {}, {}
+        self._backward_norms, self._first_norms, self._clips = {}, {}, {}
         # Lightning's log costs more than the measurement, and drops what is logged at other steps.
-        if trainer._logger_connector.should_update_logs:
-            for index in set(self._counts):
+        if logs_now(trainer):
+            for index in sorted({*self._counts, *self._latest}):
                 self._log(trainer, pl_module, index)
 
     def _count_if_skipped(self, index: int) -> None:
@@ -271,40 +314,33 @@ class GradientMonitor(GradientTechnique):
             self._latest.pop(index, None)
 
     def _note_not_finite(self, index: int, measurement: Measurement) -> None:
-        """Notes, on the device, whose gradients hold an infinity or a NaN."""
-        flags = ~measurement.norms.isfinite()
-        known = self._not_finite.get(index)
-        if known is not None and len(known[1]) == len(flags):
-            flags = flags | known[1]
-        self._not_finite[index] = measurement.parameters, flags
+        names = [self._names.get(each, "a parameter outside the module") for each in measurement.parameters]
+        self._not_finite.setdefault(index, NotFinite()).note(names, measurement.norms)
 
     def _name(self, index: int) -> None:
         """Says whose gradients weren't finite, once for the same parameters."""
-        parameters, flags = self._not_finite.pop(index)
-        names = tuple(self._names[each] for each, bad in zip(parameters, flags.tolist(), strict=True) if bad)
+        names = tuple(self._not_finite.pop(index, NotFinite()).names())
         if names and names not in self._warned:
             self._warned.add(names)
             more = f" and {len(names) - 5} more" if len(names) > 5 else ""
             rank_zero_warn(f"The gradient isn't finite in {', '.join(names[:5])}{more}")
 
     def _log(self, trainer: Trainer, pl_module: LightningModule, index: int) -> None:
-        counts, measurement = self._counts_of(index), self._latest.pop(index, None)
-        values: dict[str, Tensor | float | None] = {
+        counts = self._counts_of(index)
+        values = self._latest.pop(index, {}) | {
             "grad/nonfinite_steps": counts.nonfinite + counts.skipped,
             "grad/clip_fraction": self._clip_fraction(index),
         }
-        if measurement is not None:
-            values |= measurement.values(self._layers)
-        present = {tag: torch.as_tensor(value) for tag, value in values.items() if value is not None}
         # One transfer for everything.
-        numbers = torch.stack([value.to(counts.measured.device, torch.float32) for value in present.values()]).tolist()
-        shown = dict(zip(present, numbers, strict=True))
-        if index in self._not_finite and shown["grad/nonfinite_steps"]:
+        numbers = torch.stack([value.to(counts.measured.device, torch.float32) for value in values.values()]).tolist()
+        shown = dict(zip(values, numbers, strict=True))
+        if shown["grad/nonfinite_steps"]:
             self._name(index)
         if not math.isfinite(shown.get("grad/norm", 0.0)):
             shown = {"grad/nonfinite_steps": shown["grad/nonfinite_steps"]}
         suffix = optimizer_name(trainer, trainer.optimizers[index]) + self._suffix
-        pl_module.log_dict({tag + suffix: value for tag, value in shown.items()})
+        # A threshold that isn't known yet is infinite.
+        pl_module.log_dict({tag + suffix: value for tag, value in shown.items() if math.isfinite(value)})
 
     def _clip_fraction(self, index: int) -> Tensor:
         """Returns the share of all steps where it is known, else of those that were measured."""
@@ -313,8 +349,16 @@ class GradientMonitor(GradientTechnique):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return self._saved_counts | {str(index): counts.state_dict() for index, counts in self._counts.items()}
+        return {
+            "counts": self._saved_counts | {index: counts.state_dict() for index, counts in self._counts.items()},
+            "latest": {
+                index: {tag: value.cpu() for tag, value in values.items()} for index, values in self._latest.items()
+            },
+            "not_finite": {index: noted.names() for index, noted in self._not_finite.items()},
+        }
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._saved_counts = dict(state_dict)
+        self._saved_counts = dict(state_dict["counts"])
+        self._latest = dict(state_dict["latest"])
+        self._not_finite = {index: NotFinite(names) for index, names in state_dict["not_finite"].items()}

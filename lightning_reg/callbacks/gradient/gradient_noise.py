@@ -14,7 +14,7 @@ from lightning_reg.attach.gradients import gradient_scale, local, parameters_of
 from lightning_reg.attach.schedules import ScheduledStrength, StrengthSchedule
 from lightning_reg.attach.selection import select_parameters
 from lightning_reg.attach.streams import random_stream
-from lightning_reg.attach.technique import GradientTechnique, Position, instance_number, instance_suffix
+from lightning_reg.attach.technique import GradientTechnique, Position, instance_number, instance_suffix, logs_now
 from lightning_reg.functional.gradients import add_noise_
 from lightning_reg.settings import check_range
 
@@ -102,10 +102,10 @@ class GradientNoise(GradientTechnique):
         self._chosen = set()
 
     @override
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+    def before_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         step = trainer.global_step
         deviation = (self.eta / (1 + step) ** self.gamma) ** 0.5 * self._strength.now(trainer)
-        if trainer._logger_connector.should_update_logs:
+        if logs_now(trainer):
             pl_module.log(f"grad/noise{self._suffix}", deviation)
             self._strength.log(pl_module, f"gradient_noise{self._suffix}")
         noisy = [each for each in parameters_of(optimizer) if each in self._chosen and each.grad is not None]

@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from lightning_reg.attach.constraint import Constraint
 from lightning_reg.attach.schedules import ScheduledStrength, StrengthSchedule, check_never_zero
-from lightning_reg.attach.technique import instance_suffix
+from lightning_reg.attach.technique import instance_suffix, logs_now
 from lightning_reg.functional.proximal import max_norm_
 from lightning_reg.settings import check_choice, check_range
 
@@ -80,9 +80,9 @@ class MaxNorm(Constraint):
         self._suffix = instance_suffix(trainer, self)
 
     @override
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+    def before_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         self._bound = self.max_norm * self._strength.now(trainer)
-        if trainer._logger_connector.should_update_logs:
+        if logs_now(trainer):
             self._strength.log(pl_module, f"max_norm{self._suffix}")
 
     @override
