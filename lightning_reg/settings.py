@@ -90,6 +90,8 @@ def check_range(
     Traceback (most recent call last):
     lightning_reg.settings.SettingError: drop_prob must be in [0, 1), but is 1.0
     """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise SettingError(f"{name} must be a number, but is {value!r}")
     above = value > low if low_open else value >= low
     below = value < high if high_open else value <= high
     if above and below and math.isfinite(value):  # a NaN fails every comparison

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_reg.attach.gradients import local
-from lightning_reg.attach.selection import select_parameters, unit_dims
+from lightning_reg.attach.selection import as_patterns, check_units, select_parameters, unit_dims
 from lightning_reg.attach.technique import Position, StepTechnique
 from lightning_reg.attach.weight_penalty import refuse_sharded
 
@@ -34,8 +34,8 @@ class Constraint(StepTechnique):
         self, *, include: Sequence[str], exclude: Sequence[str], exclude_norm_and_bias: bool, group: str = "output"
     ) -> None:
         super().__init__()
-        self.include = tuple(include)
-        self.exclude = tuple(exclude)
+        self.include = as_patterns("include", include)
+        self.exclude = as_patterns("exclude", exclude)
         self.exclude_norm_and_bias = exclude_norm_and_bias
         self.group = group
         self._dims: dict[nn.Parameter, int] = {}
@@ -57,9 +57,10 @@ class Constraint(StepTechnique):
             exclude_norm_and_bias=self.exclude_norm_and_bias,
             matrices_only=self.by_unit,
         )
+        dims = unit_dims(pl_module, self.group)
         if self.by_unit:
             refuse_sharded(selected, type(self).__name__)
-        dims = unit_dims(pl_module, self.group)
+            check_units(selected, dims)
         self._dims = {parameter: dims.get(parameter, 0) for parameter in selected.values()}
 
     @override

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_reg.attach.schedules import ScheduledStrength, StrengthSchedule
+from lightning_reg.attach.schedules import ScheduledStrength, StrengthSchedule, check_schedule
 from lightning_reg.attach.technique import Technique, instance_suffix, logs_now
 from lightning_reg.attach.wrapping import around
 from lightning_reg.settings import SettingError
@@ -28,9 +28,11 @@ class LossTerm(Technique):
 
     def __init__(self, *, schedule: StrengthSchedule | None) -> None:
         super().__init__()
+        check_schedule(schedule)
         self.schedule = schedule
         self._strength = ScheduledStrength()
         self._suffix = ""
+        self._is_checked = False
         self._module: LightningModule | None = None
 
     @abstractmethod
@@ -55,6 +57,7 @@ class LossTerm(Technique):
             )
         self._strength = ScheduledStrength(self.schedule, trainer)
         self._suffix = instance_suffix(trainer, self)
+        self._is_checked = False
         self._module = pl_module
         self.handles.append(around(pl_module, "training_step", self._step))  # inside autocast, where there is one
 
@@ -67,7 +70,9 @@ class LossTerm(Technique):
         if self._module is None:  # let go of
             return training_step(*args, **kwargs)
         factor = self._strength.now(self._module.trainer)
-        if self.is_idle or factor == 0:
+        # The first step is watched even where a schedule begins at 0: a term that can't be had is an error now.
+        if self.is_idle or (factor == 0 and self._is_checked):
+            self._log(self._module, {})
             return training_step(*args, **kwargs)
         with self.watching():
             output = training_step(*args, **kwargs)
@@ -75,13 +80,17 @@ class LossTerm(Technique):
             if loss is None:  # this batch is skipped
                 return output
             term = factor * self.term()
-        self._log(self._module, loss.detach(), term.detach())
+        self._is_checked = True
+        size = term.detach().abs()
+        self._log(self._module, {"": term.detach(), "_share": size / (size + loss.detach().abs())})
+        if factor == 0:
+            return output
         # The user's own dictionary stays as it is.
         return {**output, "loss": loss + term} if isinstance(output, Mapping) else loss + term
 
-    def _log(self, pl_module: LightningModule, loss: Tensor, term: Tensor) -> None:
+    def _log(self, pl_module: LightningModule, values: dict[str, Tensor]) -> None:
         if logs_now(pl_module.trainer):
             name = f"{self.tag}{self._suffix}"
-            pl_module.log(f"penalty/{name}", term)
-            pl_module.log(f"penalty/{name}_share", term.abs() / (term.abs() + loss.abs()))
+            for kind, value in values.items():
+                pl_module.log(f"penalty/{name}{kind}", value)
             self._strength.log(pl_module, name)

@@ -8,8 +8,9 @@ from lightning.pytorch import LightningModule, Trainer
 
 from lightning_reg.settings import SettingError, check_choice, check_count, check_range
 
-__all__ = ["ScheduledStrength", "StrengthSchedule", "check_never_zero"]
+__all__ = ["ScheduledStrength", "StrengthSchedule", "check_never_zero", "check_schedule"]
 
+_JUMPS = 4
 _KINDS = ("constant", "linear", "cosine", "step")
 
 
@@ -31,8 +32,8 @@ class StrengthSchedule:
         end: Factor at the end, at least 0.
         begin: When the factor starts to move, in ``unit``.
         duration: How long it moves, in ``unit``; where None, to the end of training.
-        jumps: How many jumps ``"step"`` has.
-        unit: ``"epoch"`` or ``"step"``; a step is one of the optimizer.
+        jumps: How many jumps ``"step"`` has; 4 where None. Of no other kind.
+        unit: ``"epoch"`` or ``"step"``; a step is one of the optimizer, or of any of several.
 
     Raises:
         SettingError: If a setting is out of its range.
@@ -47,7 +48,7 @@ class StrengthSchedule:
     end: float = 1.0
     begin: int = 0
     duration: int | None = None
-    jumps: int = 1
+    jumps: int | None = None
     unit: Literal["epoch", "step"] = "epoch"
 
     def __post_init__(self) -> None:
@@ -57,9 +58,14 @@ class StrengthSchedule:
         check_range("schedule.start", self.start, low=0)
         check_range("schedule.end", self.end, low=0)
         check_count("schedule.begin", self.begin, low=0)
-        check_count("schedule.jumps", self.jumps)
+        if self.jumps is not None:
+            check_count("schedule.jumps", self.jumps)
+            if self.kind != "step":
+                raise SettingError(f"schedule.jumps must be left out with kind {self.kind!r}, but is {self.jumps}")
         if self.duration is not None:
             check_count("schedule.duration", self.duration)
+            if self.kind == "constant":
+                raise SettingError(f"schedule.duration must be left out with kind 'constant', but is {self.duration}")
 
     def factor(self, now: int, duration: int) -> float:
         """Returns the factor.
@@ -74,8 +80,23 @@ class StrengthSchedule:
         if self.kind == "cosine":
             done = (1 - math.cos(math.pi * done)) / 2
         if self.kind == "step":
-            done = math.floor(done * self.jumps) / self.jumps
+            jumps = self.jumps or _JUMPS
+            elapsed = min(max(now - self.begin, 0), duration)
+            done = elapsed * jumps // duration / jumps if duration else done
         return self.start + (self.end - self.start) * done
+
+
+def check_schedule(schedule: StrengthSchedule | None) -> None:
+    """Raises if an argument isn't a schedule.
+
+    Args:
+        schedule: What was given.
+
+    Raises:
+        SettingError: With what it has to be.
+    """
+    if schedule is not None and not isinstance(schedule, StrengthSchedule):
+        raise SettingError(f"schedule must be a StrengthSchedule, but is {schedule!r}")
 
 
 def check_never_zero(schedule: StrengthSchedule | None) -> None:
@@ -87,6 +108,7 @@ def check_never_zero(schedule: StrengthSchedule | None) -> None:
     Raises:
         SettingError: With the argument.
     """
+    check_schedule(schedule)
     if schedule is not None:
         check_range("schedule.start", schedule.start, low=0, low_open=True)
         check_range("schedule.end", schedule.end, low=0, low_open=True)
@@ -144,8 +166,16 @@ def _duration(schedule: StrengthSchedule, trainer: Trainer) -> int:
         return 0
     if schedule.duration is not None:
         return schedule.duration
+    if schedule.unit == "step" and not trainer.lightning_module.automatic_optimization:
+        raise SettingError(
+            "schedule.duration must be given in steps under manual optimization, where nobody knows how many there are"
+        )
     end = trainer.max_epochs if schedule.unit == "epoch" else trainer.estimated_stepping_batches
     if end is None or end < 0 or math.isinf(end):
         raise SettingError(f"schedule.duration must be given in {schedule.unit}s, because training has no planned end")
+    if schedule.begin >= end:
+        raise SettingError(
+            f"schedule.begin must be before the end of training, {schedule.unit} {int(end)}, but is {schedule.begin}"
+        )
     # The last epoch or step that is trained has the factor `end`.
     return max(int(end) - 1 - schedule.begin, 0)

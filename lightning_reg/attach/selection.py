@@ -4,11 +4,39 @@ from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from lightning_reg.optim import owned_parameters
 from lightning_reg.settings import SettingError, near_matches
 
-__all__ = ["plain_name", "select_layers", "select_modules", "select_parameters", "unit_dims"]
+__all__ = [
+    "as_patterns",
+    "check_units",
+    "plain_name",
+    "select_layers",
+    "select_modules",
+    "select_parameters",
+    "unit_dims",
+]
+
+
+def as_patterns(name: str, value: str | Sequence[str]) -> tuple[str, ...]:
+    """Returns globs as a tuple; a single one may be given as text.
+
+    Args:
+        name: The argument, as the user writes it.
+        value: What was written.
+
+    Raises:
+        SettingError: If it is neither.
+
+    >>> as_patterns("include", "head.*")
+    ('head.*',)
+    """
+    patterns = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else ()
+    if not all(isinstance(each, str) for each in patterns) or not isinstance(value, Iterable):
+        raise SettingError(f"{name} must be globs over names, but is {value!r}")
+    return patterns
 
 
 def select_parameters(
@@ -37,15 +65,22 @@ def select_parameters(
     """
     owned = {plain_name(each.name): each for each in owned_parameters(module)}
     names = list(owned)
-    for setting, patterns in (("include", include), ("exclude", exclude)):
-        _check_patterns(setting, patterns, names)
-    chosen = {
+    for name, each in owned.items():
+        if isinstance(each.parameter, UninitializedParameter):
+            raise SettingError(f"{name} must have a shape when the fit starts; run the module once before")
+    eligible = {
         name: each.parameter
         for name, each in owned.items()
-        if _matches(name, include)
-        and not _matches(name, exclude)
-        and not (exclude_norm_and_bias and each.is_norm_or_bias)
+        if not (exclude_norm_and_bias and each.is_norm_or_bias)
         and not (matrices_only and each.parameter.ndim < 2)
+        and each.parameter.numel()
+    }
+    for setting, patterns in (("include", include), ("exclude", exclude)):
+        _check_patterns(setting, patterns, names, offered=list(eligible))
+    chosen = {
+        name: parameter
+        for name, parameter in eligible.items()
+        if _matches(name, include) and not _matches(name, exclude)
     }
     if not chosen:
         raise SettingError(
@@ -63,6 +98,9 @@ def unit_dims(module: nn.Module, group: str = "output") -> dict[nn.Parameter, in
         module: Whose parameters of two or more dimensions.
         group: ``"output"`` for the weights that lead into a unit, ``"input"`` for those that lead out of one.
 
+    Returns:
+        The dimension by parameter; without those of grouped convolutions whose units lie across groups.
+
     >>> network = nn.Sequential(nn.Linear(4, 2), nn.ConvTranspose1d(2, 3, 1))
     >>> list(unit_dims(network).values())
     [0, 1]
@@ -71,7 +109,10 @@ def unit_dims(module: nn.Module, group: str = "output") -> dict[nn.Parameter, in
     for each in owned_parameters(module):
         if each.parameter.ndim >= 2:
             transposed = any(isinstance(owner, nn.modules.conv._ConvTransposeNd) for _, owner in each.owners)
-            dims[each.parameter] = int(transposed) if group == "output" else int(not transposed)
+            dim = int(transposed) if group == "output" else int(not transposed)
+            if dim == 1 and any(getattr(owner, "groups", 1) > 1 for _, owner in each.owners):
+                continue  # there the second dimension counts units within their group alone
+            dims[each.parameter] = dim
     return dims
 
 
@@ -134,10 +175,16 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _check_patterns(setting: str, patterns: Sequence[str], names: Sequence[str], kind: str = "parameter") -> None:
+def _check_patterns(
+    setting: str,
+    patterns: Sequence[str],
+    names: Sequence[str],
+    kind: str = "parameter",
+    offered: Sequence[str] | None = None,
+) -> None:
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
-            near = near_matches(pattern, names) or list(names)
+            near = near_matches(pattern, offered or names) or list(offered or names)
             raise SettingError(f"{setting} pattern {pattern!r} matches no {kind}; there are {_listed(near)}")
 
 
@@ -154,3 +201,20 @@ def plain_name(name: str) -> str:
 def _listed(names: Sequence[str], most: int = 8) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def check_units(selected: dict[str, nn.Parameter], dims: dict[nn.Parameter, int]) -> None:
+    """Raises if a parameter has no units.
+
+    Args:
+        selected: Parameters by name.
+        dims: What :func:`unit_dims` returned.
+
+    Raises:
+        SettingError: With what to do.
+    """
+    for name, parameter in selected.items():
+        if parameter not in dims:
+            raise SettingError(
+                f"exclude must name {name}, a grouped convolution whose units aren't along one dimension of its weights"
+            )

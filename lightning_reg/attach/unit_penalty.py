@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from lightning_reg.attach.gradients import dense_gradient
 from lightning_reg.attach.schedules import StrengthSchedule
-from lightning_reg.attach.selection import unit_dims
+from lightning_reg.attach.selection import check_units, unit_dims
 from lightning_reg.attach.weight_penalty import WeightPenalty
 
 __all__ = ["UnitPenalty"]
@@ -48,6 +48,7 @@ class UnitPenalty(WeightPenalty):
     def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().attach(trainer, pl_module)
         self._dims = unit_dims(pl_module, self.group)
+        check_units({name: parameter for parameter, name in self.names.items()}, self._dims)
 
     @override
     def release(self) -> None:

@@ -21,8 +21,8 @@ from lightning_reg.attach.gradients import (
     unscaled_loss,
     whole,
 )
-from lightning_reg.attach.schedules import ScheduledStrength, StrengthSchedule
-from lightning_reg.attach.selection import select_parameters
+from lightning_reg.attach.schedules import ScheduledStrength, StrengthSchedule, check_schedule
+from lightning_reg.attach.selection import as_patterns, select_parameters
 from lightning_reg.attach.technique import GradientTechnique, Position, instance_suffix, logs_now
 from lightning_reg.settings import SettingError
 
@@ -56,8 +56,9 @@ class WeightPenalty(GradientTechnique):
         schedule: StrengthSchedule | None,
     ) -> None:
         super().__init__()
-        self.include = tuple(include)
-        self.exclude = tuple(exclude)
+        check_schedule(schedule)
+        self.include = as_patterns("include", include)
+        self.exclude = as_patterns("exclude", exclude)
         self.exclude_norm_and_bias = exclude_norm_and_bias
         self.schedule = schedule
         self.names: dict[nn.Parameter, str] = {}

@@ -34,7 +34,7 @@ class MethodHold:
             return call(*args, **kwargs)
 
         method.hold = self  # type: ignore[attr-defined]  # found again by the next technique
-        vars(owner)[name] = method
+        vars(owner)[name] = self.method = method
 
     def remove(self, layer: Layer) -> None:
         """Removes one layer.
@@ -43,7 +43,7 @@ class MethodHold:
             layer: That was added.
         """
         self.layers.remove(layer)
-        if not self.layers:
+        if not self.layers and vars(self.owner).get(self.name) is self.method:  # else somebody has wrapped it again
             del vars(self.owner)[self.name]
             if self.before is not None:
                 vars(self.owner)[self.name] = self.before

@@ -71,13 +71,14 @@ def temporal_activity_penalty(activations: Tensor, strength: float, *, time_dim:
     return strength * _at_least_float32(activations).diff(dim=time_dim).square().mean()
 
 
-def entropy(logits: Tensor) -> Tensor:
+def entropy(logits: Tensor, *, counted: Tensor | None = None) -> Tensor:
     r"""The mean entropy of the predicted distributions.
 
     .. math:: H = -\frac{1}{N} \sum_n \sum_c p_{nc} \ln p_{nc}, \qquad p = \operatorname{softmax}(\text{logits})
 
     Args:
         logits: (N, C), (N, C, d₁, ...) or (C,), as ``cross_entropy`` takes them; log-probabilities are logits, too.
+        counted: (N,), (N, d₁, ...) or a scalar, of bools: which distributions count; all where None.
 
     Returns:
         A scalar tensor, in nats, at least in float32.
@@ -88,10 +89,11 @@ def entropy(logits: Tensor) -> Tensor:
     log_probabilities = _at_least_float32(logits).log_softmax(dim=1 if logits.ndim > 1 else 0)
     # A class masked with -inf has probability 0 and adds nothing; 0 · -inf would be NaN.
     terms = log_probabilities.exp() * log_probabilities.clamp(min=torch.finfo(log_probabilities.dtype).min)
-    return -terms.sum(dim=1 if logits.ndim > 1 else 0).mean()
+    entropies = -terms.sum(dim=1 if logits.ndim > 1 else 0)
+    return entropies.mean() if counted is None else (entropies * counted).sum() / counted.sum().clamp(min=1)
 
 
-def confidence_penalty(logits: Tensor, strength: float) -> Tensor:
+def confidence_penalty(logits: Tensor, strength: float, *, counted: Tensor | None = None) -> Tensor:
     r"""The negative entropy of the predicted distributions, times the strength.
 
     .. math:: P = -\beta H(p)
@@ -99,6 +101,7 @@ def confidence_penalty(logits: Tensor, strength: float) -> Tensor:
     Args:
         logits: As :func:`entropy` takes them.
         strength: β, at least 0.
+        counted: As :func:`entropy` takes it.
 
     Returns:
         A scalar tensor, never positive: lowest where predictions are uniform.
@@ -110,7 +113,7 @@ def confidence_penalty(logits: Tensor, strength: float) -> Tensor:
     >>> confidence_penalty(torch.zeros(1, 2), 0.1)
     tensor(-0.0693)
     """
-    return -strength * entropy(logits)
+    return -strength * entropy(logits, counted=counted)
 
 
 def _at_least_float32(values: Tensor) -> Tensor:

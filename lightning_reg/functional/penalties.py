@@ -182,7 +182,8 @@ def add_group_lasso_gradient_(gradients: Sequence[Tensor], groups: Sequence[Tens
     for gradient, group in zip(gradients, groups, strict=True):
         norms = _norm(group, 2, dim=range(1, group.ndim), keepdim=True)
         factors = torch.where(norms > 0, strength * group[0].numel() ** 0.5 / norms, 0)
-        gradient.addcmul_(group, factors.to(group.dtype))
+        # A factor may be too large for float16, though the product isn't.
+        gradient.add_((group * factors).to(gradient.dtype))
 
 
 def orthogonal_penalty(matrices: Sequence[Tensor], strength: float) -> Tensor:

@@ -69,7 +69,7 @@ def group_soft_threshold_(groups: Sequence[Tensor], threshold: float | Tensor) -
     for group in groups:
         norms = _unit_norms(group)
         shorter = (1 - threshold * group[0].numel() ** 0.5 / norms).clamp(min=0)
-        group.mul_(torch.where(norms > 0, shorter, 0).to(group.dtype))
+        _multiply_(group, torch.where(norms > 0, shorter, 0))
 
 
 @torch.no_grad()
@@ -95,7 +95,7 @@ def max_norm_(units: Sequence[Tensor], max_norm: float) -> None:
     for unit in units:
         norms = _unit_norms(unit)
         # Units that are short enough are multiplied by exactly 1.
-        unit.mul_(torch.where(norms > max_norm, max_norm / norms, 1).to(unit.dtype))
+        _multiply_(unit, torch.where(norms > max_norm, max_norm / norms, 1))
 
 
 @torch.no_grad()
@@ -121,7 +121,7 @@ def unit_norm_(units: Sequence[Tensor]) -> None:
     """
     for unit in units:
         norms = _unit_norms(unit)
-        unit.mul_(torch.where(norms > 0, 1 / norms, 1).to(unit.dtype))
+        _multiply_(unit, torch.where(norms > 0, 1 / norms, 1))
 
 
 @torch.no_grad()
@@ -144,6 +144,13 @@ def non_negative_(weights: Sequence[Tensor]) -> None:
     """
     for weight in weights:
         weight.clamp_(min=0)
+
+
+def _multiply_(units: Tensor, factors: Tensor) -> None:
+    if units.dtype == factors.dtype:
+        units.mul_(factors)
+    else:  # a factor may be too large or too fine for 16 bits, though the product isn't
+        units.copy_(units * factors)
 
 
 def _unit_norms(units: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_reg.attach.gradients import parameters_of
-from lightning_reg.attach.selection import select_parameters, unit_dims
+from lightning_reg.attach.selection import as_patterns, check_units, select_parameters, unit_dims
 from lightning_reg.attach.technique import GradientTechnique, Position
 from lightning_reg.attach.weight_penalty import refuse_sharded
 from lightning_reg.functional.gradients import centralize_
@@ -55,8 +55,8 @@ class GradientCentralization(GradientTechnique):
         exclude_norm_and_bias: bool = True,
     ) -> None:
         super().__init__()
-        self.include = tuple(include)
-        self.exclude = tuple(exclude)
+        self.include = as_patterns("include", include)
+        self.exclude = as_patterns("exclude", exclude)
         self.exclude_norm_and_bias = exclude_norm_and_bias
         self._dims: dict[nn.Parameter, int] = {}
 
@@ -71,7 +71,9 @@ class GradientCentralization(GradientTechnique):
         )
         refuse_sharded(selected, type(self).__name__)
         dims = unit_dims(pl_module)
-        self._dims = {parameter: dims[parameter] for parameter in selected.values()}
+        check_units(selected, dims)
+        # The mean of a single weight is the weight itself, which would never learn.
+        self._dims = {each: dims[each] for each in selected.values() if each.numel() > each.shape[dims[each]]}
 
     @override
     def release(self) -> None:

@@ -20,7 +20,7 @@ from lightning_reg.attach.gradients import (
     parameters_of,
 )
 from lightning_reg.attach.schedules import ScheduledStrength, StrengthSchedule, check_never_zero
-from lightning_reg.attach.selection import select_parameters, unit_dims
+from lightning_reg.attach.selection import as_patterns, select_parameters, unit_dims
 from lightning_reg.attach.technique import GradientTechnique, Position, callbacks_of, instance_suffix, logs_now
 from lightning_reg.attach.weight_penalty import refuse_sharded
 from lightning_reg.attach.wrapping import around
@@ -129,13 +129,13 @@ class GradientClipping(GradientTechnique):
         self.eps = self._setting("eps", eps)
         self.exclude_head = bool(self._setting("exclude_head", exclude_head))
         self.percentile = self._setting("percentile", percentile)
-        self.history = int(self._setting("history", history))
+        self.history: int = self._setting("history", history)
         self.z_threshold = self._setting("z_threshold", z_threshold)
         self.alpha = self._setting("alpha", alpha)
-        self.warmup_steps = int(self._setting("warmup_steps", warmup_steps))
+        self.warmup_steps: int = self._setting("warmup_steps", warmup_steps)
         self._check_ranges()
-        self.include = tuple(include)
-        self.exclude = tuple(exclude)
+        self.include = as_patterns("include", include)
+        self.exclude = as_patterns("exclude", exclude)
         self.exclude_norm_and_bias = algorithm == "adaptive" if exclude_norm_and_bias is None else exclude_norm_and_bias
         self.schedule = schedule
         self.chosen: dict[nn.Parameter, str] = {}
@@ -146,7 +146,7 @@ class GradientClipping(GradientTechnique):
         self._strength = ScheduledStrength()
         self._suffix = ""
 
-    def _setting(self, name: str, value: float | None) -> float:
+    def _setting(self, name: str, value: float | None) -> Any:
         """Returns the value or its default, and refuses what the algorithm doesn't take."""
         if value is not None and name not in _SETTINGS[self.algorithm]:
             taken = ", ".join(_SETTINGS[self.algorithm])

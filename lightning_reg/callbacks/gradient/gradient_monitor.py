@@ -23,7 +23,7 @@ from lightning_reg.attach.gradients import (
     scaler_scale,
 )
 from lightning_reg.attach.measurement import Clip, Measurement, NotFinite, StepCounts, is_shorter
-from lightning_reg.attach.selection import plain_name, select_layers
+from lightning_reg.attach.selection import as_patterns, plain_name, select_layers
 from lightning_reg.attach.technique import (
     GradientTechnique,
     Position,
@@ -67,10 +67,11 @@ class GradientMonitor(GradientTechnique):
         ``grad/norm`` and ``grad/norm_clipped``; ``grad/clip_threshold``; ``grad/clip_fraction``, the share of this
         epoch's steps that were clipped (with ``GradientClipping`` of all steps, else of those measured);
         ``grad/nonfinite_steps`` since the fit began, of the steps that were measured or that a gradient scaler
-        skipped; ``grad/norm/<layer>``, before clipping; ``update/ratio`` and ``update/ratio/<layer>``. Of several optimizers with ``_optimizer_1`` and so on.
+        skipped; ``grad/norm/<layer>``, before clipping; ``update/ratio`` and ``update/ratio/<layer>``. Of several
+        optimizers with ``_optimizer_1`` and so on.
 
-    Interacts with: manual optimization: there ``grad/norm`` is that after the last ``manual_backward``, before the
-    module clips, and ``grad/norm_clipped`` contains penalties.
+    Interacts with: manual optimization: where the module clips by itself, ``grad/norm`` is that after the last
+    ``manual_backward``, and ``grad/norm_clipped`` contains the penalties, which come later.
 
     Raises:
         SettingError: If a setting is out of its range, a glob matches nothing, or the optimizer is LBFGS.
@@ -97,7 +98,7 @@ class GradientMonitor(GradientTechnique):
         check_count("max_layers", max_layers)
         super().__init__()
         self.every_n_steps = every_n_steps
-        self.layers = tuple(layers)
+        self.layers = as_patterns("layers", layers)
         self.max_layers = max_layers
         self.update_ratio = update_ratio
         self._counts: dict[int, StepCounts] = {}

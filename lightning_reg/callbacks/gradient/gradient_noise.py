@@ -10,13 +10,13 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_reg.attach.gradients import gradient_scale, local, parameters_of
-from lightning_reg.attach.schedules import ScheduledStrength, StrengthSchedule
-from lightning_reg.attach.selection import select_parameters
+from lightning_reg.attach.gradients import dense_gradient, gradient_scale, local, optimizer_index, parameters_of
+from lightning_reg.attach.schedules import ScheduledStrength, StrengthSchedule, check_schedule
+from lightning_reg.attach.selection import as_patterns, select_parameters
 from lightning_reg.attach.streams import random_stream
 from lightning_reg.attach.technique import GradientTechnique, Position, instance_number, instance_suffix, logs_now
 from lightning_reg.functional.gradients import add_noise_
-from lightning_reg.settings import check_range
+from lightning_reg.settings import check_count, check_range
 
 __all__ = ["GradientNoise"]
 
@@ -27,6 +27,8 @@ class GradientNoise(GradientTechnique):
     What it does: adds independent noise to every entry of every gradient before the optimizer's step, after penalties
     and before clipping. The noise depends on the seed and the step alone: all processes add the same, a resumed run
     adds what the uninterrupted one would have, and the global random stream is left alone.
+
+    Sparse gradients get none.
 
     When to use: for deep or hard-to-start networks, against bad initial weights and sharp minima. When not: with small
     batches, whose gradients are noisy enough.
@@ -73,12 +75,15 @@ class GradientNoise(GradientTechnique):
     ) -> None:
         check_range("eta", eta, low=0)
         check_range("gamma", gamma, low=0)
+        check_schedule(schedule)
+        if seed is not None:
+            check_count("seed", seed, low=0)
         super().__init__()
         self.eta = eta
         self.gamma = gamma
         self.seed = seed
-        self.include = tuple(include)
-        self.exclude = tuple(exclude)
+        self.include = as_patterns("include", include)
+        self.exclude = as_patterns("exclude", exclude)
         self.exclude_norm_and_bias = exclude_norm_and_bias
         self.schedule = schedule
         self._chosen: set[nn.Parameter] = set()
@@ -108,15 +113,19 @@ class GradientNoise(GradientTechnique):
         if logs_now(trainer):
             pl_module.log(f"grad/noise{self._suffix}", deviation)
             self._strength.log(pl_module, f"gradient_noise{self._suffix}")
-        noisy = [each for each in parameters_of(optimizer) if each in self._chosen and each.grad is not None]
+        noisy = [
+            each
+            for each in parameters_of(optimizer)
+            if each in self._chosen and each.grad is not None and not each.grad.is_sparse
+        ]
         if not noisy or deviation == 0:
             return
-        index = next(number for number, each in enumerate(trainer.optimizers) if each is optimizer)
+        index = optimizer_index(trainer, optimizer)
         # Whole parameters get the same noise in every process, else they would drift apart; shards are different ones.
         part = trainer.global_rank if isinstance(noisy[0], DTensor) else 0
         seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if self.seed is None else self.seed
         stream = random_stream(seed, part, step, "gradient noise", instance_number(trainer, self), index)
-        gradients = [local(each.grad) for each in noisy if each.grad is not None and not each.grad.is_sparse]
+        gradients = [local(dense_gradient(each)) for each in noisy]
         generator = torch.Generator(gradients[0].device).manual_seed(stream.getrandbits(63))
         scale = gradient_scale(trainer, optimizer)
         add_noise_(gradients, deviation if scale is None else deviation * scale, generator)

@@ -91,8 +91,8 @@ class L2SPPenalty(WeightPenalty):
             self._saved = None
 
     @override
-    def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().attach(trainer, pl_module)
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Not at fit start: strategies that shard weights restore a checkpoint after that.
         if self._saved is None:
             if trainer.ckpt_path is not None:
                 rank_zero_warn(
@@ -115,10 +115,12 @@ class L2SPPenalty(WeightPenalty):
 
     @override
     def release(self) -> None:
-        if self._starts:  # for a checkpoint that is saved after the fit
-            self._saved = self._named_starts()
         self._starts = {}
         super().release()
+
+    @override
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._saved = self._named_starts()  # for a checkpoint that is saved after the fit
 
     def _named_starts(self) -> dict[str, Tensor]:
         return {self.names[each]: whole(start).cpu() for each, start in self._starts.items()}
@@ -129,7 +131,7 @@ class L2SPPenalty(WeightPenalty):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._saved = state_dict["starts"]
+        self._saved = state_dict["starts"] or None  # a checkpoint from before the first step has none
 
     @override
     def value(self, weights: list[Tensor], parameters: list[nn.Parameter]) -> Tensor:

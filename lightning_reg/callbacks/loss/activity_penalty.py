@@ -1,17 +1,18 @@
 """Penalties on activations: their size, and how much they change over time."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 from typing_extensions import override
 
 from lightning_reg.attach.loss_term import LossTerm
 from lightning_reg.attach.schedules import StrengthSchedule
-from lightning_reg.attach.selection import select_modules
+from lightning_reg.attach.selection import as_patterns, select_modules
 from lightning_reg.functional.output_penalties import activity_penalty, temporal_activity_penalty
 from lightning_reg.settings import SettingError, check_range
 
@@ -36,7 +37,8 @@ class ActivityPenalty(LossTerm):
     Cost: reads the chosen activations once in the forward and once in the backward pass. No state.
 
     Interacts with: torch.compile: attach it before the first step of the compiled module, else its hooks aren't seen.
-    Activation checkpointing of a chosen module is fine: what is computed again isn't counted again.
+    Activation checkpointing of a chosen module is fine unless it is reentrant: what is computed again isn't counted
+    again. What the training step returns, and so ``outputs`` in ``on_train_batch_end``, contains the penalty.
 
     Deviates from the paper: the strengths are λ for the mean over all elements, as in its code, and AR takes a
     module's own output; to have dropout in it, name the dropout layer behind.
@@ -89,8 +91,8 @@ class ActivityPenalty(LossTerm):
         self.l1 = l1
         self.l2 = l2
         self.temporal = temporal
-        self.include = tuple(include)
-        self.exclude = tuple(exclude)
+        self.include = as_patterns("include", include)
+        self.exclude = as_patterns("exclude", exclude)
         self.time_dim = time_dim
         self._is_watching = False
         # Outputs, their dimension of time, and their versions: how often they were changed in place.
@@ -105,7 +107,7 @@ class ActivityPenalty(LossTerm):
     def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().attach(trainer, pl_module)
         for module in self._chosen(pl_module):
-            self.handles.append(module.register_forward_hook(self._collect))
+            self.handles.append(module.register_forward_hook(_hook(self, module)))
 
     def _chosen(self, pl_module: LightningModule) -> list[nn.Module]:
         if self.include:
@@ -120,10 +122,13 @@ class ActivityPenalty(LossTerm):
         return activations
 
     def _collect(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        if not self._is_watching:  # evaluation, or a checkpointed layer that is computed again in the backward pass
+        # Evaluation, a checkpointed layer that is computed again in the backward pass, a part that isn't trained.
+        if not self._is_watching or not torch.is_grad_enabled():
             return
         # Only noted here: a checkpointed layer has to compute the same thing both times.
         activations = _first_tensor(output)
+        if self.temporal and isinstance(output, (tuple, list)) and isinstance(output[0], PackedSequence):
+            raise SettingError("temporal must be 0 for packed sequences, whose steps don't lie along one dimension")
         time_dim = self.time_dim
         if isinstance(module, nn.RNNBase):
             time_dim = activations.ndim - 2 if module.batch_first else 0
@@ -144,8 +149,8 @@ class ActivityPenalty(LossTerm):
     def term(self) -> Tensor:
         if not self._seen:
             raise SettingError(
-                "include must name modules that the training step runs, but none of them did; a module that "
-                "torch.compile compiled and ran before the fit can't be watched"
+                "include must name modules that the training step runs, but none of them did; what "
+                "torch.compile has run before the fit, or reentrant checkpointing runs, can't be watched"
             )
         term = torch.stack([self._term_of(*each) for each in self._seen]).sum()
         self._seen.clear()
@@ -166,6 +171,16 @@ class ActivityPenalty(LossTerm):
     def release(self) -> None:
         super().release()
         self._seen.clear()
+
+
+def _hook(penalty: ActivityPenalty, chosen: nn.Module) -> Callable[[nn.Module, Any, Any], None]:
+    """Returns a hook that knows its module: a copy of the module (an average of weights) keeps it, and isn't meant."""
+
+    def collect(module: nn.Module, inputs: Any, output: Any) -> None:
+        if module is chosen:
+            penalty._collect(module, inputs, output)
+
+    return collect
 
 
 def _first_tensor(output: Any) -> Tensor:

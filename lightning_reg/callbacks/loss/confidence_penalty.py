@@ -23,7 +23,8 @@ class ConfidencePenalty(LossTerm):
 
     What it does: takes the logits that the module's training step hands to ``cross_entropy`` (``nll_loss`` likewise),
     and adds −β H(softmax(logits)) to the loss that goes into backward. No name and no code of the module is needed, and
-    the loss that it logs stays clean. Where there are several such calls in a step, each is penalised.
+    the loss that it logs stays clean. Where there are several such calls in a step, each is penalised; targets that
+    they ignore aren't. What the training step returns, and so ``outputs`` in ``on_train_batch_end``, contains the term.
 
     When to use: in place of label smoothing, to which it is a close relative, for better calibrated predictions. When
     not: together with label smoothing or Mixup, which do the same.
@@ -58,7 +59,7 @@ class ConfidencePenalty(LossTerm):
         check_range("weight", weight, low=0)
         super().__init__(schedule=schedule)
         self.weight = weight
-        self._logits: list[Tensor] = []
+        self._logits: list[tuple[Tensor, Tensor | None]] = []
 
     @property
     @override
@@ -79,7 +80,7 @@ class ConfidencePenalty(LossTerm):
                 "weight must be left out, because the training step calls neither cross_entropy nor nll_loss, whose "
                 "input ConfidencePenalty takes for the logits"
             )
-        terms = [confidence_penalty(each, self.weight) for each in self._logits]
+        terms = [confidence_penalty(logits, self.weight, counted=counted) for logits, counted in self._logits]
         self._logits = []
         return torch.stack(terms).sum()
 
@@ -92,7 +93,7 @@ class ConfidencePenalty(LossTerm):
 class _LogitsSeen(TorchFunctionMode):
     """Notes what the loss functions are called with; everything runs as it would."""
 
-    def __init__(self, logits: list[Tensor]) -> None:
+    def __init__(self, logits: list[tuple[Tensor, Tensor | None]]) -> None:
         super().__init__()
         self._logits = logits
 
@@ -101,6 +102,11 @@ class _LogitsSeen(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in (F.cross_entropy, F.nll_loss):
-            self._logits.append(args[0] if args else kwargs["input"])
+        if func in (F.cross_entropy, F.nll_loss) and torch.is_grad_enabled():  # else it is a metric
+            given = (
+                dict(zip(("input", "target", "weight", "size_average", "ignore_index"), args, strict=False)) | kwargs
+            )
+            logits, target = given["input"], given["target"]
+            ignored = given.get("ignore_index", -100)
+            self._logits.append((logits, None if target.is_floating_point() else target != ignored))
         return func(*args, **kwargs)
