@@ -72,6 +72,7 @@ class L2SPPenalty(WeightPenalty):
         )
         self.weight = weight
         self._saved: dict[str, Tensor] | None = None
+        self._is_loaded = False
         self._starts: dict[nn.Parameter, Tensor] = {}
 
     @property
@@ -89,12 +90,13 @@ class L2SPPenalty(WeightPenalty):
         super().setup(trainer, pl_module, stage)
         if stage == "fit":  # before a checkpoint's state is loaded; each fit has a starting point of its own
             self._saved = None
+            self._is_loaded = False
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Not at fit start: strategies that shard weights restore a checkpoint after that.
         if self._saved is None:
-            if trainer.ckpt_path is not None:
+            if trainer.ckpt_path is not None and not self._is_loaded:
                 rank_zero_warn(
                     f"The checkpoint holds no starting point of an L2SPPenalty with weight {self.weight} and include "
                     f"{list(self.include)}; weights are pulled toward those of the checkpoint"
@@ -131,6 +133,7 @@ class L2SPPenalty(WeightPenalty):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._is_loaded = True
         self._saved = state_dict["starts"] or None  # a checkpoint from before the first step has none
 
     @override

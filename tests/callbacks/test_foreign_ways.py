@@ -1,0 +1,522 @@
+"""What other people's projects do that a technique has to follow, or refuse."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import LearningRateFinder
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
+from torch.utils.checkpoint import checkpoint
+
+from lightning_reg.callbacks import (
+    ActivityPenalty,
+    ConfidencePenalty,
+    GradientCentralization,
+    GradientClipping,
+    GradientMonitor,
+    GradientNoise,
+    GroupLassoPenalty,
+    L1Penalty,
+    L2Penalty,
+    L2SPPenalty,
+    MaxNorm,
+    UnitNorm,
+)
+from lightning_reg.functional.output_penalties import entropy
+from lightning_reg.settings import SettingError
+from tests.conformance.problem import Setting, SomebodysModule, Textbook, loader, network, samples, textbook_loop
+from tests.conformance.techniques import l2
+
+
+def fit(module, *callbacks, setting=None, **settings):
+    trainer = (setting or Setting()).trainer(callbacks, **{"log_every_n_steps": 1, **settings})
+    trainer.fit(module, loader(), loader())
+    return {tag: value.item() for tag, value in trainer.callback_metrics.items()}
+
+
+def weights(module):
+    return [parameter.detach().clone() for parameter in module.parameters()]
+
+
+def assert_same(some, others, atol=1e-6):
+    for one, other in zip(some, others, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=atol)
+
+
+class Manual(SomebodysModule):
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(F.cross_entropy(self.network(batch[0]), batch[1]))
+        self.before(optimizer)
+        optimizer.step()
+
+    def before(self, optimizer):
+        pass
+
+
+# Optimizers.
+
+
+class Raw(Manual):
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        self.manual_backward(F.cross_entropy(self.network(batch[0]), batch[1]))
+        optimizer.step()
+
+
+@pytest.mark.parametrize("make", [lambda: L2Penalty(weight=0.1), GradientClipping, GradientMonitor, GradientNoise])
+def test_optimizers_that_step_behind_lightnings_back_are_refused(make):
+    with pytest.raises(SettingError, match=r"use_pl_optimizer must be True in self\.optimizers"):
+        fit(Raw(), make())
+
+
+def test_gradients_that_were_thrown_away_bring_no_penalty():
+    """Lightning documents this way of stepping every other batch."""
+
+    class EveryOther(SomebodysModule):
+        def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None):
+            if batch_idx % 2:
+                optimizer.step(closure=optimizer_closure)
+            else:
+                optimizer_closure()
+
+    module, expected = EveryOther(), EveryOther()
+    fit(module, L2Penalty(weight=0.5), max_epochs=1)
+    optimizer = torch.optim.SGD([each for each in expected.parameters() if each.requires_grad], lr=0.1, momentum=0.9)
+    for index, (inputs, labels) in enumerate(loader()):
+        if index % 2:
+            optimizer.zero_grad()
+            (F.cross_entropy(expected.network(inputs), labels) + 10 * l2(expected.network)).backward()
+            optimizer.step()
+    assert_same(weights(module), weights(expected))
+
+
+def test_new_optimizers_are_held_on_to():
+    class Renews(Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            trainer.strategy.setup_optimizers(trainer)
+
+    module = SomebodysModule()
+    shown = fit(module, Renews(), MaxNorm(max_norm=0.2), GradientMonitor())
+    assert module.network.head.weight.detach().norm(dim=1).max() <= 0.2 + 1e-6
+    assert shown["grad/nonfinite_steps"] == 0
+
+
+def test_fused_optimizer_whose_gradients_were_unscaled_by_hand():
+    class Unscales(Manual):
+        def before(self, optimizer):
+            self.trainer.precision_plugin.scaler.unscale_(optimizer.optimizer)
+
+    module = Unscales(fused=True)
+    setting = Setting("16-mixed", fused=True)
+    shown = fit(module, L2Penalty(weight=0.05), GradientClipping(max_norm=0.1), GradientMonitor(), setting=setting)
+
+    def clip(model, *_):
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+
+    by_hand = Textbook(term=lambda model, *_: l2(model), on_gradients=clip)
+    expected = textbook_loop(setting, by_hand).weights[-1]
+    assert_same(weights(module), expected, atol=setting.tolerance(weights(network()), expected))
+    assert shown["grad/norm_clipped"] == pytest.approx(0.1, rel=1e-3)
+
+
+@pytest.mark.parametrize("algorithm", ["norm", "value", "adaptive", "percentile", "zscore"])
+def test_clipping_hides_no_overflow_from_a_fused_optimizer(algorithm):
+    class Overflows(SomebodysModule):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            return loss + 1e38 * 1e5 * self.network.first.bias.sum() if batch_idx == 2 else loss
+
+    ends = []
+    for fused in (False, True):
+        module = Overflows(fused=fused)
+        fit(module, GradientClipping(algorithm=algorithm), setting=Setting("16-mixed", fused=fused), max_epochs=1)
+        ends.append(weights(module))
+    assert_same(*ends, atol=1e-5)
+
+
+def test_a_learning_rate_finder_leaves_the_starting_point(tmp_path):
+    class Finds(SomebodysModule):
+        lr = 0.1
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=self.lr)
+
+    l2_sp = L2SPPenalty(weight=0.1)
+    finder = LearningRateFinder(num_training_steps=5, update_attr=False)
+    trainer = Setting().trainer([finder, l2_sp], enable_checkpointing=True, default_root_dir=tmp_path)
+    trainer.fit(Finds(), loader(), loader())
+    start = l2_sp.state_dict()["starts"]["network.first.weight"]
+    assert torch.equal(start, network().first.weight)
+
+
+class Looks(SomebodysModule):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(6, 4, sparse=True)
+
+    def training_step(self, batch, batch_idx):
+        return self.table(torch.tensor([1, 1, 2])).square().sum()
+
+    def configure_optimizers(self):
+        return torch.optim.SparseAdam(self.table.parameters(), lr=0.1)
+
+
+def test_sparse_optimizers_are_measured_and_clipped_but_not_penalised():
+    alone, watched, clipped = Looks(), Looks(), Looks()
+    watched.load_state_dict(alone.state_dict())
+    clipped.load_state_dict(alone.state_dict())
+    fit(alone)
+    fit(watched, GradientMonitor(), GradientNoise())
+    assert_same(weights(alone), weights(watched), atol=0)
+    for algorithm in ("norm", "value", "adaptive"):
+        extra = {"exclude_head": False, "exclude_norm_and_bias": False} if algorithm == "adaptive" else {}
+        shown = fit(clipped, GradientMonitor(), GradientClipping(algorithm=algorithm, **extra))
+        assert shown["grad/norm_clipped"] <= shown["grad/norm"]
+    with pytest.raises(SettingError, match="optimizer must not be SparseAdam with L2Penalty"):
+        fit(Looks(), L2Penalty(weight=0.1))
+
+
+# Weights.
+
+
+def test_weights_without_a_shape_are_refused():
+    class Lazy(SomebodysModule):
+        def __init__(self):
+            super().__init__()
+            self.lazy = nn.LazyLinear(3)
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.network.parameters(), lr=0.1)
+
+    for technique in (MaxNorm(), L2SPPenalty(weight=0.1)):
+        with pytest.raises(SettingError, match=r"lazy\.weight must have a shape when the fit starts"):
+            fit(Lazy(), technique)
+
+
+def test_grouped_convolutions_whose_units_lie_across_groups_are_refused():
+    class Depthwise(SomebodysModule):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv1d(4, 4, 3, groups=4)
+
+    for technique in (MaxNorm(group="input"), GroupLassoPenalty(weight=0.1, group="input")):
+        with pytest.raises(SettingError, match=r"exclude must name conv\.weight, a grouped convolution"):
+            fit(Depthwise(), technique)
+
+
+def test_units_of_a_single_weight_are_not_centralized():
+    class Narrow(SomebodysModule):
+        def __init__(self):
+            super().__init__()
+            self.narrow = nn.Linear(1, 6)
+
+        def training_step(self, batch, batch_idx):
+            return F.cross_entropy(self.network(self.narrow(batch[0][:, :1])), batch[1])
+
+    module = Narrow()
+    start = module.narrow.weight.detach().clone()
+    fit(module, GradientCentralization())
+    assert not torch.equal(module.narrow.weight, start)
+
+
+def test_constraints_hold_after_a_proximal_step_whatever_the_order():
+    for order in ([0, 1], [1, 0]):
+        callbacks = [UnitNorm(), L1Penalty(weight=0.05, proximal=True)]
+        module = SomebodysModule()
+        fit(module, *(callbacks[index] for index in order))
+        lengths = module.network.head.weight.detach().norm(dim=1)
+        torch.testing.assert_close(lengths, torch.ones(3))
+
+
+def test_a_single_pattern_may_be_text_and_anything_else_is_refused():
+    assert L2Penalty(weight=0.1, include="head.*").include == ("head.*",)
+    with pytest.raises(SettingError, match="include must be globs over names, but is 3"):
+        L2Penalty(weight=0.1, include=3)
+    for bad in ("1e-4", None, True):
+        with pytest.raises(SettingError, match=f"weight must be a number, but is {bad!r}"):
+            L2Penalty(weight=bad)
+    with pytest.raises(SettingError, match="schedule must be a StrengthSchedule, but is 'linear'"):
+        L2Penalty(weight=0.1, schedule="linear")
+
+
+# Terms of the loss.
+
+
+def test_what_is_evaluated_without_a_gradient_or_ignored_is_no_prediction():
+    class Measures(SomebodysModule):
+        def training_step(self, batch, batch_idx):
+            logits = self.network(batch[0])
+            with torch.no_grad():
+                F.cross_entropy(logits, batch[1])
+            labels = torch.where(batch[1] == 0, -100, batch[1])
+            return F.cross_entropy(logits, labels)
+
+    shown = fit(Measures(), ConfidencePenalty(weight=1.0), max_epochs=1, limit_train_batches=1)
+    inputs, labels = (part[:8] for part in samples().tensors)
+    assert 0 < (labels == 0).sum() < 8
+    expected = -entropy(network()(inputs[labels != 0]))
+    assert shown["penalty/confidence"] == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_schedule_that_begins_at_zero_hides_no_missing_prediction():
+    from lightning_reg.callbacks import StrengthSchedule
+
+    class Regresses(SomebodysModule):
+        def training_step(self, batch, batch_idx):
+            return self.network(batch[0]).square().mean()
+
+    with pytest.raises(SettingError, match="calls neither cross_entropy nor nll_loss"):
+        fit(Regresses(), ConfidencePenalty(weight=1.0, schedule=StrengthSchedule()), limit_train_batches=1)
+
+
+def test_reentrant_checkpointing_and_packed_sequences_are_refused():
+    class Reentrant(SomebodysModule):
+        def training_step(self, batch, batch_idx):
+            inputs = batch[0].clone().requires_grad_()
+            features = checkpoint(self.network.features, inputs, use_reentrant=True)
+            return F.cross_entropy(self.network.head(features), batch[1])
+
+    class Packs(SomebodysModule):
+        def __init__(self):
+            super().__init__()
+            self.rnn = nn.RNN(2, 3, batch_first=True)
+
+        def training_step(self, batch, batch_idx):
+            return self.rnn(pack_padded_sequence(batch[0].view(-1, 3, 2), [3] * 8, batch_first=True))[0].data.sum()
+
+    with pytest.raises(SettingError, match="reentrant checkpointing runs, can't be watched"):
+        fit(Reentrant(), ActivityPenalty(l1=1.0))
+    with pytest.raises(SettingError, match="temporal must be 0 for packed sequences"):
+        fit(Packs(), ActivityPenalty(temporal=1.0, include="rnn"))
+
+
+def test_a_copy_of_the_module_is_not_watched():
+    class Teaches(SomebodysModule):
+        def on_train_start(self):
+            self.teacher = [copy.deepcopy(self.network)]
+
+        def training_step(self, batch, batch_idx):
+            self.teacher[0](batch[0])
+            return super().training_step(batch, batch_idx)
+
+    ends = []
+    for module in (Teaches(), SomebodysModule()):
+        shown = fit(module, ActivityPenalty(l1=1.0), max_epochs=1)
+        ends.append(shown["penalty/activity"])
+    assert ends[0] == ends[1]
+
+
+@pytest.mark.parametrize("returned", ["tensor", "dict"])
+def test_the_term_reaches_the_loss_that_is_returned(returned):
+    class Returns(SomebodysModule):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            return loss if returned == "tensor" else {"loss": loss, "more": 1}
+
+    module = Returns()
+    fit(module, ActivityPenalty(l1=0.1, l2=0.2, temporal=0.3))
+    from tests.conformance.techniques import activity
+
+    assert_same(weights(module), textbook_loop(Setting(), Textbook(term=activity)).weights[-1])
+
+
+# The monitor, beside others.
+
+
+def test_norms_are_measured_anew_where_somebody_changes_gradients_in_between():
+    class Doubles(Callback):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            for each in pl_module.parameters():
+                if each.grad is not None:
+                    each.grad.mul_(100)
+
+    shown = fit(SomebodysModule(), GradientMonitor(), Doubles(), GradientClipping(max_norm=0.1))
+    assert shown["grad/norm_clipped"] == pytest.approx(0.1, rel=1e-4)
+
+
+def test_an_optimizer_that_changes_gradients_in_its_step_clips_nothing():
+    class Nesterov(SomebodysModule):
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9, nesterov=True, foreach=True)
+
+    shown = fit(Nesterov(), GradientMonitor())
+    assert shown["grad/norm_clipped"] == pytest.approx(shown["grad/norm"])
+    assert shown["grad/clip_fraction"] == 0
+
+
+@pytest.mark.parametrize("technique", [GradientCentralization(), L2Penalty(weight=0.5), GradientNoise(eta=0.01)])
+@pytest.mark.parametrize("clips", [False, True])
+def test_techniques_under_manual_optimization_are_no_clipping(technique, clips):
+    class Clips(Manual):
+        def before(self, optimizer):
+            if clips:
+                nn.utils.clip_grad_norm_(self.parameters(), 0.1)
+
+    shown = fit(Clips(), GradientMonitor(), technique, max_epochs=1, limit_train_batches=1)
+    assert shown["grad/clip_fraction"] == clips
+    inputs, labels = (part[:8] for part in samples().tensors)
+    model = network()
+    F.cross_entropy(model(inputs), labels).backward()
+    norm = torch.cat([each.grad.flatten() for each in model.parameters() if each.grad is not None]).norm().item()
+    if clips:  # before the module clips, which it does before any technique
+        assert shown["grad/norm"] == pytest.approx(norm, rel=1e-5)
+    else:
+        assert shown["grad/norm"] == pytest.approx(shown["grad/norm_clipped"])
+
+
+def test_a_module_that_clips_by_hand_beside_clipping_is_refused():
+    class Clips(Manual):
+        def before(self, optimizer):
+            self.clip_gradients(optimizer, gradient_clip_val=0.1)
+
+    with pytest.raises(SettingError, match="clip_gradients must not be called in the training step"):
+        fit(Clips(), GradientClipping())
+
+
+@pytest.mark.filterwarnings("ignore:The gradient isn't finite in")
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_that_is_not_finite_is_not_clipped(fused):
+    class Explodes(SomebodysModule):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx) * (torch.inf if batch_idx == 2 else 1)
+
+    for algorithm in ({"max_norm": 1e6}, {"algorithm": "percentile", "percentile": 100.0}):
+        shown = fit(
+            Explodes(fused=fused),
+            GradientMonitor(every_n_steps=6),
+            GradientClipping(**algorithm),
+            setting=Setting("16-mixed", fused=fused),
+            max_epochs=1,
+        )
+        assert shown["grad/clip_fraction"] == 0
+
+
+def test_norms_of_other_orders_and_values_of_some_parameters_are_not_mixed_up():
+    shown = fit(SomebodysModule(), GradientMonitor(), GradientClipping(max_norm=1e6, norm_type=1.0))
+    assert shown["grad/norm_clipped"] == pytest.approx(shown["grad/norm"])
+    clipping = GradientClipping(algorithm="value", max_value=100.0, include=("network.norm.bias",))
+    shown = fit(SomebodysModule(), GradientMonitor(), clipping)
+    assert shown["grad/clip_fraction"] == 0
+
+
+def test_a_threshold_that_is_not_known_yet_is_not_shown():
+    shown = fit(SomebodysModule(), GradientMonitor(), GradientClipping(algorithm="zscore", warmup_steps=100))
+    assert "grad/clip_threshold" not in shown
+    assert "grad/norm" in shown
+
+
+def test_toggled_optimizers_have_one_penalty():
+    class Toggles(Manual):
+        def configure_optimizers(self):
+            parts = (self.network.first, self.network.head)
+            return [torch.optim.SGD(part.parameters(), lr=0.1) for part in parts]
+
+        def training_step(self, batch, batch_idx):
+            for optimizer in self.optimizers():
+                self.toggle_optimizer(optimizer)
+                self.manual_backward(F.cross_entropy(self.network(batch[0]), batch[1]))
+                optimizer.step()
+                optimizer.zero_grad()
+                self.untoggle_optimizer(optimizer)
+
+    shown = fit(Toggles(), L2Penalty(weight=0.05), max_epochs=1, limit_train_batches=1)
+    moved = abs(shown["penalty/l2"] - l2(network()).item())
+    assert moved < 0.05 * l2(network()).item()  # the first part has made a step
+
+
+def test_everything_together_resumes_to_the_bit(tmp_path):
+    from tests.conformance.problem import resumable_loader
+    from tests.conformance.techniques import TECHNIQUES
+
+    def run(**settings):
+        left_out = ("GradientClipping ", "UnitNorm", "NonNegative", "BestWeights")
+        together = [t.attach() for name, t in TECHNIQUES.items() if not name.startswith(left_out)]
+        together += [GradientClipping(algorithm="percentile", include=("network.frozen.*",))]
+        saves = _Saves(tmp_path / "within.ckpt", step=8)
+        module = SomebodysModule()
+        trainer = Setting().trainer([*together, saves], log_every_n_steps=1)
+        trainer.fit(module, resumable_loader(), loader(), **settings)
+        shown = {tag: value.item() for tag, value in trainer.callback_metrics.items() if "loss" not in tag}
+        return weights(module), shown
+
+    whole, logged = run()
+    resumed, logged_again = run(ckpt_path=tmp_path / "within.ckpt")
+    assert_same(whole, resumed, atol=0)
+    assert logged == logged_again
+
+
+class _Saves(Callback):
+    def __init__(self, path, step):
+        self.path, self.step = path, step
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == self.step and not self.path.exists():
+            trainer.save_checkpoint(self.path)
+
+
+def test_counts_and_latest_values_of_the_monitor_survive_a_resume(tmp_path):
+    from tests.conformance.problem import resumable_loader
+
+    class Explodes(SomebodysModule):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx) * (torch.inf if batch_idx == 2 else 1)
+
+    def run(**settings):
+        trainer = Setting("16-mixed").trainer(
+            [GradientMonitor(every_n_steps=4), GradientClipping(max_norm=0.3), _Saves(tmp_path / "a.ckpt", 8)],
+            log_every_n_steps=9,
+        )
+        with pytest.warns(UserWarning, match="The gradient isn't finite in"):
+            trainer.fit(Explodes(), resumable_loader(), loader(), **settings)
+        return {tag: value.item() for tag, value in trainer.callback_metrics.items() if tag.startswith("grad")}
+
+    whole = run()
+    assert whole["grad/nonfinite_steps"] == 3
+    assert run(ckpt_path=tmp_path / "a.ckpt") == whole
+
+
+def test_another_length_of_history_keeps_the_latest_norms(tmp_path):
+    first = GradientClipping(algorithm="percentile", history=5)
+    trainer = Setting().trainer([first], max_epochs=1)
+    trainer.fit(SomebodysModule(), loader(), loader())
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    for history in (3, 50):
+        longer = GradientClipping(algorithm="percentile", history=history)
+        Setting().trainer([longer], max_epochs=1).fit(
+            SomebodysModule(), loader(), loader(), ckpt_path=tmp_path / "a.ckpt"
+        )
+        (memory,) = longer.state_dict().values()
+        (before,) = first.state_dict().values()
+        kept = memory["norms"][~memory["norms"].isnan()]
+        assert len(memory["norms"]) == history
+        assert set(kept.tolist()) <= set(before["norms"].tolist())
+        assert len(kept) == min(history, 5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, where reading a number holds a step up")
+def test_steps_that_do_not_log_never_wait_for_the_gpu():
+    from tests.conformance.techniques import TECHNIQUES
+
+    class Errors(Callback):
+        """From the end of the forward pass to the end of the step, after the first one."""
+
+        def on_before_backward(self, trainer, *_):
+            torch.cuda.set_sync_debug_mode("error" if trainer.global_step else "default")
+
+        def on_before_zero_grad(self, *_):
+            torch.cuda.set_sync_debug_mode("default")
+
+        on_train_batch_end = on_train_end = on_exception = on_before_zero_grad
+
+    for technique in TECHNIQUES.values():
+        trainer = Setting().trainer([technique.attach(), Errors()], accelerator="gpu", log_every_n_steps=1000)
+        trainer.fit(SomebodysModule(), loader(), loader())
