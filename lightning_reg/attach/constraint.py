@@ -9,10 +9,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_reg.attach.gradients import local
+from lightning_reg.attach.gradients import local, refuse_sharded
 from lightning_reg.attach.selection import as_patterns, check_units, select_parameters, unit_dims
 from lightning_reg.attach.technique import Position, StepTechnique
-from lightning_reg.attach.weight_penalty import refuse_sharded
 
 __all__ = ["Constraint"]
 

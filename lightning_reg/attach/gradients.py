@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from lightning_reg.functional.gradients import norms_of
+from lightning_reg.settings import SettingError
 
 __all__ = [
     "AccumulationWindow",
@@ -23,6 +24,7 @@ __all__ = [
     "optimizer_index",
     "optimizer_name",
     "parameters_of",
+    "refuse_sharded",
     "same_parameters",
     "scaler_scale",
     "unscaled_loss",
@@ -248,3 +250,21 @@ def same_parameters(some: Sequence[nn.Parameter], others: Sequence[nn.Parameter]
         others: Parameters.
     """
     return len(some) == len(others) and all(one is other for one, other in zip(some, others, strict=True))
+
+
+def refuse_sharded(selected: dict[str, nn.Parameter], technique: str) -> None:
+    """Raises if a parameter is spread over processes, where a technique needs it whole.
+
+    Args:
+        selected: Parameters by name.
+        technique: Named in the message.
+
+    Raises:
+        SettingError: With what to use instead.
+    """
+    for name, parameter in selected.items():
+        if isinstance(parameter, DTensor):
+            raise SettingError(
+                f"strategy must keep weights whole with {technique}, but {name} is sharded over processes; use DDP, or "
+                "exclude it"
+            )

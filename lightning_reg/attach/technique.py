@@ -33,7 +33,6 @@ class _Handle(Protocol):
 class Position(IntEnum):
     """The order of techniques around the optimizer's step."""
 
-    SHARPNESS = 0
     PENALTY = 1
     CENTRALIZATION = 2
     NOISE = 3

@@ -7,7 +7,6 @@ from typing import ClassVar
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer, SparseAdam
 from typing_extensions import override
 
@@ -18,6 +17,7 @@ from lightning_reg.attach.gradients import (
     gradient_scale,
     local,
     parameters_of,
+    refuse_sharded,
     unscaled_loss,
     whole,
 )
@@ -26,7 +26,7 @@ from lightning_reg.attach.selection import as_patterns, select_parameters
 from lightning_reg.attach.technique import GradientTechnique, Position, instance_suffix, logs_now
 from lightning_reg.settings import SettingError
 
-__all__ = ["WeightPenalty", "local_pairs", "refuse_sharded"]
+__all__ = ["WeightPenalty", "local_pairs"]
 
 
 class WeightPenalty(GradientTechnique):
@@ -208,24 +208,6 @@ def local_pairs(parameters: Sequence[nn.Parameter]) -> tuple[list[Tensor], list[
         parameters: Each with a gradient.
     """
     return [local(dense_gradient(each)) for each in parameters], [local(each) for each in parameters]
-
-
-def refuse_sharded(selected: dict[str, nn.Parameter], technique: str) -> None:
-    """Raises if a parameter is spread over processes, where a technique needs it whole.
-
-    Args:
-        selected: Parameters by name.
-        technique: Named in the message.
-
-    Raises:
-        SettingError: With what to use instead.
-    """
-    for name, parameter in selected.items():
-        if isinstance(parameter, DTensor):
-            raise SettingError(
-                f"strategy must keep weights whole with {technique}, but {name} is sharded over processes; use DDP, or "
-                "exclude it"
-            )
 
 
 def _check_learning_rate(optimizer: Optimizer, technique: str) -> None:

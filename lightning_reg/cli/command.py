@@ -128,7 +128,14 @@ class RegularizationCLI(LightningCLI):
             callbacks.append(InterruptBetweenBatches())
         if self.subcommand != "fit":
             self.save_config_callback = None  # config.yaml says how a model was trained
-        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        try:
+            return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        except RuntimeError as error:
+            if "more than one stateful callback" not in str(error):
+                raise
+            raise SettingError(
+                f"trainer.callbacks must not hold two callbacks of one kind with equal settings, but: {error}"
+            ) from error
 
     @override
     def after_instantiate_classes(self) -> None:

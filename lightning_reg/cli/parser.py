@@ -2,13 +2,32 @@
 
 import re
 from argparse import Action
-from typing import Any
+from typing import Any, NoReturn
 
 from jsonargparse import DefaultHelpFormatter
 from lightning.pytorch.cli import LightningArgumentParser
 from typing_extensions import override
 
-__all__ = ["BriefParser"]
+__all__ = ["BriefParser", "brief"]
+
+
+_PROBLEM = re.compile(r"^( *)- Problem with given class_path '([\w.]+)':\n((?:\1 {3,}.*(?:\n|$))+)", re.MULTILINE)
+
+
+def brief(message: str) -> str:
+    r"""Returns what a parser says of the class that was asked for; any other message as it is.
+
+    Args:
+        message: That tells every type a value could have had, and why it has none of them.
+
+    >>> brief("Any of these\n - Problem with given class_path 'a.L2Penalty':\n     Parser key: Expected 1")
+    'L2Penalty: Parser key: Expected 1'
+    """
+    told = [(path, lines) for _, path, lines in _PROBLEM.findall(message) if path != "lightning.Callback"]
+    if not told:
+        return message
+    path, lines = told[0]
+    return f"{path.rpartition('.')[2]}: {' '.join(line.strip() for line in lines.splitlines())}"
 
 
 class BriefHelp(DefaultHelpFormatter):
@@ -28,6 +47,11 @@ class BriefParser(LightningArgumentParser):
     @override
     def __init__(self, **settings: Any) -> None:
         super().__init__(formatter_class=BriefHelp, **settings)
+
+    @override
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Says what is wrong with the class that was asked for, without all the types that it could have been."""
+        super().error(brief(message), ex)
 
     @override
     def format_usage(self) -> str:

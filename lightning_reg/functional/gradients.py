@@ -18,6 +18,7 @@ __all__ = [
     "scale_",
     "shrinking_factor",
     "total_norm",
+    "unit_norms",
 ]
 
 Number = float | Tensor
@@ -158,8 +159,8 @@ def clip_adaptively_(
     """
     clipped = []
     for gradient, unit in zip(gradients, units, strict=True):
-        norms = _unit_norms(gradient)
-        longest = _unit_norms(unit).clamp(min=eps).mul_(clip_factor * scale)
+        norms = unit_norms(gradient)
+        longest = unit_norms(unit).clamp(min=eps).mul_(clip_factor * scale)
         beyond = norms > longest
         clipped.append((beyond & norms.isfinite()).any())
         # On a CPU looking is free, and mostly there is nothing to do.
@@ -216,7 +217,19 @@ def centralize_(gradients: Sequence[Tensor]) -> None:
         gradient.sub_(gradient.mean(dim=tuple(range(1, gradient.ndim)), keepdim=True))
 
 
-def _unit_norms(units: Tensor) -> Tensor:
+def unit_norms(units: Tensor) -> Tensor:
+    """Returns the Euclidean norm of every unit.
+
+    Args:
+        units: (units, ...); a tensor of one dimension is one unit.
+
+    Returns:
+        A tensor (units, 1, ...) that broadcasts against ``units``, at least in float32.
+
+    >>> unit_norms(torch.tensor([[3.0, 4.0], [0.0, 2.0]]))
+    tensor([[5.],
+            [2.]])
+    """
     axes = tuple(range(1, units.ndim)) or None
     dtype = torch.promote_types(units.dtype, torch.float32)
     norms: Tensor = torch.linalg.vector_norm(units, dim=axes, keepdim=units.ndim > 1, dtype=dtype)

@@ -5,10 +5,11 @@ a constraint, which is a penalty of infinity outside.
 """
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from torch import Tensor
+
+from lightning_reg.functional.gradients import unit_norms
 
 __all__ = ["group_soft_threshold_", "max_norm_", "non_negative_", "soft_threshold_", "unit_norm_"]
 
@@ -67,7 +68,7 @@ def group_soft_threshold_(groups: Sequence[Tensor], threshold: float | Tensor) -
             [0.0000, 0.0000]])
     """
     for group in groups:
-        norms = _unit_norms(group)
+        norms = unit_norms(group)
         shorter = (1 - threshold * group[0].numel() ** 0.5 / norms).clamp(min=0)
         _multiply_(group, torch.where(norms > 0, shorter, 0))
 
@@ -93,7 +94,7 @@ def max_norm_(units: Sequence[Tensor], max_norm: float) -> None:
             [0.3000, 0.4000]])
     """
     for unit in units:
-        norms = _unit_norms(unit)
+        norms = unit_norms(unit)
         # Units that are short enough are multiplied by exactly 1.
         _multiply_(unit, torch.where(norms > max_norm, max_norm / norms, 1))
 
@@ -120,7 +121,7 @@ def unit_norm_(units: Sequence[Tensor]) -> None:
             [0.0000, 0.0000]])
     """
     for unit in units:
-        norms = _unit_norms(unit)
+        norms = unit_norms(unit)
         _multiply_(unit, torch.where(norms > 0, 1 / norms, 1))
 
 
@@ -151,9 +152,3 @@ def _multiply_(units: Tensor, factors: Tensor) -> None:
         units.mul_(factors)
     else:  # a factor may be too large or too fine for 16 bits, though the product isn't
         units.copy_(units * factors)
-
-
-def _unit_norms(units: Tensor) -> Tensor:
-    axes = tuple(range(1, units.ndim))
-    dtype = torch.promote_types(units.dtype, torch.float32)
-    return cast(Tensor, torch.linalg.vector_norm(units, dim=axes, keepdim=True, dtype=dtype))

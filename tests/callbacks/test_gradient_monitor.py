@@ -202,12 +202,10 @@ class Explodes(SomebodysModule):
         return loss + torch.inf * self.network.head.weight.sum().square() if batch_idx == 2 else loss
 
 
-@pytest.mark.parametrize("fused", [False, True])
+# A fused optimizer skips by itself; nobody knows without a look.
+@pytest.mark.parametrize(("fused", "every"), [(False, 1), (False, 4), (True, 1)])
 @pytest.mark.parametrize("clip", [False, True])
-@pytest.mark.parametrize("every", [1, 4], ids=["measured", "not measured"])
 def test_a_step_that_is_not_finite_is_counted_and_named_rather_than_shown(fused, clip, every):
-    if fused and every == 4:
-        return  # a fused optimizer skips by itself; nobody knows without a look
     setting = Setting("16-mixed", fused=fused)
     clipping = [GradientClipping(max_norm=0.55)] if clip else []
     monitor = GradientMonitor(every_n_steps=every)

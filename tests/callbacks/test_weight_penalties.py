@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import types
 from typing import NamedTuple
 
 import pytest
@@ -252,8 +253,13 @@ def test_module_is_let_go_of(fails):
     trainer = quiet_trainer(penalty, *([Fails()] if fails else []))
     with pytest.raises(InterruptedError) if fails else contextlib.nullcontext():
         trainer.fit(module, batches(1))
-    held = gc.get_referents(*vars(penalty).values())
-    assert not any(weight is entry for weight in module.parameters() for entry in held)
+    reached, todo = set(), [vars(penalty)]
+    while todo:  # everything that the callback holds, however deep
+        entry = todo.pop()
+        if id(entry) not in reached and not isinstance(entry, (type, types.ModuleType, types.FunctionType)):
+            reached.add(id(entry))
+            todo += gc.get_referents(entry)
+    assert not {id(parameter) for parameter in module.parameters()} & reached
 
 
 # What holds for every penalty of weights.

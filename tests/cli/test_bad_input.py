@@ -33,6 +33,16 @@ BAD = [
         r"include pattern 'foo\*' matches no parameter",
     ),
     (
+        "--trainer.callbacks+=GradientClipping --trainer.callbacks+=GradientClipping",
+        "trainer.callbacks must not hold two callbacks of one kind with equal settings",
+    ),
+    ("--trainer.callbacks+=ElasticNetPenalty", "l1 or l2 must be above 0, but both are 0"),
+    ("--trainer.callbacks+=GradientClipping --trainer.gradient_clip_val=1", "gradient_clip_val must be left out"),
+    (
+        "--trainer.callbacks+=L2Penalty --trainer.callbacks.weight=1 --trainer.callbacks.schedule.begin=500",
+        "schedule.begin must be before the end of training, epoch 150, but is 500",
+    ),
+    (
         "--trainer.logger.save_dir file/runs",
         "save_dir must be a folder that can be written, but is 'file/runs/.*Not a directory",
     ),
@@ -134,6 +144,20 @@ def test_error_of_the_parser_is_not_a_wall(capsys):
     error = capsys.readouterr().err
     assert "hiden_sizes" in error
     assert len(error.splitlines()) < 15
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("L2Penalty --trainer.callbacks.weight=abc", 'L2Penalty: Parser key "weight": Expected a .*float.*: abc'),
+        ("L2Penalty", "L2Penalty: .*required: weight"),
+        ("GradientClipping --trainer.callbacks.algorithm=nrom", "GradientClipping: .*'norm', 'value', .*: nrom"),
+    ],
+)
+def test_error_of_the_parser_is_that_of_the_class_that_was_asked_for(options, message, capsys):
+    with pytest.raises(SystemExit):
+        run("fit", *f"--trainer.callbacks+={options}".split())
+    assert re.match(f"error: {message}", capsys.readouterr().err.splitlines()[-1])
 
 
 def test_prediction_by_several_devices_is_refused(trained, capsys):

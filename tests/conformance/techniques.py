@@ -43,7 +43,6 @@ class Technique:
         textbook: What it is by hand.
         second: Makes an idle one that can stand beside it; where None, ``idle``.
         clips: Whether it refuses to stand beside the Trainer's clipping.
-        monitors_validation: Whether it needs a validation loss of all processes.
     """
 
     attach: Callable[[], Callback]

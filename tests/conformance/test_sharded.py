@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.distributed.tensor import DTensor
 
-from lightning_reg.attach.weight_penalty import refuse_sharded
+from lightning_reg.attach.gradients import refuse_sharded
 from lightning_reg.settings import SettingError
 from tests.conformance.problem import Setting, Textbook, textbook_loop, trainable
 from tests.conformance.techniques import l2, l2_sp, soft_threshold

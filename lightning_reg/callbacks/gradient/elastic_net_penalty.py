@@ -29,6 +29,8 @@ class ElasticNetPenalty(WeightPenalty):
     Cost: reads weights and gradients and writes gradients once per optimizer step; proximal: reads and writes weights
     once more. No state.
 
+    Deviates from the paper: λ₂/2 Σw², not λ₂ Σw², so that λ₂ is what weight decay calls it; no rescaling afterwards.
+
     Args:
         l1: Strength λ₁, at least 0; 1e-6 to 1e-4 is usual.
         l2: Strength λ₂, at least 0; 1e-5 to 1e-3 is usual.

@@ -7,10 +7,9 @@ from torch import nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_reg.attach.gradients import parameters_of
+from lightning_reg.attach.gradients import parameters_of, refuse_sharded
 from lightning_reg.attach.selection import as_patterns, check_units, select_parameters, unit_dims
 from lightning_reg.attach.technique import GradientTechnique, Position
-from lightning_reg.attach.weight_penalty import refuse_sharded
 from lightning_reg.functional.gradients import centralize_
 
 __all__ = ["GradientCentralization"]

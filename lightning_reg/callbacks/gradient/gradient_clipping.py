@@ -18,11 +18,11 @@ from lightning_reg.attach.gradients import (
     local,
     optimizer_index,
     parameters_of,
+    refuse_sharded,
 )
 from lightning_reg.attach.schedules import ScheduledStrength, StrengthSchedule, check_never_zero
 from lightning_reg.attach.selection import as_patterns, select_parameters, unit_dims
 from lightning_reg.attach.technique import GradientTechnique, Position, callbacks_of, instance_suffix, logs_now
-from lightning_reg.attach.weight_penalty import refuse_sharded
 from lightning_reg.attach.wrapping import around
 from lightning_reg.functional.clip_thresholds import percentile_threshold, zscore_thresholds_
 from lightning_reg.functional.gradients import (
@@ -58,8 +58,8 @@ class GradientClipping(GradientTechnique):
     When to use: ``"norm"`` for recurrent networks and transformers; ``"adaptive"`` for networks without normalization;
     ``"percentile"`` and ``"zscore"`` where no threshold is known, or it changes. When not: beside another clipping.
 
-    Cost: reads gradients once and writes them where they are clipped; ``"adaptive"`` reads weights, too. State: N norms
-    for ``"percentile"``, three numbers for ``"zscore"``. Nothing is moved to the host.
+    Cost: reads gradients once and writes them, on a CPU only where they are clipped; ``"adaptive"`` reads weights, too.
+    State: N norms for ``"percentile"``, three numbers for ``"zscore"``. Nothing is moved to the host.
 
     Deviates from the papers: AutoClip's history is that of the last ``history`` norms; AGC leaves out norms and all
     biases.

@@ -25,6 +25,9 @@ class GroupLassoPenalty(UnitPenalty):
     When to use: to find out how many units or channels a network needs. When not: for sparse single weights; that is
     ``L1Penalty``.
 
+    A unit is what lies at one index of a weight's dimension of outputs (or inputs), whatever the weight is: a gate of a
+    recurrent layer, a row of an attention's stacked projections. Name what isn't meant in ``exclude``.
+
     Cost: reads weights twice and gradients once per optimizer step. No state.
 
     Args:

@@ -22,6 +22,9 @@ class OrthogonalPenalty(UnitPenalty):
     When to use: in deep or recurrent networks, to keep signals and gradients at their length; against filters that
     duplicate one another. When not: together with weight decay on the same weights, which pulls the other way.
 
+    Interacts with: stacked matrices, such as the in_proj_weight of an attention or the gates of a recurrent layer: they
+    are taken as one, and so made orthogonal to each other; exclude them if that isn't meant.
+
     Cost: two matrix products a weight matrix and optimizer step: for (rows × columns), 4 · rows · columns ·
     min(rows, columns) operations. No state.
 
