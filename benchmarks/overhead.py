@@ -235,6 +235,7 @@ class Alternation(Callback):
         for callback in list(trainer.callbacks):  # type: ignore[attr-defined]
             if callback is not self:
                 callback.on_fit_start(trainer, pl_module)
+                callback.on_train_start(trainer, pl_module)
 
     def _release(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for callback in self._attached:

@@ -182,8 +182,10 @@ def add_group_lasso_gradient_(gradients: Sequence[Tensor], groups: Sequence[Tens
     for gradient, group in zip(gradients, groups, strict=True):
         norms = _norm(group, 2, dim=range(1, group.ndim), keepdim=True)
         factors = torch.where(norms > 0, strength * group[0].numel() ** 0.5 / norms, 0)
-        # A factor may be too large for float16, though the product isn't.
-        gradient.add_((group * factors).to(gradient.dtype))
+        if group.dtype == factors.dtype:
+            gradient.addcmul_(group, factors)
+        else:  # a factor may be too large for float16, though the product isn't
+            gradient.add_((group * factors).to(gradient.dtype))
 
 
 def orthogonal_penalty(matrices: Sequence[Tensor], strength: float) -> Tensor:

@@ -37,12 +37,11 @@ def soft_threshold_(weights: Sequence[Tensor], threshold: float | Tensor) -> Non
     tensor([ 2., -3.,  0.])
     """
     for weight in weights:
-        # What is cut off by clamping is taken away: one pass less than sign, abs and max.
         if isinstance(threshold, Tensor):
             bound = threshold.to(weight.dtype)
             weight.sub_(weight.clamp(-bound, bound))
         else:
-            weight.sub_(weight.clamp(-threshold, threshold))
+            torch.ops.aten.softshrink.out(weight, threshold, out=weight)  # one pass, in place
 
 
 @torch.no_grad()
