@@ -162,6 +162,8 @@ class ActivityPenalty(LossTerm):
                 "include must name modules whose outputs are left as they are, but one is changed in place by what "
                 "comes behind it, such as ReLU(inplace=True); name that module instead"
             )
+        # Cast once for both, so that their gradients meet before they are rounded to 16 bits.
+        activations = activations.to(torch.promote_types(activations.dtype, torch.float32))
         term = activity_penalty(activations, l1=self.l1, l2=self.l2)
         if self.temporal:
             term = term + temporal_activity_penalty(activations, self.temporal, time_dim=time_dim)
