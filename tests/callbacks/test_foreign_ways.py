@@ -520,3 +520,4 @@ def test_steps_that_do_not_log_never_wait_for_the_gpu():
     for technique in TECHNIQUES.values():
         trainer = Setting().trainer([technique.attach(), Errors()], accelerator="gpu", log_every_n_steps=1000)
         trainer.fit(SomebodysModule(), loader(), loader())
+        assert trainer.global_step == 18  # an operation that waits would have raised in one of them

@@ -25,8 +25,8 @@ class MaxNorm(Constraint):
 
     Cost: reads weights once per optimizer step, and writes them. No state.
 
-    Interacts with: averaging and sparsity leave it intact; it comes after the optimizer's step and after any proximal
-    step of a callback that stands before it.
+    Interacts with: proximal penalties, which it comes after whatever the order of the callbacks. What lies at one index
+    of a weight counts as a unit, also of stacked matrices such as the gates of a recurrent layer.
 
     Args:
         max_norm: Longest norm allowed, positive; 2 to 4 is usual.

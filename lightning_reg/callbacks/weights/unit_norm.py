@@ -19,6 +19,9 @@ class UnitNorm(Constraint):
     When to use: where only directions should be learnt: the last layer of a metric-learning network, dictionaries of
     autoencoders. When not: on every layer of a plain classifier, whose logits it bounds; name layers by ``include``.
 
+    Interacts with: proximal penalties, which it comes after whatever the order of the callbacks. What lies at one index
+    of a weight counts as a unit, also of stacked matrices such as the gates of a recurrent layer.
+
     Cost: reads and writes weights once per optimizer step. No state.
 
     Args:
