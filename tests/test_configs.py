@@ -7,7 +7,7 @@ from lightning_reg.cli import main
 from tests.conftest import REPOSITORY
 from tests.data.test_sources import write_mnist
 
-CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
+CONFIGS = sorted(path for folder in (".", "textbook") for path in (REPOSITORY / "configs" / folder).glob("*.yaml"))
 OVERLAYS = sorted((REPOSITORY / "configs" / "techniques").glob("*.yaml"))
 SHORT = [
     "--trainer.max_epochs=1",
@@ -39,17 +39,29 @@ def test_configuration_runs(path, stand_in):
     assert main(["fit", "--config", str(path), *SHORT, *stand_in(path)]) == 0
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.stem)
-@pytest.mark.parametrize("base", ["digits_mlp", "digits_cnn"])
+def base_of(overlay):
+    words = overlay.read_text().splitlines()[0].split()
+    return REPOSITORY / words[words.index("--config") + 1]
+
+
+def bases_and_overlays():
+    """What is shown on the MLP has to work on the CNN, too; what needs pictures or blocks, on the base it names."""
+    for overlay in OVERLAYS:
+        bases = [base_of(overlay)]
+        if bases[0].stem == "digits_mlp":
+            bases.append(bases[0].with_stem("digits_cnn"))
+        for base in bases:
+            yield pytest.param(base, overlay, id=f"{base.stem}-{overlay.stem}")
+
+
+@pytest.mark.parametrize(("base", "overlay"), list(bases_and_overlays()))
 def test_technique_is_appended(base, overlay):
-    path = REPOSITORY / "configs" / f"{base}.yaml"
-    assert main(["fit", "--config", str(path), "--config", str(overlay), *SHORT]) == 0
+    assert main(["fit", "--config", str(base), "--config", str(overlay), *SHORT]) == 0
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.stem)
 def test_technique_changes_the_run_that_its_command_names(overlay, capsys):
-    words = overlay.read_text().splitlines()[0].split()
-    base = REPOSITORY / words[words.index("--config") + 1]
+    base = base_of(overlay)
     printed = []
     for configs in ([base], [base, overlay]):
         with pytest.raises(SystemExit):

@@ -1,5 +1,6 @@
 """Choosing parameters and modules of any module by globs over their qualified names."""
 
+import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
@@ -15,6 +16,7 @@ __all__ = [
     "plain_name",
     "select_layers",
     "select_modules",
+    "select_names",
     "select_parameters",
     "unit_dims",
 ]
@@ -144,13 +146,16 @@ def select_layers(module: nn.Module, patterns: Sequence[str], most: int) -> tupl
     return {name: layers[name] for name in chosen if name in largest}, len(chosen) - len(largest)
 
 
-def select_modules(module: nn.Module, *, include: Sequence[str], exclude: Sequence[str] = ()) -> dict[str, nn.Module]:
+def select_modules(
+    module: nn.Module, *, include: Sequence[str], exclude: Sequence[str] = (), types: Sequence[str | type] = ()
+) -> dict[str, nn.Module]:
     """Returns the modules below ``module`` that the patterns choose, by qualified name.
 
     Args:
         module: That is searched; shared ones count once, under their first name.
         include: Globs over qualified names; a module has to match one of them.
         exclude: Globs likewise; a module that matches one of them is left out.
+        types: Classes, or names of classes; where there are any, a module has to be of one of them.
 
     Raises:
         SettingError: If a pattern matches nothing, or nothing is left; a technique is never silently inert.
@@ -161,14 +166,51 @@ def select_modules(module: nn.Module, *, include: Sequence[str], exclude: Sequen
     """
     # A compiled module comes twice, as its wrapper and as itself: the later one, itself, is what fires hooks.
     named = {plain_name(name): each for name, each in module.named_modules() if name}
-    for setting, patterns in (("include", include), ("exclude", exclude)):
-        _check_patterns(setting, patterns, list(named), kind="module")
-    chosen = {name: each for name, each in named.items() if _matches(name, include) and not _matches(name, exclude)}
+    matching = select_names(list(named), include=include, exclude=exclude, kind="module")
+    for kind in types:
+        if not any(_is_a(each, kind) for each in named.values()):
+            there = sorted({type(each).__name__ for each in named.values()})
+            raise SettingError(f"types must be of modules that there are, {', '.join(there)}, but is {_named(kind)!r}")
+    chosen = {name: named[name] for name in matching if not types or any(_is_a(named[name], kind) for kind in types)}
     if not chosen:
         raise SettingError(
-            f"include {list(include)} less exclude {list(exclude)} leaves no module of {_listed(list(named))}"
+            f"types must be of modules that include and exclude choose, {_listed(matching)}, but is "
+            f"{', '.join(map(_named, types))}"
         )
     return chosen
+
+
+def select_names(names: Sequence[str], *, include: Sequence[str], exclude: Sequence[str], kind: str) -> list[str]:
+    """Returns the names that the patterns choose.
+
+    Args:
+        names: Qualified names of anything.
+        include: Globs; a name has to match one of them.
+        exclude: Globs; a name that matches one of them is left out.
+        kind: What the names are of, for messages.
+
+    Raises:
+        SettingError: If a pattern matches nothing, or nothing is left.
+
+    >>> select_names(["a.0", "a.1", "b"], include=("a.*",), exclude=("*.1",), kind="layer")
+    ['a.0']
+    """
+    for setting, patterns in (("include", include), ("exclude", exclude)):
+        _check_patterns(setting, patterns, names, kind=kind)
+    chosen = [name for name in names if _matches(name, include) and not _matches(name, exclude)]
+    if not chosen:
+        raise SettingError(f"include {list(include)} less exclude {list(exclude)} leaves no {kind} of {_listed(names)}")
+    return chosen
+
+
+def _is_a(module: nn.Module, kind: str | type) -> bool:
+    if isinstance(kind, type):
+        return isinstance(module, kind)
+    return any(kind in (each.__name__, f"{each.__module__}.{each.__qualname__}") for each in type(module).__mro__)
+
+
+def _named(kind: str | type) -> str:
+    return kind if isinstance(kind, str) else kind.__name__
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:
@@ -192,9 +234,11 @@ def plain_name(name: str) -> str:
     """Returns a name as the user wrote it.
 
     Args:
-        name: Of a parameter or a module, perhaps below what torch.compile wrapped.
+        name: Of a parameter or a module, perhaps below what torch.compile wrapped, or parametrized.
     """
-    # torch.compile of an inner module puts "_orig_mod" into the names, which no user ever wrote.
+    # torch.compile of an inner module puts "_orig_mod" into the names, which no user ever wrote, and a parametrization
+    # "parametrizations.weight.original".
+    name = re.sub(r"(^|\.)parametrizations\.([^.]+)\.original$", r"\1\2", name)
     return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 

@@ -1,9 +1,22 @@
 """Random numbers that depend on where training stands, and on nothing else."""
 
 import hashlib
+import os
 from random import Random
 
-__all__ = ["random_stream"]
+__all__ = ["base_seed", "random_stream"]
+
+
+def base_seed(seed: int | None) -> int:
+    """Returns the seed that a run's random numbers start from.
+
+    Args:
+        seed: A technique's own; where None, the one of ``seed_everything``, and 0 where nobody called that.
+
+    >>> base_seed(3)
+    3
+    """
+    return int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
 
 
 def random_stream(*key: int | str) -> Random:

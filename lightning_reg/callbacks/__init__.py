@@ -1,6 +1,15 @@
 """Every technique that attaches to a Trainer: a folder a place of the training step, a technique a file."""
 
 from lightning_reg.attach.schedules import StrengthSchedule
+from lightning_reg.callbacks.forward.dropout_schedule import DropoutSchedule
+from lightning_reg.callbacks.forward.freeze_batch_norm import FreezeBatchNorm
+from lightning_reg.callbacks.forward.insert_drop_block import InsertDropBlock
+from lightning_reg.callbacks.forward.insert_drop_connect import InsertDropConnect
+from lightning_reg.callbacks.forward.insert_dropout import InsertDropout
+from lightning_reg.callbacks.forward.insert_stochastic_depth import InsertStochasticDepth
+from lightning_reg.callbacks.forward.replace_norm import ReplaceNorm
+from lightning_reg.callbacks.forward.spectral_normalization import SpectralNormalization
+from lightning_reg.callbacks.forward.weight_standardization import WeightStandardization
 from lightning_reg.callbacks.gradient.elastic_net_penalty import ElasticNetPenalty
 from lightning_reg.callbacks.gradient.gradient_centralization import GradientCentralization
 from lightning_reg.callbacks.gradient.gradient_clipping import GradientClipping
@@ -12,6 +21,7 @@ from lightning_reg.callbacks.gradient.l2_penalty import L2Penalty
 from lightning_reg.callbacks.gradient.l2_sp_penalty import L2SPPenalty
 from lightning_reg.callbacks.gradient.orthogonal_penalty import OrthogonalPenalty
 from lightning_reg.callbacks.loss.activity_penalty import ActivityPenalty
+from lightning_reg.callbacks.loss.concrete_dropout_penalty import ConcreteDropoutPenalty
 from lightning_reg.callbacks.loss.confidence_penalty import ConfidencePenalty
 from lightning_reg.callbacks.run.best_weights_early_stopping import BestWeightsEarlyStopping
 from lightning_reg.callbacks.weights.max_norm import MaxNorm
@@ -21,19 +31,29 @@ from lightning_reg.callbacks.weights.unit_norm import UnitNorm
 __all__ = [
     "ActivityPenalty",
     "BestWeightsEarlyStopping",
+    "ConcreteDropoutPenalty",
     "ConfidencePenalty",
+    "DropoutSchedule",
     "ElasticNetPenalty",
+    "FreezeBatchNorm",
     "GradientCentralization",
     "GradientClipping",
     "GradientMonitor",
     "GradientNoise",
     "GroupLassoPenalty",
+    "InsertDropBlock",
+    "InsertDropConnect",
+    "InsertDropout",
+    "InsertStochasticDepth",
     "L1Penalty",
     "L2Penalty",
     "L2SPPenalty",
     "MaxNorm",
     "NonNegative",
     "OrthogonalPenalty",
+    "ReplaceNorm",
+    "SpectralNormalization",
     "StrengthSchedule",
     "UnitNorm",
+    "WeightStandardization",
 ]

@@ -3,5 +3,7 @@
 from lightning_reg.models.classifier import Classifier
 from lightning_reg.models.cnn import CNN
 from lightning_reg.models.mlp import MLP
+from lightning_reg.models.rnn import RNN
+from lightning_reg.models.transformer import TransformerClassifier
 
-__all__ = ["CNN", "MLP", "Classifier"]
+__all__ = ["CNN", "MLP", "RNN", "Classifier", "TransformerClassifier"]

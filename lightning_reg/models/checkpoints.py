@@ -9,7 +9,12 @@ from lightning_reg.settings import SettingError
 
 __all__ = ["check_fits", "check_same_structure"]
 
-_STRUCTURE = ("activation", "norm", "hidden_sizes", "channels", "layers_per_stage")
+_STRUCTURE = (
+    *("activation", "norm", "pool"),
+    *("hidden_sizes", "channels", "layers_per_stage"),
+    *("cell", "hidden_size", "num_layers", "bidirectional"),
+    *("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio"),
+)
 
 
 def check_same_structure(saved: Mapping[str, Any], present: Mapping[str, Any]) -> None:

@@ -15,7 +15,10 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 from typing_extensions import override
 
+from lightning_reg.attach.samples import training_samples
+from lightning_reg.functional.lsuv import lsuv_
 from lightning_reg.models.checkpoints import check_fits, check_same_structure
+from lightning_reg.nn.concrete_dropout import concrete_layers, concrete_penalty
 from lightning_reg.optim import weight_decay_groups
 from lightning_reg.settings import SettingError, check_count, check_range
 
@@ -41,7 +44,8 @@ class Classifier(LightningModule):
     cross entropy, without label smoothing, so that runs with different smoothing can be compared.
 
     Logs ``train/loss``, ``train/accuracy``, ``val/loss``, ``val/accuracy``, ``test/loss`` and ``test/accuracy`` once an
-    epoch. For soft targets the accuracy is that of the dominant class.
+    epoch. For soft targets the accuracy is that of the dominant class. A network with ``ConcreteDropout`` gets the term
+    by which it learns its rates; they are logged as ``dropout/<layer>``.
 
     Args:
         network: From a batch of inputs to logits (N, num_classes).
@@ -65,6 +69,9 @@ class Classifier(LightningModule):
     >>> module(torch.zeros(2, 4)).shape
     torch.Size([2, 3])
     """
+
+    adds_concrete_penalty = True
+    """Whether the term by which ``ConcreteDropout`` learns is added here; the callback that does it says no."""
 
     def __init__(
         self,
@@ -93,6 +100,7 @@ class Classifier(LightningModule):
         self.accuracy = nn.ModuleDict(
             {stage: MulticlassAccuracy(num_classes, average="micro", validate_args=False) for stage in _STAGES}
         )
+        self._learns_rates = bool(concrete_layers(network))
         if compile:
             self.network.compile()  # in place, so that checkpoints keep their names
 
@@ -123,7 +131,18 @@ class Classifier(LightningModule):
             raise
         loss = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
         self._log_epoch("fit", loss, logits, targets)
-        return loss
+        return loss + self._concrete_penalty() if self._learns_rates and self.adds_concrete_penalty else loss
+
+    def _concrete_penalty(self) -> Tensor:
+        """What layers that learn their rate of dropout add to the loss; the one that is logged stays clean."""
+        penalty = concrete_penalty(self.network, training_samples(self.trainer))
+        self.log("penalty/concrete_dropout", penalty.detach())
+        return penalty
+
+    @override
+    def on_train_epoch_end(self) -> None:
+        for name, layer in concrete_layers(self.network).items():
+            self.log(f"dropout/{name}", layer.logit_bias.detach().sigmoid())
 
     @override
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -198,6 +217,15 @@ class Classifier(LightningModule):
                         f"{asked.get(name)}; to train with other settings, start a new run"
                     )
                     return
+
+    @override
+    def on_train_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Scales the weights by the first batch where the initialization asks for it."""
+        if self.hparams.get("init") != "lsuv" or self.global_step or self.current_epoch or batch_idx:
+            return
+        lsuv_(self.network, batch[0], orthogonal=False)
+        for parameter in self.network.parameters():  # every process has seen another batch
+            parameter.data.copy_(self.trainer.strategy.broadcast(parameter.detach()))
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

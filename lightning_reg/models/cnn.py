@@ -24,17 +24,19 @@ class CNN(Classifier):
         num_classes: Number of classes; taken from the data module on the command line.
         channels: Channels of each stage, in order.
         layers_per_stage: Convolutions in each stage.
-        norm: Normalization: none, batch, layer, instance, group, rms, or any callable from the number of channels to a
-            module.
+        norm: Normalization: none, batch, ghost_batch, layer, instance, group, rms, filter_response, or any
+            callable from the number of channels to a module.
         activation: none, relu, leaky_relu, elu, selu, gelu, silu, mish, tanh, sigmoid, or any callable that returns a
             module.
-        dropout: Kind of dropout between stages: standard, spatial (whole channels), alpha, or any callable from the
-            probability to a module.
+        dropout: Kind of dropout between stages: standard, spatial (whole channels), drop_block (squares of 7×7),
+            alpha, gaussian; drop_connect (weights), concrete (learns its rate for channels from ``drop_prob`` on); or
+            any callable from the probability to a module.
         drop_prob: Its probability, in [0, 1).
         head_drop_prob: Probability that a feature is dropped before the last layer, in [0, 1).
         init: Initialization: auto (by the activation), default (torch's), zeros, uniform, normal, truncated_normal,
             small_normal, xavier_normal, xavier_uniform, kaiming_normal, kaiming_uniform, kaiming_normal_fan_out,
-            lecun_normal, orthogonal, or a function that fills a weight tensor in place.
+            kaiming_uniform_fan_out, lecun_normal, orthogonal, lsuv (orthogonal, scaled by the first training batch), or
+            a function that fills a weight tensor in place.
         label_smoothing: Share of the target that is spread evenly over all classes, in [0, 1).
         optimizer: Makes the optimizer from parameter groups.
         lr_scheduler: Makes the learning rate scheduler, stepped once an epoch.

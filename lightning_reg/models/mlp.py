@@ -22,14 +22,17 @@ class MLP(Classifier):
         input_shape: Shape of one sample; taken from the data module on the command line.
         num_classes: Number of classes; taken from the data module on the command line.
         hidden_sizes: Widths of the hidden layers, in order.
-        norm: Normalization: none, batch, layer, group, rms, or any callable from the number of features to a module.
+        norm: Normalization: none, batch, ghost_batch, layer, group, rms, or any callable from the number of
+            features to a module.
         activation: none, relu, leaky_relu, elu, selu, gelu, silu, mish, tanh, sigmoid, or any callable that returns a
             module.
-        dropout: Kind of dropout: standard, spatial, alpha, or any callable from the probability to a module.
+        dropout: Kind of dropout: standard, alpha, gaussian; drop_connect (weights), concrete (learns its rate from
+            ``drop_prob`` on); or any callable from the probability to a module.
         drop_prob: Probability that an activation is dropped, in [0, 1).
         init: Initialization: auto (by the activation), default (torch's), zeros, uniform, normal, truncated_normal,
             small_normal, xavier_normal, xavier_uniform, kaiming_normal, kaiming_uniform, kaiming_normal_fan_out,
-            lecun_normal, orthogonal, or a function that fills a weight tensor in place.
+            kaiming_uniform_fan_out, lecun_normal, orthogonal, lsuv (orthogonal, scaled by the first training batch), or
+            a function that fills a weight tensor in place.
         label_smoothing: Share of the target that is spread evenly over all classes, in [0, 1).
         optimizer: Makes the optimizer from parameter groups.
         lr_scheduler: Makes the learning rate scheduler, stepped once an epoch.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from torch import nn
 
 from lightning_reg.functional.initialization import Initializer, initialize_
-from lightning_reg.nn.factories import make_activation, make_dropout, make_norm
+from lightning_reg.nn.factories import drop_weights_or_inputs, make_activation, make_dropout, make_norm
 from lightning_reg.settings import SettingError, check_count
 
 __all__ = ["convolutional_network", "dense_network"]
@@ -31,7 +31,8 @@ def dense_network(
         hidden_sizes: Widths of the hidden layers, in order; none makes the network linear.
         norm: Normalization after each hidden layer's weights, see :func:`lightning_reg.nn.make_norm`.
         activation: See :func:`lightning_reg.nn.make_activation`.
-        dropout: Dropout after each activation, see :func:`lightning_reg.nn.make_dropout`.
+        dropout: Dropout after each activation, see :func:`lightning_reg.nn.make_dropout`; ``drop_connect`` and
+            ``concrete`` drop weights or inputs of the layer that comes next.
         drop_prob: Probability that an activation is dropped, in [0, 1).
         init: See :func:`lightning_reg.functional.initialization.initialize_`.
 
@@ -50,17 +51,19 @@ def dense_network(
     """
     layers: list[nn.Module] = [nn.Flatten()]
     width = math.prod(input_shape)
-    for size in hidden_sizes:
+    for hidden, size in enumerate(hidden_sizes):
         check_count("each of hidden_sizes", size)
         norm_layer = make_norm(norm, size)
+        weights = nn.Linear(width, size, bias=not _shifts(norm_layer))
         layers += [
-            nn.Linear(width, size, bias=not _shifts(norm_layer)),
+            drop_weights_or_inputs(dropout, drop_prob, weights) if hidden else weights,
             norm_layer,
             make_activation(activation),
             make_dropout(dropout, drop_prob),
         ]
         width = size
-    layers.append(nn.Linear(width, num_outputs))
+    head = nn.Linear(width, num_outputs)
+    layers.append(drop_weights_or_inputs(dropout, drop_prob, head) if hidden_sizes else head)
     return _assemble(layers, init, activation)
 
 
@@ -86,7 +89,8 @@ def convolutional_network(
         layers_per_stage: Convolutions in each stage.
         norm: Normalization after each convolution, see :func:`lightning_reg.nn.make_norm`.
         activation: See :func:`lightning_reg.nn.make_activation`.
-        dropout: Dropout at the end of each stage, see :func:`lightning_reg.nn.make_dropout`.
+        dropout: Dropout at the end of each stage, see :func:`lightning_reg.nn.make_dropout`; ``drop_connect`` and
+            ``concrete`` drop weights or inputs of the layer that comes next.
         drop_prob: Its probability, in [0, 1).
         head_drop_prob: Probability that a feature is dropped before the last layer, in [0, 1).
         init: See :func:`lightning_reg.functional.initialization.initialize_`.
@@ -118,17 +122,18 @@ def convolutional_network(
         check_count("each of channels", size)
         if stage:
             layers.append(nn.MaxPool2d(2))
-        for _ in range(layers_per_stage):
+        for layer in range(layers_per_stage):
             norm_layer = make_norm(norm, size, spatial_dims=2)
+            weights = nn.Conv2d(width, size, 3, padding=1, bias=not _shifts(norm_layer))
             layers += [
-                nn.Conv2d(width, size, 3, padding=1, bias=not _shifts(norm_layer)),
+                drop_weights_or_inputs(dropout, drop_prob, weights) if stage and layer == 0 else weights,
                 norm_layer,
                 make_activation(activation),
             ]
             width = size
         layers.append(make_dropout(dropout, drop_prob, spatial_dims=2))
     layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), make_dropout("standard", head_drop_prob)]
-    layers.append(nn.Linear(width, num_outputs))
+    layers.append(drop_weights_or_inputs(dropout, drop_prob, nn.Linear(width, num_outputs)))
     return _assemble(layers, init, activation)
 
 

@@ -6,10 +6,28 @@ from typing import Any
 
 from torch import nn
 
-from lightning_reg.nn.normalization import ChannelsFirstLayerNorm, ChannelsFirstRMSNorm
+from lightning_reg.nn.concrete_dropout import ConcreteDropout
+from lightning_reg.nn.drop_block import DropBlock1d, DropBlock2d, DropBlock3d
+from lightning_reg.nn.drop_connect import drop_connected
+from lightning_reg.nn.dropout import GaussianDropout
+from lightning_reg.nn.normalization import (
+    ChannelsFirstLayerNorm,
+    ChannelsFirstRMSNorm,
+    FilterResponseNorm,
+    GhostBatchNorm,
+)
 from lightning_reg.settings import SettingError, check_range, named_or_imported
 
-__all__ = ["ACTIVATIONS", "DROPOUTS", "NORMS", "make_activation", "make_dropout", "make_norm"]
+__all__ = [
+    "ACTIVATIONS",
+    "DROPOUTS",
+    "NORMS",
+    "WEIGHT_DROPOUTS",
+    "drop_weights_or_inputs",
+    "make_activation",
+    "make_dropout",
+    "make_norm",
+]
 
 LayerOfWidth = Callable[[int], nn.Module]
 
@@ -34,8 +52,13 @@ NORMS: dict[str, dict[int, LayerOfWidth]] = {
     },
     "group": dict.fromkeys((0, 1, 2, 3), _group_norm),
     "rms": {0: nn.RMSNorm, **dict.fromkeys((1, 2, 3), ChannelsFirstRMSNorm)},
+    "ghost_batch": dict.fromkeys((0, 1, 2, 3), GhostBatchNorm),
+    "filter_response": dict.fromkeys((1, 2, 3), FilterResponseNorm),
 }
-"""Normalization by name and by the number of dimensions after the channels (0 for features, 2 for pictures)."""
+"""Normalization by name and by the number of dimensions after the channels (0 for features, 2 for pictures).
+
+``filter_response`` thresholds as well: it stands for the activation, too, which may be ``"none"``.
+"""
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "none": nn.Identity,
@@ -55,8 +78,16 @@ DROPOUTS: dict[str, dict[int, Callable[[float], nn.Module]]] = {
     "standard": dict.fromkeys((0, 1, 2, 3), nn.Dropout),
     "spatial": {0: nn.Dropout, 1: nn.Dropout1d, 2: nn.Dropout2d, 3: nn.Dropout3d},
     "alpha": dict.fromkeys((0, 1, 2, 3), nn.AlphaDropout),
+    "gaussian": dict.fromkeys((0, 1, 2, 3), GaussianDropout),
+    "drop_block": {1: DropBlock1d, 2: DropBlock2d, 3: DropBlock3d},
 }
 """Dropout by name and by the number of dimensions after the channels; ``spatial`` drops whole channels."""
+
+WEIGHT_DROPOUTS: dict[str, Callable[[nn.Module, float], nn.Module]] = {
+    "drop_connect": drop_connected,
+    "concrete": ConcreteDropout,
+}
+"""Dropout that belongs to a layer with weights, of which it drops weights or inputs."""
 
 
 def make_norm(norm: str | LayerOfWidth, num_features: int, *, spatial_dims: int = 0) -> nn.Module:
@@ -104,21 +135,45 @@ def make_dropout(dropout: str | Callable[[float], nn.Module], p: float, *, spati
     """Makes a dropout layer.
 
     Args:
-        dropout: A key of ``DROPOUTS``, or a callable (or its import path) from the probability to a module.
+        dropout: A key of ``DROPOUTS``, or a callable (or its import path) from the probability to a module. For a key
+            of ``WEIGHT_DROPOUTS`` nothing is made here, see :func:`drop_weights_or_inputs`.
         p: Probability that something is dropped, in [0, 1); at 0 there is no layer at all.
         spatial_dims: Dimensions after the channels: 0 for (N, C), 1 for (N, C, L), 2 for (N, C, H, W).
 
     Raises:
-        SettingError: If the name isn't known or ``p`` is out of range.
+        SettingError: If the name isn't known, has no meaning for these inputs, or ``p`` is out of range.
 
     >>> make_dropout("spatial", 0.2, spatial_dims=2)
     Dropout2d(p=0.2, inplace=False)
     """
     check_range("drop_prob", p, low=0, high=1, high_open=True)
-    dropout = named_or_imported("dropout", dropout, list(DROPOUTS))
-    if p == 0:
+    dropout = named_or_imported("dropout", dropout, [*DROPOUTS, *WEIGHT_DROPOUTS])
+    if p == 0 or dropout in WEIGHT_DROPOUTS:
         return nn.Identity()
-    return DROPOUTS[dropout][spatial_dims](p) if isinstance(dropout, str) else _made("dropout", dropout, p)
+    if not isinstance(dropout, str):
+        return _made("dropout", dropout, p)
+    if spatial_dims not in DROPOUTS[dropout]:
+        raise SettingError(
+            f"dropout {dropout!r} needs positions to drop, but the inputs are (batch, features); "
+            f"allowed are {', '.join(name for name, by_dims in DROPOUTS.items() if spatial_dims in by_dims)}"
+        )
+    return DROPOUTS[dropout][spatial_dims](p)
+
+
+def drop_weights_or_inputs(dropout: str | Callable[[float], nn.Module], p: float, layer: nn.Module) -> nn.Module:
+    """Returns a layer with the dropout that belongs to it, or as it is where dropout is a layer of its own.
+
+    Args:
+        dropout: A key of ``WEIGHT_DROPOUTS``; anything else leaves the layer alone.
+        p: Probability that something is dropped, in [0, 1); 0 leaves the layer alone.
+        layer: A linear or convolutional layer.
+
+    >>> drop_weights_or_inputs("drop_connect", 0.5, nn.Linear(4, 2))
+    DropConnectLinear(in_features=4, out_features=2, bias=True, p=0.5)
+    """
+    if p == 0 or not isinstance(dropout, str) or dropout not in WEIGHT_DROPOUTS:
+        return layer
+    return WEIGHT_DROPOUTS[dropout](layer, p)
 
 
 def _made(name: str, make: Callable[..., Any], *arguments: float) -> nn.Module:

@@ -1,6 +1,5 @@
 """A small problem, a foreign module for it, and the training loop that a textbook would write."""
 
-import copy
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from lightning_reg.attach.selection import plain_name
 from tests.helpers import quiet_trainer
 
 EPOCHS = 3
@@ -68,10 +68,11 @@ def samples(count=BATCHES * BATCH_SIZE):
 class SomebodysModule(LightningModule):
     """Knows nothing of us: a tuple batch, its own loss, its own logging."""
 
-    def __init__(self, compiled=False, fused=False):
+    def __init__(self, compiled=False, fused=False, prepare=lambda _: None):
         super().__init__()
         self.fused = fused
         self.network = network()
+        prepare(self.network)
         if compiled:
             self.network.compile(backend="aot_eager")
 
@@ -101,8 +102,8 @@ class Setting:
         flags = ["compiled"] * self.compiled + ["fused"] * self.fused
         return "-".join([self.precision, f"accumulate{self.accumulate}", f"clip_{self.clip}", *flags])
 
-    def module(self, cls=SomebodysModule):
-        return cls(self.compiled, self.fused)
+    def module(self, cls=SomebodysModule, prepare=lambda _: None):
+        return cls(self.compiled, self.fused, prepare)
 
     def trainer(self, callbacks, **settings):
         plugins = []
@@ -142,8 +143,9 @@ def scaler():
 
 @dataclass
 class Result:
-    """What training leaves: weights at the end of each epoch, and validation losses."""
+    """What training starts from and leaves: weights at the end of each epoch, and validation losses."""
 
+    start: list[torch.Tensor]
     weights: list[list[torch.Tensor]] = field(default_factory=list)
     val_losses: list[float] = field(default_factory=list)
 
@@ -183,18 +185,30 @@ class Textbook:
         term: From model, inputs and logits to what is added to the loss.
         on_gradients: Changes gradients before clipping, given the model, the step and a memory that lasts the run.
         after_step: Changes weights after the step, given the model and the share of a whole window that it had.
+        change: Changes what the model computes; it is told where training stands by its ``rank``, ``epoch`` and
+            ``batch``.
         final_epoch: From the validation losses to the epoch whose weights remain.
     """
 
     term: Callable[[Network, torch.Tensor, torch.Tensor], torch.Tensor | float] = lambda *_: 0.0
     on_gradients: Callable[[Network, int, dict], None] = lambda *_: None
     after_step: Callable[[Network, float], None] = lambda *_: None
+    change: Callable[[Network], None] = lambda *_: None
     final_epoch: Callable[[list[float]], int] = lambda losses: len(losses) - 1
 
 
-def textbook_loop(setting, textbook, processes=1):
+def weights_of(module):
+    """Copies of all parameters, in the order of their names as the user wrote them."""
+    named = sorted((plain_name(name), parameter) for name, parameter in module.named_parameters())
+    return [parameter.detach().clone() for _, parameter in named]
+
+
+def textbook_loop(setting, textbook, processes=1, prepare=lambda _: None):
     """Trains by hand, with every batch split as so many processes would share it."""
     model = network()
+    prepare(model)
+    textbook.change(model)
+    result, memory, step = Result(start=weights_of(model)), {}, 0
     optimizer = torch.optim.SGD(trainable(model), lr=LEARNING_RATE, momentum=0.9)
     dtype = DTYPES[setting.precision]
     scale = scaler() if dtype == torch.float16 else torch.amp.GradScaler("cpu", enabled=False)
@@ -202,12 +216,14 @@ def textbook_loop(setting, textbook, processes=1):
     autocast = functools.partial(
         torch.autocast, "cpu", dtype=dtype, enabled=dtype != torch.float32, cache_enabled=False
     )
-    result, memory, step = Result(), {}, 0
     for model.epoch in range(EPOCHS):
         model.train()
         for index, (inputs, labels) in enumerate(loader()):
+            model.batch, buffers = index, [buffer.clone() for buffer in model.buffers()]
             for rank in range(processes):
-                part = inputs[rank::processes]
+                model.rank, part = rank, inputs[rank::processes]
+                for buffer, before in zip(model.buffers(), buffers, strict=True):
+                    buffer.copy_(before)  # every process starts from its own
                 with autocast():
                     logits = model(part)
                     loss = F.cross_entropy(logits, labels[rank::processes]) + textbook.term(model, part, logits)
@@ -225,7 +241,7 @@ def textbook_loop(setting, textbook, processes=1):
                 with torch.no_grad():
                     textbook.after_step(model, (index % setting.accumulate + 1) / setting.accumulate)
                 step += 1
-        result.weights.append(copy.deepcopy([parameter.detach() for parameter in model.parameters()]))
+        result.weights.append(weights_of(model))
         model.eval()
         with torch.no_grad(), autocast():
             losses = [F.cross_entropy(model(inputs), labels) for inputs, labels in loader()]

@@ -6,31 +6,45 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback
+from torch import nn
+from torch.nn.utils.parametrize import register_parametrization
 
 from lightning_reg.attach.streams import random_stream
 from lightning_reg.callbacks import (
     ActivityPenalty,
     BestWeightsEarlyStopping,
+    ConcreteDropoutPenalty,
     ConfidencePenalty,
+    DropoutSchedule,
     ElasticNetPenalty,
+    FreezeBatchNorm,
     GradientCentralization,
     GradientClipping,
     GradientMonitor,
     GradientNoise,
     GroupLassoPenalty,
+    InsertDropBlock,
+    InsertDropConnect,
+    InsertDropout,
+    InsertStochasticDepth,
     L1Penalty,
     L2Penalty,
     L2SPPenalty,
     MaxNorm,
     NonNegative,
     OrthogonalPenalty,
+    ReplaceNorm,
+    SpectralNormalization,
     StrengthSchedule,
     UnitNorm,
+    WeightStandardization,
 )
-from tests.conformance.problem import EPOCHS, LEARNING_RATE, Textbook, matrices, network, trainable
+from lightning_reg.nn import ConcreteDropout
+from tests.conformance.problem import EPOCHS, LEARNING_RATE, Network, Textbook, matrices, network, trainable
 
 OFF = StrengthSchedule(kind="constant", end=0.0)
 UNTRAINED = ("network.frozen.*",)
+UNRUN = ("network.unused",)
 
 
 @dataclass
@@ -43,13 +57,26 @@ class Technique:
         textbook: What it is by hand.
         second: Makes an idle one that can stand beside it; where None, ``idle``.
         clips: Whether it refuses to stand beside the Trainer's clipping.
+        prepare: What the user's network has that others haven't.
+        changed: Beginning of the names of the modules that it changes for good.
     """
 
-    attach: Callable[[], Callback]
-    idle: Callable[[], Callback]
+    attach: Callable[[], Callback | list[Callback]]
+    idle: Callable[[], Callback | list[Callback]]
     textbook: Textbook = field(default_factory=Textbook)
     second: Callable[[], Callback] | None = None
     clips: bool = False
+    prepare: Callable[[Network], None] = lambda _: None
+    changed: str = ""
+
+    def attached(self):
+        """Callbacks that haven't been used."""
+        return as_list(self.attach())
+
+
+def as_list(attached):
+    """Some techniques only mean something beside another."""
+    return attached if isinstance(attached, list) else [attached]
 
 
 def penalty(term):
@@ -162,6 +189,129 @@ def max_norm(model, share):
         weight.copy_(weight.renorm(2, 0, 0.7))
 
 
+def kept(name, model, like, shape, p):
+    """1 for what is kept, drawn as the documentation says: from seed, rank, epoch and batch."""
+    seeds = random_stream(3, model.rank, model.epoch, model.batch, name, 0)
+    generator = torch.Generator().manual_seed((seeds.getrandbits(43) << 20) & (2**63 - 1))
+    return like.new_empty(shape).bernoulli_(1 - p, generator=generator)
+
+
+def dropped_features(model, rate=lambda _: 0.4):
+    features = model.features
+
+    def dropped(inputs):
+        outputs, p = features(inputs), rate(model)
+        if not model.training or p == 0:
+            return outputs
+        return outputs * kept("InsertDropout", model, outputs, outputs.shape, p) / (1 - p)
+
+    model.features = dropped
+
+
+def map_of_features(model):
+    model.act = nn.Sequential(nn.Tanh(), nn.Unflatten(1, (3, 4)), nn.Flatten())
+
+
+class DroppedBlocks(nn.Module):
+    """Blocks of two along four positions: the first is covered by one seed, its own, the others by two."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = [model]
+
+    def forward(self, maps):
+        if not self.training:
+            return maps
+        # (keep + 3 keep²) / 4 = 0.7
+        keep = (-1 + (1 + 12 * 4 * 0.7) ** 0.5) / 6
+        seeds = random_stream(3, self.model[0].rank, self.model[0].epoch, self.model[0].batch, "InsertDropBlock", 0)
+        generator = torch.Generator().manual_seed((seeds.getrandbits(43) << 20) & (2**63 - 1))
+        seed = torch.empty(maps.shape).uniform_(generator=generator) < 1 - keep
+        dropped = seed.clone()
+        dropped[:, :, 1:] |= seed[:, :, :-1]
+        return (maps * (~dropped) / torch.tensor([keep, keep**2, keep**2, keep**2])).to(maps.dtype)
+
+
+def dropped_blocks(model):
+    model.act.insert(2, DroppedBlocks(model))
+
+
+class Skipped(nn.Module):
+    """An activation as a residual block that is dropped for whole samples."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = [model]
+
+    def forward(self, inputs):
+        outputs = torch.tanh(inputs)
+        if not self.training:
+            return outputs
+        keep = kept("InsertStochasticDepth", self.model[0], outputs, (len(outputs), 1), 0.4)
+        return inputs + (outputs - inputs) * keep / 0.6
+
+
+def skipped_activation(model):
+    model.act = Skipped(model)
+
+
+def dropped_weights(model):
+    layer = model.hidden
+
+    def forward(inputs):
+        weight = layer.weight
+        if model.training:
+            weight = weight * kept("InsertDropConnect", model, weight, weight.shape, 0.4) / 0.6
+        return F.linear(inputs, weight, layer.bias)
+
+    layer.forward = forward
+
+
+def batch_norm(model):
+    """As a pretrained network has it."""
+    model.norm = nn.BatchNorm1d(12)
+    model.norm.running_mean.fill_(0.2)
+    model.norm.running_var.fill_(1.5)
+    model.unused = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+
+
+def frozen_batch_norm(model):
+    model.norm.requires_grad_(False)
+    model.norm.train = lambda *_: model.norm
+    model.norm.training = False
+
+
+def spectral_norm(model):
+    seed = random_stream(3, "spectral normalization", "network.first").getrandbits(63)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        nn.utils.parametrizations.spectral_norm(model.first)
+
+
+class Standardized(nn.Module):
+    def forward(self, weight):
+        return (weight - weight.mean(1, keepdim=True)) / (weight.var(1, keepdim=True, correction=0) + 1e-5).sqrt()
+
+
+class Pattern:
+    """In the place of random numbers, which neither the user's network nor the textbook's could repeat."""
+
+    def draw(self, kind, like, shape, p=0.0):
+        return torch.linspace(0.05, 0.95, shape[-1]).expand(shape)
+
+
+def concrete_head(model):
+    model.head = ConcreteDropout(model.head, p=0.3, length_scale=2.0)
+    model.head.stream = Pattern()
+
+
+def concrete_term(model):
+    layer = model.head
+    p = layer.logit_bias.sigmoid()
+    entropy = -p * p.log() - (1 - p) * (1 - p).log()
+    return (4.0 / 2 / (1 - p) * (layer.layer.weight**2).sum() - 12 * entropy) / 48
+
+
 TECHNIQUES = {
     "L1Penalty": Technique(lambda: L1Penalty(weight=0.01), lambda: L1Penalty(weight=0.0), penalty(l1)),
     "L1Penalty proximal": Technique(
@@ -245,6 +395,66 @@ TECHNIQUES = {
     ),
     "GradientCentralization": Technique(
         GradientCentralization, lambda: GradientCentralization(include=UNTRAINED), Textbook(on_gradients=centralize)
+    ),
+    "ConcreteDropoutPenalty": Technique(
+        ConcreteDropoutPenalty,
+        lambda: ConcreteDropoutPenalty(schedule=OFF),
+        penalty(concrete_term),
+        prepare=concrete_head,
+    ),
+    "InsertDropout": Technique(
+        lambda: InsertDropout(p=0.4, include=("network.act",), seed=3),
+        lambda: InsertDropout(p=0.0, include=("network.act",)),
+        Textbook(change=dropped_features),
+    ),
+    "InsertStochasticDepth": Technique(
+        lambda: InsertStochasticDepth(p=0.4, include=("network.act",), seed=3),
+        lambda: InsertStochasticDepth(p=0.0, include=("network.act",)),
+        Textbook(change=skipped_activation),
+    ),
+    "InsertDropBlock": Technique(
+        lambda: InsertDropBlock(p=0.3, block_size=2, include=("network.act.1",), seed=3),
+        lambda: InsertDropBlock(p=0.0, include=("network.act.1",)),
+        Textbook(change=dropped_blocks),
+        prepare=map_of_features,
+    ),
+    "InsertDropConnect": Technique(
+        lambda: InsertDropConnect(p=0.4, include=("network.hidden",), seed=3),
+        lambda: InsertDropConnect(p=0.0, include=("network.first",)),
+        Textbook(change=dropped_weights),
+    ),
+    "DropoutSchedule": Technique(
+        lambda: [
+            InsertDropout(p=0.8, include=("network.act",), seed=3),
+            DropoutSchedule(include=("network.act",), schedule=StrengthSchedule(duration=EPOCHS - 1)),
+        ],
+        lambda: DropoutSchedule(include=("network.unused.1",)),
+        Textbook(change=lambda model: dropped_features(model, lambda model: 0.8 * model.epoch / (EPOCHS - 1))),
+        prepare=lambda model: setattr(model, "unused", nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5))),
+    ),
+    "FreezeBatchNorm": Technique(
+        lambda: FreezeBatchNorm(include=("network.norm",)),
+        lambda: FreezeBatchNorm(include=("network.unused.1",)),
+        Textbook(change=frozen_batch_norm),
+        prepare=batch_norm,
+    ),
+    "ReplaceNorm": Technique(
+        lambda: ReplaceNorm(norm="batch", types=("LayerNorm",)),
+        lambda: ReplaceNorm(norm="layer", types=("LayerNorm",)),
+        Textbook(change=lambda model: setattr(model, "norm", nn.BatchNorm1d(12))),
+        changed="network.norm",
+    ),
+    "SpectralNormalization": Technique(
+        lambda: SpectralNormalization(include=("network.first",), seed=3),
+        lambda: SpectralNormalization(include=UNRUN),
+        Textbook(change=spectral_norm),
+        changed="network.first",
+    ),
+    "WeightStandardization": Technique(
+        lambda: WeightStandardization(include=("network.first",), types=("Linear",)),
+        lambda: WeightStandardization(include=UNRUN, types=("Linear",)),
+        Textbook(change=lambda model: register_parametrization(model.first, "weight", Standardized())),
+        changed="network.first",
     ),
     "MaxNorm": Technique(lambda: MaxNorm(max_norm=0.7), lambda: MaxNorm(max_norm=1e9), Textbook(after_step=max_norm)),
     "UnitNorm": Technique(

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader, DistributedSampler
 
-from tests.conformance.problem import BATCH_SIZE, SomebodysModule, samples
+from tests.conformance.problem import BATCH_SIZE, SomebodysModule, samples, weights_of
 from tests.conformance.techniques import TECHNIQUES
 
 
@@ -22,7 +22,7 @@ def run(name, setting, path):
 
         def on_fit_end(self):
             if self.global_rank == 0:
-                torch.save([parameter.detach() for parameter in self.parameters()], path)
+                torch.save(weights_of(self), path)
 
         def train_dataloader(self):
             # Lightning would shuffle the shards of a sampler of its own.
@@ -32,8 +32,9 @@ def run(name, setting, path):
         val_dataloader = train_dataloader
 
     strategy = DDPStrategy(start_method="fork", find_unused_parameters=True)
-    trainer = setting.trainer([TECHNIQUES[name].attach()], devices=2, strategy=strategy, num_sanity_val_steps=0)
-    trainer.fit(setting.module(Shares))
+    technique = TECHNIQUES[name]
+    trainer = setting.trainer(technique.attached(), devices=2, strategy=strategy, num_sanity_val_steps=0)
+    trainer.fit(setting.module(Shares, technique.prepare))
 
 
 def main(folder):

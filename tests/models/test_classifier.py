@@ -201,3 +201,19 @@ def test_checkpoint_can_be_loaded_loosely_in_python(tmp_path):
 def test_other_precisions_train(make, precision):
     trainer = fit(make(input_shape=(1, 8, 8), num_classes=3), loader(*samples()), precision=precision, max_steps=2)
     assert trainer.callback_metrics["train/loss"].isfinite()
+
+
+def test_lsuv_scales_the_weights_by_the_first_batch_and_only_then():
+    module = mlp(init="lsuv", hidden_sizes=[16, 16], optimizer=lambda params: torch.optim.SGD(params, lr=0.0))
+    inputs, labels = samples()
+    trainer = quiet_trainer(max_epochs=1)
+    trainer.fit(module, loader(inputs, labels), loader(inputs, labels))
+    outputs = inputs[:8]
+    for layer in module.network:
+        outputs = layer(outputs)
+        if isinstance(layer, nn.Linear):
+            assert outputs.var(correction=0).item() == pytest.approx(1, abs=0.05)
+    trained = [parameter.clone() for parameter in module.parameters()]
+    trainer.fit_loop.max_epochs = 2
+    trainer.fit(module, loader(5 * inputs, labels), loader(inputs, labels))
+    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), trained, strict=True))

@@ -1,6 +1,5 @@
 """Gaussian noise on gradients."""
 
-import os
 from collections.abc import Sequence
 
 import torch
@@ -13,7 +12,7 @@ from typing_extensions import override
 from lightning_reg.attach.gradients import dense_gradient, gradient_scale, local, optimizer_index, parameters_of
 from lightning_reg.attach.schedules import ScheduledStrength, StrengthSchedule, check_schedule
 from lightning_reg.attach.selection import as_patterns, select_parameters
-from lightning_reg.attach.streams import random_stream
+from lightning_reg.attach.streams import base_seed, random_stream
 from lightning_reg.attach.technique import GradientTechnique, Position, instance_number, instance_suffix, logs_now
 from lightning_reg.functional.gradients import add_noise_
 from lightning_reg.settings import check_count, check_range
@@ -123,8 +122,9 @@ class GradientNoise(GradientTechnique):
         index = optimizer_index(trainer, optimizer)
         # Whole parameters get the same noise in every process, else they would drift apart; shards are different ones.
         part = trainer.global_rank if isinstance(noisy[0], DTensor) else 0
-        seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if self.seed is None else self.seed
-        stream = random_stream(seed, part, step, "gradient noise", instance_number(trainer, self), index)
+        stream = random_stream(
+            base_seed(self.seed), part, step, "gradient noise", instance_number(trainer, self), index
+        )
         gradients = [local(dense_gradient(each)) for each in noisy]
         generator = torch.Generator(gradients[0].device).manual_seed(stream.getrandbits(63))
         scale = gradient_scale(trainer, optimizer)

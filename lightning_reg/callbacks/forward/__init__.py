@@ -1,0 +1,1 @@
+"""Techniques that act in the forward pass."""

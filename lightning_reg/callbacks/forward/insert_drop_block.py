@@ -1,0 +1,74 @@
+"""DropBlock in a network that was built without."""
+
+from collections.abc import Sequence
+
+from torch import nn
+from typing_extensions import override
+
+from lightning_reg.attach.insertion import LayerInsertion
+from lightning_reg.nn import DropBlock
+from lightning_reg.nn.stochastic import StochasticLayer
+from lightning_reg.settings import check_count
+
+__all__ = ["InsertDropBlock"]
+
+
+class InsertDropBlock(LayerInsertion):
+    """Drops blocks of the feature maps of an existing network in training.
+
+    What it does: what the chosen modules return loses neighbouring units together, at exactly the share that is asked
+    for, whatever the size of the maps. Nothing is added to the module's children or its checkpoints; when training
+    ends, it is gone.
+
+    When to use: behind the later stages of convolutional networks, where dropout of single units is undone by their
+    neighbours; with a rate that rises (``DropoutSchedule``). When not: on features without positions.
+
+    Cost: a random number for each unit of these outputs, a few passes over bytes, one over the outputs forward and one
+    backward. No state.
+
+    Interacts with: torch.compile: attach it before the first step of the compiled module. Its random numbers depend on
+    seed, rank, epoch and batch.
+
+    Deviates from the paper: seeds may lie anywhere, and survivors are divided by their own probability to survive, so
+    that rate and expectation are exact at borders and on small maps, too.
+
+    Args:
+        p: Share of units that is dropped, in [0, 1).
+        block_size: Side of a block, at least 1; may be even, and larger than the map.
+        per_channel: Whether each channel loses blocks of its own; else all lose the same, which is cheaper.
+        include: Globs over names of modules behind which it is put; where empty, ``types`` alone choose.
+        exclude: Globs over names of modules that are left out.
+        types: Classes of modules, or their names, such as ``"BasicBlock"``; all that ``include`` chooses where empty.
+        seed: What random numbers start from; that of ``seed_everything`` where None.
+
+    Raises:
+        SettingError: If a setting is out of its range, nothing is chosen, a pattern matches nothing, or what a module
+            returns isn't (N, C, ...) with one to three dimensions of positions.
+
+    Reference:
+        Golnaz Ghiasi, Tsung-Yi Lin, Quoc V. Le: DropBlock: A regularization method for convolutional networks, NeurIPS
+        2018, arXiv:1810.12890.
+
+    >>> InsertDropBlock(p=0.1, include=("layer3", "layer4")).block_size
+    7
+    """
+
+    def __init__(
+        self,
+        *,
+        p: float = 0.1,
+        block_size: int = 7,
+        per_channel: bool = True,
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        types: Sequence[str | type] = (),
+        seed: int | None = None,
+    ) -> None:
+        check_count("block_size", block_size)
+        super().__init__(p=p, include=include, exclude=exclude, types=types, seed=seed)
+        self.block_size = block_size
+        self.per_channel = per_channel
+
+    @override
+    def make(self, module: nn.Module, index: int, count: int) -> StochasticLayer:
+        return DropBlock(self.p, block_size=self.block_size, per_channel=self.per_channel)

@@ -1,0 +1,84 @@
+"""DropConnect in a network that was built without."""
+
+from collections.abc import Sequence
+
+from lightning.pytorch import LightningModule, Trainer
+from torch import nn
+from typing_extensions import override
+
+from lightning_reg.attach.insertion import StochasticSurgery
+from lightning_reg.attach.surgery import Change
+from lightning_reg.nn.drop_connect import DROP_CONNECTED, DropConnect, drop_connected, plain_again
+
+__all__ = ["InsertDropConnect"]
+
+
+class InsertDropConnect(StochasticSurgery):
+    """Drops weights of linear and convolutional layers of an existing network at random in training.
+
+    What it does: in every forward pass in training, a new mask sets weights to zero and the rest is divided by the
+    probability to be kept. Parameters, their names and checkpoints are those of the plain layer; when training ends,
+    the layers are plain again.
+
+    When to use: fully connected layers of small networks. When not: beside weight constraints that have to hold for the
+    weights in use, such as ``SpectralNormalization``.
+
+    Cost: one pass over the chosen weights in the forward and in the backward pass, and a mask of them. No state.
+
+    Interacts with: torch.compile, whose graphs contain it. Its random numbers depend on seed, rank, epoch and batch.
+    ``DropoutSchedule`` moves its rate.
+
+    Deviates from the paper: one mask for the whole batch, and the inverted form rather than the paper's approximation
+    of the mean at test time.
+
+    Args:
+        p: Probability that a weight is dropped, in [0, 1).
+        include: Globs over names of layers; all that can be where empty.
+        exclude: Globs over names of layers that are left out.
+        types: Classes of layers, or their names: Linear, Conv1d, Conv2d, Conv3d; all four where empty.
+        seed: What random numbers start from; that of ``seed_everything`` where None.
+
+    Raises:
+        SettingError: If ``p`` is out of its range, a pattern matches nothing, or there is no such layer.
+
+    Reference:
+        Li Wan et al.: Regularization of Neural Networks using DropConnect, ICML 2013.
+
+    >>> InsertDropConnect(p=0.3, include=("classifier.*",)).p
+    0.3
+    """
+
+    suited = ", ".join(kind.__name__ for kind in DROP_CONNECTED)
+
+    def __init__(
+        self,
+        *,
+        p: float = 0.1,
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        types: Sequence[str | type] = (),
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(p=p, include=include or ("*",), exclude=exclude, types=types, seed=seed)
+        self._layers: list[DropConnect] = []
+
+    @override
+    def suits(self, module: nn.Module) -> bool:
+        return type(module) in DROP_CONNECTED  # torch's own alone: nobody knows how a subclass uses its weights
+
+    @override
+    def operate(self, trainer: Trainer, pl_module: LightningModule) -> list[Change]:
+        changes = []
+        for name, each in self.selected(pl_module).items():
+            layer = drop_connected(each, self.p)
+            layer.stream = self.stream()
+            self._layers.append(layer)
+            changes.append((f"DropConnect(p={self.p})", name))
+        return changes
+
+    @override
+    def release(self) -> None:
+        super().release()
+        for layer in self._layers:
+            plain_again(layer)
+        self._layers = []

@@ -1,0 +1,81 @@
+"""Stochastic depth in a residual network that was built without."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import nn
+from typing_extensions import override
+
+from lightning_reg.attach.insertion import LayerInsertion
+from lightning_reg.nn import StochasticDepth, linear_rates
+from lightning_reg.nn.stochastic import StochasticLayer
+from lightning_reg.settings import check_choice
+
+__all__ = ["InsertStochasticDepth"]
+
+
+class InsertStochasticDepth(LayerInsertion):
+    """Drops residual blocks of an existing network at random in training.
+
+    What it does: with the probability of its depth, a block hands its input on; else what it adds to the input is
+    divided by the probability to be kept. Nothing is added to the module's children or its checkpoints.
+
+    When to use: deep residual networks and transformers. When not: networks of few blocks, or without residual
+    connections.
+
+    Cost: one pass over each block's output in the forward and in the backward pass; blocks are computed all the same.
+    No state.
+
+    Interacts with: torch.compile: attach it before the first step of the compiled module. Its random numbers depend on
+    seed, rank, epoch and batch. ``DropoutSchedule`` moves its rates.
+
+    Deviates from the paper: survivors are rescaled in training instead of all at test time. In a network that has an
+    activation behind the sum, as ResNet has, the block is dropped together with it.
+
+    Args:
+        p: Probability that the last block is dropped, in [0, 1).
+        include: Globs over names of residual blocks, or of modules at the end of residual branches, in the order of
+            depth; where empty, ``types`` alone choose.
+        exclude: Globs over names of modules that are left out.
+        types: Classes of modules, or their names, such as ``"BasicBlock"``; all that ``include`` chooses where empty.
+        at: ``"block"``: the modules are whole blocks, whose inputs and outputs have the same shape; ``"branch"``: each
+            is the last module of a branch, whose output is added to something.
+        rates: ``"linear"``: the l-th of L blocks is dropped with probability p·l/L; ``"constant"``: all with p.
+        mode: ``"row"``: for each sample by itself; ``"batch"``: for all or for none.
+        seed: What random numbers start from; that of ``seed_everything`` where None.
+
+    Raises:
+        SettingError: If a setting is out of its range, nothing is chosen, a pattern matches nothing, or a block's input
+            and output differ in shape.
+
+    Reference:
+        Gao Huang et al.: Deep Networks with Stochastic Depth, ECCV 2016, arXiv:1603.09382.
+
+    >>> InsertStochasticDepth(p=0.2, types=("BasicBlock",)).rates
+    'linear'
+    """
+
+    def __init__(
+        self,
+        *,
+        p: float = 0.1,
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        types: Sequence[str | type] = (),
+        at: Literal["block", "branch"] = "block",
+        rates: Literal["linear", "constant"] = "linear",
+        mode: Literal["row", "batch"] = "row",
+        seed: int | None = None,
+    ) -> None:
+        check_choice("at", at, ("block", "branch"))
+        check_choice("rates", rates, ("linear", "constant"))
+        check_choice("mode", mode, ("row", "batch"))
+        super().__init__(p=p, include=include, exclude=exclude, types=types, seed=seed, residual=at == "block")
+        self.at = at
+        self.rates = rates
+        self.mode = mode
+
+    @override
+    def make(self, module: nn.Module, index: int, count: int) -> StochasticLayer:
+        p = linear_rates(self.p, count)[index] if self.rates == "linear" else self.p
+        return StochasticDepth(p, mode=self.mode)

@@ -1,0 +1,127 @@
+"""Another normalization in the place of BatchNorm."""
+
+from collections.abc import Callable, Sequence
+from weakref import WeakSet
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import nn
+from torch.nn.parameter import UninitializedParameter
+from typing_extensions import override
+
+from lightning_reg.attach.surgery import Change, Surgery
+from lightning_reg.nn import make_norm
+from lightning_reg.settings import SettingError
+
+__all__ = ["ReplaceNorm"]
+
+_BatchNorm = nn.modules.batchnorm._BatchNorm
+_HOOKS = [name for name in vars(nn.Module()) if name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called"))]
+_REPLACEMENTS: WeakSet[nn.Module] = WeakSet()  # so that the next stage, or another trainer, knows that it was done
+
+
+class ReplaceNorm(Surgery):
+    """Replaces the normalization layers of an existing network by others.
+
+    What it does: each chosen layer gives way to one of the same number of features, which takes over scale and shift
+    where both have them, and the device, dtype, mode, hooks and everybody who shares it. Running statistics are
+    dropped. The module keeps the change after training. Checkpoints load with the callback.
+
+    When to use: BatchNorm with small batches, or many accumulated ones, is noise: ``"group"`` doesn't depend on the
+    batch, ``"ghost_batch"`` makes large batches as noisy as small ones. When not: in a network that was trained with
+    BatchNorm, unless it is trained on for long: what running statistics did is gone.
+
+    Cost: that of the layer. ``"group"`` costs in evaluation what it costs in training.
+
+    Interacts with: ``WeightStandardization``, which makes GroupNorm as good as BatchNorm. Optimizers are made after the
+    change, and so train the new parameters.
+
+    Args:
+        norm: batch, ghost_batch, layer, instance, group, rms, filter_response, none; or any callable (or its import
+            path) from the number of features to a module.
+        include: Globs over names of modules.
+        exclude: Globs over names of modules that are left out.
+        types: Classes of modules, or their names; BatchNorm of any dimension where empty.
+
+    Raises:
+        SettingError: If a pattern matches nothing, or it isn't known how many features a layer normalizes.
+
+    Reference:
+        Yuxin Wu, Kaiming He: Group Normalization, ECCV 2018, arXiv:1803.08494.
+
+    >>> ReplaceNorm(norm="group").norm
+    'group'
+    """
+
+    suited = "BatchNorm"
+
+    def __init__(
+        self,
+        *,
+        norm: str | Callable[[int], nn.Module] = "group",
+        include: Sequence[str] = ("*",),
+        exclude: Sequence[str] = (),
+        types: Sequence[str | type] = (),
+    ) -> None:
+        make_norm(norm, 32, spatial_dims=2)  # an unknown name is an error now
+        super().__init__(include=include, exclude=exclude, types=types)
+        self.norm = norm
+
+    @override
+    def suits(self, module: nn.Module) -> bool:
+        return bool(self.types) or isinstance(module, _BatchNorm)
+
+    @override
+    def operate(self, trainer: Trainer, pl_module: LightningModule) -> list[Change]:
+        names = {module: name for name, module in self._left(pl_module).items()}
+        new = {module: self._replacement(name, module) for module, name in names.items()}
+        for parent in list(pl_module.modules()):
+            for leaf, child in parent._modules.items():
+                if child in new:
+                    parent._modules[leaf] = new[child]
+        _REPLACEMENTS.update(new.values())
+        return [(f"{type(old).__name__} -> {type(each).__name__}", names[old]) for old, each in new.items()]
+
+    def _left(self, pl_module: LightningModule) -> dict[str, nn.Module]:
+        """What is chosen and wasn't put there by a replacement."""
+        try:
+            chosen = self.selected(pl_module)
+        except SettingError:
+            if any(each in _REPLACEMENTS for each in pl_module.modules()):
+                return {}  # all of it was
+            raise
+        return {name: each for name, each in chosen.items() if each not in _REPLACEMENTS}
+
+    def _replacement(self, name: str, old: nn.Module) -> nn.Module:
+        new = make_norm(self.norm, _num_features(name, old), spatial_dims=_spatial_dims(old))
+        if (like := next(old.parameters(), next(old.buffers(), None))) is not None:
+            new.to(like.device, like.dtype)
+        for leaf in ("weight", "bias"):
+            before, after = getattr(old, leaf, None), getattr(new, leaf, None)
+            if before is not None and after is not None and before.shape == after.shape:
+                with torch.no_grad():
+                    after.copy_(before)
+                after.requires_grad_(before.requires_grad)
+        new.training = old.training
+        for hooks in _HOOKS:  # the very same dictionaries, so that handles can still remove what they registered
+            vars(new)[hooks] = vars(old)[hooks]
+        return new
+
+
+def _num_features(name: str, module: nn.Module) -> int:
+    for attribute in ("num_features", "num_channels", "normalized_shape"):
+        size = getattr(module, attribute, None)
+        if size is not None:
+            return int(size[-1]) if isinstance(size, (tuple, list)) else int(size)
+    weight = getattr(module, "weight", None)
+    if isinstance(weight, nn.Parameter) and not isinstance(weight, UninitializedParameter) and weight.ndim == 1:
+        return len(weight)
+    raise SettingError(f"exclude must name {name}, a {type(module).__name__} whose number of features isn't known")
+
+
+def _spatial_dims(module: nn.Module) -> int:
+    """How many dimensions come after the channels; what takes features last has none."""
+    for dims, kinds in enumerate((("BatchNorm1d",), ("BatchNorm2d",), ("BatchNorm3d",)), start=1):
+        if any(kind.__name__ in kinds for kind in type(module).__mro__):
+            return dims
+    return 0 if isinstance(module, (nn.LayerNorm, nn.RMSNorm)) else 2

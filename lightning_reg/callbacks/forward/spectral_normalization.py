@@ -1,0 +1,109 @@
+"""Weights divided by their largest singular value."""
+
+from collections.abc import Sequence
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import nn
+from torch.nn.utils import parametrizations
+from torch.nn.utils.parametrize import is_parametrized
+from typing_extensions import override
+
+from lightning_reg.attach.streams import base_seed, random_stream
+from lightning_reg.attach.surgery import Change, Surgery
+from lightning_reg.settings import SettingError, check_count, check_range
+
+__all__ = ["SpectralNormalization"]
+
+
+class SpectralNormalization(Surgery):
+    """Divides weights of an existing network by their largest singular value, so that no layer stretches anything.
+
+    What it does: the chosen layers compute with W / σ(W), as torch's ``spectral_norm`` does; σ is tracked by power
+    iteration. The module keeps it after training: it is part of the function that was learned. Checkpoints hold the
+    parametrization's own names and load with the callback; to have plain weights again, call
+    ``torch.nn.utils.parametrize.remove_parametrizations``.
+
+    When to use: discriminators of GANs; networks that are to be smooth, for robustness or uncertainty. When not: before
+    BatchNorm, which rescales whatever comes in.
+
+    Cost: in training ``n_power_iterations`` products of each weight with two vectors per forward pass; two vectors a
+    layer as state.
+
+    Interacts with: averages of weights, which must average the plain weights rather than the normalized ones;
+    penalties and decay, which pull at plain weights and so at nothing but the step size.
+
+    As in the paper, a convolution's weight counts as the matrix (out, in · kernel), whose norm isn't that of the layer.
+
+    Args:
+        include: Globs over names of layers.
+        exclude: Globs over names of layers that are left out.
+        types: Classes of layers, or their names; linear and convolutional ones where empty.
+        n_power_iterations: Iterations per forward pass in training.
+        eps: Keeps norms from being 0.
+        seed: What the vectors of power iteration start from; that of ``seed_everything`` where None.
+
+    Raises:
+        SettingError: If a setting is out of its range, a pattern matches nothing, or a weight has one dimension.
+
+    Reference:
+        Takeru Miyato et al.: Spectral Normalization for Generative Adversarial Networks, ICLR 2018, arXiv:1802.05957.
+
+    >>> SpectralNormalization(include=("discriminator.*",)).n_power_iterations
+    1
+    """
+
+    suited = "Linear, Conv"
+
+    def __init__(
+        self,
+        *,
+        include: Sequence[str] = ("*",),
+        exclude: Sequence[str] = (),
+        types: Sequence[str | type] = (),
+        n_power_iterations: int = 1,
+        eps: float = 1e-12,
+        seed: int | None = None,
+    ) -> None:
+        check_count("n_power_iterations", n_power_iterations)
+        check_range("eps", eps, low=0, low_open=True)
+        if seed is not None:
+            check_count("seed", seed, low=0)
+        super().__init__(include=include, exclude=exclude, types=types)
+        self.n_power_iterations = n_power_iterations
+        self.eps = eps
+        self.seed = seed
+
+    @override
+    def suits(self, module: nn.Module) -> bool:
+        return bool(self.types) or isinstance(module, (nn.Linear, nn.modules.conv._ConvNd))
+
+    @override
+    def operate(self, trainer: Trainer, pl_module: LightningModule) -> list[Change]:
+        changes = []
+        for name, layer in self.selected(pl_module).items():
+            if _is_normalized(layer):
+                continue
+            weight = getattr(layer, "weight", None)
+            if not isinstance(weight, torch.Tensor) or weight.ndim < 2:
+                shape = tuple(weight.shape) if isinstance(weight, torch.Tensor) else "no weight"
+                raise SettingError(
+                    f"include must name layers whose weight has two dimensions or more, but {name} has {shape}"
+                )
+            self._normalize(layer, name, weight.device)
+            changes.append((f"{type(layer).__bases__[0].__name__}, spectral norm", name))
+        return changes
+
+    def _normalize(self, layer: nn.Module, name: str, device: torch.device) -> None:
+        """Starts power iteration from vectors of its own stream, the same in every process."""
+        seed = random_stream(base_seed(self.seed), "spectral normalization", name).getrandbits(63)
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            parametrizations.spectral_norm(layer, "weight", self.n_power_iterations, self.eps)
+
+
+def _is_normalized(layer: nn.Module) -> bool:
+    return is_parametrized(layer, "weight") and any(
+        isinstance(each, parametrizations._SpectralNorm)
+        for each in layer.parametrizations["weight"]  # type: ignore[index]
+    )

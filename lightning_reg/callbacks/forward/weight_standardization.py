@@ -1,0 +1,90 @@
+"""Filters with mean 0 and variance 1."""
+
+from collections.abc import Sequence
+
+from lightning.pytorch import LightningModule, Trainer
+from torch import nn
+from torch.nn.utils.parametrize import is_parametrized, register_parametrization
+from typing_extensions import override
+
+from lightning_reg.attach.surgery import Change, Surgery
+from lightning_reg.nn import normalization as layers
+from lightning_reg.settings import SettingError, check_range
+
+__all__ = ["WeightStandardization"]
+
+
+class WeightStandardization(Surgery):
+    """Standardizes the filters of an existing network's convolutions: mean 0, variance 1 over what leads into a unit.
+
+    What it does: the chosen layers compute with standardized weights. The module keeps it after training: it is part of
+    the function that was learned. Checkpoints hold the parametrization's own names and load with the callback; to have
+    plain weights again, call ``torch.nn.utils.parametrize.remove_parametrizations``.
+
+    When to use: together with GroupNorm where batches are too small for BatchNorm (see ``ReplaceNorm``). When not:
+    without a normalization behind the layer, because the scale of its outputs is then that of the fan-in.
+
+    Cost: two passes over the chosen weights in the forward and in the backward pass. No state.
+
+    Interacts with: penalties and decay, which pull at plain weights and so at nothing but the step size.
+
+    Args:
+        include: Globs over names of layers.
+        exclude: Globs over names of layers that are left out.
+        types: Classes of layers, or their names; convolutions where empty.
+        eps: Added to the variance.
+
+    Raises:
+        SettingError: If a setting is out of its range, a pattern matches nothing, or a weight has one dimension.
+
+    Reference:
+        Siyuan Qiao et al.: Micro-Batch Training with Batch-Channel Normalization and Weight Standardization, 2019,
+        arXiv:1903.10520.
+
+    >>> WeightStandardization(include=("backbone.*",)).eps
+    1e-05
+    """
+
+    suited = "Conv"
+
+    def __init__(
+        self,
+        *,
+        include: Sequence[str] = ("*",),
+        exclude: Sequence[str] = (),
+        types: Sequence[str | type] = (),
+        eps: float = 1e-5,
+    ) -> None:
+        check_range("eps", eps, low=0, low_open=True)
+        super().__init__(include=include, exclude=exclude, types=types)
+        self.eps = eps
+
+    @override
+    def suits(self, module: nn.Module) -> bool:
+        return bool(self.types) or isinstance(module, nn.modules.conv._ConvNd)
+
+    @override
+    def operate(self, trainer: Trainer, pl_module: LightningModule) -> list[Change]:
+        changes = []
+        for name, layer in self.selected(pl_module).items():
+            if _is_standardized(layer):
+                continue
+            shape = getattr(getattr(layer, "weight", None), "shape", ())
+            if len(shape) < 2:
+                raise SettingError(
+                    f"include must name layers whose weight has two dimensions or more, but {name} has {tuple(shape)}"
+                )
+            transposed = isinstance(layer, nn.modules.conv._ConvTransposeNd)
+            standardization = layers.WeightStandardization(
+                dim=int(transposed), groups=int(getattr(layer, "groups", 1)) if transposed else 1, eps=self.eps
+            )
+            register_parametrization(layer, "weight", standardization)
+            changes.append((f"{type(layer).__bases__[0].__name__}, standardized", name))
+        return changes
+
+
+def _is_standardized(layer: nn.Module) -> bool:
+    return is_parametrized(layer, "weight") and any(
+        isinstance(each, layers.WeightStandardization)
+        for each in layer.parametrizations["weight"]  # type: ignore[index]
+    )

@@ -1,0 +1,107 @@
+"""Random numbers for one layer, which nobody else's draws disturb, also inside a compiled graph."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_reg.settings import SettingError
+
+__all__ = ["NoiseStream", "draw"]
+
+
+def draw(
+    kind: str, like: Tensor, shape: Sequence[int], p: float = 0.0, generator: torch.Generator | None = None
+) -> Tensor:
+    """Returns random numbers in the dtype and on the device of a tensor.
+
+    Args:
+        kind: ``"bernoulli"`` (1 with probability ``p``, else 0), ``"uniform"`` on [0, 1), or ``"normal"`` (mean 0,
+            variance 1).
+        like: What the dtype and the device are taken from.
+        shape: Of the result; in the memory format of ``like`` where it is the shape of ``like``.
+        p: Probability of a 1, for ``"bernoulli"``.
+        generator: Where the numbers come from; torch's global stream where None.
+
+    >>> draw("bernoulli", torch.zeros(2), (3,), 1.0)
+    tensor([1., 1., 1.])
+    """
+    noise = torch.empty_like(like) if tuple(shape) == tuple(like.shape) else like.new_empty(shape)
+    if kind == "bernoulli":
+        return noise.bernoulli_(p, generator=generator)
+    return noise.uniform_(generator=generator) if kind == "uniform" else noise.normal_(generator=generator)
+
+
+class NoiseStream:
+    """Draws that depend on a seed and on how many draws there were since it was given, and on nothing else.
+
+    torch.compile can't trace a generator, so in compiled code the same numbers come out of an operator of our own.
+    Where activation checkpointing runs a layer again in the backward pass, the draw of the forward pass is repeated.
+
+    >>> stream = NoiseStream()
+    >>> stream.start(7)
+    >>> first = stream.draw("normal", torch.zeros(2), (2,))
+    >>> stream.start(7)
+    >>> torch.equal(stream.draw("normal", torch.zeros(2), (2,)), first)
+    True
+    """
+
+    def __init__(self) -> None:
+        self._seed = torch.zeros((), dtype=torch.int64)  # a tensor, so that a new seed isn't a new graph
+        self._draws = 0
+
+    def start(self, seed: int) -> None:
+        """Starts anew.
+
+        Args:
+            seed: A whole number of at most 62 bits.
+        """
+        self._seed.fill_(seed)
+        self._draws = 0
+
+    def draw(self, kind: str, like: Tensor, shape: Sequence[int], p: float = 0.0) -> Tensor:
+        """Returns the next random numbers, see :func:`draw`.
+
+        Args:
+            kind: Their distribution.
+            like: What the dtype and the device are taken from.
+            shape: Of the result.
+            p: Probability of a 1, for ``"bernoulli"``.
+        """
+        like = like.detach()  # nothing flows back through it
+        if torch.compiler.is_compiling():
+            index = self._draws
+            self._draws += 1
+            noise: Tensor = _compiled_draw(kind, like, list(shape), p, self._seed, index)
+            return noise
+        index = self._repeated() if torch._C._current_graph_task_id() != -1 else self._draws
+        self._draws = max(self._draws, index + 1)
+        return draw(kind, like, shape, p, _generator(like.device, self._seed, index))
+
+    def _repeated(self) -> int:
+        """Which draw is to be repeated in the backward pass; checkpoints are recomputed in an order nobody knows."""
+        if self._draws > 1:
+            raise SettingError(
+                "a layer that is run several times in a step can't be inserted into together with activation "
+                "checkpointing: which of its masks is to be repeated in the backward pass isn't known"
+            )
+        return 0
+
+
+def _generator(device: torch.device, seed: Tensor, index: int) -> torch.Generator:
+    # Neighbouring seeds are unrelated streams; a step has far fewer draws than 2²⁰.
+    return torch.Generator(device).manual_seed((int(seed) << 20 | index) & (2**63 - 1))
+
+
+@torch.library.custom_op(
+    "lightning_reg::draw",
+    mutates_args=(),
+    schema="(str kind, Tensor like, SymInt[] shape, float p, Tensor seed, int index) -> Tensor",
+)
+def _compiled_draw(kind: str, like: Tensor, shape: list[int], p: float, seed: Tensor, index: int) -> Tensor:
+    return draw(kind, like, shape, p, _generator(like.device, seed, index))
+
+
+@_compiled_draw.register_fake
+def _(_kind: str, like: Tensor, shape: list[int], _p: float, _seed: Tensor, _index: int) -> Tensor:
+    return torch.empty_like(like) if tuple(shape) == tuple(like.shape) else like.new_empty(shape)

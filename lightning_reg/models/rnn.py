@@ -1,0 +1,108 @@
+"""A recurrent network with pluggable cells, normalization, dropout and initialization."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+
+from lightning_reg.attach.hyperparameters import save_plain_hyperparameters
+from lightning_reg.models.classifier import Classifier, default_optimizer
+from lightning_reg.nn import recurrent_network
+
+__all__ = ["RNN"]
+
+
+class RNN(Classifier):
+    """A recurrent network that classifies sequences, or pictures read row by row.
+
+    Each layer is: an LSTM, GRU or tanh RNN, normalization, dropout. A picture (C, H, W) is a sequence of H steps with
+    C·W features. Gradients through many steps can explode; the callback GradientClipping keeps them short.
+
+    Args:
+        input_shape: (time, features) of a sequence or (channels, height, width) of a picture; taken from the data
+            module on the command line.
+        num_classes: Number of classes; taken from the data module on the command line.
+        cell: ``"lstm"``, ``"gru"``, or ``"rnn"`` (tanh).
+        hidden_size: Width of the state, in each direction.
+        num_layers: Recurrent layers on top of each other.
+        bidirectional: Whether each layer also reads backwards.
+        norm: Normalization of each layer's outputs: none, layer, rms (each time step by itself), batch, ghost_batch,
+            group, instance, filter_response (over time, too), or any callable from the number of features to a module.
+        dropout: Kind of dropout after each layer: variational (a feature is dropped at all time steps), standard,
+            alpha, gaussian, drop_block (stretches of 7 steps), or any callable from the probability to a module.
+        drop_prob: Its probability, in [0, 1).
+        weight_drop_prob: Probability that an entry of a recurrent matrix is dropped, for all time steps of a forward
+            pass, in [0, 1).
+        init: Initialization: auto (orthogonal recurrent weights, an open forget gate), default (torch's), zeros,
+            uniform, normal, truncated_normal, small_normal, xavier_normal, xavier_uniform, kaiming_normal,
+            kaiming_uniform, kaiming_normal_fan_out, kaiming_uniform_fan_out, lecun_normal, orthogonal, lsuv
+            (orthogonal, scaled by the first training batch), or a function that fills a weight tensor in place.
+        pool: What the last linear layer sees: the ``"last"`` outputs (each direction's own), their ``"mean"`` or
+            ``"max"`` over time.
+        label_smoothing: Share of the target that is spread evenly over all classes, in [0, 1).
+        optimizer: Makes the optimizer from parameter groups.
+        lr_scheduler: Makes the learning rate scheduler, stepped once an epoch.
+        weight_decay: Strength of the optimizer's weight decay, at least 0; norms, biases and embeddings are left out.
+            Where None, the optimizer's own setting applies to the rest.
+        compile: Whether the network is compiled by torch.compile; recurrent layers themselves stay as they are.
+
+    Raises:
+        SettingError: If a name isn't known, a number is out of its range, or inputs are neither sequences nor pictures.
+
+    Reference:
+        Variational dropout: Yarin Gal, Zoubin Ghahramani, NeurIPS 2016, arXiv:1512.05287. Dropped recurrent weights:
+        Stephen Merity, Nitish Shirish Keskar, Richard Socher, ICLR 2018, arXiv:1708.02182.
+
+    >>> import torch
+    >>> module = RNN(input_shape=(1, 8, 8), num_classes=10, cell="gru", hidden_size=16, drop_prob=0.2)
+    >>> module(torch.zeros(2, 1, 8, 8)).shape
+    torch.Size([2, 10])
+    """
+
+    def __init__(
+        self,
+        *,
+        input_shape: Sequence[int],
+        num_classes: int,
+        cell: Literal["lstm", "gru", "rnn"] = "lstm",
+        hidden_size: int = 128,
+        num_layers: int = 1,
+        bidirectional: bool = False,
+        norm: str | Callable[[int], nn.Module] = "none",
+        dropout: str | Callable[[float], nn.Module] = "variational",
+        drop_prob: float = 0.0,
+        weight_drop_prob: float = 0.0,
+        init: str | Callable[[Tensor], Any] = "auto",
+        pool: Literal["last", "mean", "max"] = "last",
+        label_smoothing: float = 0.0,
+        optimizer: OptimizerCallable = default_optimizer,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        weight_decay: float | None = None,
+        compile: bool = False,
+    ) -> None:
+        network = recurrent_network(
+            input_shape,
+            num_classes,
+            cell=cell,
+            hidden_size=hidden_size,
+            num_layers=num_layers,
+            bidirectional=bidirectional,
+            norm=norm,
+            dropout=dropout,
+            drop_prob=drop_prob,
+            weight_drop_prob=weight_drop_prob,
+            init=init,
+            pool=pool,
+        )
+        super().__init__(
+            network,
+            num_classes=num_classes,
+            input_shape=input_shape,
+            label_smoothing=label_smoothing,
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            weight_decay=weight_decay,
+            compile=compile,
+        )
+        save_plain_hyperparameters(self)

@@ -1,0 +1,119 @@
+"""A transformer with pluggable normalization, activation, dropout and initialization."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+
+from lightning_reg.attach.hyperparameters import save_plain_hyperparameters
+from lightning_reg.models.classifier import Classifier, default_optimizer
+from lightning_reg.nn import transformer_network
+
+__all__ = ["TransformerClassifier"]
+
+
+class TransformerClassifier(Classifier):
+    """A pre-norm transformer that classifies pictures, cut into patches, or sequences.
+
+    Tokens with learned positions; blocks of multi-head attention and feed-forward, each normalized first and added to
+    what came in; a last norm, pooling and a linear layer.
+
+    Args:
+        input_shape: (channels, height, width) of a picture or (time, features) of a sequence; taken from the data
+            module on the command line.
+        num_classes: Number of classes; taken from the data module on the command line.
+        patch_size: Height and width of a patch of a picture; must divide those of the picture. Sequences have none.
+        embed_dim: Width of a token.
+        depth: Blocks.
+        num_heads: Heads of each attention; must divide ``embed_dim``.
+        mlp_ratio: Width inside the feed-forward parts, in multiples of ``embed_dim``, positive.
+        norm: Normalization: layer, rms (each token by itself), none, batch, ghost_batch, group, instance,
+            filter_response (over tokens, too), or any callable from the number of features to a module.
+        activation: none, relu, leaky_relu, elu, selu, gelu, silu, mish, tanh, sigmoid, or any callable that returns a
+            module.
+        dropout: Kind of dropout of the embedding, at the end of each branch and inside the feed-forward parts:
+            standard, variational (a feature is dropped from all tokens), alpha, gaussian, or any callable from the
+            probability to a module.
+        drop_prob: Its probability, in [0, 1).
+        attention_drop_prob: Probability that an attention weight is dropped, in [0, 1).
+        stochastic_depth_prob: Probability that a branch of the last block is dropped for a sample, in [0, 1); those
+            before it have less, linearly.
+        init: Initialization: auto (normal with σ = .02), default (torch's), zeros, uniform, normal, truncated_normal,
+            small_normal, xavier_normal, xavier_uniform, kaiming_normal, kaiming_uniform, kaiming_normal_fan_out,
+            kaiming_uniform_fan_out, lecun_normal, orthogonal, lsuv (orthogonal, scaled by the first training batch), or
+            a function that fills a weight tensor in place.
+        pool: What the last linear layer sees: the ``"mean"`` of all tokens, or a learned ``"class_token"``.
+        label_smoothing: Share of the target that is spread evenly over all classes, in [0, 1).
+        optimizer: Makes the optimizer from parameter groups.
+        lr_scheduler: Makes the learning rate scheduler, stepped once an epoch.
+        weight_decay: Strength of the optimizer's weight decay, at least 0; norms, biases and embeddings (positions and
+            the class token among them) are left out. Where None, the optimizer's own setting applies to the rest.
+        compile: Whether the network is compiled by torch.compile.
+
+    Raises:
+        SettingError: If a name isn't known, a number is out of its range, sizes don't divide each other, or inputs have
+            another shape than ``input_shape``.
+
+    Reference:
+        Ashish Vaswani et al.: Attention Is All You Need, NeurIPS 2017, arXiv:1706.03762. Pre-norm: Ruibin Xiong et
+        al., ICML 2020, arXiv:2002.04745. Patches: Alexey Dosovitskiy et al., ICLR 2021, arXiv:2010.11929.
+
+    >>> import torch
+    >>> module = TransformerClassifier(input_shape=(1, 8, 8), num_classes=10, patch_size=2, depth=2, norm="rms")
+    >>> module(torch.zeros(2, 1, 8, 8)).shape
+    torch.Size([2, 10])
+    """
+
+    def __init__(
+        self,
+        *,
+        input_shape: Sequence[int],
+        num_classes: int,
+        patch_size: int = 4,
+        embed_dim: int = 64,
+        depth: int = 4,
+        num_heads: int = 4,
+        mlp_ratio: float = 4.0,
+        norm: str | Callable[[int], nn.Module] = "layer",
+        activation: str | Callable[[], nn.Module] = "gelu",
+        dropout: str | Callable[[float], nn.Module] = "standard",
+        drop_prob: float = 0.0,
+        attention_drop_prob: float = 0.0,
+        stochastic_depth_prob: float = 0.0,
+        init: str | Callable[[Tensor], Any] = "auto",
+        pool: Literal["mean", "class_token"] = "mean",
+        label_smoothing: float = 0.0,
+        optimizer: OptimizerCallable = default_optimizer,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        weight_decay: float | None = None,
+        compile: bool = False,
+    ) -> None:
+        network = transformer_network(
+            input_shape,
+            num_classes,
+            patch_size=patch_size,
+            embed_dim=embed_dim,
+            depth=depth,
+            num_heads=num_heads,
+            mlp_ratio=mlp_ratio,
+            norm=norm,
+            activation=activation,
+            dropout=dropout,
+            drop_prob=drop_prob,
+            attention_drop_prob=attention_drop_prob,
+            stochastic_depth_prob=stochastic_depth_prob,
+            init=init,
+            pool=pool,
+        )
+        super().__init__(
+            network,
+            num_classes=num_classes,
+            input_shape=input_shape,
+            label_smoothing=label_smoothing,
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            weight_decay=weight_decay,
+            compile=compile,
+        )
+        save_plain_hyperparameters(self)

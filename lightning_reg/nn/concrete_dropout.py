@@ -1,0 +1,125 @@
+"""Dropout that learns its own rate."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from lightning_reg.functional.dropout import concrete_mask, concrete_regularization, mask_shape
+from lightning_reg.functional.noise import NoiseStream, draw
+from lightning_reg.settings import SettingError, check_range
+
+__all__ = ["ConcreteDropout", "concrete_layers", "concrete_penalty"]
+
+
+class ConcreteDropout(nn.Module):
+    """A linear or convolutional layer whose inputs are dropped at a rate that is learned.
+
+    The rate has a gradient because masks are nearly, and not exactly, 0 or 1. It needs a term in the loss
+    (:func:`concrete_penalty`), else it would only ever fall: the models of this package add it by themselves, other
+    LightningModules through the callback ``ConcreteDropoutPenalty``. In front of a convolution whole channels are
+    dropped.
+
+    Args:
+        layer: A Linear, or a convolution, whose inputs are dropped.
+        p: The rate at the start, in (0, 1).
+        length_scale: l ≥ 0 of the prior over the layer's weights: how strongly the term pulls large weights toward
+            smaller rates.
+        temperature: Above 0; the smaller, the nearer masks are to 0 and 1, and the noisier the rate's gradient.
+
+    Raises:
+        SettingError: If a setting is out of its range, or the layer is of another type.
+
+    Reference:
+        Yarin Gal, Jiri Hron, Alex Kendall: Concrete Dropout, NeurIPS 2017, arXiv:1705.07832. As there, survivors are
+        divided by 1 − p, not by the mean of the relaxed mask.
+
+    >>> layer = ConcreteDropout(nn.Linear(8, 4), p=0.25)
+    >>> round(layer.p, 4)
+    0.25
+    """
+
+    def __init__(
+        self, layer: nn.Module, p: float = 0.1, *, length_scale: float = 0.01, temperature: float = 0.1
+    ) -> None:
+        super().__init__()
+        check_range("p", p, low=0, high=1, low_open=True, high_open=True)
+        check_range("length_scale", length_scale, low=0)
+        check_range("temperature", temperature, low=0, low_open=True)
+        if not isinstance(layer, (nn.Linear, nn.modules.conv._ConvNd)):
+            raise SettingError(f"layer must be a Linear or a convolution, but is a {type(layer).__name__}")
+        self.layer = layer
+        self.length_scale = length_scale
+        self.temperature = temperature
+        self.stream: NoiseStream | None = None
+        # Called a bias, because weight decay and penalties mustn't pull it toward p = 0.5.
+        self.logit_bias = nn.Parameter(torch.tensor(math.log(p / (1 - p)), device=layer.weight.device))
+
+    @property
+    def p(self) -> float:
+        """The rate now; reading it waits for the device."""
+        return self.logit_bias.detach().sigmoid().item()
+
+    @property
+    def num_inputs(self) -> int:
+        """How many units are dropped by themselves: features, or channels."""
+        return self.layer.in_features if isinstance(self.layer, nn.Linear) else int(self.layer.in_channels)
+
+    def regularization(self, num_samples: int) -> Tensor:
+        """Returns what the rate adds to a mean negative log likelihood, ().
+
+        Args:
+            num_samples: How many samples there are to train on.
+        """
+        return concrete_regularization(
+            self.layer.weight,
+            self.logit_bias,
+            self.num_inputs,
+            length_scale=self.length_scale,
+            num_samples=num_samples,
+        )
+
+    @override
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Runs the layer.
+
+        Args:
+            inputs: Whatever it takes, (N, ..., F) or (N, C, ...).
+        """
+        return self.layer(self._perturb(inputs) if self.training else inputs)  # type: ignore[no-any-return]
+
+    def _perturb(self, inputs: Tensor) -> Tensor:
+        spatial = () if isinstance(self.layer, nn.Linear) else range(2, inputs.ndim)
+        source = draw if self.stream is None else self.stream.draw
+        # In the parameter's precision: in 16 bits u would have few values, and the gradient of the rate large steps.
+        uniform = source("uniform", self.logit_bias.expand(()), mask_shape(inputs.shape, spatial))
+        mask = concrete_mask(uniform, self.logit_bias, self.temperature)
+        return inputs * (mask / torch.sigmoid(-self.logit_bias)).to(inputs.dtype)
+
+    @override
+    def extra_repr(self) -> str:
+        return f"p={self.p:.3g}, length_scale={self.length_scale}, temperature={self.temperature}"
+
+
+def concrete_layers(module: nn.Module) -> dict[str, ConcreteDropout]:
+    """Returns every layer of a module that learns its rate, by qualified name.
+
+    Args:
+        module: That is searched.
+    """
+    return {name: each for name, each in module.named_modules() if isinstance(each, ConcreteDropout)}
+
+
+def concrete_penalty(module: nn.Module, num_samples: int) -> Tensor:
+    """Returns the sum of the terms of all layers of a module that learn their rate, ().
+
+    Args:
+        module: With at least one such layer.
+        num_samples: How many samples there are to train on.
+
+    >>> layer = ConcreteDropout(nn.Linear(4, 2, bias=False), p=0.5, length_scale=0.0)
+    >>> round(concrete_penalty(layer, 4).item(), 4)  # -log 2
+    -0.6931
+    """
+    return torch.stack([layer.regularization(num_samples) for layer in concrete_layers(module).values()]).sum()

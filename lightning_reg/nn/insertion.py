@@ -1,0 +1,91 @@
+"""Stochastic layers behind somebody else's modules, without a change of their code or of their checkpoints."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from lightning_reg.nn.stochastic import StochasticLayer
+from lightning_reg.settings import SettingError
+
+__all__ = ["Insertion", "insertions"]
+
+
+class Insertion:
+    """A forward hook that sends what a module returns through a stochastic layer.
+
+    The layer isn't registered anywhere, because modules that iterate over their children would run it; its mode is that
+    of its host, so that a part of a network that is frozen in evaluation mode stays undisturbed.
+
+    Args:
+        layer: Without parameters.
+        name: Of the host, for messages.
+        residual: Whether the host is a whole residual block, of which what it adds to its input is perturbed.
+
+    >>> import torch
+    >>> from lightning_reg.nn.dropout import Dropout
+    >>> host = nn.Linear(2, 2)
+    >>> handle = host.register_forward_hook(Insertion(Dropout(0.5), "0"))
+    >>> [each.layer for each in insertions(host)]
+    [Dropout(p=0.5)]
+    """
+
+    def __init__(self, layer: StochasticLayer, name: str, *, residual: bool = False) -> None:
+        self.layer = layer
+        self.name = name
+        self.residual = residual
+        self.is_forced = False
+        """Whether the layer perturbs in evaluation, too."""
+        self.has_run = False
+        """Whether the host was run since; torch.compile doesn't run hooks of what it compiled before them."""
+
+    def __call__(self, host: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+        """Returns what the host returned, perturbed in training."""
+        self.has_run = True
+        self.layer.training = host.training or self.is_forced
+        if not self.layer.training or self.layer.is_idle:
+            return output
+        if self.residual:
+            return self._perturbed_block(inputs, output)
+        return _with_first_tensor(output, self.layer, self.name)
+
+    def _perturbed_block(self, inputs: tuple[Any, ...], output: Any) -> Any:
+        start = next((each for each in inputs if isinstance(each, Tensor)), None)
+
+        def perturbed(end: Tensor) -> Tensor:
+            if start is None or start.shape != end.shape:
+                shape = None if start is None else tuple(start.shape)
+                raise SettingError(
+                    f"include must name residual blocks, whose inputs and outputs have the same shape, but {self.name} "
+                    f"makes {tuple(end.shape)} of {shape}; leave it out, or name the end of its residual branch and "
+                    "set at='branch'"
+                )
+            change: Tensor = self.layer(end - start)
+            return start + change
+
+        return _with_first_tensor(output, perturbed, self.name)
+
+
+def insertions(module: nn.Module) -> Iterator[Insertion]:
+    """Yields everything that is inserted behind a module or those below it.
+
+    Args:
+        module: That is searched.
+    """
+    for each in module.modules():
+        yield from (hook for hook in each._forward_hooks.values() if isinstance(hook, Insertion))
+
+
+def _with_first_tensor(output: Any, change: Callable[[Tensor], Tensor], name: str) -> Any:
+    """Returns a module's output with its first tensor changed; of recurrent layers and attention that's what counts."""
+    if isinstance(output, Tensor):
+        return change(output)
+    if isinstance(output, PackedSequence):
+        return output._replace(data=change(output.data))
+    if isinstance(output, tuple) and output and isinstance(output[0], (Tensor, PackedSequence)):
+        first = _with_first_tensor(output[0], change, name)
+        return type(output)(first, *output[1:]) if hasattr(output, "_fields") else (first, *output[1:])
+    if isinstance(output, list) and output and isinstance(output[0], Tensor):
+        return [change(output[0]), *output[1:]]
+    raise SettingError(f"include must name modules that return tensors, but {name} returns a {type(output).__name__}")

@@ -1,0 +1,132 @@
+"""Uncertainty from dropout: several stochastic passes instead of one."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lightning_reg.nn.insertion import insertions
+from lightning_reg.nn.rates import is_stochastic
+from lightning_reg.settings import SettingError, check_choice, check_count
+
+__all__ = ["MonteCarloPrediction", "monte_carlo_predict", "stochastic_passes"]
+
+
+class MonteCarloPrediction(NamedTuple):
+    """What several stochastic passes say of each sample.
+
+    Attributes:
+        mean: Mean of the passes' probabilities (N, C, ...), or of their values.
+        std: Their standard deviation over passes, of the same shape.
+        predictive_entropy: Entropy of the mean in nats (N, ...), all there is of uncertainty; None for values.
+        mutual_information: Part of it that comes from not knowing the weights (N, ...): the predictive entropy less the
+            mean entropy of single passes; high where more data would help. None for values.
+    """
+
+    mean: Tensor
+    std: Tensor
+    predictive_entropy: Tensor | None
+    mutual_information: Tensor | None
+
+
+def monte_carlo_predict(
+    model: Callable[..., Tensor],
+    *inputs: Any,
+    num_samples: int = 20,
+    outputs: Literal["logits", "probabilities", "values"] = "logits",
+    class_dim: int = 1,
+) -> MonteCarloPrediction:
+    """Predicts with dropout turned on, several times.
+
+    Nothing but dropout is turned on: BatchNorm stays in evaluation mode, and every module's mode is what it was
+    afterwards, also after an exception. No gradients.
+
+    Args:
+        model: A module with at least one layer that drops something.
+        inputs: What it is called with.
+        num_samples: How many passes.
+        outputs: What the model returns: ``"logits"`` or ``"probabilities"`` (N, C, ...), or ``"values"``, as for a
+            regression.
+        class_dim: Dimension of the classes.
+
+    Returns:
+        Mean and uncertainty, in the outputs' precision.
+
+    Raises:
+        SettingError: If nothing in the model drops anything, or a setting is out of its range.
+
+    Reference:
+        Yarin Gal, Zoubin Ghahramani: Dropout as a Bayesian Approximation, ICML 2016, arXiv:1506.02142. Mutual
+        information: Neil Houlsby et al.: Bayesian Active Learning for Classification and Preference Learning, 2011,
+        arXiv:1112.5745.
+
+    >>> model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 3))
+    >>> monte_carlo_predict(model, torch.zeros(2, 4)).mean.shape
+    torch.Size([2, 3])
+    """
+    check_count("num_samples", num_samples)
+    check_choice("outputs", outputs, ("logits", "probabilities", "values"))
+    if not isinstance(model, nn.Module):
+        raise SettingError(f"model must be a torch.nn.Module, but is a {type(model).__name__}")
+    mean = squares = mean_entropy = torch.zeros(())
+    with torch.no_grad(), stochastic_passes(model):
+        for count in range(1, num_samples + 1):
+            sample = model(*inputs)
+            if outputs == "logits":
+                sample = sample.softmax(class_dim)
+            # Welford's way: a difference of mean squares would lose what digits a small variance has.
+            change = sample - mean
+            mean = mean + change / count
+            squares = squares + change * (sample - mean)
+            if outputs != "values":
+                mean_entropy = mean_entropy + (_entropy(sample, class_dim) - mean_entropy) / count
+    std = (squares / num_samples).sqrt()
+    if outputs == "values":
+        return MonteCarloPrediction(mean, std, None, None)
+    predictive = _entropy(mean, class_dim)
+    # Never negative but for rounding, because entropy is concave.
+    return MonteCarloPrediction(mean, std, predictive, (predictive - mean_entropy).clamp(min=0))
+
+
+@contextmanager
+def stochastic_passes(model: nn.Module) -> Iterator[None]:
+    """Evaluates a model with what drops or disturbs something turned on, and restores every mode.
+
+    Args:
+        model: Its modules' modes are changed for the time being.
+
+    Raises:
+        SettingError: If nothing in the model drops anything.
+    """
+    modules = list(model.modules())
+    modes = [each.training for each in modules]
+    stochastic = [each for each in modules if is_stochastic(each)]
+    inserted = [hook for hook in insertions(model) if not hook.layer.is_idle]
+    if not stochastic and not inserted:
+        kinds = sorted({type(each).__name__ for each in modules})
+        raise SettingError(
+            "model must have a layer that drops something, a module rather than a call of a function, but has "
+            + ", ".join(kinds)
+        )
+    try:
+        model.eval()
+        for each in stochastic:
+            each.training = True  # not train(), which would reach what is below
+        for each in modules:
+            if isinstance(each, nn.TransformerEncoderLayer):
+                each.training = True  # in evaluation torch takes a path without its dropout
+        for hook in inserted:
+            hook.is_forced = True
+        yield
+    finally:
+        for each, mode in zip(modules, modes, strict=True):
+            each.training = mode
+        for hook in inserted:
+            hook.is_forced = False
+
+
+def _entropy(probabilities: Tensor, dim: int) -> Tensor:
+    total: Tensor = torch.special.entr(probabilities).sum(dim)
+    return total

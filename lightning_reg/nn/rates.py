@@ -1,0 +1,91 @@
+"""Which layers drop something, torch's own or anybody's, and where their rate stands."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from lightning_reg.nn.concrete_dropout import ConcreteDropout
+from lightning_reg.nn.drop_connect import DropConnect
+from lightning_reg.nn.insertion import Insertion
+from lightning_reg.nn.stochastic import StochasticLayer
+
+__all__ = ["Rate", "is_stochastic", "rates"]
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A probability that something is dropped, and where it stands.
+
+    Attributes:
+        name: Qualified name of the layer.
+        holder: The layer.
+        attribute: Name of the rate there.
+    """
+
+    name: str
+    holder: Any
+    attribute: str
+
+    @property
+    def value(self) -> float:
+        """The rate."""
+        return float(getattr(self.holder, self.attribute))
+
+    def move(self, value: float) -> None:
+        """Gives the layer another rate.
+
+        Args:
+            value: The rate, in [0, 1).
+        """
+        setattr(self.holder, self.attribute, value)
+
+
+def rates(module: nn.Module) -> Iterator[Rate]:
+    """Yields every rate of dropping below a module that isn't learned, also of layers that are inserted by hooks.
+
+    Args:
+        module: That is searched.
+
+    >>> network = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.2), nn.LSTM(4, 4, dropout=0.1, num_layers=2))
+    >>> [(rate.name, rate.attribute, rate.value) for rate in rates(network)]
+    [('1', 'p', 0.2), ('2', 'dropout', 0.1)]
+    """
+    for name, each in module.named_modules():
+        yield from (Rate(name, each, attribute) for attribute in _rate_attributes(each))
+        for hook in each._forward_hooks.values():
+            if isinstance(hook, Insertion):
+                yield from (Rate(name, hook.layer, attribute) for attribute in _rate_attributes(hook.layer))
+
+
+def is_stochastic(module: nn.Module) -> bool:
+    """Whether a module drops or disturbs something in training by itself, at its present rate.
+
+    Args:
+        module: That is asked about.
+
+    >>> is_stochastic(nn.Dropout(0.1)), is_stochastic(nn.BatchNorm1d(4)), is_stochastic(nn.Linear(4, 4))
+    (True, False, False)
+    """
+    if isinstance(module, StochasticLayer):
+        return not module.is_idle
+    return isinstance(module, ConcreteDropout) or any(getattr(module, name) > 0 for name in _rate_attributes(module))
+
+
+def _rate_attributes(module: nn.Module) -> list[str]:
+    names: list[str] = ["attention_drop_prob"]
+    if isinstance(module, (nn.MultiheadAttention, nn.RNNBase)):
+        names.append("dropout")
+    if isinstance(module, (StochasticLayer, DropConnect, nn.modules.dropout._DropoutNd)) or _is_named_so(module):
+        names += ["p", "drop_prob", "rate"]
+    return [name for name in names if _is_number(vars(module).get(name))]
+
+
+def _is_named_so(module: nn.Module) -> bool:
+    name = type(module).__name__.lower()
+    return "drop" in name or "stochasticdepth" in name
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

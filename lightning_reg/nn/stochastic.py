@@ -1,0 +1,75 @@
+"""What all layers that perturb activations in training have in common."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from typing_extensions import override
+
+from lightning_reg.functional.noise import NoiseStream, draw
+from lightning_reg.settings import SettingError
+
+__all__ = ["StochasticLayer", "check_rank"]
+
+
+class StochasticLayer(nn.Module, ABC):
+    """Perturbs its inputs in training; in evaluation and at strength 0 they are handed on as they are.
+
+    Random numbers come from torch's global stream, or from ``stream`` where somebody has set one.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stream: NoiseStream | None = None
+
+    @property
+    @abstractmethod
+    def is_idle(self) -> bool:
+        """Whether the strength is 0."""
+
+    @abstractmethod
+    def perturb(self, inputs: Tensor) -> Tensor:
+        """Returns the inputs, perturbed.
+
+        Args:
+            inputs: Of any rank that the layer takes.
+        """
+
+    @override
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Returns a tensor of the inputs' shape, dtype and memory format.
+
+        Args:
+            inputs: Of any rank that the layer takes.
+        """
+        return self.perturb(inputs) if self.training and not self.is_idle else inputs
+
+    def draw(self, kind: str, like: Tensor, shape: Sequence[int], p: float = 0.0) -> Tensor:
+        """Returns random numbers, see :func:`lightning_reg.functional.noise.draw`.
+
+        Args:
+            kind: Their distribution.
+            like: What the dtype and the device are taken from.
+            shape: Of the result.
+            p: Probability of a 1, for ``"bernoulli"``.
+        """
+        return draw(kind, like, shape, p) if self.stream is None else self.stream.draw(kind, like, shape, p)
+
+
+def check_rank(layer: nn.Module, inputs: Tensor, wanted: str, *, least: int, most: int | None = None) -> None:
+    """Raises if inputs have too few or too many dimensions.
+
+    Args:
+        layer: That is named.
+        inputs: Whose shape is looked at.
+        wanted: The shape as it should be, in words.
+        least: Fewest dimensions.
+        most: Most dimensions; as many as there are where None.
+
+    Raises:
+        SettingError: With the shape.
+    """
+    if inputs.ndim < least or (most is not None and inputs.ndim > most):
+        raise SettingError(
+            f"inputs of {type(layer).__name__} must have the shape {wanted}, but have {tuple(inputs.shape)}"
+        )
