@@ -58,7 +58,8 @@ def groups() -> dict[str, dict[str, Layer]]:
 
 def by_hand(inputs: Tensor) -> Tensor:
     """Gaussian dropout as a user would write it."""
-    return inputs * (1 + (P / (1 - P)) ** 0.5 * torch.randn_like(inputs))
+    deviation: float = (P / (1 - P)) ** 0.5
+    return inputs * (1 + deviation * torch.randn_like(inputs))
 
 
 def time_group(layers: dict[str, Layer], inputs: Tensor, gradient: Tensor, rounds: int) -> dict[str, list[float]]:

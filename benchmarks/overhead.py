@@ -12,6 +12,7 @@ random numbers. What stands beside: the textbook's penalty in the loss, plain ``
 
 import argparse
 import importlib.util
+import logging
 import random
 import statistics
 import time
@@ -36,6 +37,9 @@ from lightning_reg.callbacks import (
     GradientMonitor,
     GradientNoise,
     GroupLassoPenalty,
+    InsertDropBlock,
+    InsertDropConnect,
+    InsertDropout,
     L1Penalty,
     L2Penalty,
     L2SPPenalty,
@@ -175,7 +179,12 @@ TECHNIQUES: Peers = {
     "GradientClipping(adaptive)": lambda: [GradientClipping(algorithm="adaptive", exclude_head=False)],
     TIMM: lambda: [TimmAdaptive()],
     "GradientMonitor, steps that don't log": lambda: [GradientMonitor()],
+    "InsertDropout": lambda: [InsertDropout(types=("ReLU",))],
+    "InsertDropout(spatial)": lambda: [InsertDropout(types=("ReLU",), kind="spatial")],
+    "InsertDropConnect": lambda: [InsertDropConnect()],
+    "InsertDropBlock": lambda: [InsertDropBlock(types=("MaxPool2d",))],
 }
+NEEDS_MAPS = ("InsertDropBlock",)
 
 
 class Endless(IterableDataset[tuple[Tensor, Tensor]]):
@@ -232,6 +241,7 @@ class Alternation(Callback):
         trainer.callbacks = [self, *self._attached]  # type: ignore[attr-defined]  # set outside the class
         for callback in self._attached:
             callback.setup(trainer, pl_module, "fit")
+        pl_module.setup("fit")  # behind which layers are changed
         for callback in list(trainer.callbacks):  # type: ignore[attr-defined]
             if callback is not self:
                 callback.on_fit_start(trainer, pl_module)
@@ -279,13 +289,15 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=15, help="pairs of blocks a technique; the median counts")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
     techniques = {name: make for name, make in TECHNIQUES.items() if options.only.lower() in name.lower()}
     if importlib.util.find_spec("timm") is None and TIMM in techniques:
         del techniques[TIMM]
         print("timm isn't installed; its adaptive_clip_grad is left out")
     for workload in options.workload:
-        result = measure(WORKLOADS[workload](), techniques, steps=options.steps, pairs=options.pairs)
+        suited = {name: make for name, make in techniques.items() if workload != "mlp" or name not in NEEDS_MAPS}
+        result = measure(WORKLOADS[workload](), suited, steps=options.steps, pairs=options.pairs)
         bare = statistics.median(result.bare) * 1e3
         machine = f"torch {torch.__version__}, {torch.get_num_threads()} threads"
         print(f"\n{workload}: a bare step takes {bare:.1f} ms ({machine})")

@@ -42,7 +42,7 @@ class Surgery(Technique):
         self.exclude = as_patterns("exclude", exclude)
         self.types = as_types(types)
         self._is_printed = False
-        self._parameters_before: set[nn.Parameter] = set()
+        self._made: set[nn.Parameter] = set()
 
     @abstractmethod
     def operate(self, trainer: Trainer, pl_module: LightningModule) -> list[Change]:
@@ -85,7 +85,7 @@ class Surgery(Technique):
         has_late_layers = type(pl_module).configure_model is not LightningModule.configure_model
         name = "configure_model" if has_late_layers else "setup"
         wrapper = around(pl_module, name, lambda call, *args, **kwargs: self._run(call, args, kwargs, trainer))
-        self.handles.append(wrapper)
+        self.handles.append(wrapper)  # in case that setup fails
 
     def _run(self, call: Callable[..., Any], args: Any, kwargs: Any, trainer: Trainer) -> None:
         call(*args, **kwargs)
@@ -93,7 +93,7 @@ class Surgery(Technique):
         pl_module = trainer.lightning_module
         before = set(pl_module.parameters())
         changes = self.operate(trainer, pl_module)
-        self._parameters_before = before
+        self._made = set(pl_module.parameters()) - before
         if changes and not self._is_printed:
             rank_zero_info(_table(type(self).__name__, changes))
             self._is_printed = True
@@ -105,9 +105,9 @@ class Surgery(Technique):
         forgotten = [
             plain_name(name)
             for name, each in pl_module.named_parameters()
-            if each.requires_grad and each not in self._parameters_before and each not in trained
+            if each.requires_grad and each in self._made and each not in trained
         ]
-        self._parameters_before = set()
+        self._made = set()
         if forgotten and trainer.optimizers:
             rank_zero_warn(
                 f"{type(self).__name__} has made new parameters that no optimizer trains: {', '.join(forgotten[:8])}. "

@@ -34,6 +34,7 @@ def overview(root: Path = Path("configs")) -> str:
             ],
         ),
         _table("Configurations", _described(root.glob("*.yaml"))),
+        _table("The textbook's networks", _described((root / "textbook").glob("*.yaml"))),
         _table("Techniques to append", _described((root / "techniques").glob("*.yaml"))),
         _table("Models", _documented(models)),
         _table(

@@ -44,13 +44,13 @@ def drop_block(inputs: Tensor, seeds: Tensor, block_size: int, gamma: float | Te
     tensor([[[1., 1., 1., 0., 0.]]])
     """
     dropped = seeds
-    dtype = torch.promote_types(inputs.dtype, torch.float32)
-    exponent = -torch.log1p(-torch.as_tensor(gamma, dtype=dtype, device=inputs.device))
+    covering = inputs.new_ones((), dtype=torch.promote_types(inputs.dtype, torch.float32))
     for dim in range(2, inputs.ndim):
         dropped = _covered(dropped, dim, block_size)
         shape = [-1] + [1] * (inputs.ndim - 1 - dim)
-        exponent = exponent * _covering(inputs.shape[dim], block_size, exponent).view(shape)
-    return (inputs * torch.where(dropped, 0.0, exponent.exp())).to(inputs.dtype)
+        covering = covering * _covering(inputs.shape[dim], block_size, covering).view(shape)
+    log_keep = torch.log1p(-gamma) if isinstance(gamma, Tensor) else math.log1p(-gamma)
+    return (inputs * torch.where(dropped, 0.0, torch.exp(-log_keep * covering))).to(inputs.dtype)
 
 
 def _covered(seeds: Tensor, dim: int, block_size: int) -> Tensor:

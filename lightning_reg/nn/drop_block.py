@@ -55,6 +55,8 @@ class DropBlock(RatedLayer):
     @override
     def perturb(self, inputs: Tensor) -> Tensor:
         check_rank(self, inputs, self.shape, least=self.ranks[0], most=self.ranks[1])
+        if not inputs.numel():
+            return inputs
         gamma = seed_rate(inputs.shape[2:], self.block_size, self.p)
         # In 32 bits: 16 have too few numbers for a small rate.
         like = torch.empty_like(inputs, dtype=torch.float32)

@@ -67,6 +67,11 @@ def test_compiles_without_a_graph_break_for_maps_of_any_size(make, shape):
     torch._dynamo.reset()
 
 
+@pytest.mark.parametrize("shape", [(0, 3, 8, 8), (2, 0, 8, 8), (2, 3, 0, 8)])
+def test_empty_inputs_stay_empty(shape):
+    assert DropBlock2d(0.2)(torch.ones(shape)).shape == shape
+
+
 def test_rate_may_be_changed():
     layer = DropBlock2d(0.1, block_size=3)
     layer.p = 0.4
