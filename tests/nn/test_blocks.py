@@ -1,8 +1,11 @@
+import functools
+
 import pytest
 import torch
 from torch import nn
 
-from lightning_reg.nn import convolutional_network, dense_network
+from lightning_reg.nn import ConcreteDropout, DropBlock2d, convolutional_network, dense_network
+from lightning_reg.nn.drop_connect import DropConnect
 from lightning_reg.settings import SettingError
 
 
@@ -65,3 +68,26 @@ def test_compiles_without_graph_breaks():
 def test_any_callable_makes_the_norm():
     network = dense_network((4,), 2, hidden_sizes=[8], norm=nn.LayerNorm)
     assert kinds(network)[2] == "LayerNorm"
+
+
+@pytest.mark.parametrize(("dropout", "kind"), [("drop_connect", DropConnect), ("concrete", ConcreteDropout)])
+def test_dropout_of_weights_or_inputs_belongs_to_every_layer_that_follows_hidden_units(dropout, kind):
+    dense = dense_network((8,), 3, hidden_sizes=[6, 5], dropout=dropout, drop_prob=0.2)
+    assert [isinstance(layer, kind) for layer in dense if list(layer.parameters())] == [False, True, True]
+    pictures = convolutional_network((1, 8, 8), 3, channels=[4, 5], norm="none", dropout=dropout, drop_prob=0.2)
+    dropping = [isinstance(layer, kind) for layer in pictures if list(layer.parameters())]
+    assert dropping == [False, False, True, False, True]
+    plain = dense_network((8,), 3, hidden_sizes=[6, 5], dropout=dropout, drop_prob=0.0)
+    assert not any(isinstance(layer, kind) for layer in plain.modules())
+
+
+def test_block_dropout_needs_positions():
+    with pytest.raises(SettingError, match=r"'drop_block' needs positions to drop.*allowed are standard, spatial"):
+        dense_network((8,), 3, hidden_sizes=[6], dropout="drop_block", drop_prob=0.2)
+    network = convolutional_network((1, 8, 8), 3, channels=[4], dropout="drop_block", drop_prob=0.2)
+    assert any(isinstance(layer, DropBlock2d) for layer in network)
+
+
+def test_groups_that_do_not_divide_the_features_are_refused():
+    with pytest.raises(SettingError, match=r"norm must make a module, but .* fails: num_channels"):
+        dense_network((8,), 3, hidden_sizes=[12], norm=functools.partial(nn.GroupNorm, 5))
