@@ -14,9 +14,13 @@ from lightning_reg.attach.technique import instance_number
 from lightning_reg.functional.noise import NoiseStream
 from lightning_reg.nn.insertion import Insertion
 from lightning_reg.nn.stochastic import StochasticLayer
+from lightning_reg.optim import is_normalization
 from lightning_reg.settings import SettingError, check_count, check_range
 
 __all__ = ["LayerInsertion", "StochasticSurgery"]
+
+# Batches after which something must have run: there are modules that are trained in turns.
+_PATIENCE = 100
 
 
 class StochasticSurgery(Surgery):
@@ -51,16 +55,40 @@ class StochasticSurgery(Surgery):
 
     def stream(self) -> NoiseStream:
         """Returns a new stream, which starts anew with every batch."""
-        self._streams.append(NoiseStream())
-        return self._streams[-1]
+        stream = NoiseStream()
+        stream.start(random_stream(base_seed(self.seed), type(self).__name__, len(self._streams)).getrandbits(43))
+        self._streams.append(stream)
+        return stream
+
+    def _restart(self, trainer: Trainer, *position: int | str) -> None:
+        number = instance_number(trainer, self)
+        seeds = random_stream(base_seed(self.seed), trainer.global_rank, *position, type(self).__name__, number)
+        for stream in self._streams:
+            stream.start(seeds.getrandbits(43))
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        number = instance_number(trainer, self)
-        position = (trainer.global_rank, trainer.current_epoch, batch_idx)
-        seeds = random_stream(base_seed(self.seed), *position, type(self).__name__, number)
-        for stream in self._streams:
-            stream.start(seeds.getrandbits(43))
+        self._restart(trainer, trainer.current_epoch, batch_idx)
+
+    # Nothing is dropped in evaluation, unless somebody asks for it: monte_carlo_predict.
+
+    @override
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._restart(trainer, "validation", trainer.current_epoch, batch_idx, dataloader_idx)
+
+    @override
+    def on_test_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._restart(trainer, "test", batch_idx, dataloader_idx)
+
+    @override
+    def on_predict_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._restart(trainer, "predict", batch_idx, dataloader_idx)
 
     @override
     def release(self) -> None:
@@ -93,7 +121,7 @@ class LayerInsertion(StochasticSurgery):
             raise SettingError("include or types must say behind which modules, but both are empty")
         super().__init__(p=p, include=include or ("*",), exclude=exclude, types=types, seed=seed)
         self._residual = residual
-        self._inserted: list[Insertion] = []
+        self._inserted: dict[nn.Module, Insertion] = {}
 
     @abstractmethod
     def make(self, module: nn.Module, index: int, count: int) -> StochasticLayer:
@@ -108,27 +136,44 @@ class LayerInsertion(StochasticSurgery):
     @override
     def operate(self, trainer: Trainer, pl_module: LightningModule) -> list[Change]:
         chosen = self.selected(pl_module)
+        holders = {child: parent for parent in pl_module.modules() for child in parent.children()}
         layers = [self.make(module, index, len(chosen)) for index, module in enumerate(chosen.values())]
         for layer, (name, module) in zip(layers, chosen.items(), strict=True):
             layer.stream = self.stream()
-            self._inserted.append(Insertion(layer, name, residual=self._residual))
-            self.handles.append(module.register_forward_hook(self._inserted[-1]))
+            # A norm that is frozen in evaluation mode says nothing about what stands behind it.
+            mode_of = holders[module] if is_normalization(module) else None
+            self._inserted[module] = Insertion(layer, name, residual=self._residual, mode_of=mode_of)
+            self.handles.append(module.register_forward_hook(self._inserted[module], with_kwargs=True))
         what = repr(layers[0]) if len(set(map(repr, layers))) == 1 else f"{layers[0]!r} ... {layers[-1]!r}"
         return [(what, name) for name in chosen]
+
+    @override
+    def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().attach(trainer, pl_module)
+        there = set(pl_module.modules())
+        for module, inserted in self._inserted.items():
+            if module not in there:
+                raise SettingError(
+                    f"include must leave {inserted.name} out, which was replaced after dropout had been put behind it, "
+                    "as Trainer(sync_batchnorm=True) does; name the module that holds it"
+                )
 
     @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Looks once whether anything of it has run: a technique is never silently inert."""
-        if self._inserted and not any(each.has_run for each in self._inserted):
+        if not self._inserted or not (trainer.is_last_batch or batch_idx >= _PATIENCE):
+            return
+        if not any(each.has_run for each in self._inserted.values()):
             raise SettingError(
-                f"include must name modules that the training step runs, but none of {len(self._inserted)} did; if "
-                "torch.compile has compiled the module before, call torch.compiler.reset() before the fit"
+                f"include must name modules that the training step runs, in training mode, but none of "
+                f"{len(self._inserted)} did; if torch.compile has compiled the module before, call "
+                "torch.compiler.reset() before the fit"
             )
-        self._inserted = []
+        self._inserted = {}
 
     @override
     def release(self) -> None:
         super().release()
-        self._inserted = []
+        self._inserted = {}

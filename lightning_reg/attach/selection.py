@@ -206,7 +206,7 @@ def select_names(names: Sequence[str], *, include: Sequence[str], exclude: Seque
 def _is_a(module: nn.Module, kind: str | type) -> bool:
     if isinstance(kind, type):
         return isinstance(module, kind)
-    return any(kind in (each.__name__, f"{each.__module__}.{each.__qualname__}") for each in type(module).__mro__)
+    return any(kind == each.__name__ for each in type(module).__mro__)
 
 
 def _named(kind: str | type) -> str:

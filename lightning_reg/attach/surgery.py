@@ -1,5 +1,6 @@
 """Changing layers of somebody else's module, before optimizers, checkpoints and compilers see it."""
 
+import pkgutil
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
@@ -9,7 +10,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
 from typing_extensions import override
 
-from lightning_reg.attach.selection import as_patterns, plain_name, select_modules
+from lightning_reg.attach.selection import as_patterns, plain_name, select_modules, select_names
 from lightning_reg.attach.technique import Technique
 from lightning_reg.attach.wrapping import around
 from lightning_reg.settings import SettingError
@@ -70,6 +71,14 @@ class Surgery(Technique):
         if not suited:
             kinds = sorted({type(each).__name__ for each in chosen.values()})
             raise SettingError(f"include must choose modules of type {self.suited}, but chooses {', '.join(kinds)}")
+        for pattern in self.include:
+            matching = select_names(list(chosen), include=(pattern,), exclude=(), kind="module")
+            if not any(name in suited for name in matching):
+                kinds = sorted({type(chosen[name]).__name__ for name in matching})
+                raise SettingError(
+                    f"include pattern {pattern!r} must choose modules of type {self.suited}, but chooses "
+                    + ", ".join(kinds)
+                )
         return suited
 
     def suits(self, module: nn.Module) -> bool:
@@ -99,6 +108,11 @@ class Surgery(Technique):
             self._is_printed = True
 
     @override
+    def _let_go(self) -> None:
+        super()._let_go()
+        self._made = set()
+
+    @override
     def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Says so where the optimizers were made of a list of parameters from before."""
         trained = {each for one in trainer.optimizers for group in one.param_groups for each in group["params"]}
@@ -107,7 +121,6 @@ class Surgery(Technique):
             for name, each in pl_module.named_parameters()
             if each.requires_grad and each in self._made and each not in trained
         ]
-        self._made = set()
         if forgotten and trainer.optimizers:
             rank_zero_warn(
                 f"{type(self).__name__} has made new parameters that no optimizer trains: {', '.join(forgotten[:8])}. "
@@ -130,7 +143,17 @@ def as_types(value: str | type | Sequence[str | type]) -> tuple[str | type, ...]
     kinds = (value,) if isinstance(value, (str, type)) else tuple(value) if isinstance(value, Iterable) else (value,)
     if not all(isinstance(each, (str, type)) for each in kinds):
         raise SettingError(f"types must be classes or names of classes, but is {value!r}")
-    return kinds
+    return tuple(_imported(each) if isinstance(each, str) and "." in each else each for each in kinds)
+
+
+def _imported(path: str) -> type:
+    try:
+        kind = pkgutil.resolve_name(path)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise SettingError(f"types must be classes or names of classes, but {path!r} can't be imported") from error
+    if not isinstance(kind, type):
+        raise SettingError(f"types must be classes or names of classes, but {path!r} is a {type(kind).__name__}")
+    return kind
 
 
 def _table(title: str, changes: Sequence[Change]) -> str:

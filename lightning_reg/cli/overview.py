@@ -16,6 +16,8 @@ def overview(root: Path = Path("configs")) -> str:
     Args:
         root: Folder of configurations.
     """
+    from lightning.pytorch import Callback
+
     from lightning_reg import callbacks, models, transforms
     from lightning_reg.data.sources import SOURCES
 
@@ -44,7 +46,7 @@ def overview(root: Path = Path("configs")) -> str:
                 ("image_folder", "your own pictures: --data.root FOLDER, in it train/<class>/*"),
             ],
         ),
-        _table("Callbacks (--trainer.callbacks+=)", _documented(callbacks)),
+        _table("Callbacks (--trainer.callbacks+=)", _documented(callbacks, Callback)),
         _table("Mixing (--data.mix)", _documented(transforms, abstract=False)),
         "Start with:  python train.py fit --config configs/digits_mlp.yaml",
     ]
@@ -67,12 +69,12 @@ def _described(files: Iterable[Path]) -> list[tuple[str, str]]:
     return rows
 
 
-def _documented(module: ModuleType, *, abstract: bool = True) -> list[tuple[str, str]]:
+def _documented(module: ModuleType, base: type = object, *, abstract: bool = True) -> list[tuple[str, str]]:
     public = [(name, getattr(module, name)) for name in module.__all__]
     return [
         (name, (inspect.getdoc(thing) or "").splitlines()[0])
         for name, thing in public
-        if inspect.isclass(thing) and (abstract or not inspect.isabstract(thing))
+        if inspect.isclass(thing) and issubclass(thing, base) and (abstract or not inspect.isabstract(thing))
     ]
 
 

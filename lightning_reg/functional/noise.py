@@ -54,9 +54,14 @@ class NoiseStream:
         """Starts anew.
 
         Args:
-            seed: A whole number of at most 62 bits.
+            seed: A whole number of at most 43 bits.
         """
         self._seed.fill_(seed)
+        self._draws = 0
+
+    def advance(self) -> None:
+        """Starts anew from the next seed, in compiled code without compiling anew."""
+        self._seed.add_(1)
         self._draws = 0
 
     def draw(self, kind: str, like: Tensor, shape: Sequence[int], p: float = 0.0) -> Tensor:

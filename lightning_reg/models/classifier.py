@@ -1,5 +1,6 @@
 """The one training step: classification with any network."""
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
@@ -10,6 +11,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
@@ -123,7 +125,7 @@ class Classifier(LightningModule):
         try:
             logits = self(inputs)
         except ValueError as error:
-            if len(inputs) == 1 and "more than 1 value per channel" in str(error):
+            if len(inputs) == 1 and re.search("more than (1|one) value per channel", str(error)):
                 raise SettingError(
                     "batch_size must leave at least 2 samples in every training batch where BatchNorm has one value "
                     "per sample to work on, but a batch has 1; use a larger batch_size, or norm 'layer' or 'group'"
@@ -141,8 +143,9 @@ class Classifier(LightningModule):
 
     @override
     def on_train_epoch_end(self) -> None:
-        for name, layer in concrete_layers(self.network).items():
-            self.log(f"dropout/{name}", layer.logit_bias.detach().sigmoid())
+        if self.adds_concrete_penalty:  # else the callback logs them
+            for name, layer in concrete_layers(self.network).items():
+                self.log(f"dropout/network.{name}", layer.logit_bias.detach().sigmoid())
 
     @override
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -223,6 +226,11 @@ class Classifier(LightningModule):
         """Scales the weights by the first batch where the initialization asks for it."""
         if self.hparams.get("init") != "lsuv" or self.global_step or self.current_epoch or batch_idx:
             return
+        if any(is_parametrized(each) for each in self.network.modules()):
+            raise SettingError(
+                "init must not be 'lsuv' where weights are computed from others, as with SpectralNormalization or "
+                "WeightStandardization"
+            )
         lsuv_(self.network, batch[0], orthogonal=False)
         for parameter in self.network.parameters():  # every process has seen another batch
             parameter.data.copy_(self.trainer.strategy.broadcast(parameter.detach()))

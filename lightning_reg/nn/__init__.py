@@ -3,13 +3,7 @@
 from lightning_reg.nn.blocks import convolutional_network, dense_network
 from lightning_reg.nn.concrete_dropout import ConcreteDropout, concrete_penalty
 from lightning_reg.nn.drop_block import DropBlock, DropBlock1d, DropBlock2d, DropBlock3d
-from lightning_reg.nn.drop_connect import (
-    DropConnectConv1d,
-    DropConnectConv2d,
-    DropConnectConv3d,
-    DropConnectLinear,
-    drop_connected,
-)
+from lightning_reg.nn.drop_connect import DropConnect, drop_connected
 from lightning_reg.nn.dropout import (
     Dropout,
     GaussianDropout,
@@ -52,10 +46,7 @@ __all__ = [
     "DropBlock1d",
     "DropBlock2d",
     "DropBlock3d",
-    "DropConnectConv1d",
-    "DropConnectConv2d",
-    "DropConnectConv3d",
-    "DropConnectLinear",
+    "DropConnect",
     "Dropout",
     "FeedForward",
     "FilterResponseNorm",

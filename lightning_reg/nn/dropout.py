@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from lightning_reg.functional.dropout import gaussian_dropout, keep_and_rescale, mask_shape
 from lightning_reg.nn.stochastic import StochasticLayer, check_rank
-from lightning_reg.settings import SettingError, check_choice, check_range
+from lightning_reg.settings import SettingError, check_choice, check_count, check_range
 
 __all__ = [
     "Dropout",
@@ -122,6 +122,8 @@ class VariationalDropout(RatedLayer):
 
     def __init__(self, p: float = 0.5, *, time_dim: int = 1) -> None:
         super().__init__(p)
+        if isinstance(time_dim, bool) or not isinstance(time_dim, int):
+            raise SettingError(f"time_dim must be a whole number, but is {time_dim!r}")
         self.time_dim = time_dim
 
     @override
@@ -251,4 +253,5 @@ def linear_rates(p: float, count: int) -> list[float]:
     [0.1, 0.2, 0.3, 0.4]
     """
     check_range("p", p, low=0, high=1, high_open=True)
+    check_count("count", count, low=0)
     return [round(p * (index + 1) / count, 12) for index in range(count)]

@@ -168,9 +168,16 @@ def drop_weights_or_inputs(dropout: str | Callable[[float], nn.Module], p: float
         p: Probability that something is dropped, in [0, 1); 0 leaves the layer alone.
         layer: A linear or convolutional layer.
 
+    Raises:
+        SettingError: If a rate is to be learned from 0 on, where it would stay.
+
     >>> drop_weights_or_inputs("drop_connect", 0.5, nn.Linear(4, 2))
     DropConnectLinear(in_features=4, out_features=2, bias=True, p=0.5)
     """
+    if dropout == "concrete" and p == 0:
+        raise SettingError(
+            "drop_prob must be in (0, 1) with dropout 'concrete', which learns its rate from there, but is 0"
+        )
     if p == 0 or not isinstance(dropout, str) or dropout not in WEIGHT_DROPOUTS:
         return layer
     return WEIGHT_DROPOUTS[dropout](layer, p)

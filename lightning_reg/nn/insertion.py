@@ -22,33 +22,46 @@ class Insertion:
         layer: Without parameters.
         name: Of the host, for messages.
         residual: Whether the host is a whole residual block, of which what it adds to its input is perturbed.
+        mode_of: Whose mode the layer has; the host's where None.
 
     >>> import torch
     >>> from lightning_reg.nn.dropout import Dropout
     >>> host = nn.Linear(2, 2)
-    >>> handle = host.register_forward_hook(Insertion(Dropout(0.5), "0"))
+    >>> handle = host.register_forward_hook(Insertion(Dropout(0.5), "0"), with_kwargs=True)
     >>> [each.layer for each in insertions(host)]
     [Dropout(p=0.5)]
     """
 
-    def __init__(self, layer: StochasticLayer, name: str, *, residual: bool = False) -> None:
+    def __init__(
+        self, layer: StochasticLayer, name: str, *, residual: bool = False, mode_of: nn.Module | None = None
+    ) -> None:
         self.layer = layer
         self.name = name
         self.residual = residual
+        self.mode_of = mode_of
         self.is_forced = False
         """Whether the layer perturbs in evaluation, too."""
         self.has_run = False
-        """Whether the host was run since; torch.compile doesn't run hooks of what it compiled before them."""
+        """Whether anything was perturbed; torch.compile doesn't run hooks of what it compiled before them."""
 
-    def __call__(self, host: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+    def __call__(self, host: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> Any:
         """Returns what the host returned, perturbed in training."""
+        self.layer.training = (self.mode_of or host).training or self.is_forced
+        if not self.layer.training:
+            return output
         self.has_run = True
-        self.layer.training = host.training or self.is_forced
-        if not self.layer.training or self.layer.is_idle:
+        if self.layer.is_idle:
             return output
         if self.residual:
-            return self._perturbed_block(inputs, output)
-        return _with_first_tensor(output, self.layer, self.name)
+            return self._perturbed_block((*inputs, *named.values()), output)
+        return _with_first_tensor(output, self._perturbed, self.name)
+
+    def _perturbed(self, output: Tensor) -> Tensor:
+        try:
+            perturbed: Tensor = self.layer(output)
+        except SettingError as error:
+            raise SettingError(f"include must leave {self.name} out: {error}") from error
+        return perturbed
 
     def _perturbed_block(self, inputs: tuple[Any, ...], output: Any) -> Any:
         start = next((each for each in inputs if isinstance(each, Tensor)), None)

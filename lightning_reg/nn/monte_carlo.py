@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lightning_reg.functional.noise import NoiseStream
 from lightning_reg.nn.insertion import insertions
 from lightning_reg.nn.rates import is_stochastic
 from lightning_reg.settings import SettingError, check_choice, check_count
@@ -55,7 +56,8 @@ def monte_carlo_predict(
         Mean and uncertainty, in the outputs' precision.
 
     Raises:
-        SettingError: If nothing in the model drops anything, or a setting is out of its range.
+        SettingError: If nothing in the model drops anything, a setting is out of its range, or the model doesn't return
+            a tensor.
 
     Reference:
         Yarin Gal, Zoubin Ghahramani: Dropout as a Bayesian Approximation, ICML 2016, arXiv:1506.02142. Mutual
@@ -71,9 +73,11 @@ def monte_carlo_predict(
     if not isinstance(model, nn.Module):
         raise SettingError(f"model must be a torch.nn.Module, but is a {type(model).__name__}")
     mean = squares = mean_entropy = torch.zeros(())
-    with torch.no_grad(), stochastic_passes(model):
+    with torch.no_grad(), stochastic_passes(model) as streams:
         for count in range(1, num_samples + 1):
-            sample = model(*inputs)
+            for stream in streams:
+                stream.advance()
+            sample = _checked(model(*inputs), class_dim, outputs)
             if outputs == "logits":
                 sample = sample.softmax(class_dim)
             # Welford's way: a difference of mean squares would lose what digits a small variance has.
@@ -91,11 +95,14 @@ def monte_carlo_predict(
 
 
 @contextmanager
-def stochastic_passes(model: nn.Module) -> Iterator[None]:
+def stochastic_passes(model: nn.Module) -> Iterator[list[NoiseStream]]:
     """Evaluates a model with what drops or disturbs something turned on, and restores every mode.
 
     Args:
         model: Its modules' modes are changed for the time being.
+
+    Yields:
+        The streams that don't draw from torch's global one.
 
     Raises:
         SettingError: If nothing in the model drops anything.
@@ -119,12 +126,21 @@ def stochastic_passes(model: nn.Module) -> Iterator[None]:
                 each.training = True  # in evaluation torch takes a path without its dropout
         for hook in inserted:
             hook.is_forced = True
-        yield
+        sources = [getattr(each, "stream", None) for each in (*stochastic, *(hook.layer for hook in inserted))]
+        yield [each for each in sources if isinstance(each, NoiseStream)]
     finally:
         for each, mode in zip(modules, modes, strict=True):
             each.training = mode
         for hook in inserted:
             hook.is_forced = False
+
+
+def _checked(sample: Any, class_dim: int, outputs: str) -> Tensor:
+    if not isinstance(sample, Tensor):
+        raise SettingError(f"model must return a tensor, but returns a {type(sample).__name__}")
+    if outputs != "values" and not -sample.ndim <= class_dim < sample.ndim:
+        raise SettingError(f"class_dim must be a dimension of outputs {tuple(sample.shape)}, but is {class_dim}")
+    return sample
 
 
 def _entropy(probabilities: Tensor, dim: int) -> Tensor:

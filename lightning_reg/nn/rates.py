@@ -53,6 +53,8 @@ def rates(module: nn.Module) -> Iterator[Rate]:
     [('1', 'p', 0.2), ('2', 'dropout', 0.1)]
     """
     for name, each in module.named_modules():
+        if not name and _is_named_so(each):
+            continue  # a whole network by somebody who likes the word
         yield from (Rate(name, each, attribute) for attribute in _rate_attributes(each))
         for hook in each._forward_hooks.values():
             if isinstance(hook, Insertion):

@@ -10,7 +10,7 @@ from typing_extensions import override
 from lightning_reg.nn.dropout import VariationalDropout
 from lightning_reg.nn.factories import DROPOUTS, WEIGHT_DROPOUTS, make_dropout, make_norm
 from lightning_reg.nn.stochastic import check_rank
-from lightning_reg.settings import SettingError, check_choice, check_range
+from lightning_reg.settings import SettingError, check_choice, check_range, named_or_imported
 
 __all__ = ["OverTime", "PictureRows", "SequencePool", "make_sequence_dropout", "make_sequence_norm", "named_sequential"]
 
@@ -135,11 +135,13 @@ def make_sequence_dropout(dropout: str | Callable[[float], nn.Module], p: float)
     >>> make_sequence_dropout("variational", 0.2)
     VariationalDropout(p=0.2, time_dim=1)
     """
+    names = list(dict.fromkeys(("variational", *DROPOUTS)))
     if dropout in WEIGHT_DROPOUTS:
         raise SettingError(
             f"dropout must be a layer of its own between those of a sequence, but is {dropout!r}; allowed are "
-            f"{', '.join(dict.fromkeys(('variational', *DROPOUTS)))} or a callable"
+            f"{', '.join(names)} or a callable"
         )
+    dropout = named_or_imported("dropout", dropout, names)
     if dropout in ("variational", "spatial"):
         check_range("drop_prob", p, low=0, high=1, high_open=True)
         return VariationalDropout(p) if p else nn.Identity()

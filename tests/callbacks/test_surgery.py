@@ -1,5 +1,6 @@
 """Changing layers of somebody else's network: where it is done, what survives, what is refused."""
 
+import copy
 import logging
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.models import VisionTransformer, resnet18
 
@@ -20,7 +22,7 @@ from lightning_reg.callbacks import (
     SpectralNormalization,
     WeightStandardization,
 )
-from lightning_reg.nn import GhostBatchNorm, monte_carlo_predict
+from lightning_reg.nn import ChannelsFirstLayerNorm, ChannelsFirstRMSNorm, GhostBatchNorm, monte_carlo_predict
 from lightning_reg.settings import SettingError
 from tests.helpers import quiet_trainer
 
@@ -240,6 +242,54 @@ def test_hooks_modes_and_sharing_survive_a_replacement():
     assert len(calls) == 2
 
 
+def test_another_norm_can_be_put_in_the_place_of_a_replacement_and_copies_know_theirs():
+    module, _ = fit(sequential, ReplaceNorm(norm="ghost_batch"))
+    copied = copy.deepcopy(module)
+    statistics = copied.net[1].running_mean.clone()
+    assert statistics.any()
+    quiet_trainer(ReplaceNorm(norm="ghost_batch")).test(copied, loader(), verbose=False)
+    assert torch.equal(copied.net[1].running_mean, statistics)
+    fit(None, ReplaceNorm(norm="group"), module=module)
+    assert type(module.net[1]) is nn.GroupNorm
+
+
+def test_a_replacement_takes_over_statistics_and_settings():
+    make = lambda: nn.Sequential(nn.BatchNorm2d(3, eps=0.25, momentum=0.5), nn.Flatten(), nn.Linear(768, 3))  # noqa: E731
+    module = Somebodys(make)
+    module.net[0].running_mean.fill_(3.0)
+    quiet_trainer(ReplaceNorm(norm="ghost_batch")).test(module, loader(), verbose=False)
+    norm = module.net[0]
+    assert (norm.eps, norm.momentum, norm.running_mean.tolist()) == (0.25, 0.5, [3.0, 3.0, 3.0])
+
+
+def test_norms_over_channels_first_are_replaced_by_such():
+    make = lambda: nn.Sequential(ChannelsFirstLayerNorm(3), nn.Flatten(), nn.Linear(768, 3))  # noqa: E731
+    module, _ = fit(make, ReplaceNorm(norm="rms", types="LayerNorm"))
+    assert isinstance(module.net[0], ChannelsFirstRMSNorm)
+
+
+@pytest.mark.parametrize("callbacks", [(FreezeBatchNorm(), None), (None, FreezeBatchNorm())], ids=["off", "on"])
+def test_freezing_can_begin_and_end_at_a_resume(callbacks, tmp_path):
+    """The optimizer's groups have to be the same, also where it leaves out what isn't trained."""
+
+    class Filters(Somebodys):
+        def configure_optimizers(self):
+            return torch.optim.SGD([each for each in self.parameters() if each.requires_grad], lr=0.01, momentum=0.9)
+
+    first, second = ([each] if each else [] for each in callbacks)
+    _, trainer = fit(None, *first, module=Filters(sequential))
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    module = Filters(sequential)
+    quiet_trainer(*second, max_epochs=2).fit(module, loader(), ckpt_path=tmp_path / "one.ckpt")
+    assert all(each.requires_grad for each in module.parameters())
+
+
+def test_dropped_weights_and_reparametrized_ones_are_refused_in_either_order():
+    for callbacks in ((InsertDropConnect(), SpectralNormalization()), (WeightStandardization(), InsertDropConnect())):
+        with pytest.raises(SettingError, match=r"exclude must name net\.0"):
+            fit(sequential, *callbacks)
+
+
 def test_frozen_batch_norm_keeps_its_statistics_and_gives_back_its_modes():
     module = Somebodys(resnet)
     before = keys_and_weights(module)
@@ -254,18 +304,57 @@ def test_frozen_batch_norm_keeps_its_statistics_and_gives_back_its_modes():
     assert all(each.requires_grad for each in module.parameters())
 
 
-def test_inserted_layers_are_turned_on_by_monte_carlo_and_follow_their_host():
+def test_inserted_layers_are_turned_on_by_monte_carlo_with_their_seed():
     class Uncertain(Somebodys):
         def predict_step(self, batch, batch_idx):
             return monte_carlo_predict(self.net, batch[0], num_samples=4).std
 
     module = Uncertain(sequential)
     assert quiet_trainer(InsertDropout(p=0.5, types="ReLU")).predict(module, loader())[0].max() > 0
-    module.net[2].eval()
     module.net[3].eval()
-    frozen, _ = fit(None, InsertDropout(p=0.5, types="ReLU"), module=module)
+    inserted = [InsertDropout(p=0.5, types="ReLU", seed=seed) for seed in (0, 0, 1)]
+    stds = [quiet_trainer(each).predict(module, loader())[0] for each in inserted]
+    assert torch.equal(stds[0], stds[1])
+    assert not torch.equal(stds[0], stds[2])
+
+
+def test_passes_of_monte_carlo_are_independent_and_so_are_layers():
+    """The difference of two layers' outputs has the variance of both; with the same mask it would have none."""
+
+    class Difference(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.other = nn.Identity(), nn.Identity()
+
+        def forward(self, inputs):
+            ones = torch.ones(100, 100)
+            return self.one(ones) - self.other(ones)
+
+    class Uncertain(Somebodys):
+        def predict_step(self, batch, batch_idx):
+            return monte_carlo_predict(self.net, batch[0], num_samples=50, outputs="values").std
+
+    std = quiet_trainer(InsertDropout(p=0.5, types="Identity")).predict(Uncertain(Difference), loader())[0]
+    # Of 10,000 units a variance of 2 each, less what the mean over 50 passes takes; its spread is that of a sample of
+    # 500,000 numbers, no more than three times as much as of normal ones.
+    assert std.square().mean().item() == pytest.approx(2 * 49 / 50, rel=4 * 3 * (2 / 500_000) ** 0.5)
+
+
+def test_layers_follow_the_mode_of_their_host_but_not_of_a_frozen_norm():
+    module = Somebodys(sequential)
+    module.net[2].eval()
+    frozen, _ = fit(None, InsertDropout(p=0.5, include=("net.2", "net.5")), module=module)
     plain, _ = fit(sequential)
-    assert all(torch.equal(a, b) for a, b in zip(frozen.parameters(), plain.parameters(), strict=True))
+    partly, _ = fit(sequential, InsertDropout(p=0.5, include=("net.2",)))
+    assert not torch.equal(frozen.net[5].weight, plain.net[5].weight)
+    assert not torch.equal(partly.net[0].weight, plain.net[0].weight)
+    module.net[2].eval()
+    with pytest.raises(SettingError, match="in training mode, but none of 1 did"):
+        fit(None, InsertDropout(p=0.5, include=("net.2",)), module=module)
+    behind = [FreezeBatchNorm(), InsertDropout(p=0.5, include=("net.1",))]
+    assert not torch.equal(
+        fit(sequential, *behind)[0].net[0].weight, fit(sequential, FreezeBatchNorm())[0].net[0].weight
+    )
 
 
 def test_optimizers_over_a_list_from_before_are_pointed_out():
@@ -316,6 +405,25 @@ def test_what_was_compiled_before_is_refused_rather_than_left_as_it_is():
         (vit, ReplaceNorm, "must choose modules of type BatchNorm, but chooses Conv2d, Dropout"),
         (vit, FreezeBatchNorm, "must choose modules of type BatchNorm"),
         (resnet, lambda: InsertDropBlock(types="Linear"), r"inputs of DropBlock must have the shape .* \(4, 3\)"),
+        (
+            resnet,
+            lambda: SpectralNormalization(include=("net.fc", "net.bn1")),
+            "pattern 'net.bn1' must choose",
+        ),
+        (resnet, lambda: SpectralNormalization(types=("Conv2d", "BatchNorm2d")), "two dimensions or more, but net.bn1"),
+        (resnet, lambda: InsertDropout(types="torch.nn.Relu"), "types must be classes.* 'torch.nn.Relu' can't be imp"),
+        (vit, lambda: ReplaceNorm(norm="batch", types="GroupNorm"), "types must be of modules that there are"),
+        (
+            lambda: nn.Sequential(nn.GroupNorm(1, 3)),
+            lambda: ReplaceNorm(norm="batch", types="GroupNorm"),
+            "exclude must name net.0: of a GroupNorm it isn't known how many dimensions 'batch' is for",
+        ),
+        (
+            lambda: nn.Sequential(nn.LayerNorm((3, 16, 16))),
+            lambda: ReplaceNorm(norm="rms", types="LayerNorm"),
+            r"exclude must name net.0, which normalizes over \(3, 16, 16\)",
+        ),
+        (lambda: nn.Sequential(nn.LazyBatchNorm2d()), ReplaceNorm, "exclude must name net.0, or .*: it is lazy"),
         (resnet, lambda: ReplaceNorm(norm="groups"), "norm must be one of none, batch.*did you mean 'group'"),
         (resnet, lambda: ReplaceNorm(types="Conv2d"), "exclude must name net.conv1, a Conv2d whose number of features"),
         (
@@ -341,4 +449,4 @@ def test_bad_input_is_refused(make, attach, message):
     with pytest.raises(SettingError, match=message):
         fit(None, attach(), module=module)
     assert not {"setup", "configure_model"} & set(vars(module))
-    assert not any(each._forward_hooks for each in module.modules())
+    assert not any(each._forward_hooks or is_parametrized(each) for each in module.modules())

@@ -442,6 +442,7 @@ TECHNIQUES = {
         lambda: ReplaceNorm(norm="batch", types=("LayerNorm",)),
         lambda: ReplaceNorm(norm="layer", types=("LayerNorm",)),
         Textbook(change=lambda model: setattr(model, "norm", nn.BatchNorm1d(12))),
+        second=lambda: ReplaceNorm(norm="batch", types=("LayerNorm",)),
         changed="network.norm",
     ),
     "SpectralNormalization": Technique(

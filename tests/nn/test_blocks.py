@@ -77,8 +77,13 @@ def test_dropout_of_weights_or_inputs_belongs_to_every_layer_that_follows_hidden
     pictures = convolutional_network((1, 8, 8), 3, channels=[4, 5], norm="none", dropout=dropout, drop_prob=0.2)
     dropping = [isinstance(layer, kind) for layer in pictures if list(layer.parameters())]
     assert dropping == [False, False, True, False, True]
-    plain = dense_network((8,), 3, hidden_sizes=[6, 5], dropout=dropout, drop_prob=0.0)
-    assert not any(isinstance(layer, kind) for layer in plain.modules())
+
+
+def test_dropout_at_rate_zero_is_no_layer_at_all_but_a_rate_cannot_be_learned_from_there():
+    plain = dense_network((8,), 3, hidden_sizes=[6, 5], dropout="drop_connect")
+    assert not any(isinstance(layer, DropConnect) for layer in plain.modules())
+    with pytest.raises(SettingError, match=r"drop_prob must be in \(0, 1\) with dropout 'concrete'"):
+        dense_network((8,), 3, hidden_sizes=[6, 5], dropout="concrete")
 
 
 def test_block_dropout_needs_positions():

@@ -90,7 +90,7 @@ def test_every_mode_is_restored(fails):
 
 def inserted():
     host = nn.Linear(8, 8)
-    host.register_forward_hook(Insertion(Dropout(0.5), "0"))
+    host.register_forward_hook(Insertion(Dropout(0.5), "0"), with_kwargs=True)
     return host
 
 

@@ -1,6 +1,6 @@
 """BatchNorm that stays as it is while the rest of a network is trained."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -8,6 +8,7 @@ from torch import nn
 from typing_extensions import override
 
 from lightning_reg.attach.surgery import Change, Surgery
+from lightning_reg.attach.wrapping import around
 from lightning_reg.settings import SettingError
 
 __all__ = ["FreezeBatchNorm"]
@@ -61,12 +62,29 @@ class FreezeBatchNorm(Surgery):
                 )
             self._modes.append((module, module.training))
             if self.affine:
-                trained = [each for each in module.parameters(recurse=False) if each.requires_grad]
-                self._frozen += trained
-                for each in trained:
-                    each.requires_grad_(False)
+                self._frozen += [each for each in module.parameters(recurse=False) if each.requires_grad]
             changes.append((f"{type(module).__name__}, frozen", name))
+        self._train_frozen(False)
+        # Optimizers that leave out what isn't trained would have other groups than a checkpoint without the callback.
+        self.handles.append(around(pl_module, "configure_optimizers", self._configure_optimizers))
         return changes
+
+    def _configure_optimizers(self, configure_optimizers: Callable[[], Any]) -> Any:
+        self._train_frozen(True)
+        try:
+            return configure_optimizers()
+        finally:
+            self._train_frozen(False)
+
+    def _train_frozen(self, trained: bool) -> None:
+        for each in self._frozen:
+            each.requires_grad_(trained)
+
+    @override
+    def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().attach(trainer, pl_module)
+        if not {module for module, _ in self._modes} <= set(pl_module.modules()):
+            raise SettingError("sync_batchnorm must be False with FreezeBatchNorm; frozen statistics are all the same")
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -77,6 +95,5 @@ class FreezeBatchNorm(Surgery):
     def release(self) -> None:
         for module, mode in self._modes:
             module.training = mode
-        for each in self._frozen:
-            each.requires_grad_(True)
+        self._train_frozen(True)
         self._modes, self._frozen = [], []

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 from typing_extensions import override
 
 from lightning_reg.attach.insertion import StochasticSurgery
 from lightning_reg.attach.surgery import Change
 from lightning_reg.nn.drop_connect import DROP_CONNECTED, DropConnect, drop_connected, plain_again
+from lightning_reg.settings import SettingError
 
 __all__ = ["InsertDropConnect"]
 
@@ -64,12 +66,15 @@ class InsertDropConnect(StochasticSurgery):
 
     @override
     def suits(self, module: nn.Module) -> bool:
-        return type(module) in DROP_CONNECTED  # torch's own alone: nobody knows how a subclass uses its weights
+        # Torch's own alone: nobody knows how a subclass uses its weights.
+        return type(module) in DROP_CONNECTED or (is_parametrized(module) and isinstance(module, tuple(DROP_CONNECTED)))
 
     @override
     def operate(self, trainer: Trainer, pl_module: LightningModule) -> list[Change]:
         changes = []
         for name, each in self.selected(pl_module).items():
+            if is_parametrized(each):
+                raise SettingError(f"exclude must name {name}, whose weights are computed from others")
             layer = drop_connected(each, self.p)
             layer.stream = self.stream()
             self._layers.append(layer)

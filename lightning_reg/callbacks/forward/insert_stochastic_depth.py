@@ -29,6 +29,9 @@ class InsertStochasticDepth(LayerInsertion):
     Interacts with: torch.compile: attach it before the first step of the compiled module. Its random numbers depend on
     seed, rank, epoch and batch. ``DropoutSchedule`` moves its rates.
 
+    Of torchvision's ResNets, ``include=("*.bn2",), at="branch"`` names the ends of all branches (``"*.bn3"`` of
+    bottlenecks); blocks that change the shape can't be handed on as a whole.
+
     Deviates from the paper: survivors are rescaled in training instead of all at test time. In a network that has an
     activation behind the sum, as ResNet has, the block is dropped together with it.
 
@@ -37,7 +40,7 @@ class InsertStochasticDepth(LayerInsertion):
         include: Globs over names of residual blocks, or of modules at the end of residual branches, in the order of
             depth; where empty, ``types`` alone choose.
         exclude: Globs over names of modules that are left out.
-        types: Classes of modules, or their names, such as ``"BasicBlock"``; all that ``include`` chooses where empty.
+        types: Classes of modules, or their names, such as ``"EncoderBlock"``; all that ``include`` chooses where empty.
         at: ``"block"``: the modules are whole blocks, whose inputs and outputs have the same shape; ``"branch"``: each
             is the last module of a branch, whose output is added to something.
         rates: ``"linear"``: the l-th of L blocks is dropped with probability p·l/L; ``"constant"``: all with p.
@@ -51,7 +54,7 @@ class InsertStochasticDepth(LayerInsertion):
     Reference:
         Gao Huang et al.: Deep Networks with Stochastic Depth, ECCV 2016, arXiv:1603.09382.
 
-    >>> InsertStochasticDepth(p=0.2, types=("BasicBlock",)).rates
+    >>> InsertStochasticDepth(p=0.2, types=("EncoderBlock",)).rates
     'linear'
     """
 

@@ -1,12 +1,11 @@
 """Another normalization in the place of BatchNorm."""
 
 from collections.abc import Callable, Sequence
-from weakref import WeakSet
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch import nn
-from torch.nn.parameter import UninitializedParameter
+from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 from typing_extensions import override
 
 from lightning_reg.attach.surgery import Change, Surgery
@@ -17,15 +16,15 @@ __all__ = ["ReplaceNorm"]
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm
 _HOOKS = [name for name in vars(nn.Module()) if name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called"))]
-_REPLACEMENTS: WeakSet[nn.Module] = WeakSet()  # so that the next stage, or another trainer, knows that it was done
+_MARK = "replaces_norm"  # on the new layer, and so on its copies
 
 
 class ReplaceNorm(Surgery):
     """Replaces the normalization layers of an existing network by others.
 
     What it does: each chosen layer gives way to one of the same number of features, which takes over scale and shift
-    where both have them, and the device, dtype, mode, hooks and everybody who shares it. Running statistics are
-    dropped. The module keeps the change after training. Checkpoints load with the callback.
+    where both have them, running statistics, ε, momentum, device, dtype, mode, hooks and everybody who shares it. The
+    module keeps the change after training. Checkpoints load with the callback.
 
     When to use: BatchNorm with small batches, or many accumulated ones, is noise: ``"group"`` doesn't depend on the
     batch, ``"ghost_batch"`` makes large batches as noisy as small ones. When not: in a network that was trained with
@@ -79,29 +78,33 @@ class ReplaceNorm(Surgery):
             for leaf, child in parent._modules.items():
                 if child in new:
                     parent._modules[leaf] = new[child]
-        _REPLACEMENTS.update(new.values())
         return [(f"{type(old).__name__} -> {type(each).__name__}", names[old]) for old, each in new.items()]
 
     def _left(self, pl_module: LightningModule) -> dict[str, nn.Module]:
-        """What is chosen and wasn't put there by a replacement."""
+        """What is chosen and isn't what it would be replaced by: the next stage, or another trainer, finds it done."""
+        done = {each for each in pl_module.modules() if vars(each).get(_MARK) == repr(self.norm)}
         try:
             chosen = self.selected(pl_module)
         except SettingError:
-            if any(each in _REPLACEMENTS for each in pl_module.modules()):
-                return {}  # all of it was
+            if done:
+                return {}
             raise
-        return {name: each for name, each in chosen.items() if each not in _REPLACEMENTS}
+        return {name: each for name, each in chosen.items() if each not in done}
 
     def _replacement(self, name: str, old: nn.Module) -> nn.Module:
-        new = make_norm(self.norm, _num_features(name, old), spatial_dims=_spatial_dims(old))
+        new = make_norm(self.norm, _num_features(name, old), spatial_dims=_spatial_dims(name, old, self.norm))
         if (like := next(old.parameters(), next(old.buffers(), None))) is not None:
             new.to(like.device, like.dtype)
-        for leaf in ("weight", "bias"):
+        for leaf in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
             before, after = getattr(old, leaf, None), getattr(new, leaf, None)
-            if before is not None and after is not None and before.shape == after.shape:
+            if isinstance(before, Tensor) and isinstance(after, Tensor) and before.shape == after.shape:
                 with torch.no_grad():
                     after.copy_(before)
                 after.requires_grad_(before.requires_grad)
+        for setting in ("eps", "momentum"):
+            if vars(old).get(setting) is not None and vars(new).get(setting) is not None:
+                setattr(new, setting, getattr(old, setting))
+        setattr(new, _MARK, repr(self.norm))
         new.training = old.training
         for hooks in _HOOKS:  # the very same dictionaries, so that handles can still remove what they registered
             vars(new)[hooks] = vars(old)[hooks]
@@ -109,19 +112,30 @@ class ReplaceNorm(Surgery):
 
 
 def _num_features(name: str, module: nn.Module) -> int:
+    if isinstance(module, LazyModuleMixin):
+        raise SettingError(f"exclude must name {name}, or the module must be run once before the fit: it is lazy")
     for attribute in ("num_features", "num_channels", "normalized_shape"):
         size = getattr(module, attribute, None)
         if size is not None:
             return int(size[-1]) if isinstance(size, (tuple, list)) else int(size)
     weight = getattr(module, "weight", None)
-    if isinstance(weight, nn.Parameter) and not isinstance(weight, UninitializedParameter) and weight.ndim == 1:
+    if isinstance(weight, nn.Parameter) and weight.ndim == 1:
         return len(weight)
     raise SettingError(f"exclude must name {name}, a {type(module).__name__} whose number of features isn't known")
 
 
-def _spatial_dims(module: nn.Module) -> int:
+def _spatial_dims(name: str, module: nn.Module, norm: object) -> int:
     """How many dimensions come after the channels; what takes features last has none."""
-    for dims, kinds in enumerate((("BatchNorm1d",), ("BatchNorm2d",), ("BatchNorm3d",)), start=1):
-        if any(kind.__name__ in kinds for kind in type(module).__mro__):
+    for dims in (1, 2, 3):
+        if any(kind.__name__.endswith(f"Norm{dims}d") for kind in type(module).__mro__):
             return dims
-    return 0 if isinstance(module, (nn.LayerNorm, nn.RMSNorm)) else 2
+    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+        if len(module.normalized_shape) > 1:
+            raise SettingError(f"exclude must name {name}, which normalizes over {tuple(module.normalized_shape)}")
+        # Subclasses with a forward of their own are made for maps with channels first.
+        return 0 if type(module).forward in (nn.LayerNorm.forward, nn.RMSNorm.forward) else 2
+    if norm in ("batch", "instance", "filter_response"):
+        raise SettingError(
+            f"exclude must name {name}: of a {type(module).__name__} it isn't known how many dimensions {norm!r} is for"
+        )
+    return 2  # these take maps of any dimension

@@ -3,20 +3,18 @@
 from collections.abc import Sequence
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from torch.nn.utils import parametrizations
-from torch.nn.utils.parametrize import is_parametrized
 from typing_extensions import override
 
+from lightning_reg.attach.reparametrization import Reparametrization
 from lightning_reg.attach.streams import base_seed, random_stream
-from lightning_reg.attach.surgery import Change, Surgery
-from lightning_reg.settings import SettingError, check_count, check_range
+from lightning_reg.settings import check_count, check_range
 
 __all__ = ["SpectralNormalization"]
 
 
-class SpectralNormalization(Surgery):
+class SpectralNormalization(Reparametrization):
     """Divides weights of an existing network by their largest singular value, so that no layer stretches anything.
 
     What it does: the chosen layers compute with W / σ(W), as torch's ``spectral_norm`` does; σ is tracked by power
@@ -31,7 +29,8 @@ class SpectralNormalization(Surgery):
     layer as state.
 
     Interacts with: averages of weights, which must average the plain weights rather than the normalized ones;
-    penalties and decay, which pull at plain weights and so at nothing but the step size.
+    penalties and decay, which pull at plain weights and so at nothing but the step size. ``init="lsuv"`` and
+    ``InsertDropConnect`` can't stand beside it.
 
     As in the paper, a convolution's weight counts as the matrix (out, in · kernel), whose norm isn't that of the layer.
 
@@ -54,6 +53,9 @@ class SpectralNormalization(Surgery):
     """
 
     suited = "Linear, Conv"
+    by_default = (nn.Linear, nn.modules.conv._ConvNd)
+    parametrization = parametrizations._SpectralNorm
+    adjective = "spectrally normalized"
 
     def __init__(
         self,
@@ -75,35 +77,10 @@ class SpectralNormalization(Surgery):
         self.seed = seed
 
     @override
-    def suits(self, module: nn.Module) -> bool:
-        return bool(self.types) or isinstance(module, (nn.Linear, nn.modules.conv._ConvNd))
-
-    @override
-    def operate(self, trainer: Trainer, pl_module: LightningModule) -> list[Change]:
-        changes = []
-        for name, layer in self.selected(pl_module).items():
-            if _is_normalized(layer):
-                continue
-            weight = getattr(layer, "weight", None)
-            if not isinstance(weight, torch.Tensor) or weight.ndim < 2:
-                shape = tuple(weight.shape) if isinstance(weight, torch.Tensor) else "no weight"
-                raise SettingError(
-                    f"include must name layers whose weight has two dimensions or more, but {name} has {shape}"
-                )
-            self._normalize(layer, name, weight.device)
-            changes.append((f"{type(layer).__bases__[0].__name__}, spectral norm", name))
-        return changes
-
-    def _normalize(self, layer: nn.Module, name: str, device: torch.device) -> None:
-        """Starts power iteration from vectors of its own stream, the same in every process."""
+    def reparametrize(self, layer: nn.Module, name: str) -> None:
+        # Power iteration starts from vectors of a stream of its own, the same in every process.
         seed = random_stream(base_seed(self.seed), "spectral normalization", name).getrandbits(63)
+        device = next(layer.parameters()).device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
             parametrizations.spectral_norm(layer, "weight", self.n_power_iterations, self.eps)
-
-
-def _is_normalized(layer: nn.Module) -> bool:
-    return is_parametrized(layer, "weight") and any(
-        isinstance(each, parametrizations._SpectralNorm)
-        for each in layer.parametrizations["weight"]  # type: ignore[index]
-    )

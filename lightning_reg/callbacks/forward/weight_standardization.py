@@ -2,19 +2,18 @@
 
 from collections.abc import Sequence
 
-from lightning.pytorch import LightningModule, Trainer
 from torch import nn
-from torch.nn.utils.parametrize import is_parametrized, register_parametrization
+from torch.nn.utils.parametrize import register_parametrization
 from typing_extensions import override
 
-from lightning_reg.attach.surgery import Change, Surgery
+from lightning_reg.attach.reparametrization import Reparametrization
 from lightning_reg.nn import normalization as layers
 from lightning_reg.settings import SettingError, check_range
 
 __all__ = ["WeightStandardization"]
 
 
-class WeightStandardization(Surgery):
+class WeightStandardization(Reparametrization):
     """Standardizes the filters of an existing network's convolutions: mean 0, variance 1 over what leads into a unit.
 
     What it does: the chosen layers compute with standardized weights. The module keeps it after training: it is part of
@@ -27,6 +26,7 @@ class WeightStandardization(Surgery):
     Cost: two passes over the chosen weights in the forward and in the backward pass. No state.
 
     Interacts with: penalties and decay, which pull at plain weights and so at nothing but the step size.
+    ``init="lsuv"`` and ``InsertDropConnect`` can't stand beside it.
 
     Args:
         include: Globs over names of layers.
@@ -46,6 +46,9 @@ class WeightStandardization(Surgery):
     """
 
     suited = "Conv"
+    by_default = (nn.modules.conv._ConvNd,)
+    parametrization = layers.WeightStandardization
+    adjective = "standardized"
 
     def __init__(
         self,
@@ -60,31 +63,11 @@ class WeightStandardization(Surgery):
         self.eps = eps
 
     @override
-    def suits(self, module: nn.Module) -> bool:
-        return bool(self.types) or isinstance(module, nn.modules.conv._ConvNd)
-
-    @override
-    def operate(self, trainer: Trainer, pl_module: LightningModule) -> list[Change]:
-        changes = []
-        for name, layer in self.selected(pl_module).items():
-            if _is_standardized(layer):
-                continue
-            shape = getattr(getattr(layer, "weight", None), "shape", ())
-            if len(shape) < 2:
-                raise SettingError(
-                    f"include must name layers whose weight has two dimensions or more, but {name} has {tuple(shape)}"
-                )
-            transposed = isinstance(layer, nn.modules.conv._ConvTransposeNd)
-            standardization = layers.WeightStandardization(
-                dim=int(transposed), groups=int(getattr(layer, "groups", 1)) if transposed else 1, eps=self.eps
-            )
+    def reparametrize(self, layer: nn.Module, name: str) -> None:
+        transposed = isinstance(layer, nn.modules.conv._ConvTransposeNd)
+        groups = int(getattr(layer, "groups", 1)) if transposed else 1
+        standardization = layers.WeightStandardization(dim=int(transposed), groups=groups, eps=self.eps)
+        try:
             register_parametrization(layer, "weight", standardization)
-            changes.append((f"{type(layer).__bases__[0].__name__}, standardized", name))
-        return changes
-
-
-def _is_standardized(layer: nn.Module) -> bool:
-    return is_parametrized(layer, "weight") and any(
-        isinstance(each, layers.WeightStandardization)
-        for each in layer.parametrizations["weight"]  # type: ignore[index]
-    )
+        except SettingError as error:
+            raise SettingError(f"exclude must name {name}: {error}") from error
