@@ -4,14 +4,17 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch import nn
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_reg.attach.streams import base_seed, random_stream
 from lightning_reg.attach.surgery import Change, Surgery
 from lightning_reg.attach.technique import instance_number
 from lightning_reg.functional.noise import NoiseStream
+from lightning_reg.nn.drop_connect import DropConnect
 from lightning_reg.nn.insertion import Insertion
 from lightning_reg.nn.stochastic import StochasticLayer
 from lightning_reg.optim import is_normalization
@@ -52,11 +55,21 @@ class StochasticSurgery(Surgery):
         self.p = p
         self.seed = seed
         self._streams: list[NoiseStream] = []
+        self._watched: dict[str, Insertion | DropConnect] = {}
+
+    def watch(self, name: str, acting: Insertion | DropConnect) -> None:
+        """Sees to it that it is said if something that should act doesn't.
+
+        Args:
+            name: Of the module.
+            acting: What acts there.
+        """
+        self._watched[name] = acting
 
     def stream(self) -> NoiseStream:
         """Returns a new stream, which starts anew with every batch."""
         stream = NoiseStream()
-        stream.start(random_stream(base_seed(self.seed), type(self).__name__, len(self._streams)).getrandbits(43))
+        stream.start(random_stream(base_seed(self.seed), type(self).__name__, len(self._streams)).getrandbits(62))
         self._streams.append(stream)
         return stream
 
@@ -64,11 +77,21 @@ class StochasticSurgery(Surgery):
         number = instance_number(trainer, self)
         seeds = random_stream(base_seed(self.seed), trainer.global_rank, *position, type(self).__name__, number)
         for stream in self._streams:
-            stream.start(seeds.getrandbits(43))
+            stream.start(seeds.getrandbits(62))
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._restart(trainer, trainer.current_epoch, batch_idx)
+
+    @override
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        for stream in self._streams:
+            stream.rewind()
+
+    @override
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for stream in self._streams:
+            stream.go_on()
 
     # Nothing is dropped in evaluation, unless somebody asks for it: monte_carlo_predict.
 
@@ -91,8 +114,28 @@ class StochasticSurgery(Surgery):
         self._restart(trainer, "predict", batch_idx, dataloader_idx)
 
     @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Looks once whether all of it has run: a technique is never silently inert."""
+        if not self._watched or not (trainer.is_last_batch or batch_idx >= _PATIENCE):
+            return
+        inert = [name for name, each in self._watched.items() if not each.has_run]
+        if len(inert) == len(self._watched):
+            raise SettingError(
+                "include must name modules that the training step runs, in training mode, but none of "
+                f"{len(inert)} did; first is {inert[0]}"
+            )
+        if inert:
+            rank_zero_warn(
+                f"{type(self).__name__} does nothing to what wasn't run in training mode: {', '.join(inert)}"
+            )
+        self._watched = {}
+
+    @override
     def release(self) -> None:
         self._streams = []
+        self._watched = {}
 
 
 class LayerInsertion(StochasticSurgery):
@@ -136,6 +179,7 @@ class LayerInsertion(StochasticSurgery):
     @override
     def operate(self, trainer: Trainer, pl_module: LightningModule) -> list[Change]:
         chosen = self.selected(pl_module)
+        _forget_compiled(pl_module)
         holders = {child: parent for parent in pl_module.modules() for child in parent.children()}
         layers = [self.make(module, index, len(chosen)) for index, module in enumerate(chosen.values())]
         for layer, (name, module) in zip(layers, chosen.items(), strict=True):
@@ -143,6 +187,7 @@ class LayerInsertion(StochasticSurgery):
             # A norm that is frozen in evaluation mode says nothing about what stands behind it.
             mode_of = holders[module] if is_normalization(module) else None
             self._inserted[module] = Insertion(layer, name, residual=self._residual, mode_of=mode_of)
+            self.watch(name, self._inserted[module])
             self.handles.append(module.register_forward_hook(self._inserted[module], with_kwargs=True))
         what = repr(layers[0]) if len(set(map(repr, layers))) == 1 else f"{layers[0]!r} ... {layers[-1]!r}"
         return [(what, name) for name in chosen]
@@ -159,21 +204,16 @@ class LayerInsertion(StochasticSurgery):
                 )
 
     @override
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Looks once whether anything of it has run: a technique is never silently inert."""
-        if not self._inserted or not (trainer.is_last_batch or batch_idx >= _PATIENCE):
-            return
-        if not any(each.has_run for each in self._inserted.values()):
-            raise SettingError(
-                f"include must name modules that the training step runs, in training mode, but none of "
-                f"{len(self._inserted)} did; if torch.compile has compiled the module before, call "
-                "torch.compiler.reset() before the fit"
-            )
-        self._inserted = {}
-
-    @override
     def release(self) -> None:
         super().release()
         self._inserted = {}
+
+
+def _forget_compiled(pl_module: LightningModule) -> None:
+    """Has torch.compile look at modules anew: code that it made before a hook was there doesn't run it."""
+    compiled = any(
+        each._compiled_call_impl is not None or type(each).__name__ == "OptimizedModule"  # importing it is slow
+        for each in pl_module.modules()
+    )
+    if compiled or pl_module._compiler_ctx is not None:
+        torch.compiler.reset()

@@ -4,11 +4,13 @@ from abc import abstractmethod
 from typing import ClassVar
 
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 from typing_extensions import override
 
 from lightning_reg.attach.surgery import Change, Surgery
+from lightning_reg.attach.technique import callbacks_of
 from lightning_reg.nn.drop_connect import DropConnect
 from lightning_reg.settings import SettingError
 
@@ -24,6 +26,7 @@ class Reparametrization(Surgery):
         types: Classes of layers, or their names; those of ``by_default`` where empty.
     """
 
+    lasts = True
     by_default: ClassVar[tuple[type[nn.Module], ...]]
     parametrization: ClassVar[type[nn.Module]]
     adjective: ClassVar[str]
@@ -40,6 +43,16 @@ class Reparametrization(Surgery):
     @override
     def suits(self, module: nn.Module) -> bool:
         return bool(self.types) or isinstance(module, self.by_default)
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        for each in callbacks_of(trainer):
+            if isinstance(each, (StochasticWeightAveraging, WeightAveraging)):
+                raise SettingError(
+                    f"callbacks must not have a {type(each).__name__} with {type(self).__name__}: it copies the module "
+                    "before its weights are reparametrized"
+                )
 
     @override
     def operate(self, trainer: Trainer, pl_module: LightningModule) -> list[Change]:

@@ -165,7 +165,12 @@ def select_modules(
     {'1': ReLU()}
     """
     # A compiled module comes twice, as its wrapper and as itself: the later one, itself, is what fires hooks.
-    named = {plain_name(name): each for name, each in module.named_modules() if name}
+    # What parametrizations are made of isn't a layer that anybody means.
+    named = {
+        plain_name(name): each
+        for name, each in module.named_modules()
+        if name and "parametrizations" not in name.split(".")
+    }
     matching = select_names(list(named), include=include, exclude=exclude, kind="module")
     for kind in types:
         if not any(_is_a(each, kind) for each in named.values()):

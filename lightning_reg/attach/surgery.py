@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
 from typing_extensions import override
@@ -34,6 +35,7 @@ class Surgery(Technique):
     """
 
     suited: ClassVar[str] = ""
+    lasts: ClassVar[bool] = False
 
     def __init__(
         self, *, include: str | Sequence[str], exclude: str | Sequence[str], types: str | Sequence[str | type]
@@ -95,6 +97,12 @@ class Surgery(Technique):
         name = "configure_model" if has_late_layers else "setup"
         wrapper = around(pl_module, name, lambda call, *args, **kwargs: self._run(call, args, kwargs, trainer))
         self.handles.append(wrapper)  # in case that setup fails
+        if self.lasts and isinstance(trainer.strategy.launcher, _MultiProcessingLauncher) and stage == "fit":
+            rank_zero_warn(
+                f"{type(self).__name__} changes the module in the processes that the strategy forks or spawns, and not "
+                "in this one, which won't get all of its weights back; save a checkpoint and load it with the "
+                "callback, or use strategy='ddp'"
+            )
 
     def _run(self, call: Callable[..., Any], args: Any, kwargs: Any, trainer: Trainer) -> None:
         call(*args, **kwargs)

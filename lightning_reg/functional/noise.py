@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lightning_reg.settings import SettingError
 
-__all__ = ["NoiseStream", "draw"]
+__all__ = ["NoiseStream", "draw", "mixed_seed"]
 
 
 def draw(
@@ -32,6 +32,12 @@ def draw(
     return noise.uniform_(generator=generator) if kind == "uniform" else noise.normal_(generator=generator)
 
 
+_AMBIGUOUS = (
+    "include must leave out what is run several times in a step under activation checkpointing: which of its masks is "
+    "to be repeated in the backward pass isn't known"
+)
+
+
 class NoiseStream:
     """Draws that depend on a seed and on how many draws there were since it was given, and on nothing else.
 
@@ -48,21 +54,35 @@ class NoiseStream:
 
     def __init__(self) -> None:
         self._seed = torch.zeros((), dtype=torch.int64)  # a tensor, so that a new seed isn't a new graph
-        self._draws = 0
+        self._draws = self._draws_before = 0
+        self._is_ambiguous = False
 
     def start(self, seed: int) -> None:
         """Starts anew.
 
         Args:
-            seed: A whole number of at most 43 bits.
+            seed: A whole number of at most 62 bits.
         """
         self._seed.fill_(seed)
         self._draws = 0
+        self._is_ambiguous = False
 
     def advance(self) -> None:
         """Starts anew from the next seed, in compiled code without compiling anew."""
         self._seed.add_(1)
         self._draws = 0
+
+    def rewind(self) -> None:
+        """Makes ready for a backward pass, in which checkpointed layers are run again, compiled ones, too."""
+        self._draws_before = self._draws
+        # In which order several draws will be repeated isn't known.
+        self._is_ambiguous = self._draws > 1
+        self._draws = 0
+
+    def go_on(self) -> None:
+        """Goes on behind the draws that there were before the backward pass."""
+        self._draws = self._draws_before
+        self._is_ambiguous = False
 
     def draw(self, kind: str, like: Tensor, shape: Sequence[int], p: float = 0.0) -> Tensor:
         """Returns the next random numbers, see :func:`draw`.
@@ -75,6 +95,8 @@ class NoiseStream:
         """
         like = like.detach()  # nothing flows back through it
         if torch.compiler.is_compiling():
+            if self._is_ambiguous:
+                raise SettingError(_AMBIGUOUS)
             index = self._draws
             self._draws += 1
             noise: Tensor = _compiled_draw(kind, like, list(shape), p, self._seed, index)
@@ -85,17 +107,33 @@ class NoiseStream:
 
     def _repeated(self) -> int:
         """Which draw is to be repeated in the backward pass; checkpoints are recomputed in an order nobody knows."""
-        if self._draws > 1:
-            raise SettingError(
-                "a layer that is run several times in a step can't be inserted into together with activation "
-                "checkpointing: which of its masks is to be repeated in the backward pass isn't known"
-            )
+        if self._draws > 1 or self._is_ambiguous:
+            raise SettingError(_AMBIGUOUS)
         return 0
 
 
+def mixed_seed(seed: int, index: int) -> int:
+    """Returns a generator's seed for one draw of a stream.
+
+    All bits of it depend on all of the arguments': torch's generator for the CPU looks at 32 of them. The finalizer is
+    that of SplitMix64 (Guy L. Steele, Doug Lea, Christine H. Flood: Fast Splittable Pseudorandom Number Generators,
+    OOPSLA 2014).
+
+    Args:
+        seed: Of the stream.
+        index: How many draws came before.
+
+    >>> mixed_seed(0, 0) % 2**32 == mixed_seed(2**40, 0) % 2**32
+    False
+    """
+    mixed = (seed + (index + 1) * 0x9E3779B97F4A7C15) % 2**64
+    mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    mixed = (mixed ^ mixed >> 27) * 0x94D049BB133111EB % 2**64
+    return (mixed ^ mixed >> 31) % 2**63
+
+
 def _generator(device: torch.device, seed: Tensor, index: int) -> torch.Generator:
-    # Neighbouring seeds are unrelated streams; a step has far fewer draws than 2²⁰.
-    return torch.Generator(device).manual_seed((int(seed) << 20 | index) & (2**63 - 1))
+    return torch.Generator(device).manual_seed(mixed_seed(int(seed), index))
 
 
 @torch.library.custom_op(

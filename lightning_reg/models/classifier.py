@@ -102,6 +102,7 @@ class Classifier(LightningModule):
         self.accuracy = nn.ModuleDict(
             {stage: MulticlassAccuracy(num_classes, average="micro", validate_args=False) for stage in _STAGES}
         )
+        self._is_scaled = False
         self._learns_rates = bool(concrete_layers(network))
         if compile:
             self.network.compile()  # in place, so that checkpoints keep their names
@@ -224,8 +225,9 @@ class Classifier(LightningModule):
     @override
     def on_train_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Scales the weights by the first batch where the initialization asks for it."""
-        if self.hparams.get("init") != "lsuv" or self.global_step or self.current_epoch or batch_idx:
+        if self.hparams.get("init") != "lsuv" or self._is_scaled:
             return
+        self._is_scaled = True
         if any(is_parametrized(each) for each in self.network.modules()):
             raise SettingError(
                 "init must not be 'lsuv' where weights are computed from others, as with SpectralNormalization or "
@@ -237,6 +239,7 @@ class Classifier(LightningModule):
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._is_scaled = True
         # Only under a trainer: load_from_checkpoint knows by itself whether it is to be strict.
         if self._trainer is not None and self.strict_loading:
             check_same_structure(checkpoint.get("hyper_parameters", {}), self.hparams)

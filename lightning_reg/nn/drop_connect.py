@@ -36,12 +36,17 @@ class DropConnect(nn.Module):
     stream: NoiseStream | None = None
     """Where random numbers come from; torch's global stream where None."""
 
+    has_run: bool = False
+    """Whether it was run in training mode."""
+
     def dropped(self, weight: Tensor) -> Tensor:
         """Returns the weights that are used now.
 
         Args:
             weight: All of them.
         """
+        if self.training:
+            self.has_run = True
         if not self.training or self.p == 0:
             return weight
         source = draw if self.stream is None else self.stream.draw
@@ -129,6 +134,6 @@ def plain_again(layer: DropConnect) -> None:
         layer: That drops its weights.
     """
     plain = {dropping: kind for kind, dropping in DROP_CONNECTED.items()}
-    for name in ("p", "stream"):
+    for name in ("p", "stream", "has_run"):
         vars(layer).pop(name, None)
     layer.__class__ = plain[type(layer)]  # type: ignore[assignment]

@@ -122,8 +122,8 @@ def stochastic_passes(model: nn.Module) -> Iterator[list[NoiseStream]]:
         for each in stochastic:
             each.training = True  # not train(), which would reach what is below
         for each in modules:
-            if isinstance(each, nn.TransformerEncoderLayer):
-                each.training = True  # in evaluation torch takes a path without its dropout
+            if isinstance(each, nn.TransformerEncoderLayer) or _reads_a_childs_rate(each):
+                each.training = True  # in evaluation these take a path without the dropout below them
         for hook in inserted:
             hook.is_forced = True
         sources = [getattr(each, "stream", None) for each in (*stochastic, *(hook.layer for hook in inserted))]
@@ -133,6 +133,12 @@ def stochastic_passes(model: nn.Module) -> Iterator[list[NoiseStream]]:
             each.training = mode
         for hook in inserted:
             hook.is_forced = False
+
+
+def _reads_a_childs_rate(module: nn.Module) -> bool:
+    """As attention in timm does, which hands the rate of its ``attn_drop`` to a fused kernel."""
+    child = getattr(module, "attn_drop", None)
+    return isinstance(child, nn.Module) and is_stochastic(child)
 
 
 def _checked(sample: Any, class_dim: int, outputs: str) -> Tensor:

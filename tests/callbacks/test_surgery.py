@@ -7,8 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.models import VisionTransformer, resnet18
 
@@ -343,7 +345,8 @@ def test_passes_of_monte_carlo_are_independent_and_so_are_layers():
 def test_layers_follow_the_mode_of_their_host_but_not_of_a_frozen_norm():
     module = Somebodys(sequential)
     module.net[2].eval()
-    frozen, _ = fit(None, InsertDropout(p=0.5, include=("net.2", "net.5")), module=module)
+    with pytest.warns(UserWarning, match=r"does nothing to what wasn't run in training mode: net\.2"):
+        frozen, _ = fit(None, InsertDropout(p=0.5, include=("net.2", "net.5")), module=module)
     plain, _ = fit(sequential)
     partly, _ = fit(sequential, InsertDropout(p=0.5, include=("net.2",)))
     assert not torch.equal(frozen.net[5].weight, plain.net[5].weight)
@@ -370,14 +373,86 @@ def test_optimizers_over_a_list_from_before_are_pointed_out():
         fit(None, ReplaceNorm(norm=GhostBatchNorm), module=Remembers())
 
 
-def test_what_was_compiled_before_is_refused_rather_than_left_as_it_is():
+def test_what_was_compiled_before_is_compiled_anew():
+    """Code from before there was a hook wouldn't run it."""
     torch._dynamo.reset()
-    module = Somebodys(sequential)
-    module.net.compile(backend="aot_eager")
-    fit(None, module=module)
-    with pytest.raises(SettingError, match=r"none of 2 did.*torch.compiler.reset\(\) before the fit"):
-        fit(None, InsertDropout(p=0.5, types="ReLU"), module=module)
+    weights = []
+    for attached in ([], [InsertDropout(p=0.5, types="ReLU")]):
+        module = Somebodys(sequential)
+        module.net.compile(backend="aot_eager")
+        module.net(torch.zeros(4, 3, 16, 16))
+        fit(None, *attached, module=module)
+        weights.append(module.net[0].weight)
+    assert not torch.equal(*weights)
     torch._dynamo.reset()
+
+
+def test_what_is_not_run_is_named():
+    class Skips(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers, self.idle = sequential(), nn.Linear(3, 3)
+
+        def forward(self, inputs):
+            return self.layers(inputs)
+
+    for callback in (InsertDropout(p=0.5, types="Linear"), InsertDropConnect(types="Linear")):
+        with pytest.warns(UserWarning, match="does nothing to what wasn't run in training mode: net.idle"):
+            fit(Skips, callback)
+    with pytest.raises(SettingError, match=r"none of 1 did; first is net\.idle"):
+        fit(Skips, InsertDropConnect(include=("net.idle",)))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_compiled_block_under_checkpointing_has_one_mask(reentrant):
+    """The gradient of h² · m at every unit is 2 h · m, with the m of the forward pass."""
+    torch._dynamo.reset()
+
+    class Square(nn.Module):
+        def forward(self, inputs):
+            return inputs**2
+
+    class Checkpointed(Somebodys):
+        def __init__(self):
+            super().__init__(lambda: nn.Sequential(nn.Identity(), Square()))
+            self.net.compile(backend="aot_eager")
+            self.hidden = nn.Parameter(torch.ones(50))
+
+        def training_step(self, batch, batch_idx):
+            self.out = checkpoint(self.net, self.hidden, use_reentrant=reentrant)
+            return self.out.sum()
+
+        def on_after_backward(self):
+            assert 0 < self.out.count_nonzero() < 50
+            torch.testing.assert_close(self.hidden.grad, 2 * self.out.detach() / self.hidden.detach())
+
+    fit(None, InsertDropout(p=0.5, include=("net.0",)), module=Checkpointed())
+    torch._dynamo.reset()
+
+
+def test_globs_do_not_reach_into_parametrizations():
+    module, _ = fit(sequential, SpectralNormalization(), InsertDropout(p=0.5, include=("net.0*",)))
+    assert type(module.net[0].parametrizations.weight.original) is nn.Parameter
+
+
+def test_averages_of_the_plain_module_are_refused():
+    for callback in (SpectralNormalization(), WeightStandardization()):
+        with pytest.raises(SettingError, match="must not have a StochasticWeightAveraging with"):
+            fit(sequential, StochasticWeightAveraging(0.1), callback)
+
+
+def test_norms_that_do_more_are_not_replaced():
+    class NormAndActivation(nn.BatchNorm2d):
+        def __init__(self):
+            super().__init__(3)
+            self.act = nn.ReLU()
+
+        def forward(self, inputs):
+            return self.act(super().forward(inputs))
+
+    make = lambda: nn.Sequential(NormAndActivation(), nn.Flatten(), nn.Linear(768, 3))  # noqa: E731
+    with pytest.raises(SettingError, match=r"exclude must name net\.0, a NormAndActivation, which does more"):
+        fit(make, ReplaceNorm())
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,7 @@ from lightning_reg.callbacks import (
     UnitNorm,
     WeightStandardization,
 )
+from lightning_reg.functional.noise import mixed_seed
 from lightning_reg.nn import ConcreteDropout
 from tests.conformance.problem import EPOCHS, LEARNING_RATE, Network, Textbook, matrices, network, trainable
 
@@ -192,7 +193,7 @@ def max_norm(model, share):
 def kept(name, model, like, shape, p):
     """1 for what is kept, drawn as the documentation says: from seed, rank, epoch and batch."""
     seeds = random_stream(3, model.rank, model.epoch, model.batch, name, 0)
-    generator = torch.Generator().manual_seed((seeds.getrandbits(43) << 20) & (2**63 - 1))
+    generator = torch.Generator().manual_seed(mixed_seed(seeds.getrandbits(62), 0))
     return like.new_empty(shape).bernoulli_(1 - p, generator=generator)
 
 
@@ -225,7 +226,7 @@ class DroppedBlocks(nn.Module):
         # (keep + 3 keep²) / 4 = 0.7
         keep = (-1 + (1 + 12 * 4 * 0.7) ** 0.5) / 6
         seeds = random_stream(3, self.model[0].rank, self.model[0].epoch, self.model[0].batch, "InsertDropBlock", 0)
-        generator = torch.Generator().manual_seed((seeds.getrandbits(43) << 20) & (2**63 - 1))
+        generator = torch.Generator().manual_seed(mixed_seed(seeds.getrandbits(62), 0))
         seed = torch.empty(maps.shape).uniform_(generator=generator) < 1 - keep
         dropped = seed.clone()
         dropped[:, :, 1:] |= seed[:, :, :-1]

@@ -1,11 +1,12 @@
 import copy
 import pickle
+from random import Random
 
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from lightning_reg.functional.noise import NoiseStream, draw
+from lightning_reg.functional.noise import NoiseStream, draw, mixed_seed
 from lightning_reg.settings import SettingError
 
 
@@ -82,6 +83,13 @@ def test_checkpointing_repeats_the_draw(reentrant):
     output = checkpoint(lambda x: x * stream.draw("bernoulli", x, x.shape, 0.5), inputs, use_reentrant=reentrant)
     output.sum().backward()
     assert torch.equal(inputs.grad, output.detach())
+
+
+def test_as_many_seeds_as_there_are_make_as_many_masks():
+    """torch's generator for the CPU looks at 32 bits of a seed, so they have to depend on all of ours."""
+    seeds = [random.getrandbits(62) for random in [Random(0)] for _ in range(5000)]
+    assert len({mixed_seed(seed, index) % 2**32 for seed in seeds for index in range(2)}) >= 2 * len(seeds) - 1
+    assert len({mixed_seed(seed << 32, 0) % 2**32 for seed in range(5000)}) >= 5000 - 1
 
 
 def test_checkpointing_of_what_draws_twice_is_refused():

@@ -214,6 +214,6 @@ def test_lsuv_scales_the_weights_by_the_first_batch_and_only_then():
         if isinstance(layer, nn.Linear):
             assert outputs.var(correction=0).item() == pytest.approx(1, abs=0.05)
     trained = [parameter.clone() for parameter in module.parameters()]
-    trainer.fit_loop.max_epochs = 2
+    trainer = quiet_trainer(max_epochs=1)
     trainer.fit(module, loader(5 * inputs, labels), loader(inputs, labels))
     assert all(torch.equal(a, b) for a, b in zip(module.parameters(), trained, strict=True))

@@ -102,5 +102,6 @@ class DropoutSchedule(Technique):
     @override
     def release(self) -> None:
         for rate, value in self._rates:
-            rate.move(value)
+            if hasattr(rate.holder, rate.attribute):  # a layer may be plain again
+                rate.move(value)
         self._rates = []

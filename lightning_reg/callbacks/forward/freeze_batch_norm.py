@@ -84,7 +84,10 @@ class FreezeBatchNorm(Surgery):
     def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().attach(trainer, pl_module)
         if not {module for module, _ in self._modes} <= set(pl_module.modules()):
-            raise SettingError("sync_batchnorm must be False with FreezeBatchNorm; frozen statistics are all the same")
+            raise SettingError(
+                "FreezeBatchNorm must come after whatever replaces BatchNorm: put it behind ReplaceNorm, and set "
+                "sync_batchnorm=False, because frozen statistics are the same everywhere"
+            )
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:

@@ -77,6 +77,7 @@ class InsertDropConnect(StochasticSurgery):
                 raise SettingError(f"exclude must name {name}, whose weights are computed from others")
             layer = drop_connected(each, self.p)
             layer.stream = self.stream()
+            self.watch(name, layer)
             self._layers.append(layer)
             changes.append((f"DropConnect(p={self.p})", name))
         return changes

@@ -53,6 +53,7 @@ class ReplaceNorm(Surgery):
     """
 
     suited = "BatchNorm"
+    lasts = True
 
     def __init__(
         self,
@@ -92,6 +93,8 @@ class ReplaceNorm(Surgery):
         return {name: each for name, each in chosen.items() if each not in done}
 
     def _replacement(self, name: str, old: nn.Module) -> nn.Module:
+        if any(not isinstance(each, nn.Identity) for each in old.children()):
+            raise SettingError(f"exclude must name {name}, a {type(old).__name__}, which does more than normalize")
         new = make_norm(self.norm, _num_features(name, old), spatial_dims=_spatial_dims(name, old, self.norm))
         if (like := next(old.parameters(), next(old.buffers(), None))) is not None:
             new.to(like.device, like.dtype)
