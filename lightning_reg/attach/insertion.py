@@ -15,7 +15,7 @@ from lightning_reg.attach.surgery import Change, Surgery
 from lightning_reg.attach.technique import instance_number
 from lightning_reg.functional.noise import NoiseStream
 from lightning_reg.nn.drop_connect import DropConnect
-from lightning_reg.nn.insertion import Insertion
+from lightning_reg.nn.insertion import Insertion, insertions
 from lightning_reg.nn.stochastic import StochasticLayer
 from lightning_reg.optim import is_normalization
 from lightning_reg.settings import SettingError, check_count, check_range
@@ -164,7 +164,6 @@ class LayerInsertion(StochasticSurgery):
             raise SettingError("include or types must say behind which modules, but both are empty")
         super().__init__(p=p, include=include or ("*",), exclude=exclude, types=types, seed=seed)
         self._residual = residual
-        self._inserted: dict[nn.Module, Insertion] = {}
 
     @abstractmethod
     def make(self, module: nn.Module, index: int, count: int) -> StochasticLayer:
@@ -186,27 +185,22 @@ class LayerInsertion(StochasticSurgery):
             layer.stream = self.stream()
             # A norm that is frozen in evaluation mode says nothing about what stands behind it.
             mode_of = holders[module] if is_normalization(module) else None
-            self._inserted[module] = Insertion(layer, name, residual=self._residual, mode_of=mode_of)
-            self.watch(name, self._inserted[module])
-            self.handles.append(module.register_forward_hook(self._inserted[module], with_kwargs=True))
+            inserted = Insertion(layer, name, residual=self._residual, mode_of=mode_of)
+            self.watch(name, inserted)
+            self.handles.append(module.register_forward_hook(inserted, with_kwargs=True))
         what = repr(layers[0]) if len(set(map(repr, layers))) == 1 else f"{layers[0]!r} ... {layers[-1]!r}"
         return [(what, name) for name in chosen]
 
     @override
     def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().attach(trainer, pl_module)
-        there = set(pl_module.modules())
-        for module, inserted in self._inserted.items():
-            if module not in there:
+        there = set(insertions(pl_module))
+        for name, inserted in self._watched.items():
+            if inserted not in there:
                 raise SettingError(
-                    f"include must leave {inserted.name} out, which was replaced after dropout had been put behind it, "
-                    "as Trainer(sync_batchnorm=True) does; name the module that holds it"
+                    f"include must leave {name} out, which was replaced after something had been put behind it, as "
+                    "Trainer(sync_batchnorm=True) does; name the module that holds it"
                 )
-
-    @override
-    def release(self) -> None:
-        super().release()
-        self._inserted = {}
 
 
 def _forget_compiled(pl_module: LightningModule) -> None:

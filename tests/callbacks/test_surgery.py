@@ -387,6 +387,23 @@ def test_what_was_compiled_before_is_compiled_anew():
     torch._dynamo.reset()
 
 
+def test_a_layer_behind_a_norm_survives_the_norms_replacement_but_not_without_its_hooks():
+    inserted = InsertDropout(p=0.5, include=("net.1",))
+    with_it, _ = fit(sequential, inserted, ReplaceNorm())
+    without, _ = fit(sequential, ReplaceNorm())
+    assert not torch.equal(with_it.net[0].weight, without.net[0].weight)
+
+    class Replaces(Somebodys):
+        def configure_optimizers(self):
+            self.net[1] = nn.BatchNorm2d(16)  # as Lightning does for sync_batchnorm, after callbacks' setup
+            return super().configure_optimizers()
+
+    with pytest.raises(SettingError, match=r"include must leave net\.1 out, which was replaced"):
+        fit(None, inserted, module=Replaces(sequential))
+    with pytest.raises(SettingError, match="FreezeBatchNorm must come after whatever replaces BatchNorm"):
+        fit(None, FreezeBatchNorm(), module=Replaces(sequential))
+
+
 def test_what_is_not_run_is_named():
     class Skips(nn.Module):
         def __init__(self):
