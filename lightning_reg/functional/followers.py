@@ -56,8 +56,11 @@ def _is_chain(module: nn.Module) -> TypeGuard[nn.Sequential]:
 
 def _links(chain: nn.Sequential) -> Iterator[nn.Module]:
     for link in chain:
+        inside = next(link.children(), None)
         if _is_chain(link):
             yield from _links(link)
+        elif isinstance(inside, WEIGHT_LAYERS) and "drop" in type(link).__name__.lower():
+            yield inside  # a layer whose inputs are dropped
         else:
             yield link
 

@@ -241,7 +241,8 @@ def _guide(
 ) -> Initializer:
     if weight.is_recurrent:
         return INITIALIZATIONS["orthogonal"]
-    if isinstance(layer, (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)):
+    of_attention = (nn.MultiheadAttention, nn.modules.linear.NonDynamicallyQuantizableLinear)
+    if isinstance(layer, (nn.RNNBase, nn.RNNCellBase, *of_attention)):
         return INITIALIZATIONS["xavier_normal"]
     return scheme_for_activation(followers.get(layer) or activation)
 

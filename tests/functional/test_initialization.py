@@ -267,3 +267,12 @@ def test_zero_gamma_is_set_by_globs_and_by_layers():
 def test_zero_gamma_that_meets_no_norm_is_refused(include):
     with pytest.raises(SettingError, match=r"normalization layers with a γ \(0.norm1, 0.norm2\)"):
         zero_residual_gamma_(nn.ModuleList([residual_block()]), include)
+
+
+def test_all_matrices_of_an_attention_are_xaviers():
+    torch.manual_seed(0)
+    attention = nn.MultiheadAttention(256, 4)
+    initialize_(attention, "auto", nn.ReLU())
+    variance = 2 / (256 + 256)
+    for weight in (*attention.in_proj_weight.chunk(3), attention.out_proj.weight):
+        assert abs(weight.var().item() - variance) <= 4 * variance * math.sqrt(2 / weight.numel())

@@ -96,3 +96,12 @@ def test_block_dropout_needs_positions():
 def test_groups_that_do_not_divide_the_features_are_refused():
     with pytest.raises(SettingError, match=r"norm must make a module, but .* fails: num_channels"):
         dense_network((8,), 3, hidden_sizes=[12], norm=functools.partial(nn.GroupNorm, 5))
+
+
+def test_concrete_dropout_leaves_initialization_as_it_is():
+    """A layer whose inputs are dropped is still followed by what comes next: by nothing, for the head."""
+    heads = []
+    for dropout, drop_prob in (("standard", 0.0), ("concrete", 0.1)):
+        torch.manual_seed(0)
+        heads.append(dense_network((300,), 200, hidden_sizes=[400], dropout=dropout, drop_prob=drop_prob)[-1])
+    assert torch.equal(heads[0].weight, heads[1].layer.weight)
