@@ -1,0 +1,122 @@
+"""Norms that are replaced or frozen in networks that exist."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_reg.callbacks import (
+    FreezeBatchNorm,
+    ReplaceNorm,
+)
+from lightning_reg.nn import ChannelsFirstLayerNorm, ChannelsFirstRMSNorm
+from lightning_reg.settings import SettingError
+from tests.callbacks.somebodys import Somebodys, fit, loader, resnet, sequential
+from tests.helpers import quiet_trainer
+
+# Some of the modules have parts in evaluation mode on purpose.
+pytestmark = pytest.mark.filterwarnings("ignore:Found .* in eval mode at the start of training")
+
+
+def keys_and_weights(module):
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def test_hooks_modes_and_sharing_survive_a_replacement():
+    class Shares(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16)
+            self.same = self.norm
+            self.pool, self.head = nn.AdaptiveAvgPool2d(1), nn.Linear(16, 3)
+
+        def forward(self, inputs):
+            return self.head(self.pool(self.same(self.norm(self.conv(inputs)))).flatten(1))
+
+    module, calls = Somebodys(Shares), []
+    handle = module.net.norm.register_forward_hook(lambda *_: calls.append(1))
+    module.net.norm.eval()
+    with torch.no_grad():
+        module.net.norm.weight.fill_(2.0)
+    module.net.norm.weight.requires_grad_(False)
+    trainer = quiet_trainer(ReplaceNorm(norm="group"), max_epochs=1, limit_train_batches=1)
+    trainer.fit(module, loader())
+    assert isinstance(module.net.norm, nn.GroupNorm)
+    assert module.net.norm is module.net.same
+    assert not module.net.norm.training
+    assert (module.net.norm.weight == 2.0).all()
+    assert len(calls) == 2
+    handle.remove()
+    module.net.norm(torch.zeros(1, 16, 2, 2))
+    assert len(calls) == 2
+
+
+def test_another_norm_can_be_put_in_the_place_of_a_replacement_and_copies_know_theirs():
+    module, _ = fit(sequential, ReplaceNorm(norm="ghost_batch"))
+    copied = copy.deepcopy(module)
+    statistics = copied.net[1].running_mean.clone()
+    assert statistics.any()
+    quiet_trainer(ReplaceNorm(norm="ghost_batch")).test(copied, loader(), verbose=False)
+    assert torch.equal(copied.net[1].running_mean, statistics)
+    fit(None, ReplaceNorm(norm="group"), module=module)
+    assert type(module.net[1]) is nn.GroupNorm
+
+
+def test_a_replacement_takes_over_statistics_and_settings():
+    make = lambda: nn.Sequential(nn.BatchNorm2d(3, eps=0.25, momentum=0.5), nn.Flatten(), nn.Linear(768, 3))  # noqa: E731
+    module = Somebodys(make)
+    module.net[0].running_mean.fill_(3.0)
+    quiet_trainer(ReplaceNorm(norm="ghost_batch")).test(module, loader(), verbose=False)
+    norm = module.net[0]
+    assert (norm.eps, norm.momentum, norm.running_mean.tolist()) == (0.25, 0.5, [3.0, 3.0, 3.0])
+
+
+def test_norms_over_channels_first_are_replaced_by_such():
+    make = lambda: nn.Sequential(ChannelsFirstLayerNorm(3), nn.Flatten(), nn.Linear(768, 3))  # noqa: E731
+    module, _ = fit(make, ReplaceNorm(norm="rms", types="LayerNorm"))
+    assert isinstance(module.net[0], ChannelsFirstRMSNorm)
+
+
+def test_norms_that_do_more_are_not_replaced():
+    class NormAndActivation(nn.BatchNorm2d):
+        def __init__(self):
+            super().__init__(3)
+            self.act = nn.ReLU()
+
+        def forward(self, inputs):
+            return self.act(super().forward(inputs))
+
+    make = lambda: nn.Sequential(NormAndActivation(), nn.Flatten(), nn.Linear(768, 3))  # noqa: E731
+    with pytest.raises(SettingError, match=r"exclude must name net\.0, a NormAndActivation, which does more"):
+        fit(make, ReplaceNorm())
+
+
+@pytest.mark.parametrize("callbacks", [(FreezeBatchNorm(), None), (None, FreezeBatchNorm())], ids=["off", "on"])
+def test_freezing_can_begin_and_end_at_a_resume(callbacks, tmp_path):
+    """The optimizer's groups have to be the same, also where it leaves out what isn't trained."""
+
+    class Filters(Somebodys):
+        def configure_optimizers(self):
+            return torch.optim.SGD([each for each in self.parameters() if each.requires_grad], lr=0.01, momentum=0.9)
+
+    first, second = ([each] if each else [] for each in callbacks)
+    _, trainer = fit(None, *first, module=Filters(sequential))
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    module = Filters(sequential)
+    quiet_trainer(*second, max_epochs=2).fit(module, loader(), ckpt_path=tmp_path / "one.ckpt")
+    assert all(each.requires_grad for each in module.parameters())
+
+
+def test_frozen_batch_norm_keeps_its_statistics_and_gives_back_its_modes():
+    module = Somebodys(resnet)
+    before = keys_and_weights(module)
+    module.net.layer1.eval()
+    modes = [each.training for each in module.modules()]
+    fit(None, FreezeBatchNorm(exclude=("net.layer4*",)), module=module, limit_train_batches=1)
+    after = module.state_dict()
+    for name, value in before.items():
+        is_norm = "bn" in name or "downsample.1" in name
+        assert torch.equal(after[name], value) == (is_norm and "layer4" not in name), name
+    assert [each.training for each in module.modules()] == modes
+    assert all(each.requires_grad for each in module.parameters())
