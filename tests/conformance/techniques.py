@@ -39,7 +39,6 @@ from lightning_reg.callbacks import (
     UnitNorm,
     WeightStandardization,
 )
-from lightning_reg.functional.noise import mixed_seed
 from lightning_reg.nn import ConcreteDropout
 from tests.conformance.problem import EPOCHS, LEARNING_RATE, Network, Textbook, matrices, network, trainable
 
@@ -190,10 +189,18 @@ def max_norm(model, share):
         weight.copy_(weight.renorm(2, 0, 0.7))
 
 
+def splitmix(seed):
+    """The first number of SplitMix64, as its paper has it, less the sign."""
+    word = (seed + 0x9E3779B97F4A7C15) & (2**64 - 1)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
+        word = ((word ^ (word >> shift)) * factor) & (2**64 - 1)
+    return word & (2**63 - 1)
+
+
 def kept(name, model, like, shape, p):
     """1 for what is kept, drawn as the documentation says: from seed, rank, epoch and batch."""
     seeds = random_stream(3, model.rank, model.epoch, model.batch, name, 0)
-    generator = torch.Generator().manual_seed(mixed_seed(seeds.getrandbits(62), 0))
+    generator = torch.Generator().manual_seed(splitmix(seeds.getrandbits(62)))
     return like.new_empty(shape).bernoulli_(1 - p, generator=generator)
 
 
@@ -226,7 +233,7 @@ class DroppedBlocks(nn.Module):
         # (keep + 3 keep²) / 4 = 0.7
         keep = (-1 + (1 + 12 * 4 * 0.7) ** 0.5) / 6
         seeds = random_stream(3, self.model[0].rank, self.model[0].epoch, self.model[0].batch, "InsertDropBlock", 0)
-        generator = torch.Generator().manual_seed(mixed_seed(seeds.getrandbits(62), 0))
+        generator = torch.Generator().manual_seed(splitmix(seeds.getrandbits(62)))
         seed = torch.empty(maps.shape).uniform_(generator=generator) < 1 - keep
         dropped = seed.clone()
         dropped[:, :, 1:] |= seed[:, :, :-1]
