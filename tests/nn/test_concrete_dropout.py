@@ -69,50 +69,58 @@ def test_penalty_is_the_papers():
     torch.testing.assert_close(concrete_penalty(layer, 50), expected, rtol=1e-12, atol=0)
 
 
-def optimum(noise, count, features, length_scale):
-    """Least expected loss of y = w·x + noise on whitened inputs, over one weight size and the rate, by scipy.
+TEMPERATURE = 0.05
 
-    With rescaled dropout of variance p / (1 - p) the expected squared error of an input with weight a, whose true
-    weight is 1, is (1 - a)² + a² p / (1 - p); divided by 2 noise² it is the negative log likelihood.
+
+def optimum(noise, count, features, length_scale):
+    """Least expected loss of y = Σx + noise on whitened inputs, over one size of the weights and the rate, by scipy.
+
+    A mask m that is divided by 1 - p makes of an input with weight a, whose true weight is 1, the expected squared
+    error 1 - 2 a E[m] / (1 - p) + a² E[m²] / (1 - p)²; divided by 2 noise² it is the negative log likelihood. The
+    moments of the relaxed mask are integrated over u.
     """
+    grid = torch.linspace(0, 1, 200_001, dtype=torch.float64)
+    uniform = (grid[1:] + grid[:-1]) / 2
 
     def loss(params):
         size, logit = params
         p = 1 / (1 + math.exp(-logit))
-        error = features * ((1 - size) ** 2 + size**2 * p / (1 - p))
+        mask = 1 - torch.sigmoid((logit + torch.logit(uniform)) / TEMPERATURE)
+        first, second = mask.mean().item() / (1 - p), mask.square().mean().item() / (1 - p) ** 2
+        error = features * (1 - 2 * size * first + size**2 * second)
         entropy = -p * math.log(p) - (1 - p) * math.log(1 - p)
         kl = length_scale**2 / (2 * (1 - p)) * features * size**2 - features * entropy
         return error / (2 * noise**2) + kl / count
 
-    result = minimize(loss, [0.9, -2.0], method="Nelder-Mead", options={"xatol": 1e-8, "fatol": 1e-12})
+    result = minimize(loss, [0.9, -2.0], method="Nelder-Mead", options={"xatol": 1e-6, "fatol": 1e-10})
     return 1 / (1 + math.exp(-result.x[1]))
 
 
 @pytest.mark.parametrize("noise", [0.8, 1.0, 2.0])
 def test_rate_moves_to_the_optimum_of_a_regression_whose_noise_is_known(noise):
-    """The noisier the targets, the less the weights are worth, and the higher the rate.
-
-    The relaxed mask isn't quite 0 or 1, so its optimum isn't quite that of dropout: at temperature 0.01 by less than
-    the noise of stochastic gradients, which the mean over the last half of the steps has at about 2 % of the rate.
-    """
+    """The noisier the targets, the less the weights are worth, and the higher the rate."""
     count, features, length_scale = 4, 8, 0.5
-    layer = ConcreteDropout(nn.Linear(features, 1, bias=False), p=0.2, length_scale=length_scale, temperature=0.02)
+    layer = ConcreteDropout(
+        nn.Linear(features, 1, bias=False), p=0.2, length_scale=length_scale, temperature=TEMPERATURE
+    )
     nn.init.ones_(layer.layer.weight)
-    optimizer = torch.optim.Adam(layer.parameters(), lr=0.02)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.05)
     seen = []
-    for step in range(3000):
-        inputs = torch.randn(512, features)
+    for step in range(4000):
+        optimizer.param_groups[0]["lr"] = 0.05 if step < 2000 else 0.01
+        inputs = torch.randn(256, features)
         # Of the expected loss: the noise of targets would only add a constant to it.
         errors = layer(inputs) - inputs.sum(1, keepdim=True)
         loss = errors.square().mean() / (2 * noise**2) + concrete_penalty(layer, count)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        optimizer.param_groups[0]["lr"] = 0.02 * (1 - step / 3000)
-        if step >= 1500:
+        if step >= 2500:
             seen.append(layer.p)
+    # The last steps are an average over a rate that stochastic gradients keep in motion: at this learning rate within 3 %
+    # of it. A factor of 2 in any of the three terms would move the optimum by 30 % or more.
     expected = optimum(noise, count, features, length_scale)
-    assert sum(seen) / len(seen) == pytest.approx(expected, rel=0.1)
+    assert sum(seen) / len(seen) == pytest.approx(expected, rel=0.05)
 
 
 def test_compiles_without_a_graph_break_and_keeps_the_dtype_under_autocast():
