@@ -27,7 +27,16 @@ from lightning_reg.callbacks import (
 )
 from lightning_reg.functional.output_penalties import entropy
 from lightning_reg.settings import SettingError
-from tests.conformance.problem import Setting, SomebodysModule, Textbook, loader, network, samples, textbook_loop
+from tests.conformance.problem import (
+    Setting,
+    SomebodysModule,
+    Textbook,
+    loader,
+    network,
+    samples,
+    textbook_loop,
+    weights_of,
+)
 from tests.conformance.techniques import l2
 
 
@@ -35,10 +44,6 @@ def fit(module, *callbacks, setting=None, **settings):
     trainer = (setting or Setting()).trainer(callbacks, **{"log_every_n_steps": 1, **settings})
     trainer.fit(module, loader(), loader())
     return {tag: value.item() for tag, value in trainer.callback_metrics.items()}
-
-
-def weights(module):
-    return [parameter.detach().clone() for parameter in module.parameters()]
 
 
 def assert_same(some, others, atol=1e-6):
@@ -96,7 +101,7 @@ def test_gradients_that_were_thrown_away_bring_no_penalty():
             optimizer.zero_grad()
             (F.cross_entropy(expected.network(inputs), labels) + 10 * l2(expected.network)).backward()
             optimizer.step()
-    assert_same(weights(module), weights(expected))
+    assert_same(weights_of(module), weights_of(expected))
 
 
 def test_new_optimizers_are_held_on_to():
@@ -124,7 +129,7 @@ def test_fused_optimizer_whose_gradients_were_unscaled_by_hand():
 
     by_hand = Textbook(term=lambda model, *_: l2(model), on_gradients=clip)
     expected = textbook_loop(setting, by_hand).weights[-1]
-    assert_same(weights(module), expected, atol=setting.tolerance(weights(network()), expected))
+    assert_same(weights_of(module), expected, atol=setting.tolerance(weights_of(network()), expected))
     assert shown["grad/norm_clipped"] == pytest.approx(0.1, rel=1e-3)
 
 
@@ -139,7 +144,7 @@ def test_clipping_hides_no_overflow_from_a_fused_optimizer(algorithm):
     for fused in (False, True):
         module = Overflows(fused=fused)
         fit(module, GradientClipping(algorithm=algorithm), setting=Setting("16-mixed", fused=fused), max_epochs=1)
-        ends.append(weights(module))
+        ends.append(weights_of(module))
     assert_same(*ends, atol=1e-5)
 
 
@@ -176,7 +181,7 @@ def test_sparse_optimizers_are_measured_and_clipped_but_not_penalised():
     clipped.load_state_dict(alone.state_dict())
     fit(alone)
     fit(watched, GradientMonitor(), GradientNoise())
-    assert_same(weights(alone), weights(watched), atol=0)
+    assert_same(weights_of(alone), weights_of(watched), atol=0)
     for algorithm in ("norm", "value", "adaptive"):
         extra = {"exclude_head": False, "exclude_norm_and_bias": False} if algorithm == "adaptive" else {}
         shown = fit(clipped, GradientMonitor(), GradientClipping(algorithm=algorithm, **extra))
@@ -326,7 +331,7 @@ def test_the_term_reaches_the_loss_that_is_returned(returned):
     fit(module, ActivityPenalty(l1=0.1, l2=0.2, temporal=0.3))
     from tests.conformance.techniques import activity
 
-    assert_same(weights(module), textbook_loop(Setting(), Textbook(term=activity)).weights[-1])
+    assert_same(weights_of(module), textbook_loop(Setting(), Textbook(term=activity)).weights[-1])
 
 
 # The monitor, beside others.
@@ -438,15 +443,20 @@ def test_everything_together_resumes_to_the_bit(tmp_path):
     from tests.conformance.techniques import TECHNIQUES
 
     def run(**settings):
-        left_out = ("GradientClipping ", "UnitNorm", "NonNegative", "BestWeights")
-        together = [t.attach() for name, t in TECHNIQUES.items() if not name.startswith(left_out)]
+        left_out = ("GradientClipping ", "UnitNorm", "NonNegative", "BestWeights", "WeightStandardization")
+        together = [
+            callback
+            for name, technique in TECHNIQUES.items()
+            if not name.startswith(left_out) and not technique.prepare
+            for callback in technique.attached()
+        ]
         together += [GradientClipping(algorithm="percentile", include=("network.frozen.*",))]
         saves = _Saves(tmp_path / "within.ckpt", step=8)
         module = SomebodysModule()
         trainer = Setting().trainer([*together, saves], log_every_n_steps=1)
         trainer.fit(module, resumable_loader(), loader(), **settings)
         shown = {tag: value.item() for tag, value in trainer.callback_metrics.items() if "loss" not in tag}
-        return weights(module), shown
+        return weights_of(module), shown
 
     whole, logged = run()
     resumed, logged_again = run(ckpt_path=tmp_path / "within.ckpt")
@@ -518,6 +528,7 @@ def test_steps_that_do_not_log_never_wait_for_the_gpu():
         on_train_batch_end = on_train_end = on_exception = on_before_zero_grad
 
     for technique in TECHNIQUES.values():
-        trainer = Setting().trainer([technique.attach(), Errors()], accelerator="gpu", log_every_n_steps=1000)
-        trainer.fit(SomebodysModule(), loader(), loader())
+        attached = [*technique.attached(), Errors()]
+        trainer = Setting().trainer(attached, accelerator="gpu", log_every_n_steps=1000)
+        trainer.fit(Setting().module(prepare=technique.prepare), loader(), loader())
         assert trainer.global_step == 18  # an operation that waits would have raised in one of them

@@ -4,18 +4,23 @@ from torch import nn
 
 from lightning_reg.callbacks import GradientClipping, StrengthSchedule
 from lightning_reg.settings import SettingError
-from tests.conformance.problem import Setting, SomebodysModule, Textbook, loader, network, textbook_loop, trainable
+from tests.conformance.problem import (
+    Setting,
+    SomebodysModule,
+    Textbook,
+    loader,
+    network,
+    textbook_loop,
+    trainable,
+    weights_of,
+)
 from tests.helpers import quiet_trainer
-
-
-def weights(module):
-    return [parameter.detach().clone() for parameter in module.parameters()]
 
 
 def fitted(*callbacks, module=None, **settings):
     module = module or SomebodysModule()
     Setting().trainer(callbacks, **settings).fit(module, loader(), loader())
-    return weights(module)
+    return weights_of(module)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +157,7 @@ def test_a_history_keeps_its_norms_when_a_step_is_skipped():
         clipping = GradientClipping(algorithm=algorithm)
         module = Explodes()
         Setting("16-mixed").trainer([clipping], max_epochs=1).fit(module, loader(), loader())
-        assert all(weight.isfinite().all() for weight in weights(module))
+        assert all(weight.isfinite().all() for weight in weights_of(module))
         (memory,) = clipping.state_dict().values()
         seen = memory["count"] if algorithm == "percentile" else memory["moments"][0]
         assert seen == 5

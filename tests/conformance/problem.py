@@ -45,9 +45,13 @@ class Network(nn.Module):
         return self.head(self.seen)
 
 
-def network():
+def network(prepare=None):
+    """The user's, perhaps with something of its own."""
     torch.manual_seed(0)
-    return Network()
+    model = Network()
+    if prepare:
+        prepare(model)
+    return model
 
 
 def trainable(model):
@@ -68,11 +72,10 @@ def samples(count=BATCHES * BATCH_SIZE):
 class SomebodysModule(LightningModule):
     """Knows nothing of us: a tuple batch, its own loss, its own logging."""
 
-    def __init__(self, compiled=False, fused=False, prepare=lambda _: None):
+    def __init__(self, compiled=False, fused=False, prepare=None):
         super().__init__()
         self.fused = fused
-        self.network = network()
-        prepare(self.network)
+        self.network = network(prepare)
         if compiled:
             self.network.compile(backend="aot_eager")
 
@@ -102,7 +105,7 @@ class Setting:
         flags = ["compiled"] * self.compiled + ["fused"] * self.fused
         return "-".join([self.precision, f"accumulate{self.accumulate}", f"clip_{self.clip}", *flags])
 
-    def module(self, cls=SomebodysModule, prepare=lambda _: None):
+    def module(self, cls=SomebodysModule, prepare=None):
         return cls(self.compiled, self.fused, prepare)
 
     def trainer(self, callbacks, **settings):
@@ -203,10 +206,9 @@ def weights_of(module):
     return [parameter.detach().clone() for _, parameter in named]
 
 
-def textbook_loop(setting, textbook, processes=1, prepare=lambda _: None):
+def textbook_loop(setting, textbook, processes=1, prepare=None):
     """Trains by hand, with every batch split as so many processes would share it."""
-    model = network()
-    prepare(model)
+    model = network(prepare)
     textbook.change(model)
     result, memory, step = Result(start=weights_of(model)), {}, 0
     optimizer = torch.optim.SGD(trainable(model), lr=LEARNING_RATE, momentum=0.9)

@@ -8,7 +8,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_reg.callbacks import ElasticNetPenalty, GradientClipping, GradientMonitor, L2SPPenalty
-from tests.conformance.problem import BATCH_SIZE, SomebodysModule, samples
+from tests.conformance.problem import BATCH_SIZE, SomebodysModule, samples, weights_of
 from tests.helpers import quiet_trainer
 
 
@@ -35,7 +35,7 @@ def main(path):
     )
     module = Sharded()
     trainer.fit(module)
-    whole = [parameter.full_tensor().detach() for parameter in module.parameters()]
+    whole = [parameter.full_tensor() for parameter in weights_of(module)]
     if trainer.is_global_zero:
         torch.save((whole, {tag: value.item() for tag, value in trainer.callback_metrics.items()}), path)
 

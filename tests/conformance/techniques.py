@@ -66,7 +66,7 @@ class Technique:
     textbook: Textbook = field(default_factory=Textbook)
     second: Callable[[], Callback] | None = None
     clips: bool = False
-    prepare: Callable[[Network], None] = lambda _: None
+    prepare: Callable[[Network], None] | None = None
     changed: str = ""
 
     def attached(self):

@@ -209,8 +209,7 @@ def test_logged_loss_stays_the_users(name):
     technique = TECHNIQUES[name]
     _, trainer = fit(Setting(), name, technique.attached(), max_epochs=1, limit_train_batches=1)
     inputs, labels = (part[:BATCH_SIZE] for part in samples().tensors)
-    model = network()
-    technique.prepare(model)
+    model = network(technique.prepare)
     technique.textbook.change(model)
     model.rank = model.epoch = model.batch = 0
     expected = nn.functional.cross_entropy(model(inputs), labels)

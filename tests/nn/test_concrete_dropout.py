@@ -117,8 +117,8 @@ def test_rate_moves_to_the_optimum_of_a_regression_whose_noise_is_known(noise):
         optimizer.step()
         if step >= 2500:
             seen.append(layer.p)
-    # Stochastic gradients keep the rate in motion: at this learning rate the mean is within 3 % of the optimum. A factor
-    # of 2 between likelihood and penalty would move it by 14 % at the greatest noise, and by far more at the others.
+    # Stochastic gradients keep the rate in motion: at this learning rate the mean is within 3 % of the optimum. Twice
+    # the penalty would move it by 14 % at the greatest noise, and by far more at the others.
     expected = optimum(noise, count, features, length_scale)
     assert sum(seen) / len(seen) == pytest.approx(expected, rel=0.05)
 
