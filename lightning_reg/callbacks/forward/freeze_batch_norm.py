@@ -25,8 +25,9 @@ class FreezeBatchNorm(Surgery):
 
     Cost: none; cheaper than BatchNorm in training. No state.
 
-    Interacts with: ``module.train()`` and Lightning's own switches of mode, which it overrules before every
-    batch.
+    Interacts with: ``module.train()`` and Lightning's own switches of mode, which it overrules before every batch;
+    ``ReplaceNorm``, which it must come after, and ``sync_batchnorm``, which it can't stand beside. Optimizers hold the
+    frozen parameters all the same, so that training can go on without the callback.
 
     Args:
         affine: Whether scale and shift are frozen, too.
@@ -34,7 +35,8 @@ class FreezeBatchNorm(Surgery):
         exclude: Globs over names of modules that are left out.
 
     Raises:
-        SettingError: If a pattern matches nothing, there is no BatchNorm, or one keeps no running statistics.
+        SettingError: If a pattern matches nothing, there is no BatchNorm, one keeps no running statistics, or one is
+            replaced afterwards.
 
     >>> FreezeBatchNorm(include=("backbone.*",)).affine
     True

@@ -26,8 +26,8 @@ class InsertDropBlock(LayerInsertion):
     Cost: a random number for each unit of these outputs, a few passes over bytes, one over the outputs forward and one
     backward. No state.
 
-    Interacts with: torch.compile: attach it before the first step of the compiled module. Its random numbers depend on
-    seed, rank, epoch and batch.
+    Interacts with: torch.compile, which compiles anew what it had compiled before. Its random numbers depend on seed,
+    rank, epoch and batch.
 
     Deviates from the paper: seeds may lie anywhere, and survivors are divided by their own probability to survive, so
     that rate and expectation are exact at borders and on small maps, too.

@@ -33,8 +33,8 @@ class InsertDropout(LayerInsertion):
 
     Cost: one pass over each of these outputs in the forward and in the backward pass, and a mask of each. No state.
 
-    Interacts with: torch.compile: attach it before the first step of the compiled module. Its random numbers depend on
-    seed, rank, epoch and batch, so that resumed runs are exact and processes differ. ``DropoutSchedule`` moves its
+    Interacts with: torch.compile, which compiles anew what it had compiled before. Its random numbers depend on seed,
+    rank, epoch and batch, so that resumed runs are exact and processes differ. ``DropoutSchedule`` moves its
     rate, ``monte_carlo_predict`` turns it on. Of a module that returns several tensors the first is dropped from.
 
     Args:

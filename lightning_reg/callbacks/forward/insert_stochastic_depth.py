@@ -26,8 +26,8 @@ class InsertStochasticDepth(LayerInsertion):
     Cost: one pass over each block's output in the forward and in the backward pass; blocks are computed all the same.
     No state.
 
-    Interacts with: torch.compile: attach it before the first step of the compiled module. Its random numbers depend on
-    seed, rank, epoch and batch. ``DropoutSchedule`` moves its rates.
+    Interacts with: torch.compile, which compiles anew what it had compiled before. Its random numbers depend on seed,
+    rank, epoch and batch. ``DropoutSchedule`` moves its rates.
 
     Of torchvision's ResNets, ``include=("*.bn2",), at="branch"`` names the ends of all branches (``"*.bn3"`` of
     bottlenecks); blocks that change the shape can't be handed on as a whole.

@@ -43,7 +43,7 @@ class ReplaceNorm(Surgery):
         types: Classes of modules, or their names; BatchNorm of any dimension where empty.
 
     Raises:
-        SettingError: If a pattern matches nothing, or it isn't known how many features a layer normalizes.
+        SettingError: If a pattern matches nothing, it isn't known over what a layer normalizes, or it does more.
 
     Reference:
         Yuxin Wu, Kaiming He: Group Normalization, ECCV 2018, arXiv:1803.08494.

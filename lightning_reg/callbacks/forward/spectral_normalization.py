@@ -43,7 +43,8 @@ class SpectralNormalization(Reparametrization):
         seed: What the vectors of power iteration start from; that of ``seed_everything`` where None.
 
     Raises:
-        SettingError: If a setting is out of its range, a pattern matches nothing, or a weight has one dimension.
+        SettingError: If a setting is out of its range, a pattern matches nothing, a weight has one dimension, or another
+            callback drops weights of the layer or averages copies of the module.
 
     Reference:
         Takeru Miyato et al.: Spectral Normalization for Generative Adversarial Networks, ICLR 2018, arXiv:1802.05957.

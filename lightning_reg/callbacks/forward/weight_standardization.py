@@ -35,7 +35,8 @@ class WeightStandardization(Reparametrization):
         eps: Added to the variance.
 
     Raises:
-        SettingError: If a setting is out of its range, a pattern matches nothing, or a weight has one dimension.
+        SettingError: If a setting is out of its range, a pattern matches nothing, a weight has one dimension, or another
+            callback drops weights of the layer or averages copies of the module.
 
     Reference:
         Siyuan Qiao et al.: Micro-Batch Training with Batch-Channel Normalization and Weight Standardization, 2019,
