@@ -43,7 +43,7 @@ class SpectralNormalization(Reparametrization):
         seed: What the vectors of power iteration start from; that of ``seed_everything`` where None.
 
     Raises:
-        SettingError: If a setting is out of its range, a pattern matches nothing, a weight has one dimension, or another
+        SettingError: If a setting is out of its range, a pattern matches nothing, a weight has one dimension, or a
             callback drops weights of the layer or averages copies of the module.
 
     Reference:

@@ -35,7 +35,7 @@ class WeightStandardization(Reparametrization):
         eps: Added to the variance.
 
     Raises:
-        SettingError: If a setting is out of its range, a pattern matches nothing, a weight has one dimension, or another
+        SettingError: If a setting is out of its range, a pattern matches nothing, a weight has one dimension, or a
             callback drops weights of the layer or averages copies of the module.
 
     Reference:
