@@ -91,7 +91,7 @@ def test_gradient_is_that_of_the_same_draw(make, shape):
     torch.autograd.gradcheck(drawn, inputs)
 
 
-def within(values, expected, variance, count):
+def assert_within(values, expected, variance, count):
     """Within four standard errors of a mean."""
     assert abs(values.double().mean().item() - expected) <= 4 * math.sqrt(variance / count)
 
@@ -107,20 +107,20 @@ def within(values, expected, variance, count):
 )
 def test_what_is_drawn_by_itself_is_dropped_with_probability_p_and_the_expectation_is_kept(make, shape, independent):
     out = make(P)(torch.ones(shape))
-    within(out == 0, P, P * (1 - P), independent)
-    within(out, 1.0, P / (1 - P), independent)
+    assert_within(out == 0, P, P * (1 - P), independent)
+    assert_within(out, 1.0, P / (1 - P), independent)
 
 
 def test_gaussian_dropout_has_the_mean_and_the_variance_of_dropouts():
     out = GaussianDropout(P)(torch.full((100_000,), 2.0))
     variance = 4 * P / (1 - P)
-    within(out, 2.0, variance, 100_000)
+    assert_within(out, 2.0, variance, 100_000)
     assert abs(out.var().item() - variance) <= 4 * variance * math.sqrt(2 / 100_000)
 
 
 def test_gaussian_noise_has_the_mean_and_the_variance_asked_for():
     out = GaussianNoise(0.5)(torch.full((100_000,), 2.0))
-    within(out, 2.0, 0.25, 100_000)
+    assert_within(out, 2.0, 0.25, 100_000)
     assert abs(out.var().item() - 0.25) <= 4 * 0.25 * math.sqrt(2 / 100_000)
 
 
@@ -149,7 +149,7 @@ def test_masks_differ_along_what_is_dropped_by_itself(layer, shape, dim):
 def test_whole_batches_are_dropped_with_probability_p():
     layer = StochasticDepth(P, mode="batch")
     draws = torch.stack([layer(torch.ones(2)) for _ in range(2000)])
-    within(draws[:, 0] == 0, P, P * (1 - P), 2000)
+    assert_within(draws[:, 0] == 0, P, P * (1 - P), 2000)
 
 
 def test_rates_rise_linearly_with_depth():
@@ -185,8 +185,8 @@ def test_drop_connect_drops_weights_with_probability_p_and_keeps_their_expectati
     layer = drop_connected(nn.Linear(300, 300, bias=False), P)
     nn.init.ones_(layer.weight)
     used = layer(torch.eye(300))
-    within(used == 0, P, P * (1 - P), 90_000)
-    within(used, 1.0, P / (1 - P), 90_000)
+    assert_within(used == 0, P, P * (1 - P), 90_000)
+    assert_within(used, 1.0, P / (1 - P), 90_000)
 
 
 @pytest.mark.parametrize("p", [0.0, 0.4])
