@@ -96,6 +96,7 @@ def fits_in_two_processes(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
+@pytest.mark.xdist_group("two_processes")  # of pytest-xdist: one of its workers makes the fits
 @cells(CELLS_OF_TWO)
 def test_equals_the_textbooks_loop_in_two_processes(name, setting, fits_in_two_processes):
     index = CELLS_OF_TWO.index((name, setting))
