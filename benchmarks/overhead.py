@@ -1,33 +1,33 @@
 """What each technique adds to a training step, beside what a user would write.
 
-``python -m benchmarks.overhead`` trains each workload in one fit of a Lightning Trainer. Blocks of bare steps alternate
+``python -m benchmarks overhead`` trains each workload in one fit of a Lightning Trainer. Blocks of bare steps alternate
 with blocks of the same steps with one technique attached, in changing order, so that drift of the machine cancels, and
 the ratio of each pair of neighbouring blocks is taken; the median over pairs is printed, with quartiles.
 
 Workloads: an MLP 784-2048-2048-10 with batches of 128 (5.8 M weights), a CNN of three blocks on 32×32 with batches of
-64, and a ResNet-50 (25.6 M weights) on 64×64 with batches of 8 for what is bound by the number of weights. Data are
-random numbers. What stands beside: the textbook's penalty in the loss, plain ``torch._foreach`` calls,
-``clip_grad_norm_``, and timm's ``adaptive_clip_grad`` where timm is installed.
+64 (0.3 M weights), and a ResNet-50 (25.6 M weights) on 64×64 with batches of 8 for what is bound by the number of
+weights. Data are random numbers. What stands beside: the textbook's penalty in the loss, plain ``torch._foreach``
+calls, ``clip_grad_norm_``, and timm's ``adaptive_clip_grad`` where timm is installed.
+
+On a GPU it is counted, too, how often a step made the host wait for the device.
 """
 
-import argparse
 import importlib.util
-import logging
 import random
-import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
-from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
+from benchmarks.peers import ClipGradNorm, ForeachElasticNet, Textbook, TimmAdaptive
+from benchmarks.tables import Options, Table
+from benchmarks.timing import quartiles, quiet, wait
+from benchmarks.workloads import L1, L2, WORKLOADS, Endless, Workload
 from lightning_reg.callbacks import (
     ActivityPenalty,
     ConfidencePenalty,
@@ -49,106 +49,8 @@ from lightning_reg.callbacks import (
     UnitNorm,
 )
 
-L1, L2 = 1e-6, 1e-5
 TIMM = "  timm's adaptive_clip_grad"
 Peers = dict[str, Callable[[], list[Callback]]]
-
-
-class Textbook(Callback):
-    """The penalty as a textbook writes it: into the loss, through autograd."""
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Switches it on for one step."""
-        assert_workload(pl_module).penalty = True
-
-
-class ForeachElasticNet(Callback):
-    """The penalty's gradient by plain foreach calls."""
-
-    @torch.no_grad()
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Adds it."""
-        weights: list[Tensor] = [each for each in pl_module.parameters() if each.ndim > 1]
-        gradients = [each.grad for each in weights if each.grad is not None]
-        torch._foreach_add_(gradients, torch._foreach_sign(weights), alpha=L1)
-        torch._foreach_add_(gradients, weights, alpha=L2)
-
-
-class ClipGradNorm(Callback):
-    """torch's clipping, called by hand."""
-
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Clips."""
-        nn.utils.clip_grad_norm_(pl_module.parameters(), 1e-3)
-
-
-class TimmAdaptive(Callback):
-    """timm's adaptive clipping, called by hand."""
-
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Clips."""
-        importlib.import_module("timm.utils.agc").adaptive_clip_grad(list(pl_module.parameters()))
-
-
-class Workload(LightningModule):
-    """Classifies random pictures."""
-
-    def __init__(self, network: nn.Module, shape: tuple[int, ...], batch_size: int) -> None:
-        super().__init__()
-        self.network = network
-        generator = torch.Generator().manual_seed(0)
-        self.batch = (
-            torch.randn(batch_size, *shape, generator=generator),
-            torch.randint(0, 10, (batch_size,), generator=generator),
-        )
-        self.penalty = False
-
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Returns the loss."""
-        loss = F.cross_entropy(self.network(batch[0]), batch[1])
-        if self.penalty:
-            self.penalty = False
-            for weight in self.parameters():
-                if weight.ndim > 1:
-                    loss = loss + L1 * weight.abs().sum() + L2 / 2 * (weight**2).sum()
-        return loss
-
-    def configure_optimizers(self) -> Optimizer:
-        """Returns plain SGD with momentum, whose step costs least."""
-        return torch.optim.SGD(self.parameters(), lr=1e-4, momentum=0.9)
-
-
-def assert_workload(module: LightningModule) -> Workload:
-    """Returns the module, for the type checker."""
-    if not isinstance(module, Workload):
-        raise TypeError(module)
-    return module
-
-
-def mlp() -> Workload:
-    """784-2048-2048-10, batches of 128."""
-    layers = [nn.Linear(784, 2048), nn.ReLU(), nn.Linear(2048, 2048), nn.ReLU(), nn.Linear(2048, 10)]
-    return Workload(nn.Sequential(*layers), (784,), 128)
-
-
-def cnn() -> Workload:
-    """Three blocks of two convolutions on 32×32, batches of 64."""
-    layers: list[nn.Module] = []
-    for inputs, outputs in ((3, 32), (32, 64), (64, 128)):
-        for channels in (inputs, outputs):
-            layers += [nn.Conv2d(channels, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
-        layers.append(nn.MaxPool2d(2))
-    return Workload(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 10)), (3, 32, 32), 64)
-
-
-def resnet50() -> Workload:
-    """Torchvision's ResNet-50 on 64×64, batches of 8."""
-    from torchvision.models import resnet50
-
-    return Workload(resnet50(num_classes=10), (3, 64, 64), 8)
-
-
-WORKLOADS: dict[str, Callable[[], Workload]] = {"mlp": mlp, "cnn": cnn, "resnet50": resnet50}
 
 TECHNIQUES: Peers = {
     "L1Penalty": lambda: [L1Penalty(weight=L1)],
@@ -185,24 +87,16 @@ TECHNIQUES: Peers = {
     "InsertDropBlock": lambda: [InsertDropBlock(types=("MaxPool2d",))],
 }
 NEEDS_MAPS = ("InsertDropBlock",)
-
-
-class Endless(IterableDataset[tuple[Tensor, Tensor]]):
-    """The same batch, for ever: loading isn't what is measured."""
-
-    def __init__(self, batch: tuple[Tensor, Tensor]) -> None:
-        self.batch = batch
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        while True:
-            yield self.batch
+NEEDS_POOLING = ("InsertDropBlock",)
+ACTS_IN_FORWARD = ("Insert", "ActivityPenalty", "ConfidencePenalty")
 
 
 class Alternation(Callback):
     """Attaches and releases one technique after the other while a fit goes on, and times blocks of steps."""
 
-    def __init__(self, techniques: Peers, *, steps: int, pairs: int) -> None:
+    def __init__(self, techniques: Peers, *, steps: int, pairs: int, device: str) -> None:
         self.ratios: dict[str, list[float]] = {name: [] for name in techniques}
+        self.waits: dict[str, float] = {}
         self.bare: list[float] = []
         order = random.Random(0)
         self._plan: list[tuple[str | None, str]] = []
@@ -211,9 +105,12 @@ class Alternation(Callback):
                 self._plan += order.sample([(name, name), (None, name)], 2)
         self._techniques = techniques
         self._steps = steps
+        self._device = device
         self._times: dict[str, dict[bool, float]] = {}
         self._attached: list[Callback] = []
-        self._block = self._step = -1
+        self._block = -1
+        self._watch = warnings.catch_warnings(record=True)
+        self._seen: list[warnings.WarningMessage] = []
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Begins a block."""
@@ -230,9 +127,13 @@ class Alternation(Callback):
         """Ends a block; its first step isn't timed."""
         within = batch_idx % (self._steps + 1)
         if within == 0:
+            self._listen()
+            wait(self._device)
             self._start = time.perf_counter()
         if within == self._steps and self._block < len(self._plan):
-            self._note((time.perf_counter() - self._start) / self._steps)
+            wait(self._device)
+            seconds = (time.perf_counter() - self._start) / self._steps
+            self._note(seconds, self._heard() / self._steps)
             self._release(trainer, pl_module)
 
     def _attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -252,8 +153,26 @@ class Alternation(Callback):
             callback.teardown(trainer, pl_module, "fit")
         trainer.callbacks = [self]  # type: ignore[attr-defined]
 
-    def _note(self, seconds: float) -> None:
+    def _listen(self) -> None:
+        """From here on torch warns of whatever waits for a GPU."""
+        if torch.device(self._device).type == "cuda":
+            self._seen = self._watch.__enter__()
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+
+    def _heard(self) -> int:
+        """How often something waited since."""
+        if torch.device(self._device).type != "cuda":
+            return 0
+        torch.cuda.set_sync_debug_mode("default")
+        self._watch.__exit__(None, None, None)
+        self._watch = warnings.catch_warnings(record=True)
+        return sum("synchronizing CUDA operation" in str(each.message) for each in self._seen)
+
+    def _note(self, seconds: float, waits: float) -> None:
         attached, name = self._plan[self._block]
+        if attached is not None:
+            self.waits[name] = max(self.waits.get(name, 0), waits)
         times = self._times.setdefault(name, {})
         times[attached is not None] = seconds
         if len(times) == 2:
@@ -262,49 +181,61 @@ class Alternation(Callback):
             del self._times[name]
 
 
-def measure(workload: Workload, techniques: Peers, *, steps: int, pairs: int) -> Alternation:
+def measure(workload: Workload, techniques: Peers, options: Options, *, steps: int, pairs: int) -> Alternation:
     """Returns the ratios of each technique."""
-    alternation = Alternation(techniques, steps=steps, pairs=pairs)
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_epochs=1,
-        callbacks=[alternation],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        log_every_n_steps=1_000_000,
-    )
-    trainer.fit(workload, DataLoader(Endless(workload.batch), batch_size=None))
+    device = torch.device(options.device)
+    alternation = Alternation(techniques, steps=steps, pairs=pairs, device=options.device)
+    if options.compiled:
+        workload.network.compile()
+    with quiet():
+        trainer = Trainer(
+            accelerator="cpu" if device.type == "cpu" else "gpu",
+            devices=1,
+            max_epochs=1,
+            callbacks=[alternation],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            log_every_n_steps=1_000_000,
+        )
+        inputs, labels = (part.to(device) for part in workload.batch)
+        trainer.fit(workload, DataLoader(Endless((inputs, labels)), batch_size=None))
     return alternation
 
 
-def main() -> None:
-    """Prints a table a workload."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--workload", choices=list(WORKLOADS), nargs="*", default=["mlp", "cnn"])
-    parser.add_argument("--only", default="", help="measure the techniques whose name contains this")
-    parser.add_argument("--steps", type=int, default=10, help="steps in a block")
-    parser.add_argument("--pairs", type=int, default=15, help="pairs of blocks a technique; the median counts")
-    options = parser.parse_args()
-    warnings.simplefilter("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+def tables(options: Options) -> Iterator[Table]:
+    """Yields a table a workload.
 
+    Args:
+        options: How to run.
+    """
     techniques = {name: make for name, make in TECHNIQUES.items() if options.only.lower() in name.lower()}
-    if importlib.util.find_spec("timm") is None and TIMM in techniques:
+    if TIMM in techniques and importlib.util.find_spec("timm") is None:
         del techniques[TIMM]
         print("timm isn't installed; its adaptive_clip_grad is left out")
-    for workload in options.workload:
-        suited = {name: make for name, make in techniques.items() if workload != "mlp" or name not in NEEDS_MAPS}
-        result = measure(WORKLOADS[workload](), suited, steps=options.steps, pairs=options.pairs)
-        bare = statistics.median(result.bare) * 1e3
-        machine = f"torch {torch.__version__}, {torch.get_num_threads()} threads"
-        print(f"\n{workload}: a bare step takes {bare:.1f} ms ({machine})")
-        for name, ratios in result.ratios.items():
-            low, median, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
-            print(f"  {name:<40} {median:6.3f} ×   ({low:.3f} to {high:.3f})   adds {(median - 1) * bare:6.2f} ms")
+    if options.compiled:  # hooks that are attached after the first step aren't part of compiled code
+        techniques = {name: make for name, make in techniques.items() if not name.startswith(ACTS_IN_FORWARD)}
+    for name in ["tiny"] if options.smallest else ["mlp", "cnn"] if options.quick else ["mlp", "cnn", "resnet50"]:
+        suited = {each: make for each, make in techniques.items() if name != "mlp" or each not in NEEDS_MAPS}
+        suited = {each: make for each, make in suited.items() if name != "tiny" or each not in NEEDS_POOLING}
+        if suited:
+            yield _table(name, suited, options)
 
 
-if __name__ == "__main__":
-    main()
+def _table(workload: str, techniques: Peers, options: Options) -> Table:
+    steps, pairs = options.rounds(10, 5), options.rounds(15, 3)
+    result = measure(WORKLOADS[workload](), techniques, options, steps=steps, pairs=pairs)
+    bare = quartiles(result.bare)[1] * 1e3
+    on_gpu = torch.device(options.device).type == "cuda"
+    compiled = ", compiled" if options.compiled else ""
+    table = Table(
+        f"What techniques add to a step: {workload}{compiled}",
+        ["technique", "× a bare step", "quartiles", "adds ms", *(["waits a step"] if on_gpu else [])],
+        note=f"A bare step takes {bare:.2f} ms.",
+    )
+    for name, ratios in result.ratios.items():
+        low, median, high = quartiles(ratios)
+        waits = [f"{result.waits[name]:.1f}"] if on_gpu else []
+        table.add(name, f"{median:.3f}", f"{low:.3f} to {high:.3f}", f"{(median - 1) * bare:.2f}", *waits)
+    return table

@@ -1,0 +1,89 @@
+"""Runs benchmarks, and prints and writes what they measured.
+
+``python -m benchmarks`` runs all of them, ``python -m benchmarks overhead scaling`` some. ``--quick`` is for a look, in
+minutes. ``--device cuda`` runs them on a GPU. ``--json`` and ``--markdown`` name files that the tables are written to.
+"""
+
+import argparse
+import importlib
+import json
+from datetime import date
+from pathlib import Path
+
+import torch
+
+from benchmarks.tables import Options, Table, machine
+
+BENCHMARKS = {
+    "startup": "imports, and the command line up to its first step",
+    "overhead": "what each technique adds to a training step",
+    "scaling": "cost by the number of weights and tensors",
+    "layers": "layers that drop something",
+}
+
+
+def main(args: list[str] | None = None) -> int:
+    """Runs what was asked for.
+
+    Args:
+        args: Of the command line; the process's own where None.
+
+    Returns:
+        The exit status.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    listed = "; ".join(f"{name}: {what}" for name, what in BENCHMARKS.items())
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{listed}; all where none is named")
+    parser.add_argument("--quick", action="store_true", help="few rounds")
+    parser.add_argument("--smallest", action="store_true", help="only to see that everything runs")
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda for a GPU")
+    parser.add_argument("--compile", action="store_true", help="compile the networks that are trained")
+    parser.add_argument("--only", default="", metavar="TEXT", help="techniques whose name contains it")
+    parser.add_argument("--threads", type=int, help="that torch computes with")
+    parser.add_argument("--data", metavar="FOLDER", help="pictures to load, in train/<class>/; else random ones")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--markdown", type=Path, metavar="FILE")
+    options = parser.parse_args(args)
+    unknown = [name for name in options.names if name not in BENCHMARKS]
+    if unknown:
+        parser.error(f"there is no benchmark {unknown[0]!r}; there are {', '.join(BENCHMARKS)}")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+
+    where = f"{machine(options.device)}; {date.today().isoformat()}"
+    print(where, flush=True)
+    how = Options(
+        device=options.device,
+        quick=options.quick or options.smallest,
+        smallest=options.smallest,
+        compiled=options.compile,
+        only=options.only,
+        data=options.data,
+    )
+    measured: dict[str, list[Table]] = {}
+    for name in options.names or BENCHMARKS:
+        measured[name] = []
+        for table in importlib.import_module(f"benchmarks.{name}").tables(how):
+            print(f"\n{table.text()}", flush=True)
+            measured[name].append(table)
+            _write(options.json, options.markdown, where, measured)  # what there is stays where a later one fails
+    return 0
+
+
+def _write(data: Path | None, page: Path | None, where: str, measured: dict[str, list[Table]]) -> None:
+    if data:
+        tables = {name: [table.data() for table in each] for name, each in measured.items()}
+        data.write_text(json.dumps({"machine": where, "benchmarks": tables}, indent=1, ensure_ascii=False) + "\n")
+    if page:
+        sections = [
+            f"## {name}: {BENCHMARKS[name]}\n\n" + "\n".join(table.markdown() for table in each)
+            for name, each in measured.items()
+        ]
+        page.write_text("\n".join([f"# Measurements\n\n{where}\n", *sections]))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,50 @@
+"""What a user would write instead of a technique, as callbacks."""
+
+import importlib
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from benchmarks.workloads import L1, L2, Workload
+
+__all__ = ["ClipGradNorm", "ForeachElasticNet", "Textbook", "TimmAdaptive"]
+
+
+class Textbook(Callback):
+    """The penalty as a textbook writes it: into the loss, through autograd."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Switches it on for one step."""
+        if isinstance(pl_module, Workload):
+            pl_module.penalty = True
+
+
+class ForeachElasticNet(Callback):
+    """The penalty's gradient by plain foreach calls."""
+
+    @torch.no_grad()
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Adds it."""
+        weights: list[Tensor] = [each for each in pl_module.parameters() if each.ndim > 1]
+        gradients = [each.grad for each in weights if each.grad is not None]
+        torch._foreach_add_(gradients, torch._foreach_sign(weights), alpha=L1)
+        torch._foreach_add_(gradients, weights, alpha=L2)
+
+
+class ClipGradNorm(Callback):
+    """torch's clipping, called by hand."""
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Clips."""
+        nn.utils.clip_grad_norm_(pl_module.parameters(), 1e-3)
+
+
+class TimmAdaptive(Callback):
+    """timm's adaptive clipping, called by hand."""
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Clips."""
+        importlib.import_module("timm.utils.agc").adaptive_clip_grad(list(pl_module.parameters()))

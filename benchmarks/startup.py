@@ -1,0 +1,64 @@
+"""How long it takes until training begins: imports, and the command line up to its first step.
+
+``python -m benchmarks startup`` starts new processes, in turns. Beside ours: importing torch, Lightning and
+torchvision, which any project that trains on pictures does.
+"""
+
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from benchmarks.tables import Options, Table
+from benchmarks.timing import alternate, median_ratio
+
+REPOSITORY = Path(__file__).parent.parent
+# Stops the process at the first training step, so that what comes after it isn't measured.
+FIRST_STEP = """
+import os
+from lightning.pytorch import LightningModule
+from lightning_reg.cli import main
+from lightning_reg.models.classifier import Classifier
+Classifier.training_step = lambda *_: os._exit({reached})
+main(["fit", "--config", "configs/digits_mlp.yaml", "--trainer.logger.save_dir", {folder!r}])
+"""
+REACHED = 7  # the exit status by which a process says that it came so far
+
+
+def tables(options: Options) -> Iterator[Table]:
+    """Yields one table.
+
+    Args:
+        options: How to run.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        training = FIRST_STEP.format(folder=folder, reached=REACHED)
+        members = {
+            "import torch, lightning, torchvision": _python("import torch, lightning.pytorch, torchvision"),
+            "train.py fit, to the first step on digits": _python(training, REACHED),
+            "import lightning": _python("import lightning.pytorch"),
+            "import lightning, lightning_reg": _python("import lightning.pytorch, lightning_reg"),
+            "import lightning, lightning_reg.callbacks": _python("import lightning.pytorch, lightning_reg.callbacks"),
+        }
+        if options.smallest:
+            members = {name: members[name] for name in list(members)[:2]}
+        seconds = alternate(members, rounds=options.rounds(7, 3))
+    table = Table("Until training begins", ["process", "s", "× the bare imports"])
+    beside = {"train": "import torch, lightning, torchvision", "import lightning,": "import lightning"}
+    for name, times in seconds.items():
+        base = next((other for start, other in beside.items() if name.startswith(start)), None)
+        table.add(name, statistics.median(times), median_ratio(times, seconds[base]) if base else None)
+    yield table
+
+
+def _python(code: str, status: int = 0) -> Callable[[], None]:
+    command = [sys.executable, "-c", code]
+
+    def run() -> None:
+        done = subprocess.run(command, check=False, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+        if done.returncode != status:
+            raise RuntimeError(f"a process ended with {done.returncode}: {done.stderr[-2000:]}")
+
+    return run

@@ -1,0 +1,136 @@
+"""What a benchmark returns: tables, which are printed, written as JSON and made into Markdown."""
+
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+__all__ = ["Options", "Table", "machine"]
+
+Cell = str | float | None
+
+
+@dataclass(frozen=True)
+class Options:
+    """How benchmarks are run.
+
+    Attributes:
+        device: Of torch, such as cpu or cuda.
+        quick: Whether few rounds are enough, for a look.
+        smallest: Whether only that it runs counts, and no number.
+        compiled: Whether networks are compiled, where a benchmark trains one.
+        only: Techniques whose name contains this.
+        data: Folder of pictures, a folder a class below ``train``; random numbers stand in where None.
+    """
+
+    device: str = "cpu"
+    quick: bool = False
+    smallest: bool = False
+    compiled: bool = False
+    only: str = ""
+    data: str | None = None
+
+    def rounds(self, full: int, quick: int) -> int:
+        """Returns how often something is repeated.
+
+        Args:
+            full: In a full run.
+            quick: In a quick one.
+        """
+        return 1 if self.smallest else quick if self.quick else full
+
+
+@dataclass
+class Table:
+    """Rows of measurements.
+
+    Attributes:
+        title: What was measured.
+        columns: Names of the columns; the first is that of the rows.
+        rows: A cell a column: text, a number, or None where there is none.
+        note: What has to be known to read it.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: list[list[Cell]] = field(default_factory=list)
+    note: str = ""
+
+    def add(self, *cells: Cell) -> None:
+        """Adds a row.
+
+        Args:
+            cells: As many as there are columns.
+        """
+        if len(cells) != len(self.columns):
+            raise ValueError(f"a row must have {len(self.columns)} cells, but has {len(cells)}")
+        self.rows.append(list(cells))
+
+    def text(self) -> str:
+        """Returns it for a terminal."""
+        rows = [[shown(cell) for cell in row] for row in self.rows]
+        widths = [max(map(len, column)) for column in zip(self.columns, *rows, strict=True)]
+        lines = [self.title, *([self.note] if self.note else [])]
+        for row in (list(self.columns), *rows):
+            cells = [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]
+            lines.append("  " + "  ".join(cells).rstrip())
+        return "\n".join(lines)
+
+    def markdown(self) -> str:
+        """Returns it for a page."""
+        header = [f"| {' | '.join(self.columns)} |", f"|{'---|' + '---:|' * (len(self.columns) - 1)}"]
+        # Rows that belong to the one above begin with blanks.
+        rows = [
+            [("&ensp;" if str(row[0]).startswith(" ") else "") + shown(row[0]).strip(), *map(shown, row[1:])]
+            for row in self.rows
+        ]
+        body = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
+        return "\n".join([f"### {self.title}", "", *([self.note, ""] if self.note else []), *header, *body, ""])
+
+    def data(self) -> dict[str, Any]:
+        """Returns it for JSON."""
+        return asdict(self)
+
+
+def shown(cell: Cell) -> str:
+    """Returns a cell as a person reads it: three digits, or two behind the point.
+
+    Args:
+        cell: Of a table.
+
+    >>> shown(1.234), shown(123.4), shown(0.00123), shown(None)
+    ('1.23', '123', '0.00123', '')
+    """
+    if cell is None:
+        return ""
+    if isinstance(cell, str):
+        return cell
+    return f"{cell:.0f}" if abs(cell) >= 100 else f"{cell:.2f}" if abs(cell) >= 0.1 else f"{cell:.3g}"
+
+
+def machine(device: str) -> str:
+    """Says on what and with what it was measured.
+
+    Args:
+        device: Of torch.
+    """
+    import lightning
+    import torchvision
+
+    hardware = f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    if torch.device(device).type == "cuda":
+        hardware = f"{torch.cuda.get_device_name(device)}; {hardware}"
+    versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}, Lightning {lightning.__version__}"
+    return f"{hardware}; Python {platform.python_version()}, {versions}"
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
