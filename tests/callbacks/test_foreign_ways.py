@@ -510,25 +510,3 @@ def test_another_length_of_history_keeps_the_latest_norms(tmp_path):
         assert len(memory["norms"]) == history
         assert set(kept.tolist()) <= set(before["norms"].tolist())
         assert len(kept) == min(history, 5)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, where reading a number holds a step up")
-def test_steps_that_do_not_log_never_wait_for_the_gpu():
-    from tests.conformance.techniques import TECHNIQUES
-
-    class Errors(Callback):
-        """From the end of the forward pass to the end of the step, after the first one."""
-
-        def on_before_backward(self, trainer, *_):
-            torch.cuda.set_sync_debug_mode("error" if trainer.global_step else "default")
-
-        def on_before_zero_grad(self, *_):
-            torch.cuda.set_sync_debug_mode("default")
-
-        on_train_batch_end = on_train_end = on_exception = on_before_zero_grad
-
-    for technique in TECHNIQUES.values():
-        attached = [*technique.attached(), Errors()]
-        trainer = Setting().trainer(attached, accelerator="gpu", log_every_n_steps=1000)
-        trainer.fit(Setting().module(prepare=technique.prepare), loader(), loader())
-        assert trainer.global_step == 18  # an operation that waits would have raised in one of them
