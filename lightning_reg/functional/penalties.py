@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_reg.functional.blocks import BLOCK, cache_sized
+
 __all__ = [
     "add_elastic_net_gradient_",
     "add_group_lasso_gradient_",
@@ -22,11 +24,9 @@ __all__ = [
     "orthogonal_penalty",
 ]
 
-# Elements that are worked on at a time on a CPU: gradient, weight and buffer together stay in the cache (3 MB), so
-# that memory is read and written once however many operations there are.
-_BLOCK = 262_144
-
 Strength = float | Tensor
+
+_SMALL = 16_384  # elements below which a buffer for intermediate results isn't worth its calls
 
 
 def l1_penalty(weights: Sequence[Tensor], strength: float) -> Tensor:
@@ -125,15 +125,15 @@ def add_elastic_net_gradient_(
         return
     if not with_l1:
         return
-    small: list[tuple[Tensor, Tensor]] = []
-    for gradient, weight in zip(gradients, weights, strict=True):
-        if _is_worth_blocks(gradient, weight):
-            _add_in_blocks_(gradient, weight, l1, l2 if with_l2 else None)
-        else:
-            small.append((gradient, weight))
-    if small:
-        parts, terms = [gradient for gradient, _ in small], [weight for _, weight in small]
-        _add_scaled_(parts, torch._foreach_sign(terms), l1)
+    buffer: Tensor | None = None  # one for all: it stays in the cache, and asking for memory costs as much as using it
+    for part in cache_sized(weights, BLOCK):
+        parts, terms = gradients[part], weights[part]
+        if len(parts) == 1 and _is_worth_blocks(parts[0], terms[0]):
+            if buffer is None or buffer.dtype != terms[0].dtype:
+                buffer = torch.empty(BLOCK, dtype=terms[0].dtype)
+            _add_in_blocks_(parts[0], terms[0], l1, l2 if with_l2 else None, buffer)
+            continue
+        _add_scaled_(parts, torch._foreach_sign(list(terms)), l1)
         if with_l2:
             _add_scaled_(parts, terms, l2)
 
@@ -308,18 +308,18 @@ def _excess(matrix: Tensor) -> Tensor:
 
 
 def _is_worth_blocks(gradient: Tensor, weight: Tensor) -> bool:
-    # On a GPU every block would be a launch of its own, and a small tensor is in the cache anyway.
+    # On a GPU every block would be a launch of its own; for small tensors calls cost more than memory does.
     return (
         gradient.device.type == "cpu"
-        and gradient.numel() > _BLOCK
+        and gradient.numel() > min(BLOCK, _SMALL)
         and gradient.stride() == weight.stride()
         and gradient.is_contiguous()
     )
 
 
-def _add_in_blocks_(gradient: Tensor, weight: Tensor, l1: Strength, l2: Strength | None) -> None:
-    buffer = torch.empty(_BLOCK, dtype=weight.dtype)  # one for all blocks: it stays in the cache
-    for part, values in zip(torch.split(gradient.view(-1), _BLOCK), torch.split(weight.view(-1), _BLOCK), strict=True):
+def _add_in_blocks_(gradient: Tensor, weight: Tensor, l1: Strength, l2: Strength | None, buffer: Tensor) -> None:
+    block = len(buffer)
+    for part, values in zip(torch.split(gradient.view(-1), block), torch.split(weight.view(-1), block), strict=True):
         if l2 is not None:
             _add_(part, values, l2)
         _add_(part, torch.sign(values, out=buffer[: len(values)]), l1)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_reg.functional.blocks import cache_sized
 from lightning_reg.functional.gradients import unit_norms
 
 __all__ = ["group_soft_threshold_", "max_norm_", "non_negative_", "soft_threshold_", "unit_norm_"]
@@ -36,12 +37,18 @@ def soft_threshold_(weights: Sequence[Tensor], threshold: float | Tensor) -> Non
     >>> weight
     tensor([ 2., -3.,  0.])
     """
-    for weight in weights:
-        if isinstance(threshold, Tensor):
+    if isinstance(threshold, Tensor):
+        for weight in weights:
             bound = threshold.to(weight.dtype)
             weight.sub_(weight.clamp(-bound, bound))
-        else:
-            torch.ops.aten.softshrink.out(weight, threshold, out=weight)  # one pass, in place
+        return
+    for part in cache_sized(weights):
+        if len(weights[part]) == 1:
+            torch.ops.aten.softshrink.out(weights[part][0], threshold, out=weights[part][0])  # one pass, in place
+            continue
+        bounded = torch._foreach_clamp_max(list(weights[part]), threshold)
+        torch._foreach_clamp_min_(bounded, -threshold)
+        torch._foreach_sub_(list(weights[part]), bounded)
 
 
 @torch.no_grad()

@@ -84,7 +84,7 @@ def test_value_is_differentiable(name):
 @pytest.mark.parametrize("factor", [2.0, torch.tensor(2.0, dtype=torch.float64)], ids=["float", "tensor"])
 @pytest.mark.parametrize("block", [5, 262_144], ids=["in blocks", "whole"])
 def test_gradient_is_autograds_of_the_textbook_formula(name, factor, block, monkeypatch):
-    monkeypatch.setattr(penalties, "_BLOCK", block)
+    monkeypatch.setattr(penalties, "BLOCK", block)
     weights = [weight.requires_grad_() for weight in random_weights()]
     expected = torch.autograd.grad(2 * PENALTIES[name][1](weights), weights)
     gradients = [torch.ones_like(weight) for weight in weights]
