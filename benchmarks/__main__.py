@@ -16,8 +16,10 @@ from benchmarks.tables import Options, Table, machine
 
 BENCHMARKS = {
     "startup": "imports, and the command line up to its first step",
+    "models": "our models beside a bare Lightning module",
     "overhead": "what each technique adds to a training step",
     "scaling": "cost by the number of weights and tensors",
+    "memory": "what techniques hold in memory",
     "layers": "layers that drop something",
 }
 

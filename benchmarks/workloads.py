@@ -37,6 +37,10 @@ class Workload(LightningModule):
                     loss = loss + L1 * weight.abs().sum() + L2 / 2 * (weight**2).sum()
         return loss
 
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Logs the loss."""
+        self.log("val_loss", F.cross_entropy(self.network(batch[0]), batch[1]))
+
     def configure_optimizers(self) -> Optimizer:
         """Returns plain SGD with momentum, whose step costs least."""
         return torch.optim.SGD(self.parameters(), lr=1e-4, momentum=0.9)

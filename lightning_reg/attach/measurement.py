@@ -66,8 +66,10 @@ class Measurement:
         if self.clipped is None:
             self.clipped = self._was_clipped(self.clipped_norm)
         if self.weights is not None:
-            steps = [after.detach() - before for after, before in zip(self.parameters, self.weights, strict=True)]
-            self.updates, self.lengths = _norms(steps), _norms(self.weights)
+            self.lengths = _norms(self.weights)
+            for before, after in zip(self.weights, self.parameters, strict=True):
+                before.sub_(after.detach())  # in the copies' place: the step that the weights made, turned round
+            self.updates = _norms(self.weights)
             self.weights = None
 
     def _was_clipped(self, clipped_norm: Tensor) -> Tensor:

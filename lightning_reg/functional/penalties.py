@@ -280,7 +280,14 @@ def add_l2_sp_gradient_(
     tensor([0., 1.])
     """
     # Weights that haven't moved get an exact zero, which two separate additions wouldn't give.
-    _add_scaled_(gradients, torch._foreach_sub(list(weights), list(starts)), strength)
+    for part in cache_sized(weights, BLOCK):
+        parts, ends, origins = gradients[part], weights[part], starts[part]
+        if len(parts) == 1 and _is_worth_blocks(parts[0], ends[0]) and ends[0].stride() == origins[0].stride():
+            blocks = (torch.split(each.view(-1), BLOCK) for each in (parts[0], ends[0], origins[0]))
+            for block, end, origin in zip(*blocks, strict=True):
+                _add_(block, end - origin, strength)
+        else:
+            _add_scaled_(parts, torch._foreach_sub(list(ends), list(origins)), strength)
 
 
 def _add_scaled_(gradients: Sequence[Tensor], terms: Sequence[Tensor], strength: Strength) -> None:

@@ -1,0 +1,143 @@
+"""What techniques hold in memory, in copies of the weights.
+
+``python -m benchmarks memory`` trains the MLP of 5.8 M weights for a few steps with each, and without any. On a CPU
+every tensor that an operation makes is followed until it is gone; on a GPU the device's allocator is asked. Held is
+what is there between two steps beyond what a bare run has; the peak is within a step, likewise.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader
+
+from benchmarks.tables import Options, Table
+from benchmarks.timing import quiet
+from benchmarks.workloads import WORKLOADS, Endless
+from lightning_reg.callbacks import (
+    BestWeightsEarlyStopping,
+    ElasticNetPenalty,
+    GradientClipping,
+    GradientMonitor,
+    L2SPPenalty,
+)
+
+__all__ = ["TECHNIQUES", "Allocations"]
+
+STEPS = 4
+
+TECHNIQUES: dict[str, Callable[[], list[Callback]]] = {
+    "BestWeightsEarlyStopping": lambda: [BestWeightsEarlyStopping("val_loss")],
+    "ElasticNetPenalty": lambda: [ElasticNetPenalty(l1=1e-6, l2=1e-5)],
+    "L2SPPenalty": lambda: [L2SPPenalty(weight=1e-5)],
+    "GradientClipping": lambda: [GradientClipping(max_norm=1.0)],
+    "GradientMonitor": lambda: [GradientMonitor(every_n_steps=1)],
+    "GradientMonitor(update_ratio=True)": lambda: [GradientMonitor(every_n_steps=1, update_ratio=True)],
+}
+
+
+class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Follows the memory of every tensor that operations make on a CPU."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.peak = 0
+        self._alive: dict[StorageWeakRef, int] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Runs an operation and looks at what it made."""
+        result = func(*args, **(kwargs or {}))
+        for each in tree_leaves(result):
+            if isinstance(each, Tensor):
+                storage = each.untyped_storage()
+                self._alive[StorageWeakRef(storage)] = storage.nbytes()  # type: ignore[no-untyped-call]
+        self.peak = max(self.peak, self.bytes())
+        return result
+
+    def bytes(self) -> int:
+        """Returns the bytes that are alive."""
+        self._alive = {
+            storage: size
+            for storage, size in self._alive.items()
+            if not storage.expired()  # type: ignore[no-untyped-call]
+        }
+        return sum(self._alive.values())
+
+
+class Meter(Callback):
+    """Reads what is held and the peak, in the last step."""
+
+    def __init__(self, allocations: Allocations | None) -> None:
+        self.allocations = allocations
+        self.held = self.peak = 0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Begins anew, so that the last step counts."""
+        if self.allocations:
+            self.held = self.allocations.bytes()
+            self.allocations.peak = 0
+        else:
+            self.held = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
+    ) -> None:
+        """Reads."""
+        self.peak = self.allocations.peak if self.allocations else torch.cuda.max_memory_allocated()
+
+
+def measured(callbacks: list[Callback], options: Options) -> tuple[int, int, int]:
+    """Returns the bytes that are held, those at the peak, and those of the weights."""
+    workload = WORKLOADS["tiny" if options.smallest else "mlp"]()
+    on_cpu = torch.device(options.device).type == "cpu"
+    allocations = Allocations() if on_cpu else None
+    meter = Meter(allocations)
+    batch = tuple(part.to(options.device) for part in workload.batch)
+    watched: AbstractContextManager[Any] = allocations if allocations else nullcontext()
+    with quiet(), watched:
+        trainer = Trainer(
+            accelerator="cpu" if on_cpu else "gpu",
+            devices=1,
+            max_epochs=3,
+            limit_train_batches=STEPS,
+            limit_val_batches=1,
+            num_sanity_val_steps=0,
+            callbacks=[meter, *callbacks],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        loader = DataLoader(Endless((batch[0], batch[1])), batch_size=None)
+        trainer.fit(workload, loader, loader)
+    weights = sum(each.numel() * each.element_size() for each in workload.parameters())
+    return meter.held, meter.peak, weights
+
+
+def tables(options: Options) -> Iterator[Table]:
+    """Yields one table.
+
+    Args:
+        options: How to run.
+    """
+    held, peak, weights = measured([], options)
+    table = Table(
+        "Memory of techniques",
+        ["technique", "held", "at the peak"],
+        note=f"In copies of the weights ({weights / 1e6:.1f} MB), beyond what a bare run has; early stopping's copy "
+        "lies in the host's memory.",
+    )
+    for name, make in TECHNIQUES.items():
+        with_it = measured(make(), options)
+        table.add(name, f"{(with_it[0] - held) / weights:.2f}", f"{(with_it[1] - peak) / weights:.2f}")
+    yield table

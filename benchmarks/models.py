@@ -1,0 +1,124 @@
+"""What our models cost beside a bare Lightning module that does the same.
+
+``python -m benchmarks models`` trains both on random pictures of MNIST's shape through the Trainer, in turns, a fit at
+a time, and compares the time of a step. The bare module logs what ours logs: the loss and torchmetrics' accuracy, once
+an epoch, on the progress bar.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+from torchmetrics.classification import MulticlassAccuracy
+
+from benchmarks.tables import Options, Table
+from benchmarks.timing import median_ratio, quartiles, quiet, wait
+from benchmarks.workloads import Endless
+from lightning_reg.models import MLP
+
+SIZES = (512, 256)
+
+
+class Bare(LightningModule):
+    """What a user would write."""
+
+    def __init__(self, *, metric: bool) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Flatten()]
+        for inputs, outputs in zip((784, *SIZES), SIZES, strict=False):
+            layers += [nn.Linear(inputs, outputs), nn.BatchNorm1d(outputs), nn.ReLU(), nn.Dropout(0.2)]
+        self.network = nn.Sequential(*layers, nn.Linear(SIZES[-1], 10))
+        self.accuracy = MulticlassAccuracy(10, average="micro") if metric else None
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Returns the loss."""
+        inputs, labels = batch
+        logits = self.network(inputs)
+        loss = F.cross_entropy(logits, labels)
+        if self.accuracy is not None:
+            self.accuracy(logits, labels)
+            self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True)
+            self.log("train/accuracy", self.accuracy, on_step=False, on_epoch=True, prog_bar=True)
+        return loss
+
+    def configure_optimizers(self) -> Optimizer:
+        """Returns what ours has by default."""
+        return torch.optim.AdamW(self.parameters(), lr=1e-3)
+
+
+class Stopwatch(Callback):
+    """Times the steps of a fit after the first few."""
+
+    WARM_UP = 5
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.seconds = 0.0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
+    ) -> None:
+        """Starts or stops."""
+        last = int(trainer.num_training_batches) - 1
+        if batch_idx in (self.WARM_UP, last):
+            wait(self.device)
+            now = time.perf_counter()
+            self.seconds = now if batch_idx == self.WARM_UP else (now - self.seconds) / (last - self.WARM_UP)
+
+
+def step_time(make: Callable[[], LightningModule], options: Options, steps: int) -> float:
+    """Returns the seconds of a step."""
+    watch = Stopwatch(options.device)
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(128, 1, 28, 28, generator=generator).to(options.device)
+    labels = torch.randint(0, 10, (128,), generator=generator).to(options.device)
+    with quiet():
+        trainer = Trainer(
+            accelerator="cpu" if torch.device(options.device).type == "cpu" else "gpu",
+            devices=1,
+            max_epochs=1,
+            limit_train_batches=steps,
+            callbacks=[watch],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(make(), DataLoader(Endless((inputs, labels)), batch_size=None))
+    return watch.seconds
+
+
+def tables(options: Options) -> Iterator[Table]:
+    """Yields one table.
+
+    Args:
+        options: How to run.
+    """
+    ours = partial(MLP, input_shape=(1, 28, 28), num_classes=10, hidden_sizes=SIZES, drop_prob=0.2, norm="batch")
+    members: dict[str, Callable[[], LightningModule]] = {
+        "MLP": ours,
+        "  a bare module that logs the same": partial(Bare, metric=True),
+        "  a bare module that logs nothing": partial(Bare, metric=False),
+    }
+    steps = 10 if options.smallest else 60 if options.quick else 200
+    seconds: dict[str, list[float]] = {name: [] for name in members}
+    for _ in range(options.rounds(15, 3)):
+        for name, make in members.items():
+            seconds[name].append(step_time(make, options, steps))
+    table = Table(
+        "A step of a model through the Trainer: 784-512-256-10, BatchNorm, dropout, batches of 128",
+        ["model", "ms", "quartiles", "MLP / this"],
+    )
+    for name, times in seconds.items():
+        low, median, high = (1e3 * value for value in quartiles(times))
+        ratio = None if name == "MLP" else f"{median_ratio(seconds['MLP'], times):.3f}"
+        table.add(name, median, f"{low:.2f} to {high:.2f}", ratio)
+    yield table
