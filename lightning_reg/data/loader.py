@@ -106,5 +106,9 @@ class ResumableLoader(DataLoader[Batch]):
 
 
 def as_fetched(batch: Any) -> Any:
-    """Returns the batch as the dataset made it; there is nothing left to collate."""
+    """Returns the batch as the dataset made it; there is nothing left to collate.
+
+    Args:
+        batch: What the dataset returned.
+    """
     return batch
