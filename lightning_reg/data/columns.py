@@ -1,7 +1,7 @@
 """What a column of a table is, inferred from what is written in it."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -84,43 +84,60 @@ def typed_column(name: str, texts: Sequence[str], *, is_text: bool, row: Callabl
     >>> typed_column("age", ["31", "NA", "4e1"], is_text=False, row=str).values
     array([31., nan, 40.])
     """
-    values = [None if (text := each.strip()).lower() in _MISSING else text for each in texts]
+    if not is_text:
+        try:
+            return column_of_numbers(np.array(texts, dtype=np.float64))
+        except ValueError:
+            pass  # a gap at the least
+    meaning = {text: _stripped(text) for text in set(texts)}  # each text once: most columns repeat theirs
+    values = [meaning[text] for text in texts]
     present = [value for value in values if value is not None]
     if is_text or not present:
         return column_of_text(values)
-    numbers = [_number(value) for value in values]
-    wrong = [index for index, value in enumerate(values) if value is not None and numbers[index] is None]
+    distinct = set(present)
+    numbers = {value: _number(value) for value in distinct}
+    wrong = [index for index, value in enumerate(values) if value is not None and numbers[value] is None]
     if not wrong:
-        return column_of_numbers([np.nan if value is None else value for value in numbers])
+        return _translated(values, numbers)
     if len(wrong) < (1 - _MOSTLY) * len(present):
         raise SettingError(
             f"column {name!r} must be all numbers or all text, but has {values[wrong[0]]!r} in {row(wrong[0])} and "
             f"{len(present) - len(wrong)} numbers; correct it, or name the column in as_category"
         )
-    if all(value.lower() in _BOOLEANS for value in present):
-        return column_of_numbers(
-            [np.nan if value is None else _BOOLEANS[value.lower()] for value in values], kind="boolean"
-        )
-    if all(_DATE.fullmatch(value) for value in present):
-        return column_of_numbers(
-            [np.nan if v is None else _days(name, v, row(i)) for i, v in enumerate(values)], kind="date"
-        )
+    if all(value.lower() in _BOOLEANS for value in distinct):
+        return _translated(values, {value: _BOOLEANS[value.lower()] for value in distinct}, kind="boolean")
+    if all(_DATE.fullmatch(value) for value in distinct):
+        days = {value: _days(value) for value in distinct}
+        for index, value in enumerate(values):
+            if value is not None and days[value] is None:
+                raise SettingError(f"column {name!r} must have dates that exist, but has {value!r} in {row(index)}")
+        return _translated(values, days, kind="date")
     return column_of_text(values)
 
 
-def _number(text: str | None) -> float | None:
+def _stripped(text: str) -> str | None:
+    """Returns the text without blanks around it, None if that means that a value is missing."""
+    stripped = text.strip()
+    return None if stripped.lower() in _MISSING else stripped
+
+
+def _translated(values: Sequence[str | None], numbers: Mapping[str, Any], *, kind: Kind = "number") -> Column:
+    return column_of_numbers([np.nan if value is None else numbers[value] for value in values], kind=kind)
+
+
+def _number(text: str) -> float | None:
     try:
-        return None if text is None else float(text)
+        return float(text)
     except ValueError:
         return None
 
 
-def _days(name: str, text: str, row: str) -> float:
-    """Days since 1970, with fractions."""
+def _days(text: str) -> float | None:
+    """Days since 1970, with fractions; None for a day that doesn't exist."""
     try:
         return float(np.datetime64(text, "us").astype(np.int64)) / 86_400e6
-    except ValueError as error:
-        raise SettingError(f"column {name!r} must have dates that exist, but has {text!r} in {row}") from error
+    except ValueError:
+        return None
 
 
 def as_text(value: float) -> str:
