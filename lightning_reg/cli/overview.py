@@ -45,7 +45,7 @@ def overview(root: Path = Path("configs")) -> str:
             [
                 *((name, _shape(source.input_shape)) for name, source in SOURCES.items()),
                 ("image_folder", "your own pictures: --data.root FOLDER, in it train/<class>/*"),
-                *((name, "table") for name in NAMED_TABLES),
+                *((name, "table, with --data TabularData") for name in NAMED_TABLES),
                 ("", "your own table: --data TabularData --data.path FILE --data.target COLUMN"),
             ],
         ),

@@ -84,11 +84,9 @@ def typed_column(name: str, texts: Sequence[str], *, is_text: bool, row: Callabl
     >>> typed_column("age", ["31", "NA", "4e1"], is_text=False, row=str).values
     array([31., nan, 40.])
     """
-    if not is_text:
-        try:
-            return column_of_numbers(np.array(texts, dtype=np.float64))
-        except ValueError:
-            pass  # a gap at the least
+    all_numbers = None if is_text else _all_numbers(texts)
+    if all_numbers is not None:
+        return all_numbers
     meaning = {text: _stripped(text) for text in set(texts)}  # each text once: most columns repeat theirs
     values = [meaning[text] for text in texts]
     present = [value for value in values if value is not None]
@@ -113,6 +111,21 @@ def typed_column(name: str, texts: Sequence[str], *, is_text: bool, row: Callabl
                 raise SettingError(f"column {name!r} must have dates that exist, but has {value!r} in {row(index)}")
         return _translated(values, days, kind="date")
     return column_of_text(values)
+
+
+def _all_numbers(texts: Sequence[str]) -> Column | None:
+    """Returns the column if it is numbers and gaps; None for any other, mostly after a look at its first value."""
+    first = next((text for text in texts if _stripped(text) is not None), None)
+    if first is None or _number(first) is None:
+        return None
+    try:
+        return column_of_numbers(np.array(texts, dtype=np.float64))
+    except ValueError:  # gaps, or something else than numbers
+        filled = ["nan" if text.strip().lower() in _MISSING else text for text in texts]
+    try:
+        return column_of_numbers(np.array(filled, dtype=np.float64))
+    except ValueError:
+        return None
 
 
 def _stripped(text: str) -> str | None:
