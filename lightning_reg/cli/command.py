@@ -88,6 +88,11 @@ class RegularizationCLI(LightningCLI):
             arguments = signature(pkgutil.resolve_name(model["class_path"])).parameters
             default = arguments[name].default if name in arguments else None
             if offered is None:
+                if name == "num_classes" and default is Parameter.empty and isinstance(data, InMemoryData):
+                    raise SettingError(
+                        f"model must be a module of your own for regression, but is {model['class_path']}, which "
+                        "classifies; where the target's numbers are classes, set data.task to classification"
+                    )
                 if given is None and default is Parameter.empty:
                     raise SettingError(f"model.{name} must be given, because {type(data).__name__} doesn't tell it")
                 return given

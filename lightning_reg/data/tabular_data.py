@@ -30,6 +30,7 @@ class TabularData(InMemoryData):
     Batches are (inputs, targets): inputs (N, D), float32, the columns of numbers in the table's order, then a column
     of 0 and 1 for each that has missing values in the training rows, then the categories. Targets are class indices
     (N,), probabilities (N, classes) where ``mix`` is at work, or, for regression, numbers (N,) in the target's unit.
+    Our models classify, so regression takes a module of your own.
 
     What is in a column is inferred: numbers; ``true`` and ``false``, which become 1 and 0; dates in ISO 8601, which
     become days; text, which is categories. Empty fields, NA, N/A, NaN, null, None and ? are missing values. A missing
@@ -258,6 +259,7 @@ class TabularData(InMemoryData):
         # A model belongs with the constants that it was trained with, whatever is measured today.
         self._encoder = TableEncoder.from_state_dict(state_dict["encoder"])
         self._encode()
+        self._say(f"{self._table.origin} is encoded by the constants of the checkpoint")
 
     def _split_settings(self) -> dict[str, Any]:
         return {

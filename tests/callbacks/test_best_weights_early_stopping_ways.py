@@ -1,5 +1,6 @@
 """Whose weights are restored, and when training stops, in the ways that people train."""
 
+import os
 import subprocess
 import sys
 
@@ -392,3 +393,47 @@ trainer.fit(Differs(), torch.zeros(4, 1), torch.zeros(1, 1))
     weight, measured = results[0]
     assert len(measured) == 4  # rank 1 stops both
     assert weight == measured[1] != measured[-1]
+
+
+@pytest.mark.slow
+def test_sharded_weights_are_restored(tmp_path):
+    script = """
+import sys, torch
+torch.set_num_threads(1)
+from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning_reg.callbacks import BestWeightsEarlyStopping
+from tests.conformance.sharded import Sharded
+from tests.helpers import quiet_trainer
+
+def whole(module):
+    return [parameter.full_tensor().detach().clone() for parameter in module.parameters()]
+
+class Scripted(Sharded):
+    measured = ()
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val_loss", torch.tensor([3.0, 1.0, 2.0][self.current_epoch]))
+
+    def on_validation_epoch_end(self):
+        self.measured = (*self.measured, whole(self))
+
+    val_dataloader = Sharded.train_dataloader
+
+strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
+trainer = quiet_trainer(
+    BestWeightsEarlyStopping("val_loss"), devices=2, strategy=strategy, num_sanity_val_steps=0, max_epochs=3
+)
+module = Scripted()
+trainer.fit(module)
+restored = whole(module)
+if trainer.is_global_zero:
+    torch.save((restored, module.measured), sys.argv[1])
+"""
+    path = tmp_path / "script.py"
+    path.write_text(script)
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, str(path), str(tmp_path / "weights")]
+    subprocess.run(command, check=True, timeout=120, cwd=REPOSITORY, env=environment)
+    restored, measured = torch.load(tmp_path / "weights")
+    assert all(torch.equal(*pair) for pair in zip(restored, measured[1], strict=True))
+    assert not all(torch.equal(*pair) for pair in zip(restored, measured[2], strict=True))

@@ -70,7 +70,8 @@ def test_categories_given_by_hand_must_be_the_datas(own_table, capsys):
 
 def test_regression_needs_a_model_for_it(capsys):
     assert run("fit", "--data.dataset", "diabetes", config=CONFIG) == 2
-    assert re.search("error: model.num_classes .*TabularData", capsys.readouterr().err.splitlines()[-1])
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert re.match("error: model must be a module of your own for regression, but is lightning_reg.models.MLP", error)
     assert not Path("runs").exists()
 
 
