@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from lightning_reg.data.loader import PictureDataset, ResumableLoader, ShuffledSampler, as_fetched
+from lightning_reg.data.loader import ResumableLoader, SampleDataset, ShuffledSampler, as_fetched
 from lightning_reg.transforms import normalize_pictures
 
 MEAN, STD = 0.1307, 0.3081
@@ -48,7 +48,7 @@ def usual_epoch(images: Tensor, labels: Tensor, batch_size: int, workers: int) -
 
 def our_epoch(images: Tensor, labels: Tensor, batch_size: int) -> Callable[[], float]:
     """Returns an epoch of our loader, which returns the sum of what it saw."""
-    dataset = PictureDataset(images, labels)
+    dataset = SampleDataset(images, labels)
     loader = ResumableLoader(
         dataset,
         sampler=ShuffledSampler(dataset, num_replicas=1, rank=0, seed=0),

@@ -28,7 +28,7 @@ from lightning_reg.cli.runs import (
     nothing_half_written,
 )
 from lightning_reg.cli.summary import summarize
-from lightning_reg.data import ImageData
+from lightning_reg.data import InMemoryData
 from lightning_reg.models import Classifier
 from lightning_reg.settings import SettingError
 
@@ -40,8 +40,8 @@ class RegularizationCLI(LightningCLI):
 
     Beside what LightningCLI does:
 
-    - what the model has to know of the data (``num_classes``, ``input_shape``) comes from the data module, and a value
-      given by hand that contradicts the data is an error;
+    - what the model has to know of the data (``num_classes``, ``input_shape``, ``categories``) comes from the data
+      module, and a value given by hand that contradicts the data is an error;
     - the best checkpoint (``--checkpoint.monitor``) and the last one are kept as ``best.ckpt`` and ``last.ckpt``, also
       when a run is interrupted, and ``--ckpt_path best`` and ``--ckpt_path last`` find those of the newest run;
     - ``fit`` ends with a table, ``predict`` writes a CSV file.
@@ -73,7 +73,7 @@ class RegularizationCLI(LightningCLI):
                 "checkpoint.enable_version_counter": False,
             }
         )
-        for name in ("num_classes", "input_shape"):
+        for name in ("num_classes", "input_shape", "categories"):
             parser.link_arguments(
                 "data", f"model.init_args.{name}", compute_fn=self._from_data(name), apply_on="instantiate"
             )
@@ -88,6 +88,11 @@ class RegularizationCLI(LightningCLI):
             arguments = signature(pkgutil.resolve_name(model["class_path"])).parameters
             default = arguments[name].default if name in arguments else None
             if offered is None:
+                if name == "num_classes" and default is Parameter.empty and isinstance(data, InMemoryData):
+                    raise SettingError(
+                        f"model must be a module of your own for regression, but is {model['class_path']}, which "
+                        "classifies; where the target's numbers are classes, set data.task to classification"
+                    )
                 if given is None and default is Parameter.empty:
                     raise SettingError(f"model.{name} must be given, because {type(data).__name__} doesn't tell it")
                 return given
@@ -150,7 +155,7 @@ class RegularizationCLI(LightningCLI):
                 f"ckpt_path must be best, last or a file for {self.subcommand}; without one the weights would be random"
             )
         check_writable(self.trainer, run["checkpoint"].dirpath)
-        if isinstance(self.datamodule, ImageData) and self.trainer.is_global_zero:
+        if isinstance(self.datamodule, InMemoryData) and self.trainer.is_global_zero:
             self.datamodule.prepare_data()
             self.datamodule.setup(str(self.subcommand))
             if self.subcommand in ("test", "predict"):

@@ -20,6 +20,7 @@ def overview(root: Path = Path("configs")) -> str:
 
     from lightning_reg import callbacks, models, transforms
     from lightning_reg.data.sources import SOURCES
+    from lightning_reg.data.tables import NAMED_TABLES
 
     sections = [
         f"lightning_reg {lightning_reg.__version__}: regularized networks from the command line",
@@ -44,6 +45,8 @@ def overview(root: Path = Path("configs")) -> str:
             [
                 *((name, _shape(source.input_shape)) for name, source in SOURCES.items()),
                 ("image_folder", "your own pictures: --data.root FOLDER, in it train/<class>/*"),
+                *((name, "table, with --data TabularData") for name in NAMED_TABLES),
+                ("", "your own table: --data TabularData --data.path FILE --data.target COLUMN"),
             ],
         ),
         _table("Callbacks (--trainer.callbacks+=)", _documented(callbacks, Callback)),

@@ -11,12 +11,11 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from torch import Tensor
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from lightning_reg.cli.runs import run_folders
-from lightning_reg.data import ImageData
+from lightning_reg.data import InMemoryData
 from lightning_reg.tensorboard import log_final_metrics
 
 __all__ = ["TrainingPart", "metric_lines", "summarize"]
@@ -28,7 +27,7 @@ _LOWER_IS_BETTER = re.compile("loss|error|mse|mae|perplexity|nll")
 def summarize(trainer: Trainer, model: LightningModule, data: LightningDataModule | None) -> None:
     """Measures the best weights on every split and prints the table.
 
-    All splits are measured alike: in evaluation mode, on clean pictures. The test part is looked at once, here.
+    All splits are measured alike: in evaluation mode, on clean samples. The test part is looked at once, here.
 
     Args:
         trainer: That has just fitted.
@@ -82,13 +81,13 @@ def _evaluate(
     weights = iter([best_path])  # loaded by the first measurement, and left in place for the others
     with _quiet():
         with _without_loggers(trainer):  # these are no points on the validation curve
-            if validates and isinstance(data, ImageData):
+            if validates and isinstance(data, InMemoryData):
                 part = TrainingPart(data)
                 measured["train"] = trainer.validate(model, datamodule=part, ckpt_path=next(weights), verbose=False)
             if validates and is_overridden("val_dataloader", data):
                 path = next(weights, None)
                 measured["validation"] = trainer.validate(model, datamodule=data, ckpt_path=path, verbose=False)
-        has_test = not isinstance(data, ImageData) or data.evaluation_dataloader("test") is not None
+        has_test = not isinstance(data, InMemoryData) or data.evaluation_dataloader("test") is not None
         if has_test and is_overridden("test_step", model) and is_overridden("test_dataloader", data):
             path = next(weights, None)
             measured["test"] = trainer.test(model, datamodule=data, ckpt_path=path, verbose=False)
@@ -96,22 +95,22 @@ def _evaluate(
 
 
 class TrainingPart(LightningDataModule):
-    """The training pictures of a data module as validation data: clean and in order.
+    """The training samples of a data module as validation data: clean and in order.
 
     Args:
-        data: Whose training pictures.
+        data: Whose training samples.
     """
 
-    def __init__(self, data: ImageData) -> None:
+    def __init__(self, data: InMemoryData) -> None:
         super().__init__()
         self.data = data
 
     @override
-    def val_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]] | None:
+    def val_dataloader(self) -> DataLoader[Any] | None:
         return self.data.evaluation_dataloader("train")
 
     @override
-    def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         self.data.trainer = self.trainer  # where processes were forked, it has met none
         return self.data.on_after_batch_transfer(batch, dataloader_idx)
 

@@ -1,5 +1,7 @@
-"""Data modules: where pictures come from, how they are split, and a loader that fetches a batch at once."""
+"""Data modules: where pictures and tables come from, how they are split, and a loader that fetches a batch at once."""
 
 from lightning_reg.data.image_data import ImageData
+from lightning_reg.data.in_memory import InMemoryData
+from lightning_reg.data.tabular_data import TabularData
 
-__all__ = ["ImageData"]
+__all__ = ["ImageData", "InMemoryData", "TabularData"]

@@ -4,16 +4,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
 from typing_extensions import override
 
 from lightning_reg.attach.hyperparameters import save_plain_hyperparameters
 from lightning_reg.attach.streams import random_stream
 from lightning_reg.data.folders import PictureFolder
-from lightning_reg.data.loader import PictureDataset, ResumableLoader, ShuffledSampler, as_fetched
+from lightning_reg.data.in_memory import InMemoryData
+from lightning_reg.data.loader import SampleDataset
 from lightning_reg.data.sources import SOURCES, Pictures
 from lightning_reg.data.splits import chosen_count, stratified_split
 from lightning_reg.functional.mixing import soft_targets
@@ -26,7 +25,7 @@ __all__ = ["ImageData"]
 Batch = tuple[Tensor, Tensor]
 
 
-class ImageData(LightningDataModule):
+class ImageData(InMemoryData):
     """Labelled pictures, held in memory as bytes and normalized on the device.
 
     Batches are (images, labels): images (N, C, H, W), normalized floats; labels (N,), class indices, or (N, classes)
@@ -100,7 +99,7 @@ class ImageData(LightningDataModule):
         source = self._folder or SOURCES[dataset]
         self.classes: tuple[str, ...] = source.classes
         self.input_shape: tuple[int, int, int] = source.input_shape
-        self._splits: dict[str, PictureDataset] = {}
+        self._splits: dict[str, SampleDataset] = {}
         self._mean_and_std: tuple[Tensor, Tensor] | None = None
         self._said: set[str] = set()
         save_plain_hyperparameters(self)
@@ -135,9 +134,9 @@ class ImageData(LightningDataModule):
             held_out, chosen = stratified_split(
                 train.labels, self.val_size, seed=self.seed, name="val_size", classes=self.classes
             )
-            self._splits["val"] = PictureDataset(train.images, train.labels, held_out)
+            self._splits["val"] = SampleDataset(train.images, train.labels, indices=held_out)
         else:
-            self._splits["val"] = PictureDataset(val.images, val.labels)
+            self._splits["val"] = SampleDataset(val.images, val.labels)
         if self.train_size is not None and chosen_count(self.train_size, len(chosen), name="train_size") < len(chosen):
             subset, _ = stratified_split(
                 train.labels[chosen],
@@ -148,9 +147,9 @@ class ImageData(LightningDataModule):
                 keeps_rest=False,
             )
             chosen = chosen[subset]
-        self._splits["train"] = PictureDataset(train.images, train.labels, chosen)
+        self._splits["train"] = SampleDataset(train.images, train.labels, indices=chosen)
         if test is not None:
-            self._splits["test"] = PictureDataset(test.images, test.labels)
+            self._splits["test"] = SampleDataset(test.images, test.labels)
 
     def _measured(self) -> tuple[Tensor, Tensor] | None:
         train = self._splits["train"]
@@ -161,73 +160,11 @@ class ImageData(LightningDataModule):
             origin, mean, std = f"known for {self.dataset}", torch.tensor(source.mean), torch.tensor(source.std)
         else:
             origin = f"of the {len(train)} training pictures"
-            mean, std = channel_mean_and_std(train.images, train.indices)
+            mean, std = channel_mean_and_std(train.tensors[0], train.indices)
         self._say_constants(origin, mean, std)
         return mean, std
 
     @override
-    def train_dataloader(self) -> DataLoader[Batch]:
-        trainer = self.trainer
-        dataset = self._splits["train"]
-        sampler = ShuffledSampler(
-            dataset,
-            num_replicas=trainer.world_size if trainer else 1,
-            rank=trainer.global_rank if trainer else 0,
-            seed=self.seed,
-            position=self._batches_trained,
-        )
-        # Worker processes read ahead, before Lightning sets the epoch of a run that is resumed. Its counter of epochs
-        # that were processed is right already, current_epoch isn't yet.
-        if trainer:
-            progress = trainer.fit_loop.epoch_progress.current
-            sampler.set_epoch(progress.processed)  # type: ignore[attr-defined]  # Lightning types it too narrowly
-        return ResumableLoader(
-            dataset,
-            sampler=sampler,
-            batch_size=self.batch_size,
-            drop_last=self._drops_last(len(sampler)),
-            num_workers=self.num_workers,
-            pin_memory=self.pin_memory,
-            collate_fn=as_fetched,
-            persistent_workers=self.num_workers > 0,
-        )
-
-    def _drops_last(self, samples: int) -> bool:
-        """Whether the last batch would have one sample, which BatchNorm can't be trained on."""
-        model = self.trainer.lightning_module if self.trainer else None
-        has_batch_norm = model and any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in model.modules())
-        if not has_batch_norm or samples % self.batch_size != 1 or samples == 1:
-            return False
-        self._say(
-            f"The last of {samples} training samples would make a batch of one (batch_size {self.batch_size}), which "
-            "BatchNorm can't be trained on: each epoch leaves out one sample, always another"
-        )
-        return True
-
-    def _batches_trained(self) -> int:
-        if self.trainer is None:
-            return 0
-        loop = self.trainer.fit_loop
-        progress = loop.epoch_loop.batch_progress.current
-        processed: int = progress.processed  # type: ignore[attr-defined]  # Lightning types it too narrowly
-        return processed if processed < loop.max_batches else 0  # an epoch that is complete is followed by a new one
-
-    def evaluation_dataloader(self, split: Literal["train", "val", "test"]) -> DataLoader[Batch] | None:
-        """Returns a split's pictures in order, never mixed; None where there is no such split.
-
-        Args:
-            split: train, val or test.
-        """
-        if split not in self._splits:
-            return None
-        return DataLoader(
-            self._splits[split],
-            batch_size=self.batch_size,
-            num_workers=self.num_workers,
-            pin_memory=self.pin_memory,
-            collate_fn=as_fetched,
-        )
-
     def sample_names(self, split: Literal["train", "val", "test"]) -> list[str]:
         """Returns a name for each picture of a split, in the order of its evaluation loader.
 
@@ -240,22 +177,8 @@ class ImageData(LightningDataModule):
         return [str(index) for index in self._splits[split].indices.tolist()]
 
     @override
-    def val_dataloader(self) -> DataLoader[Batch]:
-        return self._required("val")
-
-    @override
-    def test_dataloader(self) -> DataLoader[Batch]:
-        return self._required("test")
-
-    @override
-    def predict_dataloader(self) -> DataLoader[Batch]:
-        return self._required("test")
-
-    def _required(self, split: Literal["val", "test"]) -> DataLoader[Batch]:
-        loader = self.evaluation_dataloader(split)
-        if loader is None:
-            raise SettingError(f"root {str(self.root)!r} must have a folder {split!r} for this, but has none")
-        return loader
+    def _without(self, split: str) -> str:
+        return f"root {str(self.root)!r} must have a folder {split!r} for this, but has none"
 
     @override
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
@@ -307,8 +230,3 @@ class ImageData(LightningDataModule):
     def _say_constants(self, origin: str, mean: Tensor, std: Tensor) -> None:
         numbers = [", ".join(f"{value:.4f}" for value in values.tolist()) for values in (mean, std)]
         self._say(f"Pictures are normalized by the mean {numbers[0]} and standard deviation {numbers[1]} {origin}")
-
-    def _say(self, message: str) -> None:
-        if message not in self._said:
-            self._said.add(message)
-            rank_zero_info(message)

@@ -1,7 +1,7 @@
 """A loader that fetches a batch in one operation, in an order that can be resumed.
 
-The usual loader makes each sample by itself (decode, transform, normalize) and then stacks them. Small pictures fit
-into memory, so here they lie in one tensor of bytes, a batch is one index operation, and arithmetic is left to the
+The usual loader makes each sample by itself (decode, transform, normalize) and then stacks them. Small pictures and
+tables fit into memory, so here they lie in one tensor, a batch is one index operation, and arithmetic is left to the
 device.
 """
 
@@ -13,28 +13,26 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from typing_extensions import override
 
-__all__ = ["PictureDataset", "ResumableLoader", "ShuffledSampler"]
+__all__ = ["ResumableLoader", "SampleDataset", "ShuffledSampler", "as_fetched"]
 
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Tensor, ...]
 
 
-class PictureDataset(Dataset[Batch]):
-    """Pictures and labels in memory, or a subset of them.
+class SampleDataset(Dataset[Batch]):
+    """Samples in memory, or a subset of them.
 
     Args:
-        images: (N, C, H, W), uint8.
-        labels: (N,), int64.
+        tensors: (N, ...) each, what belongs to the samples: pictures and labels, say.
         indices: (M,), which of them belong here, in order; all where None. Nothing is copied.
 
-    >>> dataset = PictureDataset(torch.zeros(9, 1, 2, 2, dtype=torch.uint8), torch.arange(9), torch.tensor([7, 8]))
+    >>> dataset = SampleDataset(torch.zeros(9, 1, 2, 2), torch.arange(9), indices=torch.tensor([7, 8]))
     >>> dataset.__getitems__([1])[1]
     tensor([8])
     """
 
-    def __init__(self, images: Tensor, labels: Tensor, indices: Tensor | None = None) -> None:
-        self.images = images
-        self.labels = labels
-        self.indices = torch.arange(len(labels)) if indices is None else indices
+    def __init__(self, *tensors: Tensor, indices: Tensor | None = None) -> None:
+        self.tensors = tensors
+        self.indices = torch.arange(len(tensors[0])) if indices is None else indices
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -42,12 +40,12 @@ class PictureDataset(Dataset[Batch]):
     @override
     def __getitem__(self, index: int) -> Batch:
         position = self.indices[index]
-        return self.images[position], self.labels[position]
+        return tuple(tensor[position] for tensor in self.tensors)
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """Returns a whole batch: images (B, C, H, W), uint8, and labels (B,), int64."""
+        """Returns a whole batch: of each tensor (B, ...)."""
         positions = self.indices[torch.as_tensor(indices)]
-        return self.images.index_select(0, positions), self.labels.index_select(0, positions)
+        return tuple(tensor.index_select(0, positions) for tensor in self.tensors)
 
 
 class ShuffledSampler(DistributedSampler[Batch]):
@@ -108,5 +106,9 @@ class ResumableLoader(DataLoader[Batch]):
 
 
 def as_fetched(batch: Any) -> Any:
-    """Returns the batch as the dataset made it; there is nothing left to collate."""
+    """Returns the batch as the dataset made it; there is nothing left to collate.
+
+    Args:
+        batch: What the dataset returned.
+    """
     return batch

@@ -14,7 +14,7 @@ __all__ = ["MLP"]
 
 
 class MLP(Classifier):
-    """A multilayer perceptron that classifies; pictures are flattened.
+    """A multilayer perceptron that classifies; pictures are flattened, categories of a table embedded.
 
     Each hidden layer is: weights, normalization, activation, dropout.
 
@@ -33,6 +33,9 @@ class MLP(Classifier):
             small_normal, xavier_normal, xavier_uniform, kaiming_normal, kaiming_uniform, kaiming_normal_fan_out,
             kaiming_uniform_fan_out, lecun_normal, orthogonal, lsuv (orthogonal, scaled by the first training batch), or
             a function that fills a weight tensor in place.
+        categories: How many categories each of the last columns of a table has, code 0 included, where they are to be
+            embedded; taken from the data module on the command line.
+        embed_dim: Width of the vector that a category becomes, at least 1.
         label_smoothing: Share of the target that is spread evenly over all classes, in [0, 1).
         optimizer: Makes the optimizer from parameter groups.
         lr_scheduler: Makes the learning rate scheduler, stepped once an epoch.
@@ -60,6 +63,8 @@ class MLP(Classifier):
         dropout: str | Callable[[float], nn.Module] = "standard",
         drop_prob: float = 0.0,
         init: str | Callable[[Tensor], Any] = "auto",
+        categories: Sequence[int] = (),
+        embed_dim: int = 8,
         label_smoothing: float = 0.0,
         optimizer: OptimizerCallable = default_optimizer,
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -75,6 +80,8 @@ class MLP(Classifier):
             dropout=dropout,
             drop_prob=drop_prob,
             init=init,
+            categories=categories,
+            embed_dim=embed_dim,
         )
         super().__init__(
             network,

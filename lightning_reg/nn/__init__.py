@@ -31,6 +31,7 @@ from lightning_reg.nn.normalization import (
     WeightStandardization,
 )
 from lightning_reg.nn.recurrent import WeightDropGRU, WeightDropLSTM, WeightDropRNN, recurrent_network
+from lightning_reg.nn.tabular import TabularEmbedding
 from lightning_reg.nn.transformer import Attention, FeedForward, TransformerBlock, transformer_network
 
 __all__ = [
@@ -56,6 +57,7 @@ __all__ = [
     "MonteCarloPrediction",
     "SpatialDropout",
     "StochasticDepth",
+    "TabularEmbedding",
     "TransformerBlock",
     "VariationalDropout",
     "WeightDropGRU",

@@ -7,6 +7,7 @@ from torch import nn
 
 from lightning_reg.functional.initialization import Initializer, initialize_
 from lightning_reg.nn.factories import drop_weights_or_inputs, make_activation, make_dropout, make_norm
+from lightning_reg.nn.tabular import TabularEmbedding
 from lightning_reg.settings import SettingError, check_count
 
 __all__ = ["convolutional_network", "dense_network"]
@@ -22,8 +23,10 @@ def dense_network(
     dropout: str | Callable[[float], nn.Module] = "standard",
     drop_prob: float = 0.0,
     init: str | Initializer = "auto",
+    categories: Sequence[int] = (),
+    embed_dim: int = 8,
 ) -> nn.Sequential:
-    """A multilayer perceptron on flattened inputs.
+    """A multilayer perceptron on flattened inputs, or on a table's rows whose categories are embedded.
 
     Args:
         input_shape: Shape of one sample.
@@ -35,9 +38,15 @@ def dense_network(
             ``concrete`` drop weights or inputs of the layer that comes next.
         drop_prob: Probability that an activation is dropped, in [0, 1).
         init: See :func:`lightning_reg.functional.initialization.initialize_`.
+        categories: How many categories each of the last columns of a table has, see
+            :class:`lightning_reg.nn.TabularEmbedding`; none where all inputs are numbers.
+        embed_dim: Width of the vector that a category becomes.
 
     Returns:
         A module from (N, *input_shape) to (N, num_outputs).
+
+    Raises:
+        SettingError: If a name isn't known, a number is out of its range, or ``categories`` don't fit the input.
 
     >>> dense_network((1, 8, 8), 10, hidden_sizes=[32], norm="layer", drop_prob=0.2)
     Sequential(
@@ -49,8 +58,9 @@ def dense_network(
       (5): Linear(in_features=32, out_features=10, bias=True)
     )
     """
-    layers: list[nn.Module] = [nn.Flatten()]
-    width = math.prod(input_shape)
+    first = _embedding(input_shape, categories, embed_dim) if categories else None
+    layers: list[nn.Module] = [first or nn.Flatten()]
+    width = first.out_features if first else math.prod(input_shape)
     for hidden, size in enumerate(hidden_sizes):
         check_count("each of hidden_sizes", size)
         norm_layer = make_norm(norm, size)
@@ -135,6 +145,15 @@ def convolutional_network(
     layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), make_dropout("standard", head_drop_prob)]
     layers.append(drop_weights_or_inputs(dropout, drop_prob, nn.Linear(width, num_outputs)))
     return _assemble(layers, init, activation)
+
+
+def _embedding(input_shape: Sequence[int], categories: Sequence[int], embed_dim: int) -> TabularEmbedding:
+    if len(input_shape) != 1 or input_shape[0] < len(categories):
+        raise SettingError(
+            f"input_shape must be (columns,) of a table with at least {len(categories)} columns, as many as there are "
+            f"categories, but is {tuple(input_shape)}"
+        )
+    return TabularEmbedding(input_shape[0] - len(categories), categories, embed_dim)
 
 
 def _shifts(norm_layer: nn.Module) -> bool:

@@ -1,12 +1,12 @@
 import torch
 from torch.utils.data import DataLoader
 
-from lightning_reg.data.loader import PictureDataset, ResumableLoader, ShuffledSampler, as_fetched
+from lightning_reg.data.loader import ResumableLoader, SampleDataset, ShuffledSampler, as_fetched
 
 
 def dataset(count=20, indices=None):
     images = torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 2, 2).contiguous()
-    return PictureDataset(images, torch.arange(count), indices)
+    return SampleDataset(images, torch.arange(count), indices=indices)
 
 
 def loader(*, seed=0, batch_size=3, position=lambda: 0, workers=0):

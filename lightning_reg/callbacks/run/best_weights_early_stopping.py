@@ -1,41 +1,52 @@
 """Early stopping that hands back the best weights."""
 
-import copy
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import StochasticWeightAveraging
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_reg.settings import MonitorError, SettingError
+from lightning_reg.attach.snapshot import WeightSnapshot, averaging_callbacks, load_weights, weights_of_checkpoint
+from lightning_reg.attach.stopping import StoppingRules
+from lightning_reg.attach.technique import callbacks_of
+from lightning_reg.settings import SettingError
 
 __all__ = ["BestWeightsEarlyStopping"]
 
 
-class BestWeightsEarlyStopping(EarlyStopping):
-    """Stops when a validation metric no longer improves, and restores the weights of its best epoch.
+class BestWeightsEarlyStopping(StoppingRules):
+    """Stops when a validation metric no longer improves, and restores the weights that were best at it.
 
     What it does: everything that Lightning's ``EarlyStopping`` does, with the same arguments, messages and logs. On
     top it keeps the best weights of a fit in the host's memory and puts them back when training ends, stopped early or
-    not, so that the model in hand is the best one and not the one that was ``patience`` epochs too old. When an
-    exception or Ctrl-C ends it the last weights stay, for a checkpoint to go on from.
+    not, so that the model in hand is the best one and not the one that was ``patience`` epochs too old. Every
+    validation counts, also one after which nothing is checked. When an exception or Ctrl-C ends the fit, the last
+    weights stay, for a checkpoint to go on from.
 
     When to use: nearly always; it is the cheapest regularizer there is. When not: with so little validation data that
     the metric is mostly noise; the best epoch is then the luckiest one.
 
     Cost: one copy of the model's state in the host's memory, refreshed when the metric improves. Nothing in
-    checkpoints but the epoch and the score; after a resume without further improvement the best weights come from the
-    best checkpoint of a ``ModelCheckpoint`` that monitors the same metric, if it holds that very epoch.
+    checkpoints but epoch, step and score; after a resume without further improvement the best weights come from a
+    checkpoint that a ``ModelCheckpoint`` with the same monitor kept of that very step.
 
-    Deviates from ``EarlyStopping``: ``patience`` of the configuration wins over that of the checkpoint on resume.
+    Interacts with: callbacks that average weights (Lightning's ``WeightAveraging``, ours), before or after it in the
+    list: what is kept and restored is the average that was measured. Lightning's ``StochasticWeightAveraging`` makes
+    its average at the very end and never measures it: the best weights replace it. FSDP and DeepSpeed, which flatten
+    parameters, can't be restored.
+
+    Deviates from ``EarlyStopping``: ``patience`` of the configuration wins over that of the checkpoint on resume; a
+    decision to stop that ``min_epochs`` or ``min_steps`` defer is taken back if the metric improves until then; with
+    ``limit_val_batches=0`` a metric that isn't logged is no error but a warning.
 
     Args:
-        monitor: Metric that the module logs.
-        min_delta: Smallest change that counts as an improvement for stopping; the best weights are those of the best
-            value whatever the change.
+        monitor: Metric that the module logs; the best weights are those that were best at it.
+        min_delta: Smallest change of it that counts as an improvement for stopping; the best weights are those of the
+            best value whatever the change.
         patience: Checks without improvement after which training stops.
         verbose: Whether to say when the metric improves.
         mode: ``"min"`` if lower is better, ``"max"`` if higher is.
@@ -47,12 +58,21 @@ class BestWeightsEarlyStopping(EarlyStopping):
             where None, what Lightning decides.
         log_rank_zero_only: Whether only rank 0 reports.
         restore_best_weights: Whether the best weights are put back at the end; else it is plain early stopping.
+        start_from_epoch: Epochs, counted from 0, before which nothing is checked and no weights count as best.
+        baseline: Value to beat: an improvement that stays behind it resets no patience.
+        also: Further metrics that are watched, by name, with the mode of each; any improvement of theirs counts.
+        stalled: Whether training stops when ``"all"`` of the metrics have stopped improving for ``patience`` checks or
+            when ``"any"`` of them has.
+
+    Raises:
+        SettingError: If a setting is out of its range, or the strategy flattens parameters.
+        MonitorError: If a metric was never logged; the message lists those that were.
 
     Reference:
         Lutz Prechelt: Early Stopping — But When?, in: Neural Networks: Tricks of the Trade, 1998.
 
-    >>> BestWeightsEarlyStopping("val/loss", patience=10).restore_best_weights
-    True
+    >>> BestWeightsEarlyStopping("val/loss", patience=10, also={"val/accuracy": "max"}).stalled
+    'all'
     """
 
     def __init__(
@@ -70,9 +90,11 @@ class BestWeightsEarlyStopping(EarlyStopping):
         log_rank_zero_only: bool = False,
         *,
         restore_best_weights: bool = True,
+        start_from_epoch: int = 0,
+        baseline: float | None = None,
+        also: Mapping[str, Literal["min", "max"]] | None = None,
+        stalled: Literal["all", "any"] = "all",
     ) -> None:
-        if not patience >= 0:  # any number, infinity included, as Lightning takes it
-            raise SettingError(f"patience must be at least 0, but is {patience}")
         super().__init__(
             monitor=monitor,
             min_delta=min_delta,
@@ -85,84 +107,118 @@ class BestWeightsEarlyStopping(EarlyStopping):
             divergence_threshold=divergence_threshold,
             check_on_train_epoch_end=check_on_train_epoch_end,
             log_rank_zero_only=log_rank_zero_only,
+            start_from_epoch=start_from_epoch,
+            baseline=baseline,
+            also=also,
+            stalled=stalled,
         )
         self.restore_best_weights = restore_best_weights
         self.best_epoch: int | None = None
+        self._best_step: int | None = None
         # Lightning's best_score follows min_delta and stands still when a threshold ends the run: not the best value.
         self._best_value: Tensor | None = None
-        self._best_weights: dict[str, Any] | None = None
+        self._snapshot = WeightSnapshot()
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         if stage == "fit":  # before a checkpoint's state is loaded; each fit has a best epoch of its own
-            self.best_epoch = self._best_value = self._best_weights = None
+            self.best_epoch = self._best_step = self._best_value = None
+            self._snapshot.forget()
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.restore_best_weights:
+            return
+        callbacks = callbacks_of(trainer)
+        if isinstance(trainer.strategy, (FSDPStrategy, DeepSpeedStrategy)):
+            raise SettingError(
+                f"strategy must keep parameters apart with {type(self).__name__}, but is "
+                f"{type(trainer.strategy).__name__}; use DDPStrategy, or set restore_best_weights to False"
+            )
+        if any(isinstance(each, StochasticWeightAveraging) for each in callbacks):
+            rank_zero_warn(
+                "StochasticWeightAveraging makes its average at the end and never measures it: the weights that were "
+                f"best at {self.monitor} will replace it; to keep it, set restore_best_weights to False"
+            )
+        averaging = averaging_callbacks(trainer)
+        if averaging and callbacks.index(self) < callbacks.index(averaging[-1]):
+            # Behind those which give the model their average when training ends, and so before checkpoints that are
+            # saved then. A new list: Lightning is going through the old one at this moment.
+            others = [each for each in callbacks if each is not self]
+            others.insert(others.index(averaging[-1]) + 1, self)
+            trainer.callbacks = others  # type: ignore[attr-defined]  # set outside the class
+        if self._best_step is not None and self._best_step == trainer.global_step:
+            self._snapshot.take(trainer, pl_module)  # resumed from the very best
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "best_epoch": self.best_epoch, "best_value": self._best_value}
+        return {
+            **super().state_dict(),
+            "best_epoch": self.best_epoch,
+            "best_step": self._best_step,
+            "best_value": self._best_value,
+        }
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        patience = self.patience
         super().load_state_dict(state_dict)
-        self.patience = patience
         self.best_epoch = state_dict.get("best_epoch")
+        self._best_step = state_dict.get("best_step")
         self._best_value = state_dict.get("best_value")
 
     @override
-    def _run_early_stopping_check(self, trainer: Trainer) -> None:
-        try:
-            super()._run_early_stopping_check(trainer)
-        except RuntimeError as error:
-            if "is not available" in str(error):
-                raise MonitorError(str(error)) from error
-            raise
-        value = trainer.callback_metrics.get(self.monitor)
-        if value is None or trainer.fast_dev_run:  # type: ignore[attr-defined]  # set outside the class
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._keep_the_best(trainer, pl_module)
+        super().on_validation_end(trainer, pl_module)
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # What validation logged was looked at then, and no equal value counts as better now.
+        self._keep_the_best(trainer, pl_module)
+        super().on_train_epoch_end(trainer, pl_module)
+
+    def _keep_the_best(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        is_too_early = trainer.current_epoch < self.start_from_epoch
+        if self._should_skip_check(trainer) or is_too_early or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        # Without sync_dist every rank has a value of its own; they have to agree on the epoch to restore.
-        value = trainer.strategy.broadcast(value.detach().squeeze().cpu())
-        improved = not value.isnan() and (self._best_value is None or self.monitor_op(value, self._best_value))
-        if improved:
+        logged = trainer.callback_metrics.get(self.monitor)
+        # Without sync_dist every rank has a value of its own; they have to agree on what to restore.
+        value = trainer.strategy.broadcast(None if logged is None else logged.detach().squeeze().cpu())
+        if value is None or not value.isfinite():
+            return
+        if self._best_value is None or self.monitor_op(value, self._best_value):
             self._best_value = value
-            self.best_epoch = trainer.current_epoch
+            self.best_epoch, self._best_step = trainer.current_epoch, trainer.global_step
             if self.restore_best_weights:
-                self._best_weights = {
-                    name: entry.detach().to("cpu", copy=True) if isinstance(entry, Tensor) else copy.deepcopy(entry)
-                    for name, entry in trainer.lightning_module.state_dict().items()
-                }
+                self._snapshot.take(trainer, pl_module)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_end(trainer, pl_module)
         if not self.restore_best_weights or self.best_epoch is None:
             return
-        weights = self._best_weights or self._weights_of_best_checkpoint(trainer)
-        if weights is None:
-            rank_zero_warn(
-                f"{self.monitor} was best in epoch {self.best_epoch}, before this run was resumed, and no best "
-                "checkpoint of that epoch was found to take the weights from; the last weights stay"
+        if self._snapshot:
+            self._snapshot.put_back(trainer, pl_module)
+        else:
+            weights = weights_of_checkpoint(
+                trainer, monitor=self.monitor, mode=self.mode, epoch=self.best_epoch, step=self._best_step
             )
-            return
-        pl_module.load_state_dict(weights, strict=pl_module.strict_loading)
-        self._best_weights = None
+            if weights is None:
+                rank_zero_warn(
+                    f"{self.monitor} was best in epoch {self.best_epoch}, before this run was resumed, and no best "
+                    "checkpoint of that epoch was found to take the weights from; the last weights stay"
+                )
+                return
+            load_weights(trainer, pl_module, weights)
         rank_zero_info(f"Restored the weights of epoch {self.best_epoch} ({self.monitor} = {self._best_value:.4f})")
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         super().on_exception(trainer, pl_module, exception)
-        self._best_weights = None
+        self._snapshot.forget()
 
-    def _weights_of_best_checkpoint(self, trainer: Trainer) -> dict[str, Any] | None:
-        for callback in trainer.checkpoint_callbacks:
-            if (
-                isinstance(callback, ModelCheckpoint)
-                and (callback.monitor, callback.mode) == (self.monitor, self.mode)
-                and Path(callback.best_model_path).is_file()
-            ):
-                checkpoint = trainer.strategy.load_checkpoint(Path(callback.best_model_path), weights_only=False)
-                if checkpoint["epoch"] == self.best_epoch:
-                    weights: dict[str, Any] = checkpoint["state_dict"]
-                    return weights
-        return None
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().teardown(trainer, pl_module, stage)
+        self._snapshot.forget()

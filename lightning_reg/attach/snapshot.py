@@ -1,0 +1,116 @@
+"""A copy of the weights in the host's memory, to be put back later."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
+from torch import Tensor
+
+from lightning_reg.attach.technique import callbacks_of
+
+__all__ = ["WeightSnapshot", "averaging_callbacks", "load_weights", "weights_of_checkpoint"]
+
+
+def averaging_callbacks(trainer: Trainer) -> list[Callback]:
+    """Returns the callbacks that evaluate with averaged weights: Lightning's, and those that say ``averages_weights``.
+
+    Args:
+        trainer: That has them.
+    """
+    return [
+        each
+        for each in callbacks_of(trainer)
+        if isinstance(each, WeightAveraging) or getattr(each, "averages_weights", False)
+    ]
+
+
+class WeightSnapshot:
+    """What a checkpoint would hold as the model's ``state_dict``, in the host's memory.
+
+    Where weights are averaged that is the average, because metrics are measured with it. Memory is taken once and
+    written again by the next snapshot.
+    """
+
+    def __init__(self) -> None:
+        self._state: dict[str, Any] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._state)
+
+    def take(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Takes a copy.
+
+        Args:
+            trainer: That fits.
+            pl_module: Whose weights.
+        """
+        saved: dict[str, Any] = {"state_dict": pl_module.state_dict()}
+        for each in averaging_callbacks(trainer):
+            each.on_save_checkpoint(trainer, pl_module, saved)
+        # Validation runs in inference mode, whose tensors couldn't be written again outside of it.
+        with torch.inference_mode(False), torch.no_grad():
+            self._state = {name: _copied(entry, self._state.get(name)) for name, entry in saved["state_dict"].items()}
+
+    def put_back(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Loads the copy into the module, and forgets it.
+
+        Args:
+            trainer: That has fitted.
+            pl_module: Whose weights.
+        """
+        load_weights(trainer, pl_module, self._state)
+        self.forget()
+
+    def forget(self) -> None:
+        """Gives the memory back."""
+        self._state = {}
+
+
+def load_weights(trainer: Trainer, pl_module: LightningModule, state: dict[str, Any]) -> None:
+    """Loads weights into a module at the end of a fit, so that checkpoints which are saved afterwards hold them, too.
+
+    Args:
+        trainer: That has fitted.
+        pl_module: What they are loaded into.
+        state: A ``state_dict``.
+    """
+    pl_module.load_state_dict(state, strict=pl_module.strict_loading)
+    for each in averaging_callbacks(trainer):
+        average = getattr(each, "_average_model", None)  # Lightning's saves it in the module's place after the fit, too
+        if isinstance(each, WeightAveraging) and average is not None:
+            average.module.load_state_dict(state, strict=pl_module.strict_loading)
+
+
+def weights_of_checkpoint(
+    trainer: Trainer, *, monitor: str, mode: str, epoch: int, step: int | None
+) -> dict[str, Any] | None:
+    """Returns the weights that a ModelCheckpoint kept of one step, None where none did.
+
+    Args:
+        trainer: With its callbacks.
+        monitor: Metric that the ModelCheckpoint goes by.
+        mode: Whether the metric's ``min`` or ``max`` is best.
+        epoch: Epoch of the checkpoint.
+        step: Its step; any of the epoch where None.
+    """
+    for each in trainer.checkpoint_callbacks:
+        if not isinstance(each, ModelCheckpoint) or (each.monitor, each.mode) != (monitor, mode):
+            continue
+        for path in dict.fromkeys([each.best_model_path, *each.best_k_models]):
+            if Path(path).is_file():
+                checkpoint = trainer.strategy.load_checkpoint(Path(path), weights_only=False)
+                if checkpoint["epoch"] == epoch and step in (None, checkpoint["global_step"]):
+                    weights: dict[str, Any] = checkpoint["state_dict"]
+                    return weights
+    return None
+
+
+def _copied(entry: Any, place: Any) -> Any:
+    if not isinstance(entry, Tensor):
+        return copy.deepcopy(entry)
+    if type(place) is type(entry.detach()) and (place.shape, place.dtype) == (entry.shape, entry.dtype):
+        return place.copy_(entry)
+    return entry.detach().to("cpu", copy=True)

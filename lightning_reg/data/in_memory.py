@@ -1,0 +1,141 @@
+"""What all data that lies in memory has in common: loaders, and where an epoch stands."""
+
+from abc import ABC, abstractmethod
+from random import Random
+from typing import Any, Literal
+
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import nn
+from torch.utils.data import DataLoader
+from typing_extensions import override
+
+from lightning_reg.attach.streams import random_stream
+from lightning_reg.data.loader import Batch, ResumableLoader, SampleDataset, ShuffledSampler, as_fetched
+from lightning_reg.settings import SettingError
+
+__all__ = ["InMemoryData"]
+
+
+class InMemoryData(LightningDataModule, ABC):
+    """Loads batches out of tensors, in an order that depends on the seed and the epoch alone and can be resumed.
+
+    Attributes:
+        classes: Names of the classes, by index; none where targets are numbers.
+        batch_size: Samples in a batch, for each process.
+        num_workers: Processes that fetch batches.
+        pin_memory: Whether batches are put into pinned memory.
+        seed: Of the order and of random numbers.
+    """
+
+    classes: tuple[str, ...]
+    batch_size: int
+    num_workers: int
+    pin_memory: bool
+    seed: int
+    _splits: dict[str, SampleDataset]
+    _said: set[str]
+
+    @abstractmethod
+    def sample_names(self, split: Literal["train", "val", "test"]) -> list[str]:
+        """Returns a name for each sample of a split, in the order of its evaluation loader.
+
+        Args:
+            split: train, val or test.
+        """
+
+    @override
+    def train_dataloader(self) -> DataLoader[Batch]:
+        trainer = self.trainer
+        dataset = self._splits["train"]
+        sampler = ShuffledSampler(
+            dataset,
+            num_replicas=trainer.world_size if trainer else 1,
+            rank=trainer.global_rank if trainer else 0,
+            seed=self.seed,
+            position=self._batches_trained,
+        )
+        # Worker processes read ahead, before Lightning sets the epoch of a run that is resumed. Its counter of epochs
+        # that were processed is right already, current_epoch isn't yet.
+        if trainer:
+            progress = trainer.fit_loop.epoch_progress.current
+            sampler.set_epoch(progress.processed)  # type: ignore[attr-defined]  # Lightning types it too narrowly
+        return ResumableLoader(
+            dataset,
+            sampler=sampler,
+            batch_size=self.batch_size,
+            drop_last=self._drops_last(len(sampler)),
+            num_workers=self.num_workers,
+            pin_memory=self.pin_memory,
+            collate_fn=as_fetched,
+            persistent_workers=self.num_workers > 0,
+        )
+
+    def _drops_last(self, samples: int) -> bool:
+        """Whether the last batch would have one sample, which BatchNorm can't be trained on."""
+        model = self.trainer.lightning_module if self.trainer else None
+        has_batch_norm = model and any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in model.modules())
+        if not has_batch_norm or samples % self.batch_size != 1 or samples == 1:
+            return False
+        self._say(
+            f"The last of {samples} training samples would make a batch of one (batch_size {self.batch_size}), which "
+            "BatchNorm can't be trained on: each epoch leaves out one sample, always another"
+        )
+        return True
+
+    def _batches_trained(self) -> int:
+        if self.trainer is None:
+            return 0
+        loop = self.trainer.fit_loop
+        progress = loop.epoch_loop.batch_progress.current
+        processed: int = progress.processed  # type: ignore[attr-defined]  # Lightning types it too narrowly
+        return processed if processed < loop.max_batches else 0  # an epoch that is complete is followed by a new one
+
+    def evaluation_dataloader(self, split: Literal["train", "val", "test"]) -> DataLoader[Batch] | None:
+        """Returns a split's samples in order, never mixed; None where there is no such split.
+
+        Args:
+            split: train, val or test.
+        """
+        if split not in self._splits:
+            return None
+        return DataLoader(
+            self._splits[split],
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            pin_memory=self.pin_memory,
+            collate_fn=as_fetched,
+        )
+
+    @override
+    def val_dataloader(self) -> DataLoader[Batch]:
+        return self._required("val")
+
+    @override
+    def test_dataloader(self) -> DataLoader[Batch]:
+        return self._required("test")
+
+    @override
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        return self._required("test")
+
+    def _required(self, split: Literal["val", "test"]) -> DataLoader[Batch]:
+        loader = self.evaluation_dataloader(split)
+        if loader is None:
+            raise SettingError(self._without(split))
+        return loader
+
+    @abstractmethod
+    def _without(self, split: str) -> str:
+        """Returns what to do where a split is needed and there is none."""
+
+    def _stream(self, name: str) -> Random:
+        """Returns random numbers for the training batch that is at hand."""
+        trainer: Any = self.trainer
+        progress = trainer.fit_loop.epoch_loop.batch_progress.current
+        return random_stream(self.seed, trainer.global_rank, trainer.current_epoch, progress.ready, name)
+
+    def _say(self, message: str) -> None:
+        if message not in self._said:
+            self._said.add(message)
+            rank_zero_info(message)

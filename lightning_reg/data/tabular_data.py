@@ -1,0 +1,298 @@
+"""Tables for a classifier or a regressor: a file of one's own or a table by name."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_reg.attach.hyperparameters import save_plain_hyperparameters
+from lightning_reg.data.encoding import Scaling, TableEncoder
+from lightning_reg.data.in_memory import InMemoryData
+from lightning_reg.data.loader import SampleDataset
+from lightning_reg.data.splits import chosen_count
+from lightning_reg.data.tables import NAMED_TABLES, named_table, read_table
+from lightning_reg.data.targets import classes_and_targets, target_split
+from lightning_reg.functional.categories import one_hot_columns
+from lightning_reg.functional.mixing import soft_targets
+from lightning_reg.settings import SettingError, check_choice, check_count
+from lightning_reg.transforms import Mixing
+
+__all__ = ["TabularData"]
+
+
+class TabularData(InMemoryData):
+    """A table, held in memory: numbers scaled, gaps filled, categories encoded by what the training rows say.
+
+    Batches are (inputs, targets): inputs (N, D), float32, the columns of numbers in the table's order, then a column
+    of 0 and 1 for each that has missing values in the training rows, then the categories. Targets are class indices
+    (N,), probabilities (N, classes) where ``mix`` is at work, or, for regression, numbers (N,) in the target's unit.
+    Our models classify, so regression takes a module of your own.
+
+    What is in a column is inferred: numbers; ``true`` and ``false``, which become 1 and 0; dates in ISO 8601, which
+    become days; text, which is categories. Empty fields, NA, N/A, NaN, null, None and ? are missing values. A missing
+    number becomes the median; a missing category is one of its own, and one that the training rows don't have counts
+    as missing. What was done is said when training starts, and checkpoints keep the constants.
+
+    Args:
+        dataset: iris, wine, breast_cancer or diabetes (regression), which ship with scikit-learn; or leave it out.
+        path: A table of your own: a text file (.csv, .tsv, .txt; UTF-8, names of the columns in the first line,
+            separated by comma, semicolon, tab or bar) or a .parquet file, for which pyarrow must be installed.
+        target: The column of that file to predict.
+        ignore: Columns of it to leave out: numbers of rows, names, what wouldn't be known in time.
+        as_category: Columns of it that are categories though they look like numbers: postal codes, say.
+        task: ``classification``, ``regression``, or ``auto``: classes where the target is text, truth values, or at
+            most 20 different whole numbers.
+        numeric: How numbers are scaled: ``standard`` (to mean 0 and standard deviation 1), ``quantile`` (to a normal
+            distribution, whatever theirs is: for skewed columns and outliers), ``none``.
+        categorical: ``one_hot`` (a column of 0 and 1 for each category, for any network) or ``embed`` (a code for each
+            column, for a network with embeddings, as ``MLP`` has them; better where there are many categories). For
+            mixing, ``embed`` gives one-hot blocks in training, which the embedding mixes as it would codes.
+        batch_size: Rows in a batch, for each process.
+        val_size: Part of the training rows that is held out for validation: a number of rows or a fraction.
+            Stratified by class; for regression by tenths of the target.
+        test_size: Part of all rows that is held out for testing, the same one whatever the seed; None for no test.
+        train_size: How many of the remaining rows to train on: a number, a fraction, or all where None.
+        mix: Mixes every training batch, on the device; classes become probabilities, numbers are interpolated.
+        num_workers: Processes that fetch batches; 0 is the fastest for a table in memory.
+        pin_memory: Whether batches are put into pinned memory, for faster transfer to a GPU.
+        seed: Of splits, subsets, shuffling and mixing. The same on every rank and in every run.
+
+    Raises:
+        SettingError: If a name isn't known, a number is out of its range, or the table isn't as it has to be.
+
+    >>> data = TabularData(dataset="wine", batch_size=64)
+    >>> data.input_shape, data.num_classes
+    ((13,), 3)
+    """
+
+    def __init__(
+        self,
+        *,
+        # On the command line ImageData is the default, and where another class is asked for, the parser keeps those of
+        # its values that have the name and the type of an argument there: this type mustn't let "digits" through.
+        dataset: Literal["iris", "wine", "breast_cancer", "diabetes"] | None = None,
+        path: str | Path | None = None,
+        target: str | None = None,
+        ignore: Sequence[str] = (),
+        as_category: Sequence[str] = (),
+        task: Literal["auto", "classification", "regression"] = "auto",
+        numeric: Scaling = "standard",
+        categorical: Literal["one_hot", "embed"] = "one_hot",
+        batch_size: int = 128,
+        val_size: int | float = 0.1,
+        test_size: int | float | None = 0.2,
+        train_size: int | float | None = None,
+        mix: Mixing | None = None,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if (dataset is None) == (path is None):
+            given = "neither is given" if path is None else f"both are: {dataset} and {path}"
+            raise SettingError(f"dataset ({', '.join(NAMED_TABLES)}) or path must be given, but {given}")
+        if dataset is not None:
+            check_choice("dataset", dataset, NAMED_TABLES)
+        if dataset is not None and (target is not None or ignore or as_category):
+            raise SettingError(
+                f"target, ignore and as_category must be left out for {dataset}, whose columns are known"
+            )
+        if path is not None and target is None:
+            raise SettingError(f"target must name the column of {path} to predict, but is left out")
+        check_choice("task", task, ["auto", "classification", "regression"])
+        check_choice("numeric", numeric, ["standard", "quantile", "none"])
+        check_choice("categorical", categorical, ["one_hot", "embed"])
+        check_count("batch_size", batch_size)
+        check_count("num_workers", num_workers, low=0)
+        check_count("seed", seed, low=0)
+        self.dataset = dataset
+        self.path = None if path is None else Path(path)
+        self.target = target
+        self.ignore = tuple(ignore)
+        self.as_category = tuple(as_category)
+        self.task = task
+        self.numeric = numeric
+        self.categorical = categorical
+        self.batch_size = batch_size
+        self.val_size = val_size
+        self.test_size = test_size
+        self.train_size = train_size
+        self.mix = mix
+        self.num_workers = num_workers
+        self.pin_memory = pin_memory
+        self.seed = seed
+        self._splits: dict[str, SampleDataset] = {}
+        self._said: set[str] = set()
+        save_plain_hyperparameters(self)
+        self._read()
+
+    def _read(self) -> None:
+        """Reads, splits and measures: how wide the inputs are depends on which categories the training rows have."""
+        if self.dataset is not None:
+            self._table, names = named_table(self.dataset)
+        elif self.path is not None and self.target is not None:
+            self._table = read_table(self.path, self.target, ignore=self.ignore, as_category=self.as_category)
+            names = ()
+        self._table.check()
+        target = self._table.target
+        self.classes, self._targets = classes_and_targets(
+            self._table.columns[target], name=target, task=self.task, names=names
+        )
+        self._rows = self._split()
+        self._encoder = TableEncoder.fitted(self._table, self._rows["train"], self.numeric)
+
+    def _split(self) -> dict[str, Tensor]:
+        """Returns the rows of each part."""
+        rows: dict[str, Tensor] = {}
+        rest = torch.arange(len(self._table))
+        if self.test_size is not None:
+            # Always the same, whatever the run's seed, so that no run trains on it.
+            rows["test"], rest = self._taken(rest, self.test_size, seed=0, name="test_size")
+        rows["val"], rest = self._taken(rest, self.val_size, seed=self.seed, name="val_size")
+        if self.train_size is not None and chosen_count(self.train_size, len(rest), name="train_size") < len(rest):
+            rest, _ = self._taken(rest, self.train_size, seed=self.seed, name="train_size")
+        return {**rows, "train": rest}
+
+    def _taken(self, rows: Tensor, size: int | float, *, seed: int, name: str) -> tuple[Tensor, Tensor]:
+        chosen, rest = target_split(self._targets[rows], size, seed=seed, name=name, classes=self.classes)
+        return rows[chosen], rows[rest]
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes; None for regression."""
+        return len(self.classes) or None
+
+    @property
+    def input_shape(self) -> tuple[int]:
+        """(D,) of one row."""
+        encoder = self._encoder
+        width = len(encoder.cardinalities) if self.categorical == "embed" else len(encoder.one_hot_kept)
+        return (encoder.num_numbers + width,)
+
+    @property
+    def categories(self) -> tuple[int, ...]:
+        """How many codes each of the last columns has that a network must embed; none with one-hot."""
+        return self._encoder.cardinalities if self.categorical == "embed" else ()
+
+    @override
+    def setup(self, stage: str) -> None:
+        if not self._splits:
+            self._encode()
+            self._say_what_was_done()
+
+    def _encode(self) -> None:
+        tensors = (*self._encoder.encode(self._table), self._targets)
+        self._kept = torch.tensor(self._encoder.one_hot_kept, dtype=torch.int64)
+        for split, rows in self._rows.items():
+            self._splits[split] = SampleDataset(*tensors, indices=rows)
+
+    @override
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        precision: Any = self.trainer.precision_plugin if self.trainer else None
+        if isinstance(batch, Tensor):  # a model's example input, which Lightning sends through here too
+            return precision.convert_input(batch) if precision else batch
+        numbers, codes, targets = batch
+        mixes = self.mix is not None and self.trainer is not None and self.trainer.training
+        if not codes.shape[1]:
+            inputs = numbers
+        elif self.categorical == "one_hot" or mixes:
+            blocks = one_hot_columns(codes, self._encoder.cardinalities)
+            if self.categorical == "one_hot":
+                self._kept = self._kept.to(blocks.device, non_blocking=True)
+                blocks = blocks.index_select(1, self._kept)
+            inputs = torch.cat([numbers, blocks], 1)
+        else:
+            inputs = torch.cat([numbers, codes.float()], 1)
+        if self.mix is not None and mixes:
+            soft = soft_targets(targets, len(self.classes)) if self.classes else targets
+            inputs, targets = self.mix(inputs, soft, stream=self._stream("mix"))
+        if precision is None:
+            return inputs, targets
+        # Half precision would round codes; the embedding converts the numbers to its weights' precision.
+        keeps = self.categorical == "embed" and codes.shape[1] > 0
+        return inputs if keeps else precision.convert_input(inputs), precision.convert_input(targets)
+
+    @override
+    def sample_names(self, split: Literal["train", "val", "test"]) -> list[str]:
+        """Returns the position of each row of a split in the table, from 0, in the order of its evaluation loader.
+
+        Args:
+            split: train, val or test.
+        """
+        return [str(row) for row in self._rows[split].tolist()]
+
+    @override
+    def _without(self, split: str) -> str:
+        return f"{split}_size must not be None where there is something to {split}"
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "classes": list(self.classes),
+            "split": self._split_settings(),
+            "settings": self._encoding_settings(),
+            "encoder": self._encoder.state_dict(),
+        }
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if state_dict["classes"] != list(self.classes):
+            raise SettingError(
+                f"the table must have the checkpoint's classes, {', '.join(state_dict['classes'][:10]) or 'none'}, but "
+                f"has {', '.join(self.classes[:10]) or 'none'}"
+            )
+        for name, value in self._encoding_settings().items():
+            if state_dict["settings"][name] != value:
+                raise SettingError(
+                    f"{name} must be {state_dict['settings'][name]}, as in the checkpoint, but is {value}"
+                )
+        for name, value in self._split_settings().items():
+            if state_dict["split"][name] != value:
+                rank_zero_warn(
+                    f"The checkpoint was trained with {name} {state_dict['split'][name]}, not {value}: among the rows "
+                    "held out now may be some that it was trained on"
+                )
+        # A model belongs with the constants that it was trained with, whatever is measured today.
+        self._encoder = TableEncoder.from_state_dict(state_dict["encoder"])
+        self._encode()
+        self._say(f"{self._table.origin} is encoded by the constants of the checkpoint")
+
+    def _split_settings(self) -> dict[str, Any]:
+        return {
+            "table": self.dataset or str(self.path),
+            "val_size": self.val_size,
+            "test_size": self.test_size,
+            "seed": self.seed,
+        }
+
+    def _encoding_settings(self) -> dict[str, Any]:
+        return {"numeric": self.numeric, "categorical": self.categorical}
+
+    def _say_what_was_done(self) -> None:
+        table, encoder, rows = self._table, self._encoder, self._rows["train"]
+        kinds = [column.kind for name, column in table.columns.items() if name != table.target]
+        words = {"number": "numbers", "boolean": "truth values", "date": "dates", "text": "categories"}
+        counts = [f"{kinds.count(kind)} of {words[kind]}" for kind in words if kind in kinds]
+        task = f"classification of {table.target!r}, {len(self.classes)} classes"
+        self._say(
+            f"{table.origin}: {len(table)} rows, {len(rows)} of them for training; columns: {', '.join(counts)}; "
+            + (task if self.classes else f"regression of {table.target!r}")
+        )
+        for name in encoder.gaps:
+            count = int(table.columns[name].missing[rows.numpy()].sum())
+            if name in encoder.numbers:
+                median = float(encoder.medians[encoder.numbers.index(name)])
+                remedy = f"they become {median:g}, the median, and a column says where"
+            else:
+                remedy = "they are a category of their own"
+            self._say(f"{name!r} has {count} missing values in the training rows: {remedy}")
+        for name, texts in encoder.vocabularies.items():
+            if len(texts) > len(rows) / 2:
+                rank_zero_warn(
+                    f"Column {name!r} has {len(texts)} different texts in {len(rows)} training rows, too many to learn "
+                    f"from as categories; leave it out with ignore: [{name}]"
+                )
