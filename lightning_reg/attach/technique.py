@@ -39,6 +39,8 @@ class Position(IntEnum):
     CONSTRAINT = 4  # after the step, where penalties have shrunk weights and before updates are measured
     MEASUREMENT = 5  # before clipping; what is after it is measured later
     CLIPPING = 6
+    LOOKAHEAD = 7  # after the step and its constraints, before averages
+    AVERAGING = 8  # sees the weights as the batch leaves them
 
 
 class Technique(Callback, ABC):
