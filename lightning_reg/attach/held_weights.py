@@ -59,7 +59,7 @@ def norm_statistics(module: nn.Module) -> list[str]:
     return [
         plain_name(f"{prefix}.{name}" if prefix else name)
         for prefix, each in module.named_modules()
-        if is_normalization(each) and not isinstance(each, _SpectralNorm)
+        if is_normalization(each) and not isinstance(each, _SpectralNorm) and not any(each.children())
         for name, buffer in each.named_buffers(recurse=False)
         if buffer.is_floating_point()
     ]

@@ -65,8 +65,8 @@ def recompute_statistics(trainer: Trainer, pl_module: LightningModule, norms: It
     """Replaces running means and variances by those of one epoch of training batches, with the weights as they are.
 
     Every batch weighs the same, as in ``torch.optim.swa_utils.update_bn``. All else is in evaluation mode: dropout
-    would change the variance. The batches go through ``training_step``, because not every module has a ``forward``; nothing
-    is logged, and metrics count nothing.
+    would change the variance. The batches go through ``training_step``, because not every module has a ``forward``;
+    nothing is logged, and metrics count nothing.
 
     Args:
         trainer: That fits.

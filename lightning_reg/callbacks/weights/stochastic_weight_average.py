@@ -150,13 +150,13 @@ class StochasticWeightAverage(WeightAverage):
                 f"start must be an epoch before max_epochs, which is {epochs}, or averaging never starts, but is "
                 f"{self.start}"
             )
+        if end <= start:
+            raise SettingError(f"end must be after start, which is epoch {start}, but is {self.end}")
         if self.interval == "epoch" and start + self.every_n > min(end, last):
             raise SettingError(
                 f"every_n must leave a snapshot between epochs {start} and {min(end, last)}, or averaging never "
                 f"starts, but is {self.every_n}"
             )
-        if end <= start:
-            raise SettingError(f"end must be after start, which is epoch {start}, but is {self.end}")
         return start, end
 
     def _is_averaging(self, trainer: Trainer) -> bool:
