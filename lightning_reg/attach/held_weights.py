@@ -5,16 +5,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 
-from lightning_reg.attach.gradients import local, whole
+from lightning_reg.attach.gradients import local, to_shard, whole
 from lightning_reg.attach.selection import plain_name
 from lightning_reg.functional.averaging import singular_vectors
 from lightning_reg.optim import is_normalization
 
-__all__ = ["HeldWeights", "norm_statistics", "spectral_vectors", "state_names", "tensors_of", "to_shard"]
+__all__ = ["HeldWeights", "norm_statistics", "spectral_vectors", "state_names", "tensors_of"]
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
@@ -87,17 +87,6 @@ def spectral_vectors(module: nn.Module) -> list[tuple[str, str, str, int]]:
                 at = f"{start}{hook.name}"
                 found.append((f"{at}_orig", f"{at}_u", f"{at}_v", hook.dim))
     return [(plain_name(weight), plain_name(u), plain_name(v), dim) for weight, u, v, dim in found]
-
-
-def to_shard(full: Tensor, like: Tensor) -> Tensor:
-    """Returns a whole tensor where another one is, and sharded as it is.
-
-    Args:
-        full: All of it, on every process.
-        like: A parameter or buffer.
-    """
-    moved = full.to(like.device)
-    return distribute_tensor(moved, like.device_mesh, like.placements) if isinstance(like, DTensor) else moved
 
 
 class HeldWeights:

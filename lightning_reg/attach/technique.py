@@ -115,8 +115,8 @@ class StepTechnique(Technique):
             _arrange(trainer)
 
     @override
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_fit_start(trainer, pl_module)
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Not earlier: a sharded optimizer's state is loaded after on_fit_start, by a step that isn't one.
         for optimizer in trainer.optimizers:
             self._hook(optimizer)
 

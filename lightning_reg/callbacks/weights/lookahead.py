@@ -9,8 +9,8 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_reg.attach.averaging import CHECKPOINT_KEY
-from lightning_reg.attach.gradients import local, optimizer_index, parameters_of, whole
-from lightning_reg.attach.held_weights import tensors_of, to_shard
+from lightning_reg.attach.gradients import local, optimizer_index, parameters_of, to_shard, whole
+from lightning_reg.attach.held_weights import tensors_of
 from lightning_reg.attach.technique import Position, StepTechnique, instance_number
 from lightning_reg.functional.averaging import lookahead_
 from lightning_reg.settings import check_count, check_range
