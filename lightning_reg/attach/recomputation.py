@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader
 from torchmetrics import Metric
 
-from lightning_reg.attach.wrapping import around
+from lightning_reg.attach.wrapping import around, inside
 from lightning_reg.settings import SettingError
 
 __all__ = ["check_recomputable", "recompute_statistics", "trained_norms"]
@@ -122,9 +122,10 @@ def _forward(trainer: Trainer, pl_module: LightningModule, batch: Any, index: in
     batch = trainer.precision_plugin.convert_input(batch)
     batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
     batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
-    takes_index = is_param_in_hook_signature(pl_module.training_step, "batch_idx", min_args=2)
+    step = inside(pl_module, "training_step")  # loss terms and mixed batches are for training
+    takes_index = is_param_in_hook_signature(step, "batch_idx", min_args=2)
     with trainer.precision_plugin.forward_context():
-        pl_module.training_step(*((batch, index) if takes_index else (batch,)))
+        step(*((batch, index) if takes_index else (batch,)))
 
 
 def _mean_over_processes(trainer: Trainer, norm: _BatchNorm) -> None:
