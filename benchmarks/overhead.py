@@ -7,7 +7,7 @@ the ratio of each pair of neighbouring blocks is taken; the median over pairs is
 Workloads: an MLP 784-2048-2048-10 with batches of 128 (5.8 M weights), a CNN of three blocks on 32×32 with batches of
 64, and a ResNet-50 (25.6 M weights) on 64×64 with batches of 8 for what is bound by the number of weights. Data are
 random numbers. What stands beside: the textbook's penalty in the loss, plain ``torch._foreach`` calls,
-``clip_grad_norm_``, and timm's ``adaptive_clip_grad`` where timm is installed.
+``clip_grad_norm_``, and timm's ``adaptive_clip_grad`` and ``ModelEmaV3`` where timm is installed.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -32,6 +33,7 @@ from lightning_reg.callbacks import (
     ActivityPenalty,
     ConfidencePenalty,
     ElasticNetPenalty,
+    ExponentialMovingAverage,
     GradientCentralization,
     GradientClipping,
     GradientMonitor,
@@ -43,6 +45,7 @@ from lightning_reg.callbacks import (
     L1Penalty,
     L2Penalty,
     L2SPPenalty,
+    Lookahead,
     MaxNorm,
     NonNegative,
     OrthogonalPenalty,
@@ -51,6 +54,7 @@ from lightning_reg.callbacks import (
 
 L1, L2 = 1e-6, 1e-5
 TIMM = "  timm's adaptive_clip_grad"
+TIMM_EMA = "  timm's ModelEmaV3"
 Peers = dict[str, Callable[[], list[Callback]]]
 
 
@@ -88,6 +92,22 @@ class TimmAdaptive(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Clips."""
         importlib.import_module("timm.utils.agc").adaptive_clip_grad(list(pl_module.parameters()))
+
+
+class TimmEma(Callback):
+    """timm's average, called by hand."""
+
+    def __init__(self) -> None:
+        self.average: Any = None
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
+    ) -> None:
+        """Updates it."""
+        network = assert_workload(pl_module).network
+        if self.average is None:
+            self.average = importlib.import_module("timm.utils").ModelEmaV3(network, decay=0.999)
+        self.average.update(network)
 
 
 class Workload(LightningModule):
@@ -165,6 +185,10 @@ TECHNIQUES: Peers = {
     "NonNegative": lambda: [NonNegative()],
     "ActivityPenalty": lambda: [ActivityPenalty(l2=1e-4)],
     "ConfidencePenalty": lambda: [ConfidencePenalty(weight=0.1)],
+    "ExponentialMovingAverage": lambda: [ExponentialMovingAverage(decay=0.999)],
+    TIMM_EMA: lambda: [TimmEma()],
+    "  Lightning's EMAWeightAveraging": lambda: [EMAWeightAveraging(decay=0.999)],
+    "Lookahead": lambda: [Lookahead()],
     "GradientCentralization": lambda: [GradientCentralization()],
     "GradientNoise": lambda: [GradientNoise(eta=1e-6)],
     "GradientClipping(norm)": lambda: [GradientClipping(max_norm=1e-3)],
@@ -292,9 +316,9 @@ def main() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
     techniques = {name: make for name, make in TECHNIQUES.items() if options.only.lower() in name.lower()}
-    if importlib.util.find_spec("timm") is None and TIMM in techniques:
-        del techniques[TIMM]
-        print("timm isn't installed; its adaptive_clip_grad is left out")
+    if importlib.util.find_spec("timm") is None:
+        techniques = {name: make for name, make in techniques.items() if "timm" not in name}
+        print("timm isn't installed; what is timed beside it stands alone")
     for workload in options.workload:
         suited = {name: make for name, make in techniques.items() if workload != "mlp" or name not in NEEDS_MAPS}
         result = measure(WORKLOADS[workload](), suited, steps=options.steps, pairs=options.pairs)
