@@ -82,9 +82,9 @@ def pictures(root: str) -> Task:
     return Task(
         "5,000 pictures, CNN of 16-32-64 channels with BatchNorm",
         seeds=3,
-        epochs=15,
+        epochs=12,
         data=lambda seed: ImageData(
-            dataset="image_folder", root=root, image_size=32, batch_size=64, train_size=5000, val_size=0, seed=seed
+            dataset="image_folder", root=root, image_size=32, batch_size=64, train_size=5000, val_size=0.1, seed=seed
         ),
         model=lambda: CNN(
             input_shape=(3, 32, 32),
@@ -96,16 +96,16 @@ def pictures(root: str) -> Task:
     )
 
 
-def trained(task: Task, callbacks: list[Callback], seed: int) -> float:
+def trained(task: Task, data: ImageData, callbacks: list[Callback]) -> float:
     """Returns the accuracy on the test part.
 
     Args:
         task: What is learned.
+        data: Of one seed, which is that of the weights, too.
         callbacks: That are attached.
-        seed: Of the subset, the weights and the shuffling.
     """
-    seed_everything(seed, verbose=False)
-    model, data = task.model(), task.data(seed)
+    seed_everything(data.seed, verbose=False)
+    model = task.model()
     trainer = Trainer(
         accelerator="cpu",
         devices=1,
@@ -136,11 +136,12 @@ def main() -> None:
     seeds, epochs = options.seeds or task.seeds, options.epochs or task.epochs
     task = Task(task.title, seeds, epochs, task.data, task.model)
     print(f"{task.title}, {epochs} epochs, {seeds} seeds", flush=True)
+    parts = [task.data(seed) for seed in range(seeds)]  # read once
     for name, make in VARIANTS.items():
         if options.only.lower() not in name.lower():
             continue
         start = time.perf_counter()
-        accuracies = [trained(task, make(), seed) for seed in range(seeds)]
+        accuracies = [trained(task, data, make()) for data in parts]
         error = statistics.stdev(accuracies) / seeds**0.5 if seeds > 1 else float("nan")
         seconds = (time.perf_counter() - start) / seeds
         mean = statistics.mean(accuracies)
