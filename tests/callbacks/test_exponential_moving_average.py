@@ -346,6 +346,19 @@ def test_spectral_norm_holds_for_the_average(style, tmp_path):
     assert torch.equal(held[vector], dict(plain.named_buffers())[vector])
 
 
+@pytest.mark.parametrize("name", ["orthogonal", "weight_norm"])
+def test_other_parametrizations_hold_for_the_average(name):
+    module = Normed(rate=0.5)
+    module.net[3] = nn.Linear(12, 12)
+    getattr(nn.utils.parametrizations, name)(module.net[3])
+    fit(ExponentialMovingAverage(decay=0.9), module=module)
+    weight, parts = module.net[3].weight.detach(), module.net[3].parametrizations["weight"]
+    if name == "orthogonal":
+        torch.testing.assert_close(weight @ weight.T, torch.eye(12), rtol=0, atol=1e-5)
+    else:
+        torch.testing.assert_close(weight.norm(dim=1, keepdim=True), parts.original0.detach().abs())
+
+
 def test_sixteen_bits_are_averaged_in_thirty_two(tmp_path):
     def settings():
         return {"precision": "bf16-true", "train": resumable_loader, "max_epochs": 3}

@@ -1,6 +1,9 @@
 """SWA against the loop that torch.optim.swa_utils is documented with."""
 
 import copy
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -214,6 +217,23 @@ def test_recomputation_goes_unnoticed():
     assert accuracy == accuracy_too
     assert torch.equal(stream, stream_too)
     assert all(torch.equal(*each) for each in zip(weights, weights_too, strict=True))
+
+
+@pytest.mark.slow
+def test_statistics_are_those_of_all_processes(tmp_path):
+    command = [sys.executable, "-m", "tests.callbacks.averaged_in_two_processes", str(tmp_path / "state.pt")]
+    subprocess.run(command, check=True, timeout=100, cwd=Path(__file__).parents[2])
+    saved, logged = torch.load(tmp_path / "state.pt")
+    module = Normed()
+    module.load_state_dict(saved)
+    halves = [half for inputs, _ in loader() for half in (inputs[::2], inputs[1::2])]  # a process's batches
+    with torch.no_grad():
+        inputs = [module.net[0](half) for half in halves]
+    norm = module.net[1]
+    torch.testing.assert_close(norm.running_mean, torch.stack([each.mean(0) for each in inputs]).mean(0), **TOLERANCE)
+    torch.testing.assert_close(norm.running_var, torch.stack([each.var(0) for each in inputs]).mean(0), **TOLERANCE)
+    assert logged["val_loss"] == pytest.approx(val_loss(module), abs=1e-6)
+    assert "ema/val_loss" in logged
 
 
 def test_frozen_statistics_stay():
