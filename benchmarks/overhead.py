@@ -7,7 +7,8 @@ the ratio of each pair of neighbouring blocks is taken; the median over pairs is
 Workloads: an MLP 784-2048-2048-10 with batches of 128 (5.8 M weights), a CNN of three blocks on 32×32 with batches of
 64 (0.3 M weights), and a ResNet-50 (25.6 M weights) on 64×64 with batches of 8 for what is bound by the number of
 weights. Data are random numbers. What stands beside: the textbook's penalty in the loss, plain ``torch._foreach``
-calls, ``clip_grad_norm_``, and timm's ``adaptive_clip_grad`` where timm is installed.
+calls, ``clip_grad_norm_``, Lightning's averages, and timm's ``adaptive_clip_grad`` and ``ModelEmaV3`` where timm is
+installed.
 
 On a GPU it is counted, too, how often a step made the host wait for the device.
 """
@@ -21,10 +22,11 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch.utils.data import DataLoader
 
-from benchmarks.peers import ClipGradNorm, ForeachElasticNet, Textbook, TimmAdaptive
+from benchmarks.peers import ClipGradNorm, ForeachElasticNet, Textbook, TimmAdaptive, TimmEma
 from benchmarks.tables import Options, Table
 from benchmarks.timing import quartiles, quiet, wait
 from benchmarks.workloads import L1, L2, WORKLOADS, Endless, Workload
@@ -32,6 +34,7 @@ from lightning_reg.callbacks import (
     ActivityPenalty,
     ConfidencePenalty,
     ElasticNetPenalty,
+    ExponentialMovingAverage,
     GradientCentralization,
     GradientClipping,
     GradientMonitor,
@@ -43,6 +46,7 @@ from lightning_reg.callbacks import (
     L1Penalty,
     L2Penalty,
     L2SPPenalty,
+    Lookahead,
     MaxNorm,
     NonNegative,
     OrthogonalPenalty,
@@ -50,6 +54,7 @@ from lightning_reg.callbacks import (
 )
 
 TIMM = "  timm's adaptive_clip_grad"
+TIMM_EMA = "  timm's ModelEmaV3"
 Peers = dict[str, Callable[[], list[Callback]]]
 
 TECHNIQUES: Peers = {
@@ -67,6 +72,10 @@ TECHNIQUES: Peers = {
     "NonNegative": lambda: [NonNegative()],
     "ActivityPenalty": lambda: [ActivityPenalty(l2=1e-4)],
     "ConfidencePenalty": lambda: [ConfidencePenalty(weight=0.1)],
+    "ExponentialMovingAverage": lambda: [ExponentialMovingAverage(decay=0.999)],
+    TIMM_EMA: lambda: [TimmEma()],
+    "  Lightning's EMAWeightAveraging": lambda: [EMAWeightAveraging(decay=0.999)],
+    "Lookahead": lambda: [Lookahead()],
     "GradientCentralization": lambda: [GradientCentralization()],
     "GradientNoise": lambda: [GradientNoise(eta=1e-6)],
     "GradientClipping(norm)": lambda: [GradientClipping(max_norm=1e-3)],
@@ -211,9 +220,9 @@ def tables(options: Options) -> Iterator[Table]:
         options: How to run.
     """
     techniques = {name: make for name, make in TECHNIQUES.items() if options.only.lower() in name.lower()}
-    if TIMM in techniques and importlib.util.find_spec("timm") is None:
-        del techniques[TIMM]
-        print("timm isn't installed; its adaptive_clip_grad is left out")
+    if importlib.util.find_spec("timm") is None:
+        techniques = {name: make for name, make in techniques.items() if "timm" not in name}
+        print("timm isn't installed; what is timed beside it stands alone")
     if options.compiled:  # hooks that are attached after the first step aren't part of compiled code
         techniques = {name: make for name, make in techniques.items() if not name.startswith(ACTS_IN_FORWARD)}
     for name in ["tiny"] if options.smallest else ["mlp", "cnn"] if options.quick else ["mlp", "cnn", "resnet50"]:

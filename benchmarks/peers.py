@@ -5,12 +5,13 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from benchmarks.workloads import L1, L2, Workload
 
-__all__ = ["ClipGradNorm", "ForeachElasticNet", "Textbook", "TimmAdaptive"]
+__all__ = ["ClipGradNorm", "ForeachElasticNet", "Textbook", "TimmAdaptive", "TimmEma"]
 
 
 class Textbook(Callback):
@@ -48,3 +49,19 @@ class TimmAdaptive(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Clips."""
         importlib.import_module("timm.utils.agc").adaptive_clip_grad(list(pl_module.parameters()))
+
+
+class TimmEma(Callback):
+    """timm's average, called by hand."""
+
+    def __init__(self) -> None:
+        self.average: Any = None
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
+    ) -> None:
+        """Updates it."""
+        if isinstance(pl_module, Workload):
+            if self.average is None:
+                self.average = importlib.import_module("timm.utils").ModelEmaV3(pl_module.network, decay=0.999)
+            self.average.update(pl_module.network)

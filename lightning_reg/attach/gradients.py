@@ -7,7 +7,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 from torch.amp.grad_scaler import OptState
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from lightning_reg.functional.gradients import norms_of
@@ -27,6 +27,7 @@ __all__ = [
     "refuse_sharded",
     "same_parameters",
     "scaler_scale",
+    "to_shard",
     "unscaled_loss",
     "whole",
 ]
@@ -240,6 +241,17 @@ def whole(tensor: Tensor) -> Tensor:
     """
     detached = tensor.detach()
     return detached.full_tensor() if isinstance(detached, DTensor) else detached
+
+
+def to_shard(full: Tensor, like: Tensor) -> Tensor:
+    """Returns a whole tensor where another one is, and sharded as it is.
+
+    Args:
+        full: All of it, on every process.
+        like: A parameter or buffer.
+    """
+    moved = full.to(like.device)
+    return distribute_tensor(moved, like.device_mesh, like.placements) if isinstance(like, DTensor) else moved
 
 
 def same_parameters(some: Sequence[nn.Parameter], others: Sequence[nn.Parameter]) -> bool:

@@ -39,6 +39,8 @@ class Position(IntEnum):
     CONSTRAINT = 4  # after the step, where penalties have shrunk weights and before updates are measured
     MEASUREMENT = 5  # before clipping; what is after it is measured later
     CLIPPING = 6
+    LOOKAHEAD = 7  # after the step and its constraints, before averages
+    AVERAGING = 8  # sees the weights as the batch leaves them
 
 
 class Technique(Callback, ABC):
@@ -113,8 +115,8 @@ class StepTechnique(Technique):
             _arrange(trainer)
 
     @override
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_fit_start(trainer, pl_module)
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Not earlier: a sharded optimizer's state is loaded after on_fit_start, by a step that isn't one.
         for optimizer in trainer.optimizers:
             self._hook(optimizer)
 

@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["MethodHold", "around"]
+__all__ = ["MethodHold", "around", "inside"]
 
 # Called with what is inside it and the arguments; returns what the method returned, or something else.
 Layer = Callable[..., Any]
@@ -24,7 +24,8 @@ class MethodHold:
         self.name = name
         self.layers: list[Layer] = []
         self.before = vars(owner).get(name)
-        original = getattr(owner, name)
+        self.original: Callable[..., Any] = getattr(owner, name)
+        original = self.original
 
         @functools.wraps(original)  # Lightning reads signatures: batch_idx may be missing
         def method(*args: Any, **kwargs: Any) -> Any:
@@ -71,3 +72,15 @@ def around(owner: object, name: str, layer: Layer) -> _Removal:
     hold = getattr(vars(owner).get(name), "hold", None) or MethodHold(owner, name)
     hold.layers.append(layer)
     return _Removal(hold, layer)
+
+
+def inside(owner: object, name: str) -> Callable[..., Any]:
+    """Returns a method without the layers that techniques have put around it.
+
+    Args:
+        owner: Whose method.
+        name: Of the method.
+    """
+    hold: MethodHold | None = getattr(vars(owner).get(name), "hold", None)
+    method: Callable[..., Any] = getattr(owner, name) if hold is None else hold.original
+    return method

@@ -24,8 +24,11 @@ from lightning_reg.callbacks.loss.activity_penalty import ActivityPenalty
 from lightning_reg.callbacks.loss.concrete_dropout_penalty import ConcreteDropoutPenalty
 from lightning_reg.callbacks.loss.confidence_penalty import ConfidencePenalty
 from lightning_reg.callbacks.run.best_weights_early_stopping import BestWeightsEarlyStopping
+from lightning_reg.callbacks.weights.exponential_moving_average import ExponentialMovingAverage
+from lightning_reg.callbacks.weights.lookahead import Lookahead
 from lightning_reg.callbacks.weights.max_norm import MaxNorm
 from lightning_reg.callbacks.weights.non_negative import NonNegative
+from lightning_reg.callbacks.weights.stochastic_weight_average import StochasticWeightAverage
 from lightning_reg.callbacks.weights.unit_norm import UnitNorm
 
 __all__ = [
@@ -35,6 +38,7 @@ __all__ = [
     "ConfidencePenalty",
     "DropoutSchedule",
     "ElasticNetPenalty",
+    "ExponentialMovingAverage",
     "FreezeBatchNorm",
     "GradientCentralization",
     "GradientClipping",
@@ -48,11 +52,13 @@ __all__ = [
     "L1Penalty",
     "L2Penalty",
     "L2SPPenalty",
+    "Lookahead",
     "MaxNorm",
     "NonNegative",
     "OrthogonalPenalty",
     "ReplaceNorm",
     "SpectralNormalization",
+    "StochasticWeightAverage",
     "StrengthSchedule",
     "UnitNorm",
     "WeightStandardization",

@@ -191,6 +191,7 @@ class Textbook:
         change: Changes what the model computes; it is told where training stands by its ``rank``, ``epoch`` and
             ``batch``.
         final_epoch: From the validation losses to the epoch whose weights remain.
+        evaluated: Weights that are evaluated, and remain, for each parameter of the model; where None, the trained.
     """
 
     term: Callable[[Network, torch.Tensor, torch.Tensor], torch.Tensor | float] = lambda *_: 0.0
@@ -198,12 +199,19 @@ class Textbook:
     after_step: Callable[[Network, float], None] = lambda *_: None
     change: Callable[[Network], None] = lambda *_: None
     final_epoch: Callable[[list[float]], int] = lambda losses: len(losses) - 1
+    evaluated: Callable[[Network], list[torch.Tensor]] | None = None
 
 
 def weights_of(module):
     """Copies of all parameters, in the order of their names as the user wrote them."""
     named = sorted((plain_name(name), parameter) for name, parameter in module.named_parameters())
     return [parameter.detach().clone() for _, parameter in named]
+
+
+@torch.no_grad()
+def put_in(model, weights):
+    for parameter, weight in zip(model.parameters(), weights, strict=True):
+        parameter.copy_(weight)
 
 
 def textbook_loop(setting, textbook, processes=1, prepare=None):
@@ -243,9 +251,12 @@ def textbook_loop(setting, textbook, processes=1, prepare=None):
                 with torch.no_grad():
                     textbook.after_step(model, (index % setting.accumulate + 1) / setting.accumulate)
                 step += 1
+        trained = [weight.detach().clone() for weight in model.parameters()]
+        put_in(model, textbook.evaluated(model) if textbook.evaluated else trained)
         result.weights.append(weights_of(model))
         model.eval()
         with torch.no_grad(), autocast():
             losses = [F.cross_entropy(model(inputs), labels) for inputs, labels in loader()]
         result.val_losses.append(torch.stack(losses).mean().item())
+        put_in(model, trained)
     return result

@@ -17,6 +17,7 @@ from lightning_reg.callbacks import (
     ConfidencePenalty,
     DropoutSchedule,
     ElasticNetPenalty,
+    ExponentialMovingAverage,
     FreezeBatchNorm,
     GradientCentralization,
     GradientClipping,
@@ -30,17 +31,19 @@ from lightning_reg.callbacks import (
     L1Penalty,
     L2Penalty,
     L2SPPenalty,
+    Lookahead,
     MaxNorm,
     NonNegative,
     OrthogonalPenalty,
     ReplaceNorm,
     SpectralNormalization,
+    StochasticWeightAverage,
     StrengthSchedule,
     UnitNorm,
     WeightStandardization,
 )
 from lightning_reg.nn import ConcreteDropout
-from tests.conformance.problem import EPOCHS, LEARNING_RATE, Network, Textbook, matrices, network, trainable
+from tests.conformance.problem import BATCHES, EPOCHS, LEARNING_RATE, Network, Textbook, matrices, network, trainable
 
 OFF = StrengthSchedule(kind="constant", end=0.0)
 UNTRAINED = ("network.frozen.*",)
@@ -187,6 +190,35 @@ def centralize(model, step, memory):
 def max_norm(model, share):
     for weight in matrices(model):
         weight.copy_(weight.renorm(2, 0, 0.7))
+
+
+def moving_average(model, share):
+    """With the usual warm-up; the first time it is a copy."""
+    if not hasattr(model, "average"):
+        model.average, model.updates = [weight.clone() for weight in model.parameters()], 0
+    decay = min(0.7, (1 + model.updates) / (10 + model.updates))
+    for average, weight in zip(model.average, model.parameters(), strict=True):
+        average.mul_(decay).add_((1 - decay) * weight)
+    model.updates += 1
+
+
+def mean_of_last_epochs(model, share):
+    if model.epoch >= 1 and model.batch == BATCHES - 1:
+        model.snapshots = [*getattr(model, "snapshots", []), [weight.clone() for weight in model.parameters()]]
+        model.average = [torch.stack(weights).mean(0) for weights in zip(*model.snapshots, strict=True)]
+
+
+def lookahead(model, share):
+    model.steps = getattr(model, "steps", 0) + 1
+    slow = model.__dict__.setdefault("slow", [weight.detach().clone() for weight in network().parameters()])
+    if model.steps % 2 == 0:
+        for back, weight in zip(slow, model.parameters(), strict=True):
+            back.copy_(0.4 * back + 0.6 * weight)
+            weight.copy_(back)
+
+
+def averaged_or_trained(model):
+    return getattr(model, "average", list(model.parameters()))
 
 
 def splitmix(seed):
@@ -466,6 +498,19 @@ TECHNIQUES = {
         changed="network.first",
     ),
     "MaxNorm": Technique(lambda: MaxNorm(max_norm=0.7), lambda: MaxNorm(max_norm=1e9), Textbook(after_step=max_norm)),
+    "ExponentialMovingAverage": Technique(
+        lambda: ExponentialMovingAverage(decay=0.7),
+        lambda: ExponentialMovingAverage(start_epoch=EPOCHS),
+        Textbook(after_step=moving_average, evaluated=averaged_or_trained),
+    ),
+    "StochasticWeightAverage": Technique(
+        lambda: StochasticWeightAverage(start=0.34),
+        lambda: StochasticWeightAverage(start=EPOCHS - 1),  # the mean of one snapshot, at the end
+        Textbook(after_step=mean_of_last_epochs, evaluated=averaged_or_trained),
+    ),
+    "Lookahead": Technique(
+        lambda: Lookahead(k=2, alpha=0.6), lambda: Lookahead(k=2, alpha=1.0), Textbook(after_step=lookahead)
+    ),
     "UnitNorm": Technique(
         UnitNorm,
         lambda: UnitNorm(include=UNTRAINED),

@@ -11,23 +11,37 @@ from torch.distributed.tensor import DTensor
 from lightning_reg.attach.gradients import refuse_sharded
 from lightning_reg.settings import SettingError
 from tests.conformance.problem import Setting, Textbook, textbook_loop, trainable
-from tests.conformance.techniques import l2, l2_sp, soft_threshold
+from tests.conformance.techniques import averaged_or_trained, l2, l2_sp, lookahead, moving_average, soft_threshold
 
 
 @pytest.mark.slow
-def test_penalties_clipping_and_monitor_on_shards_equal_the_textbooks_loop(tmp_path):
+def test_techniques_on_shards_equal_the_textbooks_loop(tmp_path):
     command = [sys.executable, "-m", "tests.conformance.sharded", str(tmp_path / "whole.pt")]
     subprocess.run(command, check=True, timeout=200, cwd=Path(__file__).parents[2])
-    weights, logged = torch.load(tmp_path / "whole.pt")
+    weights, resumed, logged = torch.load(tmp_path / "whole.pt")
     norms = []
 
     def clip(model, *_):
         norms.append(torch.nn.utils.clip_grad_norm_(trainable(model), 0.1).item())
 
-    by_hand = Textbook(term=lambda model, *_: l2(model) + l2_sp(model), on_gradients=clip, after_step=soft_threshold)
-    expected = textbook_loop(Setting(), by_hand, processes=2).weights[0]
-    for one, other in zip(weights, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+    def after_step(model, share):
+        for each in (soft_threshold, lookahead, moving_average):
+            each(model, share)
+
+    by_hand = textbook_loop(
+        Setting(),
+        Textbook(
+            term=lambda model, *_: l2(model) + l2_sp(model),
+            on_gradients=clip,
+            after_step=after_step,
+            evaluated=averaged_or_trained,
+        ),
+        processes=2,
+    )
+    torch.testing.assert_close(weights, by_hand.weights[0], rtol=0, atol=1e-6)
+    torch.testing.assert_close(resumed, by_hand.weights[1], rtol=0, atol=1e-6)
+    assert logged["val_loss"] == pytest.approx(by_hand.val_losses[0], abs=1e-6)
+    assert "ema_2/val_loss" in logged
     assert logged["grad/norm"] == pytest.approx(norms[5], rel=1e-5)
     assert logged["grad/norm_clipped"] == pytest.approx(0.1, rel=1e-4)
 

@@ -28,9 +28,9 @@ class SpectralNormalization(Reparametrization):
     Cost: in training ``n_power_iterations`` products of each weight with two vectors per forward pass; two vectors a
     layer as state.
 
-    Interacts with: averages of weights, which must average the plain weights rather than the normalized ones;
-    penalties and decay, which pull at plain weights and so at nothing but the step size. ``init="lsuv"`` and
-    ``InsertDropConnect`` can't stand beside it.
+    Interacts with: averages of weights; ours average the plain weights and compute the vectors anew, Lightning's can't
+    stand beside it. Penalties and decay pull at plain weights and so at nothing but the step size. ``init="lsuv"``
+    and ``InsertDropConnect`` can't stand beside it.
 
     As in the paper, a convolution's weight counts as the matrix (out, in · kernel), whose norm isn't that of the layer.
 

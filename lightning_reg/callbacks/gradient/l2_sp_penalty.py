@@ -8,7 +8,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_reg.attach.gradients import local, whole
+from lightning_reg.attach.gradients import local, to_shard, whole
 from lightning_reg.attach.schedules import StrengthSchedule
 from lightning_reg.attach.weight_penalty import WeightPenalty, local_pairs
 from lightning_reg.functional.penalties import add_l2_sp_gradient_, l2_sp_penalty
@@ -94,6 +94,7 @@ class L2SPPenalty(WeightPenalty):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
         # Not at fit start: strategies that shard weights restore a checkpoint after that.
         if self._saved is None:
             if trainer.ckpt_path is not None and not self._is_loaded:
@@ -104,7 +105,7 @@ class L2SPPenalty(WeightPenalty):
             self._starts = {each: each.detach().clone() for each in self.names}
             return
         self._check_saved(self._saved)
-        self._starts = {each: self._saved[name].to(each.device, each.dtype) for each, name in self.names.items()}
+        self._starts = {each: to_shard(self._saved[name].to(each.dtype), each) for each, name in self.names.items()}
         self._saved = None
 
     def _check_saved(self, saved: dict[str, Tensor]) -> None:

@@ -1,0 +1,229 @@
+"""The mean of the weights at the ends of the last epochs, under a learning rate that keeps them moving."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_reg.attach.averaging import Buffers, Validate, WeightAverage
+from lightning_reg.functional.averaging import Annealing, annealed, cyclic, mean_update_
+from lightning_reg.settings import SettingError, check_choice, check_count, check_range
+
+__all__ = ["StochasticWeightAverage"]
+
+Interval = Literal["epoch", "step"]
+
+
+class StochasticWeightAverage(WeightAverage):
+    """Takes the mean of weights that a constant or cyclic learning rate visits late in training, and evaluates with it.
+
+    What it does: from epoch ``start`` on it holds the learning rate (``lr``) and takes a snapshot of the weights at the
+    end of every ``every_n``-th epoch, or after every ``every_n``-th step; all snapshots weigh the same. BatchNorm's
+    statistics are then those of an epoch of training batches under the mean. The fit validates with the mean,
+    checkpoints hold it as the model's ``state_dict``, and after the fit it is in the module. The weights that are
+    trained lie beside it in checkpoints, so that a fit can be resumed anywhere.
+
+    When to use: for the last quarter of a training that has converged; it finds a flatter minimum than the last
+    weights are. When not: with a learning rate that has fallen to nothing and no ``lr``: all snapshots are then the
+    same; before training has converged, where a mean is of weights from different valleys.
+
+    Cost: one copy of the trainable weights, in memory and in checkpoints; nothing in a step but at snapshots. Before a
+    validation that follows a snapshot, an epoch's forward passes for BatchNorm; ``buffers="copy"`` saves them.
+
+    Logs nothing of its own; with ``validate="both"`` what the module logs in validation comes a second time with
+    ``swa/`` before its name.
+
+    Interacts with: schedulers, which from ``start`` on are overruled where there is an ``lr``. Beside an
+    ``ExponentialMovingAverage`` the first of the two gives the model its weights and the other only reports. Network
+    layers other than BatchNorm are in evaluation mode when its statistics are computed, so that they fit what
+    evaluation computes; ``torch.optim.swa_utils.update_bn`` has dropout on.
+
+    Args:
+        start: First epoch of averaging: a share of ``max_epochs`` as a float in [0, 1), or the epoch, counted from 0.
+        end: Epoch with which averaging ends, likewise; that of the fit where None.
+        interval: Whether a snapshot is taken at the ends of epochs or after steps.
+        every_n: Epochs or steps from one snapshot to the next; with ``lr_low`` the length of a cycle.
+        lr: Learning rate of all parameter groups while averaging; the optimizer's and its scheduler's where None.
+        lr_low: Lowest rate of a cycle, reached where the snapshot is taken; constant at ``lr`` where None.
+        anneal_epochs: Epochs that the rate takes from what it is at ``start`` to a constant ``lr``; 0 for at once.
+        annealing: How it gets there, ``"cosine"`` or ``"linear"``.
+        buffers: BatchNorm's statistics: ``"recompute"`` for the mean; or, as they are, ``"copy"``, or their own mean,
+            ``"average"``.
+        validate: ``"averaged"``: validation reports on the mean; ``"both"``: on the trained weights, and once more,
+            with a prefix, on the mean.
+
+    Raises:
+        SettingError: If a setting is out of its range, averaging never starts within ``max_epochs``, Lightning averages
+            weights too, or batches can't be passed through the module without training it.
+
+    Reference:
+        Pavel Izmailov, Dmitrii Podoprikhin, Timur Garipov, Dmitry Vetrov, Andrew Gordon Wilson: Averaging Weights Leads
+        to Wider Optima and Better Generalization, UAI 2018, arXiv:1803.05407.
+
+    >>> StochasticWeightAverage(start=0.75, lr=0.05).every_n
+    1
+    """
+
+    prefix = "swa"
+
+    def __init__(
+        self,
+        *,
+        start: int | float = 0.75,
+        end: int | float | None = None,
+        interval: Interval = "epoch",
+        every_n: int = 1,
+        lr: float | None = None,
+        lr_low: float | None = None,
+        anneal_epochs: int = 10,
+        annealing: Annealing = "cosine",
+        buffers: Buffers = "recompute",
+        validate: Validate = "averaged",
+    ) -> None:
+        _check_epoch("start", start)
+        if end is not None:
+            _check_epoch("end", end)
+        check_choice("interval", interval, get_args(Interval))
+        check_count("every_n", every_n)
+        if lr is not None:
+            check_range("lr", lr, low=0, low_open=True)
+        if lr_low is not None:
+            if lr is None:
+                raise SettingError(f"lr must be given with lr_low, which is {lr_low}: it is the highest of a cycle")
+            check_range("lr_low", lr_low, low=0, high=lr)
+        check_count("anneal_epochs", anneal_epochs, low=0)
+        check_choice("annealing", annealing, get_args(Annealing))
+        self.start = start
+        self.end = end
+        self.interval: Interval = interval
+        self.every_n = every_n
+        self.lr = lr
+        self.lr_low = lr_low
+        self.anneal_epochs = anneal_epochs
+        self.annealing: Annealing = annealing
+        self._start, self._end = 0, 0.0
+        super().__init__(buffers=buffers, validate=validate)
+
+    @override
+    def reset(self) -> None:
+        super().reset()
+        self.steps = 0  # since averaging began
+        self.last_epoch = -1  # the last one at whose end a snapshot was due
+        self.rates_before: list[list[float]] = []  # by optimizer and parameter group, when averaging began
+
+    @property
+    @override
+    def counters(self) -> dict[str, Any]:
+        return {
+            **super().counters,
+            "steps": self.steps,
+            "last_epoch": self.last_epoch,
+            "rates_before": self.rates_before,
+        }
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._start, self._end = self._window(trainer)
+        if self.lr_low is not None and self.interval == "epoch" and math.isinf(trainer.num_training_batches):
+            raise SettingError("interval must be 'step' where an epoch has no end and the rate is cyclic")
+
+    def _window(self, trainer: Trainer) -> tuple[int, float]:
+        epochs = trainer.max_epochs
+        is_endless = epochs is None or epochs == -1
+
+        def epoch(name: str, value: int | float) -> int:
+            if isinstance(value, int):
+                return value
+            if epochs is None or is_endless:
+                raise SettingError(f"{name} must be an epoch where the Trainer has no max_epochs, but is {value}")
+            return math.floor(value * epochs + 1e-9)  # 0.29 · 100 is a little less than 29
+
+        start = epoch("start", self.start)
+        end = math.inf if self.end is None else epoch("end", self.end)
+        last = math.inf if is_endless or epochs is None else epochs
+        if start >= last:
+            raise SettingError(
+                f"start must be an epoch before max_epochs, which is {epochs}, or averaging never starts, but is "
+                f"{self.start}"
+            )
+        if end <= start:
+            raise SettingError(f"end must be after start, which is epoch {start}, but is {self.end}")
+        if self.interval == "epoch" and start + self.every_n > min(end, last):
+            raise SettingError(
+                f"every_n must leave a snapshot between epochs {start} and {min(end, last)}, or averaging never "
+                f"starts, but is {self.every_n}"
+            )
+        return start, end
+
+    def _is_averaging(self, trainer: Trainer) -> bool:
+        return self._start <= trainer.current_epoch < self._end
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        # Before every batch: a scheduler may have set the rate since.
+        if self.lr is None or trainer.current_epoch < self._start:
+            return
+        if not self.rates_before:
+            self.rates_before = [
+                [float(group["lr"]) for group in optimizer.param_groups] for optimizer in trainer.optimizers
+            ]
+        for optimizer, rates in zip(trainer.optimizers, self.rates_before, strict=True):
+            for index, group in enumerate(optimizer.param_groups):
+                before = rates[index] if index < len(rates) else self.lr  # a group that has come since
+                rate = self._rate(trainer, before)
+                if isinstance(group["lr"], Tensor):
+                    group["lr"].fill_(rate)
+                else:
+                    group["lr"] = rate
+
+    def _rate(self, trainer: Trainer, before: float) -> float:
+        if self.lr is None:
+            return before
+        if self.lr_low is not None:
+            length = self.every_n
+            if self.interval == "epoch":
+                length *= math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+            return cyclic(self.lr, self.lr_low, self.steps, length)
+        if self.anneal_epochs == 0:
+            return self.lr
+        progress = (trainer.current_epoch - self._start) / self.anneal_epochs
+        return annealed(before, self.lr, progress, self.annealing)
+
+    @override
+    def is_due(self, trainer: Trainer, has_stepped: bool) -> bool:
+        if not self._is_averaging(trainer):
+            return False
+        self.steps += has_stepped
+        if self.interval == "step":
+            return has_stepped and self.steps % self.every_n == 0
+        # Here rather than at the end of the epoch: validation comes before that.
+        return trainer.is_last_batch and self._ends_epoch(trainer)
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # An epoch that was cut short, by max_steps for one, had no last batch.
+        if self.interval == "epoch" and self._is_averaging(trainer) and self._ends_epoch(trainer):
+            self.take(pl_module)
+
+    def _ends_epoch(self, trainer: Trainer) -> bool:
+        """Whether a snapshot is due at the end of this epoch; says so once."""
+        epoch = trainer.current_epoch
+        if epoch == self.last_epoch:
+            return False
+        self.last_epoch = epoch
+        return (epoch - self._start + 1) % self.every_n == 0
+
+    @override
+    def update_(self, averages: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+        mean_update_(averages, values, self.updates)
+
+
+def _check_epoch(name: str, value: int | float) -> None:
+    if isinstance(value, int):
+        check_count(name, value, low=0)
+    else:
+        check_range(name, value, low=0, high=1)

@@ -1,0 +1,203 @@
+r"""Averages of weights over training, in place and many tensors at a time."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "Annealing",
+    "annealed",
+    "cyclic",
+    "decay_of_half_life",
+    "ema_update_",
+    "half_life_of_decay",
+    "lookahead_",
+    "mean_update_",
+    "singular_vectors",
+    "warmed_up_decay",
+]
+
+Annealing = Literal["linear", "cosine"]
+
+
+@torch.no_grad()
+def ema_update_(averages: Sequence[Tensor], values: Sequence[Tensor], decay: float) -> None:
+    r"""Moves exponential moving averages toward the values, in place.
+
+    .. math:: a \leftarrow d \, a + (1 - d) \, w
+
+    Args:
+        averages: a, floating-point tensors of any shapes; at least one.
+        values: w, of the same shapes; in a lower precision they are read in that of the averages.
+        decay: d, what is kept of the averages.
+
+    >>> average = torch.tensor([1.0])
+    >>> ema_update_([average], [torch.tensor([2.0])], 0.75)
+    >>> average
+    tensor([1.2500])
+    """
+    _lerp_(averages, values, 1 - decay)
+
+
+@torch.no_grad()
+def mean_update_(averages: Sequence[Tensor], values: Sequence[Tensor], count: int) -> None:
+    r"""Takes one more value into means in which all weigh the same, in place.
+
+    .. math:: a \leftarrow a + (w - a) / (n + 1)
+
+    Args:
+        averages: a, means of n values; at least one tensor.
+        values: w, of the same shapes; in a lower precision they are read in that of the averages.
+        count: n, at least 1.
+
+    >>> mean = torch.tensor([1.0])
+    >>> mean_update_([mean], [torch.tensor([4.0])], 2)
+    >>> mean
+    tensor([2.])
+    """
+    _lerp_(averages, values, 1 / (count + 1))
+
+
+@torch.no_grad()
+def lookahead_(slow: Sequence[Tensor], fast: Sequence[Tensor], alpha: float) -> None:
+    r"""Moves slow weights toward fast ones, and the fast ones back to where the slow ones are then; in place.
+
+    .. math:: \phi \leftarrow \phi + \alpha (\theta - \phi), \quad \theta \leftarrow \phi
+
+    Args:
+        slow: φ; at least one tensor.
+        fast: θ, of the same shapes; in a lower precision they are read in that of the slow ones.
+        alpha: How far the slow weights move.
+
+    Reference:
+        Michael R. Zhang, James Lucas, Geoffrey Hinton, Jimmy Ba: Lookahead Optimizer: k steps forward, 1 step back,
+        NeurIPS 2019, arXiv:1907.08610.
+
+    >>> slow, fast = torch.tensor([0.0]), torch.tensor([4.0])
+    >>> lookahead_([slow], [fast], 0.5)
+    >>> slow, fast
+    (tensor([2.]), tensor([2.]))
+    """
+    _lerp_(slow, fast, alpha)
+    torch._foreach_copy_(list(fast), list(slow))
+
+
+def _lerp_(averages: Sequence[Tensor], values: Sequence[Tensor], weight: float) -> None:
+    read = [value.to(average.dtype) for average, value in zip(averages, values, strict=True)]
+    torch._foreach_lerp_(list(averages), read, weight)
+
+
+def warmed_up_decay(decay: float, updates: int) -> float:
+    r"""Returns a decay that starts small, so that early averages forget where training began.
+
+    .. math:: \min\left(d, \frac{1 + n}{10 + n}\right)
+
+    Args:
+        decay: d, which is reached in the end.
+        updates: n, how many there were before this one.
+
+    Reference:
+        tf.train.ExponentialMovingAverage of TensorFlow.
+
+    >>> warmed_up_decay(0.999, 1), warmed_up_decay(0.999, 100_000)
+    (0.18181818181818182, 0.999)
+    """
+    return min(decay, (1 + updates) / (10 + updates))
+
+
+def decay_of_half_life(half_life: float) -> float:
+    r"""Returns the decay at which a value counts half after so many updates.
+
+    .. math:: d = 2^{-1/h}
+
+    Args:
+        half_life: h, in updates, positive.
+
+    >>> decay_of_half_life(1.0)
+    0.5
+    """
+    return float(0.5 ** (1 / half_life))
+
+
+def half_life_of_decay(decay: float) -> float:
+    r"""Returns after how many updates a value counts half.
+
+    .. math:: h = -1 / \log_2 d
+
+    Args:
+        decay: d, in (0, 1).
+
+    >>> round(half_life_of_decay(0.999), 1)
+    692.8
+    """
+    return -1 / math.log2(decay)
+
+
+def annealed(start: float, end: float, progress: float, kind: Annealing = "cosine") -> float:
+    r"""Returns a value on its way from start to end.
+
+    .. math:: (1 - \alpha) s + \alpha e, \quad \alpha = t \text{ or } (1 - \cos \pi t) / 2
+
+    Args:
+        start: s, in any units.
+        end: e, in the same.
+        progress: t; 0 and less is the start, 1 and more the end.
+        kind: Straight, or slow at both ends.
+
+    >>> annealed(1.0, 0.0, 0.25, "linear")
+    0.75
+    """
+    t = max(0.0, min(1.0, progress))
+    alpha = t if kind == "linear" else (1 - math.cos(math.pi * t)) / 2
+    return end * alpha + start * (1 - alpha)
+
+
+def cyclic(high: float, low: float, step: int, length: int) -> float:
+    r"""Returns a learning rate that falls to its lowest at the end of each cycle, and starts anew.
+
+    .. math:: (1 - t) \, \eta_1 + t \, \eta_2, \quad t = ((i \bmod c) + 1) / c
+
+    Args:
+        high: η₁.
+        low: η₂, reached in the last step of a cycle.
+        step: i, counted from 0.
+        length: c, steps in a cycle.
+
+    Reference:
+        Pavel Izmailov et al.: Averaging Weights Leads to Wider Optima and Better Generalization, UAI 2018,
+        arXiv:1803.05407.
+
+    >>> [cyclic(1.0, 0.0, step, 2) for step in range(3)]
+    [0.5, 0.0, 0.5]
+    """
+    t = (step % length + 1) / length
+    return (1 - t) * high + t * low
+
+
+@torch.no_grad()
+def singular_vectors(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Returns the singular vectors of the largest singular value.
+
+    .. math:: W v = \sigma u, \quad W^\top u = \sigma v
+
+    Args:
+        matrix: W, (m, n), floating point.
+
+    Returns:
+        u, (m,), and v, (n,), of length 1.
+
+    >>> u, v = singular_vectors(torch.diag(torch.tensor([1.0, 3.0])))
+    >>> u.abs(), (u @ v).abs()
+    (tensor([0., 1.]), tensor(1.))
+    """
+    # The eigenvectors of the smaller of W Wᵀ and Wᵀ W; the largest one is well conditioned.
+    precise = matrix.double() if matrix.device.type != "mps" else matrix.float()
+    is_tall = precise.shape[0] > precise.shape[1]
+    short = precise.T if is_tall else precise  # (min(m, n), max(m, n))
+    first = torch.linalg.eigh(short @ short.T).eigenvectors[:, -1]
+    second = torch.nn.functional.normalize(short.T @ first, dim=0)
+    u, v = (second, first) if is_tall else (first, second)
+    return u.to(matrix.dtype), v.to(matrix.dtype)
