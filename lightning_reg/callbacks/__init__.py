@@ -1,6 +1,7 @@
 """Every technique that attaches to a Trainer: a folder a place of the training step, a technique a file."""
 
 from lightning_reg.attach.schedules import StrengthSchedule
+from lightning_reg.callbacks.batch.batch_mixing import BatchMixing
 from lightning_reg.callbacks.forward.dropout_schedule import DropoutSchedule
 from lightning_reg.callbacks.forward.freeze_batch_norm import FreezeBatchNorm
 from lightning_reg.callbacks.forward.insert_drop_block import InsertDropBlock
@@ -33,6 +34,7 @@ from lightning_reg.callbacks.weights.unit_norm import UnitNorm
 
 __all__ = [
     "ActivityPenalty",
+    "BatchMixing",
     "BestWeightsEarlyStopping",
     "ConcreteDropoutPenalty",
     "ConfidencePenalty",

@@ -1,18 +1,36 @@
-"""Mixing of samples and their targets."""
+"""Mixing of samples and their targets.
+
+Every sample's partner is the one before it, the first one's the last: in a shuffled batch that is a random partner, and
+no rolled copy has to be made.
+"""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-__all__ = ["mix_with_previous", "soft_targets"]
+from lightning_reg.functional.boxes import in_box
+from lightning_reg.settings import SettingError
+
+__all__ = ["mix_with_previous", "paste_from_previous", "previous", "soft_targets"]
+
+
+def previous(batch: Tensor) -> Tensor:
+    """Returns every sample's partner: the sample before it, for the first one the last.
+
+    Args:
+        batch: (N, ...).
+
+    >>> previous(torch.tensor([1, 2, 4]))
+    tensor([4, 1, 2])
+    """
+    return batch.roll(1, 0)
 
 
 def mix_with_previous(batch: Tensor, minor_weight: Tensor) -> Tensor:
     r"""Mixes every sample with the one before it; the first with the last.
 
     .. math:: y_i = (1 - w_i) \, x_i + w_i \, x_{i-1}
-
-    In a shuffled batch the sample before is a random partner. Both operands are read from the batch as it lies, so no
-    rolled copy is made.
 
     Args:
         batch: (N, ...), of a floating dtype.
@@ -31,11 +49,55 @@ def mix_with_previous(batch: Tensor, minor_weight: Tensor) -> Tensor:
     weight = minor_weight.to(batch.dtype)
     if weight.ndim:
         weight = weight.view(-1, *[1] * (batch.ndim - 1))
+    return _with_previous(torch.lerp, batch, weight)
+
+
+def paste_from_previous(pictures: Tensor, boxes: Tensor) -> Tensor:
+    r"""Pastes a box of every picture's predecessor into it, at the same place.
+
+    .. math:: y_i = m_i \, x_{i-1} + (1 - m_i) \, x_i
+
+    where the mask m is 1 within the box. Where the box covers more than half of the picture the mask is turned round:
+    the picture keeps the box and gets the rest from its predecessor, so that it stays the dominant one.
+
+    Args:
+        pictures: (N, ..., H, W).
+        boxes: (4,) or (N, 4), int64, on the pictures' device: top, bottom, left and right, the second and the fourth
+            excluded.
+
+    Returns:
+        A new tensor of the pictures' shape and memory format; the pictures are left alone.
+
+    Reference:
+        Sangdoo Yun et al.: CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features, ICCV
+        2019, arXiv:1905.04899.
+
+    >>> pictures = torch.tensor([1.0, 2.0]).view(2, 1, 1, 1).expand(2, 1, 2, 2)
+    >>> paste_from_previous(pictures, torch.tensor([0, 1, 0, 1]))[0, 0]
+    tensor([[2., 1.],
+            [1., 1.]])
+    """
+    height, width = pictures.shape[-2:]
+    inside = in_box(boxes, height, width)
+    covers_most = 2 * inside.sum((-2, -1), keepdim=True) > height * width
+    mask = inside ^ covers_most  # (H, W) or (N, H, W)
+    if mask.ndim == 3:
+        mask = mask.view(len(mask), *[1] * (pictures.ndim - 3), height, width)
+    return _with_previous(_chosen, pictures, mask)
+
+
+def _chosen(own: Tensor, other: Tensor, mask: Tensor, *, out: Tensor | None = None) -> Tensor:
+    return torch.where(mask, other, own) if out is None else torch.where(mask, other, own, out=out)
+
+
+def _with_previous(operation: Callable[..., Tensor], batch: Tensor, control: Tensor) -> Tensor:
+    """Applies an operation to every sample and its partner: two reads and one write, without a rolled copy."""
     if batch.requires_grad and torch.is_grad_enabled():
-        return torch.lerp(batch, batch.roll(1, 0), weight)  # autograd can't follow writes into a given tensor
+        return operation(batch, previous(batch), control)  # autograd can't follow writes into a given tensor
     mixed = torch.empty_like(batch)
-    torch.lerp(batch[1:], batch[:-1], weight[1:] if weight.ndim else weight, out=mixed[1:])
-    torch.lerp(batch[:1], batch[-1:], weight[:1] if weight.ndim else weight, out=mixed[:1])
+    each = control.ndim == batch.ndim  # rather than one for all
+    operation(batch[1:], batch[:-1], control[1:] if each else control, out=mixed[1:])
+    operation(batch[:1], batch[-1:], control[:1] if each else control, out=mixed[:1])
     return mixed
 
 
@@ -49,10 +111,20 @@ def soft_targets(targets: Tensor, num_classes: int) -> Tensor:
     Returns:
         (N, C), float32.
 
+    Raises:
+        SettingError: If a label isn't in [0, C); seen on a CPU, while a GPU isn't waited for.
+
     >>> soft_targets(torch.tensor([0, 2]), 3)
     tensor([[1., 0., 0.],
             [0., 0., 1.]])
     """
     if targets.is_floating_point():
         return targets
+    if targets.device.type == "cpu" and len(targets):
+        wrong = (targets < 0) | (targets >= num_classes)
+        if wrong.any():
+            index = int(wrong.nonzero()[0, 0])
+            raise SettingError(
+                f"labels must be in [0, {num_classes}), but sample {index} of the batch has {int(targets[index])}"
+            )
     return torch.nn.functional.one_hot(targets, num_classes).float()

@@ -1,22 +1,85 @@
-"""Transforms that mix the samples of a batch with one another."""
+"""What all transforms that mix the samples of a batch have in common."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from random import Random
+from typing import ClassVar
 
 import torch
 from torch import Tensor
-from typing_extensions import override
 
 from lightning_reg.functional.mixing import mix_with_previous
-from lightning_reg.settings import check_range
+from lightning_reg.settings import SettingError
 
-__all__ = ["Mixing", "Mixup"]
+__all__ = ["Draw", "Mixing", "on_device", "spatial_size"]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What a transform has drawn for one batch; inputs and targets are changed by the same draw.
+
+    Attributes:
+        change: From the inputs to the mixed ones, a new tensor.
+        minor_weight: Share that each sample's partner has in its target, at most 0.5: a scalar or (N,), on the inputs'
+            device. None where targets stay as they are.
+    """
+
+    change: Callable[[Tensor], Tensor]
+    minor_weight: Tensor | None = None
+
+    def targets(self, targets: Tensor) -> Tensor:
+        """Returns the targets' mixture.
+
+        Args:
+            targets: (N, ...), of a floating dtype.
+        """
+        return targets if self.minor_weight is None else mix_with_previous(targets, self.minor_weight)
 
 
 class Mixing(ABC):
-    """What any mixing transform is: a function of a batch and a stream of random numbers."""
+    """What any mixing transform is: it draws random numbers for a batch, and is a function of the batch and the draw.
+
+    Every sample's partner is the one before it in the batch, the first one's the last.
+    """
+
+    needs_partner: ClassVar[bool] = True
+    """Whether a batch of one stays as it is."""
 
     @abstractmethod
+    def draw(self, inputs: Tensor, *, stream: Random) -> Draw | None:
+        """Draws for one batch.
+
+        Args:
+            inputs: (N, ...), at least two samples where there are partners.
+            stream: Where random numbers come from.
+
+        Returns:
+            What was drawn, or None where the batch stays as it is.
+
+        Raises:
+            SettingError: If the inputs aren't of a shape that can be mixed.
+        """
+
+    def drawn(self, inputs: Tensor, *, stream: Random) -> Draw | None:
+        """Draws for a batch of any size: one sample has no partner, and stays as it is.
+
+        Args:
+            inputs: (N, ...), of a floating dtype.
+            stream: Where random numbers come from.
+
+        Raises:
+            SettingError: If the inputs can't be mixed.
+        """
+        if not inputs.is_floating_point() or not inputs.ndim:
+            raise SettingError(
+                f"inputs must be of a floating dtype and have a dimension of samples to be mixed, but are "
+                f"{inputs.dtype} of shape {tuple(inputs.shape)}"
+            )
+        if len(inputs) < (2 if self.needs_partner else 1):
+            return None
+        return self.draw(inputs, stream=stream)
+
     def __call__(self, inputs: Tensor, targets: Tensor, *, stream: Random) -> tuple[Tensor, Tensor]:
         """Returns the mixed inputs and targets; neither argument is changed.
 
@@ -24,50 +87,40 @@ class Mixing(ABC):
             inputs: (N, ...), of a floating dtype.
             targets: (N, ...), of a floating dtype.
             stream: Where random numbers come from.
+
+        Raises:
+            SettingError: If the inputs can't be mixed.
         """
-
-
-class Mixup(Mixing):
-    """Blends every sample and its target with another one's.
-
-    Targets are what is interpolated: probabilities (N, C), several labels (N, C) or values (N,) or (N, D). Class
-    indices have to be made probabilities first, as the data module does.
-
-    Args:
-        alpha: Of the Beta(alpha, alpha) that the weight of the other sample is drawn from; above 0. At 1 all weights
-            are equally likely, toward 0 nearly all samples stay as they are.
-        prob: Probability that a batch is mixed at all, in [0, 1].
-        per_sample: Whether every sample draws a weight of its own, rather than one for the whole batch.
-
-    Deviates from the paper: the minor weight is at most 0.5 (the two samples swap roles above it), so that each
-    sample's own label stays the dominant one and training accuracy keeps its meaning.
-
-    Reference:
-        Hongyi Zhang, Moustapha Cissé, Yann N. Dauphin, David Lopez-Paz: mixup: Beyond Empirical Risk Minimization,
-        ICLR 2018, arXiv:1710.09412.
-
-    >>> mix = Mixup(alpha=1.0)
-    >>> inputs, targets = mix(torch.eye(4), torch.eye(4), stream=Random(0))
-    >>> bool((targets.sum(1) == 1).all())
-    True
-    """
-
-    def __init__(self, *, alpha: float = 1.0, prob: float = 1.0, per_sample: bool = False) -> None:
-        check_range("alpha", alpha, low=0, low_open=True)
-        check_range("prob", prob, low=0, high=1)
-        self.alpha = alpha
-        self.prob = prob
-        self.per_sample = per_sample
-
-    @override
-    def __call__(self, inputs: Tensor, targets: Tensor, *, stream: Random) -> tuple[Tensor, Tensor]:
-        if len(inputs) < 2 or stream.random() >= self.prob:
-            return inputs, targets
-        weights = [stream.betavariate(self.alpha, self.alpha) for _ in range(len(inputs) if self.per_sample else 1)]
-        # One transfer from the host, which knows no wait; a scalar where one weight serves the batch.
-        minor = torch.tensor([min(weight, 1 - weight) for weight in weights]).to(inputs.device, non_blocking=True)
-        minor = minor if self.per_sample else minor[0]
-        return mix_with_previous(inputs, minor), mix_with_previous(targets, minor)
+        draw = self.drawn(inputs, stream=stream)
+        return (inputs, targets) if draw is None else (draw.change(inputs), draw.targets(targets))
 
     def __repr__(self) -> str:
-        return f"Mixup(alpha={self.alpha}, prob={self.prob}, per_sample={self.per_sample})"
+        settings = ", ".join(f"{name}={value!r}" for name, value in vars(self).items() if not name.startswith("_"))
+        return f"{type(self).__name__}({settings})"
+
+
+def on_device(values: Sequence[float] | Sequence[Sequence[int]], inputs: Tensor) -> Tensor:
+    """Returns numbers of the host where the inputs lie, by one transfer that isn't waited for.
+
+    Args:
+        values: A number a sample, or several.
+        inputs: That say where to.
+    """
+    return torch.tensor(values).to(inputs.device, non_blocking=True)
+
+
+def spatial_size(inputs: Tensor, technique: str) -> tuple[int, int]:
+    """Returns height and width.
+
+    Args:
+        inputs: (N, ..., H, W), at least four dimensions.
+        technique: That asks, for the message.
+
+    Raises:
+        SettingError: If there are fewer dimensions.
+    """
+    if inputs.ndim < 4:
+        raise SettingError(
+            f"inputs must be pictures (N, C, H, W) for {technique}, but have the shape {tuple(inputs.shape)}"
+        )
+    return inputs.shape[-2], inputs.shape[-1]

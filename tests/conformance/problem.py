@@ -191,6 +191,7 @@ class Textbook:
         change: Changes what the model computes; it is told where training stands by its ``rank``, ``epoch`` and
             ``batch``.
         final_epoch: From the validation losses to the epoch whose weights remain.
+        mix: From model, inputs and labels to other inputs, and from logits to the loss.
         evaluated: Weights that are evaluated, and remain, for each parameter of the model; where None, the trained.
     """
 
@@ -199,6 +200,10 @@ class Textbook:
     after_step: Callable[[Network, float], None] = lambda *_: None
     change: Callable[[Network], None] = lambda *_: None
     final_epoch: Callable[[list[float]], int] = lambda losses: len(losses) - 1
+    mix: Callable[[Network, torch.Tensor, torch.Tensor], tuple[torch.Tensor, Callable]] = lambda _, inputs, labels: (
+        inputs,
+        lambda logits: F.cross_entropy(logits, labels),
+    )
     evaluated: Callable[[Network], list[torch.Tensor]] | None = None
 
 
@@ -234,9 +239,10 @@ def textbook_loop(setting, textbook, processes=1, prepare=None):
                 model.rank, part = rank, inputs[rank::processes]
                 for buffer, before in zip(model.buffers(), buffers, strict=True):
                     buffer.copy_(before)  # every process starts from its own
+                part, loss_of = textbook.mix(model, part, labels[rank::processes])
                 with autocast():
                     logits = model(part)
-                    loss = F.cross_entropy(logits, labels[rank::processes]) + textbook.term(model, part, logits)
+                    loss = loss_of(logits) + textbook.term(model, part, logits)
                 scale.scale(loss / setting.accumulate / processes).backward()
             if (index + 1) % setting.accumulate == 0 or index + 1 == BATCHES:
                 scale.unscale_(optimizer)

@@ -12,6 +12,7 @@ from torch.nn.utils.parametrize import register_parametrization
 from lightning_reg.attach.streams import random_stream
 from lightning_reg.callbacks import (
     ActivityPenalty,
+    BatchMixing,
     BestWeightsEarlyStopping,
     ConcreteDropoutPenalty,
     ConfidencePenalty,
@@ -43,6 +44,7 @@ from lightning_reg.callbacks import (
     WeightStandardization,
 )
 from lightning_reg.nn import ConcreteDropout
+from lightning_reg.transforms import Mixup
 from tests.conformance.problem import BATCHES, EPOCHS, LEARNING_RATE, Network, Textbook, matrices, network, trainable
 
 OFF = StrengthSchedule(kind="constant", end=0.0)
@@ -107,6 +109,29 @@ def orthogonal(model):
 def l2_sp(model):
     pairs = zip(matrices(model), matrices(network()), strict=True)
     return 0.05 / 2 * sum(((weight - start.detach()) ** 2).sum() for weight, start in pairs)
+
+
+def mixup(per_sample):
+    """λ·L(y_a) + (1 - λ)·L(y_b), written out sample by sample."""
+
+    def mix(model, inputs, labels):
+        stream = random_stream(0, model.rank, model.epoch, model.batch, "BatchMixing", 0)
+        if stream.random() >= 0.8:
+            return inputs, lambda logits: F.cross_entropy(logits, labels)
+        drawn = [stream.betavariate(0.7, 0.7) for _ in range(len(inputs) if per_sample else 1)]
+        minor = [min(each, 1 - each) for each in drawn] if per_sample else [min(drawn[0], 1 - drawn[0])] * len(inputs)
+        mixed = torch.stack([(1 - w) * inputs[i] + w * inputs[i - 1] for i, w in enumerate(minor)])
+
+        def loss_of(logits):
+            each = [
+                (1 - w) * F.cross_entropy(logits[i], labels[i]) + w * F.cross_entropy(logits[i], labels[i - 1])
+                for i, w in enumerate(minor)
+            ]
+            return torch.stack(each).mean()
+
+        return mixed, loss_of
+
+    return Textbook(mix=mix)
 
 
 def soft_threshold(model, share):
@@ -435,6 +460,14 @@ TECHNIQUES = {
     ),
     "GradientCentralization": Technique(
         GradientCentralization, lambda: GradientCentralization(include=UNTRAINED), Textbook(on_gradients=centralize)
+    ),
+    "BatchMixing": Technique(
+        lambda: BatchMixing(Mixup(alpha=0.7, prob=0.8)), lambda: BatchMixing(Mixup(prob=0.0)), mixup(per_sample=False)
+    ),
+    "BatchMixing per sample": Technique(
+        lambda: BatchMixing(Mixup(alpha=0.7, prob=0.8, per_sample=True)),
+        lambda: BatchMixing(Mixup(), epochs=0),
+        mixup(per_sample=True),
     ),
     "ConcreteDropoutPenalty": Technique(
         ConcreteDropoutPenalty,

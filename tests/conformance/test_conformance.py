@@ -10,7 +10,6 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch import nn
 
 from lightning_reg import callbacks
 from lightning_reg.settings import SettingError
@@ -213,5 +212,6 @@ def test_logged_loss_stays_the_users(name):
     model = network(technique.prepare)
     technique.textbook.change(model)
     model.rank = model.epoch = model.batch = 0
-    expected = nn.functional.cross_entropy(model(inputs), labels)
+    inputs, loss_of = technique.textbook.mix(model, inputs, labels)
+    expected = loss_of(model(inputs))
     torch.testing.assert_close(trainer.callback_metrics["train_loss"], expected.detach())

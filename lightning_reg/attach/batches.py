@@ -1,0 +1,113 @@
+"""Reading and replacing parts of somebody else's batch, whatever container it is."""
+
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from lightning_reg.settings import SettingError
+
+__all__ = ["Key", "check_key", "part_of", "with_parts"]
+
+Key = int | str | tuple[Callable[[Any], Tensor], Callable[[Any, Tensor], Any]]
+"""Where a part of a batch is: an index, a name, or a getter and a setter, which returns a batch with another part."""
+
+
+def check_key(name: str, key: Key) -> None:
+    """Raises unless it can say where a part is.
+
+    Args:
+        name: The argument, as the user writes it.
+        key: What was given.
+
+    Raises:
+        SettingError: With what is allowed.
+
+    >>> check_key("input_key", 1.5)
+    Traceback (most recent call last):
+    lightning_reg.settings.SettingError: input_key must be an index, a name or a getter and a setter, but is 1.5
+    """
+    pair = isinstance(key, Sequence) and not isinstance(key, str) and len(key) == 2 and all(map(callable, key))
+    if isinstance(key, bool) or not (isinstance(key, int | str) or pair):
+        raise SettingError(f"{name} must be an index, a name or a getter and a setter, but is {key!r}")
+
+
+def part_of(batch: Any, key: Key, *, name: str) -> Tensor:
+    """Returns one tensor of a batch.
+
+    Args:
+        batch: A list, tuple, named tuple, mapping, data class, or any object with attributes.
+        key: Where it is.
+        name: The argument that says so, for messages.
+
+    Raises:
+        SettingError: If it isn't there, or no tensor.
+
+    >>> import torch
+    >>> part_of({"x": torch.ones(2)}, "y", name="input_key")
+    Traceback (most recent call last):
+    lightning_reg.settings.SettingError: input_key must be one of 'x', the batch's keys, but is 'y'
+    """
+    try:
+        if isinstance(key, tuple | list):
+            part = key[0](batch)
+        elif isinstance(key, str) and not isinstance(batch, Mapping):
+            part = getattr(batch, key)
+        else:
+            part = batch[key]
+    except (KeyError, IndexError, AttributeError, TypeError) as error:
+        raise SettingError(f"{name} must be {_there_is(batch)}, but is {key!r}") from error
+    if not isinstance(part, Tensor):
+        found = "nothing" if part is None else f"a {type(part).__name__}"
+        raise SettingError(f"{name} must lead to a tensor, but at {key!r} the batch has {found}")
+    return part
+
+
+def with_parts(batch: Any, parts: Sequence[tuple[Key, Tensor]]) -> Any:
+    """Returns a batch of the same kind with other parts; the one that is given stays as it is.
+
+    Args:
+        batch: As for :func:`part_of`.
+        parts: Keys and what is put there.
+
+    >>> import torch
+    >>> with_parts([0, "kept"], [(0, torch.tensor(7))])
+    [tensor(7), 'kept']
+    """
+    for key, value in parts:
+        batch = _with_part(batch, key, value)
+    return batch
+
+
+def _with_part(batch: Any, key: Key, value: Tensor) -> Any:
+    if isinstance(key, tuple | list):
+        return key[1](batch, value)
+    if isinstance(batch, tuple):
+        index = batch._fields.index(key) if isinstance(key, str) else key  # type: ignore[attr-defined]  # a named tuple
+        parts = list(batch)
+        parts[index] = value
+        return type(batch)(*parts) if hasattr(batch, "_fields") else tuple(parts)
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type) and isinstance(key, str):
+        changed = copy.copy(batch)
+        object.__setattr__(changed, key, value)  # a frozen one, too
+        return changed
+    changed = copy.copy(batch)
+    if isinstance(key, str) and not isinstance(batch, Mapping):
+        setattr(changed, key, value)
+    else:
+        changed[key] = value
+    return changed
+
+
+def _there_is(batch: Any) -> str:
+    if isinstance(batch, Mapping):
+        return f"one of {', '.join(map(repr, batch))}, the batch's keys"
+    if hasattr(batch, "_fields"):
+        return f"one of {', '.join(map(repr, batch._fields))}, the batch's fields, or an index below {len(batch)}"
+    if dataclasses.is_dataclass(batch):
+        return f"one of {', '.join(repr(each.name) for each in dataclasses.fields(batch))}, the batch's fields"
+    if isinstance(batch, list | tuple):
+        return f"an index below {len(batch)}, the number of the batch's parts"
+    return f"where the tensor is in a batch that is a {type(batch).__name__}; a getter and a setter can say it"

@@ -1,0 +1,1 @@
+"""Techniques that change inputs and targets."""

@@ -1,0 +1,91 @@
+"""Rectangles in pictures: where they lie, and filling them."""
+
+from random import Random
+
+import torch
+from torch import Tensor
+
+__all__ = ["box_around", "fill_boxes", "in_box", "random_box"]
+
+Box = tuple[int, int, int, int]
+
+
+def box_around(row: int, column: int, height: int, width: int, *, within: tuple[int, int]) -> Box:
+    """Returns the box of a size around a middle, cut off at the picture's border: top, bottom, left, right.
+
+    Args:
+        row: Of the middle.
+        column: Of the middle.
+        height: Of the box.
+        width: Of the box.
+        within: Height and width of the picture.
+
+    >>> box_around(0, 5, 4, 4, within=(8, 8))
+    (0, 2, 3, 7)
+    """
+    top, left = row - height // 2, column - width // 2
+    return max(top, 0), min(top + height, within[0]), max(left, 0), min(left + width, within[1])
+
+
+def random_box(stream: Random, height: int, width: int, *, within: tuple[int, int]) -> Box:
+    """Returns a box around a middle that may be any pixel, cut off at the border.
+
+    Args:
+        stream: Where random numbers come from.
+        height: Of the box.
+        width: Of the box.
+        within: Height and width of the picture.
+
+    >>> random_box(Random(0), 99, 99, within=(8, 6))
+    (0, 8, 0, 6)
+    """
+    return box_around(stream.randrange(within[0]), stream.randrange(within[1]), height, width, within=within)
+
+
+def in_box(boxes: Tensor, height: int, width: int) -> Tensor:
+    """Returns which pixels lie in a box.
+
+    Args:
+        boxes: (..., 4), top, bottom, left, right; the second and the fourth excluded.
+        height: H of the picture.
+        width: W of the picture.
+
+    Returns:
+        (..., H, W), bool.
+
+    >>> in_box(torch.tensor([0, 1, 1, 3]), 2, 3)
+    tensor([[False,  True,  True],
+            [False, False, False]])
+    """
+    top, bottom, left, right = boxes.unsqueeze(-1).unbind(-2)  # (..., 1) each
+    rows, columns = torch.arange(height, device=boxes.device), torch.arange(width, device=boxes.device)
+    vertical, horizontal = (rows >= top) & (rows < bottom), (columns >= left) & (columns < right)
+    return vertical.unsqueeze(-1) & horizontal.unsqueeze(-2)
+
+
+def fill_boxes(pictures: Tensor, boxes: Tensor, value: float) -> Tensor:
+    """Fills a box of every picture with one value.
+
+    Args:
+        pictures: (N, ..., H, W).
+        boxes: (N, 4), on the pictures' device, as for :func:`in_box`; empty ones leave a picture as it is.
+        value: That is filled in.
+
+    Returns:
+        A new tensor of the pictures' shape and memory format.
+
+    Reference:
+        Terrance DeVries, Graham W. Taylor: Improved Regularization of Convolutional Neural Networks with Cutout, 2017,
+        arXiv:1708.04552. Zhun Zhong, Liang Zheng, Guoliang Kang, Shaozi Li, Yi Yang: Random Erasing Data Augmentation,
+        AAAI 2020, arXiv:1708.04896.
+
+    >>> fill_boxes(torch.ones(1, 2, 2), torch.tensor([[0, 1, 0, 1]]), 0.0)
+    tensor([[[0., 1.],
+             [1., 1.]]])
+    """
+    mask = in_box(boxes, *pictures.shape[-2:])
+    mask = mask.view(len(mask), *[1] * (pictures.ndim - 3), *mask.shape[1:])
+    filling = torch.full((), value, dtype=pictures.dtype, device=pictures.device)
+    if pictures.requires_grad and torch.is_grad_enabled():
+        return torch.where(mask, filling, pictures)
+    return torch.where(mask, filling, pictures, out=torch.empty_like(pictures))  # in the pictures' memory format

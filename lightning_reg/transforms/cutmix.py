@@ -1,0 +1,68 @@
+"""CutMix: a box of one picture pasted into another."""
+
+from functools import partial
+from random import Random
+
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_reg.functional.boxes import Box, random_box
+from lightning_reg.functional.mixing import paste_from_previous
+from lightning_reg.settings import check_range
+from lightning_reg.transforms.mixing import Draw, Mixing, on_device, spatial_size
+
+__all__ = ["CutMix"]
+
+
+class CutMix(Mixing):
+    """Pastes a box of another picture into every picture, and mixes their targets by area.
+
+    For pictures (N, C, H, W), or anything whose last two axes are spatial. Targets are as for ``Mixup``.
+
+    Args:
+        alpha: Of the Beta(alpha, alpha) that the part that stays is drawn from; above 0. The box covers the rest before
+            it is cut off at the border.
+        prob: Probability that a batch is mixed at all, in [0, 1].
+        per_sample: Whether every picture draws a box of its own, rather than one for the whole batch.
+
+    Raises:
+        SettingError: If an argument is out of its range.
+
+    Deviates from the paper: a box that covers more than half of a picture stays, and the rest is pasted, so that each
+    picture's own label stays the dominant one. As in the paper's code, the weight is the area that was pasted, after
+    the box was cut off at the border.
+
+    Reference:
+        Sangdoo Yun, Dongyoon Han, Seong Joon Oh, Sanghyuk Chun, Junsuk Choe, Youngjoon Yoo: CutMix: Regularization
+        Strategy to Train Strong Classifiers with Localizable Features, ICCV 2019, arXiv:1905.04899.
+
+    >>> import torch
+    >>> pictures, targets = torch.arange(2.0).view(2, 1, 1, 1).expand(2, 1, 8, 8), torch.eye(2)
+    >>> mixed, mixed_targets = CutMix()(pictures, targets, stream=Random(1))
+    >>> bool(mixed[0].mean() == mixed_targets[0, 1])
+    True
+    """
+
+    def __init__(self, *, alpha: float = 1.0, prob: float = 1.0, per_sample: bool = False) -> None:
+        check_range("alpha", alpha, low=0, low_open=True)
+        check_range("prob", prob, low=0, high=1)
+        self.alpha = alpha
+        self.prob = prob
+        self.per_sample = per_sample
+
+    @override
+    def draw(self, inputs: Tensor, *, stream: Random) -> Draw | None:
+        height, width = spatial_size(inputs, "CutMix")
+        if stream.random() >= self.prob:
+            return None
+        boxes = [self._box(height, width, stream) for _ in range(len(inputs) if self.per_sample else 1)]
+        areas = [(bottom - top) * (right - left) / (height * width) for top, bottom, left, right in boxes]
+        minor = on_device([min(area, 1 - area) for area in areas], inputs)
+        corners = on_device(boxes, inputs)
+        if not self.per_sample:
+            minor, corners = minor[0], corners[0]
+        return Draw(partial(paste_from_previous, boxes=corners), minor)
+
+    def _box(self, height: int, width: int, stream: Random) -> Box:
+        side = (1 - stream.betavariate(self.alpha, self.alpha)) ** 0.5
+        return random_box(stream, int(height * side), int(width * side), within=(height, width))

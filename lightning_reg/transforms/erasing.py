@@ -1,0 +1,132 @@
+"""Cutout and random erasing: a box of every picture is filled."""
+
+import math
+from functools import partial
+from random import Random
+
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_reg.functional.boxes import Box, fill_boxes, random_box
+from lightning_reg.settings import SettingError, check_count, check_range
+from lightning_reg.transforms.mixing import Draw, Mixing, on_device, spatial_size
+
+__all__ = ["Cutout", "RandomErasing"]
+
+NOTHING: Box = (0, 0, 0, 0)
+
+
+class Cutout(Mixing):
+    """Fills a square of every picture, around a middle that may be any pixel; targets stay as they are.
+
+    Args:
+        size: Side of the square: pixels, or a fraction of the shorter side in (0, 1]. It is cut off at the border.
+        prob: Probability for each picture, in [0, 1].
+        value: That is filled in; 0 is the mean of normalized pictures.
+
+    Raises:
+        SettingError: If an argument is out of its range.
+
+    Reference:
+        Terrance DeVries, Graham W. Taylor: Improved Regularization of Convolutional Neural Networks with Cutout, 2017,
+        arXiv:1708.04552.
+
+    >>> import torch
+    >>> mixed, _ = Cutout(size=2)(torch.ones(4, 1, 8, 8), torch.zeros(4), stream=Random(0))
+    >>> bool(((mixed == 0).sum((1, 2, 3)) <= 4).all())
+    True
+    """
+
+    needs_partner = False
+
+    def __init__(self, *, size: int | float = 0.5, prob: float = 1.0, value: float = 0.0) -> None:
+        if isinstance(size, float):
+            check_range("size", size, low=0, high=1, low_open=True)
+        else:
+            check_count("size", size)
+        check_range("prob", prob, low=0, high=1)
+        check_range("value", value)
+        self.size = size
+        self.prob = prob
+        self.value = value
+
+    @override
+    def draw(self, inputs: Tensor, *, stream: Random) -> Draw | None:
+        within = spatial_size(inputs, "Cutout")
+        side = self.size if isinstance(self.size, int) else max(round(self.size * min(within)), 1)
+        boxes = [
+            random_box(stream, side, side, within=within) if stream.random() < self.prob else NOTHING
+            for _ in range(len(inputs))
+        ]
+        return _fill(boxes, self.value, inputs)
+
+
+class RandomErasing(Mixing):
+    """Fills a rectangle of some pictures, of a random area and shape that lies within; targets stay as they are.
+
+    Args:
+        prob: Probability for each picture, in [0, 1].
+        scale: Least and greatest area, as parts of the picture's.
+        ratio: Least and greatest height divided by width; their logarithms are equally likely, as in torchvision.
+        value: That is filled in; 0 is the mean of normalized pictures.
+
+    Raises:
+        SettingError: If an argument is out of its range.
+
+    Reference:
+        Zhun Zhong, Liang Zheng, Guoliang Kang, Shaozi Li, Yi Yang: Random Erasing Data Augmentation, AAAI 2020,
+        arXiv:1708.04896.
+
+    >>> import torch
+    >>> mixed, _ = RandomErasing(prob=1.0)(torch.ones(4, 1, 32, 32), torch.zeros(4), stream=Random(0))
+    >>> bool(((mixed == 0).sum((1, 2, 3)) > 0).all())
+    True
+    """
+
+    needs_partner = False
+    ATTEMPTS = 10
+    """How often a shape that doesn't fit into the picture is drawn anew, before the picture is left alone."""
+
+    def __init__(
+        self,
+        *,
+        prob: float = 0.5,
+        scale: tuple[float, float] = (0.02, 0.33),
+        ratio: tuple[float, float] = (0.3, 3.3),
+        value: float = 0.0,
+    ) -> None:
+        check_range("prob", prob, low=0, high=1)
+        check_range("scale", scale[0], low=0, high=1)
+        check_range("scale", scale[1], low=0, high=1)
+        check_range("ratio", ratio[0], low=0, low_open=True)
+        check_range("value", value)
+        for name, (low, high) in (("scale", scale), ("ratio", ratio)):
+            if high < low:
+                raise SettingError(f"{name} must begin with the smaller number, but is {low}, {high}")
+        self.prob = prob
+        self.scale = tuple(scale)
+        self.ratio = tuple(ratio)
+        self.value = value
+
+    @override
+    def draw(self, inputs: Tensor, *, stream: Random) -> Draw | None:
+        within = spatial_size(inputs, "RandomErasing")
+        boxes = [self._box(within, stream) if stream.random() < self.prob else NOTHING for _ in range(len(inputs))]
+        return _fill(boxes, self.value, inputs)
+
+    def _box(self, within: tuple[int, int], stream: Random) -> Box:
+        height, width = within
+        for _ in range(self.ATTEMPTS):
+            area = height * width * stream.uniform(*self.scale)
+            shape = math.exp(stream.uniform(math.log(self.ratio[0]), math.log(self.ratio[1])))
+            rows, columns = round((area * shape) ** 0.5), round((area / shape) ** 0.5)
+            if rows < height and columns < width:
+                top, left = stream.randrange(height - rows + 1), stream.randrange(width - columns + 1)
+                return top, top + rows, left, left + columns
+        return NOTHING
+
+
+def _fill(boxes: list[Box], value: float, inputs: Tensor) -> Draw | None:
+    if all(box == NOTHING for box in boxes):
+        return None
+    return Draw(partial(fill_boxes, boxes=on_device(boxes, inputs), value=value))

@@ -1,0 +1,66 @@
+"""Mixup for some batches, CutMix for the others."""
+
+from random import Random
+
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_reg.settings import check_range
+from lightning_reg.transforms.cutmix import CutMix
+from lightning_reg.transforms.mixing import Draw, Mixing, spatial_size
+from lightning_reg.transforms.mixup import Mixup
+
+__all__ = ["MixupOrCutMix"]
+
+
+class MixupOrCutMix(Mixing):
+    """Mixes each batch by ``Mixup`` or by ``CutMix``, as a coin falls.
+
+    Args:
+        mixup_alpha: ``alpha`` of Mixup.
+        cutmix_alpha: ``alpha`` of CutMix.
+        switch_prob: Probability that it is CutMix, in [0, 1].
+        prob: Probability that a batch is mixed at all, in [0, 1].
+        per_sample: Whether every sample draws a weight or box of its own.
+
+    Raises:
+        SettingError: If an argument is out of its range.
+
+    Reference:
+        Hugo Touvron et al.: Training data-efficient image transformers & distillation through attention, ICML 2021,
+        arXiv:2012.12877, trains so; the two are those of ``Mixup`` and ``CutMix``.
+
+    >>> import torch
+    >>> mixed, targets = MixupOrCutMix()(torch.rand(4, 3, 8, 8), torch.eye(4), stream=Random(0))
+    >>> bool(targets.diagonal().min() >= 0.5)
+    True
+    """
+
+    def __init__(
+        self,
+        *,
+        mixup_alpha: float = 0.8,
+        cutmix_alpha: float = 1.0,
+        switch_prob: float = 0.5,
+        prob: float = 1.0,
+        per_sample: bool = False,
+    ) -> None:
+        check_range("mixup_alpha", mixup_alpha, low=0, low_open=True)
+        check_range("cutmix_alpha", cutmix_alpha, low=0, low_open=True)
+        check_range("switch_prob", switch_prob, low=0, high=1)
+        check_range("prob", prob, low=0, high=1)
+        self.mixup_alpha = mixup_alpha
+        self.cutmix_alpha = cutmix_alpha
+        self.switch_prob = switch_prob
+        self.prob = prob
+        self.per_sample = per_sample
+        self._mixup = Mixup(alpha=mixup_alpha, per_sample=per_sample)
+        self._cutmix = CutMix(alpha=cutmix_alpha, per_sample=per_sample)
+
+    @override
+    def draw(self, inputs: Tensor, *, stream: Random) -> Draw | None:
+        spatial_size(inputs, "MixupOrCutMix")  # an error now, rather than when the coin falls on CutMix
+        if stream.random() >= self.prob:
+            return None
+        chosen = self._cutmix if stream.random() < self.switch_prob else self._mixup
+        return chosen.draw(inputs, stream=stream)

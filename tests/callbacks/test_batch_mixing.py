@@ -1,0 +1,317 @@
+"""Mixing on somebody else's module: exact losses, hard labels for metrics, any container, clear refusals."""
+
+import dataclasses
+from collections import namedtuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from torchmetrics.classification import MulticlassAccuracy
+
+from lightning_reg.callbacks import BatchMixing
+from lightning_reg.settings import SettingError
+from lightning_reg.transforms import CutMix, Cutout, Mixup, MixupOrCutMix, RandomErasing
+from tests.helpers import quiet_trainer
+
+COUNT, CLASSES = 6, 3
+CLASS_WEIGHTS = torch.tensor([1.0, 2.0, 0.5])
+LABELS = torch.tensor([0, 1, 2, 2, 1, 0])
+
+
+def named(function, **settings):
+    return pytest.param(lambda out, targets: function(out, targets, **settings), id=f"{function.__name__}-{settings}")
+
+
+def log_probabilities(out, targets, **settings):
+    return F.nll_loss(out.log_softmax(-1), targets, **settings)
+
+
+def probabilities(out, targets, **settings):
+    return F.binary_cross_entropy(out.sigmoid(), targets, **settings)
+
+
+OF_INDICES = [
+    named(F.cross_entropy),
+    named(F.cross_entropy, weight=CLASS_WEIGHTS),
+    named(F.cross_entropy, label_smoothing=0.1, weight=CLASS_WEIGHTS),
+    named(F.cross_entropy, ignore_index=2),
+    named(F.cross_entropy, reduction="sum"),
+    named(log_probabilities),
+    named(log_probabilities, weight=CLASS_WEIGHTS),
+    pytest.param(nn.CrossEntropyLoss(label_smoothing=0.2), id="CrossEntropyLoss"),
+    pytest.param(lambda out, targets: F.cross_entropy(out, targets, reduction="none").mean(), id="by hand of each"),
+    pytest.param(lambda out, targets: F.cross_entropy(out, F.one_hot(targets.long(), CLASSES).float()), id="one_hot"),
+    pytest.param(lambda out, targets: F.cross_entropy(out, targets.view(-1)), id="view"),
+]
+OF_FLOATS = [
+    named(F.cross_entropy),
+    named(F.binary_cross_entropy_with_logits),
+    named(F.binary_cross_entropy_with_logits, pos_weight=CLASS_WEIGHTS),
+    named(probabilities),
+    named(F.mse_loss),
+    named(F.l1_loss, reduction="sum"),
+    named(F.smooth_l1_loss),
+    named(F.huber_loss),
+    pytest.param(lambda out, targets: F.mse_loss(targets, out), id="the other way round"),
+]
+
+
+class Items(Dataset):
+    def __init__(self, make, inputs, targets):
+        self.parts = make, inputs, targets
+
+    def __len__(self):
+        return len(self.parts[1])
+
+    def __getitem__(self, index):
+        return self.parts[1][index], self.parts[2][index]
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    image: torch.Tensor
+    label: torch.Tensor
+
+
+Named = namedtuple("Named", ["image", "label"])
+CONTAINERS = {
+    "tuple": (lambda x, y: (x, y), 0, 1, lambda batch: (batch[0], batch[1])),
+    "list": (lambda x, y: [y, x, "extra"], 1, 0, lambda batch: (batch[1], batch[0])),
+    "dict": (lambda x, y: {"x": x, "y": y}, "x", "y", lambda batch: (batch["x"], batch["y"])),
+    "named tuple": (Named, "image", 1, lambda batch: (batch.image, batch.label)),
+    "data class": (Data, "image", "label", lambda batch: (batch.image, batch.label)),
+    "nested": (
+        lambda x, y: {"in": (x,), "y": y},
+        (lambda batch: batch["in"][0], lambda batch, value: {**batch, "in": (value,)}),
+        "y",
+        lambda batch: (batch["in"][0], batch["y"]),
+    ),
+}
+
+
+class Theirs(LightningModule):
+    """Knows nothing of us."""
+
+    def __init__(self, loss, unpack, shape):
+        super().__init__()
+        self.network = nn.Sequential(nn.Flatten(), nn.Linear(torch.Size(shape).numel(), CLASSES))
+        self.accuracy = MulticlassAccuracy(CLASSES, average="micro")
+        self.loss, self.unpack = loss, unpack
+        self.calls, self.losses, self.labels = [], [], []
+        self.network.register_forward_hook(lambda _, args, __: self.calls.append(args[0].clone()))
+
+    def training_step(self, batch):
+        inputs, targets = self.unpack(batch)
+        logits = self.network(inputs)
+        loss = self.loss(logits, targets)
+        if not targets.is_floating_point():
+            self.accuracy(logits, targets)
+            self.log("accuracy", self.accuracy)
+        self.labels.append(targets.clone())
+        self.losses.append(loss.detach())
+        return loss
+
+    def validation_step(self, batch):
+        inputs, targets = self.unpack(batch)
+        self.log("val_loss", self.loss(self.network(inputs), targets))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.0)  # so that every loss can be computed again
+
+
+def inputs_of(shape):
+    return torch.randn(COUNT, *shape, generator=torch.Generator().manual_seed(0))
+
+
+def trained(mix, loss, targets, *, container="tuple", shape=(4,), max_epochs=1, **settings):
+    make, input_key, target_key, unpack = CONTAINERS[container]
+    torch.manual_seed(3)
+    module = Theirs(loss, unpack, shape)
+
+    def collate(items):
+        return make(torch.stack([each[0] for each in items]), torch.stack([each[1] for each in items]))
+
+    loader = DataLoader(Items(make, inputs_of(shape), targets), batch_size=COUNT, collate_fn=collate)
+    callback = BatchMixing(mix, input_key=input_key, target_key=target_key, **settings)
+    draws = []
+    drawn = mix.drawn
+    mix.drawn = lambda *args, **kwargs: draws.append(drawn(*args, **kwargs)) or draws[-1]
+    trainer = quiet_trainer(callback, max_epochs=max_epochs)
+    trainer.fit(module, loader, loader)
+    return module, draws, trainer
+
+
+def by_hand(loss, module, draw, targets, shape=(4,)):
+    """λ·L(y_a) + (1-λ)·L(y_b), as the issue's formula says, of the inputs as they were mixed."""
+    logits = module.network(draw.change(inputs_of(shape)))
+    w = draw.minor_weight
+    return (1 - w) * loss(logits, targets) + w * loss(logits, targets.roll(1, 0))
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_any_container_is_mixed_and_metrics_keep_their_labels(container):
+    module, (draw,), trainer = trained(Mixup(alpha=1.0), F.cross_entropy, LABELS, container=container)
+    torch.testing.assert_close(module.losses[0], by_hand(F.cross_entropy, module, draw, LABELS), rtol=0, atol=1e-6)
+    assert torch.equal(module.labels[0], LABELS)
+    mixed = draw.change(inputs_of((4,)))
+    hard = (module.network(mixed).argmax(-1) == LABELS).float().mean()
+    torch.testing.assert_close(trainer.callback_metrics["accuracy"], hard)
+
+
+def test_there_is_one_forward_pass_a_step_and_validation_is_left_alone():
+    module, (draw,), trainer = trained(Mixup(alpha=1.0), F.cross_entropy, LABELS)
+    sanity, training, validation = module.calls[0], module.calls[1], module.calls[2]
+    assert len(module.calls) == 3
+    assert torch.equal(sanity, inputs_of((4,)))
+    assert torch.equal(validation, inputs_of((4,)))
+    assert torch.equal(training, draw.change(inputs_of((4,))))
+    plain = F.cross_entropy(module.network(inputs_of((4,))), LABELS)
+    torch.testing.assert_close(trainer.callback_metrics["val_loss"], plain.detach())
+
+
+@pytest.mark.parametrize("loss", OF_INDICES)
+def test_losses_of_class_indices(loss):
+    module, (draw,), _ = trained(Mixup(alpha=1.0), loss, LABELS)
+    torch.testing.assert_close(module.losses[0], by_hand(loss, module, draw, LABELS), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", OF_FLOATS)
+def test_losses_of_floats(loss):
+    targets = torch.rand(COUNT, CLASSES, generator=torch.Generator().manual_seed(1))
+    module, (draw,), _ = trained(Mixup(alpha=1.0), loss, targets)
+    torch.testing.assert_close(module.losses[0], by_hand(loss, module, draw, targets), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("ignored", [-100, 2])
+@pytest.mark.parametrize("weight", [None, CLASS_WEIGHTS])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_each_sample_with_a_weight_of_its_own(reduction, weight, ignored):
+    def loss(out, targets):
+        settings = {"reduction": reduction, "weight": weight, "ignore_index": ignored, "label_smoothing": 0.1}
+        return F.cross_entropy(out, targets, **settings).sum()
+
+    module, (draw,), _ = trained(Mixup(alpha=1.0, per_sample=True), loss, LABELS)
+    logits, partners = module.network(draw.change(inputs_of((4,)))), LABELS.roll(1)
+    expected = 0.0
+    for share, labels in ((1 - draw.minor_weight, LABELS), (draw.minor_weight, partners)):
+        each = F.cross_entropy(
+            logits, labels, weight=weight, ignore_index=ignored, label_smoothing=0.1, reduction="none"
+        )
+        of_classes = torch.ones(CLASSES) if weight is None else weight
+        counted = of_classes[labels] * (labels != ignored)
+        expected = expected + (share * each).sum() / (counted.sum() if reduction == "mean" else 1)
+    torch.testing.assert_close(module.losses[0], expected.detach(), rtol=0, atol=1e-6)
+
+
+def test_numbers_with_a_weight_for_each_sample():
+    targets = torch.rand(COUNT, CLASSES, generator=torch.Generator().manual_seed(1))
+    module, (draw,), _ = trained(Mixup(per_sample=True), F.mse_loss, targets)
+    logits, w = module.network(draw.change(inputs_of((4,)))), draw.minor_weight[:, None]
+    expected = ((1 - w) * (logits - targets) ** 2 + w * (logits - targets.roll(1, 0)) ** 2).mean()
+    torch.testing.assert_close(module.losses[0], expected.detach(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("mix", [CutMix(), CutMix(per_sample=False, alpha=0.3), MixupOrCutMix()], ids=repr)
+def test_pictures(mix):
+    module, (draw,), _ = trained(mix, F.cross_entropy, LABELS, shape=(1, 4, 4))
+    expected = by_hand(F.cross_entropy, module, draw, LABELS, (1, 4, 4))
+    torch.testing.assert_close(module.losses[0], expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("mix", [Cutout(size=2), RandomErasing(prob=1.0, scale=(0.2, 0.5))], ids=repr)
+def test_erasing_leaves_the_loss_as_it_is_even_a_custom_one(mix):
+    def custom(out, targets):
+        return -out.log_softmax(-1).gather(1, targets[:, None]).mean()
+
+    module, (draw,), _ = trained(mix, custom, LABELS, shape=(1, 4, 4))
+    changed = draw.change(inputs_of((1, 4, 4)))
+    assert (changed == 0).any()
+    torch.testing.assert_close(module.losses[0], F.cross_entropy(module.network(changed), LABELS).detach())
+
+
+def custom(out, targets):
+    return -out.log_softmax(-1).gather(1, targets.unsqueeze(1)).mean()
+
+
+def test_a_loss_that_cannot_be_mixed_is_refused_at_the_first_batch_even_if_that_is_not_mixed():
+    for prob in (1.0, 0.0):
+        with pytest.raises(SettingError, match=r"called none of cross_entropy, .* with them, but gather of them"):
+            trained(Mixup(prob=prob), custom, LABELS)
+
+
+def test_a_part_of_the_loss_that_is_not_mixed_is_warned_of():
+    with pytest.warns(UserWarning, match="makes something differentiable of them by gather"):
+        trained(Mixup(), lambda out, targets: custom(out, targets) + F.cross_entropy(out, targets), LABELS)
+
+
+def test_mixing_stops_after_so_many_epochs():
+    module, draws, _ = trained(Mixup(), F.cross_entropy, LABELS, max_epochs=3, epochs=1)
+    assert len(draws) == 1
+    plain = F.cross_entropy(module.network(inputs_of((4,))), LABELS).detach()
+    torch.testing.assert_close(torch.stack(module.losses[1:]), plain.expand(2))
+
+
+def test_the_users_batch_is_left_alone():
+    batch = {"x": inputs_of((4,)), "y": LABELS.clone()}
+    before = dict(batch)
+    contents = {name: each.clone() for name, each in batch.items()}
+    module = Theirs(F.cross_entropy, lambda each: (each["x"], each["y"]), (4,))
+    trainer = quiet_trainer(BatchMixing(Mixup(), input_key="x", target_key="y"), max_epochs=2, limit_val_batches=0)
+    trainer.fit(module, DataLoader([batch], batch_size=None))
+    assert all(batch[name] is before[name] for name in batch)
+    assert all(torch.equal(batch[name], contents[name]) for name in batch)
+
+
+def test_a_compiled_network_is_mixed_and_a_compiled_module_refused():
+    loader = DataLoader(list(zip(inputs_of((4,)), LABELS, strict=True)), batch_size=COUNT)
+    for whole in (False, True):
+        module = Theirs(F.cross_entropy, tuple, (4,))
+        mix = BatchMixing(Mixup())
+        if whole:
+            with pytest.raises(SettingError, match="must not be compiled as a whole with BatchMixing"):
+                quiet_trainer(mix, limit_val_batches=0).fit(torch.compile(module, backend="eager"), loader)
+        else:
+            module.network.compile(backend="aot_eager")
+            quiet_trainer(mix, limit_val_batches=0).fit(module, loader)
+            assert len(module.losses) == 1  # and is what it has to be: that is in the conformance suite
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"input_key": "image"}, "input_key must be one of 'x', 'y', the batch's keys, but is 'image'"),
+        ({"input_key": "x", "target_key": "label"}, "target_key must be one of 'x', 'y', the batch's keys"),
+        (
+            {"input_key": "x", "target_key": "none"},
+            "target_key must lead to a tensor, but at 'none' the batch has nothing",
+        ),
+        ({"input_key": "y", "target_key": "y"}, "inputs must be of a floating dtype"),
+    ],
+)
+def test_parts_that_are_not_there(settings, message):
+    batch = {"x": inputs_of((4,)), "y": LABELS}
+    if settings.get("target_key") == "none":
+        batch["none"] = None
+    module = Theirs(F.cross_entropy, lambda each: (each["x"], each["y"]), (4,))
+    with pytest.raises(SettingError, match=message):
+        quiet_trainer(BatchMixing(Mixup(), **settings), limit_val_batches=0).fit(
+            module, DataLoader([batch], batch_size=None)
+        )
+
+
+def test_settings_out_of_range():
+    for settings, message in [
+        ({"mix": "mixup"}, "mix must be a transform"),
+        ({"mix": Mixup(), "epochs": -1}, "epochs must be a whole number of at least 0"),
+        ({"mix": Mixup(), "input_key": 1.5}, "input_key must be an index, a name or a getter and a setter"),
+    ]:
+        with pytest.raises(SettingError, match=message):
+            BatchMixing(**settings)
+
+
+def test_cutmix_needs_pictures():
+    with pytest.raises(SettingError, match=r"inputs must be pictures \(N, C, H, W\) for CutMix, but have the shape"):
+        trained(CutMix(), F.cross_entropy, LABELS)
