@@ -15,6 +15,7 @@ import importlib.util
 import logging
 import random
 import statistics
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -23,12 +24,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_reg.callbacks import (
+    ActivationStats,
     ActivityPenalty,
     ConfidencePenalty,
     ElasticNetPenalty,
@@ -47,6 +50,7 @@ from lightning_reg.callbacks import (
     NonNegative,
     OrthogonalPenalty,
     UnitNorm,
+    WeightDistribution,
 )
 
 L1, L2 = 1e-6, 1e-5
@@ -88,6 +92,35 @@ class TimmAdaptive(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Clips."""
         importlib.import_module("timm.utils.agc").adaptive_clip_grad(list(pl_module.parameters()))
+
+
+class HookedOneByOne(Callback):
+    """What users write: hooks that take mean, deviation and zeros, each brought to the CPU at once."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Registers them."""
+        leaves = [each for each in pl_module.modules() if not list(each.children())]
+        self.handles = [each.register_forward_hook(self.look) for each in leaves]
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Removes them."""
+        for handle in self.handles:
+            handle.remove()
+
+    @torch.no_grad()
+    def look(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        """Takes them."""
+        self.found = output.mean().item(), output.std().item(), (output == 0).float().mean().item()
+
+
+class HookedInFourPasses(HookedOneByOne):
+    """The same with an operation for each, histogram included, and nothing brought to the CPU."""
+
+    @torch.no_grad()
+    def look(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        """Takes them."""
+        norm, nonzero = torch.linalg.vector_norm(output), torch.count_nonzero(output)
+        self.kept = output.sum(), norm, nonzero, torch.histc(output, 64, -10, 10)
 
 
 class Workload(LightningModule):
@@ -179,6 +212,13 @@ TECHNIQUES: Peers = {
     "GradientClipping(adaptive)": lambda: [GradientClipping(algorithm="adaptive", exclude_head=False)],
     TIMM: lambda: [TimmAdaptive()],
     "GradientMonitor, steps that don't log": lambda: [GradientMonitor()],
+    "ActivationStats, every step": lambda: [ActivationStats(every_n_steps=1)],
+    "  with histograms": lambda: [ActivationStats(every_n_steps=1, histogram_bins=64)],
+    "  of 16 samples": lambda: [ActivationStats(every_n_steps=1, sample=16)],
+    "  by hooks with .item()": lambda: [HookedOneByOne()],
+    "  by hooks in four passes, histogram too": lambda: [HookedInFourPasses()],
+    "ActivationStats, steps that don't log": lambda: [ActivationStats()],
+    "WeightDistribution, steps that don't log": lambda: [WeightDistribution(every_n_steps=1_000_000)],
     "InsertDropout": lambda: [InsertDropout(types=("ReLU",))],
     "InsertDropout(spatial)": lambda: [InsertDropout(types=("ReLU",), kind="spatial")],
     "InsertDropConnect": lambda: [InsertDropConnect()],
@@ -265,19 +305,25 @@ class Alternation(Callback):
 def measure(workload: Workload, techniques: Peers, *, steps: int, pairs: int) -> Alternation:
     """Returns the ratios of each technique."""
     alternation = Alternation(techniques, steps=steps, pairs=pairs)
+    with tempfile.TemporaryDirectory() as folder:
+        fit(workload, alternation, folder)
+    return alternation
+
+
+def fit(workload: Workload, alternation: Alternation, folder: str) -> None:
+    """Trains until the alternation is through."""
     trainer = Trainer(
         accelerator="cpu",
         devices=1,
         max_epochs=1,
         callbacks=[alternation],
-        logger=False,
+        logger=TensorBoardLogger(folder),  # else histograms wouldn't be taken
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         log_every_n_steps=1_000_000,
     )
     trainer.fit(workload, DataLoader(Endless(workload.batch), batch_size=None))
-    return alternation
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ from lightning_reg.callbacks.loss.concrete_dropout_penalty import ConcreteDropou
 from lightning_reg.callbacks.loss.confidence_penalty import ConfidencePenalty
 from lightning_reg.callbacks.run.activation_stats import ActivationStats
 from lightning_reg.callbacks.run.best_weights_early_stopping import BestWeightsEarlyStopping
+from lightning_reg.callbacks.run.weight_distribution import WeightDistribution
 from lightning_reg.callbacks.weights.max_norm import MaxNorm
 from lightning_reg.callbacks.weights.non_negative import NonNegative
 from lightning_reg.callbacks.weights.unit_norm import UnitNorm
@@ -57,5 +58,6 @@ __all__ = [
     "SpectralNormalization",
     "StrengthSchedule",
     "UnitNorm",
+    "WeightDistribution",
     "WeightStandardization",
 ]
