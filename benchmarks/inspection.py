@@ -61,6 +61,7 @@ def weights(folder: str, rounds: int) -> None:
         calls[name] = lambda distribution=distribution: distribution._log(trainer)  # type: ignore[misc]
     print(f"Every parameter of a ResNet-50 (torch {torch.__version__}, {torch.get_num_threads()} threads)")
     print_times(alternated(calls, rounds), "SummaryWriter.add_histogram, histogram alone")
+    logger.finalize("success")
 
 
 def activations(rounds: int) -> None:

@@ -202,6 +202,65 @@ class Checkpointed(SomebodysModule):
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 def test_what_is_computed_again_is_not_counted_again(reentrant, monkeypatch):
     computed = counted(monkeypatch)
+    module = Checkpointed()
+    module.use_reentrant = reentrant
+    watched(module, ActivationStats(include=("network.act",)), limit_train_batches=2)
+    assert len(computed) == 2
+
+
+def graphs(*stats):
+    """How many graphs a compiled network consists of in its first step, and what was shown."""
+    torch._dynamo.reset()
+    compiled = []
+
+    def backend(graph, _):
+        compiled.append(graph)
+        return graph
+
+    module = SomebodysModule()
+    module.network.compile(backend=backend)
+    recorder = Recorder()
+    trainer = quiet_trainer(*stats, recorder, log_every_n_steps=1, limit_train_batches=1, limit_val_batches=0)
+    trainer.fit(module, loader(), loader())
+    return len(compiled), recorder.seen[0]
+
+
+@pytest.mark.slow
+def test_a_compiled_network_stays_one_graph_and_is_measured_right():
+    assert graphs() == (1, {})
+    count, seen = graphs(ActivationStats(quantiles=(0.5,), window=1))
+    assert count == 1
+    eager = watched(SomebodysModule(), ActivationStats(quantiles=(0.5,), window=1), limit_train_batches=1)[0]
+    assert seen.keys() == eager.keys()
+    for tag, value in eager.items():
+        assert seen[tag] == pytest.approx(value, rel=1e-5, abs=1e-7)
+
+
+@pytest.mark.slow
+def test_a_compiled_network_is_measured_in_later_steps_too():
+    """Steps that aren't measured are one more variant of the compiled graph."""
+    torch._dynamo.reset()
+    module = SomebodysModule(compiled=True)
+    seen = watched(module, ActivationStats(every_n_steps=3))
+    eager = watched(SomebodysModule(), ActivationStats(every_n_steps=3))
+    assert [bool(each) for each in seen] == [False, False, True, True, True, True]
+    for tag, value in eager[5].items():
+        assert seen[5][tag] == pytest.approx(value, rel=1e-4, abs=1e-6)
+
+
+def test_validation_is_measured_on_its_first_batch():
+    stats = ActivationStats(include=("network.first",), validation=True)
+    trainer = quiet_trainer(stats, log_every_n_steps=1)
+    module = SomebodysModule()
+    trainer.fit(module, loader(), loader())
+    inputs = samples()[:8][0]
+    first = module.network.first(inputs + module.network.frozen(inputs)).detach()
+    assert shown(trainer)["activation_val/network.first/mean"] == pytest.approx(first.mean().item(), rel=1e-4)
+
+
+def test_quantiles_are_shown():
+    stats = ActivationStats(include=("network.first",), quantiles=(0.9,))
+    seen = watched(SomebodysModule(), stats, limit_train_batches=1)
     exact = torch.quantile(outputs_by_hand(["first"])["first"].flatten(), 0.9, interpolation="higher").item()
     assert seen[0]["activation/network.first/q0.9"] == pytest.approx(exact, rel=0.04)
 
