@@ -93,8 +93,9 @@ def rebinned(counts: Tensor, edges: Tensor) -> Tensor:
     >>> rebinned(fine_histogram(torch.tensor([-3.0, 0.0, 1.0, 2.0])), torch.tensor([-4.0, 0.0, 4.0]))
     tensor([1., 3.], dtype=torch.float64)
     """
-    fine, edges = fine_edges().to(counts.device), edges.double().to(counts.device)
-    counts = counts.double()
+    wide = wide_dtype(counts.device)
+    fine, edges = (each.to(wide).to(counts.device, non_blocking=True) for each in (fine_edges(), edges))
+    counts = counts.to(wide)
     # Everything in a bin that begins at zero is nearly always zero itself: it counts where zero is.
     inner = edges[1:-1]
     last = torch.searchsorted(fine, inner, right=True).clamp(1, FINE_BINS) - 1

@@ -122,6 +122,7 @@ class ActivationStats(Technique):
         self._is_measured = False
         self._suffix = ""
         self._draws = False
+        self._types: dict[str, str] = {}
         self._latest: dict[str, Seen] = {}
         self._warned: set[str] = set()
         # By module: for how many measured steps each unit has been silent, how many there were, a column a step.
@@ -145,8 +146,10 @@ class ActivationStats(Technique):
     def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._suffix = instance_suffix(trainer, self)
         self._draws = self.histogram_bins > 0 and has_tensorboard(trainer)
+        chosen = select_watched(pl_module, self.include, self.exclude, self.types)
+        self._types = {name: type(each).__name__ for name, each in chosen.items()}
         self._watch = ActivationWatch(
-            select_watched(pl_module, self.include, self.exclude, self.types),
+            chosen,
             near_zero=self.near_zero,
             saturation=self.saturation,
             histograms=self._draws or bool(self.quantiles),
@@ -288,7 +291,7 @@ class ActivationStats(Technique):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._draws or not self._columns or not trainer.is_global_zero:
             return
-        drawn = {name: _stacked(columns).cpu() for name, columns in self._columns.items()}
+        drawn = {f"{name} {self._types[name]}": _stacked(columns).cpu() for name, columns in self._columns.items()}
         tag = f"activation{self._suffix}/colourful_dimension"
         log_picture(trainer, tag, draw_columns(drawn, self._steps), step_number(trainer) - 1)
 
