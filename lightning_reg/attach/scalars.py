@@ -1,11 +1,12 @@
 """Logging of many scalars at once."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
-__all__ = ["ends_a_step", "log_scalars", "step_number"]
+__all__ = ["ends_a_step", "log_scalars", "step_number", "withdraw_scalars"]
 
 
 def step_number(trainer: Trainer) -> int:
@@ -43,3 +44,18 @@ def log_scalars(trainer: Trainer, values: Mapping[str, float]) -> None:
     step = step_number(trainer) - 1  # as Lightning counts it
     for logger in trainer.loggers:
         logger.log_metrics(dict(values), step=step)
+
+
+def withdraw_scalars(trainer: Trainer, tags: Iterable[str]) -> None:
+    """Takes scalars out of ``callback_metrics`` when a fit ends in a process that was forked or spawned for it.
+
+    Lightning sends them to the process that started it through a pipe, which isn't read before this process ends: with
+    some hundreds the pipe is full, and both wait for ever.
+
+    Args:
+        trainer: Whose fit ends.
+        tags: That :func:`log_scalars` was given.
+    """
+    if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+        for tag in tags:
+            trainer.callback_metrics.pop(tag, None)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
 from lightning_reg.callbacks import WeightDistribution
@@ -183,3 +184,18 @@ def test_a_glob_that_matches_nothing_is_refused_with_what_there_is():
     message = r"include pattern 'network\.hed\.weight' matches no parameter; there are network\.head\.weight"
     with pytest.raises(SettingError, match=message):
         quiet_trainer(WeightDistribution(include=("network.hed.weight",))).fit(SomebodysModule(), loader(), loader())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60)
+def test_hundreds_of_scalars_dont_fill_the_pipe_between_processes():
+    """Lightning hands callback_metrics back through a pipe that isn't read before the process ends."""
+    torch.set_num_threads(1)
+    module = SomebodysModule()
+    module.more = nn.ModuleList([nn.Linear(1, 1) for _ in range(60)])
+    strategy = DDPStrategy(start_method="fork", find_unused_parameters=True)
+    settings = {"limit_train_batches": 1, "limit_val_batches": 0, "use_distributed_sampler": False}
+    distribution = WeightDistribution(every_n_steps=1, updates=True)
+    trainer = quiet_trainer(distribution, devices=2, strategy=strategy, log_every_n_steps=1, **settings)
+    trainer.fit(module, loader(), loader())
+    assert not [tag for tag in trainer.callback_metrics if tag.startswith(KINDS)]

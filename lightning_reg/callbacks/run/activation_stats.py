@@ -14,7 +14,7 @@ from typing_extensions import override
 from lightning_reg.attach.activations import ActivationWatch, Seen, Sums, select_watched
 from lightning_reg.attach.colourful_dimension import column_edges, draw_columns, thinned
 from lightning_reg.attach.gathering import gather
-from lightning_reg.attach.scalars import ends_a_step, log_scalars, step_number
+from lightning_reg.attach.scalars import ends_a_step, log_scalars, step_number, withdraw_scalars
 from lightning_reg.attach.selection import as_patterns
 from lightning_reg.attach.technique import Technique, instance_suffix, logs_now
 from lightning_reg.functional.histograms import fine_edges, quantiles, rebinned
@@ -123,6 +123,7 @@ class ActivationStats(Technique):
         self._suffix = ""
         self._draws = False
         self._types: dict[str, str] = {}
+        self._tags: set[str] = set()
         self._latest: dict[str, Seen] = {}
         self._warned: set[str] = set()
         # By module: for how many measured steps each unit has been silent, how many there were, a column a step.
@@ -157,6 +158,11 @@ class ActivationStats(Technique):
             sample=self.sample,
         )
         self.handles += self._watch.attach()
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        withdraw_scalars(trainer, self._tags)
+        super().teardown(trainer, pl_module, stage)
 
     @override
     def release(self) -> None:
@@ -269,6 +275,7 @@ class ActivationStats(Technique):
                 if self._draws:
                     histograms[f"{kind}{self._suffix}/{name}"] = self._histogram(found.histogram, found.sums)
             values |= {f"{kind}{self._suffix}/{name}/{what}": value for what, value in statistics.items()}
+        self._tags |= values.keys()
         log_scalars(trainer, values)
         log_histograms(trainer, histograms, step_number(trainer) - 1)
 

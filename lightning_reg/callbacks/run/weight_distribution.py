@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_reg.attach.gradients import whole
-from lightning_reg.attach.scalars import ends_a_step, log_scalars, step_number
+from lightning_reg.attach.scalars import ends_a_step, log_scalars, step_number, withdraw_scalars
 from lightning_reg.attach.selection import as_patterns, plain_name, select_parameters
 from lightning_reg.attach.technique import Technique, instance_suffix
 from lightning_reg.functional.histograms import linear_histogram
@@ -105,6 +105,7 @@ class WeightDistribution(Technique):
         self._before: dict[str, Tensor] = {}
         self._warned: set[str] = set()
         self._suffix = ""
+        self._tags: set[str] = set()
 
     @override
     def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -120,6 +121,11 @@ class WeightDistribution(Technique):
             )
         for each in owned_parameters(pl_module):
             self._types[plain_name(each.name)] = type(each.owners[0][1]).__name__
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        withdraw_scalars(trainer, self._tags)
+        super().teardown(trainer, pl_module, stage)
 
     @override
     def release(self) -> None:
@@ -176,7 +182,9 @@ class WeightDistribution(Technique):
         if self.by_type:
             values |= self._grouped(tags, found)
         # A square may be out of float32's range where its root isn't.
-        log_scalars(trainer, {tag: value for tag, value in values.items() if math.isfinite(value)})
+        values = {tag: value for tag, value in values.items() if math.isfinite(value)}
+        self._tags |= values.keys()
+        log_scalars(trainer, values)
         log_histograms(trainer, histograms, step_number(trainer) - 1)
 
     def _measured(self, kind: str, tensor: Tensor, bins: int) -> Tensor:
