@@ -7,7 +7,7 @@ activations (64×32×32×32), and fastai's ``ActivationStats`` where fastai is i
 """
 
 import argparse
-import importlib.util
+import importlib
 import statistics
 import tempfile
 import time
@@ -81,10 +81,10 @@ def activations(rounds: int) -> None:
         "mean, std and two shares by hand": by_hand,
         "sum, vector_norm, count_nonzero, histc": four_passes,
     }
-    if importlib.util.find_spec("fastai") is None:
-        print("\nfastai isn't installed; its ActivationStats is left out")
-    else:
+    try:
         calls["fastai's ActivationStats"] = fastai_hook(maps)
+    except ImportError as error:
+        print(f"\nfastai can't be imported ({error}); its ActivationStats is left out")
     print("\nOne map of 64×32×32×32")
     print_times(alternated(calls, 4 * rounds), "one read: its sum")
 
