@@ -20,6 +20,7 @@ BENCHMARKS = {
     "overhead": "what each technique adds to a training step",
     "scaling": "cost by the number of weights and tensors",
     "memory": "what techniques hold in memory",
+    "inspection": "logging weights and reading activations",
     "layers": "layers that drop something",
 }
 

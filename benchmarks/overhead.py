@@ -15,6 +15,7 @@ On a GPU it is counted, too, how often a step made the host wait for the device.
 
 import importlib.util
 import random
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -23,14 +24,24 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch.utils.data import DataLoader
 
-from benchmarks.peers import ClipGradNorm, ForeachElasticNet, Textbook, TimmAdaptive, TimmEma
+from benchmarks.peers import (
+    ClipGradNorm,
+    ForeachElasticNet,
+    HookedInFourPasses,
+    HookedOneByOne,
+    Textbook,
+    TimmAdaptive,
+    TimmEma,
+)
 from benchmarks.tables import Options, Table
 from benchmarks.timing import quartiles, quiet, wait
 from benchmarks.workloads import L1, L2, WORKLOADS, Endless, Workload
 from lightning_reg.callbacks import (
+    ActivationStats,
     ActivityPenalty,
     ConfidencePenalty,
     ElasticNetPenalty,
@@ -51,6 +62,7 @@ from lightning_reg.callbacks import (
     NonNegative,
     OrthogonalPenalty,
     UnitNorm,
+    WeightDistribution,
 )
 
 TIMM = "  timm's adaptive_clip_grad"
@@ -90,6 +102,13 @@ TECHNIQUES: Peers = {
     "GradientClipping(adaptive)": lambda: [GradientClipping(algorithm="adaptive", exclude_head=False)],
     TIMM: lambda: [TimmAdaptive()],
     "GradientMonitor, steps that don't log": lambda: [GradientMonitor()],
+    "ActivationStats, every step": lambda: [ActivationStats(every_n_steps=1)],
+    "  with histograms": lambda: [ActivationStats(every_n_steps=1, histogram_bins=64)],
+    "  of 16 samples": lambda: [ActivationStats(every_n_steps=1, sample=16)],
+    "  by hooks with .item()": lambda: [HookedOneByOne()],
+    "  by hooks in four passes, histogram too": lambda: [HookedInFourPasses()],
+    "ActivationStats, steps that don't log": lambda: [ActivationStats()],
+    "WeightDistribution, steps that don't log": lambda: [WeightDistribution(every_n_steps=1_000_000)],
     "InsertDropout": lambda: [InsertDropout(types=("ReLU",))],
     "InsertDropout(spatial)": lambda: [InsertDropout(types=("ReLU",), kind="spatial")],
     "InsertDropConnect": lambda: [InsertDropConnect()],
@@ -196,13 +215,13 @@ def measure(workload: Workload, techniques: Peers, options: Options, *, steps: i
     alternation = Alternation(techniques, steps=steps, pairs=pairs, device=options.device)
     if options.compiled:
         workload.network.compile()
-    with quiet():
+    with quiet(), tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             accelerator="cpu" if device.type == "cpu" else "gpu",
             devices=1,
             max_epochs=1,
             callbacks=[alternation],
-            logger=False,
+            logger=TensorBoardLogger(folder),  # else histograms wouldn't be taken
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,

@@ -11,7 +11,15 @@ from torch.optim import Optimizer
 
 from benchmarks.workloads import L1, L2, Workload
 
-__all__ = ["ClipGradNorm", "ForeachElasticNet", "Textbook", "TimmAdaptive", "TimmEma"]
+__all__ = [
+    "ClipGradNorm",
+    "ForeachElasticNet",
+    "HookedInFourPasses",
+    "HookedOneByOne",
+    "Textbook",
+    "TimmAdaptive",
+    "TimmEma",
+]
 
 
 class Textbook(Callback):
@@ -65,3 +73,32 @@ class TimmEma(Callback):
             if self.average is None:
                 self.average = importlib.import_module("timm.utils").ModelEmaV3(pl_module.network, decay=0.999)
             self.average.update(pl_module.network)
+
+
+class HookedOneByOne(Callback):
+    """What users write: hooks that take mean, deviation and zeros, each brought to the CPU at once."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Registers them."""
+        leaves = [each for each in pl_module.modules() if not list(each.children())]
+        self.handles = [each.register_forward_hook(self.look) for each in leaves]
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Removes them."""
+        for handle in self.handles:
+            handle.remove()
+
+    @torch.no_grad()
+    def look(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        """Takes them."""
+        self.found = output.mean().item(), output.std().item(), (output == 0).float().mean().item()
+
+
+class HookedInFourPasses(HookedOneByOne):
+    """The same with an operation for each, histogram included, and nothing brought to the CPU."""
+
+    @torch.no_grad()
+    def look(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        """Takes them."""
+        norm, nonzero = torch.linalg.vector_norm(output), torch.count_nonzero(output)
+        self.kept = output.sum(), norm, nonzero, torch.histc(output, 64, -10, 10)

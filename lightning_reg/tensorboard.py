@@ -1,11 +1,14 @@
 """The one place that writes anything but scalars to a logger."""
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
+import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
 
-__all__ = ["log_final_metrics"]
+__all__ = ["Histogram", "has_tensorboard", "log_final_metrics", "log_histograms", "log_picture"]
 
 
 def log_final_metrics(
@@ -27,3 +30,72 @@ def log_final_metrics(
         if isinstance(logger, TensorBoardLogger):
             logger.log_hyperparams(settings, dict(metrics), step=trainer.global_step)
             logger.save()
+
+
+class Histogram(NamedTuple):
+    """Counts between borders, and what TensorBoard shows beside them.
+
+    Attributes:
+        counts: (K,), on the CPU.
+        edges: (K + 1,), ascending, on the CPU.
+        total: Sum of all values.
+        squares: Sum of their squares.
+    """
+
+    counts: Tensor
+    edges: Tensor
+    total: float
+    squares: float
+
+
+def has_tensorboard(trainer: Trainer) -> bool:
+    """Whether there is a TensorBoard to write to; else there is no need to compute what only it can show.
+
+    Args:
+        trainer: With its loggers.
+    """
+    return any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers)
+
+
+def log_histograms(trainer: Trainer, histograms: Mapping[str, Histogram], step: int) -> None:
+    """Writes histograms that have been counted already.
+
+    Args:
+        trainer: Whose TensorBoard loggers are written to; on other processes than the first nothing is.
+        histograms: By tag; those without a value are left out.
+        step: Of the axis.
+    """
+    for logger in trainer.loggers:
+        if not isinstance(logger, TensorBoardLogger):
+            continue
+        for tag, histogram in histograms.items():
+            filled = histogram.counts.nonzero().flatten().tolist() if trainer.is_global_zero else []
+            if filled:
+                edges = histogram.edges.double()
+                logger.experiment.add_histogram_raw(
+                    tag,
+                    min=float(edges[filled[0]]),
+                    max=float(edges[filled[-1] + 1]),
+                    num=float(histogram.counts.sum()),
+                    sum=histogram.total,
+                    sum_squares=histogram.squares,
+                    bucket_limits=edges[1:].tolist(),
+                    bucket_counts=histogram.counts.tolist(),
+                    global_step=step,
+                )
+
+
+def log_picture(trainer: Trainer, tag: str, picture: Tensor, step: int) -> None:
+    """Writes a picture to every TensorBoard logger.
+
+    Args:
+        trainer: Whose loggers are written to.
+        tag: Of the picture.
+        picture: (H, W, 3), uint8.
+        step: Of the axis.
+    """
+    if picture.dtype != torch.uint8:
+        raise TypeError(f"picture must be of bytes, but is of {picture.dtype}")
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+            logger.experiment.add_image(tag, picture.numpy(), step, dataformats="HWC")

@@ -5,7 +5,6 @@ import json
 import pytest
 
 from benchmarks.__main__ import BENCHMARKS, main
-from benchmarks.page import DOCS, page, runs_in
 from benchmarks.tables import Table
 
 SLOW = ("startup",)  # starts processes
@@ -44,7 +43,3 @@ def test_a_table_is_aligned_and_escapes_what_markdown_reads():
     ]
     with pytest.raises(ValueError, match="2 cells, but has 1"):
         table.add("alone")
-
-
-def test_the_page_is_made_of_what_was_measured():
-    assert (DOCS / "benchmarks.md").read_text() == page(runs_in(DOCS / "benchmarks"))

@@ -24,7 +24,9 @@ from lightning_reg.callbacks.gradient.orthogonal_penalty import OrthogonalPenalt
 from lightning_reg.callbacks.loss.activity_penalty import ActivityPenalty
 from lightning_reg.callbacks.loss.concrete_dropout_penalty import ConcreteDropoutPenalty
 from lightning_reg.callbacks.loss.confidence_penalty import ConfidencePenalty
+from lightning_reg.callbacks.run.activation_stats import ActivationStats
 from lightning_reg.callbacks.run.best_weights_early_stopping import BestWeightsEarlyStopping
+from lightning_reg.callbacks.run.weight_distribution import WeightDistribution
 from lightning_reg.callbacks.weights.exponential_moving_average import ExponentialMovingAverage
 from lightning_reg.callbacks.weights.lookahead import Lookahead
 from lightning_reg.callbacks.weights.max_norm import MaxNorm
@@ -33,6 +35,7 @@ from lightning_reg.callbacks.weights.stochastic_weight_average import Stochastic
 from lightning_reg.callbacks.weights.unit_norm import UnitNorm
 
 __all__ = [
+    "ActivationStats",
     "ActivityPenalty",
     "BatchMixing",
     "BestWeightsEarlyStopping",
@@ -63,5 +66,6 @@ __all__ = [
     "StochasticWeightAverage",
     "StrengthSchedule",
     "UnitNorm",
+    "WeightDistribution",
     "WeightStandardization",
 ]

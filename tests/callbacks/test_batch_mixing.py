@@ -70,7 +70,7 @@ class Items(Dataset):
         return self.parts[1][index], self.parts[2][index]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass  # a frozen one is refused by Lightning
 class Data:
     image: torch.Tensor
     label: torch.Tensor
@@ -79,7 +79,7 @@ class Data:
 Named = namedtuple("Named", ["image", "label"])
 CONTAINERS = {
     "tuple": (lambda x, y: (x, y), 0, 1, lambda batch: (batch[0], batch[1])),
-    "list": (lambda x, y: [y, x, "extra"], 1, 0, lambda batch: (batch[1], batch[0])),
+    "list": (lambda x, y: [y, x], 1, 0, lambda batch: (batch[1], batch[0])),
     "dict": (lambda x, y: {"x": x, "y": y}, "x", "y", lambda batch: (batch["x"], batch["y"])),
     "named tuple": (Named, "image", 1, lambda batch: (batch.image, batch.label)),
     "data class": (Data, "image", "label", lambda batch: (batch.image, batch.label)),
@@ -259,8 +259,9 @@ def test_the_users_batch_is_left_alone():
     before = dict(batch)
     contents = {name: each.clone() for name, each in batch.items()}
     module = Theirs(F.cross_entropy, lambda each: (each["x"], each["y"]), (4,))
-    trainer = quiet_trainer(BatchMixing(Mixup(), input_key="x", target_key="y"), max_epochs=2, limit_val_batches=0)
-    trainer.fit(module, DataLoader([batch], batch_size=None))
+    trainer = quiet_trainer(BatchMixing(Mixup(), input_key="x", target_key="y"), max_epochs=2)
+    loader = DataLoader([batch], batch_size=None)
+    trainer.fit(module, loader, loader)
     assert all(batch[name] is before[name] for name in batch)
     assert all(torch.equal(batch[name], contents[name]) for name in batch)
 
@@ -272,18 +273,18 @@ def test_a_compiled_network_is_mixed_and_a_compiled_module_refused():
         mix = BatchMixing(Mixup())
         if whole:
             with pytest.raises(SettingError, match="must not be compiled as a whole with BatchMixing"):
-                quiet_trainer(mix, limit_val_batches=0).fit(torch.compile(module, backend="eager"), loader)
+                quiet_trainer(mix).fit(torch.compile(module, backend="eager"), loader, loader)
         else:
             module.network.compile(backend="aot_eager")
-            quiet_trainer(mix, limit_val_batches=0).fit(module, loader)
+            quiet_trainer(mix).fit(module, loader, loader)
             assert len(module.losses) == 1  # and is what it has to be: that is in the conformance suite
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"input_key": "image"}, "input_key must be one of 'x', 'y', the batch's keys, but is 'image'"),
-        ({"input_key": "x", "target_key": "label"}, "target_key must be one of 'x', 'y', the batch's keys"),
+        ({"input_key": "image"}, "input_key must be one of 'x', 'y', 'none', the batch's keys, but is 'image'"),
+        ({"input_key": "x", "target_key": "label"}, "target_key must be one of 'x', 'y', 'none', the batch's keys"),
         (
             {"input_key": "x", "target_key": "none"},
             "target_key must lead to a tensor, but at 'none' the batch has nothing",
@@ -293,13 +294,10 @@ def test_a_compiled_network_is_mixed_and_a_compiled_module_refused():
 )
 def test_parts_that_are_not_there(settings, message):
     batch = {"x": inputs_of((4,)), "y": LABELS}
-    if settings.get("target_key") == "none":
-        batch["none"] = None
+    loader = DataLoader([batch | {"none": None}], batch_size=None)
     module = Theirs(F.cross_entropy, lambda each: (each["x"], each["y"]), (4,))
     with pytest.raises(SettingError, match=message):
-        quiet_trainer(BatchMixing(Mixup(), **settings), limit_val_batches=0).fit(
-            module, DataLoader([batch], batch_size=None)
-        )
+        quiet_trainer(BatchMixing(Mixup(), **settings)).fit(module, loader, DataLoader([batch], batch_size=None))
 
 
 def test_settings_out_of_range():

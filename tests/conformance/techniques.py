@@ -11,6 +11,7 @@ from torch.nn.utils.parametrize import register_parametrization
 
 from lightning_reg.attach.streams import random_stream
 from lightning_reg.callbacks import (
+    ActivationStats,
     ActivityPenalty,
     BatchMixing,
     BestWeightsEarlyStopping,
@@ -41,6 +42,7 @@ from lightning_reg.callbacks import (
     StochasticWeightAverage,
     StrengthSchedule,
     UnitNorm,
+    WeightDistribution,
     WeightStandardization,
 )
 from lightning_reg.nn import ConcreteDropout
@@ -454,6 +456,13 @@ TECHNIQUES = {
     ),
     "GradientMonitor": Technique(
         lambda: GradientMonitor(every_n_steps=1, layers=("*",), update_ratio=True), GradientMonitor
+    ),
+    "ActivationStats": Technique(
+        lambda: ActivationStats(every_n_steps=1, quantiles=(0.5,), window=2, validation=True), ActivationStats
+    ),
+    "WeightDistribution": Technique(
+        lambda: WeightDistribution(every_n_steps=1, gradients=True, updates=True, stable_rank=True, by_type=True),
+        WeightDistribution,
     ),
     "GradientNoise": Technique(
         lambda: GradientNoise(seed=3), lambda: GradientNoise(eta=0.0), Textbook(on_gradients=noise)

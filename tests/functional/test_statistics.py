@@ -1,9 +1,21 @@
+"""Statistics are those that float64 gives."""
+
+import math
+
 import pytest
 import torch
 from scipy.stats import rankdata
 from sklearn.preprocessing import QuantileTransformer
 
-from lightning_reg.functional.statistics import channel_mean_and_std, normal_scores, quantile_knots
+from lightning_reg.functional.statistics import (
+    Summary,
+    channel_mean_and_std,
+    combined,
+    normal_scores,
+    quantile_knots,
+    stable_rank,
+    summarized,
+)
 
 
 def test_equals_torchs_in_float64():
@@ -52,3 +64,48 @@ def test_normal_scores_of_two_values_are_the_middles_of_their_ranks():
 def test_quantile_knots_leave_out_what_is_missing():
     values = torch.tensor([[1.0, float("nan")], [2.0, 5.0], [3.0, 7.0]], dtype=torch.float64)
     assert quantile_knots(values).tolist() == [[1, 5], [2, 6], [3, 7]]
+
+
+@pytest.mark.parametrize("count", [1, 5, 131_072, 300_001])
+@pytest.mark.parametrize("shift", [0.0, 100.0])
+def test_summary_is_that_of_float64(count, shift):
+    values = torch.randn(count, generator=torch.Generator().manual_seed(0)) + shift
+    values[::7] = 0.0 if shift == 0 else shift
+    exact = values.double()
+    found = Summary(*summarized(values).tolist()).statistics()
+    # Roundings of a sum by pairs; the deviation doesn't lose more where the mean is a hundred times as large.
+    assert found["mean"] == pytest.approx(exact.mean().item(), rel=2e-6, abs=1e-6)
+    assert found["std"] == pytest.approx(exact.std(correction=0).item(), rel=2e-5, abs=1e-7)
+    assert found["norm"] == pytest.approx(exact.norm().item(), rel=2e-6)
+    assert found["zeros"] == pytest.approx((exact == 0).double().mean().item())
+    assert (found["min"], found["max"]) == (exact.min().item(), exact.max().item())
+
+
+def test_summary_of_nothing_and_of_what_is_not_finite():
+    assert Summary(*summarized(torch.zeros(0)).tolist()).statistics()["mean"] == 0
+    assert math.isnan(Summary(*summarized(torch.tensor([1.0, torch.nan])).tolist()).smallest)
+    assert Summary(*summarized(torch.tensor([1.0, torch.inf])).tolist()).largest == math.inf
+
+
+def test_combined_is_the_summary_of_all():
+    parts = [torch.randn(count, generator=torch.Generator().manual_seed(count)) + count for count in (3, 10, 500)]
+    torch.testing.assert_close(
+        combined(torch.stack([summarized(part) for part in parts])), summarized(torch.cat(parts)), rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("shape", [(20, 30), (30, 20), (16, 4, 3, 3)])
+def test_stable_rank_is_that_of_the_singular_values(shape):
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(matrix.flatten(1).double())
+    exact = (values.square().sum() / values[0] ** 2).item()
+    found = stable_rank(matrix).item()
+    # What k power iterations miss of the largest of n eigenvalues where none stands out: 0.87 ln n / (k - 1) of it
+    # (Kuczyński and Woźniakowski, 1992).
+    missed = 0.87 * math.log(len(values)) / 19
+    assert exact * (1 - 1e-5) <= found <= exact / (1 - missed)
+
+
+def test_stable_rank_of_zeros_and_of_one_direction():
+    assert stable_rank(torch.zeros(3, 4)) == 0
+    assert stable_rank(torch.ones(3, 4)).item() == pytest.approx(1, rel=1e-5)

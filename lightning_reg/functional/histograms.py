@@ -1,0 +1,161 @@
+"""Histograms that can be added up, whatever the range of what comes: bins by sign, exponent and leading bits."""
+
+import torch
+from torch import Tensor
+
+__all__ = ["FINE_BINS", "fine_edges", "fine_histogram", "linear_histogram", "quantiles", "rebinned", "wide_dtype"]
+
+# Of a float's 23 bits behind the binary point the first 5, and 32 of its exponents: bins of 3 % from 2⁻¹⁵ to 2¹⁷.
+_LEADING_BITS = 5
+_LOWEST = 127 - 15 << _LEADING_BITS
+_MAGNITUDES = 32 << _LEADING_BITS
+FINE_BINS = 2 * _MAGNITUDES
+
+# Elements that are worked on at a time on a CPU, so that what is computed in between stays in the cache.
+_BLOCK = 131_072
+
+
+@torch.no_grad()
+def fine_histogram(values: Tensor, *, most: int | None = None) -> Tensor:
+    """Counts values in bins that are known beforehand, those of :func:`fine_edges`.
+
+    So histograms of several batches, calls or processes can be added up. Zero lies in a bin that begins with it, an
+    infinity or a NaN in an outermost one.
+
+    Args:
+        values: Any shape, floating-point.
+        most: Where there are more values, about so many are taken, evenly spaced, and each counts as often as it has
+            to. The share of a bin then has a standard error of at most 0.5 / √most.
+
+    Returns:
+        (FINE_BINS,), float64 (float32 where the device has none).
+
+    >>> counts = fine_histogram(torch.tensor([-1.0, 0.0, 0.0, 1.0]))
+    >>> counts[FINE_BINS // 2], counts.sum()
+    (tensor(2., dtype=torch.float64), tensor(4., dtype=torch.float64))
+    """
+    flat = values.detach().reshape(-1)
+    total = flat.numel()
+    stride = 1 if most is None else _stride(total, most)
+    flat = flat[::stride].float().contiguous()
+    magnitudes = flat.view(torch.int32).bitwise_and(0x7FFFFFFF).bitwise_right_shift_(23 - _LEADING_BITS)
+    magnitudes = magnitudes.sub_(_LOWEST).clamp_(0, _MAGNITUDES - 1)
+    bins = torch.where(flat < 0, _MAGNITUDES - 1 - magnitudes, _MAGNITUDES + magnitudes)
+    if flat.device.type == "cpu" and not torch.compiler.is_compiling():
+        counts = torch.bincount(bins, minlength=FINE_BINS).double()
+    else:  # bincount waits for the device, and breaks a compiled graph
+        counts = torch.zeros(FINE_BINS, dtype=torch.int32, device=flat.device)
+        counts = counts.scatter_add(0, bins.long(), torch.ones_like(bins)).to(wide_dtype(flat.device))
+    return counts * (total / max(flat.numel(), 1)) if stride > 1 else counts
+
+
+def wide_dtype(device: torch.device) -> torch.dtype:
+    """Returns the dtype in which sums over many values are kept.
+
+    Args:
+        device: Where they are.
+    """
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def _stride(total: int, most: int) -> int:
+    """Returns a step that leaves at most about ``most``, and that doesn't fall in with the sizes of maps."""
+    stride = -(-total // most)
+    while stride > 1 and any(stride % factor == 0 for factor in (2, 3, 5, 7)):
+        stride += 1
+    return max(stride, 1)
+
+
+def fine_edges() -> Tensor:
+    """Returns the borders of the bins of :func:`fine_histogram`, (FINE_BINS + 1,), float64.
+
+    >>> fine_edges()[[0, FINE_BINS // 2, -1]]
+    tensor([-131072.,       0.,  131072.], dtype=torch.float64)
+    """
+    steps = torch.arange(1, _MAGNITUDES + 1, dtype=torch.float64)
+    per_octave = 1 << _LEADING_BITS
+    borders = (steps / per_octave).floor().sub(15).exp2() * (1 + steps.remainder(per_octave) / per_octave)
+    return torch.cat([-borders.flip(0), torch.zeros(1, dtype=torch.float64), borders])
+
+
+def rebinned(counts: Tensor, edges: Tensor) -> Tensor:
+    """Returns how many of the values of a fine histogram lie between other borders.
+
+    Values are taken to be spread evenly within a fine bin; exact zeros, which lie together, stay together.
+
+    Args:
+        counts: (..., FINE_BINS).
+        edges: (K + 1,), ascending. What lies outside counts in the outermost bins.
+
+    Returns:
+        (..., K), float64.
+
+    >>> rebinned(fine_histogram(torch.tensor([-3.0, 0.0, 1.0, 2.0])), torch.tensor([-4.0, 0.0, 4.0]))
+    tensor([1., 3.], dtype=torch.float64)
+    """
+    wide = wide_dtype(counts.device)
+    fine, edges = (each.to(wide).to(counts.device, non_blocking=True) for each in (fine_edges(), edges))
+    counts = counts.to(wide)
+    # Everything in a bin that begins at zero is nearly always zero itself: it counts where zero is.
+    inner = edges[1:-1]
+    last = torch.searchsorted(fine, inner, right=True).clamp(1, FINE_BINS) - 1
+    share = ((inner - fine[last]) / (fine[last + 1] - fine[last])).clamp(0, 1)
+    share = torch.where((last == FINE_BINS // 2) & (inner > 0), 1.0, share)
+    below = counts.cumsum(-1)
+    before = (below - counts)[..., last] + counts[..., last] * share
+    ends = [torch.zeros_like(below[..., :1]), before, below[..., -1:]]
+    return torch.cat(ends, dim=-1).diff(dim=-1)
+
+
+def quantiles(counts: Tensor, shares: Tensor) -> Tensor:
+    """Returns below which value so many of a fine histogram's values lie, to 3 %.
+
+    Args:
+        counts: (FINE_BINS,).
+        shares: (K,), each in [0, 1].
+
+    Returns:
+        (K,), float64; the middle of the bin.
+
+    >>> quantiles(fine_histogram(torch.linspace(0, 1, 1001)), torch.tensor([0.5]))
+    tensor([0.4961], dtype=torch.float64)
+    """
+    fine = fine_edges().to(counts.device)
+    below = counts.double().cumsum(0)
+    index = torch.searchsorted(below, shares.to(below) * below[-1]).clamp(max=FINE_BINS - 1)
+    middle = (fine[index] + fine[index + 1]) / 2
+    return torch.where(index == FINE_BINS // 2, 0.0, middle)
+
+
+@torch.no_grad()
+def linear_histogram(values: Tensor, low: Tensor, high: Tensor, bins: int) -> Tensor:
+    """Counts values in bins of equal width, without a wait for the device.
+
+    Args:
+        values: Any shape, floating-point; those that aren't finite count nowhere.
+        low: A scalar tensor, the smallest value.
+        high: A scalar tensor, the largest; where it equals ``low``, everything lies in the first bin.
+        bins: How many.
+
+    Returns:
+        (bins,), int64.
+
+    >>> values = torch.tensor([0.0, 1.0, 2.0, 4.0])
+    >>> linear_histogram(values, values.min(), values.max(), 4)
+    tensor([1, 1, 1, 1])
+    """
+    flat = values.detach().reshape(-1)
+    width = high.to(wide_dtype(flat.device)) - low
+    scale = torch.where(width > 0, bins / width, 0.0).clamp(max=1e38).float()
+    counts = torch.zeros(bins + 2, dtype=torch.int64, device=flat.device)
+    on_cpu = flat.device.type == "cpu"
+    for block in torch.split(flat, _BLOCK) if on_cpu else [flat]:
+        # The largest lies at the end of the last bin, and what isn't finite is put behind it.
+        scaled = block.float().sub(low.float()).mul_(scale)
+        scaled.nan_to_num_(bins + 1, posinf=bins + 1, neginf=bins + 1)
+        if on_cpu:
+            counts += torch.bincount(scaled.to(torch.int32), minlength=bins + 2)
+        else:  # bincount waits for the device
+            counts += torch.histc(scaled.floor_(), bins + 2, 0, bins + 2).to(torch.int64)
+    counts[bins - 1] += counts[bins]
+    return counts[:bins]
