@@ -1,6 +1,8 @@
 """Pictures for a classifier: a data set by name or a folder of one's own."""
 
+from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any, Literal
 
 import torch
@@ -14,12 +16,13 @@ from lightning_reg.attach.hyperparameters import save_plain_hyperparameters
 from lightning_reg.attach.streams import random_stream
 from lightning_reg.data.folders import PictureFolder
 from lightning_reg.data.loader import PictureDataset, ResumableLoader, ShuffledSampler, as_fetched
+from lightning_reg.data.pipeline import PicturePipeline, chosen_augmentation
 from lightning_reg.data.sources import SOURCES, Pictures
 from lightning_reg.data.splits import chosen_count, stratified_split
 from lightning_reg.functional.mixing import soft_targets
 from lightning_reg.functional.statistics import channel_mean_and_std
 from lightning_reg.settings import SettingError, check_choice, check_count
-from lightning_reg.transforms import Mixing, normalize_pictures
+from lightning_reg.transforms import Augmentation, Mixing
 
 __all__ = ["ImageData"]
 
@@ -45,6 +48,10 @@ class ImageData(LightningDataModule):
         normalization: Where mean and standard deviation per channel come from: ``known`` constants of the data set,
             the ``train`` pictures that are used, ``none``, or ``auto``: known ones where there are any. Which it was
             is said when training starts, and checkpoints keep them.
+        augment: Changes every training picture at random, on the device, before it is normalized and mixed: none,
+            basic, advanced, randaugment, trivialaugment or augmix (see :func:`lightning_reg.transforms.preset`; flips that
+            would make another thing of a known data set's pictures are off), an ``Augmentation``, or a list of
+            transforms such as those of ``torchvision.transforms.v2``, which are applied to one sample after the other.
         mix: Mixes every training batch, on the device; targets become probabilities.
         download: Whether a data set that isn't in ``root`` may be downloaded.
         num_workers: Processes that fetch batches; 0 is the fastest for pictures in memory.
@@ -69,6 +76,7 @@ class ImageData(LightningDataModule):
         train_size: int | float | None = None,
         image_size: int | None = None,
         normalization: Literal["auto", "known", "train", "none"] = "auto",
+        augment: str | Augmentation | list[nn.Module | Callable[[Tensor], Tensor]] | None = None,
         mix: Mixing | None = None,
         download: bool = True,
         num_workers: int = 0,
@@ -100,8 +108,10 @@ class ImageData(LightningDataModule):
         source = self._folder or SOURCES[dataset]
         self.classes: tuple[str, ...] = source.classes
         self.input_shape: tuple[int, int, int] = source.input_shape
+        augmentation, self._off = chosen_augmentation(augment, input_shape=self.input_shape, flips=source.flips)
+        self.augment = augment
+        self._pipeline = PicturePipeline(augmentation)
         self._splits: dict[str, PictureDataset] = {}
-        self._mean_and_std: tuple[Tensor, Tensor] | None = None
         self._said: set[str] = set()
         save_plain_hyperparameters(self)
 
@@ -126,8 +136,10 @@ class ImageData(LightningDataModule):
         else:
             # All at once, so that a broken picture is found before training and not after it.
             self._split(*self._folder.load())
-        if self._mean_and_std is None:
-            self._mean_and_std = self._measured()
+        if self._pipeline.mean_and_std is None:
+            self._pipeline.mean_and_std = self._measured()
+        if stage == "fit" and self._off:
+            self._say(f"augment {self.augment} is without {', '.join(self._off)} for the pictures of {self.dataset}")
 
     def _split(self, train: Pictures, val: Pictures | None, test: Pictures | None) -> None:
         chosen = torch.arange(len(train.labels))
@@ -262,25 +274,29 @@ class ImageData(LightningDataModule):
         if isinstance(batch, Tensor):  # a model's example input, which Lightning sends through here too
             return self.trainer.precision_plugin.convert_input(batch) if self.trainer else batch
         images, labels = batch
-        if self._mean_and_std is not None:
-            mean, std = (values.to(images.device, non_blocking=True) for values in self._mean_and_std)
-            self._mean_and_std = mean, std
-            images = normalize_pictures(images, mean, std)
+        trains = self.trainer is not None and self.trainer.training
+        images = self._pipeline(images, self._stream if trains else None)
         if self.trainer is None:
             return images, labels
-        if self.mix is not None and self.trainer.training:
-            progress = self.trainer.fit_loop.epoch_loop.batch_progress.current
-            key = (self.seed, self.trainer.global_rank, self.trainer.current_epoch, progress.ready, "mix")
-            images, labels = self.mix(images, soft_targets(labels, self.num_classes), stream=random_stream(*key))
+        if self.mix is not None and trains:
+            images, labels = self.mix(images, soft_targets(labels, self.num_classes), stream=self._stream("mix"))
         # What the precision asks of inputs was settled before the transfer, when these were still bytes.
         converted: Batch = self.trainer.precision_plugin.convert_input((images, labels))
         return converted
 
+    def _stream(self, name: str) -> Random:
+        """Random numbers of the training batch that comes next."""
+        if self.trainer is None:
+            return random_stream(self.seed, name)
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        return random_stream(self.seed, self.trainer.global_rank, self.trainer.current_epoch, progress.ready, name)
+
     @override
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = {"classes": list(self.classes), "split": self._split_settings()}
-        if self._mean_and_std is not None:
-            state |= {"mean": self._mean_and_std[0].tolist(), "std": self._mean_and_std[1].tolist()}
+        if self._pipeline.mean_and_std is not None:
+            mean, std = self._pipeline.mean_and_std
+            state |= {"mean": mean.tolist(), "std": std.tolist()}
         return state
 
     @override
@@ -298,8 +314,9 @@ class ImageData(LightningDataModule):
                 )
         # A model belongs with the constants that it was trained with, whatever is measured today.
         if "mean" in state_dict and self.normalization != "none":
-            self._mean_and_std = torch.tensor(state_dict["mean"]), torch.tensor(state_dict["std"])
-            self._say_constants("of the checkpoint", *self._mean_and_std)
+            mean, std = torch.tensor(state_dict["mean"]), torch.tensor(state_dict["std"])
+            self._pipeline.mean_and_std = mean, std
+            self._say_constants("of the checkpoint", mean, std)
 
     def _split_settings(self) -> dict[str, Any]:
         return {"dataset": self.dataset, "val_size": self.val_size, "seed": self.seed}
