@@ -2,14 +2,29 @@
 
 import re
 from argparse import Action
+from numbers import Number
 from typing import Any, NoReturn
 
 from jsonargparse import DefaultHelpFormatter
+from jsonargparse.typing import register_type
 from lightning.pytorch.cli import LightningArgumentParser
 from typing_extensions import override
 
 __all__ = ["BriefParser", "brief"]
 
+
+def _is_number(value: Any, _: type) -> bool:
+    return isinstance(value, Number) and not isinstance(value, bool)
+
+
+def _as_number(value: Any) -> Any:
+    if not _is_number(value, Number):
+        raise ValueError(f"{value!r} is no number")
+    return value
+
+
+# torchvision annotates arguments with it, and jsonargparse couldn't write them into the run's configuration.
+register_type(Number, serializer=_as_number, deserializer=_as_number, type_check=_is_number)
 
 _PROBLEM = re.compile(r"^( *)- Problem with given class_path '([\w.]+)':\n((?:\1 {3,}.*(?:\n|$))+)", re.MULTILINE)
 

@@ -3,6 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ class PictureFolder:
 
     root: Path
     image_size: int | None = None
+    flips: ClassVar[tuple[str, ...]] = ("horizontal", "vertical")  # nothing is known against either
 
     def __post_init__(self) -> None:
         if self.image_size is not None:

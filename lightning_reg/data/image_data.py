@@ -1,24 +1,24 @@
 """Pictures for a classifier: a data set by name or a folder of one's own."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_reg.attach.hyperparameters import save_plain_hyperparameters
-from lightning_reg.attach.streams import random_stream
 from lightning_reg.data.folders import PictureFolder
 from lightning_reg.data.in_memory import InMemoryData
 from lightning_reg.data.loader import SampleDataset
+from lightning_reg.data.pipeline import PicturePipeline, chosen_augmentation
 from lightning_reg.data.sources import SOURCES, Pictures
 from lightning_reg.data.splits import chosen_count, stratified_split
-from lightning_reg.functional.mixing import soft_targets
 from lightning_reg.functional.statistics import channel_mean_and_std
 from lightning_reg.settings import SettingError, check_choice, check_count
-from lightning_reg.transforms import Mixing, normalize_pictures
+from lightning_reg.transforms import Augmentation, Mixing
 
 __all__ = ["ImageData"]
 
@@ -44,7 +44,13 @@ class ImageData(InMemoryData):
         normalization: Where mean and standard deviation per channel come from: ``known`` constants of the data set,
             the ``train`` pictures that are used, ``none``, or ``auto``: known ones where there are any. Which it was
             is said when training starts, and checkpoints keep them.
-        mix: Mixes every training batch, on the device; targets become probabilities.
+        augment: Changes every training picture at random, on the device, before it is normalized and mixed: none,
+            basic, advanced, randaugment, trivialaugment or augmix (see :func:`lightning_reg.transforms.preset`; flips
+            that would make another thing of a known data set's pictures are off), an ``Augmentation``, or a list of
+            transforms such as those of ``torchvision.transforms.v2``, which are applied to one sample after the other.
+        mix: Mixes every training batch, on the device: ``Mixup``, ``CutMix``, ``MixupOrCutMix`` (targets become
+            probabilities), ``Cutout``, ``RandomErasing``.
+        mix_epochs: How many epochs are mixed, before pictures stay as they are; all where None.
         download: Whether a data set that isn't in ``root`` may be downloaded.
         num_workers: Processes that fetch batches; 0 is the fastest for pictures in memory.
         pin_memory: Whether batches are put into pinned memory, for faster transfer to a GPU.
@@ -68,7 +74,9 @@ class ImageData(InMemoryData):
         train_size: int | float | None = None,
         image_size: int | None = None,
         normalization: Literal["auto", "known", "train", "none"] = "auto",
+        augment: str | Augmentation | list[nn.Module | Callable[[Tensor], Tensor]] | None = None,
         mix: Mixing | None = None,
+        mix_epochs: int | None = None,
         download: bool = True,
         num_workers: int = 0,
         pin_memory: bool = False,
@@ -79,6 +87,8 @@ class ImageData(InMemoryData):
         check_choice("normalization", normalization, ["auto", "known", "train", "none"])
         check_count("batch_size", batch_size)
         check_count("num_workers", num_workers, low=0)
+        if mix_epochs is not None:
+            check_count("mix_epochs", mix_epochs, low=0)
         check_count("seed", seed, low=0)
         self.dataset = dataset
         self.root = Path(root)
@@ -87,6 +97,7 @@ class ImageData(InMemoryData):
         self.train_size = train_size
         self.normalization = normalization
         self.mix = mix
+        self.mix_epochs = mix_epochs
         self.download = download
         self.num_workers = num_workers
         self.pin_memory = pin_memory
@@ -99,8 +110,10 @@ class ImageData(InMemoryData):
         source = self._folder or SOURCES[dataset]
         self.classes: tuple[str, ...] = source.classes
         self.input_shape: tuple[int, int, int] = source.input_shape
+        augmentation, self._off = chosen_augmentation(augment, input_shape=self.input_shape, flips=source.flips)
+        self.augment = augment
+        self._pipeline = PicturePipeline(augmentation)
         self._splits: dict[str, SampleDataset] = {}
-        self._mean_and_std: tuple[Tensor, Tensor] | None = None
         self._said: set[str] = set()
         save_plain_hyperparameters(self)
 
@@ -125,8 +138,10 @@ class ImageData(InMemoryData):
         else:
             # All at once, so that a broken picture is found before training and not after it.
             self._split(*self._folder.load())
-        if self._mean_and_std is None:
-            self._mean_and_std = self._measured()
+        if self._pipeline.mean_and_std is None:
+            self._pipeline.mean_and_std = self._measured()
+        if stage == "fit" and self._off:
+            self._say(f"augment {self.augment} is without {', '.join(self._off)} for the pictures of {self.dataset}")
 
     def _split(self, train: Pictures, val: Pictures | None, test: Pictures | None) -> None:
         chosen = torch.arange(len(train.labels))
@@ -185,16 +200,12 @@ class ImageData(InMemoryData):
         if isinstance(batch, Tensor):  # a model's example input, which Lightning sends through here too
             return self.trainer.precision_plugin.convert_input(batch) if self.trainer else batch
         images, labels = batch
-        if self._mean_and_std is not None:
-            mean, std = (values.to(images.device, non_blocking=True) for values in self._mean_and_std)
-            self._mean_and_std = mean, std
-            images = normalize_pictures(images, mean, std)
+        trains = self.trainer is not None and self.trainer.training
+        images = self._pipeline(images, self._stream if trains else None)
         if self.trainer is None:
             return images, labels
-        if self.mix is not None and self.trainer.training:
-            progress = self.trainer.fit_loop.epoch_loop.batch_progress.current
-            key = (self.seed, self.trainer.global_rank, self.trainer.current_epoch, progress.ready, "mix")
-            images, labels = self.mix(images, soft_targets(labels, self.num_classes), stream=random_stream(*key))
+        if self._mixes():
+            images, labels = self._mixed(images, labels)
         # What the precision asks of inputs was settled before the transfer, when these were still bytes.
         converted: Batch = self.trainer.precision_plugin.convert_input((images, labels))
         return converted
@@ -202,8 +213,9 @@ class ImageData(InMemoryData):
     @override
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = {"classes": list(self.classes), "split": self._split_settings()}
-        if self._mean_and_std is not None:
-            state |= {"mean": self._mean_and_std[0].tolist(), "std": self._mean_and_std[1].tolist()}
+        if self._pipeline.mean_and_std is not None:
+            mean, std = self._pipeline.mean_and_std
+            state |= {"mean": mean.tolist(), "std": std.tolist()}
         return state
 
     @override
@@ -221,8 +233,9 @@ class ImageData(InMemoryData):
                 )
         # A model belongs with the constants that it was trained with, whatever is measured today.
         if "mean" in state_dict and self.normalization != "none":
-            self._mean_and_std = torch.tensor(state_dict["mean"]), torch.tensor(state_dict["std"])
-            self._say_constants("of the checkpoint", *self._mean_and_std)
+            mean, std = torch.tensor(state_dict["mean"]), torch.tensor(state_dict["std"])
+            self._pipeline.mean_and_std = mean, std
+            self._say_constants("of the checkpoint", mean, std)
 
     def _split_settings(self) -> dict[str, Any]:
         return {"dataset": self.dataset, "val_size": self.val_size, "seed": self.seed}

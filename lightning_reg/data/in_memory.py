@@ -6,13 +6,15 @@ from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from lightning_reg.attach.streams import random_stream
 from lightning_reg.data.loader import Batch, ResumableLoader, SampleDataset, ShuffledSampler, as_fetched
+from lightning_reg.functional.mixing import soft_targets
 from lightning_reg.settings import SettingError
+from lightning_reg.transforms import Mixing
 
 __all__ = ["InMemoryData"]
 
@@ -25,6 +27,8 @@ class InMemoryData(LightningDataModule, ABC):
         batch_size: Samples in a batch, for each process.
         num_workers: Processes that fetch batches.
         pin_memory: Whether batches are put into pinned memory.
+        mix: What mixes training batches, if anything does.
+        mix_epochs: How many epochs are mixed; all where None.
         seed: Of the order and of random numbers.
     """
 
@@ -32,6 +36,8 @@ class InMemoryData(LightningDataModule, ABC):
     batch_size: int
     num_workers: int
     pin_memory: bool
+    mix: Mixing | None
+    mix_epochs: int | None
     seed: int
     _splits: dict[str, SampleDataset]
     _said: set[str]
@@ -128,6 +134,20 @@ class InMemoryData(LightningDataModule, ABC):
     @abstractmethod
     def _without(self, split: str) -> str:
         """Returns what to do where a split is needed and there is none."""
+
+    def _mixes(self) -> bool:
+        """Whether the batch at hand is mixed."""
+        if self.mix is None or self.trainer is None or not self.trainer.training:
+            return False
+        return self.mix_epochs is None or self.trainer.current_epoch < self.mix_epochs
+
+    def _mixed(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the batch at hand, mixed: class indices become probabilities where targets are mixed, too."""
+        if self.mix is None:
+            return inputs, targets
+        if self.mix.needs_partner and self.classes:
+            targets = soft_targets(targets, len(self.classes))
+        return self.mix(inputs, targets, stream=self._stream("mix"))
 
     def _stream(self, name: str) -> Random:
         """Returns random numbers for the training batch that is at hand."""

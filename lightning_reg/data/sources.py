@@ -45,6 +45,7 @@ class Source:
             to be got.
         mean: Of the training pictures per channel, on the scale of [0, 1], where it is known.
         std: Likewise.
+        flips: Which flips leave a picture what it is: horizontal, vertical.
     """
 
     input_shape: tuple[int, int, int]
@@ -53,6 +54,7 @@ class Source:
     fetch: Callable[[Path, bool], None] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    flips: tuple[str, ...] = ()
 
 
 def _load_digits(_: Path) -> tuple[Pictures, Pictures]:
@@ -193,9 +195,14 @@ _CIFAR100 = (
 # fmt: on
 
 
-def _idx_source(name: str, classes: tuple[str, ...], mean: float, std: float) -> Source:
+# Clothes and photographs show the same thing mirrored; upside down they never are where the model is used. Digits
+# become others, or none at all.
+_UPRIGHT = ("horizontal",)
+
+
+def _idx_source(name: str, classes: tuple[str, ...], mean: float, std: float, flips: tuple[str, ...] = ()) -> Source:
     load, fetch = partial(_load_idx, name), partial(_fetch_idx, name)
-    return Source((1, 28, 28), classes, load, fetch, mean=(mean,), std=(std,))
+    return Source((1, 28, 28), classes, load, fetch, mean=(mean,), std=(std,), flips=flips)
 
 
 _CIFAR10_FILES = _Cifar("CIFAR10", "cifar-10-batches-py", "cifar-10-python.tar.gz")
@@ -204,7 +211,7 @@ _CIFAR100_FILES = _Cifar("CIFAR100", "cifar-100-python", "cifar-100-python.tar.g
 SOURCES: dict[str, Source] = {
     "digits": Source((1, 8, 8), _TEN, _load_digits),
     "mnist": _idx_source("MNIST", _TEN, 0.1307, 0.3081),
-    "fashion_mnist": _idx_source("FashionMNIST", _FASHION, 0.2860, 0.3530),
+    "fashion_mnist": _idx_source("FashionMNIST", _FASHION, 0.2860, 0.3530, _UPRIGHT),
     "cifar10": Source(
         (3, 32, 32),
         _CIFAR10,
@@ -212,6 +219,7 @@ SOURCES: dict[str, Source] = {
         _CIFAR10_FILES.fetch,
         mean=(0.4914, 0.4822, 0.4465),
         std=(0.2470, 0.2435, 0.2616),
+        flips=_UPRIGHT,
     ),
     "cifar100": Source(
         (3, 32, 32),
@@ -220,6 +228,7 @@ SOURCES: dict[str, Source] = {
         _CIFAR100_FILES.fetch,
         mean=(0.5071, 0.4865, 0.4409),
         std=(0.2673, 0.2564, 0.2762),
+        flips=_UPRIGHT,
     ),
 }
 """Data sets by name. ``image_folder`` is read by :mod:`lightning_reg.data.folders`."""

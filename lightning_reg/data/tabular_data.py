@@ -17,7 +17,6 @@ from lightning_reg.data.splits import chosen_count
 from lightning_reg.data.tables import NAMED_TABLES, named_table, read_table
 from lightning_reg.data.targets import classes_and_targets, target_split
 from lightning_reg.functional.categories import one_hot_columns
-from lightning_reg.functional.mixing import soft_targets
 from lightning_reg.settings import SettingError, check_choice, check_count
 from lightning_reg.transforms import Mixing
 
@@ -57,6 +56,7 @@ class TabularData(InMemoryData):
         test_size: Part of all rows that is held out for testing, the same one whatever the seed; None for no test.
         train_size: How many of the remaining rows to train on: a number, a fraction, or all where None.
         mix: Mixes every training batch, on the device; classes become probabilities, numbers are interpolated.
+        mix_epochs: How many epochs are mixed, before rows stay as they are; all where None.
         num_workers: Processes that fetch batches; 0 is the fastest for a table in memory.
         pin_memory: Whether batches are put into pinned memory, for faster transfer to a GPU.
         seed: Of splits, subsets, shuffling and mixing. The same on every rank and in every run.
@@ -87,6 +87,7 @@ class TabularData(InMemoryData):
         test_size: int | float | None = 0.2,
         train_size: int | float | None = None,
         mix: Mixing | None = None,
+        mix_epochs: int | None = None,
         num_workers: int = 0,
         pin_memory: bool = False,
         seed: int = 0,
@@ -108,6 +109,8 @@ class TabularData(InMemoryData):
         check_choice("categorical", categorical, ["one_hot", "embed"])
         check_count("batch_size", batch_size)
         check_count("num_workers", num_workers, low=0)
+        if mix_epochs is not None:
+            check_count("mix_epochs", mix_epochs, low=0)
         check_count("seed", seed, low=0)
         self.dataset = dataset
         self.path = None if path is None else Path(path)
@@ -122,6 +125,7 @@ class TabularData(InMemoryData):
         self.test_size = test_size
         self.train_size = train_size
         self.mix = mix
+        self.mix_epochs = mix_epochs
         self.num_workers = num_workers
         self.pin_memory = pin_memory
         self.seed = seed
@@ -196,7 +200,7 @@ class TabularData(InMemoryData):
         if isinstance(batch, Tensor):  # a model's example input, which Lightning sends through here too
             return precision.convert_input(batch) if precision else batch
         numbers, codes, targets = batch
-        mixes = self.mix is not None and self.trainer is not None and self.trainer.training
+        mixes = self._mixes()
         if not codes.shape[1]:
             inputs = numbers
         elif self.categorical == "one_hot" or mixes:
@@ -207,9 +211,8 @@ class TabularData(InMemoryData):
             inputs = torch.cat([numbers, blocks], 1)
         else:
             inputs = torch.cat([numbers, codes.float()], 1)
-        if self.mix is not None and mixes:
-            soft = soft_targets(targets, len(self.classes)) if self.classes else targets
-            inputs, targets = self.mix(inputs, soft, stream=self._stream("mix"))
+        if mixes:
+            inputs, targets = self._mixed(inputs, targets)
         if precision is None:
             return inputs, targets
         # Half precision would round codes; the embedding converts the numbers to its weights' precision.

@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_reg.data import ImageData
 from lightning_reg.models import MLP
 from lightning_reg.settings import SettingError
-from lightning_reg.transforms import Mixup
+from lightning_reg.transforms import AdvancedAugmentation, Augmentation, BasicAugmentation, Mixup
 from tests.conftest import REPOSITORY
 from tests.helpers import quiet_trainer
 
@@ -108,18 +108,107 @@ def test_mixing_is_for_training_alone_and_gives_probabilities():
     assert ((targets > 0).sum(1) == 2).any()
 
 
-@pytest.mark.parametrize("mix", [None, Mixup()], ids=["plain", "mixup"])
-def test_same_seed_gives_the_same_batches_whatever_else_is_drawn(mix):
+RANDOM = [{}, {"mix": Mixup()}, {"augment": "advanced"}, {"augment": "randaugment"}]
+
+
+@pytest.mark.parametrize("random", RANDOM, ids=["plain", "mixup", "batched", "per_sample"])
+def test_same_seed_gives_the_same_batches_whatever_else_is_drawn(random):
     runs = []
     for seed in (1, 2):
         seed_everything(seed)
-        runs.append(fitted(ImageData(mix=mix, batch_size=256), max_epochs=2).batches)
+        runs.append(fitted(ImageData(**random, batch_size=256, train_size=512), max_epochs=2).batches)
     assert all(torch.equal(a, b) for one, two in zip(*runs, strict=True) for a, b in zip(one, two, strict=True))
+
+
+class Marks(Augmentation):
+    """Shows where it was, in pixels: 1 before normalization, -7 after it."""
+
+    def __call__(self, pictures, *, stream):
+        assert pictures.dtype == torch.uint8
+        return torch.ones(pictures.shape)
+
+    def after_normalization(self, pictures, *, stream):
+        pictures = pictures.clone()
+        pictures[:, :, 0] = -7
+        return pictures
+
+
+def test_augmentation_is_before_normalization_and_erasing_after_it():
+    data = ImageData(augment=Marks(), batch_size=50, train_size=50)
+    images, _ = fitted(data).batches[0]
+    state = data.state_dict()
+    expected = (1 - state["mean"][0]) / state["std"][0]
+    torch.testing.assert_close(images[:, :, 1:], torch.full((50, 1, 7, 8), expected))
+    assert images[:, :, 0].eq(-7).all()
+
+
+def test_augmentation_is_for_training_alone():
+    class Module(Recorder):
+        def validation_step(self, batch, batch_idx):
+            assert not batch[0].eq(-7).any()
+
+        test_step = validation_step
+
+    data = ImageData(augment=Marks(), train_size=100)
+    trainer = quiet_trainer(num_sanity_val_steps=2)
+    trainer.fit(Module(), datamodule=data)
+    trainer.test(Module(), datamodule=data, verbose=False)
+    images, _ = next(iter(data.evaluation_dataloader("train")))
+    assert images.dtype == torch.uint8
+
+
+def test_every_batch_and_epoch_is_augmented_in_another_way():
+    data = ImageData(augment=BasicAugmentation(), batch_size=50, train_size=100, normalization="none")
+    batches = fitted(data, max_epochs=2).batches
+    # Which rows and columns are black at the border tells shifts apart.
+    edges = {tuple(images.amax((1, 3)).eq(0).flatten().tolist()) for images, _ in batches}
+    assert len(edges) == 4
+
+
+def test_augmentation_is_mixed_afterwards():
+    images, targets = fitted(ImageData(augment=Marks(), mix=Mixup(), batch_size=50, train_size=50)).batches[0]
+    assert targets.shape == (50, 10)
+    assert images[:, :, 0].eq(-7).all()
+
+
+def test_what_is_off_for_known_data_is_said_once(caplog):
+    with caplog.at_level("INFO"):
+        fitted(ImageData(augment="basic", train_size=50))
+    said = [record.message for record in caplog.records if "augment" in record.message]
+    assert said == [
+        "augment basic is without horizontal flips, vertical flips, saturation, hue and grayscale (one channel) for "
+        "the pictures of digits"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "horizontal", "vertical"),
+    [("mnist", 0, 0), ("fashion_mnist", 0.5, 0), ("cifar10", 0.5, 0), ("image_folder", 0.5, 0.5)],
+)
+def test_flips_are_those_that_leave_a_picture_what_it_is(dataset, horizontal, vertical, picture_folder):
+    root = picture_folder() if dataset == "image_folder" else "data"
+    augmentation = ImageData(dataset=dataset, root=root, augment="basic")._pipeline.augmentation
+    assert augmentation.horizontal_flip_prob == horizontal
+    assert augmentation.vertical_flip_prob == vertical
+
+
+def test_augmentation_of_ones_own_is_taken_as_it_is():
+    augmentation = AdvancedAugmentation(horizontal_flip_prob=1.0)
+    assert ImageData(augment=augmentation)._pipeline.augmentation is augmentation
+
+
+def test_transforms_of_torchvision_are_applied_to_each_sample():
+    from torchvision.transforms import v2
+
+    data = ImageData(augment=[v2.RandomInvert(1.0)], normalization="none", batch_size=50, train_size=50)
+    images, _ = fitted(data).batches[0]
+    plain, _ = fitted(ImageData(normalization="none", batch_size=50, train_size=50)).batches[0]
+    torch.testing.assert_close(images, 1 - plain)
 
 
 @pytest.mark.parametrize("stop_at", [(1, 0), (1, 2), (1, "validation")], ids=str)
 def test_resumed_run_sees_the_batches_that_the_uninterrupted_one_sees(tmp_path, stop_at):
-    settings = {"batch_size": 300, "mix": Mixup(), "val_size": 0.1}
+    settings = {"batch_size": 300, "mix": Mixup(), "augment": "advanced", "val_size": 0.1}
     whole = fitted(ImageData(**settings), max_epochs=3).batches
     first, interrupted = Recorder(stop_at), quiet_trainer(max_epochs=3)
     with pytest.raises(InterruptedError):
@@ -236,6 +325,9 @@ def test_own_pictures_with_a_validation_folder(picture_folder):
         ({"normalization": "known"}, "normalization must be auto, train or none for digits"),
         ({"normalization": "knwon"}, "normalization must be one of"),
         ({"image_size": 9}, "image_size must be left out for digits"),
+        ({"augment": "bassic"}, "augment must be one of none, basic, advanced.*did you mean 'basic'"),
+        ({"augment": [3]}, "augment must be a list of callables, but entry 0 is 3"),
+        ({"augment": 3}, "augment must be one of none, .*, an Augmentation or a list of transforms, but is 3"),
     ],
 )
 def test_bad_settings_are_refused_at_once(settings, message):

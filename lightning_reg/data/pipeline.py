@@ -1,0 +1,70 @@
+"""What is done to a batch between its transfer to the device and the network."""
+
+from collections.abc import Callable, Collection, Sequence
+from random import Random
+
+import torch
+from torch import Tensor
+
+from lightning_reg.settings import SettingError
+from lightning_reg.transforms import PRESETS, Augmentation, PerSampleAugmentation, normalize_pictures, preset
+
+__all__ = ["PicturePipeline", "chosen_augmentation"]
+
+Augment = Augmentation | str | Sequence[Callable[[Tensor], Tensor]]
+"""A preset by name, an augmentation, or transforms that are applied to one sample after the other."""
+
+
+def chosen_augmentation(
+    augment: Augment | None, *, input_shape: tuple[int, int, int], flips: Collection[str]
+) -> tuple[Augmentation | None, list[str]]:
+    """Returns the augmentation that a setting means, and what of it is off.
+
+    Args:
+        augment: The setting; None or ``none`` for no augmentation.
+        input_shape: (C, H, W) of a picture.
+        flips: Which flips leave pictures what they are: horizontal, vertical. Asked for a preset alone: who builds an
+            augmentation has chosen its flips.
+
+    Raises:
+        SettingError: If it means none.
+    """
+    if augment is None or isinstance(augment, Augmentation):
+        return augment, []
+    if isinstance(augment, str):
+        return preset(augment, input_shape=input_shape, flips=flips)
+    if isinstance(augment, (list, tuple)):
+        return PerSampleAugmentation(transforms=augment), []
+    raise SettingError(
+        f"augment must be one of {', '.join(PRESETS)}, an Augmentation or a list of transforms, but is {augment!r}"
+    )
+
+
+class PicturePipeline:
+    """Pictures as they are stored become what a network reads: augmented in training, and normalized always.
+
+    Args:
+        augmentation: For training.
+    """
+
+    def __init__(self, augmentation: Augmentation | None) -> None:
+        self.augmentation = augmentation
+        self.mean_and_std: tuple[Tensor, Tensor] | None = None
+
+    def __call__(self, pictures: Tensor, stream: Callable[[str], Random] | None) -> Tensor:
+        """Returns normalized floats.
+
+        Args:
+            pictures: (N, C, H, W), uint8.
+            stream: From a name to the random numbers of this training batch; None where it isn't one.
+        """
+        if self.mean_and_std is None:  # not set up; nothing is known of the pictures
+            return pictures
+        mean, std = (values.to(pictures.device, non_blocking=True) for values in self.mean_and_std)
+        self.mean_and_std = mean, std
+        if self.augmentation is None or stream is None:
+            return normalize_pictures(pictures, mean, std)
+        with torch.no_grad():
+            augmented = self.augmentation(pictures, stream=stream("augment"))
+            normalized = normalize_pictures(augmented, mean, std)
+            return self.augmentation.after_normalization(normalized, stream=stream("erase"))

@@ -1,0 +1,150 @@
+"""Colours of pictures: a whole batch at once, each picture by numbers of its own, on its device."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["BRIGHTNESS", "CONTRAST", "HUE", "SATURATION", "blur", "grayscale", "jitter_colours_", "shift_hue"]
+
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+"""Which change of colours is meant, as :func:`jitter_colours_` counts them."""
+
+
+def grayscale(pictures: Tensor) -> Tensor:
+    """Returns how light each pixel is to the eye: 0.2989 red + 0.587 green + 0.114 blue.
+
+    Args:
+        pictures: (N, 3, H, W), or (N, 1, H, W), which are returned as they are.
+
+    Returns:
+        (N, 1, H, W).
+
+    >>> grayscale(torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1)).item()
+    0.29...
+    """
+    if pictures.shape[1] == 1:
+        return pictures
+    red, green, blue = pictures.chunk(3, dim=1)
+    return red.mul(0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114)
+
+
+def jitter_colours_(
+    pictures: Tensor, kinds: Tensor, factors: Tensor, hue: Tensor | None = None, hue_groups: Sequence[Tensor] = ()
+) -> Tensor:
+    r"""Changes brightness, contrast, saturation and hue in place, in an order of each picture's own.
+
+    The first three are one formula, with another reference r each, and are done to the whole batch at once:
+
+    .. math:: y = \min(\max(f \, x + (1 - f) \, r, 0), 1)
+
+    r is 0 for brightness, the mean grey value of the picture for contrast, the grey value of the pixel for saturation.
+
+    Args:
+        pictures: (N, C, H, W) on [0, 1], of one or three channels.
+        kinds: (rounds, N), which of the three each round does to a picture: ``BRIGHTNESS``, ``CONTRAST``,
+            ``SATURATION``.
+        factors: (rounds, N), f; at 1 the picture stays as it is.
+        hue: (N,), by which part of the circle of colours hues are turned; None where they aren't.
+        hue_groups: rounds + 1 tensors of indices: whose hue is turned before each round and after the last.
+
+    Returns:
+        The pictures.
+
+    >>> picture = torch.tensor([0.2, 0.4, 0.6]).view(1, 3, 1, 1)
+    >>> jitter_colours_(picture, torch.tensor([[BRIGHTNESS]]), torch.tensor([[2.0]])).flatten()
+    tensor([0.4000, 0.8000, 1.0000])
+    """
+    own = factors[..., None, None, None]  # (rounds, N, 1, 1, 1)
+    to_pixel = ((1 - factors) * (kinds == SATURATION))[..., None, None, None]
+    to_mean = ((1 - factors) * (kinds == CONTRAST))[..., None, None, None]
+    for number in range(len(kinds)):
+        if hue is not None:
+            _shift_hue_of(pictures, hue, hue_groups[number])
+        grey = grayscale(pictures)
+        shift = to_mean[number] * grey.mean((2, 3), keepdim=True)
+        reference = (grey * to_pixel[number]).add_(shift)  # (N, 1, H, W)
+        pictures.mul_(own[number]).add_(reference).clamp_(0, 1)
+    if hue is not None:
+        _shift_hue_of(pictures, hue, hue_groups[-1])
+    return pictures
+
+
+def _shift_hue_of(pictures: Tensor, hue: Tensor, group: Tensor) -> None:
+    if len(group):
+        pictures.index_copy_(0, group, shift_hue(pictures.index_select(0, group), hue.index_select(0, group)))
+
+
+def shift_hue(pictures: Tensor, shift: Tensor) -> Tensor:
+    r"""Turns hues on the circle of colours; value and saturation of HSV stay.
+
+    Neither a hue nor a division is needed. With M the largest and m the smallest of a pixel's channels, and C = M - m,
+    red is :math:`d = (C + g + b - r - m) / C` sixths of the circle away from a pixel, to the side that the sign of
+    g - b says. Turned by s circles it is :math:`d' = |d \pm 6 s|` away, and
+
+    .. math:: r' = m + \min(\max(C \, (| d' - 3 | - 1), 0), C)
+
+    Green and blue likewise, with the channels in a circle.
+
+    Args:
+        pictures: (N, 3, H, W) on [0, 1].
+        shift: (N,), s, in circles, from -0.5 to 0.5.
+
+    Returns:
+        (N, 3, H, W).
+
+    >>> shift_hue(torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1), torch.tensor([1 / 3])).flatten().round()
+    tensor([0., 1., 0.])
+    """
+    channels = pictures.unbind(1)  # (N, H, W) each
+    largest = torch.maximum(torch.maximum(channels[0], channels[1]), channels[2])
+    smallest = torch.minimum(torch.minimum(channels[0], channels[1]), channels[2])
+    chroma = largest - smallest
+    # Everything is multiplied by C, so that grey pixels need no care.
+    distances = (largest - 2 * smallest).add_(channels[0]).add_(channels[1]).add_(channels[2])
+    turn = 6 * shift.view(-1, 1, 1)
+    size, side = chroma * turn.abs(), turn.sign()
+    triple = 3 * chroma
+    offset = smallest - chroma
+    result = torch.empty_like(pictures)
+    for n in range(3):
+        to_side = torch.copysign(size, channels[n - 2] - channels[n - 1]).mul_(side)
+        distance = to_side.sub_(channels[n], alpha=2).add_(distances).abs_()
+        torch.clamp(distance.sub_(triple).abs_().add_(offset), smallest, largest, out=result[:, n])
+    return result
+
+
+def blur(pictures: Tensor, sigmas: Tensor, kernel_size: int) -> Tensor:
+    r"""Blurs every picture by a Gaussian of its own; its edges are mirrored.
+
+    .. math:: w_k \propto e^{-k^2 / (2 \sigma^2)}
+
+    for k pixels from the middle, once along columns and once along rows.
+
+    Args:
+        pictures: (N, C, H, W), of a floating dtype.
+        sigmas: (N,), σ in pixels; at 0 the picture stays as it is.
+        kernel_size: Width of the Gaussian in pixels, odd, below twice the picture's height and width.
+
+    Returns:
+        (N, C, H, W).
+
+    >>> blur(torch.eye(3).view(1, 1, 3, 3), torch.zeros(1), 3)[0, 0]
+    tensor([[1., 0., 0.],
+            [0., 1., 0.],
+            [0., 0., 1.]])
+    """
+    n, channels, height, width = pictures.shape
+    reach = kernel_size // 2
+    offsets = torch.arange(-reach, reach + 1, device=pictures.device, dtype=pictures.dtype)
+    # So narrow that neighbours get exactly 0, where σ is 0.
+    narrow = sigmas.to(pictures.dtype).clamp(min=1e-3).unsqueeze(1)
+    weights = (-0.5 * (offsets / narrow).square()).softmax(1)  # (N, K)
+    weights = weights.repeat_interleave(channels, 0).unsqueeze(1)  # (N · C, 1, K)
+    bordered = F.pad(pictures, (reach, reach, reach, reach), mode="reflect").view(
+        1, n * channels, -1, width + 2 * reach
+    )
+    blurred = F.conv2d(bordered, weights.unsqueeze(3), groups=n * channels)
+    blurred = F.conv2d(blurred, weights.unsqueeze(2), groups=n * channels)
+    return blurred.view(n, channels, height, width)

@@ -1,0 +1,233 @@
+"""Augmentation of pictures: every sample by a draw of its own, a batch in one go, on the device."""
+
+from abc import ABC, abstractmethod
+from math import log, radians
+from random import Random
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_reg.functional.colour import blur
+from lightning_reg.functional.geometry import erase_boxes, flip_rotate_shift, resized_crop
+from lightning_reg.settings import SettingError, check_count, check_range
+from lightning_reg.transforms.draws import box_sizes, generator_of, scaled_to_unit
+from lightning_reg.transforms.jitter import ColourJitter
+
+__all__ = ["AdvancedAugmentation", "Augmentation", "BasicAugmentation"]
+
+
+class Augmentation(ABC):
+    """What any augmentation is: a function of pictures as they are stored, and a stream of random numbers."""
+
+    @abstractmethod
+    def __call__(self, pictures: Tensor, *, stream: Random) -> Tensor:
+        """Returns changed pictures, of the same shape, floats on [0, 1]; the argument is left alone.
+
+        Args:
+            pictures: (N, C, H, W), uint8, or floats on [0, 1].
+            stream: Where random numbers come from.
+        """
+
+    def after_normalization(self, pictures: Tensor, *, stream: Random) -> Tensor:
+        """Returns normalized pictures, changed by what is to be done to them in this state; nothing by default.
+
+        Args:
+            pictures: (N, C, H, W), normalized floats.
+            stream: Where random numbers come from.
+        """
+        return pictures
+
+
+class BasicAugmentation(Augmentation):
+    """Flips, a small rotation, a crop from the picture with a border, colour jitter, and now and then no colour.
+
+    Every sample draws for itself; what is drawn has the distribution that torchvision's ``RandomHorizontalFlip``,
+    ``RandomVerticalFlip``, ``RandomRotation``, ``RandomCrop(padding=...)``, ``ColorJitter`` and ``RandomGrayscale``
+    give, one after the other. Flips, rotation and crop are one read of the stored bytes; random numbers are drawn on
+    the host and cross to the device once a batch.
+
+    Args:
+        horizontal_flip_prob: Probability that a picture is mirrored, left to right, in [0, 1].
+        vertical_flip_prob: Probability that it is turned upside down, in [0, 1].
+        degrees: Rotations are up to this many degrees to either side; what comes in from outside is black.
+        padding: Width in pixels of the black border that pictures get before a part of their size is cut out.
+        brightness: Factors are within 1 ± this; at least 0, as those of contrast and saturation.
+        contrast: Likewise.
+        saturation: Likewise. Pictures of one channel have no saturation, no hue, and are grey already.
+        hue: Hues are turned by up to this part of a circle to either side, in [0, 0.5].
+        grayscale_prob: Probability that a picture loses its colours, in [0, 1].
+
+    Raises:
+        SettingError: If a number is out of its range.
+
+    >>> augment = BasicAugmentation(vertical_flip_prob=0.0)
+    >>> augment(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), stream=Random(0)).shape
+    torch.Size([2, 3, 32, 32])
+    """
+
+    def __init__(
+        self,
+        *,
+        horizontal_flip_prob: float = 0.5,
+        vertical_flip_prob: float = 0.5,
+        degrees: float = 15.0,
+        padding: int = 4,
+        brightness: float = 0.2,
+        contrast: float = 0.2,
+        saturation: float = 0.2,
+        hue: float = 0.1,
+        grayscale_prob: float = 0.1,
+    ) -> None:
+        check_range("horizontal_flip_prob", horizontal_flip_prob, low=0, high=1)
+        check_range("vertical_flip_prob", vertical_flip_prob, low=0, high=1)
+        check_range("degrees", degrees, low=0, high=180)
+        check_count("padding", padding, low=0)
+        self.horizontal_flip_prob = horizontal_flip_prob
+        self.vertical_flip_prob = vertical_flip_prob
+        self.degrees = degrees
+        self.padding = padding
+        self.jitter = ColourJitter(
+            brightness=brightness, contrast=contrast, saturation=saturation, hue=hue, grayscale_prob=grayscale_prob
+        )
+
+    @override
+    def __call__(self, pictures: Tensor, *, stream: Random) -> Tensor:
+        generator = generator_of(stream)
+        count = len(pictures)
+        numbers = torch.rand(5, count, generator=generator)
+        flip_probs = torch.tensor([[self.horizontal_flip_prob], [self.vertical_flip_prob]])
+        flips = (numbers[:2] < flip_probs).float()
+        angles = (2 * numbers[2:3] - 1) * radians(self.degrees)
+        shifts = (numbers[3:] * (2 * self.padding + 1)).floor() - self.padding
+        drawn = self.jitter.draw(count, pictures.shape[1], generator)
+        # One transfer from the host, which knows no wait.
+        rows = torch.cat((flips, angles, shifts, drawn.rows)).to(pictures.device, non_blocking=True)
+        moved = flip_rotate_shift(pictures, rows[:2].T, rows[2], rows[3:5].T)
+        return drawn.apply_(scaled_to_unit(moved), rows[5:])
+
+
+class AdvancedAugmentation(Augmentation):
+    """A part of the picture, stretched; a flip, strong colour jitter, blur, and a box erased: for photographs.
+
+    Every sample draws for itself; what is drawn has the distribution that torchvision's ``RandomResizedCrop``,
+    ``RandomHorizontalFlip``, ``RandomApply([ColorJitter])``, ``RandomGrayscale``, ``RandomApply([GaussianBlur])`` and,
+    after normalization, ``RandomErasing`` give, one after the other. What shows a thing only when it is whole, such as
+    digits, wants a larger ``smallest_crop``.
+
+    Args:
+        smallest_crop: Smallest part of a picture's area that is cut out, in (0, 1]; the largest is all of it. Its
+            width is 3/4 to 4/3 of its height.
+        horizontal_flip_prob: Probability that a picture is mirrored, left to right, in [0, 1].
+        brightness: Factors are within 1 ± this; at least 0, as those of contrast and saturation.
+        contrast: Likewise.
+        saturation: Likewise. Pictures of one channel have no saturation, no hue, and are grey already.
+        hue: Hues are turned by up to this part of a circle to either side, in [0, 0.5].
+        jitter_prob: Probability that a picture's colours are jittered at all, in [0, 1].
+        grayscale_prob: Probability that a picture loses its colours, in [0, 1].
+        blur_prob: Probability that a picture is blurred, in [0, 1], by a Gaussian of σ 0.1 to 2 pixels, cut off at a
+            tenth of the shorter side.
+        erasing_prob: Probability that a box becomes 0 after normalization, in [0, 1]: 0.02 to 0.33 of the area, its
+            height 0.3 to 3.3 of its width.
+
+    Raises:
+        SettingError: If a number is out of its range.
+
+    >>> augment = AdvancedAugmentation(erasing_prob=0.0)
+    >>> augment(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), stream=Random(0)).shape
+    torch.Size([2, 3, 32, 32])
+    """
+
+    def __init__(
+        self,
+        *,
+        smallest_crop: float = 0.08,
+        horizontal_flip_prob: float = 0.5,
+        brightness: float = 0.4,
+        contrast: float = 0.4,
+        saturation: float = 0.4,
+        hue: float = 0.1,
+        jitter_prob: float = 0.8,
+        grayscale_prob: float = 0.2,
+        blur_prob: float = 0.5,
+        erasing_prob: float = 0.25,
+    ) -> None:
+        check_range("smallest_crop", smallest_crop, low=0, high=1, low_open=True)
+        check_range("horizontal_flip_prob", horizontal_flip_prob, low=0, high=1)
+        check_range("blur_prob", blur_prob, low=0, high=1)
+        check_range("erasing_prob", erasing_prob, low=0, high=1)
+        self.smallest_crop = smallest_crop
+        self.horizontal_flip_prob = horizontal_flip_prob
+        self.blur_prob = blur_prob
+        self.erasing_prob = erasing_prob
+        self.jitter = ColourJitter(
+            brightness=brightness,
+            contrast=contrast,
+            saturation=saturation,
+            hue=hue,
+            grayscale_prob=grayscale_prob,
+            prob=jitter_prob,
+        )
+
+    @override
+    def __call__(self, pictures: Tensor, *, stream: Random) -> Tensor:
+        height, width = pictures.shape[-2:]
+        if min(height, width) < 2:
+            raise SettingError(f"augment must have pictures of at least 2×2, but they are {height}×{width}")
+        generator = generator_of(stream)
+        count = len(pictures)
+        numbers = torch.rand(5, count, generator=generator)
+        heights, widths, fits = box_sizes(
+            count, (height, width), (self.smallest_crop, 1.0), (log(3 / 4), log(4 / 3)), generator, is_wide=True
+        )
+        whole = whole_within(height, width)  # where no box fits, the largest one of these shapes in the middle
+        heights, widths = torch.where(fits, heights, whole[0]), torch.where(fits, widths, whole[1])
+        tops = torch.where(fits, (numbers[0] * (height - heights + 1)).floor(), (height - whole[0]) // 2)
+        lefts = torch.where(fits, (numbers[1] * (width - widths + 1)).floor(), (width - whole[1]) // 2)
+        mirrored = (numbers[2] < self.horizontal_flip_prob).float()
+        sigmas = torch.where(numbers[3] < self.blur_prob, 0.1 + 1.9 * numbers[4], 0.0)
+        drawn = self.jitter.draw(count, pictures.shape[1], generator)
+        own = torch.stack((tops, lefts, heights, widths, mirrored, sigmas))
+        rows = torch.cat((own, drawn.rows)).to(pictures.device, non_blocking=True)
+        cut = resized_crop(scaled_to_unit(pictures), rows[:4].T, rows[4])
+        jittered = drawn.apply_(cut, rows[6:])
+        return blur(jittered, rows[5], kernel_size(height, width)) if self.blur_prob else jittered
+
+    @override
+    def after_normalization(self, pictures: Tensor, *, stream: Random) -> Tensor:
+        if not self.erasing_prob:
+            return pictures
+        generator = generator_of(stream)
+        height, width = pictures.shape[-2:]
+        numbers = torch.rand(3, len(pictures), generator=generator)
+        heights, widths, fits = box_sizes(
+            len(pictures), (height, width), (0.02, 0.33), (log(0.3), log(3.3)), generator, is_wide=False
+        )
+        heights = heights * (fits & (numbers[0] < self.erasing_prob))
+        tops = (numbers[1] * (height - heights + 1)).floor()
+        lefts = (numbers[2] * (width - widths + 1)).floor()
+        boxes = torch.stack((tops, lefts, heights, widths), dim=1)
+        return erase_boxes(pictures, boxes.to(pictures.device, non_blocking=True))
+
+
+def kernel_size(height: int, width: int) -> int:
+    """Returns how wide a Gaussian is computed: a tenth of the shorter side, odd, at least 3.
+
+    Args:
+        height: Of the pictures, in pixels.
+        width: Likewise.
+    """
+    return max(3, round(min(height, width) / 10) // 2 * 2 + 1)
+
+
+def whole_within(height: int, width: int) -> tuple[int, int]:
+    """Returns height and width of the largest box in a picture that is 3/4 to 4/3 as wide as high.
+
+    Args:
+        height: Of the picture, in pixels.
+        width: Likewise.
+
+    >>> whole_within(32, 32), whole_within(30, 60)
+    ((32, 32), (30, 40))
+    """
+    return min(height, round(width / (3 / 4))), min(width, round(height * (4 / 3)))

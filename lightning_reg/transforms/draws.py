@@ -1,0 +1,67 @@
+"""Random numbers for whole batches, and what is made of them."""
+
+from random import Random
+
+import torch
+from torch import Tensor
+
+__all__ = ["box_sizes", "generator_of", "scaled_to_unit"]
+
+
+def generator_of(stream: Random) -> torch.Generator:
+    """Returns a generator on the host that depends on the stream alone.
+
+    Args:
+        stream: That goes on by one number. Its numbers are as random in their lowest 32 bits, which are all that
+            torch's generator looks at, as in the others.
+    """
+    return torch.Generator().manual_seed(stream.getrandbits(63))
+
+
+def box_sizes(
+    count: int,
+    size: tuple[int, int],
+    areas: tuple[float, float],
+    log_ratios: tuple[float, float],
+    generator: torch.Generator,
+    *,
+    is_wide: bool,
+    attempts: int = 10,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draws sizes of boxes: the first of ten that lies within the picture, as torchvision does it.
+
+    Args:
+        count: N, how many boxes.
+        size: Height and width of the pictures, in pixels.
+        areas: Smallest and largest part of the picture's area, between which a box's is uniform.
+        log_ratios: Smallest and largest logarithm of the ratio of the sides, likewise.
+        generator: Where random numbers come from.
+        is_wide: Whether the ratio is that of width to height, and boxes may be as large as the picture; else it is
+            that of height to width, and boxes have to be smaller than the picture.
+        attempts: How many are drawn.
+
+    Returns:
+        Heights and widths, whole numbers as floats, and whether they lie within the picture, (N,) each.
+    """
+    height, width = size
+    numbers = torch.rand(2, attempts, count, generator=generator)
+    pixels = height * width * (areas[0] + (areas[1] - areas[0]) * numbers[0])
+    ratios = (log_ratios[0] + (log_ratios[1] - log_ratios[0]) * numbers[1]).exp()
+    long, short = (pixels * ratios).sqrt().round_(), (pixels / ratios).sqrt().round_()
+    heights, widths = (short, long) if is_wide else (long, short)
+    if is_wide:
+        fits = (heights > 0) & (heights <= height) & (widths > 0) & (widths <= width)
+    else:
+        fits = (heights < height) & (widths < width)
+    first = fits.to(torch.uint8).argmax(0, keepdim=True)
+    heights, widths, fits = (each.gather(0, first).squeeze(0) for each in (heights, widths, fits))
+    return heights, widths, fits
+
+
+def scaled_to_unit(pictures: Tensor) -> Tensor:
+    """Returns pictures as floats on [0, 1]; floats pass through.
+
+    Args:
+        pictures: Of any shape, uint8 or floating.
+    """
+    return pictures if pictures.is_floating_point() else pictures.float().mul_(1 / 255)

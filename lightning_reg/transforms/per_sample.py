@@ -1,0 +1,88 @@
+"""Somebody else's transforms, torchvision's above all, applied to one sample after the other."""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from random import Random
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_reg.settings import SettingError
+from lightning_reg.transforms.augmentation import Augmentation
+from lightning_reg.transforms.draws import scaled_to_unit
+
+__all__ = ["PerSampleAugmentation"]
+
+
+class PerSampleAugmentation(Augmentation):
+    """Applies transforms such as those of ``torchvision.transforms.v2`` to every sample by itself.
+
+    So every sample gets a draw of its own, at the cost of a call for each: several times slower than the batched
+    augmentations. Pictures come as bytes, and on the device. What the transforms draw from global streams (torch's,
+    numpy's and Python's) is seeded from where training stands, and the streams are put back afterwards.
+
+    Args:
+        transforms: Called one after the other with a tensor (C, H, W), uint8 at first; they return one of the same
+            shape. Normalization follows and isn't among them.
+
+    Raises:
+        SettingError: If there is none, one can't be called, or one normalizes.
+
+    >>> augment = PerSampleAugmentation(transforms=[lambda picture: 255 - picture])
+    >>> augment(torch.zeros(2, 3, 1, 1, dtype=torch.uint8), stream=Random(0)).unique()
+    tensor([1.])
+    """
+
+    def __init__(self, *, transforms: Sequence[Callable[[Tensor], Any]]) -> None:
+        if not transforms:
+            raise SettingError(
+                "augment must have at least one transform in its list, but has none; leave it out instead"
+            )
+        for index, transform in enumerate(transforms):
+            if not callable(transform):
+                raise SettingError(f"augment must be a list of callables, but entry {index} is {transform!r}")
+            if type(transform).__name__ == "Normalize":
+                raise SettingError(
+                    f"augment must not normalize, but entry {index} is {transform!r}: the data module does that "
+                    "afterwards, as its normalization says"
+                )
+        self.transforms = list(transforms)
+
+    @override
+    def __call__(self, pictures: Tensor, *, stream: Random) -> Tensor:
+        with _seeded_global_streams(stream, pictures.device):
+            changed = [self._changed(picture) for picture in pictures]
+        return scaled_to_unit(torch.stack(changed))
+
+    def _changed(self, picture: Tensor) -> Tensor:
+        changed: Any = picture
+        for transform in self.transforms:
+            changed = transform(changed)
+        if not isinstance(changed, Tensor) or changed.shape != picture.shape:
+            given = f"a tensor {tuple(changed.shape)}" if isinstance(changed, Tensor) else f"a {type(changed).__name__}"
+            raise SettingError(
+                f"augment must return pictures (C, H, W) of {tuple(picture.shape)}, but returned {given}"
+            )
+        return changed
+
+
+@contextmanager
+def _seeded_global_streams(stream: Random, device: torch.device) -> Iterator[None]:
+    devices = [device] if device.type != "cpu" else []
+    pythons, numpys = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
+        torch.default_generator.manual_seed(stream.getrandbits(63))
+        if devices:  # of this device alone; torch.manual_seed would seed those of others, which aren't put back
+            with torch.device(device):
+                getattr(torch, device.type).manual_seed(stream.getrandbits(63))
+        random.seed(stream.getrandbits(63))
+        np.random.seed(stream.getrandbits(32))
+        try:
+            yield
+        finally:
+            random.setstate(pythons)
+            np.random.set_state(numpys)

@@ -1,0 +1,61 @@
+"""Augmentations by name."""
+
+from collections.abc import Collection
+
+from lightning_reg.settings import check_choice
+from lightning_reg.transforms.augmentation import AdvancedAugmentation, Augmentation, BasicAugmentation
+from lightning_reg.transforms.per_sample import PerSampleAugmentation
+
+__all__ = ["PRESETS", "preset"]
+
+PRESETS = ("none", "basic", "advanced", "randaugment", "trivialaugment", "augmix")
+"""Names of augmentations."""
+
+
+def preset(
+    name: str, *, input_shape: tuple[int, int, int], flips: Collection[str] = ("horizontal", "vertical")
+) -> tuple[Augmentation | None, list[str]]:
+    """Returns an augmentation by name, without what would harm pictures of a kind.
+
+    - ``none``: None.
+    - ``basic``: :class:`BasicAugmentation`. Small pictures get a border of an eighth of their shorter side, rounded up,
+      where that is less than four pixels.
+    - ``advanced``: :class:`AdvancedAugmentation`.
+    - ``randaugment``, ``trivialaugment``, ``augmix``: torchvision's ``RandAugment``, ``TrivialAugmentWide`` and
+      ``AugMix`` with its defaults, by :class:`PerSampleAugmentation`.
+
+    Args:
+        name: One of these.
+        input_shape: (C, H, W) of a picture.
+        flips: Which flips leave pictures what they are: horizontal, vertical.
+
+    Returns:
+        The augmentation, and what of it is off, for a message.
+
+    Raises:
+        SettingError: If the name isn't known.
+
+    >>> preset("basic", input_shape=(1, 28, 28), flips=())[1]
+    ['horizontal flips', 'vertical flips', 'saturation, hue and grayscale (one channel)']
+    """
+    check_choice("augment", name, PRESETS)
+    if name == "none":
+        return None, []
+    if name not in ("basic", "advanced"):
+        from torchvision.transforms import v2
+
+        transforms = {"randaugment": v2.RandAugment, "trivialaugment": v2.TrivialAugmentWide, "augmix": v2.AugMix}
+        return PerSampleAugmentation(transforms=[transforms[name]()]), []
+    used = ("horizontal", "vertical") if name == "basic" else ("horizontal",)
+    off = [f"{flip} flips" for flip in used if flip not in flips]
+    channels, height, width = input_shape
+    if channels != 3:
+        off.append("saturation, hue and grayscale (one channel)")
+    horizontal = 0.5 if "horizontal" in flips else 0.0
+    if name == "advanced":
+        return AdvancedAugmentation(horizontal_flip_prob=horizontal), off
+    return BasicAugmentation(
+        horizontal_flip_prob=horizontal,
+        vertical_flip_prob=0.5 if "vertical" in flips else 0.0,
+        padding=min(4, -(-min(height, width) // 8)),
+    ), off
