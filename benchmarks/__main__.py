@@ -19,6 +19,7 @@ BENCHMARKS = {
     "models": "our models beside a bare Lightning module",
     "overhead": "what each technique adds to a training step",
     "scaling": "cost by the number of weights and tensors",
+    "mixing": "Mixup and CutMix of pictures",
     "memory": "what techniques hold in memory",
     "inspection": "logging weights and reading activations",
     "layers": "layers that drop something",

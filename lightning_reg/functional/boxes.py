@@ -1,13 +1,15 @@
 """Rectangles in pictures: where they lie, and filling them."""
 
+from collections.abc import Sequence
 from random import Random
 
 import torch
 from torch import Tensor
 
-__all__ = ["box_around", "fill_boxes", "in_box", "random_box"]
+__all__ = ["Box", "box_around", "fill_boxes", "in_box", "random_box"]
 
 Box = tuple[int, int, int, int]
+"""Top, bottom, left and right of a rectangle; the second and the fourth are excluded."""
 
 
 def box_around(row: int, column: int, height: int, width: int, *, within: tuple[int, int]) -> Box:
@@ -63,12 +65,12 @@ def in_box(boxes: Tensor, height: int, width: int) -> Tensor:
     return vertical.unsqueeze(-1) & horizontal.unsqueeze(-2)
 
 
-def fill_boxes(pictures: Tensor, boxes: Tensor, value: float) -> Tensor:
+def fill_boxes(pictures: Tensor, boxes: Sequence[Box], value: float) -> Tensor:
     """Fills a box of every picture with one value.
 
     Args:
         pictures: (N, ..., H, W).
-        boxes: (N, 4), on the pictures' device, as for :func:`in_box`; empty ones leave a picture as it is.
+        boxes: N of them; empty ones leave a picture as it is.
         value: That is filled in.
 
     Returns:
@@ -79,13 +81,15 @@ def fill_boxes(pictures: Tensor, boxes: Tensor, value: float) -> Tensor:
         arXiv:1708.04552. Zhun Zhong, Liang Zheng, Guoliang Kang, Shaozi Li, Yi Yang: Random Erasing Data Augmentation,
         AAAI 2020, arXiv:1708.04896.
 
-    >>> fill_boxes(torch.ones(1, 2, 2), torch.tensor([[0, 1, 0, 1]]), 0.0)
+    >>> fill_boxes(torch.ones(1, 2, 2), [(0, 1, 0, 1)], 0.0)
     tensor([[[0., 1.],
              [1., 1.]]])
     """
-    mask = in_box(boxes, *pictures.shape[-2:])
-    mask = mask.view(len(mask), *[1] * (pictures.ndim - 3), *mask.shape[1:])
-    filling = torch.full((), value, dtype=pictures.dtype, device=pictures.device)
-    if pictures.requires_grad and torch.is_grad_enabled():
-        return torch.where(mask, filling, pictures)
-    return torch.where(mask, filling, pictures, out=torch.empty_like(pictures))  # in the pictures' memory format
+    if pictures.device.type == "cpu":
+        filled = pictures.clone()
+        for index, (top, bottom, left, right) in enumerate(boxes):
+            filled[index, ..., top:bottom, left:right] = value
+        return filled
+    # On a GPU every box would be a launch: a mask for all of them.
+    masks = in_box(torch.tensor(boxes), *pictures.shape[-2:]).to(pictures.device, non_blocking=True)
+    return pictures.masked_fill(masks.view(len(masks), *[1] * (pictures.ndim - 3), *masks.shape[1:]), value)

@@ -4,12 +4,12 @@ Every sample's partner is the one before it, the first one's the last: in a shuf
 no rolled copy has to be made.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from lightning_reg.functional.boxes import in_box
+from lightning_reg.functional.boxes import Box, in_box
 from lightning_reg.settings import SettingError
 
 __all__ = ["mix_with_previous", "paste_from_previous", "previous", "soft_targets"]
@@ -52,7 +52,7 @@ def mix_with_previous(batch: Tensor, minor_weight: Tensor) -> Tensor:
     return _with_previous(torch.lerp, batch, weight)
 
 
-def paste_from_previous(pictures: Tensor, boxes: Tensor) -> Tensor:
+def paste_from_previous(pictures: Tensor, boxes: Sequence[Box]) -> Tensor:
     r"""Pastes a box of every picture's predecessor into it, at the same place.
 
     .. math:: y_i = m_i \, x_{i-1} + (1 - m_i) \, x_i
@@ -62,8 +62,7 @@ def paste_from_previous(pictures: Tensor, boxes: Tensor) -> Tensor:
 
     Args:
         pictures: (N, ..., H, W).
-        boxes: (4,) or (N, 4), int64, on the pictures' device: top, bottom, left and right, the second and the fourth
-            excluded.
+        boxes: One for all pictures, or N: top, bottom, left and right, the second and the fourth excluded.
 
     Returns:
         A new tensor of the pictures' shape and memory format; the pictures are left alone.
@@ -73,17 +72,48 @@ def paste_from_previous(pictures: Tensor, boxes: Tensor) -> Tensor:
         2019, arXiv:1905.04899.
 
     >>> pictures = torch.tensor([1.0, 2.0]).view(2, 1, 1, 1).expand(2, 1, 2, 2)
-    >>> paste_from_previous(pictures, torch.tensor([0, 1, 0, 1]))[0, 0]
+    >>> paste_from_previous(pictures, [(0, 1, 0, 1)])[0, 0]
     tensor([[2., 1.],
             [1., 1.]])
     """
+    if len(boxes) == 1:
+        return _pasted_once(pictures, boxes[0])
+    if pictures.device.type == "cpu" and not (pictures.requires_grad and torch.is_grad_enabled()):
+        mixed = torch.empty_like(pictures)
+        for index, box in enumerate(boxes):
+            base, other = pictures[index], pictures[index - 1]
+            if _covers_most(box, pictures):
+                base, other = other, base
+            mixed[index].copy_(base)
+            _within(mixed[index], box).copy_(_within(other, box))
+        return mixed
+    # On a GPU every copy would be a launch: a mask for all of them.
     height, width = pictures.shape[-2:]
-    inside = in_box(boxes, height, width)
-    covers_most = 2 * inside.sum((-2, -1), keepdim=True) > height * width
-    mask = inside ^ covers_most  # (H, W) or (N, H, W)
-    if mask.ndim == 3:
-        mask = mask.view(len(mask), *[1] * (pictures.ndim - 3), height, width)
-    return _with_previous(_chosen, pictures, mask)
+    turned = torch.tensor([[_covers_most(box, pictures)] for box in boxes])
+    masks = in_box(torch.tensor(boxes), height, width) ^ turned.unsqueeze(2)  # (N, H, W)
+    masks = masks.view(len(masks), *[1] * (pictures.ndim - 3), height, width)
+    return _with_previous(_chosen, pictures, masks.to(pictures.device, non_blocking=True))
+
+
+def _pasted_once(pictures: Tensor, box: Box) -> Tensor:
+    if _covers_most(box, pictures):
+        mixed = torch.cat((pictures[-1:], pictures[:-1]))  # unlike roll, it keeps the memory format
+        _within(mixed, box).copy_(_within(pictures, box))
+        return mixed
+    mixed = pictures.clone()
+    _within(mixed[1:], box).copy_(_within(pictures[:-1], box))
+    _within(mixed[:1], box).copy_(_within(pictures[-1:], box))
+    return mixed
+
+
+def _within(pictures: Tensor, box: Box) -> Tensor:
+    top, bottom, left, right = box
+    return pictures[..., top:bottom, left:right]
+
+
+def _covers_most(box: Box, pictures: Tensor) -> bool:
+    top, bottom, left, right = box
+    return 2 * (bottom - top) * (right - left) > pictures.shape[-2] * pictures.shape[-1]
 
 
 def _chosen(own: Tensor, other: Tensor, mask: Tensor, *, out: Tensor | None = None) -> Tensor:
@@ -127,4 +157,5 @@ def soft_targets(targets: Tensor, num_classes: int) -> Tensor:
             raise SettingError(
                 f"labels must be in [0, {num_classes}), but sample {index} of the batch has {int(targets[index])}"
             )
-    return torch.nn.functional.one_hot(targets, num_classes).float()
+    soft = torch.zeros(len(targets), num_classes, device=targets.device)
+    return soft.scatter_(1, targets.long().unsqueeze(1), 1.0)

@@ -58,10 +58,7 @@ class CutMix(Mixing):
         boxes = [self._box(height, width, stream) for _ in range(len(inputs) if self.per_sample else 1)]
         areas = [(bottom - top) * (right - left) / (height * width) for top, bottom, left, right in boxes]
         minor = on_device([min(area, 1 - area) for area in areas], inputs)
-        corners = on_device(boxes, inputs)
-        if not self.per_sample:
-            minor, corners = minor[0], corners[0]
-        return Draw(partial(paste_from_previous, boxes=corners), minor)
+        return Draw(partial(paste_from_previous, boxes=boxes), minor if self.per_sample else minor[0])
 
     def _box(self, height: int, width: int, stream: Random) -> Box:
         side = (1 - stream.betavariate(self.alpha, self.alpha)) ** 0.5

@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from lightning_reg.functional.boxes import Box, fill_boxes, random_box
 from lightning_reg.settings import SettingError, check_count, check_range
-from lightning_reg.transforms.mixing import Draw, Mixing, on_device, spatial_size
+from lightning_reg.transforms.mixing import Draw, Mixing, spatial_size
 
 __all__ = ["Cutout", "RandomErasing"]
 
@@ -58,7 +58,7 @@ class Cutout(Mixing):
             random_box(stream, side, side, within=within) if stream.random() < self.prob else NOTHING
             for _ in range(len(inputs))
         ]
-        return _fill(boxes, self.value, inputs)
+        return _fill(boxes, self.value)
 
 
 class RandomErasing(Mixing):
@@ -112,7 +112,7 @@ class RandomErasing(Mixing):
     def draw(self, inputs: Tensor, *, stream: Random) -> Draw | None:
         within = spatial_size(inputs, "RandomErasing")
         boxes = [self._box(within, stream) if stream.random() < self.prob else NOTHING for _ in range(len(inputs))]
-        return _fill(boxes, self.value, inputs)
+        return _fill(boxes, self.value)
 
     def _box(self, within: tuple[int, int], stream: Random) -> Box:
         height, width = within
@@ -126,7 +126,7 @@ class RandomErasing(Mixing):
         return NOTHING
 
 
-def _fill(boxes: list[Box], value: float, inputs: Tensor) -> Draw | None:
+def _fill(boxes: list[Box], value: float) -> Draw | None:
     if all(box == NOTHING for box in boxes):
         return None
-    return Draw(partial(fill_boxes, boxes=on_device(boxes, inputs), value=value))
+    return Draw(partial(fill_boxes, boxes=boxes, value=value))

@@ -99,11 +99,11 @@ class Mixing(ABC):
         return f"{type(self).__name__}({settings})"
 
 
-def on_device(values: Sequence[float] | Sequence[Sequence[int]], inputs: Tensor) -> Tensor:
+def on_device(values: Sequence[float], inputs: Tensor) -> Tensor:
     """Returns numbers of the host where the inputs lie, by one transfer that isn't waited for.
 
     Args:
-        values: A number a sample, or several.
+        values: A number a sample, or one.
         inputs: That say where to.
     """
     return torch.tensor(values).to(inputs.device, non_blocking=True)

@@ -1,0 +1,70 @@
+"""Mixup and CutMix on a batch of pictures, beside torchvision's and timm's.
+
+``python -m benchmarks mixing`` mixes 128×3×224×224 with labels of 1,000 classes. The least that must be done is to read
+every picture and its partner and to write the result; how near a transform comes to the time of that is printed, too,
+by the speed of a copy in the same run.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from random import Random
+
+import torch
+from torch import Tensor
+
+from benchmarks.tables import Options, Table
+from benchmarks.timing import alternate, copy_bandwidth, median_ratio, peer, quartiles
+from lightning_reg.functional.mixing import soft_targets
+from lightning_reg.transforms import CutMix, Mixing, Mixup, MixupOrCutMix
+
+CLASSES = 1000
+# How often each number is read or written at the least: both operands, and the result.
+LEAST = 3
+
+
+def tables(options: Options) -> Iterator[Table]:
+    """Yields a table for Mixup and one for CutMix.
+
+    Args:
+        options: How to run.
+    """
+    shape = (4, 3, 8, 8) if options.smallest else (128, 3, 224, 224)
+    generator = torch.Generator().manual_seed(0)
+    pictures = torch.randn(shape, generator=generator).to(options.device)
+    labels = torch.randint(0, CLASSES, shape[:1], generator=generator).to(options.device)
+    vision = {name: peer("torchvision.transforms.v2", name) for name in ("MixUp", "CutMix")}
+    timm = peer("timm.data.mixup", "Mixup")
+    bandwidth = copy_bandwidth(options.device, numel=1_000 if options.smallest else 32_000_000)
+    for name, ours in (("Mixup", Mixup), ("CutMix", CutMix)):
+        members: dict[str, Callable[[], object]] = {
+            name: _mixed(ours(), pictures, labels),
+            f"{name}(per_sample=True)": _mixed(ours(per_sample=True), pictures, labels),
+        }
+        of_vision = vision["MixUp" if name == "Mixup" else name]
+        if of_vision:
+            transform = of_vision(num_classes=CLASSES)
+            members[f"  torchvision's v2.{of_vision.__name__}"] = partial(transform, pictures, labels)
+        if timm:
+            settings = {"mixup_alpha": float(name == "Mixup"), "cutmix_alpha": float(name == "CutMix")}
+            for mode in ("batch", "elem"):  # both write into their input
+                mixer = timm(**settings, num_classes=CLASSES, mode=mode)
+                members[f"  timm's Mixup(mode={mode!r})"] = partial(mixer, pictures, labels)
+        if name == "CutMix":
+            members["MixupOrCutMix"] = _mixed(MixupOrCutMix(), pictures, labels)
+        seconds = alternate(members, rounds=options.rounds(31, 5), device=options.device)
+        table = Table(
+            f"{name} of {'×'.join(map(str, shape))}",
+            ["transform", "ms", "quartiles", f"{name} / this", "of the limit"],
+            note=f"The limit is two reads and a write at the speed of a copy, {bandwidth / 1e9:.1f} GB/s here.",
+        )
+        for each, times in seconds.items():
+            low, median, high = quartiles(times)
+            limit = LEAST * 4 * pictures.numel() / bandwidth
+            ratio = None if each == name else median_ratio(seconds[name], times)
+            table.add(each, 1e3 * median, f"{1e3 * low:.1f} to {1e3 * high:.1f}", ratio, f"{limit / median:.0%}")
+        yield table
+
+
+def _mixed(mix: Mixing, pictures: Tensor, labels: Tensor) -> Callable[[], object]:
+    stream = Random(0)
+    return lambda: mix(pictures, soft_targets(labels, CLASSES), stream=stream)
