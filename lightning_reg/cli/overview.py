@@ -50,7 +50,7 @@ def overview(root: Path = Path("configs")) -> str:
             ],
         ),
         _table("Callbacks (--trainer.callbacks+=)", _documented(callbacks, Callback)),
-        _table("Mixing (--data.mix)", _documented(transforms, abstract=False)),
+        _table("Mixing (--data.mix)", _documented(transforms, transforms.Mixing, abstract=False)),
         "Start with:  python train.py fit --config configs/digits_mlp.yaml",
     ]
     return "\n\n".join(section for section in sections if section)
