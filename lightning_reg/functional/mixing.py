@@ -88,11 +88,10 @@ def paste_from_previous(pictures: Tensor, boxes: Sequence[Box]) -> Tensor:
             _within(mixed[index], box).copy_(_within(other, box))
         return mixed
     # On a GPU every copy would be a launch: a mask for all of them.
-    height, width = pictures.shape[-2:]
-    turned = torch.tensor([[_covers_most(box, pictures)] for box in boxes])
-    masks = in_box(torch.tensor(boxes), height, width) ^ turned.unsqueeze(2)  # (N, H, W)
-    masks = masks.view(len(masks), *[1] * (pictures.ndim - 3), height, width)
-    return _with_previous(_chosen, pictures, masks.to(pictures.device, non_blocking=True))
+    rows = torch.tensor([(*box, _covers_most(box, pictures)) for box in boxes]).to(pictures.device, non_blocking=True)
+    masks = in_box(rows[:, :4], *pictures.shape[-2:]) ^ (rows[:, 4:] > 0).unsqueeze(2)  # (N, H, W)
+    masks = masks.view(len(masks), *[1] * (pictures.ndim - 3), *masks.shape[1:])
+    return _with_previous(_chosen, pictures, masks)
 
 
 def _pasted_once(pictures: Tensor, box: Box) -> Tensor:
