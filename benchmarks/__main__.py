@@ -19,6 +19,7 @@ BENCHMARKS = {
     "overhead": "what each technique adds to a training step",
     "scaling": "cost by the number of weights and tensors",
     "layers": "layers that drop something",
+    "data_loading": "pictures from memory to the network, augmented",
 }
 
 

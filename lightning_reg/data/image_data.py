@@ -49,8 +49,8 @@ class ImageData(LightningDataModule):
             the ``train`` pictures that are used, ``none``, or ``auto``: known ones where there are any. Which it was
             is said when training starts, and checkpoints keep them.
         augment: Changes every training picture at random, on the device, before it is normalized and mixed: none,
-            basic, advanced, randaugment, trivialaugment or augmix (see :func:`lightning_reg.transforms.preset`; flips that
-            would make another thing of a known data set's pictures are off), an ``Augmentation``, or a list of
+            basic, advanced, randaugment, trivialaugment or augmix (see :func:`lightning_reg.transforms.preset`; flips
+            that would make another thing of a known data set's pictures are off), an ``Augmentation``, or a list of
             transforms such as those of ``torchvision.transforms.v2``, which are applied to one sample after the other.
         mix: Mixes every training batch, on the device; targets become probabilities.
         download: Whether a data set that isn't in ``root`` may be downloaded.
