@@ -23,6 +23,7 @@ from lightning_reg.callbacks.gradient.orthogonal_penalty import OrthogonalPenalt
 from lightning_reg.callbacks.loss.activity_penalty import ActivityPenalty
 from lightning_reg.callbacks.loss.concrete_dropout_penalty import ConcreteDropoutPenalty
 from lightning_reg.callbacks.loss.confidence_penalty import ConfidencePenalty
+from lightning_reg.callbacks.run.batch_picture import BatchPicture
 from lightning_reg.callbacks.run.best_weights_early_stopping import BestWeightsEarlyStopping
 from lightning_reg.callbacks.weights.max_norm import MaxNorm
 from lightning_reg.callbacks.weights.non_negative import NonNegative
@@ -30,6 +31,7 @@ from lightning_reg.callbacks.weights.unit_norm import UnitNorm
 
 __all__ = [
     "ActivityPenalty",
+    "BatchPicture",
     "BestWeightsEarlyStopping",
     "ConcreteDropoutPenalty",
     "ConfidencePenalty",

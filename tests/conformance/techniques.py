@@ -12,6 +12,7 @@ from torch.nn.utils.parametrize import register_parametrization
 from lightning_reg.attach.streams import random_stream
 from lightning_reg.callbacks import (
     ActivityPenalty,
+    BatchPicture,
     BestWeightsEarlyStopping,
     ConcreteDropoutPenalty,
     ConfidencePenalty,
@@ -481,6 +482,7 @@ TECHNIQUES = {
         lambda: L2Penalty(weight=0.05, schedule=OFF),
         penalty(lambda model: model.epoch / (EPOCHS - 1) * l2(model)),  # nothing in the first epoch, all in the last
     ),
+    "BatchPicture": Technique(lambda: BatchPicture(every_n_epochs=1), BatchPicture),
     "BestWeightsEarlyStopping": Technique(
         lambda: BestWeightsEarlyStopping("val_loss", patience=100),
         lambda: BestWeightsEarlyStopping("train_loss", patience=100, restore_best_weights=False),

@@ -7,7 +7,10 @@ import torch
 
 from lightning_reg.transforms import AdvancedAugmentation, BasicAugmentation, normalize_pictures
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning"),
+]
 
 
 @pytest.mark.parametrize("augmentation", [BasicAugmentation(), AdvancedAugmentation()], ids=["basic", "advanced"])
