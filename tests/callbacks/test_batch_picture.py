@@ -43,9 +43,6 @@ class Module(LightningModule):
         self.seen.append(self.of(batch).clone())
         return (self.of(batch).float() * self.weight).mean()
 
-    def validation_step(self, batch, batch_idx):
-        """ImageData has a validation split."""
-
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
@@ -83,6 +80,10 @@ def batch(channels=3):
 
 
 def test_picture_in_the_event_file_is_what_the_network_saw(tmp_path, drawn):
+    class Validates(Module):
+        def validation_step(self, batch, batch_idx):
+            pass
+
     data = ImageData(augment="basic", mix=Mixup(alpha=1.0), batch_size=32, train_size=96)
     module, trainer = (
         Module(),
