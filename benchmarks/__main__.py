@@ -23,6 +23,7 @@ BENCHMARKS = {
     "memory": "what techniques hold in memory",
     "inspection": "logging weights and reading activations",
     "layers": "layers that drop something",
+    "data_loading": "pictures from memory to the network, augmented",
 }
 
 

@@ -1,111 +1,250 @@
-"""One epoch of pictures: our loader beside the usual per-sample one.
+"""Pictures from memory to the network: our loader and augmentation beside the usual ones, sample by sample.
 
-``python -m benchmarks.data_loading`` prints both times and their ratio. The pictures are random bytes of MNIST's shape;
-what they show makes no difference to the time. The usual loader is torchvision's MNIST as its documentation uses it:
-a PIL image a sample, ``transforms.Compose([ToTensor(), Normalize(...)])``, and the default collation. Ours includes
-what it leaves to the device: conversion to float and normalization.
+``python -m benchmarks data_loading`` times an epoch without augmentation, an epoch with ``basic``, and what part of a
+training epoch of ``configs/cifar10_cnn.yaml`` is spent waiting for data. The usual loader is torchvision's as its
+documentation uses it, with as many worker processes as there are cores. Pictures are random bytes, unless ``--data``
+names a folder for the last table; what they show makes no difference to the time.
 """
 
-import argparse
-import statistics
+import os
+import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Any
 
-import numpy as np
 import torch
+import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision import transforms
+from torchvision.transforms import v2
+from typing_extensions import override
 
+from benchmarks.tables import Options, Table
+from benchmarks.timing import alternate, median_ratio, quartiles, quiet, wait
+from lightning_reg.data import ImageData
 from lightning_reg.data.loader import ResumableLoader, SampleDataset, ShuffledSampler, as_fetched
-from lightning_reg.transforms import normalize_pictures
+from lightning_reg.data.pipeline import PicturePipeline
+from lightning_reg.models import CNN
+from lightning_reg.transforms import BasicAugmentation
 
-MEAN, STD = 0.1307, 0.3081
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+BATCH_SIZE = 128
+BASIC = (
+    v2.RandomHorizontalFlip(),
+    v2.RandomVerticalFlip(),
+    v2.RandomRotation(15),
+    v2.RandomCrop(32, padding=4),
+    v2.ColorJitter(0.2, 0.2, 0.2, 0.1),
+    v2.RandomGrayscale(0.1),
+)
+CONFIG = Path(__file__).parents[1] / "configs" / "cifar10_cnn.yaml"
 
 
 class UsualDataset(Dataset[tuple[Tensor, int]]):
-    """What torchvision's MNIST does for each sample."""
+    """What torchvision's documentation does for each sample.
 
-    def __init__(self, images: np.ndarray, labels: list[int]) -> None:
-        self.images = images
-        self.labels = labels
-        self.transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((MEAN,), (STD,))])
+    Args:
+        images: (N, C, H, W), uint8.
+        labels: (N,).
+        transforms: Before conversion to float and normalization.
+        as_pil: Whether pictures start as PIL images, as torchvision's data sets hand them out, rather than as tensors.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, transforms: Iterable[Any], *, as_pil: bool) -> None:
+        arrays = images.permute(0, 2, 3, 1).squeeze(3).numpy() if as_pil else ()
+        self.pictures: list[Any] = [Image.fromarray(array) for array in arrays] if as_pil else list(images)
+        self.labels = labels.tolist()
+        channels = images.shape[1]
+        end = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN[:channels], STD[:channels])]
+        self.transform = v2.Compose([*transforms, *end])
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.transform(Image.fromarray(self.images[index])), self.labels[index]
+        return self.transform(self.pictures[index]), self.labels[index]
 
 
-def usual_epoch(images: Tensor, labels: Tensor, batch_size: int, workers: int) -> Callable[[], float]:
-    """Returns an epoch of the usual loader, which returns the sum of what it saw."""
-    dataset = UsualDataset(images[:, 0].numpy(), labels.tolist())
-    loader = DataLoader(dataset, batch_size=batch_size, shuffle=True, num_workers=workers)
-    return lambda: summed(pictures for pictures, _ in loader)
+def usual_epoch(dataset: UsualDataset, workers: int, device: str) -> Callable[[], float]:
+    """Returns an epoch of the usual loader.
+
+    Args:
+        dataset: That is loaded.
+        workers: Processes that load it.
+        device: That batches are sent to.
+    """
+    loader = DataLoader(
+        dataset, batch_size=BATCH_SIZE, shuffle=True, num_workers=workers, persistent_workers=workers > 0
+    )
+    return lambda: summed(pictures.to(device, non_blocking=True) for pictures, _ in loader)
 
 
-def our_epoch(images: Tensor, labels: Tensor, batch_size: int) -> Callable[[], float]:
-    """Returns an epoch of our loader, which returns the sum of what it saw."""
+def our_epoch(images: Tensor, labels: Tensor, pipeline: PicturePipeline, device: str) -> Callable[[], float]:
+    """Returns an epoch of our loader, with what it leaves to the device.
+
+    Args:
+        images: (N, C, H, W), uint8.
+        labels: (N,).
+        pipeline: Augments and normalizes.
+        device: That batches are sent to.
+    """
     dataset = SampleDataset(images, labels)
     loader = ResumableLoader(
         dataset,
         sampler=ShuffledSampler(dataset, num_replicas=1, rank=0, seed=0),
-        batch_size=batch_size,
+        batch_size=BATCH_SIZE,
         collate_fn=as_fetched,
     )
-    mean, std = torch.tensor([MEAN]), torch.tensor([STD])
-    return lambda: summed(normalize_pictures(pictures, mean, std) for pictures, _ in loader)
+    streams = Random(0)
+    return lambda: summed(pipeline(pictures.to(device), lambda _: streams) for pictures, _ in loader)
 
 
 def summed(batches: Iterable[Tensor]) -> float:
-    """Reads every batch, so that nothing is left undone."""
+    """Reads every batch, so that nothing is left undone.
+
+    Args:
+        batches: Of an epoch.
+    """
     return float(torch.stack([batch.sum(dtype=torch.float64) for batch in batches]).sum())
 
 
-def seconds(epoch: Callable[[], float]) -> tuple[float, float]:
-    """Returns the time of one epoch and what it returned."""
-    start = time.perf_counter()
-    result = epoch()
-    return time.perf_counter() - start, result
+class Waiting(Callback):
+    """Measures how long training waits for its next batch: from the end of a step to the beginning of the next.
+
+    That includes fetching it, its transfer, augmentation and mixing. The first steps, in which memory is found and
+    kernels are chosen, aren't counted.
+
+    Args:
+        warm_up: How many steps aren't counted.
+    """
+
+    def __init__(self, warm_up: int) -> None:
+        self.warm_up = warm_up
+        self.waited = self.trained = self.last = 0.0
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        wait(str(pl_module.device))
+        now = time.perf_counter()
+        if batch_idx > self.warm_up:
+            self.waited += now - self.last
+        self.last = now
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        wait(str(pl_module.device))
+        now = time.perf_counter()
+        if batch_idx > self.warm_up:
+            self.trained += now - self.last
+        self.last = now
 
 
-def main() -> None:
-    """Measures alternately, so that drift of the machine cancels, and prints medians."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--samples", type=int, default=60_000, help="pictures of 28×28")
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=5, help="epochs of each; the median counts")
-    parser.add_argument("--workers", type=int, default=0, help="worker processes of the usual loader")
-    options = parser.parse_args()
+def tables(options: Options) -> Iterator[Table]:
+    """Yields the times of epochs, then the share of waiting.
 
+    Args:
+        options: How to run.
+    """
+    count = 256 if options.smallest else 10_000 if options.quick else 50_000
+    workers = 0 if options.smallest else os.cpu_count() or 1
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (options.samples, 1, 28, 28), dtype=torch.uint8, generator=generator)
-    labels = torch.randint(0, 10, (options.samples,), generator=generator)
-    epochs = {
-        "usual": usual_epoch(images, labels, options.batch_size, options.workers),
-        "ours": our_epoch(images, labels, options.batch_size),
-    }
-    times: dict[str, list[float]] = {name: [] for name in epochs}
-    sums = {}
-    for _ in range(options.repeats):
-        for name, epoch in epochs.items():
-            elapsed, sums[name] = seconds(epoch)
-            times[name].append(elapsed)
-    # Rounding in float32 of numbers up to 3; both loaders delivered the same pictures.
-    if abs(sums["usual"] - sums["ours"]) > 1e-5 * images.numel():
-        raise RuntimeError(f"the loaders delivered different pictures: {sums}")
+    grey = torch.randint(0, 256, (count, 1, 28, 28), dtype=torch.uint8, generator=generator)
+    coloured = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(0, 10, (count,), generator=generator)
+    usual, ours = partial(usual_epoch, device=options.device), partial(our_epoch, labels=labels, device=options.device)
 
-    print(
-        f"An epoch of {options.samples:,} pictures of 28×28, batches of {options.batch_size}, torch {torch.__version__}"
+    plain = PicturePipeline(None)
+    greys = UsualDataset(grey, labels, [], as_pil=True)
+    plain.mean_and_std = torch.tensor(MEAN[:1]), torch.tensor(STD[:1])
+    yield _epochs(
+        options,
+        f"An epoch of {count:,} grey pictures of 28×28 without augmentation",
+        {
+            "ours": ours(images=grey, pipeline=plain),
+            "torchvision, PIL": usual(greys, workers=0),
+            f"torchvision, PIL, {workers} workers": usual(greys, workers=workers),
+        },
+        count,
     )
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    for name, values in times.items():
-        print(f"  {name:<6} {medians[name]:8.3f} s   ({min(values):.3f} to {max(values):.3f})")
-    ratio = medians["ours"] / medians["usual"]
-    print(f"  ratio  {ratio:8.4f}     ({1 / ratio:.1f} times as fast)")
+    basic = PicturePipeline(BasicAugmentation())
+    basic.mean_and_std = torch.tensor(MEAN), torch.tensor(STD)
+    pils, tensors = (UsualDataset(coloured, labels, BASIC, as_pil=as_pil) for as_pil in (True, False))
+    yield _epochs(
+        options,
+        f"An epoch of {count:,} colour pictures of 32×32, augmented as basic does",
+        {
+            "ours": ours(images=coloured, pipeline=basic),
+            f"torchvision, PIL, {workers} workers": usual(pils, workers=workers),
+            f"torchvision, tensors, {workers} workers": usual(tensors, workers=workers),
+        },
+        count,
+    )
+    yield _waiting(options)
 
 
-if __name__ == "__main__":
-    main()
+def _epochs(options: Options, title: str, members: dict[str, Callable[[], float]], count: int) -> Table:
+    table = Table(
+        f"{title}, batches of {BATCH_SIZE}", ["loader", "s", "quartiles", "pictures a second", "ours faster by"]
+    )
+    seconds = alternate(members, rounds=options.rounds(3, 1), device=options.device)
+    for name, times in seconds.items():
+        low, median, high = quartiles(times)
+        ratio = None if name == "ours" else median_ratio(times, seconds["ours"])
+        table.add(name, median, f"{low:.2f} to {high:.2f}", count / median, ratio)
+    return table
+
+
+def _waiting(options: Options) -> Table:
+    config = yaml.safe_load(CONFIG.read_text())
+    model = {key: value for key, value in config["model"]["init_args"].items() if "optimizer" not in key}
+    model.pop("lr_scheduler", None)
+    steps = options.rounds(40, 10) + 2
+    table = Table(
+        f"What part of an epoch of {CONFIG.name} is spent waiting for data, in {steps - 2} steps of {BATCH_SIZE}",
+        ["augmentation", "step, ms", "waiting, ms", "waiting, %"],
+    )
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        root = Path(options.data) if options.data else _written(Path(folder), (steps + 1) * BATCH_SIZE)
+        for augment in ("none", "basic", "advanced"):
+            data = ImageData(
+                dataset="image_folder",
+                root=root,
+                image_size=32,
+                batch_size=BATCH_SIZE,
+                augment=augment,
+            )
+            network = CNN(input_shape=data.input_shape, num_classes=data.num_classes, **model)
+            waiting = Waiting(warm_up=2)
+            Trainer(
+                accelerator="gpu" if options.device.startswith("cuda") else "cpu",
+                devices=1,
+                max_epochs=1,
+                limit_train_batches=steps + 1,  # the first is number 0
+                limit_val_batches=0,
+                callbacks=[waiting],
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+            ).fit(network, datamodule=data)
+            trained, waited = (1e3 * time / (steps - 2) for time in (waiting.trained, waiting.waited))
+            table.add(augment, trained, waited, 100 * waited / (trained + waited))
+    return table
+
+
+def _written(folder: Path, count: int) -> Path:
+    """Writes random pictures, a folder a class, as many as the steps need and a tenth for validation."""
+    generator = torch.Generator().manual_seed(0)
+    for index in range(int(count * 1.2)):
+        place = folder / "train" / f"class_{index % 10}"
+        place.mkdir(parents=True, exist_ok=True)
+        picture = torch.randint(0, 256, (32, 32, 3), dtype=torch.uint8, generator=generator)
+        Image.fromarray(picture.numpy()).save(place / f"{index:06}.png", compress_level=0)
+    return folder

@@ -5,10 +5,17 @@ from typing import NamedTuple
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from torch import Tensor
 
-__all__ = ["Histogram", "has_tensorboard", "log_final_metrics", "log_histograms", "log_picture"]
+__all__ = [
+    "Histogram",
+    "has_tensorboard",
+    "log_final_metrics",
+    "log_histograms",
+    "log_picture",
+    "takes_pictures",
+]
 
 
 def log_final_metrics(
@@ -85,17 +92,31 @@ def log_histograms(trainer: Trainer, histograms: Mapping[str, Histogram], step: 
                 )
 
 
-def log_picture(trainer: Trainer, tag: str, picture: Tensor, step: int) -> None:
-    """Writes a picture to every TensorBoard logger.
+def takes_pictures(logger: Logger) -> bool:
+    """Whether :func:`log_picture` can write to a logger: TensorBoard, Weights & Biases, MLflow.
 
     Args:
-        trainer: Whose loggers are written to.
+        logger: Of a trainer.
+    """
+    return isinstance(logger, (TensorBoardLogger, WandbLogger, MLFlowLogger))
+
+
+def log_picture(trainer: Trainer, tag: str, picture: Tensor, step: int) -> None:
+    """Writes a picture to every logger that takes one.
+
+    Args:
+        trainer: Whose loggers are written to, by rank 0.
         tag: Of the picture.
         picture: (H, W, 3), uint8.
         step: Of the axis.
     """
     if picture.dtype != torch.uint8:
         raise TypeError(f"picture must be of bytes, but is of {picture.dtype}")
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
-            logger.experiment.add_image(tag, picture.numpy(), step, dataformats="HWC")
+    pixels = picture.numpy()
+    for logger in trainer.loggers if trainer.is_global_zero else []:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_image(tag, pixels, step, dataformats="HWC")
+        elif isinstance(logger, WandbLogger):
+            logger.log_image(tag, [pixels], step=step)
+        elif isinstance(logger, MLFlowLogger):
+            logger.experiment.log_image(logger.run_id, pixels, artifact_file=f"{tag}/{step}.png")

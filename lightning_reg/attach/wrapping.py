@@ -61,16 +61,17 @@ class _Removal:
         self._hold.remove(self._layer)
 
 
-def around(owner: object, name: str, layer: Layer) -> _Removal:
+def around(owner: object, name: str, layer: Layer, *, innermost: bool = False) -> _Removal:
     """Puts a layer around a method, the latest outermost, and returns a handle with a method ``remove``.
 
     Args:
         owner: Whose method.
         name: Of the method.
         layer: Called with the method inside it and the arguments.
+        innermost: Whether it goes next to the method instead, where it sees the arguments that the method gets.
     """
     hold = getattr(vars(owner).get(name), "hold", None) or MethodHold(owner, name)
-    hold.layers.append(layer)
+    hold.layers.insert(0 if innermost else len(hold.layers), layer)
     return _Removal(hold, layer)
 
 

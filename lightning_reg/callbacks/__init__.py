@@ -25,6 +25,7 @@ from lightning_reg.callbacks.loss.activity_penalty import ActivityPenalty
 from lightning_reg.callbacks.loss.concrete_dropout_penalty import ConcreteDropoutPenalty
 from lightning_reg.callbacks.loss.confidence_penalty import ConfidencePenalty
 from lightning_reg.callbacks.run.activation_stats import ActivationStats
+from lightning_reg.callbacks.run.batch_picture import BatchPicture
 from lightning_reg.callbacks.run.best_weights_early_stopping import BestWeightsEarlyStopping
 from lightning_reg.callbacks.run.weight_distribution import WeightDistribution
 from lightning_reg.callbacks.weights.exponential_moving_average import ExponentialMovingAverage
@@ -38,6 +39,7 @@ __all__ = [
     "ActivationStats",
     "ActivityPenalty",
     "BatchMixing",
+    "BatchPicture",
     "BestWeightsEarlyStopping",
     "ConcreteDropoutPenalty",
     "ConfidencePenalty",

@@ -122,6 +122,11 @@ class ImageData(InMemoryData):
         """Number of classes."""
         return len(self.classes)
 
+    @property
+    def mean_and_std(self) -> tuple[Tensor, Tensor] | None:
+        """What pictures are normalized by, per channel on the scale of [0, 1]; None before setup."""
+        return self._pipeline.mean_and_std
+
     @override
     def prepare_data(self) -> None:
         fetch = None if self._folder else SOURCES[self.dataset].fetch

@@ -1,12 +1,10 @@
 """Colours of pictures: a whole batch at once, each picture by numbers of its own, on its device."""
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["BRIGHTNESS", "CONTRAST", "HUE", "SATURATION", "blur", "grayscale", "jitter_colours_", "shift_hue"]
+__all__ = ["BRIGHTNESS", "CONTRAST", "HUE", "SATURATION", "blur", "grayscale", "jitter_colours_", "shift_hue_"]
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 """Which change of colours is meant, as :func:`jitter_colours_` counts them."""
@@ -31,7 +29,7 @@ def grayscale(pictures: Tensor) -> Tensor:
 
 
 def jitter_colours_(
-    pictures: Tensor, kinds: Tensor, factors: Tensor, hue: Tensor | None = None, hue_groups: Sequence[Tensor] = ()
+    pictures: Tensor, kinds: Tensor, factors: Tensor, hue: Tensor | None = None, hue_at: int = 0
 ) -> Tensor:
     r"""Changes brightness, contrast, saturation and hue in place, in an order of each picture's own.
 
@@ -40,6 +38,8 @@ def jitter_colours_(
     .. math:: y = \min(\max(f \, x + (1 - f) \, r, 0), 1)
 
     r is 0 for brightness, the mean grey value of the picture for contrast, the grey value of the pixel for saturation.
+    Hue costs the most and is turned once, for all pictures, between two rounds: who is to be changed before it is
+    changed in a round before it, and gets the factor 1 in the others.
 
     Args:
         pictures: (N, C, H, W) on [0, 1], of one or three channels.
@@ -47,7 +47,7 @@ def jitter_colours_(
             ``SATURATION``.
         factors: (rounds, N), f; at 1 the picture stays as it is.
         hue: (N,), by which part of the circle of colours hues are turned; None where they aren't.
-        hue_groups: rounds + 1 tensors of indices: whose hue is turned before each round and after the last.
+        hue_at: Before which round, counted from 0.
 
     Returns:
         The pictures.
@@ -59,25 +59,19 @@ def jitter_colours_(
     own = factors[..., None, None, None]  # (rounds, N, 1, 1, 1)
     to_pixel = ((1 - factors) * (kinds == SATURATION))[..., None, None, None]
     to_mean = ((1 - factors) * (kinds == CONTRAST))[..., None, None, None]
-    for number in range(len(kinds)):
-        if hue is not None:
-            _shift_hue_of(pictures, hue, hue_groups[number])
-        grey = grayscale(pictures)
-        shift = to_mean[number] * grey.mean((2, 3), keepdim=True)
-        reference = (grey * to_pixel[number]).add_(shift)  # (N, 1, H, W)
-        pictures.mul_(own[number]).add_(reference).clamp_(0, 1)
-    if hue is not None:
-        _shift_hue_of(pictures, hue, hue_groups[-1])
+    for number in range(len(kinds) + 1):
+        if hue is not None and number == hue_at:
+            shift_hue_(pictures, hue)
+        if number < len(kinds):
+            grey = grayscale(pictures)
+            shift = to_mean[number] * grey.mean((2, 3), keepdim=True)
+            reference = (grey * to_pixel[number]).add_(shift)  # (N, 1, H, W)
+            pictures.mul_(own[number]).add_(reference).clamp_(0, 1)
     return pictures
 
 
-def _shift_hue_of(pictures: Tensor, hue: Tensor, group: Tensor) -> None:
-    if len(group):
-        pictures.index_copy_(0, group, shift_hue(pictures.index_select(0, group), hue.index_select(0, group)))
-
-
-def shift_hue(pictures: Tensor, shift: Tensor) -> Tensor:
-    r"""Turns hues on the circle of colours; value and saturation of HSV stay.
+def shift_hue_(pictures: Tensor, shift: Tensor) -> Tensor:
+    r"""Turns hues on the circle of colours, in place; value and saturation of HSV stay.
 
     Neither a hue nor a division is needed. With M the largest and m the smallest of a pixel's channels, and C = M - m,
     red is :math:`d = (C + g + b - r - m) / C` sixths of the circle away from a pixel, to the side that the sign of
@@ -92,27 +86,25 @@ def shift_hue(pictures: Tensor, shift: Tensor) -> Tensor:
         shift: (N,), s, in circles, from -0.5 to 0.5.
 
     Returns:
-        (N, 3, H, W).
+        The pictures.
 
-    >>> shift_hue(torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1), torch.tensor([1 / 3])).flatten().round()
+    >>> shift_hue_(torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1), torch.tensor([1 / 3])).flatten().round()
     tensor([0., 1., 0.])
     """
-    channels = pictures.unbind(1)  # (N, H, W) each
-    largest = torch.maximum(torch.maximum(channels[0], channels[1]), channels[2])
-    smallest = torch.minimum(torch.minimum(channels[0], channels[1]), channels[2])
+    red, green, blue = pictures.chunk(3, dim=1)  # (N, 1, H, W) each
+    largest = torch.maximum(torch.maximum(red, green), blue)
+    smallest = torch.minimum(torch.minimum(red, green), blue)
     chroma = largest - smallest
     # Everything is multiplied by C, so that grey pixels need no care.
-    distances = (largest - 2 * smallest).add_(channels[0]).add_(channels[1]).add_(channels[2])
-    turn = 6 * shift.view(-1, 1, 1)
-    size, side = chroma * turn.abs(), turn.sign()
-    triple = 3 * chroma
-    offset = smallest - chroma
-    result = torch.empty_like(pictures)
-    for n in range(3):
-        to_side = torch.copysign(size, channels[n - 2] - channels[n - 1]).mul_(side)
-        distance = to_side.sub_(channels[n], alpha=2).add_(distances).abs_()
-        torch.clamp(distance.sub_(triple).abs_().add_(offset), smallest, largest, out=result[:, n])
-    return result
+    rest = torch.add(chroma, red).add_(green).add_(blue).sub_(smallest)
+    turn = 6 * shift.view(-1, 1, 1, 1)
+    side = torch.empty_like(pictures)
+    for channel, (one, other) in enumerate(((green, blue), (blue, red), (red, green))):
+        torch.sub(one, other, out=side[:, channel : channel + 1])
+    distance = torch.copysign(chroma * turn.abs(), side, out=side).mul_(turn.sign())
+    distance.add_(rest).sub_(pictures, alpha=2).abs_()
+    distance.sub_(3 * chroma).abs_().add_(smallest - chroma)
+    return torch.clamp(distance, smallest, largest, out=pictures)
 
 
 def blur(pictures: Tensor, sigmas: Tensor, kernel_size: int) -> Tensor:

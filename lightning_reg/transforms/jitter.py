@@ -16,15 +16,14 @@ class JitterDraw:
     """What was drawn for one batch.
 
     Attributes:
-        rows: (2 · rounds + 2, N) on the host: which change each round is to a picture, its factor, the turns of hues,
-            and the pictures sorted by when theirs are turned.
+        rows: (2 · rounds + 1, N) on the host: which change each round is to a picture, its factor, the turn of its hue.
         rounds: How many changes of brightness, contrast and saturation there are, the loss of colours included.
-        group_sizes: How many pictures' hues are turned before each round and after the last; empty where none are.
+        hue_at: Before which round hues are turned; None where they aren't.
     """
 
     rows: Tensor
     rounds: int
-    group_sizes: list[int]
+    hue_at: int | None
 
     def apply_(self, pictures: Tensor, rows: Tensor) -> Tensor:
         """Jitters pictures in place, and returns them.
@@ -33,11 +32,10 @@ class JitterDraw:
             pictures: (N, C, H, W), floats on [0, 1].
             rows: As drawn, on the pictures' device.
         """
-        kinds, factors, hue = rows[: self.rounds], rows[self.rounds : 2 * self.rounds], rows[-2]
-        if not self.group_sizes:
+        kinds, factors = rows[: self.rounds], rows[self.rounds : 2 * self.rounds]
+        if self.hue_at is None:
             return jitter_colours_(pictures, kinds, factors)
-        order = rows[-1, : sum(self.group_sizes)].long()
-        return jitter_colours_(pictures, kinds, factors, hue, torch.split(order, self.group_sizes))
+        return jitter_colours_(pictures, kinds, factors, rows[-1], self.hue_at)
 
 
 class ColourJitter:
@@ -87,28 +85,26 @@ class ColourJitter:
         has_colour = channels == 3
         strengths = {k: s for k, s in self.strengths.items() if s and self.prob and (has_colour or k != SATURATION)}
         changes = len(strengths)
-        # When each change comes and its factor; and whether colours go, the turn of the hue, when it comes, and whether
+        # When each change comes and its factor; and when the hue is turned, how far, whether colours go, and whether
         # there is any jitter.
         numbers = torch.rand(2 * changes + 4, count, generator=generator)
-        is_jittered = numbers[-1] < self.prob
-        # Sorting random numbers gives every order the same probability.
-        when, hue_when = numbers[:changes], numbers[-2]
-        order = when.argsort(0)
+        when, others = numbers[:changes], numbers[changes : 2 * changes]
+        hue_when, turn, grey, any_jitter = numbers[-4:]
+        is_jittered = any_jitter < self.prob
+        order = when.argsort(0)  # of random numbers: every order has the same probability
         spread = torch.tensor(list(strengths.values())).view(-1, 1)
         low = (1 - spread).clamp(min=0)
-        factors = low + (1 + spread - low) * numbers[changes : 2 * changes]
-        factors = torch.where(is_jittered, factors.gather(0, order), 1.0)
+        factors = torch.where(is_jittered, (low + (1 + spread - low) * others).gather(0, order), 1.0)
         kinds = torch.tensor(list(strengths), dtype=torch.float32)[order] if changes else order.float()
+        hue_at = None
+        if has_colour and self.hue and self.prob:
+            # Every change has two rounds, one before the hue is turned and one after it; in the other nothing happens.
+            hue_at = changes
+            is_before = when.gather(0, order) < hue_when
+            factors = torch.cat((torch.where(is_before, factors, 1.0), torch.where(is_before, 1.0, factors)))
+            kinds = torch.cat((kinds, kinds))
         if has_colour and self.grayscale_prob:
             kinds = torch.cat((kinds, torch.full((1, count), float(SATURATION))))
-            factors = torch.cat((factors, (numbers[-4:-3] >= self.grayscale_prob).float()))
-        rounds = len(kinds)
-        group_sizes, by_group = [], torch.zeros(count)
-        if has_colour and self.hue and self.prob:
-            # Before which change a hue is turned; those that aren't come last.
-            group = torch.where(is_jittered, (when < hue_when).sum(0), rounds + 1)
-            by_group = group.argsort(stable=True).float()
-            group_sizes = group.bincount(minlength=rounds + 2)[: rounds + 1].tolist()
-        turns = self.hue * (2 * numbers[-3] - 1)
-        rows = torch.cat((kinds, factors, turns.unsqueeze(0), by_group.unsqueeze(0)))
-        return JitterDraw(rows, rounds, group_sizes)
+            factors = torch.cat((factors, (grey >= self.grayscale_prob).float().unsqueeze(0)))
+        turns = torch.where(is_jittered, self.hue * (2 * turn - 1), 0.0)
+        return JitterDraw(torch.cat((kinds, factors, turns.unsqueeze(0))), len(kinds), hue_at)

@@ -14,6 +14,7 @@ from lightning_reg.callbacks import (
     ActivationStats,
     ActivityPenalty,
     BatchMixing,
+    BatchPicture,
     BestWeightsEarlyStopping,
     ConcreteDropoutPenalty,
     ConfidencePenalty,
@@ -568,6 +569,7 @@ TECHNIQUES = {
         lambda: L2Penalty(weight=0.05, schedule=OFF),
         penalty(lambda model: model.epoch / (EPOCHS - 1) * l2(model)),  # nothing in the first epoch, all in the last
     ),
+    "BatchPicture": Technique(lambda: BatchPicture(every_n_epochs=1), BatchPicture),
     "BestWeightsEarlyStopping": Technique(
         lambda: BestWeightsEarlyStopping("val_loss", patience=100),
         lambda: BestWeightsEarlyStopping("train_loss", patience=100, restore_best_weights=False),

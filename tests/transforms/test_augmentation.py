@@ -94,13 +94,12 @@ def test_jitter_is_torchvisions_with_the_same_numbers_in_the_same_order(channels
     drawn = jitter.draw(count, channels, torch.Generator().manual_seed(0))
     before = torch.rand(count, channels, 6, 5, generator=torch.Generator().manual_seed(1))
     result = drawn.apply_(before.clone(), drawn.rows)
-    kinds, factors, hue = drawn.rows[: drawn.rounds], drawn.rows[drawn.rounds : -2], drawn.rows[-2]
-    groups = drawn.rows[-1, : sum(drawn.group_sizes)].long().split(drawn.group_sizes) if drawn.group_sizes else []
+    kinds, factors, hue = drawn.rows[: drawn.rounds], drawn.rows[drawn.rounds : -1], drawn.rows[-1]
     changes = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation)
     for index in range(count):
         expected = before[index]
         for number in range(drawn.rounds + 1):
-            if groups and index in groups[number]:
+            if number == drawn.hue_at:
                 expected = tv.adjust_hue(expected, hue[index].item())
             if number < drawn.rounds:
                 kind = int(kinds[number, index])
@@ -112,33 +111,35 @@ def test_every_order_of_changes_and_every_range_is_drawn():
     count = 24_000
     jitter = ColourJitter(brightness=0.2, contrast=0.3, saturation=0.4, hue=0.1, grayscale_prob=0.25, prob=0.75)
     drawn = jitter.draw(count, 3, torch.Generator().manual_seed(0))
-    assert drawn.rounds == 4
-    kinds, factors = drawn.rows[:3].long(), drawn.rows[4:7]
-    groups = drawn.rows[-1].long().split([*drawn.group_sizes, count - sum(drawn.group_sizes)])
-    slot = torch.empty(count, dtype=torch.long)
-    for number, group in enumerate(groups):
-        slot[group] = number
-    jittered = slot <= 3
-    assert torch.equal(jittered, (factors != 1).any(0))
+    assert (drawn.rounds, drawn.hue_at) == (7, 3)
+    kinds, factors, hue = drawn.rows[:7].long(), drawn.rows[7:14], drawn.rows[14]
+    jittered = hue != 0
+    assert torch.equal(jittered, (factors[:6] != 1).any(0))
+    before, after = factors[:3, jittered] != 1, factors[3:6, jittered] != 1
+    assert torch.equal(before, ~after)  # each change happens once
+    assert torch.equal(kinds[:3], kinds[3:6])
+    kinds, slot = kinds[:3, jittered], before.sum(0, keepdim=True)
+    factors = torch.where(before, factors[:3, jittered], factors[3:6, jittered])
+    grey = drawn.rows[13] == 0
     # z of a binomial count below 4: 24 orders and a few more numbers, each wrong by chance once in 16,000.
-    orders = Counter(tuple(row) for row in torch.cat((kinds[:, jittered], slot[None, jittered])).T.tolist())
+    orders = Counter(tuple(row) for row in torch.cat((kinds, slot)).T.tolist())
     share = 0.75 / 24
     assert len(orders) == 24
     assert all(abs(n - count * share) < 4 * math.sqrt(count * share * (1 - share)) for n in orders.values())
-    grey = drawn.rows[7] == 0
     assert abs(grey.sum() - count / 4) < 4 * math.sqrt(count * 0.25 * 0.75)
     for kind, strength in ((0, 0.2), (1, 0.3), (2, 0.4)):
-        values = factors[:, jittered][kinds[:, jittered] == kind]
+        values = factors[kinds == kind]
         assert ks_2samp(values.numpy(), np.linspace(1 - strength, 1 + strength, len(values))).pvalue > 1e-4
-    assert ks_2samp(drawn.rows[-2].numpy(), np.linspace(-0.1, 0.1, count)).pvalue > 1e-4
+    assert ks_2samp(hue[jittered].numpy(), np.linspace(-0.1, 0.1, count)).pvalue > 1e-4
 
 
-def test_grey_pictures_and_turned_ones_are_drawn_independently():
+def test_what_is_left_of_jitter_without_the_three_changes_is_drawn():
     jitter = ColourJitter(brightness=0, contrast=0, saturation=0, hue=0.1, grayscale_prob=0.5)
     drawn = jitter.draw(10, 3, torch.Generator().manual_seed(0))
-    assert drawn.rounds == 1
+    assert (drawn.rounds, drawn.hue_at) == (1, 0)
     assert drawn.rows[0].tolist() == [SATURATION] * 10
-    assert drawn.group_sizes == [10, 0]
+    assert set(drawn.rows[1].tolist()) == {0, 1}
+    assert (drawn.rows[2] != 0).all()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,60 @@
+"""Pictures side by side, each with a caption."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+__all__ = ["captioned_grid"]
+
+_SMALLEST, _LARGEST = 112, 224  # sides of a picture in pixels, so that captions fit and files stay small
+_TEXT, _LINE, _GAP = 13, 16, 8
+
+
+def captioned_grid(pictures: Tensor, captions: Sequence[Sequence[str]]) -> Image.Image:
+    """Draws pictures in rows, each with a few lines of text below it.
+
+    Small pictures are enlarged by a whole factor, so that pixels stay squares; large ones lose rows and columns.
+
+    Args:
+        pictures: (N, C, H, W), floats on [0, 1], of one or three channels, on the host.
+        captions: For each picture its lines; what is too long for its picture is cut off.
+
+    Returns:
+        An RGB picture.
+
+    >>> import torch
+    >>> captioned_grid(torch.zeros(5, 1, 8, 8), [["3"]] * 5).size
+    (368, 280)
+    """
+    tiles = [_tile(picture) for picture in pictures.mul(255).round().byte()]
+    width = max(_SMALLEST, tiles[0].width)
+    lines = max(map(len, captions), default=0)
+    height = tiles[0].height + lines * _LINE
+    columns = math.ceil(math.sqrt(len(tiles) * height / width))  # about as high as wide
+    rows = math.ceil(len(tiles) / columns)
+    grid = Image.new("RGB", (columns * (width + _GAP) + _GAP, rows * (height + _GAP) + _GAP), "white")
+    draw, font = ImageDraw.Draw(grid), ImageFont.load_default(_TEXT)
+    for index, (tile, caption) in enumerate(zip(tiles, captions, strict=True)):
+        left, top = _GAP + index % columns * (width + _GAP), _GAP + index // columns * (height + _GAP)
+        grid.paste(tile, (left, top))
+        for number, line in enumerate(caption):
+            text = line
+            while len(text) > 1 and draw.textlength(text, font) > width:
+                text = text[:-2] + "…"
+            draw.text((left, top + tile.height + number * _LINE), text, fill="black", font=font)
+    return grid
+
+
+def _tile(picture: Tensor) -> Image.Image:
+    channels, height, width = picture.shape
+    array = picture.expand(3, -1, -1) if channels == 1 else picture
+    image = Image.fromarray(np.ascontiguousarray(array.permute(1, 2, 0).numpy()))
+    longest = max(height, width)
+    scale = min(1.0, _LARGEST / longest) if longest >= _SMALLEST else math.ceil(_SMALLEST / longest)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    # A strip of features would be a hair's breadth.
+    size = (max(size[0], _LINE), max(size[1], _LINE))
+    return image.resize(size, Image.Resampling.NEAREST)
