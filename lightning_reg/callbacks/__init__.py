@@ -24,6 +24,7 @@ from lightning_reg.callbacks.loss.activity_penalty import ActivityPenalty
 from lightning_reg.callbacks.loss.concrete_dropout_penalty import ConcreteDropoutPenalty
 from lightning_reg.callbacks.loss.confidence_penalty import ConfidencePenalty
 from lightning_reg.callbacks.run.best_weights_early_stopping import BestWeightsEarlyStopping
+from lightning_reg.callbacks.run.regularization_audit import RegularizationAudit
 from lightning_reg.callbacks.weights.max_norm import MaxNorm
 from lightning_reg.callbacks.weights.non_negative import NonNegative
 from lightning_reg.callbacks.weights.unit_norm import UnitNorm
@@ -51,6 +52,7 @@ __all__ = [
     "MaxNorm",
     "NonNegative",
     "OrthogonalPenalty",
+    "RegularizationAudit",
     "ReplaceNorm",
     "SpectralNormalization",
     "StrengthSchedule",

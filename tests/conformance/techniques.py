@@ -33,6 +33,7 @@ from lightning_reg.callbacks import (
     MaxNorm,
     NonNegative,
     OrthogonalPenalty,
+    RegularizationAudit,
     ReplaceNorm,
     SpectralNormalization,
     StrengthSchedule,
@@ -446,6 +447,7 @@ TECHNIQUES = {
         Textbook(change=frozen_batch_norm),
         prepare=batch_norm,
     ),
+    "RegularizationAudit": Technique(RegularizationAudit, lambda: RegularizationAudit(verbose=False, warn=False)),
     "ReplaceNorm": Technique(
         lambda: ReplaceNorm(norm="batch", types=("LayerNorm",)),
         lambda: ReplaceNorm(norm="layer", types=("LayerNorm",)),
