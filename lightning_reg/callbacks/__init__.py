@@ -24,6 +24,7 @@ from lightning_reg.callbacks.loss.activity_penalty import ActivityPenalty
 from lightning_reg.callbacks.loss.concrete_dropout_penalty import ConcreteDropoutPenalty
 from lightning_reg.callbacks.loss.confidence_penalty import ConfidencePenalty
 from lightning_reg.callbacks.run.best_weights_early_stopping import BestWeightsEarlyStopping
+from lightning_reg.callbacks.run.generalization_gap import GeneralizationGap
 from lightning_reg.callbacks.run.regularization_audit import RegularizationAudit
 from lightning_reg.callbacks.weights.max_norm import MaxNorm
 from lightning_reg.callbacks.weights.non_negative import NonNegative
@@ -37,6 +38,7 @@ __all__ = [
     "DropoutSchedule",
     "ElasticNetPenalty",
     "FreezeBatchNorm",
+    "GeneralizationGap",
     "GradientCentralization",
     "GradientClipping",
     "GradientMonitor",
