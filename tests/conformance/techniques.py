@@ -18,6 +18,7 @@ from lightning_reg.callbacks import (
     DropoutSchedule,
     ElasticNetPenalty,
     FreezeBatchNorm,
+    GeneralizationGap,
     GradientCentralization,
     GradientClipping,
     GradientMonitor,
@@ -396,6 +397,7 @@ TECHNIQUES = {
         second=lambda: GradientClipping(algorithm="zscore", include=UNTRAINED),
         clips=True,
     ),
+    "GeneralizationGap": Technique(GeneralizationGap, lambda: GeneralizationGap(every_n_epochs=100, verbose=False)),
     "GradientMonitor": Technique(
         lambda: GradientMonitor(every_n_steps=1, layers=("*",), update_ratio=True), GradientMonitor
     ),
