@@ -73,7 +73,7 @@ def nice_ticks(low: float, high: float, *, most: int = 6, whole: bool = False) -
     """
     span = high - low or abs(high) or 1.0
     magnitude = 10.0 ** math.floor(math.log10(span / most))
-    step = next(each * magnitude for each in (1, 2, 5, 10) if each * magnitude * most >= span * (1 - 1e-9))
+    step: float = next(each * magnitude for each in (1, 2, 5, 10) if each * magnitude * most >= span * (1 - 1e-9))
     step = max(1.0, round(step)) if whole else step
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(index * step, 12) for index in range(first, max(last, first + 1) + 1)]

@@ -1,5 +1,7 @@
 """Pictures of curves, looked at by their pixels."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -57,5 +59,5 @@ def test_ticks_enclose_the_range_and_are_evenly_apart(low, high):
     assert ticks[0] <= low + 1e-6 * span
     assert ticks[-1] >= high - 1e-6 * span
     assert 2 <= len(ticks) <= 8
-    steps = [after - before for before, after in zip(ticks, ticks[1:], strict=False)]
+    steps = [after - before for before, after in pairwise(ticks)]
     assert max(steps) == pytest.approx(min(steps))

@@ -228,10 +228,7 @@ def test_the_same_few_samples_each_time_and_only_when_due():
     module, trainer = fit(gap, module=Watches(), max_epochs=5, num_sanity_val_steps=0)
     assert gap.curves.epochs == [1, 3]
     seen = module.log_of_samples.seen
-    assert [len(each) for each in seen] == [16, 14] + [16, 14, 16, 4, 16, 4] + [16, 14] + [16, 14, 16, 4, 16, 4] + [
-        16,
-        14,
-    ]
+    assert [len(each) for each in seen[:10]] == [16, 14, 16, 14, 16, 4, 16, 4, 16, 14]  # validation; measured from 4 on
     assert seen[4:8] == seen[12:16]
     assert gap._samples == {"train": 20, "validation": 20}
     assert trainer.callback_metrics["gap/train_loss"].isfinite()

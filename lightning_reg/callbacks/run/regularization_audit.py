@@ -8,10 +8,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from typing_extensions import override
 
+from lightning_reg.attach.chart_layout import charts_for
 from lightning_reg.attach.contradictions import Contradiction, contradictions, monitors_not_logged
-from lightning_reg.attach.inventory import Row, take_inventory
+from lightning_reg.attach.inventory import Row, take_inventory, technique_settings
 from lightning_reg.attach.technique import callbacks_of, instance_number
-from lightning_reg.tensorboard import log_text
+from lightning_reg.tensorboard import log_final_metrics, log_layout, log_text
 
 __all__ = ["RegularizationAudit", "markdown_table", "text_table"]
 
@@ -36,9 +37,12 @@ class RegularizationAudit(Callback):
         verbose: Whether the table is printed.
         warn: Whether it looks for what works against itself; said below the table, or as Python warnings where
             ``verbose`` is off.
+        final_metrics: Whether the last metrics are logged beside all settings when the fit ends, so that TensorBoard's
+            HParams page compares runs by technique; the command line does that itself, with the best weights.
 
     Logs:
-        The table as text, ``audit/regularization``.
+        The table as text, ``audit/regularization``; the layout of TensorBoard's page of custom scalars, with those
+        charts for which there are callbacks; ``final/<metric>`` beside all settings.
 
     Interacts with: a second one in the same trainer stays silent.
 
@@ -51,9 +55,10 @@ class RegularizationAudit(Callback):
     []
     """
 
-    def __init__(self, *, verbose: bool = True, warn: bool = True) -> None:
+    def __init__(self, *, verbose: bool = True, warn: bool = True, final_metrics: bool = True) -> None:
         self.verbose = verbose
         self.warn = warn
+        self.final_metrics = final_metrics
         self.rows: list[Row] = []
         self.contradictions: list[Contradiction] = []
         self._has_validated = self._has_checked = False
@@ -70,6 +75,7 @@ class RegularizationAudit(Callback):
         self.contradictions = contradictions(found) if self.warn else []
         title = _title(trainer, pl_module)
         log_text(trainer, "audit/regularization", markdown_table(title, self.rows, self.contradictions))
+        log_layout(trainer, charts_for(callbacks_of(trainer)))
         if not self.verbose:
             for each in self.contradictions:
                 rank_zero_warn(str(each))
@@ -89,6 +95,17 @@ class RegularizationAudit(Callback):
             for each in monitors_not_logged(callbacks_of(trainer), sorted(trainer.callback_metrics)):
                 self.contradictions.append(each)
                 rank_zero_warn(str(each))
+
+    @override
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.final_metrics and instance_number(trainer, self) == 0:
+            metrics = {
+                f"final/{name.replace('/', '_')}": value.item()
+                for name, value in trainer.callback_metrics.items()
+                if value.numel() == 1
+            }
+            data = getattr(trainer, "datamodule", None)
+            log_final_metrics(trainer, pl_module, data, metrics, technique_settings(trainer))
 
 
 def _title(trainer: Trainer, pl_module: LightningModule) -> str:
