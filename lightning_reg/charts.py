@@ -12,8 +12,8 @@ from torch import Tensor
 __all__ = ["Chart", "draw", "nice_ticks"]
 
 _SCALE = 2  # drawn larger and made smaller, which smooths edges
-_WIDTH, _HEIGHT = 640, 400
-_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 24, 80, 48
+_WIDTH, _HEIGHT = 360, 260  # as wide as TensorBoard shows a picture, which it doesn't shrink well
+_LEFT, _RIGHT, _TOP, _BOTTOM = 48, 14, 62, 40
 _WIDE = 20  # factor between values beyond which only a logarithmic axis shows both
 _COLOURS = ("#1f77b4", "#d95f02", "#2ca02c", "#7b3294")  # told apart by colour-blind people, too
 _INK, _GRID = "#333333", "#e4e4e4"
@@ -41,21 +41,21 @@ class Chart:
 
 
 def draw(charts: Sequence[Chart]) -> Tensor:
-    """Draws charts side by side.
+    """Draws charts below one another.
 
     Args:
         charts: At least one.
 
     Returns:
-        (400, 640 × charts, 3), uint8.
+        (260 × charts, 360, 3), uint8.
 
     >>> draw([Chart("loss", [0, 1], {"train": [1.0, 0.5]}, {"best": 1})]).shape
-    torch.Size([400, 640, 3])
+    torch.Size([260, 360, 3])
     """
-    size = (_WIDTH * len(charts), _HEIGHT)
+    size = (_WIDTH, _HEIGHT * len(charts))
     picture = Image.new("RGB", (size[0] * _SCALE, size[1] * _SCALE), "white")
     for index, chart in enumerate(charts):
-        _Drawing(picture, index * _WIDTH, chart).draw()
+        _Drawing(picture, index * _HEIGHT, chart).draw()
     return torch.from_numpy(np.array(picture.resize(size, Image.Resampling.LANCZOS)))
 
 
@@ -84,15 +84,15 @@ class _Drawing:
 
     Args:
         picture: That is drawn on.
-        left: Where the chart begins, in pixels before they are scaled.
+        top: Where the chart begins, in pixels before they are scaled.
         chart: What is drawn.
     """
 
-    def __init__(self, picture: Image.Image, left: int, chart: Chart) -> None:
+    def __init__(self, picture: Image.Image, top: int, chart: Chart) -> None:
         self.pen = ImageDraw.Draw(picture)
-        self.font = ImageFont.load_default(size=13 * _SCALE)
-        self.heading = ImageFont.load_default(size=17 * _SCALE)
-        self.left = left
+        self.font = ImageFont.load_default(size=11 * _SCALE)
+        self.heading = ImageFont.load_default(size=13 * _SCALE)
+        self.top = top
         self.chart = chart
         values = [value for curve in chart.curves.values() for value in curve if math.isfinite(value)]
         low, high = min(values, default=0.0), max(values, default=1.0)
@@ -107,49 +107,48 @@ class _Drawing:
         self._axes()
         for name, position in self.chart.marks.items():
             self._mark(name, position)
-        right = self.left + _WIDTH - _RIGHT
-        for index, (name, values) in reversed(list(enumerate(self.chart.curves.items()))):
-            colour = _COLOURS[index % len(_COLOURS)]
+        right: float = _WIDTH - _RIGHT
+        for (name, values), colour in reversed(list(zip(self.chart.curves.items(), _COLOURS, strict=False))):
             self._curve(values, colour)
             right -= self._width(name)
-            self._text(right, 24, name, "lm", colour)
-            self._line([(right - 26, 24), (right - 6, 24)], colour, 2.5)
-            right -= 44
-        self.pen.text(self._scaled(self.left + _LEFT, 24), self.chart.title, _INK, self.heading, "lm")
+            self._text(right, 16, name, "lm", colour)
+            self._line([(right - 20, 16), (right - 5, 16)], colour, 2)
+            right -= 34
+        self.pen.text(self._scaled(10, 16), self.chart.title, _INK, self.heading, "lm")
 
     def _axes(self) -> None:
         for tick in self.y_ticks:
             y = self._on_axis(tick)
             self._line([(self._x(self.x_ticks[0]), y), (self._x(self.x_ticks[-1]), y)], _GRID, 1)
-            self._text(self.left + _LEFT - 8, y, f"{10**tick if self.is_logarithmic else tick:g}", "rm")
+            self._text(_LEFT - 6, y, f"{10**tick if self.is_logarithmic else tick:g}", "rm")
         bottom = self._on_axis(self.y_ticks[0])
         for tick in self.x_ticks:
             self._line([(self._x(tick), bottom), (self._x(tick), bottom + 4)], _INK, 1)
-            self._text(self._x(tick), bottom + 8, f"{tick:g}", "ma")
+            self._text(self._x(tick), bottom + 6, f"{tick:g}", "ma")
         self._line([(self._x(self.x_ticks[0]), bottom), (self._x(self.x_ticks[-1]), bottom)], _INK, 1)
-        self._text((self._x(self.x_ticks[0]) + self._x(self.x_ticks[-1])) / 2, _HEIGHT - 20, self.chart.x_label, "ma")
+        self._text((self._x(self.x_ticks[0]) + self._x(self.x_ticks[-1])) / 2, _HEIGHT - 17, self.chart.x_label, "ma")
 
     def _curve(self, values: Sequence[float], colour: str) -> None:
         points = [
             (self._x(x), self._y(value)) for x, value in zip(self.chart.x, values, strict=True) if math.isfinite(value)
         ]
-        self._line(points, colour, 2.5)
+        self._line(points, colour, 2)
         if len(points) <= 1:
             for x, y in points:
                 self.pen.ellipse([*self._scaled(x - 3, y - 3), *self._scaled(x + 3, y + 3)], fill=colour)
 
     def _mark(self, name: str, position: float) -> None:
         x, top, bottom = self._x(position), _TOP, self._on_axis(self.y_ticks[0])
-        for start in range(int(top), int(bottom), 8):
-            self._line([(x, start), (x, min(start + 4, bottom))], _INK, 1)
-        beyond = x + self._width(name) + 5 > self.left + _WIDTH - 4
+        for start in range(top, round(bottom), 6):
+            self._line([(x, start), (x, min(start + 3, bottom))], _INK, 1)
+        beyond = x + self._width(name) + 4 > _WIDTH - 4
         # Below one another where marks stand close together.
         row = list(self.chart.marks).index(name)
-        self._text(x - 5 if beyond else x + 5, top - 26 + 16 * row, name, "rm" if beyond else "lm")
+        self._text(x - 4 if beyond else x + 4, top - 22 + 13 * row, name, "rm" if beyond else "lm")
 
     def _x(self, value: float) -> float:
         share = (value - self.x_ticks[0]) / (self.x_ticks[-1] - self.x_ticks[0])
-        return self.left + _LEFT + share * (_WIDTH - _LEFT - _RIGHT)
+        return _LEFT + share * (_WIDTH - _LEFT - _RIGHT)
 
     def _y(self, value: float) -> float:
         return self._on_axis(math.log10(value) if self.is_logarithmic else value)
@@ -168,4 +167,4 @@ class _Drawing:
         return self.font.getlength(text) / _SCALE
 
     def _scaled(self, x: float, y: float) -> tuple[float, float]:
-        return x * _SCALE, y * _SCALE
+        return x * _SCALE, (self.top + y) * _SCALE

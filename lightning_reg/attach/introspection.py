@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["described", "flat_settings", "settings_of", "shown"]
+__all__ = ["described", "settings_of", "shown", "telling_settings"]
 
 _PRINCIPAL = 2  # arguments that come first are what a technique is about
 
@@ -28,8 +28,27 @@ def settings_of(made: object) -> dict[str, Any]:
     return {name: value for name, value in kept.items() if not isinstance(value, Tensor)}
 
 
-def described(made: object) -> str:
+def telling_settings(made: object) -> dict[str, Any]:
     """Returns the settings that say something: the two first ones, and those that aren't the default.
+
+    Args:
+        made: Any object.
+
+    >>> from torch import nn
+    >>> telling_settings(nn.LayerNorm(8, eps=1e-6))
+    {'normalized_shape': (8,), 'eps': 1e-06}
+    """
+    telling = {}
+    for index, (name, value) in enumerate(settings_of(made).items()):
+        is_default = _same(value, _parameters(made)[name].default)
+        is_quiet = _is_empty(value) or value == ("*",) or (is_default and (index >= _PRINCIPAL or value == 0))
+        if not is_quiet:
+            telling[name] = value
+    return telling
+
+
+def described(made: object) -> str:
+    """Returns the settings that say something as text.
 
     Args:
         made: Any object.
@@ -38,14 +57,8 @@ def described(made: object) -> str:
     >>> described(nn.LayerNorm(8, eps=1e-6))
     'normalized_shape (8,), eps 1e-06'
     """
-    parts = []
-    for index, (name, value) in enumerate(settings_of(made).items()):
-        default = _parameters(made)[name].default
-        is_default = _same(value, default)
-        if _is_empty(value) or value == ("*",) or (is_default and (index >= _PRINCIPAL or value == 0)):
-            continue
-        parts.append(name if value is True else f"{name} {shown(value)}")
-    return ", ".join(parts) or "defaults"
+    settings = telling_settings(made).items()
+    return ", ".join(name if value is True else f"{name} {shown(value)}" for name, value in settings) or "defaults"
 
 
 def shown(value: Any) -> str:
@@ -78,23 +91,6 @@ def _object_shown(value: Any) -> str:
         return ", ".join(type(each).__name__ for each in steps)
     settings = described(value)
     return type(value).__name__ if settings == "defaults" else f"{type(value).__name__}({settings})"
-
-
-def flat_settings(made: object) -> dict[str, bool | int | float | str]:
-    """Returns the constructor's settings as plain values, for a table that compares runs.
-
-    Args:
-        made: Any object.
-
-    >>> from torch import nn
-    >>> flat_settings(nn.Dropout(0.2))
-    {'p': 0.2, 'inplace': False}
-    """
-    return {
-        name: value if isinstance(value, (bool, int, float, str)) else shown(value)
-        for name, value in settings_of(made).items()
-        if value is not None
-    }
 
 
 def _parameters(made: object) -> dict[str, inspect.Parameter]:

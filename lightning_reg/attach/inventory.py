@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 from torch.optim import Optimizer
 
-from lightning_reg.attach.introspection import described, flat_settings, shown
+from lightning_reg.attach.introspection import described, shown, telling_settings
 from lightning_reg.attach.technique import callbacks_of
 from lightning_reg.nn.insertion import Insertion
 from lightning_reg.nn.rates import is_stochastic, rates
@@ -145,22 +145,34 @@ def take_inventory(trainer: Trainer, pl_module: LightningModule) -> Inventory:
 
 
 def technique_settings(trainer: Trainer) -> dict[str, bool | int | float | str]:
-    """Returns the settings of every technique that a trainer's callbacks are, so that runs can be compared by them.
+    """Returns the settings of every technique that changes the training, so that runs can be compared by them.
 
     Args:
-        trainer: With its callbacks.
+        trainer: With its callbacks, and its data module if there is one.
     """
     found: dict[str, bool | int | float | str] = {}
+    for title, value in _data_techniques(getattr(trainer, "datamodule", None)):
+        found[title] = shown(value)
     counts: Counter[str] = Counter()
     for callback in callbacks_of(trainer):
-        if _place_of(callback) is None:
+        if _place_of(callback) is None or getattr(callback, "only_watches", False):
             continue
         name = type(callback).__name__
         counts[name] += 1
         name = name if counts[name] == 1 else f"{name}_{counts[name]}"
-        found[name] = True  # what other runs don't have at all is an empty field there
-        found |= {f"{name}/{setting}": value for setting, value in flat_settings(callback).items()}
+        settings = telling_settings(callback)
+        for setting, value in settings.items():
+            found[f"{name}/{setting}"] = value if isinstance(value, (bool, int, float, str)) else shown(value)
+        if not settings:
+            found[name] = True  # other runs have an empty field there
     return found
+
+
+def _data_techniques(data: Any) -> Iterator[tuple[str, Any]]:
+    for name, title in (("augment", "augmentation"), ("mix", "mixing")):
+        value = getattr(data, name, None)
+        if value is not None and value != "none":
+            yield title, value
 
 
 def _place_of(callback: Callback) -> str | None:
@@ -176,7 +188,7 @@ def _place_of(callback: Callback) -> str | None:
 def _callback_rows(callback: Callback) -> Iterator[Row]:
     place = _place_of(callback)
     name = type(callback).__name__
-    if name == "RegularizationAudit":
+    if getattr(callback, "only_watches", False):
         return
     if place is not None:
         yield Row(place, name, described(callback))
@@ -195,10 +207,8 @@ def _batch_rows(found: Inventory, data: Any) -> Iterator[Row]:
             factors.append(f"{accumulated} accumulated")
         total = size * trainer.world_size * accumulated
         yield Row("batch", "batch size", " × ".join(factors) + (f" = {total} a step" if len(factors) > 1 else ""))
-    for name in ("augment", "mix"):
-        value = getattr(data, name, None)
-        if value is not None and value != "none":
-            yield Row("batch", {"augment": "augmentation", "mix": "mixing"}[name], f"{shown(value)}, by the data")
+    for title, value in _data_techniques(data):
+        yield Row("batch", title, f"{shown(value)}, by the data")
     dataset: Any = getattr(trainer.train_dataloader, "dataset", None)
     while hasattr(dataset, "dataset"):  # a Subset of another
         dataset = dataset.dataset

@@ -55,6 +55,8 @@ class RegularizationAudit(Callback):
     []
     """
 
+    only_watches = True  # the audit leaves out what changes nothing
+
     def __init__(self, *, verbose: bool = True, warn: bool = True, final_metrics: bool = True) -> None:
         self.verbose = verbose
         self.warn = warn
