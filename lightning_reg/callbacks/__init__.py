@@ -27,6 +27,8 @@ from lightning_reg.callbacks.loss.confidence_penalty import ConfidencePenalty
 from lightning_reg.callbacks.run.activation_stats import ActivationStats
 from lightning_reg.callbacks.run.batch_picture import BatchPicture
 from lightning_reg.callbacks.run.best_weights_early_stopping import BestWeightsEarlyStopping
+from lightning_reg.callbacks.run.generalization_gap import GeneralizationGap
+from lightning_reg.callbacks.run.regularization_audit import RegularizationAudit
 from lightning_reg.callbacks.run.weight_distribution import WeightDistribution
 from lightning_reg.callbacks.weights.exponential_moving_average import ExponentialMovingAverage
 from lightning_reg.callbacks.weights.lookahead import Lookahead
@@ -47,6 +49,7 @@ __all__ = [
     "ElasticNetPenalty",
     "ExponentialMovingAverage",
     "FreezeBatchNorm",
+    "GeneralizationGap",
     "GradientCentralization",
     "GradientClipping",
     "GradientMonitor",
@@ -63,6 +66,7 @@ __all__ = [
     "MaxNorm",
     "NonNegative",
     "OrthogonalPenalty",
+    "RegularizationAudit",
     "ReplaceNorm",
     "SpectralNormalization",
     "StochasticWeightAverage",

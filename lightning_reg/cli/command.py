@@ -17,6 +17,8 @@ from typing_extensions import override
 # Importing them makes their short names known to the parser: --model MLP, --trainer.callbacks+=L2Penalty.
 import lightning_reg.callbacks
 import lightning_reg.transforms  # noqa: F401
+from lightning_reg.attach.technique import callbacks_of
+from lightning_reg.callbacks import RegularizationAudit
 from lightning_reg.cli.interruption import InterruptBetweenBatches
 from lightning_reg.cli.parser import BriefParser
 from lightning_reg.cli.predictions import write_predictions
@@ -163,6 +165,9 @@ class RegularizationCLI(LightningCLI):
 
     def fit(self, **settings: Any) -> None:
         """Trains; when interrupted, says how to go on."""
+        for callback in callbacks_of(self.trainer):
+            if isinstance(callback, RegularizationAudit):
+                callback.final_metrics = False  # the summary logs them, of the best weights
         try:
             with nothing_half_written(self.trainer):
                 self.trainer.fit(**settings)

@@ -1,7 +1,6 @@
 """The table at the end of a fit."""
 
 import logging
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,14 +13,16 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
+from lightning_reg.attach.inventory import technique_settings
+from lightning_reg.attach.metric_names import lower_is_better, short_name
 from lightning_reg.cli.runs import run_folders
 from lightning_reg.data import InMemoryData
+from lightning_reg.functional.learning_curves import generalization_gap
 from lightning_reg.tensorboard import log_final_metrics
 
 __all__ = ["TrainingPart", "metric_lines", "summarize"]
 
 Metrics = dict[str, float]
-_LOWER_IS_BETTER = re.compile("loss|error|mse|mae|perplexity|nll")
 
 
 def summarize(trainer: Trainer, model: LightningModule, data: LightningDataModule | None) -> None:
@@ -57,7 +58,7 @@ def summarize(trainer: Trainer, model: LightningModule, data: LightningDataModul
             rows.append(("TensorBoard", f"tensorboard --logdir {_relative(run_folders(trainer))}"))
         print("\n" + "\n".join([*metric_lines(results), "", *(f"{name:<14}{value}" for name, value in rows)]))
     final = {f"final/{split}_{name}": value for split, metrics in results.items() for name, value in metrics.items()}
-    log_final_metrics(trainer, model, data, final)
+    log_final_metrics(trainer, model, data, final, technique_settings(trainer))
 
 
 def _callbacks(trainer: Trainer) -> list[Callback]:
@@ -117,7 +118,7 @@ class TrainingPart(LightningDataModule):
 
 def _short_names(metrics: Mapping[str, float]) -> Metrics:
     """Drops what says the split: ``val/loss`` and ``val_loss`` are both loss."""
-    return {re.sub(r"^(val|valid|validation|test)[/_]", "", name): float(value) for name, value in metrics.items()}
+    return {short_name(name): float(value) for name, value in metrics.items()}
 
 
 def metric_lines(results: Mapping[str, Metrics]) -> list[str]:
@@ -140,8 +141,8 @@ def metric_lines(results: Mapping[str, Metrics]) -> list[str]:
     for name in names:
         values = [results[split][name] for split in splits]
         if has_gap:
-            gap = results["train"][name] - results["validation"][name]
-            values.append(-gap if _LOWER_IS_BETTER.search(name) else gap)
+            train, validation = results["train"][name], results["validation"][name]
+            values.append(generalization_gap(train, validation, lower_is_better=lower_is_better(name)))
         lines.append(f"{name:<14}" + "".join(f"{_formatted(name, value):>12}" for value in values))
     if has_gap:
         lines.append("The generalization gap is how much worse the model does on validation than on training data.")

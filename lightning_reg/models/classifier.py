@@ -72,6 +72,9 @@ class Classifier(LightningModule):
     torch.Size([2, 3])
     """
 
+    takes_soft_targets = True
+    """Whether loss and metrics are right for probabilities as targets, as mixing gives them; the audit asks."""
+
     adds_concrete_penalty = True
     """Whether the term by which ``ConcreteDropout`` learns is added here; the callback that does it says no."""
 

@@ -246,7 +246,7 @@ def test_without_a_logger_that_takes_pictures_it_says_so(tmp_path, caplog):
         (
             Pair(torch.ones(2, 3), 1),
             {"input_key": "picture"},
-            "input_key must be one of 'image', 'label', the batch's fields, .* but is 'picture'",
+            r"'image', 'label', the batch's fields, .* but is 'picture'",
         ),
         (torch.ones(2), {}, r"input_key must give pictures .* but those are \(2,\)"),
     ],

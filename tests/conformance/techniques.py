@@ -22,6 +22,7 @@ from lightning_reg.callbacks import (
     ElasticNetPenalty,
     ExponentialMovingAverage,
     FreezeBatchNorm,
+    GeneralizationGap,
     GradientCentralization,
     GradientClipping,
     GradientMonitor,
@@ -38,6 +39,7 @@ from lightning_reg.callbacks import (
     MaxNorm,
     NonNegative,
     OrthogonalPenalty,
+    RegularizationAudit,
     ReplaceNorm,
     SpectralNormalization,
     StochasticWeightAverage,
@@ -455,6 +457,7 @@ TECHNIQUES = {
         second=lambda: GradientClipping(algorithm="zscore", include=UNTRAINED),
         clips=True,
     ),
+    "GeneralizationGap": Technique(GeneralizationGap, lambda: GeneralizationGap(every_n_epochs=100, verbose=False)),
     "GradientMonitor": Technique(
         lambda: GradientMonitor(every_n_steps=1, layers=("*",), update_ratio=True), GradientMonitor
     ),
@@ -521,6 +524,7 @@ TECHNIQUES = {
         Textbook(change=frozen_batch_norm),
         prepare=batch_norm,
     ),
+    "RegularizationAudit": Technique(RegularizationAudit, lambda: RegularizationAudit(verbose=False, warn=False)),
     "ReplaceNorm": Technique(
         lambda: ReplaceNorm(norm="batch", types=("LayerNorm",)),
         lambda: ReplaceNorm(norm="layer", types=("LayerNorm",)),

@@ -146,6 +146,11 @@ class GradientClipping(GradientTechnique):
         self._strength = ScheduledStrength()
         self._suffix = ""
 
+    @property
+    def used_settings(self) -> tuple[str, ...]:
+        """Arguments that mean something with this algorithm."""
+        return "algorithm", *_SETTINGS[self.algorithm], "include", "exclude", "exclude_norm_and_bias", "schedule"
+
     def _setting(self, name: str, value: float | None) -> Any:
         """Returns the value or its default, and refuses what the algorithm doesn't take."""
         if value is not None and name not in _SETTINGS[self.algorithm]:

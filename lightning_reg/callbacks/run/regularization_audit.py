@@ -1,0 +1,185 @@
+"""A table of everything that regularizes a run, and of what in it works against itself."""
+
+import textwrap
+from collections.abc import Iterator, Sequence, Sized
+from itertools import groupby
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from typing_extensions import override
+
+from lightning_reg.attach.chart_layout import charts_for
+from lightning_reg.attach.contradictions import Contradiction, contradictions, monitors_not_logged
+from lightning_reg.attach.inventory import Row, take_inventory, technique_settings
+from lightning_reg.attach.technique import callbacks_of, instance_number
+from lightning_reg.tensorboard import log_final_metrics, log_layout, log_text
+
+__all__ = ["RegularizationAudit", "markdown_table", "text_table"]
+
+_WIDTH = 100
+
+
+class RegularizationAudit(Callback):
+    """Says what regularizes a run, all of it in one table, and what in it works against itself.
+
+    What it does: when training starts it looks through the trainer, the module, the optimizers and the data for all
+    that regularizes: batch size, augmentation, mixing; layers that drop something, norms, reparametrized and frozen
+    weights; label smoothing and penalties; clipping; the decay of each parameter group, constraints, averages; early
+    stopping. Of combinations that work against each other it names the reason and the remedy. That a metric is watched
+    which nobody logs is said after the first epoch.
+
+    When to use: always; for runs of yours it is the record, for runs of others the first thing to read. When not: never
+    in the way; it changes nothing.
+
+    Cost: a walk over the module when training starts. State: none.
+
+    Args:
+        verbose: Whether the table is printed.
+        warn: Whether it looks for what works against itself; said below the table, or as Python warnings where
+            ``verbose`` is off.
+        final_metrics: Whether the last metrics are logged beside all settings when the fit ends, so that TensorBoard's
+            HParams page compares runs by technique; the command line does that itself, with the best weights.
+
+    Logs:
+        The table as text, ``audit/regularization``; the layout of TensorBoard's page of custom scalars, with those
+        charts for which there are callbacks; ``final/<metric>`` beside all settings.
+
+    Interacts with: a second one in the same trainer stays silent.
+
+    Reference:
+        Dropout before BatchNorm: Xiang Li et al.: Understanding the Disharmony between Dropout and Batch Normalization
+        by Variance Shift, CVPR 2019, arXiv:1801.05134. Decay under Adam: Ilya Loshchilov, Frank Hutter: Decoupled
+        Weight Decay Regularization, ICLR 2019, arXiv:1711.05101.
+
+    >>> RegularizationAudit(verbose=False).contradictions
+    []
+    """
+
+    only_watches = True  # the audit leaves out what changes nothing
+
+    def __init__(self, *, verbose: bool = True, warn: bool = True, final_metrics: bool = True) -> None:
+        self.verbose = verbose
+        self.warn = warn
+        self.final_metrics = final_metrics
+        self.rows: list[Row] = []
+        self.contradictions: list[Contradiction] = []
+        self._has_validated = self._has_checked = False
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._has_validated = self._has_checked = False
+        self.rows, self.contradictions = [], []
+        if instance_number(trainer, self) > 0:  # as a configuration and its overlay may each bring one
+            self._has_checked = True
+            return
+        found = take_inventory(trainer, pl_module)
+        self.rows = found.rows
+        self.contradictions = contradictions(found) if self.warn else []
+        title = _title(trainer, pl_module)
+        log_text(trainer, "audit/regularization", markdown_table(title, self.rows, self.contradictions))
+        log_layout(trainer, charts_for(callbacks_of(trainer)))
+        if not self.verbose:
+            for each in self.contradictions:
+                rank_zero_warn(str(each))
+        elif trainer.is_global_zero:
+            print("\n" + text_table(title, self.rows, self.contradictions) + "\n")  # noqa: T201  # what it is for
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._has_validated = self._has_validated or not trainer.sanity_checking
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._has_checked or not (self._has_validated or not trainer.enable_validation):
+            return
+        self._has_checked = True
+        if self.warn:
+            for each in monitors_not_logged(callbacks_of(trainer), sorted(trainer.callback_metrics)):
+                self.contradictions.append(each)
+                rank_zero_warn(str(each))
+
+    @override
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.final_metrics and instance_number(trainer, self) == 0:
+            metrics = {
+                f"final/{name.replace('/', '_')}": value.item()
+                for name, value in trainer.callback_metrics.items()
+                if value.numel() == 1
+            }
+            data = getattr(trainer, "datamodule", None)
+            log_final_metrics(trainer, pl_module, data, metrics, technique_settings(trainer))
+
+
+def _title(trainer: Trainer, pl_module: LightningModule) -> str:
+    weights = sum(each.numel() for each in pl_module.parameters() if each.requires_grad)
+    dataset = getattr(trainer.train_dataloader, "dataset", None)
+    samples = f" on {len(dataset):,} training samples" if isinstance(dataset, Sized) else ""
+    return f"Regularization of {type(pl_module).__name__}: {weights:,} trainable weights{samples}"
+
+
+def text_table(title: str, rows: Sequence[Row], found: Sequence[Contradiction]) -> str:
+    """Returns the audit as plain text of at most 100 columns.
+
+    Args:
+        title: First line.
+        rows: What regularizes, sorted by place.
+        found: What works against itself.
+
+    >>> print(text_table("Regularization of MLP", [Row("loss", "label smoothing", "0.1")], []))
+    Regularization of MLP
+    <BLANKLINE>
+    place     technique        settings
+    loss      label smoothing  0.1
+    """
+    width = max([len("technique"), *(len(row.technique) for row in rows)])
+    lines = [title, "", f"{'place':<10}{'technique':<{width}}  settings"]
+    for place, group in groupby(rows, key=lambda row: row.place):
+        for index, row in enumerate(group):
+            start = f"{place if index == 0 else '':<10}{row.technique:<{width}}  "
+            lines += _wrapped(start, row.settings)
+    if found:
+        lines += ["", "What works against itself"]
+        for number, each in enumerate(found, 1):
+            lines += _wrapped(f"{number:>2}. ", str(each))
+    return "\n".join(lines)
+
+
+def _wrapped(start: str, text: str) -> Iterator[str]:
+    yield from textwrap.wrap(
+        text,
+        _WIDTH,
+        initial_indent=start,
+        subsequent_indent=" " * len(start),
+        break_long_words=len(start) < _WIDTH // 2,
+        break_on_hyphens=False,
+    )
+
+
+def markdown_table(title: str, rows: Sequence[Row], found: Sequence[Contradiction]) -> str:
+    """Returns the audit as Markdown.
+
+    Args:
+        title: First line.
+        rows: What regularizes, sorted by place.
+        found: What works against itself.
+
+    >>> print(markdown_table("Regularization of MLP", [Row("loss", "label smoothing", "0.1")], []))
+    **Regularization of MLP**
+    <BLANKLINE>
+    | place | technique | settings |
+    |---|---|---|
+    | loss | label smoothing | 0.1 |
+    """
+    lines = [f"**{title}**", "", "| place | technique | settings |", "|---|---|---|"]
+    lines += [f"| {row.place} | {row.technique} | {_escaped(row.settings)} |" for row in rows]
+    if found:
+        lines += ["", "**What works against itself**", ""]
+        lines += [f"{number}. {_escaped(str(each))}" for number, each in enumerate(found, 1)]
+    return "\n".join(lines)
+
+
+def _escaped(text: str) -> str:
+    """Keeps globs and names with underscores from being read as Markdown."""
+    for sign in "\\|*_":
+        text = text.replace(sign, f"\\{sign}")
+    return text
