@@ -30,7 +30,7 @@ from lightning_reg.data import ImageData
 from lightning_reg.data.loader import ResumableLoader, SampleDataset, ShuffledSampler, as_fetched
 from lightning_reg.data.pipeline import PicturePipeline
 from lightning_reg.models import CNN
-from lightning_reg.transforms import BasicAugmentation
+from lightning_reg.transforms import BasicAugmentation, Mixup
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 BATCH_SIZE = 128
@@ -205,6 +205,9 @@ def _waiting(options: Options) -> Table:
     config = yaml.safe_load(CONFIG.read_text())
     model = {key: value for key, value in config["model"]["init_args"].items() if "optimizer" not in key}
     model.pop("lr_scheduler", None)
+    if options.smallest:
+        model["channels"] = [4]
+    mixing = config["data"]["init_args"]["mix"]["init_args"]
     steps = options.rounds(40, 10) + 2
     table = Table(
         f"What part of an epoch of {CONFIG.name} is spent waiting for data, in {steps - 2} steps of {BATCH_SIZE}",
@@ -219,6 +222,7 @@ def _waiting(options: Options) -> Table:
                 image_size=32,
                 batch_size=BATCH_SIZE,
                 augment=augment,
+                mix=Mixup(**mixing),
             )
             network = CNN(input_shape=data.input_shape, num_classes=data.num_classes, **model)
             waiting = Waiting(warm_up=2)

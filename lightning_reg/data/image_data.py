@@ -13,9 +13,9 @@ from lightning_reg.attach.hyperparameters import save_plain_hyperparameters
 from lightning_reg.data.folders import PictureFolder
 from lightning_reg.data.in_memory import InMemoryData
 from lightning_reg.data.loader import SampleDataset
+from lightning_reg.data.parts import picture_splits
 from lightning_reg.data.pipeline import PicturePipeline, chosen_augmentation
-from lightning_reg.data.sources import SOURCES, Pictures
-from lightning_reg.data.splits import chosen_count, stratified_split
+from lightning_reg.data.sources import SOURCES
 from lightning_reg.functional.statistics import channel_mean_and_std
 from lightning_reg.settings import SettingError, check_choice, check_count
 from lightning_reg.transforms import Augmentation, Mixing
@@ -137,39 +137,18 @@ class ImageData(InMemoryData):
     def setup(self, stage: str) -> None:
         if self._splits:
             return
-        if self._folder is None:
-            train, test = SOURCES[self.dataset].load(self.root)
-            self._split(train, None, test)
+        # A folder's all at once, so that a broken picture is found before training and not after it.
+        if self._folder:
+            train, val, test = self._folder.load()
         else:
-            # All at once, so that a broken picture is found before training and not after it.
-            self._split(*self._folder.load())
+            (train, test), val = SOURCES[self.dataset].load(self.root), None
+        self._splits = picture_splits(
+            train, val, test, val_size=self.val_size, train_size=self.train_size, seed=self.seed, classes=self.classes
+        )
         if self._pipeline.mean_and_std is None:
             self._pipeline.mean_and_std = self._measured()
         if stage == "fit" and self._off:
             self._say(f"augment {self.augment} is without {', '.join(self._off)} for the pictures of {self.dataset}")
-
-    def _split(self, train: Pictures, val: Pictures | None, test: Pictures | None) -> None:
-        chosen = torch.arange(len(train.labels))
-        if val is None:
-            held_out, chosen = stratified_split(
-                train.labels, self.val_size, seed=self.seed, name="val_size", classes=self.classes
-            )
-            self._splits["val"] = SampleDataset(train.images, train.labels, indices=held_out)
-        else:
-            self._splits["val"] = SampleDataset(val.images, val.labels)
-        if self.train_size is not None and chosen_count(self.train_size, len(chosen), name="train_size") < len(chosen):
-            subset, _ = stratified_split(
-                train.labels[chosen],
-                self.train_size,
-                seed=self.seed,
-                name="train_size",
-                classes=self.classes,
-                keeps_rest=False,
-            )
-            chosen = chosen[subset]
-        self._splits["train"] = SampleDataset(train.images, train.labels, indices=chosen)
-        if test is not None:
-            self._splits["test"] = SampleDataset(test.images, test.labels)
 
     def _measured(self) -> tuple[Tensor, Tensor] | None:
         train = self._splits["train"]

@@ -85,10 +85,8 @@ def test_picture_in_the_event_file_is_what_the_network_saw(tmp_path, drawn):
             pass
 
     data = ImageData(augment="basic", mix=Mixup(alpha=1.0), batch_size=32, train_size=96)
-    module, trainer = (
-        Module(),
-        quiet_trainer(BatchPicture(max_samples=9), logger=TensorBoardLogger(tmp_path), log_every_n_steps=1),
-    )
+    module = Validates()
+    trainer = quiet_trainer(BatchPicture(max_samples=9), logger=TensorBoardLogger(tmp_path), log_every_n_steps=1)
     trainer.fit(module, datamodule=data)
     ((pictures, captions),) = drawn
     mean, std = data.mean_and_std
