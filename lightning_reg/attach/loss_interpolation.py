@@ -5,16 +5,18 @@ is computed of their partners', too, and the two are interpolated: one forward p
 """
 
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
+from lightning_reg.attach.wrapping import Handle, around
 from lightning_reg.functional.mixing import previous
 
-__all__ = ["LOSSES", "InterpolatedLosses"]
+__all__ = ["LOSSES", "InterpolatedLosses", "leave_compiled_alone"]
 
 LOSSES: tuple[Callable[..., Tensor], ...] = (
     F.cross_entropy,
@@ -105,6 +107,31 @@ class InterpolatedLosses(TorchFunctionMode):
             return loss(*args, **kwargs)
         own = _weighted(loss, 1 - self.minor_weight, args, kwargs)
         return own + _weighted(loss, self.minor_weight, *self._of_partners(args, kwargs))
+
+
+def leave_compiled_alone(module: nn.Module) -> list[Handle]:
+    """Steps out of :class:`InterpolatedLosses` while compiled parts of a module run, until the handles are removed.
+
+    Code that torch.compile has made within a mode depends on what the mode holds, and would be made anew for every
+    batch. Losses that are computed in compiled code are so not seen.
+
+    Args:
+        module: Whose parts may be compiled, in place or by ``torch.compile(part)``.
+    """
+    handles: list[Handle] = []
+    for part in module.modules():
+        if part._compiled_call_impl is not None:
+            handles.append(around(part, "_compiled_call_impl", _outside))
+        elif type(part).__name__ == "OptimizedModule":  # importing it is slow
+            handles.append(around(part, "forward", _outside))
+    return handles
+
+
+def _outside(compiled: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    with ExitStack() as stack:
+        while isinstance(torch.overrides._get_current_function_mode(), InterpolatedLosses):  # type: ignore[no-untyped-call]
+            stack.enter_context(torch.overrides._pop_mode_temporarily())
+        return compiled(*args, **kwargs)
 
 
 def _keeps_samples_apart(func: Callable[..., Any], args: Any) -> bool:

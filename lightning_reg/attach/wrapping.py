@@ -50,7 +50,7 @@ class MethodHold:
                 vars(self.owner)[self.name] = self.before
 
 
-class _Removal:
+class Handle:
     """A handle like those of torch's hooks."""
 
     def __init__(self, hold: MethodHold, layer: Layer) -> None:
@@ -61,7 +61,7 @@ class _Removal:
         self._hold.remove(self._layer)
 
 
-def around(owner: object, name: str, layer: Layer, *, innermost: bool = False) -> _Removal:
+def around(owner: object, name: str, layer: Layer, *, innermost: bool = False) -> Handle:
     """Puts a layer around a method, the latest outermost, and returns a handle with a method ``remove``.
 
     Args:
@@ -72,7 +72,7 @@ def around(owner: object, name: str, layer: Layer, *, innermost: bool = False) -
     """
     hold = getattr(vars(owner).get(name), "hold", None) or MethodHold(owner, name)
     hold.layers.insert(0 if innermost else len(hold.layers), layer)
-    return _Removal(hold, layer)
+    return Handle(hold, layer)
 
 
 def inside(owner: object, name: str) -> Callable[..., Any]:

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from typing_extensions import override
 
 from lightning_reg.attach.batches import Key, check_key, part_of, with_parts
-from lightning_reg.attach.loss_interpolation import LOSSES, InterpolatedLosses
+from lightning_reg.attach.loss_interpolation import LOSSES, InterpolatedLosses, leave_compiled_alone
 from lightning_reg.attach.streams import base_seed, random_stream
 from lightning_reg.attach.technique import Technique, instance_number
 from lightning_reg.attach.wrapping import around
@@ -30,7 +30,8 @@ class BatchMixing(Technique):
 
     When to use: to add Mixup, CutMix, Cutout or random erasing to a project whose data module you don't want to touch.
     When not: with our own data modules, which mix by themselves (``ImageData(mix=...)``); where the loss is computed by
-    a function that isn't torch's, which is noticed at the first batch and refused.
+    a function that isn't torch's, or in compiled code, which is noticed at the first batch and refused; with CutMix,
+    where each pixel has a target of its own, which would have to be pasted, too.
 
     Cost: what the transform costs, and a second evaluation of the loss. Memory: one batch of inputs. No state.
 
@@ -104,6 +105,7 @@ class BatchMixing(Technique):
         self._is_checked = False
         self._number = instance_number(trainer, self)
         self.handles.append(around(pl_module, "training_step", self._step))
+        self.handles += leave_compiled_alone(pl_module)
 
     @override
     def release(self) -> None:

@@ -80,6 +80,8 @@ class ActivationStats(Technique):
     10
     """
 
+    only_watches = True  # the audit leaves out what changes nothing
+
     def __init__(
         self,
         *,

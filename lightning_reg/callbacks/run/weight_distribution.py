@@ -67,6 +67,8 @@ class WeightDistribution(Technique):
     64
     """
 
+    only_watches = True  # the audit leaves out what changes nothing
+
     def __init__(
         self,
         *,
