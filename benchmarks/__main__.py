@@ -21,6 +21,7 @@ BENCHMARKS = {
     "scaling": "cost by the number of weights and tensors",
     "mixing": "Mixup and CutMix of pictures",
     "memory": "what techniques hold in memory",
+    "monitors": "all monitors at their default cadence",
     "inspection": "logging weights and reading activations",
     "layers": "layers that drop something",
     "data_loading": "pictures from memory to the network, augmented",
