@@ -92,4 +92,5 @@ def fill_boxes(pictures: Tensor, boxes: Sequence[Box], value: float) -> Tensor:
         return filled
     # On a GPU every box would be a launch: a mask for all of them.
     masks = in_box(torch.tensor(boxes).to(pictures.device, non_blocking=True), *pictures.shape[-2:])
-    return pictures.masked_fill(masks.view(len(masks), *[1] * (pictures.ndim - 3), *masks.shape[1:]), value)
+    masks = masks.view(len(masks), *[1] * (pictures.ndim - 3), *masks.shape[1:])
+    return pictures.clone().masked_fill_(masks, value)  # masked_fill alone wouldn't keep the memory format there

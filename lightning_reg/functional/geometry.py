@@ -108,4 +108,5 @@ def erase_boxes(pictures: Tensor, boxes: Tensor, value: float = 0.0) -> Tensor:
     rows, columns = (torch.arange(size, device=pictures.device) for size in pictures.shape[-2:])
     within_rows = (rows >= top) & (rows < top + height)  # (N, H)
     within_columns = (columns >= left) & (columns < left + width)  # (N, W)
-    return pictures.masked_fill((within_rows.unsqueeze(2) & within_columns.unsqueeze(1)).unsqueeze(1), value)
+    within = (within_rows.unsqueeze(2) & within_columns.unsqueeze(1)).unsqueeze(1)
+    return pictures.clone().masked_fill_(within, value)  # masked_fill alone wouldn't keep the memory format on a GPU

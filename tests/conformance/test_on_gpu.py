@@ -11,6 +11,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
     # What Lightning and torch say of the machine and of the tool that finds what waits.
     pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning"),
+    pytest.mark.filterwarnings("ignore:GPU available but not used:UserWarning"),
 ]
 # Their random numbers come from the device's own generator.
 DRAWS_ON_DEVICE = ("ConcreteDropoutPenalty", "GradientNoise", "Insert")
@@ -30,7 +31,7 @@ class Errors(Callback):
 
 def fit(name, accelerator, *others):
     technique = TECHNIQUES[name]
-    callbacks = [*technique.attached(), *others]
+    callbacks = [*others, *technique.attached()]  # so that what is written after a step may wait
     trainer = Setting().trainer(callbacks, accelerator=accelerator, log_every_n_steps=1000)
     module = Setting().module(prepare=technique.prepare)
     trainer.fit(module, loader(), loader())
