@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import EarlyStopping
 from torch import nn
 from torchmetrics import Metric
 
@@ -56,7 +57,8 @@ def monitors_not_logged(callbacks: list[Callback], logged: list[str]) -> Iterato
     """
     for callback in callbacks:
         monitor = getattr(callback, "monitor", None)
-        for name in [monitor] if isinstance(monitor, str) else []:
+        refuses = isinstance(callback, EarlyStopping) and callback.strict  # by an error of its own
+        for name in [monitor] if isinstance(monitor, str) and not refuses else []:
             if name not in logged:
                 yield Contradiction(
                     f"{type(callback).__name__} watches {name!r}, which was never logged",

@@ -1,6 +1,7 @@
 """What every technique must pass: equal to the textbook's loop, resumable, idle at strength zero, gone afterwards."""
 
 import copy
+import os
 import subprocess
 import sys
 from itertools import product
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 
@@ -85,17 +87,20 @@ def test_equals_the_textbooks_loop(name, setting):
 
 @pytest.fixture(scope="module")
 def fits_in_two_processes(tmp_path_factory):
-    """All of them one after the other from one process, which is slow to start."""
-    folder = tmp_path_factory.mktemp("two_processes")
-    torch.save(CELLS_OF_TWO, folder / "fits.pt")
-    command = [sys.executable, "-m", "tests.conformance.two_processes", str(folder)]
-    subprocess.run(command, check=True, timeout=1200, cwd=Path(__file__).parents[2])
+    """All of them one after the other from one process, which is slow to start; once for all of xdist's workers."""
+    shared = tmp_path_factory.getbasetemp()
+    folder = (shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared) / "two_processes"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            folder.mkdir()
+            torch.save(CELLS_OF_TWO, folder / "fits.pt")
+            command = [sys.executable, "-m", "tests.conformance.two_processes", str(folder)]
+            subprocess.run(command, check=True, timeout=1800, cwd=Path(__file__).parents[2])
     return folder
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
-@pytest.mark.xdist_group("two_processes")  # of pytest-xdist: one of its workers makes the fits
+@pytest.mark.timeout(1800)
 @cells(CELLS_OF_TWO)
 def test_equals_the_textbooks_loop_in_two_processes(name, setting, fits_in_two_processes):
     index = CELLS_OF_TWO.index((name, setting))
