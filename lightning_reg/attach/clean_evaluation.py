@@ -28,8 +28,9 @@ _NO_BATCH_SIZE = 64  # where a loader's own batch sampler doesn't tell
 class Measured(dict[str, float]):
     """Metrics by their names without the split.
 
-    Attributes:
-        lower_is_better: By name, too.
+    Args:
+        values: By name.
+        lower: Whether lower is better, by name, too; kept as ``lower_is_better``.
         samples: On how many samples.
     """
 
