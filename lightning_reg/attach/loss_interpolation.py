@@ -11,10 +11,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn._reduction import legacy_get_string
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from lightning_reg.attach.wrapping import Handle, around
 from lightning_reg.functional.mixing import previous
+from lightning_reg.settings import SettingError
 
 __all__ = ["LOSSES", "InterpolatedLosses", "leave_compiled_alone"]
 
@@ -71,18 +73,21 @@ class InterpolatedLosses(TorchFunctionMode):
         self.minor_weight = minor_weight
         self.seen = 0
         self.others: set[str] = set()
-        # Tensors that are the targets or made of them, beside the same made of the partners'. They are held on to, so
-        # that no other tensor gets their number.
         self._count = len(targets)
-        self._partners: dict[int, tuple[Tensor, Tensor]] = {id(targets): (targets, previous(targets))}
+        # Tensors that are the targets or made of them, beside the same made of the partners', and how often they were
+        # changed in place. They are held on to, so that no other tensor gets their number.
+        self._partners: dict[int, tuple[Tensor, Tensor, int]] = {}
+        self._follow(targets, previous(targets))
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Runs a function of torch's; twice where it is a loss of the targets."""
         kwargs = kwargs or {}
-        if not any(id(value) in self._partners for value in (*args, *kwargs.values())):
+        followed = [value for value in (*args, *kwargs.values()) if id(value) in self._partners]
+        if not followed:
             return func(*args, **kwargs)
+        self._refuse_changed(followed)
         if func in LOSSES:
             self.seen += 1
             return self._interpolated(func, args, kwargs)
@@ -93,8 +98,21 @@ class InterpolatedLosses(TorchFunctionMode):
             self.others.add(_name(func))
         elif _keeps_samples_apart(func, args) and result.ndim and len(result) == self._count:
             others, named = self._of_partners(args, kwargs)
-            self._partners[id(result)] = result, func(*others, **named)
+            self._follow(result, func(*others, **named))
         return result
+
+    def _follow(self, targets: Tensor, partners: Tensor) -> None:
+        self._partners[id(targets)] = targets, partners, targets._version
+
+    def _refuse_changed(self, followed: list[Tensor]) -> None:
+        """Raises where targets were changed in place: their partners were not."""
+        for tensor in followed:
+            target, _, version = self._partners[id(tensor)]
+            if target._version != version:
+                raise SettingError(
+                    "the targets must not be changed in place in training_step with BatchMixing, which wouldn't change "
+                    "those that are mixed in; change a copy: targets = targets.clone()"
+                )
 
     def _of_partners(self, args: Any, kwargs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
         def partner(value: Any) -> Any:
@@ -142,6 +160,9 @@ def _keeps_samples_apart(func: Callable[..., Any], args: Any) -> bool:
 
 def _weighted(loss: Callable[..., Tensor], share: Tensor, args: Any, kwargs: dict[str, Any]) -> Tensor:
     """A loss of which each sample counts its share."""
+    if kwargs.get("size_average") is not None or kwargs.get("reduce") is not None:  # torch's older words for it
+        reduction = legacy_get_string(kwargs.get("size_average"), kwargs.get("reduce"), emit_warning=False)
+        kwargs = {**kwargs, "size_average": None, "reduce": None, "reduction": reduction}
     if not share.ndim:
         value = loss(*args, **kwargs)
         return share.to(value.dtype) * value
@@ -150,7 +171,7 @@ def _weighted(loss: Callable[..., Tensor], share: Tensor, args: Any, kwargs: dic
     weighted = share.to(each.dtype).view(-1, *[1] * (each.ndim - 1)) * each
     if reduction == "none":
         return weighted
-    return weighted.sum() / _divisor(loss, each, args, kwargs) if reduction == "mean" else weighted.sum()
+    return weighted.sum() if reduction == "sum" else weighted.sum() / _divisor(loss, each, args, kwargs)
 
 
 def _divisor(loss: Callable[..., Tensor], each: Tensor, args: Any, kwargs: dict[str, Any]) -> Tensor | int:
@@ -158,6 +179,10 @@ def _divisor(loss: Callable[..., Tensor], each: Tensor, args: Any, kwargs: dict[
     named = dict(zip(("input", "target", "weight"), args, strict=False)) | kwargs
     target: Tensor = named["target"]
     weight: Tensor | None = named.get("weight")
+    if kwargs.get("reduction") == "batchmean":
+        return len(each)
+    if loss in (F.mse_loss, F.l1_loss) and weight is not None:
+        return weight.sum()
     if loss not in (F.cross_entropy, F.nll_loss) or target.is_floating_point():
         return each.numel()
     counted = target != named.get("ignore_index", -100)

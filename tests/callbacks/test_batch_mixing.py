@@ -214,6 +214,69 @@ def test_numbers_with_a_weight_for_each_sample():
     torch.testing.assert_close(module.losses[0], expected.detach(), rtol=0, atol=1e-6)
 
 
+NUMBERS = torch.rand(COUNT, CLASSES, generator=torch.Generator().manual_seed(2)) + 0.1
+
+
+@pytest.mark.parametrize(
+    ("loss", "of_each", "divisor"),
+    [
+        (
+            lambda out, targets: F.kl_div(out.log_softmax(-1), targets, reduction="batchmean"),
+            lambda out, targets: F.kl_div(out.log_softmax(-1), targets, reduction="none"),
+            COUNT,
+        ),
+        (
+            lambda out, targets: F.binary_cross_entropy_with_logits(out, targets, weight=NUMBERS),
+            lambda out, targets: F.binary_cross_entropy_with_logits(out, targets, reduction="none") * NUMBERS,
+            COUNT * CLASSES,
+        ),
+        (
+            lambda out, targets: F.cross_entropy(out, targets / targets.sum(1, keepdim=True), weight=CLASS_WEIGHTS),
+            lambda out, targets: -(out.log_softmax(-1) * targets / targets.sum(1, keepdim=True) * CLASS_WEIGHTS),
+            COUNT,
+        ),
+        (
+            lambda out, targets: F.l1_loss(out, targets, size_average=False),
+            lambda out, targets: (out - targets).abs(),
+            1,
+        ),
+    ],
+    ids=["batchmean", "weighted elements", "weighted probabilities", "older words"],
+)
+@pytest.mark.filterwarnings("ignore:size_average and reduce args will be deprecated:UserWarning")
+def test_what_a_mean_of_each_samples_share_divides_by(loss, of_each, divisor):
+    module, (draw,), _ = trained(Mixup(per_sample=True), loss, NUMBERS)
+    logits, w = module.network(draw.change(inputs_of((4,)))), draw.minor_weight[:, None]
+    expected = ((1 - w) * of_each(logits, NUMBERS) + w * of_each(logits, NUMBERS.roll(1, 0))).sum() / divisor
+    torch.testing.assert_close(module.losses[0], expected.detach(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("loss", "power"), [(F.mse_loss, 2), (F.l1_loss, 1)])
+def test_weighted_elements_divide_by_their_weights(loss, power):
+    def weighted(out, targets):
+        return loss(out, targets, weight=NUMBERS)
+
+    module, (draw,), _ = trained(Mixup(per_sample=True), weighted, NUMBERS)
+    logits, w = module.network(draw.change(inputs_of((4,)))), draw.minor_weight[:, None]
+    own, other = ((logits - each).abs() ** power * NUMBERS for each in (NUMBERS, NUMBERS.roll(1, 0)))
+    expected = ((1 - w) * own + w * other).sum() / NUMBERS.sum()
+    torch.testing.assert_close(module.losses[0], expected.detach(), rtol=0, atol=1e-6)
+
+
+def test_targets_that_are_changed_in_place_are_refused_and_copies_are_mixed():
+    def in_place(out, targets):
+        return F.mse_loss(out, targets.mul_(2))
+
+    with pytest.raises(SettingError, match="targets must not be changed in place in training_step with BatchMixing"):
+        trained(Mixup(), in_place, NUMBERS)
+
+    def doubled(out, targets):
+        return F.mse_loss(out, targets.clone() * 2)
+
+    module, (draw,), _ = trained(Mixup(), doubled, NUMBERS)
+    torch.testing.assert_close(module.losses[0], by_hand(doubled, module, draw, NUMBERS), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("mix", [CutMix(), CutMix(per_sample=False, alpha=0.3), MixupOrCutMix()], ids=repr)
 def test_pictures(mix):
     module, (draw,), _ = trained(mix, F.cross_entropy, LABELS, shape=(1, 4, 4))
