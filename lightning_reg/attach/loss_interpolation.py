@@ -6,6 +6,7 @@ is computed of their partners', too, and the two are interpolated: one forward p
 
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -36,18 +37,29 @@ LOSSES: tuple[Callable[..., Tensor], ...] = (
 )
 """Loss functions that are interpolated; torch's modules of the same names call them."""
 
-# What makes another tensor of the targets, sample by sample, without mixing samples.
+# Pure functions that don't mix samples: what they make of the targets they make of the partners', too.
 _METHODS = """
-    long int float double half bfloat16 to type type_as cpu cuda clone detach contiguous
-    view view_as reshape flatten squeeze unsqueeze expand __getitem__
-    add sub mul div __add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__
+    long int float double half bfloat16 bool to type type_as cpu cuda clone detach contiguous
+    view view_as reshape flatten squeeze unsqueeze expand expand_as repeat_interleave __getitem__
+    add sub mul div true_divide neg abs pow square sqrt exp log sign round floor clamp clip sum mean amax amin
+    eq ne lt le gt ge logical_not logical_and logical_or where masked_fill nan_to_num isnan isfinite
+    __add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __rtruediv__ __neg__ __pow__
+    __eq__ __ne__ __lt__ __le__ __gt__ __ge__ __and__ __or__ __invert__
 """
-_FUNCTIONS = "squeeze unsqueeze flatten reshape clone detach"
-_FOLLOWED = (
-    *(getattr(Tensor, name) for name in _METHODS.split()),
-    *(getattr(torch, name) for name in _FUNCTIONS.split()),
-    F.one_hot,
+_FUNCTIONS = """
+    squeeze unsqueeze flatten reshape clone detach add sub mul div true_divide neg abs pow square sqrt exp log sign
+    round floor clamp clip sum mean amax amin eq ne lt le gt ge logical_not logical_and logical_or where masked_fill
+    nan_to_num isnan isfinite zeros_like ones_like
+"""
+_FOLLOWED = frozenset(
+    (
+        *(getattr(Tensor, name) for name in _METHODS.split()),
+        *(getattr(torch, name) for name in _FUNCTIONS.split()),
+        F.one_hot,
+    )
 )
+# Those that move whole samples: right where all samples have one weight.
+_MOVES = frozenset((torch.roll, Tensor.roll, torch.flip, Tensor.flip))
 
 
 class InterpolatedLosses(TorchFunctionMode):
@@ -65,7 +77,9 @@ class InterpolatedLosses(TorchFunctionMode):
 
     Attributes:
         seen: How many losses were computed of the targets.
-        others: Names of other functions that made something differentiable of them.
+        others: Names of other functions that made something differentiable of them, also of what was made of the
+            targets by functions that can't be repeated for their partners (those that draw random numbers, write in
+            place, pick by tensors, or aren't known).
     """
 
     def __init__(self, targets: Tensor, minor_weight: Tensor | None) -> None:
@@ -73,10 +87,9 @@ class InterpolatedLosses(TorchFunctionMode):
         self.minor_weight = minor_weight
         self.seen = 0
         self.others: set[str] = set()
-        self._count = len(targets)
-        # Tensors that are the targets or made of them, beside the same made of the partners', and how often they were
-        # changed in place. They are held on to, so that no other tensor gets their number.
-        self._partners: dict[int, tuple[Tensor, Tensor, int]] = {}
+        # By number. The tensors are held on to, so that no other gets their number.
+        self._partners: dict[int, _Followed] = {}
+        self._lost: dict[int, tuple[Tensor, str]] = {}
         self._follow(targets, previous(targets))
 
     def __torch_function__(
@@ -84,47 +97,75 @@ class InterpolatedLosses(TorchFunctionMode):
     ) -> Any:
         """Runs a function of torch's; twice where it is a loss of the targets."""
         kwargs = kwargs or {}
-        followed = [value for value in (*args, *kwargs.values()) if id(value) in self._partners]
-        if not followed:
+        operands = [value for value in _flat((*args, *kwargs.values())) if isinstance(value, Tensor)]
+        followed = [self._partners[id(value)] for value in operands if id(value) in self._partners]
+        lost = [self._lost[id(value)][1] for value in operands if id(value) in self._lost]
+        if not followed and not lost:
             return func(*args, **kwargs)
-        self._refuse_changed(followed)
-        if func in LOSSES:
-            self.seen += 1
-            return self._interpolated(func, args, kwargs)
+        if func in LOSSES and not lost:
+            return self._interpolated(func, followed, args, kwargs)
         result = func(*args, **kwargs)
-        if not isinstance(result, Tensor) or id(result) in self._partners:
-            return result
-        if result.requires_grad:
-            self.others.add(_name(func))
-        elif _keeps_samples_apart(func, args) and result.ndim and len(result) == self._count:
-            others, named = self._of_partners(args, kwargs)
-            self._follow(result, func(*others, **named))
+        made = [value for value in _flat((result,)) if isinstance(value, Tensor)]
+        if any(value.requires_grad for value in made):
+            self.others.add(f"{_name(func)} of what {lost[0]} made" if lost else _name(func))
+        elif not lost and not any(each.is_changed() for each in followed) and self._can_be_followed(func, args, kwargs):
+            if id(result) not in self._partners:
+                others, named = self._of_partners(args, kwargs)
+                self._follow(result, func(*others, **named))
+        else:
+            written = args[:1] if func is Tensor.__setitem__ else ()
+            for value in (*made, *written):
+                if id(value) not in self._partners:
+                    self._lost[id(value)] = value, lost[0] if lost else _name(func)
         return result
 
     def _follow(self, targets: Tensor, partners: Tensor) -> None:
-        self._partners[id(targets)] = targets, partners, targets._version
+        self._partners[id(targets)] = _Followed(targets, partners, targets._version)
 
-    def _refuse_changed(self, followed: list[Tensor]) -> None:
-        """Raises where targets were changed in place: their partners were not."""
-        for tensor in followed:
-            target, _, version = self._partners[id(tensor)]
-            if target._version != version:
-                raise SettingError(
-                    "the targets must not be changed in place in training_step with BatchMixing, which wouldn't change "
-                    "those that are mixed in; change a copy: targets = targets.clone()"
-                )
+    def _can_be_followed(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> bool:
+        index = args[1:2] if func is Tensor.__getitem__ else ()
+        picks = any(isinstance(each, Tensor | list) for each in _flat(index))
+        has_one_weight = self.minor_weight is None or not self.minor_weight.ndim
+        is_pure = func in _FOLLOWED or (func in _MOVES and has_one_weight)
+        return is_pure and not picks and kwargs.get("out") is None
 
     def _of_partners(self, args: Any, kwargs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
         def partner(value: Any) -> Any:
-            return self._partners[id(value)][1] if id(value) in self._partners else value
+            return self._partners[id(value)].partners if id(value) in self._partners else value
 
         return [partner(value) for value in args], {name: partner(value) for name, value in kwargs.items()}
 
-    def _interpolated(self, loss: Callable[..., Tensor], args: Any, kwargs: dict[str, Any]) -> Tensor:
+    def _interpolated(
+        self, loss: Callable[..., Tensor], followed: list["_Followed"], args: Any, kwargs: dict[str, Any]
+    ) -> Tensor:
+        if any(each.is_changed() for each in followed):
+            raise SettingError(
+                "the targets must not be changed in place in training_step with BatchMixing, which wouldn't change "
+                "those that are mixed in; make other targets instead: targets = targets.clamp(min=0)"
+            )
+        self.seen += 1
         if self.minor_weight is None:
             return loss(*args, **kwargs)
         own = _weighted(loss, 1 - self.minor_weight, args, kwargs)
         return own + _weighted(loss, self.minor_weight, *self._of_partners(args, kwargs))
+
+
+@dataclass(frozen=True)
+class _Followed:
+    """Targets, or what was made of them, beside the same made of the partners'."""
+
+    targets: Tensor
+    partners: Tensor
+    version: int
+
+    def is_changed(self) -> bool:
+        """Tells whether the targets were changed in place, which their partners weren't."""
+        return self.targets._version != self.version
+
+
+def _flat(values: Iterable[Any]) -> list[Any]:
+    """Returns values, and those in lists and tuples among them."""
+    return [each for value in values for each in (value if isinstance(value, list | tuple) else (value,))]
 
 
 def leave_compiled_alone(module: nn.Module) -> list[Handle]:
@@ -152,12 +193,6 @@ def _outside(compiled: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return compiled(*args, **kwargs)
 
 
-def _keeps_samples_apart(func: Callable[..., Any], args: Any) -> bool:
-    index = args[1] if func is Tensor.__getitem__ else ()
-    picks = any(isinstance(each, Tensor | list) for each in (index if isinstance(index, tuple) else (index,)))
-    return func in _FOLLOWED and not picks
-
-
 def _weighted(loss: Callable[..., Tensor], share: Tensor, args: Any, kwargs: dict[str, Any]) -> Tensor:
     """A loss of which each sample counts its share."""
     if kwargs.get("size_average") is not None or kwargs.get("reduce") is not None:  # torch's older words for it
@@ -168,6 +203,11 @@ def _weighted(loss: Callable[..., Tensor], share: Tensor, args: Any, kwargs: dic
         return share.to(value.dtype) * value
     reduction = kwargs.get("reduction", "mean")
     each = loss(*args, **{**kwargs, "reduction": "none"})  # (N, ...)
+    if not each.ndim or len(each) != len(share):
+        raise SettingError(
+            f"per_sample must be False where the loss isn't computed of whole samples: the batch has {len(share)}, the "
+            f"loss's values have shape {tuple(each.shape)}"
+        )
     weighted = share.to(each.dtype).view(-1, *[1] * (each.ndim - 1)) * each
     if reduction == "none":
         return weighted

@@ -38,7 +38,8 @@ class BatchMixing(Technique):
     Interacts with: CutMix and the erasing transforms need pictures. What else is computed of the targets (an auxiliary
     loss by hand) sees the batch's own ones; it is warned of. Training accuracy is that of the dominant label on mixed
     inputs, and so lower than without. Losses of numbers are interpolated, too: the mean squared error's gradient is
-    that of the interpolated target.
+    that of the interpolated target. ``F.l1_loss(weight=...)`` loses its weight within any of torch's function modes
+    (2.14), and so here.
 
     Deviates from the papers: see the transforms. With ``per_sample=True`` each side of a mean is divided by what the
     loss divides by, so that with class weights it is the weighted mean of each side.
