@@ -80,7 +80,7 @@ class StochasticSurgery(Surgery):
             stream.start(seeds.getrandbits(62))
 
     @override
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def begin_batch(self, trainer: Trainer, batch_idx: int) -> None:
         self._restart(trainer, trainer.current_epoch, batch_idx)
 
     @override

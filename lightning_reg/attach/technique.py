@@ -33,6 +33,7 @@ class _Handle(Protocol):
 class Position(IntEnum):
     """The order of techniques around the optimizer's step."""
 
+    SHARPNESS = 0  # replaces the gradient of the loss, to which penalties are then added
     PENALTY = 1
     CENTRALIZATION = 2
     NOISE = 3
@@ -64,6 +65,18 @@ class Technique(Callback, ABC):
 
     def release(self) -> None:
         """Lets go: forgets parameters and modules, else the callback would keep them alive."""
+
+    def begin_batch(self, trainer: Trainer, batch_idx: int) -> None:
+        """Makes ready what is drawn for a batch; called once more where a batch is run again.
+
+        Args:
+            trainer: That runs.
+            batch_idx: Of the training batch.
+        """
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self.begin_batch(trainer, batch_idx)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -21,6 +21,7 @@ from lightning_reg.callbacks.gradient.l1_penalty import L1Penalty
 from lightning_reg.callbacks.gradient.l2_penalty import L2Penalty
 from lightning_reg.callbacks.gradient.l2_sp_penalty import L2SPPenalty
 from lightning_reg.callbacks.gradient.orthogonal_penalty import OrthogonalPenalty
+from lightning_reg.callbacks.gradient.sharpness_aware_minimization import SharpnessAwareMinimization
 from lightning_reg.callbacks.loss.activity_penalty import ActivityPenalty
 from lightning_reg.callbacks.loss.concrete_dropout_penalty import ConcreteDropoutPenalty
 from lightning_reg.callbacks.loss.confidence_penalty import ConfidencePenalty
@@ -68,6 +69,7 @@ __all__ = [
     "OrthogonalPenalty",
     "RegularizationAudit",
     "ReplaceNorm",
+    "SharpnessAwareMinimization",
     "SpectralNormalization",
     "StochasticWeightAverage",
     "StrengthSchedule",

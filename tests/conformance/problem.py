@@ -192,6 +192,8 @@ class Textbook:
             ``batch``.
         final_epoch: From the validation losses to the epoch whose weights remain.
         mix: From model, inputs and labels to other inputs, and from logits to the loss.
+        sharpen: Replaces the gradients before anything else is done to them, given the model and what accumulates the
+            window's gradients anew.
         evaluated: Weights that are evaluated, and remain, for each parameter of the model; where None, the trained.
     """
 
@@ -204,6 +206,7 @@ class Textbook:
         inputs,
         lambda logits: F.cross_entropy(logits, labels),
     )
+    sharpen: Callable[[Network, Callable[[], None]], None] = lambda *_: None
     evaluated: Callable[[Network], list[torch.Tensor]] | None = None
 
 
@@ -231,21 +234,40 @@ def textbook_loop(setting, textbook, processes=1, prepare=None):
     autocast = functools.partial(
         torch.autocast, "cpu", dtype=dtype, enabled=dtype != torch.float32, cache_enabled=False
     )
-    for model.epoch in range(EPOCHS):
+
+    def backward(epoch, index, inputs, labels):
+        model.epoch, model.batch, buffers = epoch, index, [buffer.clone() for buffer in model.buffers()]
+        for rank in range(processes):
+            model.rank, part = rank, inputs[rank::processes]
+            for buffer, before in zip(model.buffers(), buffers, strict=True):
+                buffer.copy_(before)  # every process starts from its own
+            part, loss_of = textbook.mix(model, part, labels[rank::processes])
+            with autocast():
+                logits = model(part)
+                loss = loss_of(logits) + textbook.term(model, part, logits)
+            scale.scale(loss / setting.accumulate / processes).backward()
+
+    def again(window):
+        optimizer.zero_grad()
+        buffers = [buffer.clone() for buffer in model.buffers()]
+        for each in window:
+            backward(*each)
+        for buffer, before in zip(model.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+        for parameter in trainable(model):
+            if parameter.grad is not None and scale.is_enabled():
+                parameter.grad /= scale.get_scale()
+
+    for epoch in range(EPOCHS):
         model.train()
+        window = []
         for index, (inputs, labels) in enumerate(loader()):
-            model.batch, buffers = index, [buffer.clone() for buffer in model.buffers()]
-            for rank in range(processes):
-                model.rank, part = rank, inputs[rank::processes]
-                for buffer, before in zip(model.buffers(), buffers, strict=True):
-                    buffer.copy_(before)  # every process starts from its own
-                part, loss_of = textbook.mix(model, part, labels[rank::processes])
-                with autocast():
-                    logits = model(part)
-                    loss = loss_of(logits) + textbook.term(model, part, logits)
-                scale.scale(loss / setting.accumulate / processes).backward()
+            window.append((epoch, index, inputs, labels))
+            backward(*window[-1])
             if (index + 1) % setting.accumulate == 0 or index + 1 == BATCHES:
                 scale.unscale_(optimizer)
+                textbook.sharpen(model, functools.partial(again, window))
+                window = []
                 textbook.on_gradients(model, step, memory)
                 if setting.clip == "norm":
                     nn.utils.clip_grad_norm_(model.parameters(), 0.1)

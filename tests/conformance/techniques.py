@@ -41,6 +41,7 @@ from lightning_reg.callbacks import (
     OrthogonalPenalty,
     RegularizationAudit,
     ReplaceNorm,
+    SharpnessAwareMinimization,
     SpectralNormalization,
     StochasticWeightAverage,
     StrengthSchedule,
@@ -245,6 +246,34 @@ def lookahead(model, share):
         for back, weight in zip(slow, model.parameters(), strict=True):
             back.copy_(0.4 * back + 0.6 * weight)
             weight.copy_(back)
+
+
+def sharpness(rho, scale=torch.ones_like):
+    """Climbs along the gradient, each weight in a scale of its own, and comes back."""
+
+    def sharpen(model, again):
+        trained = [weight for weight in trainable(model) if weight.grad is not None]
+        before = [weight.detach().clone() for weight in trained]
+        scaled = [scale(weight.detach()) * weight.grad for weight in trained]
+        length = torch.cat([each.flatten() for each in scaled]).norm()
+        with torch.no_grad():
+            for weight, step in zip(trained, scaled, strict=True):
+                weight.add_(rho * scale(weight) * step / length)
+        again()
+        with torch.no_grad():
+            for weight, start in zip(trained, before, strict=True):
+                weight.copy_(start)
+
+    return sharpen
+
+
+def at_every_second_step(sharpen):
+    def sometimes(model, again):
+        model.steps_seen = getattr(model, "steps_seen", 0) + 1
+        if model.steps_seen % 2 == 0:
+            sharpen(model, again)
+
+    return sometimes
 
 
 def averaged_or_trained(model):
@@ -557,6 +586,18 @@ TECHNIQUES = {
     ),
     "Lookahead": Technique(
         lambda: Lookahead(k=2, alpha=0.6), lambda: Lookahead(k=2, alpha=1.0), Textbook(after_step=lookahead)
+    ),
+    "SharpnessAwareMinimization": Technique(
+        lambda: SharpnessAwareMinimization(rho=0.2),
+        lambda: SharpnessAwareMinimization(interval=1000),
+        Textbook(sharpen=sharpness(0.2)),
+        second=lambda: Lookahead(k=2, alpha=1.0),
+    ),
+    "SharpnessAwareMinimization adaptive": Technique(
+        lambda: SharpnessAwareMinimization(rho=0.5, adaptive=True, eta=0.02, interval=2),
+        lambda: SharpnessAwareMinimization(adaptive=True, interval=1000),
+        Textbook(sharpen=at_every_second_step(sharpness(0.5, lambda weight: weight.abs() + 0.02))),
+        second=lambda: Lookahead(k=2, alpha=1.0),
     ),
     "UnitNorm": Technique(
         UnitNorm,

@@ -113,7 +113,7 @@ class BatchMixing(Technique):
         self._module = self.current = None
 
     @override
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def begin_batch(self, trainer: Trainer, batch_idx: int) -> None:
         self._batch = batch_idx
 
     def _step(self, training_step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -1,0 +1,179 @@
+"""Steps by the gradient of the worst weights nearby (SAM, ASAM)."""
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from lightning_reg.attach.gradients import (
+    dense_gradient,
+    gradient_norms,
+    gradient_scale,
+    local,
+    parameters_of,
+    scaler_scale,
+)
+from lightning_reg.attach.second_pass import SecondPass
+from lightning_reg.attach.technique import GradientTechnique, Position, callbacks_of, logs_now
+from lightning_reg.functional.gradients import total_norm
+from lightning_reg.functional.sharpness import climb_, climbing_factor, gradients_of_climb, scale_to_weights_
+from lightning_reg.settings import SettingError, check_count, check_range
+
+__all__ = ["SharpnessAwareMinimization"]
+
+
+class SharpnessAwareMinimization(GradientTechnique):
+    """Steps by the gradient that the loss has at the worst weights nearby: SAM, and ASAM where ``adaptive``.
+
+    What it does: before the optimizer's step it climbs from the weights w a step of length ρ along the gradient of the
+    whole accumulation window, runs the window's batches once more there, sets the weights back to the bit, and leaves
+    the gradient that was found. Batches are mixed, and units dropped, in the second pass as in the first; BatchNorm's
+    statistics, metrics and logs count once. Penalties, noise and clipping come afterwards, and so apply once.
+
+    When to use: for networks that memorize, where time for training is to be had; with data augmentation and weight
+    decay it still adds. When not: where every step counts, or with less than a few thousand steps. ``interval`` makes
+    it cheaper.
+
+    Cost: a second forward and backward pass at each of its steps. One copy of the weights that have gradients, and the
+    window's batches, while it works. No state.
+
+    Interacts with: several processes, which climb along the mean of their gradients, not each along its own. A gradient
+    scaler: where the second pass overflows, the first pass's gradients are used. Penalties of activations and of
+    confidence are part of the loss, and so of both passes. Hooks of your own on modules run in both.
+
+    Deviates from the papers: ASAM's |w| + η is used for all parameters, biases included.
+
+    Args:
+        rho: ρ, length of the climb, positive; 0.05 to 0.2 for SAM, 0.5 to 2 for ASAM.
+        adaptive: Whether lengths are measured relative to the weights.
+        eta: η, at least 0: what is added to the size of a weight where ``adaptive``.
+        interval: Every which optimizer step does this, at least 1; the others are plain.
+
+    Logs:
+        ``sharpness/loss_rise``, by how much the loss is higher up there, at the steps the trainer logs.
+
+    Raises:
+        SettingError: If a setting is out of its range; at the fit's start with manual optimization, LBFGS, a second
+            one, a training step that fetches its own batches, or weights that are flattened (FSDP1, DeepSpeed).
+
+    Reference:
+        Pierre Foret, Ariel Kleiner, Hossein Mobahi, Behnam Neyshabur: Sharpness-Aware Minimization for Efficiently
+        Improving Generalization, ICLR 2021, arXiv:2010.01412. Jungmin Kwon, Jeongseop Kim, Hyunseo Park, In Kwon Choi:
+        ASAM: Adaptive Sharpness-Aware Minimization for Scale-Invariant Learning of Deep Neural Networks, ICML 2021,
+        arXiv:2102.11600.
+
+    >>> SharpnessAwareMinimization(rho=0.05).interval
+    1
+    """
+
+    position = Position.SHARPNESS
+
+    def __init__(self, *, rho: float = 0.05, adaptive: bool = False, eta: float = 0.01, interval: int = 1) -> None:
+        check_range("rho", rho, low=0, low_open=True)
+        check_range("eta", eta, low=0)
+        check_count("interval", interval)
+        super().__init__()
+        self.rho = rho
+        self.adaptive = adaptive
+        self.eta = eta
+        self.interval = interval
+        self._second_pass: SecondPass | None = None
+
+    @override
+    def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._check(trainer, pl_module)
+        self._second_pass = SecondPass(trainer, pl_module, lambda: (trainer.global_step + 1) % self.interval == 0)
+        self.handles += self._second_pass.handles
+
+    def _check(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        name = type(self).__name__
+        if sum(isinstance(each, SharpnessAwareMinimization) for each in callbacks_of(trainer)) > 1:
+            raise SettingError(f"callbacks must hold one {name}, because a second would undo what the first found")
+        if not pl_module.automatic_optimization:
+            raise SettingError(
+                f"automatic_optimization must be True with {name}: under manual optimization it doesn't know what to "
+                "run again before a step"
+            )
+        if is_param_in_hook_signature(pl_module.training_step, "dataloader_iter", explicit=True):
+            raise SettingError(f"training_step must take a batch with {name}, not a dataloader_iter")
+        if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy):
+            raise SettingError(
+                f"strategy must be ModelParallelStrategy (FSDP2) or one that keeps parameters whole with {name}, but "
+                f"{type(trainer.strategy).__name__} flattens them"
+            )
+
+    @override
+    def release(self) -> None:
+        self._second_pass = None
+
+    @override
+    def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        if self._second_pass is not None:
+            self._second_pass.begin_window()
+
+    @override
+    @torch.no_grad()
+    def before_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        parameters = [each for each in parameters_of(optimizer) if each.grad is not None]
+        if self._second_pass is None or (trainer.global_step + 1) % self.interval or not parameters:
+            return
+        weights = [local(each) for each in parameters]
+        before = [each.clone() for each in weights]
+        eta = self.eta if self.adaptive else None
+        try:
+            factor = _climb(trainer, parameters, weights, self.rho, eta)
+            for each in parameters:
+                each.grad = None
+            with torch.enable_grad():
+                rise = self._second_pass.run()
+            _unscale(trainer, optimizer, parameters)
+            _fall_back(parameters, before, weights, factor, eta)
+        finally:
+            torch._foreach_copy_(weights, before)
+        if rise is not None and logs_now(trainer):
+            pl_module.log("sharpness/loss_rise", rise)
+
+
+def _climb(
+    trainer: Trainer, parameters: list[nn.Parameter], weights: list[Tensor], rho: float, eta: float | None
+) -> Tensor:
+    """Moves the weights and uses up the gradients; returns what these were multiplied by."""
+    gradients = [local(dense_gradient(each)) for each in parameters]
+    if eta is not None:
+        scale_to_weights_(gradients, weights, eta)
+    factor = climbing_factor(total_norm(gradient_norms(parameters)), rho)
+    if scaler_scale(trainer, factor.device) is not None:
+        for each in gradients:
+            each.nan_to_num_(0.0, 0.0, 0.0)  # where the first pass overflows there is no climb, but weights are numbers
+    climb_(weights, gradients, factor, eta)
+    return factor
+
+
+def _unscale(trainer: Trainer, optimizer: Optimizer, parameters: list[nn.Parameter]) -> None:
+    """Takes a gradient scaler's scale out, unless the optimizer does that."""
+    gradients = [each.grad for each in parameters if each.grad is not None]
+    if not gradients or gradient_scale(trainer, optimizer) is not None:
+        return
+    scale = scaler_scale(trainer, gradients[0].device)
+    if scale is not None:
+        for each in gradients:
+            each.div_(scale)
+
+
+def _fall_back(
+    parameters: list[nn.Parameter], before: list[Tensor], after: list[Tensor], factor: Tensor, eta: float | None
+) -> None:
+    """Takes the first pass's gradients where the second's aren't finite."""
+    found = [each for each in parameters if each.grad is not None]
+    if not found:
+        return
+    is_finite = total_norm(gradient_norms(found)).isfinite()
+    if is_finite.device.type == "cpu" and is_finite:  # asking a GPU would hold up the step
+        return
+    for parameter, first in zip(parameters, gradients_of_climb(before, after, factor, eta), strict=True):
+        if parameter.grad is not None and not parameter.grad.is_sparse:
+            gradient = local(parameter.grad)
+            gradient.copy_(torch.where(is_finite, gradient, first))

@@ -1,0 +1,112 @@
+r"""Climbing to where the loss is highest nearby, from where sharpness-aware minimization descends.
+
+Nothing here moves a number to the host. A climb is made in three steps, so that lengths can be summed over processes in
+between: :func:`scale_to_weights_` (adaptive ones only), :func:`climbing_factor` of the gradient's length, and
+:func:`climb_`.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["climb_", "climbing_factor", "gradients_of_climb", "scale_to_weights_"]
+
+
+@torch.no_grad()
+def scale_to_weights_(gradients: Sequence[Tensor], weights: Sequence[Tensor], eta: float) -> None:
+    r"""Multiplies gradients by the size of their weights, in place.
+
+    .. math:: g \leftarrow T g, \quad T = |w| + \eta
+
+    Args:
+        gradients: g; at least one tensor.
+        weights: w, of the same shapes.
+        eta: η, what is added so that small weights move, too.
+
+    >>> gradient = torch.tensor([1.0, 1.0])
+    >>> scale_to_weights_([gradient], [torch.tensor([-2.0, 0.0])], 0.5)
+    >>> gradient
+    tensor([2.5000, 0.5000])
+    """
+    torch._foreach_mul_(list(gradients), _sizes(weights, eta))
+
+
+def climbing_factor(length: Tensor, rho: float) -> Tensor:
+    r"""Returns what gradients are multiplied by so that their length is ρ.
+
+    .. math:: c = \rho \, / \, \lVert g \rVert
+
+    Args:
+        length: ‖g‖, a scalar.
+        rho: ρ.
+
+    Returns:
+        A scalar; 0 where there is no way up, because the gradient is zero or not finite.
+
+    >>> climbing_factor(torch.tensor([4.0, 0.0, float("inf")]), 0.5)
+    tensor([0.1250, 0.0000, 0.0000])
+    """
+    return torch.where((length > 0) & length.isfinite(), rho / length, torch.zeros_like(length))
+
+
+@torch.no_grad()
+def climb_(weights: Sequence[Tensor], gradients: Sequence[Tensor], factor: Tensor, eta: float | None = None) -> None:
+    r"""Moves weights by a step of given length along gradients, in place; gradients are left changed.
+
+    .. math:: w \leftarrow w + c \, g \quad \text{or, where adaptive,} \quad w \leftarrow w + c \, T g
+
+    Args:
+        weights: w; at least one tensor.
+        gradients: g, of the same shapes; where adaptive, what :func:`scale_to_weights_` made of them.
+        factor: c, a scalar, as :func:`climbing_factor` gives it.
+        eta: η of T = |w| + η; None where the step isn't adaptive.
+
+    Reference:
+        Pierre Foret, Ariel Kleiner, Hossein Mobahi, Behnam Neyshabur: Sharpness-Aware Minimization for Efficiently
+        Improving Generalization, ICLR 2021, arXiv:2010.01412. Jungmin Kwon, Jeongseop Kim, Hyunseo Park, In Kwon Choi:
+        ASAM: Adaptive Sharpness-Aware Minimization for Scale-Invariant Learning of Deep Neural Networks, ICML 2021,
+        arXiv:2102.11600.
+
+    >>> weight = torch.tensor([1.0])
+    >>> climb_([weight], [torch.tensor([2.0])], torch.tensor(0.25))
+    >>> weight
+    tensor([1.5000])
+    """
+    steps = list(gradients)
+    if eta is not None:
+        torch._foreach_mul_(steps, _sizes(weights, eta))
+    torch._foreach_mul_(steps, factor)
+    torch._foreach_add_(list(weights), steps)
+
+
+@torch.no_grad()
+def gradients_of_climb(
+    before: Sequence[Tensor], after: Sequence[Tensor], factor: Tensor, eta: float | None = None
+) -> list[Tensor]:
+    r"""Returns the gradients that weights have climbed along, to the rounding of the weights.
+
+    .. math:: g = (w' - w) / c \quad \text{or, where adaptive,} \quad g = (w' - w) / (c \, T^2)
+
+    Args:
+        before: w; at least one tensor.
+        after: w', what :func:`climb_` made of them.
+        factor: c, a scalar; where it is 0, gradients are NaN.
+        eta: η of T = |w| + η; None where the step wasn't adaptive.
+
+    >>> gradients_of_climb([torch.tensor([1.0])], [torch.tensor([1.5])], torch.tensor(0.25))
+    [tensor([2.])]
+    """
+    gradients = torch._foreach_sub(list(after), list(before))
+    torch._foreach_div_(gradients, factor)
+    if eta is not None:
+        sizes = _sizes(before, eta)
+        torch._foreach_mul_(sizes, sizes)
+        torch._foreach_div_(gradients, sizes)
+    return list(gradients)
+
+
+def _sizes(weights: Sequence[Tensor], eta: float) -> list[Tensor]:
+    sizes = torch._foreach_abs(list(weights))
+    torch._foreach_add_(sizes, eta)
+    return list(sizes)
