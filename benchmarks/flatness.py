@@ -19,7 +19,12 @@ from functools import partial
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 
-from lightning_reg.callbacks import ExponentialMovingAverage, Lookahead, StochasticWeightAverage
+from lightning_reg.callbacks import (
+    ExponentialMovingAverage,
+    Lookahead,
+    SharpnessAwareMinimization,
+    StochasticWeightAverage,
+)
 from lightning_reg.data import ImageData
 from lightning_reg.models import CNN, MLP, Classifier
 
@@ -30,6 +35,8 @@ VARIANTS: dict[str, Callable[[], list[Callback]]] = {
     "none": list,
     "ExponentialMovingAverage": lambda: [ExponentialMovingAverage(half_life=3.0, half_life_unit="epoch")],
     "StochasticWeightAverage": lambda: [StochasticWeightAverage(start=0.75)],
+    "SharpnessAwareMinimization": lambda: [SharpnessAwareMinimization()],
+    "SharpnessAwareMinimization adaptive": lambda: [SharpnessAwareMinimization(rho=0.5, adaptive=True)],
     "Lookahead": lambda: [Lookahead()],
     "Lookahead, ExponentialMovingAverage": lambda: [
         Lookahead(),

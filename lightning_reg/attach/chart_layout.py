@@ -62,6 +62,7 @@ _CHARTS: tuple[tuple[str, str, str, Callable[[Callback], bool] | None], ...] = (
     ("Gradients", "share of steps that are clipped", r"grad/clip_fraction", _MONITOR),
     ("Gradients", "norm by layer", r"grad/norm/", _is("GradientMonitor", where="layers")),
     ("Gradients", "update ratio", r"update/ratio", _is("GradientMonitor", where="update_ratio")),
+    ("Gradients", "rise of the loss nearby", r"sharpness/loss_rise$", _is("SharpnessAwareMinimization")),
     ("Activations", "mean", r"activation/.*/mean$", _ACTIVATIONS),
     ("Activations", "standard deviation", r"activation/.*/std$", _ACTIVATIONS),
     ("Activations", "dead units", r"activation/.*/dead$", _ACTIVATIONS),

@@ -14,6 +14,7 @@ from lightning_reg.callbacks import (
     GradientMonitor,
     L2SPPenalty,
     Lookahead,
+    SharpnessAwareMinimization,
 )
 from tests.conformance.problem import BATCH_SIZE, SomebodysModule, samples, weights_of
 from tests.helpers import quiet_trainer
@@ -46,6 +47,7 @@ def fit(**settings):
         GradientMonitor(every_n_steps=1, layers=("*",), update_ratio=True),
         ElasticNetPenalty(l1=0.05, l2=0.05, proximal=True),
         L2SPPenalty(weight=0.05),
+        SharpnessAwareMinimization(rho=0.2),
     ]
     strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, save_distributed_checkpoint=False)
     how = {"num_sanity_val_steps": 0, "log_every_n_steps": 1, "val_check_interval": 3, **settings}

@@ -11,7 +11,15 @@ from torch.distributed.tensor import DTensor
 from lightning_reg.attach.gradients import refuse_sharded
 from lightning_reg.settings import SettingError
 from tests.conformance.problem import Setting, Textbook, textbook_loop, trainable
-from tests.conformance.techniques import averaged_or_trained, l2, l2_sp, lookahead, moving_average, soft_threshold
+from tests.conformance.techniques import (
+    averaged_or_trained,
+    l2,
+    l2_sp,
+    lookahead,
+    moving_average,
+    sharpness,
+    soft_threshold,
+)
 
 
 @pytest.mark.slow
@@ -21,7 +29,8 @@ def test_techniques_on_shards_equal_the_textbooks_loop(tmp_path):
     weights, resumed, logged = torch.load(tmp_path / "whole.pt")
     norms = []
 
-    def clip(model, *_):
+    def penalize_and_clip(model, *_):
+        (l2(model) + l2_sp(model)).backward()
         norms.append(torch.nn.utils.clip_grad_norm_(trainable(model), 0.1).item())
 
     def after_step(model, share):
@@ -31,8 +40,8 @@ def test_techniques_on_shards_equal_the_textbooks_loop(tmp_path):
     by_hand = textbook_loop(
         Setting(),
         Textbook(
-            term=lambda model, *_: l2(model) + l2_sp(model),
-            on_gradients=clip,
+            sharpen=sharpness(0.2),
+            on_gradients=penalize_and_clip,
             after_step=after_step,
             evaluated=averaged_or_trained,
         ),

@@ -82,6 +82,11 @@ class SharpnessAwareMinimization(GradientTechnique):
         self.interval = interval
         self._second_pass: SecondPass | None = None
 
+    @property
+    def used_settings(self) -> tuple[str, ...]:
+        """Names of the settings that mean something; for tables."""
+        return ("rho", "adaptive", "interval", *(["eta"] if self.adaptive else []))
+
     @override
     def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._check(trainer, pl_module)

@@ -1,0 +1,325 @@
+"""SAM beside what the conformance suite asks: what counts once, what is drawn twice alike, and what overflows."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.strategies import FSDPStrategy
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics import MeanMetric
+from torchmetrics.classification import BinaryAUROC, MulticlassAccuracy
+
+from lightning_reg.callbacks import BatchMixing, InsertDropout, SharpnessAwareMinimization
+from lightning_reg.settings import SettingError
+from lightning_reg.transforms import Mixup
+from tests.helpers import quiet_trainer
+
+RHO = 0.3
+BATCHES, BATCH_SIZE = 4, 6
+
+
+def samples():
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(BATCHES * BATCH_SIZE, 5, generator=generator)
+    return TensorDataset(inputs, (inputs[:, 0] > 0).long())
+
+
+def loader():
+    return DataLoader(samples(), batch_size=BATCH_SIZE)
+
+
+class Theirs(LightningModule):
+    """Counts in every way that people count."""
+
+    def __init__(self, *layers):
+        super().__init__()
+        torch.manual_seed(1)
+        self.network = nn.Sequential(nn.Linear(5, 8), *layers, nn.Linear(8, 2))
+        self.accuracy = MulticlassAccuracy(2, average="micro")
+        self.area = BinaryAUROC()
+        self.mean_loss = MeanMetric()
+        self.register_buffer("calls", torch.zeros(()))
+        self.outputs, self.steps, self.seen = [], 0, []
+
+    def training_step(self, batch, batch_idx):
+        inputs, labels = batch
+        logits = self.network(inputs)
+        loss = F.cross_entropy(logits, labels)
+        self.seen.append(logits.detach())  # a list, which counts once
+        self.every.append((batch_idx, inputs.clone(), logits.detach()))
+        self.calls += 1
+        self.steps += 1
+        self.outputs.append(loss.detach())
+        self.accuracy(logits, labels)
+        self.area(logits.detach()[:, 1], labels)
+        self.log_dict({"loss": loss, "accuracy": self.accuracy, "area": self.area}, on_step=False, on_epoch=True)
+        self.mean_loss(loss.detach())
+        if self.logger:
+            self.logger.experiment.add_scalar("directly", loss.detach(), self.global_step)
+        return loss
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=self.rate)
+
+    rate = 0.0  # so that all can be computed again
+    every: list
+
+
+def fitted(module, *callbacks, train=loader, **settings):
+    Theirs.every = []
+    sam = SharpnessAwareMinimization(rho=RHO)
+    trainer = quiet_trainer(sam, *callbacks, **settings)
+    trainer.fit(module, train())
+    return trainer
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_logs_metrics_buffers_and_lists_count_once(accumulate):
+    with_it, without = (Theirs(nn.BatchNorm1d(8), nn.ReLU()) for _ in range(2))
+    trainer = fitted(with_it, accumulate_grad_batches=accumulate)
+    assert len(Theirs.every) == 2 * BATCHES  # the second pass did run
+    plain = quiet_trainer()
+    plain.fit(without, loader())
+    assert with_it.steps == len(with_it.outputs) == len(with_it.seen) == BATCHES
+    assert with_it.calls == BATCHES
+    assert with_it.mean_loss.compute() == without.mean_loss.compute()
+    buffers = dict(without.named_buffers())
+    assert all(torch.equal(each, buffers[name]) for name, each in with_it.named_buffers())
+    for name in ("loss", "accuracy", "area"):
+        assert torch.equal(trainer.callback_metrics[name], plain.callback_metrics[name])
+
+
+def test_nothing_is_written_twice(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    module = Theirs(nn.ReLU())
+    logger = TensorBoardLogger(tmp_path, name=None, version="")
+    fitted(module, logger=logger, log_every_n_steps=1)
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [each.step for each in events.Scalars("directly")] == list(range(BATCHES))
+    rises = [each.value for each in events.Scalars("sharpness/loss_rise")]
+    expected = [
+        F.cross_entropy(second, labels) - F.cross_entropy(first, labels)
+        for (_, _, first), (_, _, second), (_, labels) in zip(
+            Theirs.every[::2], Theirs.every[1::2], loader(), strict=True
+        )
+    ]
+    assert rises == pytest.approx([each.item() for each in expected], abs=1e-6)
+    assert min(rises) > 0
+
+
+def test_random_numbers_are_the_same_in_both_passes_and_of_each_micro_batch():
+    """Somebody's dropout, which draws from the global stream; inserted dropout; and mixed inputs, in one window."""
+
+    class Masks(nn.Module):
+        masks: list
+
+        def forward(self, inputs):
+            outputs = F.dropout(torch.ones_like(inputs), training=self.training)
+            self.masks.append(outputs)
+            return inputs * outputs
+
+    masks = Masks.masks = []
+    inserted = []
+    layer = nn.Tanh()
+    module = Theirs(layer, Masks())
+    state = torch.get_rng_state()
+    callbacks = [BatchMixing(Mixup()), InsertDropout(p=0.5, include=("network.1",))]
+    quiet = quiet_trainer()  # how the global stream stands after the same fit without it
+    Theirs.every = []
+    quiet.fit(Theirs(nn.Tanh(), Masks()), loader())
+    after = torch.get_rng_state()
+    torch.set_rng_state(state)
+    masks.clear()
+    module.network[2].register_forward_pre_hook(lambda _, args: inserted.append(args[0] == 0))
+    fitted(module, *callbacks, accumulate_grad_batches=BATCHES)
+    assert torch.equal(torch.get_rng_state(), after)
+    first, second = Theirs.every[:BATCHES], Theirs.every[BATCHES:]
+    assert [each[0] for each in second] == list(range(BATCHES))
+    assert all(torch.equal(one[1], two[1]) for one, two in zip(first, second, strict=True))
+    for drawn in (masks, inserted):
+        assert all(torch.equal(*pair) for pair in zip(drawn[:BATCHES], drawn[BATCHES:], strict=True))
+        assert not torch.equal(drawn[0], drawn[1])
+
+
+class Squeezed(Theirs):
+    """Whose loss can be made to overflow in the first or the second pass."""
+
+    rate = 0.1
+
+    def __init__(self, overflows):
+        super().__init__(nn.ReLU())
+        self.overflows = overflows
+        self.finite = []
+
+    def training_step(self, batch, batch_idx):
+        Theirs.every.append(all(bool(each.isfinite().all()) for each in self.parameters()))
+        loss = F.cross_entropy(self.network(batch[0]), batch[1])
+        return loss * float("inf") if (len(Theirs.every) - 1) % 2 in self.overflows else loss
+
+
+def scaled():
+    return [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=64.0))]
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("with_scaler", [True, False])
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_where_the_second_pass_overflows_the_first_passs_gradient_is_used(adaptive, with_scaler, fused):
+    def weights(callbacks, overflows):
+        Squeezed.configure_optimizers = lambda self: torch.optim.SGD(self.parameters(), lr=0.1, fused=fused)
+        module, Theirs.every = Squeezed(overflows), []
+        quiet_trainer(*callbacks, plugins=scaled() if with_scaler else [], limit_train_batches=1).fit(module, loader())
+        return [each.detach() for each in module.parameters()]
+
+    rho = 1.0 if adaptive else 0.5
+    with_it = weights([SharpnessAwareMinimization(rho=rho, adaptive=adaptive)], overflows=(1,))
+    assert len(Theirs.every) == 2
+    plain = weights([], overflows=())
+    # The gradient is got back from weights of about 1 that had moved by about 0.1: to some 1e-6 of itself.
+    torch.testing.assert_close(with_it, plain, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("fused", "overflows"), [(False, (0,)), (False, (0, 1)), (True, (0, 1))])
+def test_where_the_first_pass_overflows_the_scaler_skips_the_step_and_weights_stay_numbers(fused, overflows):
+    Squeezed.configure_optimizers = lambda self: torch.optim.SGD(self.parameters(), lr=0.1, fused=fused)
+    module, Theirs.every = Squeezed(overflows), []
+    before = [each.clone() for each in module.parameters()]
+    plugins = scaled()
+    quiet_trainer(SharpnessAwareMinimization(), plugins=plugins, limit_train_batches=1).fit(module, loader())
+    assert Theirs.every == [True, True]
+    assert all(torch.equal(*pair) for pair in zip(before, module.parameters(), strict=True))
+    assert plugins[0].scaler.get_scale() == 32.0
+
+
+def test_an_exception_up_there_leaves_the_weights():
+    class Fails(Theirs):
+        def training_step(self, batch, batch_idx):
+            Theirs.every.append(None)
+            if len(Theirs.every) == 2:
+                raise InterruptedError
+            return F.cross_entropy(self.network(batch[0]), batch[1])
+
+    module = Fails(nn.ReLU())
+    before = [each.clone() for each in module.parameters()]
+    with pytest.raises(InterruptedError):
+        fitted(module)
+    assert all(torch.equal(*pair) for pair in zip(before, module.parameters(), strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:`training_step` returned `None`:UserWarning")
+def test_a_dictionary_is_an_output_and_skipped_batches_stay_skipped():
+    class Skips(Theirs):
+        rate = 0.1
+
+        def training_step(self, batch, batch_idx):
+            Theirs.every.append(batch_idx)
+            loss = F.cross_entropy(self.network(batch[0]), batch[1])
+            return None if batch_idx == 1 else {"loss": loss, "extra": 1}
+
+    module = Skips(nn.Tanh())
+    fitted(module, accumulate_grad_batches=2, limit_train_batches=2)
+    assert Theirs.every == [0, 1, 0, 1]
+    weights = [each.detach().requires_grad_() for each in Skips(nn.Tanh()).parameters()]
+    batch = next(iter(loader()))
+
+    def half_the_gradient():
+        logits = F.linear(F.linear(batch[0], weights[0], weights[1]).tanh(), weights[2], weights[3])
+        return torch.autograd.grad(F.cross_entropy(logits, batch[1]) / 2, weights)
+
+    start = [each.detach().clone() for each in weights]
+    slopes = half_the_gradient()
+    length = torch.cat([each.flatten() for each in slopes]).norm()
+    with torch.no_grad():
+        for each, slope in zip(weights, slopes, strict=True):
+            each.add_(RHO * slope / length)
+    expected = [each - 0.1 * slope for each, slope in zip(start, half_the_gradient(), strict=True)]
+    torch.testing.assert_close([each.detach() for each in module.parameters()], expected, rtol=0, atol=1e-6)
+
+
+def test_interval_leaves_the_steps_between_as_they_are():
+    module = Theirs(nn.ReLU())
+    Theirs.every = []
+    quiet_trainer(SharpnessAwareMinimization(interval=3), max_epochs=2).fit(module, loader())
+    assert [each[0] for each in Theirs.every] == [0, 1, 2, 2, 3, 0, 1, 1, 2, 3]
+
+
+def test_what_is_compiled_as_a_whole_is_not_compiled_anew_with_every_step():
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    class Plain(Theirs):
+        def training_step(self, batch, batch_idx):
+            return F.cross_entropy(self.network(batch[0]), batch[1])
+
+    torch._dynamo.reset()
+    module = Plain(nn.ReLU())
+    trainer = quiet_trainer(SharpnessAwareMinimization(), max_epochs=3)
+    trainer.fit(torch.compile(module, backend=backend), loader())
+    assert trainer.global_step == 12
+    assert len(graphs) <= 2  # batch_idx becomes a variable at its second value
+
+
+class Manual(Theirs):
+    automatic_optimization = False
+
+    def __init__(self):
+        super().__init__(nn.ReLU())
+        self.automatic_optimization = False
+
+
+class Fetches(Theirs):
+    def training_step(self, dataloader_iter):
+        raise AssertionError
+
+
+class Searches(Theirs):
+    def configure_optimizers(self):
+        return torch.optim.LBFGS(self.parameters())
+
+
+@pytest.mark.filterwarnings("ignore:You are using the `dataloader_iter` step flavor")
+@pytest.mark.parametrize(
+    ("make", "number", "message"),
+    [
+        (Manual, 1, "automatic_optimization must be True with SharpnessAwareMinimization"),
+        (lambda: Fetches(nn.ReLU()), 1, "training_step must take a batch with SharpnessAwareMinimization"),
+        (lambda: Searches(nn.ReLU()), 1, "optimizer must not be LBFGS with SharpnessAwareMinimization"),
+        (lambda: Theirs(nn.ReLU()), 2, "callbacks must hold one SharpnessAwareMinimization"),
+    ],
+)
+def test_what_it_cannot_do_is_refused_before_the_first_step(make, number, message):
+    Theirs.every = []
+    callbacks = [SharpnessAwareMinimization(rho=0.1 * (index + 1)) for index in range(number)]
+    with pytest.raises(SettingError, match=message):
+        quiet_trainer(*callbacks).fit(make(), loader())
+    assert not Theirs.every
+
+
+def test_flattened_weights_are_refused():
+    trainer = quiet_trainer()
+    trainer._accelerator_connector.strategy = FSDPStrategy()
+    with pytest.raises(SettingError, match=r"must be ModelParallelStrategy \(FSDP2\) .* FSDPStrategy flattens"):
+        SharpnessAwareMinimization().attach(trainer, Theirs(nn.ReLU()))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rho": 0.0}, r"rho must be in \(0, .* but is 0.0"),
+        ({"rho": -1}, "but is -1"),
+        ({"rho": float("nan")}, "but is nan"),
+        ({"eta": -0.1}, "eta must be .* but is -0.1"),
+        ({"interval": 0}, "interval must be .* but is 0"),
+    ],
+)
+def test_settings_out_of_range(settings, message):
+    with pytest.raises(SettingError, match=message):
+        SharpnessAwareMinimization(**settings)
