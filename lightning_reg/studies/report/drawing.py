@@ -20,7 +20,6 @@ __all__ = [
     "GREY",
     "INK",
     "ORANGE",
-    "PURPLE",
     "Picture",
     "figure",
     "finished",
