@@ -75,13 +75,18 @@ class Best:
         variant: Its name.
         runner_up: The next best; None where there is no other.
         comparison: With the runner-up.
-        is_certain: Whether it differs significantly from every other variant.
+        undecided: Variants from which it doesn't differ significantly, whatever their means.
     """
 
     variant: str
     runner_up: str | None
     comparison: Comparison | None
-    is_certain: bool
+    undecided: tuple[Comparison, ...]
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether it differs significantly from every other variant."""
+        return self.comparison is not None and not self.undecided
 
 
 def summaries(outcome: Outcome, metric: str) -> dict[str, Summary]:
@@ -199,9 +204,9 @@ def best_of(outcome: Outcome, metric: str) -> Best | None:
     ranked = sorted(found, key=lambda name: found[name].mean, reverse=not lower_is_better(metric))
     best, others = ranked[0], ranked[1:]
     if not others:
-        return Best(best, None, None, False)
+        return Best(best, None, None, ())
     comparisons = _corrected([paired(found[best].values, found[other].values, other) for other in others])
-    return Best(best, others[0], comparisons[0], all(each.is_significant for each in comparisons))
+    return Best(best, others[0], comparisons[0], tuple(each for each in comparisons if not each.is_significant))
 
 
 def _corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:

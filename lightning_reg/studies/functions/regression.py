@@ -24,7 +24,9 @@ def ridge_regression(
 ) -> tuple[dict[str, float], dict[str, Any]]:
     r"""Fits polynomials to many noisy samples of one curve, and takes their error apart.
 
-    .. math:: t(x) = \sin 2 \pi x, \quad y = t(x) + \sigma \epsilon, \quad x \sim U(-1, 1)
+    .. math:: t(x) = \sin 2 \pi x, \quad y = t(x) + \sigma \epsilon, \quad -1 < x < 1
+
+    The x of a sample lie anywhere within intervals of equal length, one in each: so all of the curve is seen.
 
     Each polynomial is the exact minimum of the mean squared error plus ``l2`` times the sum of its squared coefficients
     of Legendre polynomials, of which the constant isn't penalized. Errors are measured on points between -1 and 1, with
@@ -61,7 +63,8 @@ def ridge_regression(
     if l2 == 0 and samples <= degree:
         raise SettingError(f"samples must be more than degree ({degree}) where l2 is 0, but is {samples}")
     generator = torch.Generator().manual_seed(seed)
-    inputs = 2 * torch.rand(datasets, samples, generator=generator, dtype=torch.float64) - 1  # (T, samples)
+    within = torch.rand(datasets, samples, generator=generator, dtype=torch.float64)
+    inputs = (torch.arange(samples) + within) / samples * 2 - 1  # (T, samples)
     targets = _curve(inputs) + noise * _normal(inputs.shape, generator)
     where = (torch.arange(points, dtype=torch.float64) + 0.5) / points * 2 - 1  # (points,)
     weights = _fits(_legendre(inputs, degree), targets, l2)  # (T, degree + 1)

@@ -52,6 +52,7 @@ class Picture:
         description: What it shows, for those who don't see it.
         svg: An element for a page.
         png: A file's content.
+        width: In pixels, at which its text has the page's size.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Picture:
     description: str
     svg: str
     png: bytes
+    width: int
 
 
 @contextmanager
@@ -114,7 +116,14 @@ def finished(drawn: "Figure", name: str, title: str, description: str) -> Pictur
     png, svg = io.BytesIO(), io.StringIO()
     drawn.savefig(png, format="png", dpi=160, facecolor="white")
     drawn.savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return Picture(slug, title, description, _for_page(svg.getvalue(), slug, description), png.getvalue())
+    return Picture(
+        slug,
+        title,
+        description,
+        _for_page(svg.getvalue(), slug, description),
+        png.getvalue(),
+        round(110 * drawn.get_figwidth()),
+    )
 
 
 def _for_page(svg: str, slug: str, description: str) -> str:

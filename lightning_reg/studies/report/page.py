@@ -47,7 +47,6 @@ tr.best td { font-weight: 700; }
   font-weight: 600; margin-left: .5em; }
 .grid { display: grid; gap: 20px 24px; grid-template-columns: repeat(auto-fill, minmax(min(290px, 100%), 1fr)); }
 figure { margin: 0; min-width: 0; }
-figure.wide { max-width: 760px; }
 svg { display: block; width: 100%; height: auto; color: var(--ink); }
 pre { background: var(--soft); padding: .7rem .9rem; overflow-x: auto; font-size: .82rem; line-height: 1.45;
   white-space: pre-wrap; overflow-wrap: anywhere; margin: .3rem 0 1rem; }
@@ -116,7 +115,7 @@ def _results(outcome: Outcome) -> str:
     gap, extra = gaps(outcome), _extra_columns(outcome)
     points = ", points" if is_accuracy(metric) else ""
     head = ["variant", readable(metric) + (", mean ± standard error" if many else "")]
-    head += [f"beside {study.baseline}{points}", "p"] * bool(compared)
+    head += [f"difference from {study.baseline}{points}", "p"] * bool(compared)
     head += [f"gap to training{points}"] * bool(gap) + list(extra) + ["time a run"]
     rows = []
     for variant, each in found.items():
@@ -144,7 +143,8 @@ def _extra_columns(outcome: Outcome) -> dict[str, dict[str, str]]:
     """Further columns by title, each by variant: what runs have collected, and other metrics of the test part."""
     columns: dict[str, dict[str, str]] = {}
     study = outcome.study
-    for metric in dict.fromkeys(name for each in outcome.results for name in each.metrics):
+    in_table = {"bias_squared", "variance", "noise", "sum"} if collected(outcome, "decomposition") else set()
+    for metric in dict.fromkeys(name for each in outcome.results for name in each.metrics if name not in in_table):
         is_other = metric.startswith("test/") or "/" not in metric or not study.metric.startswith("test/")
         if metric == study.metric or not is_other:
             continue
@@ -225,14 +225,13 @@ def _table(head: Iterable[str], rows: Iterable[tuple[list[str], bool]]) -> str:
 
 
 def _section(title: str, text: str, pictures: list[Picture]) -> str:
-    is_wide = len(pictures) == 1
     figures = "\n".join(
-        f"<figure{' class=' + chr(34) + 'wide' + chr(34) if is_wide else ''}>"
+        f'<figure style="max-width: {each.width}px">'
         + (f"<h3>{_text(each.title)}</h3>" if each.title else "")
         + f"{each.svg}</figure>"
         for each in pictures
     )
-    body = figures if is_wide else f'<div class="grid">{figures}</div>'
+    body = figures if len(pictures) == 1 else f'<div class="grid">{figures}</div>'
     return f'<h2>{_text(title)}</h2>\n<p class="quiet">{_text(text)}</p>\n{body}'
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lightning_reg.attach.metric_names import is_accuracy
-from lightning_reg.studies.outcome import Axis, Outcome, Result, collected
+from lightning_reg.studies.outcome import Axis, Outcome, collected
 from lightning_reg.studies.report.decomposition import parts_of
 from lightning_reg.studies.report.drawing import BLUE, GREEN, GREY, INK, ORANGE, Picture, figure, finished, shade
 from lightning_reg.studies.report.words import number, readable
@@ -31,7 +31,14 @@ def sections(outcome: Outcome) -> Iterator[Section]:
         ("Every run", "Small dots are seeds, large ones means, bars standard errors.", _every_run(outcome)),
         (_axis_title(outcome), "Bands are standard errors; what is shaded between is the gap.", _along(outcome)),
         ("Where the error comes from", "Parts of the expected error; dots are what was measured.", _parts(outcome)),
-        ("Learning curves", "Means over seeds, and their spread; the gap is shaded.", _curves(outcome)),
+        *(
+            (
+                f"Learning curves: {name}",
+                "Means over seeds, and their spread; the gap is shaded.",
+                _curves(outcome, name),
+            )
+            for name in _curve_names(outcome)
+        ),
         ("Weights", "Of all matrices, all seeds together; counts on a logarithmic scale.", _weights(outcome)),
         ("Activations", "Of each layer through training, means over seeds.", _activations(outcome)),
     ):
@@ -46,10 +53,6 @@ def _factor(metric: str) -> float:
 
 def _label(metric: str) -> str:
     return readable(metric) + (", %" if is_accuracy(metric) else "")
-
-
-def _runs(outcome: Outcome, variant: str) -> list[Result]:
-    return [each for each in outcome.results if each.variant == variant]
 
 
 def _every_run(outcome: Outcome) -> Iterator[Picture]:
@@ -179,18 +182,20 @@ def _parts(outcome: Outcome) -> Iterator[Picture]:
         yield finished(drawn, "parts of the error", "", f"Parts of the error. {told}")
 
 
-def _curves(outcome: Outcome) -> Iterator[Picture]:
-    names = ["loss"] + [outcome.study.metric.partition("/")[2]] * (not outcome.study.metric.endswith("/loss"))
-    for name in names:
-        found = {}
-        for variant in outcome.study.variants:
-            runs = _runs(outcome, variant)
-            lines = {split: _mean_curve([each.curves.get(f"{split}/{name}", ()) for each in runs]) for split in SPLITS}
-            if any(lines.values()):
-                found[variant] = lines
-        limits = _limits([value for lines in found.values() for line in lines.values() for _, value, _ in line])
-        for variant, lines in found.items():
-            yield _curve(variant, name, lines, limits)
+def _curve_names(outcome: Outcome) -> list[str]:
+    return list(dict.fromkeys(["loss", outcome.study.metric.partition("/")[2]]))
+
+
+def _curves(outcome: Outcome, name: str) -> Iterator[Picture]:
+    found = {}
+    for variant in outcome.study.variants:
+        curves = [each.curves for each in outcome.results if each.variant == variant]
+        lines = {split: _mean_curve([each.get(f"{split}/{name}", ()) for each in curves]) for split in SPLITS}
+        if any(lines.values()):
+            found[variant] = lines
+    limits = _limits([value for lines in found.values() for line in lines.values() for _, value, _ in line])
+    for variant, lines in found.items():
+        yield _curve(variant, name, lines, limits)
 
 
 SPLITS = {"train": BLUE, "validation": ORANGE}

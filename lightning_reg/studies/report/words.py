@@ -7,6 +7,7 @@ from lightning_reg.attach.metric_names import is_accuracy, lower_is_better
 from lightning_reg.functional.learning_curves import generalization_gap
 from lightning_reg.studies.outcome import Outcome, collected
 from lightning_reg.studies.statistics import (
+    Best,
     Comparison,
     Summary,
     against_baseline,
@@ -140,8 +141,17 @@ def _about_the_best(outcome: Outcome) -> Iterator[str]:
     else:
         yield (
             f"No variant is best beyond chance. {best.variant} has the {direction} {readable(metric)}, {value}; "
-            f"{ahead} (p {_p(best.comparison)})."
+            f"{ahead} (p {_p(best.comparison)})." + _undecided(best)
         )
+
+
+def _undecided(best: Best) -> str:
+    others = [f"{each.other} (p {_p(each)})" for each in best.undecided if each.other != best.runner_up]
+    if not others:
+        return ""
+    also = "neither from" if best.runner_up in [each.other for each in best.undecided] else "from"
+    more = f" and {len(others) - 2} more" if len(others) > 3 else ""
+    return f" It can't be told {also} {_listed(others[:2] if more else others)}{more}."
 
 
 def _p(comparison: Comparison) -> str:
