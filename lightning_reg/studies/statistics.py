@@ -115,7 +115,7 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
         values: Independent ones.
 
     >>> mean_and_error([1.0, 2.0, 3.0])
-    (2.0, 0.5773502691896258)
+    (2.0, 0.577350269189625...)
     """
     count = len(values)
     if not count:

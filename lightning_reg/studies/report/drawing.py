@@ -2,13 +2,15 @@
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_reg.attach.metric_names import is_accuracy
 from lightning_reg.settings import SettingError
+from lightning_reg.studies.report.words import readable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,8 +23,12 @@ __all__ = [
     "INK",
     "ORANGE",
     "Picture",
+    "factor_of",
     "figure",
+    "file_names",
     "finished",
+    "label_of",
+    "name_line",
     "plain",
     "shade",
     "write_pictures",
@@ -151,6 +157,24 @@ def plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "figure"
 
 
+def file_names(variants: Sequence[str]) -> dict[str, str]:
+    """Returns for each variant a name that can be a file's and differs from all others.
+
+    Args:
+        variants: Their names.
+
+    >>> file_names(["L1 0.1", "L1-0.1"])
+    {'L1 0.1': 'l1-0-1', 'L1-0.1': 'l1-0-1-2'}
+    """
+    names: dict[str, str] = {}
+    for variant in variants:
+        name, number = plain(variant), 2
+        while name in names.values():
+            name, number = f"{plain(variant)}-{number}", number + 1
+        names[variant] = name
+    return names
+
+
 def shade(index: int, count: int) -> tuple[float, float, float]:
     """Returns one of a series of colours from blue to orange, for layers or the like.
 
@@ -180,3 +204,38 @@ def write_pictures(pictures: list[Picture], folder: Path) -> None:
         old.unlink()
     for each in pictures:
         (folder / f"{each.name}.png").write_bytes(each.png)
+
+
+def name_line(axes: "Axes", x: float, y: float, label: str, colour: str, shift: float = 0) -> None:
+    """Writes a line's name where it ends.
+
+    Args:
+        axes: That the line is in.
+        x: Of its end.
+        y: Of its end.
+        label: The name.
+        colour: That of the line.
+        shift: By how many points it stands higher.
+    """
+    axes.annotate(label, (x, y), xytext=(5, shift), textcoords="offset points", color=colour, va="center", fontsize=8)
+
+
+def factor_of(metric: str) -> float:
+    """Returns what values of a metric are multiplied by where they are shown: accuracies are in percent.
+
+    Args:
+        metric: Its name.
+    """
+    return 100 if is_accuracy(metric) else 1
+
+
+def label_of(metric: str) -> str:
+    """Returns what stands at an axis of a metric.
+
+    Args:
+        metric: Its name.
+
+    >>> label_of("test/accuracy")
+    'test accuracy, %'
+    """
+    return readable(metric) + (", %" if is_accuracy(metric) else "")

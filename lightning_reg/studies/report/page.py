@@ -41,7 +41,8 @@ p { margin: .3rem 0 .8rem; max-width: 75ch; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; margin: .4rem 0; }
 th, td { padding: .35rem .8rem .35rem 0; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--grid); }
 th { vertical-align: bottom; font-weight: 600; white-space: normal; min-width: 5.5rem; line-height: 1.25; }
-th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--paper); }
+th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 5rem; max-width: 16rem;
+  position: sticky; left: 0; background: var(--paper); }
 tr.best td { font-weight: 700; }
 .mark { color: var(--paper); background: var(--blue); border-radius: 3px; padding: 0 .4em; font-size: .75rem;
   font-weight: 600; margin-left: .5em; }
@@ -50,6 +51,8 @@ figure { margin: 0; min-width: 0; }
 svg { display: block; width: 100%; height: auto; color: var(--ink); }
 pre { background: var(--soft); padding: .7rem .9rem; overflow-x: auto; font-size: .82rem; line-height: 1.45;
   white-space: pre-wrap; overflow-wrap: anywhere; margin: .3rem 0 1rem; }
+@media (max-width: 600px) { body { padding: 16px 14px 48px; } h1 { font-size: 1.4rem; }
+  .lead p:first-child { font-size: 1rem; } th:first-child, td:first-child { max-width: 8.5rem; } }
 details summary { cursor: pointer; }
 .failed { border-left: 4px solid var(--orange); background: var(--soft); padding: .6rem 1rem; margin: 1rem 0; }
 """
@@ -103,7 +106,8 @@ def _failures(outcome: Outcome) -> str:
     lines = "".join(
         f"<li>{_text(each.variant)}, seed {each.seed}: {_text(each.message)}</li>" for each in outcome.failures
     )
-    return f'<div class="failed"><p>{len(outcome.failures)} runs failed:</p><ul>{lines}</ul></div>'
+    many = "1 run" if len(outcome.failures) == 1 else f"{len(outcome.failures)} runs"
+    return f'<div class="failed"><p>{many} failed:</p><ul>{lines}</ul></div>'
 
 
 def _results(outcome: Outcome) -> str:

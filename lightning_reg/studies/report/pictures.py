@@ -6,10 +6,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lightning_reg.attach.metric_names import is_accuracy
 from lightning_reg.studies.outcome import Axis, Outcome, collected
+from lightning_reg.studies.report.curves import curve_names
 from lightning_reg.studies.report.decomposition import parts_of
-from lightning_reg.studies.report.drawing import BLUE, GREEN, GREY, INK, ORANGE, Picture, figure, finished, shade
+from lightning_reg.studies.report.drawing import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    ORANGE,
+    Picture,
+    factor_of,
+    figure,
+    file_names,
+    finished,
+    label_of,
+    name_line,
+    shade,
+)
 from lightning_reg.studies.report.words import number, readable
 from lightning_reg.studies.statistics import Summary, mean_and_error, summaries
 
@@ -35,9 +49,9 @@ def sections(outcome: Outcome) -> Iterator[Section]:
             (
                 f"Learning curves: {name}",
                 "Means over seeds, and their spread; the gap is shaded.",
-                _curves(outcome, name),
+                curves(outcome, name),
             )
-            for name in _curve_names(outcome)
+            for name in curve_names(outcome)
         ),
         ("Weights", "Of all matrices, all seeds together; counts on a logarithmic scale.", _weights(outcome)),
         ("Activations", "Of each layer through training, means over seeds.", _activations(outcome)),
@@ -47,22 +61,14 @@ def sections(outcome: Outcome) -> Iterator[Section]:
             yield title, text, drawn
 
 
-def _factor(metric: str) -> float:
-    return 100 if is_accuracy(metric) else 1
-
-
-def _label(metric: str) -> str:
-    return readable(metric) + (", %" if is_accuracy(metric) else "")
-
-
 def _every_run(outcome: Outcome) -> Iterator[Picture]:
     metric = outcome.study.metric
     found = summaries(outcome, metric)
     if not found:
         return
-    factor, names = _factor(metric), list(found)
+    factor, names = factor_of(metric), list(found)
     values = [value for each in found.values() for value in each.values.values()]
-    with figure(7.2, 0.7 + 0.3 * len(names)) as (drawn, axes):
+    with figure(5.4, 0.7 + 0.28 * len(names)) as (drawn, axes):
         for row, name in enumerate(names):
             seeds = [factor * value for value in found[name].values.values()]
             axes.plot(seeds, [row] * len(seeds), "o", color=GREY, alpha=0.6, markersize=3.5, markeredgewidth=0)
@@ -72,7 +78,7 @@ def _every_run(outcome: Outcome) -> Iterator[Picture]:
             )
         axes.set_yticks(range(len(names)), names)
         axes.set_ylim(len(names) - 0.5, -0.5)
-        axes.set_xlabel(_label(metric))
+        axes.set_xlabel(label_of(metric))
         axes.grid(False, axis="y")
         if min(values) > 0 and max(values) > 100 * min(values):
             axes.set_xscale("log")
@@ -98,7 +104,7 @@ def _along(outcome: Outcome) -> Iterator[Picture]:
         train = summaries(outcome, each.replace("test/", "train/")) if each.startswith("test/") else {}
         if len(test) < 2:
             continue
-        factor = _factor(each)
+        factor = factor_of(each)
         with figure() as (drawn, axes):
             where = _positions(outcome, axis, test)
             upper = _band(axes, where, list(test.values()), factor, ORANGE, "test" if train else "")
@@ -106,7 +112,7 @@ def _along(outcome: Outcome) -> Iterator[Picture]:
                 lower = _band(axes, where, list(train.values()), factor, BLUE, "train")
                 axes.fill_between(where, lower, upper, color=GREY, alpha=0.2, linewidth=0)
             _set_axis(axes, axis)
-            axes.set_ylabel(_label(each.partition("/")[2] or each))
+            axes.set_ylabel(label_of(each.partition("/")[2] or each))
             told = f"{readable(each)} against {axis.label}"
             yield finished(drawn, f"along {each}", readable(each.partition("/")[2] or each), told)
 
@@ -124,12 +130,8 @@ def _band(
     low, high = ([mean + sign * error for mean, error in zip(means, errors, strict=True)] for sign in (-1, 1))
     axes.fill_between(where, low, high, color=colour, alpha=0.25, linewidth=0)
     if label:
-        _name_line(axes, where[-1], means[-1], label, colour)
+        name_line(axes, where[-1], means[-1], label, colour)
     return means
-
-
-def _name_line(axes: "Axes", x: float, y: float, label: str, colour: str) -> None:
-    axes.annotate(label, (x, y), xytext=(5, 0), textcoords="offset points", color=colour, va="center", fontsize=8)
 
 
 def _set_axis(axes: "Axes", axis: Axis) -> None:
@@ -182,75 +184,8 @@ def _parts(outcome: Outcome) -> Iterator[Picture]:
         yield finished(drawn, "parts of the error", "", f"Parts of the error. {told}")
 
 
-def _curve_names(outcome: Outcome) -> list[str]:
-    return list(dict.fromkeys(["loss", outcome.study.metric.partition("/")[2]]))
-
-
-def _curves(outcome: Outcome, name: str) -> Iterator[Picture]:
-    found = {}
-    for variant in outcome.study.variants:
-        curves = [each.curves for each in outcome.results if each.variant == variant]
-        lines = {split: _mean_curve([each.get(f"{split}/{name}", ()) for each in curves]) for split in SPLITS}
-        if any(lines.values()):
-            found[variant] = lines
-    limits = _limits([value for lines in found.values() for line in lines.values() for _, value, _ in line])
-    for variant, lines in found.items():
-        yield _curve(variant, name, lines, limits)
-
-
-SPLITS = {"train": BLUE, "validation": ORANGE}
-Curve = list[tuple[float, float, float]]
-
-
-def _curve(variant: str, name: str, lines: dict[str, Curve], limits: tuple[float, float]) -> Picture:
-    factor = _factor(name)
-    with figure() as (drawn, axes):
-        for split, line in lines.items():
-            if not line:
-                continue
-            x, mean, spread = (np.array(each) for each in zip(*line, strict=True))
-            axes.plot(x, factor * mean, color=SPLITS[split])
-            low, high = factor * (mean - spread), factor * (mean + spread)
-            axes.fill_between(x, low, high, color=SPLITS[split], alpha=0.25, linewidth=0)
-            _name_line(axes, x[-1], factor * mean[-1], split, SPLITS[split])
-        if all(lines.values()):
-            train, validation = ({x: factor * value for x, value, _ in lines[split]} for split in SPLITS)
-            both = [x for x in train if x in validation]
-            axes.fill_between(
-                both, [train[x] for x in both], [validation[x] for x in both], color=GREY, alpha=0.2, linewidth=0
-            )
-        axes.set_ylim(factor * limits[0], factor * limits[1])
-        axes.set_xlabel("epoch")
-        axes.set_ylabel(_label(name))
-        ends = ", ".join(f"{split} ends at {factor * line[-1][1]:.3g}" for split, line in lines.items() if line)
-        axes.margins(x=0.02)
-        return finished(drawn, f"curve {name} {variant}", variant, f"{name} of {variant} against epochs: {ends}")
-
-
-def _mean_curve(curves: Sequence[Sequence[Sequence[float]]]) -> Curve:
-    """Returns position, mean and standard deviation for as long as at least half of the runs went on."""
-    present = [{each[0]: each[1] for each in curve} for curve in curves if curve]
-    positions = sorted({x for each in present for x in each})
-    line = []
-    for x in positions:
-        values = [each[x] for each in present if x in each and math.isfinite(each[x])]
-        if values and 2 * len(values) >= len(present):
-            line.append((x, math.fsum(values) / len(values), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0))
-    return line
-
-
-def _limits(values: Sequence[float]) -> tuple[float, float]:
-    """Returns common limits, without the highest 2 % where these are far out: a first epoch's loss."""
-    if not values:
-        return 0.0, 1.0
-    low, most, high = np.min(values), np.quantile(values, 0.98), np.max(values)
-    top = most if high > low + 1.5 * (most - low) else high
-    margin = 0.05 * max(top - low, 1e-9)
-    return float(low - margin), float(top + margin)
-
-
 def _weights(outcome: Outcome) -> Iterator[Picture]:
-    found = collected(outcome, "weights")
+    found, files = collected(outcome, "weights"), file_names(outcome.study.variants)
     if not found:
         return
     totals = {variant: np.sum([each["counts"] for each in runs], axis=0) for variant, runs in found.items()}
@@ -266,10 +201,13 @@ def _weights(outcome: Outcome) -> Iterator[Picture]:
             axes.set_ylabel("count")
             text = f"{100 * zeros:.3g} % exact zeros"
             axes.annotate(text, (0.98, 0.95), xycoords="axes fraction", ha="right", va="top", fontsize=8)
-            yield finished(drawn, f"weights {variant}", variant, f"Histogram of the weights of {variant}: {text}")
+            yield finished(
+                drawn, f"weights {files[variant]}", variant, f"Histogram of the weights of {variant}: {text}"
+            )
 
 
 def _activations(outcome: Outcome) -> Iterator[Picture]:
+    files = file_names(outcome.study.variants)
     for kind, label in (("mean", "mean"), ("std", "standard deviation")):
         for variant, runs in collected(outcome, "activations").items():
             steps, layers = _layer_means(runs, kind)
@@ -278,14 +216,14 @@ def _activations(outcome: Outcome) -> Iterator[Picture]:
                     colour = shade(index, len(layers))
                     axes.plot(steps[: len(values)], values, color=colour, linewidth=1.3)
                     if len(layers) <= 3 or index in (0, len(layers) - 1):
-                        _name_line(axes, steps[len(values) - 1], values[-1], layer, INK)
+                        name_line(axes, steps[len(values) - 1], values[-1], layer, INK)
                 axes.set_xlabel("step")
                 axes.set_ylabel(label)
                 if kind == "std" and all(min(values) > 0 for values in layers.values()):
                     axes.set_yscale("log")
                 ends = ", ".join(f"{layer} {values[-1]:.3g}" for layer, values in layers.items())
                 told = f"{label} of the activations of {variant} through training; at the end: {ends}"
-                yield finished(drawn, f"activations {kind} {variant}", f"{variant}: {label}", told)
+                yield finished(drawn, f"activations {kind} {files[variant]}", f"{variant}: {label}", told)
 
 
 def _layer_means(runs: list[Any], kind: str) -> tuple[list[float], dict[str, list[float]]]:

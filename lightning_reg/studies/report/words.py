@@ -126,23 +126,31 @@ def _about_the_best(outcome: Outcome) -> Iterator[str]:
     if best.runner_up is None or best.comparison is None:
         yield f"{best.variant} has a {readable(metric)} of {value}."
         return
-    ahead = f"{best.runner_up} follows with {number(metric, found[best.runner_up].mean, found[best.runner_up].error)}"
+    variant = _named(outcome, best.variant)
+    second = found[best.runner_up]
+    ahead = f"{_named(outcome, best.runner_up)} follows with {number(metric, second.mean, second.error)}"
     direction = "lowest" if lower_is_better(metric) else "highest"
     if best.comparison.pairs < 2:
         yield (
-            f"{best.variant} has the {direction} {readable(metric)}, {value}; {ahead}. With one seed no difference can "
+            f"{variant} has the {direction} {readable(metric)}, {value}; {ahead}. With one seed no difference can "
             "be told from chance."
         )
     elif best.is_certain:
         yield (
-            f"{best.variant} is best: its {readable(metric)} is {value}, {direction} by more than chance beside every "
+            f"{variant} is best: its {readable(metric)} is {value}, {direction} by more than chance beside every "
             f"other variant; {ahead} (p {_p(best.comparison)})."
         )
     else:
         yield (
-            f"No variant is best beyond chance. {best.variant} has the {direction} {readable(metric)}, {value}; "
+            f"No variant is best beyond chance. {variant} has the {direction} {readable(metric)}, {value}; "
             f"{ahead} (p {_p(best.comparison)})." + _undecided(best)
         )
+
+
+def _named(outcome: Outcome, variant: str) -> str:
+    """A variant that is called by a number alone, with what the number is."""
+    is_number = variant.replace(".", "", 1).replace("e-", "", 1).isdigit()
+    return f"{outcome.study.axis.label} {variant}" if outcome.study.axis and is_number else variant
 
 
 def _undecided(best: Best) -> str:
