@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lightning_reg.studies.outcome import Axis, Outcome, collected
-from lightning_reg.studies.report.curves import curve_names
+from lightning_reg.studies.report.curves import curve_names, curves
 from lightning_reg.studies.report.decomposition import parts_of
 from lightning_reg.studies.report.drawing import (
     BLUE,
