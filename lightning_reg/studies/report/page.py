@@ -41,7 +41,7 @@ p { margin: .3rem 0 .8rem; max-width: 75ch; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; margin: .4rem 0; }
 th, td { padding: .35rem .8rem .35rem 0; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--grid); }
 th { vertical-align: bottom; font-weight: 600; white-space: normal; min-width: 5.5rem; line-height: 1.25; }
-th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 5rem; max-width: 16rem;
+th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 7rem; max-width: 16rem;
   position: sticky; left: 0; background: var(--paper); }
 tr.best td { font-weight: 700; }
 .mark { color: var(--paper); background: var(--blue); border-radius: 3px; padding: 0 .4em; font-size: .75rem;
@@ -203,16 +203,15 @@ def _decomposition(outcome: Outcome) -> str:
 
 
 def _reload(outcome: Outcome) -> str:
-    runs = [each for each in outcome.results if "reload" in each.collected]
-    if not runs:
+    found = collected(outcome, "reload")
+    if not found:
         return ""
     rows = []
-    for each in runs:
-        reload = each.collected["reload"]
-        same = "yes" if reload["same_classes"] else "no"
-        difference = f"{reload['largest_difference']:.2g}"
-        rows.append(([_text(each.variant), str(each.seed), str(reload["samples"]), difference, same], False))
-    head = ["variant", "seed", "samples", "largest difference of a probability", "same classes"]
+    for variant, runs in found.items():
+        same = f"{sum(bool(each['same_classes']) for each in runs)} of {len(runs)}"
+        difference = f"{max(each['largest_difference'] for each in runs):.2g}"
+        rows.append(([_text(variant), str(max(each["samples"] for each in runs)), difference, same], False))
+    head = ["variant", "samples", "largest difference of a probability", "models that predict the same classes"]
     title = "Saved, and loaded in a new process"
     return f"<h2>{title}</h2>\n{_table(head, rows)}"
 

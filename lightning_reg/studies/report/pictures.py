@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["sections"]
 
 Section = tuple[str, str, list[Picture]]
+_STATISTICS = {"mean": "mean", "std": "standard deviation"}
 
 
 def sections(outcome: Outcome) -> Iterator[Section]:
@@ -54,7 +55,10 @@ def sections(outcome: Outcome) -> Iterator[Section]:
             for name in curve_names(outcome)
         ),
         ("Weights", "Of all matrices, all seeds together; counts on a logarithmic scale.", _weights(outcome)),
-        ("Activations", "Of each layer through training, means over seeds.", _activations(outcome)),
+        *(
+            (f"Activations: {label}", "Of each layer through training, means over seeds.", _activations(outcome, kind))
+            for kind, label in _STATISTICS.items()
+        ),
     ):
         drawn = list(pictures)
         if drawn:
@@ -206,24 +210,23 @@ def _weights(outcome: Outcome) -> Iterator[Picture]:
             )
 
 
-def _activations(outcome: Outcome) -> Iterator[Picture]:
-    files = file_names(outcome.study.variants)
-    for kind, label in (("mean", "mean"), ("std", "standard deviation")):
-        for variant, runs in collected(outcome, "activations").items():
-            steps, layers = _layer_means(runs, kind)
-            with figure() as (drawn, axes):
-                for index, (layer, values) in enumerate(layers.items()):
-                    colour = shade(index, len(layers))
-                    axes.plot(steps[: len(values)], values, color=colour, linewidth=1.3)
-                    if len(layers) <= 3 or index in (0, len(layers) - 1):
-                        name_line(axes, steps[len(values) - 1], values[-1], layer, INK)
-                axes.set_xlabel("step")
-                axes.set_ylabel(label)
-                if kind == "std" and all(min(values) > 0 for values in layers.values()):
-                    axes.set_yscale("log")
-                ends = ", ".join(f"{layer} {values[-1]:.3g}" for layer, values in layers.items())
-                told = f"{label} of the activations of {variant} through training; at the end: {ends}"
-                yield finished(drawn, f"activations {kind} {files[variant]}", f"{variant}: {label}", told)
+def _activations(outcome: Outcome, kind: str) -> Iterator[Picture]:
+    files, label = file_names(outcome.study.variants), _STATISTICS[kind]
+    for variant, runs in collected(outcome, "activations").items():
+        steps, layers = _layer_means(runs, kind)
+        with figure() as (drawn, axes):
+            for index, (layer, values) in enumerate(layers.items()):
+                colour = shade(index, len(layers))
+                axes.plot(steps[: len(values)], values, color=colour, linewidth=1.3)
+                if len(layers) <= 3 or index in (0, len(layers) - 1):
+                    name_line(axes, steps[len(values) - 1], values[-1], layer, INK)
+            axes.set_xlabel("step")
+            axes.set_ylabel(label)
+            if kind == "std" and all(min(values) > 0 for values in layers.values()):
+                axes.set_yscale("log")
+            ends = ", ".join(f"{layer} {values[-1]:.3g}" for layer, values in layers.items())
+            told = f"{label} of the activations of {variant} through training; at the end: {ends}"
+            yield finished(drawn, f"activations {kind} {files[variant]}", variant, told)
 
 
 def _layer_means(runs: list[Any], kind: str) -> tuple[list[float], dict[str, list[float]]]:

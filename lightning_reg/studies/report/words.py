@@ -157,9 +157,10 @@ def _undecided(best: Best) -> str:
     others = [f"{each.other} (p {_p(each)})" for each in best.undecided if each.other != best.runner_up]
     if not others:
         return ""
-    also = "neither from" if best.runner_up in [each.other for each in best.undecided] else "from"
+    is_second = any(each.other == best.runner_up for each in best.undecided)
+    beginning = "Nor can it be told from" if is_second else "It can't be told from"
     more = f" and {len(others) - 2} more" if len(others) > 3 else ""
-    return f" It can't be told {also} {_listed(others[:2] if more else others)}{more}."
+    return f" {beginning} {_listed(others[:2] if more else others)}{more}."
 
 
 def _p(comparison: Comparison) -> str:
