@@ -32,6 +32,7 @@ def overview(root: Path = Path("configs")) -> str:
                 ("fit --config FILE --ckpt_path last", "go on from the newest run's last checkpoint"),
                 ("validate|test --config FILE --ckpt_path best", "measure the newest run's best checkpoint"),
                 ("predict --config FILE --ckpt_path best", "write predictions.csv"),
+                ("study FILE [--quick]", "variants of one run over seeds, and a report of what each is worth"),
                 ("fit --config FILE --print_config", "every setting, as YAML"),
                 ("fit --help; fit --model.help MLP", "every argument, of a command or of a class"),
             ],
@@ -39,6 +40,7 @@ def overview(root: Path = Path("configs")) -> str:
         _table("Configurations", _described(root.glob("*.yaml"))),
         _table("The textbook's networks", _described((root / "textbook").glob("*.yaml"))),
         _table("Techniques to append", _described((root / "techniques").glob("*.yaml"))),
+        _table("Studies", _described((root / "studies").glob("*.yaml"))),
         _table("Models", _documented(models)),
         _table(
             "Data sets (--data.dataset)",
