@@ -43,12 +43,16 @@ _NO_CONTENT = {
 }
 
 
+class _UnparsableError(Exception):
+    """No ValueError: the parser takes those for a type that doesn't fit, and wraps them in what it thinks of that."""
+
+
 class _RaisingParser(BriefParser):
     """Raises what is wrong instead of ending the process."""
 
     @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise SettingError(" ".join(brief(message).split())) from ex
+        raise _UnparsableError(" ".join(brief(message).split())) from ex
 
 
 class _Resolved(RegularizationCLI):
@@ -83,7 +87,10 @@ def resolve(command: Sequence[str]) -> dict[str, Any]:
     Raises:
         SettingError: If they can't be parsed.
     """
-    cli = _Resolved(["fit", *command])
+    try:
+        cli = _Resolved(["fit", *command])
+    except _UnparsableError as error:
+        raise SettingError(str(error)) from error
     settings: dict[str, Any] = json.loads(cli.parser.dump(cli.config, format="json", skip_validation=True))["fit"]
     devices = settings["trainer"].get("devices", "auto")
     if str(devices) not in ("auto", "1"):

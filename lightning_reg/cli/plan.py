@@ -108,12 +108,12 @@ def _resolved(name: str, pieces: Sequence[Piece], known: Iterable[str] = ()) -> 
 
 
 def _hint(pieces: Sequence[Piece], known: set[str]) -> str:
-    """Returns settings that look like one that the base has none of."""
+    """Returns which setting of the base looks like one that it hasn't."""
     written = [key.removesuffix("+") for piece in pieces if not isinstance(piece, Path) for key in piece]
     for key in (key for key in written if key not in known):
-        near = near_matches(key.replace(".init_args.", "."), known)
+        near = near_matches(key.replace(".init_args.", "."), known, most=1)
         if near:
-            return f"; did you mean {' or '.join(near)} by {key}?"
+            return f"; did you mean {near[0]}?"
     return ""
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from lightning_reg.settings import SettingError
+from lightning_reg.settings import SettingError, check_choice, check_count
 from lightning_reg.studies.definition import Definition, read_study
 from lightning_reg.studies.execution import Perform, execute
 from lightning_reg.studies.outcome import Outcome
@@ -36,6 +36,7 @@ def study(args: Sequence[str]) -> int:
         SettingError: For whatever can't be used, before anything runs; and if the disk is full.
     """
     options = _parser().parse_args(args)
+    check_count("jobs", options.jobs)
     definition = _chosen(options)
     perform: Perform
     if definition.function:
@@ -51,12 +52,14 @@ def study(args: Sequence[str]) -> int:
     _announce(definition, runs, store, quick=options.quick)
     command = shlex.join(["python", "train.py", "study", *args])
     try:
-        failures = execute(runs, store, perform, jobs=options.jobs)
+        failures = execute(runs, store, perform, metric=definition.study.metric, jobs=options.jobs)
     except KeyboardInterrupt:
         done = sum(map(store.has_result, runs))
         print(f"\nInterrupted; {done} of {len(runs)} runs are done. To go on:\n  {command}", file=sys.stderr)
         return 130
     results = [result for run in runs if (result := store.result(run)) is not None]
+    for result in results:  # from a time when the study asked for another
+        check_choice("metric", definition.study.metric, list(result.metrics))
     outcome = Outcome(
         study=definition.study,
         results=results,

@@ -9,7 +9,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from lightning_reg.settings import SettingError, check_count
+from lightning_reg.settings import SettingError, check_choice, check_count
 from lightning_reg.studies.outcome import Failure
 from lightning_reg.studies.runs import Measured, Run
 from lightning_reg.studies.store import Store
@@ -24,7 +24,14 @@ _PATIENCE = 5.0  # seconds that processes have to end by themselves after Ctrl-C
 
 
 def execute(
-    runs: Sequence[Run], store: Store, perform: Perform, *, jobs: int = 1, poll: float = 0.5, quiet: bool = False
+    runs: Sequence[Run],
+    store: Store,
+    perform: Perform,
+    *,
+    metric: str | None = None,
+    jobs: int = 1,
+    poll: float = 0.5,
+    quiet: bool = False,
 ) -> list[Failure]:
     """Does all runs that have no result yet, and returns those that failed.
 
@@ -32,6 +39,7 @@ def execute(
         runs: In the order that they are done in.
         store: Where results go.
         perform: Does one.
+        metric: That every run has to measure; whatever it is where None.
         jobs: In how many processes, each with its share of the cores.
         poll: Seconds between two looks at what others are doing.
         quiet: Whether the progress bar is left out.
@@ -44,7 +52,7 @@ def execute(
 
     check_count("jobs", jobs)
     failed_before = {run.key: store.failed_at(run) for run in runs}
-    worker = _Worker(runs, store, perform, failed_before, poll)
+    worker = _Worker(runs, store, perform, failed_before, metric, poll)
     with tqdm(
         total=len(runs),
         initial=sum(map(store.has_result, runs)),
@@ -71,12 +79,19 @@ class _Worker:
     """Does whatever nobody else does, until all runs are settled."""
 
     def __init__(
-        self, runs: Sequence[Run], store: Store, perform: Perform, failed_before: Mapping[str, int], poll: float
+        self,
+        runs: Sequence[Run],
+        store: Store,
+        perform: Perform,
+        failed_before: Mapping[str, int],
+        metric: str | None,
+        poll: float,
     ) -> None:
         self.runs = runs
         self.store = store
         self.perform = perform
         self.failed_before = failed_before
+        self.metric = metric
         self.poll = poll
 
     def is_settled(self, run: Run) -> bool:
@@ -128,6 +143,8 @@ class _Worker:
         else:
             if not is_lost():
                 self.store.write_result(run, measured, time.perf_counter() - start)
+            if self.metric is not None:  # one run tells, and the others needn't be waited for
+                check_choice("metric", self.metric, list(measured.metrics))
 
 
 def _one_line(error: BaseException) -> str:

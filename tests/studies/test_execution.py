@@ -152,7 +152,7 @@ def test_a_full_disk_ends_the_study_and_loses_nothing(tmp_path, monkeypatch, whe
         return do(run, folder)
 
     monkeypatch.setattr(store_module, "write_atomically", write_or_not)
-    with pytest.raises(SettingError, match="the disk of .* is full; what is finished is kept"):
+    with pytest.raises(SettingError, match=r"the disk of .* is full; what is finished is kept"):
         run(store, train_or_not, runs)
     assert [store.has_result(each) for each in runs] == [True, True, False, False]
     assert not (store.run_folder(runs[2]) / "failure.txt").exists()  # it isn't the run's fault

@@ -19,9 +19,7 @@ def halved_and_more(*, x, seed):
 def study(tmp_path):
     def read(variants, function="tests.studies.test_runs.halved", arguments="{}"):
         path = tmp_path / "computation.yaml"
-        path.write_text(
-            f"function: {function}\narguments: {arguments}\nmetric: y\nseeds: 2\nvariants: {variants}\n"
-        )
+        path.write_text(f"function: {function}\narguments: {arguments}\nmetric: y\nseeds: 2\nvariants: {variants}\n")
         return read_study(path)
 
     return read

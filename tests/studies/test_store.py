@@ -70,13 +70,10 @@ def test_what_an_attempt_left_is_cleared_but_not_who_is_at_it(tmp_path):
 
 
 def test_a_full_disk_is_recognized_behind_other_errors():
-    try:
-        try:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        except OSError:
-            raise RuntimeError("couldn't save") from None
-    except RuntimeError as error:
-        assert is_full_disk(error)
+    error = RuntimeError("couldn't save")
+    assert not is_full_disk(error)
+    error.__context__ = OSError(errno.ENOSPC, "No space left on device")
+    assert is_full_disk(error)
     assert not is_full_disk(OSError(errno.ENOENT, "No such file"))
 
 
@@ -84,6 +81,6 @@ def test_torch_s_error_on_a_full_disk_is_told_by_the_disk(tmp_path, monkeypatch)
     store = open_store(tmp_path / "study")
     assert store.full(RuntimeError("unexpected pos 64 vs 0")) is None
     usage = type("Usage", (), {"free": 0})
-    monkeypatch.setattr("shutil.disk_usage", lambda folder: usage)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
     assert "is full" in str(store.full(RuntimeError("unexpected pos 64 vs 0")))
     assert store.full(ValueError("anything else")) is None
