@@ -43,8 +43,8 @@ _NO_CONTENT = {
 }
 
 
-class _UnparsableError(Exception):
-    """No ValueError: the parser takes those for a type that doesn't fit, and wraps them in what it thinks of that."""
+class _UnparsableError(SystemExit):
+    """What a parser ends with; errors it would take for a type that doesn't fit, and wrap in what it thinks of that."""
 
 
 class _RaisingParser(BriefParser):
