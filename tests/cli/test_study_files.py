@@ -1,0 +1,63 @@
+"""Every study that is shipped runs, shorter still than its short form."""
+
+from dataclasses import replace
+
+import pytest
+
+from lightning_reg.cli.fitting import fit
+from lightning_reg.cli.plan import fits
+from lightning_reg.studies.definition import read_study
+from lightning_reg.studies.runs import computations, compute
+from tests.conftest import REPOSITORY
+
+STUDIES = sorted((REPOSITORY / "configs" / "studies").glob("*.yaml"))
+TINY = {
+    "trainer.max_epochs": 1,
+    "trainer.limit_train_batches": 2,
+    "trainer.limit_val_batches": 1,
+    "trainer.limit_test_batches": 1,
+}
+
+
+@pytest.fixture
+def definition(monkeypatch, request):
+    monkeypatch.chdir(REPOSITORY)
+    found = read_study(request.param)
+    return found.in_form(found.quick).with_seeds(1)
+
+
+every_study = pytest.mark.parametrize("definition", STUDIES, ids=lambda path: path.stem, indirect=True)
+
+
+@every_study
+def test_study_runs(definition, tmp_path):
+    if definition.function:
+        run = computations(definition)[0]
+        assert definition.study.metric in compute(run).metrics
+        return
+    runs = fits(definition.on(TINY))
+    assert [run.variant for run in runs] == list(definition.study.variants)
+    for run in runs:
+        collect = tuple(each for each in run.collect if each != "reload")  # tests/cli/test_study.py has it
+        measured = fit(replace(run, collect=collect), tmp_path / run.key)
+        assert definition.study.metric in measured.metrics
+        assert set(measured.collected) == set(collect)
+
+
+@every_study
+def test_full_form_can_be_parsed_and_states_its_cost(definition, request):
+    found = read_study(request.node.callspec.params["definition"])
+    assert found.minutes is not None
+    assert found.quick.minutes is not None
+    assert found.quick.minutes <= 2
+    assert found.study.question.endswith("?")
+    for form in (found, *(found.in_form(each) for each in found.data.values())):
+        assert computations(form) if form.function else fits(form)
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_study_opens_with_its_command_and_what_it_is(path):
+    command, description = path.read_text().splitlines()[:2]
+    assert command == f"# python train.py study configs/studies/{path.name}"
+    assert description.startswith("# ")
+    assert description.endswith(".")
