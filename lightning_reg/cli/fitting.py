@@ -127,15 +127,6 @@ class _Fit(RegularizationCLI):
         return [*([] if own else [self.gap]), *([self.recorder] if "activations" in self.collect else [])]
 
     @override
-    def fit(self, **settings: Any) -> None:
-        try:
-            super().fit(**settings)
-        except SystemExit as error:
-            if self.trainer.interrupted:
-                raise KeyboardInterrupt from error
-            raise
-
-    @override
     def after_fit(self) -> None:
         if self.datamodule is None:
             return
@@ -174,8 +165,19 @@ def fit(run: Run, folder: Path) -> Measured:
         with _silence():
             cli = _Fit(["fit", *arguments], run.collect)
             return Measured(cli.metrics, curves_of(cli.gap), _collected(cli, run.collect, arguments, folder))
+    except SystemExit as error:
+        if _is_interrupted(error):
+            raise KeyboardInterrupt from error
+        raise
     finally:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+def _is_interrupted(error: BaseException | None) -> bool:
+    """Whether it was Ctrl-C, of which Lightning makes an exit, in training and in every measurement after it."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
 
 
 def _quietly(command: Sequence[str], folder: Path) -> list[str]:

@@ -18,7 +18,7 @@ from lightning_reg.studies.outcome import Outcome
 from lightning_reg.studies.runs import Measured, Run, computations, compute
 from lightning_reg.studies.store import Store
 
-__all__ = ["study"]
+__all__ = ["parser", "study"]
 
 _PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "numpy", "scikit-learn")
 
@@ -35,7 +35,7 @@ def study(args: Sequence[str]) -> int:
     Raises:
         SettingError: For whatever can't be used, before anything runs; and if the disk is full.
     """
-    options = _parser().parse_args(args)
+    options = parser().parse_args(args)
     check_count("jobs", options.jobs)
     definition = _chosen(options)
     perform: Perform
@@ -85,11 +85,12 @@ def study(args: Sequence[str]) -> int:
     return 1 if failures else 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """Returns the parser of what follows ``study``."""
+    made = argparse.ArgumentParser(
         prog="train.py study", description="Run variants of one run over seeds, and report what each is worth."
     )
-    add = parser.add_argument
+    add = made.add_argument
     add("file", help="the study, such as configs/studies/dropout.yaml")
     add("--quick", action="store_true", help="the short form: two minutes at the most on two cores")
     add("--data", metavar="NAME", help="digits, mnist, fashion_mnist, cifar10, cifar100, or a folder of pictures")
@@ -98,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--jobs", type=int, default=1, metavar="N", help="processes, each with its share of the cores; default: 1")
     add("--output", metavar="FOLDER", help="where results and the report go; default: runs/studies/NAME")
     add("--only", nargs="+", default=[], metavar="VARIANT", help="some of the variants")
-    return parser
+    return made
 
 
 def _chosen(options: argparse.Namespace) -> Definition:

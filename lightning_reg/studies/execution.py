@@ -1,10 +1,13 @@
 """Doing the runs of a study: one after the other, or in processes, beside whoever else works on the folder."""
 
+import contextlib
 import multiprocessing
 import os
+import signal
+import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ Perform = Callable[[Run, Path], Measured]
 """Does a run; its files go into the folder. A function of a module, so that processes can be handed it."""
 
 _LONGEST_MESSAGE = 300
-_PATIENCE = 5.0  # seconds that processes have to end by themselves after Ctrl-C
+_PATIENCE = 10.0  # seconds that processes have to end by themselves after Ctrl-C
 
 
 def execute(
@@ -98,17 +101,17 @@ class _Worker:
         """Whether a run has a result, or failed since this study was started; earlier failures are tried again."""
         return self.store.has_result(run) or self.store.failed_at(run) not in (0, self.failed_before[run.key])
 
-    def work(self, show: Callable[[], None]) -> None:
+    def work(self, show: Callable[[], None], is_over: Callable[[], bool] = lambda: False) -> None:
         """Does runs until all are settled.
 
         Args:
             show: Called when something may have changed.
+            is_over: Whether to end before the next run.
         """
         pending = list(self.runs)
-        parent = multiprocessing.parent_process()
         while True:
             pending = [run for run in pending if not self.is_settled(run)]
-            if not pending or (parent is not None and not parent.is_alive()):
+            if not pending or is_over():
                 return
             show()
             if not any(self._try(run) for run in pending):
@@ -156,22 +159,37 @@ def _one_line(error: BaseException) -> str:
 def _in_processes(worker: _Worker, processes: int, jobs: int, show: Callable[[], None]) -> None:
     context = multiprocessing.get_context("spawn")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    messages = context.SimpleQueue()
+    messages, over = context.SimpleQueue(), context.Event()
     # Not daemons: a run may start a process of its own.
     started: list[BaseProcess] = [
-        context.Process(target=_process, args=(worker, max(cores // jobs, 1), messages)) for _ in range(processes)
+        context.Process(target=_process, args=(worker, max(cores // jobs, 1), messages, over)) for _ in range(processes)
     ]
     try:
-        for each in started:
-            each.start()
+        with _deaf_to_ctrl_c():
+            for each in started:
+                each.start()
         while any(each.is_alive() for each in started):
             time.sleep(worker.poll)
             show()
     except BaseException:
+        over.set()
         _end(started)
         raise
     if not messages.empty():
         raise SettingError(messages.get())
+
+
+@contextlib.contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Lets processes that are started here ignore Ctrl-C until they ask for it: importing, they would be loud."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _end(processes: Sequence[BaseProcess]) -> None:
@@ -186,12 +204,14 @@ def _end(processes: Sequence[BaseProcess]) -> None:
         each.join()
 
 
-def _process(worker: _Worker, threads: int, messages: Any) -> None:
+def _process(worker: _Worker, threads: int, messages: Any, over: Any) -> None:
     import torch
 
+    parent = multiprocessing.parent_process()
     torch.set_num_threads(threads)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        worker.work(lambda: None)
+        worker.work(lambda: None, lambda: over.is_set() or (parent is not None and not parent.is_alive()))
     except KeyboardInterrupt:
         return
     except SettingError as error:

@@ -16,7 +16,7 @@ from lightning_reg.studies.runs import Measured, Run
 __all__ = ["Store", "is_full_disk", "write_atomically"]
 
 _FORMAT = 1
-_FULL = {errno.ENOSPC, errno.EDQUOT}
+_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}  # the latter isn't known everywhere
 _ALMOST_NOTHING = 1 << 20  # bytes; torch reports a full disk without saying that it is one
 
 
@@ -83,11 +83,17 @@ class Store:
 
         Args:
             run: Which.
+
+        Raises:
+            SettingError: If somebody has changed the file so that it can't be read.
         """
+        path = self.run_folder(run) / "result.json"
         try:
-            found = json.loads((self.run_folder(run) / "result.json").read_text(encoding="utf-8"))
+            found = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
+        except ValueError as error:
+            raise SettingError(f"{path} can't be read ({error}); remove it, and its run is done again") from error
         curves = {name: [(point[0], point[1]) for point in curve] for name, curve in found["curves"].items()}
         return Result(run.variant, run.seed, found["metrics"], curves, found["collected"], found["seconds"])
 

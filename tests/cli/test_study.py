@@ -276,3 +276,26 @@ def test_a_computation_is_a_study_too(outcomes, capsys):
     assert outcomes[0].commands == {}
     key = json.loads(next(Path("runs/studies/sums/runs").glob("*/result.json")).read_text())
     assert set(key) == {"variant", "seed", "metrics", "curves", "collected", "seconds"}
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_all_jobs_quietly(outcomes):
+    path = two(seeds=5)
+    code = "import sys; from lightning_reg.cli import main; sys.exit(main(sys.argv[1:]))"
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    words = [sys.executable, "-c", code, "study", path, "--jobs", "2"]
+    process = subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    folder = Path("runs/studies/example/runs")
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("*/result.json")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "To go on:\n  python train.py study example.yaml --jobs 2" in err
+    assert "Traceback" not in err
+    assert not list(folder.glob("*/claim-*"))
+    done = len(list(folder.glob("*/result.json")))
+    assert 1 <= done < 10
