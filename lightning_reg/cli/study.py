@@ -137,9 +137,8 @@ def _announce(definition: Definition, runs: Sequence[Run], store: Store, *, quic
     results = [result for run in runs if (result := store.result(run)) is not None]
     left = len(runs) - len(results)
     print(f"{study_.title}{', in short' if quick else ''}\n{study_.question}".rstrip())
-    print(
-        f"{len(runs)} runs: {len(study_.variants)} variants, {len(study_.seeds)} seeds; {len(results)} are done already"
-    )
+    counts = f"{_counted(len(study_.variants), 'variant')}, {_counted(len(study_.seeds), 'seed')}"
+    print(f"{_counted(len(runs), 'run')}: {counts}; {len(results)} are done already")
     if not left:
         return
     if results:
@@ -149,6 +148,10 @@ def _announce(definition: Definition, runs: Sequence[Run], store: Store, *, quic
         print(f"They take about {_duration(60 * definition.minutes)} on two cores.")
     else:
         print("How long they take is told when the first is done.")
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _duration(seconds: float) -> str:
@@ -208,4 +211,4 @@ def _mean(metric: str, values: Sequence[float]) -> str:
     text = f"{scale * statistics.fmean(values):.{digits}f}"
     if len(values) > 1:
         text += f" ± {scale * statistics.stdev(values) / math.sqrt(len(values)):.{digits}f}"
-    return f"{text}{unit} ({len(values)} seed{'s' if len(values) > 1 else ''})"
+    return f"{text}{unit} ({_counted(len(values), 'seed')})"
