@@ -1,6 +1,7 @@
 """One run of a study: what ``fit`` does with the same arguments, without a word."""
 
 import contextlib
+import gc
 import io
 import json
 import logging
@@ -171,6 +172,7 @@ def fit(run: Run, folder: Path) -> Measured:
         raise
     finally:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        gc.collect()  # trainers and modules refer to one another, with all their data
 
 
 def _is_interrupted(error: BaseException | None) -> bool:

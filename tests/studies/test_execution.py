@@ -80,12 +80,12 @@ def test_a_process_that_is_killed_is_told_and_the_others_finish(tmp_path):
 SHARED = """
 from tests.studies.helpers import *
 from lightning_reg.studies.execution import execute
-execute(make_runs(6), open_store({folder!r}), {perform}, poll=0.05, quiet=True)
+execute(make_runs(6), open_store({folder!r}), {perform}, poll=0.05, quiet=True, jobs={jobs})
 """
 
 
-def started(folder, perform):
-    code = SHARED.format(folder=str(folder), perform=perform)
+def started(folder, perform, jobs=1):
+    code = SHARED.format(folder=str(folder), perform=perform, jobs=jobs)
     return subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY)
 
 
@@ -107,6 +107,18 @@ def test_kill_9_repeats_nothing_that_is_finished(tmp_path):
     assert run(store, do, runs) == []  # at once: the process is known to be dead
     assert sorted(seed for seed, _ in noted(store)) == [0, 1, 1, 2, 3, 4, 5]
     assert all(store.result(each).metrics["test/accuracy"] == each.seed / 10 for each in runs)
+
+
+@pytest.mark.slow
+def test_jobs_whose_parent_is_killed_finish_what_they_are_at(tmp_path):
+    store, runs = open_store(tmp_path / "study"), make_runs(6)
+    process = started(store.folder, "do_slowly", jobs=2)
+    wait_for(lambda: noted(store))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert run(store, do, runs) == []
+    assert sorted(seed for seed, _ in noted(store)) == [0, 1, 2, 3, 4, 5]
+    assert os.getpid() in {pid for _, pid in noted(store)}
 
 
 def test_processes_that_share_a_folder_do_each_run_once_and_end_with_all(tmp_path):
