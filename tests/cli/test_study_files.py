@@ -48,16 +48,14 @@ def test_study_runs(definition, tmp_path):
 def test_full_form_can_be_parsed_and_states_its_cost(definition, request):
     found = read_study(request.node.callspec.params["definition"])
     assert found.minutes is not None
-    assert found.quick.minutes is not None
-    assert found.quick.minutes <= 2
-    assert found.study.question.endswith("?")
+    assert (found.minutes if found.quick.minutes is None else found.quick.minutes) <= 2
+    assert "?" in found.study.question
     for form in (found, *(found.in_form(each) for each in found.data.values())):
         assert computations(form) if form.function else fits(form)
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
-def test_study_opens_with_its_command_and_what_it_is(path):
-    command, description = path.read_text().splitlines()[:2]
-    assert command == f"# python train.py study configs/studies/{path.name}"
-    assert description.startswith("# ")
-    assert description.endswith(".")
+def test_study_opens_with_its_command_and_has_a_title(path, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    assert path.read_text().splitlines()[0] == f"# python train.py study configs/studies/{path.name}"
+    assert read_study(path).study.title != path.stem
