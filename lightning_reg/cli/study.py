@@ -207,8 +207,11 @@ def _table(outcome: Outcome) -> list[str]:
 def _mean(metric: str, values: Sequence[float]) -> str:
     if not values:
         return "no run has ended well"
-    scale, digits, unit = (100, 2, " %") if metric.endswith("accuracy") else (1, 4, "")
-    text = f"{scale * statistics.fmean(values):.{digits}f}"
+    mean = statistics.fmean(values)
+    scale, form, unit = (100, ".2f", " %") if metric.endswith("accuracy") else (1, ".4f", "")
+    if mean and abs(mean) < 1e-3:
+        form = ".2e"  # what rounding leaves
+    text = f"{scale * mean:{form}}"
     if len(values) > 1:
-        text += f" ± {scale * statistics.stdev(values) / math.sqrt(len(values)):.{digits}f}"
+        text += f" ± {scale * statistics.stdev(values) / math.sqrt(len(values)):{form}}"
     return f"{text}{unit} ({_counted(len(values), 'seed')})"

@@ -88,7 +88,7 @@ class Claims:
             return None
         path = folder / f"claim-{generation + 1}"
         try:
-            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
         except FileExistsError:
             return None
         try:

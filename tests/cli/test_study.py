@@ -268,6 +268,9 @@ def test_a_computation_is_a_study_too(outcomes, capsys):
     assert f"a        2.0000 ± {error:.4f} (3 seeds)" in lines
     assert f"b        4.0000 ± {error:.4f} (3 seeds)" in lines
     assert outcomes[0].commands == {}
+    Path("tiny.yaml").write_text(yaml.safe_dump({**study, "variants": {"a": {"x": 2e-9, "power": 1.0}}, "seeds": 1}))
+    assert main(["study", "tiny.yaml"]) == 0
+    assert "a        1.00e-09 (1 seed)" in capsys.readouterr().out.splitlines()
     key = json.loads(next(Path("runs/studies/sums/runs").glob("*/result.json")).read_text())
     assert set(key) == {"variant", "seed", "metrics", "curves", "collected", "seconds"}
 

@@ -20,6 +20,9 @@ def test_a_result_comes_back_as_it_was(tmp_path):
     found = open_store(tmp_path / "study").result(run)
     assert (found.metrics, found.curves, found.collected) == (measured.metrics, measured.curves, measured.collected)
     assert (found.variant, found.seed, found.seconds) == ("a", 0, 1.5)
+    (tmp_path / "other.txt").touch()
+    modes = {path.stat().st_mode for path in [tmp_path / "other.txt", *(tmp_path / "study").rglob("*.json")]}
+    assert len(modes) == 1  # whoever may read other files may read these
 
 
 def test_another_study_s_folder_is_refused(tmp_path):
