@@ -138,7 +138,7 @@ def _announce(definition: Definition, runs: Sequence[Run], store: Store, *, quic
     left = len(runs) - len(results)
     print(f"{study_.title}{', in short' if quick else ''}\n{study_.question}".rstrip())
     counts = f"{_counted(len(study_.variants), 'variant')}, {_counted(len(study_.seeds), 'seed')}"
-    print(f"{_counted(len(runs), 'run')}: {counts}; {len(results)} are done already")
+    print(f"{_counted(len(runs), 'run')}: {counts}; {len(results)} done already")
     if not left:
         return
     if results:
