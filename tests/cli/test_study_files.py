@@ -38,7 +38,8 @@ def test_study_runs(definition, tmp_path):
     runs = fits(definition.on(TINY))
     assert [run.variant for run in runs] == list(definition.study.variants)
     for run in runs:
-        collect = tuple(each for each in run.collect if each != "reload")  # tests/cli/test_study.py has it
+        # Loading in a new process takes seconds, and is tested in tests/cli/test_study.py.
+        collect = tuple(each for each in run.collect if each != "reload")
         measured = fit(replace(run, collect=collect), tmp_path / run.key)
         assert definition.study.metric in measured.metrics
         assert set(measured.collected) == set(collect)
