@@ -119,6 +119,7 @@ class _Fit(RegularizationCLI):
         self.recorder = ActivationRecorder()
         self.gap: GeneralizationGap = LearningCurves()
         self.metrics: dict[str, float] = {}
+        self.curves: dict[str, list[tuple[float, float]]] = {}
         super().__init__(args, parser_class=_RaisingParser)
 
     @override
@@ -129,6 +130,7 @@ class _Fit(RegularizationCLI):
 
     @override
     def after_fit(self) -> None:
+        self.curves = curves_of(self.gap)  # before the best checkpoint is loaded, and the callbacks' state with it
         if self.datamodule is None:
             return
         best = selected_checkpoint(self.trainer) or None
@@ -165,7 +167,7 @@ def fit(run: Run, folder: Path) -> Measured:
     try:
         with _silence():
             cli = _Fit(["fit", *arguments], run.collect)
-            return Measured(cli.metrics, curves_of(cli.gap), _collected(cli, run.collect, arguments, folder))
+            return Measured(cli.metrics, cli.curves, _collected(cli, run.collect, arguments, folder))
     except SystemExit as error:
         if _is_interrupted(error):
             raise KeyboardInterrupt from error

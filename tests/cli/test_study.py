@@ -106,6 +106,18 @@ def test_a_study_is_run_and_reported(outcomes, trained, capsys):
     assert not [name for name in files() if name.endswith(".ckpt") or "claim" in name or "tfevents" in name]
 
 
+def test_curves_go_on_behind_the_best_epoch(outcomes):
+    """Whose checkpoint holds the curves as they were then. Here the worst epoch counts as the best: the first."""
+    longer = {"checkpoint.mode": "max", "trainer.max_epochs": 4}
+    assert main(["study", write(base=[*STUDY["base"], longer], seeds=1)]) == 0
+    (outcome,) = outcomes
+    for result in outcome.results:
+        losses = [loss for _, loss in result.curves["validation/loss"]]
+        assert len(losses) == 4
+        assert losses[0] == max(losses)
+        assert result.metrics["validation/loss"] == pytest.approx(losses[0], rel=1e-5)
+
+
 def test_a_run_is_what_fit_does_with_the_printed_command(outcomes, monkeypatch):
     techniques = REPOSITORY / "configs" / "techniques"
     averaged = [str(techniques / "exponential_moving_average.yaml"), str(techniques / "insert_dropout.yaml")]
