@@ -2,7 +2,6 @@
 
 import argparse
 import importlib.metadata
-import math
 import platform
 import shlex
 import statistics
@@ -15,7 +14,9 @@ from lightning_reg.settings import SettingError, check_choice, check_count
 from lightning_reg.studies.definition import Definition, read_study
 from lightning_reg.studies.execution import Perform, execute
 from lightning_reg.studies.outcome import Outcome
+from lightning_reg.studies.report import check_can_draw, headline, number, write_report
 from lightning_reg.studies.runs import Measured, Run, computations, compute
+from lightning_reg.studies.statistics import summaries
 from lightning_reg.studies.store import Store
 
 __all__ = ["parser", "study"]
@@ -37,6 +38,7 @@ def study(args: Sequence[str]) -> int:
     """
     options = parser().parse_args(args)
     check_count("jobs", options.jobs)
+    check_can_draw()  # rather than when all has been computed
     definition = _chosen(options)
     perform: Perform
     if definition.function:
@@ -76,8 +78,7 @@ def study(args: Sequence[str]) -> int:
     if failures:
         print(f"Tracebacks are in {store.folder}/runs/*/failure.txt. The same command tries again what failed.")
     if results:
-        from lightning_reg.studies.report import write_report
-
+        print("\n" + "\n".join(headline(outcome)))
         try:
             print(f"report: {write_report(outcome, store.folder)}")
         except OSError as error:
@@ -192,26 +193,15 @@ def _processor() -> str:
 
 def _table(outcome: Outcome) -> list[str]:
     """Returns a line a variant: the mean and its standard error over seeds."""
-    metric = outcome.study.metric
-    measured = {
-        variant: [result.metrics[metric] for result in outcome.results if result.variant == variant]
-        for variant in outcome.study.variants
-    }
-    width = max(map(len, [*measured, "variant"])) + 2
-    return [
-        f"{'variant':<{width}}{metric}",
-        *(f"{variant:<{width}}{_mean(metric, values)}" for variant, values in measured.items()),
-    ]
-
-
-def _mean(metric: str, values: Sequence[float]) -> str:
-    if not values:
-        return "no run has ended well"
-    mean = statistics.fmean(values)
-    scale, form, unit = (100, ".2f", " %") if metric.endswith("accuracy") else (1, ".4f", "")
-    if mean and abs(mean) < 1e-3:
-        form = ".2e"  # what rounding leaves
-    text = f"{scale * mean:{form}}"
-    if len(values) > 1:
-        text += f" ± {scale * statistics.stdev(values) / math.sqrt(len(values)):{form}}"
-    return f"{text}{unit} ({_counted(len(values), 'seed')})"
+    metric, found = outcome.study.metric, summaries(outcome, outcome.study.metric)
+    width = max(map(len, [*outcome.study.variants, "variant"])) + 2
+    lines = [f"{'variant':<{width}}{metric}"]
+    for variant in outcome.study.variants:
+        if variant in found:
+            each = found[variant]
+            lines.append(
+                f"{variant:<{width}}{number(metric, each.mean, each.error)} ({_counted(len(each.values), 'seed')})"
+            )
+        else:
+            lines.append(f"{variant:<{width}}no run has ended well")
+    return lines

@@ -1,6 +1,7 @@
 """What a study can't be run with is said before anything is trained or written."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -99,3 +100,8 @@ def test_a_metric_that_is_not_measured(capsys, monkeypatch):
     assert main(["study", write(metric="test/acuracy", seeds=1), "--output", "there"]) == 2
     assert "metric must be one of " in (error := capsys.readouterr().err)
     assert "did you mean 'test/accuracy'" in error
+
+
+def test_what_draws_the_report_is_missing(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert "pip install 'lightning-reg[study]'" in error_of(capsys, write())

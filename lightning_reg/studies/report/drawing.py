@@ -1,5 +1,6 @@
 """Figures as SVG that takes its colours from the page, light or dark, and as PNG."""
 
+import importlib.util
 import io
 import re
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,7 @@ __all__ = [
     "INK",
     "ORANGE",
     "Picture",
+    "check_can_draw",
     "factor_of",
     "figure",
     "file_names",
@@ -69,6 +71,16 @@ class Picture:
     width: int
 
 
+def check_can_draw() -> None:
+    """Raises if there is nothing to draw with.
+
+    Raises:
+        SettingError: With what to install.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise SettingError("a report needs matplotlib: pip install 'lightning-reg[study]'")
+
+
 @contextmanager
 def figure(width: float = _SIZE[0], height: float = _SIZE[1]) -> Iterator[tuple["Figure", "Axes"]]:
     """Yields an empty figure with axes in the report's style.
@@ -80,11 +92,10 @@ def figure(width: float = _SIZE[0], height: float = _SIZE[1]) -> Iterator[tuple[
     Raises:
         SettingError: If there is no matplotlib.
     """
-    try:
-        import matplotlib as mpl
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise SettingError("a report needs matplotlib: pip install 'lightning-reg[study]'") from error
+    check_can_draw()
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
     style: Any = {
         "svg.fonttype": "none",  # text stays text
         "font.family": ["DejaVu Sans"],
