@@ -5,10 +5,12 @@ between: :func:`scale_to_weights_` (adaptive ones only), :func:`climbing_factor`
 :func:`climb_`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+
+from lightning_reg.functional.blocks import BLOCK, cache_sized
 
 __all__ = ["climb_", "climbing_factor", "gradients_of_climb", "scale_to_weights_"]
 
@@ -29,7 +31,9 @@ def scale_to_weights_(gradients: Sequence[Tensor], weights: Sequence[Tensor], et
     >>> gradient
     tensor([2.5000, 0.5000])
     """
-    torch._foreach_mul_(list(gradients), _sizes(weights, eta))
+    for part in cache_sized(weights):
+        for slopes, values in _portions(gradients[part], weights[part]):
+            torch._foreach_mul_(slopes, _sizes(values, eta))
 
 
 def climbing_factor(length: Tensor, rho: float) -> Tensor:
@@ -51,14 +55,23 @@ def climbing_factor(length: Tensor, rho: float) -> Tensor:
 
 
 @torch.no_grad()
-def climb_(weights: Sequence[Tensor], gradients: Sequence[Tensor], factor: Tensor, eta: float | None = None) -> None:
-    r"""Moves weights by a step of given length along gradients, in place; gradients are left changed.
+def climb_(
+    weights: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    before: Sequence[Tensor],
+    factor: Tensor,
+    eta: float | None = None,
+) -> None:
+    r"""Keeps weights as they are, and moves them by a step of given length along gradients, in place.
 
     .. math:: w \leftarrow w + c \, g \quad \text{or, where adaptive,} \quad w \leftarrow w + c \, T g
+
+    On a CPU in portions that stay in the cache: each number is read and written once.
 
     Args:
         weights: w; at least one tensor.
         gradients: g, of the same shapes; where adaptive, what :func:`scale_to_weights_` made of them.
+        before: Of the same shapes, where the weights as they are now are written to.
         factor: c, a scalar, as :func:`climbing_factor` gives it.
         eta: η of T = |w| + η; None where the step isn't adaptive.
 
@@ -68,16 +81,18 @@ def climb_(weights: Sequence[Tensor], gradients: Sequence[Tensor], factor: Tenso
         ASAM: Adaptive Sharpness-Aware Minimization for Scale-Invariant Learning of Deep Neural Networks, ICML 2021,
         arXiv:2102.11600.
 
-    >>> weight = torch.tensor([1.0])
-    >>> climb_([weight], [torch.tensor([2.0])], torch.tensor(0.25))
-    >>> weight
-    tensor([1.5000])
+    >>> weight, kept = torch.tensor([1.0]), torch.zeros(1)
+    >>> climb_([weight], [torch.tensor([2.0])], [kept], torch.tensor(0.25))
+    >>> weight, kept
+    (tensor([1.5000]), tensor([1.]))
     """
-    steps = list(gradients)
-    if eta is not None:
-        torch._foreach_mul_(steps, _sizes(weights, eta))
-    torch._foreach_mul_(steps, factor)
-    torch._foreach_add_(list(weights), steps)
+    for part in cache_sized(weights):
+        for values, slopes, kept in _portions(weights[part], gradients[part], before[part]):
+            torch._foreach_copy_(kept, values)
+            steps = torch._foreach_mul(slopes, factor)
+            if eta is not None:
+                torch._foreach_mul_(steps, _sizes(kept, eta))
+            torch._foreach_add_(values, steps)
 
 
 @torch.no_grad()
@@ -104,6 +119,16 @@ def gradients_of_climb(
         torch._foreach_mul_(sizes, sizes)
         torch._foreach_div_(gradients, sizes)
     return list(gradients)
+
+
+def _portions(*tensors: Sequence[Tensor]) -> Iterator[tuple[list[Tensor], ...]]:
+    """Yields them as they are, or one large tensor of each in portions that stay in a CPU's cache."""
+    firsts = [each[0] for each in tensors]
+    if len(tensors[0]) == 1 and all(each.device.type == "cpu" and each.is_contiguous() for each in firsts):
+        for pieces in zip(*(torch.split(each.view(-1), BLOCK) for each in firsts), strict=True):
+            yield tuple([piece] for piece in pieces)
+    else:
+        yield tuple(map(list, tensors))
 
 
 def _sizes(weights: Sequence[Tensor], eta: float) -> list[Tensor]:

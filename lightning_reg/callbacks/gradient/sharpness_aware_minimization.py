@@ -37,8 +37,8 @@ class SharpnessAwareMinimization(GradientTechnique):
     decay it still adds. When not: where every step counts, or with less than a few thousand steps. ``interval`` makes
     it cheaper.
 
-    Cost: a second forward and backward pass at each of its steps. One copy of the weights that have gradients, and the
-    window's batches, while it works. No state.
+    Cost: a second forward and backward pass at each of its steps, and passes over the weights as those of clipping.
+    One copy of the weights that have gradients, and the window's batches. No state.
 
     Interacts with: several processes, which climb along the mean of their gradients, not each along its own. A gradient
     scaler: where the second pass overflows, the first pass's gradients are used. Penalties of activations and of
@@ -81,6 +81,9 @@ class SharpnessAwareMinimization(GradientTechnique):
         self.eta = eta
         self.interval = interval
         self._second_pass: SecondPass | None = None
+        self._kept: dict[
+            nn.Parameter, Tensor
+        ] = {}  # memory that is asked for once: on a CPU that takes longer than use
 
     @property
     def used_settings(self) -> tuple[str, ...]:
@@ -113,6 +116,13 @@ class SharpnessAwareMinimization(GradientTechnique):
     @override
     def release(self) -> None:
         self._second_pass = None
+        self._kept = {}
+
+    def _kept_of(self, parameter: nn.Parameter, weight: Tensor) -> Tensor:
+        kept = self._kept.get(parameter)
+        if kept is None or kept.shape != weight.shape or kept.device != weight.device or kept.dtype != weight.dtype:
+            kept = self._kept[parameter] = torch.empty_like(weight)
+        return kept
 
     @override
     def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
@@ -126,10 +136,17 @@ class SharpnessAwareMinimization(GradientTechnique):
         if self._second_pass is None or (trainer.global_step + 1) % self.interval or not parameters:
             return
         weights = [local(each) for each in parameters]
-        before = [each.clone() for each in weights]
+        before = [self._kept_of(parameter, weight) for parameter, weight in zip(parameters, weights, strict=True)]
         eta = self.eta if self.adaptive else None
+        gradients = [local(dense_gradient(each)) for each in parameters]
+        if eta is not None:
+            scale_to_weights_(gradients, weights, eta)
+        factor = climbing_factor(total_norm(gradient_norms(parameters)), self.rho)
+        if scaler_scale(trainer, factor.device) is not None:
+            for each in gradients:
+                each.nan_to_num_(0.0, 0.0, 0.0)  # where the first pass overflows there is no climb
+        climb_(weights, gradients, before, factor, eta)
         try:
-            factor = _climb(trainer, parameters, weights, self.rho, eta)
             for each in parameters:
                 each.grad = None
             with torch.enable_grad():
@@ -140,21 +157,6 @@ class SharpnessAwareMinimization(GradientTechnique):
             torch._foreach_copy_(weights, before)
         if rise is not None and logs_now(trainer):
             pl_module.log("sharpness/loss_rise", rise)
-
-
-def _climb(
-    trainer: Trainer, parameters: list[nn.Parameter], weights: list[Tensor], rho: float, eta: float | None
-) -> Tensor:
-    """Moves the weights and uses up the gradients; returns what these were multiplied by."""
-    gradients = [local(dense_gradient(each)) for each in parameters]
-    if eta is not None:
-        scale_to_weights_(gradients, weights, eta)
-    factor = climbing_factor(total_norm(gradient_norms(parameters)), rho)
-    if scaler_scale(trainer, factor.device) is not None:
-        for each in gradients:
-            each.nan_to_num_(0.0, 0.0, 0.0)  # where the first pass overflows there is no climb, but weights are numbers
-    climb_(weights, gradients, factor, eta)
-    return factor
 
 
 def _unscale(trainer: Trainer, optimizer: Optimizer, parameters: list[nn.Parameter]) -> None:
