@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_reg.settings import SettingError
+from lightning_reg.settings import SettingError, check_range
 
 __all__ = ["SquaredErrorParts", "ZeroOneParts", "decompose_squared_error", "decompose_zero_one_error"]
 
@@ -76,6 +76,9 @@ def decompose_squared_error(predictions: Tensor, truth: Tensor, noise: float = 0
     SquaredErrorParts(bias_squared=tensor(8.), variance=tensor(2.), noise=tensor(0.5000))
     """
     _check(predictions, truth, "truth")
+    check_range("noise", noise, low=0)
+    if not predictions.is_floating_point():
+        raise SettingError(f"predictions must be floats, but are {predictions.dtype}")
     variance = predictions.var(0)
     distance = (predictions.mean(0) - truth) ** 2
     bias_squared = (distance - variance / len(predictions)).mean()

@@ -25,6 +25,7 @@ _KEYS = (
     "baseline",
     "seeds",
     "metric",
+    "better",
     "collect",
     "axis",
     "quick",
@@ -184,6 +185,9 @@ def _study(content: Mapping[str, Any], name: str, variants: list[str]) -> Study:
     split, _, short = str(metric).partition("/")
     if "function" not in content and (split not in ("train", "validation", "test") or not short):
         raise SettingError(f"metric must be train/, validation/ or test/ and a name, but is {metric!r}")
+    better = content.get("better")
+    if better is not None:
+        check_choice("better", better, ("lower", "higher"))
     return Study(
         name=name,
         title=" ".join(str(content.get("title", name)).split()),
@@ -194,6 +198,7 @@ def _study(content: Mapping[str, Any], name: str, variants: list[str]) -> Study:
         metric=str(metric),
         collect=tuple(dict.fromkeys(collect)),
         axis=_axis(content.get("axis"), variants),
+        better=better,
     )
 
 

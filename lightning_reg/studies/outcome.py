@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lightning_reg.attach.metric_names import lower_is_better
+
 __all__ = ["Axis", "Failure", "Outcome", "Result", "Study", "collected"]
 
 
@@ -37,6 +39,7 @@ class Study:
         collect: What is kept of each run beside its metrics and curves: ``weights``, ``activations``, ``reload``,
             ``predictions``.
         axis: None where variants don't differ in one number.
+        better: Whether less or more of the metric is better, ``lower`` or ``higher``; its name tells where None.
     """
 
     name: str
@@ -48,6 +51,15 @@ class Study:
     metric: str
     collect: Sequence[str] = ()
     axis: Axis | None = None
+    better: str | None = None
+
+    def prefers_less(self, metric: str) -> bool:
+        """Whether less of a metric is better.
+
+        Args:
+            metric: The one by which variants are compared, or another.
+        """
+        return self.better == "lower" if self.better and metric == self.metric else lower_is_better(metric)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from lightning_reg.attach.metric_names import lower_is_better
 from lightning_reg.studies.outcome import Outcome
 
 __all__ = [
@@ -52,7 +51,8 @@ class Comparison:
         pairs: How many seeds both have.
         difference: Mean of the differences; NaN without pairs.
         error: Standard error of the mean; NaN with fewer than two pairs.
-        p: Two-sided, of a paired t-test, corrected for the number of comparisons; NaN with fewer than two pairs.
+        p: Two-sided, of a paired t-test, corrected for the number of comparisons; NaN with fewer than two pairs, and
+            where differences don't scatter.
     """
 
     other: str
@@ -144,8 +144,8 @@ def paired(first: Mapping[int, float], second: Mapping[int, float], other: str =
     mean, error = mean_and_error(differences)
     if len(differences) < 2:
         return Comparison(other, len(differences), mean, error, math.nan)
-    if error == 0:  # all differ by the same
-        return Comparison(other, len(differences), mean, error, 1.0 if mean == 0 else 0.0)
+    if error == 0:  # all differ by the same, which tells nothing of what chance would do
+        return Comparison(other, len(differences), mean, error, 1.0 if mean == 0 else math.nan)
     p = 2 * float(t.sf(abs(mean / error), len(differences) - 1))
     return Comparison(other, len(differences), mean, error, p)
 
@@ -201,12 +201,15 @@ def best_of(outcome: Outcome, metric: str) -> Best | None:
     found = summaries(outcome, metric)
     if not found:
         return None
-    ranked = sorted(found, key=lambda name: found[name].mean, reverse=not lower_is_better(metric))
+    sign = -1 if outcome.study.prefers_less(metric) else 1
+    ranked = sorted(found, key=lambda name: sign * found[name].mean, reverse=True)
     best, others = ranked[0], ranked[1:]
     if not others:
         return Best(best, None, None, ())
     comparisons = _corrected([paired(found[best].values, found[other].values, other) for other in others])
-    return Best(best, others[0], comparisons[0], tuple(each for each in comparisons if not each.is_significant))
+    # Where seeds are missing, the pairs may tell the contrary of the means.
+    undecided = [each for each in comparisons if not (each.is_significant and sign * each.difference > 0)]
+    return Best(best, others[0], comparisons[0], tuple(undecided))
 
 
 def _corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 import pytest
 
 from lightning_reg.settings import SettingError
+from lightning_reg.studies.functions import batch_norm_backward, ridge_regression
 from lightning_reg.studies.outcome import Axis, Failure, Outcome, Result, Study
 from lightning_reg.studies.report import write_report
 from lightning_reg.studies.report.words import headline
@@ -27,6 +28,11 @@ def study(variants, **settings):
     return Study("some", "A <title> & more", "Which?", variants, **given)
 
 
+def scatter(accuracy, seed):
+    """So that pairs differ, too; of mean 0 over seeds."""
+    return 0.05 * (accuracy - 0.8) * (1, -1, -1, 1)[seed]
+
+
 def results(accuracies, seeds=SEEDS, curves=None, collected=lambda *_: {}):
     return [
         Result(
@@ -34,8 +40,8 @@ def results(accuracies, seeds=SEEDS, curves=None, collected=lambda *_: {}):
             seed,
             {
                 "train/accuracy": 0.99,
-                "test/accuracy": accuracy + WOBBLE[seed] + 0.001 * (seed % 2),
-                "test/loss": 1 - accuracy,
+                "test/accuracy": accuracy + WOBBLE[seed] + 0.001 * (seed % 2) + scatter(accuracy, seed),
+                "test/loss": 1 - accuracy + scatter(accuracy, seed),
             },
             curves or CURVES,
             collected(variant, seed),
@@ -52,17 +58,17 @@ def told(accuracies, **settings):
 
 def test_the_headline_says_who_is_best_and_by_how_much():
     words = told({"none": 0.80, "L2": 0.90, "L1": 0.70})
-    assert "L2 is best: its test accuracy is 90.25 ± 0.40 %" in words
+    assert "L2 is best: its test accuracy is 90.25 ± 0.49 %" in words
     assert "none follows with 80.25 ± 0.40 % (p < .001)" in words
-    assert "better than none: L2 (+10.00 ± 0.00 points)" in words
-    assert "worse than none: L1 (−10.00 ± 0.00 points)" in words
-    assert "widest with L1 (28.8 points) and smallest with L2 (8.75 points)" in words
+    assert "better than none: L2 (+10.00 ± 0.29 points, p < .001)" in words
+    assert "worse than none: L1 (−10.00 ± 0.29 points, p < .001)" in words
+    assert "widest with L1 (28.8 points) and smallest with L2 (8.75 points; p < .001)" in words
 
 
 def test_the_headline_turns_round_where_the_numbers_do():
     words = told({"none": 0.90, "L2": 0.80, "L1": 0.70})
     assert "none is best" in words
-    assert "worse than none: L2 (−10.00 ± 0.00 points) and L1 (−20.00 ± 0.00 points)" in words
+    assert "worse than none: L2 (−10.00 ± 0.29 points, p < .001) and L1 (−20.00 ± 0.58 points, p < .001)" in words
     assert "better than" not in words
 
 
@@ -71,24 +77,81 @@ def test_chance_is_called_chance():
     runs = [Result(name, seed, {"test/accuracy": x}) for name, each in noisy.items() for seed, x in enumerate(each)]
     words = " ".join(headline(Outcome(study(["none", "L2"]), runs)))
     assert "No variant is best beyond chance. L2 has the highest test accuracy" in words
-    assert "None of the 1 other variants differs from none by more than chance." in words
+    assert "L2 differs from none by no more than chance." in words
 
 
 def test_one_seed_tells_no_difference():
     runs = results({"none": 0.8, "L2": 0.9}, seeds=[0])
     words = " ".join(headline(Outcome(study(["none", "L2"], seeds=[0]), runs)))
-    assert "L2 has the highest test accuracy, 90.00 %" in words
+    assert "L2 has the highest test accuracy, 90.50 %" in words
     assert "With one seed no difference can be told from chance" in words
 
 
 def test_lower_is_better_for_losses_and_errors():
     words = told({"none": 0.80, "L2": 0.90}, metric="test/loss")
-    assert "L2 is best: its test loss is 0.1 ± 0, lowest" in words
+    assert "L2 is best: its test loss is 0.1 ± 0.0029, lowest" in words
 
 
 def test_a_variant_that_is_a_number_is_called_by_what_it_is():
     axis = Axis("dropout rate", [0.0, 0.3])
     assert "dropout rate 0.3 is best" in told({"0": 0.80, "0.3": 0.90}, axis=axis)
+
+
+def test_gaps_that_scatter_are_called_chance():
+    gaps = {"a": [0.10, 0.02, 0.06, 0.04], "b": [0.03, 0.09, 0.05, 0.07]}
+    runs = [
+        Result(name, seed, {"train/accuracy": 1.0, "test/accuracy": 1 - gap})
+        for name, each in gaps.items()
+        for seed, gap in enumerate(each)
+    ]
+    words = " ".join(headline(Outcome(study(["a", "b"]), runs)))
+    assert "Gaps of accuracy between training and test lie from 5.5 points to 6 points, within chance, p = " in words
+    assert "widest" not in words
+
+
+def test_differences_that_do_not_scatter_are_not_judged():
+    runs = [
+        Result(name, seed, {"test/accuracy": base + seed / 4})
+        for name, base in (("a", 0.25), ("b", 0.5))
+        for seed in (0, 1)
+    ]
+    words = " ".join(headline(Outcome(study(["a", "b"], seeds=[0, 1]), runs)))
+    assert "b has the highest test accuracy" in words
+    assert "With so few seeds, or differences that don't scatter, no difference can be told from chance" in words
+
+
+def test_runs_without_a_number_are_told(tmp_path):
+    values = {"a": [0.5, 0.6], "b": [float("nan"), 0.7], "c": [float("nan"), float("nan")]}
+    runs = [Result(name, seed, {"test/accuracy": x}) for name, each in values.items() for seed, x in enumerate(each)]
+    text = write_report(Outcome(study(list(values), seeds=[0, 1]), runs), tmp_path).read_text()
+    assert "1 of 2 seeds, 1 gave no number" in text
+    assert "No run of c gave a number." in text
+
+
+def test_names_of_all_the_world_and_formulas_are_shown_as_they_are(tmp_path):
+    names = {r"$\alpha_$ a": 0.8, "学习率": 0.9}
+    text = write_report(Outcome(study(list(names)), results(names)), tmp_path).read_text()
+    assert r"$\alpha_$ a" in text
+    assert "学习率" in text
+
+
+def test_the_shipped_study_of_batch_norm_prefers_small_differences():
+    runs = [
+        Result(dtype, seed, batch_norm_backward(seed=seed, dtype=dtype))
+        for dtype in ("float32", "float64")
+        for seed in range(5)
+    ]
+    words = " ".join(headline(Outcome(study(["float32", "float64"], metric="error/gradients", seeds=range(5)), runs)))
+    assert "float64 is best: its error gradients is" in words
+
+
+def test_a_curve_without_noise_is_reported(tmp_path):
+    runs = []
+    for degree in (1, 3):
+        metrics, parts = ridge_regression(seed=0, degree=degree, noise=0.0, datasets=3)
+        runs.append(Result(str(degree), 0, metrics, {}, parts))
+    outcome = Outcome(study(["1", "3"], metric="test/error", seeds=[0], axis=Axis("degree", [1, 3])), runs)
+    assert "Bias and variance" in write_report(outcome, tmp_path).read_text()
 
 
 def test_an_empty_study_says_so(tmp_path):

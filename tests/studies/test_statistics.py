@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 from scipy.stats import ttest_rel
@@ -53,7 +54,7 @@ def test_seeds_that_pair_make_small_differences_certain():
 
 @pytest.mark.parametrize(
     ("first", "second", "p"),
-    [([0.5], [0.4], math.nan), ([], [], math.nan), ([0.5, 0.6], [0.5, 0.6], 1.0), ([0.75, 0.5], [0.5, 0.25], 0.0)],
+    [([0.5], [0.4], math.nan), ([], [], math.nan), ([0.5, 0.6], [0.5, 0.6], 1.0), ([0.75, 0.5], [0.5, 0.25], math.nan)],
 )
 def test_where_a_test_means_little(first, second, p):
     assert paired(dict(enumerate(first)), dict(enumerate(second))).p == pytest.approx(p, nan_ok=True)
@@ -90,6 +91,22 @@ def test_the_best_is_certain_only_where_it_differs_from_every_other():
     assert certain.is_certain
     lowest = best_of(outcome({"a": A, "b": B}, metric="test/loss"), "test/loss")
     assert lowest.variant == "a"
+
+
+def test_where_seeds_are_missing_the_pairs_decide():
+    """The mean of a is higher by a seed that b lacks; wherever both ran, b is better."""
+    best = best_of(outcome({"a": [0.5, 0.51, 0.5, 0.99], "b": [0.55, 0.565, 0.55, None]}), "test/accuracy")
+    assert best.variant == "a"
+    assert best.comparison.is_significant
+    assert not best.is_certain
+
+
+def test_a_study_may_say_what_is_better():
+    measured = outcome({"a": [0.1, 0.2, 0.15], "b": [0.3, 0.41, 0.35]}, metric="distance")
+    assert best_of(measured, "distance").variant == "b"
+    asked = replace(measured, study=replace(measured.study, better="lower"))
+    assert best_of(asked, "distance").variant == "a"
+    assert best_of(asked, "distance").is_certain
 
 
 def test_one_variant_or_none():

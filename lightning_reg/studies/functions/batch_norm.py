@@ -1,5 +1,6 @@
 """BatchNorm's backward pass, derived by hand, beside torch's."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_reg.functional.reference.batch_norm import batch_norm
-from lightning_reg.settings import check_choice
+from lightning_reg.settings import SettingError, check_choice
 
 __all__ = ["batch_norm_backward"]
 
@@ -32,13 +33,18 @@ def batch_norm_backward(
 
     Returns:
         For outputs and each gradient the largest absolute difference, divided by the largest absolute value of torch's
-        (``difference/inputs``, ``difference/weight``, ``difference/bias``, ``difference/outputs``), and the largest of
-        the gradients' (``difference/gradients``).
+        (``error/inputs``, ``error/weight``, ``error/bias``, ``error/outputs``), the largest of the gradients'
+        (``error/gradients``), and the same without dividing (``absolute_error/...``).
 
-    >>> batch_norm_backward(seed=0)["difference/gradients"] < 1e-12
+    Raises:
+        SettingError: If the dtype is another, or a channel would have a single value.
+
+    >>> batch_norm_backward(seed=0)["error/gradients"] < 1e-12
     True
     """
     check_choice("dtype", dtype, tuple(_DTYPES))
+    if len(shape) < 2 or min(shape) < 1 or math.prod(shape) == shape[1]:
+        raise SettingError(f"shape must be (N, C, ...) with several values a channel, but is {tuple(shape)}")
     generator = torch.Generator().manual_seed(seed)
 
     def drawn(*size: int) -> Tensor:
@@ -48,9 +54,12 @@ def batch_norm_backward(
     weight, bias = drawn(shape[1]) + 1, drawn(shape[1])
     ours = _with_gradients(batch_norm, inputs, weight, bias, above)
     theirs = _with_gradients(F.batch_norm, inputs, weight, bias, above)
-    differences = {name: _difference(ours[name], theirs[name]) for name in theirs}
-    differences["gradients"] = max(value for name, value in differences.items() if name != "outputs")
-    return {f"difference/{name}": value for name, value in differences.items()}
+    errors: dict[str, float] = {}
+    for kind, largest in (("error", lambda tensor: tensor.abs().max().item()), ("absolute_error", lambda _: 1.0)):
+        of_kind = {name: (ours[name] - theirs[name]).abs().max().item() / largest(theirs[name]) for name in theirs}
+        of_kind["gradients"] = max(value for name, value in of_kind.items() if name != "outputs")
+        errors |= {f"{kind}/{name}": value for name, value in of_kind.items()}
+    return errors
 
 
 def _with_gradients(
@@ -60,7 +69,3 @@ def _with_gradients(
     outputs = function(leaves[0], None, None, weight=leaves[1], bias=leaves[2], training=True)
     gradients = torch.autograd.grad(outputs, leaves, above)
     return {"outputs": outputs.detach()} | dict(zip(("inputs", "weight", "bias"), gradients, strict=True))
-
-
-def _difference(ours: Tensor, theirs: Tensor) -> float:
-    return ((ours - theirs).abs().max() / theirs.abs().max()).item()

@@ -43,8 +43,8 @@ def ridge_regression(
 
     Returns:
         Metrics: ``test/error``, the mean squared error measured on noisy targets; ``bias_squared``, ``variance`` and
-        ``noise``, and ``sum``, theirs; ``train/error``, on what was fitted; ``difference``, of measured error and sum
-        in standard errors, which scatters around 0 with a standard deviation of 1. And the same under
+        ``noise``, and ``sum``, theirs; ``train/error``, on what was fitted; ``standardized_difference``, of measured
+        error and sum in standard errors, which scatters around 0 with a standard deviation of 1. And the same under
         ``decomposition``.
 
     Raises:
@@ -90,7 +90,7 @@ def ridge_regression(
         "train/error": ((fitted - targets) ** 2).mean().item(),
         **{name: decomposition[name] for name in parts._fields},
         "sum": float(total),
-        "difference": difference.item(),
+        "standardized_difference": difference.item(),
     }
     return metrics, {"decomposition": decomposition}
 

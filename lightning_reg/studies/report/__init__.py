@@ -1,7 +1,8 @@
 """What a study shows: one page that needs no network, a table of all runs, and pictures."""
 
 from lightning_reg.studies.report.drawing import check_can_draw
-from lightning_reg.studies.report.words import headline, number
+from lightning_reg.studies.report.numbers import number
+from lightning_reg.studies.report.words import headline
 from lightning_reg.studies.report.writing import write_report
 
 __all__ = ["check_can_draw", "headline", "number", "write_report"]

@@ -52,11 +52,14 @@ def curves(outcome: Outcome, name: str) -> Iterator[Picture]:
         if any(lines.values()):
             found[variant] = lines
     limits = _limits([value for lines in found.values() for line in lines.values() for _, value, _ in line])
+    end = max((line[-1][0] for lines in found.values() for line in lines.values() if line), default=0.0)
     for variant, lines in found.items():
-        yield _curve(variant, f"curve {name} {files[variant]}", name, lines, limits)
+        yield _curve(variant, f"curve {name} {files[variant]}", name, lines, limits, end)
 
 
-def _curve(variant: str, file: str, name: str, lines: dict[str, Curve], limits: tuple[float, float]) -> Picture:
+def _curve(
+    variant: str, file: str, name: str, lines: dict[str, Curve], limits: tuple[float, float], end: float
+) -> Picture:
     factor = factor_of(name)
     with figure() as (drawn, axes):
         for split, line in lines.items():
@@ -78,7 +81,7 @@ def _curve(variant: str, file: str, name: str, lines: dict[str, Curve], limits: 
         axes.set_xlabel("epoch")
         axes.set_ylabel(label_of(name))
         told = ", ".join(f"{split} ends at {y:.3g}" for split, (_, y) in ends.items())
-        axes.margins(x=0.02)
+        axes.set_xlim(-0.02 * end, 1.02 * end or 1)
         return finished(drawn, file, variant, f"{name} of {variant} against epochs: {told}")
 
 
@@ -106,8 +109,7 @@ def _limits(values: Sequence[float]) -> tuple[float, float]:
 
 def _name_ends(axes: "Axes", ends: dict[str, tuple[float, float]], height: float) -> None:
     """Names lines where they end, one above the other where they end near one another."""
-    heights = sorted(y for _, y in ends.values())
-    near = len(heights) > 1 and heights[-1] - heights[0] < 0.08 * height
-    for split, (x, y) in ends.items():
-        shift = (5 if y == heights[-1] else -5) if near else 0
-        name_line(axes, x, y, split, _SPLITS[split], shift)
+    ranked = sorted(ends, key=lambda split: ends[split][1])
+    near = len(ranked) > 1 and ends[ranked[-1]][1] - ends[ranked[0]][1] < 0.08 * height
+    for rank, split in enumerate(ranked):
+        name_line(axes, *ends[split], split, _SPLITS[split], (10 * rank - 5) if near else 0)

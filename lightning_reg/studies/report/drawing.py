@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_reg.attach.metric_names import is_accuracy
 from lightning_reg.settings import SettingError
-from lightning_reg.studies.report.words import readable
+from lightning_reg.studies.report.numbers import readable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -98,6 +99,7 @@ def figure(width: float = _SIZE[0], height: float = _SIZE[1]) -> Iterator[tuple[
 
     style: Any = {
         "svg.fonttype": "none",  # text stays text
+        "text.parse_math": False,  # names are somebody's, and may have a $ in them
         "font.family": ["DejaVu Sans"],
         "font.size": 9,
         "axes.edgecolor": INK,
@@ -131,8 +133,10 @@ def finished(drawn: "Figure", name: str, title: str, description: str) -> Pictur
     """
     slug = plain(name)
     png, svg = io.BytesIO(), io.StringIO()
-    drawn.savefig(png, format="png", dpi=160, facecolor="white")
-    drawn.savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # of names in scripts of all the world
+        drawn.savefig(png, format="png", dpi=160, facecolor="white")
+        drawn.savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return Picture(
         slug,
         title,

@@ -8,16 +8,9 @@ from lightning_reg.attach.metric_names import is_accuracy
 from lightning_reg.studies.outcome import Outcome, collected
 from lightning_reg.studies.report.decomposition import parts_of
 from lightning_reg.studies.report.drawing import Picture
-from lightning_reg.studies.report.words import (
-    difference_in_words,
-    duration,
-    gaps,
-    headline,
-    number,
-    p_value,
-    readable,
-)
-from lightning_reg.studies.statistics import SIGNIFICANT, against_baseline, best_of, mean_and_error, summaries
+from lightning_reg.studies.report.numbers import difference_in_words, duration, number, p_value, readable
+from lightning_reg.studies.report.words import gaps, headline
+from lightning_reg.studies.statistics import SIGNIFICANT, Summary, against_baseline, best_of, mean_and_error, summaries
 
 __all__ = ["page"]
 
@@ -56,6 +49,9 @@ pre { background: var(--soft); padding: .7rem .9rem; overflow-x: auto; font-size
 details summary { cursor: pointer; }
 .failed { border-left: 4px solid var(--orange); background: var(--soft); padding: .6rem 1rem; margin: 1rem 0; }
 """
+
+
+_ENOUGH = 5  # models whose most frequent answer means something
 
 
 def page(outcome: Outcome, sections: Sequence[tuple[str, str, list[Picture]]]) -> str:
@@ -122,25 +118,39 @@ def _results(outcome: Outcome) -> str:
     head += [f"difference from {study.baseline}{points}", "p"] * bool(compared)
     head += [f"gap to training{points}"] * bool(gap) + list(extra) + ["time a run"]
     rows = []
-    for variant, each in found.items():
+    for variant in study.variants:
+        if variant not in found:
+            continue
+        each = found[variant]
         is_best = best is not None and best.is_certain and best.variant == variant
         name = _text(variant) + ('<span class="mark">best</span>' if is_best else "")
         cells = [name, number(metric, each.mean, each.error)]
         if len(each.values) < len(study.seeds):
-            cells[0] += f' <span class="quiet">({len(each.values)} of {len(study.seeds)} seeds)</span>'
+            cells[0] += f' <span class="quiet">({_counted(outcome, variant, len(each.values))})</span>'
         if compared:
             other = compared.get(variant)
-            cells += ["", ""] if other is None else [difference_in_words(metric, other), p_value(other.p)]
+            cells += ["", ""] if other is None else [difference_in_words(metric, other), _text(p_value(other.p))]
         if gap:
-            cells.append(_gap(metric, gap[variant].mean) if variant in gap else "–")
+            cells.append(_gap(metric, gap[variant]) if variant in gap else "–")
         cells += [values.get(variant, "–") for values in extra.values()]
         cells.append(duration(mean_and_error([run.seconds for run in outcome.results if run.variant == variant])[0]))
         rows.append((cells, is_best))
-    return f"<h2>Results</h2>\n{_table(head, rows)}\n<p class='quiet'>{_text(_how_judged(outcome))}</p>"
+    without = [each for each in study.variants if each not in found and any(r.variant == each for r in outcome.results)]
+    said = f"<p>No run of {_text(', '.join(without))} gave a number.</p>" if without else ""
+    judged = f'<p class="quiet">{_text(_how_judged(outcome))}</p>'
+    return f"<h2>Results</h2>\n{_table(head, rows)}\n{said}{judged}"
 
 
-def _gap(metric: str, gap: float) -> str:
-    return f"{100 * gap:.2f}" if is_accuracy(metric) else f"{gap:.3g}"
+def _counted(outcome: Outcome, variant: str, numbers: int) -> str:
+    ended = sum(each.variant == variant for each in outcome.results)
+    missing = f", {ended - numbers} gave no number" if ended > numbers else ""
+    return f"{numbers} of {len(outcome.study.seeds)} seeds{missing}"
+
+
+def _gap(metric: str, gap: Summary) -> str:
+    factor, form = (100, ".2f") if is_accuracy(metric) else (1, ".3g")
+    scatter = "" if math.isnan(gap.error) else f" ± {factor * gap.error:{'.2f' if factor == 100 else '.2g'}}"
+    return f"{factor * gap.mean:{form}}".replace("-", "−") + scatter
 
 
 def _extra_columns(outcome: Outcome) -> dict[str, dict[str, str]]:
@@ -197,8 +207,12 @@ def _decomposition(outcome: Outcome) -> str:
         "variance how often models differ from it where it is right. Where it is wrong, variance undoes errors, and "
         "less of the bias stays (Domingos, 2000)."
         if found.notes
-        else "Bias², variance and noise are means over points; their sum is the expected error."
+        else "Bias², variance and noise are means over points; their sum is the expected error. The standard errors "
+        "here are those of the noise in the targets, with the fits as they are; those above are over seeds."
     )
+    few = min(len(runs) for runs in collected(outcome, "predictions").values()) if found.notes else _ENOUGH
+    if few < _ENOUGH:
+        note += f" With {few} models the answer that most give is uncertain, and so are these numbers."
     return f"<h2>Bias and variance</h2>\n{_table(head, rows)}\n<p class='quiet'>{note}</p>"
 
 
@@ -245,5 +259,6 @@ def _made_by(outcome: Outcome) -> str:
         seed = outcome.study.seeds[0] if outcome.study.seeds else 0
         listed = "\n".join(f"# {name}\n{command}" for name, command in outcome.commands.items())
         parts.append(f"<details><summary>Each variant alone, seed {seed}</summary><pre>{_text(listed)}</pre></details>")
-    parts.append(f'<p class="quiet">{_text(versions)}. Every run is a line of results.csv beside this page.</p>')
+    made = f"{versions}. " if versions else ""
+    parts.append(f'<p class="quiet">{_text(made)}Every run is a line of results.csv beside this page.</p>')
     return "\n".join(each for each in parts if each)

@@ -24,7 +24,7 @@ from lightning_reg.studies.report.drawing import (
     name_line,
     shade,
 )
-from lightning_reg.studies.report.words import number, readable
+from lightning_reg.studies.report.numbers import number, readable
 from lightning_reg.studies.statistics import Summary, mean_and_error, summaries
 
 if TYPE_CHECKING:
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 __all__ = ["sections"]
 
 Section = tuple[str, str, list[Picture]]
+_OF_LAYERS = (
+    "Of each layer through training, from the first in blue to the last in orange; every picture to its own scale."
+)
 _STATISTICS = {"mean": "mean", "std": "standard deviation"}
 
 
@@ -55,10 +58,7 @@ def sections(outcome: Outcome) -> Iterator[Section]:
             for name in curve_names(outcome)
         ),
         ("Weights", "Of all matrices, all seeds together; counts on a logarithmic scale.", _weights(outcome)),
-        *(
-            (f"Activations: {label}", "Of each layer through training, means over seeds.", _activations(outcome, kind))
-            for kind, label in _STATISTICS.items()
-        ),
+        *((f"Activations: {label}", _OF_LAYERS, _activations(outcome, kind)) for kind, label in _STATISTICS.items()),
     ):
         drawn = list(pictures)
         if drawn:

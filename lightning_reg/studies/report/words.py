@@ -1,85 +1,24 @@
-"""Numbers in words: nothing here is known before a study has run."""
+"""What came of a study, in words that are made of its numbers: nothing here is known before it has run."""
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
-from lightning_reg.attach.metric_names import is_accuracy, lower_is_better
+from lightning_reg.attach.metric_names import is_accuracy
 from lightning_reg.functional.learning_curves import generalization_gap
 from lightning_reg.studies.outcome import Outcome, collected
+from lightning_reg.studies.report.numbers import difference_in_words, number, p_value, readable
 from lightning_reg.studies.statistics import (
     Best,
     Comparison,
     Summary,
     against_baseline,
     best_of,
+    paired,
     summaries,
 )
 
-__all__ = ["difference_in_words", "duration", "gaps", "headline", "number", "p_value", "readable"]
-
-
-def readable(metric: str) -> str:
-    """Returns a metric's name as one would say it.
-
-    >>> readable("test/accuracy"), readable("bias_squared")
-    ('test accuracy', 'bias squared')
-    """
-    return metric.replace("/", " ").replace("_", " ")
-
-
-def number(metric: str, value: float, error: float = math.nan) -> str:
-    """Returns a value with its standard error, accuracies in percent.
-
-    >>> number("test/accuracy", 0.98765, 0.0012), number("test/loss", 0.123456)
-    ('98.77 ± 0.12 %', '0.1235')
-    """
-    if math.isnan(value):
-        return "–"
-    if is_accuracy(metric):
-        value, error, unit = 100 * value, 100 * error, " %"
-        shown = [f"{value:.2f}"] if math.isnan(error) else [f"{value:.2f}", f"{error:.2f}"]
-    else:
-        unit = ""
-        shown = [f"{value:.4g}"] if math.isnan(error) else [f"{value:.4g}", f"{error:.2g}"]
-    return " ± ".join(shown) + unit
-
-
-def difference_in_words(metric: str, comparison: Comparison) -> str:
-    """Returns a difference with its standard error and sign, of accuracies in percentage points.
-
-    >>> difference_in_words("test/accuracy", Comparison("none", 5, -0.0123, 0.004, 0.03))
-    '−1.23 ± 0.40'
-    """
-    if math.isnan(comparison.difference):
-        return "–"
-    factor = 100 if is_accuracy(metric) else 1
-    value, error = factor * comparison.difference, factor * comparison.error
-    shown = f"{abs(value):.2f}" if is_accuracy(metric) else f"{abs(value):.3g}"
-    scatter = "" if math.isnan(error) else f" ± {error:.2f}" if is_accuracy(metric) else f" ± {error:.2g}"
-    return ("+" if value > 0 else "−" if value < 0 else "") + shown + scatter
-
-
-def p_value(p: float) -> str:
-    """Returns a p-value as people write it.
-
-    >>> p_value(0.0004), p_value(0.0213), p_value(float("nan"))
-    ('< .001', '.021', '–')
-    """
-    if math.isnan(p):
-        return "–"
-    return "< .001" if p < 0.001 else f"{p:.3f}".removeprefix("0") if p < 1 else "1"
-
-
-def duration(seconds: float) -> str:
-    """Returns a time in its own unit.
-
-    >>> duration(3.21), duration(125), duration(7300)
-    ('3.2 s', '2 min 5 s', '2 h 1 min')
-    """
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+__all__ = ["gaps", "headline"]
 
 
 def gaps(outcome: Outcome) -> dict[str, Summary]:
@@ -97,7 +36,7 @@ def gaps(outcome: Outcome) -> dict[str, Summary]:
             seeds = [seed for seed in test.values if seed in train[variant].values]
             values = {
                 seed: generalization_gap(
-                    train[variant].values[seed], test.values[seed], lower_is_better=lower_is_better(metric)
+                    train[variant].values[seed], test.values[seed], lower_is_better=outcome.study.prefers_less(metric)
                 )
                 for seed in seeds
             }
@@ -116,7 +55,7 @@ def headline(outcome: Outcome) -> list[str]:
 
 
 def _about_the_best(outcome: Outcome) -> Iterator[str]:
-    metric = outcome.study.metric
+    study, metric = outcome.study, outcome.study.metric
     found, best = summaries(outcome, metric), best_of(outcome, metric)
     if best is None:
         yield f"No run has ended with a value of {readable(metric)}."
@@ -126,24 +65,25 @@ def _about_the_best(outcome: Outcome) -> Iterator[str]:
     if best.runner_up is None or best.comparison is None:
         yield f"{best.variant} has a {readable(metric)} of {value}."
         return
-    variant = _named(outcome, best.variant)
-    second = found[best.runner_up]
+    variant, second = _named(outcome, best.variant), found[best.runner_up]
     ahead = f"{_named(outcome, best.runner_up)} follows with {number(metric, second.mean, second.error)}"
-    direction = "lowest" if lower_is_better(metric) else "highest"
-    if best.comparison.pairs < 2:
-        yield (
-            f"{variant} has the {direction} {readable(metric)}, {value}; {ahead}. With one seed no difference can "
-            "be told from chance."
-        )
-    elif best.is_certain:
+    direction = "lowest" if study.prefers_less(metric) else "highest"
+    seeds = f"{best.comparison.pairs} seeds"
+    if best.is_certain:
         yield (
             f"{variant} is best: its {readable(metric)} is {value}, {direction} by more than chance beside every "
-            f"other variant; {ahead} (p {_p(best.comparison)})."
+            f"other variant; {ahead} ({_judged(best.comparison)}, {seeds})."
+        )
+    elif math.isnan(best.comparison.p):
+        why = "With one seed" if len(study.seeds) == 1 else "With so few seeds, or differences that don't scatter,"
+        yield (
+            f"{variant} has the {direction} {readable(metric)}, {value}; {ahead}. {why} no difference can be told from "
+            "chance."
         )
     else:
         yield (
             f"No variant is best beyond chance. {variant} has the {direction} {readable(metric)}, {value}; "
-            f"{ahead} (p {_p(best.comparison)})." + _undecided(best)
+            f"{ahead} ({_judged(best.comparison)}, {seeds})." + _undecided(best)
         )
 
 
@@ -154,7 +94,7 @@ def _named(outcome: Outcome, variant: str) -> str:
 
 
 def _undecided(best: Best) -> str:
-    others = [f"{each.other} (p {_p(each)})" for each in best.undecided if each.other != best.runner_up]
+    others = [f"{each.other} ({_judged(each)})" for each in best.undecided if each.other != best.runner_up]
     if not others:
         return ""
     is_second = any(each.other == best.runner_up for each in best.undecided)
@@ -163,9 +103,9 @@ def _undecided(best: Best) -> str:
     return f" {beginning} {_listed(others[:2] if more else others)}{more}."
 
 
-def _p(comparison: Comparison) -> str:
+def _judged(comparison: Comparison) -> str:
     shown = p_value(comparison.p)
-    return shown if shown.startswith("<") else f"= {shown}"
+    return "no test" if math.isnan(comparison.p) else f"p {shown}" if shown.startswith("<") else f"p = {shown}"
 
 
 def _about_the_baseline(outcome: Outcome) -> Iterator[str]:
@@ -175,16 +115,21 @@ def _about_the_baseline(outcome: Outcome) -> Iterator[str]:
         return
     certain = {name: each for name, each in compared.items() if each.is_significant}
     if not certain:
-        yield f"None of the {len(compared)} other variants differs from {study.baseline} by more than chance."
+        others = _listed(list(compared)) if len(compared) < 3 else f"None of the {len(compared)} other variants"
+        how = "by more than chance" if len(compared) >= 3 else "by no more than chance"
+        yield f"{others} {'differ' if len(compared) == 2 else 'differs'} from {study.baseline} {how}."
         return
-    sign = -1 if lower_is_better(study.metric) else 1
+    sign = -1 if study.prefers_less(study.metric) else 1
     unit = " points" if is_accuracy(study.metric) else ""
     for word, found in (
         ("better", {name: each for name, each in certain.items() if sign * each.difference > 0}),
         ("worse", {name: each for name, each in certain.items() if sign * each.difference < 0}),
     ):
         if found:
-            listed = [f"{name} ({difference_in_words(study.metric, each)}{unit})" for name, each in found.items()]
+            listed = [
+                f"{name} ({difference_in_words(study.metric, each)}{unit}, {_judged(each)})"
+                for name, each in found.items()
+            ]
             yield f"By more than chance {word} than {study.baseline}: {_listed(listed)}."
 
 
@@ -193,15 +138,23 @@ def _about_gaps(outcome: Outcome) -> Iterator[str]:
     if len(found) < 2:
         return
     metric = outcome.study.metric
-    unit = "points" if is_accuracy(metric) else ""
+    unit = " points" if is_accuracy(metric) else ""
     factor = 100 if is_accuracy(metric) else 1
-    shown = {name: f"{factor * each.mean:.3g} {unit}".strip() for name, each in found.items()}
+    shown = {name: f"{factor * each.mean:.3g}{unit}" for name, each in found.items()}
     widest, smallest = max(found, key=lambda name: found[name].mean), min(found, key=lambda name: found[name].mean)
+    compared = paired(found[widest].values, found[smallest].values, smallest)
+    # These two were chosen among all pairs for being far apart.
+    pairs = len(found) * (len(found) - 1) // 2
+    compared = replace(compared, p=compared.p if math.isnan(compared.p) else min(1.0, pairs * compared.p))
     short = readable(metric.partition("/")[2])
-    yield (
-        f"The gap of {short} between training and test is widest with {widest} ({shown[widest]}) and smallest with "
-        f"{smallest} ({shown[smallest]})."
-    )
+    if compared.is_significant:
+        yield (
+            f"The gap of {short} between training and test is widest with {_named(outcome, widest)} ({shown[widest]}) "
+            f"and smallest with {_named(outcome, smallest)} ({shown[smallest]}; {_judged(compared)})."
+        )
+    else:
+        judged = "which can't be told from chance" if math.isnan(compared.p) else f"within chance, {_judged(compared)}"
+        yield f"Gaps of {short} between training and test lie from {shown[smallest]} to {shown[widest]}, {judged}."
 
 
 def _about_kinds(outcome: Outcome) -> Iterator[str]:
@@ -213,10 +166,11 @@ def _about_kinds(outcome: Outcome) -> Iterator[str]:
             if each["error_standard_error"] > 0
         ]
         within = sum(each <= 2 for each in distances)
-        yield (
-            f"In {within} of {len(distances)} runs bias², variance and noise sum to the measured error within two of "
-            f"its standard errors; chance alone gives 95 %, and the largest distance is {max(distances):.1f}."
-        )
+        if distances:  # without noise there is nothing that could be off
+            yield (
+                f"In {within} of {len(distances)} runs bias², variance and noise sum to the measured error within two "
+                f"of its standard errors; chance alone gives 95 %, and the largest distance is {max(distances):.1f}."
+            )
     reloads = [each for runs in collected(outcome, "reload").values() for each in runs]
     if reloads:
         largest = max(each["largest_difference"] for each in reloads)

@@ -1,0 +1,74 @@
+"""Numbers as people read them."""
+
+import math
+
+from lightning_reg.attach.metric_names import is_accuracy
+from lightning_reg.studies.statistics import Comparison
+
+__all__ = ["difference_in_words", "duration", "number", "p_value", "readable"]
+
+
+def readable(metric: str) -> str:
+    """Returns a metric's name as one would say it.
+
+    >>> readable("test/accuracy"), readable("bias_squared")
+    ('test accuracy', 'bias squared')
+    """
+    return metric.replace("/", " ").replace("_", " ")
+
+
+def number(metric: str, value: float, error: float = math.nan) -> str:
+    """Returns a value with its standard error, accuracies in percent.
+
+    >>> number("test/accuracy", 0.98765, 0.0012), number("test/loss", 0.123456)
+    ('98.77 ± 0.12 %', '0.1235')
+    """
+    if math.isnan(value):
+        return "–"
+    if is_accuracy(metric):
+        value, error, unit = 100 * value, 100 * error, " %"
+        shown = [f"{value:.2f}"] if math.isnan(error) else [f"{value:.2f}", f"{error:.2f}"]
+    else:
+        unit = ""
+        shown = [f"{value:.4g}"] if math.isnan(error) else [f"{value:.4g}", f"{error:.2g}"]
+    return (" ± ".join(shown) + unit).replace("-", "−")
+
+
+def difference_in_words(metric: str, comparison: Comparison) -> str:
+    """Returns a difference with its standard error and sign, of accuracies in percentage points.
+
+    >>> difference_in_words("test/accuracy", Comparison("none", 5, -0.0123, 0.004, 0.03))
+    '−1.23 ± 0.40'
+    """
+    if math.isnan(comparison.difference):
+        return "–"
+    factor = 100 if is_accuracy(metric) else 1
+    value, error = factor * comparison.difference, factor * comparison.error
+    shown = f"{abs(value):.2f}" if is_accuracy(metric) else f"{abs(value):.3g}"
+    scatter = "" if math.isnan(error) else f" ± {error:.2f}" if is_accuracy(metric) else f" ± {error:.2g}"
+    return ("+" if value > 0 else "−" if value < 0 else "") + shown + scatter
+
+
+def p_value(p: float) -> str:
+    """Returns a p-value as people write it.
+
+    >>> p_value(0.0004), p_value(0.0213), p_value(float("nan"))
+    ('< .001', '.021', '–')
+    """
+    if math.isnan(p):
+        return "–"
+    return "< .001" if p < 0.001 else f"{p:.3f}".removeprefix("0") if p < 1 else "1"
+
+
+def duration(seconds: float) -> str:
+    """Returns a time in its own unit.
+
+    >>> duration(0.0213), duration(3.21), duration(125), duration(7300)
+    ('21 ms', '3.2 s', '2 min 5 s', '2 h 1 min')
+    """
+    if seconds < 1:
+        return f"{1000 * seconds:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
