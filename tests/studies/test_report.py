@@ -59,7 +59,7 @@ def told(accuracies, **settings):
 def test_the_headline_says_who_is_best_and_by_how_much():
     words = told({"none": 0.80, "L2": 0.90, "L1": 0.70})
     assert "L2 is best: its test accuracy is 90.25 ± 0.49 %" in words
-    assert "none follows with 80.25 ± 0.40 % (p < .001)" in words
+    assert "none follows with 80.25 ± 0.40 % (p < .001, 4 seeds)" in words
     assert "better than none: L2 (+10.00 ± 0.29 points, p < .001)" in words
     assert "worse than none: L1 (−10.00 ± 0.29 points, p < .001)" in words
     assert "widest with L1 (28.8 points) and smallest with L2 (8.75 points; p < .001)" in words
