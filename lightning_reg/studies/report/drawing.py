@@ -166,6 +166,9 @@ def _for_page(svg: str, slug: str, description: str) -> str:
 def plain(name: str) -> str:
     """Returns a name that can be a file's on every system.
 
+    Args:
+        name: Any.
+
     >>> plain("L1, proximal (0.1)")
     'l1-proximal-0-1'
     """

@@ -11,6 +11,9 @@ __all__ = ["difference_in_words", "duration", "number", "p_value", "readable"]
 def readable(metric: str) -> str:
     """Returns a metric's name as one would say it.
 
+    Args:
+        metric: Its name.
+
     >>> readable("test/accuracy"), readable("bias_squared")
     ('test accuracy', 'bias squared')
     """
@@ -19,6 +22,11 @@ def readable(metric: str) -> str:
 
 def number(metric: str, value: float, error: float = math.nan) -> str:
     """Returns a value with its standard error, accuracies in percent.
+
+    Args:
+        metric: The name of what it is a value of.
+        value: The value; NaN where there is none.
+        error: Its standard error; NaN where there is none.
 
     >>> number("test/accuracy", 0.98765, 0.0012), number("test/loss", 0.123456)
     ('98.77 ± 0.12 %', '0.1235')
@@ -37,6 +45,10 @@ def number(metric: str, value: float, error: float = math.nan) -> str:
 def difference_in_words(metric: str, comparison: Comparison) -> str:
     """Returns a difference with its standard error and sign, of accuracies in percentage points.
 
+    Args:
+        metric: In which there is a difference.
+        comparison: Between two variants.
+
     >>> difference_in_words("test/accuracy", Comparison("none", 5, -0.0123, 0.004, 0.03))
     '−1.23 ± 0.40'
     """
@@ -52,6 +64,9 @@ def difference_in_words(metric: str, comparison: Comparison) -> str:
 def p_value(p: float) -> str:
     """Returns a p-value as people write it.
 
+    Args:
+        p: In [0, 1]; NaN where there is none.
+
     >>> p_value(0.0004), p_value(0.0213), p_value(float("nan"))
     ('< .001', '.021', '–')
     """
@@ -62,6 +77,9 @@ def p_value(p: float) -> str:
 
 def duration(seconds: float) -> str:
     """Returns a time in its own unit.
+
+    Args:
+        seconds: How long.
 
     >>> duration(0.0213), duration(3.21), duration(125), duration(7300)
     ('21 ms', '3.2 s', '2 min 5 s', '2 h 1 min')
