@@ -47,6 +47,7 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu", help="cpu, or cuda for a GPU")
     parser.add_argument("--compile", action="store_true", help="compile the networks that are trained")
     parser.add_argument("--only", default="", metavar="TEXT", help="techniques whose name contains it")
+    parser.add_argument("--workload", nargs="+", default=["mlp", "cnn"], metavar="NAME", help="mlp, cnn or resnet50")
     parser.add_argument("--threads", type=int, help="that torch computes with")
     parser.add_argument("--data", metavar="FOLDER", help="pictures to load, in train/<class>/; else random ones")
     parser.add_argument("--json", type=Path, metavar="FILE")
@@ -67,6 +68,7 @@ def main(args: list[str] | None = None) -> int:
         smallest=options.smallest,
         compiled=options.compile,
         only=options.only,
+        workloads=options.workload,
         data=options.data,
     )
     measured: dict[str, list[Table]] = {}

@@ -22,11 +22,17 @@ from benchmarks.tables import Options, Table
 from benchmarks.timing import quiet
 from benchmarks.workloads import WORKLOADS, Endless
 from lightning_reg.callbacks import (
+    ActivationStats,
     BestWeightsEarlyStopping,
     ElasticNetPenalty,
+    ExponentialMovingAverage,
     GradientClipping,
     GradientMonitor,
     L2SPPenalty,
+    Lookahead,
+    SharpnessAwareMinimization,
+    StochasticWeightAverage,
+    WeightDistribution,
 )
 
 __all__ = ["TECHNIQUES", "Allocations"]
@@ -40,6 +46,12 @@ TECHNIQUES: dict[str, Callable[[], list[Callback]]] = {
     "GradientClipping": lambda: [GradientClipping(max_norm=1.0)],
     "GradientMonitor": lambda: [GradientMonitor(every_n_steps=1)],
     "GradientMonitor(update_ratio=True)": lambda: [GradientMonitor(every_n_steps=1, update_ratio=True)],
+    "ActivationStats": lambda: [ActivationStats(every_n_steps=1, histogram_bins=64)],
+    "WeightDistribution": lambda: [WeightDistribution(every_n_steps=1)],
+    "ExponentialMovingAverage": lambda: [ExponentialMovingAverage(decay=0.9)],
+    "StochasticWeightAverage": lambda: [StochasticWeightAverage(start=0)],
+    "Lookahead": lambda: [Lookahead(k=2)],
+    "SharpnessAwareMinimization": lambda: [SharpnessAwareMinimization()],
 }
 
 
