@@ -6,9 +6,9 @@ the ratio of each pair of neighbouring blocks is taken; the median over pairs is
 
 Workloads: an MLP 784-2048-2048-10 with batches of 128 (5.8 M weights), a CNN of three blocks on 32×32 with batches of
 64 (0.3 M weights), and, with ``--workload resnet50``, a ResNet-50 (25.6 M weights) on 64×64 with batches of 8 for what
-is bound by the number of weights. Data are random numbers. What stands beside: the textbook's penalty in the loss, plain ``torch._foreach``
-calls, ``clip_grad_norm_``, Lightning's averages, and timm's ``adaptive_clip_grad`` and ``ModelEmaV3`` where timm is
-installed.
+is bound by the number of weights. Data are random numbers. What stands beside: the textbook's penalty in the loss,
+plain ``torch._foreach`` calls, ``clip_grad_norm_``, Lightning's averages, and timm's ``adaptive_clip_grad`` and
+``ModelEmaV3`` where timm is installed.
 
 On a GPU it is counted, too, how often a step made the host wait for the device.
 """
@@ -273,7 +273,7 @@ def tables(options: Options) -> Iterator[Table]:
 
 
 def _table(workload: str, techniques: Peers, options: Options) -> Table:
-    steps, pairs = options.rounds(8, 5), options.rounds(11, 3)
+    steps, pairs = options.rounds(8, 2), options.rounds(11, 2)
     result = measure(WORKLOADS[workload](), techniques, options, steps=steps, pairs=pairs)
     bare = quartiles(result.bare)[1] * 1e3
     on_gpu = torch.device(options.device).type == "cuda"
