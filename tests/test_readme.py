@@ -6,6 +6,8 @@ import shlex
 import pytest
 
 from lightning_reg.cli import main
+from lightning_reg.cli.study import parser
+from lightning_reg.studies.definition import read_study
 from tests.conftest import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text()
@@ -33,6 +35,9 @@ def test_commands_parse(monkeypatch, picture_folder):
     for command in COMMANDS:
         words = shlex.split(command)[2:]
         if not words:
+            continue
+        if words[0] == "study":
+            assert read_study(parser().parse_args(words[1:]).file)
             continue
         with pytest.raises(SystemExit) as exit_status:
             main([*words, "--print_config"])

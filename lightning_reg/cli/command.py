@@ -50,15 +50,21 @@ class RegularizationCLI(LightningCLI):
 
     Args:
         args: What would follow the script's name on the command line; the process's own arguments where None.
+        parser_class: Of the parser.
     """
 
-    def __init__(self, args: Sequence[str] | None = None) -> None:
+    keeps_last = True
+    """Whether the last checkpoint is kept, too, from which a run can go on."""
+
+    def __init__(
+        self, args: Sequence[str] | None = None, *, parser_class: type[LightningArgumentParser] = BriefParser
+    ) -> None:
         super().__init__(
             model_class=LightningModule,
             datamodule_class=LightningDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
-            parser_class=BriefParser,
+            parser_class=parser_class,
             auto_configure_optimizers=False,  # there is one way to set the optimizer: the model's argument
             save_config_kwargs={"overwrite": True},  # a run without a logger has no folder of its own
             args=None if args is None else list(args),
@@ -130,7 +136,9 @@ class RegularizationCLI(LightningCLI):
             if best.mode == "min" and re.search("acc|f1|auroc|precision|recall", str(best.monitor)):
                 raise SettingError(f"checkpoint.mode must be max to keep the best {best.monitor}, but is min")
             last = ModelCheckpoint(best.dirpath, filename="last", save_on_exception=True, enable_version_counter=False)
-            callbacks = [best, last, *callbacks]  # the first is the one that Lightning reports
+            # The first is the one that Lightning reports.
+            callbacks = [best, *([last] if self.keeps_last else []), *callbacks]
+        callbacks += self.further_callbacks(callbacks)
         if self.subcommand == "fit":
             callbacks.append(InterruptBetweenBatches())
         if self.subcommand != "fit":
@@ -143,6 +151,14 @@ class RegularizationCLI(LightningCLI):
             raise SettingError(
                 f"trainer.callbacks must not hold two callbacks of one kind with equal settings, but: {error}"
             ) from error
+
+    def further_callbacks(self, callbacks: Sequence[Callback]) -> list[Callback]:
+        """Returns what joins the callbacks that were asked for.
+
+        Args:
+            callbacks: Those.
+        """
+        return []
 
     @override
     def after_instantiate_classes(self) -> None:

@@ -16,9 +16,10 @@ def main(args: Sequence[str] | None = None) -> int:
         args: What would follow ``python train.py``; the process's own arguments where None.
 
     Returns:
-        The exit status: 0 if all went well, 2 for a setting that can't be used.
+        The exit status: 0 if all went well, 1 if runs of a study failed, 2 for a setting that can't be used.
     """
-    if not (sys.argv[1:] if args is None else args):
+    words = sys.argv[1:] if args is None else list(args)
+    if not words:
         from lightning_reg.cli.overview import overview
 
         print(overview())
@@ -31,6 +32,10 @@ def main(args: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", category=FutureWarning)
     try:
         # Imported late, so that the overview appears at once and Ctrl-C is quiet from the start.
+        if words[0] == "study":
+            from lightning_reg.cli.study import study
+
+            return study(words[1:])
         from lightning_reg.cli.command import RegularizationCLI
 
         RegularizationCLI(args)

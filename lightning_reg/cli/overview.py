@@ -32,6 +32,7 @@ def overview(root: Path = Path("configs")) -> str:
                 ("fit --config FILE --ckpt_path last", "go on from the newest run's last checkpoint"),
                 ("validate|test --config FILE --ckpt_path best", "measure the newest run's best checkpoint"),
                 ("predict --config FILE --ckpt_path best", "write predictions.csv"),
+                ("study FILE [--quick]", "variants of one run over seeds, and a report of what each is worth"),
                 ("fit --config FILE --print_config", "every setting, as YAML"),
                 ("fit --help; fit --model.help MLP", "every argument, of a command or of a class"),
             ],
@@ -39,6 +40,7 @@ def overview(root: Path = Path("configs")) -> str:
         _table("Configurations", _described(root.glob("*.yaml"))),
         _table("The textbook's networks", _described((root / "textbook").glob("*.yaml"))),
         _table("Techniques to append", _described((root / "techniques").glob("*.yaml"))),
+        _table("Studies", _titled((root / "studies").glob("*.yaml"))),
         _table("Models", _documented(models)),
         _table(
             "Data sets (--data.dataset)",
@@ -70,6 +72,13 @@ def _described(files: Iterable[Path]) -> list[tuple[str, str]]:
         comments = [line[1:].strip() for line in file.read_text().splitlines() if line.startswith("#")]
         rows.append((file.as_posix(), comments[1] if len(comments) > 1 else ""))
     return rows
+
+
+def _titled(files: Iterable[Path]) -> list[tuple[str, str]]:
+    """A study has a title, which its report begins with."""
+    from lightning_reg.studies.study_file import load_yaml
+
+    return [(file.as_posix(), str(load_yaml(file).get("title", ""))) for file in sorted(files)]
 
 
 def _documented(module: ModuleType, base: type = object, *, abstract: bool = True) -> list[tuple[str, str]]:

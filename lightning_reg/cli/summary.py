@@ -20,7 +20,7 @@ from lightning_reg.data import InMemoryData
 from lightning_reg.functional.learning_curves import generalization_gap
 from lightning_reg.tensorboard import log_final_metrics
 
-__all__ = ["TrainingPart", "metric_lines", "summarize"]
+__all__ = ["TrainingPart", "evaluate_splits", "metric_lines", "selected_checkpoint", "summarize"]
 
 Metrics = dict[str, float]
 
@@ -35,7 +35,7 @@ def summarize(trainer: Trainer, model: LightningModule, data: LightningDataModul
         model: That was fitted.
         data: That it was fitted to.
     """
-    best_path = str(getattr(trainer.checkpoint_callback, "best_model_path", ""))
+    best_path = selected_checkpoint(trainer)
     best_epoch = _epoch_of(best_path)
     epochs = trainer.current_epoch
     if best_path and not epochs:  # processes were forked, and this one's trainer has seen none of their epochs
@@ -45,7 +45,7 @@ def summarize(trainer: Trainer, model: LightningModule, data: LightningDataModul
     # Before the best checkpoint is loaded, and the callbacks' state of then with it.
     reasons = [getattr(callback, "stopping_reason_message", None) for callback in _callbacks(trainer)]
     log_dir = trainer.log_dir  # on every rank: they agree on it
-    results = _evaluate(trainer, model, data, best_path or None) if data is not None else {}
+    results = evaluate_splits(trainer, model, data, best_path or None) if data is not None else {}
     if trainer.is_global_zero:
         rows = [
             ("epochs run", f"{epochs}{', stopped early' if early else ''}"),
@@ -73,10 +73,29 @@ def _epoch_of(path: str) -> int | None:
     return epoch
 
 
-def _evaluate(
+def selected_checkpoint(trainer: Trainer) -> str:
+    """Returns the path of the checkpoint that was best on validation; nothing where there is none.
+
+    Args:
+        trainer: That has fitted.
+    """
+    return str(getattr(trainer.checkpoint_callback, "best_model_path", ""))
+
+
+def evaluate_splits(
     trainer: Trainer, model: LightningModule, data: LightningDataModule, best_path: str | None
 ) -> dict[str, Metrics]:
-    """Measures every split that the module and its data provide for."""
+    """Measures every split that the module and its data provide for, and leaves the weights in place.
+
+    Args:
+        trainer: That has fitted.
+        model: That was fitted.
+        data: That it was fitted to.
+        best_path: Of the checkpoint whose weights are measured; those that the module has where None.
+
+    Returns:
+        By train, validation and test, then by the metric's name without the split.
+    """
     measured: dict[str, Any] = {}
     validates = is_overridden("validation_step", model)
     weights = iter([best_path])  # loaded by the first measurement, and left in place for the others

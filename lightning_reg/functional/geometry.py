@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["erase_boxes", "flip_rotate_shift", "resized_crop"]
+__all__ = ["flip_rotate_shift", "resized_crop"]
 
 
 def flip_rotate_shift(pictures: Tensor, flips: Tensor, angles: Tensor, shifts: Tensor) -> Tensor:
@@ -87,26 +87,3 @@ def resized_crop(pictures: Tensor, boxes: Tensor, mirrored: Tensor) -> Tensor:
     shape = (-1, height, width)
     grid = torch.stack((x.unsqueeze(1).expand(shape), y.unsqueeze(2).expand(shape)), dim=-1)  # (N, H, W, 2)
     return F.grid_sample(pictures, grid, mode="bilinear", padding_mode="border", align_corners=True)
-
-
-def erase_boxes(pictures: Tensor, boxes: Tensor, value: float = 0.0) -> Tensor:
-    """Replaces a box in every picture by one value.
-
-    Args:
-        pictures: (N, C, H, W).
-        boxes: (N, 4), top, left, height and width in whole pixels; nothing is erased where the height is 0.
-        value: That is put there.
-
-    Returns:
-        A new tensor of the pictures' shape and memory format.
-
-    >>> erase_boxes(torch.ones(1, 1, 2, 2), torch.tensor([[0, 1, 2, 1]]))[0, 0]
-    tensor([[1., 0.],
-            [1., 0.]])
-    """
-    top, left, height, width = boxes.view(-1, 4, 1).unbind(1)  # (N, 1) each
-    rows, columns = (torch.arange(size, device=pictures.device) for size in pictures.shape[-2:])
-    within_rows = (rows >= top) & (rows < top + height)  # (N, H)
-    within_columns = (columns >= left) & (columns < left + width)  # (N, W)
-    within = (within_rows.unsqueeze(2) & within_columns.unsqueeze(1)).unsqueeze(1)
-    return pictures.clone().masked_fill_(within, value)  # masked_fill alone wouldn't keep the memory format on a GPU

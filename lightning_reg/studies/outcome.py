@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Axis", "Failure", "Outcome", "Result", "Study"]
+__all__ = ["Axis", "Failure", "Outcome", "Result", "Study", "collected"]
 
 
 @dataclass(frozen=True)
@@ -110,3 +110,21 @@ class Outcome:
     versions: Mapping[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     quick: bool = False
+
+
+def collected(outcome: Outcome, collector: str) -> dict[str, list[Any]]:
+    """Returns what a collector kept of each run, by variant, of those variants that have any.
+
+    Args:
+        outcome: With the results.
+        collector: Its name.
+    """
+    found = {
+        variant: [
+            each.collected[collector]
+            for each in outcome.results
+            if each.variant == variant and collector in each.collected
+        ]
+        for variant in outcome.study.variants
+    }
+    return {variant: runs for variant, runs in found.items() if runs}

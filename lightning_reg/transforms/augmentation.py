@@ -9,9 +9,10 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_reg.functional.colour import blur
-from lightning_reg.functional.geometry import erase_boxes, flip_rotate_shift, resized_crop
+from lightning_reg.functional.geometry import flip_rotate_shift, resized_crop
 from lightning_reg.settings import SettingError, check_count, check_range
 from lightning_reg.transforms.draws import box_sizes, generator_of, scaled_to_unit
+from lightning_reg.transforms.erasing import RandomErasing
 from lightning_reg.transforms.jitter import ColourJitter
 
 __all__ = ["AdvancedAugmentation", "Augmentation", "BasicAugmentation"]
@@ -178,7 +179,7 @@ class AdvancedAugmentation(Augmentation):
         count = len(pictures)
         numbers = torch.rand(5, count, generator=generator)
         heights, widths, fits = box_sizes(
-            count, (height, width), (self.smallest_crop, 1.0), (log(3 / 4), log(4 / 3)), generator, is_wide=True
+            count, (height, width), (self.smallest_crop, 1.0), (log(3 / 4), log(4 / 3)), generator
         )
         whole = whole_within(height, width)  # where no box fits, the largest one of these shapes in the middle
         heights, widths = torch.where(fits, heights, whole[0]), torch.where(fits, widths, whole[1])
@@ -195,19 +196,8 @@ class AdvancedAugmentation(Augmentation):
 
     @override
     def after_normalization(self, pictures: Tensor, *, stream: Random) -> Tensor:
-        if not self.erasing_prob:
-            return pictures
-        generator = generator_of(stream)
-        height, width = pictures.shape[-2:]
-        numbers = torch.rand(3, len(pictures), generator=generator)
-        heights, widths, fits = box_sizes(
-            len(pictures), (height, width), (0.02, 0.33), (log(0.3), log(3.3)), generator, is_wide=False
-        )
-        heights = heights * (fits & (numbers[0] < self.erasing_prob))
-        tops = (numbers[1] * (height - heights + 1)).floor()
-        lefts = (numbers[2] * (width - widths + 1)).floor()
-        boxes = torch.stack((tops, lefts, heights, widths), dim=1)
-        return erase_boxes(pictures, boxes.to(pictures.device, non_blocking=True))
+        erased = RandomErasing(prob=self.erasing_prob).draw(pictures, stream=stream)
+        return pictures if erased is None else erased.change(pictures)
 
 
 def kernel_size(height: int, width: int) -> int:

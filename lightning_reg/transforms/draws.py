@@ -25,7 +25,6 @@ def box_sizes(
     log_ratios: tuple[float, float],
     generator: torch.Generator,
     *,
-    is_wide: bool,
     attempts: int = 10,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Draws sizes of boxes: the first of ten that lies within the picture, as torchvision does it.
@@ -34,10 +33,8 @@ def box_sizes(
         count: N, how many boxes.
         size: Height and width of the pictures, in pixels.
         areas: Smallest and largest part of the picture's area, between which a box's is uniform.
-        log_ratios: Smallest and largest logarithm of the ratio of the sides, likewise.
+        log_ratios: Smallest and largest logarithm of width divided by height, likewise.
         generator: Where random numbers come from.
-        is_wide: Whether the ratio is that of width to height, and boxes may be as large as the picture; else it is
-            that of height to width, and boxes have to be smaller than the picture.
         attempts: How many are drawn.
 
     Returns:
@@ -47,12 +44,8 @@ def box_sizes(
     numbers = torch.rand(2, attempts, count, generator=generator)
     pixels = height * width * (areas[0] + (areas[1] - areas[0]) * numbers[0])
     ratios = (log_ratios[0] + (log_ratios[1] - log_ratios[0]) * numbers[1]).exp()
-    long, short = (pixels * ratios).sqrt().round_(), (pixels / ratios).sqrt().round_()
-    heights, widths = (short, long) if is_wide else (long, short)
-    if is_wide:
-        fits = (heights > 0) & (heights <= height) & (widths > 0) & (widths <= width)
-    else:
-        fits = (heights < height) & (widths < width)
+    heights, widths = (pixels / ratios).sqrt().round_(), (pixels * ratios).sqrt().round_()
+    fits = (heights > 0) & (heights <= height) & (widths > 0) & (widths <= width)
     first = fits.to(torch.uint8).argmax(0, keepdim=True)
     heights, widths, fits = (each.gather(0, first).squeeze(0) for each in (heights, widths, fits))
     return heights, widths, fits

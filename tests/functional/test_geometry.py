@@ -4,7 +4,7 @@ import pytest
 import torch
 import torchvision.transforms.v2.functional as tv
 
-from lightning_reg.functional.geometry import erase_boxes, flip_rotate_shift, resized_crop
+from lightning_reg.functional.geometry import flip_rotate_shift, resized_crop
 
 N = 24
 
@@ -53,16 +53,6 @@ def test_resized_crop_is_torchvisions(size):
         expected = tv.horizontal_flip(expected) if mirrored[index] else expected
         # Coordinates up to 12, in float32: weights of pixels on [0, 1] are right to 12 · 2⁻²³ on either axis.
         torch.testing.assert_close(result[index], expected, rtol=0, atol=4 * 12 * 2**-23)
-
-
-def test_a_box_is_erased_in_each_picture_and_none_where_it_is_empty():
-    pictures = torch.rand(2, 3, 6, 5) + 1
-    before = pictures.clone()
-    result = erase_boxes(pictures, torch.tensor([[1, 2, 3, 2], [1, 2, 0, 2]]), value=-1.0)
-    expected = pictures.clone()
-    expected[0, :, 1:4, 2:4] = -1
-    assert torch.equal(result, expected)
-    assert torch.equal(pictures, before)
 
 
 def test_angles_are_radians_counter_clockwise():

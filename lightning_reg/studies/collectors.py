@@ -1,0 +1,177 @@
+"""What is kept of a run beside its metrics, as plain values."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from torch import Tensor, nn
+from typing_extensions import override
+
+from lightning_reg.attach.activations import ActivationWatch, Sums
+from lightning_reg.callbacks import GeneralizationGap
+from lightning_reg.settings import SettingError
+
+__all__ = ["ActivationRecorder", "LearningCurves", "curves_of", "predictions_of", "reload_of", "weights_of"]
+
+_WEIGHT_BINS = 81  # an odd number, so that zero lies in the middle of one
+_FIRST_STEPS = 10  # where an initialization shows itself
+_MOST_STEPS = 60
+
+
+class LearningCurves(GeneralizationGap):
+    """Training and validation measured alike after every epoch, without a word; none where there is no validation."""
+
+    def __init__(self) -> None:
+        super().__init__(verbose=False)
+        self._is_off = False
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        try:
+            super().on_fit_start(trainer, pl_module)
+        except SettingError:  # what is measured must not decide what can be studied
+            self._is_off = True
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        try:
+            if not self._is_off:
+                super().on_train_start(trainer, pl_module)
+        except SettingError:
+            self._is_off = True
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leaves it to the report to say what the curves tell."""
+
+
+def curves_of(gap: GeneralizationGap) -> dict[str, list[tuple[float, float]]]:
+    """Returns (epoch, value) for each measurement, by ``train/loss`` and so on.
+
+    Args:
+        gap: That has measured.
+    """
+    curves = gap.curves
+    return {
+        f"{split}/{name}": list(zip(map(float, curves.epochs), values, strict=True))
+        for split, metrics in (("train", curves.train), ("validation", curves.validation))
+        for name, values in metrics.items()
+    }
+
+
+@torch.no_grad()
+def weights_of(module: nn.Module) -> dict[str, Any]:
+    """Returns how a module's matrices are distributed, in bins that are the same for all.
+
+    Args:
+        module: Of whose parameters those of two dimensions and more count.
+
+    >>> weights_of(nn.Linear(2, 3))["parameters"]
+    6
+    """
+    matrices = [each.detach().float().flatten().cpu() for each in module.parameters() if each.ndim >= 2]
+    values = torch.cat(matrices) if matrices else torch.zeros(0)
+    finite = values[values.isfinite()]
+    edges = torch.linspace(-1, 1, _WEIGHT_BINS + 1, dtype=torch.float64)
+    counts = torch.histc(finite.clamp(-1, 1), bins=_WEIGHT_BINS, min=-1, max=1)
+    return {
+        "edges": edges.tolist(),
+        "counts": [int(count) for count in counts.tolist()],
+        "zero_fraction": float((values == 0).double().mean()) if len(values) else 0.0,
+        "parameters": len(values),
+        "norm": float(torch.linalg.vector_norm(values.double())),
+    }
+
+
+class ActivationRecorder(Callback):
+    """Mean and standard deviation of what each layer with a matrix returns, through training.
+
+    That is before norms and activation functions, where initializations promise a deviation near 1. The first steps are
+    all measured, then some sixty, evenly spaced.
+    """
+
+    def __init__(self) -> None:
+        self._watch: ActivationWatch | None = None
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._every = 1
+        self._steps: list[int] = []
+        self._layers: dict[str, dict[str, list[float]]] = {}
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        total = trainer.estimated_stepping_batches
+        self._every = 50 if math.isinf(total) else max(math.ceil(total / _MOST_STEPS), 1)
+        layers = {
+            name: layer
+            for name, layer in pl_module.named_modules()
+            if any(each.ndim >= 2 for each in layer.parameters(recurse=False))
+        }
+        self._watch = ActivationWatch(layers)
+        self._handles = self._watch.attach()
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        step = trainer.global_step
+        is_new = not self._steps or self._steps[-1] != step
+        if self._watch is not None:
+            self._watch.is_measuring = is_new and (step < _FIRST_STEPS or step % self._every == 0)
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
+    ) -> None:
+        if self._watch is None or not self._watch.is_measuring:
+            return
+        self._watch.is_measuring = False
+        self._steps.append(max(trainer.global_step - 1, 0))
+        for name, seen in self._watch.take().items():
+            statistics = Sums(*seen.sums.tolist()).statistics(bounded=False)
+            columns = self._layers.setdefault(name, {"mean": [], "std": []})
+            for column in columns:
+                columns[column].append(statistics[column])
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._let_go()
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._let_go()
+
+    def _let_go(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self._watch = [], None
+
+    def collected(self) -> dict[str, Any]:
+        """Returns the steps, and of each layer that ran at all of them two values a step."""
+        whole = {name: each for name, each in self._layers.items() if len(each["mean"]) == len(self._steps)}
+        return {"steps": self._steps, "layers": whole}
+
+
+def reload_of(before: Tensor, after: Tensor) -> dict[str, Any]:
+    """Returns how far predictions of a model lie apart before it was saved and after it was loaded.
+
+    Args:
+        before: (N,) or (N, C).
+        after: Likewise.
+    """
+    if before.shape != after.shape:
+        shapes = f"{tuple(before.shape)} and {tuple(after.shape)}"
+        raise SettingError(f"predictions must have one shape before saving and after loading, but have {shapes}")
+    gap = (before.double() - after.double()).abs()
+    same = bool((before.argmax(1) == after.argmax(1)).all()) if before.ndim == 2 else bool((gap == 0).all())
+    return {"largest_difference": float(gap.max()), "samples": len(before), "same_classes": same}
+
+
+def predictions_of(targets: Sequence[int] | Tensor, probabilities: Tensor) -> Mapping[str, Any]:
+    """Returns the classes that samples have, and those that they are taken for.
+
+    Args:
+        targets: (N,), class indices.
+        probabilities: (N, C).
+    """
+    return {"targets": [int(each) for each in targets], "classes": probabilities.argmax(1).tolist()}

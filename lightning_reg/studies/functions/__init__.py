@@ -1,0 +1,6 @@
+"""What a study can compute instead of training: functions of a seed and settings that return numbers."""
+
+from lightning_reg.studies.functions.batch_norm import batch_norm_backward
+from lightning_reg.studies.functions.regression import ridge_regression
+
+__all__ = ["batch_norm_backward", "ridge_regression"]

@@ -1,0 +1,66 @@
+"""BatchNorm's backward pass, derived by hand, beside torch's."""
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_reg.functional.reference.batch_norm import batch_norm
+from lightning_reg.settings import check_choice
+
+__all__ = ["batch_norm_backward"]
+
+_DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+def batch_norm_backward(
+    *,
+    seed: int,
+    dtype: Literal["float32", "float64"] = "float64",
+    shape: Sequence[int] = (64, 32),
+    mean: float = 0.0,
+) -> dict[str, float]:
+    """Compares gradients by the formulas of a textbook with those of torch.
+
+    Args:
+        seed: Of inputs, weights and the gradient that comes from above.
+        dtype: In which both are computed.
+        shape: Of the inputs: (N, C), (N, C, L) or (N, C, H, W).
+        mean: Of the inputs, whose standard deviation is 1; far from 0, digits are lost.
+
+    Returns:
+        For outputs and each gradient the largest absolute difference, divided by the largest absolute value of torch's
+        (``difference/inputs``, ``difference/weight``, ``difference/bias``, ``difference/outputs``), and the largest of
+        the gradients' (``difference/gradients``).
+
+    >>> batch_norm_backward(seed=0)["difference/gradients"] < 1e-12
+    True
+    """
+    check_choice("dtype", dtype, tuple(_DTYPES))
+    generator = torch.Generator().manual_seed(seed)
+
+    def drawn(*size: int) -> Tensor:
+        return torch.randn(*size, generator=generator, dtype=torch.float64).to(_DTYPES[dtype])
+
+    inputs, above = drawn(*shape) + mean, drawn(*shape)
+    weight, bias = drawn(shape[1]) + 1, drawn(shape[1])
+    ours = _with_gradients(batch_norm, inputs, weight, bias, above)
+    theirs = _with_gradients(F.batch_norm, inputs, weight, bias, above)
+    differences = {name: _difference(ours[name], theirs[name]) for name in theirs}
+    differences["gradients"] = max(value for name, value in differences.items() if name != "outputs")
+    return {f"difference/{name}": value for name, value in differences.items()}
+
+
+def _with_gradients(
+    function: Callable[..., Tensor], inputs: Tensor, weight: Tensor, bias: Tensor, above: Tensor
+) -> dict[str, Tensor]:
+    leaves = [each.clone().requires_grad_() for each in (inputs, weight, bias)]
+    outputs = function(leaves[0], None, None, weight=leaves[1], bias=leaves[2], training=True)
+    gradients = torch.autograd.grad(outputs, leaves, above)
+    return {"outputs": outputs.detach()} | dict(zip(("inputs", "weight", "bias"), gradients, strict=True))
+
+
+def _difference(ours: Tensor, theirs: Tensor) -> float:
+    return ((ours - theirs).abs().max() / theirs.abs().max()).item()

@@ -1,0 +1,126 @@
+"""Ridge regression of a curve that is known, for taking the error of its fits apart."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_reg.functional.generalization import decompose_squared_error
+from lightning_reg.settings import SettingError, check_count, check_range
+
+__all__ = ["ridge_regression"]
+
+
+def ridge_regression(
+    *,
+    seed: int,
+    degree: int = 5,
+    l2: float = 0.0,
+    samples: int = 30,
+    noise: float = 0.3,
+    datasets: int = 500,
+    points: int = 200,
+) -> tuple[dict[str, float], dict[str, Any]]:
+    r"""Fits polynomials to many noisy samples of one curve, and takes their error apart.
+
+    .. math:: t(x) = \sin 2 \pi x, \quad y = t(x) + \sigma \epsilon, \quad -1 < x < 1
+
+    The x of a sample lie anywhere within intervals of equal length, one in each: so all of the curve is seen.
+
+    Each polynomial is the exact minimum of the mean squared error plus ``l2`` times the sum of its squared coefficients
+    of Legendre polynomials, of which the constant isn't penalized. Errors are measured on points between -1 and 1, with
+    new noise for every fit. All in float64.
+
+    Args:
+        seed: Of samples and noise.
+        degree: Of the polynomials, at least 0: the capacity.
+        l2: Strength of the penalty, at least 0.
+        samples: In the sample of each fit; more than ``degree`` where there is no penalty.
+        noise: σ, standard deviation of the targets around the curve, at least 0.
+        datasets: How many samples are drawn and fitted, at least 2.
+        points: Where errors are measured.
+
+    Returns:
+        Metrics: ``test/error``, the mean squared error measured on noisy targets; ``bias_squared``, ``variance`` and
+        ``noise``, and ``sum``, theirs; ``train/error``, on what was fitted; ``difference``, of measured error and sum
+        in standard errors, which scatters around 0 with a standard deviation of 1. And the same under
+        ``decomposition``.
+
+    Raises:
+        SettingError: If a setting is out of its range.
+
+    >>> metrics, _ = ridge_regression(seed=0, degree=1)
+    >>> metrics["bias_squared"] > metrics["variance"]
+    True
+    """
+    check_count("degree", degree, low=0)
+    check_range("l2", l2, low=0)
+    check_range("noise", noise, low=0)
+    check_count("datasets", datasets, low=2)
+    check_count("points", points)
+    check_count("samples", samples)
+    if l2 == 0 and samples <= degree:
+        raise SettingError(f"samples must be more than degree ({degree}) where l2 is 0, but is {samples}")
+    generator = torch.Generator().manual_seed(seed)
+    within = torch.rand(datasets, samples, generator=generator, dtype=torch.float64)
+    inputs = (torch.arange(samples) + within) / samples * 2 - 1  # (T, samples)
+    targets = _curve(inputs) + noise * _normal(inputs.shape, generator)
+    where = (torch.arange(points, dtype=torch.float64) + 0.5) / points * 2 - 1  # (points,)
+    weights = _fits(_legendre(inputs, degree), targets, l2)  # (T, degree + 1)
+    predictions = weights @ _legendre(where, degree).T  # (T, points)
+    truth = _curve(where)
+    observed = truth + noise * _normal(predictions.shape, generator)
+
+    parts = decompose_squared_error(predictions, truth, noise**2)
+    errors = (predictions - observed) ** 2
+    # What is left of it without the two parts that depend on the fits: independent numbers, of mean 0.
+    scatter = errors - (predictions - truth) ** 2 - noise**2
+    standard_error = scatter.std() / scatter.numel() ** 0.5
+    total = sum(parts)
+    difference = (errors.mean() - total) / standard_error if noise else torch.zeros(())
+    decomposition = {
+        **{name: value.item() for name, value in parts._asdict().items()},
+        "error": errors.mean().item(),
+        "error_standard_error": standard_error.item(),
+    }
+    fitted = (_legendre(inputs, degree) @ weights[..., None]).squeeze(-1)
+    metrics = {
+        "test/error": decomposition["error"],
+        "train/error": ((fitted - targets) ** 2).mean().item(),
+        **{name: decomposition[name] for name in parts._fields},
+        "sum": float(total),
+        "difference": difference.item(),
+    }
+    return metrics, {"decomposition": decomposition}
+
+
+def _curve(x: Tensor) -> Tensor:
+    return torch.sin(2 * math.pi * x)
+
+
+def _normal(shape: torch.Size, generator: torch.Generator) -> Tensor:
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def _legendre(x: Tensor, degree: int) -> Tensor:
+    """Returns Legendre polynomials of length 1 on (-1, 1), by their recurrence: (..., degree + 1)."""
+    values = [torch.ones_like(x), x]
+    for n in range(1, degree):
+        values.append(((2 * n + 1) * x * values[n] - n * values[n - 1]) / (n + 1))
+    lengths = torch.tensor([(2 / (2 * n + 1)) ** 0.5 for n in range(degree + 1)], dtype=x.dtype)
+    return torch.stack(values[: degree + 1], -1) / lengths
+
+
+def _fits(features: Tensor, targets: Tensor, l2: float) -> Tensor:
+    """Returns the coefficients of each sample's fit: (T, features)."""
+    count = features.shape[-1]
+    penalized = torch.ones(count, dtype=features.dtype)
+    penalized[0] = 0
+    # Least squares of the sample and of one more row for each penalized coefficient, which keeps the digits that a
+    # product of the matrix with itself would lose.
+    rows = torch.diag((l2 * features.shape[-2] * penalized).sqrt()).expand(len(features), count, count)
+    matrix = torch.cat([features, rows], 1)
+    values = torch.cat([targets, torch.zeros(len(features), count, dtype=targets.dtype)], 1)
+    solution: Tensor = torch.linalg.lstsq(matrix, values[..., None]).solution
+    return solution.squeeze(-1)

@@ -1,0 +1,101 @@
+"""Bias and variance of a study's variants: computed by its runs, or from what they predicted."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lightning_reg.functional.generalization import decompose_zero_one_error
+from lightning_reg.studies.outcome import Outcome, collected
+from lightning_reg.studies.statistics import mean_and_error
+
+__all__ = ["Parts", "parts_of"]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Of the error of each variant.
+
+    Attributes:
+        label: What the error is.
+        variants: That have them.
+        stacked: Values by part, which sum to the expected error.
+        measured: The error of each variant.
+        errors: Its standard error.
+        notes: More to say of each variant, by name.
+    """
+
+    label: str
+    variants: list[str]
+    stacked: dict[str, list[float]]
+    measured: list[float]
+    errors: list[float]
+    notes: dict[str, list[float]]
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the parts."""
+        return list(self.stacked)
+
+
+def parts_of(outcome: Outcome) -> Parts | None:
+    """Returns the parts of the error; None where nothing tells them.
+
+    Args:
+        outcome: With the results.
+    """
+    squared = collected(outcome, "decomposition")
+    if squared:
+        return _squared(squared)
+    predicted = {
+        variant: runs
+        for variant, runs in collected(outcome, "predictions").items()
+        if len(runs) > 1 and all(each["targets"] == runs[0]["targets"] for each in runs)
+    }
+    return _zero_one(predicted) if predicted else None
+
+
+def _squared(found: dict[str, list[Any]]) -> Parts:
+    def mean(variant: str, key: str) -> float:
+        return mean_and_error([each[key] for each in found[variant]])[0]
+
+    names = {"bias²": "bias_squared", "variance": "variance", "noise": "noise"}
+    return Parts(
+        "mean squared error",
+        list(found),
+        {name: [mean(variant, key) for variant in found] for name, key in names.items()},
+        [mean(variant, "error") for variant in found],
+        # Of a mean over seeds, each of which knows its own.
+        [math.hypot(*(each["error_standard_error"] for each in runs)) / len(runs) for runs in found.values()],
+        {},
+    )
+
+
+def _share_wrong(classes: list[int], targets: list[int]) -> float:
+    return sum(one != other for one, other in zip(classes, targets, strict=True)) / len(targets)
+
+
+def _zero_one(found: dict[str, list[Any]]) -> Parts:
+    parts = {
+        variant: decompose_zero_one_error(
+            torch.tensor([each["classes"] for each in runs]), torch.tensor(runs[0]["targets"])
+        )
+        for variant, runs in found.items()
+    }
+    wrong = {name: [_share_wrong(each["classes"], each["targets"]) for each in runs] for name, runs in found.items()}
+    # What stands for the error is stacked: the variance that undoes errors is taken from the bias, which it undoes.
+    return Parts(
+        "share of wrong answers",
+        list(found),
+        {
+            "bias that stays": [(each.bias - each.biased_variance).item() for each in parts.values()],
+            "variance": [each.unbiased_variance.item() for each in parts.values()],
+        },
+        [each.error.item() for each in parts.values()],
+        [mean_and_error(each)[1] for each in wrong.values()],
+        {
+            "bias": [each.bias.item() for each in parts.values()],
+            "errors that variance undoes": [each.biased_variance.item() for each in parts.values()],
+        },
+    )

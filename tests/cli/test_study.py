@@ -1,0 +1,314 @@
+"""Studies as a user meets them: real, short trainings."""
+
+import json
+import math
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+
+from lightning_reg.cli import fitting, main, summary
+from lightning_reg.cli.plan import fits
+from lightning_reg.data import ImageData
+from lightning_reg.studies.definition import read_study
+from tests.conftest import REPOSITORY
+
+BASE = REPOSITORY / "configs" / "digits_mlp.yaml"
+STUDY = {
+    "title": "Example",
+    "question": "Does it work?",
+    "base": [
+        str(BASE),
+        {"trainer.max_epochs": 2, "data.train_size": 100, "model.hidden_sizes": [16], "trainer.log_every_n_steps": 1},
+    ],
+    "variants": {
+        "plain": {"model.drop_prob": 0.0},
+        "L2": [
+            {"model.drop_prob": 0.0, "trainer.callbacks+": {"class_path": "L2Penalty", "init_args": {"weight": 0.1}}}
+        ],
+        "mixed": str(REPOSITORY / "configs" / "techniques" / "mixup.yaml"),
+    },
+    "seeds": 2,
+}
+
+
+@pytest.fixture
+def outcomes(monkeypatch):
+    """What is reported, in place of the report."""
+    reported = []
+    module = ModuleType("lightning_reg.studies.report")
+
+    def write_report(outcome, folder):
+        reported.append(outcome)
+        return folder / "report.html"
+
+    module.write_report = write_report
+    monkeypatch.setitem(sys.modules, "lightning_reg.studies.report", module)
+    return reported
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Which runs were trained, in order."""
+    runs, fit = [], fitting.fit
+
+    def counted(run, folder):
+        runs.append((run.variant, run.seed))
+        return fit(run, folder)
+
+    monkeypatch.setattr(fitting, "fit", counted)
+    return runs
+
+
+def write(name="example", **changes):
+    path = Path(f"{name}.yaml")
+    path.write_text(yaml.safe_dump({**STUDY, **changes}, sort_keys=False))
+    return str(path)
+
+
+def two(**changes):
+    return write(variants={name: STUDY["variants"][name] for name in ("plain", "L2")}, **changes)
+
+
+def files(folder="runs/studies/example"):
+    return sorted(path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file())
+
+
+def test_a_study_is_run_and_reported(outcomes, trained, capsys):
+    assert main(["study", two(collect=["weights", "activations"])]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("Example\nDoes it work?\n4 runs: 2 variants, 2 seeds; 0 done already\n")
+    assert re.search(r"^plain +\d+\.\d\d ± \d+\.\d\d % \(2 seeds\)$", out, re.MULTILINE)
+    assert out.rstrip().endswith("report: runs/studies/example/report.html")
+    assert "Epoch" not in err  # one bar, of runs
+    assert "4/4" in err
+    (outcome,) = outcomes
+    assert trained == [(variant, seed) for seed in (0, 1) for variant in ("plain", "L2")]
+    assert {(result.variant, result.seed) for result in outcome.results} == set(trained)
+    result = outcome.results[0]
+    assert {f"{split}/{name}" for split in ("train", "validation", "test") for name in ("loss", "accuracy")} == set(
+        result.metrics
+    )
+    assert [epoch for epoch, _ in result.curves["train/loss"]] == [0, 1]
+    assert result.collected["weights"]["parameters"] == 64 * 16 + 16 * 10
+    assert len(result.collected["activations"]["layers"]) == 2
+    assert outcome.command == "python train.py study example.yaml"
+    assert {"torch", "lightning", "Python", "processor", "lightning_reg"} <= set(outcome.versions)
+    assert outcome.seconds == pytest.approx(sum(each.seconds for each in outcome.results))
+    assert not [name for name in files() if name.endswith(".ckpt") or "claim" in name or "tfevents" in name]
+
+
+def test_curves_go_on_behind_the_best_epoch(outcomes):
+    """Whose checkpoint holds the curves as they were then. Here the worst epoch counts as the best: the first."""
+    longer = {"checkpoint.mode": "max", "trainer.max_epochs": 4}
+    assert main(["study", write(base=[*STUDY["base"], longer], seeds=1)]) == 0
+    (outcome,) = outcomes
+    for result in outcome.results:
+        losses = [loss for _, loss in result.curves["validation/loss"]]
+        assert len(losses) == 4
+        assert losses[0] == max(losses)
+        assert result.metrics["validation/loss"] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_a_run_is_what_fit_does_with_the_printed_command(outcomes, monkeypatch):
+    techniques = REPOSITORY / "configs" / "techniques"
+    averaged = [str(techniques / "exponential_moving_average.yaml"), str(techniques / "insert_dropout.yaml")]
+    variants = {"averaged": averaged, "mixed": STUDY["variants"]["mixed"]}
+    assert main(["study", write(seeds=[3], variants=variants, collect=["weights", "activations"])]) == 0
+    (outcome,) = outcomes
+    measured = {}
+    lines = summary.metric_lines
+    monkeypatch.setattr(summary, "metric_lines", lambda results: measured.update(results) or lines(results))
+    for result in outcome.results:
+        words = shlex.split(outcome.commands[result.variant])
+        assert words[:3] == ["python", "train.py", "fit"]
+        assert main([*words[2:], "--trainer.enable_progress_bar", "false"]) == 0
+        found = {f"{split}/{name}": value for split, each in measured.items() for name, value in each.items()}
+        assert found == result.metrics  # to the bit
+    assert len({result.metrics["test/loss"] for result in outcome.results}) == 2
+
+
+def test_a_seed_is_the_same_split_for_all_and_another_for_the_next():
+    splits = {}
+    for run in fits(read_study(two())):
+        data = ImageData(**fitting.resolve(run.command)["data"]["init_args"])
+        data.setup("fit")
+        names = {part: data.sample_names(part) for part in ("train", "val", "test")}
+        splits.setdefault(run.seed, []).append(names)
+    assert splits[0][0] == splits[0][1] != splits[1][0] == splits[1][1]
+    assert len(splits[0][0]["train"]) == 100
+    assert splits[0][0]["test"] == splits[1][0]["test"]
+
+
+def test_a_changed_file_reuses_what_is_unchanged(outcomes, trained, capsys):
+    plain = STUDY["variants"]["plain"]
+    assert main(["study", write(variants={"plain": plain}, seeds=1)]) == 0
+    changed = write(variants={"renamed": plain, "L2": STUDY["variants"]["L2"]}, seeds=1, title="Another")
+    assert main(["study", changed]) == 0
+    assert trained == [("plain", 0), ("L2", 0)]
+    assert outcomes[1].results[0].metrics == outcomes[0].results[0].metrics
+    assert outcomes[1].results[0].variant == "renamed"
+    capsys.readouterr()
+    assert main(["study", changed]) == 0
+    assert "2 done already" in capsys.readouterr().out
+    assert len(trained) == 2
+    assert outcomes[2].results == outcomes[1].results
+    shorter = [str(BASE), {**STUDY["base"][1], "trainer.max_epochs": 1}]
+    assert main(["study", write(variants={"plain": plain}, seeds=1, base=shorter)]) == 0
+    assert trained[2:] == [("plain", 0)]
+
+
+def test_options_choose_variants_seeds_and_form(outcomes, trained, capsys):
+    path = write(quick={"seeds": 2, "base": {"trainer.max_epochs": 1}, "minutes": 0.5}, minutes=12)
+    assert main(["study", path, "--quick", "--only", "L2", "mixed", "--seeds", "1", "--output", "here"]) == 0
+    out = capsys.readouterr().out
+    assert "2 runs: 2 variants, 1 seed; 0 done already" in out
+    assert "They take about 10 seconds on two cores." in out  # half a minute · 2/3 · 1/2
+    assert trained == [("L2", 0), ("mixed", 0)]
+    assert outcomes[0].quick
+    assert outcomes[0].study.baseline == "L2"
+    assert [len(each.curves["train/loss"]) for each in outcomes[0].results] == [1, 1]
+    assert "study.json" in files("here")
+    assert not Path("runs").exists()
+
+
+def test_other_data_takes_the_place_of_the_study_s(outcomes, picture_folder):
+    root = picture_folder(("train", "test"), classes=3, size=16)
+    path = two(seeds=1, data={"image_folder": {"base": {"data.train_size": 15, "data.val_size": 9}}})
+    assert main(["study", path, "--data", str(root)]) == 0
+    (outcome,) = outcomes
+    assert f"--data.root {root}" in outcome.commands["plain"]
+    assert "--data.train_size 15" in outcome.commands["plain"]
+    assert Path("runs/studies/example-pictures/study.json").exists()
+
+
+def test_a_failing_variant_is_told_and_the_others_finish(outcomes, trained, capsys):
+    penalty = {"class_path": "L2Penalty", "init_args": {"weight": 1, "include": ["no*"]}}  # seen when the fit starts
+    path = write(variants={"plain": {}, "torn": {"trainer.callbacks+": penalty}}, seeds=1)
+    assert main(["study", path]) == 1
+    out = capsys.readouterr().out
+    assert re.search(r"^plain +\d", out, re.MULTILINE)
+    assert re.search(r"^torn +no run has ended well$", out, re.MULTILINE)
+    assert re.search(r"^failed: torn, seed 0: .*'no\*'", out, re.MULTILINE)
+    assert [failure.variant for failure in outcomes[0].failures] == ["torn"]
+    assert [name for name in files() if name.endswith("failure.txt")]
+    assert main(["study", path]) == 1  # tried again, alone
+    assert trained == [("plain", 0), ("torn", 0), ("torn", 0)]
+
+
+def test_ctrl_c_ends_quietly_and_says_how_to_go_on(outcomes, trained, capsys, monkeypatch):
+    fit = fitting.fit
+
+    def interrupted(run, folder):
+        if run.variant == "L2":
+            monkeypatch.setattr(fitting, "LearningCurves", InterruptedCurves)
+        return fit(run, folder)
+
+    class InterruptedCurves(fitting.LearningCurves):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            signal.raise_signal(signal.SIGINT)
+
+    own = fitting.LearningCurves
+    monkeypatch.setattr(fitting, "fit", interrupted)
+    path = two(seeds=1)
+    assert main(["study", path]) == 130
+    out, err = capsys.readouterr()
+    assert "Interrupted; 1 of 2 runs are done. To go on:\n  python train.py study example.yaml" in err
+    assert "Traceback" not in out + err
+    assert not [name for name in files() if "claim" in name or name.endswith(".ckpt")]
+    monkeypatch.setattr(fitting, "LearningCurves", own)
+    monkeypatch.setattr(fitting, "fit", fit)
+    assert main(["study", path]) == 0
+    assert trained == [("plain", 0), ("L2", 0), ("L2", 0)]
+
+
+@pytest.mark.slow
+def test_predictions_are_the_same_after_loading_in_a_new_process(outcomes):
+    assert main(["study", write(variants={"plain": {}}, seeds=1, collect=["reload", "predictions"])]) == 0
+    (result,) = outcomes[0].results
+    assert result.collected["reload"] == {"largest_difference": 0.0, "samples": 359, "same_classes": True}
+    found = result.collected["predictions"]
+    right = sum(a == b for a, b in zip(found["targets"], found["classes"], strict=True))
+    assert right / 359 == pytest.approx(result.metrics["test/accuracy"])
+    assert not [name for name in files() if name.endswith((".ckpt", ".pt"))]
+
+
+@pytest.mark.slow
+def test_kill_9_in_the_midst_of_a_training(outcomes, trained):
+    path = two(seeds=2)
+    code = "import sys; from lightning_reg.cli import main; main(sys.argv[1:])"
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    process = subprocess.Popen([sys.executable, "-c", code, "study", path], env=environment, stderr=subprocess.DEVNULL)
+    folder = Path("runs/studies/example/runs")
+    deadline = time.monotonic() + 120
+    while len(list(folder.glob("*/result.json"))) < 1 or not list(folder.glob("*/checkpoints/*.ckpt")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    finished = {file.parent.name: file.read_text() for file in folder.glob("*/result.json")}
+    assert 1 <= len(finished) < 4
+    assert list(folder.glob("*/claim-*"))
+    assert main(["study", path]) == 0
+    assert len(trained) == 4 - len(finished)
+    assert all((folder / key / "result.json").read_text() == text for key, text in finished.items())
+    # What the killed process has done and what this one does are runs of one kind.
+    results = {(each.variant, each.seed): each.metrics for each in outcomes[0].results}
+    assert main(["study", path, "--output", "afresh", "--only", "plain", "--seeds", "1"]) == 0
+    assert outcomes[1].results[0].metrics == results["plain", 0]
+
+
+def test_a_computation_is_a_study_too(outcomes, capsys):
+    study = {
+        "function": "tests.studies.test_runs.halved",
+        "variants": {"a": {"x": 2}, "b": {"x": 6}},
+        "seeds": 3,
+        "metric": "y",
+    }
+    Path("sums.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+    assert main(["study", "sums.yaml"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    error = 1 / math.sqrt(3)  # of 0, 1, 2
+    assert f"a        2.0000 ± {error:.4f} (3 seeds)" in lines
+    assert f"b        4.0000 ± {error:.4f} (3 seeds)" in lines
+    assert outcomes[0].commands == {}
+    Path("tiny.yaml").write_text(yaml.safe_dump({**study, "variants": {"a": {"x": 2e-9, "power": 1.0}}, "seeds": 1}))
+    assert main(["study", "tiny.yaml"]) == 0
+    assert "a        1.00e-09 (1 seed)" in capsys.readouterr().out.splitlines()
+    key = json.loads(next(Path("runs/studies/sums/runs").glob("*/result.json")).read_text())
+    assert set(key) == {"variant", "seed", "metrics", "curves", "collected", "seconds"}
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_all_jobs_quietly_and_they_trained_the_same(outcomes):
+    path = two(seeds=5)
+    code = "import sys; from lightning_reg.cli import main; sys.exit(main(sys.argv[1:]))"
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    words = [sys.executable, "-c", code, "study", path, "--jobs", "2"]
+    process = subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    folder = Path("runs/studies/example/runs")
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("*/result.json")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "To go on:\n  python train.py study example.yaml --jobs 2" in err
+    assert "Traceback" not in err
+    assert not list(folder.glob("*/claim-*"))
+    done = [json.loads(file.read_text()) for file in folder.glob("*/result.json")]
+    assert 1 <= len(done) < 10
+    alone = ["--only", done[0]["variant"], "--seeds", str(done[0]["seed"] + 1), "--output", "alone"]
+    assert main(["study", path, *alone]) == 0
+    assert outcomes[0].results[-1].metrics == done[0]["metrics"]

@@ -1,0 +1,101 @@
+"""What a study can't be run with is said before anything is trained or written."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lightning_reg.cli import fitting, main
+from lightning_reg.studies.store import Store
+from tests.cli.test_study import BASE, STUDY, write
+
+
+@pytest.fixture(autouse=True)
+def _no_training(monkeypatch):
+    def refuse(run, folder):
+        raise AssertionError("nothing may be trained")
+
+    monkeypatch.setattr(fitting, "fit", refuse)
+
+
+def error_of(capsys, *args):
+    assert main(["study", *args]) == 2
+    assert not Path("runs").exists()
+    out, err = capsys.readouterr()
+    assert out == ""
+    lines = err.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+VARIANTS = {
+    "misspelt setting": (
+        {"model.drop_prb": 0.5},
+        "variants.b: .*drop_prb.*; did you mean model.drop_prob",
+    ),
+    "value of another type": ({"model.drop_prob": "much"}, "variants.b: .*drop_prob.*much"),
+    "unknown callback": ({"trainer.callbacks+": "L2Penaly"}, "variants.b: .*L2Penaly"),
+    "no such overlay": ("nowhere.yaml", "variants.b must name a configuration that exists"),
+    "several devices": ({"trainer.devices": 2}, "variants.b: trainer.devices must be 1 in a study"),
+    "changes nothing": ({"model.drop_prob": 0.3}, "variants.b changes nothing: like 'a', it is the base as it is"),
+}
+
+
+@pytest.mark.parametrize("case", VARIANTS)
+def test_a_variant_that_cannot_be_run(capsys, case):
+    variant, message = VARIANTS[case]
+    error = error_of(capsys, write(variants={"a": {}, "b": variant}))
+    assert re.search(message, error), error
+
+
+def test_two_variants_that_are_the_same(capsys):
+    overlay = Path("overlay.yaml")
+    overlay.write_text(yaml.safe_dump({"model": {"init_args": {"drop_prob": 0.5}}}))
+    error = error_of(capsys, write(variants={"a": {"model.drop_prob": 0.5}, "b": "overlay.yaml"}))
+    assert "variants 'a' and 'b' are the same" in error
+
+
+def test_a_base_that_does_not_exist(capsys):
+    assert "base must name a configuration that exists" in error_of(capsys, write(base="nowhere.yaml"))
+
+
+def test_predictions_of_data_that_does_not_tell_its_targets(capsys):
+    base = [str(BASE), {"data": "lightning.pytorch.demos.boring_classes.BoringDataModule"}]
+    error = error_of(capsys, write(base=base, variants={"a": {}}, collect=["predictions"]))
+    assert "variants.a: collect must leave out predictions" in error
+
+
+def test_options_that_cannot_be_used(capsys):
+    path = write()
+    assert "did you mean 'mnist'" in error_of(capsys, path, "--data", "minst")
+    assert "root must be left out where data is a folder" in error_of(capsys, path, "--data", ".", "--root", "x")
+    assert "only must be one of plain, L2, mixed" in error_of(capsys, path, "--only", "L1")
+    assert "seeds must be a whole number of at least 1" in error_of(capsys, path, "--seeds", "0")
+    assert "jobs must be a whole number of at least 1" in error_of(capsys, path, "--jobs", "0")
+    assert "can't be read" in error_of(capsys, "nowhere.yaml")
+
+
+def test_options_of_a_computation(capsys):
+    study = {"function": "tests.studies.test_runs.halved", "variants": {"a": {"x": 2}}, "seeds": 1, "metric": "y"}
+    Path("sums.yaml").write_text(yaml.safe_dump(study))
+    assert "data must be left out of a study that trains nothing" in error_of(capsys, "sums.yaml", "--data", "mnist")
+
+
+def test_another_study_s_folder(capsys):
+    Store("there", "other").open()
+    error = error_of(capsys, write(), "--output", "there")
+    assert "output must be a folder of 'example', but 'there' is of 'other'" in error
+    Path("thesis").mkdir()
+    Path("thesis", "text.txt").touch()
+    assert "'thesis' holds something else" in error_of(capsys, write(), "--output", "thesis")
+    assert [path.name for path in Path("thesis").iterdir()] == ["text.txt"]
+
+
+def test_a_metric_that_is_not_measured(capsys, monkeypatch):
+    monkeypatch.undo()
+    assert STUDY["seeds"] == 2
+    assert main(["study", write(metric="test/acuracy", seeds=1), "--output", "there"]) == 2
+    assert "metric must be one of " in (error := capsys.readouterr().err)
+    assert "did you mean 'test/accuracy'" in error

@@ -1,0 +1,62 @@
+"""Every study that is shipped runs, shorter still than its short form."""
+
+from dataclasses import replace
+
+import pytest
+
+from lightning_reg.cli.fitting import fit
+from lightning_reg.cli.plan import fits
+from lightning_reg.studies.definition import read_study
+from lightning_reg.studies.runs import computations, compute
+from tests.conftest import REPOSITORY
+
+STUDIES = sorted((REPOSITORY / "configs" / "studies").glob("*.yaml"))
+TINY = {
+    "trainer.max_epochs": 1,
+    "trainer.limit_train_batches": 2,
+    "trainer.limit_val_batches": 1,
+    "trainer.limit_test_batches": 1,
+}
+
+
+@pytest.fixture
+def definition(monkeypatch, request):
+    monkeypatch.chdir(REPOSITORY)
+    found = read_study(request.param)
+    return found.in_form(found.quick).with_seeds(1)
+
+
+every_study = pytest.mark.parametrize("definition", STUDIES, ids=lambda path: path.stem, indirect=True)
+
+
+@every_study
+def test_study_runs(definition, tmp_path):
+    if definition.function:
+        run = computations(definition)[0]
+        assert definition.study.metric in compute(run).metrics
+        return
+    runs = fits(definition.on(TINY))
+    assert [run.variant for run in runs] == list(definition.study.variants)
+    for run in runs:
+        # Loading in a new process takes seconds, and is tested in tests/cli/test_study.py.
+        collect = tuple(each for each in run.collect if each != "reload")
+        measured = fit(replace(run, collect=collect), tmp_path / run.key)
+        assert definition.study.metric in measured.metrics
+        assert set(measured.collected) == set(collect)
+
+
+@every_study
+def test_full_form_can_be_parsed_and_states_its_cost(definition, request):
+    found = read_study(request.node.callspec.params["definition"])
+    assert found.minutes is not None
+    assert (found.minutes if found.quick.minutes is None else found.quick.minutes) <= 2
+    assert "?" in found.study.question
+    for form in (found, *(found.in_form(each) for each in found.data.values())):
+        assert computations(form) if form.function else fits(form)
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_study_opens_with_its_command_and_has_a_title(path, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    assert path.read_text().splitlines()[0] == f"# python train.py study configs/studies/{path.name}"
+    assert read_study(path).study.title != path.stem
