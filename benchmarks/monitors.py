@@ -35,7 +35,7 @@ def tables(options: Options) -> Iterator[Table]:
     Args:
         options: How to run.
     """
-    for workload in ["tiny"] if options.smallest else ["mlp", "cnn"]:
+    for workload in ["tiny"] if options.smallest else ["mlp"] if options.quick else ["mlp", "cnn"]:
         yield _table(workload, options)
 
 

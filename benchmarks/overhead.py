@@ -43,6 +43,7 @@ from benchmarks.workloads import L1, L2, WORKLOADS, Endless, Workload
 from lightning_reg.callbacks import (
     ActivationStats,
     ActivityPenalty,
+    BatchMixing,
     ConfidencePenalty,
     ElasticNetPenalty,
     ExponentialMovingAverage,
@@ -65,6 +66,7 @@ from lightning_reg.callbacks import (
     UnitNorm,
     WeightDistribution,
 )
+from lightning_reg.transforms import Mixup
 
 TIMM = "  timm's adaptive_clip_grad"
 TIMM_EMA = "  timm's ModelEmaV3"
@@ -114,6 +116,7 @@ TECHNIQUES: Peers = {
     "  by hooks in four passes, histogram too": lambda: [HookedInFourPasses()],
     "ActivationStats, steps that don't log": lambda: [ActivationStats()],
     "WeightDistribution, steps that don't log": lambda: [WeightDistribution(every_n_steps=1_000_000)],
+    "BatchMixing": lambda: [BatchMixing(Mixup(alpha=0.4))],
     "InsertDropout": lambda: [InsertDropout(types=("ReLU",))],
     "InsertDropout(spatial)": lambda: [InsertDropout(types=("ReLU",), kind="spatial")],
     "InsertDropConnect": lambda: [InsertDropConnect()],
