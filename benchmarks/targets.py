@@ -92,9 +92,7 @@ TARGETS = (
     Target("Mixup beside timm's", "mixing", "Mixup of", "  timm's.*", "Mixup / this", 0.85),
     Target("CutMix beside torchvision's", "mixing", "CutMix of", "  torchvision's.*", "CutMix / this", 0.85),
     Target("CutMix beside timm's", "mixing", "CutMix of", "  timm's.*", "CutMix / this", 0.85),
-    Target(
-        "basic augmentation, beside torchvision v2", "data_loading", _BASIC, "torchvision.*", "ours faster", 10, True
-    ),
+    Target("basic augmentation beside torchvision", "data_loading", _BASIC, "torchvision.*", "ours faster", 10, True),
     Target("waiting for data, basic, %", "data_loading", "What part", "basic", "waiting, %", 5),
     _bandwidth("elastic net", "elastic net.*"),
     _bandwidth("clipping by norm", "clipping by norm"),
