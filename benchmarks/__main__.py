@@ -1,7 +1,8 @@
 """Runs benchmarks, and prints and writes what they measured.
 
 ``python -m benchmarks`` runs all of them, ``python -m benchmarks overhead scaling`` some. ``--quick`` is for a look, in
-minutes. ``--device cuda`` runs them on a GPU. ``--json`` and ``--markdown`` name files that the tables are written to.
+minutes. ``--device cuda`` runs them on a GPU. ``--json`` and ``--markdown`` name files that the tables are written to;
+what a JSON file holds already stays, but for rows that are measured again.
 """
 
 import argparse
@@ -9,6 +10,7 @@ import importlib
 import json
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -47,6 +49,7 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu", help="cpu, or cuda for a GPU")
     parser.add_argument("--compile", action="store_true", help="compile the networks that are trained")
     parser.add_argument("--only", default="", metavar="TEXT", help="techniques whose name contains it")
+    parser.add_argument("--workload", nargs="+", default=["mlp", "cnn"], metavar="NAME", help="mlp, cnn or resnet50")
     parser.add_argument("--threads", type=int, help="that torch computes with")
     parser.add_argument("--data", metavar="FOLDER", help="pictures to load, in train/<class>/; else random ones")
     parser.add_argument("--json", type=Path, metavar="FILE")
@@ -67,6 +70,7 @@ def main(args: list[str] | None = None) -> int:
         smallest=options.smallest,
         compiled=options.compile,
         only=options.only,
+        workloads=options.workload,
         data=options.data,
     )
     measured: dict[str, list[Table]] = {}
@@ -82,13 +86,30 @@ def main(args: list[str] | None = None) -> int:
 def _write(data: Path | None, page: Path | None, where: str, measured: dict[str, list[Table]]) -> None:
     if data:
         tables = {name: [table.data() for table in each] for name, each in measured.items()}
-        data.write_text(json.dumps({"machine": where, "benchmarks": tables}, indent=1, ensure_ascii=False) + "\n")
+        before = json.loads(data.read_text(encoding="utf-8"))["benchmarks"] if data.exists() else {}
+        merged = {
+            "machine": where,
+            "benchmarks": {**before, **{n: _merged(before.get(n, []), tables[n]) for n in tables}},
+        }
+        data.write_text(json.dumps(merged, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if page:
         sections = [
             f"## {name}: {BENCHMARKS[name]}\n\n" + "\n".join(table.markdown() for table in each)
             for name, each in measured.items()
         ]
         page.write_text("\n".join([f"# Measurements\n\n{where}\n", *sections]))
+
+
+def _merged(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns tables of both, rows of the newer run in the place of the older one's: some may be measured again."""
+    by_title = {table["title"]: table for table in before}
+    for table in now:
+        old = by_title.get(table["title"])
+        if old is not None and old["columns"] == list(table["columns"]):
+            rows = {row[0]: row for row in old["rows"]} | {row[0]: row for row in table["rows"]}
+            table["rows"] = list(rows.values())
+        by_title[table["title"]] = table
+    return list(by_title.values())
 
 
 if __name__ == "__main__":

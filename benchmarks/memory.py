@@ -5,12 +5,14 @@ every tensor that an operation makes is followed until it is gone; on a GPU the 
 what is there between two steps beyond what a bare run has; the peak is within a step, likewise.
 """
 
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -22,11 +24,17 @@ from benchmarks.tables import Options, Table
 from benchmarks.timing import quiet
 from benchmarks.workloads import WORKLOADS, Endless
 from lightning_reg.callbacks import (
+    ActivationStats,
     BestWeightsEarlyStopping,
     ElasticNetPenalty,
+    ExponentialMovingAverage,
     GradientClipping,
     GradientMonitor,
     L2SPPenalty,
+    Lookahead,
+    SharpnessAwareMinimization,
+    StochasticWeightAverage,
+    WeightDistribution,
 )
 
 __all__ = ["TECHNIQUES", "Allocations"]
@@ -40,6 +48,10 @@ TECHNIQUES: dict[str, Callable[[], list[Callback]]] = {
     "GradientClipping": lambda: [GradientClipping(max_norm=1.0)],
     "GradientMonitor": lambda: [GradientMonitor(every_n_steps=1)],
     "GradientMonitor(update_ratio=True)": lambda: [GradientMonitor(every_n_steps=1, update_ratio=True)],
+    "ExponentialMovingAverage": lambda: [ExponentialMovingAverage(decay=0.9)],
+    "StochasticWeightAverage": lambda: [StochasticWeightAverage(start=0)],
+    "Lookahead": lambda: [Lookahead(k=2)],
+    "SharpnessAwareMinimization": lambda: [SharpnessAwareMinimization()],
 }
 
 
@@ -73,27 +85,57 @@ class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return sum(self._alive.values())
 
 
-class Meter(Callback):
+class Meter:
     """Reads what is held and the peak, in the last step."""
 
     def __init__(self, allocations: Allocations | None) -> None:
-        self.allocations = allocations
+        self._allocations = allocations
         self.held = self.peak = 0
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Begins anew, so that the last step counts."""
-        if self.allocations:
-            self.held = self.allocations.bytes()
-            self.allocations.peak = 0
+    def begin(self) -> None:
+        """Notes what is held and begins a peak anew, so that the last step counts."""
+        if self._allocations:
+            self.held = self._allocations.bytes()
+            self._allocations.peak = 0
         else:
             self.held = torch.cuda.memory_allocated()
             torch.cuda.reset_peak_memory_stats()
 
+    def end(self) -> None:
+        """Notes the peak."""
+        self.peak = self._allocations.peak if self._allocations else torch.cuda.max_memory_allocated()
+
+
+class First(Callback):
+    """Comes before all others.
+
+    Args:
+        meter: That begins with a step.
+    """
+
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Begins."""
+        self._meter.begin()
+
+
+class Last(Callback):
+    """Comes after all others, some of which work when a step has ended.
+
+    Args:
+        meter: That ends with a step.
+    """
+
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
-        """Reads."""
-        self.peak = self.allocations.peak if self.allocations else torch.cuda.max_memory_allocated()
+        """Ends."""
+        self._meter.end()
 
 
 def measured(callbacks: list[Callback], options: Options) -> tuple[int, int, int]:
@@ -104,7 +146,7 @@ def measured(callbacks: list[Callback], options: Options) -> tuple[int, int, int
     meter = Meter(allocations)
     batch = tuple(part.to(options.device) for part in workload.batch)
     watched: AbstractContextManager[Any] = allocations if allocations else nullcontext()
-    with quiet(), watched:
+    with quiet(), tempfile.TemporaryDirectory() as folder, watched:
         trainer = Trainer(
             accelerator="cpu" if on_cpu else "gpu",
             devices=1,
@@ -112,8 +154,9 @@ def measured(callbacks: list[Callback], options: Options) -> tuple[int, int, int
             limit_train_batches=STEPS,
             limit_val_batches=1,
             num_sanity_val_steps=0,
-            callbacks=[meter, *callbacks],
-            logger=False,
+            callbacks=[First(meter), *callbacks, Last(meter)],
+            logger=TensorBoardLogger(folder),  # else monitors would take no histograms
+            log_every_n_steps=1,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -141,3 +184,20 @@ def tables(options: Options) -> Iterator[Table]:
         with_it = measured(make(), options)
         table.add(name, f"{(with_it[0] - held) / weights:.2f}", f"{(with_it[1] - peak) / weights:.2f}")
     yield table
+    yield _monitors(held, peak, options)
+
+
+def _monitors(held: int, peak: int, options: Options) -> Table:
+    """What monitors keep grows with bins and layers, not with weights or activations."""
+    table = Table(
+        "Memory of monitors",
+        ["monitor", "held, kB", "at the peak, kB"],
+        note="Measuring at every step, beyond what a bare run has; the network has 5 modules and 6 parameters.",
+    )
+    for bins in (16, 64, 256):
+        monitors: list[Callback] = [ActivationStats(every_n_steps=1, histogram_bins=bins)]
+        for monitor in [*monitors, WeightDistribution(every_n_steps=1, histogram_bins=bins)]:
+            with_it = measured([monitor], options)
+            name = f"{type(monitor).__name__}(histogram_bins={bins})"
+            table.add(name, f"{(with_it[0] - held) / 1e3:.1f}", f"{(with_it[1] - peak) / 1e3:.1f}")
+    return table

@@ -35,7 +35,7 @@ def tables(options: Options) -> Iterator[Table]:
     Args:
         options: How to run.
     """
-    for workload in ["tiny"] if options.smallest else ["mlp", "cnn"]:
+    for workload in ["tiny"] if options.smallest else ["mlp"] if options.quick else ["mlp", "cnn"]:
         yield _table(workload, options)
 
 
@@ -43,7 +43,7 @@ def _table(workload: str, options: Options) -> Table:
     # As many steps as the rarest monitor needs to log once, and those that warm up.
     steps = Stopwatch.WARM_UP + (4 if options.smallest else 100) + 1
     seconds: dict[str, list[float]] = {name: [] for name in MEMBERS}
-    for _ in range(options.rounds(7, 3)):
+    for _ in range(options.rounds(5, 1)):
         for name, make in MEMBERS.items():
             seconds[name].append(_step_time(workload, make(), steps, options))
     table = Table(f"Monitors at their defaults: {workload}", ["monitors", "ms a step", "quartiles", "× none"])

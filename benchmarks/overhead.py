@@ -5,10 +5,10 @@ with blocks of the same steps with one technique attached, in changing order, so
 the ratio of each pair of neighbouring blocks is taken; the median over pairs is printed, with quartiles.
 
 Workloads: an MLP 784-2048-2048-10 with batches of 128 (5.8 M weights), a CNN of three blocks on 32×32 with batches of
-64 (0.3 M weights), and a ResNet-50 (25.6 M weights) on 64×64 with batches of 8 for what is bound by the number of
-weights. Data are random numbers. What stands beside: the textbook's penalty in the loss, plain ``torch._foreach``
-calls, ``clip_grad_norm_``, Lightning's averages, and timm's ``adaptive_clip_grad`` and ``ModelEmaV3`` where timm is
-installed.
+64 (0.3 M weights), and, with ``--workload resnet50``, a ResNet-50 (25.6 M weights) on 64×64 with batches of 8 for what
+is bound by the number of weights. Data are random numbers. What stands beside: the textbook's penalty in the loss,
+plain ``torch._foreach`` calls, ``clip_grad_norm_``, Lightning's averages, and timm's ``adaptive_clip_grad`` and
+``ModelEmaV3`` where timm is installed.
 
 On a GPU it is counted, too, how often a step made the host wait for the device.
 """
@@ -43,6 +43,7 @@ from benchmarks.workloads import L1, L2, WORKLOADS, Endless, Workload
 from lightning_reg.callbacks import (
     ActivationStats,
     ActivityPenalty,
+    BatchMixing,
     ConfidencePenalty,
     ElasticNetPenalty,
     ExponentialMovingAverage,
@@ -61,12 +62,16 @@ from lightning_reg.callbacks import (
     MaxNorm,
     NonNegative,
     OrthogonalPenalty,
+    SharpnessAwareMinimization,
     UnitNorm,
     WeightDistribution,
 )
+from lightning_reg.transforms import Mixup
 
 TIMM = "  timm's adaptive_clip_grad"
 TIMM_EMA = "  timm's ModelEmaV3"
+SAM = "SharpnessAwareMinimization"
+TOGETHER = "fourteen of them together"
 Peers = dict[str, Callable[[], list[Callback]]]
 
 TECHNIQUES: Peers = {
@@ -88,6 +93,8 @@ TECHNIQUES: Peers = {
     TIMM_EMA: lambda: [TimmEma()],
     "  Lightning's EMAWeightAveraging": lambda: [EMAWeightAveraging(decay=0.999)],
     "Lookahead": lambda: [Lookahead()],
+    SAM: lambda: [SharpnessAwareMinimization()],
+    "SharpnessAwareMinimization(adaptive)": lambda: [SharpnessAwareMinimization(adaptive=True)],
     "GradientCentralization": lambda: [GradientCentralization()],
     "GradientNoise": lambda: [GradientNoise(eta=1e-6)],
     "GradientClipping(norm)": lambda: [GradientClipping(max_norm=1e-3)],
@@ -109,10 +116,27 @@ TECHNIQUES: Peers = {
     "  by hooks in four passes, histogram too": lambda: [HookedInFourPasses()],
     "ActivationStats, steps that don't log": lambda: [ActivationStats()],
     "WeightDistribution, steps that don't log": lambda: [WeightDistribution(every_n_steps=1_000_000)],
+    "BatchMixing": lambda: [BatchMixing(Mixup(alpha=0.4))],
     "InsertDropout": lambda: [InsertDropout(types=("ReLU",))],
     "InsertDropout(spatial)": lambda: [InsertDropout(types=("ReLU",), kind="spatial")],
     "InsertDropConnect": lambda: [InsertDropConnect()],
     "InsertDropBlock": lambda: [InsertDropBlock(types=("MaxPool2d",))],
+    TOGETHER: lambda: [
+        ElasticNetPenalty(l1=L1, l2=L2),
+        GroupLassoPenalty(weight=L1),
+        L2SPPenalty(weight=L2),
+        OrthogonalPenalty(weight=L2),
+        GradientCentralization(),
+        GradientNoise(eta=1e-6),
+        MaxNorm(),
+        GradientClipping(max_norm=1e-3),
+        GradientMonitor(),
+        Lookahead(),
+        ExponentialMovingAverage(decay=0.999),
+        ConfidencePenalty(weight=0.1),
+        ActivationStats(),
+        WeightDistribution(every_n_steps=1_000_000),
+    ],
 }
 NEEDS_MAPS = ("InsertDropBlock",)
 NEEDS_POOLING = ("InsertDropBlock",)
@@ -244,7 +268,7 @@ def tables(options: Options) -> Iterator[Table]:
         print("timm isn't installed; what is timed beside it stands alone")
     if options.compiled:  # hooks that are attached after the first step aren't part of compiled code
         techniques = {name: make for name, make in techniques.items() if not name.startswith(ACTS_IN_FORWARD)}
-    for name in ["tiny"] if options.smallest else ["mlp", "cnn"] if options.quick else ["mlp", "cnn", "resnet50"]:
+    for name in ["tiny"] if options.smallest else options.workloads:
         suited = {each: make for each, make in techniques.items() if name != "mlp" or each not in NEEDS_MAPS}
         suited = {each: make for each, make in suited.items() if name != "tiny" or each not in NEEDS_POOLING}
         if suited:
@@ -252,7 +276,7 @@ def tables(options: Options) -> Iterator[Table]:
 
 
 def _table(workload: str, techniques: Peers, options: Options) -> Table:
-    steps, pairs = options.rounds(10, 5), options.rounds(15, 3)
+    steps, pairs = options.rounds(8, 2), options.rounds(11, 2)
     result = measure(WORKLOADS[workload](), techniques, options, steps=steps, pairs=pairs)
     bare = quartiles(result.bare)[1] * 1e3
     on_gpu = torch.device(options.device).type == "cuda"

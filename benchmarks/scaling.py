@@ -14,9 +14,12 @@ from torch import nn
 
 from benchmarks.tables import Options, Table
 from benchmarks.timing import alternate, copy_bandwidth, quartiles
+from lightning_reg.functional.averaging import ema_update_
 from lightning_reg.functional.gradients import clip_by_value_, norms_of, scale_, shrinking_factor, total_norm
+from lightning_reg.functional.histograms import linear_histogram
 from lightning_reg.functional.penalties import add_elastic_net_gradient_
 from lightning_reg.functional.proximal import soft_threshold_
+from lightning_reg.functional.statistics import summarized
 
 __all__ = ["PASSES", "Pass", "Weights"]
 
@@ -35,7 +38,7 @@ class Weights:
         self.weights = [nn.Parameter(torch.randn(size, device=device)) for _ in range(tensors)]
         self.gradients = [torch.randn(size, device=device) for _ in range(tensors)]
         self.averages = [each.detach().clone() for each in self.weights]
-        self.values = [each.detach() for each in self.weights]
+        self.values = [each.detach() for each in self.weights]  # the weights themselves, without a graph
         self.numel = size * tensors
 
 
@@ -57,12 +60,22 @@ def _clip(weights: Weights) -> None:
     scale_(weights.gradients, shrinking_factor(norm, 0.99999 * norm))  # a factor of 1 would be left out
 
 
+def _distribution(weights: Weights) -> list[torch.Tensor]:
+    found = []
+    for each in weights.values:
+        summary = summarized(each)
+        found += [summary, linear_histogram(each, summary[-2], summary[-1], 64)]
+    return found
+
+
 PASSES: dict[str, Pass] = {
     "elastic net, gradient": Pass(
         lambda weights: add_elastic_net_gradient_(weights.gradients, weights.values, l1=1e-9, l2=1e-9), 3
     ),
     "L1, proximal": Pass(lambda weights: soft_threshold_(weights.values, 1e-9), 2),
     "clipping by norm": Pass(_clip, 3),
+    "moving average (EMA)": Pass(lambda weights: ema_update_(weights.averages, weights.values, 0.999), 3),
+    "statistics and histogram (WeightDistribution)": Pass(_distribution, 1),
     "clipping by value": Pass(lambda weights: clip_by_value_(weights.gradients, 1e9), 2),
 }
 

@@ -44,7 +44,7 @@ def tables(options: Options) -> Iterator[Table]:
         }
         if options.smallest:
             members = {name: members[name] for name in list(members)[:2]}
-        seconds = alternate(members, rounds=options.rounds(7, 3))
+        seconds = alternate(members, rounds=options.rounds(7, 1))
     table = Table("Until training begins", ["process", "s", "× the bare imports"])
     beside = {"train": "import torch, lightning, torchvision", "import lightning,": "import lightning"}
     for name, times in seconds.items():

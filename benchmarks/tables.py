@@ -23,6 +23,7 @@ class Options:
         smallest: Whether only that it runs counts, and no number.
         compiled: Whether networks are compiled, where a benchmark trains one.
         only: Techniques whose name contains this.
+        workloads: Names of what is trained where techniques are timed in a training step.
         data: Folder of pictures, a folder a class below ``train``; random numbers stand in where None.
     """
 
@@ -31,6 +32,7 @@ class Options:
     smallest: bool = False
     compiled: bool = False
     only: str = ""
+    workloads: Sequence[str] = ("mlp", "cnn")
     data: str | None = None
 
     def rounds(self, full: int, quick: int) -> int:

@@ -1,0 +1,170 @@
+"""What was wanted of speed and memory, and whether a run of the suite shows it."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.tables import Table
+
+__all__ = ["TARGETS", "Target", "judged"]
+
+Benchmarks = Mapping[str, Sequence[Mapping[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A bound on one figure, or on each of several.
+
+    Attributes:
+        what: In words.
+        benchmark: Where the figure is.
+        title: How its table's title begins.
+        rows: A pattern that the names of its rows match as a whole.
+        column: A pattern that the name of its column begins with.
+        bound: What it is to be at most, or at least.
+        at_least: Whether more is better.
+        other: A row whose figure the rows' is divided by.
+    """
+
+    what: str
+    benchmark: str
+    title: str
+    rows: str
+    column: str
+    bound: float
+    at_least: bool = False
+    other: str = ""
+
+
+def _step(what: str, workload: str, rows: str, bound: float, column: str = "×", other: str = "") -> Target:
+    title = f"What techniques add to a step: {workload}"
+    return Target(f"{what}, {workload}", "overhead", title, rows, column, bound, other=other)
+
+
+def _bandwidth(what: str, rows: str) -> Target:
+    return Target(f"{what} at 10^7 weights, % of copying", "scaling", _BY_WEIGHTS, rows, "of the limit#2", 50, True)
+
+
+_BY_WEIGHTS = "Cost by the number of weights"
+_BASIC = "An epoch of 50,000 colour pictures"
+# Our techniques at their defaults: not what belongs to the row above, not what is measured at every step.
+_EACH = r"(?!\s|SharpnessAware|fourteen|.*every step).*"
+_EMA, _SAM = "ExponentialMovingAverage", "SharpnessAwareMinimization"
+
+TARGETS = (
+    _step("every callback but SAM", "cnn", _EACH, 1.02),
+    _step("fourteen of them together", "cnn", "fourteen.*", 1.06),
+    _step("SAM", "cnn", _SAM, 2.05),
+    _step("SAM", "mlp", _SAM, 2.05),
+    _step("elastic net", "mlp", "ElasticNetPenalty", 1.12),
+    _step("moving average", "mlp", _EMA, 1.08),
+    _step("moving average", "cnn", _EMA, 1.02),
+    _step("moving average, what it adds beside timm's", "mlp", _EMA, 1.0, "adds", "  timm's ModelEmaV3"),
+    _step(
+        "clipping and its monitor, what they add beside clip_grad_norm_",
+        "mlp",
+        "  with GradientMonitor at every step",
+        1.1,
+        "adds",
+        "  torch's clip_grad_norm_",
+    ),
+    _step(
+        "adaptive clipping, what it adds beside timm's",
+        "mlp",
+        r"GradientClipping\(adaptive\)",
+        0.5,
+        "adds",
+        "  timm's adaptive_clip_grad",
+    ),
+    _step("activations watched at every step", "cnn", "ActivationStats, every step", 1.2),
+    _step("the same with histograms", "cnn", "  with histograms", 1.5),
+    Target("all monitors at their defaults, mlp", "monitors", "Monitors at their defaults: mlp", "all.*", "×", 1.03),
+    Target("all monitors at their defaults, cnn", "monitors", "Monitors at their defaults: cnn", "all.*", "×", 1.03),
+    Target("our MLP beside a bare module", "models", "A step of a model", ".*logs the same", "MLP / this", 1.03),
+    Target("train.py to the first step, beside bare imports", "startup", "Until", "train.py.*", "×", 1.5),
+    Target("import lightning_reg, beside lightning", "startup", "Until", "import lightning, lightning_reg", "×", 1.1),
+    Target("memory of a moving average, copies", "memory", "Memory", _EMA, "held", 1.0),
+    Target("memory of SAM at its peak, copies", "memory", "Memory", _SAM, "at the peak", 1.0),
+    Target("memory of early stopping, copies", "memory", "Memory", "BestWeightsEarlyStopping", "held", 1.0),
+    Target("logging every weight, beside add_histogram", "inspection", "Logging", "WeightDistribution", "×", 0.4),
+    Target("Mixup beside torchvision's", "mixing", "Mixup of", "  torchvision's.*", "Mixup / this", 0.85),
+    Target("Mixup beside timm's", "mixing", "Mixup of", "  timm's.*", "Mixup / this", 0.85),
+    Target("CutMix beside torchvision's", "mixing", "CutMix of", "  torchvision's.*", "CutMix / this", 0.85),
+    Target("CutMix beside timm's", "mixing", "CutMix of", "  timm's.*", "CutMix / this", 0.85),
+    Target("basic augmentation beside torchvision", "data_loading", _BASIC, "torchvision.*", "ours faster", 10, True),
+    Target("waiting for data, basic, %", "data_loading", "What part", "basic", "waiting, %", 5),
+    _bandwidth("elastic net", "elastic net.*"),
+    _bandwidth("clipping by norm", "clipping by norm"),
+    _bandwidth("moving average", "moving.*"),
+)
+
+
+def judged(benchmarks: Benchmarks) -> Table:
+    """Returns what was wanted, what was measured, and whether that is enough.
+
+    Args:
+        benchmarks: The tables of a run, by benchmark.
+    """
+    table = Table("Targets", ["what", "wanted", "measured", ""])
+    for target in TARGETS:
+        sign = "≥" if target.at_least else "≤"
+        figures = _figures(target, benchmarks)
+        if not figures:
+            table.add(
+                target.what, f"{sign} {target.bound:g}", None, "can't be told" if target.other else "not measured"
+            )
+            continue
+        worst_first = sorted(figures.items(), key=lambda item: item[1], reverse=not target.at_least)
+        missed = [
+            (row, value)
+            for row, value in worst_first
+            if (value < target.bound if target.at_least else value > target.bound)
+        ]
+        table.add(target.what, f"{sign} {target.bound:g}", _shown(worst_first), _verdict(target, missed, len(figures)))
+    return table
+
+
+def _shown(worst_first: list[tuple[str, float]]) -> str:
+    values = [value for _, value in worst_first]
+    return f"{values[0]:.3g}" if len(values) == 1 else f"{min(values):.3g} to {max(values):.3g}"
+
+
+def _verdict(target: Target, missed: list[tuple[str, float]], count: int) -> str:
+    if not missed:
+        return "met"
+    if count == 1:
+        return f"**missed by {abs(missed[0][1] - target.bound):.2g}**"
+    named = ", ".join(f"{row.strip()} {value:.3g}" for row, value in missed)
+    return f"**missed by {len(missed)} of {count}**: {named}"
+
+
+def _figures(target: Target, benchmarks: Benchmarks) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for table in benchmarks.get(target.benchmark, ()):
+        if not table["title"].startswith(target.title):
+            continue
+        column = _column(target.column, table["columns"])
+        values = {str(row[0]): _number(row[column]) for row in table["rows"]} if column is not None else {}
+        other = values.get(target.other)
+        for row, value in values.items():
+            if value is None or not re.fullmatch(target.rows, row):
+                continue
+            if not target.other:
+                found[row] = value
+            elif other and value > 0 and other > 0:  # else what either adds is less than the noise
+                found[row] = value / other
+    return found
+
+
+def _column(begins: str, columns: Sequence[str]) -> int | None:
+    """Returns which column is meant; where several are named alike, ``#`` says which of them, from 0."""
+    name, _, number = begins.partition("#")
+    alike = [index for index, column in enumerate(columns) if index and column.startswith(name)]
+    which = int(number or 0)
+    return alike[which] if which < len(alike) else None
+
+
+def _number(cell: Any) -> float | None:
+    found = re.match(r"-?[\d.]+(e-?\d+)?", str(cell).replace(",", ""))
+    return float(found[0]) if found else None
