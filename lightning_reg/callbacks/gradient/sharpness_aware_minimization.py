@@ -118,6 +118,27 @@ class SharpnessAwareMinimization(GradientTechnique):
         self._second_pass = None
         self._kept = {}
 
+    def _climb(
+        self,
+        trainer: Trainer,
+        parameters: list[nn.Parameter],
+        weights: list[Tensor],
+        before: list[Tensor],
+        eta: float | None,
+    ) -> Tensor:
+        """Moves the weights and lets go of the gradients; returns what these were multiplied by."""
+        gradients = [local(dense_gradient(each)) for each in parameters]
+        if eta is not None:
+            scale_to_weights_(gradients, weights, eta)
+        factor = climbing_factor(total_norm(gradient_norms(parameters)), self.rho)
+        if scaler_scale(trainer, factor.device) is not None:
+            for each in gradients:
+                each.nan_to_num_(0.0, 0.0, 0.0)  # where the first pass overflows there is no climb
+        climb_(weights, gradients, before, factor, eta)
+        for parameter in parameters:
+            parameter.grad = None  # before the second pass, which needs as much memory
+        return factor
+
     def _kept_of(self, parameter: nn.Parameter, weight: Tensor) -> Tensor:
         kept = self._kept.get(parameter)
         if kept is None or kept.shape != weight.shape or kept.device != weight.device or kept.dtype != weight.dtype:
@@ -138,17 +159,8 @@ class SharpnessAwareMinimization(GradientTechnique):
         weights = [local(each) for each in parameters]
         before = [self._kept_of(parameter, weight) for parameter, weight in zip(parameters, weights, strict=True)]
         eta = self.eta if self.adaptive else None
-        gradients = [local(dense_gradient(each)) for each in parameters]
-        if eta is not None:
-            scale_to_weights_(gradients, weights, eta)
-        factor = climbing_factor(total_norm(gradient_norms(parameters)), self.rho)
-        if scaler_scale(trainer, factor.device) is not None:
-            for each in gradients:
-                each.nan_to_num_(0.0, 0.0, 0.0)  # where the first pass overflows there is no climb
-        climb_(weights, gradients, before, factor, eta)
+        factor = self._climb(trainer, parameters, weights, before, eta)
         try:
-            for each in parameters:
-                each.grad = None
             with torch.enable_grad():
                 rise = self._second_pass.run()
             _unscale(trainer, optimizer, parameters)
