@@ -81,9 +81,8 @@ class SharpnessAwareMinimization(GradientTechnique):
         self.eta = eta
         self.interval = interval
         self._second_pass: SecondPass | None = None
-        self._kept: dict[
-            nn.Parameter, Tensor
-        ] = {}  # memory that is asked for once: on a CPU that takes longer than use
+        # Asked for once: on a CPU, memory that is new has to be cleared.
+        self._kept: dict[nn.Parameter, Tensor] = {}
 
     @property
     def used_settings(self) -> tuple[str, ...]:
