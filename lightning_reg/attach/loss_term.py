@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
@@ -79,7 +80,8 @@ class LossTerm(Technique):
             loss = output.get("loss") if isinstance(output, Mapping) else output
             if loss is None:  # this batch is skipped
                 return output
-            term = factor * self.term()
+            with torch._C.DisableTorchFunction():  # who watches the user's calls isn't to take these for theirs
+                term: Tensor = factor * self.term()
         self._is_checked = True
         size = term.detach().abs()
         self._log(self._module, {"": term.detach(), "_share": size / (size + loss.detach().abs())})

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_reg.callbacks import BatchMixing
+from lightning_reg.callbacks import BatchMixing, ConfidencePenalty
 from lightning_reg.settings import SettingError
 from lightning_reg.transforms import CutMix, Cutout, Mixup, MixupOrCutMix, RandomErasing
 from tests.helpers import quiet_trainer
@@ -329,6 +329,16 @@ def stacked(out, targets):
 def test_a_loss_of_what_cannot_be_made_of_the_partners_is_refused(loss, maker):
     with pytest.raises(SettingError, match=f"of what _*{maker}_* made"):
         trained(Mixup(), loss, LABELS)
+
+
+def test_a_term_of_ours_is_not_taken_for_a_part_of_the_loss():
+    """It looks at which targets count, and a warning would be an error here."""
+    loader = DataLoader(list(zip(inputs_of((4,)), LABELS, strict=True)), batch_size=COUNT)
+    for callbacks in (
+        [BatchMixing(Mixup()), ConfidencePenalty(weight=0.1)],
+        [ConfidencePenalty(weight=0.1), BatchMixing(Mixup())],
+    ):
+        quiet_trainer(*callbacks).fit(Theirs(F.cross_entropy, tuple, (4,)), loader, loader)
 
 
 def test_two_mix_one_after_the_other():

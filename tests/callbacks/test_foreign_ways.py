@@ -444,7 +444,7 @@ def test_everything_together_resumes_to_the_bit(tmp_path):
 
     def run(**settings):
         left_out = ("GradientClipping ", "UnitNorm", "NonNegative", "BestWeights", "WeightStandardization")
-        # A second one is refused; of two that mix, one by sample, it is warned that one doesn't see the other's partners.
+        # A second is refused; of two that mix, one by sample, it is warned that one doesn't see the other's partners.
         left_out += ("SharpnessAwareMinimization adaptive", "BatchMixing per sample")
         together = [
             callback
