@@ -44,7 +44,9 @@ def main(args: list[str] | None = None) -> int:
     )
     listed = "; ".join(f"{name}: {what}" for name, what in BENCHMARKS.items())
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{listed}; all where none is named")
-    parser.add_argument("--quick", action="store_true", help="few rounds")
+    parser.add_argument(
+        "--quick", action="store_true", help="few rounds, and of training steps those of the first workload alone"
+    )
     parser.add_argument("--smallest", action="store_true", help="only to see that everything runs")
     parser.add_argument("--device", default="cpu", help="cpu, or cuda for a GPU")
     parser.add_argument("--compile", action="store_true", help="compile the networks that are trained")

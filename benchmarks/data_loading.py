@@ -152,7 +152,7 @@ def tables(options: Options) -> Iterator[Table]:
     Args:
         options: How to run.
     """
-    count = 256 if options.smallest else 10_000 if options.quick else 50_000
+    count = 256 if options.smallest else 4_000 if options.quick else 50_000
     workers = 0 if options.smallest else os.cpu_count() or 1
     generator = torch.Generator().manual_seed(0)
     grey = torch.randint(0, 256, (count, 1, 28, 28), dtype=torch.uint8, generator=generator)
@@ -208,7 +208,7 @@ def _waiting(options: Options) -> Table:
     if options.smallest:
         model["channels"] = [4]
     mixing = config["data"]["init_args"]["mix"]["init_args"]
-    steps = options.rounds(40, 10) + 2
+    steps = options.rounds(40, 4) + 2
     table = Table(
         f"What part of an epoch of {CONFIG.name} is spent waiting for data, in {steps - 2} steps of {BATCH_SIZE}",
         ["augmentation", "step, ms", "waiting, ms", "waiting, %"],

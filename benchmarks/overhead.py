@@ -268,7 +268,8 @@ def tables(options: Options) -> Iterator[Table]:
         print("timm isn't installed; what is timed beside it stands alone")
     if options.compiled:  # hooks that are attached after the first step aren't part of compiled code
         techniques = {name: make for name, make in techniques.items() if not name.startswith(ACTS_IN_FORWARD)}
-    for name in ["tiny"] if options.smallest else options.workloads:
+    chosen = list(options.workloads)[: 1 if options.quick else None]
+    for name in ["tiny"] if options.smallest else chosen:
         suited = {each: make for each, make in techniques.items() if name != "mlp" or each not in NEEDS_MAPS}
         suited = {each: make for each, make in suited.items() if name != "tiny" or each not in NEEDS_POOLING}
         if suited:

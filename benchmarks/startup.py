@@ -42,7 +42,7 @@ def tables(options: Options) -> Iterator[Table]:
             "import lightning, lightning_reg": _python("import lightning.pytorch, lightning_reg"),
             "import lightning, lightning_reg.callbacks": _python("import lightning.pytorch, lightning_reg.callbacks"),
         }
-        if options.smallest:
+        if options.quick:
             members = {name: members[name] for name in list(members)[:2]}
         seconds = alternate(members, rounds=options.rounds(7, 1))
     table = Table("Until training begins", ["process", "s", "× the bare imports"])
