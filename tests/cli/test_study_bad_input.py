@@ -9,7 +9,9 @@ import yaml
 
 from lightning_reg.cli import fitting, main
 from lightning_reg.studies.store import Store
-from tests.cli.test_study import BASE, STUDY, write
+from tests.cli.test_study import BASE, write
+
+FIT = fitting.fit
 
 
 @pytest.fixture(autouse=True)
@@ -95,8 +97,7 @@ def test_another_study_s_folder(capsys):
 
 
 def test_a_metric_that_is_not_measured(capsys, monkeypatch):
-    monkeypatch.undo()
-    assert STUDY["seeds"] == 2
+    monkeypatch.setattr(fitting, "fit", FIT)
     assert main(["study", write(metric="test/acuracy", seeds=1), "--output", "there"]) == 2
     assert "metric must be one of " in (error := capsys.readouterr().err)
     assert "did you mean 'test/accuracy'" in error
