@@ -12,6 +12,7 @@ __all__ = [
     "check_choice",
     "check_count",
     "check_range",
+    "imported",
     "named_or_imported",
     "near_matches",
 ]
@@ -142,11 +143,27 @@ def named_or_imported(name: str, value: Any, options: Sequence[str]) -> Any:
     if "." not in value:
         check_choice(name, value, options)
         return value
-    allowed = f"{', '.join(options)} or the import path of a callable"
+    return imported(name, value, f"one of {', '.join(options)} or the import path of a callable")
+
+
+def imported(name: str, path: str, allowed: str = "the import path of a callable") -> Any:
+    """Returns the callable that a dotted import path means.
+
+    Args:
+        name: The argument, as the user writes it.
+        path: What was written.
+        allowed: What it must be, for the message.
+
+    Raises:
+        SettingError: If the path can't be imported, or means something else.
+
+    >>> imported("function", "math.sqrt")(4)
+    2.0
+    """
     try:
-        found = pkgutil.resolve_name(value)
+        found = pkgutil.resolve_name(path)
     except (ImportError, AttributeError, ValueError) as error:
-        raise SettingError(f"{name} must be one of {allowed}, but is {value!r}: {error}") from error
+        raise SettingError(f"{name} must be {allowed}, but is {path!r}: {error}") from error
     if not callable(found):
-        raise SettingError(f"{name} must be one of {allowed}, but {value!r} is a {type(found).__name__}")
+        raise SettingError(f"{name} must be {allowed}, but {path!r} is a {type(found).__name__}")
     return found

@@ -2,15 +2,16 @@
 
 import hashlib
 import json
-import pkgutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lightning_reg.settings import SettingError
+from lightning_reg.settings import SettingError, imported
 from lightning_reg.studies.definition import Definition
 
 __all__ = ["Measured", "Run", "check_distinct", "computations", "compute", "key_of"]
+
+_FUNCTION = "the dotted name of a function"
 
 
 @dataclass(frozen=True)
@@ -96,12 +97,7 @@ def computations(definition: Definition) -> list[Run]:
         SettingError: If there is no such function, or two variants are the same.
     """
     name = str(definition.function)
-    try:
-        function = pkgutil.resolve_name(name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise SettingError(f"function must be the dotted name of a function, but is {name!r}: {error}") from error
-    if not callable(function):
-        raise SettingError(f"function must be the dotted name of a function, but {name!r} is {function!r}")
+    imported("function", name, _FUNCTION)
     merged: dict[str, dict[str, Any]] = {}
     for variant, pieces in definition.variants.items():
         merged[variant] = dict(definition.arguments)
@@ -127,6 +123,6 @@ def compute(run: Run) -> Measured:
     Args:
         run: Of a study of a computation.
     """
-    returned = pkgutil.resolve_name(run.function)(**run.arguments)
+    returned = imported("function", run.function, _FUNCTION)(**run.arguments)
     metrics, collected = returned if isinstance(returned, tuple) else (returned, {})
     return Measured(metrics={str(name): float(value) for name, value in metrics.items()}, collected=collected)

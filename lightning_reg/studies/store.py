@@ -192,11 +192,6 @@ def is_full_disk(error: BaseException | None) -> bool:
     return False
 
 
-def _is_foreign(path: Path) -> bool:
-    """Whether a file is none of those that another process may just be making."""
-    return "study.json" not in path.name
-
-
 def write_atomically(path: Path, text: str) -> None:
     """Writes a file that is there whole or not at all, also when the machine goes off.
 

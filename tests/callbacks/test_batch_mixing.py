@@ -338,7 +338,9 @@ def test_a_term_of_ours_is_not_taken_for_a_part_of_the_loss():
         [BatchMixing(Mixup()), ConfidencePenalty(weight=0.1)],
         [ConfidencePenalty(weight=0.1), BatchMixing(Mixup())],
     ):
-        quiet_trainer(*callbacks).fit(Theirs(F.cross_entropy, tuple, (4,)), loader, loader)
+        module = Theirs(F.cross_entropy, tuple, (4,))
+        quiet_trainer(*callbacks).fit(module, loader, loader)
+        assert len(module.losses) == 1
 
 
 def test_two_mix_one_after_the_other():

@@ -13,7 +13,7 @@ GOOD = (
 )
 
 
-def refused(message, content=GOOD, **settings):
+def assert_refused(message, content=GOOD, **settings):
     from pathlib import Path
 
     path = Path("table.csv")
@@ -57,7 +57,7 @@ def refused(message, content=GOOD, **settings):
     ],
 )
 def test_settings(settings, message):
-    refused(message, **settings)
+    assert_refused(message, **settings)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_settings(settings, message):
     ],
 )
 def test_contents(content, message):
-    refused(message, content)
+    assert_refused(message, content)
 
 
 def test_column_that_is_missing_in_all_training_rows():
@@ -110,13 +110,13 @@ def test_column_that_is_missing_in_all_training_rows():
     Path("table.csv").write_text(content)
     tested = TabularData(path="table.csv", target="label")._rows["test"].tolist()
     lines = [line if row in tested else line.replace("x,", ",").replace("y,", ",") for row, line in enumerate(lines)]
-    refused(
+    assert_refused(
         "column 'letter' of table.csv must have values in the training rows", "\n".join(["size,letter,label", *lines])
     )
 
 
 def test_fractions_are_no_classes():
-    refused(
+    assert_refused(
         "task must be regression for a target of fractions, but is classification for 'label', which has 0.5",
         "size,label\n1,0.5\n2,1\n",
         task="classification",

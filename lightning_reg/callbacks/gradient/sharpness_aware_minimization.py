@@ -92,8 +92,11 @@ class SharpnessAwareMinimization(GradientTechnique):
     @override
     def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._check(trainer, pl_module)
-        self._second_pass = SecondPass(trainer, pl_module, lambda: (trainer.global_step + 1) % self.interval == 0)
+        self._second_pass = SecondPass(trainer, pl_module, lambda: self._is_due(trainer))
         self.handles += self._second_pass.handles
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        return (trainer.global_step + 1) % self.interval == 0
 
     def _check(self, trainer: Trainer, pl_module: LightningModule) -> None:
         name = type(self).__name__
@@ -153,7 +156,7 @@ class SharpnessAwareMinimization(GradientTechnique):
     @torch.no_grad()
     def before_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         parameters = [each for each in parameters_of(optimizer) if each.grad is not None]
-        if self._second_pass is None or (trainer.global_step + 1) % self.interval or not parameters:
+        if self._second_pass is None or not self._is_due(trainer) or not parameters:
             return
         weights = [local(each) for each in parameters]
         before = [self._kept_of(parameter, weight) for parameter, weight in zip(parameters, weights, strict=True)]

@@ -72,27 +72,30 @@ def ridge_regression(
     truth = _curve(where)
     observed = truth + noise * _normal(predictions.shape, generator)
 
+    decomposition = _decomposition(predictions, truth, observed, noise)
+    parts = {name: decomposition[name] for name in ("bias_squared", "variance", "noise")}
+    total, error = sum(parts.values()), decomposition["error"]
+    fitted = (_legendre(inputs, degree) @ weights[..., None]).squeeze(-1)
+    metrics = {
+        "test/error": error,
+        "train/error": ((fitted - targets) ** 2).mean().item(),
+        **parts,
+        "sum": total,
+        "standardized_difference": (error - total) / decomposition["error_standard_error"] if noise else 0.0,
+    }
+    return metrics, {"decomposition": decomposition}
+
+
+def _decomposition(predictions: Tensor, truth: Tensor, observed: Tensor, noise: float) -> dict[str, float]:
     parts = decompose_squared_error(predictions, truth, noise**2)
     errors = (predictions - observed) ** 2
     # What is left of it without the two parts that depend on the fits: independent numbers, of mean 0.
     scatter = errors - (predictions - truth) ** 2 - noise**2
-    standard_error = scatter.std() / scatter.numel() ** 0.5
-    total = sum(parts)
-    difference = (errors.mean() - total) / standard_error if noise else torch.zeros(())
-    decomposition = {
+    return {
         **{name: value.item() for name, value in parts._asdict().items()},
         "error": errors.mean().item(),
-        "error_standard_error": standard_error.item(),
+        "error_standard_error": (scatter.std() / scatter.numel() ** 0.5).item(),
     }
-    fitted = (_legendre(inputs, degree) @ weights[..., None]).squeeze(-1)
-    metrics = {
-        "test/error": decomposition["error"],
-        "train/error": ((fitted - targets) ** 2).mean().item(),
-        **{name: decomposition[name] for name in parts._fields},
-        "sum": float(total),
-        "standardized_difference": difference.item(),
-    }
-    return metrics, {"decomposition": decomposition}
 
 
 def _curve(x: Tensor) -> Tensor:
