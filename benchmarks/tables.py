@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from lightning_reg.studies.machine import processor
+
 __all__ = ["Options", "Table", "machine"]
 
 Cell = str | float | None
@@ -122,17 +124,8 @@ def machine(device: str) -> str:
     import lightning
     import torchvision
 
-    hardware = f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    hardware = f"{processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
     if torch.device(device).type == "cuda":
         hardware = f"{torch.cuda.get_device_name(device)}; {hardware}"
     versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}, Lightning {lightning.__version__}"
     return f"{hardware}; Python {platform.python_version()}, {versions}"
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()

@@ -13,6 +13,7 @@ from pathlib import Path
 from lightning_reg.settings import SettingError, check_choice, check_count
 from lightning_reg.studies.definition import Definition, read_study
 from lightning_reg.studies.execution import Perform, execute
+from lightning_reg.studies.machine import processor
 from lightning_reg.studies.outcome import Outcome
 from lightning_reg.studies.report import check_can_draw, headline, number, write_report
 from lightning_reg.studies.runs import Measured, Run, computations, compute
@@ -179,16 +180,7 @@ def _versions() -> dict[str, str]:
 
     found = {"lightning_reg": lightning_reg.__version__}
     found |= {package: importlib.metadata.version(package) for package in _PACKAGES}
-    return {**found, "Python": platform.python_version(), "processor": _processor()}
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or platform.machine()
+    return {**found, "Python": platform.python_version(), "processor": processor()}
 
 
 def _table(outcome: Outcome) -> list[str]:

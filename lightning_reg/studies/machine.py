@@ -1,0 +1,16 @@
+"""What a study or a benchmark was run on."""
+
+import platform
+from pathlib import Path
+
+__all__ = ["processor"]
+
+
+def processor() -> str:
+    """Returns the name of the processor, as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
