@@ -1,18 +1,17 @@
 """Doing the runs of a study: one after the other, or in processes, beside whoever else works on the folder."""
 
-import contextlib
 import multiprocessing
 import os
 import signal
-import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 from lightning_reg.settings import SettingError, check_choice, check_count
+from lightning_reg.studies.interruption import deferred_interrupts, ignored_interrupts
 from lightning_reg.studies.outcome import Failure
 from lightning_reg.studies.runs import Measured, Run
 from lightning_reg.studies.store import Store
@@ -120,14 +119,15 @@ class _Worker:
     def _try(self, run: Run) -> bool:
         """Does a run if nobody else does, and returns whether it was done."""
         try:
-            claim = self.store.claims.take(self.store.run_folder(run))
-            if claim is None:
-                return False
-            with claim:
-                if self.is_settled(run):  # by who held it until just now
-                    return True
-                self.store.clear(run)
-                self._do(run, lambda: claim.is_lost)
+            with deferred_interrupts() as interruptible:  # lest a claim stays behind
+                claim = self.store.claims.take(self.store.run_folder(run))
+                if claim is None:
+                    return False
+                with claim, interruptible():
+                    if self.is_settled(run):  # by who held it until just now
+                        return True
+                    self.store.clear(run)
+                    self._do(run, lambda: claim.is_lost)
         except OSError as error:
             full = self.store.full(error)
             raise (full or error) from error
@@ -165,7 +165,7 @@ def _in_processes(worker: _Worker, processes: int, jobs: int, show: Callable[[],
         context.Process(target=_process, args=(worker, max(cores // jobs, 1), messages, over)) for _ in range(processes)
     ]
     try:
-        with _deaf_to_ctrl_c():
+        with ignored_interrupts():  # importing, processes would be loud
             for each in started:
                 each.start()
         while any(each.is_alive() for each in started):
@@ -177,19 +177,6 @@ def _in_processes(worker: _Worker, processes: int, jobs: int, show: Callable[[],
         raise
     if not messages.empty():
         raise SettingError(messages.get())
-
-
-@contextlib.contextmanager
-def _deaf_to_ctrl_c() -> Iterator[None]:
-    """Lets processes that are started here ignore Ctrl-C until they ask for it: importing, they would be loud."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _end(processes: Sequence[BaseProcess]) -> None:

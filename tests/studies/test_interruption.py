@@ -1,0 +1,107 @@
+"""Ctrl-C never leaves anything half done."""
+
+import signal
+import threading
+
+import pytest
+
+from lightning_reg.studies.claims import Claim, Claims
+from lightning_reg.studies.execution import execute
+from lightning_reg.studies.interruption import deferred_interrupts, ignored_interrupts
+from lightning_reg.studies.store import Store
+from tests.studies.helpers import do, make_runs, noted
+
+
+def press_ctrl_c():
+    signal.raise_signal(signal.SIGINT)
+
+
+class InterruptedClaim(Claim):
+    """Ctrl-C comes when it is taken or given back, before anything has been done about it."""
+
+    moment: str
+
+    def __enter__(self):
+        if self.moment == "before the heartbeat":
+            press_ctrl_c()
+        return super().__enter__()
+
+    def __exit__(self, *exception):
+        if self.moment == "giving it back":
+            press_ctrl_c()
+        super().__exit__(*exception)
+
+
+class InterruptedClaims(Claims):
+    def __init__(self, moment):
+        super().__init__()
+        self.moment = moment
+
+    def take(self, folder):
+        taken = super().take(folder)
+        if self.moment == "taking it":
+            press_ctrl_c()
+        if taken is not None:
+            taken.__class__ = InterruptedClaim
+            taken.moment = self.moment
+        return taken
+
+
+@pytest.mark.parametrize(("moment", "finished"), [("taking it", 0), ("before the heartbeat", 0), ("giving it back", 1)])
+def test_a_run_is_given_back_whenever_ctrl_c_comes(tmp_path, moment, finished):
+    store, runs = Store(tmp_path / "study", "example", InterruptedClaims(moment)), make_runs(2)
+    store.open()
+    with pytest.raises(KeyboardInterrupt):
+        execute(runs, store, do, quiet=True)
+    assert not list(store.folder.glob("runs/*/claim-*"))
+    assert sum(map(store.has_result, runs)) == finished
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert execute(runs, Store(tmp_path / "study", "example"), do, quiet=True) == []
+    assert [seed for seed, _ in noted(store)] == [0, 1]
+
+
+def test_an_interrupt_waits_for_the_end_also_behind_an_exception():
+    def fail():
+        with deferred_interrupts():
+            press_ctrl_c()
+            raise ValueError("first")
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        fail()
+    assert str(caught.value.__context__) == "first"
+
+
+def test_an_interruptible_part_is_interrupted_at_once_and_what_follows_is_not():
+    done = []
+
+    def press_twice():
+        with deferred_interrupts() as interruptible:
+            try:
+                with interruptible():
+                    press_ctrl_c()
+                    done.append("too much")
+            finally:
+                press_ctrl_c()
+                done.append("given back")
+
+    with pytest.raises(KeyboardInterrupt):
+        press_twice()
+    assert done == ["given back"]
+
+
+def test_in_another_thread_and_without_an_exception_nothing_changes():
+    seen = []
+
+    def look():
+        with deferred_interrupts() as interruptible, interruptible(), ignored_interrupts():
+            seen.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    assert seen == [signal.default_int_handler]
+    with ignored_interrupts():
+        with deferred_interrupts():
+            press_ctrl_c()
+        press_ctrl_c()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
