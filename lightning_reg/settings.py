@@ -12,6 +12,7 @@ __all__ = [
     "check_choice",
     "check_count",
     "check_range",
+    "first_in_chain",
     "imported",
     "named_or_imported",
     "near_matches",
@@ -27,6 +28,18 @@ class SettingError(ValueError):
 
 class MonitorError(SettingError, RuntimeError):
     """A metric that is watched was never logged; a ``RuntimeError`` too, as which Lightning reports it."""
+
+
+def first_in_chain(error: BaseException | None, kinds: tuple[type[BaseException], ...]) -> BaseException | None:
+    """Returns what a parser has wrapped: it reports a class that can't be made as a type that doesn't match.
+
+    Args:
+        error: What was raised, if anything.
+        kinds: Of which the first in the chain of causes is looked for.
+    """
+    while error is not None and not isinstance(error, kinds):
+        error = error.__cause__
+    return error
 
 
 def near_matches(value: str, options: Iterable[str], *, most: int = 3) -> list[str]:

@@ -4,7 +4,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from lightning_reg.settings import SettingError
+from lightning_reg.settings import SettingError, first_in_chain
 
 __all__ = ["main"]
 
@@ -45,16 +45,9 @@ def main(args: Sequence[str] | None = None) -> int:
     except Exception as error:
         from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-        foreseen = _first_in_chain(error, (SettingError, MisconfigurationException))
+        foreseen = first_in_chain(error, (SettingError, MisconfigurationException))
         if foreseen is None:
             raise
         print(f"error: {foreseen}", file=sys.stderr)
         return 2
     return 0
-
-
-def _first_in_chain(error: BaseException | None, kinds: tuple[type[BaseException], ...]) -> BaseException | None:
-    """Returns what the parser has wrapped: it reports a class that can't be made as a type that doesn't match."""
-    while error is not None and not isinstance(error, kinds):
-        error = error.__cause__
-    return error

@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning_reg.cli.fitting import resolve
 from lightning_reg.data import InMemoryData
+from lightning_reg.data.folders import PictureFolder
 from lightning_reg.data.sources import SOURCES
 from lightning_reg.settings import SettingError, near_matches
 from lightning_reg.studies.definition import Definition, Form, Piece
@@ -45,7 +46,7 @@ def data_form(name: str | None, root: str | None, forms: Mapping[str, Form]) -> 
         forms: The study's, by data set.
 
     Raises:
-        SettingError: If there is no such data.
+        SettingError: If there is no such data, or no pictures by class in a folder.
     """
     place = {} if root is None else {"data.root": root}
     if name is None:
@@ -58,6 +59,10 @@ def data_form(name: str | None, root: str | None, forms: Mapping[str, Form]) -> 
         raise SettingError(f"data must be {', '.join(SOURCES)}, or a folder of pictures, but is {name!r}{hint}")
     if root is not None:
         raise SettingError(f"root must be left out where data is a folder, but is {root!r}")
+    try:
+        PictureFolder(Path(name))
+    except SettingError as error:
+        raise SettingError(f"data: {error}") from error
     return forms.get("image_folder", Form()), {"data.dataset": "image_folder", "data.root": name}
 
 

@@ -7,11 +7,10 @@ import shlex
 import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from lightning_reg.settings import SettingError, check_choice, check_count
-from lightning_reg.studies.definition import Definition, read_study
+from lightning_reg.studies.definition import Definition, Form, read_study
 from lightning_reg.studies.execution import Perform, execute
 from lightning_reg.studies.machine import processor
 from lightning_reg.studies.outcome import Outcome
@@ -105,7 +104,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _chosen(options: argparse.Namespace) -> Definition:
-    definition = read_study(options.file)
+    definition, form = read_study(options.file), Form()
     if definition.function:
         for name in ("data", "root"):
             if getattr(options, name) is not None:
@@ -118,7 +117,7 @@ def _chosen(options: argparse.Namespace) -> Definition:
     if options.quick:
         definition = definition.in_form(definition.quick)
         if options.data is not None:
-            definition = replace(definition, minutes=None)  # which are those of the study's own data
+            definition = definition.in_form(form.quick or Form())
     if options.only:
         definition = definition.only(options.only)
     return definition if options.seeds is None else definition.with_seeds(options.seeds)

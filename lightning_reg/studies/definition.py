@@ -46,12 +46,14 @@ class Form:
         base: Pieces that are appended to the base.
         arguments: Of a computation, over the study's.
         minutes: How long it takes; unknown where None.
+        quick: What the short form does differently on this data, beside what it does on any.
     """
 
     seeds: tuple[int, ...] | None = None
     base: tuple[Piece, ...] = ()
     arguments: Mapping[str, Any] = field(default_factory=dict)
     minutes: float | None = None
+    quick: "Form | None" = None
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,7 @@ def _definition(content: dict[Any, Any], path: Path) -> Definition:
         function=function,
         arguments=_mapping("arguments", content.get("arguments", {})),
         quick=_form("quick", content.get("quick", {}), path),
-        data={str(name): _form(f"data.{name}", form, path) for name, form in data.items()},
+        data={str(name): _data_form(f"data.{name}", form, path) for name, form in data.items()},
         minutes=_minutes("minutes", content.get("minutes")),
     )
 
@@ -237,6 +239,13 @@ def _piece(name: str, piece: Any, path: Path) -> Piece:
     raise SettingError(
         f"{name} must be a configuration's path, or settings by name, or a list of these, but is {piece!r}"
     )
+
+
+def _data_form(name: str, given: Any, path: Path) -> Form:
+    given = _mapping(name, given)
+    _check_keys(name, given, (*_FORM_KEYS, "quick"))
+    rest = {key: value for key, value in given.items() if key != "quick"}
+    return replace(_form(name, rest, path), quick=_form(f"{name}.quick", given.get("quick"), path))
 
 
 def _form(name: str, given: Any, path: Path) -> Form:

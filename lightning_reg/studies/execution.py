@@ -10,7 +10,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from lightning_reg.settings import SettingError, check_choice, check_count
+from lightning_reg.settings import SettingError, check_choice, check_count, first_in_chain
 from lightning_reg.studies.interruption import deferred_interrupts, ignored_interrupts
 from lightning_reg.studies.outcome import Failure
 from lightning_reg.studies.runs import Measured, Run
@@ -151,8 +151,9 @@ class _Worker:
 
 
 def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    named = text if isinstance(error, SettingError) and text else f"{type(error).__name__}: {text}"
+    foreseen = first_in_chain(error, (SettingError,))
+    text = " ".join(str(foreseen or error).split())
+    named = text if foreseen and text else f"{type(error).__name__}: {text}"
     return named if len(named) <= _LONGEST_MESSAGE else f"{named[: _LONGEST_MESSAGE - 3]}..."
 
 

@@ -186,6 +186,18 @@ def test_other_data_takes_the_place_of_the_study_s(outcomes, picture_folder):
     assert Path("runs/studies/example-pictures/study.json").exists()
 
 
+def test_the_short_form_on_other_data_has_its_own_settings_after_all_others(outcomes, picture_folder, capsys):
+    root = picture_folder(("train", "test"), classes=3, size=16)
+    small = {"data.train_size": 15, "data.val_size": 9}
+    data = {"image_folder": {"base": small, "minutes": 60, "quick": {"base": {"data.train_size": 12}}}}
+    path = two(seeds=1, minutes=12, quick={"base": {"trainer.max_epochs": 1}, "minutes": 1}, data=data)
+    assert main(["study", path, "--data", str(root), "--quick", "--only", "plain"]) == 0
+    command = outcomes[0].commands["plain"]
+    assert command.index("train_size 15") < command.index("max_epochs 1") < command.index("train_size 12")
+    assert len(outcomes[0].results[0].curves["train/loss"]) == 1
+    assert "How long they take is told when the first is done." in capsys.readouterr().out
+
+
 def test_a_failing_variant_is_told_and_the_others_finish(outcomes, trained, capsys):
     penalty = {"class_path": "L2Penalty", "init_args": {"weight": 1, "include": ["no*"]}}  # seen when the fit starts
     path = write(variants={"plain": {}, "torn": {"trainer.callbacks+": penalty}}, seeds=1)

@@ -73,6 +73,9 @@ def test_predictions_of_data_that_does_not_tell_its_targets(capsys):
 def test_options_that_cannot_be_used(capsys):
     path = write()
     assert "did you mean 'mnist'" in error_of(capsys, path, "--data", "minst")
+    assert "data: root '.' must have a folder 'train' with a folder for each class" in error_of(
+        capsys, path, "--data", "."
+    )
     assert "root must be left out where data is a folder" in error_of(capsys, path, "--data", ".", "--root", "x")
     assert "only must be one of plain, L2, mixed" in error_of(capsys, path, "--only", "L1")
     assert "seeds must be a whole number of at least 1" in error_of(capsys, path, "--seeds", "0")

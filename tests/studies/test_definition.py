@@ -80,6 +80,11 @@ def test_paths_are_those_of_the_current_folder_first(write, tmp_path, monkeypatc
 BAD = {
     "unknown key": ("variants:", "variant:", "'variant', which is none of .*; did you mean 'variants'"),
     "unknown key of a form": ("quick: {seeds", "quick: {seds", "quick has 'seds', .*; did you mean 'seeds'"),
+    "unknown key of a form on other data": (
+        "minutes: 6",
+        "data: {mnist: {quick: {variants: {}}}}",
+        "data.mnist.quick has 'variants', which is none of",
+    ),
     "no seeds": ("seeds: [3, 5]", "seeds: []", "seeds must be at least one whole number"),
     "seeds left out": ("seeds: [3, 5]\n", "", "seeds is missing"),
     "zero seeds": ("seeds: [3, 5]", "seeds: 0", "seeds must be a whole number of at least 1, but is 0"),

@@ -43,6 +43,17 @@ def test_a_failed_run_is_told_the_others_finish_and_it_is_tried_again_next_time(
     assert {path.name for path in store.run_folder(runs[1]).iterdir()} == {"result.json"}
 
 
+def test_a_setting_that_cannot_be_used_is_told_without_what_the_parser_makes_of_it(tmp_path):
+    def refuse(run, folder):
+        try:
+            raise SettingError("root must be a folder")
+        except SettingError as error:
+            raise ValueError("doesn't validate against any of the subtypes") from error
+
+    (failure,) = run(open_store(tmp_path / "study"), refuse, make_runs(1))
+    assert failure.message == "root must be a folder"
+
+
 def test_ctrl_c_gives_the_run_back(tmp_path):
     store, runs = open_store(tmp_path / "study"), make_runs(2)
 
