@@ -31,11 +31,19 @@ class MonitorError(SettingError, RuntimeError):
 
 
 def first_in_chain(error: BaseException | None, kinds: tuple[type[BaseException], ...]) -> BaseException | None:
-    """Returns what a parser has wrapped: it reports a class that can't be made as a type that doesn't match.
+    """Returns an error, or the first of its causes, that is of one of some kinds; None where there is none.
+
+    A parser reports a class that can't be made as a type that doesn't match, and has the reason as the cause.
 
     Args:
         error: What was raised, if anything.
-        kinds: Of which the first in the chain of causes is looked for.
+        kinds: That are looked for.
+
+    >>> try:
+    ...     raise ValueError("of no type") from SettingError("rate is 2")
+    ... except ValueError as error:
+    ...     first_in_chain(error, (SettingError,))
+    SettingError('rate is 2')
     """
     while error is not None and not isinstance(error, kinds):
         error = error.__cause__

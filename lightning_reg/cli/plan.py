@@ -46,7 +46,7 @@ def data_form(name: str | None, root: str | None, forms: Mapping[str, Form]) -> 
         forms: The study's, by data set.
 
     Raises:
-        SettingError: If there is no such data, or no pictures by class in a folder.
+        SettingError: If there is no such data, or a folder has no ``train`` with a folder for each class.
     """
     place = {} if root is None else {"data.root": root}
     if name is None:

@@ -35,6 +35,7 @@ _KEYS = (
     "arguments",
 )
 _FORM_KEYS = ("seeds", "base", "arguments", "minutes")
+_DATA_KEYS = (*_FORM_KEYS, "quick")
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Form:
         base: Pieces that are appended to the base.
         arguments: Of a computation, over the study's.
         minutes: How long it takes; unknown where None.
-        quick: What the short form does differently on this data, beside what it does on any.
+        quick: Of a form on other data: what the short form does differently on it, beside what it does on any.
     """
 
     seeds: tuple[int, ...] | None = None
@@ -170,7 +171,7 @@ def _definition(content: dict[Any, Any], path: Path) -> Definition:
         function=function,
         arguments=_mapping("arguments", content.get("arguments", {})),
         quick=_form("quick", content.get("quick", {}), path),
-        data={str(name): _data_form(f"data.{name}", form, path) for name, form in data.items()},
+        data={str(name): _form(f"data.{name}", form, path, keys=_DATA_KEYS) for name, form in data.items()},
         minutes=_minutes("minutes", content.get("minutes")),
     )
 
@@ -241,21 +242,15 @@ def _piece(name: str, piece: Any, path: Path) -> Piece:
     )
 
 
-def _data_form(name: str, given: Any, path: Path) -> Form:
+def _form(name: str, given: Any, path: Path, keys: Sequence[str] = _FORM_KEYS) -> Form:
     given = _mapping(name, given)
-    _check_keys(name, given, (*_FORM_KEYS, "quick"))
-    rest = {key: value for key, value in given.items() if key != "quick"}
-    return replace(_form(name, rest, path), quick=_form(f"{name}.quick", given.get("quick"), path))
-
-
-def _form(name: str, given: Any, path: Path) -> Form:
-    given = _mapping(name, given)
-    _check_keys(name, given, _FORM_KEYS)
+    _check_keys(name, given, keys)
     return Form(
         seeds=_seeds(f"{name}.seeds", given["seeds"]) if "seeds" in given else None,
         base=_pieces(f"{name}.base", given.get("base"), path),
         arguments=_mapping(f"{name}.arguments", given.get("arguments", {})),
         minutes=_minutes(f"{name}.minutes", given.get("minutes")),
+        quick=_form(f"{name}.quick", given["quick"], path) if "quick" in given else None,
     )
 
 

@@ -8,55 +8,37 @@ import pytest
 from lightning_reg.studies.claims import Claim, Claims
 from lightning_reg.studies.execution import execute
 from lightning_reg.studies.interruption import deferred_interrupts, ignored_interrupts
-from lightning_reg.studies.store import Store
-from tests.studies.helpers import do, make_runs, noted
+from tests.studies.helpers import do, make_runs, noted, open_store
 
 
 def press_ctrl_c():
     signal.raise_signal(signal.SIGINT)
 
 
-class InterruptedClaim(Claim):
-    """Ctrl-C comes when it is taken or given back, before anything has been done about it."""
+@pytest.mark.parametrize(
+    ("owner", "method", "moment", "finished"),
+    [(Claims, "take", "after", 0), (Claim, "__enter__", "before", 0), (Claim, "__exit__", "before", 1)],
+)
+def test_a_run_is_given_back_when_ctrl_c_comes_around_it(tmp_path, monkeypatch, owner, method, moment, finished):
+    whole = getattr(owner, method)
 
-    moment: str
-
-    def __enter__(self):
-        if self.moment == "before the heartbeat":
+    def interrupted(*args):
+        if moment == "before":
             press_ctrl_c()
-        return super().__enter__()
-
-    def __exit__(self, *exception):
-        if self.moment == "giving it back":
+        result = whole(*args)
+        if moment == "after":
             press_ctrl_c()
-        super().__exit__(*exception)
+        return result
 
-
-class InterruptedClaims(Claims):
-    def __init__(self, moment):
-        super().__init__()
-        self.moment = moment
-
-    def take(self, folder):
-        taken = super().take(folder)
-        if self.moment == "taking it":
-            press_ctrl_c()
-        if taken is not None:
-            taken.__class__ = InterruptedClaim
-            taken.moment = self.moment
-        return taken
-
-
-@pytest.mark.parametrize(("moment", "finished"), [("taking it", 0), ("before the heartbeat", 0), ("giving it back", 1)])
-def test_a_run_is_given_back_whenever_ctrl_c_comes(tmp_path, moment, finished):
-    store, runs = Store(tmp_path / "study", "example", InterruptedClaims(moment)), make_runs(2)
-    store.open()
-    with pytest.raises(KeyboardInterrupt):
-        execute(runs, store, do, quiet=True)
+    store, runs = open_store(tmp_path / "study"), make_runs(2)
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, method, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            execute(runs, store, do, quiet=True)
     assert not list(store.folder.glob("runs/*/claim-*"))
     assert sum(map(store.has_result, runs)) == finished
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    assert execute(runs, Store(tmp_path / "study", "example"), do, quiet=True) == []
+    assert execute(runs, store, do, quiet=True) == []
     assert [seed for seed, _ in noted(store)] == [0, 1]
 
 
