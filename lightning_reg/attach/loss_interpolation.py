@@ -16,7 +16,7 @@ from torch.nn._reduction import legacy_get_string
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from lightning_reg.attach.wrapping import Handle, around
-from lightning_reg.functional.mixing import previous
+from lightning_reg.functional.mixing import check_labels, previous
 from lightning_reg.settings import SettingError
 
 __all__ = ["LOSSES", "InterpolatedLosses", "leave_compiled_alone"]
@@ -60,6 +60,9 @@ _FOLLOWED = frozenset(
 )
 # Those that move whole samples: right where all samples have one weight.
 _MOVES = frozenset((torch.roll, Tensor.roll, torch.flip, Tensor.flip))
+
+
+_IGNORED = -100  # what torch takes for a label that doesn't count, where nothing is said
 
 
 class InterpolatedLosses(TorchFunctionMode):
@@ -144,10 +147,14 @@ class InterpolatedLosses(TorchFunctionMode):
                 "those that are mixed in; make other targets instead: targets = targets.clamp(min=0)"
             )
         self.seen += 1
-        if self.minor_weight is None:
-            return loss(*args, **kwargs)
-        own = _weighted(loss, 1 - self.minor_weight, args, kwargs)
-        return own + _weighted(loss, self.minor_weight, *self._of_partners(args, kwargs))
+        try:
+            if self.minor_weight is None:
+                return loss(*args, **kwargs)
+            own = _weighted(loss, 1 - self.minor_weight, args, kwargs)
+            return own + _weighted(loss, self.minor_weight, *self._of_partners(args, kwargs))
+        except IndexError:
+            _check_labels(loss, args, kwargs)
+            raise
 
 
 @dataclass(frozen=True)
@@ -216,7 +223,7 @@ def _weighted(loss: Callable[..., Tensor], share: Tensor, args: Any, kwargs: dic
 
 def _divisor(loss: Callable[..., Tensor], each: Tensor, args: Any, kwargs: dict[str, Any]) -> Tensor | int:
     """What a mean divides by."""
-    named = dict(zip(("input", "target", "weight"), args, strict=False)) | kwargs
+    named = _by_name(args, kwargs)
     target: Tensor = named["target"]
     weight: Tensor | None = named.get("weight")
     if kwargs.get("reduction") == "batchmean":
@@ -225,10 +232,22 @@ def _divisor(loss: Callable[..., Tensor], each: Tensor, args: Any, kwargs: dict[
         return weight.sum()
     if loss not in (F.cross_entropy, F.nll_loss) or target.is_floating_point():
         return each.numel()
-    counted = target != named.get("ignore_index", -100)
+    counted = target != named.get("ignore_index", _IGNORED)
     of_classes = 1 if weight is None else weight.gather(0, target.clamp(min=0).flatten()).view_as(target)
     total: Tensor = (of_classes * counted).sum()
     return total
+
+
+def _check_labels(loss: Callable[..., Tensor], args: Any, kwargs: dict[str, Any]) -> None:
+    """Says which sample has a label that is none: torch tells the label alone."""
+    named = _by_name(args, kwargs)
+    scores, labels = named["input"], named["target"]
+    if loss in (F.cross_entropy, F.nll_loss) and not labels.is_floating_point() and scores.ndim > 1:
+        check_labels(labels, scores.shape[1], ignored=named.get("ignore_index", _IGNORED))
+
+
+def _by_name(args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    return dict(zip(("input", "target", "weight"), args, strict=False)) | kwargs
 
 
 def _name(func: Callable[..., Any]) -> str:

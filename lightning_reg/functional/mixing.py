@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_reg.functional.boxes import Box, in_box
 from lightning_reg.settings import SettingError
 
-__all__ = ["mix_with_previous", "paste_from_previous", "previous", "soft_targets"]
+__all__ = ["check_labels", "mix_with_previous", "paste_from_previous", "previous", "soft_targets"]
 
 
 def previous(batch: Tensor) -> Tensor:
@@ -130,6 +130,32 @@ def _with_previous(operation: Callable[..., Tensor], batch: Tensor, control: Ten
     return mixed
 
 
+def check_labels(labels: Tensor, num_classes: int, *, ignored: int | None = None) -> None:
+    """Raises unless all labels are those of classes.
+
+    Args:
+        labels: (N, ...), class indices.
+        num_classes: C.
+        ignored: A label that is none of a class, and may be there.
+
+    Raises:
+        SettingError: With the first sample that has another, and what it has.
+
+    >>> check_labels(torch.tensor([0, 7]), 3)
+    Traceback (most recent call last):
+    lightning_reg.settings.SettingError: labels must be in [0, 3), but sample 1 of the batch has 7
+    """
+    wrong = (labels < 0) | (labels >= num_classes)
+    if ignored is not None:
+        wrong &= labels != ignored
+    if wrong.any():
+        first = wrong.nonzero()[0]
+        raise SettingError(
+            f"labels must be in [0, {num_classes}), but sample {int(first[0])} of the batch has "
+            f"{int(labels[tuple(first)])}"
+        )
+
+
 def soft_targets(targets: Tensor, num_classes: int) -> Tensor:
     """Turns class indices into probabilities; probabilities pass through.
 
@@ -149,12 +175,7 @@ def soft_targets(targets: Tensor, num_classes: int) -> Tensor:
     """
     if targets.is_floating_point():
         return targets
-    if targets.device.type == "cpu" and len(targets):
-        wrong = (targets < 0) | (targets >= num_classes)
-        if wrong.any():
-            index = int(wrong.nonzero()[0, 0])
-            raise SettingError(
-                f"labels must be in [0, {num_classes}), but sample {index} of the batch has {int(targets[index])}"
-            )
+    if targets.device.type == "cpu":
+        check_labels(targets, num_classes)
     soft = torch.zeros(len(targets), num_classes, device=targets.device)
     return soft.scatter_(1, targets.long().unsqueeze(1), 1.0)

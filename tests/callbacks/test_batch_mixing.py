@@ -33,6 +33,10 @@ def probabilities(out, targets, **settings):
     return F.binary_cross_entropy(out.sigmoid(), targets, **settings)
 
 
+def named_loss(out, targets):
+    return F.cross_entropy(input=out, target=targets)
+
+
 OF_INDICES = [
     named(F.cross_entropy),
     named(F.cross_entropy, weight=CLASS_WEIGHTS),
@@ -145,7 +149,7 @@ def trained(mix, loss, targets, *, container="tuple", shape=(4,), max_epochs=1, 
 
 
 def by_hand(loss, module, draw, targets, shape=(4,)):
-    """λ·L(y_a) + (1-λ)·L(y_b), as the issue's formula says, of the inputs as they were mixed."""
+    """λ·L(y_a) + (1-λ)·L(y_b), of the inputs as they were mixed."""
     logits = module.network(draw.change(inputs_of(shape)))
     w = draw.minor_weight
     return (1 - w) * loss(logits, targets) + w * loss(logits, targets.roll(1, 0))
@@ -528,6 +532,16 @@ def test_settings_out_of_range():
     ]:
         with pytest.raises(SettingError, match=message):
             BatchMixing(**settings)
+
+
+@pytest.mark.parametrize("mix", [Mixup(), Mixup(per_sample=True), Mixup(prob=0.0)], ids=repr)
+def test_a_label_that_is_none_of_a_class_is_named_with_its_sample(mix):
+    def loader(*labels):
+        return DataLoader([(inputs_of((4,)), torch.tensor(labels))], batch_size=None)
+
+    module = Theirs(named_loss, lambda batch: batch, (4,))
+    with pytest.raises(SettingError, match=r"labels must be in \[0, 3\), but sample 4 of the batch has 7"):
+        quiet_trainer(BatchMixing(mix)).fit(module, loader(0, -100, 2, 2, 7, 0), loader(*LABELS.tolist()))
 
 
 def test_cutmix_needs_pictures():

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from lightning_reg.functional.mixing import mix_with_previous, soft_targets
+from lightning_reg.settings import SettingError
 
 
 @pytest.mark.parametrize("shape", [(2, 3), (5, 3, 4, 4), (7,)])
@@ -34,6 +35,16 @@ def test_weight_zero_is_the_identity_to_the_bit():
 def test_channels_last_stays_channels_last():
     batch = torch.randn(4, 3, 5, 5).to(memory_format=torch.channels_last)
     assert mix_with_previous(batch, torch.tensor(0.3)).is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("label", [2, -1])
+def test_a_label_that_is_none_of_a_class_is_named_with_its_sample(label):
+    with pytest.raises(SettingError, match=rf"labels must be in \[0, 2\), but sample 1 of the batch has {label}"):
+        soft_targets(torch.tensor([0, label, 1]), 2)
+
+
+def test_no_labels_are_none_of_a_class():
+    assert soft_targets(torch.empty(0, dtype=torch.long), 2).shape == (0, 2)
 
 
 def test_probabilities_pass_through():
