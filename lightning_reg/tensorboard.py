@@ -1,11 +1,12 @@
-"""The one place that writes anything but scalars to a logger."""
+"""The one place that writes to loggers what Lightning doesn't: pictures, text, histograms, many scalars at once."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "log_picture",
     "log_text",
     "takes_pictures",
+    "write_scalars",
 ]
 
 
@@ -72,31 +74,56 @@ def has_tensorboard(trainer: Trainer) -> bool:
 
 
 def log_histograms(trainer: Trainer, histograms: Mapping[str, Histogram], step: int) -> None:
-    """Writes histograms that have been counted already.
+    """Writes histograms that have been counted already, all at once.
 
     Args:
         trainer: Whose TensorBoard loggers are written to; on other processes than the first nothing is.
         histograms: By tag; those without a value are left out.
         step: Of the axis.
     """
-    for logger in trainer.loggers:
-        if not isinstance(logger, TensorBoardLogger):
-            continue
-        for tag, histogram in histograms.items():
-            filled = histogram.counts.nonzero().flatten().tolist() if trainer.is_global_zero else []
-            if filled:
-                edges = histogram.edges.double()
-                logger.experiment.add_histogram_raw(
-                    tag,
-                    min=float(edges[filled[0]]),
-                    max=float(edges[filled[-1] + 1]),
-                    num=float(histogram.counts.sum()),
-                    sum=histogram.total,
-                    sum_squares=histogram.squares,
-                    bucket_limits=edges[1:].tolist(),
-                    bucket_counts=histogram.counts.tolist(),
-                    global_step=step,
-                )
+    from torch.utils.tensorboard.summary import histogram_raw  # late: only who has such a logger needs it
+
+    loggers = [each for each in _loggers(trainer) if isinstance(each, TensorBoardLogger)]
+    if not loggers:
+        return
+    written = []
+    for tag, histogram in histograms.items():
+        counts, edges = histogram.counts.tolist(), histogram.edges.tolist()
+        filled = [index for index, count in enumerate(counts) if count]
+        if filled:
+            low, high = edges[filled[0]], edges[filled[-1] + 1]
+            sums = sum(counts), histogram.total, histogram.squares
+            made: Any = histogram_raw(tag, low, high, *sums, edges[1:], counts)  # type: ignore[no-untyped-call]
+            written.append(made.value[0])
+    if written:
+        for logger in loggers:
+            _write_event(logger, written, step)
+
+
+def write_scalars(logger: Logger, values: Mapping[str, float], step: int) -> None:
+    """Hands scalars to a logger, as its ``log_metrics`` does; to a TensorBoard all at once.
+
+    Args:
+        logger: Of a trainer; on other processes than the first it writes nothing.
+        values: By tag.
+        step: Of the axis.
+    """
+    # Somebody's own kind of logger may do more with them.
+    is_plain = type(logger).log_metrics is TensorBoardLogger.log_metrics
+    if isinstance(logger, TensorBoardLogger) and is_plain and not logger._prefix:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        _write_event(logger, [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()], step)
+    else:
+        logger.log_metrics(dict(values), step=step)
+
+
+@rank_zero_only
+def _write_event(logger: TensorBoardLogger, values: Sequence[Any], step: int) -> None:
+    """Writes values as one event: hundreds would wait, one after the other, for the thread that writes them."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    logger.experiment._get_file_writer().add_summary(Summary(value=values), step)
 
 
 def takes_pictures(logger: Logger) -> bool:

@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from lightning_reg.attach.chart_layout import charts_for
 from lightning_reg.attach.inventory import technique_settings
@@ -19,7 +20,7 @@ from lightning_reg.callbacks import (
     StrengthSchedule,
     UnitNorm,
 )
-from lightning_reg.tensorboard import log_layout, log_picture, log_text
+from lightning_reg.tensorboard import Histogram, log_histograms, log_layout, log_picture, log_text, write_scalars
 from tests.callbacks.test_generalization_gap import fit
 from tests.helpers import quiet_trainer
 
@@ -172,6 +173,53 @@ def test_scalars_arrive_at_any_logger():
         "gap/signals",
         "gap/curves",
     ]
+
+
+VALUES = {"a/b": 0.1, "c d": -3.0, "big": 1e30, "none": float("nan")}
+
+
+def scalars(logger, folder):
+    logger.save()
+    _, found = events(folder)
+    return {tag: [(each.step, repr(each.value)) for each in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
+
+
+@pytest.mark.filterwarnings("ignore:.*np.fromstring.*|.*distutils.*:DeprecationWarning")
+def test_scalars_at_once_are_those_that_the_logger_writes_one_by_one(tmp_path):
+    ours, lightnings = (TensorBoardLogger(tmp_path, name, 0) for name in ("ours", "lightnings"))
+    for step in (3, 5):
+        write_scalars(ours, VALUES, step)
+        lightnings.log_metrics(VALUES, step)
+    found = scalars(ours, tmp_path / "ours" / "version_0")
+    assert found == scalars(lightnings, tmp_path / "lightnings" / "version_0")
+    assert len(found) == len(VALUES)
+
+
+def test_hundreds_of_scalars_or_histograms_are_one_event(tmp_path, monkeypatch):
+    added = []
+    monkeypatch.setattr(EventFileWriter, "add_event", lambda _, event: added.append(len(event.summary.value)))
+    logger = TensorBoardLogger(tmp_path, "run", 0)
+    _ = logger.experiment  # which says hello first
+    added.clear()
+    write_scalars(logger, {str(index): 0.0 for index in range(300)}, 0)
+    histogram = Histogram(torch.tensor([2, 0]), torch.tensor([0.0, 1.0, 2.0]), 1.0, 1.0)
+    trainer = quiet_trainer(logger=logger)
+    log_histograms(trainer, {str(index): histogram for index in range(200)}, 0)
+    log_histograms(trainer, {}, 0)
+    assert added == [300, 200]
+
+
+@pytest.mark.filterwarnings("ignore:.*np.fromstring.*|.*distutils.*:DeprecationWarning")
+def test_a_prefix_and_what_a_kind_of_ones_own_does_are_kept(tmp_path):
+    class Theirs(TensorBoardLogger):
+        def log_metrics(self, metrics, step=None):
+            super().log_metrics({f"{name}/theirs": value for name, value in metrics.items()}, step)
+
+    prefixed, theirs = TensorBoardLogger(tmp_path, "prefixed", 0, prefix="p"), Theirs(tmp_path, "theirs", 0)
+    for logger in (prefixed, theirs):
+        write_scalars(logger, {"a": 1.0}, 0)
+    assert list(scalars(prefixed, tmp_path / "prefixed" / "version_0")) == ["p-a"]
+    assert list(scalars(theirs, tmp_path / "theirs" / "version_0")) == ["a/theirs"]
 
 
 def test_a_picture_has_bytes():

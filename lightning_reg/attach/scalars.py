@@ -6,6 +6,8 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
+from lightning_reg.tensorboard import write_scalars
+
 __all__ = ["ends_a_step", "log_scalars", "step_number", "withdraw_scalars"]
 
 
@@ -43,7 +45,7 @@ def log_scalars(trainer: Trainer, values: Mapping[str, float]) -> None:
     trainer.callback_metrics.update({tag: torch.tensor(value) for tag, value in values.items()})
     step = step_number(trainer) - 1  # as Lightning counts it
     for logger in trainer.loggers:
-        logger.log_metrics(dict(values), step=step)
+        write_scalars(logger, values, step)
 
 
 def withdraw_scalars(trainer: Trainer, tags: Iterable[str]) -> None:
