@@ -20,7 +20,7 @@ from lightning_reg.attach.gradients import local
 from lightning_reg.attach.held_weights import HeldWeights, norm_statistics, spectral_vectors, tensors_of
 from lightning_reg.attach.recomputation import check_recomputable, recompute_statistics, trained_norms
 from lightning_reg.attach.technique import Position, StepTechnique, callbacks_of, instance_number, instance_suffix
-from lightning_reg.attach.wrapping import around
+from lightning_reg.core.wrapping import around
 from lightning_reg.settings import SettingError, check_choice
 
 __all__ = ["Buffers", "Validate", "WeightAverage"]
@@ -149,6 +149,7 @@ class WeightAverage(StepTechnique):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
         if self.buffers == "recompute":
             check_recomputable(trainer, pl_module, type(self).__name__)
             self._norms = trained_norms(pl_module)
@@ -161,22 +162,26 @@ class WeightAverage(StepTechnique):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         has_stepped, self._has_stepped = self._has_stepped, False
         if self.is_due(trainer, has_stepped):
             self.take(pl_module)
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_validation_start(trainer, pl_module)
         if self._is_fitting(trainer) and self._gives_weights(trainer) and not self._reports(trainer):
             self._put_in(trainer, pl_module)
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_validation_end(trainer, pl_module)
         if self._is_fitting(trainer):
             self._take_out(pl_module)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_end(trainer, pl_module)
         if self._gives_weights(trainer):
             self._put_in(trainer, pl_module)
         self._is_final = True

@@ -9,7 +9,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from lightning_reg.attach.module_memory import ModuleMemory
-from lightning_reg.attach.wrapping import around
+from lightning_reg.core.wrapping import around
 
 __all__ = ["without_a_trace"]
 

@@ -1,22 +1,23 @@
 """What is enforced on weights after every step of an optimizer."""
 
-from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar
 
-from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 from typing_extensions import override
 
 from lightning_reg.attach.gradients import local, refuse_sharded
-from lightning_reg.attach.selection import as_patterns, check_units, select_parameters, unit_dims
-from lightning_reg.attach.technique import Position, StepTechnique
+from lightning_reg.attach.schedules import ScheduledStrength, StrengthSchedule
+from lightning_reg.attach.selection import Selection, as_patterns
+from lightning_reg.core.session import Session
+from lightning_reg.core.step import Run, Step, trainable
+from lightning_reg.core.technique import Position, Technique
 
 __all__ = ["Constraint"]
 
 
-class Constraint(StepTechnique):
+class Constraint(Technique):
     """Projects weights onto what is allowed, in place, after each step of the optimizer that they belong to.
 
     Args:
@@ -24,55 +25,70 @@ class Constraint(StepTechnique):
         exclude: Globs over parameter names that are not.
         exclude_norm_and_bias: Whether biases and the parameters of normalization layers are spared.
         group: Which weights make up a unit: those that lead into it, or those that lead out of it.
+        schedule: Factor of the strength as training goes on, where it has one; constant where None.
     """
 
     position = Position.CONSTRAINT
+    tag: ClassVar[str]
     by_unit: ClassVar[bool] = True  # else every weight stands for itself
 
     def __init__(
-        self, *, include: Sequence[str], exclude: Sequence[str], exclude_norm_and_bias: bool, group: str = "output"
+        self,
+        *,
+        include: Sequence[str],
+        exclude: Sequence[str],
+        exclude_norm_and_bias: bool,
+        group: str = "output",
+        schedule: StrengthSchedule | None = None,
     ) -> None:
         super().__init__()
         self.include = as_patterns("include", include)
         self.exclude = as_patterns("exclude", exclude)
         self.exclude_norm_and_bias = exclude_norm_and_bias
         self.group = group
-        self._dims: dict[nn.Parameter, int] = {}
+        self.schedule = schedule
 
-    @abstractmethod
-    def project_(self, units: list[Tensor]) -> None:
-        """Projects.
-
-        Args:
-            units: Weights; where the constraint goes by unit, their first dimension counts the units.
-        """
+    def project_(self, units: list[Tensor], factor: float) -> None:
+        """Projects weights; where the constraint goes by unit, their first dimension counts the units."""
+        raise NotImplementedError
 
     @override
-    def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        selected = select_parameters(
-            pl_module,
-            include=self.include,
-            exclude=self.exclude,
-            exclude_norm_and_bias=self.exclude_norm_and_bias,
-            matrices_only=self.by_unit,
+    def new_session(self, run: Run) -> "ConstraintSession":
+        return ConstraintSession(self, run)
+
+
+@dataclass(eq=False)
+class ConstraintSession(Session[Constraint]):
+    """One fit of a constraint."""
+
+    selection: Selection = field(init=False)
+    strength: ScheduledStrength = field(init=False)
+    factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        technique = self.technique
+        self.strength = ScheduledStrength(technique.schedule, self.run.trainer)
+        self.selection = Selection(
+            self.run.module,
+            include=technique.include,
+            exclude=technique.exclude,
+            exclude_norm_and_bias=technique.exclude_norm_and_bias,
+            by_unit=technique.by_unit,
+            group=technique.group,
         )
-        dims = unit_dims(pl_module, self.group)
-        if self.by_unit:
-            refuse_sharded(selected, type(self).__name__)
-            check_units(selected, dims)
-        self._dims = {parameter: dims.get(parameter, 0) for parameter in selected.values()}
+        if technique.by_unit:
+            refuse_sharded(self.selection.names, type(technique).__name__)
 
     @override
-    def release(self) -> None:
-        self._dims = {}
+    def before_step(self, step: Step) -> None:
+        self.factor = self.strength.now(self.run.trainer)
+        if step.logs:
+            self.strength.log(self.run.module, self.technique.tag + self.technique.suffix(self.run.trainer))
 
     @override
-    def after_step(self, optimizer: Optimizer) -> None:
-        stepped = (each for group in optimizer.param_groups for each in group["params"])
-        units = [
-            local(each).movedim(self._dims[each], 0) if self.by_unit else local(each)
-            for each in stepped
-            if each in self._dims and each.requires_grad
-        ]
-        if units:
-            self.project_(units)
+    def after_step(self, step: Step) -> None:
+        chosen = self.selection.of(trainable(step.optimizer))
+        if chosen:
+            by_unit = self.technique.by_unit
+            units = self.selection.units(chosen, chosen) if by_unit else [local(parameter) for parameter in chosen]
+            self.technique.project_(units, self.factor)

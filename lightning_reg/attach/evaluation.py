@@ -7,7 +7,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from lightning_reg.attach.technique import callbacks_of
-from lightning_reg.attach.wrapping import around
+from lightning_reg.core.wrapping import around
 
 __all__ = ["report_validation"]
 

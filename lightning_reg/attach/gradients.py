@@ -1,20 +1,24 @@
 """Reading and writing gradients between backward and the optimizer's step, exactly as a loop by hand would."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
-from lightning.pytorch import Trainer
-from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
-from torch.amp.grad_scaler import OptState
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
+from lightning_reg.core.lightning import (
+    any_gradient,
+    gradient_scale,
+    optimizer_index,
+    optimizer_name,
+    scaler_scale,
+    unscaled_loss,
+)
 from lightning_reg.functional.gradients import norms_of
 from lightning_reg.settings import SettingError
 
 __all__ = [
-    "AccumulationWindow",
     "any_gradient",
     "dense_gradient",
     "gradient_norms",
@@ -33,110 +37,6 @@ __all__ = [
 ]
 
 
-class AccumulationWindow:
-    """How much of a penalty belongs into one optimizer step.
-
-    Written into the loss, a penalty comes with every micro-batch, divided like the loss by the number k of
-    micro-batches in a window. So a step gets n/k of it, where n is the number of backward passes since the last step:
-    fewer than k in the last window of an epoch, after a resume in the middle of one, or where a training step returned
-    no loss.
-    """
-
-    def __init__(self) -> None:
-        self._passes = 0
-        self._is_told = False
-        self._served: set[nn.Parameter] = set()
-
-    def count(self) -> None:
-        """Call in ``on_after_backward``."""
-        self._passes += 1
-        self._is_told = True
-
-    def close(self, trainer: Trainer) -> float:
-        """Returns the share n/k of the penalty that this step gets; call in ``on_before_optimizer_step``.
-
-        Under manual optimization the user decides what a step is made of, so it gets the whole penalty.
-
-        Args:
-            trainer: That runs.
-        """
-        passes, self._passes = self._passes, 0
-        automatic = trainer.lightning_module.automatic_optimization
-        # Who calls loss.backward() instead of self.manual_backward() doesn't tell us; then every step is a new one.
-        if passes or not self._is_told:
-            self._served.clear()
-        return passes / trainer.accumulate_grad_batches if automatic else 1.0
-
-    def anew(self) -> "AccumulationWindow":
-        """Returns an empty window: where no gradient is left, none of the passes so far reaches a step."""
-        window = AccumulationWindow()
-        window._is_told = self._is_told
-        return window
-
-    def serve(self, parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
-        """Returns the parameters whose gradients don't contain the penalty yet.
-
-        Two optimizers that share a parameter may both step after one backward pass: its gradient is changed once.
-
-        Args:
-            parameters: Those of the optimizer that is about to step.
-        """
-        fresh = [parameter for parameter in parameters if parameter not in self._served]
-        self._served.update(fresh)
-        return fresh
-
-
-def gradient_scale(trainer: Trainer, optimizer: Optimizer) -> Tensor | None:
-    """Returns the gradient scaler's scale where it is still in the gradients in ``on_before_optimizer_step``.
-
-    That is so for optimizers that unscale by themselves, fused ones: what is added has to carry the scale, too.
-
-    Args:
-        trainer: That runs.
-        optimizer: That is about to step.
-
-    Returns:
-        A scalar tensor on the optimizer's device, without a transfer to the host; None where there is no scale.
-    """
-    if not getattr(optimizer, "_step_supports_amp_scaling", False):
-        return None
-    plugin = trainer.precision_plugin
-    scaler = plugin.scaler if isinstance(plugin, MixedPrecision) else None
-    # Who clips by hand has called scaler.unscale_ already.
-    if scaler is None or scaler._per_optimizer_states[id(optimizer)]["stage"] is not OptState.READY:
-        return None
-    return scaler_scale(trainer, next(each.device for group in optimizer.param_groups for each in group["params"]))
-
-
-def unscaled_loss(trainer: Trainer, loss: Tensor) -> Tensor:
-    """Returns the loss as the user's training step gave it, from what ``on_before_backward`` is handed.
-
-    Args:
-        trainer: That runs.
-        loss: Multiplied by the gradient scaler's scale and divided by the number of accumulated batches.
-    """
-    loss = loss.detach()
-    if trainer.lightning_module.automatic_optimization:
-        loss = loss * trainer.accumulate_grad_batches
-    scale = scaler_scale(trainer, loss.device)
-    return loss if scale is None else loss / scale
-
-
-def scaler_scale(trainer: Trainer, device: torch.device) -> Tensor | None:
-    """Returns the gradient scaler's scale, without a transfer to the host; None where there is no scaler.
-
-    Args:
-        trainer: That runs.
-        device: Where the scale is wanted.
-    """
-    plugin = trainer.precision_plugin
-    scaler = plugin.scaler if isinstance(plugin, MixedPrecision) else None
-    if scaler is None:
-        return None
-    scale: Tensor = scaler.scale(torch.ones((), device=device))
-    return scale
-
-
 def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
     """Returns an optimizer's trainable parameters, in its order, without empty ones.
 
@@ -145,36 +45,6 @@ def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
     """
     stepped = (each for group in optimizer.param_groups for each in group["params"])
     return [each for each in stepped if each.requires_grad and each.numel()]
-
-
-def any_gradient(trainer: Trainer) -> bool:
-    """Whether any parameter of any optimizer has a gradient.
-
-    Args:
-        trainer: With all optimizers.
-    """
-    groups = (group for optimizer in trainer.optimizers for group in optimizer.param_groups)
-    return any(each.grad is not None for group in groups for each in group["params"])
-
-
-def optimizer_name(trainer: Trainer, optimizer: Optimizer) -> str:
-    """Returns what tells an optimizer's tags from those of others: nothing where it is alone.
-
-    Args:
-        trainer: With all optimizers.
-        optimizer: One of them.
-    """
-    return f"_optimizer_{optimizer_index(trainer, optimizer) + 1}" if len(trainer.optimizers) > 1 else ""
-
-
-def optimizer_index(trainer: Trainer, optimizer: Optimizer) -> int:
-    """Returns the place of an optimizer among the trainer's.
-
-    Args:
-        trainer: With all optimizers.
-        optimizer: One of them.
-    """
-    return next(index for index, each in enumerate(trainer.optimizers) if each is optimizer)
 
 
 def dense_gradient(parameter: nn.Parameter) -> Tensor:
@@ -264,17 +134,17 @@ def same_parameters(some: Sequence[nn.Parameter], others: Sequence[nn.Parameter]
     return len(some) == len(others) and all(one is other for one, other in zip(some, others, strict=True))
 
 
-def refuse_sharded(selected: dict[str, nn.Parameter], technique: str) -> None:
+def refuse_sharded(names: Mapping[nn.Parameter, str], technique: str) -> None:
     """Raises if a parameter is spread over processes, where a technique needs it whole.
 
     Args:
-        selected: Parameters by name.
+        names: Of the parameters.
         technique: Named in the message.
 
     Raises:
         SettingError: With what to use instead.
     """
-    for name, parameter in selected.items():
+    for parameter, name in names.items():
         if isinstance(parameter, DTensor):
             raise SettingError(
                 f"strategy must keep weights whole with {technique}, but {name} is sharded over processes; use DDP, or "

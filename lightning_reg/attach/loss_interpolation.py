@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn._reduction import legacy_get_string
 from torch.overrides import TorchFunctionMode, resolve_name
 
-from lightning_reg.attach.wrapping import Handle, around
+from lightning_reg.core.wrapping import Handle, around
 from lightning_reg.functional.mixing import check_labels, previous
 from lightning_reg.settings import SettingError
 

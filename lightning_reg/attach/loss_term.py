@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from lightning_reg.attach.schedules import ScheduledStrength, StrengthSchedule, check_schedule
 from lightning_reg.attach.technique import Technique, instance_suffix, logs_now
-from lightning_reg.attach.wrapping import around
+from lightning_reg.core.wrapping import around
 from lightning_reg.settings import SettingError
 
 __all__ = ["LossTerm"]

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader
 from torchmetrics import Metric
 
-from lightning_reg.attach.wrapping import around, inside
+from lightning_reg.core.wrapping import around, inside
 from lightning_reg.settings import SettingError
 
 __all__ = ["check_recomputable", "recompute_statistics", "trained_norms"]

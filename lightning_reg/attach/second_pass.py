@@ -16,7 +16,7 @@ from lightning_reg.attach.gradients import scaler_scale
 from lightning_reg.attach.insertion import StochasticSurgery
 from lightning_reg.attach.module_memory import ModuleMemory
 from lightning_reg.attach.technique import Technique, callbacks_of
-from lightning_reg.attach.wrapping import Handle, around
+from lightning_reg.core.wrapping import Handle, around
 
 __all__ = ["SecondPass"]
 

@@ -1,16 +1,18 @@
 """Choosing parameters and modules of any module by globs over their qualified names."""
 
+import functools
 import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from lightning_reg.optim import owned_parameters
 from lightning_reg.settings import SettingError, near_matches
 
 __all__ = [
+    "Selection",
     "as_patterns",
     "check_units",
     "plain_name",
@@ -91,6 +93,83 @@ def select_parameters(
             f"leaves no parameter of {_listed(names)}"
         )
     return chosen
+
+
+class Selection:
+    """The parameters that the patterns choose, chosen anew when the module has others.
+
+    Layers that somebody replaces in the middle of a fit bring parameters that an optimizer didn't have before.
+
+    Args:
+        module: Whose parameters.
+        include: Globs over qualified names.
+        exclude: Globs likewise; a parameter that matches one of them is left out.
+        exclude_norm_and_bias: Whether biases and the parameters of normalization layers are left out.
+        by_unit: Whether weights are looked at unit by unit: matrices and filters alone.
+        group: Which weights make up a unit: those that lead into it, or those that lead out of it.
+
+    Raises:
+        SettingError: As :func:`select_parameters`, or if a parameter has no units.
+
+    >>> layer = nn.Linear(2, 2)
+    >>> Selection(layer).of([layer.bias, layer.weight])[0] is layer.weight
+    True
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        include: Sequence[str] = ("*",),
+        exclude: Sequence[str] = (),
+        exclude_norm_and_bias: bool = True,
+        by_unit: bool = False,
+        group: str = "output",
+    ) -> None:
+        self._module = module
+        self._choose = functools.partial(
+            select_parameters,
+            module,
+            include=include,
+            exclude=exclude,
+            exclude_norm_and_bias=exclude_norm_and_bias,
+            matrices_only=by_unit,
+        )
+        self._by_unit = by_unit
+        self._group = group
+        self._known: set[nn.Parameter] = set()
+        self._dims: dict[nn.Parameter, int] = {}
+        self.names: dict[nn.Parameter, str] = {}
+        self._renew()
+
+    def of(self, parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
+        """Returns those that are chosen.
+
+        Args:
+            parameters: An optimizer's.
+        """
+        if not self._known.issuperset(parameters):
+            self._renew()
+            self._known.update(parameters)
+        return [parameter for parameter in parameters if parameter in self.names]
+
+    def units(self, tensors: Sequence[Tensor], parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+        """Returns views whose first dimension counts the units.
+
+        Args:
+            tensors: The parameters, or what has their shapes.
+            parameters: The chosen parameters that they belong to.
+        """
+        pairs = zip(tensors, parameters, strict=True)
+        return [tensor.detach().movedim(self._dims[parameter], 0) for tensor, parameter in pairs]
+
+    def _renew(self) -> None:
+        chosen = self._choose()
+        self.names = {parameter: name for name, parameter in chosen.items()}
+        self._known = set(self._module.parameters())
+        if self._by_unit:
+            self._dims = unit_dims(self._module, self._group)
+            check_units(chosen, self._dims)
 
 
 def unit_dims(module: nn.Module, group: str = "output") -> dict[nn.Parameter, int]:

@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from lightning_reg.attach.selection import as_patterns, plain_name, select_modules, select_names
 from lightning_reg.attach.technique import Technique
-from lightning_reg.attach.wrapping import around
+from lightning_reg.core.wrapping import around
 from lightning_reg.settings import SettingError
 
 __all__ = ["Change", "Surgery", "as_types"]

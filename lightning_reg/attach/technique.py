@@ -1,15 +1,18 @@
 """What every callback that takes hold of somebody else's module has in common."""
 
 from abc import ABC, abstractmethod
-from enum import IntEnum
-from typing import Any, ClassVar, Protocol
-from weakref import WeakSet
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch.optim import LBFGS, Optimizer
+from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_reg.settings import SettingError
+from lightning_reg.core import technique as core
+from lightning_reg.core.lightning import callbacks_of, instance_number, instance_suffix, logs_now
+from lightning_reg.core.session import Session
+from lightning_reg.core.step import Run, Step
+from lightning_reg.core.technique import Position
 
 __all__ = [
     "GradientTechnique",
@@ -28,20 +31,6 @@ class _Handle(Protocol):
 
     def remove(self) -> None:
         """Removes the hook."""
-
-
-class Position(IntEnum):
-    """The order of techniques around the optimizer's step."""
-
-    SHARPNESS = 0  # replaces the gradient of the loss, to which penalties are then added
-    PENALTY = 1
-    CENTRALIZATION = 2
-    NOISE = 3
-    CONSTRAINT = 4  # after the step, where penalties have shrunk weights and before updates are measured
-    MEASUREMENT = 5  # before clipping; what is after it is measured later
-    CLIPPING = 6
-    LOOKAHEAD = 7  # after the step and its constraints, before averages
-    AVERAGING = 8  # sees the weights as the batch leaves them
 
 
 class Technique(Callback, ABC):
@@ -97,14 +86,21 @@ class Technique(Callback, ABC):
         self.release()
 
 
-class StepTechnique(Technique):
+class StepTechnique(Technique, core.Technique):
     """Acts before or after an optimizer's step, in the order of :class:`Position` whatever the user's order."""
 
-    position: ClassVar[Position]
-
     def __init__(self) -> None:
-        super().__init__()
-        self._hooked: WeakSet[Optimizer] = WeakSet()
+        Technique.__init__(self)
+        core.Technique.__init__(self)
+
+    def step_begins(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Runs before any technique acts on the gradients of a step.
+
+        Args:
+            trainer: That runs.
+            pl_module: The module.
+            optimizer: That is about to step.
+        """
 
     def before_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Runs between backward and the step, on gradients that are unscaled unless the optimizer does that itself.
@@ -123,40 +119,48 @@ class StepTechnique(Technique):
         """
 
     @override
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":
-            _arrange(trainer)
+    def new_session(self, run: Run) -> Session[Any]:
+        self.attach(run.trainer, run.module)
+        return _Forwarding(self, run)
 
     @override
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Not earlier: a sharded optimizer's state is loaded after on_fit_start, by a step that isn't one.
-        for optimizer in trainer.optimizers:
-            self._hook(optimizer)
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        core.Technique.on_fit_start(self, trainer, pl_module)
 
     @override
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        self._hook(optimizer)  # somebody may have made new optimizers
-        self.before_step(trainer, pl_module, optimizer)
-
-    def _hook(self, optimizer: Optimizer) -> None:
-        if optimizer in self._hooked:
-            return
-        try:
-            self.handles.append(optimizer.register_step_post_hook(self._stepped))
-        except AttributeError as error:
-            raise SettingError(
-                f"optimizer must call torch.optim.Optimizer.__init__ with {type(self).__name__}, which hooks onto its "
-                f"steps, but {type(optimizer).__name__} doesn't"
-            ) from error
-        self._hooked.add(optimizer)
-
-    def _stepped(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self.after_step(optimizer)
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        core.Technique.on_train_batch_start(self, trainer, pl_module, batch, batch_idx)
+        self.begin_batch(trainer, batch_idx)
 
     @override
-    def _let_go(self) -> None:
-        super()._let_go()
-        self._hooked = WeakSet()
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        core.Technique.teardown(self, trainer, pl_module, stage)
+        self._let_go()
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        core.Technique.on_exception(self, trainer, pl_module, exception)
+        self._let_go()
+
+
+class _Forwarding(Session[StepTechnique]):
+    """The run of a technique that still holds its own state."""
+
+    @override
+    def load(self, state: Mapping[str, Any]) -> None:
+        pass
+
+    @override
+    def step_begins(self, step: Step) -> None:
+        self.technique.step_begins(self.run.trainer, self.run.module, step.optimizer)
+
+    @override
+    def before_step(self, step: Step) -> None:
+        self.technique.before_step(self.run.trainer, self.run.module, step.optimizer)
+
+    @override
+    def after_step(self, step: Step) -> None:
+        self.technique.after_step(step.optimizer)
 
 
 class GradientTechnique(StepTechnique):
@@ -165,82 +169,4 @@ class GradientTechnique(StepTechnique):
     It refuses optimizers that evaluate the loss several times a step, and those that step behind Lightning's back.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._is_told = False
-
-    @override
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        self._is_told = True
-        super().on_before_optimizer_step(trainer, pl_module, optimizer)
-
-    @override
-    def _stepped(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if not self._is_told:
-            raise SettingError(
-                f"use_pl_optimizer must be True in self.optimizers() with {type(self).__name__}, else Lightning "
-                "doesn't say when the optimizer steps"
-            )
-        self._is_told = False
-        super()._stepped(optimizer, args, kwargs)
-
-    @override
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if any(isinstance(optimizer, LBFGS) for optimizer in trainer.optimizers):
-            raise SettingError(
-                f"optimizer must not be LBFGS with {type(self).__name__}: its line search compares losses that a "
-                "change of gradients isn't part of; use a first-order optimizer, or write the penalty into the loss"
-            )
-        super().on_fit_start(trainer, pl_module)
-
-
-def logs_now(trainer: Trainer) -> bool:
-    """Whether the trainer logs the step that it is in; Lightning has no public name for it.
-
-    Args:
-        trainer: That runs.
-    """
-    logs: bool = trainer._logger_connector.should_update_logs
-    return logs
-
-
-def callbacks_of(trainer: Trainer) -> list[Callback]:
-    """Returns the trainer's callbacks.
-
-    Args:
-        trainer: That has them.
-    """
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set outside the class
-    return callbacks
-
-
-def instance_number(trainer: Trainer, callback: Callback) -> int:
-    """Returns which of its kind a callback is, counted from 0.
-
-    Args:
-        trainer: With all callbacks.
-        callback: One of them.
-    """
-    return [each for each in callbacks_of(trainer) if type(each) is type(callback)].index(callback)
-
-
-def instance_suffix(trainer: Trainer, callback: Callback) -> str:
-    """Returns what tells a callback's tags from those of others of its kind: nothing where it is alone.
-
-    Args:
-        trainer: With all callbacks.
-        callback: One of them.
-    """
-    alone = sum(type(each) is type(callback) for each in callbacks_of(trainer)) == 1
-    return "" if alone else f"_{instance_number(trainer, callback) + 1}"
-
-
-def _arrange(trainer: Trainer) -> None:
-    """Sorts the techniques around the step among the places that they take up; everybody else stays where they are."""
-    callbacks = callbacks_of(trainer)
-    ours = sorted((each for each in callbacks if isinstance(each, StepTechnique)), key=lambda each: each.position)
-    arranged = iter(ours)
-    # A new list: Lightning is going through the old one at this moment.
-    trainer.callbacks = [  # type: ignore[attr-defined]
-        next(arranged) if isinstance(each, StepTechnique) else each for each in callbacks
-    ]
+    changes_gradients = True

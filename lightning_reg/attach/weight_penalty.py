@@ -1,51 +1,45 @@
 """Penalties of weights, added to gradients exactly as if the loss had contained them."""
 
-from abc import abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
-from torch.optim import Optimizer, SparseAdam
+from torch.optim import SparseAdam
 from typing_extensions import override
 
-from lightning_reg.attach.gradients import (
-    AccumulationWindow,
-    any_gradient,
-    dense_gradient,
-    gradient_scale,
-    local,
-    parameters_of,
-    refuse_sharded,
-    unscaled_loss,
-    whole,
-)
+from lightning_reg.attach.gradients import dense_gradient, local, refuse_sharded, whole
 from lightning_reg.attach.schedules import ScheduledStrength, StrengthSchedule, check_schedule
-from lightning_reg.attach.selection import as_patterns, select_parameters
-from lightning_reg.attach.technique import GradientTechnique, Position, instance_suffix, logs_now
+from lightning_reg.attach.selection import Selection, as_patterns
+from lightning_reg.core.lightning import toggled_parameters
+from lightning_reg.core.session import Session
+from lightning_reg.core.step import Run, Step
+from lightning_reg.core.technique import Position, Technique
 from lightning_reg.settings import SettingError
 
-__all__ = ["WeightPenalty", "local_pairs"]
+__all__ = ["PenaltySession", "WeightPenalty"]
 
 
-class WeightPenalty(GradientTechnique):
+class WeightPenalty(Technique):
     """A penalty of weights alone: once per optimizer step, without a graph.
 
     A subclass gives the penalty's value and adds its gradient. It may also shrink weights after the step: a proximal
-    step in the place of a part of the gradient.
+    step in the place of the gradient.
 
     Args:
-        include: Globs over parameter names that are penalised.
+        include: Globs over parameter names that are penalized.
         exclude: Globs over parameter names that are not.
         exclude_norm_and_bias: Whether biases and the parameters of normalization layers are spared.
-        schedule: What the strength is multiplied by as training goes on.
+        schedule: Factor of the strength as training goes on; constant where None.
+        group: Which weights make up a unit: those that lead into it, or those that lead out of it.
     """
 
     position = Position.PENALTY
+    changes_gradients = True
     tag: ClassVar[str]
-    elementwise: ClassVar[bool] = True  # else it needs whole weights, and can't work on a shard
-    matrices_only: ClassVar[bool] = False
+    # Whether it sees weights unit by unit: matrices and filters alone, whole ones, the first dimension counting units.
+    by_unit: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -54,6 +48,7 @@ class WeightPenalty(GradientTechnique):
         exclude: Sequence[str],
         exclude_norm_and_bias: bool,
         schedule: StrengthSchedule | None,
+        group: Literal["output", "input"] = "output",
     ) -> None:
         super().__init__()
         check_schedule(schedule)
@@ -61,30 +56,7 @@ class WeightPenalty(GradientTechnique):
         self.exclude = as_patterns("exclude", exclude)
         self.exclude_norm_and_bias = exclude_norm_and_bias
         self.schedule = schedule
-        self.names: dict[nn.Parameter, str] = {}
-        self._window = AccumulationWindow()
-        self._strength = ScheduledStrength()
-        self._suffix = ""
-        self._loss: Tensor | None = None
-        self._due: tuple[list[nn.Parameter], float] | None = None
-
-    @abstractmethod
-    def value(self, weights: list[Tensor], parameters: list[nn.Parameter]) -> Tensor:
-        """Returns the penalty at full strength.
-
-        Args:
-            weights: Of the parameters, whole.
-            parameters: Whose they are.
-        """
-
-    @abstractmethod
-    def add_gradient_(self, parameters: list[nn.Parameter], factor: float | Tensor) -> None:
-        """Adds the penalty's gradient to that of the parameters.
-
-        Args:
-            parameters: Each with a dense gradient.
-            factor: What the strength is multiplied by.
-        """
+        self.group = group
 
     @property
     def adds_gradient(self) -> bool:
@@ -96,123 +68,129 @@ class WeightPenalty(GradientTechnique):
         """Whether any part of the penalty is a proximal step after the optimizer's."""
         return False
 
-    def shrink_(self, parameters: list[nn.Parameter], factor: float | Tensor) -> None:
-        """Applies the proximal operator.
+    def value(self, weights: list[Tensor]) -> Tensor:
+        """Returns the penalty at full strength."""
+        raise NotImplementedError
 
-        Args:
-            parameters: After the optimizer's step.
-            factor: What the strength is multiplied by; contains the learning rate.
-        """
+    def add_gradient_(self, weights: list[Tensor], gradients: list[Tensor], factor: float | Tensor) -> None:
+        """Adds the penalty's gradient, times a factor, to those of the loss."""
+        raise NotImplementedError
+
+    def shrink_(self, weights: list[Tensor], factor: float | Tensor) -> None:
+        """Applies the proximal operator; the factor contains the learning rate."""
         raise NotImplementedError
 
     @override
-    def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._strength = ScheduledStrength(self.schedule, trainer)
-        selected = select_parameters(
-            pl_module,
-            include=self.include,
-            exclude=self.exclude,
-            exclude_norm_and_bias=self.exclude_norm_and_bias,
-            matrices_only=self.matrices_only,
+    def new_session(self, run: Run) -> "PenaltySession":
+        return PenaltySession(self, run)
+
+
+@dataclass(eq=False)
+class PenaltySession(Session[WeightPenalty]):
+    """One fit of a penalty."""
+
+    selection: Selection = field(init=False)
+    strength: ScheduledStrength = field(init=False)
+    name: str = field(init=False)
+    due: tuple[list[nn.Parameter], float] | None = None  # what is shrunk after the step
+
+    def __post_init__(self) -> None:
+        technique, run = self.technique, self.run
+        self.selection = Selection(
+            run.module,
+            include=technique.include,
+            exclude=technique.exclude,
+            exclude_norm_and_bias=technique.exclude_norm_and_bias,
+            by_unit=technique.by_unit,
+            group=technique.group,
         )
-        if not self.elementwise:
-            refuse_sharded(selected, type(self).__name__)
-        self.names = {parameter: name for name, parameter in selected.items()}
-        self._window = AccumulationWindow()
-        self._suffix = instance_suffix(trainer, self)
-        if self.shrinks:
-            for optimizer in trainer.optimizers:
-                _check_learning_rate(optimizer, type(self).__name__)
-        if self.adds_gradient and any(isinstance(optimizer, SparseAdam) for optimizer in trainer.optimizers):
-            raise SettingError(
-                f"optimizer must not be SparseAdam with {type(self).__name__}, whose gradient is that of all weights; "
-                "use another optimizer"
-            )
+        self.strength = ScheduledStrength(technique.schedule, run.trainer)
+        self.name = technique.tag + technique.suffix(run.trainer)
+        if technique.by_unit:
+            refuse_sharded(self.selection.names, type(technique).__name__)
+        self._check_optimizers()
+
+    def _check_optimizers(self) -> None:
+        technique = self.technique
+        for optimizer in self.run.trainer.optimizers:
+            if technique.shrinks and any("lr" not in group for group in optimizer.param_groups):
+                raise SettingError(
+                    f"proximal must be False with {type(optimizer).__name__}, whose groups have no lr: "
+                    f"{type(technique).__name__} shrinks weights by lr times its strength"
+                )
+            if technique.adds_gradient and isinstance(optimizer, SparseAdam):
+                raise SettingError(
+                    f"optimizer must not be SparseAdam with {type(technique).__name__}, whose gradient is that of all "
+                    "weights; use another optimizer"
+                )
+
+    # The penalty itself, for sessions that hold more than settings
+
+    def value(self, parameters: list[nn.Parameter], weights: list[Tensor]) -> Tensor:
+        """Returns the penalty at full strength."""
+        return self.technique.value(weights)
+
+    def add_gradient_(
+        self, parameters: list[nn.Parameter], weights: list[Tensor], gradients: list[Tensor], factor: float | Tensor
+    ) -> None:
+        """Adds the penalty's gradient, times a factor, to those of the loss."""
+        self.technique.add_gradient_(weights, gradients, factor)
+
+    # When it acts
 
     @override
-    def release(self) -> None:
-        self.names = {}
-        self._window = AccumulationWindow()
-        self._due = self._loss = None
-
-    @override
-    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        if not any_gradient(trainer):
-            self._window = self._window.anew()
-        if logs_now(trainer):
-            self._loss = unscaled_loss(trainer, loss)
-
-    @override
-    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._window.count()
-
-    @override
-    def before_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        self._due = None
-        scheduled = self._strength.now(trainer)
-        share = self._window.close(trainer)
-        factor = share * scheduled
-        if logs_now(trainer):
-            self._log(pl_module, scheduled)
-        if share == 0 or self._strength.is_off:
+    def before_step(self, step: Step) -> None:
+        self.due = None
+        scheduled = self.strength.now(self.run.trainer)
+        if step.logs:
+            self._log(step, scheduled)
+        if step.share == 0 or self.strength.is_off:
             return
         # Asked anew at each step, because layers may be frozen and thawed in between.
-        penalised = [each for each in parameters_of(optimizer) if each in self.names]
-        fresh = self._window.serve(penalised)
-        if fresh and self.adds_gradient:
-            for parameter in fresh:  # also where a schedule has the penalty at 0 now, as the loss would
-                dense_gradient(parameter)
-            scale = gradient_scale(trainer, optimizer)
+        penalized = self.selection.of(step.parameters)
+        fresh = [parameter for parameter in penalized if parameter in step.fresh]
+        factor = step.share * scheduled
+        if fresh and self.technique.adds_gradient:
+            # Also where a schedule has the penalty at 0 now: in the loss, too, it would give a gradient of zeros.
+            gradients = self._arranged([dense_gradient(parameter) for parameter in fresh], fresh)
             if factor:
-                self.add_gradient_(fresh, factor if scale is None else factor * scale)
-        if penalised and self.shrinks:  # each optimizer by its own learning rate
-            self._due = penalised, factor
+                self.add_gradient_(fresh, self._arranged(fresh, fresh), gradients, step.scaled(factor))
+        if penalized and self.technique.shrinks:  # each optimizer by its own learning rate
+            self.due = penalized, factor
 
     @override
-    def after_step(self, optimizer: Optimizer) -> None:
-        if self._due is None:
+    def after_step(self, step: Step) -> None:
+        if self.due is None:
             return
-        (penalised, factor), self._due = self._due, None
-        # A fused optimizer is called nevertheless, and skips by itself: then nothing is shrunk either.
-        skipped = getattr(optimizer, "found_inf", None)
-        chosen = set(penalised)
-        for group in optimizer.param_groups:
-            parameters = [each for each in group["params"] if each in chosen]
+        (penalized, factor), self.due = self.due, None
+        chosen = set(penalized)
+        for group in step.optimizer.param_groups:
+            parameters = [parameter for parameter in group["params"] if parameter in chosen]
             if parameters:
                 rate = group["lr"] * factor
-                self.shrink_(parameters, rate if skipped is None else rate * (1 - skipped.squeeze()))
+                # A fused optimizer skips by itself: then nothing is shrunk either.
+                self.technique.shrink_(
+                    self._arranged(parameters, parameters), rate if step.skipped is None else rate * (1 - step.skipped)
+                )
 
-    def _log(self, pl_module: LightningModule, scheduled: float) -> None:
+    def _arranged(self, tensors: Sequence[Tensor], parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+        """Returns views of this process's parts, as the penalty wants to see them."""
+        if self.technique.by_unit:
+            return self.selection.units(tensors, parameters)
+        return [local(tensor) for tensor in tensors]
+
+    def _log(self, step: Step, scheduled: float) -> None:
         # Of all optimizers together, also of those that toggle_optimizer froze for the moment.
-        toggled = getattr(pl_module, "_param_requires_grad_state", {})
-        parameters = [each for each in self.names if each.requires_grad or toggled.get(each)]
-        self._strength.log(pl_module, self.tag + self._suffix)
+        toggled = toggled_parameters(self.run.module)
+        parameters = [each for each in self.selection.names if each.requires_grad or toggled.get(each)]
+        self.strength.log(self.run.module, self.name)
         if not parameters:
             return
-        weights = [whole(each) for each in parameters]
-        value = self.value(weights, parameters) * scheduled
-        values = {"": value}
-        if self._loss is not None:
-            values["_share"] = value / (value + self._loss.abs())
-        if self.shrinks:
+        weights = [whole(parameter) for parameter in parameters]
+        value = self.value(parameters, self._arranged(weights, parameters)) * scheduled
+        step.log(f"penalty/{self.name}", value)
+        if step.loss is not None:
+            step.log(f"penalty/{self.name}_share", value / (value + step.loss.abs()))
+        if self.technique.shrinks:
             zeros = torch.stack([weight.numel() - weight.count_nonzero() for weight in weights]).sum()
-            values["_zeros"] = zeros / sum(weight.numel() for weight in weights)
-        for kind, entry in values.items():
-            pl_module.log(f"penalty/{self.tag}{self._suffix}{kind}", entry)
-
-
-def local_pairs(parameters: Sequence[nn.Parameter]) -> tuple[list[Tensor], list[Tensor]]:
-    """Returns this process's parts of the gradients and of the weights.
-
-    Args:
-        parameters: Each with a gradient.
-    """
-    return [local(dense_gradient(each)) for each in parameters], [local(each) for each in parameters]
-
-
-def _check_learning_rate(optimizer: Optimizer, technique: str) -> None:
-    if any("lr" not in group for group in optimizer.param_groups):
-        raise SettingError(
-            f"proximal must be False with {type(optimizer).__name__}, whose groups have no lr: {technique} shrinks "
-            "weights by lr times its strength"
-        )
+            step.log(f"penalty/{self.name}_zeros", zeros / sum(weight.numel() for weight in weights))

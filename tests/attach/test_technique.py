@@ -22,17 +22,12 @@ class Theirs(Callback):
     pass
 
 
-def test_gradient_techniques_are_sorted_among_themselves(tmp_path):
-    first, last = Theirs(), ModelCheckpoint(tmp_path)
-    clipping, monitor, noise = GradientClipping(), GradientMonitor(), GradientNoise()
-    penalties = [L2Penalty(weight=0.1), L1Penalty(weight=0.1)]
-    centralization = GradientCentralization()
-    callbacks = [clipping, first, monitor, noise, centralization, *penalties, last]
+def test_the_list_of_callbacks_stays_the_users(tmp_path):
+    callbacks = [GradientClipping(), Theirs(), GradientMonitor(), L2Penalty(weight=0.1), ModelCheckpoint(tmp_path)]
     trainer = quiet_trainer(*callbacks, enable_checkpointing=True)
+    before = list(trainer.callbacks)
     trainer.fit(SomebodysModule(), loader(), loader())
-    order = [penalties[0], first, penalties[1], centralization, noise, monitor, clipping, last]
-    assert [type(each) for each in trainer.callbacks] == [type(each) for each in order]
-    assert all(one is other for one, other in zip(trainer.callbacks, order, strict=True))
+    assert all(one is other for one, other in zip(trainer.callbacks, before, strict=True))
 
 
 def test_order_of_the_list_makes_no_difference():

@@ -196,7 +196,7 @@ def test_labels_that_a_callback_mixes_in_are_named(tmp_path, drawn):
 
 def test_what_others_put_around_the_step_is_seen(tmp_path, drawn):
     """Whatever the order of callbacks."""
-    from lightning_reg.attach.wrapping import around
+    from lightning_reg.core.wrapping import around
 
     class Doubles(Callback):
         def on_fit_start(self, trainer, pl_module):

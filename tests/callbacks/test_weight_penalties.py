@@ -31,7 +31,6 @@ from lightning_reg.callbacks import (
     StrengthSchedule,
     UnitNorm,
 )
-from lightning_reg.functional.penalties import group_lasso_penalty, orthogonal_penalty
 from lightning_reg.settings import SettingError
 from tests.helpers import quiet_trainer
 
@@ -274,7 +273,27 @@ MAKES = {
     "OrthogonalPenalty": lambda **settings: OrthogonalPenalty(weight=0.1, **settings),
     "L2SPPenalty": lambda **settings: L2SPPenalty(weight=0.1, **settings),
 }
-each_penalty = pytest.mark.parametrize("make", MAKES.values(), ids=MAKES)
+each_penalty = pytest.mark.parametrize(("make", "name"), [(make, name) for name, make in MAKES.items()], ids=MAKES)
+
+
+def _rows(weights):
+    return [row for weight in weights for row in weight.flatten(1)]
+
+
+# The penalties of MAKES as a textbook writes them, of weights and of those that training started from.
+TEXTBOOK = {
+    "L1Penalty": lambda weights, _: 0.1 * sum(weight.abs().sum() for weight in weights),
+    "L2Penalty": lambda weights, _: 0.1 / 2 * sum((weight**2).sum() for weight in weights),
+    "ElasticNetPenalty": lambda weights, _: sum(0.1 * (w.abs().sum() + (w**2).sum() / 2) for w in weights),
+    "GroupLassoPenalty": lambda weights, _: (
+        0.1 * sum(len(row) ** 0.5 * (row**2).sum() ** 0.5 for row in _rows(weights))
+    ),
+    "OrthogonalPenalty": lambda weights, _: 0.1 * sum(((w @ w.T - torch.eye(len(w))) ** 2).sum() for w in weights),
+    "L2SPPenalty": lambda weights, starts: (
+        0.1 / 2 * sum(((w - s) ** 2).sum() for w, s in zip(weights, starts, strict=True))
+    ),
+}
+TEXTBOOK["L1Penalty proximal"] = TEXTBOOK["L1Penalty"]
 
 
 @pytest.mark.parametrize("cls", [L1Penalty, L2Penalty, GroupLassoPenalty, OrthogonalPenalty, L2SPPenalty])
@@ -312,7 +331,7 @@ def test_unknown_group_is_refused():
         ({"include": ("*.bias",)}, "leaves no parameter"),
     ],
 )
-def test_patterns_that_match_nothing_are_refused_at_fit_start(make, settings, message):
+def test_patterns_that_match_nothing_are_refused_at_fit_start(make, name, settings, message):
     with pytest.raises(SettingError, match=message):
         quiet_trainer(make(**settings)).fit(Branches(), batches())
 
@@ -338,8 +357,8 @@ def test_proximal_needs_a_learning_rate(penalty):
         quiet_trainer(penalty).fit(Branches(WithoutRate), batches())
 
 
-@each_penalty
-def test_two_optimizers_that_share_a_weight_get_it_once_a_backward_pass(make):
+@pytest.mark.parametrize("name", [name for name in MAKES if name != "L1Penalty proximal"])
+def test_two_optimizers_that_share_a_weight_get_it_once_a_backward_pass(name):
     """As it would be with the penalty in the loss: one pass, one gradient, two steps with it."""
 
     class Shares(Branches):
@@ -360,21 +379,12 @@ def test_two_optimizers_that_share_a_weight_get_it_once_a_backward_pass(make):
                 optimizer.step()
             self.zero_grad()
 
-    penalty = make()
-    if penalty.shrinks:
-        return  # each step shrinks by its own learning rate
     module = Shares()
-    quiet_trainer(penalty).fit(module, batches())
-
-    reference, start = make(), Branches().taken.weight.detach()
+    quiet_trainer(MAKES[name]()).fit(module, batches())
     expected = Shares()
     expected.hand = expected.configure_optimizers()
-    reference._dims = {expected.taken.weight: 0}
-    reference._starts = {expected.taken.weight: start}
-    expected.penalty = lambda weight: reference.value([weight], [weight]) if reference.elementwise else None
-    if not reference.elementwise:
-        functions = {"GroupLassoPenalty": group_lasso_penalty, "OrthogonalPenalty": orthogonal_penalty}
-        expected.penalty = lambda weight: functions[type(reference).__name__]([weight], 0.1)
+    start = expected.taken.weight.detach().clone()
+    expected.penalty = lambda weight: TEXTBOOK[name]([weight], [start])
     for index, batch in enumerate(batches()):
         expected.training_step(batch, index)
     assert_equal_weights(module, expected)
@@ -415,21 +425,28 @@ def test_who_calls_backward_himself_gets_the_penalty_in_every_step():
 
 
 @each_penalty
-def test_value_share_and_schedule_are_logged(make):
+def test_value_share_and_schedule_are_logged(make, name):
+    """At the second of two steps, when L2-SP's weights have left the point that they started from."""
     penalty, module = make(schedule=StrengthSchedule(kind="constant", end=0.5)), Branches()
-    trainer = quiet_trainer(penalty, log_every_n_steps=1)
-    with torch.no_grad():
-        loss = F.mse_loss(module(batches()[0]), batches()[0])
-    trainer.fit(module, batches(1))
-    name, logged = f"penalty/{penalty.tag}", trainer.callback_metrics
-    weights = [Branches().taken.weight.detach(), Branches().idle.weight.detach()]
-    reference = make()
-    reference._dims = dict.fromkeys(weights, 0)
-    reference._starts = {weight: weight for weight in weights}
-    value = 0.5 * reference.value(weights, weights)
-    torch.testing.assert_close(logged[name], value)
-    torch.testing.assert_close(logged[f"{name}_share"], value / (value + loss))
+    before = Before()
+    trainer = quiet_trainer(penalty, before, log_every_n_steps=1)
+    trainer.fit(module, batches(2))
+    tag, logged = f"penalty/{penalty.tag}", trainer.callback_metrics
+    starts = [Branches().taken.weight.detach(), Branches().idle.weight.detach()]
+    value = 0.5 * TEXTBOOK[name](before.weights, starts)
+    assert value > 0
+    torch.testing.assert_close(logged[tag], value)
+    torch.testing.assert_close(logged[f"{tag}_share"], value / (value + before.loss))
     assert logged[f"schedule/{penalty.tag}"] == 0.5
+
+
+class Before(Callback):
+    """Weights and loss of the latest step, as they were before it."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.weights = [pl_module.taken.weight.detach().clone(), pl_module.idle.weight.detach().clone()]
+        with torch.no_grad():
+            self.loss = F.mse_loss(pl_module(batch), batch)
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

@@ -12,7 +12,7 @@ from lightning_reg.attach.batches import Key, check_key, part_of, with_parts
 from lightning_reg.attach.loss_interpolation import LOSSES, InterpolatedLosses, leave_compiled_alone
 from lightning_reg.attach.streams import base_seed, random_stream
 from lightning_reg.attach.technique import Technique, instance_number
-from lightning_reg.attach.wrapping import around
+from lightning_reg.core.wrapping import around
 from lightning_reg.settings import SettingError, check_count
 from lightning_reg.transforms import Draw, Mixing
 

@@ -8,7 +8,7 @@ from torch import nn
 from typing_extensions import override
 
 from lightning_reg.attach.surgery import Change, Surgery
-from lightning_reg.attach.wrapping import around
+from lightning_reg.core.wrapping import around
 from lightning_reg.settings import SettingError
 
 __all__ = ["FreezeBatchNorm"]

@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
-from lightning_reg.attach.gradients import local
 from lightning_reg.attach.schedules import StrengthSchedule
-from lightning_reg.attach.weight_penalty import WeightPenalty, local_pairs
+from lightning_reg.attach.weight_penalty import WeightPenalty
 from lightning_reg.functional.penalties import add_elastic_net_gradient_, elastic_net_penalty
 from lightning_reg.functional.proximal import soft_threshold_
 from lightning_reg.settings import SettingError, check_range
@@ -94,15 +93,15 @@ class ElasticNetPenalty(WeightPenalty):
         return self.proximal and self.l1 > 0
 
     @override
-    def value(self, weights: list[Tensor], parameters: list[nn.Parameter]) -> Tensor:
+    def value(self, weights: list[Tensor]) -> Tensor:
         return elastic_net_penalty(weights, self.l1, self.l2)
 
     @override
-    def add_gradient_(self, parameters: list[nn.Parameter], factor: float | Tensor) -> None:
+    def add_gradient_(self, weights: list[Tensor], gradients: list[Tensor], factor: float | Tensor) -> None:
         l1 = 0.0 if self.shrinks else self.l1 * factor
         l2 = self.l2 * factor if self.l2 else 0.0
-        add_elastic_net_gradient_(*local_pairs(parameters), l1=l1, l2=l2)
+        add_elastic_net_gradient_(gradients, weights, l1=l1, l2=l2)
 
     @override
-    def shrink_(self, parameters: list[nn.Parameter], factor: float | Tensor) -> None:
-        soft_threshold_([local(each) for each in parameters], self.l1 * factor)
+    def shrink_(self, weights: list[Tensor], factor: float | Tensor) -> None:
+        soft_threshold_(weights, self.l1 * factor)

@@ -1,21 +1,21 @@
 """Gradients without their mean."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-from lightning.pytorch import LightningModule, Trainer
-from torch import nn
-from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_reg.attach.gradients import parameters_of, refuse_sharded
-from lightning_reg.attach.selection import as_patterns, check_units, select_parameters, unit_dims
-from lightning_reg.attach.technique import GradientTechnique, Position
+from lightning_reg.attach.gradients import gradient_values, refuse_sharded
+from lightning_reg.attach.selection import Selection, as_patterns
+from lightning_reg.core.session import Session
+from lightning_reg.core.step import Run, Step
+from lightning_reg.core.technique import Position, Technique
 from lightning_reg.functional.gradients import centralize_
 
 __all__ = ["GradientCentralization"]
 
 
-class GradientCentralization(GradientTechnique):
+class GradientCentralization(Technique):
     """Takes its mean away from the gradient of every unit's weights, before each optimizer step.
 
     What it does: keeps the sum of the weights that lead into a unit where it was at the start, which smooths the loss
@@ -45,6 +45,7 @@ class GradientCentralization(GradientTechnique):
     """
 
     position = Position.CENTRALIZATION
+    changes_gradients = True
 
     def __init__(
         self,
@@ -57,33 +58,33 @@ class GradientCentralization(GradientTechnique):
         self.include = as_patterns("include", include)
         self.exclude = as_patterns("exclude", exclude)
         self.exclude_norm_and_bias = exclude_norm_and_bias
-        self._dims: dict[nn.Parameter, int] = {}
 
     @override
-    def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        selected = select_parameters(
-            pl_module,
-            include=self.include,
-            exclude=self.exclude,
-            exclude_norm_and_bias=self.exclude_norm_and_bias,
-            matrices_only=True,
+    def new_session(self, run: Run) -> "CentralizationSession":
+        return CentralizationSession(self, run)
+
+
+@dataclass(eq=False)
+class CentralizationSession(Session[GradientCentralization]):
+    """One fit of gradient centralization."""
+
+    selection: Selection = field(init=False)
+
+    def __post_init__(self) -> None:
+        technique = self.technique
+        self.selection = Selection(
+            self.run.module,
+            include=technique.include,
+            exclude=technique.exclude,
+            exclude_norm_and_bias=technique.exclude_norm_and_bias,
+            by_unit=True,
         )
-        refuse_sharded(selected, type(self).__name__)
-        dims = unit_dims(pl_module)
-        check_units(selected, dims)
+        refuse_sharded(self.selection.names, type(technique).__name__)
+
+    @override
+    def before_step(self, step: Step) -> None:
+        chosen = self.selection.of(step.parameters)
+        dense = [each for each in chosen if each.grad is not None and not each.grad.is_sparse]
+        gradients = self.selection.units([gradient_values(each) for each in dense], dense)
         # The mean of a single weight is the weight itself, which would never learn.
-        self._dims = {each: dims[each] for each in selected.values() if each.numel() > each.shape[dims[each]]}
-
-    @override
-    def release(self) -> None:
-        self._dims = {}
-
-    @override
-    def before_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        centralize_(
-            [
-                each.grad.movedim(self._dims[each], 0)
-                for each in parameters_of(optimizer)
-                if each in self._dims and each.grad is not None and not each.grad.is_sparse
-            ]
-        )
+        centralize_([gradient for gradient in gradients if gradient.numel() > len(gradient)])

@@ -23,7 +23,7 @@ from lightning_reg.attach.gradients import (
 from lightning_reg.attach.schedules import ScheduledStrength, StrengthSchedule, check_never_zero
 from lightning_reg.attach.selection import as_patterns, select_parameters, unit_dims
 from lightning_reg.attach.technique import GradientTechnique, Position, callbacks_of, instance_suffix, logs_now
-from lightning_reg.attach.wrapping import around
+from lightning_reg.core.wrapping import around
 from lightning_reg.functional.clip_thresholds import percentile_threshold, zscore_thresholds_
 from lightning_reg.functional.gradients import (
     clip_adaptively_,
@@ -193,9 +193,9 @@ class GradientClipping(GradientTechnique):
         )
         if self.algorithm == "adaptive" and self.exclude_head:
             selected = _without_head(selected, pl_module)
-        if self.algorithm == "adaptive":
-            refuse_sharded(selected, "adaptive GradientClipping")
         self.chosen = {parameter: name for name, parameter in selected.items()}
+        if self.algorithm == "adaptive":
+            refuse_sharded(self.chosen, "adaptive GradientClipping")
         self._refuse_overlap(trainer)
         self._dims = unit_dims(pl_module) if self.algorithm == "adaptive" else {}
         for index, memory in self._memories.items():

@@ -27,13 +27,12 @@ from lightning_reg.attach.selection import as_patterns, plain_name, select_layer
 from lightning_reg.attach.technique import (
     GradientTechnique,
     Position,
-    StepTechnique,
     callbacks_of,
     instance_suffix,
     logs_now,
 )
-from lightning_reg.attach.wrapping import around
 from lightning_reg.callbacks.gradient.gradient_clipping import GradientClipping
+from lightning_reg.core.wrapping import around
 from lightning_reg.functional.gradients import total_norm
 from lightning_reg.optim import owned_parameters
 from lightning_reg.settings import check_count
@@ -147,8 +146,6 @@ class GradientMonitor(GradientTechnique):
                 rank_zero_info(f"GradientMonitor shows the {self.max_layers} largest layers, without {left_out} others")
         # The Trainer's clipping, and a module's own self.clip_gradients(...), both end there.
         self.handles.append(around(trainer.precision_plugin, "clip_gradients", self._clip_gradients))
-        first = next(each for each in callbacks_of(trainer) if isinstance(each, StepTechnique))
-        self.handles.append(around(first, "on_before_optimizer_step", self._before_techniques))
 
     @override
     def release(self) -> None:
@@ -156,6 +153,7 @@ class GradientMonitor(GradientTechnique):
 
     @override
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_after_backward(trainer, pl_module)
         if pl_module.automatic_optimization or not self._measures_next(trainer):
             return
         # Under manual optimization the module may clip before any other hook runs.
@@ -166,16 +164,14 @@ class GradientMonitor(GradientTechnique):
             norms = norms if scale is None else norms / scale
             self._backward_norms = dict(zip(parameters, norms.unbind(), strict=True))
 
-    def _before_techniques(
-        self, call: Callable[..., None], trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
-    ) -> None:
-        """Runs around the first of our hooks: what gradients are when a module that clips by hand has done so."""
+    @override
+    def step_begins(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        # What gradients are when a module that clips by hand has done so.
         parameters = [each for each in parameters_of(optimizer) if each.grad is not None]
         if self._backward_norms and parameters:
             scale = gradient_scale(trainer, optimizer)
             norm = total_norm(gradient_norms(parameters))
             self._first_norms[optimizer_index(trainer, optimizer)] = norm if scale is None else norm / scale
-        call(trainer, pl_module, optimizer)
 
     @override
     def before_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
@@ -294,6 +290,7 @@ class GradientMonitor(GradientTechnique):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if outputs or not pl_module.automatic_optimization:  # else it returned no loss, and there was no step
             for index in list(self._running):
                 self._count_if_skipped(index)

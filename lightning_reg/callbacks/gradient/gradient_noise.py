@@ -1,26 +1,27 @@
 """Gaussian noise on gradients."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from torch import nn
 from torch.distributed.tensor import DTensor
-from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_reg.attach.gradients import dense_gradient, gradient_scale, local, optimizer_index, parameters_of
+from lightning_reg.attach.gradients import dense_gradient, local
 from lightning_reg.attach.schedules import ScheduledStrength, StrengthSchedule, check_schedule
-from lightning_reg.attach.selection import as_patterns, select_parameters
+from lightning_reg.attach.selection import Selection, as_patterns
 from lightning_reg.attach.streams import base_seed, random_stream
-from lightning_reg.attach.technique import GradientTechnique, Position, instance_number, instance_suffix, logs_now
+from lightning_reg.core.lightning import instance_number
+from lightning_reg.core.session import Session
+from lightning_reg.core.step import Run, Step
+from lightning_reg.core.technique import Position, Technique
 from lightning_reg.functional.gradients import add_noise_
 from lightning_reg.settings import check_count, check_range
 
 __all__ = ["GradientNoise"]
 
 
-class GradientNoise(GradientTechnique):
+class GradientNoise(Technique):
     """Adds Gaussian noise to gradients, which fades as training goes on: variance η / (1 + t)^γ at step t.
 
     What it does: adds independent noise to every entry of every gradient before the optimizer's step, after penalties
@@ -60,6 +61,7 @@ class GradientNoise(GradientTechnique):
     """
 
     position = Position.NOISE
+    changes_gradients = True
 
     def __init__(
         self,
@@ -85,47 +87,46 @@ class GradientNoise(GradientTechnique):
         self.exclude = as_patterns("exclude", exclude)
         self.exclude_norm_and_bias = exclude_norm_and_bias
         self.schedule = schedule
-        self._chosen: set[nn.Parameter] = set()
-        self._strength = ScheduledStrength()
-        self._suffix = ""
 
     @override
-    def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        selected = select_parameters(
-            pl_module,
-            include=self.include,
-            exclude=self.exclude,
-            exclude_norm_and_bias=self.exclude_norm_and_bias,
+    def new_session(self, run: Run) -> "NoiseSession":
+        return NoiseSession(self, run)
+
+
+@dataclass(eq=False)
+class NoiseSession(Session[GradientNoise]):
+    """One fit of gradient noise."""
+
+    selection: Selection = field(init=False)
+    strength: ScheduledStrength = field(init=False)
+
+    def __post_init__(self) -> None:
+        technique = self.technique
+        self.selection = Selection(
+            self.run.module,
+            include=technique.include,
+            exclude=technique.exclude,
+            exclude_norm_and_bias=technique.exclude_norm_and_bias,
         )
-        self._chosen = set(selected.values())
-        self._strength = ScheduledStrength(self.schedule, trainer)
-        self._suffix = instance_suffix(trainer, self)
+        self.strength = ScheduledStrength(technique.schedule, self.run.trainer)
 
     @override
-    def release(self) -> None:
-        self._chosen = set()
-
-    @override
-    def before_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        step = trainer.global_step
-        deviation = (self.eta / (1 + step) ** self.gamma) ** 0.5 * self._strength.now(trainer)
-        if logs_now(trainer):
-            pl_module.log(f"grad/noise{self._suffix}", deviation)
-            self._strength.log(pl_module, f"gradient_noise{self._suffix}")
-        noisy = [
-            each
-            for each in parameters_of(optimizer)
-            if each in self._chosen and each.grad is not None and not each.grad.is_sparse
-        ]
+    def before_step(self, step: Step) -> None:
+        technique, trainer = self.technique, self.run.trainer
+        number = trainer.global_step
+        deviation = (technique.eta / (1 + number) ** technique.gamma) ** 0.5 * self.strength.now(trainer)
+        if step.logs:
+            suffix = technique.suffix(trainer)
+            step.log(f"grad/noise{suffix}", deviation)
+            self.strength.log(self.run.module, f"gradient_noise{suffix}")
+        chosen = self.selection.of(step.parameters)
+        noisy = [each for each in chosen if each.grad is not None and not each.grad.is_sparse]
         if not noisy or deviation == 0:
             return
-        index = optimizer_index(trainer, optimizer)
         # Whole parameters get the same noise in every process, else they would drift apart; shards are different ones.
         part = trainer.global_rank if isinstance(noisy[0], DTensor) else 0
-        stream = random_stream(
-            base_seed(self.seed), part, step, "gradient noise", instance_number(trainer, self), index
-        )
+        instance = instance_number(trainer, technique)
+        stream = random_stream(base_seed(technique.seed), part, number, "gradient noise", instance, step.index)
         gradients = [local(dense_gradient(each)) for each in noisy]
         generator = torch.Generator(gradients[0].device).manual_seed(stream.getrandbits(63))
-        scale = gradient_scale(trainer, optimizer)
-        add_noise_(gradients, deviation if scale is None else deviation * scale, generator)
+        add_noise_(gradients, step.scaled(deviation), generator)

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
 from lightning_reg.attach.schedules import StrengthSchedule
-from lightning_reg.attach.unit_penalty import UnitPenalty
+from lightning_reg.attach.weight_penalty import WeightPenalty
 from lightning_reg.functional.penalties import add_group_lasso_gradient_, group_lasso_penalty
 from lightning_reg.functional.proximal import group_soft_threshold_
 from lightning_reg.settings import check_choice, check_range
@@ -15,7 +15,7 @@ from lightning_reg.settings import check_choice, check_range
 __all__ = ["GroupLassoPenalty"]
 
 
-class GroupLassoPenalty(UnitPenalty):
+class GroupLassoPenalty(WeightPenalty):
     """Pulls the weights of a whole unit toward zero together: λ Σ √n ‖w‖ over groups of n weights joins the loss.
 
     What it does: adds λ √n w/‖w‖ to the gradients before every optimizer step, without a graph. With
@@ -58,6 +58,7 @@ class GroupLassoPenalty(UnitPenalty):
     """
 
     tag = "group_lasso"
+    by_unit = True
 
     def __init__(
         self,
@@ -93,14 +94,13 @@ class GroupLassoPenalty(UnitPenalty):
         return self.weight > 0 and self.proximal
 
     @override
-    def value(self, weights: list[Tensor], parameters: list[nn.Parameter]) -> Tensor:
-        return group_lasso_penalty(self.units(weights, parameters), self.weight)
+    def value(self, weights: list[Tensor]) -> Tensor:
+        return group_lasso_penalty(weights, self.weight)
 
     @override
-    def add_gradient_(self, parameters: list[nn.Parameter], factor: float | Tensor) -> None:
-        units = self.units(parameters, parameters)
-        add_group_lasso_gradient_(self.gradient_units(parameters), units, self.weight * factor)
+    def add_gradient_(self, weights: list[Tensor], gradients: list[Tensor], factor: float | Tensor) -> None:
+        add_group_lasso_gradient_(gradients, weights, self.weight * factor)
 
     @override
-    def shrink_(self, parameters: list[nn.Parameter], factor: float | Tensor) -> None:
-        group_soft_threshold_(self.units(parameters, parameters), self.weight * factor)
+    def shrink_(self, weights: list[Tensor], factor: float | Tensor) -> None:
+        group_soft_threshold_(weights, self.weight * factor)

@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
-from lightning_reg.attach.gradients import local
 from lightning_reg.attach.schedules import StrengthSchedule
-from lightning_reg.attach.weight_penalty import WeightPenalty, local_pairs
+from lightning_reg.attach.weight_penalty import WeightPenalty
 from lightning_reg.functional.penalties import add_elastic_net_gradient_, l1_penalty
 from lightning_reg.functional.proximal import soft_threshold_
 from lightning_reg.settings import check_range
@@ -88,13 +87,13 @@ class L1Penalty(WeightPenalty):
         return self.weight > 0 and self.proximal
 
     @override
-    def value(self, weights: list[Tensor], parameters: list[nn.Parameter]) -> Tensor:
+    def value(self, weights: list[Tensor]) -> Tensor:
         return l1_penalty(weights, self.weight)
 
     @override
-    def add_gradient_(self, parameters: list[nn.Parameter], factor: float | Tensor) -> None:
-        add_elastic_net_gradient_(*local_pairs(parameters), l1=self.weight * factor)
+    def add_gradient_(self, weights: list[Tensor], gradients: list[Tensor], factor: float | Tensor) -> None:
+        add_elastic_net_gradient_(gradients, weights, l1=self.weight * factor)
 
     @override
-    def shrink_(self, parameters: list[nn.Parameter], factor: float | Tensor) -> None:
-        soft_threshold_([local(each) for each in parameters], self.weight * factor)
+    def shrink_(self, weights: list[Tensor], factor: float | Tensor) -> None:
+        soft_threshold_(weights, self.weight * factor)

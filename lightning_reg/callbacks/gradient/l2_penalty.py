@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
 from lightning_reg.attach.schedules import StrengthSchedule
-from lightning_reg.attach.weight_penalty import WeightPenalty, local_pairs
+from lightning_reg.attach.weight_penalty import WeightPenalty
 from lightning_reg.functional.penalties import add_elastic_net_gradient_, l2_penalty
 from lightning_reg.settings import check_range
 
@@ -73,9 +73,9 @@ class L2Penalty(WeightPenalty):
         return self.weight > 0
 
     @override
-    def value(self, weights: list[Tensor], parameters: list[nn.Parameter]) -> Tensor:
+    def value(self, weights: list[Tensor]) -> Tensor:
         return l2_penalty(weights, self.weight)
 
     @override
-    def add_gradient_(self, parameters: list[nn.Parameter], factor: float | Tensor) -> None:
-        add_elastic_net_gradient_(*local_pairs(parameters), l2=self.weight * factor)
+    def add_gradient_(self, weights: list[Tensor], gradients: list[Tensor], factor: float | Tensor) -> None:
+        add_elastic_net_gradient_(gradients, weights, l2=self.weight * factor)

@@ -1,16 +1,19 @@
 """L2-SP: a penalty toward the weights that training started from."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_reg.attach.gradients import local, to_shard, whole
 from lightning_reg.attach.schedules import StrengthSchedule
-from lightning_reg.attach.weight_penalty import WeightPenalty, local_pairs
+from lightning_reg.attach.weight_penalty import PenaltySession, WeightPenalty
+from lightning_reg.core.session import kept
+from lightning_reg.core.step import Run
+from lightning_reg.core.technique import Technique
 from lightning_reg.functional.penalties import add_l2_sp_gradient_, l2_sp_penalty
 from lightning_reg.settings import SettingError, check_range
 
@@ -53,6 +56,8 @@ class L2SPPenalty(WeightPenalty):
     """
 
     tag = "l2_sp"
+    state_dict = Technique.saved_state
+    load_state_dict = Technique.load_saved_state
 
     def __init__(
         self,
@@ -71,9 +76,6 @@ class L2SPPenalty(WeightPenalty):
             schedule=schedule,
         )
         self.weight = weight
-        self._saved: dict[str, Tensor] | None = None
-        self._is_loaded = False
-        self._starts: dict[nn.Parameter, Tensor] = {}
 
     @property
     @override
@@ -86,62 +88,57 @@ class L2SPPenalty(WeightPenalty):
         return self.weight > 0
 
     @override
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
-        if stage == "fit":  # before a checkpoint's state is loaded; each fit has a starting point of its own
-            self._saved = None
-            self._is_loaded = False
+    def new_session(self, run: Run) -> "L2SPSession":
+        return L2SPSession(self, run)
+
+
+@dataclass(eq=False)
+class L2SPSession(PenaltySession):
+    """One fit: the starting point by name of the parameter."""
+
+    technique: L2SPPenalty
+    starts: dict[str, Tensor] = kept(default_factory=dict)
 
     @override
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
-        # Not at fit start: strategies that shard weights restore a checkpoint after that.
-        if self._saved is None:
-            if trainer.ckpt_path is not None and not self._is_loaded:
-                rank_zero_warn(
-                    f"The checkpoint holds no starting point of an L2SPPenalty with weight {self.weight} and include "
-                    f"{list(self.include)}; weights are pulled toward those of the checkpoint"
-                )
-            self._starts = {each: each.detach().clone() for each in self.names}
-            return
-        self._check_saved(self._saved)
-        self._starts = {each: to_shard(self._saved[name].to(each.dtype), each) for each, name in self.names.items()}
-        self._saved = None
-
-    def _check_saved(self, saved: dict[str, Tensor]) -> None:
-        for each, name in self.names.items():
-            if name not in saved or saved[name].shape != each.shape:
+    def load(self, state: Mapping[str, Any]) -> None:
+        super().load(state)
+        for parameter, name in self.selection.names.items() if self.starts else ():
+            if name not in self.starts or self.starts[name].shape != parameter.shape:
                 raise SettingError(
                     f"ckpt_path must hold the starting point of {name}, which L2SPPenalty pulls toward, in the shape "
-                    f"{tuple(each.shape)}; start a new fit from the pretrained weights instead"
+                    f"{tuple(parameter.shape)}; start a new fit from the pretrained weights instead"
                 )
 
     @override
-    def release(self) -> None:
-        self._starts = {}
-        super().release()
+    def train_starts(self) -> None:
+        # Not at fit start: strategies that shard weights restore a checkpoint after that.
+        if not self.starts:
+            if self.run.trainer.global_step > 0:
+                rank_zero_warn(
+                    f"The checkpoint holds no starting point of an L2SPPenalty with weight {self.technique.weight} and "
+                    f"include {list(self.technique.include)}; weights are pulled toward those of the checkpoint"
+                )
+            self.starts = {name: each.detach().clone() for each, name in self.selection.names.items()}
+
+    def _starts_of(self, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+        """Returns the starting points, each where its parameter is and sharded as it is."""
+        found = []
+        for parameter in parameters:
+            name = self.selection.names[parameter]
+            start = self.starts.setdefault(name, parameter.detach().clone())  # of a layer that came later
+            if start.device != parameter.device or type(start) is not type(parameter.detach()):
+                start = self.starts[name] = to_shard(start.to(parameter.dtype), parameter)
+            found.append(start)
+        return found
 
     @override
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._saved = self._named_starts()  # for a checkpoint that is saved after the fit
-
-    def _named_starts(self) -> dict[str, Tensor]:
-        return {self.names[each]: whole(start).cpu() for each, start in self._starts.items()}
+    def value(self, parameters: list[nn.Parameter], weights: list[Tensor]) -> Tensor:
+        starts = [whole(start) for start in self._starts_of(parameters)]
+        return l2_sp_penalty(weights, starts, self.technique.weight)
 
     @override
-    def state_dict(self) -> dict[str, Any]:
-        return {"starts": self._named_starts() if self._starts else self._saved or {}}
-
-    @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._is_loaded = True
-        self._saved = state_dict["starts"] or None  # a checkpoint from before the first step has none
-
-    @override
-    def value(self, weights: list[Tensor], parameters: list[nn.Parameter]) -> Tensor:
-        return l2_sp_penalty(weights, [whole(self._starts[each]) for each in parameters], self.weight)
-
-    @override
-    def add_gradient_(self, parameters: list[nn.Parameter], factor: float | Tensor) -> None:
-        starts = [local(self._starts[each]) for each in parameters]
-        add_l2_sp_gradient_(*local_pairs(parameters), starts, self.weight * factor)
+    def add_gradient_(
+        self, parameters: list[nn.Parameter], weights: list[Tensor], gradients: list[Tensor], factor: float | Tensor
+    ) -> None:
+        starts = [local(start) for start in self._starts_of(parameters)]
+        add_l2_sp_gradient_(gradients, weights, starts, self.technique.weight * factor)

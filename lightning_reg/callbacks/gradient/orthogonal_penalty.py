@@ -2,18 +2,18 @@
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
 from lightning_reg.attach.schedules import StrengthSchedule
-from lightning_reg.attach.unit_penalty import UnitPenalty
+from lightning_reg.attach.weight_penalty import WeightPenalty
 from lightning_reg.functional.penalties import add_orthogonal_gradient_, orthogonal_penalty
 from lightning_reg.settings import check_range
 
 __all__ = ["OrthogonalPenalty"]
 
 
-class OrthogonalPenalty(UnitPenalty):
+class OrthogonalPenalty(WeightPenalty):
     """Pulls the rows of every weight matrix toward being orthonormal: λ ‖W Wᵀ − I‖² joins the loss.
 
     What it does: adds 4λ (W Wᵀ − I) W to the gradients before every optimizer step, without a graph; the filters of a
@@ -54,6 +54,7 @@ class OrthogonalPenalty(UnitPenalty):
     """
 
     tag = "orthogonal"
+    by_unit = True
 
     def __init__(
         self,
@@ -79,10 +80,9 @@ class OrthogonalPenalty(UnitPenalty):
         return self.weight > 0
 
     @override
-    def value(self, weights: list[Tensor], parameters: list[nn.Parameter]) -> Tensor:
-        return orthogonal_penalty(self.units(weights, parameters), self.weight)
+    def value(self, weights: list[Tensor]) -> Tensor:
+        return orthogonal_penalty(weights, self.weight)
 
     @override
-    def add_gradient_(self, parameters: list[nn.Parameter], factor: float | Tensor) -> None:
-        units = self.units(parameters, parameters)
-        add_orthogonal_gradient_(self.gradient_units(parameters), units, self.weight * factor)
+    def add_gradient_(self, weights: list[Tensor], gradients: list[Tensor], factor: float | Tensor) -> None:
+        add_orthogonal_gradient_(gradients, weights, self.weight * factor)

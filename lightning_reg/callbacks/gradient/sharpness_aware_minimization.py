@@ -149,6 +149,7 @@ class SharpnessAwareMinimization(GradientTechnique):
 
     @override
     def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        super().on_before_zero_grad(trainer, pl_module, optimizer)
         if self._second_pass is not None:
             self._second_pass.begin_window()
 

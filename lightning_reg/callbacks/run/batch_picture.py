@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from lightning_reg.attach.batches import Key, check_key, part_of
 from lightning_reg.attach.technique import Technique, callbacks_of
-from lightning_reg.attach.wrapping import around
+from lightning_reg.core.wrapping import around
 from lightning_reg.picture_grid import captioned_grid
 from lightning_reg.settings import SettingError, check_count
 from lightning_reg.tensorboard import log_picture, takes_pictures

@@ -3,14 +3,11 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
-from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_reg.attach.constraint import Constraint
-from lightning_reg.attach.schedules import ScheduledStrength, StrengthSchedule, check_never_zero
-from lightning_reg.attach.technique import instance_suffix, logs_now
+from lightning_reg.attach.schedules import StrengthSchedule, check_never_zero
 from lightning_reg.functional.proximal import max_norm_
 from lightning_reg.settings import check_choice, check_range
 
@@ -49,6 +46,8 @@ class MaxNorm(Constraint):
     3.0
     """
 
+    tag = "max_norm"
+
     def __init__(
         self,
         *,
@@ -67,24 +66,10 @@ class MaxNorm(Constraint):
             exclude=exclude,
             exclude_norm_and_bias=exclude_norm_and_bias,
             group=group,
+            schedule=schedule,
         )
         self.max_norm = max_norm
-        self.schedule = schedule
-        self._strength = ScheduledStrength()
-        self._bound = max_norm
 
     @override
-    def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().attach(trainer, pl_module)
-        self._strength = ScheduledStrength(self.schedule, trainer)
-        self._suffix = instance_suffix(trainer, self)
-
-    @override
-    def before_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        self._bound = self.max_norm * self._strength.now(trainer)
-        if logs_now(trainer):
-            self._strength.log(pl_module, f"max_norm{self._suffix}")
-
-    @override
-    def project_(self, units: list[Tensor]) -> None:
-        max_norm_(units, self._bound)
+    def project_(self, units: list[Tensor], factor: float) -> None:
+        max_norm_(units, self.max_norm * factor)

@@ -35,6 +35,7 @@ class NonNegative(Constraint):
     ('decoder.*',)
     """
 
+    tag = "non_negative"
     by_unit = False
 
     def __init__(
@@ -51,5 +52,5 @@ class NonNegative(Constraint):
         )
 
     @override
-    def project_(self, units: list[Tensor]) -> None:
+    def project_(self, units: list[Tensor], factor: float) -> None:
         non_negative_(units)

@@ -164,6 +164,7 @@ class StochasticWeightAverage(WeightAverage):
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         # Before every batch: a scheduler may have set the rate since.
         if self.lr is None or trainer.current_epoch < self._start:
             return
@@ -205,6 +206,7 @@ class StochasticWeightAverage(WeightAverage):
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_epoch_end(trainer, pl_module)
         # An epoch that was cut short, by max_steps for one, had no last batch.
         if self.interval == "epoch" and self._is_averaging(trainer) and self._ends_epoch(trainer):
             self.take(pl_module)

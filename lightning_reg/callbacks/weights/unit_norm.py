@@ -42,6 +42,8 @@ class UnitNorm(Constraint):
     'output'
     """
 
+    tag = "unit_norm"
+
     def __init__(
         self,
         *,
@@ -59,5 +61,5 @@ class UnitNorm(Constraint):
         )
 
     @override
-    def project_(self, units: list[Tensor]) -> None:
+    def project_(self, units: list[Tensor], factor: float) -> None:
         unit_norm_(units)

@@ -1,4 +1,4 @@
-from lightning_reg.attach.wrapping import around
+from lightning_reg.core.wrapping import around
 
 
 class Owner:

@@ -1,0 +1,304 @@
+"""The one place that touches private parts of Lightning and torch, each with its reason.
+
+``pytorch_lightning`` is the same library under another name, with classes of its own. What is asked here is therefore
+what an object can do, and where only a class tells, :func:`twins` has the class of either package. A contract test
+(``tests/core/test_lightning.py``) fails with a clear message when a new version moves one of these parts.
+"""
+
+import importlib
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import TypeVar, cast
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
+from torch import Tensor
+from torch.amp.grad_scaler import GradScaler, OptState
+from torch.optim import Optimizer
+
+from lightning_reg.settings import SettingError
+
+__all__ = [
+    "any_gradient",
+    "callbacks_of",
+    "check_version",
+    "ends_a_step",
+    "flattens_parameters",
+    "gradient_scale",
+    "instance_number",
+    "instance_suffix",
+    "is_overridden",
+    "logs_now",
+    "optimizer_index",
+    "optimizer_name",
+    "scaler_scale",
+    "set_callbacks",
+    "starts_processes",
+    "step_number",
+    "toggled_parameters",
+    "twins",
+    "unscaled_loss",
+    "without_gradient_sync",
+]
+
+T = TypeVar("T")
+
+# The two names under which Lightning is published, and those of its lower half.
+_PACKAGES = (("lightning.pytorch", "pytorch_lightning"), ("lightning.fabric", "lightning_fabric"))
+_OLDEST = (2, 6)
+
+
+# Either package
+
+
+def twins(*classes: type) -> tuple[type, ...]:
+    """Returns classes of ``lightning`` and, where ``pytorch_lightning`` is in use, the same classes of that package.
+
+    Args:
+        classes: Of ``lightning``.
+
+    Returns:
+        What ``isinstance`` takes.
+    """
+    return tuple(each for kind in classes for each in _both(kind))
+
+
+def _both(kind: type) -> Iterator[type]:
+    yield kind
+    for ours, theirs in _PACKAGES:
+        if kind.__module__.startswith(f"{ours}."):
+            # A package that nobody has imported has no instances; importing it takes seconds.
+            module = sys.modules.get(kind.__module__.replace(ours, theirs, 1))
+            twin = getattr(module, kind.__name__, None)
+            if isinstance(twin, type) and twin is not kind:
+                yield twin
+
+
+def check_version(trainer: Trainer) -> None:
+    """Raises if the trainer belongs to a Lightning that is too old.
+
+    Args:
+        trainer: Of either package.
+
+    Raises:
+        SettingError: With the version that is needed.
+    """
+    home = next((kind.__module__ for kind in type(trainer).__mro__ if _is_lightnings(kind)), "lightning.pytorch")
+    package = home.partition(".")[0]
+    version: str = importlib.import_module(package).__version__
+    if tuple(int(part) for part in version.split(".")[:2]) < _OLDEST:
+        needed = ".".join(map(str, _OLDEST))
+        raise SettingError(f"{package} must be at least {needed} with lightning_reg's callbacks, but is {version}")
+
+
+def is_overridden(owner: object, method: str) -> bool:
+    """Whether a class that isn't Lightning's own defines a method.
+
+    Args:
+        owner: A module, a data module or a callback.
+        method: Name of the method.
+    """
+    home = next((kind for kind in type(owner).__mro__ if method in vars(kind)), None)
+    return home is not None and not _is_lightnings(home)
+
+
+def _is_lightnings(kind: type) -> bool:
+    return kind.__module__.startswith(tuple(f"{name}." for names in _PACKAGES for name in names))
+
+
+# Callbacks
+
+
+def callbacks_of(trainer: Trainer) -> list[Callback]:
+    """Returns the trainer's callbacks, which Lightning declares nowhere.
+
+    Args:
+        trainer: Of either package.
+    """
+    return cast("list[Callback]", trainer.callbacks)  # type: ignore[attr-defined]
+
+
+def set_callbacks(trainer: Trainer, callbacks: list[Callback]) -> None:
+    """Gives the trainer other callbacks for a while.
+
+    Args:
+        trainer: Of either package.
+        callbacks: A new list: Lightning may be going through the old one.
+    """
+    trainer.callbacks = callbacks  # type: ignore[attr-defined]
+
+
+def instance_number(trainer: Trainer, callback: Callback) -> int:
+    """Returns the place of a callback among those of its class, counted from 0.
+
+    Args:
+        trainer: With all callbacks.
+        callback: One of them.
+    """
+    same = [other for other in callbacks_of(trainer) if type(other) is type(callback)]
+    return next((number for number, other in enumerate(same) if other is callback), 0)
+
+
+def instance_suffix(trainer: Trainer, callback: Callback) -> str:
+    """Returns what tells a callback's tags from those of others of its class: nothing where it is alone.
+
+    Args:
+        trainer: With all callbacks.
+        callback: One of them.
+    """
+    alone = sum(type(other) is type(callback) for other in callbacks_of(trainer)) <= 1
+    return "" if alone else f"_{instance_number(trainer, callback) + 1}"
+
+
+# Where training stands
+
+
+def logs_now(trainer: Trainer) -> bool:
+    """Whether the trainer logs the step that it is in; there is no public name for it.
+
+    Args:
+        trainer: Within a training batch.
+    """
+    return bool(trainer._logger_connector.should_update_logs)
+
+
+def step_number(trainer: Trainer) -> int:
+    """Returns how many batches have stepped, this one included; ``global_step`` counts optimizers apart.
+
+    Args:
+        trainer: Within a training batch.
+    """
+    return int(trainer.fit_loop.epoch_loop._batches_that_stepped) + 1
+
+
+def ends_a_step(trainer: Trainer) -> bool:
+    """Whether the optimizer has stepped with this batch, rather than gone on accumulating.
+
+    Args:
+        trainer: Within a training batch.
+    """
+    return not trainer.fit_loop.epoch_loop._should_accumulate()
+
+
+def starts_processes(trainer: Trainer) -> bool:
+    """Whether the strategy forks or spawns the processes that train, so that this one doesn't see what they change.
+
+    Args:
+        trainer: Of either package.
+    """
+    return isinstance(trainer.strategy.launcher, twins(_MultiProcessingLauncher))
+
+
+def flattens_parameters(trainer: Trainer) -> bool:
+    """Whether the strategy joins parameters into flat ones (FSDP1, DeepSpeed), so that they have no names anymore.
+
+    Args:
+        trainer: Of either package.
+    """
+    return isinstance(trainer.strategy, twins(FSDPStrategy, DeepSpeedStrategy))
+
+
+def without_gradient_sync(trainer: Trainer) -> AbstractContextManager[None]:
+    """Returns a context in which backward passes aren't averaged over processes, where the strategy does that.
+
+    Args:
+        trainer: Of either package.
+    """
+    block = getattr(trainer.strategy, "block_backward_sync", None)
+    return nullcontext() if block is None else cast("AbstractContextManager[None]", block())
+
+
+# Optimizers and the gradient scaler
+
+
+def optimizer_index(trainer: Trainer, optimizer: Optimizer) -> int:
+    """Returns the place of an optimizer among the trainer's.
+
+    Args:
+        trainer: With all optimizers.
+        optimizer: One of them.
+    """
+    return next(index for index, other in enumerate(trainer.optimizers) if other is optimizer)
+
+
+def optimizer_name(trainer: Trainer, optimizer: Optimizer) -> str:
+    """Returns what tells an optimizer's tags from those of others: nothing where it is alone.
+
+    Args:
+        trainer: With all optimizers.
+        optimizer: One of them.
+    """
+    return f"_optimizer_{optimizer_index(trainer, optimizer) + 1}" if len(trainer.optimizers) > 1 else ""
+
+
+def any_gradient(trainer: Trainer) -> bool:
+    """Whether any parameter of any optimizer has a gradient.
+
+    Args:
+        trainer: With all optimizers.
+    """
+    groups = (group for optimizer in trainer.optimizers for group in optimizer.param_groups)
+    return any(parameter.grad is not None for group in groups for parameter in group["params"])
+
+
+def toggled_parameters(module: LightningModule) -> dict[torch.nn.Parameter, bool]:
+    """Returns which parameters ``toggle_optimizer`` froze for the moment, with whether they are trained otherwise.
+
+    Args:
+        module: Of either package.
+    """
+    return getattr(module, "_param_requires_grad_state", {})
+
+
+def scaler_scale(trainer: Trainer, device: torch.device) -> Tensor | None:
+    """Returns the gradient scaler's scale, without a transfer to the host; None where there is no scaler.
+
+    Args:
+        trainer: Of either package.
+        device: Where the scale is wanted.
+    """
+    scaler = _scaler(trainer)
+    return None if scaler is None else scaler.scale(torch.ones((), device=device))
+
+
+def gradient_scale(trainer: Trainer, optimizer: Optimizer) -> Tensor | None:
+    """Returns the scaler's scale where gradients still carry it in ``on_before_optimizer_step``.
+
+    That is so for optimizers that unscale by themselves, fused ones: what is added has to carry the scale, too.
+
+    Args:
+        trainer: Of either package.
+        optimizer: The one that is about to step.
+
+    Returns:
+        A scalar on the optimizer's device, without a transfer to the host; None where there is no scale.
+    """
+    if not getattr(optimizer, "_step_supports_amp_scaling", False):
+        return None
+    scaler = _scaler(trainer)
+    # Who clips by hand has called scaler.unscale_ already.
+    if scaler is None or scaler._per_optimizer_states[id(optimizer)]["stage"] is not OptState.READY:
+        return None
+    return scaler_scale(trainer, next(each.device for group in optimizer.param_groups for each in group["params"]))
+
+
+def unscaled_loss(trainer: Trainer, loss: Tensor) -> Tensor:
+    """Returns the loss as the user's training step gave it, from what ``on_before_backward`` is handed.
+
+    Args:
+        trainer: Of either package.
+        loss: Multiplied by the gradient scaler's scale and divided by the number of accumulated batches.
+    """
+    loss = loss.detach()
+    if trainer.lightning_module.automatic_optimization:
+        loss = loss * trainer.accumulate_grad_batches
+    scale = scaler_scale(trainer, loss.device)
+    return loss if scale is None else loss / scale
+
+
+def _scaler(trainer: Trainer) -> GradScaler | None:
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return scaler if isinstance(scaler, GradScaler) else None

@@ -1,0 +1,187 @@
+"""One run of one technique: what lives while a fit runs, and what a checkpoint keeps of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+from lightning_reg.settings import SettingError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lightning_reg.core.step import Run, Step
+
+__all__ = ["HOOKS", "Session", "kept", "plain"]
+
+_KEPT = "kept"
+T = TypeVar("T")
+
+# What a session can take part in, in the order in which it happens.
+HOOKS = (
+    "train_starts",
+    "batch_starts",
+    "zero_grad",
+    "before_backward",
+    "after_backward",
+    "step_begins",
+    "before_step",
+    "after_step",
+    "batch_ends",
+    "epoch_ends",
+    "validation_starts",
+    "validation_ends",
+    "train_ends",
+)
+
+
+def kept(*, default: Any = MISSING, default_factory: Callable[[], Any] | Any = MISSING) -> Any:
+    """Declares a field of a session that checkpoints keep: tensors, numbers, text, and dicts, lists or tuples of these.
+
+    Args:
+        default: Value at the start of a run.
+        default_factory: Makes that value, where it is mutable.
+    """
+    return field(default=default, default_factory=default_factory, metadata={_KEPT: True})
+
+
+@dataclass(eq=False)
+class Session(Generic[T]):
+    """One run of one technique, made when a fit starts and dropped when it ends, however it ends.
+
+    The hooks below do nothing here. :class:`lightning_reg.core.step.Run` calls those that a subclass overrides, for all
+    techniques in the order of their positions.
+
+    Attributes:
+        technique: The settings.
+        run: The fit, with its trainer and module.
+    """
+
+    technique: T
+    run: Run
+
+    # Before and after the run
+
+    def kept(self) -> dict[str, Any]:
+        """Returns what checkpoints keep, by name of the field."""
+        return {each.name: getattr(self, each.name) for each in fields(self) if _KEPT in each.metadata}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Takes what a checkpoint kept: before training starts, or in the middle of it.
+
+        Args:
+            state: What :meth:`kept` returned, on the CPU.
+
+        Raises:
+            SettingError: If it was kept by a version with other fields.
+        """
+        names = set(self.kept())
+        if set(state) != names:
+            raise SettingError(
+                f"ckpt_path must hold a state of {type(self.technique).__name__} with {sorted(names)}, but holds "
+                f"{sorted(state)}, which another version has written; start a new fit from the checkpoint's weights"
+            )
+        for name, value in state.items():
+            setattr(self, name, value)
+
+    def result(self) -> Any:
+        """Returns what users read when the run has ended, a small frozen record; None where there is nothing."""
+        return None
+
+    def ends(self, exception: BaseException | None) -> None:
+        """Runs when the run has ended, before its hooks are removed.
+
+        Args:
+            exception: What ended it; None where it ended as planned.
+        """
+
+    # During the run, in this order
+
+    def train_starts(self) -> None:
+        """Runs after the sanity check, when optimizers and a checkpoint's state are loaded."""
+
+    def batch_starts(self, batch_idx: int) -> None:
+        """Runs before each training batch, and once more where a batch is run again.
+
+        Args:
+            batch_idx: Number of the batch in its epoch.
+        """
+
+    def zero_grad(self, optimizer: Optimizer) -> None:
+        """Runs before gradients are cleared.
+
+        Args:
+            optimizer: The one whose gradients they are.
+        """
+
+    def before_backward(self, loss: Tensor) -> None:
+        """Runs before each backward pass.
+
+        Args:
+            loss: A scalar, scaled by the gradient scaler and divided by the number of accumulated batches.
+        """
+
+    def after_backward(self) -> None:
+        """Runs after each backward pass."""
+
+    def step_begins(self, step: Step) -> None:
+        """Runs before any technique acts on the gradients of a step.
+
+        Args:
+            step: The step that begins.
+        """
+
+    def before_step(self, step: Step) -> None:
+        """Runs between backward and the optimizer's step.
+
+        Args:
+            step: The step, whose gradients are unscaled unless ``step.scale`` says otherwise.
+        """
+
+    def after_step(self, step: Step) -> None:
+        """Runs when the optimizer has stepped; not where a gradient scaler skips the step.
+
+        Args:
+            step: The step.
+        """
+
+    def batch_ends(self, outputs: Any, batch_idx: int) -> None:
+        """Runs after each training batch.
+
+        Args:
+            outputs: What the training step returned.
+            batch_idx: Number of the batch in its epoch.
+        """
+
+    def epoch_ends(self) -> None:
+        """Runs after the last batch of an epoch and its validation."""
+
+    def validation_starts(self) -> None:
+        """Runs before each validation of the fit, the sanity check included."""
+
+    def validation_ends(self) -> None:
+        """Runs after each validation of the fit, the sanity check included."""
+
+    def train_ends(self) -> None:
+        """Runs when training has ended as planned."""
+
+
+def plain(value: Any) -> Any:
+    """Returns a value as a checkpoint keeps it: tensors whole, on the CPU, and copied.
+
+    Args:
+        value: A tensor, number or text, or dicts, lists and tuples of these.
+    """
+    if isinstance(value, Tensor):
+        tensor = value.detach()
+        return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(plain(entry) for entry in value)
+    return value

@@ -1,0 +1,244 @@
+"""A technique is its settings; a run of it is a session."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum, IntEnum
+from typing import Any, ClassVar
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from torch import Tensor
+from torch.optim import LBFGS, Optimizer
+from typing_extensions import override
+
+from lightning_reg.core.lightning import check_version, instance_suffix
+from lightning_reg.core.session import Session, plain
+from lightning_reg.core.step import Run
+from lightning_reg.settings import SettingError
+
+__all__ = ["Place", "Position", "Technique"]
+
+
+class Place(Enum):
+    """Where in a training step a technique acts."""
+
+    BATCH = "batch"
+    FORWARD = "forward"
+    LOSS = "loss"
+    GRADIENT = "gradient"
+    WEIGHTS = "weights"
+    RUN = "run"
+
+
+class Position(IntEnum):
+    """The order of techniques around the optimizer's step."""
+
+    OUTSIDE = -1  # acts elsewhere: on batches, layers, the loss
+    SHARPNESS = 0  # replaces the gradient of the loss, to which penalties are then added
+    PENALTY = 1
+    CENTRALIZATION = 2
+    NOISE = 3
+    CONSTRAINT = 4  # after the step, where penalties have shrunk weights and before updates are measured
+    MEASUREMENT = 5  # before clipping; what is after it is measured later
+    CLIPPING = 6
+    LOOKAHEAD = 7  # after the step and its constraints, before averages
+    AVERAGING = 8  # sees the weights as the batch leaves them
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """State that a checkpoint handed over, for the next run."""
+
+    state: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """What the last run left: for checkpoints that are saved after it, and for users."""
+
+    kept: Mapping[str, Any]
+    result: Any
+
+
+class Technique(Callback):
+    """A callback whose attributes are its settings. What lives during a fit is a :class:`Session`.
+
+    A subclass makes its session in :meth:`new_session`. Beside the settings there is one slot: state that waits for the
+    next run, the live session, or the record of the last run.
+
+    Attributes:
+        position: When it acts around an optimizer step.
+        changes_gradients: Whether it changes or measures gradients before the step. Such a technique refuses optimizers
+            that evaluate the loss several times a step, and those that step behind Lightning's back.
+    """
+
+    position: ClassVar[Position] = Position.OUTSIDE
+    changes_gradients: ClassVar[bool] = False
+
+    def __init__(self) -> None:
+        self._slot: _Waiting | Session[Any] | _Ended = _Waiting({})
+
+    def new_session(self, run: Run) -> Session[Any]:
+        """Returns the session of a fit that starts.
+
+        Args:
+            run: The fit, with its trainer, its module where its parameters are to stay, and its optimizers.
+        """
+        return Session(self, run)
+
+    @property
+    def acts_on_steps(self) -> bool:
+        """Whether it takes part in optimizer steps."""
+        return self.position != Position.OUTSIDE
+
+    @property
+    def session(self) -> Session[Any] | None:
+        """The live session; None outside of a fit."""
+        return self._slot if isinstance(self._slot, Session) else None
+
+    @property
+    def last_result(self) -> Any:
+        """What the latest run handed over, or would at this moment; None where there was none."""
+        if isinstance(self._slot, Session):
+            return self._slot.result()
+        return self._slot.result if isinstance(self._slot, _Ended) else None
+
+    def session_ended(self, session: Session[Any]) -> None:
+        """Keeps the record of a session that has ended.
+
+        Args:
+            session: The one that :meth:`new_session` made.
+        """
+        self._slot = _Ended(session.kept(), session.result())
+
+    # The slot: Lightning asks for state and hands it over at all times. A class whose session keeps something says
+    # ``state_dict = Technique.saved_state`` and ``load_state_dict = Technique.load_saved_state``; in this class they
+    # would make Lightning refuse two equal callbacks that keep nothing.
+
+    def saved_state(self) -> dict[str, Any]:
+        """Returns what a checkpoint keeps, whenever it is asked for."""
+        slot = self._slot
+        if isinstance(slot, _Waiting):
+            return dict(slot.state)
+        state: dict[str, Any] = plain(slot.kept() if isinstance(slot, Session) else dict(slot.kept))
+        return state
+
+    def load_saved_state(self, state_dict: dict[str, Any]) -> None:
+        """Takes what a checkpoint kept, now or for the next run.
+
+        Args:
+            state_dict: What :meth:`saved_state` returned.
+        """
+        if isinstance(self._slot, Session):  # a strategy that restores late, a finder in the middle of a fit
+            self._slot.load(state_dict)
+        else:
+            self._slot = _Waiting(state_dict)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles carry settings and state, as a checkpoint would; never hooks."""
+        return {**vars(self), "_slot": _Waiting(self.saved_state())}
+
+    # The run begins and ends
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            check_version(trainer)
+            stale = Run.of(trainer)
+            if stale is not None:  # of a fit that ended without a word
+                stale.end()
+            self._slot = _Waiting({})  # before a checkpoint's state is loaded; each fit begins anew
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.changes_gradients and any(isinstance(optimizer, LBFGS) for optimizer in trainer.optimizers):
+            raise SettingError(
+                f"optimizer must not be LBFGS with {type(self).__name__}: its line search compares losses that a "
+                "change of gradients isn't part of; use a first-order optimizer, or write the penalty into the loss"
+            )
+        waiting = self._slot.state if isinstance(self._slot, _Waiting) else {}
+        run = Run.begun(trainer, pl_module)
+        session = self.new_session(run)
+        if waiting:
+            session.load(waiting)
+        self._slot = session
+        run.join(self, session)
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        run = Run.of(trainer)
+        if run is not None:
+            run.end()
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        run = Run.of(trainer)  # teardown isn't called when an exception ends the fit
+        if run is not None:
+            run.end(exception)
+
+    # What the leader passes on
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if run := Run.led_by(self, trainer):
+            run.train_starts()
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if run := Run.led_by(self, trainer):
+            run.batch_starts(batch_idx)
+
+    @override
+    def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        if run := Run.led_by(self, trainer):
+            run.zero_grad(optimizer)
+
+    @override
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        if run := Run.led_by(self, trainer):
+            run.before_backward(loss)
+
+    @override
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if run := Run.led_by(self, trainer):
+            run.after_backward()
+
+    @override
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        if run := Run.led_by(self, trainer):
+            run.before_step(optimizer)
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
+    ) -> None:
+        if run := Run.led_by(self, trainer):
+            run.batch_ends(outputs, batch_idx)
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if run := Run.led_by(self, trainer):
+            run.epoch_ends()
+
+    @override
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if run := Run.led_by(self, trainer):
+            run.validation_starts()
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if run := Run.led_by(self, trainer):
+            run.validation_ends()
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if run := Run.led_by(self, trainer):
+            run.train_ends()
+
+    def suffix(self, trainer: Trainer) -> str:
+        """Returns what tells its tags from those of others of its class: nothing where it is alone.
+
+        Args:
+            trainer: With all callbacks.
+        """
+        return instance_suffix(trainer, self)
