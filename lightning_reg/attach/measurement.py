@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from lightning_reg.attach.gradients import gradient_norms, whole
+from lightning_reg.core.gradients import gradient_norms, whole
 from lightning_reg.functional.gradients import total_norm
 
-__all__ = ["Clip", "Measurement", "NotFinite", "StepCounts", "is_shorter"]
+__all__ = ["Measurement", "NotFinite", "OptimizerRecord", "SeenClip", "StepCounts", "is_shorter"]
 
 
 @dataclass
-class Clip:
+class SeenClip:
     """What is known of a clipping.
 
     Attributes:
@@ -42,7 +42,7 @@ class Measurement:
 
     parameters: list[nn.Parameter]
     norms: Tensor
-    clip: Clip = field(default_factory=Clip)
+    clip: SeenClip = field(default_factory=SeenClip)
     clipped: Tensor | None = None
     clipped_norm: Tensor | None = None
     weights: list[Tensor] | None = None
@@ -199,3 +199,32 @@ class NotFinite:
             name for names, flags in self._flags.items() for name, bad in zip(names, flags.tolist(), strict=True) if bad
         )
         return list(dict.fromkeys([*self._known, *noted]))
+
+
+@dataclass
+class OptimizerRecord:
+    """What is known of one optimizer's steps.
+
+    Attributes:
+        counts: Of all steps.
+        latest: What was measured last and hasn't been shown yet, by tag.
+        not_finite: Whose gradients weren't finite.
+        running: The measurement of the step that is open; None where that isn't measured.
+        is_open: Whether a step has begun that the optimizer hasn't made yet.
+        first_norm: Under manual optimization the norm when the step begins.
+        clip: What clips by hand, before the step.
+        fraction: Share of this epoch's steps that our own clipping has clipped, where it counts them.
+    """
+
+    counts: StepCounts
+    latest: dict[str, Tensor] = field(default_factory=dict)
+    not_finite: NotFinite = field(default_factory=NotFinite)
+    running: Measurement | None = None
+    is_open: bool = False
+    first_norm: Tensor | None = None
+    clip: SeenClip = field(default_factory=SeenClip)
+    fraction: Tensor | None = None
+
+    def close_batch(self) -> None:
+        """Forgets the step that was open in a batch."""
+        self.running, self.is_open, self.first_norm, self.clip = None, False, None, SeenClip()

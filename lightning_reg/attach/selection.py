@@ -105,7 +105,7 @@ class Selection:
         include: Globs over qualified names.
         exclude: Globs likewise; a parameter that matches one of them is left out.
         exclude_norm_and_bias: Whether biases and the parameters of normalization layers are left out.
-        by_unit: Whether weights are looked at unit by unit: matrices and filters alone.
+        by_unit: Whether matrices and filters alone are chosen, and have to have units.
         group: Which weights make up a unit: those that lead into it, or those that lead out of it.
 
     Raises:
@@ -138,7 +138,7 @@ class Selection:
         self._by_unit = by_unit
         self._group = group
         self._known: set[nn.Parameter] = set()
-        self._dims: dict[nn.Parameter, int] = {}
+        self._dims: dict[nn.Parameter, int] | None = None  # worked out where they are asked for
         self.names: dict[nn.Parameter, str] = {}
         self._renew()
 
@@ -154,22 +154,24 @@ class Selection:
         return [parameter for parameter in parameters if parameter in self.names]
 
     def units(self, tensors: Sequence[Tensor], parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-        """Returns views whose first dimension counts the units.
+        """Returns views whose first dimension counts the units; every entry of a vector is one.
 
         Args:
             tensors: The parameters, or what has their shapes.
             parameters: The chosen parameters that they belong to.
         """
+        if self._dims is None:
+            self._dims = unit_dims(self._module, self._group)
         pairs = zip(tensors, parameters, strict=True)
-        return [tensor.detach().movedim(self._dims[parameter], 0) for tensor, parameter in pairs]
+        return [tensor.detach().movedim(self._dims.get(parameter, 0), 0) for tensor, parameter in pairs]
 
     def _renew(self) -> None:
         chosen = self._choose()
         self.names = {parameter: name for name, parameter in chosen.items()}
         self._known = set(self._module.parameters())
+        self._dims = None
         if self._by_unit:
-            self._dims = unit_dims(self._module, self._group)
-            check_units(chosen, self._dims)
+            check_units(chosen, unit_dims(self._module, self._group))
 
 
 def unit_dims(module: nn.Module, group: str = "output") -> dict[nn.Parameter, int]:

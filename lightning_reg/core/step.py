@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from weakref import WeakKeyDictionary
 
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_reg.core.gradients import gradient_norms
 from lightning_reg.core.lightning import (
     any_gradient,
     gradient_scale,
@@ -27,7 +29,9 @@ from lightning_reg.settings import SettingError
 if TYPE_CHECKING:
     from lightning_reg.core.technique import Technique
 
-__all__ = ["Run", "Step", "trainable"]
+__all__ = ["Clip", "Run", "Step", "trainable"]
+
+S = TypeVar("S", bound=Session[Any])
 
 _RUNS: WeakKeyDictionary[Trainer, Run] = WeakKeyDictionary()
 
@@ -36,6 +40,29 @@ class _Handle(Protocol):
     """What removes a hook; torch's handles are such."""
 
     def remove(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Clip:
+    """What clipping did in one step; norms are without a gradient scaler's scale.
+
+    Attributes:
+        parameters: Those whose gradients were looked at.
+        threshold: Norm, or size of an entry, beyond which gradients were shortened.
+        clipped: Whether any was; None where it isn't known without looking at every entry.
+        norm: Their norm before clipping, where it was computed.
+        clipped_norm: Their norm after clipping, likewise.
+        by_entry: Whether single entries are cut off rather than a norm.
+        fraction: Share of this epoch's steps that were clipped, where it is counted.
+    """
+
+    parameters: list[nn.Parameter]
+    threshold: float | Tensor
+    clipped: Tensor | None = None
+    norm: Tensor | None = None
+    clipped_norm: Tensor | None = None
+    by_entry: bool = False
+    fraction: Tensor | None = None
 
 
 class Step:
@@ -51,6 +78,7 @@ class Step:
             and it gets the whole.
         logs: Whether the trainer logs this step.
         loss: The user's own loss in the latest backward pass, where the trainer logs; else None.
+        clips: What our own clipping has done in this step.
     """
 
     def __init__(self, run: Run, optimizer: Optimizer, share: float, served: set[nn.Parameter]) -> None:
@@ -59,7 +87,9 @@ class Step:
         self.share = share
         self.logs = logs_now(run.trainer)
         self.loss = run.loss
+        self.clips: list[Clip] = []
         self._served = served
+        self._norms: tuple[list[tuple[Tensor | None, int]], Tensor] | None = None
 
     @cached_property
     def index(self) -> int:
@@ -88,6 +118,28 @@ class Step:
     def scale(self) -> Tensor | None:
         """The gradient scaler's scale where it is still in the gradients: what is added has to carry it, too."""
         return gradient_scale(self.run.trainer, self.optimizer)
+
+    def norms(self, parameters: list[nn.Parameter]) -> Tensor:
+        """Returns the Euclidean norms of the gradients as they are now, computed once as long as nobody changes them.
+
+        Args:
+            parameters: At least one, each with a gradient.
+
+        Returns:
+            (len(parameters),), with the scale that is still in the gradients.
+        """
+        if self._norms is None or not _same(self._norms[0], _versions(parameters)):
+            norms = gradient_norms(parameters)
+            self._norms = _versions(parameters), norms
+        return self._norms[1]
+
+    def unscaled(self, value: Tensor) -> Tensor:
+        """Returns what was measured on gradients without the scale that is still in them.
+
+        Args:
+            value: A norm, or several.
+        """
+        return value if self.scale is None else value / self.scale
 
     def scaled(self, factor: float | Tensor) -> float | Tensor:
         """Returns a factor times the scale that is still in the gradients.
@@ -191,6 +243,14 @@ class Run:
                 for _, each in self._members
                 if getattr(type(each), hook) is not getattr(Session, hook)
             ]
+
+    def sessions_of(self, kind: type[S]) -> list[S]:
+        """Returns the sessions of a kind that have joined so far.
+
+        Args:
+            kind: A class of sessions.
+        """
+        return [session for _, session in self._members if isinstance(session, kind)]
 
     def techniques(self) -> list[Technique]:
         """Returns the techniques that take part, in the order of their positions."""
@@ -343,6 +403,17 @@ class Run:
                     f"use_pl_optimizer must be True in self.optimizers() with {type(technique).__name__}, else "
                     "Lightning doesn't say when the optimizer steps"
                 )
+
+
+def _versions(parameters: list[nn.Parameter]) -> list[tuple[Tensor | None, int]]:
+    gradients = (parameter.grad for parameter in parameters)
+    return [(gradient, 0 if gradient is None else gradient._version) for gradient in gradients]
+
+
+def _same(before: list[tuple[Tensor | None, int]], now: list[tuple[Tensor | None, int]]) -> bool:
+    return len(before) == len(now) and all(
+        one is other and version == later for (one, version), (other, later) in zip(before, now, strict=True)
+    )
 
 
 def trainable(optimizer: Optimizer) -> list[nn.Parameter]:

@@ -1,38 +1,26 @@
 """Norms of gradients before and after clipping, and how far each step moves the weights."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.enums import GradClipAlgorithmType
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
-from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_reg.attach.clipping import KnownNorms
-from lightning_reg.attach.gradients import (
-    gradient_norms,
-    gradient_scale,
-    optimizer_index,
-    optimizer_name,
-    parameters_of,
-    scaler_scale,
-)
-from lightning_reg.attach.measurement import Clip, Measurement, NotFinite, StepCounts, is_shorter
+from lightning_reg.attach.clipping import ValueClipping
+from lightning_reg.attach.measurement import Measurement, NotFinite, OptimizerRecord, SeenClip, StepCounts, is_shorter
 from lightning_reg.attach.selection import as_patterns, plain_name, select_layers
-from lightning_reg.attach.technique import (
-    GradientTechnique,
-    Position,
-    callbacks_of,
-    instance_suffix,
-    logs_now,
-)
-from lightning_reg.callbacks.gradient.gradient_clipping import GradientClipping
-from lightning_reg.core.wrapping import around
+from lightning_reg.callbacks.gradient.gradient_clipping import ClippingSession
+from lightning_reg.core.gradients import gradient_norms
+from lightning_reg.core.lightning import gradient_scale, logs_now, optimizer_index, optimizer_name, scaler_scale
+from lightning_reg.core.session import Session
+from lightning_reg.core.step import Run, Step, trainable
+from lightning_reg.core.technique import Position, Technique
 from lightning_reg.functional.gradients import total_norm
 from lightning_reg.optim import owned_parameters
 from lightning_reg.settings import check_count
@@ -40,7 +28,7 @@ from lightning_reg.settings import check_count
 __all__ = ["GradientMonitor"]
 
 
-class GradientMonitor(GradientTechnique):
+class GradientMonitor(Technique):
     """Shows how long gradients are, before and after clipping, whoever clips them.
 
     What it does: measures the gradient with which each optimizer is about to step (penalties and noise included, no
@@ -83,6 +71,9 @@ class GradientMonitor(GradientTechnique):
     """
 
     position = Position.MEASUREMENT
+    changes_gradients = True
+    state_dict = Technique.saved_state
+    load_state_dict = Technique.load_saved_state
     only_watches = True  # the audit leaves out what changes nothing
 
     def __init__(
@@ -101,25 +92,6 @@ class GradientMonitor(GradientTechnique):
         self.layers = as_patterns("layers", layers)
         self.max_layers = max_layers
         self.update_ratio = update_ratio
-        self._counts: dict[int, StepCounts] = {}
-        self._saved_counts: dict[int, dict[str, int]] = {}
-        self._latest: dict[int, dict[str, Tensor]] = {}
-        self._not_finite: dict[int, NotFinite] = {}
-        self._forget()
-
-    def _forget(self) -> None:
-        self._trainer: Trainer | None = None
-        self._layers: dict[str, list[nn.Parameter]] = {}
-        self._names: dict[nn.Parameter, str] = {}
-        self._clippings: list[GradientClipping] = []
-        # Of the steps in this batch, by optimizer: under manual optimization the norms after the last backward pass
-        # and the norm when the step begins; what clips by hand; the measurement that is running, if the step has one.
-        self._backward_norms: dict[nn.Parameter, Tensor] = {}
-        self._first_norms: dict[int, Tensor] = {}
-        self._clips: dict[int, Clip] = {}
-        self._running: dict[int, Measurement | None] = {}
-        self._suffix = ""
-        self._warned: set[tuple[str, ...]] = set()
 
     @property
     @override
@@ -129,106 +101,91 @@ class GradientMonitor(GradientTechnique):
         )
 
     @override
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
-        if stage == "fit":
-            self._counts, self._saved_counts, self._latest, self._not_finite = {}, {}, {}, {}
+    def new_session(self, run: Run) -> "GradientMonitorSession":
+        return GradientMonitorSession(self, run)
 
-    @override
-    def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._trainer = trainer
-        self._suffix = instance_suffix(trainer, self)
-        self._names = {each.parameter: plain_name(each.name) for each in owned_parameters(pl_module)}
-        self._clippings = [each for each in callbacks_of(trainer) if isinstance(each, GradientClipping)]
-        if self.layers:
-            self._layers, left_out = select_layers(pl_module, self.layers, self.max_layers)
+
+@dataclass(eq=False)
+class GradientMonitorSession(Session[GradientMonitor]):
+    """One fit of the monitor, with a record by index of the optimizer."""
+
+    names: dict[nn.Parameter, str] = field(init=False)
+    layers: dict[str, list[nn.Parameter]] = field(default_factory=dict)
+    records: dict[int, OptimizerRecord] = field(default_factory=dict)
+    backward_norms: dict[nn.Parameter, Tensor] = field(default_factory=dict)  # after the latest pass, if made by hand
+    warned: set[tuple[str, ...]] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        technique, run = self.technique, self.run
+        self.names = {each.parameter: plain_name(each.name) for each in owned_parameters(run.module)}
+        if technique.layers:
+            self.layers, left_out = select_layers(run.module, technique.layers, technique.max_layers)
             if left_out:
-                rank_zero_info(f"GradientMonitor shows the {self.max_layers} largest layers, without {left_out} others")
+                rank_zero_info(
+                    f"GradientMonitor shows the {technique.max_layers} largest layers, without {left_out} others"
+                )
         # The Trainer's clipping, and a module's own self.clip_gradients(...), both end there.
-        self.handles.append(around(trainer.precision_plugin, "clip_gradients", self._clip_gradients))
+        run.around(run.trainer.precision_plugin, "clip_gradients", self._clip_gradients)
+
+    # Under manual optimization the module may clip before any other hook runs
 
     @override
-    def release(self) -> None:
-        self._forget()
-
-    @override
-    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_after_backward(trainer, pl_module)
-        if pl_module.automatic_optimization or not self._measures_next(trainer):
+    def after_backward(self) -> None:
+        if self.run.module.automatic_optimization or not self._measures_next():
             return
-        # Under manual optimization the module may clip before any other hook runs.
-        parameters = [each for each in self._names if each.grad is not None]
+        parameters = [parameter for parameter in self.names if parameter.grad is not None]
         if parameters:
-            scale = scaler_scale(trainer, parameters[0].device)
+            scale = scaler_scale(self.run.trainer, parameters[0].device)
             norms = gradient_norms(parameters)
             norms = norms if scale is None else norms / scale
-            self._backward_norms = dict(zip(parameters, norms.unbind(), strict=True))
+            self.backward_norms = dict(zip(parameters, norms.unbind(), strict=True))
 
     @override
-    def step_begins(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        # What gradients are when a module that clips by hand has done so.
-        parameters = [each for each in parameters_of(optimizer) if each.grad is not None]
-        if self._backward_norms and parameters:
-            scale = gradient_scale(trainer, optimizer)
-            norm = total_norm(gradient_norms(parameters))
-            self._first_norms[optimizer_index(trainer, optimizer)] = norm if scale is None else norm / scale
+    def step_begins(self, step: Step) -> None:
+        parameters = _with_gradient(step)
+        if self.backward_norms and parameters:
+            self._record(step.index).first_norm = step.unscaled(total_norm(step.norms(parameters)))
+
+    # The step
 
     @override
-    def before_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        parameters = [each for each in parameters_of(optimizer) if each.grad is not None]
+    def before_step(self, step: Step) -> None:
+        parameters = _with_gradient(step)
         if not parameters:
             return
-        index = optimizer_index(trainer, optimizer)
-        self._count_if_skipped(index)
-        counts = self._counts_of(index)
-        counts.steps += 1
-        self._running[index] = None
-        if self._is_measured(trainer, counts.steps):
-            self._running[index] = self._begin(trainer, optimizer, parameters)
+        record = self._record(step.index)
+        self._count_if_skipped(step.index)
+        record.counts.steps += 1
+        record.is_open = True
+        record.running = None
+        if self._is_measured(record.counts.steps):
+            record.running = self._begin(step, parameters, record)
 
-    def _counts_of(self, index: int) -> StepCounts:
-        if index not in self._counts:
-            device = torch.device("cpu")
-            if self._trainer is not None:
-                device = next(each.device for each in parameters_of(self._trainer.optimizers[index]))
-            saved = self._saved_counts.pop(index, None)
-            self._counts[index] = StepCounts(device) if saved is None else StepCounts.from_state(saved, device)
-        return self._counts[index]
-
-    def _is_measured(self, trainer: Trainer, step: int) -> bool:
-        return logs_now(trainer) if self.every_n_steps is None else step % self.every_n_steps == 0
-
-    def _measures_next(self, trainer: Trainer) -> bool:
-        optimizers = range(len(trainer.optimizers))
-        return any(self._is_measured(trainer, self._counts_of(index).steps + 1) for index in optimizers)
-
-    def _begin(self, trainer: Trainer, optimizer: Optimizer, parameters: list[nn.Parameter]) -> Measurement:
-        index, scale = optimizer_index(trainer, optimizer), gradient_scale(trainer, optimizer)
-        norms = gradient_norms(parameters)
-        for clipping in self._clippings:  # they come next, and needn't compute the norms again
-            clipping.known_norms = KnownNorms.of(parameters, norms)
-            clipping.reports.pop(index, None)
-        measurement = Measurement(parameters, norms if scale is None else norms / scale)
-        if self.update_ratio:
+    def _begin(self, step: Step, parameters: list[nn.Parameter], record: OptimizerRecord) -> Measurement:
+        measurement = Measurement(parameters, step.unscaled(step.norms(parameters)))
+        if self.technique.update_ratio:
             measurement.copy_weights()
-        for clipping in self._clippings:
-            cut = [each for each in parameters if each in clipping.chosen]
-            if clipping.algorithm == "value" and cut:
-                largest = gradient_norms(cut, torch.inf).max()
-                measurement.clip.largest = largest if scale is None else largest / scale
-        if index in self._first_norms:
-            self._see_clipping_by_hand(measurement, index)
+        if record.first_norm is not None:
+            self._see_clipping_by_hand(measurement, record, record.first_norm)
+        largest = [each for each in parameters if any(each in cut for cut in self._cut_by_entry())]
+        if largest:
+            measurement.clip.largest = step.unscaled(gradient_norms(largest, torch.inf).max())
         return measurement
 
-    def _see_clipping_by_hand(self, measurement: Measurement, index: int) -> None:
+    def _cut_by_entry(self) -> list[set[nn.Parameter]]:
+        """Returns the parameters of each clipping of ours that cuts off single entries."""
+        clippings = self.run.sessions_of(ClippingSession)
+        return [set(each.selection.names) for each in clippings if isinstance(each.technique.clipping, ValueClipping)]
+
+    def _see_clipping_by_hand(self, measurement: Measurement, record: OptimizerRecord, first_norm: Tensor) -> None:
         """Shows what a module clipped before the step; else what is about to be, techniques included."""
         nothing = measurement.norms.new_zeros(())
-        after_backward = torch.stack([self._backward_norms.get(each, nothing) for each in measurement.parameters])
-        by_hand = is_shorter(self._first_norms[index], total_norm(after_backward))
-        if not self._clippings:
+        after_backward = torch.stack([self.backward_norms.get(each, nothing) for each in measurement.parameters])
+        by_hand = is_shorter(first_norm, total_norm(after_backward))
+        if not self.run.sessions_of(ClippingSession):
             measurement.clipped_norm = measurement.norm
             measurement.clipped = by_hand
-        measurement.clip.threshold = self._clips.get(index, Clip()).threshold
+        measurement.clip.threshold = record.clip.threshold
         measurement.norms = torch.where(by_hand, after_backward, measurement.norms)
 
     def _clip_gradients(
@@ -239,125 +196,147 @@ class GradientMonitor(GradientTechnique):
         gradient_clip_algorithm: str = GradClipAlgorithmType.NORM,
     ) -> None:
         """Runs around Lightning's clipping: that of the Trainer, after all other hooks, or a module's own, before."""
-        if self._trainer is None:
-            clip(optimizer, clip_val, gradient_clip_algorithm)
-            return
         bare = getattr(optimizer, "optimizer", optimizer)  # a module has Lightning's wrapper in hand
-        index = optimizer_index(self._trainer, bare)
-        measurement = self._running.get(index)
+        record = self._record(optimizer_index(self.run.trainer, bare))
+        measurement = record.running
         if measurement is None:
             if clip_val > 0:
-                self._clips[index] = Clip(self._unscaled(bare, clip_val))
+                record.clip = SeenClip(self._unscaled(bare, clip_val))
             clip(optimizer, clip_val, gradient_clip_algorithm)
             return
         if clip_val > 0:
-            measurement.clip = Clip(clip_val)
+            measurement.clip = SeenClip(clip_val)
             if gradient_clip_algorithm == GradClipAlgorithmType.VALUE:
                 measurement.clip.largest = gradient_norms(measurement.parameters, torch.inf).max()
         clip(optimizer, clip_val, gradient_clip_algorithm)
         # Here, because some optimizers change gradients in their step.
-        scale = gradient_scale(self._trainer, bare)
-        if index not in {key for each in self._clippings for key in each.reports}:
+        if not self.run.sessions_of(ClippingSession):
+            scale = gradient_scale(self.run.trainer, bare)
             norm = total_norm(gradient_norms(measurement.parameters))
             measurement.clipped_norm = norm if scale is None else norm / scale
 
     def _unscaled(self, optimizer: Optimizer, clip_val: float) -> float | Tensor:
-        """Who clips before the step, by hand, has a scaler's scale in the gradients."""
-        if self._trainer is None or not parameters_of(optimizer):
-            return clip_val
-        scale = scaler_scale(self._trainer, parameters_of(optimizer)[0].device)
+        """Returns a threshold without the scaler's scale, which is in the gradients that are clipped by hand."""
+        parameters = trainable(optimizer)
+        scale = scaler_scale(self.run.trainer, parameters[0].device) if parameters else None
         return clip_val if scale is None else clip_val / scale
 
     @override
-    def after_step(self, optimizer: Optimizer) -> None:
-        if self._trainer is None:
-            return
-        index = optimizer_index(self._trainer, optimizer)
-        measurement = self._running.pop(index, None)
+    def after_step(self, step: Step) -> None:
+        record = self._record(step.index)
+        record.is_open = False
+        measurement, record.running = record.running, None
+        if len(step.clips) == 1:
+            record.fraction = step.clips[0].fraction
         if measurement is None:
             return
-        reports = [each.reports[index] for each in self._clippings if index in each.reports]
-        if len(reports) == 1:
-            measurement.clip.threshold = reports[0].threshold
-            measurement.clipped_norm = reports[0].clipped_norm_of(measurement.parameters)
-            measurement.clipped = reports[0].clipped
+        if len(step.clips) == 1:
+            (clip,) = step.clips
+            measurement.clip.threshold = clip.threshold
+            measurement.clipped_norm = clip.clipped_norm if _same(clip.parameters, measurement.parameters) else None
+            measurement.clipped = clip.clipped
         measurement.finish()
-        self._counts_of(index).add(measurement, self._trainer.current_epoch)
-        self._note_not_finite(index, measurement)
-        self._latest[index] = measurement.values(self._layers)
+        record.counts.add(measurement, self.run.trainer.current_epoch)
+        self._note_not_finite(record, measurement)
+        record.latest = measurement.values(self.layers)
 
     @override
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
-    ) -> None:
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if outputs or not pl_module.automatic_optimization:  # else it returned no loss, and there was no step
-            for index in list(self._running):
+    def batch_ends(self, outputs: Any, batch_idx: int) -> None:
+        if outputs or not self.run.module.automatic_optimization:  # else it returned no loss, and there was no step
+            for index in self.records:
                 self._count_if_skipped(index)
-        self._running.clear()
-        self._backward_norms, self._first_norms, self._clips = {}, {}, {}
+        for record in self.records.values():
+            record.close_batch()
+        self.backward_norms = {}
         # Lightning's log costs more than the measurement, and drops what is logged at other steps.
-        if logs_now(trainer):
-            for index in sorted({*self._counts, *self._latest}):
-                self._log(trainer, pl_module, index)
+        if logs_now(self.run.trainer):
+            for index in sorted(self.records):
+                self._log(index)
+
+    def _is_measured(self, step: int) -> bool:
+        every = self.technique.every_n_steps
+        return logs_now(self.run.trainer) if every is None else step % every == 0
+
+    def _measures_next(self) -> bool:
+        optimizers = range(len(self.run.trainer.optimizers))
+        return any(self._is_measured(self._record(index).counts.steps + 1) for index in optimizers)
+
+    def _record(self, index: int) -> OptimizerRecord:
+        if index not in self.records:
+            device = trainable(self.run.trainer.optimizers[index])[0].device
+            self.records[index] = OptimizerRecord(StepCounts(device))
+        return self.records[index]
 
     def _count_if_skipped(self, index: int) -> None:
         """Counts a step that a gradient scaler didn't let the optimizer make; that is known without a look at it."""
-        if index not in self._running or self._trainer is None:
+        record = self.records[index]
+        if not record.is_open:
             return
-        self._running.pop(index)
-        self._counts_of(index).skipped += 1
-        parameters = [each for each in parameters_of(self._trainer.optimizers[index]) if each.grad is not None]
+        record.is_open = False
+        record.counts.skipped += 1
+        optimizer = self.run.trainer.optimizers[index]
+        parameters = [each for each in trainable(optimizer) if each.grad is not None]
         if parameters:
-            self._note_not_finite(index, Measurement(parameters, gradient_norms(parameters)))
-            self._latest.pop(index, None)
+            self._note_not_finite(record, Measurement(parameters, gradient_norms(parameters)))
+            record.latest = {}
 
-    def _note_not_finite(self, index: int, measurement: Measurement) -> None:
-        names = [self._names.get(each, "a parameter outside the module") for each in measurement.parameters]
-        self._not_finite.setdefault(index, NotFinite()).note(names, measurement.norms)
+    def _note_not_finite(self, record: OptimizerRecord, measurement: Measurement) -> None:
+        names = [self.names.get(each, "a parameter outside the module") for each in measurement.parameters]
+        record.not_finite.note(names, measurement.norms)
 
-    def _name(self, index: int) -> None:
+    def _name(self, record: OptimizerRecord) -> None:
         """Says whose gradients weren't finite, once for the same parameters."""
-        names = tuple(self._not_finite.pop(index, NotFinite()).names())
-        if names and names not in self._warned:
-            self._warned.add(names)
+        names, record.not_finite = tuple(record.not_finite.names()), NotFinite()
+        if names and names not in self.warned:
+            self.warned.add(names)
             more = f" and {len(names) - 5} more" if len(names) > 5 else ""
             rank_zero_warn(f"The gradient isn't finite in {', '.join(names[:5])}{more}")
 
-    def _log(self, trainer: Trainer, pl_module: LightningModule, index: int) -> None:
-        counts = self._counts_of(index)
-        values = self._latest.pop(index, {}) | {
+    def _log(self, index: int) -> None:
+        trainer, record = self.run.trainer, self.records[index]
+        counts = record.counts
+        latest, record.latest = record.latest, {}
+        values = latest | {
             "grad/nonfinite_steps": counts.nonfinite + counts.skipped,
-            "grad/clip_fraction": self._clip_fraction(index),
+            # The share of all steps where it is known, else of those that were measured.
+            "grad/clip_fraction": counts.clip_fraction() if record.fraction is None else record.fraction,
         }
         # One transfer for everything.
         numbers = torch.stack([value.to(counts.measured.device, torch.float32) for value in values.values()]).tolist()
         shown = dict(zip(values, numbers, strict=True))
         if shown["grad/nonfinite_steps"]:
-            self._name(index)
+            self._name(record)
         if not math.isfinite(shown.get("grad/norm", 0.0)):
             shown = {"grad/nonfinite_steps": shown["grad/nonfinite_steps"]}
-        suffix = optimizer_name(trainer, trainer.optimizers[index]) + self._suffix
+        suffix = optimizer_name(trainer, trainer.optimizers[index]) + self.technique.suffix(trainer)
         # A threshold that isn't known yet is infinite.
-        pl_module.log_dict({tag + suffix: value for tag, value in shown.items() if math.isfinite(value)})
+        self.run.module.log_dict({tag + suffix: value for tag, value in shown.items() if math.isfinite(value)})
 
-    def _clip_fraction(self, index: int) -> Tensor:
-        """Returns the share of all steps where it is known, else of those that were measured."""
-        known = self._clippings[0].clip_fraction(index) if len(self._clippings) == 1 else None
-        return self._counts_of(index).clip_fraction() if known is None else known
+    # Checkpoints
 
     @override
-    def state_dict(self) -> dict[str, Any]:
+    def kept(self) -> dict[str, Any]:
+        records = self.records.items()
         return {
-            "counts": self._saved_counts | {index: counts.state_dict() for index, counts in self._counts.items()},
-            "latest": {
-                index: {tag: value.cpu() for tag, value in values.items()} for index, values in self._latest.items()
-            },
-            "not_finite": {index: noted.names() for index, noted in self._not_finite.items()},
+            "counts": {index: record.counts.state_dict() for index, record in records},
+            "latest": {index: record.latest for index, record in records},
+            "not_finite": {index: record.not_finite.names() for index, record in records},
         }
 
     @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._saved_counts = dict(state_dict["counts"])
-        self._latest = dict(state_dict["latest"])
-        self._not_finite = {index: NotFinite(names) for index, names in state_dict["not_finite"].items()}
+    def load(self, state: Mapping[str, Any]) -> None:
+        for index, counts in state["counts"].items():
+            device = trainable(self.run.trainer.optimizers[index])[0].device
+            self.records[index] = OptimizerRecord(
+                StepCounts.from_state(counts, device),
+                dict(state["latest"][index]),
+                NotFinite(state["not_finite"][index]),
+            )
+
+
+def _with_gradient(step: Step) -> list[nn.Parameter]:
+    return [parameter for parameter in step.parameters if parameter.grad is not None]
+
+
+def _same(some: list[nn.Parameter], others: list[nn.Parameter]) -> bool:
+    return len(some) == len(others) and all(one is other for one, other in zip(some, others, strict=True))

@@ -1,0 +1,141 @@
+"""Reading and writing gradients between backward and the optimizer's step, exactly as a loop by hand would."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
+
+from lightning_reg.core.lightning import (
+    any_gradient,
+    gradient_scale,
+    optimizer_index,
+    optimizer_name,
+    scaler_scale,
+    unscaled_loss,
+)
+from lightning_reg.functional.gradients import norms_of
+from lightning_reg.settings import SettingError
+
+__all__ = [
+    "any_gradient",
+    "dense_gradient",
+    "gradient_norms",
+    "gradient_scale",
+    "gradient_values",
+    "local",
+    "optimizer_index",
+    "optimizer_name",
+    "parameters_of",
+    "refuse_sharded",
+    "scaler_scale",
+    "to_shard",
+    "unscaled_loss",
+    "whole",
+]
+
+
+def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
+    """Returns an optimizer's trainable parameters, in its order, without empty ones.
+
+    Args:
+        optimizer: That has them.
+    """
+    stepped = (each for group in optimizer.param_groups for each in group["params"])
+    return [each for each in stepped if each.requires_grad and each.numel()]
+
+
+def dense_gradient(parameter: nn.Parameter) -> Tensor:
+    """Returns a gradient that a penalty of all weights can be added to.
+
+    It has one even where the loss has none: a branch that this batch didn't take, rows that it didn't look up.
+
+    Args:
+        parameter: Whose ``grad`` is made if need be.
+    """
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    elif parameter.grad.is_sparse:
+        parameter.grad = parameter.grad.to_dense()
+    return parameter.grad
+
+
+def gradient_values(parameter: nn.Parameter) -> Tensor:
+    """Returns the entries of a gradient, sharing its memory: of a sparse one those that it holds.
+
+    Args:
+        parameter: With a gradient.
+    """
+    gradient = parameter.grad
+    if gradient is None:
+        raise ValueError("the parameter has no gradient")
+    if gradient.is_sparse:
+        parameter.grad = gradient = gradient.coalesce()  # the same gradient, every row once
+        return gradient._values().detach()
+    return gradient.detach()
+
+
+def gradient_norms(parameters: Sequence[nn.Parameter], norm_type: float = 2.0) -> Tensor:
+    """Returns the norms of the gradients, of sharded ones the whole norms.
+
+    Args:
+        parameters: At least one, each with a gradient.
+        norm_type: Order of the norm.
+
+    Returns:
+        A tensor (len(parameters),).
+    """
+    gradients = [gradient_values(each) for each in parameters]
+    if any(isinstance(each, DTensor) for each in gradients):
+        return torch.stack([whole(torch.linalg.vector_norm(each, norm_type)) for each in gradients])
+    return norms_of(gradients, norm_type)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Returns this process's part of a sharded tensor, sharing its memory; any other tensor as it is.
+
+    Args:
+        tensor: A parameter or a gradient.
+    """
+    detached = tensor.detach()
+    return detached.to_local() if isinstance(detached, DTensor) else detached
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Returns all of a sharded tensor, which every process has to ask for; any other tensor as it is.
+
+    Args:
+        tensor: A parameter, a gradient or a norm.
+    """
+    detached = tensor.detach()
+    return detached.full_tensor() if isinstance(detached, DTensor) else detached
+
+
+def to_shard(full: Tensor, like: Tensor) -> Tensor:
+    """Returns a whole tensor where another one is, and sharded as it is.
+
+    Args:
+        full: All of it, on every process.
+        like: A parameter or buffer.
+    """
+    moved = full.to(like.device)
+    return distribute_tensor(moved, like.device_mesh, like.placements) if isinstance(like, DTensor) else moved
+
+
+def refuse_sharded(names: Mapping[nn.Parameter, str], technique: str) -> None:
+    """Raises if a parameter is spread over processes, where a technique needs it whole.
+
+    Args:
+        names: Of the parameters.
+        technique: Named in the message.
+
+    Raises:
+        SettingError: With what to use instead.
+    """
+    for parameter, name in names.items():
+        if isinstance(parameter, DTensor):
+            raise SettingError(
+                f"strategy must keep weights whole with {technique}, but {name} is sharded over processes; use DDP, or "
+                "exclude it"
+            )
