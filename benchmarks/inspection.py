@@ -19,6 +19,7 @@ from benchmarks.tables import Options, Table
 from benchmarks.timing import alternate, median_ratio, quartiles, quiet
 from benchmarks.workloads import WORKLOADS
 from lightning_reg.callbacks import WeightDistribution
+from lightning_reg.core.step import Run
 from lightning_reg.functional.activations import unit_sums
 from lightning_reg.functional.histograms import fine_histogram
 
@@ -52,8 +53,8 @@ def _weights(folder: str, options: Options) -> Table:
     for name, bins in (("WeightDistribution", 64), ("WeightDistribution(histogram_bins=0)", 0)):
         distribution = WeightDistribution(max_parameters=1_000, histogram_bins=bins)
         trainer.callbacks = [distribution]  # type: ignore[attr-defined]  # set outside the class
-        distribution.attach(trainer, workload)
-        calls[name] = lambda distribution=distribution: distribution._log(trainer)  # type: ignore[misc]
+        session = distribution.new_session(Run(trainer, workload))
+        calls[name] = lambda session=session: session.log(session.parameters())  # type: ignore[misc]
     seconds = alternate(calls, rounds=options.rounds(9, 2), device=options.device)
     logger.finalize("success")
     return _table(f"Logging every parameter: {network}", seconds, ADD_HISTOGRAM)

@@ -4,31 +4,11 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
+from lightning_reg.core.lightning import ends_a_step, starts_processes, step_number
 from lightning_reg.tensorboard import write_scalars
 
 __all__ = ["ends_a_step", "log_scalars", "step_number", "withdraw_scalars"]
-
-
-def step_number(trainer: Trainer) -> int:
-    """Returns how many batches have stepped, this one included; Lightning has no public name for it.
-
-    Args:
-        trainer: Within a training batch.
-    """
-    before: int = trainer.fit_loop.epoch_loop._batches_that_stepped
-    return before + 1
-
-
-def ends_a_step(trainer: Trainer) -> bool:
-    """Whether the optimizer has stepped with this batch, rather than gone on accumulating.
-
-    Args:
-        trainer: Within a training batch.
-    """
-    accumulates: bool = trainer.fit_loop.epoch_loop._should_accumulate()
-    return not accumulates
 
 
 def log_scalars(trainer: Trainer, values: Mapping[str, float]) -> None:
@@ -58,6 +38,6 @@ def withdraw_scalars(trainer: Trainer, tags: Iterable[str]) -> None:
         trainer: Whose fit ends.
         tags: That :func:`log_scalars` was given.
     """
-    if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+    if starts_processes(trainer):
         for tag in tags:
             trainer.callback_metrics.pop(tag, None)

@@ -35,6 +35,8 @@ HOOKS = (
     "batch_ends",
     "epoch_ends",
     "validation_starts",
+    "validation_batch_starts",
+    "validation_batch_ends",
     "validation_ends",
     "train_ends",
 )
@@ -163,6 +165,17 @@ class Session(Generic[T]):
 
     def validation_starts(self) -> None:
         """Runs before each validation of the fit, the sanity check included."""
+
+    def validation_batch_starts(self, batch_idx: int, dataloader_idx: int) -> None:
+        """Runs before each validation batch of the fit.
+
+        Args:
+            batch_idx: Number of the batch.
+            dataloader_idx: Number of its loader.
+        """
+
+    def validation_batch_ends(self) -> None:
+        """Runs after each validation batch of the fit."""
 
     def validation_ends(self) -> None:
         """Runs after each validation of the fit, the sanity check included."""

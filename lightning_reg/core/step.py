@@ -345,6 +345,14 @@ class Run:
         """Averages are put into the module."""
         self._tell("validation_starts")
 
+    def validation_batch_starts(self, batch_idx: int, dataloader_idx: int) -> None:
+        """A validation batch begins."""
+        self._tell("validation_batch_starts", batch_idx, dataloader_idx)
+
+    def validation_batch_ends(self) -> None:
+        """A validation batch has ended."""
+        self._tell("validation_batch_ends")
+
     def validation_ends(self) -> None:
         """Trained weights are put back."""
         self._tell("validation_ends")

@@ -226,6 +226,26 @@ class Technique(Callback):
             run.validation_starts()
 
     @override
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if run := Run.led_by(self, trainer):
+            run.validation_batch_starts(batch_idx, dataloader_idx)
+
+    @override
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: STEP_OUTPUT,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if run := Run.led_by(self, trainer):
+            run.validation_batch_ends()
+
+    @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if run := Run.led_by(self, trainer):
             run.validation_ends()

@@ -1,13 +1,12 @@
 """What layers return while a network trains."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 from typing_extensions import override
 
@@ -16,7 +15,10 @@ from lightning_reg.attach.colourful_dimension import column_edges, draw_columns,
 from lightning_reg.attach.gathering import gather
 from lightning_reg.attach.scalars import ends_a_step, log_scalars, step_number, withdraw_scalars
 from lightning_reg.attach.selection import as_patterns
-from lightning_reg.attach.technique import Technique, instance_suffix, logs_now
+from lightning_reg.core.lightning import logs_now
+from lightning_reg.core.session import Session, kept
+from lightning_reg.core.step import Run
+from lightning_reg.core.technique import Technique
 from lightning_reg.functional.histograms import fine_edges, quantiles, rebinned
 from lightning_reg.settings import check_count, check_range
 from lightning_reg.tensorboard import Histogram, has_tensorboard, log_histograms, log_picture
@@ -81,6 +83,8 @@ class ActivationStats(Technique):
     """
 
     only_watches = True  # the audit leaves out what changes nothing
+    state_dict = Technique.saved_state
+    load_state_dict = Technique.load_saved_state
 
     def __init__(
         self,
@@ -120,19 +124,6 @@ class ActivationStats(Technique):
         self.unit_dim = unit_dim
         self.sample = sample
         self.validation = validation
-        self._watch: ActivationWatch | None = None
-        self._is_measured = False
-        self._suffix = ""
-        self._draws = False
-        self._types: dict[str, str] = {}
-        self._tags: set[str] = set()
-        self._latest: dict[str, Seen] = {}
-        self._warned: set[str] = set()
-        # By module: for how many measured steps each unit has been silent, how many there were, a column a step.
-        self._silent: dict[str, Tensor] = {}
-        self._measured: dict[str, int] = {}
-        self._columns: dict[str, list[Tensor]] = {}
-        self._steps: list[int] = []
 
     @property
     @override
@@ -141,132 +132,132 @@ class ActivationStats(Technique):
         return self._generate_state_key(include=self.include, types=types, every_n_steps=self.every_n_steps)
 
     @override
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":
-            self._silent, self._measured, self._columns, self._steps = {}, {}, {}, []
+    def new_session(self, run: Run) -> "ActivationSession":
+        return ActivationSession(self, run)
 
-    @override
-    def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._suffix = instance_suffix(trainer, self)
-        self._draws = self.histogram_bins > 0 and has_tensorboard(trainer)
-        chosen = select_watched(pl_module, self.include, self.exclude, self.types)
-        self._types = {name: type(each).__name__ for name, each in chosen.items()}
-        self._watch = ActivationWatch(
-            chosen,
-            near_zero=self.near_zero,
-            saturation=self.saturation,
-            histograms=self._draws or bool(self.quantiles),
-            unit_dim=self.unit_dim,
-            sample=self.sample,
+
+@dataclass(eq=False)
+class ActivationSession(Session[ActivationStats]):
+    """One fit, with a window and a column a measured step by name of the module."""
+
+    watch: ActivationWatch = field(init=False)
+    suffix: str = field(init=False)
+    draws: bool = field(init=False)
+    is_measured: bool = False  # the step that runs
+    latest: dict[str, Seen] = field(default_factory=dict)
+    warned: set[str] = field(default_factory=set)
+    tags: set[str] = field(default_factory=set)
+    silent: dict[str, Tensor] = kept(default_factory=dict)  # for how many measured steps each unit has been silent
+    measured: dict[str, int] = kept(default_factory=dict)  # how many steps there were
+    columns: dict[str, list[Tensor]] = kept(default_factory=dict)
+    steps: list[int] = kept(default_factory=list)  # the first and the last that have a column
+
+    def __post_init__(self) -> None:
+        technique, run = self.technique, self.run
+        self.suffix = technique.suffix(run.trainer)
+        self.draws = technique.histogram_bins > 0 and has_tensorboard(run.trainer)
+        self.watch = ActivationWatch(
+            select_watched(run.module, technique.include, technique.exclude, technique.types),
+            near_zero=technique.near_zero,
+            saturation=technique.saturation,
+            histograms=self.draws or bool(technique.quantiles),
+            unit_dim=technique.unit_dim,
+            sample=technique.sample,
         )
-        self.handles += self._watch.attach()
+        for handle in self.watch.attach():
+            run.until_end(handle)
 
     @override
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        withdraw_scalars(trainer, self._tags)
-        super().teardown(trainer, pl_module, stage)
+    def kept(self) -> dict[str, Any]:
+        columns = {name: _stacked(columns).half() for name, columns in self.columns.items()}
+        return {**super().kept(), "columns": columns}
 
     @override
-    def release(self) -> None:
-        self._watch = None
-        self._latest, self._warned = {}, set()
-
-    def _measure(self, yes: bool) -> None:
-        if self._watch is not None:
-            self._watch.is_measuring = yes
+    def load(self, state: Mapping[str, Any]) -> None:
+        super().load(state)
+        self.columns = {name: list(columns.float()) for name, columns in state["columns"].items()}
 
     @override
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        every = self.every_n_steps
-        self._is_measured = logs_now(trainer) if every is None else step_number(trainer) % every == 0
-        self._measure(self._is_measured)
+    def ends(self, exception: BaseException | None) -> None:
+        withdraw_scalars(self.run.trainer, self.tags)
 
     @override
-    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        self._measure(False)  # a checkpointed layer is computed again
+    def batch_starts(self, batch_idx: int) -> None:
+        every, trainer = self.technique.every_n_steps, self.run.trainer
+        self.is_measured = logs_now(trainer) if every is None else step_number(trainer) % every == 0
+        self.watch.is_measuring = self.is_measured
 
     @override
-    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._measure(self._is_measured)  # under manual optimization there may be more to come
+    def before_backward(self, loss: Tensor) -> None:
+        self.watch.is_measuring = False  # a checkpointed layer is computed again
 
     @override
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
-    ) -> None:
-        self._measure(False)
-        if self._watch is None or not ends_a_step(trainer):
+    def after_backward(self) -> None:
+        self.watch.is_measuring = self.is_measured  # under manual optimization there may be more to come
+
+    @override
+    def batch_ends(self, outputs: Any, batch_idx: int) -> None:
+        self.watch.is_measuring = False
+        if not ends_a_step(self.run.trainer):
             return
-        if self._is_measured:
-            self._latest = self._watch.take()
-            if not self._latest:
+        if self.is_measured:
+            self.latest = self.watch.take()
+            if not self.latest:
                 rank_zero_warn("ActivationStats watches modules of which none ran in this step")
-            for name, seen in self._latest.items():
+            for name, seen in self.latest.items():
                 self._count_silent(name, seen)
-            if self._draws:
-                self._add_columns(trainer)
-        if logs_now(trainer):
-            self._log(trainer, "activation", self._latest)
-            self._latest = {}
+            if self.draws:
+                self._add_columns()
+        if logs_now(self.run.trainer):
+            self._log("activation", self.latest)
+            self.latest = {}
 
     def _count_silent(self, name: str, seen: Seen) -> None:
-        before = self._silent.get(name)
+        before = self.silent.get(name)
         if before is None or before.shape != seen.silent.shape:
             before = torch.zeros_like(seen.silent, dtype=torch.int32)
-            self._measured[name] = 0
-        self._silent[name] = torch.where(seen.silent, before.to(seen.silent.device) + 1, 0)
-        self._measured[name] += 1
+            self.measured[name] = 0
+        self.silent[name] = torch.where(seen.silent, before.to(seen.silent.device) + 1, 0)
+        self.measured[name] += 1
 
     def _dead(self, latest: dict[str, Seen], kind: str) -> dict[str, Tensor]:
         """Returns which units of each module are dead in this process, where the window is full."""
-        training = kind == "activation"
-        full = (name for name in latest if training and self._measured.get(name, 0) >= self.window)
-        return {name: self._silent[name] >= self.window for name in full}
+        window, training = self.technique.window, kind == "activation"
+        full = (name for name in latest if training and self.measured.get(name, 0) >= window)
+        return {name: self.silent[name] >= window for name in full}
 
-    def _add_columns(self, trainer: Trainer) -> None:
-        shown = [name for name in self._latest if name in self._columns or len(self._columns) < _MOST_PANELS]
-        fine = [self._latest[name].histogram for name in shown]
+    def _add_columns(self) -> None:
+        shown = [name for name in self.latest if name in self.columns or len(self.columns) < _MOST_PANELS]
+        fine = [self.latest[name].histogram for name in shown]
         stacked = torch.stack([each for each in fine if each is not None])
         counts = rebinned(stacked, column_edges())
         shares = counts / counts.sum(1, keepdim=True).clamp(min=1)  # 16 bits hold them
         for name, column in zip(shown, shares.float(), strict=True):
-            columns = self._columns.setdefault(name, [])
+            columns = self.columns.setdefault(name, [])
             columns.append(column)
             if len(columns) >= 2 * _MOST_COLUMNS:
-                self._columns[name] = list(_stacked(columns))
-        self._steps = [*self._steps[:1], step_number(trainer)]
+                self.columns[name] = list(_stacked(columns))
+        self.steps = [*self.steps[:1], step_number(self.run.trainer)]
 
     @override
-    def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        measured = self.validation and not trainer.sanity_checking and batch_idx == 0 and dataloader_idx == 0
-        self._measure(measured)
+    def validation_batch_starts(self, batch_idx: int, dataloader_idx: int) -> None:
+        is_first = batch_idx == 0 and dataloader_idx == 0
+        self.watch.is_measuring = self.technique.validation and is_first and not self.run.trainer.sanity_checking
 
     @override
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: STEP_OUTPUT,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        if self._watch is not None and self._watch.is_measuring:
-            self._measure(False)
-            self._log(trainer, "activation_val", self._watch.take())
+    def validation_batch_ends(self) -> None:
+        if self.watch.is_measuring:
+            self.watch.is_measuring = False
+            self._log("activation_val", self.watch.take())
 
-    def _log(self, trainer: Trainer, kind: str, latest: dict[str, Seen]) -> None:
+    def _log(self, kind: str, latest: dict[str, Seen]) -> None:
         """Shows a measurement: one reduction over processes, one transfer."""
-        if self._watch is None:
-            return
-        gathered = gather(
-            trainer, list(self._watch.modules), latest, self._dead(latest, kind), histograms=self._watch.histograms
-        )
+        trainer, watch = self.run.trainer, self.watch
+        gathered = gather(trainer, list(watch.modules), latest, self._dead(latest, kind), histograms=watch.histograms)
         values: dict[str, float] = {}
         histograms: dict[str, Histogram] = {}
         for name, found in gathered.items():
-            statistics = found.sums.statistics(bounded=self._watch.is_bounded(name))
+            statistics = found.sums.statistics(bounded=watch.is_bounded(name))
             if not math.isfinite(statistics["mean"]) or not math.isfinite(statistics["std"]):
                 self._warn_not_finite(name)
                 continue
@@ -274,51 +265,38 @@ class ActivationStats(Technique):
                 statistics["dead"] = found.dead
             if found.histogram is not None:
                 statistics |= self._quantiles(found.histogram)
-                if self._draws:
-                    histograms[f"{kind}{self._suffix}/{name}"] = self._histogram(found.histogram, found.sums)
-            values |= {f"{kind}{self._suffix}/{name}/{what}": value for what, value in statistics.items()}
-        self._tags |= values.keys()
+                if self.draws:
+                    histograms[f"{kind}{self.suffix}/{name}"] = self._histogram(found.histogram, found.sums)
+            values |= {f"{kind}{self.suffix}/{name}/{what}": value for what, value in statistics.items()}
+        self.tags |= values.keys()
         log_scalars(trainer, values)
         log_histograms(trainer, histograms, step_number(trainer) - 1)
 
     def _quantiles(self, fine: Tensor) -> dict[str, float]:
-        values = quantiles(fine, torch.tensor(self.quantiles, dtype=torch.float64)).tolist()
-        return {f"q{share:g}": value for share, value in zip(self.quantiles, values, strict=True)}
+        shares = self.technique.quantiles
+        values = quantiles(fine, torch.tensor(shares, dtype=torch.float64)).tolist()
+        return {f"q{share:g}": value for share, value in zip(shares, values, strict=True)}
 
     def _histogram(self, fine: Tensor, sums: Sums) -> Histogram:
         borders, filled = fine_edges(), fine.nonzero().flatten()
         low, high = float(borders[filled[0]]), float(borders[filled[-1] + 1])
-        edges = torch.linspace(low, high, self.histogram_bins + 1, dtype=torch.float64)
+        edges = torch.linspace(low, high, self.technique.histogram_bins + 1, dtype=torch.float64)
         return Histogram(rebinned(fine, edges), edges, sums.total, sums.squares)
 
     def _warn_not_finite(self, name: str) -> None:
-        if name not in self._warned:
-            self._warned.add(name)
+        if name not in self.warned:
+            self.warned.add(name)
             rank_zero_warn(f"What {name} returns isn't finite")
 
     @override
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self._draws or not self._columns or not trainer.is_global_zero:
+    def epoch_ends(self) -> None:
+        trainer = self.run.trainer
+        if not self.draws or not self.columns or not trainer.is_global_zero:
             return
-        drawn = {f"{name} {self._types[name]}": _stacked(columns).cpu() for name, columns in self._columns.items()}
-        tag = f"activation{self._suffix}/colourful_dimension"
-        log_picture(trainer, tag, draw_columns(drawn, self._steps), step_number(trainer) - 1)
-
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "silent": {name: each.cpu() for name, each in self._silent.items()},
-            "measured": dict(self._measured),
-            "columns": {name: _stacked(columns).half().cpu() for name, columns in self._columns.items()},
-            "steps": list(self._steps),
-        }
-
-    @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._silent = dict(state_dict["silent"])
-        self._measured = dict(state_dict["measured"])
-        self._columns = {name: list(each.float()) for name, each in state_dict["columns"].items()}
-        self._steps = list(state_dict["steps"])
+        kinds = {name: type(module).__name__ for name, module in self.watch.modules.items()}
+        drawn = {f"{name} {kinds[name]}": _stacked(columns).cpu() for name, columns in self.columns.items()}
+        tag = f"activation{self.suffix}/colourful_dimension"
+        log_picture(trainer, tag, draw_columns(drawn, self.steps), step_number(trainer) - 1)
 
 
 def _stacked(columns: list[Tensor]) -> Tensor:

@@ -1,18 +1,21 @@
 """A picture of the first training batch, as the network sees it."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_reg.attach.batches import Key, check_key, part_of
-from lightning_reg.attach.technique import Technique, callbacks_of
-from lightning_reg.core.wrapping import around
+from lightning_reg.core.lightning import callbacks_of
+from lightning_reg.core.session import Session
+from lightning_reg.core.step import Run
+from lightning_reg.core.technique import Technique
 from lightning_reg.picture_grid import captioned_grid
 from lightning_reg.settings import SettingError, check_count
 from lightning_reg.tensorboard import log_picture, takes_pictures
@@ -72,46 +75,49 @@ class BatchPicture(Technique):
         self.input_key = input_key
         self.target_key = target_key
         self.class_names = class_names
-        self._module: LightningModule | None = None
-        self._epoch_seen: int | None = None
 
     @override
-    def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._epoch_seen = None
-        if not any(takes_pictures(logger) for logger in trainer.loggers):
+    def new_session(self, run: Run) -> "BatchPictureSession":
+        return BatchPictureSession(self, run)
+
+
+@dataclass(eq=False)
+class BatchPictureSession(Session[BatchPicture]):
+    """One fit, and the epoch that was looked at last."""
+
+    epoch_seen: int | None = None
+
+    def __post_init__(self) -> None:
+        if any(takes_pictures(logger) for logger in self.run.trainer.loggers):
+            self.run.around(self.run.module, "training_step", self._step, innermost=True)
+        else:
             rank_zero_info("BatchPicture has no logger that takes pictures, and draws none")
-            return
-        self._module = pl_module
-        self.handles.append(around(pl_module, "training_step", self._step, innermost=True))
-
-    @override
-    def release(self) -> None:
-        self._module = None
 
     def _step(self, training_step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if self._module is not None and self._is_due(self._module.trainer):
-            self._write(self._module.trainer, args[0] if args else next(iter(kwargs.values())))
+        if self._is_due():
+            self._write(args[0] if args else next(iter(kwargs.values())))
         return training_step(*args, **kwargs)
 
-    def _is_due(self, trainer: Trainer) -> bool:
-        epoch, before = trainer.current_epoch, self._epoch_seen
-        self._epoch_seen = epoch
+    def _is_due(self) -> bool:
+        epoch, before, every = self.run.trainer.current_epoch, self.epoch_seen, self.technique.every_n_epochs
+        self.epoch_seen = epoch
         if before is None:
             return True
-        return epoch != before and self.every_n_epochs is not None and epoch % self.every_n_epochs == 0
+        return epoch != before and every is not None and epoch % every == 0
 
     @torch.no_grad()
-    def _write(self, trainer: Trainer, batch: Any) -> None:
+    def _write(self, batch: Any) -> None:
+        technique, trainer = self.technique, self.run.trainer
         if not trainer.is_global_zero:
             return
-        inputs = batch if isinstance(batch, Tensor) else part_of(batch, self.input_key, name="input_key")
-        captions: list[list[str]] = [[] for _ in inputs[: self.max_samples]]
+        inputs = batch if isinstance(batch, Tensor) else part_of(batch, technique.input_key, name="input_key")
+        captions: list[list[str]] = [[] for _ in inputs[: technique.max_samples]]
+        data = getattr(trainer, "datamodule", None)
         if not isinstance(batch, Tensor):
-            targets = part_of(batch, self.target_key, name="target_key").detach()
-            names = self.class_names or getattr(trainer.datamodule, "classes", None) or ()  # type: ignore[attr-defined]
-            captions = _captions(targets, _minor_weights(trainer, len(targets)), names, self.max_samples)
-        constants = getattr(trainer.datamodule, "mean_and_std", None)  # type: ignore[attr-defined]
-        pictures = _shown(inputs.detach()[: self.max_samples], constants)
+            targets = part_of(batch, technique.target_key, name="target_key").detach()
+            names = technique.class_names or getattr(data, "classes", None) or ()
+            captions = _captions(targets, _minor_weights(trainer, len(targets)), names, technique.max_samples)
+        pictures = _shown(inputs.detach()[: technique.max_samples], getattr(data, "mean_and_std", None))
         grid = torch.from_numpy(np.array(captioned_grid(pictures, captions)))
         log_picture(trainer, "batch/training", grid, trainer.global_step)
 

@@ -2,19 +2,20 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
-from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_reg.attach.gradients import whole
 from lightning_reg.attach.scalars import ends_a_step, log_scalars, step_number, withdraw_scalars
 from lightning_reg.attach.selection import as_patterns, plain_name, select_parameters
-from lightning_reg.attach.technique import Technique, instance_suffix
+from lightning_reg.core.gradients import whole
+from lightning_reg.core.session import Session
+from lightning_reg.core.step import Run
+from lightning_reg.core.technique import Technique
 from lightning_reg.functional.histograms import linear_histogram
 from lightning_reg.functional.statistics import Summary, combined, stable_rank, summarized
 from lightning_reg.optim import owned_parameters
@@ -99,93 +100,104 @@ class WeightDistribution(Technique):
         self.stable_rank = stable_rank
         self.by_type = by_type
         self.max_parameters = max_parameters
-        self._forget()
-
-    def _forget(self) -> None:
-        self._parameters: dict[str, nn.Parameter] = {}
-        self._types: dict[str, str] = {}
-        self._before: dict[str, Tensor] = {}
-        self._warned: set[str] = set()
-        self._suffix = ""
-        self._tags: set[str] = set()
 
     @override
-    def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._suffix = instance_suffix(trainer, self)
-        chosen = select_parameters(pl_module, include=self.include, exclude=self.exclude, exclude_norm_and_bias=False)
+    def new_session(self, run: Run) -> "WeightSession":
+        return WeightSession(self, run)
+
+
+@dataclass(eq=False)
+class WeightSession(Session[WeightDistribution]):
+    """One fit: what is shown, by name of the parameter."""
+
+    types: dict[str, str] = field(init=False)  # of the layers that hold the parameters
+    suffix: str = field(init=False)
+    told: bool = False  # how many parameters are left out
+    before: dict[str, Tensor] = field(default_factory=dict)  # copies from the start of a measured step
+    warned: set[str] = field(default_factory=set)
+    tags: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.suffix = self.technique.suffix(self.run.trainer)
+        self.types = {
+            plain_name(each.name): type(each.owners[0][1]).__name__ for each in owned_parameters(self.run.module)
+        }
+        self.parameters()
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Returns the parameters that are shown: as they are now, because somebody may have replaced a layer."""
+        technique = self.technique
+        chosen = select_parameters(
+            self.run.module, include=technique.include, exclude=technique.exclude, exclude_norm_and_bias=False
+        )
         chosen = {name: each for name, each in chosen.items() if each.is_floating_point()}
-        largest = set(sorted(chosen, key=lambda name: -chosen[name].numel())[: self.max_parameters])
-        self._parameters = {name: each for name, each in chosen.items() if name in largest}
-        if len(chosen) > len(largest):
+        largest = set(sorted(chosen, key=lambda name: -chosen[name].numel())[: technique.max_parameters])
+        if len(chosen) > len(largest) and not self.told:
+            self.told = True
             rank_zero_info(
                 f"WeightDistribution shows the {len(largest)} largest parameters, without {len(chosen) - len(largest)} "
                 "others"
             )
-        for each in owned_parameters(pl_module):
-            self._types[plain_name(each.name)] = type(each.owners[0][1]).__name__
+        return {name: each for name, each in chosen.items() if name in largest}
 
     @override
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        withdraw_scalars(trainer, self._tags)
-        super().teardown(trainer, pl_module, stage)
+    def ends(self, exception: BaseException | None) -> None:
+        withdraw_scalars(self.run.trainer, self.tags)
+
+    def _is_measured(self) -> bool:
+        technique, trainer = self.technique, self.run.trainer
+        if technique.every_n_steps is not None:
+            return step_number(trainer) % technique.every_n_steps == 0
+        return trainer.is_last_batch and (trainer.current_epoch + 1) % technique.every_n_epochs == 0
 
     @override
-    def release(self) -> None:
-        self._forget()
-
-    def _is_measured(self, trainer: Trainer) -> bool:
-        if self.every_n_steps is not None:
-            return step_number(trainer) % self.every_n_steps == 0
-        return trainer.is_last_batch and (trainer.current_epoch + 1) % self.every_n_epochs == 0
+    def batch_starts(self, batch_idx: int) -> None:
+        if self.technique.updates and not self.before and self._is_measured():
+            self.before = {name: whole(each).clone() for name, each in self.parameters().items()}
 
     @override
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if self.updates and not self._before and self._is_measured(trainer):
-            self._before = {name: whole(each).clone() for name, each in self._parameters.items()}
+    def batch_ends(self, outputs: Any, batch_idx: int) -> None:
+        if self._is_measured() and ends_a_step(self.run.trainer):
+            self.log(self.parameters())
+            self.before = {}
 
-    @override
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
-    ) -> None:
-        if self._is_measured(trainer) and ends_a_step(trainer):
-            self._log(trainer)
-            self._before = {}
-
-    def _tensors(self) -> Iterator[tuple[str, str, Tensor]]:
+    def _tensors(self, parameters: dict[str, nn.Parameter]) -> Iterator[tuple[str, str, Tensor]]:
         """Yields kind, name and tensor of all that is shown."""
-        for name, parameter in self._parameters.items():
+        for name, parameter in parameters.items():
             weight = whole(parameter)
             yield "weight", name, weight
-            if self.gradients and parameter.grad is not None:
+            if self.technique.gradients and parameter.grad is not None:
                 yield "gradient", name, whole(parameter.grad)
-            if name in self._before:
-                yield "update", name, weight - self._before[name]
+            if name in self.before:
+                yield "update", name, weight - self.before[name]
 
-    def _log(self, trainer: Trainer) -> None:
-        bins = self.histogram_bins if has_tensorboard(trainer) else 0
+    def log(self, parameters: dict[str, nn.Parameter]) -> None:
+        """Measures and shows parameters by name."""
+        trainer = self.run.trainer
+        bins = self.technique.histogram_bins if has_tensorboard(trainer) else 0
         tags, packed = [], []
-        for kind, name, tensor in self._tensors():
+        for kind, name, tensor in self._tensors(parameters):
             tags.append((kind, name))
             packed.append(self._measured(kind, tensor, bins))
         found = torch.stack([each.to(packed[0].device) for each in packed]).cpu()  # one transfer for everything
         values: dict[str, float] = {}
         histograms: dict[str, Histogram] = {}
         for (kind, name), numbers in zip(tags, found, strict=True):
-            tag, summary = f"{kind}{self._suffix}/{name}", Summary(*numbers[:_NUMBERS].tolist())
+            tag, summary = f"{kind}{self.suffix}/{name}", Summary(*numbers[:_NUMBERS].tolist())
             if not math.isfinite(summary.smallest) or not math.isfinite(summary.largest):
                 self._warn_not_finite(kind, name)
                 continue
             statistics = summary.statistics()
-            if self.stable_rank and kind == "weight" and self._parameters[name].ndim > 1:
+            if self.technique.stable_rank and kind == "weight" and parameters[name].ndim > 1:
                 statistics["stable_rank"] = float(numbers[_NUMBERS])
             values |= {f"{tag}/{what}": value for what, value in statistics.items()}
             if bins:
                 histograms[tag] = _histogram(summary, numbers[_NUMBERS + 1 :])
-        if self.by_type:
+        if self.technique.by_type:
             values |= self._grouped(tags, found)
         # A square may be out of float32's range where its root isn't.
         values = {tag: value for tag, value in values.items() if math.isfinite(value)}
-        self._tags |= values.keys()
+        self.tags |= values.keys()
         log_scalars(trainer, values)
         log_histograms(trainer, histograms, step_number(trainer) - 1)
 
@@ -193,7 +205,7 @@ class WeightDistribution(Technique):
         """Returns summary, stable rank and counts in a row, on the device."""
         summary = summarized(tensor)
         rank = summary.new_zeros(1)
-        if self.stable_rank and kind == "weight" and tensor.ndim > 1:
+        if self.technique.stable_rank and kind == "weight" and tensor.ndim > 1:
             rank = stable_rank(tensor).to(summary).view(1)
         if not bins:
             return torch.cat([summary, rank])
@@ -204,7 +216,7 @@ class WeightDistribution(Technique):
         groups: dict[str, list[Tensor]] = {}
         for (kind, name), numbers in zip(tags, found, strict=True):
             if numbers[:_NUMBERS].isfinite().all():
-                tag = f"{kind}_by_type{self._suffix}/{self._types[name]}"
+                tag = f"{kind}_by_type{self.suffix}/{self.types.get(name, 'other')}"
                 groups.setdefault(tag, []).append(numbers[:_NUMBERS])
         return {
             f"{tag}/{what}": value
@@ -213,8 +225,8 @@ class WeightDistribution(Technique):
         }
 
     def _warn_not_finite(self, kind: str, name: str) -> None:
-        if f"{kind} {name}" not in self._warned:
-            self._warned.add(f"{kind} {name}")
+        if f"{kind} {name}" not in self.warned:
+            self.warned.add(f"{kind} {name}")
             rank_zero_warn(f"The {kind} of {name} isn't finite")
 
 
