@@ -1,6 +1,7 @@
 """What is shown is what a loop by hand sees in weights, gradients and updates."""
 
 import csv
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -94,7 +95,7 @@ def test_a_gradient_scalers_scale_is_not_shown_and_accumulation_is_waited_for():
 def test_when_it_measures(settings, measured):
     seen, _ = watched(WeightDistribution(**settings), max_epochs=2)
     values = [shown.get("weight/network.head.weight/mean") for shown in seen]
-    changed = [step for step, (before, now) in enumerate(zip([None, *values], values), 1) if now != before]
+    changed = [step for step, (before, now) in enumerate(pairwise([None, *values]), 1) if now != before]
     assert changed == measured
 
 
