@@ -20,6 +20,7 @@ from lightning_reg.attach.gradients import local
 from lightning_reg.attach.held_weights import HeldWeights, norm_statistics, spectral_vectors, tensors_of
 from lightning_reg.attach.recomputation import check_recomputable, recompute_statistics, trained_norms
 from lightning_reg.attach.technique import Position, StepTechnique, callbacks_of, instance_number, instance_suffix
+from lightning_reg.core.facts import Place
 from lightning_reg.core.wrapping import around
 from lightning_reg.settings import SettingError, check_choice
 
@@ -46,6 +47,7 @@ class WeightAverage(StepTechnique):
             average.
     """
 
+    place = Place.WEIGHTS
     position = Position.AVERAGING
     averages_weights: ClassVar[bool] = True
     prefix: ClassVar[str]

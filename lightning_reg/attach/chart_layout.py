@@ -1,72 +1,46 @@
 """Which curves belong into one chart, on TensorBoard's page of custom scalars."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import LearningRateMonitor
+
+from lightning_reg.core.facts import Chart
+from lightning_reg.core.lightning import twins
 
 __all__ = ["charts_for"]
 
 Charts = dict[str, dict[str, list[str]]]
+
+# The order of the page. What a technique logs, it declares itself.
+_CATEGORIES = ("Generalization", "Training", "Penalties", "Gradients", "Activations", "Weights", "Schedules")
+_ALWAYS = (
+    Chart("Training", "loss", r"(train|val|valid)[/_]loss(_epoch)?$"),
+    Chart("Training", "accuracy", r"(train|val|valid)[/_]acc(uracy)?(_epoch)?$"),
+)
+_SCHEDULES = Chart("Schedules", "strengths, rates and learning rates", r"(schedule/|dropout/|lr-|grad/noise$)")
 
 
 def charts_for(callbacks: Sequence[Callback]) -> Charts:
     """Returns the charts for which there will be curves: by category, then by title, regular expressions over tags.
 
     Args:
-        callbacks: Of the trainer.
+        callbacks: All those of the trainer.
 
     >>> list(charts_for([]))
     ['Training']
     """
-    charts: Charts = {}
-    for category, title, tags, needed in _CHARTS:
-        if needed is None or any(map(needed, callbacks)):
-            charts.setdefault(category, {})[title] = [tags]
-    return charts
+    charts = [*_ALWAYS, *(chart for callback in callbacks for chart in _charts_of(callback))]
+    layout: Charts = {}
+    for category in _CATEGORIES:
+        for chart in charts:
+            if chart.category == category:
+                layout.setdefault(category, {})[chart.title] = [chart.tags]
+    return layout
 
 
-def _is(*names: str, where: str = "") -> Callable[[Callback], bool]:
-    """Returns what recognises a callback by its class, and by a setting that isn't empty."""
-
-    def needed(callback: Callback) -> bool:
-        return type(callback).__name__ in names and (not where or bool(getattr(callback, where, None)))
-
-    return needed
-
-
-def _is_penalty(callback: Callback) -> bool:
-    return type(callback).__name__.endswith("Penalty")
-
-
-def _is_proximal(callback: Callback) -> bool:
-    return _is_penalty(callback) and bool(getattr(callback, "proximal", False))
-
-
-def _is_scheduled(callback: Callback) -> bool:
-    return getattr(callback, "schedule", None) is not None or _is("LearningRateMonitor", "GradientNoise")(callback)
-
-
-_GAP, _MONITOR = _is("GeneralizationGap"), _is("GradientMonitor")
-_ACTIVATIONS, _WEIGHTS = _is("ActivationStats"), _is("WeightDistribution")
-# With what has to be there, None for nothing. TensorBoard matches from the beginning of a tag.
-_CHARTS: tuple[tuple[str, str, str, Callable[[Callback], bool] | None], ...] = (
-    ("Generalization", "loss, training and validation measured alike", r"gap(_\d+)?/(train|val)_loss$", _GAP),
-    ("Generalization", "accuracy, measured alike", r"gap(_\d+)?/(train|val)_acc(uracy)?$", _GAP),
-    ("Generalization", "gap: how much worse validation is", r"gap(_\d+)?/(?!train_|val_)", _GAP),
-    ("Training", "loss", r"(train|val|valid)[/_]loss(_epoch)?$", None),
-    ("Training", "accuracy", r"(train|val|valid)[/_]acc(uracy)?(_epoch)?$", None),
-    ("Penalties", "value", r"penalty/(?!.*(_share|_zeros)$)", _is_penalty),
-    ("Penalties", "share of the loss", r"penalty/.*_share$", _is_penalty),
-    ("Penalties", "weights that are exactly zero", r"penalty/.*_zeros$", _is_proximal),
-    ("Gradients", "norm before and after clipping", r"grad/(norm|norm_clipped|clip_threshold)(_opt.*)?$", _MONITOR),
-    ("Gradients", "share of steps that are clipped", r"grad/clip_fraction", _MONITOR),
-    ("Gradients", "norm by layer", r"grad/norm/", _is("GradientMonitor", where="layers")),
-    ("Gradients", "update ratio", r"update/ratio", _is("GradientMonitor", where="update_ratio")),
-    ("Gradients", "rise of the loss nearby", r"sharpness/loss_rise$", _is("SharpnessAwareMinimization")),
-    ("Activations", "mean", r"activation/.*/mean$", _ACTIVATIONS),
-    ("Activations", "standard deviation", r"activation/.*/std$", _ACTIVATIONS),
-    ("Activations", "dead units", r"activation/.*/dead$", _ACTIVATIONS),
-    ("Weights", "norm", r"weight/.*/norm$", _WEIGHTS),
-    ("Weights", "exact zeros", r"weight/.*/zeros$", _WEIGHTS),
-    ("Schedules", "strengths, rates and learning rates", r"(schedule/|dropout/|lr-|grad/noise$)", _is_scheduled),
-)
+def _charts_of(callback: Callback) -> list[Chart]:
+    declared: Sequence[Chart] = getattr(callback, "charts", ())
+    shown = [chart for chart in declared if not chart.needs or getattr(callback, chart.needs, None)]
+    changes = getattr(callback, "schedule", None) is not None or isinstance(callback, twins(LearningRateMonitor))
+    return [*shown, *([_SCHEDULES] if changes else [])]

@@ -10,9 +10,10 @@ from typing_extensions import override
 from lightning_reg.attach.gradients import local, refuse_sharded
 from lightning_reg.attach.schedules import ScheduledStrength, StrengthSchedule
 from lightning_reg.attach.selection import Selection, as_patterns
+from lightning_reg.core.facts import Place, Position
 from lightning_reg.core.session import Session
 from lightning_reg.core.step import Run, Step, trainable
-from lightning_reg.core.technique import Position, Technique
+from lightning_reg.core.technique import Technique
 
 __all__ = ["Constraint"]
 
@@ -28,6 +29,7 @@ class Constraint(Technique):
         schedule: Factor of the strength as training goes on, where it has one; constant where None.
     """
 
+    place = Place.WEIGHTS
     position = Position.CONSTRAINT
     tag: ClassVar[str]
     by_unit: ClassVar[bool] = True  # else every weight stands for itself

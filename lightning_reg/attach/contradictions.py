@@ -5,17 +5,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, StochasticWeightAveraging, WeightAveraging
 from torch import nn
 from torchmetrics import Metric
 
 from lightning_reg.attach.inventory import DecayGroup, Inventory, reparametrizations
+from lightning_reg.core.lightning import twins
+from lightning_reg.core.technique import Technique
 from lightning_reg.nn.rates import rates
 
 __all__ = ["Contradiction", "contradictions", "monitors_not_logged"]
 
 _ADAPTIVE = ("Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop")
-_AVERAGING = ("StochasticWeightAveraging", "WeightAveraging")  # Lightning's; ours say averages_weights
 _HIGH_RATE = 0.9
 _FEW_SAMPLES = 8
 _SHOWN_NAMES = 3
@@ -57,7 +58,9 @@ def monitors_not_logged(callbacks: list[Callback], logged: list[str]) -> Iterato
     """
     for callback in callbacks:
         monitor = getattr(callback, "monitor", None)
-        refuses = isinstance(callback, EarlyStopping) and callback.strict  # by an error of its own
+        refuses = isinstance(callback, twins(EarlyStopping)) and getattr(
+            callback, "strict", False
+        )  # by an error of its own
         for name in [monitor] if isinstance(monitor, str) and not refuses else []:
             if name not in logged:
                 yield Contradiction(
@@ -68,9 +71,12 @@ def monitors_not_logged(callbacks: list[Callback], logged: list[str]) -> Iterato
 
 
 def _two_clippers(found: Inventory) -> Iterator[Contradiction]:
-    clippers = [type(each).__name__ for each in found.callbacks if "clip" in type(each).__name__.lower()]
     # Several of ours stand beside one another on gradients that don't overlap; they refuse anything else themselves.
-    somebodys = [name for name in clippers if name != "GradientClipping"]
+    ours = [type(each).__name__ for each in found.callbacks if isinstance(each, Technique) and each.clips_gradients]
+    # Of somebody's callback nothing but its name tells.
+    others = [type(each).__name__ for each in found.callbacks if not isinstance(each, Technique)]
+    somebodys = [name for name in others if "clip" in name.lower()]
+    clippers = [*ours, *somebodys]
     if found.trainer.gradient_clip_val is not None:
         clippers.append("Trainer(gradient_clip_val=...)")
     if somebodys and len(clippers) > 1:
@@ -83,12 +89,16 @@ def _two_clippers(found: Inventory) -> Iterator[Contradiction]:
 
 def _averages(found: Inventory) -> list[Callback]:
     """Returns the callbacks that average weights, each once."""
-    lightnings = found.named(*_AVERAGING)
+    lightnings = _lightnings_averages(found)
     return [each for each in found.callbacks if each in lightnings or getattr(each, "averages_weights", False)]
 
 
+def _lightnings_averages(found: Inventory) -> list[Callback]:
+    return found.of(WeightAveraging, StochasticWeightAveraging)
+
+
 def _two_averages(found: Inventory) -> Iterator[Contradiction]:
-    lightnings = found.named(*_AVERAGING)
+    lightnings = _lightnings_averages(found)
     averages = _averages(found)
     if lightnings and len(averages) > 1:  # several of ours know of each other
         yield Contradiction(
@@ -100,7 +110,7 @@ def _two_averages(found: Inventory) -> Iterator[Contradiction]:
 
 def _average_with_spectral_norm(found: Inventory) -> Iterator[Contradiction]:
     if "SpectralNorm" in reparametrizations(found.module):
-        for callback in found.named(*_AVERAGING):
+        for callback in _lightnings_averages(found):
             yield Contradiction(
                 f"{type(callback).__name__} with spectral normalization",
                 "it averages the vectors of the power iteration, too, and an average of unit vectors has no length 1, "
@@ -151,9 +161,7 @@ def _is_coupled(group: DecayGroup) -> bool:
 
 
 def _l2_penalties(found: Inventory) -> list[str]:
-    penalties = [each for each in found.named("L2Penalty") if getattr(each, "weight", 0) > 0]
-    penalties += [each for each in found.named("ElasticNetPenalty") if getattr(each, "l2", 0) > 0]
-    return [type(each).__name__ for each in penalties]
+    return [type(each).__name__ for each in found.techniques() if each.l2_strength > 0]
 
 
 def _penalty_under_adam(found: Inventory) -> Iterator[Contradiction]:
@@ -221,7 +229,7 @@ def _high_rates(found: Inventory) -> Iterator[Contradiction]:
 
 def _small_batches(found: Inventory) -> Iterator[Contradiction]:
     norms = [each for each in found.layers(nn.modules.batchnorm._BatchNorm) if not isinstance(each, nn.SyncBatchNorm)]
-    frozen = found.named("FreezeBatchNorm")
+    frozen = any(each.freezes_batch_norm for each in found.techniques())
     if norms and not frozen and found.batch_size is not None and found.batch_size < _FEW_SAMPLES:
         yield Contradiction(
             f"BatchNorm with batches of {found.batch_size}",
@@ -231,10 +239,11 @@ def _small_batches(found: Inventory) -> Iterator[Contradiction]:
 
 
 def _softened_twice(found: Inventory) -> Iterator[Contradiction]:
-    if found.label_smoothing and found.named("ConfidencePenalty"):
+    softening = [type(each).__name__ for each in found.techniques() if each.softens_predictions]
+    if found.label_smoothing and softening:
         also = ", and mixed labels" if found.mixing else ""
         yield Contradiction(
-            f"Label smoothing {found.label_smoothing:.4g} with ConfidencePenalty{also}",
+            f"Label smoothing {found.label_smoothing:.4g} with {' and '.join(softening)}{also}",
             "each asks for less confident predictions; together they underfit and miscalibrate",
             "Keep one of them",
         )
@@ -243,7 +252,7 @@ def _softened_twice(found: Inventory) -> Iterator[Contradiction]:
 def _stopping_without_validation(found: Inventory) -> Iterator[Contradiction]:
     if found.trainer.enable_validation:
         return
-    for callback in found.named("EarlyStopping"):
+    for callback in found.of(EarlyStopping):
         if not getattr(callback, "_check_on_train_epoch_end", False):
             yield Contradiction(
                 f"{type(callback).__name__} without validation",
@@ -253,7 +262,7 @@ def _stopping_without_validation(found: Inventory) -> Iterator[Contradiction]:
 
 
 def _stopping_by_training_data(found: Inventory) -> Iterator[Contradiction]:
-    for callback in found.named("EarlyStopping"):
+    for callback in found.of(EarlyStopping):
         monitor = getattr(callback, "monitor", "")
         if re.match("train(ing)?[/_]", str(monitor)):
             yield Contradiction(
@@ -265,7 +274,7 @@ def _stopping_by_training_data(found: Inventory) -> Iterator[Contradiction]:
 
 def _patience_never_runs_out(found: Inventory) -> Iterator[Contradiction]:
     epochs = found.trainer.max_epochs
-    for callback in found.named("EarlyStopping"):
+    for callback in found.of(EarlyStopping):
         patience = getattr(callback, "patience", 0)
         if epochs is not None and 0 < epochs <= patience:
             yield Contradiction(
@@ -276,8 +285,8 @@ def _patience_never_runs_out(found: Inventory) -> Iterator[Contradiction]:
 
 
 def _stopping_by_raw_weights(found: Inventory) -> Iterator[Contradiction]:
-    if found.named("StochasticWeightAveraging"):
-        for callback in found.named("EarlyStopping"):
+    if found.of(StochasticWeightAveraging):
+        for callback in found.of(EarlyStopping):
             yield Contradiction(
                 f"{type(callback).__name__} with StochasticWeightAveraging",
                 "validation sees the trained weights and never the average, so it may stop before averaging begins",
@@ -290,11 +299,12 @@ def _decay_of_unit_norms(found: Inventory) -> Iterator[Contradiction]:
         *_l2_penalties(found),
         *(["weight decay"] if any(group.weight_decay for group in found.groups) else []),
     ]
-    if shrinking and found.named("UnitNorm"):
+    fixing = [type(each).__name__ for each in found.techniques() if each.fixes_lengths]
+    if shrinking and fixing:
         yield Contradiction(
-            f"UnitNorm with {' and '.join(shrinking)}",
+            f"{fixing[0]} with {' and '.join(shrinking)}",
             "after each step weights are scaled to length 1 again, so shrinking them does nothing",
-            "Keep UnitNorm alone",
+            f"Keep {fixing[0]} alone",
         )
 
 

@@ -18,7 +18,10 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.optim import Optimizer
 
 from lightning_reg.attach.introspection import described, shown, telling_settings
-from lightning_reg.attach.technique import callbacks_of
+from lightning_reg.attach.technique import Technique as Unconverted
+from lightning_reg.core.facts import Place
+from lightning_reg.core.lightning import callbacks_of, twins
+from lightning_reg.core.technique import Technique
 from lightning_reg.nn.insertion import Insertion
 from lightning_reg.nn.rates import is_stochastic, rates
 from lightning_reg.optim import OwnedParameter, is_normalization, owned_parameters
@@ -33,7 +36,6 @@ _LIGHTNINGS_PLACES: dict[type[Callback], str] = {
     StochasticWeightAveraging: "weights",
     WeightAveraging: "weights",
 }
-_OURS = "lightning_reg.callbacks."
 
 
 @dataclass(frozen=True)
@@ -99,13 +101,17 @@ class Inventory:
     batch_size: int | None = None
     rows: list[Row] = field(default_factory=list)
 
-    def named(self, *names: str) -> list[Callback]:
-        """Returns the callbacks whose class, or a class above it, has one of the names.
+    def of(self, *kinds: type[Callback]) -> list[Callback]:
+        """Returns the callbacks of some classes of Lightning's, of either package.
 
         Args:
-            names: Of classes.
+            kinds: Classes of ``lightning``.
         """
-        return [each for each in self.callbacks if any(kind.__name__ in names for kind in type(each).__mro__)]
+        return [each for each in self.callbacks if isinstance(each, twins(*kinds))]
+
+    def techniques(self) -> list[Any]:
+        """Returns the callbacks that are ours, and so tell what they do."""
+        return [each for each in self.callbacks if isinstance(each, (Technique, Unconverted))]
 
     def layers(self, *kinds: type[nn.Module]) -> list[nn.Module]:
         """Returns the module's layers of some kinds.
@@ -176,12 +182,12 @@ def _data_techniques(data: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _place_of(callback: Callback) -> str | None:
-    module = type(callback).__module__
-    if module.startswith(_OURS):
-        return module.removeprefix(_OURS).partition(".")[0]
-    for kind, place in _LIGHTNINGS_PLACES.items():
-        if isinstance(callback, kind):
-            return place
+    place = getattr(callback, "place", None)  # ours say so
+    if isinstance(place, Place):
+        return place.value
+    for kind, name in _LIGHTNINGS_PLACES.items():
+        if isinstance(callback, twins(kind)):
+            return name
     return "weights" if getattr(callback, "averages_weights", False) else None
 
 

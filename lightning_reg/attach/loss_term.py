@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from lightning_reg.attach.schedules import ScheduledStrength, StrengthSchedule, check_schedule
 from lightning_reg.attach.technique import Technique, instance_suffix, logs_now
+from lightning_reg.core.facts import Chart, Place
 from lightning_reg.core.wrapping import around
 from lightning_reg.settings import SettingError
 
@@ -25,6 +26,11 @@ class LossTerm(Technique):
         schedule: What the strength is multiplied by as training goes on.
     """
 
+    place = Place.LOSS
+    charts = (
+        Chart("Penalties", "value", r"penalty/(?!.*(_share|_zeros)$)"),
+        Chart("Penalties", "share of the loss", r"penalty/.*_share$"),
+    )
     tag: ClassVar[str]
 
     def __init__(self, *, schedule: StrengthSchedule | None) -> None:

@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from lightning_reg.attach.selection import as_patterns, plain_name, select_modules, select_names
 from lightning_reg.attach.technique import Technique
+from lightning_reg.core.facts import Place
 from lightning_reg.core.wrapping import around
 from lightning_reg.settings import SettingError
 
@@ -34,6 +35,7 @@ class Surgery(Technique):
         types: Classes of modules, or their names; all where empty.
     """
 
+    place = Place.FORWARD
     suited: ClassVar[str] = ""
     lasts: ClassVar[bool] = False
 

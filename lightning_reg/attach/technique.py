@@ -2,17 +2,17 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_reg.core import technique as core
+from lightning_reg.core.facts import Chart, Place, Position, Range
 from lightning_reg.core.lightning import callbacks_of, instance_number, instance_suffix, logs_now
 from lightning_reg.core.session import Session
 from lightning_reg.core.step import Run, Step
-from lightning_reg.core.technique import Position
 
 __all__ = [
     "GradientTechnique",
@@ -39,6 +39,18 @@ class Technique(Callback, ABC):
     Subclasses say what in :meth:`attach` and :meth:`release`. Hooks whose handles are put into ``self.handles`` are
     removed by themselves.
     """
+
+    # What core.technique.Technique declares, for those that aren't converted yet.
+    place: ClassVar[Place]
+    charts: ClassVar[tuple[Chart, ...]] = ()
+    usual_ranges: ClassVar[tuple[Range, ...]] = ()
+    only_watches: ClassVar[bool] = False
+    averages_weights: ClassVar[bool] = False
+    clips_gradients: ClassVar[bool] = False
+    fixes_lengths: ClassVar[bool] = False
+    softens_predictions: ClassVar[bool] = False
+    freezes_batch_norm: ClassVar[bool] = False
+    l2_strength: float = 0.0
 
     def __init__(self) -> None:
         self.handles: list[_Handle] = []

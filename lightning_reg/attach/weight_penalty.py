@@ -12,10 +12,11 @@ from typing_extensions import override
 from lightning_reg.attach.gradients import dense_gradient, local, refuse_sharded, whole
 from lightning_reg.attach.schedules import ScheduledStrength, StrengthSchedule, check_schedule
 from lightning_reg.attach.selection import Selection, as_patterns
+from lightning_reg.core.facts import Chart, Place, Position
 from lightning_reg.core.lightning import toggled_parameters
 from lightning_reg.core.session import Session
 from lightning_reg.core.step import Run, Step
-from lightning_reg.core.technique import Position, Technique
+from lightning_reg.core.technique import Technique
 from lightning_reg.settings import SettingError
 
 __all__ = ["PenaltySession", "WeightPenalty"]
@@ -35,7 +36,13 @@ class WeightPenalty(Technique):
         group: Which weights make up a unit: those that lead into it, or those that lead out of it.
     """
 
+    place = Place.GRADIENT
     position = Position.PENALTY
+    charts = (
+        Chart("Penalties", "value", r"penalty/(?!.*(_share|_zeros)$)"),
+        Chart("Penalties", "share of the loss", r"penalty/.*_share$"),
+        Chart("Penalties", "weights that are exactly zero", r"penalty/.*_zeros$", needs="shrinks"),
+    )
     changes_gradients = True
     tag: ClassVar[str]
     # Whether it sees weights unit by unit: matrices and filters alone, whole ones, the first dimension counting units.

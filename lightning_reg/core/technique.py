@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum, IntEnum
 from typing import Any, ClassVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -11,38 +10,13 @@ from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 from typing_extensions import override
 
+from lightning_reg.core.facts import Chart, Place, Position, Range
 from lightning_reg.core.lightning import check_version, instance_suffix
 from lightning_reg.core.session import Session, plain
 from lightning_reg.core.step import Run
 from lightning_reg.settings import SettingError
 
-__all__ = ["Place", "Position", "Technique"]
-
-
-class Place(Enum):
-    """Where in a training step a technique acts."""
-
-    BATCH = "batch"
-    FORWARD = "forward"
-    LOSS = "loss"
-    GRADIENT = "gradient"
-    WEIGHTS = "weights"
-    RUN = "run"
-
-
-class Position(IntEnum):
-    """The order of techniques around the optimizer's step."""
-
-    OUTSIDE = -1  # acts elsewhere: on batches, layers, the loss
-    SHARPNESS = 0  # replaces the gradient of the loss, to which penalties are then added
-    PENALTY = 1
-    CENTRALIZATION = 2
-    NOISE = 3
-    CONSTRAINT = 4  # after the step, where penalties have shrunk weights and before updates are measured
-    MEASUREMENT = 5  # before clipping; what is after it is measured later
-    CLIPPING = 6
-    LOOKAHEAD = 7  # after the step and its constraints, before averages
-    AVERAGING = 8  # sees the weights as the batch leaves them
+__all__ = ["Position", "Technique"]
 
 
 @dataclass(frozen=True)
@@ -66,14 +40,40 @@ class Technique(Callback):
     A subclass makes its session in :meth:`new_session`. Beside the settings there is one slot: state that waits for the
     next run, the live session, or the record of the last run.
 
+    What a class declares of itself below is read by the audit, the charts, the documentation and the search; nothing
+    knows a technique by the text of its name.
+
     Attributes:
+        place: Where in a training step it acts.
         position: When it acts around an optimizer step.
+        charts: What it logs, for TensorBoard's custom scalars.
+        usual_ranges: Where its settings are usually found.
         changes_gradients: Whether it changes or measures gradients before the step. Such a technique refuses optimizers
             that evaluate the loss several times a step, and those that step behind Lightning's back.
+        only_watches: Whether training is the same without it.
+        averages_weights: Whether it puts averaged weights into the module.
+        clips_gradients: Whether it shortens gradients.
+        fixes_lengths: Whether it scales weights to a length after each step.
+        softens_predictions: Whether it asks for less confident predictions.
+        freezes_batch_norm: Whether it takes running statistics for those of the batch.
     """
 
+    place: ClassVar[Place]
     position: ClassVar[Position] = Position.OUTSIDE
+    charts: ClassVar[tuple[Chart, ...]] = ()
+    usual_ranges: ClassVar[tuple[Range, ...]] = ()
     changes_gradients: ClassVar[bool] = False
+    only_watches: ClassVar[bool] = False
+    averages_weights: ClassVar[bool] = False
+    clips_gradients: ClassVar[bool] = False
+    fixes_lengths: ClassVar[bool] = False
+    softens_predictions: ClassVar[bool] = False
+    freezes_batch_norm: ClassVar[bool] = False
+
+    @property
+    def l2_strength(self) -> float:
+        """Strength with which it shrinks weights in proportion to their size; 0 where it doesn't."""
+        return 0.0
 
     def __init__(self) -> None:
         self._slot: _Waiting | Session[Any] | _Ended = _Waiting({})

@@ -12,6 +12,7 @@ from lightning_reg.attach.batches import Key, check_key, part_of, with_parts
 from lightning_reg.attach.loss_interpolation import LOSSES, InterpolatedLosses, leave_compiled_alone
 from lightning_reg.attach.streams import base_seed, random_stream
 from lightning_reg.attach.technique import Technique, instance_number
+from lightning_reg.core.facts import Place
 from lightning_reg.core.wrapping import around
 from lightning_reg.settings import SettingError, check_count
 from lightning_reg.transforms import Draw, Mixing
@@ -65,6 +66,8 @@ class BatchMixing(Technique):
     >>> BatchMixing(Mixup(alpha=0.4), input_key="image", target_key="label").mix
     Mixup(alpha=0.4, prob=1.0, per_sample=False)
     """
+
+    place = Place.BATCH
 
     def __init__(
         self,

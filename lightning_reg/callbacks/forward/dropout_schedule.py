@@ -9,6 +9,7 @@ from typing_extensions import override
 from lightning_reg.attach.schedules import ScheduledStrength, StrengthSchedule, check_schedule
 from lightning_reg.attach.selection import as_patterns, select_names
 from lightning_reg.attach.technique import Technique, callbacks_of, instance_suffix, logs_now
+from lightning_reg.core.facts import Place
 from lightning_reg.nn.rates import Rate, rates
 from lightning_reg.settings import SettingError
 
@@ -49,6 +50,8 @@ class DropoutSchedule(Technique):
     >>> DropoutSchedule(schedule=StrengthSchedule(kind="cosine", start=1.0, end=0.0)).schedule.kind
     'cosine'
     """
+
+    place = Place.FORWARD
 
     def __init__(
         self,

@@ -43,6 +43,7 @@ class FreezeBatchNorm(Surgery):
     """
 
     suited = "BatchNorm"
+    freezes_batch_norm = True
 
     def __init__(self, *, affine: bool = True, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()) -> None:
         super().__init__(include=include, exclude=exclude, types=())

@@ -7,6 +7,7 @@ from typing_extensions import override
 
 from lightning_reg.attach.schedules import StrengthSchedule
 from lightning_reg.attach.weight_penalty import WeightPenalty
+from lightning_reg.core.facts import Log
 from lightning_reg.functional.penalties import add_elastic_net_gradient_, elastic_net_penalty
 from lightning_reg.functional.proximal import soft_threshold_
 from lightning_reg.settings import SettingError, check_range
@@ -56,6 +57,7 @@ class ElasticNetPenalty(WeightPenalty):
     """
 
     tag = "elastic_net"
+    usual_ranges = (Log("l1", 1e-6, 1e-3), Log("l2", 1e-6, 1e-2))
 
     def __init__(
         self,
@@ -81,6 +83,11 @@ class ElasticNetPenalty(WeightPenalty):
         self.l1 = l1
         self.l2 = l2
         self.proximal = proximal
+
+    @property
+    @override
+    def l2_strength(self) -> float:
+        return self.l2
 
     @property
     @override

@@ -7,9 +7,10 @@ from typing_extensions import override
 
 from lightning_reg.attach.gradients import gradient_values, refuse_sharded
 from lightning_reg.attach.selection import Selection, as_patterns
+from lightning_reg.core.facts import Place, Position
 from lightning_reg.core.session import Session
 from lightning_reg.core.step import Run, Step
-from lightning_reg.core.technique import Position, Technique
+from lightning_reg.core.technique import Technique
 from lightning_reg.functional.gradients import centralize_
 
 __all__ = ["GradientCentralization"]
@@ -44,6 +45,7 @@ class GradientCentralization(Technique):
     ('head.*',)
     """
 
+    place = Place.GRADIENT
     position = Position.CENTRALIZATION
     changes_gradients = True
 

@@ -11,11 +11,12 @@ from typing_extensions import override
 from lightning_reg.attach.clipping import ALGORITHMS, AdaptiveClipping, Algorithm, ClipMemory
 from lightning_reg.attach.schedules import ScheduledStrength, StrengthSchedule, check_never_zero
 from lightning_reg.attach.selection import Selection, as_patterns
+from lightning_reg.core.facts import Log, Place, Position
 from lightning_reg.core.gradients import refuse_sharded
 from lightning_reg.core.lightning import is_overridden
 from lightning_reg.core.session import Session
 from lightning_reg.core.step import Run, Step
-from lightning_reg.core.technique import Position, Technique
+from lightning_reg.core.technique import Technique
 from lightning_reg.settings import SettingError, check_choice
 
 __all__ = ["GradientClipping"]
@@ -71,7 +72,9 @@ class GradientClipping(Technique):
     0.5
     """
 
+    place = Place.GRADIENT
     position = Position.CLIPPING
+    usual_ranges = (Log("max_norm", 0.1, 10.0),)
     changes_gradients = True
     clips_gradients = True
     state_dict = Technique.saved_state

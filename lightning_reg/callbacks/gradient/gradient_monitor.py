@@ -16,11 +16,12 @@ from lightning_reg.attach.clipping import ValueClipping
 from lightning_reg.attach.measurement import Measurement, NotFinite, OptimizerRecord, SeenClip, StepCounts, is_shorter
 from lightning_reg.attach.selection import as_patterns, plain_name, select_layers
 from lightning_reg.callbacks.gradient.gradient_clipping import ClippingSession
+from lightning_reg.core.facts import Chart, Place, Position
 from lightning_reg.core.gradients import gradient_norms
 from lightning_reg.core.lightning import gradient_scale, logs_now, optimizer_index, optimizer_name, scaler_scale
 from lightning_reg.core.session import Session
 from lightning_reg.core.step import Run, Step, trainable
-from lightning_reg.core.technique import Position, Technique
+from lightning_reg.core.technique import Technique
 from lightning_reg.functional.gradients import total_norm
 from lightning_reg.optim import owned_parameters
 from lightning_reg.settings import check_count
@@ -70,7 +71,14 @@ class GradientMonitor(Technique):
     32
     """
 
+    place = Place.GRADIENT
     position = Position.MEASUREMENT
+    charts = (
+        Chart("Gradients", "norm before and after clipping", r"grad/(norm|norm_clipped|clip_threshold)(_opt.*)?$"),
+        Chart("Gradients", "share of steps that are clipped", r"grad/clip_fraction"),
+        Chart("Gradients", "norm by layer", r"grad/norm/", needs="layers"),
+        Chart("Gradients", "update ratio", r"update/ratio", needs="update_ratio"),
+    )
     changes_gradients = True
     state_dict = Technique.saved_state
     load_state_dict = Technique.load_saved_state

@@ -11,10 +11,11 @@ from lightning_reg.attach.gradients import dense_gradient, local
 from lightning_reg.attach.schedules import ScheduledStrength, StrengthSchedule, check_schedule
 from lightning_reg.attach.selection import Selection, as_patterns
 from lightning_reg.attach.streams import base_seed, random_stream
+from lightning_reg.core.facts import Chart, Log, Place, Position
 from lightning_reg.core.lightning import instance_number
 from lightning_reg.core.session import Session
 from lightning_reg.core.step import Run, Step
-from lightning_reg.core.technique import Position, Technique
+from lightning_reg.core.technique import Technique
 from lightning_reg.functional.gradients import add_noise_
 from lightning_reg.settings import check_count, check_range
 
@@ -60,7 +61,10 @@ class GradientNoise(Technique):
     0.55
     """
 
+    place = Place.GRADIENT
     position = Position.NOISE
+    charts = (Chart("Schedules", "strengths, rates and learning rates", r"(schedule/|dropout/|lr-|grad/noise$)"),)
+    usual_ranges = (Log("eta", 1e-4, 1.0),)
     changes_gradients = True
 
     def __init__(

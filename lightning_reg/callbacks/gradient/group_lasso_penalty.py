@@ -8,6 +8,7 @@ from typing_extensions import override
 
 from lightning_reg.attach.schedules import StrengthSchedule
 from lightning_reg.attach.weight_penalty import WeightPenalty
+from lightning_reg.core.facts import Log
 from lightning_reg.functional.penalties import add_group_lasso_gradient_, group_lasso_penalty
 from lightning_reg.functional.proximal import group_soft_threshold_
 from lightning_reg.settings import check_choice, check_range
@@ -58,6 +59,7 @@ class GroupLassoPenalty(WeightPenalty):
     """
 
     tag = "group_lasso"
+    usual_ranges = (Log("weight", 1e-5, 1e-3),)
     by_unit = True
 
     def __init__(

@@ -7,6 +7,7 @@ from typing_extensions import override
 
 from lightning_reg.attach.schedules import StrengthSchedule
 from lightning_reg.attach.weight_penalty import WeightPenalty
+from lightning_reg.core.facts import Log
 from lightning_reg.functional.penalties import add_elastic_net_gradient_, l1_penalty
 from lightning_reg.functional.proximal import soft_threshold_
 from lightning_reg.settings import check_range
@@ -55,6 +56,7 @@ class L1Penalty(WeightPenalty):
     """
 
     tag = "l1"
+    usual_ranges = (Log("weight", 1e-6, 1e-3),)
 
     def __init__(
         self,

@@ -7,6 +7,7 @@ from typing_extensions import override
 
 from lightning_reg.attach.schedules import StrengthSchedule
 from lightning_reg.attach.weight_penalty import WeightPenalty
+from lightning_reg.core.facts import Log
 from lightning_reg.functional.penalties import add_elastic_net_gradient_, l2_penalty
 from lightning_reg.settings import check_range
 
@@ -48,6 +49,7 @@ class L2Penalty(WeightPenalty):
     """
 
     tag = "l2"
+    usual_ranges = (Log("weight", 1e-6, 1e-2),)
 
     def __init__(
         self,
@@ -66,6 +68,11 @@ class L2Penalty(WeightPenalty):
             schedule=schedule,
         )
         self.weight = weight
+
+    @property
+    @override
+    def l2_strength(self) -> float:
+        return self.weight
 
     @property
     @override

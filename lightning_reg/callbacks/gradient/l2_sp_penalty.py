@@ -11,6 +11,7 @@ from typing_extensions import override
 from lightning_reg.attach.gradients import local, to_shard, whole
 from lightning_reg.attach.schedules import StrengthSchedule
 from lightning_reg.attach.weight_penalty import PenaltySession, WeightPenalty
+from lightning_reg.core.facts import Log
 from lightning_reg.core.session import kept
 from lightning_reg.core.step import Run
 from lightning_reg.core.technique import Technique
@@ -56,6 +57,7 @@ class L2SPPenalty(WeightPenalty):
     """
 
     tag = "l2_sp"
+    usual_ranges = (Log("weight", 1e-3, 1e-1),)
     state_dict = Technique.saved_state
     load_state_dict = Technique.load_saved_state
 

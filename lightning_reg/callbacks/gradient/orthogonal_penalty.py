@@ -7,6 +7,7 @@ from typing_extensions import override
 
 from lightning_reg.attach.schedules import StrengthSchedule
 from lightning_reg.attach.weight_penalty import WeightPenalty
+from lightning_reg.core.facts import Log
 from lightning_reg.functional.penalties import add_orthogonal_gradient_, orthogonal_penalty
 from lightning_reg.settings import check_range
 
@@ -54,6 +55,7 @@ class OrthogonalPenalty(WeightPenalty):
     """
 
     tag = "orthogonal"
+    usual_ranges = (Log("weight", 1e-4, 1e-2),)
     by_unit = True
 
     def __init__(

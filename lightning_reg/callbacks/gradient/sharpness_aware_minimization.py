@@ -18,6 +18,7 @@ from lightning_reg.attach.gradients import (
 )
 from lightning_reg.attach.second_pass import SecondPass
 from lightning_reg.attach.technique import GradientTechnique, Position, callbacks_of, logs_now
+from lightning_reg.core.facts import Chart, Place
 from lightning_reg.functional.gradients import total_norm
 from lightning_reg.functional.sharpness import climb_, climbing_factor, gradients_of_climb, scale_to_weights_
 from lightning_reg.settings import SettingError, check_count, check_range
@@ -69,6 +70,8 @@ class SharpnessAwareMinimization(GradientTechnique):
     1
     """
 
+    place = Place.GRADIENT
+    charts = (Chart("Gradients", "rise of the loss nearby", r"sharpness/loss_rise$"),)
     position = Position.SHARPNESS
 
     def __init__(self, *, rho: float = 0.05, adaptive: bool = False, eta: float = 0.01, interval: int = 1) -> None:

@@ -13,6 +13,7 @@ from lightning_reg.attach.samples import training_samples
 from lightning_reg.attach.schedules import StrengthSchedule
 from lightning_reg.attach.selection import plain_name
 from lightning_reg.attach.technique import logs_now
+from lightning_reg.core.facts import Place
 from lightning_reg.nn.concrete_dropout import ConcreteDropout, concrete_layers
 from lightning_reg.settings import SettingError, check_count
 
@@ -51,6 +52,7 @@ class ConcreteDropoutPenalty(LossTerm):
     50000
     """
 
+    place = Place.LOSS
     tag = "concrete_dropout"
 
     def __init__(self, *, num_samples: int | None = None, schedule: StrengthSchedule | None = None) -> None:

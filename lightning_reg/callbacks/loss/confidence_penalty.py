@@ -54,6 +54,7 @@ class ConfidencePenalty(LossTerm):
     """
 
     tag = "confidence"
+    softens_predictions = True
 
     def __init__(self, *, weight: float, schedule: StrengthSchedule | None = None) -> None:
         check_range("weight", weight, low=0)

@@ -15,6 +15,7 @@ from lightning_reg.attach.colourful_dimension import column_edges, draw_columns,
 from lightning_reg.attach.gathering import gather
 from lightning_reg.attach.scalars import ends_a_step, log_scalars, step_number, withdraw_scalars
 from lightning_reg.attach.selection import as_patterns
+from lightning_reg.core.facts import Chart, Place
 from lightning_reg.core.lightning import logs_now
 from lightning_reg.core.session import Session, kept
 from lightning_reg.core.step import Run
@@ -82,6 +83,12 @@ class ActivationStats(Technique):
     10
     """
 
+    place = Place.RUN
+    charts = (
+        Chart("Activations", "mean", r"activation/.*/mean$"),
+        Chart("Activations", "standard deviation", r"activation/.*/std$"),
+        Chart("Activations", "dead units", r"activation/.*/dead$"),
+    )
     only_watches = True  # the audit leaves out what changes nothing
     state_dict = Technique.saved_state
     load_state_dict = Technique.load_saved_state

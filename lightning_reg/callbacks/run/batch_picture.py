@@ -12,6 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_reg.attach.batches import Key, check_key, part_of
+from lightning_reg.core.facts import Place
 from lightning_reg.core.lightning import callbacks_of
 from lightning_reg.core.session import Session
 from lightning_reg.core.step import Run
@@ -53,6 +54,7 @@ class BatchPicture(Technique):
     >>> picture = BatchPicture(every_n_epochs=10)
     """
 
+    place = Place.RUN
     only_watches = True  # the audit leaves out what changes nothing
 
     def __init__(

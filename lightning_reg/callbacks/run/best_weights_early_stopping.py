@@ -13,6 +13,7 @@ from typing_extensions import override
 from lightning_reg.attach.snapshot import WeightSnapshot, averaging_callbacks, load_weights, weights_of_checkpoint
 from lightning_reg.attach.stopping import StoppingRules
 from lightning_reg.attach.technique import callbacks_of
+from lightning_reg.core.facts import Place
 from lightning_reg.settings import SettingError
 
 __all__ = ["BestWeightsEarlyStopping"]
@@ -74,6 +75,8 @@ class BestWeightsEarlyStopping(StoppingRules):
     >>> BestWeightsEarlyStopping("val/loss", patience=10, also={"val/accuracy": "max"}).stalled
     'all'
     """
+
+    place = Place.RUN
 
     def __init__(
         self,

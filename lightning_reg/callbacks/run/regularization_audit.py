@@ -11,7 +11,8 @@ from typing_extensions import override
 from lightning_reg.attach.chart_layout import charts_for
 from lightning_reg.attach.contradictions import Contradiction, contradictions, monitors_not_logged
 from lightning_reg.attach.inventory import Row, take_inventory, technique_settings
-from lightning_reg.attach.technique import callbacks_of, instance_number
+from lightning_reg.core.facts import Place
+from lightning_reg.core.lightning import callbacks_of, instance_number
 from lightning_reg.tensorboard import log_final_metrics, log_layout, log_text
 
 __all__ = ["RegularizationAudit", "markdown_table", "text_table"]
@@ -55,6 +56,7 @@ class RegularizationAudit(Callback):
     []
     """
 
+    place = Place.RUN
     only_watches = True  # the audit leaves out what changes nothing
 
     def __init__(self, *, verbose: bool = True, warn: bool = True, final_metrics: bool = True) -> None:

@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from lightning_reg.attach.scalars import ends_a_step, log_scalars, step_number, withdraw_scalars
 from lightning_reg.attach.selection import as_patterns, plain_name, select_parameters
+from lightning_reg.core.facts import Chart, Place
 from lightning_reg.core.gradients import whole
 from lightning_reg.core.session import Session
 from lightning_reg.core.step import Run
@@ -68,6 +69,11 @@ class WeightDistribution(Technique):
     64
     """
 
+    place = Place.RUN
+    charts = (
+        Chart("Weights", "norm", r"weight/.*/norm$"),
+        Chart("Weights", "exact zeros", r"weight/.*/zeros$"),
+    )
     only_watches = True  # the audit leaves out what changes nothing
 
     def __init__(

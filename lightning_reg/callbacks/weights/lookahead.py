@@ -12,6 +12,7 @@ from lightning_reg.attach.averaging import CHECKPOINT_KEY
 from lightning_reg.attach.gradients import local, optimizer_index, parameters_of, to_shard, whole
 from lightning_reg.attach.held_weights import tensors_of
 from lightning_reg.attach.technique import Position, StepTechnique, instance_number
+from lightning_reg.core.facts import Place
 from lightning_reg.functional.averaging import lookahead_
 from lightning_reg.settings import check_count, check_range
 
@@ -50,6 +51,7 @@ class Lookahead(StepTechnique):
     5
     """
 
+    place = Place.WEIGHTS
     position = Position.LOOKAHEAD
 
     def __init__(self, *, k: int = 5, alpha: float = 0.5) -> None:

@@ -8,6 +8,7 @@ from typing_extensions import override
 
 from lightning_reg.attach.constraint import Constraint
 from lightning_reg.attach.schedules import StrengthSchedule, check_never_zero
+from lightning_reg.core.facts import Log
 from lightning_reg.functional.proximal import max_norm_
 from lightning_reg.settings import check_choice, check_range
 
@@ -47,6 +48,7 @@ class MaxNorm(Constraint):
     """
 
     tag = "max_norm"
+    usual_ranges = (Log("max_norm", 0.5, 8.0),)
 
     def __init__(
         self,

@@ -43,6 +43,7 @@ class UnitNorm(Constraint):
     """
 
     tag = "unit_norm"
+    fixes_lengths = True
 
     def __init__(
         self,

@@ -1,0 +1,88 @@
+"""What a technique says of itself: the audit, the charts, the documentation and the search read it from its class."""
+
+from dataclasses import dataclass
+from enum import Enum, IntEnum
+
+__all__ = ["Chart", "Choice", "Linear", "Log", "Place", "Position", "Range", "Refusal"]
+
+
+class Place(Enum):
+    """Where in a training step a technique acts."""
+
+    BATCH = "batch"
+    FORWARD = "forward"
+    LOSS = "loss"
+    GRADIENT = "gradient"
+    WEIGHTS = "weights"
+    RUN = "run"
+
+
+class Position(IntEnum):
+    """The order of techniques around the optimizer's step."""
+
+    OUTSIDE = -1  # acts elsewhere: on batches, layers, the loss
+    SHARPNESS = 0  # replaces the gradient of the loss, to which penalties are then added
+    PENALTY = 1
+    CENTRALIZATION = 2
+    NOISE = 3
+    CONSTRAINT = 4  # after the step, where penalties have shrunk weights and before updates are measured
+    MEASUREMENT = 5  # before clipping; what is after it is measured later
+    CLIPPING = 6
+    LOOKAHEAD = 7  # after the step and its constraints, before averages
+    AVERAGING = 8  # sees the weights as the batch leaves them
+    RESTORING = 9  # when training has ended, after averages have been put in
+
+
+class Refusal(Enum):
+    """A setting of the fit that a technique can't work in."""
+
+    LINE_SEARCH = "an optimizer that evaluates the loss several times a step"
+    MANUAL_OPTIMIZATION = "manual optimization"
+    ITERATOR_STEPS = "training steps that fetch their own batches"
+    FLAT_PARAMETERS = "strategies that join parameters into flat ones"
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Curves that belong into one chart of TensorBoard's custom scalars.
+
+    Attributes:
+        category: Heading that the chart stands under.
+        title: Title of the chart.
+        tags: Regular expression over tags, matched from their beginning.
+        needs: Setting that has to be on for there to be curves; empty where none has.
+    """
+
+    category: str
+    title: str
+    tags: str
+    needs: str = ""
+
+
+@dataclass(frozen=True)
+class Log:
+    """A strength that is usually found between two values, searched by its logarithm."""
+
+    setting: str
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A setting that is usually found between two values; whole numbers where both are."""
+
+    setting: str
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A setting that is one of a few values."""
+
+    setting: str
+    values: tuple[str | int | float | bool, ...]
+
+
+Range = Log | Linear | Choice
