@@ -14,7 +14,7 @@ from lightning_reg.attach.clean_evaluation import clean_loaders, evaluate
 from lightning_reg.attach.fitting_signals import Curves, Signal, find_signals, summary_lines
 from lightning_reg.attach.technique import callbacks_of, instance_suffix
 from lightning_reg.charts import Chart, draw
-from lightning_reg.core.facts import Chart, Place
+from lightning_reg.core import facts
 from lightning_reg.functional.learning_curves import generalization_gap
 from lightning_reg.settings import SettingError, check_count
 from lightning_reg.tensorboard import log_picture, log_text
@@ -63,11 +63,11 @@ class GeneralizationGap(Callback):
     1
     """
 
-    place = Place.RUN
+    place = facts.Place.RUN
     charts = (
-        Chart("Generalization", "loss, training and validation measured alike", r"gap(_\d+)?/(train|val)_loss$"),
-        Chart("Generalization", "accuracy, measured alike", r"gap(_\d+)?/(train|val)_acc(uracy)?$"),
-        Chart("Generalization", "gap: how much worse validation is", r"gap(_\d+)?/(?!train_|val_)"),
+        facts.Chart("Generalization", "loss, training and validation measured alike", r"gap(_\d+)?/(train|val)_loss$"),
+        facts.Chart("Generalization", "accuracy, measured alike", r"gap(_\d+)?/(train|val)_acc(uracy)?$"),
+        facts.Chart("Generalization", "gap: how much worse validation is", r"gap(_\d+)?/(?!train_|val_)"),
     )
     only_watches = True  # the audit leaves out what changes nothing
 
