@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
+from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging, WeightAveraging
 from torch import Tensor
 
-from lightning_reg.attach.technique import callbacks_of
+from lightning_reg.core.lightning import callbacks_of, twins
 
 __all__ = ["WeightSnapshot", "averaging_callbacks", "load_weights", "weights_of_checkpoint"]
 
@@ -23,7 +23,7 @@ def averaging_callbacks(trainer: Trainer) -> list[Callback]:
     return [
         each
         for each in callbacks_of(trainer)
-        if isinstance(each, WeightAveraging) or getattr(each, "averages_weights", False)
+        if isinstance(each, twins(WeightAveraging)) or getattr(each, "averages_weights", False)
     ]
 
 
@@ -78,10 +78,14 @@ def load_weights(trainer: Trainer, pl_module: LightningModule, state: dict[str, 
         state: A ``state_dict``.
     """
     pl_module.load_state_dict(state, strict=pl_module.strict_loading)
-    for each in averaging_callbacks(trainer):
-        average = getattr(each, "_average_model", None)  # Lightning's saves it in the module's place after the fit, too
-        if isinstance(each, WeightAveraging) and average is not None:
+    # Lightning's own put their average into the module when they are told of the training's end, perhaps after this,
+    # and into checkpoints even later.
+    for each in callbacks_of(trainer):
+        average = getattr(each, "_average_model", None)
+        if isinstance(each, twins(WeightAveraging)) and average is not None:
             average.module.load_state_dict(state, strict=pl_module.strict_loading)
+        if isinstance(each, twins(StochasticWeightAveraging)) and average is not None:
+            average.load_state_dict(state, strict=pl_module.strict_loading)
 
 
 def weights_of_checkpoint(
@@ -97,7 +101,7 @@ def weights_of_checkpoint(
         step: Its step; any of the epoch where None.
     """
     for each in trainer.checkpoint_callbacks:
-        if not isinstance(each, ModelCheckpoint) or (each.monitor, each.mode) != (monitor, mode):
+        if not isinstance(each, twins(ModelCheckpoint)) or (each.monitor, each.mode) != (monitor, mode):
             continue
         for path in dict.fromkeys([each.best_model_path, *each.best_k_models]):
             if Path(path).is_file():

@@ -34,11 +34,13 @@ __all__ = [
     "logs_now",
     "optimizer_index",
     "optimizer_name",
+    "package_of",
     "scaler_scale",
     "set_callbacks",
     "starts_processes",
     "step_number",
     "toggled_parameters",
+    "twin",
     "twins",
     "unscaled_loss",
     "without_gradient_sync",
@@ -54,7 +56,7 @@ _OLDEST = (2, 6)
 # Either package
 
 
-def twins(*classes: type) -> tuple[type, ...]:
+def twins(*classes: type[T]) -> tuple[type[T], ...]:
     """Returns classes of ``lightning`` and, where ``pytorch_lightning`` is in use, the same classes of that package.
 
     Args:
@@ -66,15 +68,39 @@ def twins(*classes: type) -> tuple[type, ...]:
     return tuple(each for kind in classes for each in _both(kind))
 
 
-def _both(kind: type) -> Iterator[type]:
+def _both(kind: type[T]) -> Iterator[type[T]]:
     yield kind
     for ours, theirs in _PACKAGES:
         if kind.__module__.startswith(f"{ours}."):
             # A package that nobody has imported has no instances; importing it takes seconds.
             module = sys.modules.get(kind.__module__.replace(ours, theirs, 1))
-            twin = getattr(module, kind.__name__, None)
-            if isinstance(twin, type) and twin is not kind:
-                yield twin
+            other = getattr(module, kind.__name__, None)
+            if isinstance(other, type) and other is not kind:
+                yield cast("type[T]", other)
+
+
+def package_of(trainer: Trainer) -> str:
+    """Returns ``"lightning"`` or ``"pytorch_lightning"``, whichever a trainer belongs to.
+
+    Args:
+        trainer: Of either package.
+    """
+    home = next((kind.__module__ for kind in type(trainer).__mro__ if _is_lightnings(kind)), "lightning.pytorch")
+    return home.partition(".")[0]
+
+
+def twin(kind: type[T], package: str) -> type[T]:
+    """Returns a class of ``lightning``, or the same class of ``pytorch_lightning``, which is imported for it.
+
+    Args:
+        kind: A class of ``lightning``.
+        package: What :func:`package_of` returned.
+    """
+    if package == "lightning":
+        return kind
+    ours, theirs = next(names for names in _PACKAGES if kind.__module__.startswith(f"{names[0]}."))
+    module = importlib.import_module(kind.__module__.replace(ours, theirs, 1))
+    return cast("type[T]", getattr(module, kind.__name__))
 
 
 def check_version(trainer: Trainer) -> None:
@@ -86,8 +112,7 @@ def check_version(trainer: Trainer) -> None:
     Raises:
         SettingError: With the version that is needed.
     """
-    home = next((kind.__module__ for kind in type(trainer).__mro__ if _is_lightnings(kind)), "lightning.pytorch")
-    package = home.partition(".")[0]
+    package = package_of(trainer)
     version: str = importlib.import_module(package).__version__
     if tuple(int(part) for part in version.split(".")[:2]) < _OLDEST:
         needed = ".".join(map(str, _OLDEST))

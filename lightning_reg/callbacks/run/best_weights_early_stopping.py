@@ -1,25 +1,228 @@
 """Early stopping that hands back the best weights."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import StochasticWeightAveraging
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
+from lightning.pytorch.callbacks import EarlyStopping, StochasticWeightAveraging
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_reg.attach.snapshot import WeightSnapshot, averaging_callbacks, load_weights, weights_of_checkpoint
-from lightning_reg.attach.stopping import StoppingRules
-from lightning_reg.attach.technique import callbacks_of
-from lightning_reg.core.facts import Place
-from lightning_reg.settings import SettingError
+from lightning_reg.attach.snapshot import WeightSnapshot, load_weights, weights_of_checkpoint
+from lightning_reg.attach.stopping import Decision, Progress, decide
+from lightning_reg.core.facts import Place, Position
+from lightning_reg.core.lightning import callbacks_of, flattens_parameters, package_of, twin, twins
+from lightning_reg.core.session import Session, kept
+from lightning_reg.core.step import Run
+from lightning_reg.core.technique import Technique
+from lightning_reg.settings import MonitorError, SettingError, check_choice, check_count, check_range
 
-__all__ = ["BestWeightsEarlyStopping"]
+__all__ = ["BestWeightsEarlyStopping", "RestoresBestWeights"]
+
+# What a mixin for Lightning's own class, of either package, is written against.
+if TYPE_CHECKING:
+    _EarlyStopping = EarlyStopping
+else:
+    _EarlyStopping = object
 
 
-class BestWeightsEarlyStopping(StoppingRules):
+class RestoresBestWeights(Technique, _EarlyStopping):
+    """What :class:`BestWeightsEarlyStopping` adds to the ``EarlyStopping`` of either package.
+
+    Lightning finds early stopping by its own class, so this stands before that class, whose methods are in ``_stock``.
+    """
+
+    place = Place.RUN
+    position = Position.RESTORING
+
+    # What Lightning's class sets without saying of which type it is.
+    patience: int
+    wait_count: int
+    stopped_epoch: int
+    best_score: Tensor
+    stopping_reason: Any
+    stopping_reason_message: str | None
+
+    def __init__(
+        self,
+        monitor: str,
+        min_delta: float = 0.0,
+        patience: int = 3,
+        verbose: bool = False,
+        mode: str = "min",
+        strict: bool = True,
+        check_finite: bool = True,
+        stopping_threshold: float | None = None,
+        divergence_threshold: float | None = None,
+        check_on_train_epoch_end: bool | None = None,
+        log_rank_zero_only: bool = False,
+        *,
+        restore_best_weights: bool = True,
+        start_from_epoch: int = 0,
+        baseline: float | None = None,
+        also: Mapping[str, Literal["min", "max"]] | None = None,
+        stalled: Literal["all", "any"] = "all",
+    ) -> None:
+        Technique.__init__(self)
+        if not patience >= 0:  # any number, infinity included, as Lightning takes it
+            raise SettingError(f"patience must be at least 0, but is {patience}")
+        check_count("start_from_epoch", start_from_epoch, low=0)
+        if baseline is not None:
+            check_range("baseline", baseline)
+        check_choice("stalled", stalled, ["all", "any"])
+        for name, each in (also or {}).items():
+            check_choice(f"also[{name!r}]", each, ["min", "max"])
+            if name == monitor:
+                raise SettingError(f"also must name metrics beside the monitor, but has {name!r} again")
+        self._stock.__init__(
+            monitor,
+            min_delta=min_delta,
+            patience=patience,
+            verbose=verbose,
+            mode=mode,
+            strict=strict,
+            check_finite=check_finite,
+            stopping_threshold=stopping_threshold,
+            divergence_threshold=divergence_threshold,
+            check_on_train_epoch_end=check_on_train_epoch_end,
+            log_rank_zero_only=log_rank_zero_only,
+        )
+        self.restore_best_weights = restore_best_weights
+        self.start_from_epoch = start_from_epoch
+        self.baseline = baseline
+        self.also = dict(also or {})
+        self.stalled = stalled
+
+    @property
+    def _stock(self) -> Any:
+        """Lightning's own methods, which come after ours."""
+        return super(Technique, self)
+
+    @property
+    @override
+    def acts_on_steps(self) -> bool:
+        return False
+
+    @property
+    @override
+    def session(self) -> "StoppingSession | None":
+        return cast("StoppingSession | None", super().session)
+
+    @property
+    def best_epoch(self) -> int | None:
+        """Epoch with the best value of the latest fit; None where there was no value."""
+        epoch: int | None = self.last_result
+        return epoch
+
+    @override
+    def new_session(self, run: Run) -> "StoppingSession":
+        return StoppingSession(self, run)
+
+    # Lightning's class, with what is new
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        Technique.setup(self, trainer, pl_module, stage)
+        if not isinstance(self, twin(EarlyStopping, package_of(trainer))):
+            home = "callbacks" if package_of(trainer) == "lightning" else "pytorch_lightning"
+            raise SettingError(
+                f"callbacks must have a BestWeightsEarlyStopping of {package_of(trainer)}, whose Trainer this is: "
+                f"import it from lightning_reg.{home}"
+            )
+        self._stock.setup(trainer, pl_module, stage)
+        if stage == "fit":  # before a checkpoint's state is loaded; each fit begins anew
+            self.wait_count = self.stopped_epoch = 0
+            self.stopping_reason, self.stopping_reason_message = type(self.stopping_reason).NOT_STOPPED, None
+            self.best_score = self.best_score.new_tensor(float("-inf" if self.mode == "max" else "inf"))
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {**self._stock.state_dict(), **self.saved_state()}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        patience = self.patience  # that of the configuration
+        self._stock.load_state_dict(state_dict)
+        self.patience = patience
+        own = set(self._stock.state_dict())
+        self.load_saved_state({name: value for name, value in state_dict.items() if name not in own})
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        Technique.on_validation_end(self, trainer, pl_module)
+        self._keep_the_best(trainer)
+        self._stock.on_validation_end(trainer, pl_module)
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        Technique.on_train_epoch_end(self, trainer, pl_module)
+        # What validation logged was looked at then, and no equal value counts as better now.
+        self._keep_the_best(trainer)
+        self._stock.on_train_epoch_end(trainer, pl_module)
+
+    def _keep_the_best(self, trainer: Trainer) -> None:
+        is_too_early = trainer.current_epoch < self.start_from_epoch
+        session = self.session
+        if session is None or self._should_skip_check(trainer) or is_too_early or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        logged = trainer.callback_metrics.get(self.monitor)
+        # Without sync_dist every rank has a value of its own; they have to agree on what to restore.
+        value = trainer.strategy.broadcast(None if logged is None else logged.detach().squeeze().cpu())
+        if value is not None and value.isfinite():
+            session.keep_if_best(value)
+
+    @override
+    def _run_early_stopping_check(self, trainer: Trainer) -> None:
+        session, logged = self.session, trainer.callback_metrics
+        if session is None or trainer.current_epoch < self.start_from_epoch or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        if self.monitor not in logged and trainer.limit_val_batches == 0:
+            session.say_that_nothing_stops()
+            return
+        try:
+            is_logged = self._validate_condition_metric(logged)
+        except RuntimeError as error:
+            raise MonitorError(str(error)) from error
+        if not is_logged:
+            return
+        session.progress_of(logged)
+        stops, reason = self._evaluate_stopping_criteria(logged[self.monitor].squeeze())
+        stops = trainer.strategy.reduce_boolean_decision(stops, all=False)  # all processes stop if any does
+        session.apply(stops)
+        if stops:
+            self.stopped_epoch, self.stopping_reason_message = trainer.current_epoch, reason
+        if reason and self.verbose:
+            self._log_info(trainer, reason, self.log_rank_zero_only)
+
+    @override
+    def _evaluate_stopping_criteria(self, current: Tensor) -> tuple[bool, str | None]:
+        waited, reasons = self.wait_count, type(self.stopping_reason)
+        stops, reason = self._stock._evaluate_stopping_criteria(current)
+        if stops and self.stopping_reason != reasons.PATIENCE_EXHAUSTED:
+            return stops, reason
+        improved = self.wait_count == 0
+        if improved and self.baseline is not None and not self.monitor_op(current - self.min_delta, self.baseline):
+            self.wait_count = waited + 1
+            stops = self.wait_count >= self.patience
+            if stops:
+                reason = (
+                    f"Monitored metric {self.monitor} did not beat the baseline {self.baseline} in the last "
+                    f"{self.wait_count} records. Best score: {self.best_score:.3f}. Signaling Trainer to stop."
+                )
+        decision = Decision(stops, reason)
+        if self.also and self.session is not None:
+            others = self.session.progress
+            decision = decide(
+                self.monitor, decision, self.wait_count, others, patience=self.patience, stalled=self.stalled
+            )
+        self.stopping_reason = reasons.PATIENCE_EXHAUSTED if decision.stops else reasons.NOT_STOPPED
+        return decision.stops, decision.reason
+
+
+class BestWeightsEarlyStopping(RestoresBestWeights, EarlyStopping):
     """Stops when a validation metric no longer improves, and restores the weights that were best at it.
 
     What it does: everything that Lightning's ``EarlyStopping`` does, with the same arguments, messages and logs. On
@@ -76,152 +279,120 @@ class BestWeightsEarlyStopping(StoppingRules):
     'all'
     """
 
-    place = Place.RUN
 
-    def __init__(
-        self,
-        monitor: str,
-        min_delta: float = 0.0,
-        patience: int = 3,
-        verbose: bool = False,
-        mode: str = "min",
-        strict: bool = True,
-        check_finite: bool = True,
-        stopping_threshold: float | None = None,
-        divergence_threshold: float | None = None,
-        check_on_train_epoch_end: bool | None = None,
-        log_rank_zero_only: bool = False,
-        *,
-        restore_best_weights: bool = True,
-        start_from_epoch: int = 0,
-        baseline: float | None = None,
-        also: Mapping[str, Literal["min", "max"]] | None = None,
-        stalled: Literal["all", "any"] = "all",
-    ) -> None:
-        super().__init__(
-            monitor=monitor,
-            min_delta=min_delta,
-            patience=patience,
-            verbose=verbose,
-            mode=mode,
-            strict=strict,
-            check_finite=check_finite,
-            stopping_threshold=stopping_threshold,
-            divergence_threshold=divergence_threshold,
-            check_on_train_epoch_end=check_on_train_epoch_end,
-            log_rank_zero_only=log_rank_zero_only,
-            start_from_epoch=start_from_epoch,
-            baseline=baseline,
-            also=also,
-            stalled=stalled,
-        )
-        self.restore_best_weights = restore_best_weights
-        self.best_epoch: int | None = None
-        self._best_step: int | None = None
-        # Lightning's best_score follows min_delta and stands still when a threshold ends the run: not the best value.
-        self._best_value: Tensor | None = None
-        self._snapshot = WeightSnapshot()
+@dataclass(eq=False)
+class StoppingSession(Session[RestoresBestWeights]):
+    """One fit: the best value, the copy of its weights, and how further metrics have done."""
+
+    best_epoch: int | None = kept(default=None)
+    best_step: int | None = kept(default=None)
+    # Lightning's best_score follows min_delta and stands still when a threshold ends the run: not the best value.
+    best_value: Tensor | None = kept(default=None)
+    bests: dict[str, Tensor] = kept(default_factory=dict)  # of the further metrics
+    waits: dict[str, int] = kept(default_factory=dict)
+    snapshot: WeightSnapshot = field(default_factory=WeightSnapshot)
+    has_asked: bool = False  # to stop, before that was possible
+    has_said: bool = False  # that nothing is validated
 
     @override
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
-        if stage == "fit":  # before a checkpoint's state is loaded; each fit has a best epoch of its own
-            self.best_epoch = self._best_step = self._best_value = None
-            self._snapshot.forget()
+    def load(self, state: Mapping[str, Any]) -> None:
+        super().load(state)
+        for own in (self.bests, self.waits):  # those of the configuration, as with patience
+            for name in set(own) - set(self.technique.also):
+                del own[name]
 
     @override
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self.restore_best_weights:
+    def result(self) -> int | None:
+        return self.best_epoch
+
+    @override
+    def train_starts(self) -> None:
+        technique, trainer = self.technique, self.run.trainer
+        if not technique.restore_best_weights:
             return
-        callbacks = callbacks_of(trainer)
-        if isinstance(trainer.strategy, (FSDPStrategy, DeepSpeedStrategy)):
+        if flattens_parameters(trainer):
             raise SettingError(
-                f"strategy must keep parameters apart with {type(self).__name__}, but is "
+                f"strategy must keep parameters apart with {type(technique).__name__}, but is "
                 f"{type(trainer.strategy).__name__}; use DDPStrategy, or set restore_best_weights to False"
             )
-        if any(isinstance(each, StochasticWeightAveraging) for each in callbacks):
+        if any(isinstance(each, twins(StochasticWeightAveraging)) for each in callbacks_of(trainer)):
             rank_zero_warn(
                 "StochasticWeightAveraging makes its average at the end and never measures it: the weights that were "
-                f"best at {self.monitor} will replace it; to keep it, set restore_best_weights to False"
+                f"best at {technique.monitor} will replace it; to keep it, set restore_best_weights to False"
             )
-        averaging = averaging_callbacks(trainer)
-        if averaging and callbacks.index(self) < callbacks.index(averaging[-1]):
-            # Behind those which give the model their average when training ends, and so before checkpoints that are
-            # saved then. A new list: Lightning is going through the old one at this moment.
-            others = [each for each in callbacks if each is not self]
-            others.insert(others.index(averaging[-1]) + 1, self)
-            trainer.callbacks = others  # type: ignore[attr-defined]  # set outside the class
-        if self._best_step is not None and self._best_step == trainer.global_step:
-            self._snapshot.take(trainer, pl_module)  # resumed from the very best
+        if self.best_step is not None and self.best_step == trainer.global_step:
+            self.snapshot.take(trainer, self.run.module)  # resumed from the very best
+
+    def keep_if_best(self, value: Tensor) -> None:
+        """Keeps a copy of the weights if a value is better than all before."""
+        technique, trainer = self.technique, self.run.trainer
+        if self.best_value is None or technique.monitor_op(value, self.best_value):
+            self.best_value = value
+            self.best_epoch, self.best_step = trainer.current_epoch, trainer.global_step
+            if technique.restore_best_weights:
+                self.snapshot.take(trainer, self.run.module)
+
+    # Stopping
+
+    @property
+    def progress(self) -> dict[str, Progress]:
+        """How the further metrics have done, by name."""
+        return {name: Progress(self.bests.get(name), self.waits.get(name, 0)) for name in self.technique.also}
+
+    def progress_of(self, logged: Mapping[str, Tensor]) -> None:
+        """Takes the further metrics of another check into account."""
+        for name, mode in self.technique.also.items():
+            value = logged.get(name)
+            if value is not None:
+                after = self.progress[name].after(value.detach().squeeze().cpu(), mode)
+                self.waits[name] = after.waits
+                if after.best is not None:
+                    self.bests[name] = after.best
+            elif self.technique.strict:
+                raise MonitorError(
+                    f"also must name metrics that are logged, but {name!r} isn't; there are {', '.join(logged)}"
+                )
+
+    def apply(self, stops: bool) -> None:
+        """Tells the trainer, or takes back what it was told and had to defer until ``min_epochs``."""
+        technique, trainer = self.technique, self.run.trainer
+        had_to_stop = trainer.should_stop
+        trainer.should_stop = had_to_stop or stops
+        if self.has_asked and not stops:
+            others: list[Any] = [each for each in callbacks_of(trainer) if isinstance(each, twins(EarlyStopping))]
+            # Unless another callback of the kind would stop, too.
+            if not any(each.wait_count >= each.patience for each in others if each is not technique):
+                trainer.should_stop = False
+            technique.stopped_epoch, technique.stopping_reason_message = 0, None
+            technique.stopping_reason = EarlyStoppingReason.NOT_STOPPED
+        self.has_asked = stops and (self.has_asked or not had_to_stop)
+
+    def say_that_nothing_stops(self) -> None:
+        """Warns once."""
+        if not self.has_said:
+            rank_zero_warn(
+                f"{self.technique.monitor} isn't logged, and limit_val_batches is 0: nothing stops training early"
+            )
+        self.has_said = True
+
+    # When training has ended, after averages have been put into the module
 
     @override
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            **super().state_dict(),
-            "best_epoch": self.best_epoch,
-            "best_step": self._best_step,
-            "best_value": self._best_value,
-        }
-
-    @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        self.best_epoch = state_dict.get("best_epoch")
-        self._best_step = state_dict.get("best_step")
-        self._best_value = state_dict.get("best_value")
-
-    @override
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._keep_the_best(trainer, pl_module)
-        super().on_validation_end(trainer, pl_module)
-
-    @override
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # What validation logged was looked at then, and no equal value counts as better now.
-        self._keep_the_best(trainer, pl_module)
-        super().on_train_epoch_end(trainer, pl_module)
-
-    def _keep_the_best(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        is_too_early = trainer.current_epoch < self.start_from_epoch
-        if self._should_skip_check(trainer) or is_too_early or trainer.fast_dev_run:  # type: ignore[attr-defined]
+    def train_ends(self) -> None:
+        technique, trainer, module = self.technique, self.run.trainer, self.run.module
+        if not technique.restore_best_weights or self.best_epoch is None:
             return
-        logged = trainer.callback_metrics.get(self.monitor)
-        # Without sync_dist every rank has a value of its own; they have to agree on what to restore.
-        value = trainer.strategy.broadcast(None if logged is None else logged.detach().squeeze().cpu())
-        if value is None or not value.isfinite():
-            return
-        if self._best_value is None or self.monitor_op(value, self._best_value):
-            self._best_value = value
-            self.best_epoch, self._best_step = trainer.current_epoch, trainer.global_step
-            if self.restore_best_weights:
-                self._snapshot.take(trainer, pl_module)
-
-    @override
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_train_end(trainer, pl_module)
-        if not self.restore_best_weights or self.best_epoch is None:
-            return
-        if self._snapshot:
-            self._snapshot.put_back(trainer, pl_module)
+        if self.snapshot:
+            self.snapshot.put_back(trainer, module)
         else:
             weights = weights_of_checkpoint(
-                trainer, monitor=self.monitor, mode=self.mode, epoch=self.best_epoch, step=self._best_step
+                trainer, monitor=technique.monitor, mode=technique.mode, epoch=self.best_epoch, step=self.best_step
             )
             if weights is None:
                 rank_zero_warn(
-                    f"{self.monitor} was best in epoch {self.best_epoch}, before this run was resumed, and no best "
-                    "checkpoint of that epoch was found to take the weights from; the last weights stay"
+                    f"{technique.monitor} was best in epoch {self.best_epoch}, before this run was resumed, and no "
+                    "best checkpoint of that epoch was found to take the weights from; the last weights stay"
                 )
                 return
-            load_weights(trainer, pl_module, weights)
-        rank_zero_info(f"Restored the weights of epoch {self.best_epoch} ({self.monitor} = {self._best_value:.4f})")
-
-    @override
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        super().on_exception(trainer, pl_module, exception)
-        self._snapshot.forget()
-
-    @override
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().teardown(trainer, pl_module, stage)
-        self._snapshot.forget()
+            load_weights(trainer, module, weights)
+        rank_zero_info(f"Restored the weights of epoch {self.best_epoch} ({technique.monitor} = {self.best_value:.4f})")
