@@ -333,7 +333,7 @@ def test_a_page_of_many_variants_and_epochs_stays_small(tmp_path):
     curves = {name: [(epoch, math.exp(-epoch / 50)) for epoch in epochs] for name in CURVES}
     names = {f"variant {index}": 0.8 + index / 100 for index in range(6)}
     path = write_report(Outcome(study(list(names)), results(names, curves=curves)), tmp_path)
-    assert path.stat().st_size < 400_000  # and as much again for what was collected
+    assert path.stat().st_size < 500_000  # and as much again for what was collected
     chart = next(c for told, c in charts_of(path.read_text()).items() if told.startswith("loss of variant 3 "))
     points = values_of(chart, next(each for each in chart.iter() if each.get("class") == "series"))
     assert points[0][0] == pytest.approx(0, abs=0.01)
