@@ -133,6 +133,7 @@ class ActivationStats(Technique):
         self._measured: dict[str, int] = {}
         self._columns: dict[str, list[Tensor]] = {}
         self._steps: list[int] = []
+        self._drawn = 0  # the step of the latest picture
 
     @property
     @override
@@ -143,7 +144,7 @@ class ActivationStats(Technique):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
-            self._silent, self._measured, self._columns, self._steps = {}, {}, {}, []
+            self._silent, self._measured, self._columns, self._steps, self._drawn = {}, {}, {}, [], 0
 
     @override
     def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -298,8 +299,19 @@ class ActivationStats(Technique):
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # The picture shows all of the fit: one that is hardly longer than the latest shows nothing new.
+        if step_number(trainer) >= 1.1 * self._drawn:
+            self._draw(trainer)
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if step_number(trainer) > self._drawn:
+            self._draw(trainer)
+
+    def _draw(self, trainer: Trainer) -> None:
         if not self._draws or not self._columns or not trainer.is_global_zero:
             return
+        self._drawn = step_number(trainer)
         drawn = {f"{name} {self._types[name]}": _stacked(columns).cpu() for name, columns in self._columns.items()}
         tag = f"activation{self._suffix}/colourful_dimension"
         log_picture(trainer, tag, draw_columns(drawn, self._steps), step_number(trainer) - 1)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from lightning_reg.charts import make_logarithmic
 from lightning_reg.studies.outcome import Axis, Outcome, collected
 from lightning_reg.studies.report.curves import curve_names, curves
 from lightning_reg.studies.report.decomposition import parts_of
@@ -22,7 +23,6 @@ from lightning_reg.studies.report.figures import (
     factor_of,
     file_names,
     label_of,
-    make_logarithmic,
     name_line,
     shade,
     thinned,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from xml.etree import ElementTree
 
 from lightning_reg.attach.metric_names import is_accuracy
+from lightning_reg.charts import PLAIN_TEXT
 from lightning_reg.settings import SettingError
 from lightning_reg.studies.report.numbers import readable
 
@@ -34,7 +35,6 @@ __all__ = [
     "file_names",
     "label_of",
     "line_style",
-    "make_logarithmic",
     "name_line",
     "plain",
     "shade",
@@ -220,9 +220,9 @@ def drawing(width: float = _SIZE[0], height: float = _SIZE[1], *, value_axis: st
     from matplotlib.figure import Figure
 
     style: Any = {
+        **PLAIN_TEXT,
         "svg.fonttype": "none",  # text stays text
         "path.simplify": False,  # the page's script reads the points of a line
-        "text.parse_math": False,  # names are somebody's, and may have a $ in them
         "font.family": ["DejaVu Sans"],
         "font.size": 9,
         "axes.edgecolor": INK,
@@ -293,17 +293,6 @@ def shade(index: int, count: int) -> tuple[float, float, float]:
     t = index / max(count - 1, 1)
     red, green, blue = ((1 - t) * one + t * other for one, other in zip(*ends, strict=True))
     return red, green, blue
-
-
-def make_logarithmic(axes: "Axes", name: str) -> None:
-    """Gives one of the axes, ``x`` or ``y``, a logarithmic scale."""
-    from matplotlib.ticker import LogFormatter
-
-    axes.set(**{f"{name}scale": "log"})
-    axis = axes.xaxis if name == "x" else axes.yaxis
-    # Not powers of ten as formulas: text is never parsed as mathematics here.
-    axis.set_major_formatter("{x:g}")
-    axis.set_minor_formatter(LogFormatter())
 
 
 def name_line(axes: "Axes", x: float, y: float, label: str, color: str, shift: float = 0) -> None:
