@@ -9,12 +9,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
-from xml.etree import ElementTree
 
 from lightning_reg.attach.metric_names import is_accuracy
 from lightning_reg.charts import PLAIN_TEXT
 from lightning_reg.settings import SettingError
 from lightning_reg.studies.report.numbers import readable
+from lightning_reg.studies.report.svg import for_page
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -53,7 +53,6 @@ _SIZE = (3.5, 2.6)  # inches; a page shows two or three side by side, a phone on
 _MOST_POINTS, _FEWEST_POINTS = 6000, 25  # of all lines of a kind; of one line
 _POINTS = 72.0  # in an inch; the unit of matplotlib's SVG
 Value = TypeVar("Value")
-_SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 
 
 @dataclass(frozen=True)
@@ -86,8 +85,7 @@ class Drawing:
     Attributes:
         figure: That is drawn.
         axes: Its only ones.
-        value_axis: On which the values are, ``x`` or ``y``; the script shows those of the other axis with them unless
-            the values are on x.
+        value_axis: The axis that has the values, ``x`` or ``y``; at the pointer y is shown with its x, and x alone.
     """
 
     figure: "Figure"
@@ -142,35 +140,9 @@ class Drawing:
                 self.figure.set_layout_engine("none")  # it is laid out already
             self.figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
         width = round(110 * self.figure.get_figwidth())
-        drawn = self._for_page(svg.getvalue(), slug, description)
+        root = {"role": "img", "aria-label": description, "data-value": self.value_axis, **self._scales()}
+        drawn = for_page(svg.getvalue(), slug, root, self._series, _IN_PAGE)
         return Chart(slug, title, drawn, png.getvalue(), width, variant, tuple(legend))
-
-    def _for_page(self, svg: str, slug: str, description: str) -> str:
-        ElementTree.register_namespace("", _SVG)
-        ElementTree.register_namespace("xlink", _XLINK)
-        root = ElementTree.fromstring(svg)
-        for parent in list(root.iter()):
-            for child in list(parent):
-                # The style, of joins and ends of lines, is said once in the page's style sheet.
-                if child.tag in (f"{{{_SVG}}}metadata", f"{{{_SVG}}}style"):
-                    parent.remove(child)
-        names = set(re.findall(r'(?:href="|url\()#([^")]+)', svg))
-        for element in root.iter():
-            _shorten(element)
-            name = element.attrib.pop("id", "")
-            element.attrib.update(self._series.get(name, {}))
-            if name in names:
-                element.set("id", name)
-        for key in ("width", "height", "version"):
-            del root.attrib[key]
-        root.attrib.update({"role": "img", "aria-label": description, "data-value": self.value_axis, **self._scales()})
-        text = ElementTree.tostring(root, encoding="unicode")
-        # Several figures stand in one page, where names must be unique.
-        text = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{slug}-", text)
-        text = re.sub(r"'DejaVu Sans'[^;\"]*", "system-ui, sans-serif", text)
-        for color, variable in _IN_PAGE.items():
-            text = text.replace(color, variable)
-        return text
 
     def _scales(self) -> dict[str, str]:
         """Returns where each axis begins and ends in the SVG, which values are there, and what they are of."""
@@ -184,17 +156,6 @@ class Drawing:
             scales[f"data-{name}"] = f"{numbers} {axis.get_scale()}"
             scales[f"data-{name}-label"] = axis.get_label_text()
         return scales
-
-
-def _shorten(element: ElementTree.Element) -> None:
-    """Leaves out what nobody sees: indentation, and digits beyond a thousandth of a point."""
-    element.text = element.text if element.tag == f"{{{_SVG}}}text" else None
-    element.tail = None
-    for key in ("d", "x", "y", "transform"):
-        if key in element.attrib:
-            element.set(key, re.sub(r"(\.\d{3})\d+", r"\1", " ".join(element.attrib[key].split())))
-    if element.get("transform", "").startswith("rotate(-0 "):
-        del element.attrib["transform"]
 
 
 def check_can_draw() -> None:
