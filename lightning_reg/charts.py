@@ -89,7 +89,12 @@ def _draw(chart: Chart, axes: "Axes") -> None:
 
 
 def make_logarithmic(axes: "Axes", name: str) -> None:
-    """Gives one of the axes, ``x`` or ``y``, a logarithmic scale with numbers that are plain text."""
+    """Gives an axis a logarithmic scale with numbers that are plain text.
+
+    Args:
+        axes: With both.
+        name: Which of them, ``x`` or ``y``.
+    """
     from matplotlib.ticker import LogFormatter
 
     axes.set(**{f"{name}scale": "log"})
@@ -99,7 +104,11 @@ def make_logarithmic(axes: "Axes", name: str) -> None:
 
 
 def pixels(figure: "Figure") -> Tensor:
-    """Returns what a figure looks like, (H, W, 3), uint8."""
+    """Returns what a figure looks like, (H, W, 3), uint8.
+
+    Args:
+        figure: Not one of pyplot's, which would stay in memory.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas: Any = FigureCanvasAgg(figure)  # whose methods have no types

@@ -48,7 +48,10 @@ def table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = (), indent: s
 
 
 def duration(seconds: float) -> str:
-    """Returns a time in the unit that suits it.
+    """Returns a time in milliseconds, seconds, minutes or hours, by how long it is.
+
+    Args:
+        seconds: At least 0.
 
     >>> duration(0.0213), duration(3.21), duration(125), duration(7300)
     ('21 ms', '3.2 s', '2 min 5 s', '2 h 1 min')

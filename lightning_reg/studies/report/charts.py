@@ -32,6 +32,10 @@ from lightning_reg.studies.statistics import Summary, mean_and_error, summaries
 
 __all__ = ["Section", "sections"]
 
+_OF_CURVES = (
+    "Means over seeds, and their spread; the gap is shaded. The pointer shows values, a click on a name in the legend "
+    "switches that variant off in all charts."
+)
 _OF_LAYERS = (
     "Of each layer through training, from the first in blue to the last in orange; every chart to its own scale."
 )
@@ -54,19 +58,16 @@ class Section:
 
 
 def sections(outcome: Outcome) -> Iterator[Section]:
-    """Yields the groups of charts that the results provide for."""
+    """Yields the groups of charts that the results provide for.
+
+    Args:
+        outcome: Of a study, complete or not; without results there are none.
+    """
     for title, text, charts in (
         ("Every run", "Small dots are seeds, large ones means, bars standard errors.", _every_run(outcome)),
         (_axis_title(outcome), "Bands are standard errors; what is shaded between is the gap.", _along(outcome)),
         ("Where the error comes from", "Parts of the expected error; dots are what was measured.", _parts(outcome)),
-        *(
-            (
-                f"Learning curves: {name}",
-                "Means over seeds, and their spread; the gap is shaded.",
-                curves(outcome, name),
-            )
-            for name in curve_names(outcome)
-        ),
+        *((f"Learning curves: {name}", _OF_CURVES, curves(outcome, name)) for name in curve_names(outcome)),
         ("Weights", "Of all matrices, all seeds together; counts on a logarithmic scale.", _weights(outcome)),
         *((f"Activations: {label}", _OF_LAYERS, _activations(outcome, kind)) for kind, label in _STATISTICS.items()),
     ):

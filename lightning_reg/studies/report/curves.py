@@ -28,7 +28,11 @@ Curve = list[tuple[float, float, float]]
 
 
 def curve_names(outcome: Outcome) -> list[str]:
-    """Returns the metrics whose curves are shown."""
+    """Returns the metrics whose curves are shown: the loss, and what variants are compared by.
+
+    Args:
+        outcome: Of a study, complete or not.
+    """
     return list(dict.fromkeys(["loss", outcome.study.metric.partition("/")[2]]))
 
 

@@ -91,7 +91,7 @@ class Drawing:
     figure: "Figure"
     axes: "Axes"
     value_axis: str = "y"
-    _series: dict[str, dict[str, str]] = field(default_factory=dict)
+    _series: dict[str, dict[str, str]] = field(default_factory=dict, init=False)
 
     def series(self, artist: "Artist", label: str, *, variant: int | None = None, texts: Sequence[str] = ()) -> None:
         """Marks a line or an outline whose points the page names at the pointer.
@@ -209,6 +209,9 @@ def drawing(width: float = _SIZE[0], height: float = _SIZE[1], *, value_axis: st
 def plain(name: str) -> str:
     """Returns a name that can be a file's on every system.
 
+    Args:
+        name: In any script; what is left of it are Latin letters and digits.
+
     >>> plain("L1, proximal (0.1)")
     'l1-proximal-0-1'
     """
@@ -217,6 +220,9 @@ def plain(name: str) -> str:
 
 def file_names(variants: Sequence[str]) -> dict[str, str]:
     """Returns for each variant a name that can be a file's and differs from all others.
+
+    Args:
+        variants: In the study's order: of those that would have the same file the first keeps its name.
 
     >>> file_names(["L1 0.1", "L1-0.1"])
     {'L1 0.1': 'l1-0-1', 'L1-0.1': 'l1-0-1-2'}
@@ -285,12 +291,19 @@ def thinned(values: Sequence[Value], lines: int) -> list[Value]:
 
 
 def factor_of(metric: str) -> float:
-    """Returns what values of a metric are multiplied by where they are shown: accuracies are in percent."""
+    """Returns what values of a metric are multiplied by where they are shown: accuracies are in percent.
+
+    Args:
+        metric: Its name, with or without the split.
+    """
     return 100 if is_accuracy(metric) else 1
 
 
 def label_of(metric: str) -> str:
     """Returns what stands at an axis of a metric.
+
+    Args:
+        metric: Its name, with or without the split.
 
     >>> label_of("test/accuracy")
     'test accuracy, %'

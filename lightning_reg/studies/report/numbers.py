@@ -11,6 +11,9 @@ __all__ = ["difference_in_words", "number", "p_value", "readable"]
 def readable(metric: str) -> str:
     """Returns a metric's name as one would say it.
 
+    Args:
+        metric: Its name, with or without the split.
+
     >>> readable("test/accuracy"), readable("bias_squared")
     ('test accuracy', 'bias squared')
     """
@@ -41,6 +44,10 @@ def number(metric: str, value: float, error: float = math.nan) -> str:
 
 def difference_in_words(metric: str, comparison: Comparison) -> str:
     """Returns a difference with its standard error and sign, of accuracies in percentage points.
+
+    Args:
+        metric: In which there is a difference.
+        comparison: Between two variants.
 
     >>> difference_in_words("test/accuracy", Comparison("none", 5, -0.0123, 0.004, 0.03))
     '−1.23 ± 0.40'

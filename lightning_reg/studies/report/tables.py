@@ -60,7 +60,11 @@ class Table:
 
 
 def tables(outcome: Outcome) -> Iterator[Table]:
-    """Yields the tables that the results provide for."""
+    """Yields the tables that the results provide for.
+
+    Args:
+        outcome: Of a study, complete or not; without results there are none.
+    """
     yield from _results(outcome)
     yield from _decomposition(outcome)
     yield from _reload(outcome)
