@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from lightning_reg.studies.machine import processor
+from lightning_reg.text import table
 
 __all__ = ["Options", "Table", "machine"]
 
@@ -76,12 +77,8 @@ class Table:
     def text(self) -> str:
         """Returns it for a terminal."""
         rows = [[shown(cell) for cell in row] for row in self.rows]
-        widths = [max(map(len, column)) for column in zip(self.columns, *rows, strict=True)]
-        lines = [self.title, *([self.note] if self.note else [])]
-        for row in (list(self.columns), *rows):
-            cells = [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]
-            lines.append("  " + "  ".join(cells).rstrip())
-        return "\n".join(lines)
+        lines = table([self.columns, *rows], right=range(1, len(self.columns)), indent="  ")
+        return "\n".join([self.title, *([self.note] if self.note else []), *lines])
 
     def markdown(self) -> str:
         """Returns it for a page."""

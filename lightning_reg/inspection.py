@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lightning_reg.attach.activations import ActivationWatch, Sums, select_watched
 from lightning_reg.attach.selection import as_patterns
 from lightning_reg.settings import SettingError, check_range
+from lightning_reg.text import table
 
 __all__ = ["ActivationTable", "activation_statistics"]
 
@@ -36,11 +37,8 @@ class ActivationTable(Mapping[str, dict[str, float]]):
 
     def __str__(self) -> str:
         columns = ("mean", "std", "zeros", "near_zero", "dead", "saturated")
-        width = max(len("module"), *map(len, self.rows))
-        lines = [f"{'module':<{width}}" + "".join(f"{each:>11}" for each in columns)]
-        for name, row in self.rows.items():
-            lines.append(f"{name:<{width}}" + "".join(f"{_cell(each, row.get(each)):>11}" for each in columns))
-        return "\n".join(lines)
+        rows = [[name, *(_cell(each, row.get(each)) for each in columns)] for name, row in self.rows.items()]
+        return "\n".join(table([["module", *columns], *rows], right=range(1, 7)))
 
 
 def _cell(column: str, value: float | None) -> str:

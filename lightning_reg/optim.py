@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from lightning_reg.settings import SettingError, check_range, near_matches
+from lightning_reg.text import table
 
 __all__ = ["OwnedParameter", "is_normalization", "owned_parameters", "weight_decay_groups", "weight_decay_table"]
 
@@ -155,9 +156,7 @@ def weight_decay_table(module: nn.Module, *, exclude: Sequence[str] = ()) -> str
         rows.append((each.name, str(tuple(each.parameter.shape)), f"no: {why}" if why else "yes"))
         total += each.parameter.numel()
         decayed += 0 if why else each.parameter.numel()
-    widths = [max(len(row[column]) for row in rows) for column in range(2)]
-    lines = [f"{name:<{widths[0]}}  {shape:<{widths[1]}}  {decay}" for name, shape, decay in rows]
-    return "\n".join([*lines, f"{decayed:,} of {total:,} weights are decayed"])
+    return "\n".join([*table(rows), f"{decayed:,} of {total:,} weights are decayed"])
 
 
 def _why_spared(owned: OwnedParameter, exclude: Sequence[str]) -> str:

@@ -12,6 +12,7 @@ __all__ = [
     "check_choice",
     "check_count",
     "check_range",
+    "did_you_mean",
     "first_in_chain",
     "imported",
     "named_or_imported",
@@ -64,6 +65,21 @@ def near_matches(value: str, options: Iterable[str], *, most: int = 3) -> list[s
     return difflib.get_close_matches(value, list(options), n=most)
 
 
+def did_you_mean(value: str, options: Iterable[str], *, most: int = 1) -> str:
+    """Returns the end of a message that names the options which look like ``value``; nothing where none does.
+
+    Args:
+        value: What was written.
+        options: What there is.
+        most: How many to name at the most.
+
+    >>> did_you_mean("digitz", ["digits", "mnist"])
+    "; did you mean 'digits'?"
+    """
+    near = near_matches(value, options, most=most)
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
 def check_choice(name: str, value: str, options: Sequence[str]) -> None:
     """Raises unless ``value`` is one of ``options``.
 
@@ -79,11 +95,9 @@ def check_choice(name: str, value: str, options: Sequence[str]) -> None:
     Traceback (most recent call last):
     lightning_reg.settings.SettingError: norm must be one of batch, layer, but is 'bach'; did you mean 'batch'?
     """
-    if value in options:
-        return
-    near = near_matches(str(value), options, most=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise SettingError(f"{name} must be one of {', '.join(options)}, but is {value!r}{hint}")
+    if value not in options:
+        hint = did_you_mean(str(value), options)
+        raise SettingError(f"{name} must be one of {', '.join(options)}, but is {value!r}{hint}")
 
 
 def check_range(

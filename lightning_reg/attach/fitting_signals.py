@@ -13,6 +13,7 @@ from lightning_reg.functional.learning_curves import (
     memorization_start,
     overfitting_start,
 )
+from lightning_reg.text import table
 
 __all__ = ["Curves", "Signal", "find_signals", "summary_lines"]
 
@@ -150,17 +151,15 @@ def summary_lines(curves: Curves, signals: Sequence[Signal], samples: Mapping[st
         samples: How many were measured, by ``train`` and ``validation``.
     """
     on = f", on {samples['train']:,} and {samples['validation']:,} samples" if samples else ""
-    lines = [f"Training and validation data measured alike{on}", ""]
-    width = max(len(name) for name in curves.train) + len(", best (epoch 1000)")
-    lines.append(f"{'':<{width}}{'train':>12}{'validation':>12}{'gap':>12}")
+    rows = [["", "train", "validation", "gap"]]
     for index in sorted({curves.best, len(curves.epochs) - 1}):
         which = "best" if index == curves.best else "last"
         for name in curves.train:
             train, validation = curves.train[name][index], curves.validation[name][index]
             gap = generalization_gap(train, validation, lower_is_better=curves.lower_is_better[name])
             title = f"{name}, {which} (epoch {curves.epochs[index]})"
-            lines.append(f"{title:<{width}}{train:>12.4f}{validation:>12.4f}{gap:>12.4f}")
-    lines.append("")
+            rows.append([title, f"{train:.4f}", f"{validation:.4f}", f"{gap:.4f}"])
+    lines = [f"Training and validation data measured alike{on}", "", *table(rows, right=[1, 2, 3]), ""]
     for signal in signals:
         lines += textwrap.wrap(f"- {signal}.", _WIDTH, subsequent_indent="  ", break_on_hyphens=False)
     if not signals:

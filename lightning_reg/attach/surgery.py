@@ -16,6 +16,7 @@ from lightning_reg.attach.technique import Technique
 from lightning_reg.core.facts import Place
 from lightning_reg.core.wrapping import around
 from lightning_reg.settings import SettingError
+from lightning_reg.text import table
 
 __all__ = ["Change", "Surgery", "as_types"]
 
@@ -173,9 +174,7 @@ def _table(title: str, changes: Sequence[Change]) -> str:
         by_kind.setdefault(what, []).append(where)
     rows = [("what", "where", "how many")]
     rows += [(what, _shortened(names), str(len(names))) for what, names in by_kind.items()]
-    widths = [max(len(row[column]) for row in rows) for column in range(2)]
-    lines = [f"  {what:<{widths[0]}}  {where:<{widths[1]}}  {count:>8}" for what, where, count in rows]
-    return "\n".join([title, *lines])
+    return "\n".join([title, *table(rows, right=[2], indent="  ")])
 
 
 def _shortened(names: Sequence[str]) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import ModuleType
 
 import lightning_reg
+from lightning_reg.text import table
 
 __all__ = ["overview"]
 
@@ -61,8 +62,7 @@ def overview(root: Path = Path("configs")) -> str:
 def _table(title: str, rows: list[tuple[str, str]]) -> str:
     if not rows:
         return ""
-    width = max(len(name) for name, _ in rows)
-    return "\n".join([title, *(f"  {name:<{width}}  {description}" for name, description in rows)])
+    return "\n".join([title, *table(rows, indent="  ")])
 
 
 def _described(files: Iterable[Path]) -> list[tuple[str, str]]:

@@ -11,7 +11,7 @@ from lightning_reg.cli.fitting import resolve
 from lightning_reg.data import InMemoryData
 from lightning_reg.data.folders import PictureFolder
 from lightning_reg.data.sources import SOURCES
-from lightning_reg.settings import SettingError, near_matches
+from lightning_reg.settings import SettingError, did_you_mean, near_matches
 from lightning_reg.studies.definition import Definition, Form, Piece
 from lightning_reg.studies.runs import Run, check_distinct, key_of
 
@@ -54,8 +54,7 @@ def data_form(name: str | None, root: str | None, forms: Mapping[str, Form]) -> 
     if name in SOURCES:
         return forms.get(name, Form()), {"data.dataset": name, **place}
     if not Path(name).is_dir():
-        near = near_matches(name, SOURCES, most=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(name, SOURCES)
         raise SettingError(f"data must be {', '.join(SOURCES)}, or a folder of pictures, but is {name!r}{hint}")
     if root is not None:
         raise SettingError(f"root must be left out where data is a folder, but is {root!r}")

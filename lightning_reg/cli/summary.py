@@ -19,6 +19,7 @@ from lightning_reg.cli.runs import run_folders
 from lightning_reg.data import InMemoryData
 from lightning_reg.functional.learning_curves import generalization_gap
 from lightning_reg.tensorboard import log_final_metrics
+from lightning_reg.text import table
 
 __all__ = ["TrainingPart", "evaluate_splits", "metric_lines", "selected_checkpoint", "summarize"]
 
@@ -56,7 +57,7 @@ def summarize(trainer: Trainer, model: LightningModule, data: LightningDataModul
         rows[1:1] = [("stopped by", reason.replace(" Signaling Trainer to stop.", "")) for reason in reasons if reason]
         if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
             rows.append(("TensorBoard", f"tensorboard --logdir {_relative(run_folders(trainer))}"))
-        print("\n" + "\n".join([*metric_lines(results), "", *(f"{name:<14}{value}" for name, value in rows)]))
+        print("\n" + "\n".join([*metric_lines(results), "", *table(rows)]))
     final = {f"final/{split}_{name}": value for split, metrics in results.items() for name, value in metrics.items()}
     log_final_metrics(trainer, model, data, final, technique_settings(trainer))
 
@@ -147,8 +148,8 @@ def metric_lines(results: Mapping[str, Metrics]) -> list[str]:
         results: By split, then by metric.
 
     >>> print("\n".join(metric_lines({"train": {"loss": 0.1}, "validation": {"loss": 0.3}})[:2]))
-                         train  validation         gap
-    loss                0.1000      0.3000      0.2000
+           train  validation     gap
+    loss  0.1000      0.3000  0.2000
     """
     splits = [split for split in results if results[split]]
     if not splits:
@@ -156,13 +157,14 @@ def metric_lines(results: Mapping[str, Metrics]) -> list[str]:
     names = [name for name in results[splits[0]] if all(name in results[split] for split in splits)]
     names.sort(key=lambda name: name != "accuracy")  # what people look at first
     has_gap = {"train", "validation"} <= set(splits)
-    lines = [f"{'':<14}" + "".join(f"{column:>12}" for column in [*splits, *(["gap"] if has_gap else [])])]
+    rows = [["", *splits, *(["gap"] if has_gap else [])]]
     for name in names:
         values = [results[split][name] for split in splits]
         if has_gap:
             train, validation = results["train"][name], results["validation"][name]
             values.append(generalization_gap(train, validation, lower_is_better=lower_is_better(name)))
-        lines.append(f"{name:<14}" + "".join(f"{_formatted(name, value):>12}" for value in values))
+        rows.append([name, *(_formatted(name, value) for value in values)])
+    lines = table(rows, right=range(1, len(rows[0])))
     if has_gap:
         lines.append("The generalization gap is how much worse the model does on validation than on training data.")
     return lines

@@ -1,6 +1,8 @@
 """Which differences between variants are more than chance: seeds pair the runs."""
 
 import math
+import statistics
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -20,6 +22,7 @@ __all__ = [
 ]
 
 SIGNIFICANT = 0.05
+_MOST_EXACT_PAIRS = 12  # 4,096 ways to flip signs; with more pairs the t-test needs no second opinion
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,8 @@ class Comparison:
         error: Standard error of the mean; NaN with fewer than two pairs.
         p: Two-sided, of a paired t-test, corrected for the number of comparisons; NaN with fewer than two pairs, and
             where differences don't scatter.
+        exact_p: Two-sided, of the permutation test that flips the signs of the differences in all ways, which assumes
+            no distribution; corrected likewise. NaN with fewer than two pairs or more than twelve.
     """
 
     other: str
@@ -60,6 +65,7 @@ class Comparison:
     difference: float
     error: float
     p: float
+    exact_p: float = math.nan
 
     @property
     def is_significant(self) -> bool:
@@ -117,17 +123,12 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     >>> mean_and_error([1.0, 2.0, 3.0])
     (2.0, 0.577350269189625...)
     """
-    count = len(values)
-    if not count:
-        return math.nan, math.nan
-    mean = math.fsum(values) / count
-    if count < 2:
-        return mean, math.nan
-    return mean, math.sqrt(math.fsum((each - mean) ** 2 for each in values) / (count - 1) / count)
+    mean = statistics.fmean(values) if values else math.nan
+    return mean, statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 
 def paired(first: Mapping[int, float], second: Mapping[int, float], other: str = "") -> Comparison:
-    """Compares two variants by a paired t-test.
+    """Compares two variants by a paired t-test and, with few pairs, by an exact permutation test of signs.
 
     Args:
         first: Values by seed.
@@ -135,19 +136,35 @@ def paired(first: Mapping[int, float], second: Mapping[int, float], other: str =
         other: The name of these.
 
     >>> comparison = paired({0: 2.0, 1: 3.0, 2: 4.5}, {0: 1.0, 1: 2.0, 2: 3.0})
-    >>> round(comparison.difference, 3), round(comparison.p, 3)
-    (1.167, 0.02)
+    >>> round(comparison.difference, 3), round(comparison.p, 3), comparison.exact_p
+    (1.167, 0.02, 0.25)
     """
-    from scipy.stats import t
-
-    differences = [first[seed] - second[seed] for seed in first if seed in second]
+    seeds = [seed for seed in first if seed in second]
+    differences = [first[seed] - second[seed] for seed in seeds]
     mean, error = mean_and_error(differences)
-    if len(differences) < 2:
-        return Comparison(other, len(differences), mean, error, math.nan)
-    if error == 0:  # all differ by the same, which tells nothing of what chance would do
-        return Comparison(other, len(differences), mean, error, 1.0 if mean == 0 else math.nan)
-    p = 2 * float(t.sf(abs(mean / error), len(differences) - 1))
-    return Comparison(other, len(differences), mean, error, p)
+    if len(seeds) < 2:
+        return Comparison(other, len(seeds), mean, error, math.nan)
+    exact = _sign_flip_p(differences) if len(seeds) <= _MOST_EXACT_PAIRS else math.nan
+    if error == 0:  # all differ by the same, which tells a t-test nothing of what chance would do
+        return Comparison(other, len(seeds), mean, error, 1.0 if mean == 0 else math.nan, exact)
+    from scipy.stats import ttest_rel
+
+    with warnings.catch_warnings():
+        # Where differences are almost equal; what is printed has few digits.
+        warnings.filterwarnings("ignore", message="Precision loss", category=RuntimeWarning)
+        p = float(ttest_rel([first[seed] for seed in seeds], [second[seed] for seed in seeds]).pvalue)
+    return Comparison(other, len(seeds), mean, error, p, exact)
+
+
+def _sign_flip_p(differences: Sequence[float]) -> float:
+    """Returns how often signs at random give a mean at least as far from zero, among all ways to choose them."""
+    import numpy as np
+    from scipy.stats import permutation_test
+
+    found = permutation_test(
+        (np.asarray(differences),), np.mean, permutation_type="samples", n_resamples=2 ** len(differences)
+    )
+    return float(found.pvalue)
 
 
 def holm(ps: Iterable[float]) -> list[float]:
@@ -213,5 +230,5 @@ def best_of(outcome: Outcome, metric: str) -> Best | None:
 
 
 def _corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    ps = holm(each.p for each in comparisons)
-    return [replace(each, p=p) for each, p in zip(comparisons, ps, strict=True)]
+    ps, exact = holm(each.p for each in comparisons), holm(each.exact_p for each in comparisons)
+    return [replace(each, p=p, exact_p=other) for each, p, other in zip(comparisons, ps, exact, strict=True)]

@@ -300,6 +300,20 @@ def test_scalars_arrive_in_a_csv_and_histograms_and_the_picture_in_tensorboard(t
     assert not [tag for tag in events.Tags()["histograms"] if tag.startswith("activation_2")]
 
 
+def test_a_fit_that_is_hardly_longer_is_not_drawn_anew_but_its_end_is(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logger = TensorBoardLogger(tmp_path)
+    stats = ActivationStats(include="network.act", histogram_bins=4)
+    trainer = quiet_trainer(stats, logger=logger, log_every_n_steps=6, max_epochs=24)
+    trainer.fit(SomebodysModule(), loader(), loader())
+    events = EventAccumulator(logger.log_dir, size_guidance={"images": 0}).Reload()
+    epochs = [each.step / 6 for each in events.Images("activation/colourful_dimension")]
+    assert epochs[:10] == list(range(1, 11))
+    assert epochs[-1] == 24
+    assert len(epochs) < 20
+
+
 def test_resumed_keeps_window_and_columns(tmp_path):
     logger = TensorBoardLogger(tmp_path)
     stats = ActivationStats(window=2, histogram_bins=4)

@@ -108,4 +108,4 @@ def test_a_metric_that_is_not_measured(capsys, monkeypatch):
 
 def test_what_draws_the_report_is_missing(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert "pip install 'lightning-reg[study]'" in error_of(capsys, write())
+    assert "pip install matplotlib" in error_of(capsys, write())

@@ -10,8 +10,8 @@ def test_gap_is_how_much_worse_validation_is():
 
 def test_there_is_no_gap_without_training_data():
     assert metric_lines({"validation": {"loss": 0.3}, "test": {"loss": 0.4}}) == [
-        "                validation        test",
-        "loss                0.3000      0.4000",
+        "      validation    test",
+        "loss      0.3000  0.4000",
     ]
 
 

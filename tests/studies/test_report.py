@@ -1,9 +1,11 @@
 """The report: what it says is what the numbers say, and the page needs nothing but itself."""
 
 import csv
+import math
 import re
 import sys
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import pytest
 
@@ -78,6 +80,15 @@ def test_chance_is_called_chance():
     words = " ".join(headline(Outcome(study(["none", "L2"]), runs)))
     assert "No variant is best beyond chance. L2 has the highest test accuracy" in words
     assert "L2 differs from none by no more than chance." in words
+
+
+def test_which_test_gave_a_p_is_told(tmp_path):
+    text = write_report(Outcome(study(["none", "L2"]), results({"none": 0.8, "L2": 0.9})), tmp_path).read_text()
+    assert "<th>p, t-test</th><th>p, permutations</th>" in text
+    assert "<td>&lt; .001</td><td>.125</td>" in text  # all four seeds agree, and 2 / 2^4 is the least there is
+    assert "with 4 seeds it can&#39;t be below 0.125 before the correction" in text
+    alone = write_report(Outcome(study(["none", "L2"]), results({"none": 0.8, "L2": 0.9}, [0])), tmp_path).read_text()
+    assert "p, permutations" not in alone
 
 
 def test_one_seed_tells_no_difference():
@@ -236,6 +247,8 @@ def test_the_page_is_whole_and_needs_no_network(whole):
     assert "prefers-color-scheme: dark" in text
     assert "width=device-width" in text
     assert "#2b2b2c" not in text.split("</style>")[1]  # ink is the page's
+    assert text.count("<script>") == 1
+    assert not re.search(r"\b(import|fetch|XMLHttpRequest)\b", text.split("<script>")[1])
 
 
 def test_names_are_escaped_and_everything_is_told(whole):
@@ -258,6 +271,73 @@ def test_names_are_escaped_and_everything_is_told(whole):
     ):
         assert told in shown, told
     assert "<b>" not in text
+
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def charts_of(text):
+    """By what is said of them to those who don't see them."""
+    drawn = [ElementTree.fromstring(each) for each in re.findall(r"<svg.*?</svg>", text, re.DOTALL)]
+    return {each.get("aria-label"): each for each in drawn}
+
+
+def values_of(chart, series):
+    """What the script shows of a line: its points, by where the axes begin and end and which values are there."""
+    places = re.findall(r"[ML] (\S+) (\S+)", series.find(f".//{SVG}path").get("d"))
+    values = []
+    for name, place in zip(("x", "y"), zip(*places, strict=True), strict=True):
+        *numbers, scale = chart.get(f"data-{name}").split()
+        start, end, first, last = map(float, numbers)
+        assert scale == "linear"
+        values.append([first + (float(each) - start) / (end - start) * (last - first) for each in place])
+    return list(zip(*values, strict=True))
+
+
+def test_the_page_knows_the_values_that_it_draws(whole):
+    _, path = whole
+    charts = charts_of(path.read_text(encoding="utf-8"))
+    (chart,) = [chart for told, chart in charts.items() if told.startswith("accuracy of L1 <b> against epochs")]
+    shown = {each.get("data-label"): values_of(chart, each) for each in chart.iter() if each.get("class") == "series"}
+    assert set(shown) == {"train", "validation"}
+    for split, points in shown.items():
+        for point, (epoch, value) in zip(points, CURVES[f"{split}/accuracy"], strict=True):
+            assert point == pytest.approx((epoch, 100 * value), abs=0.005)
+    assert chart.get("data-x-label") == "epoch"
+    assert chart.get("data-y-label") == "accuracy, %"
+
+
+def test_every_variant_of_a_legend_has_a_line_and_a_button(whole):
+    outcome, path = whole
+    text = path.read_text(encoding="utf-8")
+    (figure,) = [each for each in re.findall(r"<figure.*?</figure>", text, re.DOTALL) if "loss of all variants" in each]
+    lines = re.findall(r'class="series" data-label="([^"]+), validation" data-variant="(\d)"', figure)
+    buttons = re.findall(r'<button type="button" data-variant="(\d)".*?</span>(.*?)</button>', figure, re.DOTALL)
+    names = [name.replace("<", "&lt;").replace(">", "&gt;") for name in outcome.study.variants]
+    assert [(name, index) for index, name in buttons] == lines == [(name, str(i)) for i, name in enumerate(names)]
+    # What shows one variant alone is switched off with it.
+    assert text.count('<figure data-variant="1"') == 2 + 1 + 2
+
+
+def test_logarithmic_axes_have_numbers_and_no_formulas(whole):
+    _, path = whole
+    charts = charts_of(path.read_text(encoding="utf-8"))
+    weights = next(chart for told, chart in charts.items() if told.startswith("Histogram"))
+    texts = [each.text for each in weights.iter(f"{SVG}text")]
+    assert "10" in texts
+    assert not [text for text in texts if "$" in text]
+
+
+def test_a_page_of_many_variants_and_epochs_stays_small(tmp_path):
+    epochs = range(300)
+    curves = {name: [(epoch, math.exp(-epoch / 50)) for epoch in epochs] for name in CURVES}
+    names = {f"variant {index}": 0.8 + index / 100 for index in range(6)}
+    path = write_report(Outcome(study(list(names)), results(names, curves=curves)), tmp_path)
+    assert path.stat().st_size < 500_000  # and as much again for what was collected
+    chart = next(c for told, c in charts_of(path.read_text()).items() if told.startswith("loss of variant 3 "))
+    points = values_of(chart, next(each for each in chart.iter() if each.get("class") == "series"))
+    assert points[0][0] == pytest.approx(0, abs=0.01)
+    assert points[-1] == pytest.approx((299, math.exp(-299 / 50)), abs=0.01)
 
 
 def test_only_a_certain_best_is_marked(tmp_path):
@@ -300,10 +380,11 @@ def test_variants_whose_names_differ_in_signs_alone_keep_their_pictures(tmp_path
     path = write_report(Outcome(study(list(names)), results(names)), tmp_path)
     page = Page(path.read_text())
     assert len(page.ids) == len(set(page.ids))
-    assert len(list((tmp_path / "plots").iterdir())) == path.read_text().count("<figure") == 7
+    # Every run; of two metrics all curves together and one a variant.
+    assert len(list((tmp_path / "plots").iterdir())) == path.read_text().count("<figure") == 1 + 2 * (1 + 3)
 
 
 def test_without_matplotlib_it_is_said_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(SettingError, match=r"pip install 'lightning-reg\[study\]'"):
+    with pytest.raises(SettingError, match="pip install matplotlib"):
         write_report(Outcome(study(["a", "b"]), results({"a": 0.8, "b": 0.9})), tmp_path)

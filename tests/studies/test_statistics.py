@@ -46,6 +46,29 @@ def test_pairs_are_those_of_scipy():
     assert missing.p == pytest.approx(ttest_rel([B[0], B[2]], [A[0], A[2]]).pvalue, rel=1e-12)
 
 
+@pytest.mark.parametrize("seeds", [2, 3, 5, 8])
+def test_the_exact_test_is_that_of_all_signs(seeds):
+    differences = [0.03, -0.01, 0.02, 0.002, 0.04, 0.013, -0.03, 0.001][:seeds]
+    means = [
+        sum(sign * each for sign, each in zip(signs, differences, strict=True))
+        for signs in itertools.product((1, -1), repeat=seeds)
+    ]
+    p = sum(abs(mean) >= abs(sum(differences)) - 1e-12 for mean in means) / len(means)
+    compared = paired(dict(enumerate(differences)), dict.fromkeys(range(seeds), 0.0))
+    assert compared.exact_p == pytest.approx(p, abs=1e-12)
+
+
+def test_the_exact_test_knows_its_limits():
+    """With n pairs that all agree, no p is below 2 / 2^n; without pairs there is none, nor with many."""
+    agreeing = {seed: 0.1 + 0.01 * seed for seed in range(5)}
+    assert paired(agreeing, dict.fromkeys(range(5), 0.0)).exact_p == 2 / 2**5
+    same = paired({0: 0.75, 1: 0.5}, {0: 0.5, 1: 0.25})  # nothing scatters, which stops the t-test alone
+    assert (math.isnan(same.p), same.exact_p) == (True, 0.5)
+    assert math.isnan(paired({0: 0.5}, {0: 0.4}).exact_p)
+    many = {seed: seed % 3 + 0.1 for seed in range(13)}
+    assert math.isnan(paired(many, dict.fromkeys(range(13), 0.0)).exact_p)
+
+
 def test_seeds_that_pair_make_small_differences_certain():
     spread = [0.1, 0.5, 0.9, 0.3, 0.7]
     shifted = [x + 0.01 + 0.001 * i for i, x in enumerate(spread)]
@@ -77,6 +100,7 @@ def test_holm_by_its_definition():
 def test_every_variant_is_compared_with_the_baseline_and_corrected():
     compared = against_baseline(outcome({"a": A, "b": B, "c": C}), "test/accuracy")
     assert list(compared) == ["b", "c"]
+    assert compared["b"].exact_p == pytest.approx(2 * 2 / 2**5)
     raw = {"b": ttest_rel(B, A).pvalue, "c": ttest_rel(C, A).pvalue}
     assert compared["b"].p == pytest.approx(2 * raw["b"])
     assert compared["c"].p == pytest.approx(max(raw["c"], 2 * raw["b"]))

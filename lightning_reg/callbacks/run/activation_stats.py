@@ -158,6 +158,7 @@ class ActivationSession(Session[ActivationStats]):
     measured: dict[str, int] = kept(default_factory=dict)  # how many steps there were
     columns: dict[str, list[Tensor]] = kept(default_factory=dict)
     steps: list[int] = kept(default_factory=list)  # the first and the last that have a column
+    drawn: int = 0  # the step of the latest image
 
     def __post_init__(self) -> None:
         technique, run = self.technique, self.run
@@ -297,9 +298,20 @@ class ActivationSession(Session[ActivationStats]):
 
     @override
     def epoch_ends(self) -> None:
+        # The image shows all of the fit: one that is hardly longer than the latest shows nothing new.
+        if step_number(self.run.trainer) >= 1.1 * self.drawn:
+            self._draw()
+
+    @override
+    def train_ends(self) -> None:
+        if step_number(self.run.trainer) > self.drawn:
+            self._draw()
+
+    def _draw(self) -> None:
         trainer = self.run.trainer
         if not self.draws or not self.columns or not trainer.is_global_zero:
             return
+        self.drawn = step_number(trainer)
         kinds = {name: type(module).__name__ for name, module in self.watch.modules.items()}
         drawn = {f"{name} {kinds[name]}": _stacked(columns).cpu() for name, columns in self.columns.items()}
         tag = f"activation{self.suffix}/colourful_dimension"

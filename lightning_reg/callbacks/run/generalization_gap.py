@@ -17,7 +17,7 @@ from lightning_reg.charts import Chart, draw
 from lightning_reg.core import facts
 from lightning_reg.functional.learning_curves import generalization_gap
 from lightning_reg.settings import SettingError, check_count
-from lightning_reg.tensorboard import log_picture, log_text
+from lightning_reg.tensorboard import log_picture, log_text, takes_pictures
 
 __all__ = ["GeneralizationGap"]
 
@@ -188,7 +188,8 @@ class GeneralizationGap(Callback):
         lines = summary_lines(curves, self.signals, self._samples)
         tag = f"gap{instance_suffix(trainer, self)}"
         log_text(trainer, f"{tag}/signals", "\n".join(f"    {line}" for line in lines))  # as it is, in Markdown
-        log_picture(trainer, f"{tag}/curves", draw(self._charts(trainer)), trainer.global_step)
+        if trainer.is_global_zero and any(takes_pictures(logger) for logger in trainer.loggers):
+            log_picture(trainer, f"{tag}/curves", draw(self._charts(trainer)), trainer.global_step)
         if self.verbose and trainer.is_global_zero:
             print("\n" + "\n".join(lines) + "\n")  # noqa: T201  # what it is for
 

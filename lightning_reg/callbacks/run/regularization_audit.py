@@ -1,7 +1,6 @@
 """A table of everything that regularizes a run, and of what in it works against itself."""
 
-import textwrap
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Sequence, Sized
 from itertools import groupby
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -14,6 +13,7 @@ from lightning_reg.attach.inventory import Row, take_inventory, technique_settin
 from lightning_reg.core.facts import Place
 from lightning_reg.core.lightning import callbacks_of, instance_number
 from lightning_reg.tensorboard import log_final_metrics, log_layout, log_text
+from lightning_reg.text import table
 
 __all__ = ["RegularizationAudit", "markdown_table", "text_table"]
 
@@ -133,28 +133,15 @@ def text_table(title: str, rows: Sequence[Row], found: Sequence[Contradiction]) 
     place     technique        settings
     loss      label smoothing  0.1
     """
-    width = max([len("technique"), *(len(row.technique) for row in rows)])
-    lines = [title, "", f"{'place':<10}{'technique':<{width}}  settings"]
+    cells = [["place", "technique", "settings"]]
     for place, group in groupby(rows, key=lambda row: row.place):
-        for index, row in enumerate(group):
-            start = f"{place if index == 0 else '':<10}{row.technique:<{width}}  "
-            lines += _wrapped(start, row.settings)
+        # A place is named once.
+        cells += [["" if index else place, row.technique, row.settings] for index, row in enumerate(group)]
+    lines = [title, "", *table(cells, width=_WIDTH)]
     if found:
-        lines += ["", "What works against itself"]
-        for number, each in enumerate(found, 1):
-            lines += _wrapped(f"{number:>2}. ", str(each))
+        numbered = [[f"{number}.", str(each)] for number, each in enumerate(found, 1)]
+        lines += ["", "What works against itself", *table(numbered, right=[0], width=_WIDTH)]
     return "\n".join(lines)
-
-
-def _wrapped(start: str, text: str) -> Iterator[str]:
-    yield from textwrap.wrap(
-        text,
-        _WIDTH,
-        initial_indent=start,
-        subsequent_indent=" " * len(start),
-        break_long_words=len(start) < _WIDTH // 2,
-        break_on_hyphens=False,
-    )
 
 
 def markdown_table(title: str, rows: Sequence[Row], found: Sequence[Contradiction]) -> str:

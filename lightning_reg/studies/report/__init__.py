@@ -1,6 +1,6 @@
-"""What a study shows: one page that needs no network, a table of all runs, and pictures."""
+"""What a study shows: one page that needs no network, a table of all runs, and charts."""
 
-from lightning_reg.studies.report.drawing import check_can_draw
+from lightning_reg.studies.report.figures import check_can_draw
 from lightning_reg.studies.report.numbers import number
 from lightning_reg.studies.report.words import headline
 from lightning_reg.studies.report.writing import write_report

@@ -1,27 +1,25 @@
-"""Learning curves of training and validation, a picture a variant."""
+"""Learning curves of training and validation: all variants in one chart, and a chart a variant."""
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lightning_reg.studies.outcome import Outcome
-from lightning_reg.studies.report.drawing import (
+from lightning_reg.studies.report.figures import (
     BLUE,
     GREY,
     ORANGE,
-    Picture,
+    Chart,
+    Drawing,
+    drawing,
     factor_of,
-    figure,
     file_names,
-    finished,
     label_of,
+    line_style,
     name_line,
+    thinned,
 )
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 __all__ = ["curve_names", "curves"]
 
@@ -30,59 +28,77 @@ Curve = list[tuple[float, float, float]]
 
 
 def curve_names(outcome: Outcome) -> list[str]:
-    """Returns the metrics whose curves are shown.
+    """Returns the metrics whose curves are shown: the loss, and what variants are compared by.
 
     Args:
-        outcome: With the results.
+        outcome: Of a study, complete or not.
     """
     return list(dict.fromkeys(["loss", outcome.study.metric.partition("/")[2]]))
 
 
-def curves(outcome: Outcome, name: str) -> Iterator[Picture]:
-    """Yields a picture for each variant that has curves of a metric, all of one scale.
+def curves(outcome: Outcome, name: str) -> Iterator[Chart]:
+    """Yields a chart of all variants' validation curves, and one for each variant, all of one scale.
 
     Args:
         outcome: With the results.
         name: Of the metric, without a split.
     """
-    found, files = {}, file_names(outcome.study.variants)
-    for variant in outcome.study.variants:
-        curves = [each.curves for each in outcome.results if each.variant == variant]
-        lines = {split: _mean_curve([each.get(f"{split}/{name}", ()) for each in curves]) for split in _SPLITS}
+    variants, found = list(outcome.study.variants), {}
+    for variant in variants:
+        measured = [result.curves for result in outcome.results if result.variant == variant]
+        means = {split: _mean_curve([each.get(f"{split}/{name}", ()) for each in measured]) for split in _SPLITS}
+        lines = {split: thinned(line, 4 * len(variants)) for split, line in means.items()}  # two, and their bands
         if any(lines.values()):
             found[variant] = lines
     limits = _limits([value for lines in found.values() for line in lines.values() for _, value, _ in line])
     end = max((line[-1][0] for lines in found.values() for line in lines.values() if line), default=0.0)
+    together = {variants.index(variant): lines["validation"] for variant, lines in found.items() if lines["validation"]}
+    if len(together) > 1:
+        yield _together(outcome, name, together, limits, end)
+    files = file_names(variants)
     for variant, lines in found.items():
-        yield _curve(variant, f"curve {name} {files[variant]}", name, lines, limits, end)
+        with drawing() as drawn:
+            _draw(drawn, lines, factor_of(name), factor_of(name) * (limits[1] - limits[0]))
+            _set_axes(drawn, name, limits, end)
+            ends = [f"{split} ends at {factor_of(name) * line[-1][1]:.3g}" for split, line in lines.items() if line]
+            told = f"{name} of {variant} against epochs: {', '.join(ends)}"
+            yield drawn.finished(f"curve {name} {files[variant]}", variant, told, variant=variants.index(variant))
 
 
-def _curve(
-    variant: str, file: str, name: str, lines: dict[str, Curve], limits: tuple[float, float], end: float
-) -> Picture:
-    factor = factor_of(name)
-    with figure() as (drawn, axes):
-        for split, line in lines.items():
-            if not line:
-                continue
+def _together(outcome: Outcome, name: str, lines: dict[int, Curve], limits: tuple[float, float], end: float) -> Chart:
+    with drawing(4.8, 3.0) as drawn:
+        for index, line in lines.items():
+            variant, (color, dashes, _) = outcome.study.variants[index], line_style(index)
+            x, mean = [point[0] for point in line], [factor_of(name) * point[1] for point in line]
+            (artist,) = drawn.axes.plot(x, mean, color=color, linestyle=dashes, label=variant)
+            drawn.series(artist, f"{variant}, validation", variant=index)
+        _set_axes(drawn, name, limits, end)
+        told = f"{name} of all variants on the validation part against epochs"
+        return drawn.finished(f"curves {name}", "Validation, all variants", told, legend=list(lines))
+
+
+def _draw(drawn: Drawing, lines: dict[str, Curve], factor: float, height: float) -> None:
+    for split, line in lines.items():
+        if line:
             x, mean, spread = (np.array(each) for each in zip(*line, strict=True))
-            axes.plot(x, factor * mean, color=_SPLITS[split])
+            (artist,) = drawn.axes.plot(x, factor * mean, color=_SPLITS[split])
+            drawn.series(artist, split)
             low, high = factor * (mean - spread), factor * (mean + spread)
-            axes.fill_between(x, low, high, color=_SPLITS[split], alpha=0.25, linewidth=0)
-        ends = {split: (line[-1][0], factor * line[-1][1]) for split, line in lines.items() if line}
-        _name_ends(axes, ends, factor * (limits[1] - limits[0]))
-        if all(lines.values()):
-            train, validation = ({x: factor * value for x, value, _ in lines[split]} for split in _SPLITS)
-            both = [x for x in train if x in validation]
-            axes.fill_between(
-                both, [train[x] for x in both], [validation[x] for x in both], color=GREY, alpha=0.2, linewidth=0
-            )
-        axes.set_ylim(factor * limits[0], factor * limits[1])
-        axes.set_xlabel("epoch")
-        axes.set_ylabel(label_of(name))
-        told = ", ".join(f"{split} ends at {y:.3g}" for split, (_, y) in ends.items())
-        axes.set_xlim(-0.02 * end, 1.02 * end or 1)
-        return finished(drawn, file, variant, f"{name} of {variant} against epochs: {told}")
+            drawn.axes.fill_between(x, low, high, color=_SPLITS[split], alpha=0.25, linewidth=0)
+    ends = {split: (line[-1][0], factor * line[-1][1]) for split, line in lines.items() if line}
+    _name_ends(drawn, ends, height)
+    if all(lines.values()):
+        train, validation = ({x: factor * value for x, value, _ in lines[split]} for split in _SPLITS)
+        both = [x for x in train if x in validation]
+        between = [train[x] for x in both], [validation[x] for x in both]
+        drawn.axes.fill_between(both, *between, color=GREY, alpha=0.2, linewidth=0)
+
+
+def _set_axes(drawn: Drawing, name: str, limits: tuple[float, float], end: float) -> None:
+    drawn.axes.set_ylim(factor_of(name) * limits[0], factor_of(name) * limits[1])
+    drawn.axes.set_xlim(-0.02 * end, 1.02 * end or 1)
+    drawn.axes.set_xlabel("epoch")
+    drawn.axes.set_ylabel(label_of(name))
 
 
 def _mean_curve(curves: Sequence[Sequence[Sequence[float]]]) -> Curve:
@@ -107,9 +123,9 @@ def _limits(values: Sequence[float]) -> tuple[float, float]:
     return float(low - margin), float(top + margin)
 
 
-def _name_ends(axes: "Axes", ends: dict[str, tuple[float, float]], height: float) -> None:
+def _name_ends(drawn: Drawing, ends: dict[str, tuple[float, float]], height: float) -> None:
     """Names lines where they end, one above the other where they end near one another."""
     ranked = sorted(ends, key=lambda split: ends[split][1])
     near = len(ranked) > 1 and ends[ranked[-1]][1] - ends[ranked[0]][1] < 0.08 * height
     for rank, split in enumerate(ranked):
-        name_line(axes, *ends[split], split, _SPLITS[split], (10 * rank - 5) if near else 0)
+        name_line(drawn.axes, *ends[split], split, _SPLITS[split], (10 * rank - 5) if near else 0)

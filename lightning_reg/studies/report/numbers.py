@@ -5,14 +5,14 @@ import math
 from lightning_reg.attach.metric_names import is_accuracy
 from lightning_reg.studies.statistics import Comparison
 
-__all__ = ["difference_in_words", "duration", "number", "p_value", "readable"]
+__all__ = ["difference_in_words", "number", "p_value", "readable"]
 
 
 def readable(metric: str) -> str:
     """Returns a metric's name as one would say it.
 
     Args:
-        metric: Its name.
+        metric: Its name, with or without the split.
 
     >>> readable("test/accuracy"), readable("bias_squared")
     ('test accuracy', 'bias squared')
@@ -73,20 +73,3 @@ def p_value(p: float) -> str:
     if math.isnan(p):
         return "–"
     return "< .001" if p < 0.001 else f"{p:.3f}".removeprefix("0") if p < 1 else "1"
-
-
-def duration(seconds: float) -> str:
-    """Returns a time in its own unit.
-
-    Args:
-        seconds: How long.
-
-    >>> duration(0.0213), duration(3.21), duration(125), duration(7300)
-    ('21 ms', '3.2 s', '2 min 5 s', '2 h 1 min')
-    """
-    if seconds < 1:
-        return f"{1000 * seconds:.0f} ms"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,13 +1,14 @@
 """Writing a study's report."""
 
 import csv
-import os
+import io
 from pathlib import Path
 
+from lightning_reg.files import write_atomically
 from lightning_reg.studies.outcome import Outcome
-from lightning_reg.studies.report.drawing import write_pictures
+from lightning_reg.studies.report.charts import sections
+from lightning_reg.studies.report.figures import check_can_draw
 from lightning_reg.studies.report.page import page
-from lightning_reg.studies.report.pictures import sections
 
 __all__ = ["write_report"]
 
@@ -26,29 +27,30 @@ def write_report(outcome: Outcome, folder: Path) -> Path:
         SettingError: If there is no matplotlib.
         OSError: If the folder can't be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_table(outcome, folder / "results.csv")
+    check_can_draw()
+    plots = folder / "plots"
+    plots.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "results.csv", _runs(outcome))
     drawn = list(sections(outcome))
-    write_pictures([picture for _, _, pictures in drawn for picture in pictures], folder / "plots")
+    charts = {f"{chart.name}.png": chart.png for section in drawn for chart in section.charts}
+    for old in plots.glob("*.png"):
+        if old.name not in charts:
+            old.unlink(missing_ok=True)
+    for name, png in charts.items():
+        (plots / name).write_bytes(png)
     path = folder / "report.html"
-    _replace(path, page(outcome, drawn))
+    write_atomically(path, page(outcome, drawn))
     return path
 
 
-def _write_table(outcome: Outcome, path: Path) -> None:
+def _runs(outcome: Outcome) -> str:
+    """Returns a line of comma-separated values for each run."""
     metrics = list(dict.fromkeys(name for each in outcome.results for name in each.metrics))
     order = {variant: index for index, variant in enumerate(outcome.study.variants)}
-    beside = path.with_suffix(".tmp")
-    with beside.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["variant", "seed", *metrics, "seconds"])
-        for each in sorted(outcome.results, key=lambda each: (order[each.variant], each.seed)):
-            values = [repr(each.metrics[name]) if name in each.metrics else "" for name in metrics]
-            writer.writerow([each.variant, each.seed, *values, f"{each.seconds:.3f}"])
-    os.replace(beside, path)
-
-
-def _replace(path: Path, text: str) -> None:
-    beside = path.with_suffix(".tmp")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["variant", "seed", *metrics, "seconds"])
+    for each in sorted(outcome.results, key=lambda each: (order[each.variant], each.seed)):
+        values = [repr(each.metrics[name]) if name in each.metrics else "" for name in metrics]
+        writer.writerow([each.variant, each.seed, *values, f"{each.seconds:.3f}"])
+    return text.getvalue()

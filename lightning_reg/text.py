@@ -1,0 +1,64 @@
+"""Plain text for terminals: tables with aligned columns, durations."""
+
+import textwrap
+from collections.abc import Sequence
+
+__all__ = ["duration", "table"]
+
+
+def table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = (), indent: str = "", width: int = 0) -> list[str]:
+    r"""Aligns cells in columns that are two spaces apart.
+
+    Args:
+        rows: Cells by row, the same number in each; a header is a row like any other.
+        right: Indices of the columns that are aligned to the right, as numbers are.
+        indent: What every line begins with.
+        width: Wrap the last column so that lines have at most this many characters; don't wrap where 0.
+
+    Returns:
+        The lines, without spaces at their ends.
+
+    >>> print("\n".join(table([["layer", "mean"], ["network.0", "0.1"]], right=[1])))
+    layer      mean
+    network.0   0.1
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.rjust(size) if index in right else cell.ljust(size)
+            for index, (cell, size) in enumerate(zip(row, widths, strict=True))
+        ]
+        line = indent + "  ".join(cells).rstrip()
+        if width and len(line) > width:
+            start = indent + "".join(f"{cell}  " for cell in cells[:-1])
+            # Where the first columns fill most of the line, a long word goes beyond it rather than into pieces.
+            long_words = len(start) < width // 2
+            lines += textwrap.wrap(
+                row[-1],
+                width,
+                initial_indent=start,
+                subsequent_indent=" " * len(start),
+                break_long_words=long_words,
+                break_on_hyphens=False,
+            )
+        else:
+            lines.append(line)
+    return lines
+
+
+def duration(seconds: float) -> str:
+    """Returns a time in milliseconds, seconds, minutes or hours, by how long it is.
+
+    Args:
+        seconds: At least 0.
+
+    >>> duration(0.0213), duration(3.21), duration(125), duration(7300)
+    ('21 ms', '3.2 s', '2 min 5 s', '2 h 1 min')
+    """
+    if round(1000 * seconds) < 1000:
+        return f"{1000 * seconds:.0f} ms"
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,1 @@
+"""Projects that know nothing of us, and every callback attached to each."""

@@ -1,0 +1,69 @@
+"""What a technique may refuse, and with which words; everything else it has to train."""
+
+from fnmatch import fnmatchcase
+
+ANY = ("*",)
+MANUAL = (
+    "GAN that toggles",
+    "critic that steps more often",
+    "shared trunk",
+    "carries recurrent state",
+    "scheduler by hand",
+)
+RECURRENT = ("carries recurrent state*",)
+WITHOUT_LABELS = (
+    "GAN that toggles",
+    "critic*",
+    "batch a tensor",
+    "variational",
+    "momentum encoder*",
+    "centered teacher",
+)
+BEFORE_THE_STEP = (
+    "*Penalty*",
+    "Gradient*",
+    "SharpnessAwareMinimization*",
+)
+
+# Globs over techniques and over projects, and what the sentence has to say.
+REFUSALS = [
+    # A loss that is handed to manual_backward, or a step that makes several, is nobody else's.
+    (("ActivityPenalty", "ConfidencePenalty", "SharpnessAwareMinimization*"), MANUAL, "automatic_optimization"),
+    (("SharpnessAwareMinimization*",), ("step with an iterator",), "dataloader_iter"),
+    (BEFORE_THE_STEP, ("LBFGS",), "LBFGS"),
+    # What isn't in the batch or the loss can't be mixed.
+    (("BatchMixing*",), WITHOUT_LABELS, "the loss must be computed by a function of torch's"),
+    (("BatchMixing*",), ("focal loss",), "loss"),
+    (("BatchMixing*",), ("batch of graphs",), "as many samples"),
+    (("BatchMixing*", "BatchPicture"), ("step with an iterator",), "input_key"),
+    (("ConfidencePenalty",), ("batch a tensor", "variational", "centered teacher"), "cross_entropy"),
+    # One clips, not two.
+    (("GradientClipping*",), ("looks at clipping",), "gradient_clip_val must be left out"),
+    (("GradientClipping*",), ("scheduler by hand",), "clip_gradients must not be called"),
+    # Layers that there aren't.
+    (("ConcreteDropoutPenalty",), ANY, "must have a layer of ConcreteDropout"),
+    (("FreezeBatchNorm",), (*RECURRENT, "transformer"), "BatchNorm"),
+    (("ReplaceNorm",), (*RECURRENT, "transformer"), "matches no module"),
+    (("DropoutSchedule",), RECURRENT, "must have a layer with a rate above 0"),
+    (("InsertDropBlock",), ANY, "Conv2d"),
+    (("InsertDropConnect", "SpectralNormalization", "WeightStandardization"), ("low-rank adapters",), "must name"),
+    (("InsertDropConnect",), ("low-rank adapters",), "chooses LowRankLinear"),
+    (("GroupLassoPenalty*",), ("convolutions",), "a grouped convolution"),
+    # Statistics of data that the step alone can read, or that has no end.
+    (("StochasticWeightAverage*",), (*MANUAL, "step with an iterator"), "buffers must be 'copy' or 'average'"),
+    (("StochasticWeightAverage*",), ("iterable data", "endless data"), "buffers must be 'copy' or 'average'"),
+    (("StochasticWeightAverage*",), ("endless data",), "epoch"),
+    (("* scheduled",), ("endless data",), "schedule.duration"),
+    (("GeneralizationGap",), ("iterable data", "endless data"), "must be a DataLoader over a data set with a length"),
+    (ANY, ("complex weights",), "complex"),
+]
+
+
+def may_refuse(name, project, text):
+    """Whether a technique may refuse a project with this text."""
+    return any(
+        words in text
+        and any(fnmatchcase(name, glob) for glob in techniques)
+        and any(fnmatchcase(project, glob) for glob in projects)
+        for techniques, projects, words in REFUSALS
+    )
