@@ -1,6 +1,21 @@
 """What many tests need."""
 
-from lightning.pytorch import Trainer
+import importlib
+import os
+
+from lightning import pytorch
+
+# The conformance suite runs on the other package, too: LIGHTNING_PACKAGE=pytorch_lightning.
+PACKAGE = os.environ.get("LIGHTNING_PACKAGE", "lightning.pytorch")
+
+
+def of_package(kind):
+    """Returns a class of lightning, or the same class of the package that is tested."""
+    module = importlib.import_module(kind.__module__.replace("lightning.pytorch", PACKAGE))
+    return getattr(module, kind.__name__)
+
+
+Trainer = of_package(pytorch.Trainer)
 
 
 def quiet_trainer(*callbacks, **settings):

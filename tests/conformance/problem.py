@@ -6,13 +6,15 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningModule
-from lightning.pytorch.plugins import MixedPrecision
+from lightning import pytorch
+from lightning.pytorch import plugins
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_reg.attach.selection import plain_name
-from tests.helpers import quiet_trainer
+from tests.helpers import of_package, quiet_trainer
+
+LightningModule, MixedPrecision = of_package(pytorch.LightningModule), of_package(plugins.MixedPrecision)
 
 EPOCHS = 3
 BATCHES = 6  # with accumulation over 4 the last window has 2

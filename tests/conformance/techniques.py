@@ -52,6 +52,10 @@ from lightning_reg.callbacks import (
 from lightning_reg.nn import ConcreteDropout
 from lightning_reg.transforms import Mixup
 from tests.conformance.problem import BATCHES, EPOCHS, LEARNING_RATE, Network, Textbook, matrices, network, trainable
+from tests.helpers import PACKAGE
+
+if PACKAGE == "pytorch_lightning":
+    from lightning_reg.pytorch_lightning import BestWeightsEarlyStopping
 
 OFF = StrengthSchedule(kind="constant", end=0.0)
 UNTRAINED = ("network.frozen.*",)

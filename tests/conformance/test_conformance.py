@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock
+from lightning import pytorch
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_reg import callbacks
 from lightning_reg.settings import SettingError
@@ -28,6 +28,9 @@ from tests.conformance.problem import (
     weights_of,
 )
 from tests.conformance.techniques import TECHNIQUES, as_list
+from tests.helpers import of_package
+
+ModelCheckpoint = of_package(pytorch.callbacks.ModelCheckpoint)
 
 MATRIX = [
     Setting(precision, accumulate, clip, compiled)

@@ -5,11 +5,14 @@ import traceback
 from pathlib import Path
 
 import torch
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch import strategies
 from torch.utils.data import DataLoader, DistributedSampler
 
 from tests.conformance.problem import BATCH_SIZE, SomebodysModule, samples, weights_of
 from tests.conformance.techniques import TECHNIQUES
+from tests.helpers import of_package
+
+DDPStrategy = of_package(strategies.DDPStrategy)
 
 
 def run(name, setting, path):
