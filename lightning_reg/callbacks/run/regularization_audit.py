@@ -1,9 +1,10 @@
 """A table of everything that regularizes a run, and of what in it works against itself."""
 
 from collections.abc import Sequence, Sized
+from dataclasses import dataclass, field
 from itertools import groupby
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from typing_extensions import override
 
@@ -12,6 +13,9 @@ from lightning_reg.attach.contradictions import Contradiction, contradictions, m
 from lightning_reg.attach.inventory import Row, take_inventory, technique_settings
 from lightning_reg.core.facts import Place
 from lightning_reg.core.lightning import callbacks_of, instance_number
+from lightning_reg.core.session import Session
+from lightning_reg.core.step import Run
+from lightning_reg.core.technique import Technique
 from lightning_reg.tensorboard import log_final_metrics, log_layout, log_text
 from lightning_reg.text import table
 
@@ -20,7 +24,7 @@ __all__ = ["RegularizationAudit", "markdown_table", "text_table"]
 _WIDTH = 100
 
 
-class RegularizationAudit(Callback):
+class RegularizationAudit(Technique):
     """Says what regularizes a run, all of it in one table, and what in it works against itself.
 
     What it does: when training starts it looks through the trainer, the module, the optimizers and the data for all
@@ -60,56 +64,94 @@ class RegularizationAudit(Callback):
     only_watches = True  # the audit leaves out what changes nothing
 
     def __init__(self, *, verbose: bool = True, warn: bool = True, final_metrics: bool = True) -> None:
+        super().__init__()
         self.verbose = verbose
         self.warn = warn
         self.final_metrics = final_metrics
-        self.rows: list[Row] = []
-        self.contradictions: list[Contradiction] = []
-        self._has_validated = self._has_checked = False
+
+    @property
+    def rows(self) -> list[Row]:
+        """What the latest fit is regularized by."""
+        return [] if self.last_result is None else list(self.last_result.rows)
+
+    @property
+    def contradictions(self) -> list[Contradiction]:
+        """What in the latest fit works against itself."""
+        return [] if self.last_result is None else list(self.last_result.contradictions)
 
     @override
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._has_validated = self._has_checked = False
-        self.rows, self.contradictions = [], []
-        if instance_number(trainer, self) > 0:  # as a configuration and its overlay may each bring one
-            self._has_checked = True
+    def new_session(self, run: Run) -> "AuditSession":
+        return AuditSession(self, run)
+
+
+@dataclass(frozen=True)
+class AuditResult:
+    """What an audit has found."""
+
+    rows: tuple[Row, ...]
+    contradictions: tuple[Contradiction, ...]
+
+
+@dataclass(eq=False)
+class AuditSession(Session[RegularizationAudit]):
+    """One fit. A configuration and its overlay may each bring an audit: the first speaks."""
+
+    is_first: bool = field(init=False)
+    rows: list[Row] = field(default_factory=list)
+    contradictions: list[Contradiction] = field(default_factory=list)
+    has_validated: bool = False
+    has_checked: bool = False  # whether what is watched is logged
+
+    def __post_init__(self) -> None:
+        self.is_first = instance_number(self.run.trainer, self.technique) == 0
+
+    @override
+    def result(self) -> AuditResult:
+        return AuditResult(tuple(self.rows), tuple(self.contradictions))
+
+    @override
+    def train_starts(self) -> None:
+        technique, trainer, module = self.technique, self.run.trainer, self.run.module
+        if not self.is_first:
             return
-        found = take_inventory(trainer, pl_module)
+        found = take_inventory(trainer, module)
         self.rows = found.rows
-        self.contradictions = contradictions(found) if self.warn else []
-        title = _title(trainer, pl_module)
+        self.contradictions = contradictions(found) if technique.warn else []
+        title = _title(trainer, module)
         log_text(trainer, "audit/regularization", markdown_table(title, self.rows, self.contradictions))
         log_layout(trainer, charts_for(callbacks_of(trainer)))
-        if not self.verbose:
+        if not technique.verbose:
             for each in self.contradictions:
                 rank_zero_warn(str(each))
         elif trainer.is_global_zero:
             print("\n" + text_table(title, self.rows, self.contradictions) + "\n")  # noqa: T201  # what it is for
 
     @override
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._has_validated = self._has_validated or not trainer.sanity_checking
+    def validation_ends(self) -> None:
+        self.has_validated = self.has_validated or not self.run.trainer.sanity_checking
 
     @override
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._has_checked or not (self._has_validated or not trainer.enable_validation):
+    def epoch_ends(self) -> None:
+        trainer = self.run.trainer
+        if not self.is_first or self.has_checked or not (self.has_validated or not trainer.enable_validation):
             return
-        self._has_checked = True
-        if self.warn:
+        self.has_checked = True
+        if self.technique.warn:
             for each in monitors_not_logged(callbacks_of(trainer), sorted(trainer.callback_metrics)):
                 self.contradictions.append(each)
                 rank_zero_warn(str(each))
 
     @override
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.final_metrics and instance_number(trainer, self) == 0:
+    def ends(self, exception: BaseException | None) -> None:
+        trainer = self.run.trainer
+        if self.technique.final_metrics and self.is_first and exception is None:
             metrics = {
                 f"final/{name.replace('/', '_')}": value.item()
                 for name, value in trainer.callback_metrics.items()
                 if value.numel() == 1
             }
             data = getattr(trainer, "datamodule", None)
-            log_final_metrics(trainer, pl_module, data, metrics, technique_settings(trainer))
+            log_final_metrics(trainer, self.run.module, data, metrics, technique_settings(trainer))
 
 
 def _title(trainer: Trainer, pl_module: LightningModule) -> str:
