@@ -1,152 +1,361 @@
-"""BatchNorm's statistics for weights that nobody has trained with, from forward passes over the training data."""
+"""BatchNorm's statistics for weights that nobody has trained with, from the inputs that modules had in training."""
 
-import copy
-import itertools
-import math
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import CombinedLoader
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
-from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._pytree import tree_map
-from torch.utils.data import DataLoader
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from torchmetrics import Metric
 
-from lightning_reg.core.wrapping import around, inside
-from lightning_reg.settings import SettingError
+from lightning_reg.attach.selection import plain_name
+from lightning_reg.core.copying import deep_copy
+from lightning_reg.core.lightning import compiled_call, is_compiled
+from lightning_reg.core.step import Run
 
-__all__ = ["check_recomputable", "recompute_statistics", "trained_norms"]
+__all__ = ["RememberedInputs", "recomputed_statistics", "trained_norms"]
+
+_MOST_BYTES = 2**29  # some 10,000 images of CIFAR's size at the least, or 900 of ImageNet's
+_PLAIN = (type(None), bool, int, float, str)
 
 
-def trained_norms(module: nn.Module) -> list[_BatchNorm]:
+def trained_norms(module: nn.Module) -> dict[str, _BatchNorm]:
     """Returns the BatchNorm layers whose running statistics follow the data at this moment: frozen ones don't.
 
     Args:
         module: In training mode.
     """
-    return [
-        each
-        for each in module.modules()
-        if isinstance(each, _BatchNorm) and each.training and each.running_mean is not None
-    ]
+    return {name: norm for name, norm in _norms(module).items() if norm.training}
 
 
-def check_recomputable(trainer: Trainer, pl_module: LightningModule, technique: str) -> None:
-    """Raises if training data can't be passed through the module without training it.
+def _norms(module: nn.Module) -> dict[str, _BatchNorm]:
+    return {
+        name: part
+        for name, part in module.named_modules()
+        if isinstance(part, _BatchNorm) and part.running_mean is not None
+    }
+
+
+@dataclass
+class _Call:
+    """One call of a module by the training step.
+
+    Attributes:
+        name: Of the module; empty for the LightningModule's own ``forward``.
+        args: Copies of what it was called with.
+        kwargs: Likewise.
+        moved: Which tensors among them, counted through both, are brought back to an accelerator.
+        chained: Which of them are the output of an earlier call: number of the call and of the output.
+    """
+
+    name: str
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    moved: list[int] = field(default_factory=list)
+    chained: dict[int, tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def leaves(self) -> list[Any]:
+        """What it was called with, without the containers."""
+        return tree_leaves((self.args, self.kwargs))
+
+
+class RememberedInputs:
+    """What the training step called modules with, in the batches of an epoch so far; the latest where that is much.
+
+    The outermost calls are remembered: of the whole module, or of networks that it consists of, whose output may be the
+    input of the next. So BatchNorm's statistics can be computed for other weights without the training step, which may
+    count, log, move a teacher or take labels out of the batch. The inputs are on the host; hooks are there only where
+    the module has BatchNorm.
 
     Args:
-        trainer: When training starts.
-        pl_module: The module.
-        technique: Named in the message.
-
-    Raises:
-        SettingError: With what to do instead.
+        run: The fit.
     """
-    step = pl_module.training_step
-    if not pl_module.automatic_optimization or is_param_in_hook_signature(step, "dataloader_iter", explicit=True):
-        raise SettingError(
-            f"buffers must be 'copy' or 'average' with {technique} where the training step itself optimizes or fetches "
-            "batches, but is 'recompute'"
+
+    def __init__(self, run: Run) -> None:
+        self.steps: deque[list[_Call]] = deque()
+        self._bytes = 0
+        self.norms: list[str] = []  # those that were trained in the latest step
+        self.epoch = -1
+        self._run = run
+        self._wanted = self._recording = False
+        self._depth = 0
+        self._names: dict[nn.Module, str] = {}
+        self._norms_in: dict[str, list[tuple[str, _BatchNorm]]] = {}  # by name of a module that is called
+        self._calls: list[_Call | None] = []  # None where it can't be repeated
+        self._outputs: dict[int, tuple[Tensor, int, int, int]] = {}  # tensor, its version, call, number
+        self._estimated: set[str] = set()
+        self._warned: set[str] = set()
+
+    def watch(self) -> None:
+        """Begins to see calls, before anything is compiled; nothing is hooked onto where there is no BatchNorm."""
+        module, norms = self._run.module, _norms(self._run.module)
+        if not norms:
+            return
+        modules = dict(module.named_modules())
+        before, after = torch.compiler.disable(self._before), torch.compiler.disable(self._after)  # type: ignore[no-untyped-call]
+        for name in filter(modules.__contains__, _called(module, norms)):  # a module that is shared has one name
+            self._names[modules[name]] = name
+            self._norms_in[name] = [(each, norm) for each, norm in norms.items() if _is_within(each, name)]
+            if compiled := compiled_call(modules[name]):
+                self._run.around(modules[name], compiled, self._around(name))
+                continue
+            self._run.until_end(modules[name].register_forward_pre_hook(before, prepend=True, with_kwargs=True))
+            self._run.until_end(modules[name].register_forward_hook(after, with_kwargs=True, always_call=True))
+        self._run.around(module, "training_step", self._training_step)
+
+    def batch_starts(self, *, wanted: bool) -> None:
+        """Begins a batch, and forgets those of another epoch.
+
+        Args:
+            wanted: Whether its inputs are to be remembered.
+        """
+        self._wanted = wanted
+        if wanted and self.epoch != self._run.trainer.current_epoch:
+            self.epoch = self._run.trainer.current_epoch
+            self.steps.clear()
+            self._bytes = 0
+
+    def batch_ends(self) -> None:
+        """Keeps the calls of the batch that BatchNorm's inputs depend on."""
+        calls, self._calls = _needed(self._calls, self._norms_in), []
+        self._outputs = {}
+        if not calls:
+            return
+        self.norms = [name for name, norm in self._norms_in[""] if norm.training]
+        self.steps.append(calls)
+        self._bytes += _size(calls)
+        while len(self.steps) > 1 and self._bytes > _MOST_BYTES:
+            self._bytes -= _size(self.steps.popleft())
+        if self._estimated - self._warned:
+            self._warned |= self._estimated
+            rank_zero_warn(
+                f"BatchNorm's statistics in {', '.join(sorted(self._estimated))} are only estimated for averaged "
+                "weights: training_step computes inputs from outputs of other modules, which can't be repeated; do so "
+                "in forward, or choose buffers='average'"
+            )
+
+    # What is seen
+
+    def _training_step(self, inner: Any, *args: Any, **kwargs: Any) -> Any:
+        self._calls, self._outputs, self._depth = [], {}, 0  # of a batch that is run again the latest
+        self._recording = self._wanted
+        try:
+            return inner(*args, **kwargs)
+        finally:
+            self._recording = False
+
+    def _around(self, name: str) -> Any:
+        def call(inner: Any, *args: Any, **kwargs: Any) -> Any:
+            self._enter(name, args, kwargs)
+            output = None
+            try:
+                output = inner(*args, **kwargs)
+            finally:
+                self._leave(output)
+            return output
+
+        return call
+
+    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._enter(self._names[module], args, kwargs)
+
+    def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        self._leave(output)
+
+    def _enter(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not self._recording:
+            return
+        self._depth += 1
+        if self._depth == 1:
+            self._calls.append(self._call(name, args, kwargs))
+
+    def _leave(self, output: Any) -> None:
+        if not self._recording:
+            return
+        self._depth -= 1
+        if self._depth == 0 and self._calls[-1] is not None:
+            for number, leaf in enumerate(tree_leaves(output)):
+                if isinstance(leaf, Tensor) and not leaf.is_inference():  # whose changes nobody counts
+                    self._outputs[id(leaf)] = leaf, leaf._version, len(self._calls) - 1, number
+
+    def _call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call | None:
+        call = _Call(name)
+        leaves, spec = tree_flatten((args, kwargs))
+        has_norms = any(norm.training for _, norm in self._norms_in[name])
+        for index, leaf in enumerate(leaves):
+            if not isinstance(leaf, Tensor):
+                leaves[index] = leaf if isinstance(leaf, _PLAIN) else deep_copy(leaf, {})
+                continue
+            found = self._outputs.get(id(leaf))
+            if found is not None and found[1] == leaf._version:
+                call.chained[index] = found[2:]
+                leaves[index] = None
+                continue
+            if leaf.grad_fn is not None:
+                if not has_norms:
+                    return None
+                self._estimated.add(name or "forward")
+            if leaf.device.type != "cpu":
+                call.moved.append(index)
+            leaves[index] = _aside(leaf)
+        call.args, call.kwargs = tree_unflatten(leaves, spec)
+        return call
+
+    # Checkpoints
+
+    def kept(self) -> dict[str, Any]:
+        """Returns what a checkpoint within an epoch keeps; between epochs nothing is needed."""
+        steps = (
+            [] if self._run.trainer.is_last_batch else [[dict(vars(call)) for call in calls] for calls in self.steps]
         )
-    if math.isinf(trainer.num_training_batches):
-        raise SettingError(
-            f"buffers must be 'copy' or 'average' with {technique} where an epoch has no end, but is 'recompute'; or "
-            "set limit_train_batches of the Trainer"
-        )
+        if not all(_is_plain(call) for calls in steps for call in calls):
+            steps = []  # objects of the user's; a checkpoint has to load with weights_only
+        if steps and torch.cuda.is_available():
+            torch.cuda.synchronize()  # copies to the host are under way
+        return {"epoch": self.epoch, "norms": list(self.norms), "steps": steps}
+
+    def load(self, kept: Mapping[str, Any]) -> None:
+        """Takes what :meth:`kept` returned."""
+        self.epoch, self.norms = kept["epoch"], list(kept["norms"])
+        self.steps = deque([_Call(**call) for call in calls] for calls in kept["steps"])
+        self._bytes = sum(map(_size, self.steps))
 
 
-def recompute_statistics(trainer: Trainer, pl_module: LightningModule, norms: Iterable[_BatchNorm]) -> None:
-    """Replaces running means and variances by those of one epoch of training batches, with the weights as they are.
+def recomputed_statistics(trainer: Trainer, module: LightningModule, inputs: RememberedInputs) -> dict[str, Tensor]:
+    """Returns running statistics of BatchNorm as they are for remembered inputs, with the weights of a module.
 
     Every batch weighs the same, as in ``torch.optim.swa_utils.update_bn``. All else is in evaluation mode: dropout
-    would change the variance. The batches go through ``training_step``, because not every module has a ``forward``;
-    nothing is logged, and metrics count nothing.
+    would change the variance.
 
     Args:
         trainer: That fits.
-        pl_module: With the weights that the statistics are for.
-        norms: The layers that get them.
+        module: A copy of its module, with the weights that the statistics are for.
+        inputs: Of the training steps.
+
+    Returns:
+        Means, variances and counters by name; of layers that no input reached, nothing.
     """
-    norms = list(norms)
-    if not norms:
-        return
-    modes = {each: each.training for each in pl_module.modules()}
-    momenta = {each: each.momentum for each in norms}
-    stage = trainer.state.stage
+    norms = {name: norm for name, norm in _norms(module).items() if name in inputs.norms}
+    modes = {part: part.training for part in module.modules()}
+    momenta = {norm: norm.momentum for norm in norms.values()}
+    count = len(inputs.steps)
+    if trainer.world_size > 1:  # synchronized layers wait for one another
+        least = trainer.strategy.reduce(torch.tensor(count, device=trainer.strategy.root_device), reduce_op="min")
+        count = int(torch.as_tensor(least))
+    if not norms or not count:
+        return {}
     try:
-        pl_module.eval()
-        trainer.validating = True  # a data module that mixes batches does it in training
-        for each in norms:
-            each.training = True
-            each.reset_running_stats()
-            each.momentum = None  # a cumulative mean
-        with torch.inference_mode(False), torch.no_grad(), isolate_rng(), _unnoticed(pl_module):
-            for batch, index in _batches(trainer):
-                _forward(trainer, pl_module, batch, index)
-            for each in norms:
-                _mean_over_processes(trainer, each)
+        module.eval()
+        for norm in norms.values():
+            norm.training = True
+            norm.reset_running_stats()
+            norm.momentum = None  # a cumulative mean
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+            isolate_rng(),
+            torch.compiler.set_stance("force_eager"),
+            trainer.precision_plugin.forward_context(),
+        ):
+            for calls in list(inputs.steps)[-count:]:
+                _repeat(module, calls, trainer.strategy.root_device)
+        return dict(_statistics(trainer, norms))
     finally:
-        trainer.state.stage = stage
         for norm, momentum in momenta.items():
             norm.momentum = momentum
         for part, training in modes.items():
             part.training = training
 
 
-def _batches(trainer: Trainer) -> Iterator[tuple[Any, int]]:
-    """Those of an epoch, by iterators of their own: the fit may be in the middle of its epoch."""
-    combined = trainer.fit_loop._combined_loader
-    if combined is None:
-        return
-    loader = CombinedLoader(tree_map(_beside, combined.iterables), combined._mode)
-    iter(loader)
-    for batch, index, _ in itertools.islice(loader, int(trainer.num_training_batches)):
-        yield batch, index
+def _repeat(module: nn.Module, calls: list[_Call], device: torch.device) -> None:
+    outputs: list[list[Any]] = []
+    for call in calls:
+        leaves, spec = tree_flatten((call.args, call.kwargs))
+        for index in call.moved:
+            leaves[index] = leaves[index].to(device, non_blocking=True)
+        for index, (source, number) in call.chained.items():
+            leaves[index] = outputs[source][number]
+        args, kwargs = tree_unflatten(leaves, spec)
+        outputs.append(tree_leaves(module.get_submodule(call.name)(*args, **kwargs)))
 
 
-def _beside(loader: Any) -> Any:
-    if not isinstance(loader, DataLoader):
-        return loader
-    other = copy.copy(loader)
-    other._iterator = None  # workers that persist are in the middle of something else
-    return other
+def _statistics(trainer: Trainer, norms: Mapping[str, _BatchNorm]) -> Iterator[tuple[str, Tensor]]:
+    for name, norm in norms.items():
+        if not norm.num_batches_tracked:
+            continue
+        for key, buffer in norm.named_buffers(recurse=False):
+            value = buffer.clone()
+            if trainer.world_size > 1 and value.is_floating_point():
+                value = torch.as_tensor(trainer.strategy.reduce(value, reduce_op="mean"))
+            yield plain_name(f"{name}.{key}" if name else key), value
 
 
-def _forward(trainer: Trainer, pl_module: LightningModule, batch: Any, index: int) -> None:
-    batch = trainer.precision_plugin.convert_input(batch)
-    batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
-    batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
-    step = inside(pl_module, "training_step")  # loss terms and mixed batches are for training
-    takes_index = is_param_in_hook_signature(step, "batch_idx", min_args=2)
-    with trainer.precision_plugin.forward_context():
-        step(*((batch, index) if takes_index else (batch,)))
+# Which calls
 
 
-def _mean_over_processes(trainer: Trainer, norm: _BatchNorm) -> None:
-    if trainer.world_size > 1:
-        for buffer in (norm.running_mean, norm.running_var):
-            if isinstance(buffer, Tensor):
-                reduced = trainer.strategy.reduce(buffer, reduce_op="mean")
-                buffer.copy_(torch.as_tensor(reduced))
+def _called(module: nn.Module, norms: Mapping[str, _BatchNorm]) -> list[str]:
+    """Returns the names of modules that a training step may call: networks, and whatever has BatchNorm in it."""
+    names = {"", *_networks(module)}
+    for name in norms:
+        parts = name.split(".")
+        names |= {".".join(parts[:end]) for end in range(1, len(parts) + 1)}
+    compiled = [name for name, part in module.named_modules() if name and is_compiled(part)]
+    # What is within something compiled is a part of its code, and never outermost.
+    return [name for name in names if not any(name != outer and _is_within(name, outer) for outer in compiled)]
 
 
-@contextmanager
-def _unnoticed(pl_module: LightningModule) -> Iterator[None]:
-    """Logs nothing, and leaves metrics as they were."""
-    metrics = [each for each in pl_module.modules() if isinstance(each, Metric)]
-    before = [(each._copy_state_dict(), each._update_count, each._computed, each._forward_cache) for each in metrics]
-    muted = around(pl_module, "log", lambda *_, **__: None)
-    try:
-        yield
-    finally:
-        muted.remove()
-        for metric, (state, count, computed, last) in zip(metrics, before, strict=True):
-            for name, value in state.items():
-                setattr(metric, name, value)
-            metric._update_count, metric._computed, metric._forward_cache = count, computed, last
+def _networks(module: nn.Module, prefix: str = "") -> Iterator[str]:
+    for name, child in module.named_children():
+        if isinstance(child, (nn.ModuleList, nn.ModuleDict)):
+            yield from _networks(child, f"{prefix}{name}.")
+        elif not isinstance(child, Metric):
+            yield f"{prefix}{name}"
+
+
+def _is_within(name: str, outer: str) -> bool:
+    return not outer or name == outer or name.startswith(f"{outer}.")
+
+
+def _needed(calls: list[_Call | None], norms_in: Mapping[str, list[tuple[str, _BatchNorm]]]) -> list[_Call]:
+    """Returns the calls that BatchNorm's inputs depend on, in order."""
+    needed: set[int] = set()
+    for index in reversed(range(len(calls))):
+        call = calls[index]
+        if call is not None and (index in needed or any(norm.training for _, norm in norms_in[call.name])):
+            needed |= {index, *(source for source, _ in call.chained.values())}
+    places = {index: place for place, index in enumerate(sorted(needed))}
+    chosen = [call for index, call in enumerate(calls) if index in needed and call is not None]
+    for call in chosen:
+        call.chained = {leaf: (places[source], number) for leaf, (source, number) in call.chained.items()}
+    return chosen
+
+
+# Tensors
+
+
+def _aside(tensor: Tensor) -> Tensor:
+    """Returns a copy on the host, without waiting for it."""
+    plain = tensor.detach()
+    if plain.device.type != "cuda" or plain.layout != torch.strided:
+        return plain.clone() if plain.device.type == "cpu" else plain.to("cpu")
+    return torch.empty_like(plain, device="cpu", pin_memory=True).copy_(plain, non_blocking=True)
+
+
+def _size(calls: list[_Call]) -> int:
+    tensors = (leaf for call in calls for leaf in call.leaves if isinstance(leaf, Tensor))
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _is_plain(value: Any) -> bool:
+    if type(value) in (list, tuple):
+        return all(map(_is_plain, value))
+    if type(value) is dict:
+        return all(map(_is_plain, value)) and all(map(_is_plain, value.values()))
+    return isinstance(value, _PLAIN) or type(value) is Tensor
