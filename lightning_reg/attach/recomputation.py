@@ -127,6 +127,7 @@ class RememberedInputs:
         calls, self._calls = _needed(self._calls, self._norms_in), []
         self._outputs = {}
         if not calls:
+            self._warn_of_none()
             return
         self.norms = [name for name, norm in self._norms_in[""] if norm.training]
         self.steps.append(calls)
@@ -139,6 +140,15 @@ class RememberedInputs:
                 f"BatchNorm's statistics in {', '.join(sorted(self._estimated))} are only estimated for averaged "
                 "weights: training_step computes inputs from outputs of other modules, which can't be repeated; do so "
                 "in forward, or choose buffers='average'"
+            )
+
+    def _warn_of_none(self) -> None:
+        missed = {name for name, norm in self._norms_in.get("", []) if norm.training} if self._wanted else set()
+        if missed - self._warned:
+            self._warned |= missed
+            rank_zero_warn(
+                f"BatchNorm's statistics in {', '.join(sorted(missed))} are those of the trained weights: "
+                "training_step calls no module that they are in; do so, or choose buffers='average'"
             )
 
     # What is seen
@@ -303,12 +313,14 @@ def _statistics(trainer: Trainer, norms: Mapping[str, _BatchNorm]) -> Iterator[t
 def _called(module: nn.Module, norms: Mapping[str, _BatchNorm]) -> list[str]:
     """Returns the names of modules that a training step may call: networks, and whatever has BatchNorm in it."""
     names = {"", *_networks(module)}
+    if is_compiled(module):  # as little as possible in the midst of what is compiled
+        return sorted(names)
     for name in norms:
         parts = name.split(".")
         names |= {".".join(parts[:end]) for end in range(1, len(parts) + 1)}
     compiled = [name for name, part in module.named_modules() if name and is_compiled(part)]
     # What is within something compiled is a part of its code, and never outermost.
-    return [name for name in names if not any(name != outer and _is_within(name, outer) for outer in compiled)]
+    return sorted(name for name in names if not any(name != outer and _is_within(name, outer) for outer in compiled))
 
 
 def _networks(module: nn.Module, prefix: str = "") -> Iterator[str]:

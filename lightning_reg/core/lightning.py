@@ -212,7 +212,8 @@ def is_compiled(module: torch.nn.Module) -> bool:
     Args:
         module: Any.
     """
-    return compiled_call(module) is not None or type(module).__module__.startswith("torch._dynamo")
+    by_lightning = getattr(module, "_compiler_ctx", None) is not None  # of a LightningModule that was compiled
+    return by_lightning or compiled_call(module) is not None or type(module).__module__.startswith("torch._dynamo")
 
 
 def compiled_call(module: torch.nn.Module) -> str | None:

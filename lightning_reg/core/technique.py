@@ -141,7 +141,9 @@ class Technique(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles carry settings and state, as a checkpoint would; never hooks."""
-        return {**vars(self), "_slot": _Waiting(self.saved_state())}
+        # Lightning gives each callback the methods log and log_dict of the module that is fitted.
+        settings = {name: value for name, value in vars(self).items() if name not in ("log", "log_dict")}
+        return {**settings, "_slot": _Waiting(self.saved_state())}
 
     # The run begins and ends
 
