@@ -9,7 +9,8 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_reg.attach.averaging import AverageSession, Buffers, Validate, WeightAverage
+from lightning_reg.attach.average_session import AverageSession
+from lightning_reg.attach.averaging import Buffers, Validate, WeightAverage
 from lightning_reg.core.session import kept
 from lightning_reg.core.step import Run
 from lightning_reg.functional.averaging import decay_of_half_life, ema_update_, warmed_up_decay
@@ -35,7 +36,9 @@ class ExponentialMovingAverage(WeightAverage):
     longer than training, whatever the warm-up.
 
     Cost: one copy of the trainable weights, in memory and in checkpoints; in 32 bits where weights have 16. An
-    update reads weights and average and writes the average. Before and after validation the two change places.
+    update reads weights and average and writes the average. Before and after validation the two change places. A
+    second validation, and ``buffers="recompute"``, take a copy of the module for as long as they last, and the latter
+    remembers inputs as :class:`StochasticWeightAverage` does.
 
     Logs nothing of its own; with ``validate="both"`` what the module logs in validation comes a second time with
     ``ema/`` before its name, ``ema_1/`` and so on where there are several.
@@ -45,23 +48,28 @@ class ExponentialMovingAverage(WeightAverage):
     ``ema_2/val_loss`` for one. Constraints on convex sets (``MaxNorm``, ``NonNegative``) hold for the average, that of
     ``UnitNorm`` doesn't; parametrizations are averaged underneath, and spectral normalization computes its singular
     vectors anew. ``EarlyStopping`` and ``ModelCheckpoint`` see the metrics of the average, but with
-    ``validate="both"`` those of the trained weights under the module's names.
+    ``validate="both"`` those of the trained weights under the module's names. A second validation runs on a copy of the
+    module, so that nothing in it counts twice and loggers of the module's own get nothing twice; a module that FSDP2
+    shards can't be copied and runs itself, with a warning. Weights may be given other memory, renamed or replaced in
+    the middle of a fit (``weight.data = ...``, pruning, ``load_state_dict``); parameters that the module hasn't
+    registered aren't averaged.
 
     Several optimizers that step in one batch count as one step.
 
     Args:
-        decay: Share of the average that is kept at each update, in (0, 1); 0.999 where ``half_life`` isn't given
-            either.
+        decay: Share of the average that is kept at each update, in [0, 1]; 0.999 where ``half_life`` isn't given
+            either. With 0 the average is the weights of the last update, with 1 those of the first.
         half_life: After how long a weight counts half, instead of ``decay``; positive.
         half_life_unit: Whether ``half_life`` counts optimizer steps or epochs.
         warmup: Whether the n-th update keeps at most (1 + n) / (10 + n), so that a short training isn't averaged with
-            its beginning.
+            its beginning. A ``decay`` of 1 has none.
         start_step: Steps before the average begins.
         start_epoch: Epochs before the average begins.
-        every_n_steps: Steps between two updates; ``decay`` counts updates, ``half_life`` steps.
+        every_n_steps: Steps between two updates, of which the first comes with the first step, so that there is an
+            average from then on; ``decay`` counts updates, ``half_life`` steps.
         buffers: Running statistics of normalization layers: ``"average"`` like weights, ``"copy"`` as they are, or
-            ``"recompute"`` by passing an epoch of training batches through the averaged model before each validation
-            and at the end (BatchNorm alone). Counters and other buffers are never averaged.
+            ``"recompute"`` by passing the inputs that the network had in training through the averaged one, before
+            each validation and at the end (BatchNorm alone). Counters and other buffers are never averaged.
         validate: ``"averaged"``: validation reports on the average; ``"both"``: on the trained weights, and once more,
             with a prefix, on the average, which takes a second pass.
 

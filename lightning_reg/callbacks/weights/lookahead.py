@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from lightning_reg.attach.averaging import CHECKPOINT_KEY
 from lightning_reg.attach.gradients import local, to_shard, whole
-from lightning_reg.attach.held_weights import tensors_of
+from lightning_reg.attach.registered import tensors_of
 from lightning_reg.core.facts import Place, Position
 from lightning_reg.core.lightning import instance_number
 from lightning_reg.core.session import Session, kept
@@ -37,14 +37,15 @@ class Lookahead(Technique):
     Cost: one copy of the trained weights, in memory and in checkpoints; every ``k``-th step reads and writes them.
 
     Interacts with: constraints and proximal penalties, which come first, so that on convex sets they hold for the slow
-    weights too; averages of weights, which come afterwards. Steps of each optimizer are counted for itself.
+    weights too; averages of weights, which come afterwards. Steps of each optimizer are counted for itself. A layer
+    that is frozen is left alone, with its slow weights, until it is thawed.
 
     As in most implementations the weights that are evaluated and saved are the fast ones, which have run ahead by up to
     ``k - 1`` steps; the paper evaluates with the slow ones, which they are after every ``k``-th step.
 
     Args:
         k: Steps from one synchronization to the next, at least 1.
-        alpha: Share of the way that the slow weights go, in (0, 1]; 1 changes nothing.
+        alpha: Share of the way that the slow weights go, in (0, 1]; 1 changes nothing, to the bit.
 
     Raises:
         SettingError: If a setting is out of its range.
@@ -107,7 +108,9 @@ class LookaheadSession(Session[Lookahead]):
         names = self._names()
         slow = {index: dict(held) for index, held in self.loaded.items()}
         for index, held in self.slow.items():
-            slow.setdefault(index, {}).update({names[parameter]: each for parameter, each in held.items()})
+            slow.setdefault(index, {}).update(
+                {names[parameter]: each for parameter, each in held.items() if parameter in names}
+            )
         return {**super().kept(), "slow": slow}
 
     @override

@@ -8,7 +8,8 @@ from typing import Literal, get_args
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_reg.attach.averaging import AverageSession, Buffers, Validate, WeightAverage
+from lightning_reg.attach.average_session import AverageSession
+from lightning_reg.attach.averaging import Buffers, Validate, WeightAverage
 from lightning_reg.core.session import kept
 from lightning_reg.core.step import Run
 from lightning_reg.functional.averaging import Annealing, annealed, cyclic, mean_update_
@@ -24,7 +25,7 @@ class StochasticWeightAverage(WeightAverage):
 
     What it does: from epoch ``start`` on it holds the learning rate (``lr``) and takes a snapshot of the weights at the
     end of every ``every_n``-th epoch, or after every ``every_n``-th step; all snapshots weigh the same. BatchNorm's
-    statistics are then those of an epoch of training batches under the mean. The fit validates with the mean,
+    statistics are then those of the epoch's training batches under the mean. The fit validates with the mean,
     checkpoints hold it as the model's ``state_dict``, and after the fit it is in the module. The weights that are
     trained lie beside it in checkpoints, so that a fit can be resumed anywhere.
 
@@ -32,16 +33,22 @@ class StochasticWeightAverage(WeightAverage):
     weights are. When not: with a learning rate that has fallen to nothing and no ``lr``: all snapshots are then the
     same; before training has converged, where a mean is of weights from different valleys.
 
-    Cost: one copy of the trainable weights, in memory and in checkpoints; nothing in a step but at snapshots. Before a
-    validation that follows a snapshot, an epoch's forward passes for BatchNorm; ``buffers="copy"`` saves them.
+    Cost: one copy of the trainable weights, in memory and in checkpoints; nothing in a step but at snapshots. Where the
+    network has BatchNorm, its inputs in the epoch so far, up to 512 MiB of the latest, are kept in the host's memory
+    and in checkpoints that are written within an epoch; and before a validation that follows a snapshot they are passed
+    forward through a copy. ``buffers="copy"`` saves that; without BatchNorm there is none of it.
 
     Logs nothing of its own; with ``validate="both"`` what the module logs in validation comes a second time with
     ``swa/`` before its name.
 
     Interacts with: schedulers, which from ``start`` on are overruled where there is an ``lr``. Beside an
-    ``ExponentialMovingAverage`` the first of the two gives the model its weights and the other only reports. Network
-    layers other than BatchNorm are in evaluation mode when its statistics are computed, so that they fit what
-    evaluation computes; ``torch.optim.swa_utils.update_bn`` has dropout on.
+    ``ExponentialMovingAverage`` the first of the two gives the model its weights and the other only reports. The
+    training step isn't run for BatchNorm's statistics: what its outermost calls of networks were given is given to
+    their copies, mixed and augmented as it was. Where the step computes such inputs from the outputs of other networks
+    itself, other than by handing them on, those statistics are estimates, and a warning names them. Layers other than
+    BatchNorm are in evaluation mode meanwhile, so that its statistics fit what evaluation computes;
+    ``torch.optim.swa_utils.update_bn`` has dropout on. A few thousand samples are enough for statistics (Yuxin Wu,
+    Justin Johnson, arXiv:2105.07576).
 
     Args:
         start: First epoch of averaging: a share of ``max_epochs`` as a float in [0, 1), or the epoch, counted from 0.
@@ -59,7 +66,7 @@ class StochasticWeightAverage(WeightAverage):
 
     Raises:
         SettingError: If a setting is out of its range, averaging never starts within ``max_epochs``, Lightning averages
-            weights too, or batches can't be passed through the module without training it.
+            weights too, or the module holds something that can't be copied where a copy is needed.
 
     Reference:
         Pavel Izmailov, Dmitrii Podoprikhin, Timur Garipov, Dmitry Vetrov, Andrew Gordon Wilson: Averaging Weights Leads
