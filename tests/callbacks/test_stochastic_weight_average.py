@@ -290,11 +290,3 @@ def test_averaging_that_never_starts_is_refused_before_the_first_step(settings, 
 def test_a_share_of_endless_training_is_refused():
     with pytest.raises(SettingError, match="start must be an epoch where the Trainer has no max_epochs"):
         fit(StochasticWeightAverage(), max_epochs=-1, max_steps=5)
-
-
-def test_recomputation_is_refused_where_the_training_step_optimizes():
-    class Manual(Normed):
-        automatic_optimization = False
-
-    with pytest.raises(SettingError, match="buffers must be 'copy' or 'average' with StochasticWeightAverage"):
-        fit(StochasticWeightAverage(start=0), module=Manual())
