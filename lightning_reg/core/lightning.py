@@ -9,10 +9,11 @@ import importlib
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from torch import Tensor
@@ -25,12 +26,15 @@ __all__ = [
     "any_gradient",
     "callbacks_of",
     "check_version",
+    "compiled_call",
     "ends_a_step",
     "flattens_parameters",
     "gradient_scale",
     "instance_number",
     "instance_suffix",
+    "is_compiled",
     "is_overridden",
+    "log_metrics",
     "logs_now",
     "optimizer_index",
     "optimizer_name",
@@ -43,6 +47,7 @@ __all__ = [
     "twin",
     "twins",
     "unscaled_loss",
+    "validate_apart",
     "without_gradient_sync",
 ]
 
@@ -226,6 +231,27 @@ def flattens_parameters(trainer: Trainer) -> bool:
     return isinstance(trainer.strategy, twins(FSDPStrategy, DeepSpeedStrategy))
 
 
+def is_compiled(module: torch.nn.Module) -> bool:
+    """Whether calls of a module go to compiled code, made by ``torch.compile`` or by its own ``compile``.
+
+    Args:
+        module: Any.
+    """
+    by_lightning = getattr(module, "_compiler_ctx", None) is not None  # of a LightningModule that was compiled
+    return by_lightning or compiled_call(module) is not None or type(module).__module__.startswith("torch._dynamo")
+
+
+def compiled_call(module: torch.nn.Module) -> str | None:
+    """Returns the attribute that stands in for a module's call, None where it wasn't compiled by its own ``compile``.
+
+    What is put around it isn't compiled, while hooks of such a module are.
+
+    Args:
+        module: Any.
+    """
+    return None if module._compiled_call_impl is None else "_compiled_call_impl"
+
+
 def without_gradient_sync(trainer: Trainer) -> AbstractContextManager[None]:
     """Returns a context in which backward passes aren't averaged over processes, where the strategy does that.
 
@@ -234,6 +260,57 @@ def without_gradient_sync(trainer: Trainer) -> AbstractContextManager[None]:
     """
     block = getattr(trainer.strategy, "block_backward_sync", None)
     return nullcontext() if block is None else cast("AbstractContextManager[None]", block())
+
+
+def validate_apart(trainer: Trainer, module: LightningModule) -> tuple[dict[str, Any], set[str]]:
+    """Runs the fit's validation once more, with another module; there is no public way.
+
+    No callback takes notice, loggers are handed nothing, and the loop and the trainer's metrics are as before.
+
+    Args:
+        trainer: Where its validation is about to run.
+        module: A copy of the trainer's, or that itself.
+
+    Returns:
+        The metrics that it logs, and the names of those that are for loggers.
+    """
+    loop, connector, strategy = trainer.fit_loop.epoch_loop.val_loop, trainer._logger_connector, trainer.strategy
+    progress = loop.batch_progress.state_dict()
+    replaced: list[tuple[Any, str, Any]] = [
+        (connector, "_callback_metrics", {}),
+        (connector, "_logged_metrics", {}),
+        (connector, "_progress_bar_metrics", {}),
+        (loop, "_results", type(loop._results)(training=False)),  # those there are refer to the module's metrics
+        (trainer, "callbacks", []),
+        (trainer, "loggers", [DummyLogger() for _ in trainer.loggers]),
+    ]
+    if module is not trainer.lightning_module:
+        module.trainer = trainer
+        module._metric_attributes = None  # by the ids of the metrics that were copied
+        replaced += [(strategy, "_lightning_module", module), (strategy, "model", module)]
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in replaced]
+    try:
+        for owner, name, value in replaced:
+            setattr(owner, name, value)
+        type(loop).run(loop)  # the loop's own method, without what stands around it
+        return dict(connector._callback_metrics), set(connector._logged_metrics)
+    finally:
+        for owner, name, value in before:
+            setattr(owner, name, value)
+        loop.batch_progress.load_state_dict(progress)
+
+
+def log_metrics(trainer: Trainer, metrics: dict[str, Any], logged: set[str]) -> None:
+    """Hands over metrics as if a module had logged them; a callback can't log where validation has not begun.
+
+    Args:
+        trainer: In a fit.
+        metrics: By name; early stopping and checkpoints can monitor them.
+        logged: Names of those that loggers get, too.
+    """
+    connector = trainer._logger_connector
+    connector._callback_metrics.update(metrics)
+    connector.log_metrics({name: metrics[name] for name in metrics if name in logged})
 
 
 # Optimizers and the gradient scaler

@@ -82,7 +82,7 @@ class Session(Generic[T]):
         Raises:
             SettingError: If it was kept by a version with other fields.
         """
-        names = set(self.kept())
+        names = {each.name for each in fields(self) if _KEPT in each.metadata}
         if set(state) != names:
             raise SettingError(
                 f"ckpt_path must hold a state of {type(self.technique).__name__} with {sorted(names)}, but holds "

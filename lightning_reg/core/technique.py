@@ -115,13 +115,18 @@ class Technique(Callback):
     # ``state_dict = Technique.saved_state`` and ``load_state_dict = Technique.load_saved_state``; in this class they
     # would make Lightning refuse two equal callbacks that keep nothing.
 
+    @property
+    def kept(self) -> dict[str, Any]:
+        """What a checkpoint keeps, with the very tensors that are in use; empty where nothing has run yet."""
+        slot = self._slot
+        if isinstance(slot, Session):
+            return slot.kept()
+        return dict(slot.state if isinstance(slot, _Waiting) else slot.kept)
+
     def saved_state(self) -> dict[str, Any]:
         """Returns what a checkpoint keeps, whenever it is asked for."""
-        slot = self._slot
-        if isinstance(slot, _Waiting):
-            return dict(slot.state)
-        state: dict[str, Any] = plain(slot.kept() if isinstance(slot, Session) else dict(slot.kept))
-        return state
+        state: dict[str, Any] = self.kept
+        return state if isinstance(self._slot, _Waiting) else plain(state)
 
     def load_saved_state(self, state_dict: dict[str, Any]) -> None:
         """Takes what a checkpoint kept, now or for the next run.

@@ -78,5 +78,11 @@ def state(module):
     return {name: value.clone() for name, value in module.state_dict().items()}
 
 
+def trained(average):
+    """The trained weights, while the module has the average."""
+    assert average.is_in
+    return average.kept["weights"]["values"]
+
+
 def equal(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)

@@ -9,7 +9,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lightning_reg.callbacks import ExponentialMovingAverage
 from lightning_reg.settings import SettingError
-from tests.callbacks.averaged import Normed, by_hand, equal, fit, state, val_loss
+from tests.callbacks.averaged import Normed, by_hand, equal, fit, state, trained, val_loss
 from tests.conformance.problem import BATCHES, resumable_loader
 
 # Lightning says so of every checkpoint that a trainer without its ModelCheckpoint loads.
@@ -102,7 +102,7 @@ def test_trains_on_with_the_trained_weights():
     average = ExponentialMovingAverage(validate="both", decay=0.8)
     fit(average, ExponentialMovingAverage(decay=0.5), **settings)
     assert average.is_in
-    held = {name: average._held.values[name] for name, _ in without.named_parameters()}
+    held = {name: trained(average)[name] for name, _ in without.named_parameters()}
     assert equal(held, dict(without.named_parameters()))  # the trained weights, while the module has the average
 
 
@@ -139,7 +139,7 @@ def test_spectral_norm_holds_for_the_average(style, tmp_path):
     plain, _ = fit(module=module(), max_epochs=4)
     raw, average = module(), ExponentialMovingAverage(decay=0.9)
     fit(average, module=raw, max_epochs=4)
-    held = average._held.values
+    held = trained(average)
     vector = next(name for name in held if name.endswith("_u"))
     assert torch.equal(held[vector], dict(plain.named_buffers())[vector])
 
@@ -187,7 +187,7 @@ def test_costs_one_copy_of_what_is_trained():
     module.net[0].requires_grad_(False)
     average = ExponentialMovingAverage(buffers="copy")
     fit(average, module=module)
-    held = sum(each.numel() * each.element_size() for each in average._held.values.values())
+    held = sum(each.numel() * each.element_size() for each in trained(average).values())
     assert held == sum(each.numel() * each.element_size() for each in module.parameters() if each.requires_grad)
 
 
@@ -198,9 +198,8 @@ def test_what_is_unfrozen_later_joins():
 
     average = ExponentialMovingAverage(decay=0.8, warmup=False)
     module, _ = fit(average, Unfreezes())
-    trained = average._held.values["net.0.weight"]
-    assert not torch.equal(module.net[0].weight, trained)
-    assert not torch.equal(module.net[3].weight, average._held.values["net.3.weight"])
+    for name in ("net.0.weight", "net.3.weight"):
+        assert not torch.equal(module.get_parameter(name), trained(average)[name])
 
 
 def test_several_optimizers_in_a_batch_count_once():
@@ -224,8 +223,8 @@ def test_several_optimizers_in_a_batch_count_once():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"decay": 0.0}, r"decay must be in \(0, 1\), but is 0.0"),
-        ({"decay": 1.0}, r"decay must be in \(0, 1\), but is 1.0"),
+        ({"decay": -0.1}, r"decay must be in \[0, 1\], but is -0.1"),
+        ({"decay": 1.1}, r"decay must be in \[0, 1\], but is 1.1"),
         ({"half_life": 0.0}, r"half_life must be in \(0, ∞\), but is 0.0"),
         ({"half_life": -1.0}, r"half_life must be in \(0, ∞\), but is -1.0"),
         ({"decay": 0.9, "half_life": 5.0}, "decay must be left out with half_life 5.0, but is 0.9"),

@@ -81,8 +81,8 @@ def test_each_optimizers_steps_are_its_own():
 
     ahead = Lookahead(k=3)
     fit(ahead, module=Manual())
-    assert ahead._steps == {0: 3 * BATCHES, 1: 3 * BATCHES // 2}
-    assert set(ahead._slow[1]) == {"net.3.weight", "net.3.bias"}
+    assert ahead.kept["steps"] == {0: 3 * BATCHES, 1: 3 * BATCHES // 2}
+    assert set(ahead.kept["slow"][1]) == {"net.3.weight", "net.3.bias"}
 
 
 @pytest.mark.parametrize(

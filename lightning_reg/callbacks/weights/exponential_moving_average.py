@@ -2,19 +2,24 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, field
+from typing import Literal, get_args
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_reg.attach.average_session import AverageSession
 from lightning_reg.attach.averaging import Buffers, Validate, WeightAverage
+from lightning_reg.core.session import kept
+from lightning_reg.core.step import Run
 from lightning_reg.functional.averaging import decay_of_half_life, ema_update_, warmed_up_decay
 from lightning_reg.settings import SettingError, check_choice, check_count, check_range
 
 __all__ = ["ExponentialMovingAverage"]
 
 Unit = Literal["step", "epoch"]
+_USUAL_DECAY = 0.999
 
 
 class ExponentialMovingAverage(WeightAverage):
@@ -31,7 +36,9 @@ class ExponentialMovingAverage(WeightAverage):
     longer than training, whatever the warm-up.
 
     Cost: one copy of the trainable weights, in memory and in checkpoints; in 32 bits where weights have 16. An
-    update reads weights and average and writes the average. Before and after validation the two change places.
+    update reads weights and average and writes the average. Before and after validation the two change places. A
+    second validation, and ``buffers="recompute"``, take a copy of the module for as long as they last, and the latter
+    remembers inputs as :class:`StochasticWeightAverage` does.
 
     Logs nothing of its own; with ``validate="both"`` what the module logs in validation comes a second time with
     ``ema/`` before its name, ``ema_1/`` and so on where there are several.
@@ -41,23 +48,28 @@ class ExponentialMovingAverage(WeightAverage):
     ``ema_2/val_loss`` for one. Constraints on convex sets (``MaxNorm``, ``NonNegative``) hold for the average, that of
     ``UnitNorm`` doesn't; parametrizations are averaged underneath, and spectral normalization computes its singular
     vectors anew. ``EarlyStopping`` and ``ModelCheckpoint`` see the metrics of the average, but with
-    ``validate="both"`` those of the trained weights under the module's names.
+    ``validate="both"`` those of the trained weights under the module's names. A second validation runs on a copy of the
+    module, so that nothing in it counts twice and loggers of the module's own get nothing twice; a module that FSDP2
+    shards can't be copied and runs itself, with a warning. Weights may be given other memory, renamed or replaced in
+    the middle of a fit (``weight.data = ...``, pruning, ``load_state_dict``); parameters that the module hasn't
+    registered aren't averaged.
 
     Several optimizers that step in one batch count as one step.
 
     Args:
-        decay: Share of the average that is kept at each update, in (0, 1); 0.999 where ``half_life`` isn't given
-            either.
+        decay: Share of the average that is kept at each update, in [0, 1]; 0.999 where ``half_life`` isn't given
+            either. With 0 the average is the weights of the last update, with 1 those of the first.
         half_life: After how long a weight counts half, instead of ``decay``; positive.
         half_life_unit: Whether ``half_life`` counts optimizer steps or epochs.
         warmup: Whether the n-th update keeps at most (1 + n) / (10 + n), so that a short training isn't averaged with
-            its beginning.
+            its beginning. A ``decay`` of 1 has none.
         start_step: Steps before the average begins.
         start_epoch: Epochs before the average begins.
-        every_n_steps: Steps between two updates; ``decay`` counts updates, ``half_life`` steps.
+        every_n_steps: Steps between two updates, of which the first comes with the first step, so that there is an
+            average from then on; ``decay`` counts updates, ``half_life`` steps.
         buffers: Running statistics of normalization layers: ``"average"`` like weights, ``"copy"`` as they are, or
-            ``"recompute"`` by passing an epoch of training batches through the averaged model before each validation
-            and at the end (BatchNorm alone). Counters and other buffers are never averaged.
+            ``"recompute"`` by passing the inputs that the network had in training through the averaged one, before
+            each validation and at the end (BatchNorm alone). Counters and other buffers are never averaged.
         validate: ``"averaged"``: validation reports on the average; ``"both"``: on the trained weights, and once more,
             with a prefix, on the average, which takes a second pass.
 
@@ -91,56 +103,71 @@ class ExponentialMovingAverage(WeightAverage):
         if decay is not None and half_life is not None:
             raise SettingError(f"decay must be left out with half_life {half_life}, but is {decay}")
         if decay is not None:
-            check_range("decay", decay, low=0, high=1, low_open=True, high_open=True)
+            check_range("decay", decay, low=0, high=1)
         if half_life is not None:
             check_range("half_life", half_life, low=0, low_open=True)
         check_choice("half_life_unit", half_life_unit, get_args(Unit))
         check_count("start_step", start_step, low=0)
         check_count("start_epoch", start_epoch, low=0)
         check_count("every_n_steps", every_n_steps)
-        self.decay = 0.999 if decay is None and half_life is None else decay
+        self.decay = _USUAL_DECAY if decay is None and half_life is None else decay
         self.half_life = half_life
         self.half_life_unit: Unit = half_life_unit
         self.warmup = warmup
         self.start_step = start_step
         self.start_epoch = start_epoch
         self.every_n_steps = every_n_steps
-        self.steps = self.steps_since_start = 0
-        self._decay = self.decay or 0.0
         super().__init__(buffers=buffers, validate=validate)
 
     @override
-    def reset(self) -> None:
-        super().reset()
-        self.steps = self.steps_since_start = 0
+    def new_session(self, run: Run) -> "MovingAverageSession":
+        return MovingAverageSession(self, run)
+
+
+@dataclass(eq=False)
+class MovingAverageSession(AverageSession):
+    """One fit of a moving average."""
+
+    technique: ExponentialMovingAverage
+    steps: int = kept(default=0)
+    steps_since_start: int = kept(default=0)
+    decay: float = field(init=False)
+
+    @override
+    def train_starts(self) -> None:
+        super().train_starts()
+        technique = self.technique
+        if technique.half_life is None:
+            self.decay = technique.decay if technique.decay is not None else _USUAL_DECAY
+            return
+        steps = technique.half_life
+        if technique.half_life_unit == "epoch":
+            steps *= _steps_per_epoch(self.run.trainer)
+        self.decay = decay_of_half_life(steps / technique.every_n_steps)
 
     @property
     @override
-    def counters(self) -> dict[str, Any]:
-        return {**super().counters, "steps": self.steps, "steps_since_start": self.steps_since_start}
+    def is_averaging(self) -> bool:
+        technique = self.technique
+        return self.steps >= technique.start_step and self.run.trainer.current_epoch >= technique.start_epoch
 
     @override
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
-        if self.half_life is not None:
-            steps = self.half_life
-            if self.half_life_unit == "epoch":
-                steps *= _steps_per_epoch(trainer)
-            self._decay = decay_of_half_life(steps / self.every_n_steps)
-
-    @override
-    def is_due(self, trainer: Trainer, has_stepped: bool) -> bool:
-        if not has_stepped:
+    def is_due(self) -> bool:
+        if not self.has_stepped:
             return False
+        starts = self.is_averaging
         self.steps += 1
-        if self.steps <= self.start_step or trainer.current_epoch < self.start_epoch:
+        if not starts:
             return False
         self.steps_since_start += 1
-        return (self.steps_since_start - 1) % self.every_n_steps == 0
+        return (self.steps_since_start - 1) % self.technique.every_n_steps == 0
 
     @override
     def update_(self, averages: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-        ema_update_(averages, values, warmed_up_decay(self._decay, self.updates) if self.warmup else self._decay)
+        decay = self.decay
+        if self.technique.warmup and decay < 1:
+            decay = warmed_up_decay(decay, self.updates)
+        ema_update_(averages, values, decay)
 
 
 def _steps_per_epoch(trainer: Trainer) -> int:

@@ -1,7 +1,10 @@
 """Weights that are set back toward a slower copy of themselves every few steps."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
@@ -9,17 +12,20 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_reg.attach.averaging import CHECKPOINT_KEY
-from lightning_reg.attach.gradients import local, optimizer_index, parameters_of, to_shard, whole
-from lightning_reg.attach.held_weights import tensors_of
-from lightning_reg.attach.technique import Position, StepTechnique, instance_number
-from lightning_reg.core.facts import Place
+from lightning_reg.attach.gradients import local, to_shard, whole
+from lightning_reg.attach.registered import tensors_of
+from lightning_reg.core.facts import Place, Position
+from lightning_reg.core.lightning import instance_number
+from lightning_reg.core.session import Session, kept
+from lightning_reg.core.step import Run, Step
+from lightning_reg.core.technique import Technique
 from lightning_reg.functional.averaging import lookahead_
 from lightning_reg.settings import check_count, check_range
 
 __all__ = ["Lookahead"]
 
 
-class Lookahead(StepTechnique):
+class Lookahead(Technique):
     """Lets any optimizer run ahead for ``k`` steps, and goes only a part of the way.
 
     What it does: after every ``k``-th step of an optimizer, its slow weights move by ``alpha`` toward the weights, and
@@ -31,14 +37,15 @@ class Lookahead(StepTechnique):
     Cost: one copy of the trained weights, in memory and in checkpoints; every ``k``-th step reads and writes them.
 
     Interacts with: constraints and proximal penalties, which come first, so that on convex sets they hold for the slow
-    weights too; averages of weights, which come afterwards. Steps of each optimizer are counted for itself.
+    weights too; averages of weights, which come afterwards. Steps of each optimizer are counted for itself. A layer
+    that is frozen is left alone, with its slow weights, until it is thawed.
 
     As in most implementations the weights that are evaluated and saved are the fast ones, which have run ahead by up to
     ``k - 1`` steps; the paper evaluates with the slow ones, which they are after every ``k``-th step.
 
     Args:
         k: Steps from one synchronization to the next, at least 1.
-        alpha: Share of the way that the slow weights go, in (0, 1]; 1 changes nothing.
+        alpha: Share of the way that the slow weights go, in (0, 1]; 1 changes nothing, to the bit.
 
     Raises:
         SettingError: If a setting is out of its range.
@@ -60,69 +67,111 @@ class Lookahead(StepTechnique):
         super().__init__()
         self.k = k
         self.alpha = alpha
-        self._steps: dict[int, int] = {}
-        self._slow: dict[int, dict[str, Tensor]] = {}
-        self._pairs: dict[int, tuple[list[Tensor], list[Tensor]]] = {}
-        self._indices: dict[Optimizer, int] = {}
 
     @override
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
-        if stage == "fit":
-            self._steps, self._slow = {}, {}
+    def new_session(self, run: Run) -> "LookaheadSession":
+        return LookaheadSession(self, run)
 
-    @override
-    def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._names = {id(each): name for name, each in tensors_of(pl_module).items()}
-
-    @override
-    def release(self) -> None:
-        # Slow weights stay, for checkpoints that are saved after the fit.
-        self._pairs, self._indices, self._names = {}, {}, {}
-
-    @override
-    def before_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        index = optimizer_index(trainer, optimizer)
-        fast = parameters_of(optimizer)
-        if index in self._pairs and len(fast) == len(self._pairs[index][0]):
-            return
-        # Before its first step: a checkpoint may have been loaded after the fit started.
-        slow = self._slow.setdefault(index, {})
-        self._steps.setdefault(index, 0)
-        self._indices[optimizer] = index
-        for each in fast:
-            held = slow.get(self._name(each))
-            slow[self._name(each)] = each.detach().clone() if held is None else held.to(each.device)
-        self._pairs[index] = ([local(slow[self._name(each)]) for each in fast], [local(each) for each in fast])
-
-    @override
-    def after_step(self, optimizer: Optimizer) -> None:
-        index = self._indices.get(optimizer)
-        if index is None:  # stepped behind Lightning's back
-            return
-        self._steps[index] += 1
-        if self._steps[index] % self.k == 0 and self._pairs[index][0]:
-            lookahead_(*self._pairs[index], self.alpha)
-
-    def _name(self, parameter: nn.Parameter) -> str:
-        return self._names.get(id(parameter), "")
+    # Callbacks' states are matched by their settings; this outlives a change of settings.
 
     @override
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        slow = {index: {name: whole(each).cpu() for name, each in held.items()} for index, held in self._slow.items()}
-        checkpoint.setdefault(CHECKPOINT_KEY, {})[self._key(trainer)] = {"steps": dict(self._steps), "slow": slow}
+        state = self.kept
+        if not state:  # a finder saves before the fit has begun
+            return
+        slow = {
+            index: {name: whole(each).cpu() for name, each in held.items()} for index, held in state["slow"].items()
+        }
+        checkpoint.setdefault(CHECKPOINT_KEY, {})[self._key(trainer)] = {"steps": dict(state["steps"]), "slow": slow}
 
     @override
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint.get(CHECKPOINT_KEY, {}).get(self._key(trainer))
-        if saved is None or trainer.state.fn != TrainerFn.FITTING:
-            return
-        tensors = tensors_of(pl_module)
-        self._steps = dict(saved["steps"])
-        self._slow = {
-            index: {name: to_shard(each, tensors[name]) for name, each in held.items() if name in tensors}
-            for index, held in saved["slow"].items()
-        }
+        if saved is not None and trainer.state.fn == TrainerFn.FITTING:
+            self.load_saved_state(saved)
 
     def _key(self, trainer: Trainer) -> str:
         return f"{type(self).__name__}_{instance_number(trainer, self) + 1}"
+
+
+@dataclass(eq=False)
+class LookaheadSession(Session[Lookahead]):
+    """One fit: slow weights by the very parameters that optimizers step, whatever becomes of their names."""
+
+    steps: dict[int, int] = kept(default_factory=dict)  # by place of the optimizer
+    slow: dict[int, dict[nn.Parameter, Tensor]] = field(default_factory=dict)  # likewise
+    loaded: dict[int, dict[str, Tensor]] = field(default_factory=dict)  # from a checkpoint, not yet met, by name
+    known: dict[int, list[nn.Parameter]] = field(default_factory=dict)  # those that an optimizer stepped last
+
+    @override
+    def kept(self) -> dict[str, Any]:
+        names = self._names()
+        slow = {index: dict(held) for index, held in self.loaded.items()}
+        for index, held in self.slow.items():
+            slow.setdefault(index, {}).update(
+                {names[parameter]: each for parameter, each in held.items() if parameter in names}
+            )
+        return {**super().kept(), "slow": slow}
+
+    @override
+    def load(self, state: Mapping[str, Any]) -> None:
+        super().load({name: value for name, value in state.items() if name != "slow"})
+        self.steps = dict(self.steps)
+        self.loaded = {index: dict(held) for index, held in state["slow"].items()}
+        self.slow, self.known = {}, {}
+
+    @override
+    def before_step(self, step: Step) -> None:
+        # Before the first step: a checkpoint may have been loaded after the fit started.
+        known = self.known.get(step.index, [])
+        if len(known) == len(step.parameters) and all(map(_are_same, known, step.parameters)):
+            return
+        self.known[step.index] = step.parameters
+        self.steps.setdefault(step.index, 0)
+        slow, loaded = self.slow.setdefault(step.index, {}), self.loaded.get(step.index, {})
+        names = self._names() if loaded else {}
+        for parameter in step.parameters:
+            if parameter not in slow:
+                slow[parameter] = _slow_weight(loaded.pop(names[parameter], None) if loaded else None, parameter)
+
+    @override
+    def after_step(self, step: Step) -> None:
+        if step.optimizer not in self.run.trainer.optimizers or step.index not in self.known:
+            return  # stepped behind Lightning's back
+        self.steps[step.index] += 1
+        if self.steps[step.index] % self.technique.k == 0:
+            self._synchronize(self.slow[step.index], self.known[step.index])
+
+    @torch.no_grad()
+    def _synchronize(self, slow: dict[nn.Parameter, Tensor], parameters: Sequence[nn.Parameter]) -> None:
+        for parameter in parameters:
+            if slow[parameter].shape != parameter.shape:  # another weight, by weight.data
+                slow[parameter] = parameter.detach().clone()
+        pairs = [local(slow[parameter]) for parameter in parameters], [local(parameter) for parameter in parameters]
+        if self.technique.alpha == 1:
+            torch._foreach_copy_(*pairs)  # whatever they are, the weights stay as they are
+        elif parameters:
+            lookahead_(*pairs, self.technique.alpha)
+
+    def _names(self) -> dict[nn.Parameter, str]:
+        """Names of the module's parameters, and of those that it hasn't registered by their place in an optimizer."""
+        tensors = tensors_of(self.run.module)
+        names = {each: name for name, each in tensors.items() if isinstance(each, nn.Parameter)}
+        for index, optimizer in enumerate(self.run.trainer.optimizers):
+            for place, parameter in enumerate(_all_parameters(optimizer)):
+                names.setdefault(parameter, f"optimizer {index}, parameter {place}")
+        return names
+
+
+def _are_same(one: nn.Parameter, other: nn.Parameter) -> bool:
+    return one is other
+
+
+def _slow_weight(loaded: Tensor | None, parameter: nn.Parameter) -> Tensor:
+    if loaded is None or loaded.shape != parameter.shape:
+        return parameter.detach().clone()
+    return to_shard(loaded.to(parameter.dtype), parameter)
+
+
+def _all_parameters(optimizer: Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

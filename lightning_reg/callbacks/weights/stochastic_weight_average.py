@@ -2,13 +2,16 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Literal, get_args
 
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_reg.attach.average_session import AverageSession
 from lightning_reg.attach.averaging import Buffers, Validate, WeightAverage
+from lightning_reg.core.session import kept
+from lightning_reg.core.step import Run
 from lightning_reg.functional.averaging import Annealing, annealed, cyclic, mean_update_
 from lightning_reg.settings import SettingError, check_choice, check_count, check_range
 
@@ -22,7 +25,7 @@ class StochasticWeightAverage(WeightAverage):
 
     What it does: from epoch ``start`` on it holds the learning rate (``lr``) and takes a snapshot of the weights at the
     end of every ``every_n``-th epoch, or after every ``every_n``-th step; all snapshots weigh the same. BatchNorm's
-    statistics are then those of an epoch of training batches under the mean. The fit validates with the mean,
+    statistics are then those of the epoch's training batches under the mean. The fit validates with the mean,
     checkpoints hold it as the model's ``state_dict``, and after the fit it is in the module. The weights that are
     trained lie beside it in checkpoints, so that a fit can be resumed anywhere.
 
@@ -30,16 +33,22 @@ class StochasticWeightAverage(WeightAverage):
     weights are. When not: with a learning rate that has fallen to nothing and no ``lr``: all snapshots are then the
     same; before training has converged, where a mean is of weights from different valleys.
 
-    Cost: one copy of the trainable weights, in memory and in checkpoints; nothing in a step but at snapshots. Before a
-    validation that follows a snapshot, an epoch's forward passes for BatchNorm; ``buffers="copy"`` saves them.
+    Cost: one copy of the trainable weights, in memory and in checkpoints; nothing in a step but at snapshots. Where the
+    network has BatchNorm, its inputs in the epoch so far, up to 512 MiB of the latest, are kept in the host's memory
+    and in checkpoints that are written within an epoch; and before a validation that follows a snapshot they are passed
+    forward through a copy. ``buffers="copy"`` saves that; without BatchNorm there is none of it.
 
     Logs nothing of its own; with ``validate="both"`` what the module logs in validation comes a second time with
     ``swa/`` before its name.
 
     Interacts with: schedulers, which from ``start`` on are overruled where there is an ``lr``. Beside an
-    ``ExponentialMovingAverage`` the first of the two gives the model its weights and the other only reports. Network
-    layers other than BatchNorm are in evaluation mode when its statistics are computed, so that they fit what
-    evaluation computes; ``torch.optim.swa_utils.update_bn`` has dropout on.
+    ``ExponentialMovingAverage`` the first of the two gives the model its weights and the other only reports. The
+    training step isn't run for BatchNorm's statistics: what its outermost calls of networks were given is given to
+    their copies, mixed and augmented as it was. Where the step computes such inputs from the outputs of other networks
+    itself, other than by handing them on, those statistics are estimates, and a warning names them. Layers other than
+    BatchNorm are in evaluation mode meanwhile, so that its statistics fit what evaluation computes;
+    ``torch.optim.swa_utils.update_bn`` has dropout on. A few thousand samples are enough for statistics (Yuxin Wu,
+    Justin Johnson, arXiv:2105.07576).
 
     Args:
         start: First epoch of averaging: a share of ``max_epochs`` as a float in [0, 1), or the epoch, counted from 0.
@@ -57,7 +66,7 @@ class StochasticWeightAverage(WeightAverage):
 
     Raises:
         SettingError: If a setting is out of its range, averaging never starts within ``max_epochs``, Lightning averages
-            weights too, or batches can't be passed through the module without training it.
+            weights too, or the module holds something that can't be copied where a copy is needed.
 
     Reference:
         Pavel Izmailov, Dmitrii Podoprikhin, Timur Garipov, Dmitry Vetrov, Andrew Gordon Wilson: Averaging Weights Leads
@@ -104,35 +113,21 @@ class StochasticWeightAverage(WeightAverage):
         self.lr_low = lr_low
         self.anneal_epochs = anneal_epochs
         self.annealing: Annealing = annealing
-        self._start, self._end = 0, 0.0
         super().__init__(buffers=buffers, validate=validate)
 
     @override
-    def reset(self) -> None:
-        super().reset()
-        self.steps = 0  # since averaging began
-        self.last_epoch = -1  # the last one at whose end a snapshot was due
-        self.rates_before: list[list[float]] = []  # by optimizer and parameter group, when averaging began
+    def new_session(self, run: Run) -> "StochasticAverageSession":
+        return StochasticAverageSession(self, run)
 
-    @property
-    @override
-    def counters(self) -> dict[str, Any]:
-        return {
-            **super().counters,
-            "steps": self.steps,
-            "last_epoch": self.last_epoch,
-            "rates_before": self.rates_before,
-        }
+    def window(self, epochs: int | None) -> tuple[int, float]:
+        """Returns the first epoch of averaging, and the one before which it ends.
 
-    @override
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
-        self._start, self._end = self._window(trainer)
-        if self.lr_low is not None and self.interval == "epoch" and math.isinf(trainer.num_training_batches):
-            raise SettingError("interval must be 'step' where an epoch has no end and the rate is cyclic")
+        Args:
+            epochs: How many the fit has at the most; None or -1 for any number.
 
-    def _window(self, trainer: Trainer) -> tuple[int, float]:
-        epochs = trainer.max_epochs
+        Raises:
+            SettingError: If there is none, or no snapshot in them.
+        """
         is_endless = epochs is None or epochs == -1
 
         def epoch(name: str, value: int | float) -> int:
@@ -159,14 +154,37 @@ class StochasticWeightAverage(WeightAverage):
             )
         return start, end
 
-    def _is_averaging(self, trainer: Trainer) -> bool:
-        return self._start <= trainer.current_epoch < self._end
+
+@dataclass(eq=False)
+class StochasticAverageSession(AverageSession):
+    """One fit of a mean of snapshots."""
+
+    technique: StochasticWeightAverage
+    steps: int = kept(default=0)  # since averaging began
+    last_epoch: int = kept(default=-1)  # the last one at whose end a snapshot was due
+    rates_before: list[list[float]] = kept(default_factory=list)  # by optimizer and group, when averaging began
+    start: int = 0
+    end: float = 0.0
 
     @override
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+    def train_starts(self) -> None:
+        super().train_starts()
+        technique, trainer = self.technique, self.run.trainer
+        self.start, self.end = technique.window(trainer.max_epochs)
+        if technique.lr_low is not None and technique.interval == "epoch" and math.isinf(trainer.num_training_batches):
+            raise SettingError("interval must be 'step' where an epoch has no end and the rate is cyclic")
+
+    @property
+    @override
+    def is_averaging(self) -> bool:
+        return self.start <= self.run.trainer.current_epoch < self.end
+
+    @override
+    def batch_starts(self, batch_idx: int) -> None:
+        super().batch_starts(batch_idx)
+        trainer, lr = self.run.trainer, self.technique.lr
         # Before every batch: a scheduler may have set the rate since.
-        if self.lr is None or trainer.current_epoch < self._start:
+        if lr is None or trainer.current_epoch < self.start:
             return
         if not self.rates_before:
             self.rates_before = [
@@ -174,50 +192,48 @@ class StochasticWeightAverage(WeightAverage):
             ]
         for optimizer, rates in zip(trainer.optimizers, self.rates_before, strict=True):
             for index, group in enumerate(optimizer.param_groups):
-                before = rates[index] if index < len(rates) else self.lr  # a group that has come since
-                rate = self._rate(trainer, before)
+                before = rates[index] if index < len(rates) else lr  # a group that has come since
+                rate = self._rate(lr, before)
                 if isinstance(group["lr"], Tensor):
                     group["lr"].fill_(rate)
                 else:
                     group["lr"] = rate
 
-    def _rate(self, trainer: Trainer, before: float) -> float:
-        if self.lr is None:
-            return before
-        if self.lr_low is not None:
-            length = self.every_n
-            if self.interval == "epoch":
+    def _rate(self, lr: float, before: float) -> float:
+        technique, trainer = self.technique, self.run.trainer
+        if technique.lr_low is not None:
+            length = technique.every_n
+            if technique.interval == "epoch":
                 length *= math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-            return cyclic(self.lr, self.lr_low, self.steps, length)
-        if self.anneal_epochs == 0:
-            return self.lr
-        progress = (trainer.current_epoch - self._start) / self.anneal_epochs
-        return annealed(before, self.lr, progress, self.annealing)
+            return cyclic(lr, technique.lr_low, self.steps, length)
+        if technique.anneal_epochs == 0:
+            return lr
+        progress = (trainer.current_epoch - self.start) / technique.anneal_epochs
+        return annealed(before, lr, progress, technique.annealing)
 
     @override
-    def is_due(self, trainer: Trainer, has_stepped: bool) -> bool:
-        if not self._is_averaging(trainer):
+    def is_due(self) -> bool:
+        if not self.is_averaging:
             return False
-        self.steps += has_stepped
-        if self.interval == "step":
-            return has_stepped and self.steps % self.every_n == 0
+        self.steps += self.has_stepped
+        if self.technique.interval == "step":
+            return self.has_stepped and self.steps % self.technique.every_n == 0
         # Here rather than at the end of the epoch: validation comes before that.
-        return trainer.is_last_batch and self._ends_epoch(trainer)
+        return self.run.trainer.is_last_batch and self._ends_epoch()
 
     @override
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_train_epoch_end(trainer, pl_module)
+    def epoch_ends(self) -> None:
         # An epoch that was cut short, by max_steps for one, had no last batch.
-        if self.interval == "epoch" and self._is_averaging(trainer) and self._ends_epoch(trainer):
-            self.take(pl_module)
+        if self.technique.interval == "epoch" and self.is_averaging and self._ends_epoch():
+            self.take()
 
-    def _ends_epoch(self, trainer: Trainer) -> bool:
+    def _ends_epoch(self) -> bool:
         """Whether a snapshot is due at the end of this epoch; says so once."""
-        epoch = trainer.current_epoch
+        epoch = self.run.trainer.current_epoch
         if epoch == self.last_epoch:
             return False
         self.last_epoch = epoch
-        return (epoch - self._start + 1) % self.every_n == 0
+        return (epoch - self.start + 1) % self.technique.every_n == 0
 
     @override
     def update_(self, averages: Sequence[Tensor], values: Sequence[Tensor]) -> None:
