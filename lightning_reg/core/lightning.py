@@ -5,6 +5,7 @@ what an object can do, and where only a class tells, :func:`twins` has the class
 (``tests/core/test_lightning.py``) fails with a clear message when a new version moves one of these parts.
 """
 
+import copy
 import importlib
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import TypeVar, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from torch import Tensor
@@ -23,6 +25,7 @@ from lightning_reg.settings import SettingError
 
 __all__ = [
     "any_gradient",
+    "attach",
     "callbacks_of",
     "check_version",
     "ends_a_step",
@@ -36,6 +39,7 @@ __all__ = [
     "optimizer_name",
     "scaler_scale",
     "set_callbacks",
+    "silent_view",
     "starts_processes",
     "step_number",
     "toggled_parameters",
@@ -151,6 +155,39 @@ def instance_suffix(trainer: Trainer, callback: Callback) -> str:
     """
     alone = sum(type(other) is type(callback) for other in callbacks_of(trainer)) <= 1
     return "" if alone else f"_{instance_number(trainer, callback) + 1}"
+
+
+# A copy of the module
+
+
+def silent_view(trainer: Trainer) -> Trainer:
+    """Returns a trainer for a copy of the module: what is asked of it is as in the trainer, what is logged is lost.
+
+    Args:
+        trainer: Of either package.
+    """
+    view = copy.copy(trainer)
+    view.loggers = [DummyLogger() for _ in trainer.loggers]
+    # Which module is run, and whose hooks move a batch, Lightning looks up in these.
+    view._accelerator_connector = copy.copy(trainer._accelerator_connector)
+    view._accelerator_connector.strategy = copy.copy(trainer.strategy)
+    view._data_connector = copy.copy(trainer._data_connector)
+    view._data_connector._datahook_selector = copy.copy(trainer._data_connector._datahook_selector)
+    return view
+
+
+def attach(view: Trainer, copied: LightningModule) -> None:
+    """Lets a copy of the module run with a view, by ``view.strategy``.
+
+    Args:
+        view: What :func:`silent_view` returned.
+        copied: The copy.
+    """
+    view.strategy._lightning_module = copied
+    view.strategy.model = copied  # without what wraps the module for several processes
+    if view._data_connector._datahook_selector is not None:
+        view._data_connector._datahook_selector.model = copied
+    copied.trainer = view
 
 
 # Where training stands
