@@ -10,7 +10,7 @@ import importlib
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -37,6 +37,7 @@ __all__ = [
     "logs_now",
     "optimizer_index",
     "optimizer_name",
+    "prepared",
     "scaler_scale",
     "set_callbacks",
     "silent_view",
@@ -45,6 +46,7 @@ __all__ = [
     "toggled_parameters",
     "twins",
     "unscaled_loss",
+    "validation_epoch_end",
     "without_gradient_sync",
 ]
 
@@ -190,7 +192,30 @@ def attach(view: Trainer, copied: LightningModule) -> None:
     copied.trainer = view
 
 
+def prepared(trainer: Trainer, module: LightningModule, batch: Any) -> Any:
+    """Returns a batch as a step gets it: in the precision, on the device, through the hooks of module and data module.
+
+    Args:
+        trainer: Of either package.
+        module: That gets it.
+        batch: As the loader gives it.
+    """
+    batch = module._on_before_batch_transfer(trainer.precision_plugin.convert_input(batch), dataloader_idx=0)
+    return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+
+
 # Where training stands
+
+
+def validation_epoch_end(trainer: Trainer) -> tuple[object, str]:
+    """Returns the object and the name of the method that tells callbacks and module that a fit's validation ends.
+
+    A layer around it comes before all callbacks, such as those that then take averaged weights out of the module.
+
+    Args:
+        trainer: Of either package.
+    """
+    return trainer.fit_loop.epoch_loop.val_loop, "_on_evaluation_epoch_end"
 
 
 def logs_now(trainer: Trainer) -> bool:

@@ -353,6 +353,10 @@ class Run:
         """A validation batch has ended."""
         self._tell("validation_batch_ends")
 
+    def validation_epoch_ends(self) -> None:
+        """What was measured in a validation is logged."""
+        self._tell("validation_epoch_ends")
+
     def validation_ends(self) -> None:
         """Trained weights are put back."""
         self._tell("validation_ends")
