@@ -19,9 +19,9 @@ from torch.nn.utils import parametrize
 
 from lightning_reg.core.lightning import twins
 
-__all__ = ["deep_copy"]
+__all__ = ["WRITTEN", "deep_copy", "is_importable", "silent_stand_in"]
 
-_WRITTEN = object()  # stands for: is written into the stream, and read from it again
+WRITTEN = object()  # stands for: is written into the stream, and read from it again
 _IMMUTABLE = frozenset({type(None), bool, int, float, complex, str, bytes, range, torch.dtype, torch.Size})
 _SHARED = (type, types.ModuleType, types.CodeType, types.GetSetDescriptorType, types.MethodDescriptorType)
 _CSV_WRITER = type(csv.writer(io.StringIO()))
@@ -86,19 +86,19 @@ class _Writer(pickle.Pickler):
         if number is not None:
             return number
         stand_in = self._stand_in(value)
-        return None if stand_in is _WRITTEN else self._hand_over(value, stand_in)
+        return None if stand_in is WRITTEN else self._hand_over(value, stand_in)
 
     def _stand_in(self, value: Any) -> Any:
         kind = type(value)
         if kind is _AsItIs:
             return value.value
-        if isinstance(value, _SHARED) or _is_foreign(value) or _is_importable(value):
+        if isinstance(value, _SHARED) or _is_foreign(value) or is_importable(value):
             return value
         if isinstance(value, Tensor):
             return self._tensor(value)
         if hasattr(kind, "__deepcopy__") and not _has_reducer(value):
             return copy.deepcopy(value, self._memo)  # arrays
-        return _LOCKS[kind]() if kind in _LOCKS else _silent(value)
+        return _LOCKS[kind]() if kind in _LOCKS else silent_stand_in(value)
 
     def _tensor(self, value: Tensor) -> Tensor:
         if value.is_inference():  # its storage can't be given to another tensor
@@ -146,7 +146,12 @@ def _is_foreign(value: Any) -> bool:
     return kind.__name__ in ("ProcessGroup", "DeviceMesh", "Stream") and kind.__module__.startswith("torch")
 
 
-def _is_importable(value: Any) -> bool:
+def is_importable(value: Any) -> bool:
+    """Whether an object is a function that stands in a module or a class, and so is nobody's state.
+
+    Args:
+        value: Anything.
+    """
     if not isinstance(value, types.FunctionType):
         return False
     try:
@@ -164,8 +169,12 @@ def _has_reducer(value: Any) -> bool:
     )
 
 
-def _silent(value: Any) -> Any:
-    """Returns what takes everything that is written and keeps nothing, for what is written to."""
+def silent_stand_in(value: Any) -> Any:
+    """Returns what takes everything that is written and keeps nothing, for what is written to; else :data:`WRITTEN`.
+
+    Args:
+        value: Anything.
+    """
     if isinstance(value, twins(Logger)):
         return DummyLogger()
     if hasattr(type(value), "add_scalar"):  # a TensorBoard writer, whose ever
@@ -174,7 +183,7 @@ def _silent(value: Any) -> Any:
         return csv.writer(io.StringIO())
     if isinstance(value, io.IOBase) and hasattr(value, "name") and value.writable():  # a file that is written to
         return io.StringIO() if isinstance(value, io.TextIOBase) else io.BytesIO()
-    return _WRITTEN
+    return WRITTEN
 
 
 # How functions and parametrized modules are made again
