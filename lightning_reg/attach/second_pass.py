@@ -64,7 +64,9 @@ class SecondPass:
         self._sums: dict[torch.device, Tensor] = {}
         self._moving: set[str] = set()  # names of tensors that a first pass has changed
         self._of_batches: set[str] = set()  # the same of those in batches
+        self._names: dict[int, str] = {}
         self._windows = 0
+        self._copies_all = False
         # Around the strategy's, because layers around the module's own may be added later.
         run.around(run.trainer.strategy, "training_step", self._remember)
         run.around(run.module, "log", self._unless_running)
@@ -153,11 +155,19 @@ class SecondPass:
         groups = (group for optimizer in self._run.trainer.optimizers for group in optimizer.param_groups)
         return {id(parameter) for group in groups for parameter in group["params"]}
 
+    def _size_of_weights(self) -> int:
+        groups = (group for optimizer in self._run.trainer.optimizers for group in optimizer.param_groups)
+        return sum(size_of(parameter) for group in groups for parameter in group["params"])
+
     def _note(self) -> None:
         """Notes what there is before the first pass."""
         self._windows += 1
         tensors = self._held.look()
         self._before = {id(tensor): (tensor, mark(tensor)) for _, tensor in tensors}
+        self._names = {id(tensor): name for name, tensor in tensors}
+        # A teacher that begins as its student doesn't move in a first pass, but does in a second one.
+        size = sum(size_of(tensor) for _, tensor in tensors)
+        self._copies_all = self._windows <= _LEARNING and size <= max(self._size_of_weights(), _SMALL)
         # Version counters don't see what is written by ``.data``, as teachers often are.
         by_value = self._windows <= _LEARNING or logs_now(self._run.trainer)
         self._compared = [
@@ -187,7 +197,7 @@ class SecondPass:
                 return name in self._moving or size_of(tensor) <= _SMALL
             if before[1] != mark(tensor) or id(tensor) in silently:
                 self._moving.add(name)
-            return name in self._moving
+            return self._copies_all or name in self._moving
 
         self._held.keep(is_copied)
         self._held.set_aside()
@@ -198,10 +208,13 @@ class SecondPass:
         finally:
             self._run.is_again = False
             trainer.loggers = loggers
-            surprises = self._held.changed()
+            self._moving.update(self._held.changed_copies())
+            by_value = {self._names[key] for key in self._moved_silently()} - self._moving
+            surprises = sorted({*self._held.changed(), *(() if self._copies_all else by_value)})
+            self._moving.update(by_value)
             self._held.put_back()
             self._held.forget()
-            self._before, self._compared, self._sums = {}, [], {}
+            self._before, self._names, self._compared, self._sums = {}, {}, [], {}
             _set_rng_states(random)
         if surprises:
             self._moving.update(surprises)
@@ -218,7 +231,7 @@ def _hooks_backward(callback: Callback) -> bool:
 
 def _has_sum(tensor: Tensor) -> bool:
     plain = tensor.layout == torch.strided and tensor.device.type != "meta" and tensor.is_leaf
-    return plain and tensor.is_floating_point() and tensor.numel() > 0 and not tensor.is_inference()
+    return plain and not tensor.is_complex() and tensor.numel() > 0 and not tensor.is_inference()
 
 
 @torch.no_grad()
@@ -226,11 +239,15 @@ def _sums(tensors: list[Tensor]) -> dict[torch.device, Tensor]:
     """Returns the sums of absolute values, by device."""
     devices: dict[torch.device, list[Tensor]] = {}
     for tensor in tensors:
-        devices.setdefault(tensor.device, []).append(tensor.detach())
+        devices.setdefault(tensor.device, []).append(_floating(tensor.detach()))
     return {
         device: torch.stack([norm.float() for norm in torch._foreach_norm(group, 1)])
         for device, group in devices.items()
     }
+
+
+def _floating(tensor: Tensor) -> Tensor:
+    return tensor if tensor.is_floating_point() else tensor.double()
 
 
 def _loss_of(output: Any) -> Tensor | None:

@@ -86,21 +86,18 @@ class _Mapping(Holder):
 class _Attributes(_Mapping):
     """What ``vars`` returns."""
 
-    # What hooks keep is not the module's, and hooks are somebody's way to see both passes.
+    # What hooks keep is not the module's, and hooks are somebody's way to see both passes. The first three are holders
+    # of their own.
     hidden = frozenset(
         """
         _forward_hooks _forward_pre_hooks _backward_hooks _backward_pre_hooks _forward_hooks_with_kwargs
         _forward_pre_hooks_with_kwargs _forward_hooks_always_called _state_dict_hooks _state_dict_pre_hooks
-        _load_state_dict_pre_hooks _load_state_dict_post_hooks _trainer _compiler_ctx
+        _parameters _buffers _modules _load_state_dict_pre_hooks _load_state_dict_post_hooks _trainer _compiler_ctx
         """.split()  # noqa: SIM905  # a list would take a line a word
     )
 
     def entries(self) -> Iterable[tuple[Any, str, Any]]:
-        return (
-            (name, self.path if name in ("_parameters", "_buffers", "_modules") else f"{self.path}.{name}", value)
-            for name, value in self.kept.items()
-            if name not in self.hidden
-        )
+        return ((name, f"{self.path}.{name}", value) for name, value in self.kept.items() if name not in self.hidden)
 
 
 class _Children(_Mapping):
@@ -291,7 +288,8 @@ def _is_others(value: Any) -> bool:
     home = type(value).__module__
     if isinstance(value, (*_OTHERS, *_OURS, *twins(*_TRAINERS))) or hasattr(type(value), "add_scalar"):
         return True
-    return home.startswith(("torch._", "torch.distributed", "torch.utils.hooks")) and not isinstance(value, nn.Module)
+    is_internal = home.startswith(("torch._", "torch.distributed", "torch.utils.hooks"))
+    return is_internal and not isinstance(value, (nn.Module, torch.Generator))
 
 
 def is_unknown(value: Any) -> bool:
