@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from torchmetrics import Metric
 
-from lightning_reg.attach.bystander import without_a_trace
 from lightning_reg.attach.metric_names import lower_is_better, short_name
 from lightning_reg.attach.streams import random_stream
+from lightning_reg.core.isolation import isolated
+from lightning_reg.core.lightning import prepared
 from lightning_reg.settings import SettingError
 
 __all__ = ["Measured", "clean_loaders", "evaluate"]
@@ -31,12 +32,14 @@ class Measured(dict[str, float]):
     Args:
         values: By name.
         lower: Whether lower is better, by name, too; kept as ``lower_is_better``.
+        sums: Names of those that grow with the number of samples.
         samples: On how many samples.
     """
 
-    def __init__(self, values: Mapping[str, float], lower: Mapping[str, bool], samples: int) -> None:
+    def __init__(self, values: Mapping[str, float], lower: Mapping[str, bool], sums: set[str], samples: int) -> None:
         super().__init__(values)
         self.lower_is_better = dict(lower)
+        self.sums = sums
         self.samples = samples
 
 
@@ -124,42 +127,63 @@ def _loader(dataset: Any, like: Loader, trainer: Trainer, max_samples: int | Non
 
 
 def evaluate(trainer: Trainer, pl_module: LightningModule, loader: Loader) -> Measured:
-    """Measures what a module's ``validation_step`` logs, or returns, over a loader; nothing else changes.
+    """Measures what a module's ``validation_step`` logs, or returns, over a loader, on a copy of the module.
 
-    In evaluation mode; nothing reaches loggers or the trainer's metrics; metrics objects, whatever else the module
-    holds, modes and random streams are left as they were. Logged tensors are averaged over samples, metrics objects
-    computed over all.
+    In evaluation mode; nothing reaches the module, loggers or the trainer's metrics. Logged tensors are reduced as the
+    module says, means over samples; metrics objects are computed over all.
 
     Args:
         trainer: While it validates.
-        pl_module: That is measured.
+        pl_module: The module that is measured.
         loader: Whose samples.
 
     Raises:
-        SettingError: If ``validation_step`` neither logs nor returns a number.
+        SettingError: If ``validation_step`` neither logs nor returns a number, or the module can't be copied.
     """
     record = _Record(pl_module)
-    with without_a_trace(trainer, pl_module, record.log), torch.no_grad():
-        pl_module.eval()
-        for each in pl_module.modules():
-            if isinstance(each, Metric):
-                each.reset()
+    with isolated(trainer, pl_module, "GeneralizationGap", record.log) as copied, torch.no_grad():
         for index, batch in enumerate(loader):
-            record.samples += _run(trainer, pl_module, batch, index, record)
+            record.samples += _run(copied, batch, index, record)
         return record.measured(trainer)
 
 
-def _run(trainer: Trainer, pl_module: LightningModule, batch: Any, index: int, record: "_Record") -> int:
-    batch = trainer.precision_plugin.convert_input(batch)
-    batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
-    batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+def _run(module: LightningModule, batch: Any, index: int, record: "_Record") -> int:
+    batch = prepared(module.trainer, module, batch)
     try:
         record.batch_size = extract_batch_size(batch)
     except MisconfigurationException:  # nothing in it tells; the step has to say batch_size itself, as in Lightning
         record.batch_size = 1
-    taken = len(inspect.signature(pl_module.validation_step).parameters)  # batch_idx and dataloader_idx may be missing
-    record.returned(trainer.strategy.validation_step(*[batch, index, 0][:taken]))
+    taken = len(inspect.signature(module.validation_step).parameters)  # batch_idx and dataloader_idx may be missing
+    record.returned(module.trainer.strategy.validation_step(*[batch, index, 0][:taken]))
     return record.batch_size
+
+
+class _Reduced:
+    """A logged value, reduced over batches as Lightning does it."""
+
+    def __init__(self, how: str) -> None:
+        self.how = how
+        self.value: Tensor | None = None
+        self.weight = 0
+
+    def add(self, value: Tensor, weight: int) -> None:
+        if self.how == "mean":
+            value = value * weight
+        if self.value is None:
+            self.value = value
+        elif self.how in ("min", "max"):
+            self.value = getattr(torch, f"{self.how}imum")(self.value, value)
+        else:
+            self.value = self.value + value
+        self.weight += weight
+
+    def over_processes(self, trainer: Trainer) -> Tensor:
+        value = torch.zeros(()) if self.value is None else self.value
+        if self.how != "mean":
+            return torch.as_tensor(trainer.strategy.reduce(value, reduce_op=self.how))
+        both = torch.stack([value, torch.as_tensor(float(self.weight), device=value.device)])
+        both = torch.as_tensor(trainer.strategy.reduce(both, reduce_op="sum"))
+        return both[0] / both[1]
 
 
 class _Record:
@@ -168,53 +192,51 @@ class _Record:
     def __init__(self, pl_module: LightningModule) -> None:
         self.batch_size = 1
         self.samples = 0
-        self._signature = inspect.signature(pl_module.log)
-        self._sums: dict[str, tuple[Tensor, int]] = {}
+        self._signature = inspect.signature(type(pl_module).log)
+        self._values: dict[str, _Reduced] = {}
         self._metrics: dict[str, Metric] = {}
         self._is_returned = False
 
-    def log(self, inner: Any, *args: Any, **kwargs: Any) -> None:
+    def log(self, *args: Any, **kwargs: Any) -> None:
         """Stands in the place of ``self.log``."""
-        given = self._signature.bind(*args, **kwargs).arguments
-        self._add(given["name"], given["value"], given.get("batch_size") or self.batch_size)
+        given = self._signature.bind(None, *args, **kwargs).arguments
+        reduce = given.get("reduce_fx", "mean")
+        how = str(getattr(reduce, "__name__", reduce)).lower()  # torch's functions may be given, too
+        self._add(given["name"], given["value"], given.get("batch_size") or self.batch_size, how)
 
     def returned(self, output: Any) -> None:
         """Takes what the step returned, for modules that log nothing."""
-        if (self._sums or self._metrics) and not self._is_returned:
+        if (self._values or self._metrics) and not self._is_returned:
             return
         for name, value in (output if isinstance(output, Mapping) else {"loss": output}).items():
             if isinstance(value, Tensor) and value.numel() == 1:
                 self._is_returned = True
-                self._add(str(name), value, self.batch_size)
+                self._add(str(name), value, self.batch_size, "mean")
 
-    def _add(self, name: str, value: Any, weight: int) -> None:
+    def _add(self, name: str, value: Any, weight: int, how: str) -> None:
         name = short_name(name)
         if isinstance(value, Metric):
             self._metrics[name] = value
         elif isinstance(value, (Tensor, Number)):
-            total, weights = self._sums.get(name, (torch.zeros(()), 0))
-            value = torch.as_tensor(value).detach().float().squeeze()
-            self._sums[name] = total.to(value.device) + weight * value, weights + weight
+            reduced = self._values.setdefault(name, _Reduced("mean" if how == "avg" else how))
+            reduced.add(torch.as_tensor(value).detach().float().squeeze(), weight)
 
     def measured(self, trainer: Trainer) -> Measured:
         """Returns everything, over all processes, with one transfer to the host."""
-        if not self._sums and not self._metrics:
+        if not self._values and not self._metrics:
             raise SettingError(
                 "validation_step must log or return a number for GeneralizationGap, which runs it on training data, "
                 "but does neither; metrics that on_validation_epoch_end logs can't be measured on other data"
             )
-        values = {}
-        lower = {name: lower_is_better(name) for name in self._sums}
-        for name, (total, weight) in self._sums.items():
-            both = torch.stack([total, torch.as_tensor(float(weight), device=total.device)])
-            both = trainer.strategy.reduce(both, reduce_op="sum")
-            values[name] = both[0] / both[1]
+        values = {name: value.over_processes(trainer) for name, value in self._values.items()}
+        lower = {name: lower_is_better(name) for name in self._values}
         for name, metric in self._metrics.items():
             computed = metric.compute()  # over all processes by itself
             if isinstance(computed, Tensor) and computed.numel() == 1:
                 values[name] = computed.detach().float().squeeze()
                 better = metric.higher_is_better
                 lower[name] = lower_is_better(name) if better is None else not better
+        sums = {name for name, value in self._values.items() if value.how == "sum"}
         device = next(iter(values.values())).device if values else None
         numbers = torch.stack([value.to(device) for value in values.values()]).tolist() if values else []
-        return Measured(dict(zip(values, numbers, strict=True)), lower, self.samples * trainer.world_size)
+        return Measured(dict(zip(values, numbers, strict=True)), lower, sums, self.samples * trainer.world_size)

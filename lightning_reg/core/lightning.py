@@ -5,6 +5,7 @@ what an object can do, and where only a class tells, :func:`twins` has the class
 (``tests/core/test_lightning.py``) fails with a clear message when a new version moves one of these parts.
 """
 
+import copy
 import importlib
 import sys
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from lightning_reg.settings import SettingError
 
 __all__ = [
     "any_gradient",
+    "attach",
     "callbacks_of",
     "check_version",
     "compiled_call",
@@ -39,8 +41,10 @@ __all__ = [
     "optimizer_index",
     "optimizer_name",
     "package_of",
+    "prepared",
     "scaler_scale",
     "set_callbacks",
+    "silent_view",
     "starts_processes",
     "step_number",
     "toggled_parameters",
@@ -48,6 +52,7 @@ __all__ = [
     "twins",
     "unscaled_loss",
     "validate_apart",
+    "validation_epoch_end",
     "without_gradient_sync",
 ]
 
@@ -183,7 +188,63 @@ def instance_suffix(trainer: Trainer, callback: Callback) -> str:
     return "" if alone else f"_{instance_number(trainer, callback) + 1}"
 
 
+# A copy of the module
+
+
+def silent_view(trainer: Trainer) -> Trainer:
+    """Returns a trainer for a copy of the module: what is asked of it is as in the trainer, what is logged is lost.
+
+    Args:
+        trainer: Of either package.
+    """
+    view = copy.copy(trainer)
+    view.loggers = [DummyLogger() for _ in trainer.loggers]
+    # Which module is run, and whose hooks move a batch, Lightning looks up in these.
+    view._accelerator_connector = copy.copy(trainer._accelerator_connector)
+    view._accelerator_connector.strategy = copy.copy(trainer.strategy)
+    view._data_connector = copy.copy(trainer._data_connector)
+    view._data_connector._datahook_selector = copy.copy(trainer._data_connector._datahook_selector)
+    return view
+
+
+def attach(view: Trainer, copied: LightningModule) -> None:
+    """Lets a copy of the module run with a view, by ``view.strategy``.
+
+    Args:
+        view: What :func:`silent_view` returned.
+        copied: The copy.
+    """
+    view.strategy._lightning_module = copied
+    view.strategy.model = copied  # without what wraps the module for several processes
+    if view._data_connector._datahook_selector is not None:
+        view._data_connector._datahook_selector.model = copied
+    copied.trainer = view
+
+
+def prepared(trainer: Trainer, module: LightningModule, batch: Any) -> Any:
+    """Returns a batch as a step gets it: in the precision, on the device, through the hooks of module and data module.
+
+    Args:
+        trainer: Of either package.
+        module: That gets it.
+        batch: As the loader gives it.
+    """
+    batch = module._on_before_batch_transfer(trainer.precision_plugin.convert_input(batch), dataloader_idx=0)
+    return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+
+
 # Where training stands
+
+
+def validation_epoch_end(trainer: Trainer) -> tuple[object, str]:
+    """Returns the object and the name of the method that tells callbacks and module that a fit's validation ends.
+
+    A layer around it comes before all callbacks, such as those that then take averaged weights out of the module.
+
+    Args:
+        trainer: Of either package.
+    """
+    return trainer.fit_loop.epoch_loop.val_loop, "_on_evaluation_epoch_end"
 
 
 def logs_now(trainer: Trainer) -> bool:

@@ -37,6 +37,7 @@ HOOKS = (
     "validation_starts",
     "validation_batch_starts",
     "validation_batch_ends",
+    "validation_epoch_ends",
     "validation_ends",
     "train_ends",
 )
@@ -176,6 +177,9 @@ class Session(Generic[T]):
 
     def validation_batch_ends(self) -> None:
         """Runs after each validation batch of the fit."""
+
+    def validation_epoch_ends(self) -> None:
+        """Runs when the last batch of a validation is done, where values of the whole can be logged."""
 
     def validation_ends(self) -> None:
         """Runs after each validation of the fit, the sanity check included."""

@@ -175,9 +175,11 @@ class Run:
         trainer: The trainer.
         module: The module that it fits.
         loss: The user's own loss in the latest backward pass, where the trainer logs.
+        is_again: Whether a batch is being run again, which nothing counts.
     """
 
     def __init__(self, trainer: Trainer, module: LightningModule) -> None:
+        self.is_again = False
         self.trainer = trainer
         self.module = module
         self.loss: Tensor | None = None
@@ -289,6 +291,20 @@ class Run:
         self._nesting.clear()  # whatever has failed in an earlier step
         self._tell("batch_starts", batch_idx)
 
+    # A batch that is run again, for its gradients: it counts in no window
+
+    def begins_again(self, batch_idx: int) -> None:
+        """What is drawn for a batch is drawn once more, alike."""
+        self._tell("batch_starts", batch_idx)
+
+    def before_backward_again(self, loss: Tensor) -> None:
+        """The backward pass of a batch that is run again begins."""
+        self._tell("before_backward", loss)
+
+    def after_backward_again(self) -> None:
+        """The backward pass of a batch that is run again has ended."""
+        self._tell("after_backward")
+
     def zero_grad(self, optimizer: Optimizer) -> None:
         """Gradients are about to be cleared."""
         self._tell("zero_grad", optimizer)
@@ -352,6 +368,10 @@ class Run:
     def validation_batch_ends(self) -> None:
         """A validation batch has ended."""
         self._tell("validation_batch_ends")
+
+    def validation_epoch_ends(self) -> None:
+        """What was measured in a validation is logged."""
+        self._tell("validation_epoch_ends")
 
     def validation_ends(self) -> None:
         """Trained weights are put back."""

@@ -253,6 +253,11 @@ class Technique(Callback):
             run.validation_batch_ends()
 
     @override
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if run := Run.led_by(self, trainer):
+            run.validation_epoch_ends()
+
+    @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if run := Run.led_by(self, trainer):
             run.validation_ends()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_reg.attach.activations import ActivationWatch, Sums
-from lightning_reg.callbacks import GeneralizationGap
+from lightning_reg.callbacks.run.generalization_gap import GeneralizationGap, Measurements
 from lightning_reg.settings import SettingError
 
 __all__ = ["ActivationRecorder", "LearningCurves", "curves_of", "predictions_of", "reload_of", "weights_of"]
@@ -22,29 +22,21 @@ _MOST_STEPS = 60
 
 
 class LearningCurves(GeneralizationGap):
-    """Training and validation measured alike after every epoch, without a word; none where there is no validation."""
+    """Training and validation measured alike after every epoch, without a word; none where that can't be done."""
 
     def __init__(self) -> None:
         super().__init__(verbose=False)
-        self._is_off = False
 
     @override
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        try:
-            super().on_fit_start(trainer, pl_module)
-        except SettingError:  # what is measured must not decide what can be studied
-            self._is_off = True
+    def refuse(self, error: SettingError) -> None:
+        """Measures nothing: what is measured must not decide what can be studied."""
 
     @override
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        try:
-            if not self._is_off:
-                super().on_train_start(trainer, pl_module)
-        except SettingError:
-            self._is_off = True
+    def warn(self, text: str) -> None:
+        """Nobody has asked for it."""
 
     @override
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def tell(self, trainer: Trainer, measured: Measurements) -> None:
         """Leaves it to the report to say what the curves tell."""
 
 

@@ -207,30 +207,24 @@ def test_averaged_weights_are_measured_where_they_are_validated(first):
 
 
 class Watches(Somebodys):
-    """Which samples are validated."""
+    """Which samples are validated; the class is nobody's copy."""
 
-    def __init__(self):
-        super().__init__()
-        self.log_of_samples = _Untouched()
+    seen_samples: list
 
     def validation_step(self, batch, batch_idx):
-        self.log_of_samples.seen.append(batch[0][:, 0].tolist())
+        Watches.seen_samples.append(batch[0][:, 0].tolist())
         super().validation_step(batch, batch_idx)
-
-
-class _Untouched:
-    def __init__(self):
-        self.seen = []
 
 
 def test_the_same_few_samples_each_time_and_only_when_due():
     gap = GeneralizationGap(max_samples=20, every_n_epochs=2)
-    module, trainer = fit(gap, module=Watches(), max_epochs=5, num_sanity_val_steps=0)
+    Watches.seen_samples = []
+    _, trainer = fit(gap, module=Watches(), max_epochs=5, num_sanity_val_steps=0)
     assert gap.curves.epochs == [1, 3]
-    seen = module.log_of_samples.seen
+    seen = Watches.seen_samples
     assert [len(each) for each in seen[:10]] == [16, 14, 16, 14, 16, 4, 16, 4, 16, 14]  # validation; measured from 4 on
     assert seen[4:8] == seen[12:16]
-    assert gap._samples == {"train": 20, "validation": 20}
+    assert gap.last_result.samples == {"train": 20, "validation": 20}
     assert trainer.callback_metrics["gap/train_loss"].isfinite()
 
 
@@ -257,16 +251,10 @@ class Stream(IterableDataset):
         return iter(samples())
 
 
-class NoValidation(Somebodys):
-    validation_step = LightningModule.validation_step
-
-
 @pytest.mark.parametrize(
     ("make", "settings", "message"),
     [
         pytest.param(SaysNothing, {}, "validation_step must log or return a number", id="says nothing"),
-        pytest.param(NoValidation, {}, "must be left out of a fit without validation", id="no validation_step"),
-        pytest.param(Somebodys, {"limit_val_batches": 0}, "must be left out of a fit without", id="no validation"),
         pytest.param(
             Somebodys,
             {"data": {"train_dataloaders": DataLoader(Stream(), 16), "val_dataloaders": loaders()[1]}},
@@ -281,10 +269,115 @@ class NoValidation(Somebodys):
         ),
     ],
 )
-@pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no")
 def test_what_cannot_be_measured_is_refused(make, settings, message):
     with pytest.raises(SettingError, match=message):
         fit(GeneralizationGap(), module=make(), **settings)
+
+
+class NoValidation(Somebodys):
+    validation_step = LightningModule.validation_step
+
+
+@pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no")
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no")
+@pytest.mark.parametrize(
+    ("make", "settings"),
+    [
+        (NoValidation, {}),
+        (Somebodys, {"limit_val_batches": 0}),
+        (Somebodys, {"data": {"train_dataloaders": loaders()[0]}}),
+    ],
+    ids=["no validation_step", "no batches", "no loader"],
+)
+def test_without_validation_it_warns_and_measures_nothing(make, settings):
+    gap = GeneralizationGap()
+    with pytest.warns(UserWarning, match="GeneralizationGap measures nothing in this fit, which has no validation"):
+        _, trainer = fit(gap, module=make(), **settings)
+    assert trainer.current_epoch == 3
+    assert not gap.curves.epochs
+    assert not gap.signals
+
+
+class Reduces(Somebodys):
+    def validation_step(self, batch, batch_idx):
+        logits = self.net(batch[0])
+        losses = F.cross_entropy(logits, batch[1], reduction="none")
+        self.log("val_loss", losses.mean())
+        self.log("val_wrong", (logits.argmax(1) != batch[1]).sum().float(), reduce_fx="sum")
+        self.log("val_worst", losses.max(), reduce_fx=torch.max)
+        self.log("val_easiest", losses.min(), reduce_fx="min")
+
+    def on_validation_epoch_end(self):
+        pass
+
+
+@pytest.mark.parametrize("equally_many", [True, False])
+def test_values_are_reduced_as_the_module_says(equally_many):
+    """The right value is Lightning's own, of the same samples; sums are compared where there are equally many."""
+    data = {"train_dataloaders": DataLoader(samples(), 16), "val_dataloaders": DataLoader(samples(30, seed=2), 16)}
+    _, trainer = fit(GeneralizationGap(max_samples=30 if equally_many else None), module=Reduces(), data=data)
+    logged = trainer.callback_metrics
+    assert ("gap/val_wrong" in logged) == equally_many
+    for name in ["loss", "worst", "easiest", *(["wrong"] if equally_many else [])]:
+        assert logged[f"gap/val_{name}"] == pytest.approx(logged[f"val_{name}"].item(), abs=1e-6)
+
+
+def test_loaders_that_are_loaded_anew_are_measured():
+    class Grows(LightningDataModule):
+        def train_dataloader(self):
+            return DataLoader(samples(10 * (1 + self.trainer.current_epoch)), 16)
+
+        def val_dataloader(self):
+            return DataLoader(samples(30 + self.trainer.current_epoch, seed=2), 16)
+
+    gap = GeneralizationGap(max_samples=None)
+    fit(gap, data={"datamodule": Grows()}, reload_dataloaders_every_n_epochs=1)
+    assert gap.last_result.samples == {"train": 30, "validation": 32}
+
+
+def test_validation_that_comes_late_is_measured_when_it_comes():
+    gap = GeneralizationGap()
+    fit(gap, check_val_every_n_epoch=2, num_sanity_val_steps=0, max_epochs=4)
+    assert gap.curves.epochs == [1, 3]
+
+
+class CountsWithOwnMeters(Somebodys):
+    """An array and an object of its own, from which its loss and its accuracy are logged."""
+
+    def on_validation_epoch_start(self):
+        self.matrix, self.meter = np.zeros((3, 3)), CountsWithOwnMeters.Meter()
+
+    class Meter:
+        def __init__(self):
+            self.total = self.count = 0
+
+    def validation_step(self, batch, batch_idx):
+        logits = self.net(batch[0])
+        np.add.at(self.matrix, (batch[1].numpy(), logits.argmax(1).numpy()), 1)
+        self.meter.total += F.cross_entropy(logits, batch[1], reduction="sum").item()
+        self.meter.count += len(logits)
+        self.log("val_seen", 1.0)
+
+    def on_validation_epoch_end(self):
+        self.log("val_loss", self.meter.total / self.meter.count)
+        self.log("val_right", float(self.matrix.trace()))
+
+
+def test_what_the_user_counts_with_own_meters_is_as_without_it():
+    found = []
+    for callbacks in ([], [GeneralizationGap(verbose=False)]):
+        module, trainer = fit(*callbacks, module=CountsWithOwnMeters())
+        found.append((trainer.callback_metrics["val_loss"], trainer.callback_metrics["val_right"], module.meter.count))
+    assert found[0] == found[1]
+    assert found[0][2] == 30
+
+
+def test_what_cannot_be_copied_is_refused_before_training():
+    module = Somebodys()
+    module.stream = (each for each in "ab")
+    with pytest.raises(SettingError, match=r"module\.stream must be something that can be copied with Generalization"):
+        fit(GeneralizationGap(), module=module)
+    assert module.trainer.global_step == 0
 
 
 @pytest.mark.parametrize("name", ["every_n_epochs", "max_samples", "patience"])

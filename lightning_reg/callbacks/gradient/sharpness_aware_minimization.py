@@ -1,24 +1,21 @@
 """Steps by the gradient of the worst weights nearby (SAM, ASAM)."""
 
+from dataclasses import dataclass, field
+
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_reg.attach.gradients import (
-    dense_gradient,
-    gradient_norms,
-    gradient_scale,
-    local,
-    parameters_of,
-    scaler_scale,
-)
 from lightning_reg.attach.second_pass import SecondPass
-from lightning_reg.attach.technique import GradientTechnique, Position, callbacks_of, logs_now
-from lightning_reg.core.facts import Chart, Place
+from lightning_reg.core.facts import Chart, Place, Position
+from lightning_reg.core.gradients import dense_gradient, gradient_norms, local
+from lightning_reg.core.lightning import callbacks_of, flattens_parameters, scaler_scale
+from lightning_reg.core.session import Session
+from lightning_reg.core.step import Run, Step
+from lightning_reg.core.technique import Technique
 from lightning_reg.functional.gradients import total_norm
 from lightning_reg.functional.sharpness import climb_, climbing_factor, gradients_of_climb, scale_to_weights_
 from lightning_reg.settings import SettingError, check_count, check_range
@@ -26,29 +23,32 @@ from lightning_reg.settings import SettingError, check_count, check_range
 __all__ = ["SharpnessAwareMinimization"]
 
 
-class SharpnessAwareMinimization(GradientTechnique):
+class SharpnessAwareMinimization(Technique):
     """Steps by the gradient that the loss has at the worst weights nearby: SAM, and ASAM where ``adaptive``.
 
     What it does: before the optimizer's step it climbs from the weights w a step of length ρ along the gradient of the
     whole accumulation window, runs the window's batches once more there, sets the weights back to the bit, and leaves
-    the gradient that was found. Batches are mixed, and units dropped, in the second pass as in the first; BatchNorm's
-    statistics, metrics and logs count once. Penalties, noise and clipping come afterwards, and so apply once.
+    the gradient that was found. Batches are mixed, and units dropped, in the second pass as in the first, and masks of
+    gradients in ``on_after_backward`` apply in both. All else counts once: statistics, metrics, logs, teachers, queues,
+    counters and lists of the module. Penalties, noise and clipping come afterwards, and so apply once.
 
     When to use: for networks that memorize, where time for training is to be had; with data augmentation and weight
     decay it still adds. When not: where every step counts, or with less than a few thousand steps. ``interval`` makes
     it cheaper.
 
     Cost: a second forward and backward pass at each of its steps, and passes over the weights as those of clipping.
-    One copy of the weights that have gradients, and the window's batches. No state.
+    One copy of the weights that have gradients, the window's batches twice (those above 1 MiB once, unless the step
+    changes them), and of what a step changes beside weights. No state.
 
     Interacts with: several processes, which climb along the mean of their gradients, not each along its own. A gradient
     scaler: where the second pass overflows, the first pass's gradients are used. Penalties of activations and of
-    confidence are part of the loss, and so of both passes. Hooks of your own on modules run in both.
+    confidence are part of the loss, and so of both passes. Hooks of your own on modules run in both. What can't be put
+    back (an iterator that the module holds, a file that it writes to from within a tuple) is warned of by name.
 
     Deviates from the papers: ASAM's |w| + η is used for all parameters, biases included.
 
     Args:
-        rho: ρ, length of the climb, positive; 0.05 to 0.2 for SAM, 0.5 to 2 for ASAM.
+        rho: ρ, length of the climb; where it is 0 steps are plain. 0.05 to 0.2 for SAM, 0.5 to 2 for ASAM.
         adaptive: Whether lengths are measured relative to the weights.
         eta: η, at least 0: what is added to the size of a weight where ``adaptive``.
         interval: Every which optimizer step does this, at least 1; the others are plain.
@@ -73,9 +73,10 @@ class SharpnessAwareMinimization(GradientTechnique):
     place = Place.GRADIENT
     charts = (Chart("Gradients", "rise of the loss nearby", r"sharpness/loss_rise$"),)
     position = Position.SHARPNESS
+    changes_gradients = True
 
     def __init__(self, *, rho: float = 0.05, adaptive: bool = False, eta: float = 0.01, interval: int = 1) -> None:
-        check_range("rho", rho, low=0, low_open=True)
+        check_range("rho", rho, low=0)
         check_range("eta", eta, low=0)
         check_count("interval", interval)
         super().__init__()
@@ -83,9 +84,6 @@ class SharpnessAwareMinimization(GradientTechnique):
         self.adaptive = adaptive
         self.eta = eta
         self.interval = interval
-        self._second_pass: SecondPass | None = None
-        # Asked for once: on a CPU, memory that is new has to be cleared.
-        self._kept: dict[nn.Parameter, Tensor] = {}
 
     @property
     def used_settings(self) -> tuple[str, ...]:
@@ -93,13 +91,17 @@ class SharpnessAwareMinimization(GradientTechnique):
         return ("rho", "adaptive", "interval", *(["eta"] if self.adaptive else []))
 
     @override
-    def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._check(trainer, pl_module)
-        self._second_pass = SecondPass(trainer, pl_module, lambda: self._is_due(trainer))
-        self.handles += self._second_pass.handles
+    def new_session(self, run: Run) -> Session["SharpnessAwareMinimization"]:
+        self._check(run.trainer, run.module)
+        return _Climbing(self, run, SecondPass(run, lambda: self.is_due(run.trainer)))
 
-    def _is_due(self, trainer: Trainer) -> bool:
-        return (trainer.global_step + 1) % self.interval == 0
+    def is_due(self, trainer: Trainer) -> bool:
+        """Whether the optimizer step that is being made ready is one of those that climb.
+
+        Args:
+            trainer: In a fit.
+        """
+        return self.rho > 0 and (trainer.global_step + 1) % self.interval == 0
 
     def _check(self, trainer: Trainer, pl_module: LightningModule) -> None:
         name = type(self).__name__
@@ -112,77 +114,74 @@ class SharpnessAwareMinimization(GradientTechnique):
             )
         if is_param_in_hook_signature(pl_module.training_step, "dataloader_iter", explicit=True):
             raise SettingError(f"training_step must take a batch with {name}, not a dataloader_iter")
-        if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy):
+        if flattens_parameters(trainer):
             raise SettingError(
                 f"strategy must be ModelParallelStrategy (FSDP2) or one that keeps parameters whole with {name}, but "
                 f"{type(trainer.strategy).__name__} flattens them"
             )
 
+
+@dataclass(eq=False)
+class _Climbing(Session[SharpnessAwareMinimization]):
+    """The run."""
+
+    second_pass: SecondPass
+    # Asked for once: on a CPU, memory that is new has to be cleared.
+    spare: dict[nn.Parameter, Tensor] = field(default_factory=dict)
+
     @override
-    def release(self) -> None:
-        self._second_pass = None
-        self._kept = {}
+    def zero_grad(self, optimizer: Optimizer) -> None:
+        self.second_pass.begin_window()
+
+    @override
+    @torch.no_grad()
+    def before_step(self, step: Step) -> None:
+        parameters = [parameter for parameter in step.parameters if parameter.grad is not None]
+        if not self.technique.is_due(self.run.trainer) or not parameters or not self.second_pass.is_possible():
+            return
+        weights = [local(parameter) for parameter in parameters]
+        before = [self._spare_of(parameter, weight) for parameter, weight in zip(parameters, weights, strict=True)]
+        eta = self.technique.eta if self.technique.adaptive else None
+        factor = self._climb(parameters, weights, before, eta)
+        try:
+            with torch.enable_grad():
+                rise = self.second_pass.run()
+            _unscale(step, parameters)
+            _fall_back(parameters, before, weights, factor, eta)
+        finally:
+            torch._foreach_copy_(weights, before)
+        if rise is not None and step.logs:
+            step.log("sharpness/loss_rise", rise)
 
     def _climb(
-        self,
-        trainer: Trainer,
-        parameters: list[nn.Parameter],
-        weights: list[Tensor],
-        before: list[Tensor],
-        eta: float | None,
+        self, parameters: list[nn.Parameter], weights: list[Tensor], before: list[Tensor], eta: float | None
     ) -> Tensor:
         """Moves the weights and lets go of the gradients; returns what these were multiplied by."""
-        gradients = [local(dense_gradient(each)) for each in parameters]
+        gradients = [local(dense_gradient(parameter)) for parameter in parameters]
         if eta is not None:
             scale_to_weights_(gradients, weights, eta)
-        factor = climbing_factor(total_norm(gradient_norms(parameters)), self.rho)
-        if scaler_scale(trainer, factor.device) is not None:
-            for each in gradients:
-                each.nan_to_num_(0.0, 0.0, 0.0)  # where the first pass overflows there is no climb
+        factor = climbing_factor(total_norm(gradient_norms(parameters)), self.technique.rho)
+        if scaler_scale(self.run.trainer, factor.device) is not None:
+            for gradient in gradients:
+                gradient.nan_to_num_(0.0, 0.0, 0.0)  # where the first pass overflows there is no climb
         climb_(weights, gradients, before, factor, eta)
         for parameter in parameters:
             parameter.grad = None  # before the second pass, which needs as much memory
         return factor
 
-    def _kept_of(self, parameter: nn.Parameter, weight: Tensor) -> Tensor:
-        kept = self._kept.get(parameter)
-        if kept is None or kept.shape != weight.shape or kept.device != weight.device or kept.dtype != weight.dtype:
-            kept = self._kept[parameter] = torch.empty_like(weight)
-        return kept
-
-    @override
-    def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        super().on_before_zero_grad(trainer, pl_module, optimizer)
-        if self._second_pass is not None:
-            self._second_pass.begin_window()
-
-    @override
-    @torch.no_grad()
-    def before_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        parameters = [each for each in parameters_of(optimizer) if each.grad is not None]
-        if self._second_pass is None or not self._is_due(trainer) or not parameters:
-            return
-        weights = [local(each) for each in parameters]
-        before = [self._kept_of(parameter, weight) for parameter, weight in zip(parameters, weights, strict=True)]
-        eta = self.eta if self.adaptive else None
-        factor = self._climb(trainer, parameters, weights, before, eta)
-        try:
-            with torch.enable_grad():
-                rise = self._second_pass.run()
-            _unscale(trainer, optimizer, parameters)
-            _fall_back(parameters, before, weights, factor, eta)
-        finally:
-            torch._foreach_copy_(weights, before)
-        if rise is not None and logs_now(trainer):
-            pl_module.log("sharpness/loss_rise", rise)
+    def _spare_of(self, parameter: nn.Parameter, weight: Tensor) -> Tensor:
+        spare = self.spare.get(parameter)
+        if spare is None or spare.shape != weight.shape or spare.device != weight.device or spare.dtype != weight.dtype:
+            spare = self.spare[parameter] = torch.empty_like(weight)
+        return spare
 
 
-def _unscale(trainer: Trainer, optimizer: Optimizer, parameters: list[nn.Parameter]) -> None:
+def _unscale(step: Step, parameters: list[nn.Parameter]) -> None:
     """Takes a gradient scaler's scale out, unless the optimizer does that."""
     gradients = [each.grad for each in parameters if each.grad is not None]
-    if not gradients or gradient_scale(trainer, optimizer) is not None:
+    if not gradients or step.scale is not None:
         return
-    scale = scaler_scale(trainer, gradients[0].device)
+    scale = scaler_scale(step.run.trainer, gradients[0].device)
     if scale is not None:
         for each in gradients:
             each.div_(scale)
