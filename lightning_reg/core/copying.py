@@ -175,7 +175,7 @@ def silent_stand_in(value: Any) -> Any:
     Args:
         value: Anything.
     """
-    if isinstance(value, twins(Logger)):
+    if isinstance(value, twins(Logger)):  # type: ignore[type-abstract]
         return DummyLogger()
     if hasattr(type(value), "add_scalar"):  # a TensorBoard writer, whose ever
         return DummyExperiment()
