@@ -86,6 +86,10 @@ class RememberedInputs:
         self._estimated: set[str] = set()
         self._warned: set[str] = set()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "RememberedInputs":
+        """Returns itself: a copy of the module, which hooks lead here from, takes no inputs along."""
+        return self
+
     def watch(self) -> None:
         """Begins to see calls, before anything is compiled; nothing is hooked onto where there is no BatchNorm."""
         module, norms = self._run.module, batch_norms(self._run.module)
@@ -167,10 +171,12 @@ class RememberedInputs:
         return call
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._enter(self._names[module], args, kwargs)
+        if module in self._names:  # not so in a copy of the module
+            self._enter(self._names[module], args, kwargs)
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        self._leave(output)
+        if module in self._names:
+            self._leave(output)
 
     def _enter(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self._recording:

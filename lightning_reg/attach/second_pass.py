@@ -71,6 +71,10 @@ class SecondPass:
         run.around(run.trainer.strategy, "training_step", self._remember)
         run.around(run.module, "log", self._unless_running)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "SecondPass":
+        """Returns itself: a copy of the module, whose ``log`` leads here, takes no memory of a step along."""
+        return self
+
     def begin_window(self) -> None:
         """Forgets all but the latest micro-batch; call in ``on_before_zero_grad``, which comes before its backward."""
         self._window = self._window[-1:]

@@ -70,6 +70,10 @@ class Session(Generic[T]):
 
     # Before and after the run
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Session[T]:
+        """Returns itself: a copy of the module, which hooks lead here from, takes no run along."""
+        return self
+
     def kept(self) -> dict[str, Any]:
         """Returns what checkpoints keep, by name of the field."""
         return {each.name: getattr(self, each.name) for each in fields(self) if _KEPT in each.metadata}

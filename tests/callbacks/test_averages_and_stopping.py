@@ -51,4 +51,6 @@ def test_whatever_the_order_the_average_of_the_best_epoch_remains(average, order
     assert all(torch.equal(weight, best[name]) for name, weight in module.state_dict().items())
     (measured,) = trainer.validate(module, loader(), verbose=False)
     # Of three batches of the same size the loss is a mean, in which sums are made in another order.
-    assert measured["val_loss"] - abs(trainer.current_epoch - 3) == pytest.approx(stops._best_value.item(), abs=1e-5)
+    assert measured["val_loss"] - abs(trainer.current_epoch - 3) == pytest.approx(
+        stops.kept["best_value"].item(), abs=1e-5
+    )

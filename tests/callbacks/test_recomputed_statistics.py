@@ -10,7 +10,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_reg.callbacks import ExponentialMovingAverage, StochasticWeightAverage
+from lightning_reg.callbacks import (
+    ActivationStats,
+    ExponentialMovingAverage,
+    GeneralizationGap,
+    SharpnessAwareMinimization,
+    StochasticWeightAverage,
+)
 from tests.callbacks.averaged import Normed, equal, fit, state
 from tests.conformance.problem import BATCHES, loader, resumable_loader, samples
 
@@ -99,6 +105,15 @@ def test_nothing_of_the_users_is_touched(make):
     assert torch.equal(with_it.queue, plain.queue)
     assert equal(state(with_it.teacher), state(plain.teacher))
     assert_statistics(with_it.net[1], [with_it.net[0](inputs) for inputs in batches()])
+
+
+@pytest.mark.parametrize("validate", ["averaged", "both"])
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_what_runs_a_step_again_or_watches_changes_nothing(accumulate, validate):
+    others = SharpnessAwareMinimization(rho=0.1), GeneralizationGap(verbose=False), ActivationStats()
+    settings = {"accumulate_grad_batches": accumulate, "log_every_n_steps": 1}
+    module, _ = fit(average(validate=validate), *others, **settings)
+    assert_statistics(module.net[1], [module.net[0](inputs) for inputs in batches()])
 
 
 class Manual(Normed):
