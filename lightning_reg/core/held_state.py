@@ -9,7 +9,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_reg.core.copying import WRITTEN, silent_stand_in
-from lightning_reg.core.holders import Holder, holders_of, is_unknown
+from lightning_reg.core.holders import VALUES, Holder, holders_of, is_unknown
 
 __all__ = ["HeldState", "mark", "size_of"]
 
@@ -85,7 +85,12 @@ class HeldState:
             if isinstance(value, Tensor):
                 node.tensors.append((name, value))
                 continue
-            node.children += self._nodes(value, name)
+            if type(value) in VALUES:
+                continue
+            found = self._nodes(value, name)
+            node.children += found
+            if found:
+                continue
             stand_in = silent_stand_in(value)
             if stand_in is not WRITTEN and key is not None:
                 node.writers.append((key, stand_in))

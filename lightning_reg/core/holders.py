@@ -27,11 +27,20 @@ from lightning_reg.core.session import Session
 from lightning_reg.core.step import Run
 from lightning_reg.core.wrapping import MethodHold
 
-__all__ = ["Holder", "holders_of", "is_unknown"]
+__all__ = ["VALUES", "Holder", "holders_of", "is_unknown"]
 
 # What has no state of the module's: values that can't change, and what the trainer and we look after.
-_VALUES = (type(None), bool, int, float, complex, str, bytes, range, torch.dtype, torch.device, torch.Size)
-_OTHERS = (type, types.ModuleType, types.CodeType, types.BuiltinFunctionType, Enum, Signature, threading.Thread)
+VALUES = (type(None), bool, int, float, complex, str, bytes, range, torch.dtype, torch.device, torch.Size)
+_OTHERS = (
+    io.IOBase,
+    type,
+    types.ModuleType,
+    types.CodeType,
+    types.BuiltinFunctionType,
+    Enum,
+    Signature,
+    threading.Thread,
+)
 _OURS = (Session, Run, MethodHold)
 _TRAINERS = (logging.Logger, Trainer, Strategy, LightningDataModule, Logger, Callback, DataLoader)
 _LARGE_ARRAY = 2**24  # bytes
@@ -266,7 +275,7 @@ def holders_of(value: Any, path: str) -> list[Holder]:
         value: Anything but a tensor.
         path: Its name.
     """
-    if isinstance(value, _VALUES) or _is_others(value):
+    if isinstance(value, VALUES) or _is_others(value):
         return []
     if isinstance(value, types.FunctionType):
         return [] if is_importable(value) else [_Fixed(value, path)]
