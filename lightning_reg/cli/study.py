@@ -67,7 +67,7 @@ def study(args: Sequence[str]) -> int:
     failures: list[Failure] = []
     if not all(map(store.has_result, runs)):  # a finished study writes nothing but its report
         try:
-            with store.locked(), _executor(options) as executor:
+            with _executor(options) as executor, store.locked():
                 failures = execute(runs, store, perform, executor, metric=definition.study.metric)
         except KeyboardInterrupt:
             done = sum(map(store.has_result, runs))
