@@ -13,7 +13,7 @@ from typing import NoReturn
 from typing_extensions import override
 
 from lightning_reg.files import read_yaml
-from lightning_reg.settings import SettingError, check_choice, check_count, did_you_mean
+from lightning_reg.settings import SettingError, check_choice, check_count, check_range, did_you_mean
 from lightning_reg.studies.definition import Definition, Form, read_study
 from lightning_reg.studies.execution import Perform, execute
 from lightning_reg.studies.executor import Executor, LocalExecutor, RayExecutor
@@ -48,7 +48,7 @@ def study(args: Sequence[str]) -> int:
         read_study(options.file)  # which says what is wrong
         print(dumped(read_yaml("study file", options.file)), end="")
         return 0
-    check_count("jobs", options.jobs)
+    _check_places(options)
     check_can_draw()  # rather than when all has been computed
     definition = _chosen(options)
     perform: Perform
@@ -125,15 +125,18 @@ class _Parser(argparse.ArgumentParser):
         raise SettingError(f"study: {message}{hint or '; see train.py study --help'}")
 
 
+def _check_places(options: argparse.Namespace) -> None:
+    check_count("jobs", options.jobs)
+    if options.cluster is None and options.gpus_per_run is not None:
+        raise SettingError("gpus_per_run must be left out without --cluster")
+    if options.cluster is not None and options.jobs != 1:
+        raise SettingError("jobs must be left out with --cluster, where as many runs are done as its cores allow")
+    check_range("gpus_per_run", options.gpus_per_run or 0, low=0)
+
+
 def _executor(options: argparse.Namespace) -> Executor:
     if options.cluster is None:
-        if options.gpus_per_run is not None:
-            raise SettingError("gpus_per_run must be left out without --cluster")
         return LocalExecutor(options.jobs)
-    if options.jobs != 1:
-        raise SettingError(
-            f"jobs must be left out with --cluster, where as many are done as its cores allow, but is {options.jobs}"
-        )
     return RayExecutor(options.cluster, gpus_per_run=options.gpus_per_run or 0)
 
 

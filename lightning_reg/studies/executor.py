@@ -5,6 +5,7 @@ import logging
 import os
 import queue
 import signal
+import socket
 import sys
 import threading
 from abc import ABC, abstractmethod
@@ -223,6 +224,7 @@ class RayExecutor(Executor):
         self._owns_connection = not ray.is_initialized()
         if self._owns_connection:
             try:
+                _check_reachable(address)
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
             except (ConnectionError, ValueError, RuntimeError, OSError) as error:
                 reason = str(error).strip().partition("\n")[0]
@@ -278,6 +280,17 @@ class RayExecutor(Executor):
                 self._ray.wait([reference])
         if self._owns_connection:
             self._ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Raises if nobody answers at an address, for which Ray itself would wait minutes."""
+    if address in ("auto", "local"):
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or "/" in host:
+        raise ValueError("it must be auto, local or HOST:PORT")
+    with socket.create_connection((host, int(port)), timeout=5):
+        pass
 
 
 def _do_there(folder: str, task: Callable[..., T], arguments: tuple[Any, ...]) -> T:

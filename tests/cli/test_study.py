@@ -305,11 +305,9 @@ def test_ctrl_c_ends_quietly_says_how_to_go_on_and_leaves_nothing_behind(outcome
     with started(path, *options) as process:
         children = wait_for_a_run(process)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-        pressed = time.monotonic()
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert time.monotonic() - pressed < 10  # on a machine that tests share; a second otherwise
-    assert not any(map(is_alive, children))
+    wait_for(lambda: not any(map(is_alive, children)), seconds=2)
     done = [json.loads(file.read_text()) for file in RUNS.glob("*/result.json")]
     assert 1 <= len(done) < 10
     command = shlex.join(["python", "train.py", "study", path, *options])

@@ -99,7 +99,7 @@ def test_a_command_line_that_cannot_be_read(capsys):
     )
     assert "the following arguments are required: FILE" in error_of(capsys)
     Path("bad.yaml").write_text("title: [")
-    assert "study file 'bad.yaml' isn't YAML" in error_of(capsys, "bad.yaml", "--print_config")
+    assert "error: study file 'bad.yaml' isn't " in error_of(capsys, "bad.yaml", "--print_config")
 
 
 def test_results_that_somebody_changed(capsys, monkeypatch):

@@ -1,6 +1,7 @@
 """Tasks for processes that import nothing large, and what tells of processes."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -17,6 +18,15 @@ def hold(folder):
     child.kill()
     child.wait()
     return os.getpid()
+
+
+def die(folder, times):
+    """Ends its process as the kernel would that runs out of memory, the first times that it is done."""
+    attempt = len(list(Path(folder).iterdir()))
+    (Path(folder) / str(attempt)).touch()
+    if attempt < times:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "alive"
 
 
 def held(folder, count):

@@ -1,20 +1,26 @@
 """Runs on the machines of a cluster, which share nothing with the driver and may be lost."""
 
+import os
+import signal
+import subprocess
+import time
 from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
 
+from lightning_reg.settings import SettingError
 from lightning_reg.studies.execution import execute
-from lightning_reg.studies.executor import RayExecutor
+from lightning_reg.studies.executor import RayExecutor, WorkerDiedError
 from tests.studies.helpers import Here, do, do_elsewhere, make_runs, open_store
-from tests.studies.processes import is_alive, wait_for
+from tests.studies.processes import die, held, hold, is_alive, python, wait_for
 
 pytest.importorskip("ray", reason="Ray isn't installed: pip install 'lightning-reg[cluster]'")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+PATIENCE = 100  # seconds that a task may take on a busy machine
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster():
     from ray.cluster_utils import Cluster
 
@@ -24,6 +30,68 @@ def cluster():
         for _ in range(2):
             made.add_node(num_cpus=1, num_gpus=0, include_dashboard=False, object_store_memory=80 * 2**20)
         yield made
+
+
+def fail(message):
+    raise LookupError(message)
+
+
+def test_tasks_errors_come_back_and_closing_at_once_ends_what_is_running(cluster, tmp_path):
+    with RayExecutor(cluster.address) as executor:
+        assert executor.slots == 2
+        assert not executor.is_local
+        assert executor.submit(max, 1, 2).result(PATIENCE) == 2
+        with pytest.raises(LookupError, match="nothing here"):
+            executor.submit(fail, "nothing here").result(PATIENCE)
+        executor.submit(hold, tmp_path)
+        ((pid, child),) = held(tmp_path, 1)
+        os.kill(child, signal.SIGKILL)
+        executor.close(at_once=True)
+    wait_for(lambda: not is_alive(pid), seconds=5)
+
+
+def test_a_run_whose_process_is_killed_is_done_again_and_one_that_always_dies_is_told(cluster, tmp_path):
+    (tmp_path / "log").mkdir()
+    with RayExecutor(cluster.address) as executor:
+        assert executor.submit(die, tmp_path / "log", 1).result(PATIENCE) == "alive"
+        assert len(list((tmp_path / "log").iterdir())) == 2
+        with pytest.raises(WorkerDiedError, match="the process that did it was killed, or its machine is gone"):
+            executor.submit(die, tmp_path / "log", 100).result(PATIENCE)
+        assert len(list((tmp_path / "log").iterdir())) == 2 + 4
+
+
+DRIVER = """
+from tests.studies.processes import hold
+from lightning_reg.studies.executor import RayExecutor, WorkerDiedError
+executor = RayExecutor({address!r})
+[executor.submit(hold, {folder!r}) for _ in range(2)]
+input()
+"""
+
+
+def test_no_task_outlives_a_killed_driver_by_two_seconds(cluster, tmp_path):
+    code = DRIVER.format(address=cluster.address, folder=str(tmp_path))
+    with python(code, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as driver:
+        holding = held(tmp_path, 2)
+        for _, child in holding:
+            os.kill(child, signal.SIGKILL)
+        driver.kill()
+        killed = time.monotonic()
+    wait_for(lambda: not any(is_alive(pid) for pid, _ in holding), seconds=2 - (time.monotonic() - killed))
+
+
+def test_what_the_cluster_does_not_have_is_told(cluster):
+    with pytest.raises(SettingError, match="gpus_per_run must be at most what a machine of the cluster has, but is 1"):
+        RayExecutor(cluster.address, gpus_per_run=1)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:99999", "nowhere", "ray://127.0.0.1:1", ""])
+def test_an_address_of_no_cluster(address):
+    with pytest.raises(
+        SettingError, match="cluster must be auto or the address of a running Ray cluster, but is"
+    ) as error:
+        RayExecutor(address)
+    assert "\n" not in str(error.value)
 
 
 def test_all_runs_are_done_and_recorded_once_when_a_node_is_killed_in_the_middle(cluster, tmp_path):

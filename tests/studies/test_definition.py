@@ -157,7 +157,7 @@ BAD = {
     "minutes that are none": ("minutes: 6", "minutes: soon", "minutes must be a number, but is 'soon'"),
     "arguments without a function": ("minutes: 6", "arguments: {}", "arguments must be left out of a study without a"),
     "settings that are none": ("none: {}", "none: 5", "variants.none must be a configuration's path, or settings"),
-    "no YAML": ("title: Example", "title: {", "isn't YAML"),
+    "no YAML": ("title: Example", "title: {", r"isn't (plain )?YAML"),
 }
 
 
