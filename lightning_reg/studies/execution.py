@@ -68,7 +68,7 @@ def execute(
     pending = deque(run for run in runs if not store.has_result(run))
     running: dict[Future[_Attempt], Run] = {}
     started: dict[str, Run] = {}
-    failures: list[Failure] = []
+    failures: dict[str, Failure] = {}
     done = len(runs) - len(pending)
     try:
         with tqdm(total=len(runs), initial=done, desc=store.name, unit="run", disable=quiet, smoothing=0) as bar:
@@ -82,7 +82,8 @@ def execute(
                     run = running.pop(future)
                     failure = _keep(_attempt_of(future), run, store, metric)
                     del started[run.key]
-                    failures += [] if failure is None else [failure]
+                    if failure is not None:
+                        failures[run.key] = failure
                     bar.update()
     except BaseException as error:
         executor.close(at_once=True)
@@ -92,9 +93,7 @@ def execute(
         if isinstance(error, OSError) and is_disk_full(error, store.folder):
             raise full_disk(store.folder) from error
         raise
-    order = {run.key: index for index, run in enumerate(runs)}
-    keys = {(run.variant, run.seed): run.key for run in runs}
-    return sorted(failures, key=lambda failure: order[keys[failure.variant, failure.seed]])
+    return [failures[run.key] for run in runs if run.key in failures]
 
 
 def _submit(run: Run, store: Store, perform: Perform, executor: Executor) -> Future[_Attempt]:

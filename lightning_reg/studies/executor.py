@@ -10,7 +10,7 @@ import sys
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Future, InvalidStateError, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -220,6 +220,7 @@ class RayExecutor(Executor):
         except ImportError as error:
             raise SettingError("cluster needs Ray; install it by pip install 'lightning-reg[cluster]'") from error
         self._ray: Any = ray
+        self._unfinished: dict[Future[Any], Any] = {}
         self._gpus = gpus_per_run
         self._owns_connection = not ray.is_initialized()
         if self._owns_connection:
@@ -236,7 +237,6 @@ class RayExecutor(Executor):
             raise SettingError(f"gpus_per_run must be at most what a machine of the cluster has, but is {gpus_per_run}")
         # A task is done again if its machine is lost, three times at the most, lest one that kills machines kills all.
         self._task = self._ray.remote(num_cpus=1, num_gpus=gpus_per_run, max_retries=3)(_do_there)
-        self._unfinished: dict[Future[Any], Any] = {}
 
     def _fitting(self, node: Mapping[str, Any]) -> int:
         """Returns how many tasks a machine can do at once."""
@@ -262,23 +262,26 @@ class RayExecutor(Executor):
         self._unfinished.pop(future, None)
         error = ended.exception()
         exceptions = self._ray.exceptions
-        if error is None:
-            future.set_result(ended.result())
-        elif isinstance(error, exceptions.RayError) and not isinstance(error, exceptions.RayTaskError):
-            died = WorkerDiedError("the process that did it was killed, or its machine is gone")
-            died.__cause__ = error
-            future.set_exception(died)
-        else:
-            future.set_exception(getattr(error, "cause", error))
+        with contextlib.suppress(InvalidStateError):  # it was given up meanwhile
+            if error is None:
+                future.set_result(ended.result())
+            elif isinstance(error, exceptions.RayError) and not isinstance(error, exceptions.RayTaskError):
+                future.set_exception(WorkerDiedError("the process that did it was killed, or its machine is gone"))
+            else:
+                future.set_exception(getattr(error, "cause", error))
 
     @override
     def close(self, *, at_once: bool = False) -> None:
-        for reference in list(getattr(self, "_unfinished", {}).values()):
+        unfinished, self._unfinished = self._unfinished, {}
+        for future, reference in unfinished.items():
             if at_once:
                 self._ray.cancel(reference, force=True)
+                with contextlib.suppress(InvalidStateError):  # it has just ended
+                    future.set_exception(WorkerDiedError("the executor was closed"))
             else:
                 self._ray.wait([reference])
         if self._owns_connection:
+            self._owns_connection = False
             self._ray.shutdown()
 
 

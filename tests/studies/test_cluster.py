@@ -1,17 +1,22 @@
 """Runs on the machines of a cluster, which share nothing with the driver and may be lost."""
 
+import json
 import os
 import signal
 import subprocess
 import time
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import yaml
 
+from lightning_reg.cli import main
 from lightning_reg.settings import SettingError
 from lightning_reg.studies.execution import execute
 from lightning_reg.studies.executor import RayExecutor, WorkerDiedError
+from tests.conftest import REPOSITORY
 from tests.studies.helpers import Here, do, do_elsewhere, make_runs, open_store
 from tests.studies.processes import die, held, hold, is_alive, python, wait_for
 
@@ -92,6 +97,19 @@ def test_an_address_of_no_cluster(address):
     ) as error:
         RayExecutor(address)
     assert "\n" not in str(error.value)
+
+
+def test_a_study_comes_to_the_same_on_a_cluster_and_here(cluster, monkeypatch):
+    base = [str(REPOSITORY / "configs" / "digits_mlp.yaml"), {"trainer.max_epochs": 1, "data.train_size": 100}]
+    study = {"base": base, "variants": {"plain": {}}, "seeds": 1}
+    Path("small.yaml").write_text(yaml.safe_dump(study))
+    monkeypatch.setattr("lightning_reg.cli.study.write_report", lambda _, folder: folder)
+    monkeypatch.setattr("lightning_reg.cli.study.LocalExecutor", lambda _: Here())
+    assert main(["study", "small.yaml", "--output", "there", "--cluster", cluster.address]) == 0
+    assert main(["study", "small.yaml", "--output", "here"]) == 0
+    there, here = (json.loads(next(Path(name).glob("runs/*/result.json")).read_text()) for name in ("there", "here"))
+    assert there["metrics"] == here["metrics"]
+    assert there["curves"] == here["curves"]
 
 
 def test_all_runs_are_done_and_recorded_once_when_a_node_is_killed_in_the_middle(cluster, tmp_path):
