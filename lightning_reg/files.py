@@ -168,7 +168,7 @@ def read_yaml(name: str, path: str | Path) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)  # a SafeLoader
     except (yaml.YAMLError, ValueError, TypeError) as error:  # ValueError: a date such as 2001-99-99
-        raise SettingError(f"{shown} isn't YAML: {_one_line(error)}") from error
+        raise SettingError(f"{shown} isn't plain YAML: {_one_line(error)}") from error
 
 
 @dataclass
@@ -193,17 +193,18 @@ def check_yaml(name: str, text: str) -> None:
         text: The YAML.
 
     Raises:
-        SettingError: If it isn't YAML, has tags (``!!python/...``), a key twice, a list or a mapping as a key, anchors
-            that contain themselves, several documents, is too deep, or becomes too much.
+        SettingError: If it isn't YAML or has tags (``!!python/...``), with a ``YAMLError`` as the cause; or if it has a
+            key twice, a list or a mapping as a key, anchors that contain themselves, several documents, is too deep, or
+            comes to too much.
 
     >>> check_yaml("config", "trainer: &t {logger: *t}")
     Traceback (most recent call last):
-    lightning_reg.settings.SettingError: config must hold plain values, but line 1 has an alias *t within what it ...
+    lightning_reg.settings.SettingError: config must hold plain values, but line 1 has an alias *t of what it lies in
     """
     try:
         _check_events(name, text)
     except yaml.YAMLError as error:
-        raise SettingError(f"{name} isn't YAML: {_one_line(error)}") from error
+        raise SettingError(f"{name} isn't plain YAML: {_one_line(error)}") from error
 
 
 def _check_events(name: str, text: str) -> None:
@@ -242,16 +243,16 @@ def _size_of_alias(
 ) -> int:
     if event.anchor in sizes:
         return sizes[event.anchor]
-    inside = any(each.anchor == event.anchor for each in open_)
-    fault = "within what it stands for" if inside else "of nothing before it"
-    raise SettingError(f"{name} must hold plain values, but {line} has an alias *{event.anchor} {fault}")
+    if any(each.anchor == event.anchor for each in open_):
+        raise SettingError(f"{name} must hold plain values, but {line} has an alias *{event.anchor} of what it lies in")
+    raise yaml.MarkedYAMLError(problem=f"*{event.anchor} stands for nothing before it", problem_mark=event.start_mark)
 
 
 def _check_node(name: str, line: str, event: yaml.NodeEvent, parent: _Open) -> None:
     tag = getattr(event, "tag", None)
     if tag not in (None, "!", *_PLAIN_TAGS):
         shown = str(tag).replace("tag:yaml.org,2002:", "!!")
-        raise SettingError(f"{name} must hold plain values, but {line} has the tag {shown}")
+        raise yaml.MarkedYAMLError(problem=f"the tag {shown} makes no plain value", problem_mark=event.start_mark)
     if parent.is_mapping and parent.children % 2 == 0:
         if isinstance(event, yaml.CollectionStartEvent):
             raise SettingError(f"{name} must have names as keys, but {line} has a list or a mapping in a key's place")
