@@ -1,10 +1,9 @@
-"""Files of strangers: what is no regular file isn't opened, what is no data isn't run, and limits hold."""
+"""Files of strangers are data within limits, and files of ours are there whole or not at all."""
 
 import os
 import pickle
 import re
 import threading
-import time
 import zipfile
 from pathlib import Path
 
@@ -25,6 +24,8 @@ from lightning_reg.files import (
 )
 from lightning_reg.settings import SettingError
 
+pytestmark = pytest.mark.timeout(60)  # what waits for a pipe waits forever
+
 
 class Payload:
     """Leaves a file behind wherever it is unpickled."""
@@ -39,10 +40,8 @@ def in_its_own_folder(tmp_path, monkeypatch):
 
 
 def _refused(read, *args, **settings):
-    begin = time.monotonic()
     with pytest.raises(SettingError) as caught:
         read(*args, **settings)
-    assert time.monotonic() - begin < 2
     assert not Path("executed").exists()
     message = str(caught.value)
     assert "\n" not in message

@@ -21,7 +21,7 @@ from typing_extensions import override
 
 from lightning_reg.callbacks import GeneralizationGap
 from lightning_reg.cli.command import RegularizationCLI
-from lightning_reg.cli.parser import BriefParser, brief
+from lightning_reg.cli.parser import BriefParser
 from lightning_reg.cli.summary import evaluate_splits, selected_checkpoint
 from lightning_reg.data import InMemoryData
 from lightning_reg.settings import SettingError
@@ -52,8 +52,8 @@ class _RaisingParser(BriefParser):
     """Raises what is wrong instead of ending the process."""
 
     @override
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise _UnparsableError(" ".join(brief(message).split())) from ex
+    def refuse(self, sentence: str) -> NoReturn:
+        raise _UnparsableError(sentence)
 
 
 class _Resolved(RegularizationCLI):

@@ -10,7 +10,13 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_reg.attach.snapshot import WeightSnapshot, averaging_callbacks, load_weights, weights_of_checkpoint
+from lightning_reg.attach.snapshot import (
+    WeightSnapshot,
+    averaging_callbacks,
+    load_weights,
+    warn_of_untrusted,
+    weights_of_checkpoint,
+)
 from lightning_reg.attach.stopping import StoppingRules
 from lightning_reg.attach.technique import callbacks_of
 from lightning_reg.settings import SettingError
@@ -118,6 +124,7 @@ class BestWeightsEarlyStopping(StoppingRules):
         # Lightning's best_score follows min_delta and stands still when a threshold ends the run: not the best value.
         self._best_value: Tensor | None = None
         self._snapshot = WeightSnapshot()
+        self._has_looked = False  # at a checkpoint of the run
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -150,6 +157,11 @@ class BestWeightsEarlyStopping(StoppingRules):
             trainer.callbacks = others  # type: ignore[attr-defined]  # set outside the class
         if self._best_step is not None and self._best_step == trainer.global_step:
             self._snapshot.take(trainer, pl_module)  # resumed from the very best
+
+    @override
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Those of the epoch before were saved after all callbacks had been asked.
+        self._has_looked = self._has_looked or not self.restore_best_weights or warn_of_untrusted(trainer)
 
     @override
     def state_dict(self) -> dict[str, Any]:
