@@ -1,5 +1,6 @@
 """Anybody's own pictures: a folder a split, in it a folder a class."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from lightning_reg.data.sources import Pictures
+from lightning_reg.files import opened
 from lightning_reg.settings import SettingError, check_count
 
 __all__ = ["PictureFolder"]
@@ -110,8 +112,8 @@ class PictureFolder:
         files = [
             (path, label)
             for label, name in enumerate(self.classes)
-            for path in sorted((folder / name).rglob("*"))
-            if path.suffix.lower() in endings and not path.name.startswith(".")
+            for path in _below(folder / name)
+            if path.suffix.lower() in endings
         ]
         present = {label for _, label in files}
         empty = [name for label, name in enumerate(self.classes) if label not in present]
@@ -122,7 +124,8 @@ class PictureFolder:
 
     def _read(self, path: Path) -> Tensor:
         try:
-            with Image.open(path) as file:
+            # Reading anything but a regular file, such as a pipe, may wait forever.
+            with opened("image", path) as content, Image.open(content) as file:
                 image = ImageOps.exif_transpose(file)
                 if image.mode.startswith("I;16"):  # Pillow's own conversion would cut off at 255
                     image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
@@ -132,12 +135,25 @@ class PictureFolder:
                     image = image.convert("RGBA")
                     image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
                 image = image.convert("RGB")
-        # Pillow calls a broken PNG a syntax error, and a picture too large to be meant a bomb.
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except SettingError:
+            raise
+        except Exception as error:  # of a damaged file Pillow's readers can raise anything
             raise SettingError(f"{path} can't be read as a picture: {error}") from error
         if self.image_size is not None:
             image = ImageOps.fit(image, (self.image_size, self.image_size), Image.Resampling.BILINEAR)
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (3, H, W)
+
+
+def _below(folder: Path) -> list[Path]:
+    """Files at any depth, links to folders followed, each folder once; what is hidden is passed over."""
+    found: list[Path] = []
+    seen: set[Path] = set()
+    for where, folders, names in os.walk(folder, followlinks=True):
+        real = Path(where).resolve()
+        folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
+        found += [Path(where, name) for name in names if not name.startswith(".") and real not in seen]
+        seen.add(real)
+    return sorted(found)
 
 
 def _folders(folder: Path) -> tuple[str, ...]:

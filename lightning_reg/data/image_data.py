@@ -16,6 +16,7 @@ from lightning_reg.data.loader import SampleDataset
 from lightning_reg.data.parts import picture_splits
 from lightning_reg.data.pipeline import PicturePipeline, chosen_augmentation
 from lightning_reg.data.sources import SOURCES
+from lightning_reg.data.targets import Task
 from lightning_reg.functional.statistics import channel_mean_and_std
 from lightning_reg.settings import SettingError, check_choice, check_count
 from lightning_reg.transforms import Augmentation, Mixing
@@ -108,6 +109,7 @@ class ImageData(InMemoryData):
         if normalization == "known" and (self._folder or SOURCES[dataset].mean is None):
             raise SettingError(f"normalization must be auto, train or none for {dataset}, which has no known constants")
         source = self._folder or SOURCES[dataset]
+        self.task: Task = "classification"
         self.classes: tuple[str, ...] = source.classes
         self.input_shape: tuple[int, int, int] = source.input_shape
         augmentation, self._off = chosen_augmentation(augment, input_shape=self.input_shape, flips=source.flips)
@@ -116,6 +118,11 @@ class ImageData(InMemoryData):
         self._splits: dict[str, SampleDataset] = {}
         self._said: set[str] = set()
         save_plain_hyperparameters(self)
+
+    @property
+    def num_targets(self) -> int | None:
+        """How many numbers or labels an image has for target; None for classification."""
+        return None
 
     @property
     def num_classes(self) -> int:

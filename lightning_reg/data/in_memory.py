@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from lightning_reg.attach.streams import random_stream
 from lightning_reg.data.loader import Batch, ResumableLoader, SampleDataset, ShuffledSampler, as_fetched
+from lightning_reg.data.targets import Task
 from lightning_reg.functional.mixing import soft_targets
 from lightning_reg.settings import SettingError
 from lightning_reg.transforms import Mixing
@@ -23,7 +24,8 @@ class InMemoryData(LightningDataModule, ABC):
     """Loads batches out of tensors, in an order that depends on the seed and the epoch alone and can be resumed.
 
     Attributes:
-        classes: Names of the classes, by index; none where targets are numbers.
+        task: classification, regression, or multilabel, where a sample has any number of labels.
+        classes: Names of the classes or labels, by index; none where targets are numbers.
         batch_size: Samples in a batch, for each process.
         num_workers: Processes that fetch batches.
         pin_memory: Whether batches are put into pinned memory.
@@ -32,6 +34,7 @@ class InMemoryData(LightningDataModule, ABC):
         seed: Of the order and of random numbers.
     """
 
+    task: Task
     classes: tuple[str, ...]
     batch_size: int
     num_workers: int
@@ -145,7 +148,7 @@ class InMemoryData(LightningDataModule, ABC):
         """Returns the batch at hand, mixed: class indices become probabilities where targets are mixed, too."""
         if self.mix is None:
             return inputs, targets
-        if self.mix.needs_partner and self.classes:
+        if self.mix.needs_partner and self.task == "classification":
             targets = soft_targets(targets, len(self.classes))
         return self.mix(inputs, targets, stream=self._stream("mix"))
 
