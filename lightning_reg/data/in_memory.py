@@ -1,17 +1,18 @@
 """What all data that lies in memory has in common: loaders, and where an epoch stands."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from random import Random
 from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
 from lightning_reg.attach.streams import random_stream
-from lightning_reg.data.loader import Batch, ResumableLoader, SampleDataset, ShuffledSampler, as_fetched
+from lightning_reg.data.loader import Batch, ResumableLoader, ShuffledSampler, as_fetched
 from lightning_reg.data.targets import Task
 from lightning_reg.functional.mixing import soft_targets
 from lightning_reg.settings import SettingError
@@ -42,8 +43,20 @@ class InMemoryData(LightningDataModule, ABC):
     mix: Mixing | None
     mix_epochs: int | None
     seed: int
-    _splits: dict[str, SampleDataset]
+    _splits: Mapping[str, Dataset[Any]]
     _said: set[str]
+
+    def _collate(self, batch: Any) -> Any:
+        """Makes a batch of what a data set returned."""
+        return as_fetched(batch)
+
+    @override
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        trainer: Any = self.trainer
+        if self._mixes():
+            inputs, targets = batch
+            batch = self._mixed(inputs, targets)
+        return batch if trainer is None else trainer.precision_plugin.convert_input(batch)
 
     @abstractmethod
     def sample_names(self, split: Literal["train", "val", "test"]) -> list[str]:
@@ -76,7 +89,7 @@ class InMemoryData(LightningDataModule, ABC):
             drop_last=self._drops_last(len(sampler)),
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,
-            collate_fn=as_fetched,
+            collate_fn=self._collate,
             persistent_workers=self.num_workers > 0,
         )
 
@@ -113,7 +126,7 @@ class InMemoryData(LightningDataModule, ABC):
             batch_size=self.batch_size,
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,
-            collate_fn=as_fetched,
+            collate_fn=self._collate,
         )
 
     @override

@@ -87,9 +87,13 @@ class RowSplitter:
         if "val" not in rows:
             held_out = parts(targets, rest, self.val_size, folds=0, seed=self.seed, name="val_size")
             rows["val"], rest = rest[held_out], rest[~held_out]
-        if self.train_size is not None and chosen_count(self.train_size, len(rest), name="train_size") < len(rest):
-            rest = rest[_of_rows(targets, rest, self.train_size, folds=0, seed=self.seed, name="train_size")]
-        return {**rows, "train": rest}
+        return {**rows, "train": self.chosen(targets, rest)}
+
+    def chosen(self, targets: Targets, rows: Tensor) -> Tensor:
+        """Returns those of the rows for training that are trained on: all, or as many as ``train_size`` says."""
+        if self.train_size is None or chosen_count(self.train_size, len(rows), name="train_size") == len(rows):
+            return rows
+        return rows[_of_rows(targets, rows, self.train_size, folds=0, seed=self.seed, name="train_size")]
 
     def _by_time(self, times: Tensor) -> dict[str, Tensor]:
         if self.repeat:

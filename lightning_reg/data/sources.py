@@ -68,6 +68,9 @@ def _load_digits(_: Path) -> tuple[Pictures, Pictures]:
     return Pictures(images[train], targets[train]), Pictures(images[test], targets[test])
 
 
+DEBIAN = {"FashionMNIST": Path("/usr/share/datasets/fashion-mnist")}
+"""Where packages of Debian put data sets: dataset-fashion-mnist."""
+
 _MAX_IDX = 2**30  # bytes; those of MNIST have 47 million
 _IDX_FILES = tuple(
     f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")
@@ -104,7 +107,8 @@ def _idx_remedy(name: str, root: Path) -> str:
 
 
 def _find_idx(name: str, root: Path, file: str) -> Path | None:
-    folders = (root, root / "raw", root / name / "raw")  # beside one another, or where torchvision puts them
+    # Beside one another, or where torchvision or Debian puts them.
+    folders = [root, root / "raw", root / name / "raw", *([DEBIAN[name]] if name in DEBIAN else [])]
     candidates = (folder / f"{file}{ending}" for folder in folders for ending in ("", ".gz"))
     return next((path for path in candidates if path.is_file()), None)
 

@@ -117,6 +117,7 @@ def read_table(
     ignore: Sequence[str] = (),
     as_category: Sequence[str] = (),
     splitters: Mapping[str, str] | None = None,
+    only: Sequence[str] | None = None,
 ) -> Table:
     """Reads a table into memory, finds out what its columns are, and checks that they can be used.
 
@@ -127,6 +128,7 @@ def read_table(
         ignore: Columns to leave out.
         as_category: Columns whose values are names even where they look like numbers.
         splitters: Columns that say how rows are split, by the setting that names them.
+        only: The columns that are looked at, as far as there are such; all where None.
 
     Raises:
         SettingError: If it can't be read or used, with the line if it is a line's fault, or a column isn't there.
@@ -142,7 +144,7 @@ def read_table(
         if not raw.query("SELECT count(*) FROM t")[0][0]:
             raise SettingError(f"{raw.origin} must have rows, but has none")
         row_numbers = raw.row_numbers([*targets, *as_category, *splitters.values()])
-        left_out = {*ignore, *row_numbers}
+        left_out = {*ignore, *row_numbers, *(() if only is None else set(raw.names) - set(only))}
         if "" in raw.names and "" not in left_out:
             raise SettingError(
                 f"{raw.origin} must have a name for every column, but column {raw.names.index('') + 1} of "

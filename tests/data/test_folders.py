@@ -89,7 +89,7 @@ def test_hidden_folders_at_any_depth_links_and_folders_named_like_images(picture
     (root / "train" / "class_2").symlink_to(elsewhere, target_is_directory=True)
     folder = PictureFolder(root)
     assert folder.classes == ("class_0", "class_1", "class_2")
-    names = [path.relative_to(root / "train").as_posix() for path, _ in folder.files("train")]
+    names = [path.relative_to(root / "train").as_posix() for path in folder.files("train")]
     kept = [f"class_{label}/{number:02d}.png" for label in range(2) for number in range(3)]
     assert sorted(names) == sorted(
         [*kept, "class_0/folder.png/inside.png", "class_0/link/linked.png", "class_2/linked.png"]
