@@ -1,6 +1,6 @@
 """What a column of a table is: by its type, or in a text file by what is written in it."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,7 +10,7 @@ import numpy.typing as npt
 from lightning_reg.data.reading import MISSING, RawTable
 from lightning_reg.settings import SettingError
 
-__all__ = ["Column", "Kind", "as_text", "column_of_numbers", "read_column"]
+__all__ = ["Column", "Kind", "as_text", "column_of_numbers", "read_columns"]
 
 Kind = Literal["number", "boolean", "date", "text", "empty"]
 
@@ -72,32 +72,68 @@ def column_of_numbers(values: npt.ArrayLike, *, kind: Kind = "number", note: str
     return Column(kind, numbers, note=note)
 
 
-def read_column(table: RawTable, position: int, *, is_text: bool) -> Column:
-    """Reads one column of a table.
+def read_columns(table: RawTable, positions: Sequence[int], *, as_text: Collection[int]) -> Iterator[Column]:
+    """Reads columns of a table.
 
     In a text file, what isn't missing is numbers, ``true`` and ``false``, dates in ISO 8601 (2026-11-26, also with a
     time and a zone), or else text. Digits behind a leading zero (``007``) are text, because a number would lose it.
 
     Args:
         table: The table.
-        position: Of the column.
-        is_text: Whether it is text whatever it looks like.
+        positions: Of the columns.
+        as_text: Those that are text whatever they look like.
 
     Raises:
         SettingError: If more than nine of ten values are numbers and the rest are not (a slip rather than text), or a
-            number may mean two things, or the column holds something else.
+            number may mean two things, or a column holds something else.
     """
-    column = f"c{position}"
+    numbers: dict[int, str] = {}
+    kinds: dict[int, Kind] = {}
+    texts = {position: f"c{position}" for position in positions}
     if table.text_file is not None:
-        return (None if is_text else _plain_numbers(table, column)) or _written(table, position, is_text=is_text)
-    name, kind = table.names[position], table.types[position]
-    text, number, found = _of_type(column, kind)
-    if found is None:
-        raise SettingError(
-            f"column {name!r} must hold numbers, truth values, dates or text, but holds {kind}; leave it out with "
-            f"ignore: [{name}]"
-        )
-    return _texts(table, text) if is_text or number is None else column_of_numbers(_numbers(table, number), kind=found)
+        numbers = {position: f"c{position}" for position in _likely_numbers(table, [*{*positions} - {*as_text}])}
+    else:
+        for position in positions:
+            text, number, kind = _of_type(f"c{position}", table.types[position])
+            if kind is None:
+                name = table.names[position]
+                raise SettingError(
+                    f"column {name!r} must hold numbers, truth values, dates or text, but holds "
+                    f"{table.types[position]}; leave it out with ignore: [{name}]"
+                )
+            texts[position], kinds[position] = text, kind
+            if number is not None and position not in as_text:
+                numbers[position] = number
+    arrays = dict(zip(numbers, table.arrays([_double(number) for number in numbers.values()]), strict=True))
+    present = dict(zip(numbers, _counts(table, [f"count({number})" for number in numbers.values()]), strict=True))
+    for position in positions:
+        values = arrays.pop(position, None)
+        if values is not None and (position in kinds or (~np.isnan(values)).sum() == present[position]):
+            yield column_of_numbers(values, kind=kinds.get(position, "number"))
+        else:
+            yield _by_distinct_values(
+                table, position, texts[position], is_text=position in as_text or position in kinds
+            )
+
+
+def _counts(table: RawTable, expressions: Sequence[str]) -> list[int]:
+    return [count for row in table.values(expressions) for count in row]
+
+
+def _double(expression: str) -> str:
+    return f"coalesce(TRY_CAST({expression} AS DOUBLE), 'nan'::DOUBLE)"
+
+
+def _likely_numbers(table: RawTable, positions: Sequence[int]) -> list[int]:
+    """Columns of a text file that casts can make numbers of, by comparisons that are cheap in millions of rows."""
+    odd = []
+    for column in (f"c{position}" for position in positions):
+        # A leading zero before another digit: ":" comes after 9.
+        zeros = " OR ".join(f"{column} BETWEEN '{sign}00' AND '{sign}0:'" for sign in ("", "-", "+"))
+        odd.append(f"coalesce(bool_or(contains({column}, '_') OR {column} < '!' OR {zeros}), false)")
+    firsts = [f"TRY_CAST(any_value(c{position}) AS DOUBLE) IS NOT NULL" for position in positions]
+    found = zip(positions, _counts(table, odd), _counts(table, firsts), strict=True)
+    return sorted(position for position, oddities, is_number in found if is_number and not oddities)
 
 
 def _of_type(column: str, kind: str) -> tuple[str, str | None, Kind | None]:
@@ -106,7 +142,7 @@ def _of_type(column: str, kind: str) -> tuple[str, str | None, Kind | None]:
     number: str | None = None
     found: Kind | None = None
     if kind == "VARCHAR" or kind.startswith("ENUM"):
-        text, found = f"nullif(trim({text}, {_BLANKS}), '')", "text"
+        found = "text"
     elif kind == "BOOLEAN":
         number, found = column, "boolean"
     elif kind in ("FLOAT", "DOUBLE"):  # whole numbers with gaps are fractions in many files
@@ -124,80 +160,88 @@ def _of_type(column: str, kind: str) -> tuple[str, str | None, Kind | None]:
     return text, number, found
 
 
-def _numbers(table: RawTable, expression: str, source: str = "t") -> npt.NDArray[np.float64]:
-    values: npt.NDArray[np.float64] = table.array(f"coalesce(TRY_CAST({expression} AS DOUBLE), 'nan'::DOUBLE)", source)
-    return values
-
-
-def _plain_numbers(table: RawTable, column: str) -> Column | None:
-    """The column if it is nothing but numbers and gaps, by comparisons that are cheap in millions of rows."""
-    zeros = " OR ".join(f"{column} BETWEEN '{sign}00' AND '{sign}0:'" for sign in ("", "-", "+"))  # ":" comes after 9
-    odd = f"contains({column}, '_') OR {column} < '!' OR {zeros}"
-    [(rows, present, oddities)] = table.query(f"SELECT count(*), count({column}), count(*) FILTER ({odd}) FROM t")
-    if oddities or not present:
-        return None
-    values = _numbers(table, column)
-    return None if np.isnan(values).sum() != rows - present else column_of_numbers(values)
-
-
-def _written(table: RawTable, position: int, *, is_text: bool) -> Column:
-    """Any column of a text file, by its different values."""
-    name, stripped = table.names[position], f"trim(c{position}, {_BLANKS})"
-    _distinct(table, f"CASE WHEN lower({stripped}) NOT IN ({_WORDS}) THEN {stripped} END")
-    [(present, true_or_false, dates)] = table.query(
-        f"SELECT sum(n), sum(n) FILTER (lower(v) IN ('true', 'false')), "
-        f"sum(n) FILTER (regexp_full_match(v, '{_DATE}')) FROM d"
+def _by_distinct_values(table: RawTable, position: int, expression: str, *, is_text: bool) -> Column:
+    """A column by its different values, each of which is looked at once."""
+    name, stripped = table.names[position], f"trim(raw, {_BLANKS})"
+    missing = _WORDS if table.text_file is not None else "''"
+    table.connection.execute(
+        f"CREATE OR REPLACE TABLE d AS SELECT raw, CASE WHEN lower({stripped}) NOT IN ({missing}) THEN {stripped} END "
+        f"AS v, n, first FROM (SELECT {expression} AS raw, count(*) AS n, min({table.row_id}) AS first FROM t "
+        "GROUP BY raw) WHERE raw IS NOT NULL ORDER BY raw"
     )
-    if is_text or not present:
-        return _coded(table)
-    numbers = _written_numbers(table, name, present)
-    if numbers is not None:
-        return numbers
+    [(present, true_or_false, dates, *counts)] = table.query(
+        "SELECT coalesce(sum(n), 0), sum(n) FILTER (lower(v) IN ('true', 'false')), "
+        f"sum(n) FILTER (regexp_full_match(v, '{_DATE}'))"
+        + "".join(f", coalesce(sum(n) FILTER ({_matches(pattern)}), 0)" for pattern, _ in _WAYS)
+        + " FROM d WHERE v IS NOT NULL"
+    )
+    table.connection.execute("DROP TYPE IF EXISTS raws; CREATE TYPE raws AS ENUM (SELECT raw FROM d)")
+    [codes] = table.arrays([f"CAST(coalesce(enum_code(CAST({expression} AS raws)), -1) AS BIGINT)"])
+    if not present:
+        return Column("empty", np.full(len(codes), -1))
+    if is_text:
+        return _texts(table, codes)
+    number = _written_number(table, name, present, counts)
+    if number is not None:
+        return column_of_numbers(_looked_up(table, number[0], codes), note=number[1])
     if true_or_false == present:
-        return column_of_numbers(_numbers(table, "CAST(lower(v) = 'true' AS INT)", "s"), kind="boolean")
+        return column_of_numbers(_looked_up(table, "CAST(lower(v) = 'true' AS INT)", codes), kind="boolean")
     if dates == present:
         instant = "TRY_CAST(v AS TIMESTAMPTZ)"
-        absent = table.query(f"SELECT v, first FROM d WHERE {instant} IS NULL ORDER BY first LIMIT 1")
+        absent = _first(table, "v, first", f"{instant} IS NULL AND v IS NOT NULL")
         if absent:
-            value, row = absent[0]
+            value, row = absent
             raise SettingError(f"column {name!r} must have dates that exist, but has {value!r} in {table.row(row)}")
-        return column_of_numbers(_numbers(table, _DAYS.format(instant), "s"), kind="date")
-    return _coded(table)
+        return column_of_numbers(_looked_up(table, _DAYS.format(instant), codes), kind="date")
+    return _texts(table, codes)
 
 
-def _written_numbers(table: RawTable, name: str, present: int) -> Column | None:
-    """Numbers, however they are written, as long as it is one way throughout; None for anything else."""
-    ways = [(_NUMBER, "v"), *map(_format, _FORMATS)]
-    matched = ", ".join(f"coalesce(sum(n) FILTER (regexp_full_match(v, {_sql(pattern)})), 0)" for pattern, _ in ways)
-    [counts] = table.query(f"SELECT {matched} FROM d")
-    fitting = [plain for (_, plain), count in zip(ways, counts, strict=True) if count == present]
+def _first(table: RawTable, wanted: str, condition: str) -> tuple[Any, ...] | None:
+    found = table.query(f"SELECT {wanted} FROM d WHERE {condition} ORDER BY first LIMIT 1")
+    return found[0] if found else None
+
+
+def _looked_up(table: RawTable, expression: str, codes: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """A number for each row from one for each different value; NaN for code -1, a missing one."""
+    values = [row[0] for row in table.query(f"SELECT {_double(expression)} FROM d ORDER BY raw")]
+    return np.array([*values, np.nan])[codes]
+
+
+def _texts(table: RawTable, codes: npt.NDArray[np.int64]) -> Column:
+    values = [row[0] for row in table.query("SELECT v FROM d ORDER BY raw")]
+    texts = sorted({value for value in values if value is not None})
+    place = {text: position for position, text in enumerate(texts)}
+    return Column("text", np.array([*(place.get(value, -1) for value in values), -1])[codes], tuple(texts))
+
+
+def _written_number(table: RawTable, name: str, present: int, counts: Sequence[int]) -> tuple[str, str] | None:
+    """What makes numbers of the values, if they are written in one way throughout, and what to say of it."""
+    fitting = [plain for (_, plain), count in zip(_WAYS, counts, strict=True) if count == present]
     if not fitting and present - max(counts) < (1 - _MOSTLY) * present:
-        pattern = ways[counts.index(max(counts))][0]
-        wrong = f"SELECT v, first FROM d WHERE NOT regexp_full_match(v, {_sql(pattern)}) ORDER BY first LIMIT 1"
-        [(value, row)] = table.query(wrong)
+        pattern = _WAYS[counts.index(max(counts))][0]
+        value, row = _first(table, "v, first", f"v IS NOT NULL AND NOT {_matches(pattern)}") or ("", 0)
         raise SettingError(
             f"column {name!r} must be all numbers or all text, but has {value!r} in {table.row(row)} and "
             f"{max(counts)} numbers; correct it, or name the column in as_category"
         )
-    if not fitting:
-        return None
-    if fitting[0] == "v":
-        return column_of_numbers(_numbers(table, "v", "s"))
-    for other in fitting[1:]:
-        one, two = (f"CAST({plain} AS DOUBLE)" for plain in (fitting[0], other))
-        doubtful = table.query(f"SELECT v, first, {one}, {two} FROM d WHERE {one} <> {two} ORDER BY first LIMIT 1")
+    if not fitting or fitting[0] == "v":
+        return (fitting[0], "") if fitting else None
+    one = f"CAST({fitting[0]} AS DOUBLE)"
+    for two in (f"CAST({other} AS DOUBLE)" for other in fitting[1:]):
+        doubtful = _first(table, f"v, first, {one}, {two}", f"{one} <> {two}")
         if doubtful:
-            value, row, *meanings = doubtful[0]
+            value, row, *meanings = doubtful
             raise SettingError(
                 f"column {name!r} must have numbers that mean one thing, but has {value!r} in {table.row(row)}, which "
                 f"is {' or '.join(map(as_text, meanings))}; write them without separators of thousands and with a "
                 "point before decimals, or name the column in as_category"
             )
-    [(value, number)] = table.query(
-        f"SELECT v, CAST({fitting[0]} AS DOUBLE) FROM d ORDER BY regexp_full_match(v, {_sql(_NUMBER)}), first LIMIT 1"
-    )
-    note = f"{name!r} has numbers such as {value!r}, read as {as_text(number)}"
-    return column_of_numbers(_numbers(table, fitting[0], "s"), note=note)
+    value, number = _first(table, f"v, {one}", f"v IS NOT NULL AND NOT {_matches(_NUMBER)}") or ("", 0.0)
+    return fitting[0], f"{name!r} has numbers such as {value!r}, read as {as_text(number)}"
+
+
+def _matches(pattern: str) -> str:
+    return f"regexp_full_match(v, {_sql(pattern)})"
 
 
 def _format(marks: tuple[str, str]) -> tuple[str, str]:
@@ -206,29 +250,6 @@ def _format(marks: tuple[str, str]) -> tuple[str, str]:
     whole = f"0|[1-9][0-9]{{0,2}}({group}[0-9]{{3}})+|[1-9][0-9]*"
     without = f"regexp_replace(v, {_sql(group)}, '', 'g')"
     return f"[+-]?({whole})([{decimal}][0-9]+)?", f"replace({without}, '{decimal}', '.')"
-
-
-def _texts(table: RawTable, expression: str) -> Column:
-    _distinct(table, expression)
-    return _coded(table)
-
-
-def _distinct(table: RawTable, expression: str) -> None:
-    """Makes the tables ``s``, the column with NULL where a value is missing, and ``d``, its different values."""
-    table.connection.execute(f"CREATE OR REPLACE TABLE s AS SELECT {expression} AS v FROM t")
-    table.connection.execute(
-        "CREATE OR REPLACE TABLE d AS SELECT v, count(*) AS n, min(rowid) AS first FROM s WHERE v IS NOT NULL "
-        "GROUP BY v ORDER BY v"
-    )
-
-
-def _coded(table: RawTable) -> Column:
-    texts: Sequence[str] = [row[0] for row in table.query("SELECT v FROM d ORDER BY v")]
-    if not texts:
-        return Column("empty", table.array("-1", "s"))
-    table.connection.execute("DROP TYPE IF EXISTS texts; CREATE TYPE texts AS ENUM (SELECT v FROM d ORDER BY v)")
-    codes = table.array("CAST(coalesce(enum_code(CAST(v AS texts)), -1) AS BIGINT)", "s")
-    return Column("text", codes, tuple(texts))
 
 
 def _sql(text: str) -> str:
@@ -245,3 +266,7 @@ def as_text(value: float) -> str:
     ('3', '0.5')
     """
     return str(int(value)) if value == int(value) else repr(float(value))
+
+
+_WAYS = ((_NUMBER, "v"), *map(_format, _FORMATS))
+"""Patterns of numbers, and what makes plain ones of them."""

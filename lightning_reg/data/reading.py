@@ -21,6 +21,8 @@ __all__ = ["MISSING", "RawTable", "opened_table"]
 
 _TEXT = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz")
 _PARQUET = (".parquet", ".pq")
+# Columns of one query: of hundreds planning takes longer than reading.
+_PLANNED, _BLOCK, _CELLS = 16, 256, 2**22
 _SEPARATORS = ",;\t|"
 # What means that a value is missing; in text files in capitals or not, which DuckDB wants spelled out.
 MISSING = ("", "na", "n/a", "nan", "null", "none", "?")
@@ -48,13 +50,31 @@ class RawTable:
     text_file: Path | None = None
     separator: str = ","
 
+    @property
+    def row_id(self) -> str:
+        """What counts rows: only a text file is copied into a table of DuckDB's, which knows."""
+        return "0" if self.text_file is None else "rowid"
+
     def query(self, sql: str) -> list[tuple[Any, ...]]:
         """Returns the rows of a query."""
         return self.connection.execute(sql).fetchall()
 
-    def array(self, expression: str, source: str = "t") -> Any:
-        """Returns an expression's value in every row, as a numpy array in the table's order."""
-        return self.connection.execute(f"SELECT {expression} AS v FROM {source}").fetchnumpy()["v"]
+    def values(self, expressions: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+        """Returns the values of expressions over all rows, such as counts."""
+        for start in range(0, len(expressions), _PLANNED):
+            yield from self.query(f"SELECT {', '.join(expressions[start : start + _PLANNED])} FROM t")
+
+    def arrays(self, expressions: Sequence[str]) -> Iterator[Any]:
+        """Returns each expression's value in every row, as numpy arrays in the table's order."""
+        [(rows,)] = self.query("SELECT count(*) FROM t")
+        # DuckDB holds a result while numpy copies it, so that many rows are asked for few columns at a time.
+        block = max(min(_CELLS // max(rows, 1), _BLOCK), 2)
+        for start in range(0, len(expressions), block):
+            columns = ", ".join(
+                f"{each} AS v{number}" for number, each in enumerate(expressions[start : start + block])
+            )
+            result = self.connection.execute(f"SELECT {columns} FROM t").fetchnumpy()
+            yield from (result[f"v{number}"] for number in range(len(result)))
 
     def row(self, index: int) -> str:
         """Returns what a row is called in messages: its line in a text file, else its position from 0."""

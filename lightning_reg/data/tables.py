@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lightning_reg.data.columns import Column, column_of_numbers, read_column
+from lightning_reg.data.columns import Column, column_of_numbers, read_columns
 from lightning_reg.data.reading import RawTable, opened_table
 from lightning_reg.settings import SettingError, check_choice, near_matches
 
@@ -150,11 +150,10 @@ def read_table(
                 f"{raw.origin} must have a name for every column, but column {raw.names.index('') + 1} of "
                 f"{len(raw.names)} has none"
             )
-        columns = {
-            name: read_column(raw, position, is_text=name in as_category)
-            for position, name in enumerate(raw.names)
-            if name not in left_out
-        }
+        positions = [position for position, name in enumerate(raw.names) if name not in left_out]
+        texts = {position for position in positions if raw.names[position] in as_category}
+        found = read_columns(raw, positions, as_text=texts)
+        columns = {raw.names[position]: column for position, column in zip(positions, found, strict=True)}
         notes = [f"column {name!r} of {raw.origin} is left out: pandas' row numbers" for name in row_numbers]
         notes += [column.note for column in columns.values() if column.note]
         table = Table(columns, tuple(targets), raw.origin, tuple(notes), tuple(splitters.values()))
