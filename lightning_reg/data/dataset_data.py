@@ -45,7 +45,7 @@ class DatasetData(InMemoryData):
         SettingError: If a dataset has no length or no samples, or its samples aren't pairs of numbers.
 
     >>> from torch.utils.data import TensorDataset
-    >>> train = TensorDataset(torch.randn(20, 3), torch.arange(20) % 4)
+    >>> train = TensorDataset(torch.randn(40, 3), torch.arange(40) % 4)
     >>> data = DatasetData(train=train, num_classes=4)
     >>> data.task, data.num_classes, data.input_shape
     ('classification', 4, (3,))

@@ -170,6 +170,11 @@ def _frame(connection: "duckdb.DuckDBPyConnection", frame: Any) -> RawTable:
 
     columns: Any = getattr(frame, "column_names", None)  # pyarrow's; its columns are the data
     names = [str(name) for name in (getattr(frame, "columns", ()) if columns is None else columns)]
+    if not names:
+        raise SettingError(
+            f"table must be a frame of pandas, polars or pyarrow, but is a {type(frame).__name__}; the name of a file "
+            "belongs in path"
+        )
     try:
         connection.register("frame", frame)
         connection.execute(f"CREATE VIEW t AS SELECT * FROM frame AS f({_aliases(len(names))})")
