@@ -27,6 +27,7 @@ BENCHMARKS = {
     "inspection": "logging weights and reading activations",
     "layers": "layers that drop something",
     "data_loading": "pictures from memory to the network, augmented",
+    "tabular": "a table from a file to tensors, beside the engine's own read",
 }
 
 

@@ -19,7 +19,10 @@ def save_plain_hyperparameters(module: LightningModule | LightningDataModule) ->
         module: That is being constructed.
     """
     caller = inspect.currentframe()
-    module.save_hyperparameters(frame=caller.f_back if caller else None)
+    frame = caller.f_back if caller else None
+    # Named beforehand as well, because Lightning copies whatever it saves: a table, say.
+    others = [name for name, value in frame.f_locals.items() if not _is_plain(value)] if frame else []
+    module.save_hyperparameters(ignore=others, frame=frame)
     module.remove_ignored_hparams([name for name, value in module.hparams.items() if not _is_plain(value)])
 
 
