@@ -17,11 +17,14 @@ from typing_extensions import override
 # Importing them makes their short names known to the parser: --model MLP, --trainer.callbacks+=L2Penalty.
 import lightning_reg.callbacks
 import lightning_reg.transforms  # noqa: F401
+from lightning_reg.attach.metric_names import short_name
 from lightning_reg.attach.technique import callbacks_of
 from lightning_reg.callbacks import RegularizationAudit
+from lightning_reg.cli.figures import write_figures
 from lightning_reg.cli.interruption import InterruptBetweenBatches
+from lightning_reg.cli.networks import filled_network, outputs_needed
 from lightning_reg.cli.parser import BriefParser
-from lightning_reg.cli.predictions import write_predictions
+from lightning_reg.cli.predictions import PredictSettings, use_samples, write_predictions
 from lightning_reg.cli.runs import (
     check_readable,
     check_writable,
@@ -31,10 +34,12 @@ from lightning_reg.cli.runs import (
 )
 from lightning_reg.cli.summary import summarize
 from lightning_reg.data import InMemoryData
-from lightning_reg.models import Classifier
+from lightning_reg.models import Supervised
 from lightning_reg.settings import SettingError
 
 __all__ = ["RegularizationCLI"]
+
+_TASKS = ("classification", "regression", "multilabel")
 
 
 class RegularizationCLI(LightningCLI):
@@ -42,8 +47,9 @@ class RegularizationCLI(LightningCLI):
 
     Beside what LightningCLI does:
 
-    - what the model has to know of the data (``num_classes``, ``input_shape``, ``categories``) comes from the data
-      module, and a value given by hand that contradicts the data is an error;
+    - what the model has to know of the data (``task``, ``num_classes``, ``num_targets``, ``input_shape``,
+      ``categories``) comes from the data module, and a value given by hand that contradicts the data is an error; so
+      do a network's ``num_classes`` and ``in_channels`` where it names them so;
     - the best checkpoint (``--checkpoint.monitor``) and the last one are kept as ``best.ckpt`` and ``last.ckpt``, also
       when a run is interrupted, and ``--ckpt_path best`` and ``--ckpt_path last`` find those of the newest run;
     - ``fit`` ends with a table, ``predict`` writes a CSV file.
@@ -81,7 +87,8 @@ class RegularizationCLI(LightningCLI):
                 "checkpoint.enable_version_counter": False,
             }
         )
-        for name in ("num_classes", "input_shape", "categories"):
+        parser.add_class_arguments(PredictSettings, "predict")
+        for name in ("task", "num_classes", "num_targets", "input_shape", "categories", "network"):
             parser.link_arguments(
                 "data", f"model.init_args.{name}", compute_fn=self._from_data(name), apply_on="instantiate"
             )
@@ -91,10 +98,16 @@ class RegularizationCLI(LightningCLI):
 
         def value(data: LightningDataModule) -> Any:
             model = self._get(self.config, "model")
-            given = (model.get("init_args") or {}).get(name)
+            settings = model.get("init_args") or {}
+            given = settings.get(name)
+            if name == "network":
+                shape: Sequence[int] = getattr(data, "input_shape", None) or ()
+                channels = shape[0] if len(shape) == 3 else None
+                return filled_network(given, outputs=outputs_needed(settings, data), channels=channels)
             offered = getattr(data, name, None)
-            arguments = signature(pkgutil.resolve_name(model["class_path"])).parameters
-            default = arguments[name].default if name in arguments else None
+            if name == "task" and (offered not in _TASKS or (given is not None and not isinstance(given, str))):
+                return given  # a task of the user's own, or a data module that means something else by the word
+            default = _default(pkgutil.resolve_name(model["class_path"]), name)
             if offered is None:
                 if name == "num_classes" and default is Parameter.empty and isinstance(data, InMemoryData):
                     raise SettingError(
@@ -133,7 +146,7 @@ class RegularizationCLI(LightningCLI):
         callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
         if config.get("enable_checkpointing") is not False:
             best = self._get(self.config_init, "checkpoint")
-            if best.mode == "min" and re.search("acc|f1|auroc|precision|recall", str(best.monitor)):
+            if best.mode == "min" and re.search("acc|f1|auroc|precision|recall|r2", str(best.monitor)):
                 raise SettingError(f"checkpoint.mode must be max to keep the best {best.monitor}, but is min")
             last = ModelCheckpoint(best.dirpath, filename="last", save_on_exception=True, enable_version_counter=False)
             # The first is the one that Lightning reports.
@@ -168,7 +181,7 @@ class RegularizationCLI(LightningCLI):
             run["ckpt_path"] = find_checkpoint(self.trainer, run["ckpt_path"], run["checkpoint"].dirpath)
             check_readable(run["ckpt_path"])
             continue_run(self.trainer, run["ckpt_path"])
-        elif self.subcommand != "fit" and isinstance(self.model, Classifier):
+        elif self.subcommand != "fit" and isinstance(self.model, Supervised):
             raise SettingError(
                 f"ckpt_path must be best, last or a file for {self.subcommand}; without one the weights would be random"
             )
@@ -214,15 +227,28 @@ class RegularizationCLI(LightningCLI):
     def test(self, **settings: Any) -> None:
         """Measures on the test part."""
         with nothing_half_written(self.trainer):
-            self.trainer.test(**settings)
+            results = self.trainer.test(**settings)
+            if results and self.trainer.is_global_zero:
+                metrics = {short_name(name): float(value) for name, value in results[0].items()}
+                write_figures(self.trainer, {"test": metrics})
 
     def predict(self, **settings: Any) -> None:
         """Predicts the test part and writes a CSV file."""
         if self.trainer.world_size > 1:
             raise SettingError(f"trainer.devices must be 1 for predict, but there are {self.trainer.world_size}")
         with nothing_half_written(self.trainer):
+            use_samples(self.model, self.config_init["predict"]["predict"])
             batches = self.trainer.predict(**{**settings, "return_predictions": True})
             write_predictions(self.trainer, self.datamodule, batches)
+
+
+def _default(model: Any, name: str) -> Any:
+    """Returns the default of an argument, which a class may hand on to the class it inherits from."""
+    for each in getattr(model, "__mro__", [model]):
+        parameter = signature(each).parameters.get(name)
+        if parameter is not None:
+            return parameter.default
+    return None
 
 
 def _plain(value: Any) -> Any:

@@ -50,6 +50,16 @@ class InMemoryData(LightningDataModule, ABC):
             split: train, val or test.
         """
 
+    @property
+    def num_targets(self) -> int | None:
+        """How many numbers are to be predicted for a sample; None where it has a class."""
+        return None if self.classes else 1
+
+    def training_targets(self) -> Tensor:
+        """Returns the targets of the training part, once it is set up, in no particular order."""
+        dataset = self._splits["train"]
+        return dataset.tensors[-1][dataset.indices]
+
     @override
     def train_dataloader(self) -> DataLoader[Batch]:
         trainer = self.trainer
