@@ -22,9 +22,9 @@ from lightning_reg.attach.technique import callbacks_of
 from lightning_reg.callbacks import RegularizationAudit
 from lightning_reg.cli.figures import write_figures
 from lightning_reg.cli.interruption import InterruptBetweenBatches
-from lightning_reg.cli.networks import filled_network, outputs_needed
+from lightning_reg.cli.networks import fitting_network
 from lightning_reg.cli.parser import BriefParser
-from lightning_reg.cli.predictions import PredictSettings, use_samples, write_predictions
+from lightning_reg.cli.predictions import PredictionSettings, use_samples, write_predictions
 from lightning_reg.cli.runs import (
     check_readable,
     check_writable,
@@ -39,16 +39,14 @@ from lightning_reg.settings import SettingError
 
 __all__ = ["RegularizationCLI"]
 
-_TASKS = ("classification", "regression", "multilabel")
-
 
 class RegularizationCLI(LightningCLI):
     """LightningCLI for any LightningModule and LightningDataModule, ours by their short names.
 
     Beside what LightningCLI does:
 
-    - what the model has to know of the data (``task``, ``num_classes``, ``num_targets``, ``input_shape``,
-      ``categories``) comes from the data module, and a value given by hand that contradicts the data is an error; so
+    - what the model has to know of the data (``num_classes``, ``num_targets``, ``input_shape``, ``categories``)
+      comes from the data module, and a value given by hand that contradicts the data is an error; so
       do a network's ``num_classes`` and ``in_channels`` where it names them so;
     - the best checkpoint (``--checkpoint.monitor``) and the last one are kept as ``best.ckpt`` and ``last.ckpt``, also
       when a run is interrupted, and ``--ckpt_path best`` and ``--ckpt_path last`` find those of the newest run;
@@ -87,8 +85,8 @@ class RegularizationCLI(LightningCLI):
                 "checkpoint.enable_version_counter": False,
             }
         )
-        parser.add_class_arguments(PredictSettings, "predict")
-        for name in ("task", "num_classes", "num_targets", "input_shape", "categories", "network"):
+        parser.add_class_arguments(PredictionSettings, "prediction")
+        for name in ("num_classes", "num_targets", "input_shape", "categories"):
             parser.link_arguments(
                 "data", f"model.init_args.{name}", compute_fn=self._from_data(name), apply_on="instantiate"
             )
@@ -98,15 +96,8 @@ class RegularizationCLI(LightningCLI):
 
         def value(data: LightningDataModule) -> Any:
             model = self._get(self.config, "model")
-            settings = model.get("init_args") or {}
-            given = settings.get(name)
-            if name == "network":
-                shape: Sequence[int] = getattr(data, "input_shape", None) or ()
-                channels = shape[0] if len(shape) == 3 else None
-                return filled_network(given, outputs=outputs_needed(settings, data), channels=channels)
+            given = (model.get("init_args") or {}).get(name)
             offered = getattr(data, name, None)
-            if name == "task" and (offered not in _TASKS or (given is not None and not isinstance(given, str))):
-                return given  # a task of the user's own, or a data module that means something else by the word
             default = _default(pkgutil.resolve_name(model["class_path"]), name)
             if offered is None:
                 if name == "num_classes" and default is Parameter.empty and isinstance(data, InMemoryData):
@@ -176,6 +167,11 @@ class RegularizationCLI(LightningCLI):
     @override
     def after_instantiate_classes(self) -> None:
         """Finds what can be found to be unusable before any logger opens a folder."""
+        if isinstance(self.model, Supervised):
+            configured = self._get(self.config, "model").get("init_args") or {}
+            network = fitting_network(configured.get("network"), self.model)
+            if network is not None:
+                self.model.use_network(network)
         run = self.config_init[self.subcommand]
         if run["ckpt_path"]:
             run["ckpt_path"] = find_checkpoint(self.trainer, run["ckpt_path"], run["checkpoint"].dirpath)
@@ -237,7 +233,7 @@ class RegularizationCLI(LightningCLI):
         if self.trainer.world_size > 1:
             raise SettingError(f"trainer.devices must be 1 for predict, but there are {self.trainer.world_size}")
         with nothing_half_written(self.trainer):
-            use_samples(self.model, self.config_init["predict"]["predict"])
+            use_samples(self.model, self.config_init["predict"]["prediction"])
             batches = self.trainer.predict(**{**settings, "return_predictions": True})
             write_predictions(self.trainer, self.datamodule, batches)
 

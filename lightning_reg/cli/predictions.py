@@ -15,11 +15,11 @@ from lightning_reg.models import Supervised
 from lightning_reg.models.tasks import Prediction
 from lightning_reg.settings import SettingError, check_count
 
-__all__ = ["PredictSettings", "use_samples", "write_predictions"]
+__all__ = ["PredictionSettings", "use_samples", "write_predictions"]
 
 
 @dataclass
-class PredictSettings:
+class PredictionSettings:
     """How ``predict`` predicts.
 
     Args:
@@ -31,22 +31,22 @@ class PredictSettings:
     samples: int | None = None
 
 
-def use_samples(model: LightningModule, settings: PredictSettings) -> None:
+def use_samples(model: LightningModule, settings: PredictionSettings) -> None:
     """Lets a model predict as the settings say.
 
     Args:
         model: That will predict.
-        settings: Of ``predict``.
+        settings: Of ``prediction``.
 
     Raises:
         SettingError: If samples are asked of a module that isn't one of ours, or aren't a number of runs.
     """
     if settings.samples is None:
         return
-    check_count("predict.samples", settings.samples)
+    check_count("prediction.samples", settings.samples)
     if not isinstance(model, Supervised):
         raise SettingError(
-            f"predict.samples must be left out for {type(model).__name__}, which has a predict_step of its own"
+            f"prediction.samples must be left out for {type(model).__name__}, which has a predict_step of its own"
         )
     model.predict_samples = settings.samples
 

@@ -1,6 +1,5 @@
 """A classifier around any network."""
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -16,8 +15,7 @@ class Classifier(Supervised):
     """Trains any network to classify, with cross entropy; :class:`Supervised` that refuses anything else.
 
     Args:
-        network: From a batch of inputs to logits (N, num_classes), or a function that makes such a network from the
-            number of classes.
+        network: From a batch of inputs to logits (N, num_classes).
         settings: What every model has: those of :class:`Supervised`.
 
     Raises:
@@ -29,7 +27,7 @@ class Classifier(Supervised):
     torch.Size([2, 3])
     """
 
-    def __init__(self, network: nn.Module | Callable[[int], nn.Module], **settings: Any) -> None:
+    def __init__(self, network: nn.Module, **settings: Any) -> None:
         if settings.get("task", "auto") == "auto":
             settings["task"] = "classification"
         super().__init__(network, **settings)

@@ -62,7 +62,7 @@ class CNN(Supervised):
         init: str | Callable[[Tensor], Any] = "auto",
         **settings: Any,
     ) -> None:
-        network = partial(
+        network: Any = partial(
             convolutional_network,
             input_shape,
             channels=channels,

@@ -61,7 +61,7 @@ class MLP(Supervised):
         embed_dim: int = 8,
         **settings: Any,
     ) -> None:
-        network = partial(
+        network: Any = partial(
             dense_network,
             input_shape,
             hidden_sizes=hidden_sizes,

@@ -71,7 +71,7 @@ class RNN(Supervised):
         pool: Literal["last", "mean", "max"] = "last",
         **settings: Any,
     ) -> None:
-        network = partial(
+        network: Any = partial(
             recurrent_network,
             input_shape,
             cell=cell,

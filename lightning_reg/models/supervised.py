@@ -51,18 +51,22 @@ def default_optimizer(params: Iterable[Any]) -> torch.optim.Optimizer:
     return torch.optim.AdamW(params, lr=1e-3)
 
 
-def chosen_task(task: TaskName | Task, *, num_classes: int | None, label_smoothing: float = 0.0) -> Task:
+def chosen_task(
+    task: TaskName | Task, *, num_classes: int | None, num_targets: int | None, label_smoothing: float = 0.0
+) -> Task:
     """Returns the task that a setting means; of a task that is given, a copy.
 
     Args:
-        task: A name, or ``auto``: classification where there are classes, else regression.
-        num_classes: How many classes there are.
+        task: A name, or ``auto``: classification where there are classes alone, regression where there are targets
+            alone, and several labels where there are both, as data modules have it.
+        num_classes: How many classes or labels there are.
+        num_targets: How many numbers or labels a sample has.
         label_smoothing: For a task by name.
 
     Raises:
         SettingError: If there is no such task, or it has no labels to smooth.
 
-    >>> chosen_task("auto", num_classes=3)
+    >>> chosen_task("auto", num_classes=3, num_targets=None)
     Classification()
     """
     if isinstance(task, Task):
@@ -73,7 +77,9 @@ def chosen_task(task: TaskName | Task, *, num_classes: int | None, label_smoothi
         return deepcopy(task)
     check_choice("task", task, ["auto", *_TASKS])
     check_range("label_smoothing", label_smoothing, low=0, high=1, high_open=True)
-    name = ("regression" if num_classes is None else "classification") if task == "auto" else task
+    name: str = task
+    if task == "auto":
+        name = "regression" if num_classes is None else "classification" if num_targets is None else "multilabel"
     if name == "regression":
         if label_smoothing:
             raise SettingError(
@@ -101,11 +107,11 @@ class Supervised(LightningModule):
     which it learns its rates; they are logged as ``dropout/<layer>``.
 
     Args:
-        network: From a batch of inputs to outputs (N, outputs), or a function that makes such a network from the number
-            of outputs: logits of classes or labels; numbers, and their variances for a Gaussian likelihood.
+        network: From a batch of inputs to outputs (N, outputs): logits of classes or labels; numbers, and their
+            variances for a Gaussian likelihood. In Python also a function that makes it from the number of outputs.
         task: ``classification``, ``regression``, ``multilabel`` (several labels a sample), a ``Task`` with settings of
-            its own, or ``auto``: what the data is for, or else classification where ``num_classes`` is given and
-            regression where ``num_targets`` is.
+            its own, or ``auto``: classification where ``num_classes`` is given, regression where ``num_targets`` is,
+            several labels where both are.
         num_classes: Number of classes; taken from the data module on the command line.
         num_targets: How many numbers or labels a sample has; taken from the data module on the command line.
         input_shape: Shape of one sample, by which the network is tried before training; taken from the data module on
@@ -136,7 +142,7 @@ class Supervised(LightningModule):
 
     def __init__(
         self,
-        network: nn.Module | Callable[[int], nn.Module],
+        network: nn.Module,
         *,
         task: TaskName | Task = "auto",
         num_classes: int | None = None,
@@ -157,9 +163,12 @@ class Supervised(LightningModule):
                 "num_classes or num_targets must be given: how many classes there are, or how many numbers or labels a "
                 "sample has"
             )
-        self.task = chosen_task(task, num_classes=num_classes, label_smoothing=label_smoothing)
+        self.task = chosen_task(task, num_classes=num_classes, num_targets=num_targets, label_smoothing=label_smoothing)
         self.num_outputs = self.task.build(num_classes=num_classes, num_targets=num_targets)
-        self.network = network if isinstance(network, nn.Module) else network(self.num_outputs)
+        # Not among the types of the argument: a parser would take somebody's function for one of these.
+        make: Callable[[int], nn.Module] | None = None if isinstance(network, nn.Module) else network
+        self._compiles = compile
+        self.use_network(network if make is None else make(self.num_outputs))
         self.input_shape = input_shape
         self.weight_decay = weight_decay
         self.predict_samples: int | None = None
@@ -168,8 +177,16 @@ class Supervised(LightningModule):
         self._metrics = nn.ModuleDict({stage: self._new_metrics() for stage in _STAGES})
         self._logged: set[str] = set()
         self._is_scaled = False
-        self._learns_rates = bool(concrete_layers(self.network))
-        if compile:
+
+    def use_network(self, network: nn.Module) -> None:
+        """Trains another network instead; before a fit.
+
+        Args:
+            network: From a batch of inputs to outputs (N, outputs).
+        """
+        self.network = network
+        self._learns_rates = bool(concrete_layers(network))
+        if self._compiles:
             self.network.compile()  # in place, so that checkpoints keep their names
 
     def _new_metrics(self) -> nn.ModuleDict:

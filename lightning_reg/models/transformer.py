@@ -79,7 +79,7 @@ class TransformerClassifier(Supervised):
         pool: Literal["mean", "class_token"] = "mean",
         **settings: Any,
     ) -> None:
-        network = partial(
+        network: Any = partial(
             transformer_network,
             input_shape,
             patch_size=patch_size,

@@ -58,6 +58,8 @@ class Classification(Task):
                 "num_classes must be given for classification"
                 + ("" if num_targets is None else f"; for {num_targets} targets a sample, task must be regression")
             )
+        if num_targets is not None:
+            raise SettingError(f"task must be multilabel for {num_targets} labels a sample, but is classification")
         check_count("num_classes", num_classes, low=2)
         self.num_classes = num_classes
         self.register_buffer("weights", _weights(self.class_weights, num_classes), persistent=False)
