@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from lightning_reg.models import Supervised
 from lightning_reg.models.shapes import check_network
@@ -42,7 +43,7 @@ def test_what_does_not_fit_is_said_with_both_shapes(network, shape, outputs, mes
     [
         (nn.Sequential(nn.Linear(4, 1), nn.Flatten(0)), (4,), 1),
         (nn.Sequential(nn.Embedding(7, 3), nn.Flatten(), nn.Linear(15, 2)), (5,), 2),
-        (nn.LazyLinear(2), (4,), 2),
+        (nn.Sequential(nn.LazyLinear(2)), (4,), 2),
         (nn.Linear(4, 2).double(), (4,), 2),
     ],
     ids=["one_number", "tokens", "lazy", "double"],
@@ -53,6 +54,6 @@ def test_what_fits_is_let_through(network, shape, outputs):
 
 def test_without_a_shape_outputs_are_looked_at_in_the_first_batch():
     module = Supervised(nn.Linear(4, 5), num_classes=3)
-    batches = [(torch.zeros(2, 4), torch.zeros(2, dtype=torch.int64))]
+    batches = DataLoader([(torch.zeros(2, 4), torch.zeros(2, dtype=torch.int64))], batch_size=None)
     with pytest.raises(SettingError, match=r"must return outputs \(N, 3\), .*, but returns \(N, 5\)"):
         quiet_trainer(num_sanity_val_steps=0).fit(module, batches, batches)
