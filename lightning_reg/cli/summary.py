@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from lightning_reg.attach.inventory import technique_settings
-from lightning_reg.attach.metric_names import lower_is_better, short_name
+from lightning_reg.attach.metric_names import is_accuracy, lower_is_better, short_name
+from lightning_reg.cli.figures import write_figures
 from lightning_reg.cli.runs import run_folders
 from lightning_reg.data import InMemoryData
 from lightning_reg.files import read_checkpoint
@@ -67,6 +68,7 @@ def summarize(
         if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
             rows.append(("TensorBoard", f"tensorboard --logdir {_relative(run_folders(trainer))}"))
         print("\n" + "\n".join([*metric_lines(results), "", *table(rows)]))
+        write_figures(trainer, results)
     final = {f"final/{split}_{name}": value for split, metrics in results.items() for name, value in metrics.items()}
     log_final_metrics(trainer, model, data, final, technique_settings(trainer))
 
@@ -183,7 +185,7 @@ def metric_lines(results: Mapping[str, Metrics]) -> list[str]:
 
 
 def _formatted(name: str, value: float) -> str:
-    return f"{100 * value:.2f} %" if name == "accuracy" else f"{value:.4f}"
+    return f"{100 * value:.2f} %" if is_accuracy(name) else f"{value:.4f}"
 
 
 def _relative(path: str | Path) -> Path:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from random import Random
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
@@ -65,6 +66,13 @@ class InMemoryData(LightningDataModule, ABC):
         Args:
             split: train, val or test.
         """
+
+    def training_targets(self) -> Tensor:
+        """Returns the targets of the training part, once it is set up, in no particular order."""
+        dataset: Any = self._splits["train"]
+        if isinstance(dataset, SampleDataset):
+            return dataset.tensors[-1][dataset.indices]
+        return torch.stack([torch.as_tensor(dataset[index][1]) for index in range(len(dataset))])
 
     @override
     def train_dataloader(self) -> DataLoader[Batch]:
