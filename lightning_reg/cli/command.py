@@ -108,8 +108,8 @@ class RegularizationCLI(LightningCLI):
             if offered is None:
                 if name == "num_classes" and default is Parameter.empty and isinstance(data, InMemoryData):
                     raise SettingError(
-                        f"model must predict numbers for this data, but is {model['class_path']}, which classifies; use "
-                        "a model such as MLP, or set data.task to classification where the target's numbers are classes"
+                        f"model must predict numbers for this data, but is {model['class_path']}, which classifies; "
+                        "use a model such as MLP, or set data.task to classification where numbers are classes"
                     )
                 if given is None and default is Parameter.empty:
                     raise SettingError(f"model.{name} must be given, because {type(data).__name__} doesn't tell it")

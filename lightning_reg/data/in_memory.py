@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
 from lightning_reg.attach.streams import random_stream
-from lightning_reg.data.loader import Batch, ResumableLoader, ShuffledSampler, as_fetched
+from lightning_reg.data.loader import Batch, ResumableLoader, SampleDataset, ShuffledSampler, as_fetched
 from lightning_reg.data.targets import Task
 from lightning_reg.functional.mixing import soft_targets
 from lightning_reg.settings import SettingError
@@ -71,7 +71,8 @@ class InMemoryData(LightningDataModule, ABC):
         """Returns the targets of the training part, once it is set up, in no particular order."""
         dataset: Any = self._splits["train"]
         if isinstance(dataset, SampleDataset):
-            return dataset.tensors[-1][dataset.indices]
+            targets: Tensor = dataset.tensors[-1][dataset.indices]
+            return targets
         return torch.stack([torch.as_tensor(dataset[index][1]) for index in range(len(dataset))])
 
     @override
