@@ -22,8 +22,10 @@ def save_plain_hyperparameters(module: LightningModule | LightningDataModule, ig
     """
     caller = inspect.currentframe()
     frame = caller.f_back if caller else None
-    # Named beforehand as well, because Lightning copies whatever it saves: a table, say.
-    others = [name for name, value in frame.f_locals.items() if not _is_plain(value)] if frame else []
+    # Data is named beforehand as well, because Lightning copies whatever it saves. What can be called may be plain
+    # where the command line has it, as a class path; further settings are one dict here, and arguments there.
+    local = frame.f_locals.items() if frame else ()
+    others = [name for name, value in local if not (isinstance(value, dict) or callable(value) or _is_plain(value))]
     module.save_hyperparameters(ignore=[*ignore, *others], frame=frame)
     module.remove_ignored_hparams([name for name, value in module.hparams.items() if not _is_plain(value)])
 

@@ -101,9 +101,8 @@ def test_a_study_is_run_and_reported(outcomes, trained, capsys):
     assert trained == [(variant, seed) for seed in (0, 1) for variant in ("plain", "L2")]
     assert {(result.variant, result.seed) for result in outcome.results} == set(trained)
     result = outcome.results[0]
-    assert {f"{split}/{name}" for split in ("train", "validation", "test") for name in ("loss", "accuracy")} == set(
-        result.metrics
-    )
+    names = ("loss", "accuracy", "balanced_accuracy")
+    assert {f"{split}/{name}" for split in ("train", "validation", "test") for name in names} == set(result.metrics)
     assert [epoch for epoch, _ in result.curves["train/loss"]] == [0, 1]
     assert result.collected["weights"]["parameters"] == 64 * 16 + 16 * 10
     assert len(result.collected["activations"]["layers"]) == 2

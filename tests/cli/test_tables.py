@@ -80,9 +80,7 @@ def test_somebodys_classifier_is_no_model_for_regression(capsys):
     options = ["--model", "tests.cli.test_tables.Classes", "--data", "TabularData", "--data.dataset", "diabetes"]
     assert main(["fit", *options]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert re.match(
-        "error: model must be a module of your own for regression, but is tests.cli.test_tables.Classes", error
-    )
+    assert re.match("error: model must predict numbers for this data, but is tests.cli.test_tables.Classes", error)
 
 
 def test_unusable_table_is_one_sentence_and_nothing_half_written(own_table, capsys):
