@@ -19,6 +19,7 @@ from benchmarks.tables import Options, Table, machine
 BENCHMARKS = {
     "startup": "imports, and the command line up to its first step",
     "models": "our models beside a bare Lightning module",
+    "step": "a training step of a small network",
     "overhead": "what each technique adds to a training step",
     "scaling": "cost by the number of weights and tensors",
     "mixing": "Mixup and CutMix of pictures",
@@ -27,6 +28,7 @@ BENCHMARKS = {
     "inspection": "logging weights and reading activations",
     "layers": "layers that drop something",
     "data_loading": "pictures from memory to the network, augmented",
+    "tabular": "a table from a file to tensors, beside the engine's own read",
 }
 
 

@@ -26,7 +26,7 @@ from lightning_reg.callbacks import (
     StochasticWeightAverage,
 )
 from lightning_reg.data import ImageData
-from lightning_reg.models import CNN, MLP, Classifier
+from lightning_reg.models import CNN, MLP, Supervised
 
 __all__ = ["VARIANTS", "trained"]
 
@@ -61,7 +61,7 @@ class Task:
     seeds: int
     epochs: int
     data: Callable[[int], ImageData]
-    model: Callable[[], Classifier]
+    model: Callable[[], Supervised]
 
 
 def digits() -> Task:

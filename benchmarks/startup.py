@@ -20,8 +20,8 @@ FIRST_STEP = """
 import os
 from lightning.pytorch import LightningModule
 from lightning_reg.cli import main
-from lightning_reg.models.classifier import Classifier
-Classifier.training_step = lambda *_: os._exit({reached})
+from lightning_reg.models.supervised import Supervised
+Supervised.training_step = lambda *_: os._exit({reached})
 main(["fit", "--config", "configs/digits_mlp.yaml", "--trainer.logger.save_dir", {folder!r}])
 """
 REACHED = 7  # the exit status by which a process says that it came so far

@@ -1,6 +1,9 @@
 """Every configuration file runs for a few steps, on data that is shipped or made here."""
 
+from pathlib import Path
+
 import pytest
+import torch
 import yaml
 
 from lightning_reg.cli import main
@@ -37,6 +40,15 @@ def stand_in(tmp_path, picture_folder):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_configuration_runs(path, stand_in):
     assert main(["fit", "--config", str(path), *SHORT, *stand_in(path)]) == 0
+    assert_checkpoints_are_data()
+
+
+def assert_checkpoints_are_data():
+    """What models, data modules and callbacks keep is read without running anything of it."""
+    checkpoints = list(Path("runs").rglob("*.ckpt"))
+    assert checkpoints
+    for checkpoint in checkpoints:
+        assert torch.load(checkpoint, weights_only=True)["callbacks"]
 
 
 def base_of(overlay):
@@ -57,6 +69,7 @@ def bases_and_overlays():
 @pytest.mark.parametrize(("base", "overlay"), list(bases_and_overlays()))
 def test_technique_is_appended(base, overlay):
     assert main(["fit", "--config", str(base), "--config", str(overlay), *SHORT]) == 0
+    assert_checkpoints_are_data()
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.stem)

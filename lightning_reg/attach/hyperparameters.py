@@ -1,6 +1,7 @@
 """Saving hyperparameters so that a checkpoint stays loadable."""
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule
@@ -8,7 +9,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 __all__ = ["save_plain_hyperparameters"]
 
 
-def save_plain_hyperparameters(module: LightningModule | LightningDataModule) -> None:
+def save_plain_hyperparameters(module: LightningModule | LightningDataModule, ignore: Sequence[str] = ()) -> None:
     """Saves the plain ones among the arguments of the ``__init__`` that calls this.
 
     Functions and classes (an optimizer, a norm given as a callable) are left out: torch refuses to load a checkpoint
@@ -17,9 +18,15 @@ def save_plain_hyperparameters(module: LightningModule | LightningDataModule) ->
 
     Args:
         module: That is being constructed.
+        ignore: Arguments that are left out whatever they are.
     """
     caller = inspect.currentframe()
-    module.save_hyperparameters(frame=caller.f_back if caller else None)
+    frame = caller.f_back if caller else None
+    # Data is named beforehand as well, because Lightning copies whatever it saves. What can be called may be plain
+    # where the command line has it, as a class path; further settings are one dict here, and arguments there.
+    local = frame.f_locals.items() if frame else ()
+    others = [name for name, value in local if not (isinstance(value, dict) or callable(value) or _is_plain(value))]
+    module.save_hyperparameters(ignore=[*ignore, *others], frame=frame)
     module.remove_ignored_hparams([name for name, value in module.hparams.items() if not _is_plain(value)])
 
 

@@ -1,17 +1,29 @@
 """A copy of the weights in the host's memory, to be put back later."""
 
+import contextlib
 import copy
+import inspect
+import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
+from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from lightning_reg.core.lightning import callbacks_of, twins
 
-__all__ = ["WeightSnapshot", "averaging_callbacks", "load_weights", "weights_of_checkpoint"]
+__all__ = [
+    "WeightSnapshot",
+    "averaging_callbacks",
+    "chosen_weights_only",
+    "load_weights",
+    "warn_of_untrusted",
+    "weights_of_checkpoint",
+]
 
 
 def averaging_callbacks(trainer: Trainer) -> list[Callback]:
@@ -105,11 +117,63 @@ def weights_of_checkpoint(
             continue
         for path in dict.fromkeys([each.best_model_path, *each.best_k_models]):
             if Path(path).is_file():
-                checkpoint = trainer.strategy.load_checkpoint(Path(path), weights_only=False)
+                checkpoint = _loaded(trainer, path)
+                if checkpoint is None:
+                    continue
                 if checkpoint["epoch"] == epoch and step in (None, checkpoint["global_step"]):
                     weights: dict[str, Any] = checkpoint["state_dict"]
                     return weights
     return None
+
+
+def _loaded(trainer: Trainer, path: str) -> dict[str, Any] | None:
+    """Returns a checkpoint, loaded as the fit was asked to; None where that can't be."""
+    weights_only = chosen_weights_only(trainer)
+    try:
+        return dict(trainer.strategy.load_checkpoint(Path(path), weights_only=weights_only))
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError) as error:
+        reason = str(error).splitlines()[0]
+        rank_zero_warn(f"{path} can't be loaded with weights_only={weights_only}: {reason}")
+        return None
+
+
+def chosen_weights_only(trainer: Trainer) -> bool:
+    """Returns what ``trainer.fit(weights_only=...)`` was called with; True where nothing was said.
+
+    Lightning hands the choice on from function to function and keeps it nowhere.
+
+    Args:
+        trainer: That fits, further up on the stack.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_locals.get("self") is trainer and frame.f_locals.get("weights_only") is not None:
+            return bool(frame.f_locals["weights_only"])
+        frame = frame.f_back
+    return True
+
+
+def warn_of_untrusted(trainer: Trainer) -> bool:
+    """Warns if the first checkpoint that a run has written can't be loaded as the run was asked to load.
+
+    Args:
+        trainer: That fits.
+
+    Returns:
+        Whether there was a checkpoint to look at.
+    """
+    paths = [each.best_model_path for each in trainer.checkpoint_callbacks if isinstance(each, twins(ModelCheckpoint))]
+    written = next((path for path in paths if Path(path).is_file()), None)
+    if written is not None and chosen_weights_only(trainer):
+        with contextlib.suppress(ValueError, RuntimeError, OSError):
+            more = sorted(get_unsafe_globals_in_checkpoint(written))
+            if more:
+                rank_zero_warn(
+                    f"{written} holds more than data, {', '.join(more[:5])}, and can be loaded with weights_only=False "
+                    "alone: keep plain values in hyperparameters and states, or fit with weights_only=False; the best "
+                    "weights come from a copy in memory until then"
+                )
+    return written is not None
 
 
 def _copied(entry: Any, place: Any) -> Any:

@@ -5,7 +5,8 @@ import pkgutil
 import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from inspect import Parameter, signature
 from typing import Any, cast
 
@@ -17,21 +18,29 @@ from typing_extensions import override
 # Importing them makes their short names known to the parser: --model MLP, --trainer.callbacks+=L2Penalty.
 import lightning_reg.callbacks
 import lightning_reg.transforms  # noqa: F401
+from lightning_reg.attach.metric_names import short_name
 from lightning_reg.attach.technique import callbacks_of
 from lightning_reg.callbacks import RegularizationAudit
+from lightning_reg.cli.answers import Beginning, answered
+from lightning_reg.cli.checks import check_devices, check_settings, within_memory
+from lightning_reg.cli.explanation import as_plain
+from lightning_reg.cli.figures import write_figures
 from lightning_reg.cli.interruption import InterruptBetweenBatches
+from lightning_reg.cli.networks import fitting_network
 from lightning_reg.cli.parser import BriefParser
-from lightning_reg.cli.predictions import write_predictions
+from lightning_reg.cli.predictions import PredictionSettings, use_samples, write_predictions
 from lightning_reg.cli.runs import (
-    check_readable,
+    check_can_go_on,
     check_writable,
     continue_run,
     find_checkpoint,
+    load_with,
     nothing_half_written,
+    read_for,
 )
-from lightning_reg.cli.summary import summarize
+from lightning_reg.cli.summary import quiet, summarize
 from lightning_reg.data import InMemoryData
-from lightning_reg.models import Classifier
+from lightning_reg.models import Supervised
 from lightning_reg.settings import SettingError
 
 __all__ = ["RegularizationCLI"]
@@ -42,8 +51,9 @@ class RegularizationCLI(LightningCLI):
 
     Beside what LightningCLI does:
 
-    - what the model has to know of the data (``num_classes``, ``input_shape``, ``categories``) comes from the data
-      module, and a value given by hand that contradicts the data is an error;
+    - what the model has to know of the data (``num_classes``, ``num_targets``, ``input_shape``, ``categories``)
+      comes from the data module, and a value given by hand that contradicts the data is an error; so
+      do a network's ``num_classes`` and ``in_channels`` where it names them so;
     - the best checkpoint (``--checkpoint.monitor``) and the last one are kept as ``best.ckpt`` and ``last.ckpt``, also
       when a run is interrupted, and ``--ckpt_path best`` and ``--ckpt_path last`` find those of the newest run;
     - ``fit`` ends with a table, ``predict`` writes a CSV file.
@@ -81,7 +91,8 @@ class RegularizationCLI(LightningCLI):
                 "checkpoint.enable_version_counter": False,
             }
         )
-        for name in ("num_classes", "input_shape", "categories"):
+        parser.add_class_arguments(PredictionSettings, "prediction")
+        for name in ("num_classes", "num_targets", "input_shape", "categories"):
             parser.link_arguments(
                 "data", f"model.init_args.{name}", compute_fn=self._from_data(name), apply_on="instantiate"
             )
@@ -93,13 +104,12 @@ class RegularizationCLI(LightningCLI):
             model = self._get(self.config, "model")
             given = (model.get("init_args") or {}).get(name)
             offered = getattr(data, name, None)
-            arguments = signature(pkgutil.resolve_name(model["class_path"])).parameters
-            default = arguments[name].default if name in arguments else None
+            default = _default(pkgutil.resolve_name(model["class_path"]), name)
             if offered is None:
                 if name == "num_classes" and default is Parameter.empty and isinstance(data, InMemoryData):
                     raise SettingError(
-                        f"model must be a module of your own for regression, but is {model['class_path']}, which "
-                        "classifies; where the target's numbers are classes, set data.task to classification"
+                        f"model must predict numbers for this data, but is {model['class_path']}, which classifies; "
+                        "use a model such as MLP, or set data.task to classification where numbers are classes"
                     )
                 if given is None and default is Parameter.empty:
                     raise SettingError(f"model.{name} must be given, because {type(data).__name__} doesn't tell it")
@@ -115,8 +125,22 @@ class RegularizationCLI(LightningCLI):
 
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        # Without LightningCLI's warning about calls from within Python.
-        self.config = parser.parse_args(cast("Sequence[str] | None", args))
+        with answered({}):
+            # Without LightningCLI's warning about calls from within Python.
+            self.config = parser.parse_args(cast("Sequence[str] | None", args))
+        self.settings: dict[str, Any] = as_plain(self.config[self.config["subcommand"]])
+        check_settings(self.settings)
+
+    @override
+    def _set_seed(self) -> None:
+        with answered({"seed_everything": self._get(self.config, "seed_everything")}):
+            super()._set_seed()
+
+    @override
+    def instantiate_classes(self) -> None:
+        self.beginning = Beginning()
+        with answered(self.settings), within_memory("model"):
+            super().instantiate_classes()
 
     @override
     def _parse_ckpt_path(self) -> None:
@@ -133,12 +157,17 @@ class RegularizationCLI(LightningCLI):
         callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
         if config.get("enable_checkpointing") is not False:
             best = self._get(self.config_init, "checkpoint")
-            if best.mode == "min" and re.search("acc|f1|auroc|precision|recall", str(best.monitor)):
+            if best.mode == "min" and re.search("acc|f1|auroc|precision|recall|r2", str(best.monitor)):
                 raise SettingError(f"checkpoint.mode must be max to keep the best {best.monitor}, but is min")
-            last = ModelCheckpoint(best.dirpath, filename="last", save_on_exception=True, enable_version_counter=False)
+            last = ModelCheckpoint(best.dirpath, filename="last", enable_version_counter=False)
+            asked = self.settings["checkpoint"]
+            is_each_epoch = asked.get("every_n_epochs") in (None, 1) and not (
+                asked.get("every_n_train_steps") or asked.get("train_time_interval")
+            )
+            self.beginning = Beginning(last, best.monitor if is_each_epoch else None)
             # The first is the one that Lightning reports.
             callbacks = [best, *([last] if self.keeps_last else []), *callbacks]
-        callbacks += self.further_callbacks(callbacks)
+        callbacks = [self.beginning, *callbacks, *self.further_callbacks(callbacks)]
         if self.subcommand == "fit":
             callbacks.append(InterruptBetweenBatches())
         if self.subcommand != "fit":
@@ -163,21 +192,40 @@ class RegularizationCLI(LightningCLI):
     @override
     def after_instantiate_classes(self) -> None:
         """Finds what can be found to be unusable before any logger opens a folder."""
+        if isinstance(self.model, Supervised):
+            configured = self._get(self.config, "model").get("init_args") or {}
+            network = fitting_network(configured.get("network"), self.model)
+            if network is not None:
+                self.model.use_network(network)
         run = self.config_init[self.subcommand]
+        check_devices(self.trainer)
+        # A checkpoint is data, unless the user says that it may be more.
+        run["weights_only"] = run["weights_only"] is not False
+        load_with(self.trainer, weights_only=run["weights_only"])
         if run["ckpt_path"]:
-            run["ckpt_path"] = find_checkpoint(self.trainer, run["ckpt_path"], run["checkpoint"].dirpath)
-            check_readable(run["ckpt_path"])
-            continue_run(self.trainer, run["ckpt_path"])
-        elif self.subcommand != "fit" and isinstance(self.model, Classifier):
+            path = run["ckpt_path"] = find_checkpoint(self.trainer, run["ckpt_path"], run["checkpoint"].dirpath)
+            found = read_for(str(self.subcommand), path, self.model, weights_only=run["weights_only"])
+            self.beginning.at_fit_start = lambda: check_can_go_on(path, found, self.trainer)
+            continue_run(self.trainer, path)
+        elif self.subcommand != "fit" and isinstance(self.model, Supervised):
             raise SettingError(
                 f"ckpt_path must be best, last or a file for {self.subcommand}; without one the weights would be random"
             )
         check_writable(self.trainer, run["checkpoint"].dirpath)
+        try:
+            run["checkpoint"].format_checkpoint_name({"epoch": 0, "step": 0})
+        except (ValueError, LookupError, AttributeError) as error:
+            filename = run["checkpoint"].filename
+            raise SettingError(
+                f"checkpoint.filename must have names of metrics in braces, but is {filename!r}: {error}"
+            ) from error
         if isinstance(self.datamodule, InMemoryData) and self.trainer.is_global_zero:
-            self.datamodule.prepare_data()
-            self.datamodule.setup(str(self.subcommand))
-            if self.subcommand in ("test", "predict"):
-                self.datamodule.test_dataloader()
+            # What a checkpoint says of the data is told when it is restored.
+            with answered(self.settings), quiet() if run["ckpt_path"] else nullcontext():
+                self.datamodule.prepare_data()
+                self.datamodule.setup(str(self.subcommand))
+                if self.subcommand in ("test", "predict"):
+                    self.datamodule.test_dataloader()
 
     def fit(self, **settings: Any) -> None:
         """Trains; when interrupted, says how to go on."""
@@ -185,7 +233,7 @@ class RegularizationCLI(LightningCLI):
             if isinstance(callback, RegularizationAudit):
                 callback.final_metrics = False  # the summary logs them, of the best weights
         try:
-            with nothing_half_written(self.trainer):
+            with self._answering(settings):
                 self.trainer.fit(**settings)
         except SystemExit:
             if not self.trainer.interrupted:
@@ -201,28 +249,54 @@ class RegularizationCLI(LightningCLI):
                 print("\nInterrupted, before there was anything to save.")
             raise SystemExit(130) from None  # what a shell expects of an interrupted program
 
+    @contextmanager
+    def _answering(self, settings: Mapping[str, Any]) -> Iterator[None]:
+        with (
+            nothing_half_written(self.trainer),
+            answered(self.settings, self.beginning, settings.get("ckpt_path")),
+        ):
+            yield
+
     def after_fit(self) -> None:
         """Prints the summary."""
         if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by Trainer.__init__ elsewhere
-            summarize(self.trainer, self.model, self.datamodule)
+            summarize(
+                self.trainer,
+                self.model,
+                self.datamodule,
+                weights_only=self.config_init[self.subcommand]["weights_only"],
+            )
 
     def validate(self, **settings: Any) -> None:
         """Measures on the validation part."""
-        with nothing_half_written(self.trainer):
+        with self._answering(settings):
             self.trainer.validate(**settings)
 
     def test(self, **settings: Any) -> None:
         """Measures on the test part."""
-        with nothing_half_written(self.trainer):
-            self.trainer.test(**settings)
+        with self._answering(settings):
+            results = self.trainer.test(**settings)
+            if results and self.trainer.is_global_zero:
+                metrics = {short_name(name): float(value) for name, value in results[0].items()}
+                write_figures(self.trainer, {"test": metrics})
 
     def predict(self, **settings: Any) -> None:
         """Predicts the test part and writes a CSV file."""
         if self.trainer.world_size > 1:
             raise SettingError(f"trainer.devices must be 1 for predict, but there are {self.trainer.world_size}")
-        with nothing_half_written(self.trainer):
+        with self._answering(settings):
+            use_samples(self.model, self.config_init["predict"]["prediction"])
             batches = self.trainer.predict(**{**settings, "return_predictions": True})
             write_predictions(self.trainer, self.datamodule, batches)
+
+
+def _default(model: Any, name: str) -> Any:
+    """Returns the default of an argument, which a class may hand on to the class it inherits from."""
+    for each in getattr(model, "__mro__", [model]):
+        parameter = signature(each).parameters.get(name)
+        if parameter is not None:
+            return parameter.default
+    return None
 
 
 def _plain(value: Any) -> Any:

@@ -21,7 +21,7 @@ from typing_extensions import override
 
 from lightning_reg.callbacks import GeneralizationGap
 from lightning_reg.cli.command import RegularizationCLI
-from lightning_reg.cli.parser import BriefParser, brief
+from lightning_reg.cli.parser import BriefParser
 from lightning_reg.cli.summary import evaluate_splits, selected_checkpoint
 from lightning_reg.data import InMemoryData
 from lightning_reg.settings import SettingError
@@ -52,8 +52,8 @@ class _RaisingParser(BriefParser):
     """Raises what is wrong instead of ending the process."""
 
     @override
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise _UnparsableError(" ".join(brief(message).split())) from ex
+    def refuse(self, sentence: str) -> NoReturn:
+        raise _UnparsableError(sentence)
 
 
 class _Resolved(RegularizationCLI):
@@ -168,20 +168,9 @@ def fit(run: Run, folder: Path) -> Measured:
         with _silence():
             cli = _Fit(["fit", *arguments], run.collect)
             return Measured(cli.metrics, cli.curves, _collected(cli, run.collect, arguments, folder))
-    except SystemExit as error:
-        if _is_interrupted(error):
-            raise KeyboardInterrupt from error
-        raise
     finally:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         gc.collect()  # trainers and modules refer to one another, with all their data
-
-
-def _is_interrupted(error: BaseException | None) -> bool:
-    """Whether it was Ctrl-C, of which Lightning makes an exit, in training and in every measurement after it."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
-        error = error.__context__
-    return error is not None
 
 
 def _quietly(command: Sequence[str], folder: Path) -> list[str]:

@@ -48,6 +48,6 @@ def main(args: Sequence[str] | None = None) -> int:
         foreseen = first_in_chain(error, (SettingError, MisconfigurationException))
         if foreseen is None:
             raise
-        print(f"error: {foreseen}", file=sys.stderr)
+        print(f"error: {' '.join(str(foreseen).split())}", file=sys.stderr)
         return 2
     return 0

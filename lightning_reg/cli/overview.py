@@ -76,9 +76,9 @@ def _described(files: Iterable[Path]) -> list[tuple[str, str]]:
 
 def _titled(files: Iterable[Path]) -> list[tuple[str, str]]:
     """A study has a title, which its report begins with."""
-    from lightning_reg.studies.study_file import load_yaml
+    from lightning_reg.files import read_yaml
 
-    return [(file.as_posix(), str(load_yaml(file).get("title", ""))) for file in sorted(files)]
+    return [(file.as_posix(), str(read_yaml("study file", file).get("title", ""))) for file in sorted(files)]
 
 
 def _documented(module: ModuleType, base: type = object, *, abstract: bool = True) -> list[tuple[str, str]]:

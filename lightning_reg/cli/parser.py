@@ -1,16 +1,23 @@
 """A parser whose help and errors can be read."""
 
 import re
+import sys
 from argparse import Action
 from numbers import Number
 from typing import Any, NoReturn
 
-from jsonargparse import DefaultHelpFormatter
+import yaml
+from jsonargparse import DefaultHelpFormatter, get_loader, set_loader
+from jsonargparse import Path as ConfigPath  # type: ignore[attr-defined]
 from jsonargparse.typing import register_type
 from lightning.pytorch.cli import LightningArgumentParser
 from typing_extensions import override
 
-__all__ = ["BriefParser", "brief"]
+from lightning_reg.cli.explanation import explained
+from lightning_reg.files import check_yaml, read_text
+from lightning_reg.settings import SettingError, first_in_chain
+
+__all__ = ["BriefParser"]
 
 
 def _is_number(value: Any, _: type) -> bool:
@@ -26,23 +33,35 @@ def _as_number(value: Any) -> Any:
 # torchvision annotates arguments with it, and jsonargparse couldn't write them into the run's configuration.
 register_type(Number, serializer=_as_number, deserializer=_as_number, type_check=_is_number)
 
-_PROBLEM = re.compile(r"^( *)- Problem with given class_path '([\w.]+)':\n((?:\1 {3,}.*(?:\n|$))+)", re.MULTILINE)
+
+def _read_text(path: Any) -> str:
+    """Opens a configuration as every file of strangers is opened; addresses and standard input stay the parser's."""
+    if path.is_url or path.is_fsspec or path.relative == "-":
+        return str(_read_anything(path))
+    text = read_text("config", path.absolute)
+    check_yaml(f"config {path.relative!r}", text)
+    return text
 
 
-def brief(message: str) -> str:
-    r"""Returns what a parser says of the class that was asked for; any other message as it is.
+# The one place through which the parser reads configurations, those named on the command line and those in others.
+_READER = "read_text" if hasattr(ConfigPath, "read_text") else "get_content"  # as it is called before 4.42
+_read_anything = getattr(ConfigPath, _READER)
+setattr(ConfigPath, _READER, _read_text)
 
-    Args:
-        message: That tells every type a value could have had, and why it has none of them.
+_load_anything = get_loader("yaml")
 
-    >>> brief("Any of these\n - Problem with given class_path 'a.L2Penalty':\n     Parser key: Expected 1")
-    'L2Penalty: Parser key: Expected 1'
-    """
-    told = [(path, lines) for _, path, lines in _PROBLEM.findall(message) if path != "lightning.Callback"]
-    if not told:
-        return message
-    path, lines = told[0]
-    return f"{path.rpartition('.')[2]}: {' '.join(line.strip() for line in lines.splitlines())}"
+
+def _load_yaml(text: str) -> Any:
+    try:
+        check_yaml("a value", text)
+    except SettingError as error:
+        if not isinstance(error.__cause__, yaml.YAMLError):
+            raise
+        # Of a single value the parser thinks that it is text then.
+    return _load_anything(text)
+
+
+set_loader("yaml", _load_yaml, (yaml.YAMLError,))
 
 
 class BriefHelp(DefaultHelpFormatter):
@@ -65,8 +84,38 @@ class BriefParser(LightningArgumentParser):
 
     @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Says what is wrong with the class that was asked for, without all the types that it could have been."""
-        super().error(brief(message), ex)
+        """Says in one sentence what is wrong."""
+        if not self.exit_on_error:  # a parser of one class's arguments, whose refusal is an answer to another parser
+            super().error(message, ex)
+        self.refuse(self.explained(message, ex))
+
+    def explained(self, message: str, ex: Exception | None = None) -> str:
+        """Returns what is wrong in one sentence.
+
+        Args:
+            message: Of the parser.
+            ex: What it was made of.
+        """
+        foreseen = first_in_chain(ex, (SettingError,))
+        return str(foreseen) if foreseen else explained(message, self.setting_names())
+
+    def refuse(self, sentence: str) -> NoReturn:
+        """Ends the process.
+
+        Args:
+            sentence: What is said.
+        """
+        print(f"error: {sentence}", file=sys.stderr)
+        self.exit(2)
+
+    def setting_names(self) -> list[str]:
+        """Returns the names of all settings that have a place of their own, of this command and of those below it."""
+        names = []
+        for action in self._actions:
+            if isinstance(action.choices, dict):
+                names += [name for parser in action.choices.values() for name in parser.setting_names()]
+            names += [option.lstrip("-") for option in action.option_strings]
+        return list(dict.fromkeys(names))
 
     @override
     def format_usage(self) -> str:

@@ -1,33 +1,78 @@
 """Predictions as a CSV file."""
 
 import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from torch import Tensor
 
 from lightning_reg.data import InMemoryData
-from lightning_reg.settings import SettingError
+from lightning_reg.models import Supervised
+from lightning_reg.models.tasks import Prediction
+from lightning_reg.settings import SettingError, check_count
 
-__all__ = ["write_predictions"]
+__all__ = ["PredictionSettings", "use_samples", "write_predictions"]
+
+
+@dataclass
+class PredictionSettings:
+    """How ``predict`` predicts.
+
+    Args:
+        samples: How often the network is run with dropout turned on; then ``predictions.csv`` has the mean of these
+            runs, their standard deviation and, for classes, the entropy and the mutual information. Once, with dropout
+            turned off, where None.
+    """
+
+    samples: int | None = None
+
+
+def use_samples(model: LightningModule, settings: PredictionSettings) -> None:
+    """Lets a model predict as the settings say.
+
+    Args:
+        model: That will predict.
+        settings: Of ``prediction``.
+
+    Raises:
+        SettingError: If samples are asked of a module that isn't one of ours, or aren't a number of runs.
+    """
+    if settings.samples is None:
+        return
+    check_count("prediction.samples", settings.samples)
+    if not isinstance(model, Supervised):
+        raise SettingError(
+            f"prediction.samples must be left out for {type(model).__name__}, which has a predict_step of its own"
+        )
+    model.predict_samples = settings.samples
 
 
 def write_predictions(trainer: Trainer, datamodule: LightningDataModule | None, batches: list[Any] | None) -> None:
     """Writes a line a sample to ``predictions.csv`` in the run's folder.
 
-    It has the most likely class and how likely it is, or, for a table whose target is a number, that number.
+    What is in it is up to the model's task: the most likely class and its probability, numbers, or a probability for
+    each label; and how sure the model is, where that is known. Of somebody's module it is a class or a number.
 
     Args:
-        trainer: Says where.
+        trainer: Says where, and has the model.
         datamodule: Names classes and samples, where it can.
-        batches: Probabilities (N, C) of each batch; numbers (N,) or (N, 1) for regression.
+        batches: What ``predict_step`` returned of each batch: for somebody's module probabilities (N, C), or numbers
+            (N,) or (N, 1) for regression.
 
     Raises:
         SettingError: If the model predicts something else.
     """
-    header, columns = _columns(batches or [], datamodule)
-    count = len(columns[0])
+    classes = getattr(datamodule, "classes", None) if datamodule is not None else None
+    model = trainer.lightning_module
+    if isinstance(model, Supervised) and batches:
+        columns = model.task.columns(_joined(batches), list(classes or ()))
+    else:
+        columns = _columns(batches or [], classes)
+    count = len(next(iter(columns.values())))
     names: list[str] = [str(index) for index in range(count)]
     if isinstance(datamodule, InMemoryData):
         names = datamodule.sample_names("test")[:count]
@@ -35,23 +80,30 @@ def write_predictions(trainer: Trainer, datamodule: LightningDataModule | None, 
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "predictions.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["sample", *header])
-        writer.writerows(zip(names, *columns, strict=True))
+        writer.writerow(["sample", *columns])
+        writer.writerows(zip(names, *columns.values(), strict=True))
     print(f"{count:,} predictions in {folder / 'predictions.csv'}")
 
 
-def _columns(batches: list[Any], datamodule: LightningDataModule | None) -> tuple[list[str], list[list[Any]]]:
+def _joined(batches: Sequence[Any]) -> Tensor | Prediction:
+    """Returns the predictions of all batches as one."""
+    if isinstance(batches[0], Tensor):
+        return torch.cat(list(batches))
+    parts = [torch.cat(list(part)) if part[0] is not None else None for part in zip(*batches, strict=True)]
+    return Prediction(*parts)  # type: ignore[arg-type]  # the first two are never None
+
+
+def _columns(batches: list[Any], classes: Sequence[str] | None) -> dict[str, list[Any]]:
     """Returns what the columns beside the sample's name are called, and what is in them."""
-    classes = datamodule.classes if isinstance(datamodule, InMemoryData) else None
-    if classes == ():
+    if classes is not None and not classes:
         if not batches or not all(_are_numbers(batch) for batch in batches):
             raise SettingError("predict writes a number a sample (batch,), but the model returns something else")
-        return ["prediction"], [torch.cat([batch.flatten() for batch in batches]).tolist()]
+        return {"prediction": torch.cat([batch.flatten() for batch in batches]).tolist()}
     if not batches or not all(_are_probabilities(batch) for batch in batches):
         raise SettingError("predict writes class probabilities (batch, classes), but the model returns something else")
     confidences, likeliest = torch.cat(batches).max(1)
     labels = [classes[index] if classes else index for index in likeliest.tolist()]
-    return ["class", "probability"], [labels, [f"{confidence:.6f}" for confidence in confidences.tolist()]]
+    return {"class": labels, "probability": [f"{confidence:.6f}" for confidence in confidences.tolist()]}
 
 
 def _are_numbers(batch: Any) -> bool:

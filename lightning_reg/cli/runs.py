@@ -1,26 +1,43 @@
 """Where runs lie: output folders and checkpoints by name."""
 
-import pickle
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
+from typing import Any, cast
 
-import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
 
+from lightning_reg.files import opened, read_checkpoint
 from lightning_reg.settings import SettingError
 
 __all__ = [
-    "check_readable",
+    "check_can_go_on",
     "check_writable",
     "continue_run",
     "find_checkpoint",
+    "load_with",
     "nothing_half_written",
+    "read_for",
     "run_folders",
 ]
+
+Checkpoint = Mapping[str, Any]
+
+_LAYOUT: Mapping[str, type] = {
+    "epoch": int,
+    "global_step": int,
+    "pytorch-lightning_version": str,
+    "hyper_parameters": Mapping,
+    "callbacks": Mapping,
+    "loops": Mapping,
+    "lr_schedulers": list,
+}
+"""What Lightning writes; a part may be absent, but nothing else may be in its place."""
 
 
 def run_folders(trainer: Trainer) -> Path:
@@ -121,9 +138,10 @@ def find_checkpoint(trainer: Trainer, ckpt_path: str, dirpath: str | None = None
                 f"ckpt_path is {path!r}, but no run under {str(root)!r} has a {path}.ckpt; run fit first"
             )
         return str(max(found, key=lambda file: file.stat().st_mtime))
-    if not Path(path).is_file():
+    if not Path(path).exists():
         raise SettingError(f"ckpt_path must be best, last or a file that exists, but is {path!r}")
-    return path
+    with opened("ckpt_path", path):  # a regular file that may be read
+        return path
 
 
 def continue_run(trainer: Trainer, ckpt_path: str) -> None:
@@ -143,19 +161,93 @@ def continue_run(trainer: Trainer, ckpt_path: str) -> None:
             logger._version = run.name  # it takes it in its constructor only
 
 
-def check_readable(path: str) -> None:
-    """Raises if a file is no checkpoint. Whether it fits the model is seen when the model is complete.
+def read_for(command: str, path: str, model: LightningModule, *, weights_only: bool) -> Checkpoint:
+    """Returns what a checkpoint holds, where a command can use it; nothing of what lies at an address.
+
+    Whether it fits the model is seen when the model is complete.
 
     Args:
-        path: A checkpoint's file.
+        command: What is done with it: ``fit`` goes on from it.
+        path: Its file, or what else Lightning understands.
+        model: That it is loaded into.
+        weights_only: Whether a file that holds more than data is refused.
 
     Raises:
-        SettingError: If it isn't one.
+        SettingError: If it isn't a checkpoint, or holds what nothing can be done with.
     """
-    if not Path(path).is_file():  # an address; Lightning fetches it
-        return
+    if not Path(path).is_file():  # Lightning fetches it
+        return {}
+    found = read_checkpoint("ckpt_path", path, weights_only=weights_only)
+    shown = f"ckpt_path {path!r}"
+    state = found.get("state_dict") if isinstance(found, Mapping) else None
+    if not isinstance(state, Mapping):
+        raise SettingError(f"{shown} is not a Lightning checkpoint: it has no state_dict")
+    for name, kind in _LAYOUT.items():
+        if name in found and not isinstance(found[name], kind):
+            raise SettingError(f"{shown} is not a Lightning checkpoint: its {name} is a {type(found[name]).__name__}")
+    for name, _ in model.named_parameters():
+        value = state.get(name)
+        if isinstance(value, Tensor) and value.isnan().any():
+            raise SettingError(f"{shown} holds weights that are no numbers: {name} has NaNs")
+    if command == "fit":
+        if not found.get("optimizer_states"):
+            raise SettingError(
+                f"{shown} holds no optimizer_states to go on with; validate, test and predict can use it"
+            )
+        _progress(shown, found)
+    return cast("Checkpoint", found)
+
+
+def _progress(shown: str, found: Checkpoint) -> tuple[int, int]:
     try:
-        # As Lightning will load it; other people's hyperparameters may be more than plain values.
-        torch.load(path, map_location="cpu", weights_only=False, mmap=True)["state_dict"]
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError) as error:
-        raise SettingError(f"ckpt_path {path!r} is not a Lightning checkpoint") from error
+        return int(found["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]), int(found["global_step"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise SettingError(f"{shown} doesn't say how far its run has come: {type(error).__name__} {error}") from error
+
+
+def check_can_go_on(path: str, checkpoint: Checkpoint, trainer: Trainer) -> None:
+    """Raises if a checkpoint's run has ended, or had other optimizers than those that are to go on.
+
+    Args:
+        path: Of the checkpoint.
+        checkpoint: What it holds.
+        trainer: With its optimizers.
+
+    Raises:
+        SettingError: With how far the run has come, or with what its optimizers have and the others haven't.
+    """
+    if checkpoint:  # nothing is known of one at an address
+        epochs, steps = _progress(f"ckpt_path {path!r}", checkpoint)
+        for name, limit, done in (("max_epochs", trainer.max_epochs, epochs), ("max_steps", trainer.max_steps, steps)):
+            if limit is not None and 0 <= limit <= done:
+                raise SettingError(f"trainer.{name} must be above {done}, which {path!r} has had, but is {limit}")
+    for optimizer, state in zip(trainer.optimizers, checkpoint.get("optimizer_states", []), strict=False):
+        groups = state.get("param_groups") if isinstance(state, Mapping) else None
+        if not groups or not all(isinstance(group, Mapping) for group in groups):
+            raise SettingError(f"ckpt_path {path!r} holds no state of an optimizer's parameters")
+        saved, present = set(groups[0]), set(optimizer.param_groups[0])
+        # Newer versions of torch have further settings: only where each has some of its own are they two kinds.
+        if saved - present and present - saved:
+            raise SettingError(
+                f"ckpt_path {path!r} holds the state of another optimizer than {type(optimizer).__name__}: it has "
+                f"{', '.join(sorted(saved - present))}, and no {', '.join(sorted(present - saved))}"
+            )
+
+
+def load_with(trainer: Trainer, *, weights_only: bool) -> None:
+    """Lets everything that a trainer loads be loaded with one choice, where Lightning would choose by itself.
+
+    It does for addresses of http, of which it runs what they hold, and where a strategy restores late.
+
+    Args:
+        trainer: Whose strategy loads.
+        weights_only: Whether a file that holds more than data is refused.
+    """
+    load = trainer.strategy.load_checkpoint
+
+    @wraps(load)
+    def load_checkpoint(checkpoint_path: Any, weights_only: bool | None = weights_only) -> Any:
+        return load(checkpoint_path, weights_only=chosen if weights_only is None else weights_only)
+
+    chosen = weights_only
+    trainer.strategy.load_checkpoint = load_checkpoint  # type: ignore[method-assign]

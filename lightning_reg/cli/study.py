@@ -8,16 +8,23 @@ import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
-from lightning_reg.settings import SettingError, check_choice, check_count
+from typing_extensions import override
+
+from lightning_reg.files import read_yaml
+from lightning_reg.settings import SettingError, check_choice, check_count, check_range, did_you_mean
 from lightning_reg.studies.definition import Definition, Form, read_study
 from lightning_reg.studies.execution import Perform, execute
+from lightning_reg.studies.executor import Executor, LocalExecutor, RayExecutor
 from lightning_reg.studies.machine import processor
-from lightning_reg.studies.outcome import Outcome
+from lightning_reg.studies.outcome import Failure, Outcome
 from lightning_reg.studies.report import check_can_draw, headline, number, write_report
-from lightning_reg.studies.runs import Measured, Run, computations, compute
+from lightning_reg.studies.runs import Run, computations, compute
 from lightning_reg.studies.statistics import summaries
-from lightning_reg.studies.store import Store
+from lightning_reg.studies.store import Store, full_disk, is_disk_full
+from lightning_reg.studies.study_file import dumped, keys_help
+from lightning_reg.text import duration, table
 
 __all__ = ["parser", "study"]
 
@@ -37,12 +44,16 @@ def study(args: Sequence[str]) -> int:
         SettingError: For whatever can't be used, before anything runs; and if the disk is full.
     """
     options = parser().parse_args(args)
-    check_count("jobs", options.jobs)
+    if options.print_config:
+        read_study(options.file)  # which says what is wrong
+        print(dumped(read_yaml("study file", options.file)), end="")
+        return 0
+    _check_places(options)
     check_can_draw()  # rather than when all has been computed
     definition = _chosen(options)
     perform: Perform
     if definition.function:
-        runs, perform = computations(definition), _compute
+        runs, perform = computations(definition), compute
     else:
         # Late: the parser of computations needs nothing of Lightning.
         from lightning_reg.cli.fitting import fit
@@ -50,15 +61,18 @@ def study(args: Sequence[str]) -> int:
 
         runs, perform = fits(definition), fit
     store = Store(_folder(options, definition), definition.study.name)
-    store.open()
+    store.check()
     _announce(definition, runs, store, quick=options.quick)
     command = shlex.join(["python", "train.py", "study", *args])
-    try:
-        failures = execute(runs, store, perform, metric=definition.study.metric, jobs=options.jobs)
-    except KeyboardInterrupt:
-        done = sum(map(store.has_result, runs))
-        print(f"\nInterrupted; {done} of {len(runs)} runs are done. To go on:\n  {command}", file=sys.stderr)
-        return 130
+    failures: list[Failure] = []
+    if not all(map(store.has_result, runs)):  # a finished study writes nothing but its report
+        try:
+            with _executor(options) as executor, store.locked():
+                failures = execute(runs, store, perform, executor, metric=definition.study.metric)
+        except KeyboardInterrupt:
+            done = sum(map(store.has_result, runs))
+            print(f"\nInterrupted; {done} of {len(runs)} runs are done. To go on:\n  {command}", file=sys.stderr)
+            return 130
     results = [result for run in runs if (result := store.result(run)) is not None]
     for result in results:  # from a time when the study asked for another
         check_choice("metric", definition.study.metric, list(result.metrics))
@@ -72,35 +86,58 @@ def study(args: Sequence[str]) -> int:
         seconds=sum(result.seconds for result in results),
         quick=options.quick,
     )
-    print("\n" + "\n".join(_table(outcome)))
-    for failure in failures:
-        print(f"failed: {failure.variant}, seed {failure.seed}: {failure.message}")
-    if failures:
-        print(f"Tracebacks are in {store.folder}/runs/*/failure.txt. The same command tries again what failed.")
-    if results:
-        print("\n" + "\n".join(headline(outcome)))
-        try:
-            print(f"report: {write_report(outcome, store.folder)}")
-        except OSError as error:
-            raise (store.full(error) or error) from error
+    _report(outcome, store.folder)
     return 1 if failures else 0
 
 
 def parser() -> argparse.ArgumentParser:
     """Returns the parser of what follows ``study``."""
-    made = argparse.ArgumentParser(
-        prog="train.py study", description="Run variants of one run over seeds, and report what each is worth."
+    made = _Parser(
+        prog="train.py study",
+        description="Run variants of one run over seeds, and report what each is worth.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=keys_help(),
+        allow_abbrev=False,
     )
     add = made.add_argument
-    add("file", help="the study, such as configs/studies/dropout.yaml")
+    add("file", metavar="FILE", help="the study, such as configs/studies/dropout.yaml")
     add("--quick", action="store_true", help="the short form: two minutes at the most on two cores")
-    add("--data", metavar="NAME", help="digits, mnist, fashion_mnist, cifar10, cifar100, or a folder of pictures")
-    add("--root", help="where the data set lies, or is downloaded to; default: data")
+    add("--data", metavar="NAME", help="digits, mnist, fashion_mnist, cifar10, cifar100, or a folder of images")
+    add("--root", metavar="FOLDER", help="where the data set lies, or is downloaded to; default: data")
     add("--seeds", type=int, metavar="N", help="how many seeds, from 0 on")
-    add("--jobs", type=int, default=1, metavar="N", help="processes, each with its share of the cores; default: 1")
-    add("--output", metavar="FOLDER", help="where results and the report go; default: runs/studies/NAME")
     add("--only", nargs="+", default=[], metavar="VARIANT", help="some of the variants")
+    add("--jobs", type=int, default=1, metavar="N", help="runs at once, each with its share of the cores; default: 1")
+    add("--cluster", metavar="ADDRESS", help="do the runs on a Ray cluster: auto, HOST:PORT, or local")
+    add("--gpus-per-run", type=float, metavar="N", help="how many GPUs of the cluster each run has; default: 0")
+    add("--output", metavar="FOLDER", help="where results and the report go; default: runs/studies/NAME")
+    add("--print_config", action="store_true", help="print the file with all defaults, and run nothing")
     return made
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, with what was probably meant."""
+
+    @override
+    def error(self, message: str) -> NoReturn:
+        unknown = message.partition("unrecognized arguments: ")[2].split()
+        known = [option for action in self._actions for option in action.option_strings]
+        hint = did_you_mean(unknown[0].partition("=")[0], known) if unknown else ""
+        raise SettingError(f"study: {message}{hint or '; see train.py study --help'}")
+
+
+def _check_places(options: argparse.Namespace) -> None:
+    check_count("jobs", options.jobs)
+    if options.cluster is None and options.gpus_per_run is not None:
+        raise SettingError("gpus_per_run must be left out without --cluster")
+    if options.cluster is not None and options.jobs != 1:
+        raise SettingError("jobs must be left out with --cluster, where as many runs are done as its cores allow")
+    check_range("gpus_per_run", options.gpus_per_run or 0, low=0)
+
+
+def _executor(options: argparse.Namespace) -> Executor:
+    if options.cluster is None:
+        return LocalExecutor(options.jobs)
+    return RayExecutor(options.cluster, gpus_per_run=options.gpus_per_run or 0)
 
 
 def _chosen(options: argparse.Namespace) -> Definition:
@@ -144,26 +181,15 @@ def _announce(definition: Definition, runs: Sequence[Run], store: Store, *, quic
         return
     if results:
         seconds = statistics.fmean(result.seconds for result in results) * left
-        print(f"The other {left} take about {_duration(seconds)} one after the other, as those did.")
+        print(f"The other {left} take about {duration(seconds)} one after the other, as those did.")
     elif definition.minutes is not None:
-        print(f"They take about {_duration(60 * definition.minutes)} on two cores.")
+        print(f"They take about {duration(60 * definition.minutes)} on two cores.")
     else:
         print("How long they take is told when the first is done.")
 
 
 def _counted(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{max(round(seconds), 1)} seconds"
-    minutes = seconds / 60
-    return f"{minutes:.0f} minutes" if minutes < 90 else f"{minutes / 60:.1f} hours"
-
-
-def _compute(run: Run, _: Path) -> Measured:
-    return compute(run)
 
 
 def _commands(runs: Sequence[Run]) -> dict[str, str]:
@@ -182,17 +208,30 @@ def _versions() -> dict[str, str]:
     return {**found, "Python": platform.python_version(), "processor": processor()}
 
 
+def _report(outcome: Outcome, folder: Path) -> None:
+    print("\n" + "\n".join(_table(outcome)))
+    for failure in outcome.failures:
+        print(f"failed: {failure.variant}, seed {failure.seed}: {failure.message}")
+    if outcome.failures:
+        print(f"Tracebacks are in {folder}/runs/*/failure.txt. The same command tries again what failed.")
+    if outcome.results:
+        print("\n" + "\n".join(headline(outcome)))
+        try:
+            print(f"report: {write_report(outcome, folder)}")
+        except OSError as error:
+            if is_disk_full(error, folder):
+                raise full_disk(folder) from error
+            print(f"The report can't be written: {error}", file=sys.stderr)
+
+
 def _table(outcome: Outcome) -> list[str]:
     """Returns a line a variant: the mean and its standard error over seeds."""
     metric, found = outcome.study.metric, summaries(outcome, outcome.study.metric)
-    width = max(map(len, [*outcome.study.variants, "variant"])) + 2
-    lines = [f"{'variant':<{width}}{metric}"]
+    rows = [["variant", metric]]
     for variant in outcome.study.variants:
+        text = "no run has ended well"
         if variant in found:
             each = found[variant]
-            lines.append(
-                f"{variant:<{width}}{number(metric, each.mean, each.error)} ({_counted(len(each.values), 'seed')})"
-            )
-        else:
-            lines.append(f"{variant:<{width}}no run has ended well")
-    return lines
+            text = f"{number(metric, each.mean, each.error)} ({_counted(len(each.values), 'seed')})"
+        rows.append([variant, text])
+    return table(rows)

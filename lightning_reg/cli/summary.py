@@ -6,27 +6,32 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from lightning_reg.attach.inventory import technique_settings
-from lightning_reg.attach.metric_names import lower_is_better, short_name
+from lightning_reg.attach.metric_names import is_accuracy, lower_is_better, short_name
+from lightning_reg.cli.figures import write_figures
 from lightning_reg.cli.runs import run_folders
 from lightning_reg.data import InMemoryData
+from lightning_reg.files import read_checkpoint
 from lightning_reg.functional.learning_curves import generalization_gap
+from lightning_reg.settings import SettingError
 from lightning_reg.tensorboard import log_final_metrics
 from lightning_reg.text import table
 
-__all__ = ["TrainingPart", "evaluate_splits", "metric_lines", "selected_checkpoint", "summarize"]
+__all__ = ["TrainingPart", "evaluate_splits", "metric_lines", "quiet", "selected_checkpoint", "summarize"]
 
 Metrics = dict[str, float]
 
 
-def summarize(trainer: Trainer, model: LightningModule, data: LightningDataModule | None) -> None:
+def summarize(
+    trainer: Trainer, model: LightningModule, data: LightningDataModule | None, *, weights_only: bool = True
+) -> None:
     """Measures the best weights on every split and prints the table.
 
     All splits are measured alike: in evaluation mode, on clean samples. The test part is looked at once, here.
@@ -35,18 +40,23 @@ def summarize(trainer: Trainer, model: LightningModule, data: LightningDataModul
         trainer: That has just fitted.
         model: That was fitted.
         data: That it was fitted to.
+        weights_only: Whether the best weights are left where they are if their checkpoint holds more than data.
     """
     best_path = selected_checkpoint(trainer)
-    best_epoch = _epoch_of(best_path)
+    best_epoch = _epoch_of(best_path, weights_only=weights_only)
     epochs = trainer.current_epoch
     if best_path and not epochs:  # processes were forked, and this one's trainer has seen none of their epochs
-        last_epoch = _epoch_of(str(Path(best_path).parent / "last.ckpt"))
+        last_epoch = _epoch_of(str(Path(best_path).parent / "last.ckpt"), weights_only=weights_only)
         epochs = 0 if last_epoch is None else last_epoch + 1
     early = trainer.should_stop and epochs != trainer.max_epochs
     # Before the best checkpoint is loaded, and the callbacks' state of then with it.
     reasons = [getattr(callback, "stopping_reason_message", None) for callback in _callbacks(trainer)]
     log_dir = trainer.log_dir  # on every rank: they agree on it
-    results = evaluate_splits(trainer, model, data, best_path or None) if data is not None else {}
+    measured_path = best_path
+    if best_path and best_epoch is None:
+        rank_zero_warn(f"{best_path} can't be loaded as data: what is measured are the weights in memory")
+        measured_path = ""
+    results = evaluate_splits(trainer, model, data, measured_path or None) if data is not None else {}
     if trainer.is_global_zero:
         rows = [
             ("epochs run", f"{epochs}{', stopped early' if early else ''}"),
@@ -58,6 +68,7 @@ def summarize(trainer: Trainer, model: LightningModule, data: LightningDataModul
         if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
             rows.append(("TensorBoard", f"tensorboard --logdir {_relative(run_folders(trainer))}"))
         print("\n" + "\n".join([*metric_lines(results), "", *table(rows)]))
+        write_figures(trainer, results)
     final = {f"final/{split}_{name}": value for split, metrics in results.items() for name, value in metrics.items()}
     log_final_metrics(trainer, model, data, final, technique_settings(trainer))
 
@@ -67,10 +78,13 @@ def _callbacks(trainer: Trainer) -> list[Callback]:
     return callbacks
 
 
-def _epoch_of(path: str) -> int | None:
+def _epoch_of(path: str, *, weights_only: bool) -> int | None:
     if not Path(path).is_file():
         return None
-    epoch: int = torch.load(path, map_location="cpu", weights_only=False, mmap=True)["epoch"]
+    try:
+        epoch: int = read_checkpoint("checkpoint", path, weights_only=weights_only)["epoch"]
+    except SettingError:  # of a model that keeps more than data in it; what was trained is reported all the same
+        return None
     return epoch
 
 
@@ -100,7 +114,7 @@ def evaluate_splits(
     measured: dict[str, Any] = {}
     validates = is_overridden("validation_step", model)
     weights = iter([best_path])  # loaded by the first measurement, and left in place for the others
-    with _quiet():
+    with quiet():
         with _without_loggers(trainer):  # these are no points on the validation curve
             if validates and isinstance(data, InMemoryData):
                 part = TrainingPart(data)
@@ -171,7 +185,7 @@ def metric_lines(results: Mapping[str, Metrics]) -> list[str]:
 
 
 def _formatted(name: str, value: float) -> str:
-    return f"{100 * value:.2f} %" if name == "accuracy" else f"{value:.4f}"
+    return f"{100 * value:.2f} %" if is_accuracy(name) else f"{value:.4f}"
 
 
 def _relative(path: str | Path) -> Path:
@@ -189,7 +203,8 @@ def _without_loggers(trainer: Trainer) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
+    """Keeps Lightning's messages to itself."""
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.WARNING)

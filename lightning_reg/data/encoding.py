@@ -1,10 +1,12 @@
 """From a table's columns to what a network reads, with constants of the training rows alone."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -29,7 +31,7 @@ class TableEncoder:
         gaps: Names of the columns with missing values in the training rows.
         medians: (F,), what takes the place of a missing number.
         mean: (F,), of the training rows, float64; of those values that are there.
-        std: (F,), likewise, of the population; 1 where a column never changes.
+        std: (F,), likewise, of the population; 1 where a column never changes by more than rounding.
         knots: (K, F), quantiles, where they are what numbers are scaled by.
     """
 
@@ -46,7 +48,7 @@ class TableEncoder:
         """Returns the constants of some rows.
 
         Args:
-            table: All of it; the target's column is left out.
+            table: All of it; columns that are no inputs are left out.
             rows: (M,), positions of the training rows.
             scaling: How numbers are scaled.
 
@@ -54,7 +56,7 @@ class TableEncoder:
             SettingError: If all values of a column are missing in these rows.
         """
         chosen = rows.numpy()
-        inputs = {name: column for name, column in table.columns.items() if name != table.target}
+        inputs = table.inputs
         missing = {name: column.missing[chosen] for name, column in inputs.items()}
         for name, gaps in missing.items():
             if gaps.all():
@@ -63,24 +65,28 @@ class TableEncoder:
                     f"are missing; leave it out with ignore: [{name}]"
                 )
         numbers = tuple(name for name, column in inputs.items() if column.is_number)
-        values = _stacked(inputs, numbers, len(table))[rows]  # (M, F)
-        mean = values.nanmean(0)
-        std = (values - mean).square().nanmean(0).sqrt()
-        if scaling == "none":
-            mean, std = torch.zeros_like(mean), torch.ones_like(std)
+        # One column after the other, so that there is never a second table of numbers in memory.
+        medians, means, stds, knots = [], [], [], []
+        for name in numbers:
+            values = inputs[name].values[chosen]
+            present = values[~np.isnan(values)]
+            medians.append(np.median(present))  # of an even number of values in the middle between two
+            means.append(0.0 if scaling == "none" else present.mean())
+            stds.append(1.0 if scaling == "none" else _deviation(present))
+            if scaling == "quantile":
+                knots.append(quantile_knots(torch.from_numpy(values).unsqueeze(1)))
         return cls(
             numbers=numbers,
             vocabularies={
-                name: tuple(sorted({text for text in column.values[chosen] if text is not None}))
+                name: tuple(column.texts[code] for code in np.unique(column.values[chosen]) if code >= 0)
                 for name, column in inputs.items()
                 if not column.is_number
             },
             gaps=tuple(name for name, gaps in missing.items() if gaps.any()),
-            # In numpy, where the median of an even number of values lies between the middle two.
-            medians=torch.from_numpy(np.nanmedian(values.numpy(), axis=0)) if numbers else values.new_zeros(0),
-            mean=mean,
-            std=torch.where(std > 0, std, 1.0),
-            knots=quantile_knots(values) if scaling == "quantile" and numbers else None,
+            medians=torch.tensor(medians, dtype=torch.float64),
+            mean=torch.tensor(means, dtype=torch.float64),
+            std=torch.tensor(stds, dtype=torch.float64),
+            knots=torch.cat(knots, 1) if knots else None,
         )
 
     @property
@@ -129,16 +135,22 @@ class TableEncoder:
                     f"{table.origin} must have a column {name!r} of {wanted}, as the checkpoint's table has, but it "
                     f"{'is absent' if column is None else f'is {column.kind}'}"
                 )
-        values = _stacked(table.columns, self.numbers, len(table))
-        absent = values.isnan()
-        values = torch.where(absent, self.medians, values)
-        scaled = (values - self.mean) / self.std if self.knots is None else normal_scores(values, self.knots)
-        indicators = absent[:, [self.numbers.index(name) for name in self.indicators]]
-        codes = [_codes(table.columns[name], texts) for name, texts in self.vocabularies.items()]
-        return (
-            torch.cat([scaled, indicators.to(scaled.dtype)], 1).float(),
-            torch.stack(codes, 1) if codes else torch.zeros(len(table), 0, dtype=torch.int64),
-        )
+        encoded = torch.empty(len(table), self.num_numbers)
+        for position, name in enumerate(self.numbers):
+            values = torch.from_numpy(table.columns[name].values)
+            absent = values.isnan()
+            values = torch.where(absent, self.medians[position], values)
+            if self.knots is None:
+                values.sub_(self.mean[position]).div_(self.std[position])
+            else:
+                values = normal_scores(values.unsqueeze(1), self.knots[:, position : position + 1]).squeeze(1)
+            encoded[:, position] = values
+            if name in self.indicators:
+                encoded[:, len(self.numbers) + self.indicators.index(name)] = absent.float()
+        codes = torch.empty(len(table), len(self.vocabularies), dtype=torch.int64)
+        for position, (name, texts) in enumerate(self.vocabularies.items()):
+            codes[:, position] = _codes(table.columns[name], texts)
+        return encoded, codes
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the constants as plain values."""
@@ -167,11 +179,18 @@ class TableEncoder:
         )
 
 
-def _stacked(columns: Mapping[str, Column], names: tuple[str, ...], rows: int) -> Tensor:
-    values = [torch.from_numpy(np.ascontiguousarray(columns[name].values)) for name in names]
-    return torch.stack(values, 1) if values else torch.zeros(rows, 0, dtype=torch.float64)
+def _deviation(values: npt.NDArray[np.float64]) -> float:
+    """The standard deviation of the population; 1 where it is no more than what rounding makes of a constant."""
+    mean, variance = float(values.mean()), float(values.var())
+    eps = float(np.finfo(np.float64).eps)
+    # The bound of the error of a variance in two passes (Chan, Golub, LeVeque 1983), as scikit-learn's scaler has it.
+    if variance <= len(values) * eps * variance + (len(values) * mean * eps) ** 2:
+        return 1.0
+    return math.sqrt(variance)
 
 
 def _codes(column: Column, texts: tuple[str, ...]) -> Tensor:
     code = {text: position for position, text in enumerate(texts, 1)}
-    return torch.tensor([code.get(text, 0) for text in column.values], dtype=torch.int64)
+    # The table's code of a text is its place in this list; -1, which stands for a missing one, its last.
+    codes = torch.tensor([*(code.get(text, 0) for text in column.texts), 0])
+    return codes[torch.from_numpy(column.values)]

@@ -1,5 +1,7 @@
 """Anybody's own pictures: a folder a split, in it a folder a class."""
 
+import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +13,11 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from lightning_reg.data.sources import Pictures
+from lightning_reg.data.targets import Task
+from lightning_reg.files import opened
 from lightning_reg.settings import SettingError, check_count
 
-__all__ = ["PictureFolder"]
+__all__ = ["PictureFolder", "check_folder", "first_shape", "read_images"]
 
 
 @dataclass(frozen=True)
@@ -36,10 +40,7 @@ class PictureFolder:
     flips: ClassVar[tuple[str, ...]] = ("horizontal", "vertical")  # nothing is known against either
 
     def __post_init__(self) -> None:
-        if self.image_size is not None:
-            check_count("image_size", self.image_size)
-        if not self.root.is_dir():
-            raise SettingError(f"root must be a folder that exists, but is {str(self.root)!r}")
+        check_folder(self.root, self.image_size)
         if not (self.root / "train").is_dir():
             raise SettingError(
                 f"root {str(self.root)!r} must have a folder 'train' with a folder for each class, but has "
@@ -59,11 +60,24 @@ class PictureFolder:
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """(3, H, W) of one picture."""
-        if self.image_size is not None:
-            return (3, self.image_size, self.image_size)
-        first = next(iter(self.files("train")))[0]
-        shape = self._read(first).shape
-        return (3, shape[1], shape[2])
+        return first_shape(self.files("train")[0], self.image_size)
+
+    @property
+    def task(self) -> Task:
+        """What is predicted: the folder that an image is in."""
+        return "classification"
+
+    @property
+    def num_targets(self) -> None:
+        """None: an image has one class."""
+
+    @property
+    def groups(self) -> None:
+        """None: nothing is known of images that belong together."""
+
+    def has(self, split: str) -> bool:
+        """Returns whether there is a folder for a split."""
+        return (self.root / split).is_dir()
 
     def load(self) -> tuple[Pictures, Pictures | None, Pictures | None]:
         """Reads the training, validation and test pictures into memory; None where there is no folder for them.
@@ -71,30 +85,16 @@ class PictureFolder:
         Raises:
             SettingError: If a picture is broken or of another size, or classes differ from those of ``train``.
         """
-        parts = [self._load(split) if (self.root / split).is_dir() else None for split in ("val", "test")]
+        parts = [self._load(split) if self.has(split) else None for split in ("val", "test")]
         return self._load("train"), parts[0], parts[1]
 
     def _load(self, split: str) -> Pictures:
-        files = self.files(split)
-        shape = self.input_shape
-        images = torch.empty((len(files), *shape), dtype=torch.uint8)
+        found = self._labeled(split)
+        images = read_images([path for path, _ in found], self.input_shape, self.image_size)
+        return Pictures(images, torch.tensor([label for _, label in found]))
 
-        def fill(position: int) -> None:
-            image = self._read(files[position][0])
-            if tuple(image.shape) != shape:
-                raise SettingError(
-                    f"image_size must be set where pictures differ in size: {files[position][0]} is "
-                    f"{tuple(image.shape)}, {files[0][0]} is {shape}"
-                )
-            images[position] = image
-
-        with ThreadPoolExecutor() as pool:  # decoding releases the interpreter's lock
-            for _ in pool.map(fill, range(len(files))):
-                pass
-        return Pictures(images, torch.tensor([label for _, label in files]))
-
-    def files(self, split: str) -> list[tuple[Path, int]]:
-        """Returns the pictures of a split and their class indices, in the order they are loaded.
+    def files(self, split: str) -> list[Path]:
+        """Returns the images of a split, in the order they are loaded.
 
         Args:
             split: train, val or test.
@@ -102,6 +102,9 @@ class PictureFolder:
         Raises:
             SettingError: If there are none, or classes differ from those of ``train``.
         """
+        return [path for path, _ in self._labeled(split)]
+
+    def _labeled(self, split: str) -> list[tuple[Path, int]]:
         folder = self.root / split
         unknown = sorted(set(_folders(folder)) - set(self.classes))
         if unknown:
@@ -110,8 +113,8 @@ class PictureFolder:
         files = [
             (path, label)
             for label, name in enumerate(self.classes)
-            for path in sorted((folder / name).rglob("*"))
-            if path.suffix.lower() in endings and not path.name.startswith(".")
+            for path in _below(folder / name)
+            if path.suffix.lower() in endings
         ]
         present = {label for _, label in files}
         empty = [name for label, name in enumerate(self.classes) if label not in present]
@@ -120,24 +123,94 @@ class PictureFolder:
             raise SettingError(f"{str(where)!r} has no pictures, of any format that Pillow reads")
         return files
 
-    def _read(self, path: Path) -> Tensor:
-        try:
-            with Image.open(path) as file:
-                image = ImageOps.exif_transpose(file)
-                if image.mode.startswith("I;16"):  # Pillow's own conversion would cut off at 255
-                    image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-                elif image.mode in ("I", "F"):
-                    raise ValueError(f"its pixels are 32-bit numbers (mode {image.mode}) of unknown range")
-                if image.has_transparency_data:  # else what shines through would be whatever lies below, often black
-                    image = image.convert("RGBA")
-                    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-                image = image.convert("RGB")
-        # Pillow calls a broken PNG a syntax error, and a picture too large to be meant a bomb.
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise SettingError(f"{path} can't be read as a picture: {error}") from error
-        if self.image_size is not None:
-            image = ImageOps.fit(image, (self.image_size, self.image_size), Image.Resampling.BILINEAR)
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (3, H, W)
+
+def check_folder(root: Path, image_size: int | None) -> None:
+    """Raises unless the folder exists and the size can be one.
+
+    Args:
+        root: The folder.
+        image_size: Height and width in pixels, or None.
+
+    Raises:
+        SettingError: If either isn't so.
+    """
+    if image_size is not None:
+        check_count("image_size", image_size)
+    if not root.is_dir():
+        raise SettingError(f"root must be a folder that exists, but is {str(root)!r}")
+
+
+def first_shape(first: Path, image_size: int | None) -> tuple[int, int, int]:
+    """Returns (3, H, W) of all images by the first of them, or by the size that they are scaled to."""
+    if image_size is not None:
+        return (3, image_size, image_size)
+    shape = _read(first, None).shape
+    return (3, shape[1], shape[2])
+
+
+def read_images(paths: Sequence[Path], shape: tuple[int, int, int], image_size: int | None) -> Tensor:
+    """Reads images into memory.
+
+    Args:
+        paths: N of them.
+        shape: (3, H, W) that each must have.
+        image_size: That they are scaled to, where it isn't None.
+
+    Returns:
+        (N, 3, H, W), uint8.
+
+    Raises:
+        SettingError: If one isn't there, is broken or of another shape.
+    """
+    images = torch.empty((len(paths), *shape), dtype=torch.uint8)
+
+    def fill(position: int) -> None:
+        image = _read(paths[position], image_size)
+        if tuple(image.shape) != shape:
+            raise SettingError(
+                f"image_size must be set where pictures differ in size: {paths[position]} is {tuple(image.shape)}, "
+                f"another is {shape}"
+            )
+        images[position] = image
+
+    with ThreadPoolExecutor() as pool:  # decoding releases the interpreter's lock
+        for _ in pool.map(fill, range(len(paths))):
+            pass
+    return images
+
+
+def _read(path: Path, image_size: int | None) -> Tensor:
+    try:
+        # Reading anything but a regular file, such as a pipe, may wait forever.
+        with opened("image", path) as content, Image.open(content) as file:
+            image = ImageOps.exif_transpose(file)
+            if image.mode.startswith("I;16"):  # Pillow's own conversion would cut off at 255
+                image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+            elif image.mode in ("I", "F"):
+                raise ValueError(f"its pixels are 32-bit numbers (mode {image.mode}) of unknown range")
+            if image.has_transparency_data:  # else what shines through would be whatever lies below, often black
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            image = image.convert("RGB")
+    except SettingError:
+        raise
+    except Exception as error:  # of a damaged file Pillow's readers can raise anything
+        raise SettingError(f"{path} can't be read as a picture: {error}") from error
+    if image_size is not None:
+        image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (3, H, W)
+
+
+def _below(folder: Path) -> list[Path]:
+    """Files at any depth, links to folders followed, each folder once; what is hidden is passed over."""
+    found: list[Path] = []
+    seen: set[Path] = set()
+    for where, folders, names in os.walk(folder, followlinks=True):
+        real = Path(where).resolve()
+        folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
+        found += [Path(where, name) for name in names if not name.startswith(".") and real not in seen]
+        seen.add(real)
+    return sorted(found)
 
 
 def _folders(folder: Path) -> tuple[str, ...]:

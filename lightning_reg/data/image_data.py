@@ -11,11 +11,14 @@ from typing_extensions import override
 
 from lightning_reg.attach.hyperparameters import save_plain_hyperparameters
 from lightning_reg.data.folders import PictureFolder
+from lightning_reg.data.image_table import ImageTable
 from lightning_reg.data.in_memory import InMemoryData
 from lightning_reg.data.loader import SampleDataset
 from lightning_reg.data.parts import picture_splits
 from lightning_reg.data.pipeline import PicturePipeline, chosen_augmentation
+from lightning_reg.data.row_splits import RowSplitter
 from lightning_reg.data.sources import SOURCES
+from lightning_reg.data.targets import Targets, Task
 from lightning_reg.functional.statistics import channel_mean_and_std
 from lightning_reg.settings import SettingError, check_choice, check_count
 from lightning_reg.transforms import Augmentation, Mixing
@@ -33,13 +36,26 @@ class ImageData(InMemoryData):
 
     Args:
         dataset: digits (1,797 of 8×8, ships with scikit-learn), mnist, fashion_mnist, cifar10, cifar100, or
-            image_folder: pictures of your own, as ``root/train/<class>/*`` and perhaps ``root/val`` and ``root/test``.
+            image_folder: pictures of your own, as ``root/train/<class>/*`` and perhaps ``root/val`` and ``root/test``,
+            or anywhere below ``root``, as a table says (``labels``).
         root: Folder that the pictures lie in, or are downloaded to.
+        labels: For an image folder, a table (CSV or parquet) with a column ``file`` that says where each picture lies
+            below ``root``, and the columns of ``target``: for several labels a picture, numbers, or classes. Where it
+            has a column ``part``, that says train, val or test.
+        target: The column of that table to predict, or several.
+        task: ``classification``, ``regression``, ``multilabel``, or ``auto``: for one target classes where it is text,
+            truth values, or at most 20 different whole numbers; for several labels where all are 0 and 1; else
+            regression.
+        group_column: A column of that table whose equal values are never in two parts: a patient, say.
         batch_size: Pictures in a batch, for each process.
         val_size: Part of the training pictures that is held out for validation, stratified by class: a number of
             pictures or a fraction. Not used where an image folder has a ``val`` of its own.
         train_size: How many of the remaining training pictures to use, stratified by class: a number, a fraction, or
             all where None.
+        folds: For cross-validation: in how many parts the training pictures are split, of which one is for
+            validation, instead of by ``val_size``.
+        fold: Which of the folds, from 0.
+        repeat: Which of all such partitions into folds.
         image_size: Height and width in pixels for an image folder; has to be set where its pictures differ in size.
         normalization: Where mean and standard deviation per channel come from: ``known`` constants of the data set,
             the ``train`` pictures that are used, ``none``, or ``auto``: known ones where there are any. Which it was
@@ -69,9 +85,16 @@ class ImageData(InMemoryData):
         *,
         dataset: str = "digits",
         root: str | Path = "data",
+        labels: str | Path | None = None,
+        target: str | list[str] | None = None,
+        task: Literal["auto", "classification", "regression", "multilabel"] = "auto",
+        group_column: str | None = None,
         batch_size: int = 128,
         val_size: int | float = 0.1,
         train_size: int | float | None = None,
+        folds: int | None = None,
+        fold: int = 0,
+        repeat: int = 0,
         image_size: int | None = None,
         normalization: Literal["auto", "known", "train", "none"] = "auto",
         augment: str | Augmentation | list[nn.Module | Callable[[Tensor], Tensor]] | None = None,
@@ -102,12 +125,36 @@ class ImageData(InMemoryData):
         self.num_workers = num_workers
         self.pin_memory = pin_memory
         self.seed = seed
-        self._folder = PictureFolder(self.root, image_size) if dataset == "image_folder" else None
+        check_choice("task", task, ["auto", "classification", "regression", "multilabel"])
+        self._splitter = RowSplitter(
+            val_size=val_size,
+            test_size=None,
+            train_size=train_size,
+            folds=folds,
+            fold=fold,
+            repeat=repeat,
+            seed=seed,
+        )
+        targets = [target] if isinstance(target, str) else list(target or ())
+        self._folder: PictureFolder | ImageTable | None = None
+        if labels is not None and dataset == "image_folder" and targets:
+            self._folder = ImageTable(
+                self.root, Path(labels), targets, task=task, group_column=group_column, image_size=image_size
+            )
+        elif labels is not None or targets or group_column is not None or task not in ("auto", "classification"):
+            raise SettingError(
+                "labels, target, task and group_column must be given for an image_folder with a table of labels: "
+                "labels and target at least, and none of them for anything else"
+            )
+        elif dataset == "image_folder":
+            self._folder = PictureFolder(self.root, image_size)
         if self._folder is None and image_size is not None:
             raise SettingError(f"image_size must be left out for {dataset}, whose pictures have one size")
         if normalization == "known" and (self._folder or SOURCES[dataset].mean is None):
             raise SettingError(f"normalization must be auto, train or none for {dataset}, which has no known constants")
         source = self._folder or SOURCES[dataset]
+        self.task: Task = "classification" if self._folder is None else self._folder.task
+        self.num_targets = None if self._folder is None else self._folder.num_targets
         self.classes: tuple[str, ...] = source.classes
         self.input_shape: tuple[int, int, int] = source.input_shape
         augmentation, self._off = chosen_augmentation(augment, input_shape=self.input_shape, flips=source.flips)
@@ -118,9 +165,9 @@ class ImageData(InMemoryData):
         save_plain_hyperparameters(self)
 
     @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-        return len(self.classes)
+    def num_classes(self) -> int | None:
+        """Number of classes, or of labels of which a picture has any number; None for regression."""
+        return len(self.classes) or None
 
     @property
     def mean_and_std(self) -> tuple[Tensor, Tensor] | None:
@@ -143,7 +190,12 @@ class ImageData(InMemoryData):
         else:
             (train, test), val = SOURCES[self.dataset].load(self.root), None
         self._splits = picture_splits(
-            train, val, test, val_size=self.val_size, train_size=self.train_size, seed=self.seed, classes=self.classes
+            train,
+            val,
+            test,
+            targets=Targets(self.task, self.classes, train.labels),
+            splitter=self._splitter,
+            groups=None if self._folder is None else self._folder.groups,
         )
         if self._pipeline.mean_and_std is None:
             self._pipeline.mean_and_std = self._measured()
@@ -170,8 +222,10 @@ class ImageData(InMemoryData):
         Args:
             split: train, val or test.
         """
-        if self._folder is not None and (self.root / split).is_dir():
-            files = [path.relative_to(self.root).as_posix() for path, _ in self._folder.files(split)]
+        if self._folder is not None:
+            # What is held out for validation is among the training pictures.
+            where = split if self._folder.has(split) else "train"
+            files = [path.relative_to(self.root).as_posix() for path in self._folder.files(where)]
             return [files[index] for index in self._splits[split].indices.tolist()]
         return [str(index) for index in self._splits[split].indices.tolist()]
 
@@ -206,13 +260,14 @@ class ImageData(InMemoryData):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if state_dict["classes"] != list(self.classes):
             raise SettingError(
-                f"dataset must have the checkpoint's classes, {', '.join(state_dict['classes'][:10])}, but has "
-                f"{', '.join(self.classes[:10])}"
+                f"dataset must have the checkpoint's classes, {', '.join(state_dict['classes'][:10]) or 'none'}, but "
+                f"has {', '.join(self.classes[:10]) or 'none'}"
             )
         for name, value in self._split_settings().items():
-            if state_dict["split"][name] != value:
+            trained = state_dict["split"].get(name, value)  # those of earlier versions have no folds
+            if trained != value:
                 rank_zero_warn(
-                    f"The checkpoint was trained with {name} {state_dict['split'][name]}, not {value}: among the "
+                    f"The checkpoint was trained with {name} {trained}, not {value}: among the "
                     "pictures held out now may be some that it was trained on"
                 )
         # A model belongs with the constants that it was trained with, whatever is measured today.
@@ -222,7 +277,8 @@ class ImageData(InMemoryData):
             self._say_constants("of the checkpoint", mean, std)
 
     def _split_settings(self) -> dict[str, Any]:
-        return {"dataset": self.dataset, "val_size": self.val_size, "seed": self.seed}
+        folds = {name: getattr(self._splitter, name) for name in ("folds", "fold", "repeat")}
+        return {"dataset": self.dataset, "val_size": self.val_size, "seed": self.seed, **folds}
 
     def _say_constants(self, origin: str, mean: Tensor, std: Tensor) -> None:
         numbers = [", ".join(f"{value:.4f}" for value in values.tolist()) for values in (mean, std)]

@@ -1,17 +1,20 @@
 """What all data that lies in memory has in common: loaders, and where an epoch stands."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from random import Random
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
 from lightning_reg.attach.streams import random_stream
 from lightning_reg.data.loader import Batch, ResumableLoader, SampleDataset, ShuffledSampler, as_fetched
+from lightning_reg.data.targets import Task
 from lightning_reg.functional.mixing import soft_targets
 from lightning_reg.settings import SettingError
 from lightning_reg.transforms import Mixing
@@ -23,7 +26,8 @@ class InMemoryData(LightningDataModule, ABC):
     """Loads batches out of tensors, in an order that depends on the seed and the epoch alone and can be resumed.
 
     Attributes:
-        classes: Names of the classes, by index; none where targets are numbers.
+        task: classification, regression, or multilabel, where a sample has any number of labels.
+        classes: Names of the classes or labels, by index; none where targets are numbers.
         batch_size: Samples in a batch, for each process.
         num_workers: Processes that fetch batches.
         pin_memory: Whether batches are put into pinned memory.
@@ -32,6 +36,7 @@ class InMemoryData(LightningDataModule, ABC):
         seed: Of the order and of random numbers.
     """
 
+    task: Task
     classes: tuple[str, ...]
     batch_size: int
     num_workers: int
@@ -39,8 +44,20 @@ class InMemoryData(LightningDataModule, ABC):
     mix: Mixing | None
     mix_epochs: int | None
     seed: int
-    _splits: dict[str, SampleDataset]
+    _splits: Mapping[str, Dataset[Any]]
     _said: set[str]
+
+    def _collate(self, batch: Any) -> Any:
+        """Makes a batch of what a data set returned."""
+        return as_fetched(batch)
+
+    @override
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        trainer: Any = self.trainer
+        if self._mixes():
+            inputs, targets = batch
+            batch = self._mixed(inputs, targets)
+        return batch if trainer is None else trainer.precision_plugin.convert_input(batch)
 
     @abstractmethod
     def sample_names(self, split: Literal["train", "val", "test"]) -> list[str]:
@@ -49,6 +66,14 @@ class InMemoryData(LightningDataModule, ABC):
         Args:
             split: train, val or test.
         """
+
+    def training_targets(self) -> Tensor:
+        """Returns the targets of the training part, once it is set up, in no particular order."""
+        dataset: Any = self._splits["train"]
+        if isinstance(dataset, SampleDataset):
+            targets: Tensor = dataset.tensors[-1][dataset.indices]
+            return targets
+        return torch.stack([torch.as_tensor(dataset[index][1]) for index in range(len(dataset))])
 
     @override
     def train_dataloader(self) -> DataLoader[Batch]:
@@ -73,7 +98,7 @@ class InMemoryData(LightningDataModule, ABC):
             drop_last=self._drops_last(len(sampler)),
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,
-            collate_fn=as_fetched,
+            collate_fn=self._collate,
             persistent_workers=self.num_workers > 0,
         )
 
@@ -110,7 +135,7 @@ class InMemoryData(LightningDataModule, ABC):
             batch_size=self.batch_size,
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,
-            collate_fn=as_fetched,
+            collate_fn=self._collate,
         )
 
     @override
@@ -145,7 +170,7 @@ class InMemoryData(LightningDataModule, ABC):
         """Returns the batch at hand, mixed: class indices become probabilities where targets are mixed, too."""
         if self.mix is None:
             return inputs, targets
-        if self.mix.needs_partner and self.classes:
+        if self.mix.needs_partner and self.task == "classification":
             targets = soft_targets(targets, len(self.classes))
         return self.mix(inputs, targets, stream=self._stream("mix"))
 

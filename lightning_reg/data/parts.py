@@ -1,12 +1,13 @@
-"""Which pictures are trained on, validated on and tested on."""
-
-from collections.abc import Sequence
+"""Which images are trained on, validated on and tested on."""
 
 import torch
+from torch import Tensor
 
 from lightning_reg.data.loader import SampleDataset
+from lightning_reg.data.row_splits import RowSplitter
 from lightning_reg.data.sources import Pictures
-from lightning_reg.data.splits import chosen_count, stratified_split
+from lightning_reg.data.targets import Targets
+from lightning_reg.settings import SettingError
 
 __all__ = ["picture_splits"]
 
@@ -16,38 +17,31 @@ def picture_splits(
     val: Pictures | None,
     test: Pictures | None,
     *,
-    val_size: int | float,
-    train_size: int | float | None,
-    seed: int,
-    classes: Sequence[str],
+    targets: Targets,
+    splitter: RowSplitter,
+    groups: Tensor | None = None,
 ) -> dict[str, SampleDataset]:
-    """Returns data sets under train, val and, where there are pictures for it, test. Nothing is copied.
+    """Returns data sets under train, val and, where there are images for it, test. Nothing is copied.
 
     Args:
         train: To train on, and to hold out for validation where there are no others.
         val: To validate on.
         test: To test on.
-        val_size: How many are held out, stratified by class: a number or a fraction.
-        train_size: How many of the rest are used, likewise; all where None.
-        seed: Of both choices.
-        classes: Their names, for messages.
+        targets: Of the images to train on.
+        splitter: How validation images are held out and training images chosen; it knows of no test.
+        groups: (N,), whole numbers; images of one group are never on both sides.
 
     Raises:
         SettingError: If there aren't that many, or a class would have none.
     """
-    splits: dict[str, SampleDataset] = {}
-    chosen = torch.arange(len(train.labels))
     if val is None:
-        held_out, chosen = stratified_split(train.labels, val_size, seed=seed, name="val_size", classes=classes)
-        splits["val"] = SampleDataset(train.images, train.labels, indices=held_out)
+        rows = splitter.split(targets, groups=groups)
+    elif splitter.folds is not None:
+        raise SettingError(f"folds must be left out where images to validate on are given, but is {splitter.folds}")
     else:
-        splits["val"] = SampleDataset(val.images, val.labels)
-    if train_size is not None and chosen_count(train_size, len(chosen), name="train_size") < len(chosen):
-        subset, _ = stratified_split(
-            train.labels[chosen], train_size, seed=seed, name="train_size", classes=classes, keeps_rest=False
-        )
-        chosen = chosen[subset]
-    splits["train"] = SampleDataset(train.images, train.labels, indices=chosen)
-    if test is not None:
-        splits["test"] = SampleDataset(test.images, test.labels)
+        rows = {"train": splitter.chosen(targets, torch.arange(len(train.labels)))}
+    splits = {part: SampleDataset(train.images, train.labels, indices=chosen) for part, chosen in rows.items()}
+    for part, given in (("val", val), ("test", test)):
+        if given is not None:
+            splits[part] = SampleDataset(given.images, given.labels)
     return splits

@@ -3,18 +3,17 @@
 import gzip
 import shutil
 import tempfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from lightning_reg.data.splits import stratified_split
+from lightning_reg.files import opened
 from lightning_reg.settings import SettingError
 
 __all__ = ["SOURCES", "Pictures", "Source"]
@@ -69,6 +68,10 @@ def _load_digits(_: Path) -> tuple[Pictures, Pictures]:
     return Pictures(images[train], targets[train]), Pictures(images[test], targets[test])
 
 
+DEBIAN = {"FashionMNIST": Path("/usr/share/datasets/fashion-mnist")}
+"""Where packages of Debian put data sets: dataset-fashion-mnist."""
+
+_MAX_IDX = 2**30  # bytes; those of MNIST have 47 million
 _IDX_FILES = tuple(
     f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")
 )
@@ -104,22 +107,34 @@ def _idx_remedy(name: str, root: Path) -> str:
 
 
 def _find_idx(name: str, root: Path, file: str) -> Path | None:
-    folders = (root, root / "raw", root / name / "raw")  # beside one another, or where torchvision puts them
+    # Beside one another, or where torchvision or Debian puts them.
+    folders = [root, root / "raw", root / name / "raw", *([DEBIAN[name]] if name in DEBIAN else [])]
     candidates = (folder / f"{file}{ending}" for folder in folders for ending in ("", ".gz"))
     return next((path for path in candidates if path.is_file()), None)
 
 
 def _read_idx(path: Path) -> Tensor:
-    """Reads the idx format: two zero bytes, the type (8: uint8), the rank, the sizes as big-endian int32, the data."""
+    """Reads bytes in the idx format by torchvision's reader, which wants a file that isn't packed."""
+    from torchvision.datasets.mnist import read_sn3_pascalvincent_tensor
+
     try:
-        content = path.read_bytes()
-        if path.suffix == ".gz":
-            content = gzip.decompress(content)
-        rank = content[3]
-        shape = np.frombuffer(content, ">i4", rank, offset=4).tolist()
-        return torch.from_numpy(np.frombuffer(content, np.uint8, offset=4 + 4 * rank).reshape(shape).copy())
-    except (OSError, EOFError, IndexError, ValueError, zlib.error) as error:
-        raise SettingError(f"{path} can't be read as an idx file: {error}") from error
+        with (
+            opened("root", path, limit=_MAX_IDX) as file,
+            tempfile.NamedTemporaryFile(prefix="lightning_reg-") as plain,
+        ):
+            if path.suffix == ".gz":
+                with gzip.open(file) as unpacked:
+                    plain.write(unpacked.read(_MAX_IDX))
+                plain.flush()
+            values: Tensor = read_sn3_pascalvincent_tensor(plain.name if path.suffix == ".gz" else str(path))
+    except SettingError:
+        raise
+    except Exception as error:  # of a damaged file it can raise anything, assertions without a word among it
+        reason = str(error) or "its size isn't what it says"
+        raise SettingError(f"{path} can't be read as an idx file: {reason}") from error
+    if values.dtype != torch.uint8:
+        raise SettingError(f"{path} must hold bytes, but holds {values.dtype}")
+    return values
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Stratified, seeded subsets."""
+"""Stratified, seeded subsets and folds."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lightning_reg.settings import SettingError, check_range
 
-__all__ = ["stratified_split"]
+__all__ = ["chosen_count", "stratified_folds", "stratified_split"]
 
 
 def stratified_split(
@@ -52,6 +52,34 @@ def stratified_split(
         members = (labels == label).nonzero().flatten()
         chosen[members[torch.randperm(len(members), generator=generator)[:share]]] = True
     return chosen.nonzero().flatten(), (~chosen).nonzero().flatten()
+
+
+def stratified_folds(labels: Tensor, folds: int, *, seed: int, classes: Sequence[str]) -> Tensor:
+    """Returns the fold that each sample is in, (N,): of every class each fold has the same number, or one more.
+
+    Args:
+        labels: (N,), class indices.
+        folds: How many, at least 2.
+        seed: Which of all such partitions.
+        classes: Names of the classes, for messages.
+
+    Raises:
+        SettingError: If a class has fewer samples than there are folds.
+
+    >>> stratified_folds(torch.tensor([0, 0, 1, 1]), 2, seed=0, classes=["a", "b"]).view(2, 2).sum(1)
+    tensor([1, 1])
+    """
+    counts = torch.bincount(labels, minlength=len(classes))
+    rarest = int(counts.argmin())
+    if counts[rarest] < folds:
+        raise SettingError(
+            f"folds must be at most {int(counts[rarest])}, the samples of class {classes[rarest]!r}, but is {folds}"
+        )
+    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    by_class = shuffled[labels[shuffled].argsort(stable=True)]
+    fold = torch.empty_like(labels)
+    fold[by_class] = torch.arange(len(labels)) % folds  # dealt like cards, class by class
+    return fold
 
 
 def _apportioned(available: Tensor, count: int) -> Tensor:

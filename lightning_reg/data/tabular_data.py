@@ -1,9 +1,11 @@
-"""Tables for a classifier or a regressor: a file of one's own or a table by name."""
+"""Tables: a file or a frame of one's own, or a table by name."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
@@ -13,9 +15,9 @@ from lightning_reg.attach.hyperparameters import save_plain_hyperparameters
 from lightning_reg.data.encoding import Scaling, TableEncoder
 from lightning_reg.data.in_memory import InMemoryData
 from lightning_reg.data.loader import SampleDataset
-from lightning_reg.data.splits import chosen_count
+from lightning_reg.data.row_splits import RowSplitter
 from lightning_reg.data.tables import NAMED_TABLES, named_table, read_table
-from lightning_reg.data.targets import classes_and_targets, target_split
+from lightning_reg.data.targets import targets_of
 from lightning_reg.functional.categories import one_hot_columns
 from lightning_reg.settings import SettingError, check_choice, check_count
 from lightning_reg.transforms import Mixing
@@ -28,23 +30,27 @@ class TabularData(InMemoryData):
 
     Batches are (inputs, targets): inputs (N, D), float32, the columns of numbers in the table's order, then a column
     of 0 and 1 for each that has missing values in the training rows, then the categories. Targets are class indices
-    (N,), probabilities (N, classes) where ``mix`` is at work, or, for regression, numbers (N,) in the target's unit.
-    Our models classify, so regression takes a module of your own.
+    (N,), or (N, classes) probabilities where ``mix`` is at work; for regression numbers in the target's unit, (N,), or
+    (N, T) for several targets; for several labels (N, T), float32, 1 where a row has the label.
 
     What is in a column is inferred: numbers; ``true`` and ``false``, which become 1 and 0; dates in ISO 8601, which
-    become days; text, which is categories. Empty fields, NA, N/A, NaN, null, None and ? are missing values. A missing
-    number becomes the median; a missing category is one of its own, and one that the training rows don't have counts
-    as missing. What was done is said when training starts, and checkpoints keep the constants.
+    become days; text, which is categories. Empty fields, NA, N/A, NaN, null, None and ? are missing values. Codes with
+    leading zeros are categories. Numbers with decimal commas or separators of thousands are read where they can mean
+    one thing only, and refused where they can't. Row numbers that pandas wrote are left out. A missing number becomes
+    the median; a missing category is one of its own, and one that the training rows don't have counts as missing.
+    What was done is said when training starts, and checkpoints keep the constants.
 
     Args:
         dataset: iris, wine, breast_cancer or diabetes (regression), which ship with scikit-learn; or leave it out.
-        path: A table of your own: a text file (.csv, .tsv, .txt; UTF-8, names of the columns in the first line,
-            separated by comma, semicolon, tab or bar) or a .parquet file, for which pyarrow must be installed.
-        target: The column of that file to predict.
+        path: A table of your own: a text file (.csv, .tsv, .txt, also with .gz behind; UTF-8, names of the columns in
+            the first line, separated by comma, semicolon, tab or bar) or a .parquet file.
+        table: A table that is in memory already, in Python: a frame of pandas, polars or pyarrow.
+        target: The column to predict, or several.
         ignore: Columns of it to leave out: numbers of rows, names, what wouldn't be known in time.
         as_category: Columns of it that are categories though they look like numbers: postal codes, say.
-        task: ``classification``, ``regression``, or ``auto``: classes where the target is text, truth values, or at
-            most 20 different whole numbers.
+        task: ``classification``, ``regression``, ``multilabel`` (any number of labels a row: several targets of 0 and
+            1), or ``auto``: for one target classes where it is text, truth values, or at most 20 different whole
+            numbers; for several labels where all are 0 and 1; else regression.
         numeric: How numbers are scaled: ``standard`` (to mean 0 and standard deviation 1), ``quantile`` (to a normal
             distribution, whatever theirs is: for skewed columns and outliers), ``none``.
         categorical: ``one_hot`` (a column of 0 and 1 for each category, for any network) or ``embed`` (a code for each
@@ -52,9 +58,16 @@ class TabularData(InMemoryData):
             mixing, ``embed`` gives one-hot blocks in training, which the embedding mixes as it would codes.
         batch_size: Rows in a batch, for each process.
         val_size: Part of the training rows that is held out for validation: a number of rows or a fraction.
-            Stratified by class; for regression by tenths of the target.
+            Stratified by class; by tenths of a number; by combinations of labels.
         test_size: Part of all rows that is held out for testing, the same one whatever the seed; None for no test.
         train_size: How many of the remaining rows to train on: a number, a fraction, or all where None.
+        folds: For cross-validation: in how many parts all rows are split, instead of by ``test_size``. One of them is
+            for testing, or for validation where ``test_size`` is None.
+        fold: Which of the folds, from 0.
+        repeat: Which of all such test parts, or partitions into folds: for repeated splits.
+        group_column: A column whose equal values are never in two parts: a patient, say. It is no input.
+        time_column: A column of dates or numbers by which rows are held out: what is tested on is later than what is
+            trained on. Folds follow each other in time, each predicted from what came before. It is no input.
         mix: Mixes every training batch, on the device; classes become probabilities, numbers are interpolated.
         mix_epochs: How many epochs are mixed, before rows stay as they are; all where None.
         num_workers: Processes that fetch batches; 0 is the fastest for a table in memory.
@@ -76,16 +89,22 @@ class TabularData(InMemoryData):
         # its values that have the name and the type of an argument there: this type mustn't let "digits" through.
         dataset: Literal["iris", "wine", "breast_cancer", "diabetes"] | None = None,
         path: str | Path | None = None,
-        target: str | None = None,
+        table: Any = None,
+        target: str | list[str] | None = None,
         ignore: Sequence[str] = (),
         as_category: Sequence[str] = (),
-        task: Literal["auto", "classification", "regression"] = "auto",
+        task: Literal["auto", "classification", "regression", "multilabel"] = "auto",
         numeric: Scaling = "standard",
         categorical: Literal["one_hot", "embed"] = "one_hot",
         batch_size: int = 128,
         val_size: int | float = 0.1,
         test_size: int | float | None = 0.2,
         train_size: int | float | None = None,
+        folds: int | None = None,
+        fold: int = 0,
+        repeat: int = 0,
+        group_column: str | None = None,
+        time_column: str | None = None,
         mix: Mixing | None = None,
         mix_epochs: int | None = None,
         num_workers: int = 0,
@@ -93,18 +112,11 @@ class TabularData(InMemoryData):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if (dataset is None) == (path is None):
-            given = "neither is given" if path is None else f"both are: {dataset} and {path}"
-            raise SettingError(f"dataset ({', '.join(NAMED_TABLES)}) or path must be given, but {given}")
-        if dataset is not None:
-            check_choice("dataset", dataset, NAMED_TABLES)
-        if dataset is not None and (target is not None or ignore or as_category):
-            raise SettingError(
-                f"target, ignore and as_category must be left out for {dataset}, whose columns are known"
-            )
-        if path is not None and target is None:
-            raise SettingError(f"target must name the column of {path} to predict, but is left out")
-        check_choice("task", task, ["auto", "classification", "regression"])
+        targets = [target] if isinstance(target, str) else list(target or ())
+        _check_source(dataset, path, table, targets, [*ignore, *as_category, group_column, time_column])
+        check_choice("task", task, ["auto", "classification", "regression", "multilabel"])
+        if group_column is not None and time_column is not None:
+            raise SettingError("group_column and time_column must not both be given: rows are split by one of them")
         check_choice("numeric", numeric, ["standard", "quantile", "none"])
         check_choice("categorical", categorical, ["one_hot", "embed"])
         check_count("batch_size", batch_size)
@@ -117,13 +129,23 @@ class TabularData(InMemoryData):
         self.target = target
         self.ignore = tuple(ignore)
         self.as_category = tuple(as_category)
-        self.task = task
         self.numeric = numeric
         self.categorical = categorical
         self.batch_size = batch_size
         self.val_size = val_size
         self.test_size = test_size
         self.train_size = train_size
+        self.group_column = group_column
+        self.time_column = time_column
+        self._splitter = RowSplitter(
+            val_size=val_size,
+            test_size=test_size,
+            train_size=train_size,
+            folds=folds,
+            fold=fold,
+            repeat=repeat,
+            seed=seed,
+        )
         self.mix = mix
         self.mix_epochs = mix_epochs
         self.num_workers = num_workers
@@ -132,43 +154,53 @@ class TabularData(InMemoryData):
         self._splits: dict[str, SampleDataset] = {}
         self._said: set[str] = set()
         save_plain_hyperparameters(self)
-        self._read()
+        self._read(table if self.path is None else self.path, targets, task)
 
-    def _read(self) -> None:
+    def _read(self, source: Any, targets: list[str], task: str) -> None:
         """Reads, splits and measures: how wide the inputs are depends on which categories the training rows have."""
+        names: tuple[str, ...] = ()
         if self.dataset is not None:
             self._table, names = named_table(self.dataset)
-        elif self.path is not None and self.target is not None:
-            self._table = read_table(self.path, self.target, ignore=self.ignore, as_category=self.as_category)
-            names = ()
-        self._table.check()
-        target = self._table.target
-        self.classes, self._targets = classes_and_targets(
-            self._table.columns[target], name=target, task=self.task, names=names
-        )
-        self._rows = self._split()
+        else:
+            splitters = {"group_column": self.group_column, "time_column": self.time_column}
+            self._table = read_table(
+                source,
+                targets,
+                ignore=self.ignore,
+                as_category=self.as_category,
+                splitters={setting: name for setting, name in splitters.items() if name is not None},
+            )
+        found = targets_of({name: self._table.columns[name] for name in self._table.targets}, task=task, names=names)
+        self.task, self.classes, self._targets = found.task, found.classes, found.values
+        self._rows = self._splitter.split(found, groups=self._groups(), times=self._times())
         self._encoder = TableEncoder.fitted(self._table, self._rows["train"], self.numeric)
 
-    def _split(self) -> dict[str, Tensor]:
-        """Returns the rows of each part."""
-        rows: dict[str, Tensor] = {}
-        rest = torch.arange(len(self._table))
-        if self.test_size is not None:
-            # Always the same, whatever the run's seed, so that no run trains on it.
-            rows["test"], rest = self._taken(rest, self.test_size, seed=0, name="test_size")
-        rows["val"], rest = self._taken(rest, self.val_size, seed=self.seed, name="val_size")
-        if self.train_size is not None and chosen_count(self.train_size, len(rest), name="train_size") < len(rest):
-            rest, _ = self._taken(rest, self.train_size, seed=self.seed, name="train_size")
-        return {**rows, "train": rest}
+    def _groups(self) -> Tensor | None:
+        if self.group_column is None:
+            return None
+        _, groups = np.unique(self._table.columns[self.group_column].values, return_inverse=True)
+        return torch.from_numpy(groups)
 
-    def _taken(self, rows: Tensor, size: int | float, *, seed: int, name: str) -> tuple[Tensor, Tensor]:
-        chosen, rest = target_split(self._targets[rows], size, seed=seed, name=name, classes=self.classes)
-        return rows[chosen], rows[rest]
+    def _times(self) -> Tensor | None:
+        if self.time_column is None:
+            return None
+        column = self._table.columns[self.time_column]
+        if not column.is_number:
+            raise SettingError(
+                f"time_column must be a column of dates in ISO 8601 or of numbers, but {self.time_column!r} is "
+                f"{column.kind}, such as {column.written(0)!r}"
+            )
+        return torch.from_numpy(column.values)
 
     @property
     def num_classes(self) -> int | None:
-        """Number of classes; None for regression."""
+        """Number of classes, or of labels of which a row has any number; None for regression."""
         return len(self.classes) or None
+
+    @property
+    def num_targets(self) -> int | None:
+        """How many numbers or labels a row has for target; None for classification."""
+        return None if self.task == "classification" else self._targets[0].numel()
 
     @property
     def input_shape(self) -> tuple[int]:
@@ -235,6 +267,7 @@ class TabularData(InMemoryData):
     @override
     def state_dict(self) -> dict[str, Any]:
         return {
+            "task": self.task,
             "classes": list(self.classes),
             "split": self._split_settings(),
             "settings": self._encoding_settings(),
@@ -243,6 +276,8 @@ class TabularData(InMemoryData):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if state_dict.get("task", self.task) != self.task:  # checkpoints of earlier versions don't say it
+            raise SettingError(f"task must be {state_dict['task']}, as in the checkpoint, but is {self.task}")
         if state_dict["classes"] != list(self.classes):
             raise SettingError(
                 f"the table must have the checkpoint's classes, {', '.join(state_dict['classes'][:10]) or 'none'}, but "
@@ -254,9 +289,10 @@ class TabularData(InMemoryData):
                     f"{name} must be {state_dict['settings'][name]}, as in the checkpoint, but is {value}"
                 )
         for name, value in self._split_settings().items():
-            if state_dict["split"][name] != value:
+            trained = state_dict["split"].get(name, value)
+            if trained != value:
                 rank_zero_warn(
-                    f"The checkpoint was trained with {name} {state_dict['split'][name]}, not {value}: among the rows "
+                    f"The checkpoint was trained with {name} {trained}, not {value}: among the rows "
                     "held out now may be some that it was trained on"
                 )
         # A model belongs with the constants that it was trained with, whatever is measured today.
@@ -266,10 +302,10 @@ class TabularData(InMemoryData):
 
     def _split_settings(self) -> dict[str, Any]:
         return {
-            "table": self.dataset or str(self.path),
-            "val_size": self.val_size,
-            "test_size": self.test_size,
-            "seed": self.seed,
+            "table": self.dataset or (self._table.origin if self.path is None else str(self.path)),
+            "group_column": self.group_column,
+            "time_column": self.time_column,
+            **{name: value for name, value in asdict(self._splitter).items() if name != "train_size"},
         }
 
     def _encoding_settings(self) -> dict[str, Any]:
@@ -277,14 +313,19 @@ class TabularData(InMemoryData):
 
     def _say_what_was_done(self) -> None:
         table, encoder, rows = self._table, self._encoder, self._rows["train"]
-        kinds = [column.kind for name, column in table.columns.items() if name != table.target]
+        kinds = [column.kind for column in table.inputs.values()]
         words = {"number": "numbers", "boolean": "truth values", "date": "dates", "text": "categories"}
         counts = [f"{kinds.count(kind)} of {words[kind]}" for kind in words if kind in kinds]
-        task = f"classification of {table.target!r}, {len(self.classes)} classes"
+        task = {
+            "classification": f"classification of {{}}, {len(self.classes)} classes",
+            "regression": "regression of {}",
+            "multilabel": "labels {}, any number of them a row",
+        }[self.task].format(", ".join(map(repr, table.targets)))
         self._say(
-            f"{table.origin}: {len(table)} rows, {len(rows)} of them for training; columns: {', '.join(counts)}; "
-            + (task if self.classes else f"regression of {table.target!r}")
+            f"{table.origin}: {len(table)} rows, {len(rows)} of them for training; columns: {', '.join(counts)}; {task}"
         )
+        for note in table.notes:
+            self._say(note)
         for name in encoder.gaps:
             count = int(table.columns[name].missing[rows.numpy()].sum())
             if name in encoder.numbers:
@@ -299,3 +340,25 @@ class TabularData(InMemoryData):
                     f"Column {name!r} has {len(texts)} different texts in {len(rows)} training rows, too many to learn "
                     f"from as categories; leave it out with ignore: [{name}]"
                 )
+
+
+def _check_source(
+    dataset: str | None, path: str | Path | None, table: Any, targets: Sequence[str], others: Sequence[str | None]
+) -> None:
+    """Raises unless there is one table, and its columns are named if they aren't known."""
+    given = {"dataset": dataset, "path": path, "table": table}
+    given = {name: value for name, value in given.items() if value is not None}
+    if len(given) != 1:
+        shown = " and ".join("a table" if name == "table" else str(value) for name, value in given.items())
+        problem = f"{len(given)} are: {shown}" if given else "none is"
+        raise SettingError(f"one of dataset ({', '.join(NAMED_TABLES)}), path and table must be given, but {problem}")
+    if dataset is not None:
+        check_choice("dataset", dataset, NAMED_TABLES)
+        if targets or any(others):
+            raise SettingError(
+                "target, ignore, as_category, group_column and time_column must be left out for "
+                f"{dataset}, whose columns are known"
+            )
+    elif not targets:
+        origin = path if path is not None else "the table"
+        raise SettingError(f"target must name the column of {origin} to predict, but is left out")

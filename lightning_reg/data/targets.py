@@ -1,56 +1,91 @@
-"""What is to be predicted of a table, and how its rows are split by it."""
+"""What is to be predicted of a table: classes, numbers, or several labels that are there or not."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lightning_reg.data.columns import Column, as_text
-from lightning_reg.data.splits import chosen_count, stratified_split
 from lightning_reg.settings import SettingError
 
-__all__ = ["classes_and_targets", "target_split"]
+__all__ = ["Targets", "Task", "targets_of"]
+
+Task = Literal["classification", "regression", "multilabel"]
 
 _MOST_WHOLE_NUMBERS = 20
-_STRATA = 10
+_ROWS_A_CLASS = 3  # one each for training, validation and testing
 
 
-def classes_and_targets(
-    column: Column, *, name: str, task: str, names: Sequence[str] = ()
-) -> tuple[tuple[str, ...], Tensor]:
-    """Returns the classes, none for regression, and the targets: class indices, int64, or numbers, float32.
+@dataclass(frozen=True)
+class Targets:
+    """What is to be predicted.
+
+    Attributes:
+        task: What kind of prediction that is.
+        classes: Names of the classes, or of the labels of which a row has any number; none for regression.
+        values: Class indices (N,), int64; numbers (N,), or (N, T) for several, float32; for several labels (N, T),
+            float32, 1 where a row has the label.
+    """
+
+    task: Task
+    classes: tuple[str, ...]
+    values: Tensor
+
+    @property
+    def order(self) -> Tensor:
+        """(N,), a number by which rows that are alike lie side by side: what splits are stratified by."""
+        if self.task == "multilabel":  # by the combination of labels
+            return self.values.double() @ (2.0 ** torch.arange(self.values.shape[1], dtype=torch.float64))
+        return self.values if self.values.ndim == 1 else self.values[:, 0]
+
+
+def targets_of(columns: Mapping[str, Column], *, task: str, names: Sequence[str] = ()) -> Targets:
+    """Returns what is to be predicted.
 
     Args:
-        column: The target's, with a value in every row.
-        name: The target's.
-        task: classification, regression or auto: classes if the target is text, truth values, or at most 20 different
-            whole numbers.
+        columns: The targets' by name, with a value in every row.
+        task: classification, regression, multilabel or auto. For one target auto means classes if it is text, truth
+            values, or at most 20 different whole numbers; for several it means labels if all are 0 and 1 or truth
+            values, and else regression.
         names: Of the classes, in the order of their values, where they are known.
 
     Raises:
-        SettingError: If the task doesn't go with the target.
+        SettingError: If the task doesn't go with the targets.
 
     >>> from lightning_reg.data.columns import column_of_numbers
-    >>> classes_and_targets(column_of_numbers([7, 3, 7]), name="grade", task="auto")
-    (('3', '7'), tensor([1, 0, 1]))
+    >>> targets_of({"grade": column_of_numbers([7, 3, 7])}, task="auto")
+    Targets(task='classification', classes=('3', '7'), values=tensor([1, 0, 1]))
     """
+    if len(columns) > 1:
+        return _several(columns, task)
+    [(name, column)] = columns.items()
+    if task == "multilabel":
+        raise SettingError(f"target must name several columns where task is multilabel, but names {name!r} alone")
     values = column.values
     whole = column.is_number and bool((values == np.round(values)).all())
     if not _is_classification(column, task, whole):
         if not column.is_number:
             raise SettingError(f"task must be classification for a target of text, {name!r}, but is {task}")
-        return (), torch.from_numpy(values).float()
+        return Targets("regression", (), _numbers(name, column))
     if column.is_number and not whole:
         fraction = values[values != np.round(values)][0]
         raise SettingError(
             f"task must be regression for a target of fractions, but is {task} for {name!r}, which has {fraction}"
         )
-    distinct, labels = np.unique(values if column.is_number else values.astype(str), return_inverse=True)
+    distinct, labels = np.unique(values, return_inverse=True)
+    if len(distinct) > _MOST_WHOLE_NUMBERS and _ROWS_A_CLASS * len(distinct) > len(values):
+        raise SettingError(
+            f"target {name!r} must have values that repeat, or numbers, but is {column.kind} with {len(distinct)} "
+            f"different values in {len(values)} rows; name a column of classes, "
+            f"{'set task to regression' if column.is_number else 'or one of numbers to predict them'}"
+        )
     if column.kind == "boolean":
         names = ("false", "true")
-    found = tuple(names) or tuple(as_text(value) if column.is_number else str(value) for value in distinct)
-    return found, torch.from_numpy(labels).long()
+    written = [as_text(value) if column.is_number else column.texts[value] for value in distinct]
+    return Targets("classification", tuple(names) or tuple(written), torch.from_numpy(labels).long())
 
 
 def _is_classification(column: Column, task: str, whole: bool) -> bool:
@@ -60,34 +95,33 @@ def _is_classification(column: Column, task: str, whole: bool) -> bool:
     return few or column.kind in ("text", "boolean")
 
 
-def target_split(
-    targets: Tensor, size: int | float, *, seed: int, name: str, classes: Sequence[str]
-) -> tuple[Tensor, Tensor]:
-    """Splits rows in two, stratified by class or by tenths of the target.
+def _several(columns: Mapping[str, Column], task: str) -> Targets:
+    if task == "classification":
+        raise SettingError(
+            f"task must be multilabel or regression for several targets, {', '.join(columns)}, but is classification"
+        )
+    texts = [name for name, column in columns.items() if not column.is_number]
+    if texts:
+        raise SettingError(
+            f"target must name columns of numbers, or of 0 and 1, where it names several, but {texts[0]!r} is text"
+        )
+    labels = {name: bool(np.isin(column.values, (0, 1)).all()) for name, column in columns.items()}
+    if task == "multilabel":
+        for name, fits in labels.items():
+            if not fits:
+                column = columns[name].values
+                other = as_text(column[~np.isin(column, (0, 1))][0])
+                raise SettingError(
+                    f"target {name!r} must be 0 or 1 in every row where task is multilabel, but has {other}"
+                )
+    values = torch.stack([_numbers(name, column) for name, column in columns.items()], 1)
+    is_multilabel = task == "multilabel" or (task == "auto" and all(labels.values()))
+    return Targets("multilabel", tuple(columns), values) if is_multilabel else Targets("regression", (), values)
 
-    Args:
-        targets: (N,), class indices, or numbers where there are no classes.
-        size: Of the chosen part: a number of rows, or a fraction in (0, 1].
-        seed: Which of all such splits.
-        name: The argument that asked for it, for messages; with train_size, nothing but the chosen part is used.
-        classes: Names of the classes; none for regression.
 
-    Returns:
-        Sorted positions of the chosen part and of the rest.
-
-    Raises:
-        SettingError: If ``size`` is out of its range or leaves a class without rows in a part that is used.
-
-    >>> chosen, rest = target_split(torch.linspace(0, 1, 20), 10, seed=0, name="val_size", classes=())
-    >>> (chosen // 2).tolist()
-    [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
-    """
-    keeps_rest = name != "train_size"
-    if not classes:
-        # Equally many rows in each stratum, in the order of the target; as many strata as every part has rows.
-        count = chosen_count(size, len(targets), name=name)
-        rest = len(targets) - count if keeps_rest else count
-        strata = max(min(_STRATA, count, rest), 1)
-        targets = targets.argsort(stable=True).argsort() * strata // len(targets)
-        classes = [f"stratum {number} of the target" for number in range(strata)]
-    return stratified_split(targets, size, seed=seed, name=name, classes=classes, keeps_rest=keeps_rest)
+def _numbers(name: str, column: Column) -> Tensor:
+    values = torch.from_numpy(column.values).float()
+    if not values.isfinite().all():
+        largest = column.values[np.abs(column.values).argmax()]
+        raise SettingError(f"target {name!r} must have numbers that 32 bits can hold, but has {largest}")
+    return values

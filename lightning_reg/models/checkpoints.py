@@ -1,6 +1,6 @@
 """Whether a checkpoint fits a model, said before torch says it at length."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -9,29 +9,23 @@ from lightning_reg.settings import SettingError
 
 __all__ = ["check_fits", "check_same_structure"]
 
-_STRUCTURE = (
-    *("activation", "norm", "pool"),
-    *("hidden_sizes", "channels", "layers_per_stage"),
-    *("cell", "hidden_size", "num_layers", "bidirectional"),
-    *("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio"),
-)
 
-
-def check_same_structure(saved: Mapping[str, Any], present: Mapping[str, Any]) -> None:
+def check_same_structure(saved: Mapping[str, Any], present: Mapping[str, Any], names: Iterable[str]) -> None:
     """Raises if a checkpoint's network computes something else than the model, though the weights' shapes may fit.
 
     Args:
         saved: The checkpoint's hyperparameters.
         present: The model's.
+        names: Of those that decide what the network computes.
 
     Raises:
         SettingError: With the first that differs.
 
-    >>> check_same_structure({"activation": "tanh"}, {"activation": "relu"})
+    >>> check_same_structure({"activation": "tanh"}, {"activation": "relu"}, ["activation"])
     Traceback (most recent call last):
     lightning_reg.settings.SettingError: model.activation must be 'tanh', as in the checkpoint, but is 'relu'
     """
-    for name in _STRUCTURE:
+    for name in names:
         if name in saved and name in present and _as_list(saved[name]) != _as_list(present[name]):
             raise SettingError(f"model.{name} must be {saved[name]!r}, as in the checkpoint, but is {present[name]!r}")
 

@@ -1,19 +1,18 @@
 """A convolutional network with pluggable normalization, activation, dropout and initialization."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from lightning_reg.attach.hyperparameters import save_plain_hyperparameters
-from lightning_reg.models.classifier import Classifier, default_optimizer
+from lightning_reg.models.supervised import Supervised
 from lightning_reg.nn import convolutional_network
 
 __all__ = ["CNN"]
 
 
-class CNN(Classifier):
+class CNN(Supervised):
     """A convolutional network that classifies pictures.
 
     Stages of 3×3 convolutions (each: weights, normalization, activation), with dropout at the end of each stage and
@@ -21,7 +20,6 @@ class CNN(Classifier):
 
     Args:
         input_shape: (channels, height, width) of one picture; taken from the data module on the command line.
-        num_classes: Number of classes; taken from the data module on the command line.
         channels: Channels of each stage, in order.
         layers_per_stage: Convolutions in each stage.
         norm: Normalization: none, batch, ghost_batch, layer, instance, group, rms, filter_response, or any
@@ -37,12 +35,7 @@ class CNN(Classifier):
             small_normal, xavier_normal, xavier_uniform, kaiming_normal, kaiming_uniform, kaiming_normal_fan_out,
             kaiming_uniform_fan_out, lecun_normal, orthogonal, lsuv (orthogonal, scaled by the first training batch), or
             a function that fills a weight tensor in place.
-        label_smoothing: Share of the target that is spread evenly over all classes, in [0, 1).
-        optimizer: Makes the optimizer from parameter groups.
-        lr_scheduler: Makes the learning rate scheduler, stepped once an epoch.
-        weight_decay: Strength of the optimizer's weight decay, at least 0; norms, biases and embeddings are left out.
-            Where None, the optimizer's own setting applies to the rest.
-        compile: Whether the network is compiled by torch.compile.
+        settings: What every model has: those of :class:`Supervised`, but its ``network``.
 
     Raises:
         SettingError: If a name isn't known, a number is out of its range, or the pictures are too small.
@@ -53,11 +46,12 @@ class CNN(Classifier):
     torch.Size([2, 10])
     """
 
+    structure = ("activation", "norm", "channels", "layers_per_stage")
+
     def __init__(
         self,
         *,
         input_shape: Sequence[int],
-        num_classes: int,
         channels: Sequence[int] = (32, 64, 128),
         layers_per_stage: int = 2,
         norm: str | Callable[[int], nn.Module] = "batch",
@@ -66,15 +60,11 @@ class CNN(Classifier):
         drop_prob: float = 0.0,
         head_drop_prob: float = 0.0,
         init: str | Callable[[Tensor], Any] = "auto",
-        label_smoothing: float = 0.0,
-        optimizer: OptimizerCallable = default_optimizer,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        weight_decay: float | None = None,
-        compile: bool = False,
+        **settings: Any,
     ) -> None:
-        network = convolutional_network(
+        network: Any = partial(
+            convolutional_network,
             input_shape,
-            num_classes,
             channels=channels,
             layers_per_stage=layers_per_stage,
             norm=norm,
@@ -84,14 +74,4 @@ class CNN(Classifier):
             head_drop_prob=head_drop_prob,
             init=init,
         )
-        super().__init__(
-            network,
-            num_classes=num_classes,
-            input_shape=input_shape,
-            label_smoothing=label_smoothing,
-            optimizer=optimizer,
-            lr_scheduler=lr_scheduler,
-            weight_decay=weight_decay,
-            compile=compile,
-        )
-        save_plain_hyperparameters(self)
+        super().__init__(network, input_shape=input_shape, **settings)

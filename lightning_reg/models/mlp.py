@@ -1,26 +1,24 @@
 """A multilayer perceptron with pluggable normalization, activation, dropout and initialization."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from lightning_reg.attach.hyperparameters import save_plain_hyperparameters
-from lightning_reg.models.classifier import Classifier, default_optimizer
+from lightning_reg.models.supervised import Supervised
 from lightning_reg.nn import dense_network
 
 __all__ = ["MLP"]
 
 
-class MLP(Classifier):
+class MLP(Supervised):
     """A multilayer perceptron that classifies; pictures are flattened, categories of a table embedded.
 
     Each hidden layer is: weights, normalization, activation, dropout.
 
     Args:
         input_shape: Shape of one sample; taken from the data module on the command line.
-        num_classes: Number of classes; taken from the data module on the command line.
         hidden_sizes: Widths of the hidden layers, in order.
         norm: Normalization: none, batch, ghost_batch, layer, group, rms, or any callable from the number of
             features to a module.
@@ -36,12 +34,7 @@ class MLP(Classifier):
         categories: How many categories each of the last columns of a table has, code 0 included, where they are to be
             embedded; taken from the data module on the command line.
         embed_dim: Width of the vector that a category becomes, at least 1.
-        label_smoothing: Share of the target that is spread evenly over all classes, in [0, 1).
-        optimizer: Makes the optimizer from parameter groups.
-        lr_scheduler: Makes the learning rate scheduler, stepped once an epoch.
-        weight_decay: Strength of the optimizer's weight decay, at least 0; norms, biases and embeddings are left out.
-            Where None, the optimizer's own setting applies to the rest.
-        compile: Whether the network is compiled by torch.compile.
+        settings: What every model has: those of :class:`Supervised`, but its ``network``.
 
     Raises:
         SettingError: If a name isn't known or a number is out of its range.
@@ -52,11 +45,12 @@ class MLP(Classifier):
     torch.Size([2, 10])
     """
 
+    structure = ("activation", "norm", "hidden_sizes")
+
     def __init__(
         self,
         *,
         input_shape: Sequence[int],
-        num_classes: int,
         hidden_sizes: Sequence[int] = (256, 128),
         norm: str | Callable[[int], nn.Module] = "none",
         activation: str | Callable[[], nn.Module] = "relu",
@@ -65,15 +59,11 @@ class MLP(Classifier):
         init: str | Callable[[Tensor], Any] = "auto",
         categories: Sequence[int] = (),
         embed_dim: int = 8,
-        label_smoothing: float = 0.0,
-        optimizer: OptimizerCallable = default_optimizer,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        weight_decay: float | None = None,
-        compile: bool = False,
+        **settings: Any,
     ) -> None:
-        network = dense_network(
+        network: Any = partial(
+            dense_network,
             input_shape,
-            num_classes,
             hidden_sizes=hidden_sizes,
             norm=norm,
             activation=activation,
@@ -83,14 +73,4 @@ class MLP(Classifier):
             categories=categories,
             embed_dim=embed_dim,
         )
-        super().__init__(
-            network,
-            num_classes=num_classes,
-            input_shape=input_shape,
-            label_smoothing=label_smoothing,
-            optimizer=optimizer,
-            lr_scheduler=lr_scheduler,
-            weight_decay=weight_decay,
-            compile=compile,
-        )
-        save_plain_hyperparameters(self)
+        super().__init__(network, input_shape=input_shape, **settings)

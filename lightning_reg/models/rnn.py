@@ -1,19 +1,18 @@
 """A recurrent network with pluggable cells, normalization, dropout and initialization."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from lightning_reg.attach.hyperparameters import save_plain_hyperparameters
-from lightning_reg.models.classifier import Classifier, default_optimizer
+from lightning_reg.models.supervised import Supervised
 from lightning_reg.nn import recurrent_network
 
 __all__ = ["RNN"]
 
 
-class RNN(Classifier):
+class RNN(Supervised):
     """A recurrent network that classifies sequences, or pictures read row by row.
 
     Each layer is: an LSTM, GRU or tanh RNN, normalization, dropout. A picture (C, H, W) is a sequence of H steps with
@@ -22,7 +21,6 @@ class RNN(Classifier):
     Args:
         input_shape: (time, features) of a sequence or (channels, height, width) of a picture; taken from the data
             module on the command line.
-        num_classes: Number of classes; taken from the data module on the command line.
         cell: ``"lstm"``, ``"gru"``, or ``"rnn"`` (tanh).
         hidden_size: Width of the state, in each direction.
         num_layers: Recurrent layers on top of each other.
@@ -40,12 +38,7 @@ class RNN(Classifier):
             (orthogonal, scaled by the first training batch), or a function that fills a weight tensor in place.
         pool: What the last linear layer sees: the ``"last"`` outputs (each direction's own), their ``"mean"`` or
             ``"max"`` over time.
-        label_smoothing: Share of the target that is spread evenly over all classes, in [0, 1).
-        optimizer: Makes the optimizer from parameter groups.
-        lr_scheduler: Makes the learning rate scheduler, stepped once an epoch.
-        weight_decay: Strength of the optimizer's weight decay, at least 0; norms, biases and embeddings are left out.
-            Where None, the optimizer's own setting applies to the rest.
-        compile: Whether the network is compiled by torch.compile; recurrent layers themselves stay as they are.
+        settings: What every model has: those of :class:`Supervised`, but its ``network``.
 
     Raises:
         SettingError: If a name isn't known, a number is out of its range, or inputs are neither sequences nor pictures.
@@ -60,11 +53,12 @@ class RNN(Classifier):
     torch.Size([2, 10])
     """
 
+    structure = ("norm", "pool", "cell", "hidden_size", "num_layers", "bidirectional")
+
     def __init__(
         self,
         *,
         input_shape: Sequence[int],
-        num_classes: int,
         cell: Literal["lstm", "gru", "rnn"] = "lstm",
         hidden_size: int = 128,
         num_layers: int = 1,
@@ -75,15 +69,11 @@ class RNN(Classifier):
         weight_drop_prob: float = 0.0,
         init: str | Callable[[Tensor], Any] = "auto",
         pool: Literal["last", "mean", "max"] = "last",
-        label_smoothing: float = 0.0,
-        optimizer: OptimizerCallable = default_optimizer,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        weight_decay: float | None = None,
-        compile: bool = False,
+        **settings: Any,
     ) -> None:
-        network = recurrent_network(
+        network: Any = partial(
+            recurrent_network,
             input_shape,
-            num_classes,
             cell=cell,
             hidden_size=hidden_size,
             num_layers=num_layers,
@@ -95,14 +85,4 @@ class RNN(Classifier):
             init=init,
             pool=pool,
         )
-        super().__init__(
-            network,
-            num_classes=num_classes,
-            input_shape=input_shape,
-            label_smoothing=label_smoothing,
-            optimizer=optimizer,
-            lr_scheduler=lr_scheduler,
-            weight_decay=weight_decay,
-            compile=compile,
-        )
-        save_plain_hyperparameters(self)
+        super().__init__(network, input_shape=input_shape, **settings)

@@ -1,19 +1,18 @@
 """A transformer with pluggable normalization, activation, dropout and initialization."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from lightning_reg.attach.hyperparameters import save_plain_hyperparameters
-from lightning_reg.models.classifier import Classifier, default_optimizer
+from lightning_reg.models.supervised import Supervised
 from lightning_reg.nn import transformer_network
 
 __all__ = ["TransformerClassifier"]
 
 
-class TransformerClassifier(Classifier):
+class TransformerClassifier(Supervised):
     """A pre-norm transformer that classifies pictures, cut into patches, or sequences.
 
     Tokens with learned positions; blocks of multi-head attention and feed-forward, each normalized first and added to
@@ -22,7 +21,6 @@ class TransformerClassifier(Classifier):
     Args:
         input_shape: (channels, height, width) of a picture or (time, features) of a sequence; taken from the data
             module on the command line.
-        num_classes: Number of classes; taken from the data module on the command line.
         patch_size: Height and width of a patch of a picture; must divide those of the picture. Sequences have none.
         embed_dim: Width of a token.
         depth: Blocks.
@@ -44,12 +42,7 @@ class TransformerClassifier(Classifier):
             kaiming_uniform_fan_out, lecun_normal, orthogonal, lsuv (orthogonal, scaled by the first training batch), or
             a function that fills a weight tensor in place.
         pool: What the last linear layer sees: the ``"mean"`` of all tokens, or a learned ``"class_token"``.
-        label_smoothing: Share of the target that is spread evenly over all classes, in [0, 1).
-        optimizer: Makes the optimizer from parameter groups.
-        lr_scheduler: Makes the learning rate scheduler, stepped once an epoch.
-        weight_decay: Strength of the optimizer's weight decay, at least 0; norms, biases and embeddings (positions and
-            the class token among them) are left out. Where None, the optimizer's own setting applies to the rest.
-        compile: Whether the network is compiled by torch.compile.
+        settings: What every model has: those of :class:`Supervised`, but its ``network``.
 
     Raises:
         SettingError: If a name isn't known, a number is out of its range, sizes don't divide each other, or inputs have
@@ -65,11 +58,12 @@ class TransformerClassifier(Classifier):
     torch.Size([2, 10])
     """
 
+    structure = ("activation", "norm", "pool", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
+
     def __init__(
         self,
         *,
         input_shape: Sequence[int],
-        num_classes: int,
         patch_size: int = 4,
         embed_dim: int = 64,
         depth: int = 4,
@@ -83,15 +77,11 @@ class TransformerClassifier(Classifier):
         stochastic_depth_prob: float = 0.0,
         init: str | Callable[[Tensor], Any] = "auto",
         pool: Literal["mean", "class_token"] = "mean",
-        label_smoothing: float = 0.0,
-        optimizer: OptimizerCallable = default_optimizer,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        weight_decay: float | None = None,
-        compile: bool = False,
+        **settings: Any,
     ) -> None:
-        network = transformer_network(
+        network: Any = partial(
+            transformer_network,
             input_shape,
-            num_classes,
             patch_size=patch_size,
             embed_dim=embed_dim,
             depth=depth,
@@ -106,14 +96,4 @@ class TransformerClassifier(Classifier):
             init=init,
             pool=pool,
         )
-        super().__init__(
-            network,
-            num_classes=num_classes,
-            input_shape=input_shape,
-            label_smoothing=label_smoothing,
-            optimizer=optimizer,
-            lr_scheduler=lr_scheduler,
-            weight_decay=weight_decay,
-            compile=compile,
-        )
-        save_plain_hyperparameters(self)
+        super().__init__(network, input_shape=input_shape, **settings)

@@ -38,6 +38,7 @@ def monte_carlo_predict(
     num_samples: int = 20,
     outputs: Literal["logits", "probabilities", "values"] = "logits",
     class_dim: int = 1,
+    transform: Callable[[Tensor], Tensor] | None = None,
 ) -> MonteCarloPrediction:
     """Predicts with dropout turned on, several times.
 
@@ -51,6 +52,7 @@ def monte_carlo_predict(
         outputs: What the model returns: ``"logits"`` or ``"probabilities"`` (N, C, ...), or ``"values"``, as for a
             regression.
         class_dim: Dimension of the classes.
+        transform: What each pass's outputs become before they are averaged; ``outputs`` says what it returns.
 
     Returns:
         Mean and uncertainty, in the outputs' precision.
@@ -77,7 +79,8 @@ def monte_carlo_predict(
         for count in range(1, num_samples + 1):
             for stream in streams:
                 stream.advance()
-            sample = _checked(model(*inputs), class_dim, outputs)
+            returned = model(*inputs)
+            sample = _checked(returned if transform is None else transform(returned), class_dim, outputs)
             if outputs == "logits":
                 sample = sample.softmax(class_dim)
             # Welford's way: a difference of mean squares would lose what digits a small variance has.

@@ -1,13 +1,15 @@
 """A study as its file defines it, checked before anything runs."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lightning_reg.settings import SettingError, check_choice, check_count, check_range, near_matches
+from lightning_reg.files import read_yaml
+from lightning_reg.settings import SettingError, check_choice, check_count, check_range, did_you_mean
 from lightning_reg.studies.outcome import Axis, Study
-from lightning_reg.studies.study_file import load_yaml
+from lightning_reg.studies.study_file import AxisKeys, DataKeys, FormKeys, StudyKeys, parsed
 
 __all__ = ["COLLECTORS", "Definition", "Form", "Piece", "read_study"]
 
@@ -16,26 +18,6 @@ Piece = Path | Mapping[str, Any]
 
 COLLECTORS = ("weights", "activations", "reload", "predictions")
 """What can be kept of each run beside metrics and curves."""
-
-_KEYS = (
-    "title",
-    "question",
-    "base",
-    "variants",
-    "baseline",
-    "seeds",
-    "metric",
-    "better",
-    "collect",
-    "axis",
-    "quick",
-    "data",
-    "minutes",
-    "function",
-    "arguments",
-)
-_FORM_KEYS = ("seeds", "base", "arguments", "minutes")
-_DATA_KEYS = (*_FORM_KEYS, "quick")
 
 
 @dataclass(frozen=True)
@@ -141,73 +123,63 @@ def read_study(path: str | Path) -> Definition:
         SettingError: With what is wrong and where.
     """
     path = Path(path)
-    content = load_yaml(path)
-    if not isinstance(content, dict):
-        raise SettingError(f"study file {str(path)!r} must hold settings by name, title, base and variants among them")
+    content = read_yaml("study file", path)
     try:
-        return _definition(content, path)
+        return _definition(parsed(StudyKeys, content), path)
     except SettingError as error:
         raise SettingError(f"study file {str(path)!r}: {error}") from error
 
 
-def _definition(content: dict[Any, Any], path: Path) -> Definition:
-    _check_keys("the file", content, _KEYS)
-    function = content.get("function")
-    for name in ("arguments",) if function is None else ("base", "data"):
-        if name in content:
-            raise SettingError(
-                f"{name} must be left out of a study {'without' if function is None else 'of'} a function"
-            )
-    needed = ["variants", "seeds", *(["base"] if function is None else ["metric"])]
-    for name in needed:
-        if name not in content:
+def _definition(keys: StudyKeys, path: Path) -> Definition:
+    is_function = keys.function is not None
+    left_out = {"base": keys.base, "data": keys.data} if is_function else {"arguments": keys.arguments}
+    for name, value in left_out.items():
+        if value is not None:
+            raise SettingError(f"{name} must be left out of a study {'of' if is_function else 'without'} a function")
+    for name, value in {"metric": keys.metric}.items() if is_function else {"base": keys.base}.items():
+        if value is None:
             raise SettingError(f"{name} is missing")
-    variants = _variants(content["variants"], path, is_function=function is not None)
-    data = _mapping("data", content.get("data", {}))
+    variants = _variants(keys.variants, path, is_function=is_function)
     return Definition(
-        study=_study(content, path.stem, list(variants)),
-        base=_pieces("base", content["base"], path) if function is None else (),
+        study=_study(keys, path.stem, list(variants)),
+        base=_pieces("base", keys.base, path),
         variants=variants,
-        function=function,
-        arguments=_mapping("arguments", content.get("arguments", {})),
-        quick=_form("quick", content.get("quick", {}), path),
-        data={str(name): _form(f"data.{name}", form, path, keys=_DATA_KEYS) for name, form in data.items()},
-        minutes=_minutes("minutes", content.get("minutes")),
+        function=keys.function,
+        arguments=_settings("arguments", keys.arguments),
+        quick=_form("quick", parsed(FormKeys, keys.quick, "quick"), path),
+        data={str(name): _data_form(f"data.{name}", form, path) for name, form in (keys.data or {}).items()},
+        minutes=_minutes("minutes", keys.minutes),
     )
 
 
-def _study(content: Mapping[str, Any], name: str, variants: list[str]) -> Study:
-    baseline = str(content.get("baseline", variants[0]))
+def _study(keys: StudyKeys, name: str, variants: list[str]) -> Study:
+    baseline = variants[0] if keys.baseline is None else str(keys.baseline)
     check_choice("baseline", baseline, variants)
-    collect = content.get("collect", [])
-    if not isinstance(collect, list):
-        raise SettingError(f"collect must be a list of {', '.join(COLLECTORS)}, but is {collect!r}")
-    for each in collect:
-        check_choice("collect", each, COLLECTORS)
-    metric = content.get("metric", "test/accuracy")
-    split, _, short = str(metric).partition("/")
-    if "function" not in content and (split not in ("train", "validation", "test") or not short):
+    for collector in keys.collect:
+        check_choice("collect", collector, COLLECTORS)
+    metric = keys.metric or "test/accuracy"
+    split, _, short = metric.partition("/")
+    if keys.function is None and (split not in ("train", "validation", "test") or not short):
         raise SettingError(f"metric must be train/, validation/ or test/ and a name, but is {metric!r}")
-    better = content.get("better")
-    if better is not None:
-        check_choice("better", better, ("lower", "higher"))
+    if keys.better is not None:
+        check_choice("better", keys.better, ("lower", "higher"))
     return Study(
         name=name,
-        title=" ".join(str(content.get("title", name)).split()),
-        question=" ".join(str(content.get("question", "")).split()),
+        title=" ".join((keys.title or name).split()),
+        question=" ".join(keys.question.split()),
         variants=tuple(variants),
         baseline=baseline,
-        seeds=_seeds("seeds", content["seeds"]),
-        metric=str(metric),
-        collect=tuple(dict.fromkeys(collect)),
-        axis=_axis(content.get("axis"), variants),
-        better=better,
+        seeds=_seeds("seeds", keys.seeds),
+        metric=metric,
+        collect=tuple(dict.fromkeys(keys.collect)),
+        axis=None if keys.axis is None else _axis(parsed(AxisKeys, keys.axis, "axis"), variants),
+        better=keys.better,
     )
 
 
-def _variants(given: Any, path: Path, *, is_function: bool) -> dict[str, tuple[Piece, ...]]:
-    if not isinstance(given, dict) or not given:
-        raise SettingError(f"variants must have at least one, by name, but is {given!r}")
+def _variants(given: Mapping[Any, Any], path: Path, *, is_function: bool) -> dict[str, tuple[Piece, ...]]:
+    if not given:
+        raise SettingError("variants must have at least one, by name, but is {}")
     variants: dict[str, tuple[Piece, ...]] = {}
     for name, pieces in given.items():
         if isinstance(name, bool) or not isinstance(name, (str, int, float)):
@@ -215,7 +187,7 @@ def _variants(given: Any, path: Path, *, is_function: bool) -> dict[str, tuple[P
         if str(name) in variants:
             raise SettingError(f"variants: {str(name)!r} is there twice")
         if is_function:
-            variants[str(name)] = (_mapping(f"variants.{name}", pieces),)
+            variants[str(name)] = (_settings(f"variants.{name}", pieces),)
         else:
             variants[str(name)] = _pieces(f"variants.{name}", pieces, path)
     return variants
@@ -234,34 +206,36 @@ def _piece(name: str, piece: Any, path: Path) -> Piece:
             return found[0]
         beside = Path(piece).parent
         there = [each.as_posix() for each in beside.glob("*.yaml")] if beside.is_dir() else []
-        raise SettingError(f"{name} must name a configuration that exists, but {piece!r} doesn't{_hint(piece, there)}")
+        hint = did_you_mean(piece, there, most=3)
+        raise SettingError(f"{name} must name a configuration that exists, but {piece!r} doesn't{hint}")
     if isinstance(piece, dict):
-        return _mapping(name, piece)
+        return _settings(name, piece)
     raise SettingError(
         f"{name} must be a configuration's path, or settings by name, or a list of these, but is {piece!r}"
     )
 
 
-def _form(name: str, given: Any, path: Path, keys: Sequence[str] = _FORM_KEYS) -> Form:
-    given = _mapping(name, given)
-    _check_keys(name, given, keys)
+def _form(name: str, keys: FormKeys, path: Path) -> Form:
     return Form(
-        seeds=_seeds(f"{name}.seeds", given["seeds"]) if "seeds" in given else None,
-        base=_pieces(f"{name}.base", given.get("base"), path),
-        arguments=_mapping(f"{name}.arguments", given.get("arguments", {})),
-        minutes=_minutes(f"{name}.minutes", given.get("minutes")),
-        quick=_form(f"{name}.quick", given["quick"], path) if "quick" in given else None,
+        seeds=None if keys.seeds is None else _seeds(f"{name}.seeds", keys.seeds),
+        base=_pieces(f"{name}.base", keys.base, path),
+        arguments=_settings(f"{name}.arguments", keys.arguments),
+        minutes=_minutes(f"{name}.minutes", keys.minutes),
     )
 
 
-def _seeds(name: str, given: Any) -> tuple[int, ...]:
-    if isinstance(given, int) and not isinstance(given, bool):
+def _data_form(name: str, given: Any, path: Path) -> Form:
+    keys = parsed(DataKeys, given, name)
+    quick = _form(f"{name}.quick", parsed(FormKeys, keys.quick, f"{name}.quick"), path)
+    return replace(_form(name, keys, path), quick=quick)
+
+
+def _seeds(name: str, given: int | list[int]) -> tuple[int, ...]:
+    if isinstance(given, int):
         check_count(name, given)
         return tuple(range(given))
-    if not isinstance(given, list) or not given:
-        raise SettingError(
-            f"{name} must be at least one whole number, or how many there are from 0 on, but is {given!r}"
-        )
+    if not given:
+        raise SettingError(f"{name} must be at least one whole number, or how many there are from 0 on, but is []")
     for seed in given:
         check_count(name, seed, low=0)
     if len(set(given)) < len(given):
@@ -269,48 +243,25 @@ def _seeds(name: str, given: Any) -> tuple[int, ...]:
     return tuple(given)
 
 
-def _axis(given: Any, variants: list[str]) -> Axis | None:
-    if given is None:
-        return None
-    given = _mapping("axis", given)
-    _check_keys("axis", given, ("label", "values", "logarithmic"))
-    values = given.get("values")
-    if not isinstance(values, list) or len(values) != len(variants):
-        count = len(values) if isinstance(values, list) else "none"
-        raise SettingError(f"axis.values must have a number for each of the {len(variants)} variants, but has {count}")
-    for value in values:
-        check_range("axis.values", value)
-    logarithmic = given.get("logarithmic", False)
-    if not isinstance(logarithmic, bool):
-        raise SettingError(f"axis.logarithmic must be true or false, but is {logarithmic!r}")
-    if logarithmic:
-        for value in values:
-            check_range("axis.values", value, low=0, low_open=True)
-    return Axis(label=str(given.get("label", "")), values=tuple(values), logarithmic=logarithmic)
+def _axis(keys: AxisKeys, variants: list[str]) -> Axis:
+    if len(keys.values) != len(variants):
+        raise SettingError(
+            f"axis.values must have a number for each of the {len(variants)} variants, but has {len(keys.values)}"
+        )
+    for value in keys.values:
+        check_range("axis.values", value, low=0 if keys.logarithmic else -math.inf, low_open=keys.logarithmic)
+    return Axis(label=keys.label, values=tuple(keys.values), logarithmic=keys.logarithmic)
 
 
-def _minutes(name: str, given: Any) -> float | None:
-    if given is None:
-        return None
-    check_range(name, given, low=0)
-    return float(given)
+def _minutes(name: str, given: float | None) -> float | None:
+    if given is not None:
+        check_range(name, given, low=0)
+    return given
 
 
-def _mapping(name: str, given: Any) -> dict[str, Any]:
+def _settings(name: str, given: Any) -> dict[str, Any]:
     if given is None:
         return {}
     if not isinstance(given, dict) or not all(isinstance(key, str) for key in given):
         raise SettingError(f"{name} must be settings by name, but is {given!r}")
     return given
-
-
-def _check_keys(where: str, given: Mapping[Any, Any], known: Sequence[str]) -> None:
-    for key in given:
-        if key not in known:
-            near = _hint(str(key), known)
-            raise SettingError(f"{where} has {key!r}, which is none of {', '.join(known)}{near}")
-
-
-def _hint(value: str, options: Sequence[str]) -> str:
-    near = near_matches(value, options)
-    return f"; did you mean {' or '.join(repr(each) for each in near)}?" if near else ""

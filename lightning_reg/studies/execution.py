@@ -1,20 +1,19 @@
-"""Doing the runs of a study: one after the other, or in processes, beside whoever else works on the folder."""
+"""Doing the runs of a study, and keeping what comes of them."""
 
-import multiprocessing
-import os
-import signal
+import tempfile
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from multiprocessing.process import BaseProcess
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from lightning_reg.settings import SettingError, check_choice, check_count, first_in_chain
-from lightning_reg.studies.interruption import deferred_interrupts, ignored_interrupts
+from lightning_reg.settings import SettingError, check_choice, first_in_chain
+from lightning_reg.studies.executor import Executor, WorkerDiedError
 from lightning_reg.studies.outcome import Failure
-from lightning_reg.studies.runs import Measured, Run
-from lightning_reg.studies.store import Store
+from lightning_reg.studies.runs import Measured, Run, self_contained
+from lightning_reg.studies.store import Store, full_disk, is_disk_full, result_text
 
 __all__ = ["Perform", "execute"]
 
@@ -22,28 +21,42 @@ Perform = Callable[[Run, Path], Measured]
 """Does a run; its files go into the folder. A function of a module, so that processes can be handed it."""
 
 _LONGEST_MESSAGE = 300
-_PATIENCE = 10.0  # seconds that processes have to end by themselves after Ctrl-C
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """What came of a run, in plain values: errors of other packages can't all be pickled.
+
+    Attributes:
+        result: The text of its file; None where it failed.
+        message: Why it failed, in one line.
+        details: The traceback.
+        is_disk_full: Whether that was why, on the machine that did it.
+    """
+
+    result: str | None = None
+    message: str = ""
+    details: str = ""
+    is_disk_full: bool = False
 
 
 def execute(
     runs: Sequence[Run],
     store: Store,
     perform: Perform,
+    executor: Executor,
     *,
     metric: str | None = None,
-    jobs: int = 1,
-    poll: float = 0.5,
     quiet: bool = False,
 ) -> list[Failure]:
     """Does all runs that have no result yet, and returns those that failed.
 
     Args:
-        runs: In the order that they are done in.
-        store: Where results go.
+        runs: In the order that they are started in.
+        store: Where results go; this process has to hold its lock.
         perform: Does one.
+        executor: Where they are done; its processes are ended if this raises.
         metric: That every run has to measure; whatever it is where None.
-        jobs: In how many processes, each with its share of the cores.
-        poll: Seconds between two looks at what others are doing.
         quiet: Whether the progress bar is left out.
 
     Raises:
@@ -52,102 +65,76 @@ def execute(
     """
     from tqdm import tqdm
 
-    check_count("jobs", jobs)
-    failed_before = {run.key: store.failed_at(run) for run in runs}
-    worker = _Worker(runs, store, perform, failed_before, metric, poll)
-    with tqdm(
-        total=len(runs),
-        initial=sum(map(store.has_result, runs)),
-        desc=store.name,
-        unit="run",
-        disable=quiet,
-        smoothing=0,
-    ) as bar:
+    pending = deque(run for run in runs if not store.has_result(run))
+    running: dict[Future[_Attempt], Run] = {}
+    started: dict[str, Run] = {}
+    failures: dict[str, Failure] = {}
+    done = len(runs) - len(pending)
+    try:
+        with tqdm(total=len(runs), initial=done, desc=store.name, unit="run", disable=quiet, smoothing=0) as bar:
+            while pending or running:
+                while pending and len(running) < executor.slots:
+                    run = pending.popleft()
+                    started[run.key] = run
+                    store.prepare(run)
+                    running[_submit(run, store, perform, executor)] = run
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    run = running.pop(future)
+                    failure = _keep(_attempt_of(future), run, store, metric)
+                    del started[run.key]
+                    if failure is not None:
+                        failures[run.key] = failure
+                    bar.update()
+    except BaseException as error:
+        executor.close(at_once=True)
+        for run in started.values():
+            if not store.has_result(run):
+                store.discard(run)
+        if isinstance(error, OSError) and is_disk_full(error, store.folder):
+            raise full_disk(store.folder) from error
+        raise
+    return [failures[run.key] for run in runs if run.key in failures]
 
-        def show() -> None:
-            bar.update(sum(map(worker.is_settled, runs)) - bar.n)
 
-        unsettled = [run for run in runs if not worker.is_settled(run)]
-        if jobs == 1 or len(unsettled) < 2:
-            worker.work(show)
-        else:
-            _in_processes(worker, min(jobs, len(unsettled)), jobs, show)
-        show()
-    missing = {run.key: Failure(run.variant, run.seed, "the process that did it was killed") for run in runs}
-    return [store.failure(run) or missing[run.key] for run in runs if not store.has_result(run)]
+def _submit(run: Run, store: Store, perform: Perform, executor: Executor) -> Future[_Attempt]:
+    if executor.is_local:
+        return executor.submit(_attempt, perform, run, store.run_folder(run))
+    return executor.submit(_attempt, perform, self_contained(run), None)
 
 
-class _Worker:
-    """Does whatever nobody else does, until all runs are settled."""
+def _attempt(perform: Perform, run: Run, folder: Path | None) -> _Attempt:
+    """Does a run wherever this is; without a folder in a temporary one."""
+    if folder is None:
+        with tempfile.TemporaryDirectory(prefix="study-") as temporary:
+            return _attempt(perform, run, Path(temporary))
+    start = time.perf_counter()
+    try:
+        measured = perform(run, folder)
+        return _Attempt(result=result_text(run, measured, time.perf_counter() - start))
+    except (Exception, SystemExit) as error:
+        return _Attempt(
+            message=_one_line(error), details=traceback.format_exc(), is_disk_full=is_disk_full(error, folder)
+        )
 
-    def __init__(
-        self,
-        runs: Sequence[Run],
-        store: Store,
-        perform: Perform,
-        failed_before: Mapping[str, int],
-        metric: str | None,
-        poll: float,
-    ) -> None:
-        self.runs = runs
-        self.store = store
-        self.perform = perform
-        self.failed_before = failed_before
-        self.metric = metric
-        self.poll = poll
 
-    def is_settled(self, run: Run) -> bool:
-        """Whether a run has a result, or failed since this study was started; earlier failures are tried again."""
-        return self.store.has_result(run) or self.store.failed_at(run) not in (0, self.failed_before[run.key])
+def _attempt_of(future: Future[_Attempt]) -> _Attempt:
+    try:
+        return future.result()
+    except WorkerDiedError as error:
+        return _Attempt(message=str(error))
 
-    def work(self, show: Callable[[], None], is_over: Callable[[], bool] = lambda: False) -> None:
-        """Does runs until all are settled.
 
-        Args:
-            show: Called when something may have changed.
-            is_over: Whether to end before the next run.
-        """
-        pending = list(self.runs)
-        while True:
-            pending = [run for run in pending if not self.is_settled(run)]
-            if not pending or is_over():
-                return
-            show()
-            if not any(self._try(run) for run in pending):
-                time.sleep(self.poll)  # others are at what is left
-
-    def _try(self, run: Run) -> bool:
-        """Does a run if nobody else does, and returns whether it was done."""
-        try:
-            with deferred_interrupts() as interruptible:  # lest a claim stays behind
-                claim = self.store.claims.take(self.store.run_folder(run))
-                if claim is None:
-                    return False
-                with claim, interruptible():
-                    if self.is_settled(run):  # by who held it until just now
-                        return True
-                    self.store.clear(run)
-                    self._do(run, lambda: claim.is_lost)
-        except OSError as error:
-            full = self.store.full(error)
-            raise (full or error) from error
-        return True
-
-    def _do(self, run: Run, is_lost: Callable[[], bool]) -> None:
-        start = time.perf_counter()
-        try:
-            measured = self.perform(run, self.store.run_folder(run))
-        except (Exception, SystemExit) as error:
-            full = self.store.full(error)
-            if full is not None:
-                raise full from error
-            if not is_lost():
-                self.store.write_failure(run, _one_line(error), traceback.format_exc())
-        else:
-            if not is_lost():
-                self.store.write_result(run, measured, time.perf_counter() - start)
-            if self.metric is not None:  # one run tells, and the others needn't be waited for
-                check_choice("metric", self.metric, list(measured.metrics))
+def _keep(attempt: _Attempt, run: Run, store: Store, metric: str | None) -> Failure | None:
+    if attempt.is_disk_full:
+        raise full_disk(store.folder)
+    if attempt.result is None:
+        store.write_failure(run, attempt.message, attempt.details)
+        return Failure(run.variant, run.seed, attempt.message)
+    store.write_result(run, attempt.result)
+    result = store.result(run)
+    if metric is not None and result is not None:  # one run tells, and the others needn't be waited for
+        check_choice("metric", metric, list(result.metrics))
+    return None
 
 
 def _one_line(error: BaseException) -> str:
@@ -155,52 +142,3 @@ def _one_line(error: BaseException) -> str:
     text = " ".join(str(foreseen or error).split())
     named = text if foreseen and text else f"{type(error).__name__}: {text}"
     return named if len(named) <= _LONGEST_MESSAGE else f"{named[: _LONGEST_MESSAGE - 3]}..."
-
-
-def _in_processes(worker: _Worker, processes: int, jobs: int, show: Callable[[], None]) -> None:
-    context = multiprocessing.get_context("spawn")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    messages, over = context.SimpleQueue(), context.Event()
-    # Not daemons: a run may start a process of its own.
-    started: list[BaseProcess] = [
-        context.Process(target=_process, args=(worker, max(cores // jobs, 1), messages, over)) for _ in range(processes)
-    ]
-    try:
-        with ignored_interrupts():  # importing, processes would be loud
-            for each in started:
-                each.start()
-        while any(each.is_alive() for each in started):
-            time.sleep(worker.poll)
-            show()
-    except BaseException:
-        over.set()
-        _end(started)
-        raise
-    if not messages.empty():
-        raise SettingError(messages.get())
-
-
-def _end(processes: Sequence[BaseProcess]) -> None:
-    """Waits for processes that Ctrl-C has reached, too, and ends the others."""
-    deadline = time.monotonic() + _PATIENCE
-    alive = [each for each in processes if each.pid is not None]
-    while any(each.is_alive() for each in alive) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    for each in alive:
-        if each.is_alive():
-            each.terminate()
-        each.join()
-
-
-def _process(worker: _Worker, threads: int, messages: Any, over: Any) -> None:
-    import torch
-
-    parent = multiprocessing.parent_process()
-    torch.set_num_threads(threads)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        worker.work(lambda: None, lambda: over.is_set() or (parent is not None and not parent.is_alive()))
-    except KeyboardInterrupt:
-        return
-    except SettingError as error:
-        messages.put(str(error))

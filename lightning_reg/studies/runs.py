@@ -3,13 +3,15 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
+from lightning_reg.files import read_text
 from lightning_reg.settings import SettingError, imported
 from lightning_reg.studies.definition import Definition
 
-__all__ = ["Measured", "Run", "check_distinct", "computations", "compute", "key_of"]
+__all__ = ["Measured", "Run", "check_distinct", "computations", "compute", "key_of", "self_contained"]
 
 _FUNCTION = "the dotted name of a function"
 
@@ -117,12 +119,29 @@ def computations(definition: Definition) -> list[Run]:
     ]
 
 
-def compute(run: Run) -> Measured:
+def compute(run: Run, _: Path | None = None) -> Measured:
     """Calls a computation.
 
     Args:
         run: Of a study of a computation.
+        _: The run's folder, in which computations write nothing.
     """
     returned = imported("function", run.function, _FUNCTION)(**run.arguments)
     metrics, collected = returned if isinstance(returned, tuple) else (returned, {})
     return Measured(metrics={str(name): float(value) for name, value in metrics.items()}, collected=collected)
+
+
+def self_contained(run: Run) -> Run:
+    """Returns a run that can be done where its configurations aren't: their texts stand in the place of their paths.
+
+    Args:
+        run: Of any study.
+
+    Raises:
+        SettingError: If a configuration can't be read any more.
+    """
+    words: list[str] = []
+    for index, word in enumerate(run.command):
+        is_path = index > 0 and run.command[index - 1] == "--config"
+        words.append(read_text("configuration", word) if is_path else word)
+    return replace(run, command=tuple(words))

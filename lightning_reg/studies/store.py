@@ -4,63 +4,89 @@ import contextlib
 import errno
 import json
 import os
-import secrets
 import shutil
+import stat
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+from filelock import FileLock, Timeout
+
+from lightning_reg.files import read_json, write_atomically
 from lightning_reg.settings import SettingError
-from lightning_reg.studies.claims import Claims
-from lightning_reg.studies.outcome import Failure, Result
+from lightning_reg.studies.outcome import Result
 from lightning_reg.studies.runs import Measured, Run
 
-__all__ = ["Store", "is_full_disk", "write_atomically"]
+__all__ = ["Store", "full_disk", "is_disk_full", "result_text"]
 
 _FORMAT = 1
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}  # the latter isn't known everywhere
 _ALMOST_NOTHING = 1 << 20  # bytes; torch reports a full disk without saying that it is one
+_RESULT = "result.json"
+_FAILURE = "failure.txt"
 
 
 class Store:
     """Results by the keys of runs.
 
-    Every file is there whole or not at all, and runs belong to their content: so nothing is half written, repeated or
-    mixed up, and as many processes as wanted can work on one folder.
+    One process at a time writes to the folder: the one that holds its lock. Every file is there whole or not at all,
+    and runs belong to their content, so nothing is half written, repeated or mixed up.
 
     Args:
         folder: Of the study.
         name: Of the study.
-        claims: Who does which run.
     """
 
-    def __init__(self, folder: str | Path, name: str, claims: Claims | None = None) -> None:
+    def __init__(self, folder: str | Path, name: str) -> None:
         self.folder = Path(folder)
         self.name = name
-        self.claims = claims or Claims()
 
-    def open(self) -> None:
-        """Makes the folder, or finds that it is this study's.
+    def check(self) -> None:
+        """Finds whether the folder is this study's or a new one, and writes nothing.
 
         Raises:
-            SettingError: If it is another study's, or holds something else, or can't be written.
+            SettingError: If it is another study's, or holds something else.
         """
         identity = self.folder / "study.json"
         shown = repr(str(self.folder))
-        try:
-            if identity.is_file():
-                found = json.loads(identity.read_text(encoding="utf-8"))
-                if found.get("study") != self.name or found.get("format") != _FORMAT:
+        with _reported(self.folder):
+            if _exists(identity):
+                found = read_json("output's study.json", identity)
+                if not isinstance(found, dict) or "study" not in found:
+                    raise SettingError(f"output must be a study's folder, but {str(identity)!r} doesn't say of which")
+                if found["study"] != self.name or found.get("format") != _FORMAT:
                     raise SettingError(
-                        f"output must be a folder of {self.name!r}, but {shown} is of {found.get('study')!r}"
+                        f"output must be a folder of {self.name!r}, but {shown} is of {found['study']!r}"
                     )
-                return
-            if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+            elif self.folder.exists() and (not self.folder.is_dir() or any(map(_is_foreign, self.folder.iterdir()))):
                 raise SettingError(f"output must be a new folder or a study's, but {shown} holds something else")
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Makes the folder where need be, and keeps it for this process alone; the kernel frees the lock of a dead one.
+
+        Raises:
+            SettingError: If another process has it, or it can't be written.
+        """
+        # Readable and writable by all that the folder is, since a study may be that of several people.
+        lock = FileLock(self.folder / ".study.lock", timeout=0, mode=0o666)
+        with _reported(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(identity, json.dumps({"study": self.name, "format": _FORMAT}))
-        except (OSError, ValueError) as error:
-            if isinstance(error, SettingError):
-                raise
-            raise SettingError(f"output must be a folder that can be written, but is {shown}: {error}") from error
+            try:
+                lock.acquire()
+            except Timeout as error:
+                raise SettingError(
+                    f"output must be a folder that no other process is at, but one runs this study in "
+                    f"{str(self.folder)!r}; let it finish (--jobs does several runs at once), or give another --output"
+                ) from error
+        try:
+            self.check()
+            with _reported(self.folder):
+                if not _exists(self.folder / "study.json"):
+                    write_atomically(self.folder / "study.json", json.dumps({"study": self.name, "format": _FORMAT}))
+            yield
+        finally:
+            lock.release()
 
     def run_folder(self, run: Run) -> Path:
         """Returns where a run's files lie.
@@ -74,117 +100,100 @@ class Store:
         """Whether a run has ended well.
 
         Args:
-            run: Which.
+            run: The run to look up.
         """
-        return (self.run_folder(run) / "result.json").is_file()
+        return _exists(self.run_folder(run) / _RESULT)
 
     def result(self, run: Run) -> Result | None:
         """Returns what a run measured; None where it hasn't ended well.
 
         Args:
-            run: Which.
+            run: The run to look up.
 
         Raises:
-            SettingError: If somebody has changed the file so that it can't be read.
+            SettingError: If somebody has changed the file so that it can't be used.
         """
-        path = self.run_folder(run) / "result.json"
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        path = self.run_folder(run) / _RESULT
+        if not _exists(path):
             return None
-        except ValueError as error:
-            raise SettingError(f"{path} can't be read ({error}); remove it, and its run is done again") from error
-        curves = {name: [(point[0], point[1]) for point in curve] for name, curve in found["curves"].items()}
-        return Result(run.variant, run.seed, found["metrics"], curves, found["collected"], found["seconds"])
+        try:
+            return _result(run, read_json("result", path))
+        except SettingError as error:
+            raise SettingError(f"{error}; remove {str(path)!r}, and its run is done again") from error
 
-    def write_result(self, run: Run, measured: Measured, seconds: float) -> None:
+    def write_result(self, run: Run, text: str) -> None:
         """Keeps what a run measured.
 
         Args:
-            run: Which.
-            measured: What it measured.
-            seconds: How long it took.
+            run: That was done.
+            text: By :func:`result_text`.
         """
-        content = {
-            "variant": run.variant,  # for whoever looks in; the key decides
-            "seed": run.seed,
-            "metrics": dict(measured.metrics),
-            "curves": {name: [list(point) for point in curve] for name, curve in measured.curves.items()},
-            "collected": dict(measured.collected),
-            "seconds": seconds,
-        }
-        write_atomically(self.run_folder(run) / "result.json", json.dumps(content))
+        write_atomically(self.run_folder(run) / _RESULT, text)
 
     def write_failure(self, run: Run, message: str, details: str) -> None:
         """Keeps why a run ended.
 
         Args:
-            run: Which.
+            run: That failed.
             message: One line.
             details: With the traceback.
         """
-        write_atomically(self.run_folder(run) / "failure.txt", f"{message}\n\n{details}")
+        write_atomically(self.run_folder(run) / _FAILURE, f"{message}\n\n{details}")
 
-    def failure(self, run: Run) -> Failure | None:
-        """Returns why a run ended; None where it didn't, or ended well.
-
-        Args:
-            run: Which.
-        """
-        try:
-            text = (self.run_folder(run) / "failure.txt").read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return None
-        return None if self.has_result(run) else Failure(run.variant, run.seed, text.partition("\n")[0])
-
-    def failed_at(self, run: Run) -> int:
-        """Returns what tells one failure of a run from the next; 0 where there is none.
+    def prepare(self, run: Run) -> None:
+        """Makes the folder of a run that is about to be done, without what an earlier attempt has left.
 
         Args:
-            run: Which.
+            run: That has no result.
         """
-        try:
-            return (self.run_folder(run) / "failure.txt").stat().st_mtime_ns
-        except FileNotFoundError:
-            return 0
+        self.discard(run)
+        self.run_folder(run).mkdir(parents=True, exist_ok=True)
 
-    def clear(self, run: Run) -> None:
-        """Removes what an earlier attempt at a run has left, and nothing that says who does it.
+    def discard(self, run: Run) -> None:
+        """Removes all that an attempt at a run has left.
 
         Args:
-            run: Which; it has to be ours.
+            run: That nothing is at.
         """
-        for path in self.run_folder(run).iterdir():
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            elif not path.name.startswith("claim-"):
-                path.unlink(missing_ok=True)
-
-    def full(self, error: BaseException) -> SettingError | None:
-        """Returns what to say where an error comes of a full disk; None where it doesn't.
-
-        Args:
-            error: Of a run, or of writing its result.
-        """
-        if not is_full_disk(error):
-            with contextlib.suppress(OSError):
-                if not isinstance(error, RuntimeError) or shutil.disk_usage(self.folder).free > _ALMOST_NOTHING:
-                    return None
-        return SettingError(
-            f"the disk of {str(self.folder)!r} is full; what is finished is kept. Free some space, and give the same "
-            "command to go on"
-        )
+        shutil.rmtree(self.run_folder(run), ignore_errors=True)
 
 
-def is_full_disk(error: BaseException | None) -> bool:
+def result_text(run: Run, measured: Measured, seconds: float) -> str:
+    """Returns what the file of a run's result holds.
+
+    Args:
+        run: That was done.
+        measured: What it measured.
+        seconds: How long it took.
+
+    Raises:
+        TypeError: If what was collected isn't made of plain values.
+    """
+    content = {
+        "variant": run.variant,  # for whoever looks in; the key decides
+        "seed": run.seed,
+        "metrics": dict(measured.metrics),
+        "curves": {name: [list(point) for point in curve] for name, curve in measured.curves.items()},
+        "collected": dict(measured.collected),
+        "seconds": seconds,
+    }
+    return json.dumps(content)
+
+
+def is_disk_full(error: BaseException | None, folder: Path) -> bool:
     """Whether an error, or what led to it, is that of a full disk.
 
     Args:
-        error: Any.
+        error: Of a run, or of writing its result.
+        folder: Where that wrote.
 
-    >>> is_full_disk(OSError(errno.ENOSPC, "No space left on device")), is_full_disk(ValueError())
+    >>> is_disk_full(OSError(errno.ENOSPC, "No space left on device"), Path()), is_disk_full(ValueError(), Path())
     (True, False)
     """
+    if isinstance(error, RuntimeError):
+        with contextlib.suppress(OSError):
+            if shutil.disk_usage(folder).free <= _ALMOST_NOTHING:
+                return True
     while error is not None:
         if isinstance(error, OSError) and error.errno in _FULL:
             return True
@@ -192,32 +201,81 @@ def is_full_disk(error: BaseException | None) -> bool:
     return False
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a file that is there whole or not at all, also when the machine goes off.
+def full_disk(folder: Path) -> SettingError:
+    """Returns what to say of a full disk.
 
     Args:
-        path: Of the file.
-        text: Its content.
+        folder: Of the study.
     """
-    # Not by tempfile, whose files nobody else may read: a study may be that of several people.
-    temporary = path.with_name(f".{path.name}-{secrets.token_hex(8)}")
+    return SettingError(
+        f"the disk of {str(folder)!r} is full; what is finished is kept. Free some space, and give the same command to "
+        "go on"
+    )
+
+
+@contextlib.contextmanager
+def _reported(folder: Path) -> Iterator[None]:
+    """Turns what the system says of a folder into a sentence."""
     try:
-        with temporary.open("x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _settle(path.parent)
+        yield
+    except OSError as error:
+        if is_disk_full(error, folder):
+            raise full_disk(folder) from error
+        raise SettingError(f"output must be a folder that can be written, but is {str(folder)!r}: {error}") from error
 
 
-def _settle(folder: Path) -> None:
-    """Lets the folder, too, know of its file; where systems allow it."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def _exists(path: Path) -> bool:
+    """Whether something is there, if only a link to nowhere: what it is is seen when it is read."""
+    try:
+        return stat.S_IFMT(os.lstat(path).st_mode) != 0
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def _is_foreign(path: Path) -> bool:
+    return not path.name.startswith(".study.")  # the lock, or what a kill left of study.json
+
+
+def _result(run: Run, found: Any) -> Result:
+    if not isinstance(found, dict):
+        raise SettingError(f"result must have metrics by name, but is {_shown(found)}")
+    metrics = {name: _number(f"metrics.{name}", value) for name, value in _mapping("metrics", found).items()}
+    curves = {
+        name: [_point(f"curves.{name}", point) for point in _list(f"curves.{name}", curve)]
+        for name, curve in _mapping("curves", found).items()
+    }
+    collected = _mapping("collected", found)
+    return Result(run.variant, run.seed, metrics, curves, collected, _number("seconds", found.get("seconds")))
+
+
+def _mapping(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
+    value = found.get(name)
+    if not isinstance(value, dict):
+        raise SettingError(f"result must have {name} by name, but has {_shown(value)}")
+    return value
+
+
+def _list(name: str, value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise SettingError(f"result must have a list as {name}, but has {_shown(value)}")
+    return value
+
+
+def _point(name: str, value: Any) -> tuple[float, float]:
+    if len(_list(name, value)) != 2:
+        raise SettingError(f"result must have pairs of epoch and value in {name}, but has {_shown(value)}")
+    return _number(name, value[0]), _number(name, value[1])
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise SettingError(f"result must have a number as {name}, but has {_shown(value)}")
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise SettingError(f"result must have a number as {name}, but has one too large") from error
+
+
+def _shown(value: Any) -> str:
+    text = "nothing" if value is None else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -60,14 +60,26 @@ class PerSampleAugmentation(Augmentation):
 
     def _changed(self, picture: Tensor) -> Tensor:
         changed: Any = picture
-        for transform in self.transforms:
-            changed = transform(changed)
+        for index, transform in enumerate(self.transforms):
+            changed = _applied(index, transform, changed)
         if not isinstance(changed, Tensor) or changed.shape != picture.shape:
             given = f"a tensor {tuple(changed.shape)}" if isinstance(changed, Tensor) else f"a {type(changed).__name__}"
             raise SettingError(
                 f"augment must return pictures (C, H, W) of {tuple(picture.shape)}, but returned {given}"
             )
         return changed
+
+
+def _applied(index: int, transform: Callable[[Any], Any], picture: Any) -> Any:
+    try:
+        return transform(picture)
+    except Exception as error:
+        if not type(transform).__module__.startswith("torchvision."):
+            raise  # somebody's own code: the traceback is theirs
+        raise SettingError(
+            f"augment must be transforms of tensors, but its entry {index}, {transform!r}, fails with one of "
+            f"{tuple(getattr(picture, 'shape', ()))}: {error}"
+        ) from error
 
 
 @contextmanager

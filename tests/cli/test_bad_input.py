@@ -149,9 +149,12 @@ def test_error_of_the_parser_is_not_a_wall(capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("L2Penalty --trainer.callbacks.weight=abc", 'L2Penalty: Parser key "weight": Expected a .*float.*: abc'),
-        ("L2Penalty", "L2Penalty: .*required: weight"),
-        ("GradientClipping --trainer.callbacks.algorithm=nrom", "GradientClipping: .*'norm', 'value', .*: nrom"),
+        ("L2Penalty --trainer.callbacks.weight=abc", "trainer.callbacks.weight of L2Penalty must be a number.*'abc'"),
+        ("L2Penalty", "trainer.callbacks of L2Penalty: .*required: weight"),
+        (
+            "GradientClipping --trainer.callbacks.algorithm=nrom",
+            "trainer.callbacks.algorithm of GradientClipping must be one of norm, value, .*, but is 'nrom'",
+        ),
     ],
 )
 def test_error_of_the_parser_is_that_of_the_class_that_was_asked_for(options, message, capsys):

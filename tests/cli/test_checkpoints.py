@@ -14,7 +14,7 @@ from tests.conftest import REPOSITORY
 def test_resumed_run_goes_on_in_its_folder(trained, capsys):
     assert run("fit", "--ckpt_path", "last", "--trainer.max_epochs", "3") == 0
     assert folders() == ["version_0"]
-    assert "epochs run    3" in capsys.readouterr().out
+    assert "epochs run   3" in capsys.readouterr().out
 
 
 def test_checkpoint_loads_in_python_as_it_was_configured(trained):

@@ -114,7 +114,7 @@ def test_help_of_a_class_is_readable(capsys, option, value):
 
 def test_divergence_is_said(capsys):
     assert run("fit", "--model.optimizer", "SGD", "--model.optimizer.lr", "1e30") == 0
-    assert "stopped by    Monitored metric val/loss = nan is not finite." in capsys.readouterr().out
+    assert "stopped by   Monitored metric val/loss = nan is not finite." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
@@ -131,7 +131,7 @@ def test_early_stop_is_said_also_without_a_limit_of_epochs(capsys):
     assert run("fit", "--trainer.max_epochs=-1", "--trainer.callbacks.patience=0") == 0
     printed = capsys.readouterr().out
     assert ", stopped early" in printed
-    assert "stopped by    Monitored metric val/loss did not improve in the last" in printed
+    assert "stopped by   Monitored metric val/loss did not improve in the last" in printed
 
 
 def test_finished_run_is_not_called_stopped(trained):
@@ -146,7 +146,7 @@ def test_two_processes_train_and_end_with_the_table(strategy):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=150, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("epochs run    2") == 1
+    assert done.stdout.count("epochs run   2") == 1
     assert re.search(r"accuracy( +-?\d+\.\d\d %){4}", done.stdout)
 
 
@@ -157,12 +157,12 @@ def test_two_fast_runs_without_a_logger_do_not_collide():
 
 def test_without_checkpoints_it_still_ends_well(capsys):
     assert run("fit", "--trainer.enable_checkpointing", "false") == 0
-    assert "best epoch    unknown (no checkpoint)" in capsys.readouterr().out
+    assert "best epoch   unknown (no checkpoint)" in capsys.readouterr().out
 
 
 def test_no_epoch_at_all_ends_with_the_table(capsys):
     assert run("fit", "--trainer.max_epochs", "0") == 0
-    assert "epochs run    0" in capsys.readouterr().out
+    assert "epochs run   0" in capsys.readouterr().out
 
 
 def test_fast_dev_run_writes_nothing():

@@ -1,5 +1,6 @@
 """Studies as a user meets them: real, short trainings."""
 
+import errno
 import json
 import os
 import re
@@ -17,7 +18,10 @@ from lightning_reg.cli import fitting, main, summary
 from lightning_reg.cli.plan import fits
 from lightning_reg.data import ImageData
 from lightning_reg.studies.definition import read_study
+from lightning_reg.studies.store import Store
 from tests.conftest import REPOSITORY
+from tests.studies.helpers import Here
+from tests.studies.processes import is_alive, wait_for
 
 BASE = REPOSITORY / "configs" / "digits_mlp.yaml"
 STUDY = {
@@ -36,10 +40,11 @@ STUDY = {
     },
     "seeds": 2,
 }
+RUNS = Path("runs/studies/example/runs")
 
 
 @pytest.fixture
-def outcomes(monkeypatch):
+def outcomes(monkeypatch, here):
     """What is reported, in place of the report."""
     reported = []
 
@@ -52,7 +57,13 @@ def outcomes(monkeypatch):
 
 
 @pytest.fixture
-def trained(monkeypatch):
+def here(monkeypatch):
+    """Runs are done in this very process: what a worker of its own would import takes seconds."""
+    monkeypatch.setattr("lightning_reg.cli.study.LocalExecutor", lambda _: Here())
+
+
+@pytest.fixture
+def trained(monkeypatch, here):
     """Which runs were trained, in order."""
     runs, fit = [], fitting.fit
 
@@ -90,16 +101,15 @@ def test_a_study_is_run_and_reported(outcomes, trained, capsys):
     assert trained == [(variant, seed) for seed in (0, 1) for variant in ("plain", "L2")]
     assert {(result.variant, result.seed) for result in outcome.results} == set(trained)
     result = outcome.results[0]
-    assert {f"{split}/{name}" for split in ("train", "validation", "test") for name in ("loss", "accuracy")} == set(
-        result.metrics
-    )
+    names = ("loss", "accuracy", "balanced_accuracy")
+    assert {f"{split}/{name}" for split in ("train", "validation", "test") for name in names} == set(result.metrics)
     assert [epoch for epoch, _ in result.curves["train/loss"]] == [0, 1]
     assert result.collected["weights"]["parameters"] == 64 * 16 + 16 * 10
     assert len(result.collected["activations"]["layers"]) == 2
     assert outcome.command == "python train.py study example.yaml"
     assert {"torch", "lightning", "Python", "processor", "lightning_reg"} <= set(outcome.versions)
     assert outcome.seconds == pytest.approx(sum(each.seconds for each in outcome.results))
-    assert not [name for name in files() if name.endswith(".ckpt") or "claim" in name or "tfevents" in name]
+    assert not [name for name in files() if name.endswith(".ckpt") or "tfevents" in name]
 
 
 def test_curves_go_on_behind_the_best_epoch(outcomes):
@@ -167,7 +177,7 @@ def test_options_choose_variants_seeds_and_form(outcomes, trained, capsys):
     assert main(["study", path, "--quick", "--only", "L2", "mixed", "--seeds", "1", "--output", "here"]) == 0
     out = capsys.readouterr().out
     assert "2 runs: 2 variants, 1 seed; 0 done already" in out
-    assert "They take about 10 seconds on two cores." in out  # half a minute · 2/3 · 1/2
+    assert "They take about 10.0 s on two cores." in out  # half a minute · 2/3 · 1/2
     assert trained == [("L2", 0), ("mixed", 0)]
     assert outcomes[0].quick
     assert outcomes[0].study.baseline == "L2"
@@ -212,32 +222,6 @@ def test_a_failing_variant_is_told_and_the_others_finish(outcomes, trained, caps
     assert trained == [("plain", 0), ("torn", 0), ("torn", 0)]
 
 
-def test_ctrl_c_ends_quietly_and_says_how_to_go_on(outcomes, trained, capsys, monkeypatch):
-    fit = fitting.fit
-
-    def interrupted(run, folder):
-        if run.variant == "L2":
-            monkeypatch.setattr(fitting, "LearningCurves", InterruptedCurves)
-        return fit(run, folder)
-
-    class InterruptedCurves(fitting.LearningCurves):
-        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-            signal.raise_signal(signal.SIGINT)
-
-    own = fitting.LearningCurves
-    monkeypatch.setattr(fitting, "fit", interrupted)
-    path = two(seeds=1)
-    assert main(["study", path]) == 130
-    out, err = capsys.readouterr()
-    assert "Interrupted; 1 of 2 runs are done. To go on:\n  python train.py study example.yaml" in err
-    assert "Traceback" not in out + err
-    assert not [name for name in files() if "claim" in name or name.endswith(".ckpt")]
-    monkeypatch.setattr(fitting, "LearningCurves", own)
-    monkeypatch.setattr(fitting, "fit", fit)
-    assert main(["study", path]) == 0
-    assert trained == [("plain", 0), ("L2", 0), ("L2", 0)]
-
-
 @pytest.mark.slow
 def test_predictions_are_the_same_after_loading_in_a_new_process(outcomes):
     assert main(["study", write(variants={"plain": {}}, seeds=1, collect=["reload", "predictions"])]) == 0
@@ -249,27 +233,42 @@ def test_predictions_are_the_same_after_loading_in_a_new_process(outcomes):
     assert not [name for name in files() if name.endswith((".ckpt", ".pt"))]
 
 
-@pytest.mark.slow
-def test_kill_9_in_the_midst_of_a_training(outcomes, trained):
-    path = two(seeds=2)
-    code = "import sys; from lightning_reg.cli import main; main(sys.argv[1:])"
+def started(path, *options):
+    """Starts the command in a process, as a terminal does: with a group of its own, which Ctrl-C reaches as a whole."""
+    code = "import sys; from lightning_reg.cli import main; sys.exit(main(sys.argv[1:]))"
     # As many threads as here: sums are made in another order by more, and Adam's first steps make much of that.
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, "-c", code, "study", path], env=environment, stderr=subprocess.DEVNULL)
-    folder = Path("runs/studies/example/runs")
-    deadline = time.monotonic() + 120
-    while len(list(folder.glob("*/result.json"))) < 1 or not list(folder.glob("*/checkpoints/*.ckpt")):
-        assert time.monotonic() < deadline
+    words = [sys.executable, "-c", code, "study", path, *options]
+    return subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def wait_for_a_run(process, *, and_for=lambda: True):
+    """Waits until one run is done, and returns whose process did it."""
+
+    def is_there():
         assert process.poll() is None
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    finished = {file.parent.name: file.read_text() for file in folder.glob("*/result.json")}
+        return list(RUNS.glob("*/result.json")) and and_for()
+
+    wait_for(is_there, seconds=120)
+    children = Path(f"/proc/{process.pid}/task").glob("*/children")
+    return [int(pid) for path in children for pid in path.read_text().split()]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_kill_9_in_the_midst_of_a_training(outcomes, trained):
+    path = two(seeds=2)
+    with started(path) as process:
+        children = wait_for_a_run(process, and_for=lambda: list(RUNS.glob("*/checkpoints/*.ckpt")))
+        process.kill()
+    killed = time.monotonic()
+    wait_for(lambda: not any(map(is_alive, children)), seconds=2 - (time.monotonic() - killed))
+    finished = {file.parent.name: file.read_text() for file in RUNS.glob("*/result.json")}
     assert 1 <= len(finished) < 4
-    assert list(folder.glob("*/claim-*"))
     assert main(["study", path]) == 0
     assert len(trained) == 4 - len(finished)
-    assert all((folder / key / "result.json").read_text() == text for key, text in finished.items())
+    assert all((RUNS / key / "result.json").read_text() == text for key, text in finished.items())
+    assert not [name for name in files() if name.endswith(".ckpt")]
     # What the killed process has done and what this one does are runs of one kind.
     results = {(each.variant, each.seed): each.metrics for each in outcomes[0].results}
     assert main(["study", path, "--output", "afresh", "--only", "plain", "--seeds", "1"]) == 0
@@ -298,26 +297,64 @@ def test_a_computation_is_a_study_too(outcomes, capsys):
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_all_jobs_quietly_and_they_trained_the_same(outcomes):
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("options", [(), ("--jobs", "2")], ids=["alone", "two jobs"])
+def test_ctrl_c_ends_quietly_says_how_to_go_on_and_leaves_nothing_behind(outcomes, options):
     path = two(seeds=5)
-    code = "import sys; from lightning_reg.cli import main; sys.exit(main(sys.argv[1:]))"
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    words = [sys.executable, "-c", code, "study", path, "--jobs", "2"]
-    process = subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    folder = Path("runs/studies/example/runs")
-    deadline = time.monotonic() + 120
-    while not list(folder.glob("*/result.json")):
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    _, err = process.communicate(timeout=60)
+    with started(path, *options) as process:
+        children = wait_for_a_run(process)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "To go on:\n  python train.py study example.yaml --jobs 2" in err
-    assert "Traceback" not in err
-    assert not list(folder.glob("*/claim-*"))
-    done = [json.loads(file.read_text()) for file in folder.glob("*/result.json")]
+    wait_for(lambda: not any(map(is_alive, children)), seconds=2)
+    done = [json.loads(file.read_text()) for file in RUNS.glob("*/result.json")]
     assert 1 <= len(done) < 10
+    command = shlex.join(["python", "train.py", "study", path, *options])
+    assert f"Interrupted; {len(done)} of 10 runs are done. To go on:\n  {command}\n" in err
+    assert "Traceback" not in err
+    assert len(list(RUNS.iterdir())) == len(done)  # no folder of a run that isn't done
+    assert not [name for name in files() if name.endswith(".ckpt")]
+    # Whoever did it, and however many at once: it comes to the same bits.
     alone = ["--only", done[0]["variant"], "--seeds", str(done[0]["seed"] + 1), "--output", "alone"]
     assert main(["study", path, *alone]) == 0
     assert outcomes[0].results[-1].metrics == done[0]["metrics"]
+
+
+def test_a_finished_study_in_a_folder_that_cannot_be_written_prints_its_results(outcomes, trained, capsys, monkeypatch):
+    path = two(seeds=1)
+    assert main(["study", path]) == 0
+    before = {name: Path("runs/studies/example", name).stat().st_mtime_ns for name in files()}
+    first = capsys.readouterr().out
+
+    def refuse(outcome, folder):
+        raise PermissionError(errno.EACCES, "Permission denied", str(folder / "report.html"))
+
+    def untouched(*arguments, **settings):
+        raise AssertionError("nothing may be written")
+
+    monkeypatch.setattr("lightning_reg.cli.study.write_report", refuse)
+    monkeypatch.setattr(Store, "locked", untouched)
+    assert main(["study", path]) == 0
+    out, err = capsys.readouterr()
+    results = [line for line in first.splitlines() if "±" in line or "seed)" in line]
+    assert results
+    assert set(results) <= set(out.splitlines())
+    assert err == "The report can't be written: [Errno 13] Permission denied: 'runs/studies/example/report.html'\n"
+    assert len(trained) == 2
+    assert {name: Path("runs/studies/example", name).stat().st_mtime_ns for name in files()} == before
+
+
+def test_print_config_prints_what_the_file_leaves_out_and_runs_nothing(capsys):
+    assert main(["study", two(), "--print_config"]) == 0
+    assert "collect: []" in (out := capsys.readouterr().out)
+    assert yaml.safe_load(out)["title"] == "Example"
+    assert not Path("runs").exists()
+
+
+def test_help_names_the_options_and_the_keys_of_the_file(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["study", "--help"])
+    assert ended.value.code == 0
+    out = capsys.readouterr().out
+    for word in ("--cluster ADDRESS", "--gpus-per-run N", "Keys of the study's file:\n  variants", "\n  logarithmic\n"):
+        assert word in out

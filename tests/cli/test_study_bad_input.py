@@ -8,8 +8,11 @@ import pytest
 import yaml
 
 from lightning_reg.cli import fitting, main
+from lightning_reg.cli.plan import fits
+from lightning_reg.studies.definition import read_study
 from lightning_reg.studies.store import Store
 from tests.cli.test_study import BASE, write
+from tests.studies.helpers import Here
 
 FIT = fitting.fit
 
@@ -80,7 +83,46 @@ def test_options_that_cannot_be_used(capsys):
     assert "only must be one of plain, L2, mixed" in error_of(capsys, path, "--only", "L1")
     assert "seeds must be a whole number of at least 1" in error_of(capsys, path, "--seeds", "0")
     assert "jobs must be a whole number of at least 1" in error_of(capsys, path, "--jobs", "0")
-    assert "can't be read" in error_of(capsys, "nowhere.yaml")
+    assert "jobs must be left out with --cluster" in error_of(capsys, path, "--jobs", "2", "--cluster", "auto")
+    assert "gpus_per_run must be left out without --cluster" in error_of(capsys, path, "--gpus-per-run", "1")
+    assert "gpus_per_run must be in [0, ∞), but is -1.0" in error_of(
+        capsys, path, "--cluster", "auto", "--gpus-per-run", "-1"
+    )
+    assert "study file must be a file that exists, but is 'nowhere.yaml'" in error_of(capsys, "nowhere.yaml")
+
+
+def test_a_command_line_that_cannot_be_read(capsys):
+    path = write()
+    assert "unrecognized arguments: --jbos 2; did you mean '--jobs'?" in error_of(capsys, path, "--jbos", "2")
+    assert "argument --seeds: invalid int value: 'many'; see train.py study --help" in error_of(
+        capsys, path, "--seeds", "many"
+    )
+    assert "the following arguments are required: FILE" in error_of(capsys)
+    Path("bad.yaml").write_text("title: [")
+    assert "error: study file 'bad.yaml' isn't " in error_of(capsys, "bad.yaml", "--print_config")
+
+
+def test_results_that_somebody_changed(capsys, monkeypatch):
+    path = write(variants={"a": {}}, seeds=1)
+    (run,) = fits(read_study(path))
+    store = Store("there", "example")
+    for content in ("{", "[1]", "{}", '{"metrics": null}', None):
+        with store.locked():
+            store.prepare(run)
+        result = store.run_folder(run) / "result.json"
+        result.write_text(content) if content is not None else result.mkdir()
+        error = error_of(capsys, path, "--output", "there")
+        assert error.endswith(f"; remove '{result}', and its run is done again")
+        assert len(error) < 300
+    Path("there/study.json").write_text("[]")
+    assert "doesn't say of which" in error_of(capsys, path, "--output", "there")
+
+
+def test_a_folder_that_another_process_is_at(capsys):
+    with Store("there", "example").locked():
+        Path("there/study.json").write_text('{"study": "example", "format": 1}')
+        assert main(["study", write(seeds=1), "--output", "there"]) == 2
+    assert re.fullmatch(r"error: output must be a folder that no other process is at, .*\n", capsys.readouterr().err)
 
 
 def test_options_of_a_computation(capsys):
@@ -90,7 +132,8 @@ def test_options_of_a_computation(capsys):
 
 
 def test_another_study_s_folder(capsys):
-    Store("there", "other").open()
+    with Store("there", "other").locked():
+        pass
     error = error_of(capsys, write(), "--output", "there")
     assert "output must be a folder of 'example', but 'there' is of 'other'" in error
     Path("thesis").mkdir()
@@ -101,6 +144,7 @@ def test_another_study_s_folder(capsys):
 
 def test_a_metric_that_is_not_measured(capsys, monkeypatch):
     monkeypatch.setattr(fitting, "fit", FIT)
+    monkeypatch.setattr("lightning_reg.cli.study.LocalExecutor", lambda _: Here())
     assert main(["study", write(metric="test/acuracy", seeds=1), "--output", "there"]) == 2
     assert "metric must be one of " in (error := capsys.readouterr().err)
     assert "did you mean 'test/accuracy'" in error

@@ -10,6 +10,7 @@ import torch
 import yaml
 from lightning.pytorch import LightningModule
 
+from lightning_reg.cli import main
 from lightning_reg.data import TabularData
 from tests.cli.helpers import run
 from tests.conftest import REPOSITORY
@@ -68,11 +69,18 @@ def test_categories_given_by_hand_must_be_the_datas(own_table, capsys):
     assert error == "error: model.categories must be [4], as the data has it, or be left out, but is [9]"
 
 
-def test_regression_needs_a_model_for_it(capsys):
-    assert run("fit", "--data.dataset", "diabetes", config=CONFIG) == 2
+class Classes(LightningModule):
+    """Somebody's classifier."""
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+
+
+def test_somebodys_classifier_is_no_model_for_regression(capsys):
+    options = ["--model", "tests.cli.test_tables.Classes", "--data", "TabularData", "--data.dataset", "diabetes"]
+    assert main(["fit", *options]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert re.match("error: model must be a module of your own for regression, but is lightning_reg.models.MLP", error)
-    assert not Path("runs").exists()
+    assert re.match("error: model must predict numbers for this data, but is tests.cli.test_tables.Classes", error)
 
 
 def test_unusable_table_is_one_sentence_and_nothing_half_written(own_table, capsys):

@@ -1,3 +1,7 @@
+import io
+import os
+import struct
+
 import numpy as np
 import pytest
 import torch
@@ -67,6 +71,55 @@ def test_hidden_and_other_files_are_passed_over(picture_folder):
     (root / "train" / "class_0" / "notes.txt").write_text("no picture")
     (root / "train" / "class_0" / "._00.png").write_bytes(b"what some systems leave beside pictures")
     assert len(PictureFolder(root).load()[0].labels) == 24
+
+
+def test_hidden_folders_at_any_depth_links_and_folders_named_like_images(picture_folder, tmp_path):
+    root = picture_folder(classes=2, count=3)
+    first = root / "train" / "class_0"
+    for hidden in (first / ".ipynb_checkpoints", first / "deep" / ".thumbnails" / "more"):
+        hidden.mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(hidden / "copy.png")
+    (first / "folder.png").mkdir()
+    Image.new("RGB", (8, 8)).save(first / "folder.png" / "inside.png")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    Image.new("RGB", (8, 8)).save(elsewhere / "linked.png")
+    (first / "link").symlink_to(elsewhere, target_is_directory=True)
+    (first / "loop").symlink_to(first, target_is_directory=True)
+    (root / "train" / "class_2").symlink_to(elsewhere, target_is_directory=True)
+    folder = PictureFolder(root)
+    assert folder.classes == ("class_0", "class_1", "class_2")
+    names = [path.relative_to(root / "train").as_posix() for path in folder.files("train")]
+    kept = [f"class_{label}/{number:02d}.png" for label in range(2) for number in range(3)]
+    assert sorted(names) == sorted(
+        [*kept, "class_0/folder.png/inside.png", "class_0/link/linked.png", "class_2/linked.png"]
+    )
+
+
+@pytest.mark.parametrize(("make", "kind"), [("pipe", "a named pipe"), ("device", "a device")])
+def test_what_is_no_regular_file_is_named_and_never_opened(picture_folder, make, kind):
+    root = picture_folder()
+    path = root / "train" / "class_0" / "more.png"
+    if make == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    with pytest.raises(SettingError, match=rf"image must be a regular file, but '.*more.png' is {kind}"):
+        PictureFolder(root).load()
+
+
+def test_odd_exif_names_the_file(picture_folder):
+    root = picture_folder()
+    # A tag for the width that says -1 where a size belongs, and one that asks for a turn.
+    entries = struct.pack("<HHIi", 0x0100, 9, 1, -1) + struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + struct.pack("<I", 0)
+    jpeg = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(jpeg, "JPEG")
+    raw = jpeg.getvalue()
+    odd = raw[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + raw[2:]
+    (root / "train" / "class_0" / "odd.jpg").write_bytes(odd)
+    with pytest.raises(SettingError, match=r"class_0/odd.jpg can't be read as a picture"):
+        PictureFolder(root).load()
 
 
 def test_folder_that_does_not_exist_is_refused(tmp_path):

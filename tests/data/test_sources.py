@@ -1,4 +1,5 @@
 import gzip
+import os
 import struct
 
 import numpy as np
@@ -6,6 +7,7 @@ import pytest
 import torch
 import torchvision
 
+from lightning_reg.data import sources
 from lightning_reg.data.sources import SOURCES
 from lightning_reg.settings import SettingError
 
@@ -33,6 +35,7 @@ def no_network(monkeypatch):
 
     for name in ("MNIST", "FashionMNIST", "CIFAR10", "CIFAR100"):
         monkeypatch.setattr(torchvision.datasets, name, refuse)
+    monkeypatch.setattr(sources, "DEBIAN", {})
 
 
 def test_digits_are_scikit_learns_with_a_fixed_test_part():
@@ -154,3 +157,23 @@ def test_constants_and_classes_fit_the_pictures(name):
     assert len(set(source.classes)) == len(source.classes) == (100 if name == "cifar100" else 10)
     for constants in (source.mean, source.std):
         assert constants is None or len(constants) == source.input_shape[0]
+
+
+def test_fashion_mnist_of_debians_package_is_found_without_a_download(tmp_path, no_network, monkeypatch):
+    monkeypatch.setattr(sources, "DEBIAN", {"FashionMNIST": tmp_path / "fashion-mnist"})
+    write_mnist(tmp_path / "fashion-mnist", compressed=True)
+    SOURCES["fashion_mnist"].fetch(tmp_path / "data", False)
+    assert len(SOURCES["fashion_mnist"].load(tmp_path / "data")[0].labels) == 30
+    with pytest.raises(SettingError, match="has no train-images-idx3-ubyte of MNIST"):
+        SOURCES["mnist"].load(tmp_path / "data")
+
+
+def test_pipe_or_bomb_in_the_place_of_an_idx_file(tmp_path, no_network, monkeypatch):
+    write_mnist(tmp_path, compressed=True)
+    monkeypatch.setattr(sources, "_MAX_IDX", 4096)
+    with pytest.raises(SettingError, match=r"train-images-idx3-ubyte.gz can't be read as an idx file"):
+        SOURCES["mnist"].load(tmp_path)  # more bytes come out than a file of this kind ever has
+    (tmp_path / "train-images-idx3-ubyte.gz").unlink()
+    os.mkfifo(tmp_path / "train-images-idx3-ubyte.gz")
+    with pytest.raises(SettingError, match="has no train-images-idx3-ubyte of MNIST"):
+        SOURCES["mnist"].load(tmp_path)

@@ -1,11 +1,17 @@
 """What a study file may say, and what is said where it can't be used."""
 
+import json
+import os
 import re
+from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 
+from lightning_reg.files import read_yaml
 from lightning_reg.settings import SettingError
 from lightning_reg.studies.definition import Form, read_study
+from lightning_reg.studies.study_file import AxisKeys, DataKeys, FormKeys, StudyKeys, dumped, keys_help
 
 GOOD = """
 title: Example
@@ -89,14 +95,39 @@ BAD = {
     "seeds left out": ("seeds: [3, 5]\n", "", "seeds is missing"),
     "zero seeds": ("seeds: [3, 5]", "seeds: 0", "seeds must be a whole number of at least 1, but is 0"),
     "a seed twice": ("seeds: [3, 5]", "seeds: [3, 3]", "seeds must differ from one another"),
-    "a seed that is none": ("seeds: [3, 5]", "seeds: [3, x]", "seeds must be a whole number of at least 0, but is 'x'"),
+    "a seed that is none": (
+        "seeds: [3, 5]",
+        "seeds: [3, x]",
+        r"seeds must be at least one whole number, .* but is \[3, 'x'\]",
+    ),
+    "a negative seed": ("seeds: [3, 5]", "seeds: [3, -5]", "seeds must be a whole number of at least 0, but is -5"),
+    "a seed with a point": ("seeds: [3, 5]", "seeds: 3.5", "seeds must be at least one whole number, .* but is 3.5"),
+    "seeds of a form": ("quick: {seeds: 1", "quick: {seeds: 0", "quick.seeds must be a whole number of at least 1"),
+    "a form that is none": (
+        "minutes: 6",
+        "data: {mnist: short}",
+        "data.mnist must be settings by name, but is 'short'",
+    ),
+    "a title that YAML reads otherwise": ("title: Example", "title: 2026", "title must be text, but is 2026"),
+    "a metric that is a list": ("minutes: 6", "metric: [test/loss]", r"metric must be text, but is \['test/loss'\]"),
+    "better that is neither": (
+        "minutes: 6",
+        "better: loewr",
+        "better must be one of lower, higher, but is 'loewr'; did",
+    ),
+    "logarithmic that is neither": (
+        "minutes: 6",
+        "axis: {values: [1, 2, 3], logarithmic: 3}",
+        "axis.logarithmic must be true or false, but is 3",
+    ),
+    "an axis that is a list": ("minutes: 6", "axis: [1, 2, 3]", "axis must be label, values and logarithmic by name"),
     "a base that doesn't exist": (
         "base: base.yaml",
         "base: bose.yaml",
         "base must name a configuration that exists, but",
     ),
     "an overlay that doesn't exist": ("[overlay", "[over", r"variants.both must name .* 'over.yaml' doesn't"),
-    "a variant twice": ("both:", "none:", "line 10: 'none' is there twice"),
+    "a variant twice": ("both:", "none:", "must have every key once, but line 10 has 'none' again"),
     "a name that YAML reads otherwise": ("none:", "off:", "YAML reads a name as False; put it into quotation marks"),
     "a baseline that isn't there": (
         "minutes: 6",
@@ -106,8 +137,12 @@ BAD = {
     "an unknown collector": ("minutes: 6", "collect: [weigths]", "but is 'weigths'; did you mean 'weights'"),
     "collect as text": ("minutes: 6", "collect: weights", "collect must be a list of weights, "),
     "an axis of another length": ("minutes: 6", "axis: {values: [1, 2]}", "for each of the 3 variants, but has 2"),
-    "an axis without values": ("minutes: 6", "axis: {label: x}", "for each of the 3 variants, but has none"),
-    "an axis of text": ("minutes: 6", "axis: {values: [1, 2, x]}", "axis.values must be a number, but is 'x'"),
+    "an axis without values": ("minutes: 6", "axis: {label: x}", "axis.values is missing"),
+    "an axis of text": (
+        "minutes: 6",
+        "axis: {values: [1, 2, x]}",
+        "axis.values must be a list of numbers, but is .*'x'",
+    ),
     "factors of zero": ("minutes: 6", "axis: {values: [0, 1, 2], logarithmic: true}", r"axis.values must be in \(0"),
     "an unknown key of the axis": (
         "minutes: 6",
@@ -122,7 +157,7 @@ BAD = {
     "minutes that are none": ("minutes: 6", "minutes: soon", "minutes must be a number, but is 'soon'"),
     "arguments without a function": ("minutes: 6", "arguments: {}", "arguments must be left out of a study without a"),
     "settings that are none": ("none: {}", "none: 5", "variants.none must be a configuration's path, or settings"),
-    "no YAML": ("title: Example", "title: {", "is no YAML"),
+    "no YAML": ("title: Example", "title: {", r"isn't (plain )?YAML"),
 }
 
 
@@ -147,8 +182,70 @@ def test_near_configurations_are_named(write, tmp_path, monkeypatch):
 
 
 def test_a_file_that_is_not_there_or_holds_no_settings(tmp_path):
-    with pytest.raises(SettingError, match="can't be read"):
+    with pytest.raises(SettingError, match="study file must be a file that exists, but is"):
         read_study(tmp_path / "nothing.yaml")
     (tmp_path / "list.yaml").write_text("[1, 2]")
-    with pytest.raises(SettingError, match="must hold settings by name"):
+    with pytest.raises(SettingError, match=r"list.yaml': the file must be settings by name, but is \[1, 2\]"):
         read_study(tmp_path / "list.yaml")
+
+
+def test_settings_are_kept_as_they_are_written(write):
+    """What looks like a class, a number or a list in a text is none to whoever reads the file."""
+    written = {
+        "class_path": "os.system",
+        "init_args": {"command": "touch here"},
+        "more": ["1e-3", "[1, 2]", {"x": "null"}],
+    }
+    content = GOOD.replace("none: {}", f"none: {{trainer.callbacks: [{json.dumps(written)}]}}")
+    assert read_study(write(content)).variants["none"] == ({"trainer.callbacks": [written]},)
+
+
+TAGGED = "!!python/object/apply:pathlib.Path.touch [!!python/object/apply:pathlib.Path [executed]]"
+A_CLASS = "{class_path: os.system, init_args: {command: touch executed}}"
+SMALL = {"title": "Small", "base": "base.yaml", "variants": "{a: {}}", "seeds": "1"}
+
+
+def with_payload(write, key, payload):
+    return write("\n".join(f"{name}: {value}" for name, value in {**SMALL, key: payload}.items()))
+
+
+@pytest.mark.parametrize("payload", [TAGGED, f"{{x: {TAGGED}}}", f"[{TAGGED}]", A_CLASS, f"[{A_CLASS}]"])
+@pytest.mark.parametrize("key", ["title", "seeds", "variants", "axis", "quick", "data", "collect", "anything"])
+def test_a_stranger_s_file_executes_nothing(write, key, payload):
+    with pytest.raises(SettingError) as error:
+        read_study(with_payload(write, key, payload))
+    assert "\n" not in str(error.value)
+    assert not Path("executed").exists()
+
+
+@pytest.mark.parametrize(("key", "payload"), [("base", A_CLASS), ("variants", f"{{a: {A_CLASS}}}")])
+def test_settings_of_a_stranger_s_runs_execute_nothing_when_they_are_read(write, key, payload):
+    read_study(with_payload(write, key, payload))
+    assert not Path("executed").exists()
+
+
+@pytest.mark.timeout(20)
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with pytest.raises(SettingError, match=r"study file must be a regular file, but .* is a named pipe"):
+        read_study(tmp_path / "pipe.yaml")
+    with pytest.raises(SettingError, match=r"study file must be a regular file, but .* is a folder"):
+        read_study(tmp_path)
+
+
+def test_the_help_names_every_key():
+    text = keys_help()
+    for kind in (StudyKeys, FormKeys, DataKeys, AxisKeys):
+        for key in fields(kind):
+            assert re.search(rf"^  {key.name}\b", text, re.MULTILINE)
+    assert "<class" not in text
+
+
+def test_what_is_left_out_can_be_printed(write):
+    path = write(GOOD)
+    printed = path.with_name("printed.yaml")
+    printed.write_text(dumped(read_yaml("study file", path)))
+    assert "collect: []" in printed.read_text()
+    again = read_study(printed)
+    assert replace(again.study, name="example") == read_study(path).study
+    assert again.variants == read_study(path).variants

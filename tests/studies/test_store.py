@@ -1,22 +1,27 @@
-"""A folder that holds whole results, its own study's alone."""
+"""A folder that holds whole results, its own study's alone, and that one process at a time writes to."""
 
 import errno
+import json
 import os
+from pathlib import Path
 
 import pytest
 
 from lightning_reg.settings import SettingError
 from lightning_reg.studies.runs import Measured
-from lightning_reg.studies.store import Store, is_full_disk, write_atomically
-from tests.studies.helpers import make_runs, open_store
+from lightning_reg.studies.store import Store, is_disk_full
+from tests.studies.helpers import keep, make_runs, open_store
+
+
+def tree(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
 
 
 def test_a_result_comes_back_as_it_was(tmp_path):
     store, (run,) = open_store(tmp_path / "study"), make_runs(1)
-    store.run_folder(run).mkdir(parents=True)
     assert store.result(run) is None
     measured = Measured({"test/loss": 0.1 + 0.2}, {"train/loss": [(0.0, 1 / 3)]}, {"weights": {"counts": [1, 2]}})
-    store.write_result(run, measured, 1.5)
+    keep(store, run, measured, 1.5)
     found = open_store(tmp_path / "study").result(run)
     assert (found.metrics, found.curves, found.collected) == (measured.metrics, measured.curves, measured.collected)
     assert (found.variant, found.seed, found.seconds) == ("a", 0, 1.5)
@@ -25,65 +30,159 @@ def test_a_result_comes_back_as_it_was(tmp_path):
     assert len(modes) == 1  # whoever may read other files may read these
 
 
+def test_a_run_that_diverged_has_a_result(tmp_path):
+    store, (run,) = open_store(tmp_path / "study"), make_runs(1)
+    keep(store, run, Measured({"test/loss": float("nan"), "test/accuracy": float("inf")}))
+    assert repr(store.result(run).metrics) == "{'test/loss': nan, 'test/accuracy': inf}"
+
+
+def test_one_process_at_a_time(tmp_path):
+    store = Store(tmp_path / "study", "example")
+    with store.locked():
+        with (
+            pytest.raises(SettingError, match=r"one runs this study in .*study'; let it finish .*--output"),
+            Store(tmp_path / "study", "example").locked(),
+        ):
+            pass
+        Store(tmp_path / "study", "example").check()  # reading is everybody's
+    with Store(tmp_path / "study", "example").locked():
+        pass
+
+
 def test_another_study_s_folder_is_refused(tmp_path):
     open_store(tmp_path / "study")
     open_store(tmp_path / "study")
     with pytest.raises(SettingError, match=r"output must be a folder of 'other', but .* is of 'example'"):
-        Store(tmp_path / "study", "other").open()
+        Store(tmp_path / "study", "other").check()
 
 
 def test_a_folder_with_anything_else_is_refused_and_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(SettingError, match="holds something else"):
-        Store(tmp_path, "example").open()
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
-    with pytest.raises(SettingError, match="holds something else"):
-        Store(tmp_path / "thesis.txt", "example").open()
+    for folder in (tmp_path, tmp_path / "thesis.txt"):
+        with pytest.raises(SettingError, match="holds something else"):
+            Store(folder, "example").check()
+    assert tree(tmp_path) == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("left", [(".study.lock",), (".study.lock", ".study.json-0123456789abcdef")])
+def test_a_folder_that_was_just_being_made_when_its_process_was_killed_is_ours(tmp_path, left):
+    for name in left:
+        (tmp_path / name).touch()
+    open_store(tmp_path).check()
 
 
 def test_a_folder_that_cannot_be_made_is_a_setting(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(SettingError, match="output must be a folder that can be written"):
-        Store(tmp_path / "file" / "study", "example").open()
+    with (
+        pytest.raises(SettingError, match="output must be a folder that can be written"),
+        Store(tmp_path / "file" / "study", "example").locked(),
+    ):
+        pass
 
 
-def test_a_file_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = tmp_path / "result.json"
-    write_atomically(path, "before")
-
-    def full(descriptor):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        write_atomically(path, "after")
-    assert path.read_text() == "before"
-    assert list(tmp_path.iterdir()) == [path]
+def test_looking_writes_nothing(tmp_path):
+    store = Store(tmp_path / "study", "example")
+    store.check()
+    assert not store.has_result(make_runs(1)[0])
+    assert tree(tmp_path) == []
 
 
-def test_what_an_attempt_left_is_cleared_but_not_who_is_at_it(tmp_path):
+IDENTITIES = {
+    "no JSON": ("{", "study.json must be JSON"),
+    "a list": ("[]", "study.json' doesn't say of which"),
+    "without keys": ("{}", "study.json' doesn't say of which"),
+    "binary": (b"\xff\xfe\x00", "study.json must be text in UTF-8"),
+    "a later format": ('{"study": "example", "format": 2}', "is of 'example'"),
+    "a folder": (None, "study.json must be a regular file, but .* is a folder"),
+    "a pipe": (os.mkfifo, "study.json must be a regular file, but .* is a named pipe"),
+}
+
+
+def put(path, content):
+    if content is None:
+        path.mkdir(parents=True)
+    elif callable(content):
+        content(path)
+    else:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("case", IDENTITIES)
+def test_a_study_file_of_a_stranger_s_folder(tmp_path, case):
+    content, message = IDENTITIES[case]
+    put(tmp_path / "study.json", content)
+    with pytest.raises(SettingError, match=message):
+        Store(tmp_path, "example").check()
+
+
+WHOLE = {"metrics": {"a": 1.0}, "curves": {"a": [[0, 1]]}, "collected": {}, "seconds": 1}
+RESULTS = {
+    "no JSON": ("{", "result must be JSON"),
+    "cut off": (json.dumps(WHOLE)[:20], "result must be JSON"),
+    "nested without end": ("[" * 100_000, "result must be JSON"),
+    "binary": (b"\xff\xfe\x00", "result must be text in UTF-8"),
+    "empty": ("", "result must be JSON"),
+    "a list": ("[1]", r"result must have metrics by name, but is \[1\]"),
+    "without keys": ("{}", "result must have metrics by name, but has nothing"),
+    "metrics null": ({"metrics": None}, "result must have metrics by name, but has nothing"),
+    "metrics a list": ({"metrics": [1]}, r"result must have metrics by name, but has \[1\]"),
+    "a metric of text": ({"metrics": {"a": "much"}}, "result must have a number as metrics.a, but has 'much'"),
+    "a metric too large": ('{"metrics": {"a": 1' + "0" * 400 + "}}", "metrics.a, but has one too large"),
+    "curves null": ({"curves": None}, "result must have curves by name"),
+    "a curve null": ({"curves": {"a": None}}, "result must have a list as curves.a, but has nothing"),
+    "a point of three": ({"curves": {"a": [[1, 2, 3]]}}, "result must have pairs of epoch and value in curves.a"),
+    "a point of text": ({"curves": {"a": [[1, "x"]]}}, "result must have a number as curves.a, but has 'x'"),
+    "collected text": ({"collected": "all"}, "result must have collected by name, but has 'all'"),
+    "seconds left out": ({"seconds": None}, "result must have a number as seconds, but has nothing"),
+    "a folder": (None, "result must be a regular file, but .* is a folder"),
+    "a pipe": (os.mkfifo, "result must be a regular file, but .* is a named pipe"),
+    "a link to nowhere": (lambda path: path.symlink_to("nowhere"), "result must be a file that exists"),
+}
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("case", RESULTS)
+def test_a_result_that_somebody_changed(tmp_path, case):
+    content, message = RESULTS[case]
+    store, (run,) = open_store(tmp_path), make_runs(1)
+    store.prepare(run)
+    put(
+        store.run_folder(run) / "result.json",
+        json.dumps({**WHOLE, **content}) if isinstance(content, dict) else content,
+    )
+    assert store.has_result(run)
+    with pytest.raises(SettingError, match=message) as error:
+        store.result(run)
+    assert str(error.value).endswith(f"; remove '{store.run_folder(run) / 'result.json'}', and its run is done again")
+    assert len(str(error.value).replace(str(tmp_path), "")) < 400
+
+
+def test_what_an_attempt_left_is_gone_before_the_next(tmp_path):
     store, (run,) = open_store(tmp_path / "study"), make_runs(1)
-    with store.claims.take(store.run_folder(run)) as claim:
-        (store.run_folder(run) / "checkpoints").mkdir()
-        (store.run_folder(run) / "checkpoints" / "best.ckpt").touch()
-        store.write_failure(run, "why", "where")
-        store.clear(run)
-        assert [path.name for path in store.run_folder(run).iterdir()] == ["claim-0"]
-        assert not claim.is_lost
+    store.prepare(run)
+    (store.run_folder(run) / "checkpoints").mkdir()
+    (store.run_folder(run) / "checkpoints" / "best.ckpt").touch()
+    store.write_failure(run, "why", "where")
+    store.prepare(run)
+    assert list(store.run_folder(run).iterdir()) == []
+    store.discard(run)
+    assert not store.run_folder(run).exists()
+    store.discard(run)
 
 
 def test_a_full_disk_is_recognized_behind_other_errors():
     error = RuntimeError("couldn't save")
-    assert not is_full_disk(error)
+    assert not is_disk_full(error, Path())
     error.__context__ = OSError(errno.ENOSPC, "No space left on device")
-    assert is_full_disk(error)
-    assert not is_full_disk(OSError(errno.ENOENT, "No such file"))
+    assert is_disk_full(error, Path())
+    assert not is_disk_full(OSError(errno.ENOENT, "No such file"), Path())
 
 
 def test_torch_s_error_on_a_full_disk_is_told_by_the_disk(tmp_path, monkeypatch):
-    store = open_store(tmp_path / "study")
-    assert store.full(RuntimeError("unexpected pos 64 vs 0")) is None
+    error = RuntimeError("unexpected pos 64 vs 0")
+    assert not is_disk_full(error, tmp_path)
     usage = type("Usage", (), {"free": 0})
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
-    assert "is full" in str(store.full(RuntimeError("unexpected pos 64 vs 0")))
-    assert store.full(ValueError("anything else")) is None
+    assert is_disk_full(error, tmp_path)
+    assert not is_disk_full(ValueError("anything else"), tmp_path)

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_reg.attach.snapshot import WeightSnapshot, load_weights, weights_of_checkpoint
+from lightning_reg.attach.snapshot import WeightSnapshot, load_weights, warn_of_untrusted, weights_of_checkpoint
 from lightning_reg.attach.stopping import Decision, Progress, decide
 from lightning_reg.core.facts import Place, Position
 from lightning_reg.core.lightning import callbacks_of, flattens_parameters, package_of, twin, twins
@@ -293,6 +293,7 @@ class StoppingSession(Session[RestoresBestWeights]):
     snapshot: WeightSnapshot = field(default_factory=WeightSnapshot)
     has_asked: bool = False  # to stop, before that was possible
     has_said: bool = False  # that nothing is validated
+    has_looked: bool = False  # at a checkpoint of the run
 
     @override
     def load(self, state: Mapping[str, Any]) -> None:
@@ -322,6 +323,12 @@ class StoppingSession(Session[RestoresBestWeights]):
             )
         if self.best_step is not None and self.best_step == trainer.global_step:
             self.snapshot.take(trainer, self.run.module)  # resumed from the very best
+
+    @override
+    def batch_starts(self, batch_idx: int) -> None:
+        # Checkpoints of the epoch before were saved after all callbacks had been asked.
+        if batch_idx == 0 and self.technique.restore_best_weights and not self.has_looked:
+            self.has_looked = warn_of_untrusted(self.run.trainer)
 
     def keep_if_best(self, value: Tensor) -> None:
         """Keeps a copy of the weights if a value is better than all before."""

@@ -1,0 +1,298 @@
+"""What a parser's refusal comes to in one sentence: the setting, what it may be, what it is, and what looks like it."""
+
+import ast
+import inspect
+import pkgutil
+import re
+import textwrap
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from jsonargparse import Namespace
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lightning_reg.settings import near_matches
+
+__all__ = ["SECTIONS", "as_plain", "described", "explained", "hint_of", "parameters_of", "shown"]
+
+SECTIONS: Mapping[str, type] = {"trainer": Trainer, "checkpoint": ModelCheckpoint}
+"""Classes whose arguments are settings of their own."""
+
+_HINTS: Mapping[str, Any] = {
+    "model": LightningModule,
+    "data": LightningDataModule,
+    "seed_everything": bool | int,
+    "ckpt_path": str | None,
+    "weights_only": bool | None,
+}
+_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
+_KEY = re.compile(r'\s*Parser key "([^"]+)":\s*')
+_PROBLEM = re.compile(
+    r"^( *)- Problem with given class_path '([\w.]+)':\n((?:(?:\1 {3,}.*)?\n|\1 {3,}.*\Z)+)", re.MULTILINE
+)
+_VALUE = re.compile(r".*(?:Given value|Got value): (.*)\Z", re.DOTALL)
+_NESTED = re.compile(r"NestedArg\(key='([\w.]+)', val=(.*)\)\Z", re.DOTALL)
+_UNKNOWN = re.compile(r"[Oo]ption '([^']+)'|unrecognized arguments?: (\S+)")
+_MAKER = re.compile(r"class_path='([\w.]+)'")
+_MISSING = object()
+
+
+def explained(message: str, options: Iterable[str] = ()) -> str:
+    r"""Returns one sentence for what a parser says.
+
+    A parser tells of every type that a value could have had why it has none of them. Of that the setting, the class
+    that was asked for, and the value are taken; what is expected comes from the signature.
+
+    Args:
+        message: Of the parser.
+        options: Names of all settings, for those that look like an unknown one.
+
+    >>> explained('Parser key "trainer.max_epochs": Expected a <class \'int\'>. Got value: many')
+    "trainer.max_epochs must be a whole number or null, but is 'many'"
+    """
+    path, hint, owner = "", None, None
+    nested = _NESTED.search(message)  # on the command line, of a setting within a setting
+    while True:
+        key = _KEY.match(message)
+        if key:
+            message = message[key.end() :]
+            hint = _hint(owner, key[1])
+            path = f"{path}.{key[1]}" if path else key[1]
+        value = _value(message)
+        # The parser takes a mapping without a class for arguments of the base class.
+        problems = [found for found in _PROBLEM.finditer(message) if _resolved(found[2]) not in _classes_in(hint)]
+        if value is _MISSING and nested and path.endswith(f".{nested[1]}"):
+            value = _read(nested[2])
+        fault = _fault_of_class(path, value, hint)
+        if fault:
+            return fault
+        inner = message.find('Parser key "')
+        maker = _MAKER.findall(message) if inner > 0 and not problems else []
+        if maker:  # what makes an object later, such as an optimizer, tells of its arguments in a line
+            owner, message = _resolved(maker[-1]), message[inner:]
+            continue
+        if not problems:
+            break
+        owner = _resolved(problems[0][2])
+        message = textwrap.dedent(problems[0][3])
+    of_class = f" of {owner.__name__}" if isinstance(owner, type) else ""
+    unknown = _UNKNOWN.search(message)
+    if unknown:
+        option = (unknown[1] or unknown[2]).split("=")[0].lstrip("-")
+        near = near_matches(option, options if owner is None else parameters_of(owner), most=1)
+        of_which = f"{of_class} ({path})" if path else ""
+        return f"{option} is no setting{of_which}" + (f"; did you mean {near[0]}?" if near else "")
+    if hint is not None and value is not _MISSING and "Expected" in message:
+        return f"{path}{of_class} must be {described(hint)}, but is {shown(value)}"
+    return f"{path}{of_class}: {' '.join(message.split())}" if path else " ".join(message.split())
+
+
+def _hint(owner: Any, key: str) -> Any:
+    section, _, name = key.partition(".")
+    if owner is None and name and section in SECTIONS:
+        owner, key = SECTIONS[section], name
+    return _HINTS.get(key) if owner is None else hint_of(owner, key)
+
+
+def _value(message: str) -> Any:
+    """The value that a message ends with: as Python writes it, or text."""
+    found = _VALUE.match(message)
+    if found is None or re.match(r"NestedArg\(|\[?Namespace\(", found[1]):  # what the parser has made of it
+        return _MISSING
+    return _read(found[1])
+
+
+def _read(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+        return text.strip()
+
+
+def shown(value: Any) -> str:
+    """Returns a value as it is written, cut where it is long.
+
+    Args:
+        value: The value.
+
+    >>> shown(None), shown("abc"), shown([1, 2])
+    ('null', "'abc'", '[1, 2]')
+    """
+    text = "null" if value is None else " ".join(repr(value).split())
+    return text if len(text) < 100 else f"{text[:97]}..."
+
+
+def as_plain(config: Any) -> Any:
+    """Returns settings as mappings and lists, in place of a parser's own.
+
+    Args:
+        config: What was parsed.
+    """
+    if isinstance(config, (Namespace, dict)):
+        return {name: as_plain(value) for name, value in (config if isinstance(config, dict) else vars(config)).items()}
+    return [as_plain(value) for value in config] if isinstance(config, list) else config
+
+
+def _resolved(path: str) -> Any:
+    try:
+        return pkgutil.resolve_name(path)
+    except (ImportError, AttributeError, ValueError):
+        return None
+
+
+def hint_of(owner: Any, name: str) -> Any:
+    """Returns the annotation of a class's argument, which may be a base class's; None where there is none.
+
+    Args:
+        owner: The class.
+        name: Of the argument.
+    """
+    for base in getattr(owner, "__mro__", [owner]):
+        make = base.__dict__.get("__init__") if isinstance(base, type) else base
+        try:
+            hints = get_type_hints(make) if make is not None else {}
+        except (NameError, TypeError, AttributeError):  # names that only type checkers import
+            continue
+        if name in hints:
+            return hints[name]
+    return None
+
+
+def parameters_of(owner: Any) -> dict[str, inspect.Parameter]:
+    """Returns what a class is made with, also what it hands on to its bases.
+
+    Args:
+        owner: The class.
+    """
+    found: dict[str, inspect.Parameter] = {}
+    for base in getattr(owner, "__mro__", [owner]):
+        try:
+            own = inspect.signature(base).parameters
+        except (TypeError, ValueError):
+            continue
+        found = {**own, **found}
+        if not any(each.kind is inspect.Parameter.VAR_KEYWORD for each in own.values()):
+            break
+    return found
+
+
+def described(hint: Any) -> str:  # noqa: PLR0911  # a line a kind
+    """Returns in words what a type hint allows.
+
+    Args:
+        hint: The annotation.
+
+    >>> described(Literal["min", "max"]), described(list[int] | None)
+    ('one of min, max', 'a list (of a whole number) or null')
+    """
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        parts = [described(each) for each in args if get_origin(each) is not Literal]
+        choices = [choice for each in args if get_origin(each) is Literal for choice in get_args(each)]
+        if choices:
+            parts.insert(0, f"one of {', '.join(dict.fromkeys(map(str, choices)))}")
+        return " or ".join(dict.fromkeys(parts))
+    if origin is Literal:
+        return f"one of {', '.join(map(str, args))}"
+    if hint in _NAMES:
+        return _NAMES[hint]
+    if origin is Callable or hint is Callable:
+        return "the import path of a callable"
+    kind = origin or hint
+    if kind is Any or not isinstance(kind, type):
+        return "a value"
+    if issubclass(kind, dict) or kind is Mapping:
+        return "a mapping"
+    if issubclass(kind, Iterable) and not issubclass(kind, (str, bytes)) and kind.__module__ in _CONTAINERS:
+        elements = [described(each) for each in args if each is not Ellipsis]
+        return f"a list (of {', '.join(dict.fromkeys(elements))})" if elements else "a list"
+    return _a(kind.__name__)
+
+
+def _a(noun: str) -> str:
+    return f"{'an' if noun[0] in 'AEIOU' else 'a'} {noun}"
+
+
+_CONTAINERS = ("builtins", "collections.abc", "typing")
+
+
+def _classes_in(hint: Any) -> list[type]:
+    """Classes of which an annotation allows an object that is written as its class's name with arguments."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType) or (isinstance(origin, type) and origin.__module__ in _CONTAINERS):
+        if origin is Callable and args:  # of what is left to be made by whoever is given it
+            return _classes_in(args[-1])
+        return [found for each in args for found in _classes_in(each)]
+    plain = not isinstance(hint, type) or hint in _NAMES or hint.__module__ in _CONTAINERS
+    return [] if plain else [hint]
+
+
+def _fault_of_class(path: str, value: Any, hint: Any) -> str | None:
+    classes = tuple(dict.fromkeys(_classes_in(hint)))
+    alternatives = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    if not classes or value is _MISSING or any(each in (int, float, str) for each in alternatives):
+        return None
+    # Of a trainer's callbacks there may be one or a list of them.
+    for entry in value if isinstance(value, list) and value else [value]:
+        fault = _fault_of_entry(path, entry, classes)
+        if fault:
+            return fault
+    return None
+
+
+def _fault_of_entry(path: str, entry: Any, classes: tuple[type, ...]) -> str | None:  # noqa: PLR0911
+    kind = " or ".join(_a(each.__name__) for each in classes)
+    names = list(_names(classes))
+    if isinstance(entry, str):
+        return _fault_of_name(path, entry, classes, kind)
+    if not isinstance(entry, dict):
+        return f"{path} must be the name of {kind} or a mapping with class_path and init_args, but is {shown(entry)}"
+    if "class_path" not in entry:
+        example = next((name for name in entry if name in names), names[0] if names else kind)
+        return f"{path} must name {kind} by class_path, as in class_path: {example}, but is {shown(entry)}"
+    if not isinstance(entry["class_path"], str):
+        return f"class_path of {path} must be the name of {kind}, but is {shown(entry['class_path'])}"
+    fault = _fault_of_name(path, entry["class_path"], classes, kind)
+    if fault:
+        return fault
+    others = [name for name in entry if name not in ("class_path", "init_args", "dict_kwargs", "__path__")]
+    if others:
+        return f"{path} has {others[0]!r} beside class_path: arguments of {entry['class_path']} go into init_args"
+    if not isinstance(entry.get("init_args", {}), dict):
+        return f"init_args of {entry['class_path']} must be a mapping, but is {shown(entry['init_args'])}"
+    return None
+
+
+def _fault_of_name(path: str, name: str, classes: tuple[type, ...], kind: str) -> str | None:
+    names = _names(classes)
+    if name in names:
+        paths = [f"{each.__module__}.{each.__name__}" for each in names[name]]
+        if len(paths) > 1:
+            return f"{path} must be a full class path where a name is ambiguous: {' or '.join(sorted(paths))}"
+        return None
+    near = near_matches(name.rpartition(".")[2], names, most=1)
+    near = near or [other for other in names if other.lower() == name.lower()]
+    hint = f"; did you mean {near[0]}?" if near else ""
+    found = _resolved(name) if "." in name else None
+    if found is None:
+        return f"{path} must be the name or the import path of {kind}, but is {name!r}{hint}"
+    if isinstance(found, type):
+        return None if issubclass(found, classes) else f"{path} must be {kind}, but {name} is another class{hint}"
+    return None if inspect.isfunction(found) and path == "" else f"{path} must be {kind}, but {name} is none{hint}"
+
+
+def _names(classes: tuple[type, ...]) -> dict[str, list[type]]:
+    """Returns all that is imported of some classes by their short names."""
+    found: dict[str, list[type]] = {}
+    for each in dict.fromkeys(_with_subclasses(classes)):
+        if not each.__name__.startswith("_"):
+            found.setdefault(each.__name__, []).append(each)
+    return found
+
+
+def _with_subclasses(classes: Iterable[type]) -> Iterator[type]:
+    for each in classes:
+        yield each
+        yield from _with_subclasses(type.__subclasses__(each))

@@ -1,0 +1,196 @@
+"""Somebody's own torch Datasets, for our models and commands."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset, Subset, default_collate
+from typing_extensions import override
+
+from lightning_reg.attach.hyperparameters import save_plain_hyperparameters
+from lightning_reg.data.in_memory import InMemoryData
+from lightning_reg.data.splits import chosen_count, stratified_split
+from lightning_reg.data.targets import Task
+from lightning_reg.settings import SettingError, check_choice, check_count
+from lightning_reg.transforms import Mixing
+
+__all__ = ["DatasetData"]
+
+
+class DatasetData(InMemoryData):
+    """Torch Datasets whose samples are (inputs, target): the order, the resuming and the mixing of our data modules.
+
+    What is to be predicted is told by the first training sample: a whole number is a class, a fraction a number, a
+    vector several of either kind. Nothing is scaled: what a dataset returns is what a network reads.
+
+    Args:
+        train: To train on. Samples are (inputs, target).
+        val: To validate on; a part of ``train`` where None.
+        test: To test and predict on.
+        task: ``classification``, ``regression``, ``multilabel``, or ``auto``: several labels where the target is a
+            vector of 0 and 1, regression where it is another vector or a fraction, else classes.
+        num_classes: How many classes there are; may be left out where the dataset has ``classes`` or ``targets``, as
+            torchvision's have.
+        batch_size: Samples in a batch, for each process.
+        val_size: Part of ``train`` that is held out where there is no ``val``: a number or a fraction. Stratified where
+            the dataset has ``targets``.
+        mix: Mixes every training batch, on the device.
+        mix_epochs: How many epochs are mixed, before samples stay as they are; all where None.
+        num_workers: Processes that fetch batches.
+        pin_memory: Whether batches are put into pinned memory, for faster transfer to a GPU.
+        seed: Of the split, the order and the mixing.
+
+    Raises:
+        SettingError: If a dataset has no length or no samples, or its samples aren't pairs of numbers.
+
+    >>> from torch.utils.data import TensorDataset
+    >>> train = TensorDataset(torch.randn(40, 3), torch.arange(40) % 4)
+    >>> data = DatasetData(train=train, num_classes=4)
+    >>> data.task, data.num_classes, data.input_shape
+    ('classification', 4, (3,))
+    """
+
+    def __init__(
+        self,
+        *,
+        train: Dataset[Any],
+        val: Dataset[Any] | None = None,
+        test: Dataset[Any] | None = None,
+        task: Literal["auto", "classification", "regression", "multilabel"] = "auto",
+        num_classes: int | None = None,
+        batch_size: int = 128,
+        val_size: int | float = 0.1,
+        mix: Mixing | None = None,
+        mix_epochs: int | None = None,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        check_choice("task", task, ["auto", "classification", "regression", "multilabel"])
+        check_count("batch_size", batch_size)
+        check_count("num_workers", num_workers, low=0)
+        if num_classes is not None:
+            check_count("num_classes", num_classes, low=2)
+        if mix_epochs is not None:
+            check_count("mix_epochs", mix_epochs, low=0)
+        check_count("seed", seed, low=0)
+        self.batch_size = batch_size
+        self.mix = mix
+        self.mix_epochs = mix_epochs
+        self.num_workers = num_workers
+        self.pin_memory = pin_memory
+        self.seed = seed
+        self._said: set[str] = set()
+        named = (("val", val), ("test", test))
+        given = {"train": train, **{name: dataset for name, dataset in named if dataset is not None}}
+        samples = {name: _first(name, dataset) for name, dataset in given.items()}
+        inputs, target = samples["train"]
+        for name, (others, other) in samples.items():
+            if (others.shape, other.shape) != (inputs.shape, target.shape):
+                raise SettingError(
+                    f"{name} must have samples as train has, {_shown(inputs, target)}, but has {_shown(others, other)}"
+                )
+        self.input_shape = tuple(inputs.shape)
+        self.task = _task_of(target) if task == "auto" else task
+        self.num_targets = None if self.task == "classification" else target.numel()
+        self.classes = _class_names(train, target, self.task, num_classes)
+        self._splits = given if val is not None else {**given, **_held_out(train, val_size, seed, self.classes)}
+        save_plain_hyperparameters(self)
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes, or of labels of which a sample has any number; None for regression."""
+        return len(self.classes) or None
+
+    @override
+    def _collate(self, batch: Any) -> Any:
+        return default_collate(batch)
+
+    @override
+    def sample_names(self, split: Literal["train", "val", "test"]) -> list[str]:
+        """Returns the position of each sample in its dataset, from 0."""
+        dataset: Any = self._splits[split]
+        return [str(index) for index in (dataset.indices if isinstance(dataset, Subset) else range(len(dataset)))]
+
+    @override
+    def _without(self, split: str) -> str:
+        return f"{split} must be given where there is something to {split}"
+
+
+def _first(name: str, dataset: Any) -> tuple[Tensor, Tensor]:
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+        raise SettingError(
+            f"{name} must be a dataset with a length and an index, but is {type(dataset).__name__}; data that streams "
+            "needs a LightningDataModule of its own"
+        )
+    if not len(dataset):
+        raise SettingError(f"{name} must have samples, but has none")
+    sample = dataset[0]
+    if not isinstance(sample, (tuple, list)) or len(sample) != 2:
+        raise SettingError(f"{name} must have samples (inputs, target), but its first is a {type(sample).__name__}")
+    try:
+        inputs, target = (torch.as_tensor(entry) for entry in sample)
+    except (TypeError, ValueError, RuntimeError) as error:
+        kinds = ", ".join(type(entry).__name__ for entry in sample)
+        raise SettingError(
+            f"{name} must have samples of tensors or numbers, but its first is ({kinds}); give the dataset a transform "
+            "such as torchvision's ToImage and ToDtype"
+        ) from error
+    return inputs, target
+
+
+def _shown(inputs: Tensor, target: Tensor) -> str:
+    return f"inputs {tuple(inputs.shape)} and a target {tuple(target.shape)}"
+
+
+def _task_of(target: Tensor) -> Task:
+    if target.numel() > 1:
+        return "multilabel" if bool(((target == 0) | (target == 1)).all()) else "regression"
+    return "regression" if target.is_floating_point() else "classification"
+
+
+def _class_names(train: Any, target: Tensor, task: str, num_classes: int | None) -> tuple[str, ...]:
+    if task == "regression":
+        return ()
+    if task == "multilabel":
+        return tuple(str(label) for label in range(target.numel()))
+    if target.numel() != 1 or target.is_floating_point():
+        raise SettingError(f"train must have class indices for targets, but its first is {target.tolist()}")
+    named = getattr(train, "classes", None)
+    labels = _labels(train)
+    if labels is not None and labels.min() < 0:
+        raise SettingError(f"train must have class indices of at least 0 for targets, but has {int(labels.min())}")
+    if num_classes is None and named is None and labels is None:
+        raise SettingError("num_classes must be given for a dataset that has neither classes nor targets")
+    found = int(labels.max()) + 1 if labels is not None else 0
+    count = num_classes or (len(named) if named is not None else found)
+    if found > count:
+        raise SettingError(f"num_classes must be at least {found}, as train has it, but is {count}")
+    fits = isinstance(named, Sequence) and len(named) == count
+    return tuple(str(name) for name in named) if named is not None and fits else tuple(map(str, range(count)))
+
+
+def _labels(dataset: Any) -> Tensor | None:
+    """Class indices of all samples where the dataset has them without making the samples."""
+    targets = getattr(dataset, "targets", None)
+    if targets is None and isinstance(getattr(dataset, "tensors", None), tuple):
+        targets = dataset.tensors[-1]  # torch's TensorDataset
+    if targets is None or len(targets) != len(dataset):
+        return None
+    labels = torch.as_tensor(targets)
+    return labels if labels.ndim == 1 and not labels.is_floating_point() else None
+
+
+def _held_out(train: Any, size: int | float, seed: int, classes: Sequence[str]) -> dict[str, Any]:
+    labels = _labels(train) if classes else None
+    if labels is not None:
+        chosen, rest = stratified_split(labels.long(), size, seed=seed, name="val_size", classes=classes)
+    else:
+        count = chosen_count(size, len(train), name="val_size")
+        if count == len(train):
+            raise SettingError(f"val_size must leave samples to train on, but is {size}: all {count}")
+        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
+        chosen, rest = order[:count].sort().values, order[count:].sort().values
+    return {"train": Subset(train, rest.tolist()), "val": Subset(train, chosen.tolist())}

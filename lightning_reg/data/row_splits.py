@@ -1,0 +1,217 @@
+"""Which rows of a table are trained on, validated on and tested on: at random, by group, or by time."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_reg.data.splits import chosen_count, stratified_folds, stratified_split
+from lightning_reg.data.targets import Targets
+from lightning_reg.settings import SettingError, check_count
+
+__all__ = ["RowSplitter"]
+
+_STRATA = 10
+_GROUP_FOLDS = 20  # a part of groups is made of twentieths
+
+
+@dataclass(frozen=True)
+class RowSplitter:
+    """How the rows of a table are split; equal on every rank and in every run with these settings.
+
+    Args:
+        val_size: Part of the rows beside the test's that is for validation: a number or a fraction.
+        test_size: Part of all rows that is for testing; None for no test.
+        train_size: How many of the rest are trained on; all where None.
+        folds: In how many parts all rows are split, of which one is for testing, or for validation where ``test_size``
+            is None; None for no folds.
+        fold: Which of them, from 0.
+        repeat: Which of all such test parts or partitions into folds.
+        seed: Of the other parts.
+    """
+
+    val_size: int | float
+    test_size: int | float | None
+    train_size: int | float | None
+    folds: int | None
+    fold: int
+    repeat: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        check_count("fold", self.fold, low=0)
+        check_count("repeat", self.repeat, low=0)
+        if self.folds is None:
+            if self.fold:
+                raise SettingError(f"folds must say how many there are where fold is given, but fold is {self.fold}")
+            return
+        check_count("folds", self.folds, low=2)
+        if self.fold >= self.folds:
+            raise SettingError(f"fold must be in [0, {self.folds - 1}] for {self.folds} folds, but is {self.fold}")
+
+    def split(
+        self, targets: Targets, *, groups: Tensor | None = None, times: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Returns sorted positions of the rows of each part: train, val and perhaps test.
+
+        Args:
+            targets: What parts are stratified by: by class, by tenths of a number, or by combinations of labels.
+            groups: (N,), whole numbers; rows of one group are never in two parts.
+            times: (N,); what is held out is later than what is trained on, and rows of one time are in one part.
+
+        Raises:
+            SettingError: If the sizes can't be, or a part would lack a class.
+        """
+        if times is not None:
+            rows = self._by_time(times)
+        elif groups is not None:
+            rows = self._at_random(targets, lambda *given, **named: _of_groups(groups, *given, **named))
+        else:
+            rows = self._at_random(targets, _of_rows)
+        _check_classes(targets, rows)
+        return rows
+
+    def _at_random(self, targets: Targets, parts: "Callable[..., Tensor]") -> dict[str, Tensor]:
+        rest = torch.arange(len(targets.values))
+        rows: dict[str, Tensor] = {}
+        if self.folds is not None:
+            fold = parts(targets, rest, None, folds=self.folds, seed=self.repeat, name="folds")
+            held_out = fold == self.fold
+            rows["val" if self.test_size is None else "test"], rest = rest[held_out], rest[~held_out]
+        elif self.test_size is not None:
+            # Always the same, whatever the run's seed, so that no run trains on it.
+            held_out = parts(targets, rest, self.test_size, folds=0, seed=self.repeat, name="test_size")
+            rows["test"], rest = rest[held_out], rest[~held_out]
+        if "val" not in rows:
+            held_out = parts(targets, rest, self.val_size, folds=0, seed=self.seed, name="val_size")
+            rows["val"], rest = rest[held_out], rest[~held_out]
+        return {**rows, "train": self.chosen(targets, rest)}
+
+    def chosen(self, targets: Targets, rows: Tensor) -> Tensor:
+        """Returns those of the rows for training that are trained on: all, or as many as ``train_size`` says."""
+        if self.train_size is None or chosen_count(self.train_size, len(rows), name="train_size") == len(rows):
+            return rows
+        return rows[_of_rows(targets, rows, self.train_size, folds=0, seed=self.seed, name="train_size")]
+
+    def _by_time(self, times: Tensor) -> dict[str, Tensor]:
+        if self.repeat:
+            raise SettingError(f"repeat must be 0 where time_column splits rows, without chance, but is {self.repeat}")
+        rest = times.argsort(stable=True)
+        rows: dict[str, Tensor] = {}
+        if self.folds is not None:
+            # Each fold is tested on by what came before it, so that the first rows are trained on in all of them.
+            size = len(rest) / (self.folds + 1)
+            begin, end = (_boundary(times[rest], round(size * (self.fold + more))) for more in (1, 2))
+            rows["val" if self.test_size is None else "test"] = rest[
+                begin : end if self.fold + 1 < self.folds else None
+            ]
+            rest = rest[:begin]
+        elif self.test_size is not None:
+            rows["test"], rest = _latest(times, rest, self.test_size, name="test_size")
+        if "val" not in rows:
+            rows["val"], rest = _latest(times, rest, self.val_size, name="val_size")
+        if self.train_size is not None:
+            rest = rest[len(rest) - chosen_count(self.train_size, len(rest), name="train_size") :]
+        for part, chosen in {**rows, "train": rest}.items():
+            if not len(chosen):
+                raise SettingError(
+                    f"time_column must have enough different times for each part, but {part} would have no row"
+                )
+        return {name: chosen.sort().values for name, chosen in {**rows, "train": rest}.items()}
+
+
+def _latest(times: Tensor, rows: Tensor, size: int | float, *, name: str) -> tuple[Tensor, Tensor]:
+    boundary = _boundary(times[rows], len(rows) - chosen_count(size, len(rows), name=name))
+    return rows[boundary:], rows[:boundary]
+
+
+def _boundary(ordered: Tensor, wanted: int) -> int:
+    """The position nearest to the wanted one at which another time begins."""
+    if wanted >= len(ordered):
+        return len(ordered)
+    low = int((ordered < ordered[wanted]).sum())
+    high = int((ordered <= ordered[wanted]).sum())
+    return low if wanted - low <= high - wanted else high
+
+
+def _strata(targets: Targets, rows: Tensor, most: int) -> tuple[Tensor, list[str]]:
+    """Returns the stratum of each row and the strata's names: classes, or equal parts in the order of the target."""
+    if targets.task == "classification":
+        return targets.values[rows], list(targets.classes)
+    count = max(min(_STRATA, most), 1)
+    ranks = targets.order[rows].argsort(stable=True).argsort()
+    return ranks * count // len(rows), [f"stratum {number} of the target" for number in range(count)]
+
+
+def _of_rows(targets: Targets, rows: Tensor, size: int | float | None, *, folds: int, seed: int, name: str) -> Tensor:
+    """Returns for each of some rows its fold, or, where there are none, whether it is in the part of that size."""
+    if size is None:
+        if folds > len(rows):
+            raise SettingError(f"folds must be at most {len(rows)}, the number of rows, but is {folds}")
+        labels, classes = _strata(targets, rows, len(rows) // folds)
+        return stratified_folds(labels, folds, seed=seed, classes=classes)
+    count = chosen_count(size, len(rows), name=name)
+    keeps_rest = name != "train_size"
+    # As many strata as every part that is used has rows.
+    labels, classes = _strata(targets, rows, min(count, len(rows) - count) if keeps_rest else count)
+    chosen, _ = stratified_split(labels, size, seed=seed, name=name, classes=classes, keeps_rest=keeps_rest)
+    mask = torch.zeros(len(rows), dtype=torch.bool)
+    mask[chosen] = True
+    return mask
+
+
+def _of_groups(
+    groups: Tensor, targets: Targets, rows: Tensor, size: int | float | None, *, folds: int, seed: int, name: str
+) -> Tensor:
+    """As `_of_rows`, of whole groups, and as nearly stratified as these allow."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    members = groups[rows].numpy()
+    distinct = len(np.unique(members))
+    parts = folds or min(_GROUP_FOLDS, distinct)
+    if distinct < max(parts, 2):
+        raise SettingError(
+            f"group_column must have at least {max(parts, 2)} groups for {name}, but has {distinct} among {len(rows)} "
+            "rows"
+        )
+    labels, _ = _strata(targets, rows, len(rows) // parts)
+    fold = np.empty(len(rows), dtype=np.int64)
+    # It refuses classes that are rarer than folds; whether a part lacks one is looked at afterwards.
+    labels = torch.where(torch.bincount(labels)[labels] < parts, labels.new_full((), int(labels.mode().values)), labels)
+    dealt = StratifiedGroupKFold(parts, shuffle=True, random_state=seed).split(members, labels.numpy(), members)
+    for number, (_, chosen) in enumerate(dealt):
+        fold[chosen] = number
+    if size is None:
+        return torch.from_numpy(fold)
+    wanted = chosen_count(size, len(rows), name=name)
+    reached = np.bincount(fold, minlength=parts).cumsum()
+    last = min(int(np.abs(reached - wanted).argmin()), parts - 2)  # somebody is left to train on
+    return torch.from_numpy(fold <= last)
+
+
+def _check_classes(targets: Targets, rows: dict[str, Tensor]) -> None:
+    """Raises if the training rows lack a class, or all rows of a part are of one."""
+    if targets.task == "regression":
+        return
+    if targets.task == "multilabel":
+        share = targets.values[rows["train"]].mean(0)
+        for label, found in zip(targets.classes, share.tolist(), strict=True):
+            if found in (0, 1):
+                raise SettingError(
+                    f"target {label!r} must be 0 in some training rows and 1 in others, but is {found:g} in all "
+                    f"{len(rows['train'])}; give the other parts fewer rows, or leave the target out"
+                )
+        return
+    counts = torch.bincount(targets.values[rows["train"]], minlength=len(targets.classes))
+    if (counts == 0).any():
+        missing = targets.classes[int(counts.argmin())]
+        raise SettingError(f"training rows must have every class, but none of {len(rows['train'])} is of {missing!r}")
+    for part, chosen in rows.items():
+        labels = targets.values[chosen]
+        if (labels == labels[0]).all():
+            raise SettingError(
+                f"the {part} rows must have several classes, but all {len(chosen)} are of "
+                f"{targets.classes[int(labels[0])]!r}; choose another seed, fold or size"
+            )

@@ -1,0 +1,145 @@
+"""YAML of strangers as plain values, within limits that are checked before anything is made of it."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from lightning_reg.settings import SettingError
+
+__all__ = ["check_yaml", "parsed_yaml"]
+
+_MAX_DEPTH = 64
+_MAX_NODES = 100_000
+_PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "seq", "map")}
+
+_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the second where libyaml is missing
+
+
+class _Loader(_SafeLoader):  # type: ignore[misc]  # yaml has no types
+    """Reads 1e-4 as a number, which YAML 1.1 wants a point in; command lines don't."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def parsed_yaml(name: str, text: str) -> Any:
+    """Returns what a text of YAML says.
+
+    Args:
+        name: What the text is, for the message.
+        text: The YAML.
+
+    Raises:
+        SettingError: As `check_yaml`.
+    """
+    check_yaml(name, text)
+    try:
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader
+    except (yaml.YAMLError, ValueError, TypeError) as error:  # ValueError: a date such as 2001-99-99
+        raise SettingError(f"{name} isn't plain YAML: {_one_line(error)}") from error
+
+
+@dataclass
+class _Open:
+    """A mapping or a list whose end hasn't been read yet."""
+
+    anchor: str | None
+    is_mapping: bool
+    nodes: int = 1
+    children: int = 0
+    keys: set[str] = field(default_factory=set)
+
+
+def check_yaml(name: str, text: str) -> None:
+    """Raises unless a text is one YAML document of plain values that any program can walk through.
+
+    It is checked while it is read, event by event, so that nothing large is made of it: an alias counts for all that it
+    stands for.
+
+    Args:
+        name: What the text is, for the message.
+        text: The YAML.
+
+    Raises:
+        SettingError: If it isn't YAML or has tags (``!!python/...``), with a ``YAMLError`` as the cause; or if it has a
+            key twice, a list or a mapping as a key, anchors that contain themselves, several documents, is too deep, or
+            comes to too much.
+
+    >>> check_yaml("config", "trainer: &t {logger: *t}")
+    Traceback (most recent call last):
+    lightning_reg.settings.SettingError: config must hold plain values, but line 1 has an alias *t of what it lies in
+    """
+    try:
+        _check_events(name, text)
+    except yaml.YAMLError as error:
+        raise SettingError(f"{name} isn't plain YAML: {_one_line(error)}") from error
+
+
+def _check_events(name: str, text: str) -> None:
+    open_: list[_Open] = [_Open(None, is_mapping=False)]
+    sizes: dict[str, int] = {}  # of what each anchor stands for, with all its aliases written out
+    documents = 0
+    for event in yaml.parse(text, Loader=_SafeLoader):
+        line = f"line {event.start_mark.line + 1}"
+        if isinstance(event, yaml.DocumentStartEvent):
+            documents += 1
+            if documents > 1:
+                raise SettingError(f"{name} must be one YAML document, but {line} begins another")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            done = open_.pop()
+            if done.anchor is not None:
+                sizes[done.anchor] = done.nodes
+            open_[-1].nodes += done.nodes
+        elif isinstance(event, yaml.NodeEvent):
+            _check_node(name, line, event, open_[-1])
+            if isinstance(event, yaml.CollectionStartEvent):
+                sizes.pop(event.anchor, None)
+                open_.append(_Open(event.anchor, is_mapping=isinstance(event, yaml.MappingStartEvent)))
+            else:
+                size = _size_of_alias(name, line, event, sizes, open_) if isinstance(event, yaml.AliasEvent) else 1
+                open_[-1].nodes += size
+                if event.anchor is not None:
+                    sizes[event.anchor] = size
+        if len(open_) > _MAX_DEPTH:
+            raise SettingError(f"{name} must be at most {_MAX_DEPTH} levels deep, but is deeper at {line}")
+        if sum(each.nodes for each in open_) > _MAX_NODES:
+            raise SettingError(f"{name} must come to at most {_MAX_NODES:,} values, but comes to more at {line}")
+
+
+def _size_of_alias(
+    name: str, line: str, event: yaml.AliasEvent, sizes: Mapping[str, int], open_: Sequence[_Open]
+) -> int:
+    if event.anchor in sizes:
+        return sizes[event.anchor]
+    if any(each.anchor == event.anchor for each in open_):
+        raise SettingError(f"{name} must hold plain values, but {line} has an alias *{event.anchor} of what it lies in")
+    raise yaml.MarkedYAMLError(problem=f"*{event.anchor} stands for nothing before it", problem_mark=event.start_mark)
+
+
+def _check_node(name: str, line: str, event: yaml.NodeEvent, parent: _Open) -> None:
+    tag = getattr(event, "tag", None)
+    if tag not in (None, "!", *_PLAIN_TAGS):
+        shown = str(tag).replace("tag:yaml.org,2002:", "!!")
+        raise yaml.MarkedYAMLError(problem=f"the tag {shown} makes no plain value", problem_mark=event.start_mark)
+    if parent.is_mapping and parent.children % 2 == 0:
+        if isinstance(event, yaml.CollectionStartEvent):
+            raise SettingError(f"{name} must have names as keys, but {line} has a list or a mapping in a key's place")
+        key = getattr(event, "value", None)
+        if key in parent.keys:
+            raise SettingError(f"{name} must have every key once, but {line} has {key!r} again")
+        if key is not None and key != "<<":
+            parent.keys.add(key)
+    parent.children += 1
+
+
+def _one_line(error: Exception) -> str:
+    """What is wrong and where, without the picture of the line that YAML draws."""
+    problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
+    if problem is None:
+        return " ".join(str(error).split())
+    return problem if mark is None else f"{problem} in line {mark.line + 1}, column {mark.column + 1}"

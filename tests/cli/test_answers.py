@@ -1,0 +1,278 @@
+"""Settings, configurations and checkpoints that can't be used are answered by one sentence, and run nothing."""
+
+import os
+import re
+import traceback
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_reg.cli import main
+from tests.cli.helpers import MLP_CONFIG, SHORT, run
+
+pytestmark = pytest.mark.timeout(120)  # what waits for a pipe waits forever
+
+
+class Payload:
+    """Leaves a file behind wherever it is unpickled."""
+
+    def __reduce__(self):
+        return os.system, ("touch executed",)
+
+
+def status(*words):
+    """What the shell would see."""
+    try:
+        return main(list(words))
+    except SystemExit as end:
+        return end.code
+
+
+def assert_answered(capsys, message, *options, command="fit", config=MLP_CONFIG):
+    capsys.readouterr()
+    assert status(command, "--config", config, *SHORT, *options) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert len(errors[0]) < 700
+    assert re.search(message, errors[0]), errors[0]
+    assert not Path("executed").exists()
+
+
+SETTINGS = [
+    ("--model MPL", "model must be the name or the import path of a LightningModule, but is 'MPL'; did you mean MLP"),
+    ("--model torch.nn.Linear", "model must be a LightningModule, but torch.nn.Linear is another class"),
+    ("--data IamgeData", "data must be the name .* of a LightningDataModule.*; did you mean ImageData?"),
+    ("--data.mix mixup", "data.mix must be the name .* of a Mixing, but is 'mixup'; did you mean Mixup?"),
+    ("--trainer.callbacks+=L2Penaltyy", "name or the import path of a Callback.*; did you mean L2Penalty?"),
+    ("--trainer.callbacks 5", "must be the name of a Callback or a mapping with class_path and init_args, but is 5"),
+    ("--trainer.logger foo", "trainer.logger must be the name or the import path of a Logger, but is 'foo'"),
+    ("--model.hidden_sizes null", "model.hidden_sizes must be a list .*, but is null"),
+    ("--model.hidden_sizes abc", "model.hidden_sizes of MLP must be a list .*, but is 'abc'"),
+    ("--model.hidden_sizes [1000000000,1000000000]", "model must fit into this machine's .* GiB of memory"),
+    ("--model.optimizer null", "model.optimizer must be the import path of a callable, but is null"),
+    ("--model.optimizer Adm", "model.optimizer must be .* of an Optimizer, but is 'Adm'; did you mean Adam?"),
+    ("--model.optimizer.lr -1", "model.optimizer.lr is -1.0: Invalid learning rate: -1.0"),
+    ("--model.optimizer.lr abc", "model.optimizer.lr of AdamW must be a number .*, but is 'abc'"),
+    ("--model.optimizer.betas [1.5,2]", "model.optimizer: Invalid beta parameter at index 0: 1.5"),
+    ("--model.lr_scheduler CosineAnnealingLR --model.lr_scheduler.T_max 0", "model.lr_scheduler can't .*ZeroDivision"),
+    (
+        "--model.lr_scheduler ReduceLROnPlateau --model.lr_scheduler.monitor val/loss",
+        r"a full class path where a name is ambiguous: lightning.pytorch.cli.ReduceLROnPlateau or torch\.",
+    ),
+    ("--data.batch_size 100000000000000000000000", "data.batch_size must be at most 9223372036854775807"),
+    ("--data.num_workers 100000", "data.num_workers must be at most .* on this machine"),
+    ("--data.augment torchvision.transforms.ToTensor", "augment must be .*'torchvision.transforms.ToTensor'"),
+    ("--seed_everything -1", "-1 is not in bounds"),
+    ("--seed_everything abc", "seed_everything must be true or false or a whole number, but is 'abc'"),
+    ("--trainer.max_epochs nan", "trainer.max_epochs must be a whole number or null, but is 'nan'"),
+    ("--trainer.accelerator quantum", "trainer.accelerator is 'quantum': .*invalid accelerator"),
+    ("--trainer.devices abc", "trainer.devices is 'abc'"),
+    ("--trainer.devices 999 --trainer.accelerator cpu", "trainer.devices must be at most .*, but is 999"),
+    ("--trainer.strategy foo", "trainer.strategy is 'foo': .*invalid strategy"),
+    ("--trainer.precision fp16", "trainer.precision must be one of .*16-mixed.*, but is 'fp16'"),
+    ("--trainer.profiler foo", "trainer.profiler is 'foo'"),
+    ("--trainer.accumulate_grad_batches 0", r"trainer.accumulate_grad_batches must be in \(0, ∞\), but is 0"),
+    ("--trainer.val_check_interval 0", r"trainer.val_check_interval must be in \(0, ∞\), but is 0"),
+    ("--trainer.gradient_clip_val -1", r"trainer.gradient_clip_val must be in \[0, ∞\), but is -1"),
+    ("--trainer.log_every_n_steps -3", "trainer.log_every_n_steps must be a whole number of at least 0, but is -3"),
+    ("--checkpoint.filename ../../../up", "checkpoint.filename must be a name within the run's folder"),
+    ("--checkpoint.filename {foo", "checkpoint.filename must have names of metrics in braces, but is '{foo'"),
+    ("--trainer.logger.name ../../..", r"trainer.logger.name must be a name within the run's folder"),
+    ("--foo 3", "foo is no setting"),
+    (
+        "--trainer.callbacks+=StochasticWeightAveraging --trainer.callbacks.swa_lrs=0.1 "
+        "--trainer.callbacks.swa_epoch_start=5",
+        "swa_epoch_start of .*StochasticWeightAveraging must be before the end of training, epoch 2, but is 5",
+    ),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), SETTINGS, ids=[options for options, _ in SETTINGS])
+def test_setting_that_cannot_be_used(options, message, capsys):
+    assert_answered(capsys, message, *options.split())
+    assert not Path("runs").exists()
+
+
+def test_metric_that_no_checkpoint_can_follow(capsys):
+    options = ("--checkpoint.monitor", "foo", "--trainer.log_every_n_steps", "1")
+    assert_answered(capsys, "checkpoint.monitor must be a metric that is logged, .*val/loss, but is 'foo'", *options)
+    assert not Path("runs").exists()
+
+
+CONFIGS = {
+    "null": ("trainer: {callbacks+: [null]}", "name of a Callback or a mapping .*, but is null"),
+    "function": ("trainer: {callbacks+: [{class_path: os.system}]}", "must be a Callback, but os.system is none"),
+    "inits": ("trainer: {callbacks+: [{class_path: L2Penalty, inits: {weight: 1}}]}", "'inits' beside class_path"),
+    "flat": ("trainer: {callbacks+: [{class_path: L2Penalty, weight: 1}]}", "arguments of L2Penalty go into init_args"),
+    "map": ("trainer: {callbacks+: {L2Penalty: {weight: 1}}}", "by class_path, as in class_path: L2Penalty"),
+    "empty": ("trainer: {callbacks+: [{}]}", "must name a Callback by class_path"),
+    "number": ("trainer: {callbacks+: [{class_path: 5}]}", "class_path of trainer.callbacks must be the name"),
+    "section null": ("trainer: null", "trainer must be a mapping of settings, but is null"),
+    "section list": ("trainer: [1]", "trainer must be a mapping of settings, but is"),
+    "unknown": ("trainer: {max_epoch: 1}", "trainer.max_epoch is no setting; did you mean trainer.max_epochs?"),
+    "tag": ("trainer: !!python/object/apply:os.system ['touch executed']", "the tag !!python/object/apply:os.system"),
+    "nested tag": ("model: {x: !!python/name:os.system ''}", "the tag !!python/name:os.system"),
+    "recursive": ("trainer: &t {logger: *t}", r"an alias \*t of what it lies in"),
+    "twice": ("trainer:\n  max_epochs: 1\n  max_epochs: 2", "line 3 has 'max_epochs' again"),
+    "tab": ("trainer:\n\tmax_epochs: 1", "isn't plain YAML: .* line 2"),
+    "unclosed": ("trainer: {max_epochs: 1", "isn't plain YAML"),
+    "documents": ("trainer: {}\n---\nmodel: {}", "must be one YAML document"),
+    "deep": ("[" * 3000, "levels deep|nesting depth"),
+    "bomb": (
+        "\n".join(["a0: &a0 [x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10))]),
+        "must come to at most 100,000 values",
+    ),
+    "utf-16": ("trainer: {}".encode("utf-16"), "must be text in UTF-8"),
+    "latin-1": ("a: ä".encode("latin-1"), "must be text in UTF-8"),
+    "binary": (bytes(range(256)), "must be text in UTF-8"),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_configuration_that_cannot_be_used(name, capsys):
+    content, message = CONFIGS[name]
+    Path("x.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert_answered(capsys, message, "--config", "x.yaml")
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("option", ["--config", "--model", "--trainer.callbacks", "--ckpt_path"])
+def test_pipe_in_the_place_of_a_file_is_not_waited_for(option, capsys):
+    os.mkfifo("pipe")
+    assert_answered(capsys, "must be a regular file, but '.*pipe' is a named pipe", option, "pipe")
+
+
+@pytest.mark.parametrize(("path", "kind"), [("/dev/zero", "a device"), (".", "a folder")])
+def test_checkpoint_that_is_no_file(path, kind, capsys):
+    assert_answered(capsys, f"ckpt_path must be a regular file, but '{path}' is {kind}", "--ckpt_path", path)
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    """A checkpoint of two epochs."""
+    folder = tmp_path_factory.mktemp("good")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert run("fit") == 0
+    return next(folder.rglob("last.ckpt"))
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+def test_checkpoint_runs_nothing(good, command, capsys):
+    torch.save({**torch.load(good, weights_only=True), "more": Payload()}, "x.ckpt")
+    message = "holds more than data: posix.system; .* with --weights_only false"
+    for choice in ([], ["--weights_only", "true"]):
+        assert_answered(capsys, message, "--ckpt_path", "x.ckpt", *choice, command=command)
+    assert run(command, "--ckpt_path", "x.ckpt", "--weights_only", "false", "--trainer.max_epochs", "3") == 0
+    assert Path("executed").exists()
+
+
+def _without(name):
+    return lambda content: content.pop(name)
+
+
+def _with(**entries):
+    return lambda content: content.update(entries)
+
+
+def _nan(content):
+    content["state_dict"]["network.1.weight"].fill_(float("nan"))
+
+
+INSIDES = {
+    "no weights": (_with(state_dict=None), "is not a Lightning checkpoint: it has no state_dict"),
+    "NaN": (_nan, "network.1.weight has NaNs"),
+    "no optimizer": (_without("optimizer_states"), "holds no optimizer_states to go on with"),
+    "another optimizer's": (
+        lambda content: content["optimizer_states"][0]["param_groups"].pop(),
+        "can't be restored: ValueError: .*parameter groups|holds no state of an optimizer's parameters",
+    ),
+    "no version": (_without("pytorch-lightning_version"), "can't be restored: KeyError: 'pytorch-lightning_version'"),
+    "version text": (_with(**{"pytorch-lightning_version": "abc"}), "can't be restored: InvalidVersion"),
+    "no data": (_with(ImageData=None), "can't be restored"),
+    "empty data": (_with(ImageData={}), "can't be restored: KeyError"),
+    "no hyperparameters": (_with(hyper_parameters=None), "its hyper_parameters is a NoneType"),
+    "no progress": (_with(loops={"fit_loop": 3}), "doesn't say how far its run has come"),
+    "epoch text": (_with(epoch="abc"), "its epoch is a str"),
+}
+
+
+@pytest.mark.parametrize("name", INSIDES)
+def test_checkpoint_with_odd_insides(good, name, capsys):
+    change, message = INSIDES[name]
+    content = torch.load(good, weights_only=True)
+    change(content)
+    torch.save(content, "x.ckpt")
+    assert_answered(capsys, message, "--ckpt_path", "x.ckpt", "--trainer.max_epochs", "3")
+    assert not list(Path().glob("runs/**/*.*"))
+
+
+@pytest.mark.parametrize("content", [torch.zeros(3), [1], None, {}], ids=repr)
+def test_file_of_something_else(content, capsys):
+    torch.save(content, "x.ckpt")
+    assert_answered(capsys, "is not a Lightning checkpoint: it has no state_dict", "--ckpt_path", "x.ckpt")
+
+
+def test_checkpoint_of_a_run_that_has_ended(good, capsys):
+    assert_answered(capsys, "trainer.max_epochs must be above 2, which .* has had, but is 2", "--ckpt_path", str(good))
+
+
+def test_checkpoint_of_another_optimizer(good, capsys):
+    other = ["--model.optimizer", "SGD", "--model.optimizer.lr", "0.1", "--trainer.max_epochs", "3"]
+    assert_answered(capsys, "the state of another optimizer than SGD: it has .*betas", "--ckpt_path", str(good), *other)
+
+
+def test_refused_checkpoint_stays_as_it_was(good, capsys):
+    content = torch.load(good, weights_only=True)
+    content["optimizer_states"][0]["param_groups"] = []
+    folder = Path("runs/digits_mlp/version_0/checkpoints")
+    folder.mkdir(parents=True)
+    torch.save(content, folder / "last.ckpt")
+    before = (folder / "last.ckpt").read_bytes()
+    assert_answered(capsys, "ckpt_path", "--ckpt_path", "last", "--trainer.max_epochs", "3")
+    assert (folder / "last.ckpt").read_bytes() == before
+
+
+def test_cut_off_checkpoint_names_the_newest_that_can_be_read(good, capsys):
+    whole = good.read_bytes()
+    Path("last.ckpt").write_bytes(whole[: len(whole) // 2])
+    Path("best.ckpt").write_bytes(whole)
+    message = "'last.ckpt' is cut off, .*; the newest beside it that can be read is 'best.ckpt'"
+    assert_answered(capsys, message, "--ckpt_path", "last.ckpt")
+
+
+THEIRS = """
+from lightning_reg.models import MLP
+
+class Theirs(MLP):
+    def __init__(self, broken: int = 0, input_shape: tuple = (1, 8, 8), num_classes: int = 10):
+        if broken == 1:
+            raise ValueError("a fault of mine")
+        super().__init__(input_shape=input_shape, num_classes=num_classes, hidden_sizes=[8])
+        self.broken = broken
+
+    def configure_optimizers(self):
+        if self.broken == 2:
+            raise ValueError("a fault of mine")
+        return super().configure_optimizers()
+
+    def training_step(self, batch, batch_idx):
+        if self.broken == 3:
+            raise ValueError("a fault of mine")
+        return super().training_step(batch, batch_idx)
+"""
+
+
+@pytest.mark.parametrize("broken", [1, 2, 3], ids=["made", "set up", "trained"])
+def test_fault_in_code_of_the_users_keeps_its_traceback(broken, tmp_path, monkeypatch):
+    (tmp_path / "theirs_that_break.py").write_text(THEIRS)
+    monkeypatch.syspath_prepend(tmp_path)
+    words = ["fit", "--model", "theirs_that_break.Theirs", "--model.broken", str(broken), *SHORT]
+    with pytest.raises(ValueError) as caught:  # noqa: PT011  # the parser's, of which it is the cause
+        main([*words, "--data.dataset", "digits"])
+    error = caught.value
+    while error.__cause__ is not None:
+        error = error.__cause__
+    assert str(error) == "a fault of mine"
+    assert Path(traceback.extract_tb(error.__traceback__)[-1].filename).name == "theirs_that_break.py"

@@ -1,0 +1,168 @@
+"""Generated signals, and Datasets that somebody else has written."""
+
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch.utils.data import Dataset, IterableDataset, TensorDataset
+
+from lightning_reg.data import DatasetData, Mnist1DData
+from lightning_reg.data.mnist1d import mnist1d
+from lightning_reg.models import CNN, MLP, RNN
+from lightning_reg.settings import SettingError
+from lightning_reg.transforms import Mixup
+from tests.helpers import quiet_trainer
+
+
+def test_without_difficulty_and_noise_a_class_is_one_signal():
+    signals, classes = mnist1d(40, difficulty=0, noise=0)
+    assert torch.equal(classes, torch.arange(40) % 10)
+    for label in range(10):
+        assert (signals[classes == label] == signals[label]).all()
+    assert torch.cdist(signals[:10], signals[:10]).fill_diagonal_(9).min() > 0.5
+
+
+def test_noise_is_as_large_as_it_says():
+    quiet, noisy = (mnist1d(4000, difficulty=0, noise=noise)[0] for noise in (0.0, 0.3))
+    # The standard deviation of 160,000 draws is within 0.3 / sqrt(2 · 160,000), five times over.
+    assert abs(float((noisy - quiet).std()) - 0.3) < 5 * 0.3 / (2 * 160_000) ** 0.5
+
+
+def test_difficulty_makes_a_linear_model_fail():
+    scores = []
+    for difficulty in (0.05, 1.0):
+        signals, classes = mnist1d(2000, difficulty=difficulty)
+        model = LogisticRegression(max_iter=300).fit(signals[:1500], classes[:1500])
+        scores.append(model.score(signals[1500:], classes[1500:]))
+    assert scores[0] > 0.95
+    assert 0.12 < scores[1] < 0.4  # chance is 0.1
+
+
+@pytest.mark.parametrize(
+    ("shape", "make"),
+    [
+        ("flat", lambda shape: MLP(input_shape=shape, num_classes=10, hidden_sizes=[64])),
+        ("sequence", lambda shape: RNN(input_shape=shape, num_classes=10, hidden_size=8)),
+        ("image", lambda shape: CNN(input_shape=shape, num_classes=10, channels=[8])),
+    ],
+)
+def test_signals_train_any_of_the_models(shape, make):
+    data = Mnist1DData(samples=300, shape=shape, mix=Mixup(alpha=1.0), batch_size=64)
+    trainer = quiet_trainer(max_epochs=1)
+    trainer.fit(make(data.input_shape), datamodule=data)
+    assert "val/loss" in trainer.callback_metrics
+
+
+def test_signals_are_split_and_standardized_by_the_training_part(tmp_path):
+    data = Mnist1DData(samples=500, folds=5, fold=2)
+    data.setup("fit")
+    parts = {name: data._splits[name].indices for name in ("train", "val", "test")}
+    assert torch.cat(list(parts.values())).sort().values.tolist() == list(range(500))
+    train = data._splits["train"].tensors[0][parts["train"]]
+    torch.testing.assert_close(torch.stack([train.mean(), train.std()]), torch.tensor([0.0, 1.0]), rtol=0, atol=1e-5)
+    torch.save(data.state_dict(), tmp_path / "state")
+    other = Mnist1DData(samples=500, folds=5, fold=3)
+    other.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
+    assert torch.equal(other._splits["train"].tensors[0], data._splits["train"].tensors[0])
+    with pytest.raises(SettingError, match=r"difficulty must be 1\.0, as in the checkpoint, but is 0\.5"):
+        Mnist1DData(samples=500, difficulty=0.5).load_state_dict(data.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"samples": 3}, "samples must be a whole number of at least 10"),
+        ({"difficulty": -1}, r"difficulty must be in \[0, 2\]"),
+        ({"noise": -0.1}, r"noise must be in \[0, ∞\)"),
+        ({"shape": "round"}, "shape must be one of flat, sequence, image"),
+        ({"samples": 50, "folds": 6}, "folds must be at most 5, the samples of class '0', but is 6"),
+    ],
+)
+def test_bad_settings_of_signals(settings, message):
+    with pytest.raises(SettingError, match=message):
+        Mnist1DData(**settings)
+
+
+class Own(Dataset):
+    """Somebody's dataset, without anything but samples."""
+
+    def __init__(self, count=40, target=lambda index: index % 3, shape=(4,), **attributes):
+        self.count, self.target, self.shape = count, target, shape
+        self.__dict__.update(attributes)
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        if index >= self.count:
+            raise IndexError
+        return torch.full(self.shape, float(index)), self.target(index)
+
+
+def test_own_datasets_are_trained_on_validated_and_tested_in_any_order_that_can_be_resumed():
+    data = DatasetData(train=Own(), val=Own(9), test=Own(6), num_classes=3, batch_size=8)
+    assert (data.task, data.num_classes, data.num_targets, data.input_shape) == ("classification", 3, None, (4,))
+    trainer = quiet_trainer(max_epochs=1)
+    model = MLP(input_shape=data.input_shape, num_classes=3, hidden_sizes=[8])
+    trainer.fit(model, datamodule=data)
+    trainer.test(model, datamodule=data, verbose=False)
+    first, second = ([batch[0][:, 0].tolist() for batch in data.train_dataloader()] for _ in range(2))
+    assert first == second
+    assert sorted(index for batch in first for index in batch) == list(range(40))
+    assert data.sample_names("test") == [str(index) for index in range(6)]
+
+
+def test_validation_part_is_taken_from_the_training_dataset():
+    labels = torch.arange(60) % 3
+    for train in (TensorDataset(torch.randn(60, 2), labels), Own(60, targets=labels.tolist())):
+        data = DatasetData(train=train, val_size=12)
+        held = [int(name) for name in data.sample_names("val")]
+        assert torch.bincount(labels[held]).tolist() == [4, 4, 4]
+        assert sorted(held + [int(name) for name in data.sample_names("train")]) == list(range(60))
+    held = DatasetData(train=Own(60), num_classes=3, val_size=0.25).sample_names("val")
+    assert len(set(held)) == 15
+
+
+@pytest.mark.parametrize(
+    ("target", "task", "classes", "targets"),
+    [
+        (lambda index: index / 7, "regression", None, 1),
+        (lambda index: torch.tensor([index / 7, 2.0]), "regression", None, 2),
+        (lambda index: torch.tensor([index % 2, 1, 0]), "multilabel", 3, 3),
+    ],
+)
+def test_task_is_told_by_the_first_sample(target, task, classes, targets):
+    data = DatasetData(train=Own(target=target))
+    assert (data.task, data.num_classes, data.num_targets) == (task, classes, targets)
+
+
+def test_names_of_classes_are_the_datasets():
+    assert DatasetData(train=Own(classes=["a", "b", "c"])).classes == ("a", "b", "c")
+
+
+class Streamed(IterableDataset):
+    def __iter__(self):
+        return iter(())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"train": Streamed()}, "train must be a dataset with a length and an index, but is Streamed"),
+        ({"train": 5}, "train must be a dataset with a length and an index, but is int"),
+        ({"train": TensorDataset(torch.zeros(0, 2), torch.zeros(0))}, "train must have samples, but has none"),
+        ({"train": TensorDataset(torch.zeros(3, 2))}, r"train must have samples \(inputs, target\)"),
+        ({"train": Own(target=lambda _: "cat")}, r"must have samples of tensors or numbers, .* \(Tensor, str\)"),
+        ({"train": Own()}, "num_classes must be given for a dataset that has neither classes nor targets"),
+        ({"train": Own(targets=[-1, 2] * 20)}, "train must have class indices of at least 0 .* but has -1"),
+        ({"train": Own(targets=[0, 5] * 20), "num_classes": 3}, "num_classes must be at least 6, as train has it"),
+        (
+            {"train": Own(), "val": Own(shape=(5,)), "num_classes": 3},
+            r"val must have samples as train has, inputs \(4,\)",
+        ),
+        ({"train": Own(), "num_classes": 3, "val_size": 1.0}, "val_size must leave samples to train on"),
+    ],
+)
+def test_bad_datasets_are_one_sentence(settings, message):
+    with pytest.raises(SettingError, match=message) as error:
+        DatasetData(**settings)
+    assert "\n" not in str(error.value)
