@@ -47,10 +47,10 @@ class WeightSnapshot:
     """
 
     def __init__(self) -> None:
-        self._state: dict[str, Any] = {}
+        self.state: dict[str, Any] = {}
 
     def __bool__(self) -> bool:
-        return bool(self._state)
+        return bool(self.state)
 
     def take(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes a copy.
@@ -64,21 +64,7 @@ class WeightSnapshot:
             each.on_save_checkpoint(trainer, pl_module, saved)
         # Validation runs in inference mode, whose tensors couldn't be written again outside of it.
         with torch.inference_mode(False), torch.no_grad():
-            self._state = {name: _copied(entry, self._state.get(name)) for name, entry in saved["state_dict"].items()}
-
-    def put_back(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Loads the copy into the module, and forgets it.
-
-        Args:
-            trainer: That has fitted.
-            pl_module: Whose weights.
-        """
-        load_weights(trainer, pl_module, self._state)
-        self.forget()
-
-    def forget(self) -> None:
-        """Gives the memory back."""
-        self._state = {}
+            self.state = {name: _copied(entry, self.state.get(name)) for name, entry in saved["state_dict"].items()}
 
 
 def load_weights(trainer: Trainer, pl_module: LightningModule, state: dict[str, Any]) -> None:

@@ -270,8 +270,8 @@ def test_memory_of_one_copy_is_used_again_and_given_back(monkeypatch):
 
     def spied(self, trainer, pl_module):
         take(self, trainer, pl_module)
-        assert sum(each.numel() for each in self._state.values()) == 1
-        places.append(self._state["weight"].data_ptr())
+        assert sum(each.numel() for each in self.state.values()) == 1
+        places.append(self.state["weight"].data_ptr())
 
     take = WeightSnapshot.take
     monkeypatch.setattr(WeightSnapshot, "take", spied)
@@ -280,7 +280,7 @@ def test_memory_of_one_copy_is_used_again_and_given_back(monkeypatch):
     assert len(places) == 4
     assert len(set(places)) == 1
     assert module.weight.data_ptr() not in places
-    assert not stopping._snapshot
+    assert stopping.session is None  # which held the copy
 
 
 @pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt])
@@ -295,7 +295,7 @@ def test_exception_leaves_the_last_weights_and_nothing_behind(kind):
     with pytest.raises((kind, SystemExit)):
         fit([1.0, 2.0, 3.0], stopping, module=module)
     assert module.weight.item() == 3
-    assert not stopping._snapshot
+    assert stopping.session is None  # which held the copy
 
 
 def test_validation_that_fails_leaves_the_last_weights_too():
@@ -308,7 +308,7 @@ def test_validation_that_fails_leaves_the_last_weights_too():
     with pytest.raises(ZeroDivisionError):
         fit([1.0, 2.0], stopping, module=module)
     assert module.weight.item() == 2
-    assert not stopping._snapshot
+    assert stopping.session is None  # which held the copy
 
 
 def test_fast_dev_run_keeps_nothing():

@@ -223,6 +223,7 @@ def test_what_happens_around_a_step_is_told_in_the_order_of_positions():
         "validation_starts",
         "validation_batch_starts",
         "validation_batch_ends",
+        "validation_epoch_ends",
         "validation_ends",
         "epoch_ends",
         "train_ends",

@@ -1,6 +1,6 @@
 """Early stopping that hands back the best weights."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -11,7 +11,13 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_reg.attach.snapshot import WeightSnapshot, load_weights, warn_of_untrusted, weights_of_checkpoint
+from lightning_reg.attach.snapshot import (
+    WeightSnapshot,
+    averaging_callbacks,
+    load_weights,
+    warn_of_untrusted,
+    weights_of_checkpoint,
+)
 from lightning_reg.attach.stopping import Decision, Progress, decide
 from lightning_reg.core.facts import Place, Position
 from lightning_reg.core.lightning import callbacks_of, flattens_parameters, package_of, twin, twins
@@ -177,7 +183,10 @@ class RestoresBestWeights(Technique, _EarlyStopping):
     @override
     def _run_early_stopping_check(self, trainer: Trainer) -> None:
         session, logged = self.session, trainer.callback_metrics
-        if session is None or trainer.current_epoch < self.start_from_epoch or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if session is None:  # called by hand, outside of a fit
+            self._stock._run_early_stopping_check(trainer)
+            return
+        if trainer.current_epoch < self.start_from_epoch or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         if self.monitor not in logged and trainer.limit_val_batches == 0:
             session.say_that_nothing_stops()
@@ -294,6 +303,12 @@ class StoppingSession(Session[RestoresBestWeights]):
     has_asked: bool = False  # to stop, before that was possible
     has_said: bool = False  # that nothing is validated
     has_looked: bool = False  # at a checkpoint of the run
+    restored: dict[str, Any] = field(default_factory=dict)  # the state that was put back
+
+    def __post_init__(self) -> None:
+        # Somebody's average may be put into the module when our list is done, by a callback that comes later in it.
+        if any(not isinstance(each, Technique) for each in averaging_callbacks(self.run.trainer)):
+            self.run.around(self.run.trainer.strategy, "on_train_end", self._restore_again)
 
     @override
     def load(self, state: Mapping[str, Any]) -> None:
@@ -390,7 +405,8 @@ class StoppingSession(Session[RestoresBestWeights]):
         if not technique.restore_best_weights or self.best_epoch is None:
             return
         if self.snapshot:
-            self.snapshot.put_back(trainer, module)
+            self.restored = self.snapshot.state
+            load_weights(trainer, module, self.restored)
         else:
             weights = weights_of_checkpoint(
                 trainer, monitor=technique.monitor, mode=technique.mode, epoch=self.best_epoch, step=self.best_step
@@ -401,5 +417,11 @@ class StoppingSession(Session[RestoresBestWeights]):
                     "best checkpoint of that epoch was found to take the weights from; the last weights stay"
                 )
                 return
-            load_weights(trainer, module, weights)
+            self.restored = weights
+            load_weights(trainer, module, self.restored)
         rank_zero_info(f"Restored the weights of epoch {self.best_epoch} ({technique.monitor} = {self.best_value:.4f})")
+
+    def _restore_again(self, on_train_end: Callable[[], Any]) -> Any:
+        if self.restored:
+            load_weights(self.run.trainer, self.run.module, self.restored)
+        return on_train_end()
