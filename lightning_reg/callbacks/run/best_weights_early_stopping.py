@@ -159,17 +159,19 @@ class RestoresBestWeights(Technique, _EarlyStopping):
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         Technique.on_validation_end(self, trainer, pl_module)
-        self._keep_the_best(trainer)
+        if self.session is None or not self.session.comes_last:
+            self.keep_the_best(trainer)
         self._stock.on_validation_end(trainer, pl_module)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         Technique.on_train_epoch_end(self, trainer, pl_module)
         # What validation logged was looked at then, and no equal value counts as better now.
-        self._keep_the_best(trainer)
+        self.keep_the_best(trainer)
         self._stock.on_train_epoch_end(trainer, pl_module)
 
-    def _keep_the_best(self, trainer: Trainer) -> None:
+    def keep_the_best(self, trainer: Trainer) -> None:
+        """Looks whether the weights that were measured are the best so far."""
         is_too_early = trainer.current_epoch < self.start_from_epoch
         session = self.session
         if session is None or self._should_skip_check(trainer) or is_too_early or trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -304,10 +306,14 @@ class StoppingSession(Session[RestoresBestWeights]):
     has_said: bool = False  # that nothing is validated
     has_looked: bool = False  # at a checkpoint of the run
     restored: dict[str, Any] = field(default_factory=dict)  # the state that was put back
+    comes_last: bool = field(init=False)  # whether others average weights
 
     def __post_init__(self) -> None:
-        # Somebody's average may be put into the module when our list is done, by a callback that comes later in it.
-        if any(not isinstance(each, Technique) for each in averaging_callbacks(self.run.trainer)):
+        # Callbacks that aren't ours change places of weights when they are told, perhaps after this one. The strategy
+        # is told when all callbacks have been.
+        self.comes_last = any(not isinstance(each, Technique) for each in averaging_callbacks(self.run.trainer))
+        if self.comes_last:
+            self.run.around(self.run.trainer.strategy, "on_validation_end", self._keep_late)
             self.run.around(self.run.trainer.strategy, "on_train_end", self._restore_again)
 
     @override
@@ -420,6 +426,10 @@ class StoppingSession(Session[RestoresBestWeights]):
             self.restored = weights
             load_weights(trainer, module, self.restored)
         rank_zero_info(f"Restored the weights of epoch {self.best_epoch} ({technique.monitor} = {self.best_value:.4f})")
+
+    def _keep_late(self, on_validation_end: Callable[[], Any]) -> Any:
+        self.technique.keep_the_best(self.run.trainer)
+        return on_validation_end()
 
     def _restore_again(self, on_train_end: Callable[[], Any]) -> Any:
         if self.restored:
