@@ -44,7 +44,7 @@ def test_dropped_blocks_hand_their_inputs_on():
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
             super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
             if not inputs:
-                self.handles.append(block.register_forward_hook(self.note))
+                block.register_forward_hook(self.note)
 
         def note(self, block, args, output):
             inputs.append(args[0].detach().clone())

@@ -3,12 +3,13 @@
 from collections.abc import Callable, Sequence
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from typing_extensions import override
 
-from lightning_reg.attach.surgery import Change, Surgery
+from lightning_reg.attach.surgery import Surgery, SurgerySession
+from lightning_reg.core.step import Run
 from lightning_reg.nn import make_norm
 from lightning_reg.settings import SettingError
 
@@ -53,6 +54,7 @@ class ReplaceNorm(Surgery):
     """
 
     suited = "BatchNorm"
+    by_default = (_BatchNorm,)
     lasts = True
 
     def __init__(
@@ -68,18 +70,16 @@ class ReplaceNorm(Surgery):
         self.norm = norm
 
     @override
-    def suits(self, module: nn.Module) -> bool:
-        return bool(self.types) or isinstance(module, _BatchNorm)
-
-    @override
-    def operate(self, trainer: Trainer, pl_module: LightningModule) -> list[Change]:
-        names = {module: name for name, module in self._left(pl_module).items()}
+    def new_session(self, run: Run) -> SurgerySession:
+        before = set(run.module.parameters())
+        names = {module: name for name, module in self._left(run.module).items()}
         new = {module: self._replacement(name, module) for module, name in names.items()}
-        for parent in list(pl_module.modules()):
+        for parent in list(run.module.modules()):
             for leaf, child in parent._modules.items():
                 if child in new:
                     parent._modules[leaf] = new[child]
-        return [(f"{type(old).__name__} -> {type(each).__name__}", names[old]) for old, each in new.items()]
+        changes = [(f"{type(old).__name__} -> {type(each).__name__}", names[old]) for old, each in new.items()]
+        return SurgerySession(self, run, changes=changes, made=set(run.module.parameters()) - before)
 
     def _left(self, pl_module: LightningModule) -> dict[str, nn.Module]:
         """What is chosen and isn't what it would be replaced by: the next stage, or another trainer, finds it done."""
