@@ -88,7 +88,7 @@ def test_what_is_computed_again_for_the_backward_pass_is_not_counted_again():
     penalty = ActivityPenalty(l1=1.0)
     logged = [fit(module, penalty, max_epochs=2) for module in (Checkpoints(), SomebodysModule())]
     torch.testing.assert_close(logged[0]["penalty/activity"], logged[1]["penalty/activity"])
-    assert penalty._seen == []
+    assert penalty.session is None
 
 
 class Half(nn.Module):

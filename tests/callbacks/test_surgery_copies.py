@@ -9,6 +9,9 @@ import torch
 from lightning.pytorch import Callback
 
 from lightning_reg.callbacks import (
+    ActivityPenalty,
+    ConfidencePenalty,
+    DropoutSchedule,
     FreezeBatchNorm,
     InsertDropBlock,
     InsertDropConnect,
@@ -34,6 +37,9 @@ PICKLED = {
     **DROPPING,
     "FreezeBatchNorm": FreezeBatchNorm,
     "ReplaceNorm": ReplaceNorm,
+    "DropoutSchedule": lambda: [InsertDropout(p=0.5, types="ReLU"), DropoutSchedule()],
+    "ActivityPenalty": lambda: ActivityPenalty(l1=0.1),
+    "ConfidencePenalty": lambda: ConfidencePenalty(weight=0.1),
 }
 WITHOUT_PICKLES = {"SpectralNormalization": SpectralNormalization, "WeightStandardization": WeightStandardization}
 
