@@ -10,6 +10,7 @@ from lightning.pytorch import Callback
 
 from lightning_reg.callbacks import (
     ActivityPenalty,
+    BatchMixing,
     ConfidencePenalty,
     DropoutSchedule,
     FreezeBatchNorm,
@@ -21,6 +22,7 @@ from lightning_reg.callbacks import (
     SpectralNormalization,
     WeightStandardization,
 )
+from lightning_reg.transforms import Mixup
 from tests.callbacks.somebodys import Somebodys, fit, loader, sequential
 from tests.helpers import quiet_trainer
 
@@ -40,6 +42,7 @@ PICKLED = {
     "DropoutSchedule": lambda: [InsertDropout(p=0.5, types="ReLU"), DropoutSchedule()],
     "ActivityPenalty": lambda: ActivityPenalty(l1=0.1),
     "ConfidencePenalty": lambda: ConfidencePenalty(weight=0.1),
+    "BatchMixing": lambda: BatchMixing(Mixup()),
 }
 WITHOUT_PICKLES = {"SpectralNormalization": SpectralNormalization, "WeightStandardization": WeightStandardization}
 
