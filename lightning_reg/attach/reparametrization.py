@@ -41,6 +41,11 @@ def reparametrized(
             raise SettingError(
                 f"include must name layers whose weight has two dimensions or more, but {name} has {shape}"
             )
+        if not isinstance(layer, DropConnect) and _computes_itself(layer) and not _is_named(layer, surgery):
+            raise SettingError(
+                f"exclude must name {name}, a {type(layer).__name__}, which computes with its weight in a way of its "
+                f"own, so that it needn't be {adjective} there; or types must name that class"
+            )
         if isinstance(layer, DropConnect):
             raise SettingError(
                 f"exclude must name {name} in InsertDropConnect or in {type(surgery).__name__}: dropped weights are no "
@@ -51,6 +56,19 @@ def reparametrized(
     for name, layer in chosen.items():
         register(layer, name)
     return SurgerySession(surgery, run, changes=changes, made=set(run.module.parameters()) - before)
+
+
+def _computes_itself(layer: nn.Module) -> bool:
+    """Whether a subclass has changed what torch's layer does with its weight, as low-rank adapters do."""
+    homes = (
+        next((kind for kind in type(layer).__mro__ if method in vars(kind)), nn.Module)
+        for method in ("forward", "_conv_forward")
+    )
+    return any(not home.__module__.startswith("torch.") for home in homes)
+
+
+def _is_named(layer: nn.Module, surgery: Surgery) -> bool:
+    return any(kind in (type(layer), type(layer).__name__) for kind in surgery.types)
 
 
 def _has(layer: nn.Module, parametrization: type[nn.Module]) -> bool:

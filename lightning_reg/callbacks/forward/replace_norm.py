@@ -96,6 +96,9 @@ class ReplaceNorm(Surgery):
         if any(not isinstance(each, nn.Identity) for each in old.children()):
             raise SettingError(f"exclude must name {name}, a {type(old).__name__}, which does more than normalize")
         new = make_norm(self.norm, _num_features(name, old), spatial_dims=_spatial_dims(name, old, self.norm))
+        if type(new) is nn.InstanceNorm1d and isinstance(old, nn.BatchNorm1d):
+            new.__class__ = _OfPositions  # made by the same call, whatever its arguments were
+            vars(new)["place"] = name
         if (like := next(old.parameters(), next(old.buffers(), None))) is not None:
             new.to(like.device, like.dtype)
         for leaf in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
@@ -104,14 +107,30 @@ class ReplaceNorm(Surgery):
                 with torch.no_grad():
                     after.copy_(before)
                 after.requires_grad_(before.requires_grad)
-        for setting in ("eps", "momentum"):
-            if vars(old).get(setting) is not None and vars(new).get(setting) is not None:
-                setattr(new, setting, getattr(old, setting))
+        if vars(old).get("eps") is not None and vars(new).get("eps") is not None:
+            new.eps = old.eps
+        if "momentum" in vars(old) and "momentum" in vars(new):  # None is a mean over all batches
+            new.momentum = old.momentum
         setattr(new, _MARK, repr(self.norm))
         new.training = old.training
         for hooks in _HOOKS:  # the very same dictionaries, so that handles can still remove what they registered
             vars(new)[hooks] = vars(old)[hooks]
         return new
+
+
+class _OfPositions(nn.InstanceNorm1d):
+    """In the place of a BatchNorm1d, which takes (N, C) and (N, C, L); here the first would be taken for (C, L)."""
+
+    place: str
+
+    @override
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.ndim == 2:
+            raise SettingError(
+                f"exclude must name {self.place}, whose inputs {tuple(input.shape)} are (batch, features): norm "
+                "'instance' needs positions to average over"
+            )
+        super()._check_input_dim(input)
 
 
 def _num_features(name: str, module: nn.Module) -> int:
