@@ -37,7 +37,7 @@ def check_stochastic(p: float, seed: int | None) -> None:
     Raises:
         SettingError: With the argument.
     """
-    check_range("p", p, low=0, high=1, high_open=True)
+    check_range("p", p, low=0, high=1)
     if seed is not None:
         check_count("seed", seed, low=0)
 

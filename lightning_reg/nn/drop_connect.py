@@ -32,7 +32,7 @@ class DropConnect(nn.Module):
     """
 
     p: float = 0.5
-    """Probability that a weight is dropped, in [0, 1)."""
+    """Probability that a weight is dropped, in [0, 1]."""
 
     stream: NoiseStream | None = None
     """Where random numbers come from; torch's global stream where None."""
@@ -110,7 +110,7 @@ def drop_connected(layer: nn.Module, p: float) -> DropConnect:
 
     Args:
         layer: A Linear, Conv1d, Conv2d or Conv3d of torch's own.
-        p: Probability that a weight is dropped, in [0, 1).
+        p: Probability that a weight is dropped, in [0, 1].
 
     Raises:
         SettingError: If the layer is of another type, or ``p`` is out of its range.
@@ -119,7 +119,7 @@ def drop_connected(layer: nn.Module, p: float) -> DropConnect:
     >>> drop_connected(layer, 0.5) is layer
     True
     """
-    check_range("p", p, low=0, high=1, high_open=True)
+    check_range("p", p, low=0, high=1)
     if type(layer) not in DROP_CONNECTED:
         raise SettingError(
             "layer must be one of " + ", ".join(kind.__name__ for kind in DROP_CONNECTED) + ", but is a "

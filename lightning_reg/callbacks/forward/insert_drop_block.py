@@ -35,7 +35,7 @@ class InsertDropBlock(Surgery):
     that rate and expectation are exact at borders and on small maps, too.
 
     Args:
-        p: Share of units that is dropped, in [0, 1).
+        p: Share of units that is dropped, in [0, 1].
         block_size: Side of a block, at least 1; may be even, and larger than the map.
         per_channel: Whether each channel loses blocks of its own; else all lose the same, which is cheaper.
         include: Globs over names of modules behind which it is put; where empty, ``types`` alone choose.

@@ -36,7 +36,7 @@ class InsertDropConnect(Surgery):
     of the mean at test time.
 
     Args:
-        p: Probability that a weight is dropped, in [0, 1).
+        p: Probability that a weight is dropped, in [0, 1].
         include: Globs over names of layers; all that can be where empty.
         exclude: Globs over names of layers that are left out.
         types: Classes of layers, or their names: Linear, Conv1d, Conv2d, Conv3d; all four where empty.

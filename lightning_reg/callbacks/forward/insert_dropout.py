@@ -39,7 +39,7 @@ class InsertDropout(Surgery):
     rate, ``monte_carlo_predict`` turns it on. Of a module that returns several tensors the first is dropped from.
 
     Args:
-        p: Probability that something is dropped, in [0, 1).
+        p: Probability that something is dropped, in [0, 1]; below 1 of ``"gaussian"``.
         include: Globs over names of modules behind which it is put; where empty, ``types`` alone choose.
         exclude: Globs over names of modules that are left out.
         types: Classes of modules, or their names, such as ``"ReLU"``; all that ``include`` chooses where empty.
@@ -70,6 +70,7 @@ class InsertDropout(Surgery):
     ) -> None:
         check_choice("kind", kind, list(_KINDS))
         check_insertion(p, seed, include, types)
+        _KINDS[kind](p)  # Gaussian noise has no rate of 1
         super().__init__(include=include or ("*",), exclude=exclude, types=types)
         self.p = p
         self.seed = seed

@@ -38,7 +38,7 @@ class InsertStochasticDepth(Surgery):
     activation behind the sum, as ResNet has, the block is dropped together with it.
 
     Args:
-        p: Probability that the last block is dropped, in [0, 1).
+        p: Probability that the last block is dropped, in [0, 1].
         include: Globs over names of residual blocks, or of modules at the end of residual branches, in the order of
             depth; where empty, ``types`` alone choose.
         exclude: Globs over names of modules that are left out.
