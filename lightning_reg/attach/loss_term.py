@@ -28,7 +28,7 @@ class LossTerm(Technique):
     """
 
     place = Place.LOSS
-    charts = (
+    charts: ClassVar[tuple[Chart, ...]] = (
         Chart("Penalties", "value", r"penalty/(?!.*(_share|_zeros)$)"),
         Chart("Penalties", "share of the loss", r"penalty/.*_share$"),
     )

@@ -7,7 +7,7 @@ from typing_extensions import override
 
 from lightning_reg.attach.schedules import ScheduledStrength, StrengthSchedule, check_schedule
 from lightning_reg.attach.selection import as_patterns, select_names
-from lightning_reg.core.facts import Place
+from lightning_reg.core.facts import Chart, Place
 from lightning_reg.core.lightning import logs_now
 from lightning_reg.core.session import Session
 from lightning_reg.core.step import Run
@@ -54,6 +54,7 @@ class DropoutSchedule(Technique):
     """
 
     place = Place.FORWARD
+    charts = (Chart("Schedules", "strengths, rates and learning rates", r"(schedule/|dropout/|lr-|grad/noise$)"),)
 
     def __init__(
         self,

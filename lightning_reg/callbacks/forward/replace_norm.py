@@ -9,6 +9,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from typing_extensions import override
 
 from lightning_reg.attach.surgery import Surgery, SurgerySession
+from lightning_reg.core.facts import Choice
 from lightning_reg.core.step import Run
 from lightning_reg.nn import make_norm
 from lightning_reg.settings import SettingError
@@ -53,6 +54,7 @@ class ReplaceNorm(Surgery):
     'group'
     """
 
+    usual_ranges = (Choice("norm", ("group", "ghost_batch", "layer")),)
     suited = "BatchNorm"
     by_default = (_BatchNorm,)
     lasts = True

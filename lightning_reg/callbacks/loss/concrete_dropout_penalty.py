@@ -12,6 +12,7 @@ from lightning_reg.attach.loss_term import LossTerm, TermSession
 from lightning_reg.attach.samples import training_samples
 from lightning_reg.attach.schedules import StrengthSchedule
 from lightning_reg.attach.selection import plain_name
+from lightning_reg.core.facts import Chart
 from lightning_reg.core.lightning import logs_now
 from lightning_reg.core.step import Run
 from lightning_reg.nn.concrete_dropout import ConcreteDropout, concrete_layers
@@ -53,6 +54,10 @@ class ConcreteDropoutPenalty(LossTerm):
     """
 
     tag = "concrete_dropout"
+    charts = (
+        *LossTerm.charts,
+        Chart("Schedules", "strengths, rates and learning rates", r"(schedule/|dropout/|lr-|grad/noise$)"),
+    )
 
     def __init__(self, *, num_samples: int | None = None, schedule: StrengthSchedule | None = None) -> None:
         if num_samples is not None:
