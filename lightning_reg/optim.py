@@ -15,6 +15,15 @@ from lightning_reg.text import table
 __all__ = ["OwnedParameter", "is_normalization", "owned_parameters", "weight_decay_groups", "weight_decay_table"]
 
 _TORCH_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+_MIXING = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd, nn.Embedding, nn.EmbeddingBag)
+# "Norm" or "Normalization" as a word: neither "NormedLinear" nor "NormalRegression" normalizes anything.
+_NORM = re.compile(r"([Nn]orm|NORM)(alization)?(?![a-z])")
+# What timm spares by name: shifts, tokens and positions that are added, and scales.
+_SHIFT = re.compile(
+    r"(^|_)(bias|biases|(cls|class|dist|distill|reg|mask)_tokens?|class_embedding|"
+    r"(pos|position|positional)_(embed|embedding|embeddings))(_|\d|$)"
+)
+_SCALE = re.compile(r"(^|_)(gamma|layer_scale|layerscale|logit_scale)(_|\d|$)")
 
 
 @dataclass(frozen=True)
@@ -25,18 +34,27 @@ class OwnedParameter:
         name: Its qualified name, the first one where it has several.
         parameter: The parameter.
         owners: Every module that holds it, with its name there; more than one where weights are tied.
+        is_declared: Whether a module above it names it in ``no_weight_decay()``, as timm's do.
     """
 
     name: str
     parameter: nn.Parameter
     owners: list[tuple[str, nn.Module]]
+    is_declared: bool = False
 
     @property
     def is_norm_or_bias(self) -> bool:
         """Whether it shifts or scales activations rather than mixing them: what decay and penalties spare."""
-        return any(
-            re.search(r"(^|_)bias(_|$)", name) is not None or is_normalization(owner) or isinstance(owner, nn.PReLU)
-            for name, owner in self.owners
+        return self.is_declared or any(self._shifts_or_scales(name, owner) for name, owner in self.owners)
+
+    def _shifts_or_scales(self, name: str, owner: nn.Module) -> bool:
+        is_vector = sum(size > 1 for size in self.parameter.shape) <= 1
+        scales = _SCALE.search(name) is not None or "LayerScale" in type(owner).__name__
+        return (
+            _SHIFT.search(name) is not None
+            or (scales and is_vector)
+            or is_normalization(owner)
+            or isinstance(owner, nn.PReLU)
         )
 
     @property
@@ -58,7 +76,7 @@ def is_normalization(module: nn.Module) -> bool:
         return True
     # Every model library brings RMSNorms and LayerNorms of its own that share no base class: known by their name, but
     # not where they hold a matrix, as a fused "LayerNormLinear" does.
-    named = any("norm" in kind.__name__.lower() for kind in type(module).__mro__)
+    named = not isinstance(module, _MIXING) and any(_NORM.search(kind.__name__) for kind in type(module).__mro__)
     own = module.parameters(recurse=False)
     return named and all(sum(size > 1 for size in parameter.shape) <= 1 for parameter in own)
 
@@ -74,6 +92,7 @@ def owned_parameters(module: nn.Module) -> list[OwnedParameter]:
     ['in_proj_bias', 'out_proj.bias']
     """
     found: dict[nn.Parameter, OwnedParameter] = {}
+    declared = _declared(module)
     for prefix, holder in module.named_modules(remove_duplicate=False):
         for leaf, parameter in holder.named_parameters(recurse=False):
             owner, name = holder, leaf
@@ -82,8 +101,20 @@ def owned_parameters(module: nn.Module) -> list[OwnedParameter]:
                 path, _, name = f".{prefix}".rpartition(".parametrizations.")
                 owner = module.get_submodule(path.removeprefix("."))
             qualified = f"{prefix}.{leaf}" if prefix else leaf
-            found.setdefault(parameter, OwnedParameter(qualified, parameter, [])).owners.append((name, owner))
+            owned = OwnedParameter(qualified, parameter, [], is_declared=parameter in declared)
+            found.setdefault(parameter, owned).owners.append((name, owner))
     return list(found.values())
+
+
+def _declared(module: nn.Module) -> set[nn.Parameter]:
+    """Returns the parameters that modules name in ``no_weight_decay()``, by their names below themselves."""
+    declared: set[nn.Parameter] = set()
+    for holder in module.modules():
+        declare = getattr(holder, "no_weight_decay", None)
+        if callable(declare):
+            names = set(declare())
+            declared.update(parameter for name, parameter in holder.named_parameters() if name in names)
+    return declared
 
 
 def weight_decay_groups(
@@ -91,8 +122,10 @@ def weight_decay_groups(
 ) -> list[dict[str, Any]]:
     """Splits parameters into those that weight decay applies to and those it would only harm.
 
-    Biases, embeddings and the scales and shifts of normalization layers are left out: they are few, they can't
-    overfit much, and pulling a scale or an embedding of a rare word toward zero costs accuracy.
+    Biases, embeddings, the scales and shifts of normalization layers, and what timm spares by name are left out
+    (``cls_token``, ``pos_embed``, ``gamma``, ``logit_scale``, ...): they are few, they can't overfit much, and pulling
+    a scale or an embedding of a rare word toward zero costs accuracy. A module may name more of its parameters in a
+    method ``no_weight_decay()``.
 
     Args:
         module: Whose parameters; frozen ones are left out.

@@ -101,3 +101,75 @@ def test_excluded_parameters_are_spared_and_the_table_says_why(capsys):
 def test_bad_settings_of_groups_are_refused(settings, message):
     with pytest.raises(SettingError, match=message):
         weight_decay_groups(nn.Sequential(nn.Linear(4, 3)), **settings)
+
+
+class Tokens(nn.Module):
+    """The names that vision transformers give to what isn't a weight of a layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, 4))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 5, 4))
+        self.logit_scale = nn.Parameter(torch.zeros(2, 1, 1))
+        self.gamma_1 = nn.Parameter(torch.ones(4))
+        self.attention_biases = nn.Parameter(torch.zeros(2, 3))
+        self.gamma = nn.Linear(4, 4, bias=False)
+        self.token_mixing = nn.Parameter(torch.zeros(4, 4))
+
+
+class LayerScale(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(4))
+
+
+def names_of(module, name):
+    named = {parameter: each for each, parameter in module.named_parameters()}
+    groups = {group["name"]: group["params"] for group in weight_decay_groups(module)}
+    return sorted(named[parameter] for parameter in groups.get(name, []))
+
+
+def test_tokens_positions_and_scales_are_spared():
+    assert names_of(Tokens(), "decay") == ["gamma.weight", "token_mixing"]
+    assert names_of(LayerScale(), "no_decay") == ["scale"]
+
+
+def test_a_module_may_name_what_is_spared():
+    class Declares(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.prompts, self.head = nn.Parameter(torch.zeros(3, 4)), nn.Linear(4, 2)
+
+        def no_weight_decay(self):
+            return {"prompts", "head.weight"}
+
+    network = nn.Sequential(Declares(), nn.Linear(2, 2))
+    assert names_of(network, "decay") == ["1.weight"]
+
+
+@pytest.mark.parametrize(
+    ("name", "normalizes"),
+    [
+        ("RMSNorm", True),
+        ("LlamaRMSNorm", True),
+        ("LayerNorm2d", True),
+        ("Layernorm", True),
+        ("BatchNormalization", True),
+        ("NormedLinear", False),
+        ("NormalRegression", False),
+        ("Enormous", False),
+    ],
+)
+def test_a_norm_is_known_by_the_word(name, normalizes):
+    kind = type(name, (nn.Module,), {})
+    module = kind()
+    module.weight = nn.Parameter(torch.ones(4))
+    assert is_normalization(module) == normalizes
+
+
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_a_linear_layer_of_normalized_features_is_no_norm(outputs):
+    class LayerNormLinear(nn.Linear):
+        pass
+
+    assert names_of(LayerNormLinear(4, outputs, bias=False), "decay") == ["weight"]

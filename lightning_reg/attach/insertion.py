@@ -1,213 +1,205 @@
 """Stochastic layers inserted into somebody else's module for as long as a trainer runs."""
 
-from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_reg.attach.streams import base_seed, random_stream
-from lightning_reg.attach.surgery import Change, Surgery
-from lightning_reg.attach.technique import instance_number
+from lightning_reg.attach.surgery import Surgery, SurgerySession
+from lightning_reg.core.lightning import instance_number
+from lightning_reg.core.step import Run
 from lightning_reg.functional.noise import NoiseStream
 from lightning_reg.nn.drop_connect import DropConnect
 from lightning_reg.nn.insertion import Insertion, insertions
-from lightning_reg.nn.stochastic import StochasticLayer
+from lightning_reg.nn.stochastic import Lease, StochasticLayer
 from lightning_reg.optim import is_normalization
 from lightning_reg.settings import SettingError, check_count, check_range
 
-__all__ = ["LayerInsertion", "StochasticSurgery"]
+__all__ = ["StochasticSession", "check_insertion", "check_stochastic", "inserted"]
 
 # Batches after which something must have run: there are modules that are trained in turns.
 _PATIENCE = 100
 
 
-class StochasticSurgery(Surgery):
-    """Makes a module drop something in training, with random numbers of its own.
+def check_stochastic(p: float, seed: int | None) -> None:
+    """Raises unless something can be dropped so.
+
+    Args:
+        p: Probability that something is dropped.
+        seed: What the random numbers start from; that of ``seed_everything`` where None.
+
+    Raises:
+        SettingError: With the argument.
+    """
+    check_range("p", p, low=0, high=1)
+    if seed is not None:
+        check_count("seed", seed, low=0)
+
+
+def check_insertion(
+    p: float, seed: int | None, include: str | Sequence[str], types: str | Sequence[str | type]
+) -> None:
+    """Raises unless layers can be inserted so.
+
+    Args:
+        p: Probability that something is dropped.
+        seed: What the random numbers start from; that of ``seed_everything`` where None.
+        include: Globs over names of modules.
+        types: Classes of modules, or their names.
+
+    Raises:
+        SettingError: With the argument.
+    """
+    if not include and not types:
+        raise SettingError("include or types must say behind which modules, but both are empty")
+    check_stochastic(p, seed)
+
+
+@dataclass(eq=False)
+class StochasticSession(SurgerySession):
+    """One run of a module that drops something in training, with random numbers of its own.
 
     These depend on seed, rank, epoch and batch alone, so a resumed run drops what the uninterrupted one would have.
 
-    Args:
-        p: Probability that something is dropped, in [0, 1).
-        include: Globs over names of modules.
-        exclude: Globs over names of modules that are left out.
-        types: Classes of modules, or their names.
+    Attributes:
         seed: What the random numbers start from; that of ``seed_everything`` where None.
+        streams: One for each place where something is dropped.
+        acting: What drops, by name of the module.
+        unseen: Whether nobody has looked yet whether all of it runs.
+        lease: Ends with the run, also for copies of the module.
     """
 
-    def __init__(
-        self,
-        *,
-        p: float,
-        include: str | Sequence[str],
-        exclude: str | Sequence[str],
-        types: str | Sequence[str | type],
-        seed: int | None,
-    ) -> None:
-        check_range("p", p, low=0, high=1, high_open=True)
-        if seed is not None:
-            check_count("seed", seed, low=0)
-        super().__init__(include=include, exclude=exclude, types=types)
-        self.p = p
-        self.seed = seed
-        self._streams: list[NoiseStream] = []
-        self._watched: dict[str, Insertion | DropConnect] = {}
+    seed: int | None = None
+    streams: list[NoiseStream] = field(default_factory=list)
+    acting: dict[str, Insertion | DropConnect] = field(default_factory=dict)
+    unseen: bool = True
+    lease: Lease = field(default_factory=Lease)
 
-    def watch(self, name: str, acting: Insertion | DropConnect) -> None:
-        """Sees to it that it is said if something that should act doesn't.
-
-        Args:
-            name: Of the module.
-            acting: What acts there.
-        """
-        self._watched[name] = acting
-
-    def stream(self) -> NoiseStream:
-        """Returns a new stream, which starts anew with every batch."""
+    def new_stream(self) -> NoiseStream:
+        """Returns a stream that starts anew with every batch."""
         stream = NoiseStream()
-        stream.start(random_stream(base_seed(self.seed), type(self).__name__, len(self._streams)).getrandbits(62))
-        self._streams.append(stream)
+        name = type(self.technique).__name__
+        stream.start(random_stream(base_seed(self.seed), name, len(self.streams)).getrandbits(62))
+        self.streams.append(stream)
         return stream
 
-    def _restart(self, trainer: Trainer, *position: int | str) -> None:
-        number = instance_number(trainer, self)
-        seeds = random_stream(base_seed(self.seed), trainer.global_rank, *position, type(self).__name__, number)
-        for stream in self._streams:
+    def _restart(self, *position: int | str) -> None:
+        trainer, technique = self.run.trainer, self.technique
+        instance = (type(technique).__name__, instance_number(trainer, technique))
+        seeds = random_stream(base_seed(self.seed), trainer.global_rank, *position, *instance)
+        for stream in self.streams:
             stream.start(seeds.getrandbits(62))
 
     @override
-    def begin_batch(self, trainer: Trainer, batch_idx: int) -> None:
-        self._restart(trainer, trainer.current_epoch, batch_idx)
+    def fit_starts(self) -> None:
+        super().fit_starts()
+        there = set(insertions(self.run.module))
+        for name, acting in self.acting.items():
+            if isinstance(acting, Insertion) and acting not in there:
+                raise SettingError(
+                    f"include must leave {name} out, which was replaced after something had been put behind it, as "
+                    "Trainer(sync_batchnorm=True) does; name the module that holds it"
+                )
 
     @override
-    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        for stream in self._streams:
+    def batch_starts(self, batch_idx: int) -> None:
+        self._restart(self.run.trainer.current_epoch, batch_idx)
+
+    # What activation checkpointing runs again in the backward pass drops the same.
+
+    @override
+    def before_backward(self, loss: Tensor) -> None:
+        for stream in self.streams:
             stream.rewind()
 
     @override
-    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for stream in self._streams:
+    def after_backward(self) -> None:
+        for stream in self.streams:
             stream.go_on()
 
     # Nothing is dropped in evaluation, unless somebody asks for it: monte_carlo_predict.
 
     @override
-    def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        self._restart(trainer, "validation", trainer.current_epoch, batch_idx, dataloader_idx)
+    def validation_batch_starts(self, batch_idx: int, dataloader_idx: int) -> None:
+        self._restart("validation", self.run.trainer.current_epoch, batch_idx, dataloader_idx)
 
     @override
-    def on_test_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        self._restart(trainer, "test", batch_idx, dataloader_idx)
+    def test_batch_starts(self, batch_idx: int, dataloader_idx: int) -> None:
+        self._restart("test", batch_idx, dataloader_idx)
 
     @override
-    def on_predict_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        self._restart(trainer, "predict", batch_idx, dataloader_idx)
+    def predict_batch_starts(self, batch_idx: int, dataloader_idx: int) -> None:
+        self._restart("predict", batch_idx, dataloader_idx)
 
     @override
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def batch_ends(self, outputs: Any, batch_idx: int) -> None:
         """Looks once whether all of it has run: a technique is never silently inert."""
-        if not self._watched or not (trainer.is_last_batch or batch_idx >= _PATIENCE):
+        if not self.unseen or not (self.run.trainer.is_last_batch or batch_idx >= _PATIENCE):
             return
-        inert = [name for name, each in self._watched.items() if not each.has_run]
-        if len(inert) == len(self._watched):
+        self.unseen = False
+        inert = [name for name, acting in self.acting.items() if not acting.has_run]
+        if len(inert) == len(self.acting):
             raise SettingError(
                 "include must name modules that the training step runs, in training mode, but none of "
                 f"{len(inert)} did; first is {inert[0]}"
             )
         if inert:
             rank_zero_warn(
-                f"{type(self).__name__} does nothing to what wasn't run in training mode: {', '.join(inert)}"
+                f"{type(self.technique).__name__} does nothing to what wasn't run in training mode: {', '.join(inert)}"
             )
-        self._watched = {}
 
     @override
-    def release(self) -> None:
-        self._streams = []
-        self._watched = {}
+    def ends(self, exception: BaseException | None) -> None:
+        self.lease.end()
 
 
-class LayerInsertion(StochasticSurgery):
-    """Inserts stochastic layers behind modules.
+def inserted(
+    surgery: Surgery,
+    run: Run,
+    make: Callable[[int, int], StochasticLayer],
+    *,
+    seed: int | None,
+    residual: bool = False,
+) -> StochasticSession:
+    """Puts stochastic layers behind the modules that a technique's settings choose, until the run ends.
 
     Args:
-        p: Probability that something is dropped, in [0, 1).
-        include: Globs over names of modules; where empty, ``types`` alone choose.
-        exclude: Globs over names of modules that are left out.
-        types: Classes of modules, or their names.
+        surgery: The settings.
+        run: Of a module that is complete.
+        make: Makes a layer, given its place among all in the order of the modules' names, from 0, and their number.
         seed: What the random numbers start from; that of ``seed_everything`` where None.
         residual: Whether the modules are whole residual blocks.
     """
-
-    def __init__(
-        self,
-        *,
-        p: float,
-        include: str | Sequence[str],
-        exclude: str | Sequence[str],
-        types: str | Sequence[str | type],
-        seed: int | None,
-        residual: bool = False,
-    ) -> None:
-        if not include and not types:
-            raise SettingError("include or types must say behind which modules, but both are empty")
-        super().__init__(p=p, include=include or ("*",), exclude=exclude, types=types, seed=seed)
-        self._residual = residual
-
-    @abstractmethod
-    def make(self, module: nn.Module, index: int, count: int) -> StochasticLayer:
-        """Makes one layer.
-
-        Args:
-            module: Behind which it stands.
-            index: Its place among all that are inserted, in the order of the module's names, from 0.
-            count: How many there are.
-        """
-
-    @override
-    def operate(self, trainer: Trainer, pl_module: LightningModule) -> list[Change]:
-        chosen = self.selected(pl_module)
-        _forget_compiled(pl_module)
-        holders = {child: parent for parent in pl_module.modules() for child in parent.children()}
-        layers = [self.make(module, index, len(chosen)) for index, module in enumerate(chosen.values())]
-        for layer, (name, module) in zip(layers, chosen.items(), strict=True):
-            layer.stream = self.stream()
-            # A norm that is frozen in evaluation mode says nothing about what stands behind it.
-            mode_of = holders[module] if is_normalization(module) else None
-            inserted = Insertion(layer, name, residual=self._residual, mode_of=mode_of)
-            self.watch(name, inserted)
-            self.handles.append(module.register_forward_hook(inserted, with_kwargs=True))
-        what = repr(layers[0]) if len(set(map(repr, layers))) == 1 else f"{layers[0]!r} ... {layers[-1]!r}"
-        return [(what, name) for name in chosen]
-
-    @override
-    def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().attach(trainer, pl_module)
-        there = set(insertions(pl_module))
-        for name, inserted in self._watched.items():
-            if inserted not in there:
-                raise SettingError(
-                    f"include must leave {name} out, which was replaced after something had been put behind it, as "
-                    "Trainer(sync_batchnorm=True) does; name the module that holds it"
-                )
+    session = StochasticSession(surgery, run, seed=seed)
+    chosen = surgery.selected(run.module)
+    _forget_compiled(run.module)
+    holders = {child: parent for parent in run.module.modules() for child in parent.children()}
+    layers = [make(index, len(chosen)) for index in range(len(chosen))]
+    for layer, (name, module) in zip(layers, chosen.items(), strict=True):
+        layer.stream = session.new_stream()
+        # A norm that is frozen in evaluation mode says nothing about what stands behind it.
+        mode_of = holders[module] if is_normalization(module) else None
+        insertion = Insertion(layer, name, residual=residual, mode_of=mode_of, lease=session.lease)
+        session.acting[name] = insertion
+        run.until_end(module.register_forward_hook(insertion, with_kwargs=True))
+    what = repr(layers[0]) if len(set(map(repr, layers))) == 1 else f"{layers[0]!r} ... {layers[-1]!r}"
+    session.changes = [(what, name) for name in chosen]
+    return session
 
 
 def _forget_compiled(pl_module: LightningModule) -> None:
     """Has torch.compile look at modules anew: code that it made before a hook was there doesn't run it."""
-    compiled = any(
-        each._compiled_call_impl is not None or type(each).__name__ == "OptimizedModule"  # importing it is slow
-        for each in pl_module.modules()
-    )
+    compiled = any(_is_compiled(module) for module in pl_module.modules())
     if compiled or pl_module._compiler_ctx is not None:
         torch.compiler.reset()
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    # Importing torch.compile's class is slow.
+    return module._compiled_call_impl is not None or type(module).__name__ == "OptimizedModule"

@@ -1,68 +1,29 @@
 """Losses of mixed targets, computed where somebody else's training step calls a loss function of torch's.
 
 The batch keeps the labels that it has, so that metrics go on working. Where a loss is computed of those very labels, it
-is computed of their partners', too, and the two are interpolated: one forward pass, two losses.
+is computed of their partners', too, and so is all that is made of the two up to what the step returns; what the step
+sees is the two, interpolated: one forward pass, two losses.
 """
 
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.nn._reduction import legacy_get_string
+import torch.utils.checkpoint
+from torch import Tensor
 from torch.overrides import TorchFunctionMode, resolve_name
 
-from lightning_reg.core.wrapping import Handle, around
-from lightning_reg.functional.mixing import check_labels, previous
+from lightning_reg.attach.followed_functions import is_linear, is_of_elements, is_pure, is_repeated, writes
+from lightning_reg.attach.weighted_losses import LOSSES, check_classes, settings_of, weighted
+from lightning_reg.functional.mixing import previous
 from lightning_reg.settings import SettingError
 
-__all__ = ["LOSSES", "InterpolatedLosses", "leave_compiled_alone"]
-
-LOSSES: tuple[Callable[..., Tensor], ...] = (
-    F.cross_entropy,
-    F.nll_loss,
-    F.binary_cross_entropy,
-    F.binary_cross_entropy_with_logits,
-    F.mse_loss,
-    F.l1_loss,
-    F.smooth_l1_loss,
-    F.huber_loss,
-    F.kl_div,
-    F.poisson_nll_loss,
-    F.gaussian_nll_loss,
-    F.soft_margin_loss,
-)
-"""Loss functions that are interpolated; torch's modules of the same names call them."""
-
-# Pure functions that don't mix samples: what they make of the targets they make of the partners', too.
-_METHODS = """
-    long int float double half bfloat16 bool to type type_as cpu cuda clone detach contiguous
-    view view_as reshape flatten squeeze unsqueeze expand expand_as repeat_interleave __getitem__
-    add sub mul div true_divide neg abs pow square sqrt exp log sign round floor clamp clip sum mean amax amin
-    eq ne lt le gt ge logical_not logical_and logical_or where masked_fill nan_to_num isnan isfinite
-    __add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __rtruediv__ __neg__ __pow__
-    __eq__ __ne__ __lt__ __le__ __gt__ __ge__ __and__ __or__ __invert__
-"""
-_FUNCTIONS = """
-    squeeze unsqueeze flatten reshape clone detach add sub mul div true_divide neg abs pow square sqrt exp log sign
-    round floor clamp clip sum mean amax amin eq ne lt le gt ge logical_not logical_and logical_or where masked_fill
-    nan_to_num isnan isfinite zeros_like ones_like
-"""
-_FOLLOWED = frozenset(
-    (
-        *(getattr(Tensor, name) for name in _METHODS.split()),
-        *(getattr(torch, name) for name in _FUNCTIONS.split()),
-        F.one_hot,
-    )
-)
-# Those that move whole samples: right where all samples have one weight.
-_MOVES = frozenset((torch.roll, Tensor.roll, torch.flip, Tensor.flip))
+__all__ = ["InterpolatedLosses"]
 
 
-_IGNORED = -100  # what torch takes for a label that doesn't count, where nothing is said
+_FOREIGN = "code that isn't torch's or is compiled"
 
 
 class InterpolatedLosses(TorchFunctionMode):
@@ -70,9 +31,10 @@ class InterpolatedLosses(TorchFunctionMode):
 
     .. math:: (1 - w) \, L(y_a) + w \, L(y_b)
 
-    with y_b the targets of the samples before. Where every sample has a weight of its own, each of the two losses is a
-    weighted sum over samples, divided by what the loss itself divides by: for a mean, the number of elements, or the
-    sum of the class weights of y_a, and of y_b respectively.
+    with y_b the targets of the samples before. L is all that the training step makes of a loss of torch's: its root, a
+    focal weight of it, the mean of its largest values. Where every sample has a weight of its own, each of the two
+    losses is a weighted sum over samples, divided by what the loss itself divides by: for a mean, the number of
+    elements, or the sum of the class weights of y_a, and of y_b respectively; what is made of that has to be linear.
 
     Args:
         targets: y_a, the very tensor that the training step is given.
@@ -89,85 +51,250 @@ class InterpolatedLosses(TorchFunctionMode):
         super().__init__()
         self.minor_weight = minor_weight
         self.seen = 0
+        self._trains = False  # whether any of these losses has a gradient
         self.others: set[str] = set()
         # By number. The tensors are held on to, so that no other gets their number.
-        self._partners: dict[int, _Followed] = {}
-        self._lost: dict[int, tuple[Tensor, str]] = {}
-        self._follow(targets, previous(targets))
+        self._targets: dict[int, _Pair] = {}
+        self._losses: dict[int, _Pair] = {}
+        self._lost: dict[int, tuple[Tensor, str]] = {}  # made of targets, but it isn't known what of their partners
+        self._unmixed: dict[int, tuple[Tensor, str]] = {}  # made of losses, likewise
+        self._put(self._targets, targets, targets, previous(targets))
+
+    def check_returned(self, output: Any) -> None:
+        """Refuses what the training step returns unless its loss is known to be mixed.
+
+        Args:
+            output: A loss, or a mapping that has one; None where the batch is skipped.
+
+        Raises:
+            SettingError: With the function that made something of the loss which can't be followed.
+        """
+        loss = output.get("loss") if isinstance(output, Mapping) else output
+        if isinstance(loss, Tensor) and loss.requires_grad and self._trains and not self.others:
+            if id(loss) in self._unmixed:
+                _refuse(self._unmixed[id(loss)][1])
+            pair = self._losses.get(id(loss))
+            if pair is None or pair.is_changed():
+                _refuse(_FOREIGN)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Runs a function of torch's; twice where it is a loss of the targets."""
+        """Runs a function of torch's; twice where it is of the targets' losses."""
         kwargs = kwargs or {}
         operands = [value for value in _flat((*args, *kwargs.values())) if isinstance(value, Tensor)]
-        followed = [self._partners[id(value)] for value in operands if id(value) in self._partners]
+        if any(id(value) in self._unmixed for value in operands):
+            return self._of_unmixed(func, operands, args, kwargs)
+        targets = [self._targets[id(value)] for value in operands if id(value) in self._targets]
+        losses = [self._losses[id(value)] for value in operands if id(value) in self._losses]
         lost = [self._lost[id(value)][1] for value in operands if id(value) in self._lost]
-        if not followed and not lost:
-            return func(*args, **kwargs)
-        if func in LOSSES and not lost:
-            return self._interpolated(func, followed, args, kwargs)
+        if func in LOSSES and targets and not lost:
+            return self._interpolated(func, targets, operands, args, kwargs)
+        if losses and not lost:
+            return self._of_losses(func, losses, targets, args, kwargs)
+        if targets or lost:
+            return self._of_targets(func, targets, lost, args, kwargs)
+        return func(*args, **kwargs)
+
+    # What is made of the targets
+
+    def _of_targets(
+        self, func: Callable[..., Any], targets: list["_Pair"], lost: list[str], args: Any, kwargs: dict[str, Any]
+    ) -> Any:
         result = func(*args, **kwargs)
-        made = [value for value in _flat((result,)) if isinstance(value, Tensor)]
+        made = _tensors(result)
         if any(value.requires_grad for value in made):
             self.others.add(f"{_name(func)} of what {lost[0]} made" if lost else _name(func))
-        elif not lost and not any(each.is_changed() for each in followed) and self._can_be_followed(func, args, kwargs):
-            if id(result) not in self._partners:
-                others, named = self._of_partners(args, kwargs)
-                self._follow(result, func(*others, **named))
+        elif not lost and not any(each.is_changed() for each in targets) and self._can_be_followed(func, args, kwargs):
+            if id(result) not in self._targets:
+                others, named = self._ends(args, kwargs, partners=True)
+                self._put(self._targets, result, result, func(*others, **named))
         else:
             written = args[:1] if func is Tensor.__setitem__ else ()
             for value in (*made, *written):
-                if id(value) not in self._partners:
+                if id(value) not in self._targets:
                     self._lost[id(value)] = value, lost[0] if lost else _name(func)
         return result
-
-    def _follow(self, targets: Tensor, partners: Tensor) -> None:
-        self._partners[id(targets)] = _Followed(targets, partners, targets._version)
 
     def _can_be_followed(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> bool:
         index = args[1:2] if func is Tensor.__getitem__ else ()
         picks = any(isinstance(each, Tensor | list) for each in _flat(index))
         has_one_weight = self.minor_weight is None or not self.minor_weight.ndim
-        is_pure = func in _FOLLOWED or (func in _MOVES and has_one_weight)
-        return is_pure and not picks and kwargs.get("out") is None
+        return is_pure(func, one_weight=has_one_weight) and not picks and kwargs.get("out") is None
 
-    def _of_partners(self, args: Any, kwargs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
-        def partner(value: Any) -> Any:
-            return self._partners[id(value)].partners if id(value) in self._partners else value
-
-        return [partner(value) for value in args], {name: partner(value) for name, value in kwargs.items()}
+    # The losses
 
     def _interpolated(
-        self, loss: Callable[..., Tensor], followed: list["_Followed"], args: Any, kwargs: dict[str, Any]
+        self,
+        loss: Callable[..., Tensor],
+        targets: list["_Pair"],
+        operands: list[Tensor],
+        args: Any,
+        kwargs: dict[str, Any],
     ) -> Tensor:
-        if any(each.is_changed() for each in followed):
+        if any(each.is_changed() for each in targets):
             raise SettingError(
                 "the targets must not be changed in place in training_step with BatchMixing, which wouldn't change "
                 "those that are mixed in; make other targets instead: targets = targets.clamp(min=0)"
             )
+        if any(value.requires_grad for value in operands) and _is_checkpointed():
+            raise SettingError(
+                "the loss must be computed outside of activation checkpointing with BatchMixing, which doesn't see "
+                "it where it is computed again; checkpoint the network alone"
+            )
         self.seen += 1
+        kwargs = settings_of(kwargs)
+        weight = self.minor_weight
         try:
-            if self.minor_weight is None:
-                return loss(*args, **kwargs)
-            own = _weighted(loss, 1 - self.minor_weight, args, kwargs)
-            return own + _weighted(loss, self.minor_weight, *self._of_partners(args, kwargs))
+            if weight is not None and weight.ndim and kwargs.get("reduction", "mean") != "none":
+                others, named = self._ends(args, kwargs, partners=True)
+                total = weighted(loss, 1 - weight, args, kwargs) + weighted(loss, weight, others, named)
+                self._put(self._losses, total, None, None)
+            else:
+                total = self._both(loss, args, kwargs)
         except IndexError:
-            _check_labels(loss, args, kwargs)
+            check_classes(loss, args, kwargs)
             raise
+        self._trains |= total.requires_grad
+        return total
+
+    def _both(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
+        """Runs a function of each end, and returns what lies between the two."""
+        own, named = self._ends(args, kwargs, partners=False)
+        one = func(*own, **named)
+        if not _tensors(one):  # a shape, a number
+            return func(*args, **kwargs)
+        if self.minor_weight is None:
+            other = one
+        else:
+            others, named = self._ends(args, kwargs, partners=True)
+            other = func(*others, **named)
+        if isinstance(one, Tensor):
+            return self._between(one, other)
+        mixed = [self._between(a, b) if isinstance(a, Tensor) else a for a, b in zip(one, other, strict=True)]
+        return type(one)(*mixed) if hasattr(one, "_fields") else type(one)(mixed)
+
+    def _between(self, one: Tensor, other: Tensor) -> Tensor:
+        result = one.view_as(one) if one is other else one
+        weight = self.minor_weight
+        # Numbers of elements, places and comparisons have nothing between them; nor have picks of different lengths.
+        if weight is not None and (one.is_floating_point() or one.is_complex()) and one.shape == other.shape:
+            if weight.ndim:
+                weight = weight.view(-1, *[1] * (one.ndim - 1))
+            result = (1 - weight).to(one.dtype) * one + weight.to(one.dtype) * other
+        self._put(self._losses, result, one, other)
+        return result
+
+    # What is made of the losses
+
+    def _of_losses(
+        self,
+        func: Callable[..., Any],
+        losses: list["_Pair"],
+        targets: list["_Pair"],
+        args: Any,
+        kwargs: dict[str, Any],
+    ) -> Any:
+        changed = any(pair.is_changed() for pair in (*losses, *targets))
+        has_ends = not changed and all(loss.own is not None for loss in losses)
+        if has_ends and is_repeated(func) and kwargs.get("out") is None and self._keeps_samples(func, losses, args):
+            return self._both(func, args, kwargs)
+        if changed and func is Tensor.backward:
+            _refuse(_FOREIGN)
+        result = func(*args, **kwargs)
+        made = [*_tensors(result), *(args[:1] if writes(func) else ())]
+        is_followed = not targets and not changed and is_linear(func, [self._has_losses(value) for value in args])
+        for value in made:
+            self._losses.pop(id(value), None)
+            if is_followed:
+                self._put(self._losses, value, None, None)
+            else:
+                self._unmixed[id(value)] = value, _FOREIGN if changed else _name(func)
+        return result
+
+    def _keeps_samples(self, func: Callable[..., Any], losses: list["_Pair"], args: Any) -> bool:
+        """Whether what is made of losses can be interpolated again, by the weights that there are."""
+        if self.minor_weight is None or not self.minor_weight.ndim:
+            return True
+        shape = losses[0].value.shape
+        if not is_of_elements(func) or not shape or shape[0] != len(self.minor_weight):
+            return False
+        shapes = [value.shape for value in args if isinstance(value, Tensor)]
+        return bool(torch.broadcast_shapes(*shapes) == shape)  # type: ignore[no-untyped-call]
+
+    def _has_losses(self, value: Any) -> bool:
+        return any(id(each) in self._losses for each in _flat((value,)))
+
+    def _of_unmixed(self, func: Callable[..., Any], operands: list[Tensor], args: Any, kwargs: dict[str, Any]) -> Any:
+        name = next(self._unmixed[id(value)][1] for value in operands if id(value) in self._unmixed)
+        if func is Tensor.backward:
+            _refuse(name)
+        result = func(*args, **kwargs)
+        for value in _tensors(result):
+            self._unmixed[id(value)] = value, name
+        return result
+
+    # Ends
+
+    def _put(self, where: dict[int, "_Pair"], value: Tensor, own: Tensor | None, partners: Tensor | None) -> None:
+        where[id(value)] = _Pair(value, own, partners, _version(value), value.requires_grad)
+
+    def _ends(self, args: Any, kwargs: dict[str, Any], *, partners: bool) -> tuple[Any, dict[str, Any]]:
+        """Returns arguments with one of the two ends in the place of what lies between them."""
+
+        def end(value: Any) -> Any:
+            if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
+                return type(value)(end(each) for each in value) if type(value) in (list, tuple) else value
+            pair = self._losses.get(id(value)) or self._targets.get(id(value))
+            if pair is None:
+                return value
+            return pair.partners if partners else pair.own
+
+        return tuple(end(value) for value in args), {name: end(value) for name, value in kwargs.items()}
 
 
 @dataclass(frozen=True)
-class _Followed:
-    """Targets, or what was made of them, beside the same made of the partners'."""
+class _Pair:
+    """A tensor that the training step has, and what stands behind it.
 
-    targets: Tensor
-    partners: Tensor
+    Attributes:
+        value: The targets or what was made of them; of losses, what lies between the two ends.
+        own: What it is of the batch's own targets; None where only the interpolation is known.
+        partners: What it is of their partners.
+        version: How often it had been changed in place.
+        has_gradient: Whether it had one: what an autograd function of theirs returns had none when it was made.
+    """
+
+    value: Tensor
+    own: Tensor | None
+    partners: Tensor | None
     version: int
+    has_gradient: bool
 
     def is_changed(self) -> bool:
-        """Tells whether the targets were changed in place, which their partners weren't."""
-        return self.targets._version != self.version
+        """Tells whether it was changed since, which what stands behind it wasn't."""
+        return _version(self.value) != self.version or self.value.requires_grad != self.has_gradient
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version  # inference tensors don't count
+
+
+def _refuse(name: str) -> None:
+    raise SettingError(
+        f"the loss must be followed from torch's function to what training_step returns with BatchMixing, but what "
+        f"{name} makes of it can't be; use another function, or mix in the data module, which emits probabilities as "
+        "targets"
+    )
+
+
+def _is_checkpointed() -> bool:
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_filename == torch.utils.checkpoint.__file__:
+            return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
 
 
 def _flat(values: Iterable[Any]) -> list[Any]:
@@ -175,79 +302,8 @@ def _flat(values: Iterable[Any]) -> list[Any]:
     return [each for value in values for each in (value if isinstance(value, list | tuple) else (value,))]
 
 
-def leave_compiled_alone(module: nn.Module) -> list[Handle]:
-    """Steps out of :class:`InterpolatedLosses` while compiled parts of a module run, until the handles are removed.
-
-    Code that torch.compile has made within a mode depends on what the mode holds, and would be made anew for every
-    batch. Losses that are computed in compiled code are so not seen.
-
-    Args:
-        module: Whose parts may be compiled, in place or by ``torch.compile(part)``.
-    """
-    handles: list[Handle] = []
-    for part in module.modules():
-        if part._compiled_call_impl is not None:
-            handles.append(around(part, "_compiled_call_impl", _outside))
-        elif type(part).__name__ == "OptimizedModule":  # importing it is slow
-            handles.append(around(part, "forward", _outside))
-    return handles
-
-
-def _outside(compiled: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    with ExitStack() as stack:
-        while isinstance(torch.overrides._get_current_function_mode(), InterpolatedLosses):  # type: ignore[no-untyped-call]
-            stack.enter_context(torch.overrides._pop_mode_temporarily())
-        return compiled(*args, **kwargs)
-
-
-def _weighted(loss: Callable[..., Tensor], share: Tensor, args: Any, kwargs: dict[str, Any]) -> Tensor:
-    """A loss of which each sample counts its share."""
-    if kwargs.get("size_average") is not None or kwargs.get("reduce") is not None:  # torch's older words for it
-        reduction = legacy_get_string(kwargs.get("size_average"), kwargs.get("reduce"), emit_warning=False)
-        kwargs = {**kwargs, "size_average": None, "reduce": None, "reduction": reduction}
-    if not share.ndim:
-        value = loss(*args, **kwargs)
-        return share.to(value.dtype) * value
-    reduction = kwargs.get("reduction", "mean")
-    each = loss(*args, **{**kwargs, "reduction": "none"})  # (N, ...)
-    if not each.ndim or len(each) != len(share):
-        raise SettingError(
-            f"per_sample must be False where the loss isn't computed of whole samples: the batch has {len(share)}, the "
-            f"loss's values have shape {tuple(each.shape)}"
-        )
-    weighted = share.to(each.dtype).view(-1, *[1] * (each.ndim - 1)) * each
-    if reduction == "none":
-        return weighted
-    return weighted.sum() if reduction == "sum" else weighted.sum() / _divisor(loss, each, args, kwargs)
-
-
-def _divisor(loss: Callable[..., Tensor], each: Tensor, args: Any, kwargs: dict[str, Any]) -> Tensor | int:
-    """What a mean divides by."""
-    named = _by_name(args, kwargs)
-    target: Tensor = named["target"]
-    weight: Tensor | None = named.get("weight")
-    if kwargs.get("reduction") == "batchmean":
-        return len(each)
-    if loss in (F.mse_loss, F.l1_loss) and weight is not None:
-        return weight.sum()
-    if loss not in (F.cross_entropy, F.nll_loss) or target.is_floating_point():
-        return each.numel()
-    counted = target != named.get("ignore_index", _IGNORED)
-    of_classes = 1 if weight is None else weight.gather(0, target.clamp(min=0).flatten()).view_as(target)
-    total: Tensor = (of_classes * counted).sum()
-    return total
-
-
-def _check_labels(loss: Callable[..., Tensor], args: Any, kwargs: dict[str, Any]) -> None:
-    """Says which sample has a label that is none: torch tells the label alone."""
-    named = _by_name(args, kwargs)
-    scores, labels = named["input"], named["target"]
-    if loss in (F.cross_entropy, F.nll_loss) and not labels.is_floating_point() and scores.ndim > 1:
-        check_labels(labels, scores.shape[1], ignored=named.get("ignore_index", _IGNORED))
-
-
-def _by_name(args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-    return dict(zip(("input", "target", "weight"), args, strict=False)) | kwargs
+def _tensors(result: Any) -> list[Tensor]:
+    return [value for value in _flat((result,)) if isinstance(value, Tensor)]
 
 
 def _name(func: Callable[..., Any]) -> str:

@@ -1,84 +1,77 @@
 """Weights of somebody else's layers that are computed from others, for good."""
 
-from abc import abstractmethod
-from typing import ClassVar
+from collections.abc import Callable
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
-from typing_extensions import override
 
-from lightning_reg.attach.surgery import Change, Surgery
-from lightning_reg.attach.technique import callbacks_of
+from lightning_reg.attach.surgery import Surgery, SurgerySession
+from lightning_reg.core.step import Run
 from lightning_reg.nn.drop_connect import DropConnect
 from lightning_reg.settings import SettingError
 
-__all__ = ["Reparametrization"]
+__all__ = ["reparametrized"]
 
 
-class Reparametrization(Surgery):
-    """Parametrizes the ``weight`` of layers, which must have two dimensions or more.
+def reparametrized(
+    surgery: Surgery,
+    run: Run,
+    register: Callable[[nn.Module, str], None],
+    *,
+    parametrization: type[nn.Module],
+    adjective: str,
+) -> SurgerySession:
+    """Parametrizes the ``weight`` of the layers that a technique's settings choose, unless they are already.
 
     Args:
-        include: Globs over names of layers.
-        exclude: Globs over names of layers that are left out.
-        types: Classes of layers, or their names; those of ``by_default`` where empty.
+        surgery: The settings.
+        run: Of a module that is complete.
+        register: Registers the parametrization of a layer, given its name.
+        parametrization: By whose class it is known where it was done before.
+        adjective: What the weights are then, for messages.
+
+    Raises:
+        SettingError: If a weight hasn't two dimensions or more, or is dropped at random.
     """
-
-    lasts = True
-    by_default: ClassVar[tuple[type[nn.Module], ...]]
-    parametrization: ClassVar[type[nn.Module]]
-    adjective: ClassVar[str]
-
-    @abstractmethod
-    def reparametrize(self, layer: nn.Module, name: str) -> None:
-        """Registers the parametrization.
-
-        Args:
-            layer: Whose weight.
-            name: Of the layer.
-        """
-
-    @override
-    def suits(self, module: nn.Module) -> bool:
-        return bool(self.types) or isinstance(module, self.by_default)
-
-    @override
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
-        for each in callbacks_of(trainer):
-            if isinstance(each, (StochasticWeightAveraging, WeightAveraging)):
-                raise SettingError(
-                    f"callbacks must not have a {type(each).__name__} with {type(self).__name__}: it copies the module "
-                    "before its weights are reparametrized"
-                )
-
-    @override
-    def operate(self, trainer: Trainer, pl_module: LightningModule) -> list[Change]:
-        chosen = {name: each for name, each in self.selected(pl_module).items() if not self._is_done(each)}
-        for name, layer in chosen.items():
-            self._check(name, layer)
-        changes = [(f"{type(layer).__name__}, {self.adjective}", name) for name, layer in chosen.items()]
-        for name, layer in chosen.items():
-            self.reparametrize(layer, name)
-        return changes
-
-    def _is_done(self, layer: nn.Module) -> bool:
-        if not is_parametrized(layer, "weight"):
-            return False
-        steps = layer.parametrizations["weight"]  # type: ignore[index]
-        return any(isinstance(each, self.parametrization) for each in steps)
-
-    def _check(self, name: str, layer: nn.Module) -> None:
+    chosen = {name: layer for name, layer in surgery.selected(run.module).items() if not _has(layer, parametrization)}
+    for name, layer in chosen.items():
         weight = getattr(layer, "weight", None)
         if not isinstance(weight, Tensor) or weight.ndim < 2:
             shape = tuple(weight.shape) if isinstance(weight, Tensor) else "none"
             raise SettingError(
                 f"include must name layers whose weight has two dimensions or more, but {name} has {shape}"
             )
+        if not isinstance(layer, DropConnect) and _computes_itself(layer) and not _is_named(layer, surgery):
+            raise SettingError(
+                f"exclude must name {name}, a {type(layer).__name__}, which computes with its weight in a way of its "
+                f"own, so that it needn't be {adjective} there; or types must name that class"
+            )
         if isinstance(layer, DropConnect):
             raise SettingError(
-                f"exclude must name {name} in InsertDropConnect or in {type(self).__name__}: dropped weights are no "
-                f"longer {self.adjective}"
+                f"exclude must name {name} in InsertDropConnect or in {type(surgery).__name__}: dropped weights are no "
+                f"longer {adjective}"
             )
+    changes = [(f"{type(layer).__name__}, {adjective}", name) for name, layer in chosen.items()]
+    before = set(run.module.parameters())
+    for name, layer in chosen.items():
+        register(layer, name)
+    return SurgerySession(surgery, run, changes=changes, made=set(run.module.parameters()) - before)
+
+
+def _computes_itself(layer: nn.Module) -> bool:
+    """Whether a subclass has changed what torch's layer does with its weight, as low-rank adapters do."""
+    homes = (
+        next((kind for kind in type(layer).__mro__ if method in vars(kind)), nn.Module)
+        for method in ("forward", "_conv_forward")
+    )
+    return any(not home.__module__.startswith("torch.") for home in homes)
+
+
+def _is_named(layer: nn.Module, surgery: Surgery) -> bool:
+    return any(kind in (type(layer), type(layer).__name__) for kind in surgery.types)
+
+
+def _has(layer: nn.Module, parametrization: type[nn.Module]) -> bool:
+    if not is_parametrized(layer, "weight"):
+        return False
+    return any(isinstance(step, parametrization) for step in layer.parametrizations["weight"])  # type: ignore[index]

@@ -154,7 +154,7 @@ class ScheduledStrength:
             name: Of the technique.
         """
         if self._schedule is not None:
-            pl_module.log(f"schedule/{name}", self.now(pl_module.trainer))
+            pl_module.log(f"schedule/{name}", self.now(pl_module.trainer), batch_size=1)  # see Run.log
 
 
 def _is_at_once(schedule: StrengthSchedule) -> bool:

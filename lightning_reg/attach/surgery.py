@@ -1,34 +1,54 @@
 """Changing layers of somebody else's module, before optimizers, checkpoints and compilers see it."""
 
 import pkgutil
-from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
+from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
 from typing_extensions import override
 
 from lightning_reg.attach.selection import as_patterns, plain_name, select_modules, select_names
-from lightning_reg.attach.technique import Technique
 from lightning_reg.core.facts import Place
+from lightning_reg.core.lightning import callbacks_of, is_overridden, starts_processes, twins
+from lightning_reg.core.session import Session
+from lightning_reg.core.step import Run
+from lightning_reg.core.technique import Technique
 from lightning_reg.core.wrapping import around
 from lightning_reg.settings import SettingError
 from lightning_reg.text import table
 
-__all__ = ["Change", "Surgery", "as_types"]
+__all__ = ["Change", "Surgery", "SurgeryResult", "SurgerySession", "as_types"]
 
 Change = tuple[str, str]
 """What stands there now, and where."""
+
+
+@dataclass(frozen=True)
+class SurgeryResult:
+    """What a surgery has changed.
+
+    Attributes:
+        changes: A row for each change; none where all was done before.
+    """
+
+    changes: tuple[Change, ...]
 
 
 class Surgery(Technique):
     """Changes layers when the module is complete: after its ``setup``, or its ``configure_model`` where it has one.
 
     That is before a checkpoint is loaded and before optimizers are made, and in every stage: what was saved with the
-    change is loaded with it, too.
+    change is loaded with it, too. The session begins there, and in evaluations as well.
+
+    Attributes:
+        suited: What the settings have to choose, for messages.
+        by_default: Classes of modules that are changed where ``types`` is empty; all where this is, too.
+        lasts: Whether the module keeps the change after training.
+        renames_weights: Whether weights are computed from others, under other names.
 
     Args:
         include: Globs over names of modules.
@@ -38,7 +58,9 @@ class Surgery(Technique):
 
     place = Place.FORWARD
     suited: ClassVar[str] = ""
+    by_default: ClassVar[tuple[type[nn.Module], ...]] = ()
     lasts: ClassVar[bool] = False
+    renames_weights: ClassVar[bool] = False
 
     def __init__(
         self, *, include: str | Sequence[str], exclude: str | Sequence[str], types: str | Sequence[str | type]
@@ -47,34 +69,26 @@ class Surgery(Technique):
         self.include = as_patterns("include", include)
         self.exclude = as_patterns("exclude", exclude)
         self.types = as_types(types)
-        self._is_printed = False
-        self._made: set[nn.Parameter] = set()
 
-    @abstractmethod
-    def operate(self, trainer: Trainer, pl_module: LightningModule) -> list[Change]:
-        """Changes the module.
+    @override
+    def new_session(self, run: Run) -> "SurgerySession":
+        """Changes the module, which is complete, perhaps not yet on its device.
 
         Args:
-            trainer: That runs.
-            pl_module: The module, complete, perhaps not yet on its device.
-
-        Returns:
-            A row a change for the table; none where all was done before.
+            run: Of a fit or an evaluation.
         """
+        raise NotImplementedError
 
     def selected(self, pl_module: LightningModule) -> dict[str, nn.Module]:
-        """Returns the modules that the settings choose.
-
-        Args:
-            pl_module: The module.
+        """Returns the modules that the settings choose, by name.
 
         Raises:
             SettingError: If there are none.
         """
         chosen = select_modules(pl_module, include=self.include, exclude=self.exclude, types=self.types)
-        suited = {name: each for name, each in chosen.items() if self.suits(each)}
+        suited = {name: module for name, module in chosen.items() if self.suits(module)}
         if not suited:
-            kinds = sorted({type(each).__name__ for each in chosen.values()})
+            kinds = sorted({type(module).__name__ for module in chosen.values()})
             raise SettingError(f"include must choose modules of type {self.suited}, but chooses {', '.join(kinds)}")
         for pattern in self.include:
             matching = select_names(list(chosen), include=(pattern,), exclude=(), kind="module")
@@ -87,55 +101,79 @@ class Surgery(Technique):
         return suited
 
     def suits(self, module: nn.Module) -> bool:
-        """Whether the technique knows what to do with a module that the settings choose.
-
-        Args:
-            module: That is asked about.
-        """
-        return True
+        """Whether the technique knows what to do with a module that the settings choose."""
+        return bool(self.types) or not self.by_default or isinstance(module, self.by_default)
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        has_late_layers = type(pl_module).configure_model is not LightningModule.configure_model
-        name = "configure_model" if has_late_layers else "setup"
-        wrapper = around(pl_module, name, lambda call, *args, **kwargs: self._run(call, args, kwargs, trainer))
-        self.handles.append(wrapper)  # in case that setup fails
-        if self.lasts and isinstance(trainer.strategy.launcher, _MultiProcessingLauncher) and stage == "fit":
+        known = self.last_result
+        super().setup(trainer, pl_module, stage)
+        if self.renames_weights:
+            self._refuse_copies(trainer)
+        if self.lasts and starts_processes(trainer) and stage == "fit":
             rank_zero_warn(
                 f"{type(self).__name__} changes the module in the processes that the strategy forks or spawns, and not "
                 "in this one, which won't get all of its weights back; save a checkpoint and load it with the "
                 "callback, or use strategy='ddp'"
             )
+        run = Run.begun(trainer, pl_module)
 
-    def _run(self, call: Callable[..., Any], args: Any, kwargs: Any, trainer: Trainer) -> None:
-        call(*args, **kwargs)
-        self.handles.pop().remove()
-        pl_module = trainer.lightning_module
-        before = set(pl_module.parameters())
-        changes = self.operate(trainer, pl_module)
-        self._made = set(pl_module.parameters()) - before
-        if changes and not self._is_printed:
-            rank_zero_info(_table(type(self).__name__, changes))
-            self._is_printed = True
+        def complete(call: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+            call(*args, **kwargs)
+            handle.remove()
+            self.begin(run)
+            result = self.last_result
+            if result.changes and result != known:  # each stage finds the same to change
+                rank_zero_info(_table(type(self).__name__, result.changes))
+
+        name = "configure_model" if is_overridden(pl_module, "configure_model") else "setup"
+        handle = around(pl_module, name, complete)
+        run.until_end(handle)  # in case that setup fails
+
+    def _refuse_copies(self, trainer: Trainer) -> None:
+        for callback in callbacks_of(trainer):
+            if isinstance(callback, twins(StochasticWeightAveraging, WeightAveraging)):
+                raise SettingError(
+                    f"callbacks must not have a {type(callback).__name__} with {type(self).__name__}: it copies the "
+                    "module before its weights are reparametrized"
+                )
 
     @override
-    def _let_go(self) -> None:
-        super()._let_go()
-        self._made = set()
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if isinstance(self.session, SurgerySession):  # it has begun when the module was complete
+            self.session.fit_starts()
+
+
+@dataclass(eq=False)
+class SurgerySession(Session[Surgery]):
+    """One run of a module that was changed.
+
+    Attributes:
+        changes: A row for each change; none where all was done before.
+        made: Parameters that the module hadn't before.
+    """
+
+    changes: list[Change] = field(default_factory=list)
+    made: set[nn.Parameter] = field(default_factory=set)
 
     @override
-    def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def result(self) -> SurgeryResult:
+        return SurgeryResult(tuple(self.changes))
+
+    def fit_starts(self) -> None:
         """Says so where the optimizers were made of a list of parameters from before."""
-        trained = {each for one in trainer.optimizers for group in one.param_groups for each in group["params"]}
+        optimizers = self.run.trainer.optimizers
+        trained = {each for optimizer in optimizers for group in optimizer.param_groups for each in group["params"]}
         forgotten = [
             plain_name(name)
-            for name, each in pl_module.named_parameters()
-            if each.requires_grad and each in self._made and each not in trained
+            for name, parameter in self.run.module.named_parameters()
+            if parameter.requires_grad and parameter in self.made and parameter not in trained
         ]
-        if forgotten and trainer.optimizers:
+        if forgotten and optimizers:
             rank_zero_warn(
-                f"{type(self).__name__} has made new parameters that no optimizer trains: {', '.join(forgotten[:8])}. "
-                "Let configure_optimizers ask the module for its parameters when it is called"
+                f"{type(self.technique).__name__} has made new parameters that no optimizer trains: "
+                f"{', '.join(forgotten[:8])}. Let configure_optimizers ask the module for its parameters when it is "
+                "called"
             )
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lightning_reg.core.lightning import twins
+from lightning_reg.core.wrapping import MethodHold
 
 __all__ = ["WRITTEN", "deep_copy", "is_importable", "silent_stand_in"]
 
@@ -120,7 +121,8 @@ class _Writer(pickle.Pickler):
             return type(value), (dict(value),)
         if isinstance(value, ReferenceType):
             return ref, (value() or _Gone(),)
-        if isinstance(value, nn.Module) and parametrize.is_parametrized(value):  # which refuses to be pickled
+        is_parametrized = isinstance(value, nn.Module) and parametrize.is_parametrized(value)
+        if is_parametrized or isinstance(value, MethodHold):  # which refuse to be pickled, or leave themselves out
             return _bare, (type(value),), vars(value), None, None, _set_attributes
         return NotImplemented
 
@@ -213,7 +215,7 @@ def _fill(function: types.FunctionType, state: Any) -> None:
             cell.cell_contents = next(values)
 
 
-def _bare(kind: type[nn.Module]) -> nn.Module:
+def _bare(kind: Any) -> Any:
     return kind.__new__(kind)
 
 

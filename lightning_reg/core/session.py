@@ -39,6 +39,8 @@ HOOKS = (
     "validation_batch_ends",
     "validation_epoch_ends",
     "validation_ends",
+    "test_batch_starts",
+    "predict_batch_starts",
     "train_ends",
 )
 
@@ -187,6 +189,22 @@ class Session(Generic[T]):
 
     def validation_ends(self) -> None:
         """Runs after each validation of the fit, the sanity check included."""
+
+    def test_batch_starts(self, batch_idx: int, dataloader_idx: int) -> None:
+        """Runs before each batch of a test.
+
+        Args:
+            batch_idx: Number of the batch.
+            dataloader_idx: Number of its loader.
+        """
+
+    def predict_batch_starts(self, batch_idx: int, dataloader_idx: int) -> None:
+        """Runs before each batch of a prediction.
+
+        Args:
+            batch_idx: Number of the batch.
+            dataloader_idx: Number of its loader.
+        """
 
     def train_ends(self) -> None:
         """Runs when training has ended as planned."""

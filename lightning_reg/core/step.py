@@ -162,7 +162,7 @@ class Step:
             name: Tag.
             value: A scalar; tensors aren't moved to the host.
         """
-        self.run.module.log(name, value)
+        self.run.log(name, value)
 
 
 class Run:
@@ -277,6 +277,16 @@ class Run:
         """
         self._undo.callback(handle.remove)
 
+    def log(self, name: str, value: Tensor | float) -> None:
+        """Logs a value as the module would; it is one value a step, of however many samples.
+
+        Args:
+            name: Tag.
+            value: A scalar; tensors aren't moved to the host.
+        """
+        # Lightning can't find a batch size where training steps fetch their own batches.
+        self.module.log(name, value, batch_size=1)
+
     # What happens, in this order
 
     def train_starts(self) -> None:
@@ -376,6 +386,14 @@ class Run:
     def validation_ends(self) -> None:
         """Trained weights are put back."""
         self._tell("validation_ends")
+
+    def test_batch_starts(self, batch_idx: int, dataloader_idx: int) -> None:
+        """A test batch begins."""
+        self._tell("test_batch_starts", batch_idx, dataloader_idx)
+
+    def predict_batch_starts(self, batch_idx: int, dataloader_idx: int) -> None:
+        """A prediction batch begins."""
+        self._tell("predict_batch_starts", batch_idx, dataloader_idx)
 
     def train_ends(self) -> None:
         """Averages are put in for good; then the best weights are restored."""

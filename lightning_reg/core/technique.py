@@ -11,7 +11,7 @@ from torch.optim import LBFGS, Optimizer
 from typing_extensions import override
 
 from lightning_reg.core.facts import Chart, Place, Position, Range
-from lightning_reg.core.lightning import check_version, instance_suffix
+from lightning_reg.core.lightning import callbacks_of, check_version, instance_suffix
 from lightning_reg.core.session import Session, plain
 from lightning_reg.core.step import Run
 from lightning_reg.settings import SettingError
@@ -149,11 +149,12 @@ class Technique(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        first = next((each for each in callbacks_of(trainer) if isinstance(each, Technique)), self)
+        stale = Run.of(trainer)
+        if stale is not None and first is self:  # of a fit that ended without a word
+            stale.end()
         if stage == "fit":
             check_version(trainer)
-            stale = Run.of(trainer)
-            if stale is not None:  # of a fit that ended without a word
-                stale.end()
             self._slot = _Waiting({})  # before a checkpoint's state is loaded; each fit begins anew
 
     @override
@@ -163,8 +164,15 @@ class Technique(Callback):
                 f"optimizer must not be LBFGS with {type(self).__name__}: its line search compares losses that a "
                 "change of gradients isn't part of; use a first-order optimizer, or write the penalty into the loss"
             )
+        self.begin(Run.begun(trainer, pl_module))
+
+    def begin(self, run: Run) -> None:
+        """Makes the session and joins it to the run.
+
+        Args:
+            run: Of a fit, or of an evaluation in which the technique takes part.
+        """
         waiting = self._slot.state if isinstance(self._slot, _Waiting) else {}
-        run = Run.begun(trainer, pl_module)
         session = self.new_session(run)
         if waiting:
             session.load(waiting)
@@ -261,6 +269,20 @@ class Technique(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if run := Run.led_by(self, trainer):
             run.validation_ends()
+
+    @override
+    def on_test_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if run := Run.led_by(self, trainer):
+            run.test_batch_starts(batch_idx, dataloader_idx)
+
+    @override
+    def on_predict_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if run := Run.led_by(self, trainer):
+            run.predict_batch_starts(batch_idx, dataloader_idx)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

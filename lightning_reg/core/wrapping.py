@@ -13,6 +13,9 @@ Layer = Callable[..., Any]
 class MethodHold:
     """The one wrapper that stands in the place of a method, however many techniques are around it.
 
+    A copy or a pickle of the owner has the method without it: what techniques put around it is of this run and of this
+    object alone.
+
     Args:
         owner: Whose method is wrapped. What stood on the instance (torch.compile keeps its own training step there) is
             put back when the last layer is gone.
@@ -20,34 +23,42 @@ class MethodHold:
     """
 
     def __init__(self, owner: object, name: str) -> None:
+        self.original: Callable[..., Any] = getattr(owner, name)
+        functools.update_wrapper(self, self.original)  # Lightning reads signatures: batch_idx may be missing
         self.owner = owner
         self.name = name
         self.layers: list[Layer] = []
         self.before = vars(owner).get(name)
-        self.original: Callable[..., Any] = getattr(owner, name)
-        original = self.original
+        vars(owner)[name] = self
 
-        @functools.wraps(original)  # Lightning reads signatures: batch_idx may be missing
-        def method(*args: Any, **kwargs: Any) -> Any:
-            call: Callable[..., Any] = original
-            for layer in self.layers:
-                call = functools.partial(layer, call)
-            return call(*args, **kwargs)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Calls the layers, the latest first, and inside them the method."""
+        call = self.original
+        for layer in self.layers:
+            call = functools.partial(layer, call)
+        return call(*args, **kwargs)
 
-        method.hold = self  # type: ignore[attr-defined]  # found again by the next technique
-        vars(owner)[name] = self.method = method
+    def __reduce__(self) -> Any:
+        """Copies and pickles as the method of the owner's copy."""
+        return (getattr, (self.owner, self.name)) if self.before is None else (_same, (self.before,))
 
     def remove(self, layer: Layer) -> None:
-        """Removes one layer.
+        """Removes one layer; a second time does nothing.
 
         Args:
             layer: That was added.
         """
+        if layer not in self.layers:
+            return
         self.layers.remove(layer)
-        if not self.layers and vars(self.owner).get(self.name) is self.method:  # else somebody has wrapped it again
+        if not self.layers and vars(self.owner).get(self.name) is self:  # else somebody has wrapped it again
             del vars(self.owner)[self.name]
             if self.before is not None:
                 vars(self.owner)[self.name] = self.before
+
+
+def _same(value: Any) -> Any:
+    return value
 
 
 class Handle:
@@ -70,7 +81,8 @@ def around(owner: object, name: str, layer: Layer, *, innermost: bool = False) -
         layer: Called with the method inside it and the arguments.
         innermost: Whether it goes next to the method instead, where it sees the arguments that the method gets.
     """
-    hold = getattr(vars(owner).get(name), "hold", None) or MethodHold(owner, name)
+    there = vars(owner).get(name)
+    hold = there if isinstance(there, MethodHold) else MethodHold(owner, name)
     hold.layers.insert(0 if innermost else len(hold.layers), layer)
     return Handle(hold, layer)
 
@@ -82,6 +94,6 @@ def inside(owner: object, name: str) -> Callable[..., Any]:
         owner: Whose method.
         name: Of the method.
     """
-    hold: MethodHold | None = getattr(vars(owner).get(name), "hold", None)
-    method: Callable[..., Any] = getattr(owner, name) if hold is None else hold.original
+    there = vars(owner).get(name)
+    method: Callable[..., Any] = there.original if isinstance(there, MethodHold) else getattr(owner, name)
     return method

@@ -20,7 +20,7 @@ def keep_and_rescale(inputs: Tensor, keep: Tensor, p: float) -> Tensor:
     Args:
         inputs: x, of any shape.
         keep: m, 1 or 0, of a shape that broadcasts to the inputs'. It may be written to, so that no copy is needed.
-        p: Probability with which a zero was drawn, in [0, 1).
+        p: Probability with which a zero was drawn, in [0, 1]; at 1 there are zeros, whatever the inputs are.
 
     Reference:
         Nitish Srivastava et al.: Dropout: A Simple Way to Prevent Neural Networks from Overfitting, JMLR 2014.
@@ -28,6 +28,8 @@ def keep_and_rescale(inputs: Tensor, keep: Tensor, p: float) -> Tensor:
     >>> keep_and_rescale(torch.ones(3), torch.tensor([1.0, 0.0, 1.0]), 0.5)
     tensor([2., 0., 2.])
     """
+    if p == 1:
+        return torch.where(keep > 0, inputs, 0.0)
     if not keep.is_floating_point() or torch.finfo(keep.dtype).bits < 32:
         return (inputs * keep) / (1 - p)  # 1 / (1 - p) would be rounded, always to the same side
     return inputs * keep.div_(1 - p)

@@ -27,7 +27,7 @@ class DropBlock(RatedLayer):
     Cost: a random number for each unit, a few passes over bytes, one over the inputs forward and one backward.
 
     Args:
-        p: Share of units that is dropped, in [0, 1).
+        p: Share of units that is dropped, in [0, 1].
         block_size: Side of a block, at least 1; may be even, and larger than the map.
         per_channel: Whether each channel loses blocks of its own, which the paper found to be better; else all
             channels lose the same, which is cheaper.
@@ -57,6 +57,8 @@ class DropBlock(RatedLayer):
         check_rank(self, inputs, self.shape, least=self.ranks[0], most=self.ranks[1])
         if not inputs.numel():
             return inputs
+        if self.p == 1:
+            return self._drop(inputs, ())
         gamma = seed_rate(inputs.shape[2:], self.block_size, self.p)
         # In 32 bits: 16 have too few numbers for a small rate.
         like = torch.empty_like(inputs, dtype=torch.float32)

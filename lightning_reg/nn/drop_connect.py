@@ -6,6 +6,7 @@ from typing_extensions import override
 
 from lightning_reg.functional.dropout import keep_and_rescale
 from lightning_reg.functional.noise import NoiseStream, draw
+from lightning_reg.nn.stochastic import Lease
 from lightning_reg.settings import SettingError, check_range
 
 __all__ = [
@@ -31,13 +32,16 @@ class DropConnect(nn.Module):
     """
 
     p: float = 0.5
-    """Probability that a weight is dropped, in [0, 1)."""
+    """Probability that a weight is dropped, in [0, 1]."""
 
     stream: NoiseStream | None = None
     """Where random numbers come from; torch's global stream where None."""
 
     has_run: bool = False
     """Whether it was run in training mode."""
+
+    lease: Lease | None = None
+    """Until when it drops, in copies of the layer, too; always where None."""
 
     def dropped(self, weight: Tensor) -> Tensor:
         """Returns the weights that are used now.
@@ -47,7 +51,7 @@ class DropConnect(nn.Module):
         """
         if self.training:
             self.has_run = True
-        if not self.training or self.p == 0:
+        if not self.training or self.p == 0 or (self.lease is not None and self.lease.has_ended):
             return weight
         source = draw if self.stream is None else self.stream.draw
         return keep_and_rescale(weight, source("bernoulli", weight, weight.shape, 1 - self.p), self.p)
@@ -106,7 +110,7 @@ def drop_connected(layer: nn.Module, p: float) -> DropConnect:
 
     Args:
         layer: A Linear, Conv1d, Conv2d or Conv3d of torch's own.
-        p: Probability that a weight is dropped, in [0, 1).
+        p: Probability that a weight is dropped, in [0, 1].
 
     Raises:
         SettingError: If the layer is of another type, or ``p`` is out of its range.
@@ -115,7 +119,7 @@ def drop_connected(layer: nn.Module, p: float) -> DropConnect:
     >>> drop_connected(layer, 0.5) is layer
     True
     """
-    check_range("p", p, low=0, high=1, high_open=True)
+    check_range("p", p, low=0, high=1)
     if type(layer) not in DROP_CONNECTED:
         raise SettingError(
             "layer must be one of " + ", ".join(kind.__name__ for kind in DROP_CONNECTED) + ", but is a "
@@ -134,6 +138,6 @@ def plain_again(layer: DropConnect) -> None:
         layer: That drops its weights.
     """
     plain = {dropping: kind for kind, dropping in DROP_CONNECTED.items()}
-    for name in ("p", "stream", "has_run"):
+    for name in ("p", "stream", "lease", "has_run"):
         vars(layer).pop(name, None)
     layer.__class__ = plain[type(layer)]  # type: ignore[assignment]

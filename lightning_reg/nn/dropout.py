@@ -1,7 +1,7 @@
 """The dropout family: what perturbs activations in training and hands them on in evaluation."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -27,12 +27,14 @@ class RatedLayer(StochasticLayer):
     """A stochastic layer whose strength is a probability.
 
     Args:
-        p: Probability that something is dropped, in [0, 1).
+        p: Probability that something is dropped, in [0, 1]; at 1 there are zeros.
     """
+
+    can_drop_all: ClassVar[bool] = True
 
     def __init__(self, p: float) -> None:
         super().__init__()
-        check_range("p", p, low=0, high=1, high_open=True)
+        check_range("p", p, low=0, high=1, high_open=not self.can_drop_all)
         self.p = p
 
     @property
@@ -56,7 +58,7 @@ class Dropout(RatedLayer):
     Inputs have any shape.
 
     Args:
-        p: Probability that a unit is dropped, in [0, 1).
+        p: Probability that a unit is dropped, in [0, 1].
 
     Raises:
         SettingError: If ``p`` is out of its range.
@@ -80,7 +82,7 @@ class SpatialDropout(RatedLayer):
     """Drops whole channels of feature maps (N, C, ...), whose positions are too alike to be dropped by themselves.
 
     Args:
-        p: Probability that a channel is dropped, in [0, 1).
+        p: Probability that a channel is dropped, in [0, 1].
 
     Raises:
         SettingError: If ``p`` is out of its range, or the inputs have fewer than two dimensions.
@@ -106,7 +108,7 @@ class VariationalDropout(RatedLayer):
     """Drops the same features at every time step of a sequence, so that a recurrent layer can't average it away.
 
     Args:
-        p: Probability that a feature is dropped from a sequence, in [0, 1).
+        p: Probability that a feature is dropped from a sequence, in [0, 1].
         time_dim: Dimension of time; 1 for (N, T, F), 0 for (T, N, F).
 
     Raises:
@@ -145,7 +147,7 @@ class StochasticDepth(RatedLayer):
     are (N, ...).
 
     Args:
-        p: Probability that the branch is dropped, in [0, 1); usually rising with depth, see
+        p: Probability that the branch is dropped, in [0, 1]; usually rising with depth, see
             :func:`lightning_reg.nn.linear_rates`.
         mode: ``"row"``: for each sample by itself; ``"batch"``: for all or for none.
 
@@ -197,6 +199,8 @@ class GaussianDropout(RatedLayer):
     def __init__(self, p: float = 0.5) -> None:
         super().__init__(p)
 
+    can_drop_all = False  # the variance would be infinite
+
     @override
     def perturb(self, inputs: Tensor) -> Tensor:
         return gaussian_dropout(inputs, self.draw("normal", inputs, inputs.shape), self.p)
@@ -243,7 +247,7 @@ def linear_rates(p: float, count: int) -> list[float]:
     """Returns rates that rise linearly with depth to ``p``: the l-th of L has p·l/L.
 
     Args:
-        p: Rate of the last, in [0, 1).
+        p: Rate of the last, in [0, 1].
         count: L, how many there are.
 
     Reference:
@@ -252,6 +256,6 @@ def linear_rates(p: float, count: int) -> list[float]:
     >>> linear_rates(0.4, 4)
     [0.1, 0.2, 0.3, 0.4]
     """
-    check_range("p", p, low=0, high=1, high_open=True)
+    check_range("p", p, low=0, high=1)
     check_count("count", count, low=0)
     return [round(p * (index + 1) / count, 12) for index in range(count)]

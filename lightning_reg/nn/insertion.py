@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from lightning_reg.nn.stochastic import StochasticLayer
+from lightning_reg.nn.stochastic import Lease, StochasticLayer
 from lightning_reg.settings import SettingError
 
 __all__ = ["Insertion", "insertions"]
@@ -23,6 +23,7 @@ class Insertion:
         name: Of the host, for messages.
         residual: Whether the host is a whole residual block, of which what it adds to its input is perturbed.
         mode_of: Whose mode the layer has; the host's where None.
+        lease: Until when it acts, in copies of the host, too; always where None.
 
     >>> import torch
     >>> from lightning_reg.nn.dropout import Dropout
@@ -33,12 +34,19 @@ class Insertion:
     """
 
     def __init__(
-        self, layer: StochasticLayer, name: str, *, residual: bool = False, mode_of: nn.Module | None = None
+        self,
+        layer: StochasticLayer,
+        name: str,
+        *,
+        residual: bool = False,
+        mode_of: nn.Module | None = None,
+        lease: Lease | None = None,
     ) -> None:
         self.layer = layer
         self.name = name
         self.residual = residual
         self.mode_of = mode_of
+        self.lease = lease
         self.is_forced = False
         """Whether the layer perturbs in evaluation, too."""
         self.has_run = False
@@ -46,6 +54,8 @@ class Insertion:
 
     def __call__(self, host: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> Any:
         """Returns what the host returned, perturbed in training."""
+        if self.has_ended:
+            return output
         self.layer.training = (self.mode_of or host).training or self.is_forced
         if not self.layer.training:
             return output
@@ -55,6 +65,11 @@ class Insertion:
         if self.residual:
             return self._perturbed_block((*inputs, *named.values()), output)
         return _with_first_tensor(output, self._perturbed, self.name)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it belongs to a copy of a module from a run that is over."""
+        return self.lease is not None and self.lease.has_ended
 
     def _perturbed(self, output: Tensor) -> Tensor:
         try:
@@ -87,7 +102,8 @@ def insertions(module: nn.Module) -> Iterator[Insertion]:
         module: That is searched.
     """
     for each in module.modules():
-        yield from (hook for hook in each._forward_hooks.values() if isinstance(hook, Insertion))
+        hooks = (hook for hook in each._forward_hooks.values() if isinstance(hook, Insertion))
+        yield from (hook for hook in hooks if not hook.has_ended)
 
 
 def _with_first_tensor(output: Any, change: Callable[[Tensor], Tensor], name: str) -> Any:

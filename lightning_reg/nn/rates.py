@@ -57,7 +57,7 @@ def rates(module: nn.Module) -> Iterator[Rate]:
             continue  # a whole network by somebody who likes the word
         yield from (Rate(name, each, attribute) for attribute in _rate_attributes(each))
         for hook in each._forward_hooks.values():
-            if isinstance(hook, Insertion):
+            if isinstance(hook, Insertion) and not hook.has_ended:
                 yield from (Rate(name, hook.layer, attribute) for attribute in _rate_attributes(hook.layer))
 
 

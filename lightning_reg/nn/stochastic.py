@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from typing_extensions import override
@@ -9,7 +10,39 @@ from typing_extensions import override
 from lightning_reg.functional.noise import NoiseStream, draw
 from lightning_reg.settings import SettingError
 
-__all__ = ["StochasticLayer", "check_rank"]
+__all__ = ["Lease", "StochasticLayer", "check_rank"]
+
+
+class Lease:
+    """Until when what somebody has put into a module acts: there, and in every copy that is made meanwhile.
+
+    A deep copy shares it, so that nothing goes on dropping in a copy when the run that dropped has ended. What is
+    loaded from a pickle has one that has ended.
+
+    >>> lease = Lease()
+    >>> lease.end()
+    >>> lease.has_ended
+    True
+    """
+
+    def __init__(self) -> None:
+        self.has_ended = False
+
+    def end(self) -> None:
+        """Ends it, for good."""
+        self.has_ended = True
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Lease":
+        return self
+
+    def __reduce__(self) -> Any:
+        return _ended, ()
+
+
+def _ended() -> Lease:
+    lease = Lease()
+    lease.end()
+    return lease
 
 
 class StochasticLayer(nn.Module, ABC):

@@ -44,7 +44,7 @@ def test_dropped_blocks_hand_their_inputs_on():
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
             super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
             if not inputs:
-                self.handles.append(block.register_forward_hook(self.note))
+                block.register_forward_hook(self.note)
 
         def note(self, block, args, output):
             inputs.append(args[0].detach().clone())
@@ -185,3 +185,25 @@ def test_a_compiled_block_under_checkpointing_has_one_mask(reentrant):
 def test_globs_do_not_reach_into_parametrizations():
     module, _ = fit(sequential, SpectralNormalization(), InsertDropout(p=0.5, include=("net.0*",)))
     assert type(module.net[0].parametrizations.weight.original) is nn.Parameter
+
+
+@pytest.mark.parametrize("callback", [InsertDropout, InsertStochasticDepth])
+def test_at_a_rate_of_one_nothing_comes_through(callback):
+    """Of a whole block, what it adds to its input; so the output is the input, to the bit."""
+    kept = {}
+
+    class Keeps(Somebodys):
+        def training_step(self, batch, batch_idx):
+            norm = self.net[1]
+            handles = [
+                norm.register_forward_pre_hook(lambda _, args: kept.update(given=args[0].detach().clone())),
+                self.net[2].register_forward_pre_hook(lambda _, args: kept.update(made=args[0].detach().clone())),
+            ]
+            loss = super().training_step(batch, batch_idx)
+            for handle in handles:
+                handle.remove()
+            return loss
+
+    fit(None, callback(p=1.0, include=("net.1",)), module=Keeps(sequential))
+    expected = kept["given"] if callback is InsertStochasticDepth else torch.zeros_like(kept["given"])
+    assert torch.equal(kept["made"], expected)

@@ -88,7 +88,7 @@ def test_what_is_computed_again_for_the_backward_pass_is_not_counted_again():
     penalty = ActivityPenalty(l1=1.0)
     logged = [fit(module, penalty, max_epochs=2) for module in (Checkpoints(), SomebodysModule())]
     torch.testing.assert_close(logged[0]["penalty/activity"], logged[1]["penalty/activity"])
-    assert penalty._seen == []
+    assert penalty.session is None
 
 
 class Half(nn.Module):
@@ -187,3 +187,18 @@ def test_a_term_of_another_kind_of_module_is_untouched_in_evaluation():
     before = trainer.validate(module, loader(), verbose=False)
     after = quiet_trainer().validate(module, loader(), verbose=False)
     assert before == after
+
+
+@pytest.mark.filterwarnings("ignore:You are using the `dataloader_iter`")
+@pytest.mark.filterwarnings("ignore:Found `dataloader_iter` argument")
+def test_a_step_that_fetches_its_own_batches_is_penalized_and_logged():
+    class Fetches(SomebodysModule):
+        def training_step(self, dataloader_iter):
+            (inputs, labels), _, _ = next(dataloader_iter)
+            return F.cross_entropy(self.network(inputs), labels)
+
+    logged = fit(Fetches(), ActivityPenalty(l1=1.0), ConfidencePenalty(weight=0.4))
+    features = network().features(first_batch()[0])
+    torch.testing.assert_close(logged["penalty/activity"], features.abs().mean().detach())
+    expected = -0.4 * entropy(network()(first_batch()[0])).detach()
+    torch.testing.assert_close(logged["penalty/confidence"], expected)

@@ -5,10 +5,14 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_reg.callbacks import (
     FreezeBatchNorm,
+    InsertDropConnect,
     ReplaceNorm,
+    SpectralNormalization,
+    WeightStandardization,
 )
 from lightning_reg.nn import ChannelsFirstLayerNorm, ChannelsFirstRMSNorm
 from lightning_reg.settings import SettingError
@@ -120,3 +124,56 @@ def test_frozen_batch_norm_keeps_its_statistics_and_gives_back_its_modes():
         assert torch.equal(after[name], value) == (is_norm and "layer4" not in name), name
     assert [each.training for each in module.modules()] == modes
     assert all(each.requires_grad for each in module.parameters())
+
+
+@pytest.mark.parametrize("batch_size", [4, 16])  # 16 is also the number of features
+def test_instance_norm_of_features_is_refused_and_of_sequences_is_not(batch_size):
+    inputs, labels = torch.randn(32, 3, 4), torch.arange(32) % 3
+
+    def trained(*layers):
+        module = Somebodys(lambda: nn.Sequential(*layers))
+        batches = DataLoader(TensorDataset(inputs, labels), batch_size=batch_size)
+        quiet_trainer(ReplaceNorm(norm="instance")).fit(module, batches)
+        return module.net
+
+    features = (nn.Flatten(), nn.Linear(12, 16), nn.BatchNorm1d(16), nn.Linear(16, 3))
+    with pytest.raises(SettingError, match=r"exclude must name net\.2, whose inputs \(\d+, 16\) are \(batch, feat"):
+        trained(*features)
+    norm = trained(nn.Conv1d(3, 16, 1), nn.BatchNorm1d(16), nn.Flatten(), nn.Linear(64, 3))[1]
+    sequences = torch.randn(2, 16, 4)
+    expected = nn.functional.instance_norm(sequences, weight=norm.weight, bias=norm.bias, eps=norm.eps)
+    torch.testing.assert_close(norm(sequences), expected)
+
+
+def test_a_mean_over_all_batches_stays_one():
+    make = lambda: nn.Sequential(nn.BatchNorm2d(3, momentum=None), nn.Flatten(), nn.Linear(768, 3))  # noqa: E731
+    module, _ = fit(make, ReplaceNorm(norm="ghost_batch"), limit_train_batches=2, max_epochs=1)
+    assert module.net[0].momentum is None
+    inputs = torch.cat([batch[0] for batch in loader()])
+    torch.testing.assert_close(module.net[0].running_mean, inputs.mean((0, 2, 3)))
+
+
+class LowRank(nn.Linear):
+    """A frozen weight and a trained update, as loralib's."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__(inputs, outputs)
+        self.weight.requires_grad = False
+        self.down, self.up = nn.Parameter(torch.randn(2, inputs)), nn.Parameter(torch.zeros(outputs, 2))
+
+    def forward(self, inputs):
+        return nn.functional.linear(inputs, self.weight + self.up @ self.down, self.bias)
+
+
+@pytest.mark.parametrize("kind", [SpectralNormalization, WeightStandardization])
+def test_a_subclass_that_computes_its_weight_is_refused_unless_it_is_named(kind):
+    make = lambda: nn.Sequential(nn.Flatten(), LowRank(768, 3))  # noqa: E731
+    with pytest.raises(SettingError, match=r"exclude must name net\.1, a LowRank, which computes with its weight in a"):
+        fit(make, kind(types=("Linear",)))
+    fit(make, kind(types=("LowRank",)))
+
+
+def test_a_subclass_that_drops_nothing_by_itself_is_left_out_of_drop_connect():
+    make = lambda: nn.Sequential(nn.Flatten(), LowRank(768, 3))  # noqa: E731
+    with pytest.raises(SettingError, match=r"include must choose modules of type Linear.*but chooses Flatten, LowRank"):
+        fit(make, InsertDropConnect(include=("net.*",)))

@@ -156,7 +156,8 @@ def test_averages_of_the_plain_module_are_refused():
 @pytest.mark.parametrize(
     ("make", "attach", "message"),
     [
-        (resnet, lambda: InsertDropout(p=1.0, types="ReLU"), r"p must be in \[0, 1\), but is 1.0"),
+        (resnet, lambda: InsertDropout(p=1.1, types="ReLU"), r"p must be in \[0, 1\], but is 1.1"),
+        (resnet, lambda: InsertDropout(p=1.0, types="ReLU", kind="gaussian"), r"p must be in \[0, 1\), but is 1.0"),
         (resnet, InsertDropout, "include or types must say behind which modules"),
         (resnet, lambda: InsertDropout(include="net.layr1"), "matches no module; there are net.layer1"),
         (resnet, lambda: InsertDropout(types="Relu6"), "types must be of modules that there are, .*ReLU.* 'Relu6'"),

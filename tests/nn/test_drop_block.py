@@ -94,7 +94,7 @@ def test_autocast_leaves_what_comes_in():
         (lambda: DropBlock1d(0.1)(torch.ones(2, 3)), r"DropBlock1d must have the shape \(N, C, L\), but have \(2, 3\)"),
         (lambda: DropBlock3d(0.1)(torch.ones(2, 3, 4, 4)), r"shape \(N, C, D, H, W\), but have \(2, 3, 4, 4\)"),
         (lambda: DropBlock(0.1)(torch.ones(2, 3)), r"\(N, C, L\), \(N, C, H, W\) or .* but have \(2, 3\)"),
-        (lambda: DropBlock2d(1.0), r"p must be in \[0, 1\), but is 1.0"),
+        (lambda: DropBlock2d(1.1), r"p must be in \[0, 1\], but is 1.1"),
         (lambda: DropBlock2d(0.1, block_size=0), "block_size must be a whole number of at least 1, but is 0"),
     ],
 )

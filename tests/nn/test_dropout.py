@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_reg.nn import (
+    DropBlock,
     Dropout,
     GaussianDropout,
     GaussianNoise,
@@ -210,10 +211,35 @@ def test_drop_connect_compiles_without_a_graph_break():
 
 
 @pytest.mark.parametrize("make", [Dropout, SpatialDropout, VariationalDropout, StochasticDepth, GaussianDropout])
-@pytest.mark.parametrize("p", [-0.1, 1.0, float("nan")])
+@pytest.mark.parametrize("p", [-0.1, 1.1, float("nan")])
 def test_probability_out_of_range_is_refused(make, p):
-    with pytest.raises(SettingError, match=r"p must be in \[0, 1\), but is"):
+    with pytest.raises(SettingError, match=r"p must be in \[0, 1[\])], but is"):
         make(p)
+
+
+def test_gaussian_dropout_has_no_rate_of_one():
+    with pytest.raises(SettingError, match=r"p must be in \[0, 1\), but is 1.0"):
+        GaussianDropout(1.0)
+
+
+@pytest.mark.parametrize("make", [Dropout, SpatialDropout, VariationalDropout, StochasticDepth, DropBlock])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_rate_of_one_makes_zeros_whatever_the_inputs_are(make, dtype):
+    shape = (2, 3, 4) if make is VariationalDropout else (2, 3, 4, 4)
+    inputs = torch.randn(shape).to(dtype)
+    inputs[0, 0, 0] = float("inf")
+    inputs[1, 1, 1] = float("nan")
+    inputs.requires_grad_()
+    outputs = make(1.0)(inputs)
+    assert torch.equal(outputs, torch.zeros_like(outputs))
+    assert outputs.dtype == dtype
+    (gradient,) = torch.autograd.grad(outputs.sum(), inputs)
+    assert torch.equal(gradient, torch.zeros_like(gradient))
+
+
+def test_drop_connect_at_a_rate_of_one_uses_no_weight():
+    layer = drop_connected(nn.Linear(3, 2), 1.0)
+    assert torch.equal(layer(torch.randn(4, 3)), layer.bias.expand(4, 2))
 
 
 @pytest.mark.parametrize(
@@ -229,7 +255,7 @@ def test_probability_out_of_range_is_refused(make, p):
         (lambda: StochasticDepth(P, mode="sample"), "mode must be one of row, batch, but is 'sample'"),
         (lambda: GaussianNoise(-1.0), r"std must be in \[0, ∞\), but is -1.0"),
         (lambda: drop_connected(nn.BatchNorm1d(3), P), "layer must be one of Linear, .* but is a BatchNorm1d"),
-        (lambda: drop_connected(nn.Linear(3, 3), 1.0), r"p must be in \[0, 1\), but is 1.0"),
+        (lambda: drop_connected(nn.Linear(3, 3), 1.1), r"p must be in \[0, 1\], but is 1.1"),
     ],
 )
 def test_bad_input_is_refused(call, message):

@@ -1,19 +1,26 @@
 """Mixup, CutMix and their fellows on a project that exists."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
+import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import nn
 from typing_extensions import override
 
 from lightning_reg.attach.batches import Key, check_key, part_of, with_parts
-from lightning_reg.attach.loss_interpolation import LOSSES, InterpolatedLosses, leave_compiled_alone
+from lightning_reg.attach.loss_interpolation import InterpolatedLosses
 from lightning_reg.attach.streams import base_seed, random_stream
-from lightning_reg.attach.technique import Technique, instance_number
+from lightning_reg.attach.weighted_losses import LOSSES
 from lightning_reg.core.facts import Place
-from lightning_reg.core.wrapping import around
+from lightning_reg.core.lightning import instance_number
+from lightning_reg.core.session import Session
+from lightning_reg.core.step import Run
+from lightning_reg.core.technique import Technique
+from lightning_reg.core.wrapping import Handle, around
 from lightning_reg.settings import SettingError, check_count
 from lightning_reg.transforms import Draw, Mixing
 
@@ -26,21 +33,24 @@ class BatchMixing(Technique):
     What it does: the training step is given mixed inputs and the batch's own targets, so that metrics go on working.
     Where it computes a loss of these targets by a function or module of torch's, the loss becomes
     λ·L(y_a) + (1 - λ)·L(y_b), with class weights, label smoothing and all other arguments as they are; y_b are the
-    targets of the samples that were mixed in, λ ≥ 1/2. There is one forward pass. Targets may be class indices,
-    one-hot, several labels or numbers. Validation and test are left alone.
+    targets of the samples that were mixed in, λ ≥ 1/2. L is all that is made of it up to what the step returns: its
+    root, a focal weight of it, the mean over the hardest samples. There is one forward pass. Targets may be class
+    indices, one-hot, several labels or numbers. Validation and test are left alone.
 
     When to use: to add Mixup, CutMix, Cutout or random erasing to a project whose data module you don't want to touch.
     When not: with our own data modules, which mix by themselves (``ImageData(mix=...)``); where the loss is computed by
     a function that isn't torch's, or in compiled code, which is noticed at the first batch and refused; with CutMix,
     where each pixel has a target of its own, which would have to be pasted, too.
 
-    Cost: what the transform costs, and a second evaluation of the loss. Memory: one batch of inputs. No state.
+    Cost: what the transform costs, and a second evaluation of the loss and of what is made of it. Memory: one batch of
+    inputs. No state.
 
     Interacts with: CutMix and the erasing transforms need pictures. What else is computed of the targets (an auxiliary
     loss by hand) sees the batch's own ones; it is warned of. Training accuracy is that of the dominant label on mixed
     inputs, and so lower than without. Losses of numbers are interpolated, too: the mean squared error's gradient is
-    that of the interpolated target. ``F.l1_loss(weight=...)`` loses its weight within any of torch's function modes
-    (2.14), and so here.
+    that of the interpolated target. What can't be followed (code that isn't torch's, with ``per_sample=True`` all that
+    isn't linear) is refused by name, and so is a loss inside activation checkpointing. ``F.l1_loss(weight=...)`` loses
+    its weight within any of torch's function modes (2.14), and so here.
 
     Deviates from the papers: see the transforms. With ``per_sample=True`` each side of a mean is divided by what the
     loss divides by, so that with class weights it is the weighted mean of each side.
@@ -92,74 +102,93 @@ class BatchMixing(Technique):
         self.target_key = target_key
         self.epochs = epochs
         self.seed = seed
-        self.current: Draw | None = None
-        self._module: LightningModule | None = None
-        self._is_checked = False
-        self._number = 0
-        self._batch = 0
+
+    @property
+    def current(self) -> Draw | None:
+        """What was drawn for the latest batch; None where it is left as it is, and outside of a fit."""
+        return self.session.current if isinstance(self.session, MixingSession) else None
 
     @override
-    def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if pl_module._compiler_ctx is not None:
+    def new_session(self, run: Run) -> "MixingSession":
+        return MixingSession(self, run)
+
+
+@dataclass(eq=False)
+class MixingSession(Session[BatchMixing]):
+    """One fit.
+
+    Attributes:
+        current: What was drawn for the latest batch; None where it is left as it is.
+        number: Which of several mixings this is.
+        batch_idx: Of the batch that is trained on.
+        is_checked: Whether a training step has been seen to compute a loss of the targets.
+    """
+
+    current: Draw | None = None
+    number: int = field(init=False)
+    batch_idx: int = 0
+    is_checked: bool = False
+
+    def __post_init__(self) -> None:
+        run = self.run
+        if run.module._compiler_ctx is not None:
             raise SettingError(
                 "the module must not be compiled as a whole with BatchMixing, which has to see how its loss is "
                 "computed; compile the network in it: self.network.compile()"
             )
-        self._module = pl_module
-        self._is_checked = False
-        self._number = instance_number(trainer, self)
-        self.handles.append(around(pl_module, "training_step", self._step))
-        self.handles += leave_compiled_alone(pl_module)
+        self.number = instance_number(run.trainer, self.technique)
+        run.around(run.module, "training_step", self._step)
+        for handle in _leave_compiled_alone(run.module):
+            run.until_end(handle)
 
     @override
-    def release(self) -> None:
-        self._module = self.current = None
-
-    @override
-    def begin_batch(self, trainer: Trainer, batch_idx: int) -> None:
-        self._batch = batch_idx
+    def batch_starts(self, batch_idx: int) -> None:
+        self.batch_idx = batch_idx
 
     def _step(self, training_step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if self._module is None or (self.epochs is not None and self._module.current_epoch >= self.epochs):
-            self.current = None
+        mixing = self.technique
+        self.current = None
+        if mixing.epochs is not None and self.run.module.current_epoch >= mixing.epochs:
             return training_step(*args, **kwargs)
         batch, others = (args[0], args[1:]) if args else (kwargs.pop("batch"), ())
-        inputs = part_of(batch, self.input_key, name="input_key")
-        targets = part_of(batch, self.target_key, name="target_key")
+        inputs = part_of(batch, mixing.input_key, name="input_key")
+        targets = part_of(batch, mixing.target_key, name="target_key")
         if not targets.ndim or len(inputs) != len(targets):
             raise SettingError(
                 f"input_key and target_key must lead to as many samples, but the batch has inputs of shape "
                 f"{tuple(inputs.shape)} and targets of shape {tuple(targets.shape)}"
             )
-        self.current = draw = self.mix.drawn(inputs, stream=self._stream(self._module))
+        self.current = draw = mixing.mix.drawn(inputs, stream=self._stream())
         if draw is not None:
             # A tensor of its own: the very object by which losses of these targets are known.
             targets = targets.view_as(targets)
-            batch = with_parts(batch, [(self.input_key, draw.change(inputs)), (self.target_key, targets)])
-        if not self.mix.needs_partner or (draw is None and self._is_checked):
+            batch = with_parts(batch, [(mixing.input_key, draw.change(inputs)), (mixing.target_key, targets)])
+        if not mixing.mix.needs_partner or (draw is None and self.is_checked):
             return training_step(batch, *others, **kwargs)
         with InterpolatedLosses(targets, draw.minor_weight if draw else None) as losses:
             output = training_step(batch, *others, **kwargs)
         self._check(losses, output)
+        losses.check_returned(output)
         return output
 
-    def _stream(self, module: LightningModule) -> Random:
-        position = (module.global_rank, module.current_epoch, self._batch)
-        return random_stream(base_seed(self.seed), *position, "BatchMixing", self._number)
+    def _stream(self) -> Random:
+        module = self.run.module
+        position = (module.global_rank, module.current_epoch, self.batch_idx)
+        return random_stream(base_seed(self.technique.seed), *position, "BatchMixing", self.number)
 
     def _check(self, losses: InterpolatedLosses, output: Any) -> None:
         """Refuses, once, a training step whose loss isn't mixed."""
-        is_skipped = output is None and self._module is not None and self._module.automatic_optimization
-        if self._is_checked or is_skipped:
+        is_skipped = output is None and self.run.module.automatic_optimization
+        if self.is_checked or is_skipped:
             return
-        self._is_checked = True
-        of_torch = ", ".join(each.__name__ for each in LOSSES)
+        self.is_checked = True
+        of_torch = ", ".join(loss.__name__ for loss in LOSSES)
         computed = f", but {', '.join(sorted(losses.others))} of them" if losses.others else ""
         if not losses.seen:
             raise SettingError(
                 f"the loss must be computed by a function of torch's of the batch's targets (target_key "
-                f"{self.target_key!r}) with BatchMixing, else it can't be mixed; training_step called none of "
-                f"{of_torch} with them{computed}. Use one of these, or mix in the data module, which emits "
+                f"{self.technique.target_key!r}) with BatchMixing, else it can't be mixed; training_step called none "
+                f"of {of_torch} with them{computed}. Use one of these, or mix in the data module, which emits "
                 "probabilities as targets"
             )
         if losses.others:
@@ -168,3 +197,25 @@ class BatchMixing(Technique):
                 f"differentiable of them by {', '.join(sorted(losses.others))}: that sees each sample's own target "
                 "alone"
             )
+
+
+def _leave_compiled_alone(module: nn.Module) -> list[Handle]:
+    """Steps out of :class:`InterpolatedLosses` while compiled parts of a module run, until the handles are removed.
+
+    Code that torch.compile has made within a mode depends on what the mode holds, and would be made anew for every
+    batch. Losses that are computed in compiled code are so not seen.
+    """
+    handles: list[Handle] = []
+    for part in module.modules():
+        if part._compiled_call_impl is not None:
+            handles.append(around(part, "_compiled_call_impl", _outside))
+        elif type(part).__name__ == "OptimizedModule":  # importing it is slow
+            handles.append(around(part, "forward", _outside))
+    return handles
+
+
+def _outside(compiled: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    with ExitStack() as stack:
+        while isinstance(torch.overrides._get_current_function_mode(), InterpolatedLosses):  # type: ignore[no-untyped-call]
+            stack.enter_context(torch.overrides._pop_mode_temporarily())
+        return compiled(*args, **kwargs)

@@ -1,15 +1,17 @@
 """Dropout whose rate moves as training goes on."""
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass, field
 
-from lightning.pytorch import LightningModule, Trainer
 from typing_extensions import override
 
 from lightning_reg.attach.schedules import ScheduledStrength, StrengthSchedule, check_schedule
 from lightning_reg.attach.selection import as_patterns, select_names
-from lightning_reg.attach.technique import Technique, callbacks_of, instance_suffix, logs_now
-from lightning_reg.core.facts import Place
+from lightning_reg.core.facts import Chart, Place
+from lightning_reg.core.lightning import logs_now
+from lightning_reg.core.session import Session
+from lightning_reg.core.step import Run
+from lightning_reg.core.technique import Technique
 from lightning_reg.nn.rates import Rate, rates
 from lightning_reg.settings import SettingError
 
@@ -52,6 +54,7 @@ class DropoutSchedule(Technique):
     """
 
     place = Place.FORWARD
+    charts = (Chart("Schedules", "strengths, rates and learning rates", r"(schedule/|dropout/|lr-|grad/noise$)"),)
 
     def __init__(
         self,
@@ -65,46 +68,56 @@ class DropoutSchedule(Technique):
         self.schedule = StrengthSchedule() if schedule is None else schedule
         self.include = as_patterns("include", include)
         self.exclude = as_patterns("exclude", exclude)
-        self._rates: list[tuple[Rate, float]] = []
-        self._strength = ScheduledStrength()
-        self._suffix = ""
 
     @override
-    def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        found = [rate for rate in rates(pl_module) if rate.value > 0]
+    def new_session(self, run: Run) -> "RatesSession":
+        return RatesSession(self, run)
+
+
+@dataclass(eq=False)
+class RatesSession(Session[DropoutSchedule]):
+    """One fit: the rates, what they were, and what they are multiplied by."""
+
+    rates: list[tuple[Rate, float]] = field(init=False)
+    strength: ScheduledStrength = field(init=False)
+    name: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        technique, run = self.technique, self.run
+        found = [rate for rate in rates(run.module) if rate.value > 0]
         if not found:
             raise SettingError("DropoutSchedule must have a layer with a rate above 0, but the module has none")
         names = [rate.name for rate in found]
-        chosen = select_names(names, include=self.include, exclude=self.exclude, kind="layer with a rate above 0")
-        self._rates = [(rate, rate.value) for rate in found if rate.name in chosen]
-        self._check_alone(trainer)
-        highest = max(self.schedule.start, self.schedule.end)
-        for rate, value in self._rates:
+        kind = "layer with a rate above 0"
+        chosen = select_names(names, include=technique.include, exclude=technique.exclude, kind=kind)
+        self.rates = [(rate, rate.value) for rate in found if rate.name in chosen]
+        self._check_alone()
+        highest = max(technique.schedule.start, technique.schedule.end)
+        for rate, value in self.rates:
             if value * highest >= 1:
                 raise SettingError(
                     f"schedule must keep every rate below 1, but {rate.name} has {value} and is multiplied by {highest}"
                 )
-        self._strength = ScheduledStrength(self.schedule, trainer)
-        self._suffix = instance_suffix(trainer, self)
+        self.strength = ScheduledStrength(technique.schedule, run.trainer)
+        self.name = f"dropout{technique.suffix(run.trainer)}"
 
-    def _check_alone(self, trainer: Trainer) -> None:
-        others = [each for each in callbacks_of(trainer) if isinstance(each, DropoutSchedule) and each is not self]
-        moved = {(id(rate.holder), rate.attribute) for each in others for rate, _ in each._rates}
-        for rate, _ in self._rates:
+    def _check_alone(self) -> None:
+        others = [rate for session in self.run.sessions_of(RatesSession) for rate, _ in session.rates]
+        moved = {(id(rate.holder), rate.attribute) for rate in others}
+        for rate, _ in self.rates:
             if (id(rate.holder), rate.attribute) in moved:
                 raise SettingError(f"include must leave {rate.name} out in all but one DropoutSchedule")
 
     @override
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        factor = self._strength.now(trainer)
-        for rate, value in self._rates:
+    def batch_starts(self, batch_idx: int) -> None:
+        factor = self.strength.now(self.run.trainer)
+        for rate, value in self.rates:
             rate.move(value * factor)
-        if logs_now(trainer):
-            self._strength.log(pl_module, f"dropout{self._suffix}")
+        if logs_now(self.run.trainer):
+            self.strength.log(self.run.module, self.name)
 
     @override
-    def release(self) -> None:
-        for rate, value in self._rates:
+    def ends(self, exception: BaseException | None) -> None:
+        for rate, value in self.rates:
             if hasattr(rate.holder, rate.attribute):  # a layer may be plain again
                 rate.move(value)
-        self._rates = []

@@ -1,14 +1,14 @@
 """BatchNorm that stays as it is while the rest of a network is trained."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from typing_extensions import override
 
-from lightning_reg.attach.surgery import Change, Surgery
-from lightning_reg.core.wrapping import around
+from lightning_reg.attach.surgery import Surgery, SurgerySession
+from lightning_reg.core.step import Run
 from lightning_reg.settings import SettingError
 
 __all__ = ["FreezeBatchNorm"]
@@ -43,63 +43,76 @@ class FreezeBatchNorm(Surgery):
     """
 
     suited = "BatchNorm"
+    by_default = (nn.modules.batchnorm._BatchNorm,)
     freezes_batch_norm = True
 
     def __init__(self, *, affine: bool = True, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()) -> None:
         super().__init__(include=include, exclude=exclude, types=())
         self.affine = affine
-        self._modes: list[tuple[nn.Module, bool]] = []
-        self._frozen: list[nn.Parameter] = []
 
     @override
-    def suits(self, module: nn.Module) -> bool:
-        return isinstance(module, nn.modules.batchnorm._BatchNorm)
-
-    @override
-    def operate(self, trainer: Trainer, pl_module: LightningModule) -> list[Change]:
-        changes = []
-        for name, module in self.selected(pl_module).items():
+    def new_session(self, run: Run) -> SurgerySession:
+        session = FrozenSession(self, run)
+        for name, module in self.selected(run.module).items():
             if module.running_mean is None:
                 raise SettingError(
                     f"exclude must name {name}, which has no running statistics to normalize with when it is frozen"
                 )
-            self._modes.append((module, module.training))
-            if self.affine:
-                self._frozen += [each for each in module.parameters(recurse=False) if each.requires_grad]
-            changes.append((f"{type(module).__name__}, frozen", name))
-        self._train_frozen(False)
+            session.freeze(module, self.affine)
+            session.changes.append((f"{type(module).__name__}, frozen", name))
+        session.train(False)
         # Optimizers that leave out what isn't trained would have other groups than a checkpoint without the callback.
-        self.handles.append(around(pl_module, "configure_optimizers", self._configure_optimizers))
-        return changes
+        run.around(run.module, "configure_optimizers", session.configure_optimizers)
+        return session
 
-    def _configure_optimizers(self, configure_optimizers: Callable[[], Any]) -> Any:
-        self._train_frozen(True)
+
+@dataclass(eq=False)
+class FrozenSession(SurgerySession):
+    """One run with frozen layers, which are given back when it ends.
+
+    Attributes:
+        modes: The layers, and whether they were in training mode.
+        frozen: Their parameters that were trained.
+    """
+
+    modes: list[tuple[nn.Module, bool]] = field(default_factory=list)
+    frozen: list[nn.Parameter] = field(default_factory=list)
+
+    def freeze(self, module: nn.Module, affine: bool) -> None:
+        """Notes a layer, and its parameters where they are frozen, too."""
+        self.modes.append((module, module.training))
+        if affine:
+            self.frozen += [each for each in module.parameters(recurse=False) if each.requires_grad]
+
+    def train(self, trained: bool) -> None:
+        """Lets the frozen parameters be trained, or not."""
+        for parameter in self.frozen:
+            parameter.requires_grad_(trained)
+
+    def configure_optimizers(self, configure_optimizers: Callable[[], Any]) -> Any:
+        """Makes optimizers that hold the frozen parameters, too."""
+        self.train(True)
         try:
             return configure_optimizers()
         finally:
-            self._train_frozen(False)
-
-    def _train_frozen(self, trained: bool) -> None:
-        for each in self._frozen:
-            each.requires_grad_(trained)
+            self.train(False)
 
     @override
-    def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().attach(trainer, pl_module)
-        if not {module for module, _ in self._modes} <= set(pl_module.modules()):
+    def fit_starts(self) -> None:
+        super().fit_starts()
+        if not {module for module, _ in self.modes} <= set(self.run.module.modules()):
             raise SettingError(
                 "FreezeBatchNorm must come after whatever replaces BatchNorm: put it behind ReplaceNorm, and set "
                 "sync_batchnorm=False, because frozen statistics are the same everywhere"
             )
 
     @override
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        for module, _ in self._modes:
+    def batch_starts(self, batch_idx: int) -> None:
+        for module, _ in self.modes:
             module.training = False  # every time: whoever switches the whole module to training means this one, too
 
     @override
-    def release(self) -> None:
-        for module, mode in self._modes:
+    def ends(self, exception: BaseException | None) -> None:
+        for module, mode in self.modes:
             module.training = mode
-        self._train_frozen(True)
-        self._modes, self._frozen = [], []
+        self.train(True)

@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 
-from torch import nn
 from typing_extensions import override
 
-from lightning_reg.attach.insertion import LayerInsertion
+from lightning_reg.attach.insertion import StochasticSession, check_insertion, inserted
+from lightning_reg.attach.surgery import Surgery
+from lightning_reg.core.facts import Linear
+from lightning_reg.core.step import Run
 from lightning_reg.nn import DropBlock
 from lightning_reg.nn.stochastic import StochasticLayer
 from lightning_reg.settings import check_count
@@ -13,7 +15,7 @@ from lightning_reg.settings import check_count
 __all__ = ["InsertDropBlock"]
 
 
-class InsertDropBlock(LayerInsertion):
+class InsertDropBlock(Surgery):
     """Drops blocks of the feature maps of an existing network in training.
 
     What it does: what the chosen modules return loses neighbouring units together, at exactly the share that is asked
@@ -33,7 +35,7 @@ class InsertDropBlock(LayerInsertion):
     that rate and expectation are exact at borders and on small maps, too.
 
     Args:
-        p: Share of units that is dropped, in [0, 1).
+        p: Share of units that is dropped, in [0, 1].
         block_size: Side of a block, at least 1; may be even, and larger than the map.
         per_channel: Whether each channel loses blocks of its own; else all lose the same, which is cheaper.
         include: Globs over names of modules behind which it is put; where empty, ``types`` alone choose.
@@ -53,6 +55,8 @@ class InsertDropBlock(LayerInsertion):
     7
     """
 
+    usual_ranges = (Linear("p", 0.05, 0.25),)
+
     def __init__(
         self,
         *,
@@ -65,10 +69,16 @@ class InsertDropBlock(LayerInsertion):
         seed: int | None = None,
     ) -> None:
         check_count("block_size", block_size)
-        super().__init__(p=p, include=include, exclude=exclude, types=types, seed=seed)
+        check_insertion(p, seed, include, types)
+        super().__init__(include=include or ("*",), exclude=exclude, types=types)
+        self.p = p
+        self.seed = seed
         self.block_size = block_size
         self.per_channel = per_channel
 
     @override
-    def make(self, module: nn.Module, index: int, count: int) -> StochasticLayer:
+    def new_session(self, run: Run) -> StochasticSession:
+        return inserted(self, run, self._layer, seed=self.seed)
+
+    def _layer(self, index: int, count: int) -> StochasticLayer:
         return DropBlock(self.p, block_size=self.block_size, per_channel=self.per_channel)

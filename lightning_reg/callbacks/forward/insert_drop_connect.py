@@ -1,21 +1,23 @@
 """DropConnect in a network that was built without."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 from typing_extensions import override
 
-from lightning_reg.attach.insertion import StochasticSurgery
-from lightning_reg.attach.surgery import Change
+from lightning_reg.attach.insertion import StochasticSession, check_stochastic
+from lightning_reg.attach.surgery import Surgery
+from lightning_reg.core.facts import Linear
+from lightning_reg.core.step import Run
 from lightning_reg.nn.drop_connect import DROP_CONNECTED, DropConnect, drop_connected, plain_again
 from lightning_reg.settings import SettingError
 
 __all__ = ["InsertDropConnect"]
 
 
-class InsertDropConnect(StochasticSurgery):
+class InsertDropConnect(Surgery):
     """Drops weights of linear and convolutional layers of an existing network at random in training.
 
     What it does: in every forward pass in training, a new mask sets weights to zero and the rest is divided by the
@@ -34,7 +36,7 @@ class InsertDropConnect(StochasticSurgery):
     of the mean at test time.
 
     Args:
-        p: Probability that a weight is dropped, in [0, 1).
+        p: Probability that a weight is dropped, in [0, 1].
         include: Globs over names of layers; all that can be where empty.
         exclude: Globs over names of layers that are left out.
         types: Classes of layers, or their names: Linear, Conv1d, Conv2d, Conv3d; all four where empty.
@@ -50,6 +52,7 @@ class InsertDropConnect(StochasticSurgery):
     0.3
     """
 
+    usual_ranges = (Linear("p", 0.05, 0.5),)
     suited = ", ".join(kind.__name__ for kind in DROP_CONNECTED)
 
     def __init__(
@@ -61,8 +64,10 @@ class InsertDropConnect(StochasticSurgery):
         types: Sequence[str | type] = (),
         seed: int | None = None,
     ) -> None:
-        super().__init__(p=p, include=include or ("*",), exclude=exclude, types=types, seed=seed)
-        self._layers: list[DropConnect] = []
+        check_stochastic(p, seed)
+        super().__init__(include=include or ("*",), exclude=exclude, types=types)
+        self.p = p
+        self.seed = seed
 
     @override
     def suits(self, module: nn.Module) -> bool:
@@ -70,21 +75,23 @@ class InsertDropConnect(StochasticSurgery):
         return type(module) in DROP_CONNECTED or (is_parametrized(module) and isinstance(module, tuple(DROP_CONNECTED)))
 
     @override
-    def operate(self, trainer: Trainer, pl_module: LightningModule) -> list[Change]:
-        changes = []
-        for name, each in self.selected(pl_module).items():
-            if is_parametrized(each):
+    def new_session(self, run: Run) -> StochasticSession:
+        session = StochasticSession(self, run, seed=self.seed)
+        for name, module in self.selected(run.module).items():
+            if is_parametrized(module):
                 raise SettingError(f"exclude must name {name}, whose weights are computed from others")
-            layer = drop_connected(each, self.p)
-            layer.stream = self.stream()
-            self.watch(name, layer)
-            self._layers.append(layer)
-            changes.append((f"DropConnect(p={self.p})", name))
-        return changes
+            layer = drop_connected(module, self.p)
+            run.until_end(_Dropping(layer))
+            layer.stream = session.new_stream()
+            layer.lease = session.lease
+            session.acting[name] = layer
+            session.changes.append((f"DropConnect(p={self.p})", name))
+        return session
 
-    @override
-    def release(self) -> None:
-        super().release()
-        for layer in self._layers:
-            plain_again(layer)
-        self._layers = []
+
+@dataclass(frozen=True)
+class _Dropping:
+    layer: DropConnect
+
+    def remove(self) -> None:
+        plain_again(self.layer)

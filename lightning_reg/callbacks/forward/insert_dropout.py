@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from torch import nn
 from typing_extensions import override
 
-from lightning_reg.attach.insertion import LayerInsertion
+from lightning_reg.attach.insertion import StochasticSession, check_insertion, inserted
+from lightning_reg.attach.surgery import Surgery
+from lightning_reg.core.facts import Linear
+from lightning_reg.core.step import Run
 from lightning_reg.nn import Dropout, GaussianDropout, SpatialDropout
-from lightning_reg.nn.stochastic import StochasticLayer
 from lightning_reg.settings import check_choice
 
 __all__ = ["InsertDropout"]
@@ -20,7 +21,7 @@ _KINDS: dict[str, type[Dropout | SpatialDropout | GaussianDropout]] = {
 }
 
 
-class InsertDropout(LayerInsertion):
+class InsertDropout(Surgery):
     """Puts dropout behind modules of an existing network, without a change of its code.
 
     What it does: in training, what the chosen modules return goes through dropout. Nothing is added to the module's
@@ -38,7 +39,7 @@ class InsertDropout(LayerInsertion):
     rate, ``monte_carlo_predict`` turns it on. Of a module that returns several tensors the first is dropped from.
 
     Args:
-        p: Probability that something is dropped, in [0, 1).
+        p: Probability that something is dropped, in [0, 1]; below 1 of ``"gaussian"``.
         include: Globs over names of modules behind which it is put; where empty, ``types`` alone choose.
         exclude: Globs over names of modules that are left out.
         types: Classes of modules, or their names, such as ``"ReLU"``; all that ``include`` chooses where empty.
@@ -55,6 +56,8 @@ class InsertDropout(LayerInsertion):
     0.2
     """
 
+    usual_ranges = (Linear("p", 0.05, 0.5),)
+
     def __init__(
         self,
         *,
@@ -66,9 +69,13 @@ class InsertDropout(LayerInsertion):
         seed: int | None = None,
     ) -> None:
         check_choice("kind", kind, list(_KINDS))
-        super().__init__(p=p, include=include, exclude=exclude, types=types, seed=seed)
+        check_insertion(p, seed, include, types)
+        _KINDS[kind](p)  # Gaussian noise has no rate of 1
+        super().__init__(include=include or ("*",), exclude=exclude, types=types)
+        self.p = p
+        self.seed = seed
         self.kind = kind
 
     @override
-    def make(self, module: nn.Module, index: int, count: int) -> StochasticLayer:
-        return _KINDS[self.kind](self.p)
+    def new_session(self, run: Run) -> StochasticSession:
+        return inserted(self, run, lambda *_: _KINDS[self.kind](self.p), seed=self.seed)

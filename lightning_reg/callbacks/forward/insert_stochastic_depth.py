@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from torch import nn
 from typing_extensions import override
 
-from lightning_reg.attach.insertion import LayerInsertion
+from lightning_reg.attach.insertion import StochasticSession, check_insertion, inserted
+from lightning_reg.attach.surgery import Surgery
+from lightning_reg.core.facts import Linear
+from lightning_reg.core.step import Run
 from lightning_reg.nn import StochasticDepth, linear_rates
 from lightning_reg.nn.stochastic import StochasticLayer
 from lightning_reg.settings import check_choice
@@ -14,7 +16,7 @@ from lightning_reg.settings import check_choice
 __all__ = ["InsertStochasticDepth"]
 
 
-class InsertStochasticDepth(LayerInsertion):
+class InsertStochasticDepth(Surgery):
     """Drops residual blocks of an existing network at random in training.
 
     What it does: with the probability of its depth, a block hands its input on; else what it adds to the input is
@@ -36,7 +38,7 @@ class InsertStochasticDepth(LayerInsertion):
     activation behind the sum, as ResNet has, the block is dropped together with it.
 
     Args:
-        p: Probability that the last block is dropped, in [0, 1).
+        p: Probability that the last block is dropped, in [0, 1].
         include: Globs over names of residual blocks, or of modules at the end of residual branches, in the order of
             depth; where empty, ``types`` alone choose.
         exclude: Globs over names of modules that are left out.
@@ -58,6 +60,8 @@ class InsertStochasticDepth(LayerInsertion):
     'linear'
     """
 
+    usual_ranges = (Linear("p", 0.05, 0.5),)
+
     def __init__(
         self,
         *,
@@ -73,12 +77,18 @@ class InsertStochasticDepth(LayerInsertion):
         check_choice("at", at, ("block", "branch"))
         check_choice("rates", rates, ("linear", "constant"))
         check_choice("mode", mode, ("row", "batch"))
-        super().__init__(p=p, include=include, exclude=exclude, types=types, seed=seed, residual=at == "block")
+        check_insertion(p, seed, include, types)
+        super().__init__(include=include or ("*",), exclude=exclude, types=types)
+        self.p = p
+        self.seed = seed
         self.at = at
         self.rates = rates
         self.mode = mode
 
     @override
-    def make(self, module: nn.Module, index: int, count: int) -> StochasticLayer:
+    def new_session(self, run: Run) -> StochasticSession:
+        return inserted(self, run, self._layer, seed=self.seed, residual=self.at == "block")
+
+    def _layer(self, index: int, count: int) -> StochasticLayer:
         p = linear_rates(self.p, count)[index] if self.rates == "linear" else self.p
         return StochasticDepth(p, mode=self.mode)

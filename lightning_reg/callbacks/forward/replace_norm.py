@@ -3,12 +3,14 @@
 from collections.abc import Callable, Sequence
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from typing_extensions import override
 
-from lightning_reg.attach.surgery import Change, Surgery
+from lightning_reg.attach.surgery import Surgery, SurgerySession
+from lightning_reg.core.facts import Choice
+from lightning_reg.core.step import Run
 from lightning_reg.nn import make_norm
 from lightning_reg.settings import SettingError
 
@@ -52,7 +54,9 @@ class ReplaceNorm(Surgery):
     'group'
     """
 
+    usual_ranges = (Choice("norm", ("group", "ghost_batch", "layer")),)
     suited = "BatchNorm"
+    by_default = (_BatchNorm,)
     lasts = True
 
     def __init__(
@@ -68,18 +72,16 @@ class ReplaceNorm(Surgery):
         self.norm = norm
 
     @override
-    def suits(self, module: nn.Module) -> bool:
-        return bool(self.types) or isinstance(module, _BatchNorm)
-
-    @override
-    def operate(self, trainer: Trainer, pl_module: LightningModule) -> list[Change]:
-        names = {module: name for name, module in self._left(pl_module).items()}
+    def new_session(self, run: Run) -> SurgerySession:
+        before = set(run.module.parameters())
+        names = {module: name for name, module in self._left(run.module).items()}
         new = {module: self._replacement(name, module) for module, name in names.items()}
-        for parent in list(pl_module.modules()):
+        for parent in list(run.module.modules()):
             for leaf, child in parent._modules.items():
                 if child in new:
                     parent._modules[leaf] = new[child]
-        return [(f"{type(old).__name__} -> {type(each).__name__}", names[old]) for old, each in new.items()]
+        changes = [(f"{type(old).__name__} -> {type(each).__name__}", names[old]) for old, each in new.items()]
+        return SurgerySession(self, run, changes=changes, made=set(run.module.parameters()) - before)
 
     def _left(self, pl_module: LightningModule) -> dict[str, nn.Module]:
         """What is chosen and isn't what it would be replaced by: the next stage, or another trainer, finds it done."""
@@ -96,6 +98,9 @@ class ReplaceNorm(Surgery):
         if any(not isinstance(each, nn.Identity) for each in old.children()):
             raise SettingError(f"exclude must name {name}, a {type(old).__name__}, which does more than normalize")
         new = make_norm(self.norm, _num_features(name, old), spatial_dims=_spatial_dims(name, old, self.norm))
+        if type(new) is nn.InstanceNorm1d and isinstance(old, nn.BatchNorm1d):
+            new.__class__ = _OfPositions  # made by the same call, whatever its arguments were
+            vars(new)["place"] = name
         if (like := next(old.parameters(), next(old.buffers(), None))) is not None:
             new.to(like.device, like.dtype)
         for leaf in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
@@ -104,14 +109,30 @@ class ReplaceNorm(Surgery):
                 with torch.no_grad():
                     after.copy_(before)
                 after.requires_grad_(before.requires_grad)
-        for setting in ("eps", "momentum"):
-            if vars(old).get(setting) is not None and vars(new).get(setting) is not None:
-                setattr(new, setting, getattr(old, setting))
+        if vars(old).get("eps") is not None and vars(new).get("eps") is not None:
+            new.eps = old.eps
+        if "momentum" in vars(old) and "momentum" in vars(new):  # None is a mean over all batches
+            new.momentum = old.momentum
         setattr(new, _MARK, repr(self.norm))
         new.training = old.training
         for hooks in _HOOKS:  # the very same dictionaries, so that handles can still remove what they registered
             vars(new)[hooks] = vars(old)[hooks]
         return new
+
+
+class _OfPositions(nn.InstanceNorm1d):
+    """In the place of a BatchNorm1d, which takes (N, C) and (N, C, L); here the first would be taken for (C, L)."""
+
+    place: str
+
+    @override
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.ndim == 2:
+            raise SettingError(
+                f"exclude must name {self.place}, whose inputs {tuple(input.shape)} are (batch, features): norm "
+                "'instance' needs positions to average over"
+            )
+        super()._check_input_dim(input)
 
 
 def _num_features(name: str, module: nn.Module) -> int:

@@ -7,14 +7,16 @@ from torch import nn
 from torch.nn.utils import parametrizations
 from typing_extensions import override
 
-from lightning_reg.attach.reparametrization import Reparametrization
+from lightning_reg.attach.reparametrization import reparametrized
 from lightning_reg.attach.streams import base_seed, random_stream
+from lightning_reg.attach.surgery import Surgery, SurgerySession
+from lightning_reg.core.step import Run
 from lightning_reg.settings import check_count, check_range
 
 __all__ = ["SpectralNormalization"]
 
 
-class SpectralNormalization(Reparametrization):
+class SpectralNormalization(Surgery):
     """Divides weights of an existing network by their largest singular value, so that no layer stretches anything.
 
     What it does: the chosen layers compute with W / σ(W), as torch's ``spectral_norm`` does; σ is tracked by power
@@ -55,8 +57,8 @@ class SpectralNormalization(Reparametrization):
 
     suited = "Linear, Conv"
     by_default = (nn.Linear, nn.modules.conv._ConvNd)
-    parametrization = parametrizations._SpectralNorm
-    adjective = "spectrally normalized"
+    lasts = True
+    renames_weights = True
 
     def __init__(
         self,
@@ -78,7 +80,11 @@ class SpectralNormalization(Reparametrization):
         self.seed = seed
 
     @override
-    def reparametrize(self, layer: nn.Module, name: str) -> None:
+    def new_session(self, run: Run) -> SurgerySession:
+        kind = parametrizations._SpectralNorm
+        return reparametrized(self, run, self._register, parametrization=kind, adjective="spectrally normalized")
+
+    def _register(self, layer: nn.Module, name: str) -> None:
         # Power iteration starts from vectors of a stream of its own, the same in every process.
         seed = random_stream(base_seed(self.seed), "spectral normalization", name).getrandbits(63)
         device = next(layer.parameters()).device

@@ -6,14 +6,16 @@ from torch import nn
 from torch.nn.utils.parametrize import register_parametrization
 from typing_extensions import override
 
-from lightning_reg.attach.reparametrization import Reparametrization
+from lightning_reg.attach.reparametrization import reparametrized
+from lightning_reg.attach.surgery import Surgery, SurgerySession
+from lightning_reg.core.step import Run
 from lightning_reg.nn import normalization as layers
 from lightning_reg.settings import SettingError, check_range
 
 __all__ = ["WeightStandardization"]
 
 
-class WeightStandardization(Reparametrization):
+class WeightStandardization(Surgery):
     """Standardizes the filters of an existing network's convolutions: mean 0, variance 1 over what leads into a unit.
 
     What it does: the chosen layers compute with standardized weights. The module keeps it after training: it is part of
@@ -48,8 +50,8 @@ class WeightStandardization(Reparametrization):
 
     suited = "Conv"
     by_default = (nn.modules.conv._ConvNd,)
-    parametrization = layers.WeightStandardization
-    adjective = "standardized"
+    lasts = True
+    renames_weights = True
 
     def __init__(
         self,
@@ -64,7 +66,11 @@ class WeightStandardization(Reparametrization):
         self.eps = eps
 
     @override
-    def reparametrize(self, layer: nn.Module, name: str) -> None:
+    def new_session(self, run: Run) -> SurgerySession:
+        kind = layers.WeightStandardization
+        return reparametrized(self, run, self._register, parametrization=kind, adjective="standardized")
+
+    def _register(self, layer: nn.Module, name: str) -> None:
         transposed = isinstance(layer, nn.modules.conv._ConvTransposeNd)
         groups = int(getattr(layer, "groups", 1)) if transposed else 1
         standardization = layers.WeightStandardization(dim=int(transposed), groups=groups, eps=self.eps)

@@ -2,17 +2,20 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from typing_extensions import override
 
-from lightning_reg.attach.loss_term import LossTerm
+from lightning_reg.attach.loss_term import LossTerm, TermSession
 from lightning_reg.attach.schedules import StrengthSchedule
 from lightning_reg.attach.selection import as_patterns, select_modules
+from lightning_reg.core.facts import Log
+from lightning_reg.core.step import Run
 from lightning_reg.functional.output_penalties import activity_penalty, temporal_activity_penalty
 from lightning_reg.settings import SettingError, check_range
 
@@ -70,6 +73,7 @@ class ActivityPenalty(LossTerm):
     """
 
     tag = "activity"
+    usual_ranges = (Log("l1", 1e-5, 1e-1), Log("l2", 1e-4, 10.0), Log("temporal", 1e-4, 10.0))
 
     def __init__(
         self,
@@ -94,22 +98,13 @@ class ActivityPenalty(LossTerm):
         self.include = as_patterns("include", include)
         self.exclude = as_patterns("exclude", exclude)
         self.time_dim = time_dim
-        self._is_watching = False
-        # Outputs, their dimension of time, and their versions: how often they were changed in place.
-        self._seen: list[tuple[Tensor, int, int | None]] = []
-
-    @property
-    @override
-    def is_idle(self) -> bool:
-        return False
 
     @override
-    def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().attach(trainer, pl_module)
-        for module in self._chosen(pl_module):
-            self.handles.append(module.register_forward_hook(_hook(self, module)))
+    def new_session(self, run: Run) -> "ActivitySession":
+        return ActivitySession(self, run)
 
-    def _chosen(self, pl_module: LightningModule) -> list[nn.Module]:
+    def chosen(self, pl_module: LightningModule) -> list[nn.Module]:
+        """Returns the modules whose outputs are penalized."""
         if self.include:
             return list(select_modules(pl_module, include=self.include, exclude=self.exclude).values())
         chosen = select_modules(pl_module, include=("*",), exclude=self.exclude).values()
@@ -121,39 +116,60 @@ class ActivityPenalty(LossTerm):
             )
         return activations
 
-    def _collect(self, module: nn.Module, inputs: Any, output: Any) -> None:
+
+@dataclass(eq=False)
+class ActivitySession(TermSession):
+    """One fit.
+
+    Attributes:
+        is_watching: Whether a training step runs.
+        seen: Outputs, their dimension of time, and their versions: how often they were changed in place.
+    """
+
+    technique: ActivityPenalty
+    is_watching: bool = False
+    seen: list[tuple[Tensor, int, int | None]] = field(default_factory=list)
+
+    @override
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for module in self.technique.chosen(self.run.module):
+            self.run.until_end(module.register_forward_hook(_Hook(self)))
+
+    def collect(self, module: nn.Module, output: Any) -> None:
+        """Notes what a module returned."""
         # Evaluation, a checkpointed layer that is computed again in the backward pass, a part that isn't trained.
-        if not self._is_watching or not torch.is_grad_enabled():
+        if not self.is_watching or not torch.is_grad_enabled():
             return
         # Only noted here: a checkpointed layer has to compute the same thing both times.
         activations = _first_tensor(output)
-        if self.temporal and isinstance(output, (tuple, list)) and isinstance(output[0], PackedSequence):
+        if self.technique.temporal and isinstance(output, (tuple, list)) and isinstance(output[0], PackedSequence):
             raise SettingError("temporal must be 0 for packed sequences, whose steps don't lie along one dimension")
-        time_dim = self.time_dim
+        time_dim = self.technique.time_dim
         if isinstance(module, nn.RNNBase):
             time_dim = activations.ndim - 2 if module.batch_first else 0
         compiling = torch.compiler.is_compiling()  # then nothing is changed in place
-        self._seen.append((activations, time_dim, None if compiling else activations._version))
+        self.seen.append((activations, time_dim, None if compiling else activations._version))
 
     @override
     @contextmanager
     def watching(self) -> Iterator[None]:
-        self._seen.clear()
-        self._is_watching = True
+        self.seen.clear()
+        self.is_watching = True
         try:
             yield
         finally:
-            self._is_watching = False
+            self.is_watching = False
 
     @override
     def term(self) -> Tensor:
-        if not self._seen:
+        if not self.seen:
             raise SettingError(
                 "include must name modules that the training step runs, but none of them did; what "
                 "torch.compile has run before the fit, or reentrant checkpointing runs, can't be watched"
             )
-        term = torch.stack([self._term_of(*each) for each in self._seen]).sum()
-        self._seen.clear()
+        term = torch.stack([self._term_of(*each) for each in self.seen]).sum()
+        self.seen.clear()
         return term
 
     def _term_of(self, activations: Tensor, time_dim: int, version: int | None) -> Tensor:
@@ -164,25 +180,32 @@ class ActivityPenalty(LossTerm):
             )
         # Cast once for both, so that their gradients meet before they are rounded to 16 bits.
         activations = activations.to(torch.promote_types(activations.dtype, torch.float32))
-        term = activity_penalty(activations, l1=self.l1, l2=self.l2)
-        if self.temporal:
-            term = term + temporal_activity_penalty(activations, self.temporal, time_dim=time_dim)
+        technique = self.technique
+        term = activity_penalty(activations, l1=technique.l1, l2=technique.l2)
+        if technique.temporal:
+            term = term + temporal_activity_penalty(activations, technique.temporal, time_dim=time_dim)
         return term
 
-    @override
-    def release(self) -> None:
-        super().release()
-        self._seen.clear()
+
+class _Hook:
+    """Copies and pickles of the module have one that does nothing."""
+
+    def __init__(self, session: ActivitySession) -> None:
+        self.session = session
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        self.session.collect(module, output)
+
+    def __reduce__(self) -> Any:
+        return _nothing, ()
 
 
-def _hook(penalty: ActivityPenalty, chosen: nn.Module) -> Callable[[nn.Module, Any, Any], None]:
-    """Returns a hook that knows its module: a copy of the module (an average of weights) keeps it, and isn't meant."""
+def _nothing() -> Callable[..., None]:
+    return _does_nothing
 
-    def collect(module: nn.Module, inputs: Any, output: Any) -> None:
-        if module is chosen:
-            penalty._collect(module, inputs, output)
 
-    return collect
+def _does_nothing(*args: Any) -> None:
+    pass
 
 
 def _first_tensor(output: Any) -> Tensor:

@@ -1,19 +1,20 @@
 """The term by which concrete dropout learns its rates."""
 
-from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_reg.attach.loss_term import LossTerm
+from lightning_reg.attach.loss_term import LossTerm, TermSession
 from lightning_reg.attach.samples import training_samples
 from lightning_reg.attach.schedules import StrengthSchedule
 from lightning_reg.attach.selection import plain_name
-from lightning_reg.attach.technique import logs_now
-from lightning_reg.core.facts import Place
+from lightning_reg.core.facts import Chart
+from lightning_reg.core.lightning import logs_now
+from lightning_reg.core.step import Run
 from lightning_reg.nn.concrete_dropout import ConcreteDropout, concrete_layers
 from lightning_reg.settings import SettingError, check_count
 
@@ -52,57 +53,63 @@ class ConcreteDropoutPenalty(LossTerm):
     50000
     """
 
-    place = Place.LOSS
     tag = "concrete_dropout"
+    charts = (
+        *LossTerm.charts,
+        Chart("Schedules", "strengths, rates and learning rates", r"(schedule/|dropout/|lr-|grad/noise$)"),
+    )
 
     def __init__(self, *, num_samples: int | None = None, schedule: StrengthSchedule | None = None) -> None:
         if num_samples is not None:
             check_count("num_samples", num_samples)
         super().__init__(schedule=schedule)
         self.num_samples = num_samples
-        self._num_samples = 0
-        self._relieved: LightningModule | None = None
-        self._layers: dict[str, ConcreteDropout] = {}
-
-    @property
-    @override
-    def is_idle(self) -> bool:
-        return False
 
     @override
-    def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._layers = {plain_name(name): each for name, each in concrete_layers(pl_module).items()}
-        if not self._layers:
+    def new_session(self, run: Run) -> "ConcreteSession":
+        return ConcreteSession(self, run)
+
+
+@dataclass(eq=False)
+class ConcreteSession(TermSession):
+    """One fit: the layers that learn their rate, and over how many samples."""
+
+    technique: ConcreteDropoutPenalty
+    layers: dict[str, ConcreteDropout] = field(init=False)
+    num_samples: int = 1
+
+    @override
+    def __post_init__(self) -> None:
+        module = self.run.module
+        self.layers = {plain_name(name): layer for name, layer in concrete_layers(module).items()}
+        if not self.layers:
             raise SettingError("ConcreteDropoutPenalty must have a layer of ConcreteDropout, but the module has none")
-        super().attach(trainer, pl_module)
-        if getattr(pl_module, "adds_concrete_penalty", False):
-            self._relieved = pl_module
-            self._relieved.adds_concrete_penalty = False  # type: ignore[assignment]
+        super().__post_init__()
+        if getattr(module, "adds_concrete_penalty", False):
+            module.adds_concrete_penalty = False  # type: ignore[assignment]
+            self.run.until_end(_Relieved(module))
 
     @override
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._num_samples = training_samples(trainer) if self.num_samples is None else self.num_samples
-
-    @override
-    def watching(self) -> AbstractContextManager[Any]:
-        return nullcontext()
+    def train_starts(self) -> None:
+        given = self.technique.num_samples
+        self.num_samples = training_samples(self.run.trainer) if given is None else given
 
     @override
     def term(self) -> Tensor:
-        return torch.stack([layer.regularization(self._num_samples) for layer in self._layers.values()]).sum()
+        return torch.stack([layer.regularization(self.num_samples) for layer in self.layers.values()]).sum()
 
     @override
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if logs_now(trainer):
-            for name, layer in self._layers.items():
-                pl_module.log(f"dropout/{name}", layer.logit_bias.detach().sigmoid())
+    def batch_ends(self, outputs: Any, batch_idx: int) -> None:
+        if logs_now(self.run.trainer):
+            for name, layer in self.layers.items():
+                self.run.log(f"dropout/{name}", layer.logit_bias.detach().sigmoid())
 
-    @override
-    def release(self) -> None:
-        super().release()
-        self._layers = {}
-        if self._relieved is not None:
-            self._relieved.adds_concrete_penalty = True  # type: ignore[assignment]
-            self._relieved = None
+
+@dataclass(frozen=True)
+class _Relieved:
+    """A module of ours that adds the term by itself when the run has ended."""
+
+    module: LightningModule
+
+    def remove(self) -> None:
+        self.module.adds_concrete_penalty = True  # type: ignore[assignment]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,8 +11,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
-from lightning_reg.attach.loss_term import LossTerm
+from lightning_reg.attach.loss_term import LossTerm, TermSession
 from lightning_reg.attach.schedules import StrengthSchedule
+from lightning_reg.core.facts import Log
+from lightning_reg.core.step import Run
 from lightning_reg.functional.output_penalties import confidence_penalty
 from lightning_reg.settings import SettingError, check_range
 
@@ -55,12 +58,12 @@ class ConfidencePenalty(LossTerm):
 
     tag = "confidence"
     softens_predictions = True
+    usual_ranges = (Log("weight", 1e-2, 1.0),)
 
     def __init__(self, *, weight: float, schedule: StrengthSchedule | None = None) -> None:
         check_range("weight", weight, low=0)
         super().__init__(schedule=schedule)
         self.weight = weight
-        self._logits: list[tuple[Tensor, Tensor | None]] = []
 
     @property
     @override
@@ -68,27 +71,35 @@ class ConfidencePenalty(LossTerm):
         return self.weight == 0
 
     @override
+    def new_session(self, run: Run) -> "ConfidenceSession":
+        return ConfidenceSession(self, run)
+
+
+@dataclass(eq=False)
+class ConfidenceSession(TermSession):
+    """One fit: the logits of a training step, and which of them count."""
+
+    technique: ConfidencePenalty
+    seen: list[tuple[Tensor, Tensor | None]] = field(default_factory=list)
+
+    @override
     @contextmanager
     def watching(self) -> Iterator[None]:
-        self._logits = []
-        with _LogitsSeen(self._logits):
+        self.seen.clear()
+        with _LogitsSeen(self.seen):
             yield
 
     @override
     def term(self) -> Tensor:
-        if not self._logits:
+        if not self.seen:
             raise SettingError(
                 "weight must be left out, because the training step calls neither cross_entropy nor nll_loss, whose "
                 "input ConfidencePenalty takes for the logits"
             )
-        terms = [confidence_penalty(logits, self.weight, counted=counted) for logits, counted in self._logits]
-        self._logits = []
+        weight = self.technique.weight
+        terms = [confidence_penalty(logits, weight, counted=counted) for logits, counted in self.seen]
+        self.seen.clear()
         return torch.stack(terms).sum()
-
-    @override
-    def release(self) -> None:
-        super().release()
-        self._logits = []
 
 
 class _LogitsSeen(TorchFunctionMode):

@@ -1,0 +1,122 @@
+"""Which functions of torch's can be followed: what they make of targets, and what they make of losses."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["is_linear", "is_of_elements", "is_pure", "is_repeated", "writes"]
+
+# Pure functions that don't mix samples: what they make of the targets they make of the partners', too.
+_METHODS = """
+    long int float double half bfloat16 bool to type type_as cpu cuda clone detach contiguous
+    view view_as reshape flatten squeeze unsqueeze expand expand_as repeat_interleave __getitem__
+    add sub mul div true_divide neg abs pow square sqrt exp log sign round floor clamp clip sum mean amax amin
+    eq ne lt le gt ge logical_not logical_and logical_or where masked_fill nan_to_num isnan isfinite
+    __add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __rtruediv__ __neg__ __pow__
+    __eq__ __ne__ __lt__ __le__ __gt__ __ge__ __and__ __or__ __invert__
+"""
+_FUNCTIONS = """
+    squeeze unsqueeze flatten reshape clone detach add sub mul div true_divide neg abs pow square sqrt exp log sign
+    round floor clamp clip sum mean amax amin eq ne lt le gt ge logical_not logical_and logical_or where masked_fill
+    nan_to_num isnan isfinite zeros_like ones_like
+"""
+_FOLLOWED = frozenset(
+    (
+        *(getattr(Tensor, name) for name in _METHODS.split()),
+        *(getattr(torch, name) for name in _FUNCTIONS.split()),
+        F.one_hot,
+    )
+)
+# Those that move whole samples: right where all samples have one weight.
+_MOVES = frozenset((torch.roll, Tensor.roll, torch.flip, Tensor.flip))
+
+# Of values in which each sample has a weight of its own, and of what is written in place, only what is linear can be
+# followed: the same is made of an interpolation as of its two ends. Sums may be of several losses, products of one.
+_SUMS = """
+    add sub rsub add_ sub_ copy_ stack cat __add__ __radd__ __sub__ __rsub__ __iadd__ __isub__
+"""
+_PRODUCTS = """
+    mul mul_ __mul__ __rmul__ __imul__ __setitem__
+"""
+_OF_THE_FIRST = """
+    div true_divide div_ __truediv__ __itruediv__ neg negative __neg__ sum mean detach clone contiguous cpu cuda to
+    type_as float double half bfloat16 view view_as reshape flatten squeeze unsqueeze expand expand_as __getitem__
+    __get__
+"""
+# What treats every element by itself.
+_OF_ELEMENTS = """
+    add sub rsub mul div true_divide neg negative pow square sqrt rsqrt exp expm1 log log1p abs sigmoid tanh relu clamp
+    clip clamp_min clamp_max softplus where masked_fill nan_to_num detach clone contiguous to type_as float double half
+    bfloat16 eq ne lt le gt ge isnan isfinite __add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__
+    __rtruediv__ __neg__ __pow__ __rpow__ __abs__ __eq__ __ne__ __lt__ __le__ __gt__ __ge__
+"""
+_IN_PLACE = """
+    __iadd__ __isub__ __imul__ __itruediv__ __ifloordiv__ __imod__ __ipow__ __iand__ __ior__ __ixor__ __setitem__
+"""
+# What does something else than return a value, or draws random numbers.
+_NOT_REPEATED = """
+    __set__ __delete__ backward register_hook register_post_accumulate_grad_hook retain_grad record_stream
+    dropout alpha_dropout feature_alpha_dropout dropout1d dropout2d dropout3d bernoulli multinomial poisson normal rrelu
+    gumbel_softmax rand_like randn_like randint_like
+"""
+_SUMS_OF, _PRODUCTS_OF, _FIRST_OF, _ELEMENTS_OF, _WRITING, _ONCE = (
+    frozenset(names.split()) for names in (_SUMS, _PRODUCTS, _OF_THE_FIRST, _OF_ELEMENTS, _IN_PLACE, _NOT_REPEATED)
+)
+
+
+def is_pure(func: Callable[..., Any], *, one_weight: bool) -> bool:
+    """Whether what a function makes of targets it makes of their partners, too.
+
+    Args:
+        func: One of torch's.
+        one_weight: Whether all samples have the same weight, so that they may be moved.
+    """
+    return func in _FOLLOWED or (one_weight and func in _MOVES)
+
+
+def writes(func: Callable[..., Any]) -> bool:
+    """Whether a function changes its first argument.
+
+    Args:
+        func: One of torch's.
+    """
+    name = _name(func)
+    return name in _WRITING or (name.endswith("_") and not name.endswith("__"))
+
+
+def is_repeated(func: Callable[..., Any]) -> bool:
+    """Whether a function may be called several times in the place of once.
+
+    Args:
+        func: One of torch's.
+    """
+    return not writes(func) and _name(func) not in _ONCE
+
+
+def is_of_elements(func: Callable[..., Any]) -> bool:
+    """Whether a function treats every element by itself.
+
+    Args:
+        func: One of torch's.
+    """
+    return _name(func) in _ELEMENTS_OF
+
+
+def is_linear(func: Callable[..., Any], losses: list[bool]) -> bool:
+    """Whether a function is linear in those of its arguments that are losses.
+
+    Args:
+        func: One of torch's.
+        losses: Of each argument, whether it is one.
+    """
+    name = _name(func)
+    if name in _FIRST_OF:
+        return not any(losses[1:])
+    return name in _SUMS_OF or (name in _PRODUCTS_OF and sum(losses) <= 1)
+
+
+def _name(func: Callable[..., Any]) -> str:
+    return getattr(func, "__name__", "")

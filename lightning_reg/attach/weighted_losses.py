@@ -1,0 +1,90 @@
+"""Losses of torch's, of which each sample counts its share."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn._reduction import legacy_get_string
+
+from lightning_reg.functional.mixing import check_labels
+from lightning_reg.settings import SettingError
+
+__all__ = ["LOSSES", "check_classes", "settings_of", "weighted"]
+
+LOSSES: tuple[Callable[..., Tensor], ...] = (
+    F.cross_entropy,
+    F.nll_loss,
+    F.binary_cross_entropy,
+    F.binary_cross_entropy_with_logits,
+    F.mse_loss,
+    F.l1_loss,
+    F.smooth_l1_loss,
+    F.huber_loss,
+    F.kl_div,
+    F.poisson_nll_loss,
+    F.gaussian_nll_loss,
+    F.soft_margin_loss,
+)
+"""Loss functions that are interpolated; torch's modules of the same names call them."""
+
+IGNORED = -100  # what torch takes for a label that doesn't count, where nothing is said
+
+
+def settings_of(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Returns a loss's named arguments in today's words."""
+    if kwargs.get("size_average") is None and kwargs.get("reduce") is None:
+        return kwargs
+    reduction = legacy_get_string(kwargs.get("size_average"), kwargs.get("reduce"), emit_warning=False)
+    return {**kwargs, "size_average": None, "reduce": None, "reduction": reduction}
+
+
+def weighted(loss: Callable[..., Tensor], share: Tensor, args: Any, kwargs: dict[str, Any]) -> Tensor:
+    """Returns a sum or a mean over samples, of which each counts its share.
+
+    Args:
+        loss: One of :data:`LOSSES`.
+        share: (N,).
+        args: What it is called with.
+        kwargs: By name, as :func:`settings_of` returns them.
+
+    Raises:
+        SettingError: If the loss has no value for each sample.
+    """
+    each = loss(*args, **{**kwargs, "reduction": "none"})  # (N, ...)
+    if not each.ndim or len(each) != len(share):
+        raise SettingError(
+            f"per_sample must be False where the loss isn't computed of whole samples: the batch has {len(share)}, the "
+            f"loss's values have shape {tuple(each.shape)}"
+        )
+    total = (share.to(each.dtype).view(-1, *[1] * (each.ndim - 1)) * each).sum()
+    return total if kwargs.get("reduction") == "sum" else total / _divisor(loss, each, args, kwargs)
+
+
+def _divisor(loss: Callable[..., Tensor], each: Tensor, args: Any, kwargs: dict[str, Any]) -> Tensor | int:
+    """What a mean divides by."""
+    named = _by_name(args, kwargs)
+    target: Tensor = named["target"]
+    weight: Tensor | None = named.get("weight")
+    if kwargs.get("reduction") == "batchmean":
+        return len(each)
+    if loss in (F.mse_loss, F.l1_loss) and weight is not None:
+        return weight.sum()
+    if loss not in (F.cross_entropy, F.nll_loss) or target.is_floating_point():
+        return each.numel()
+    counted = target != named.get("ignore_index", IGNORED)
+    of_classes = 1 if weight is None else weight.gather(0, target.clamp(min=0).flatten()).view_as(target)
+    total: Tensor = (of_classes * counted).sum()
+    return total
+
+
+def check_classes(loss: Callable[..., Tensor], args: Any, kwargs: dict[str, Any]) -> None:
+    """Says which sample has a label that is none: torch tells the label alone."""
+    named = _by_name(args, kwargs)
+    scores, labels = named["input"], named["target"]
+    if loss in (F.cross_entropy, F.nll_loss) and not labels.is_floating_point() and scores.ndim > 1:
+        check_labels(labels, scores.shape[1], ignored=named.get("ignore_index", IGNORED))
+
+
+def _by_name(args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    return dict(zip(("input", "target", "weight"), args, strict=False)) | kwargs
