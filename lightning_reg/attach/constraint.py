@@ -7,10 +7,10 @@ from typing import ClassVar
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_reg.attach.gradients import local, refuse_sharded
 from lightning_reg.attach.schedules import ScheduledStrength, StrengthSchedule
 from lightning_reg.attach.selection import Selection, as_patterns
 from lightning_reg.core.facts import Place, Position
+from lightning_reg.core.gradients import local, refuse_sharded
 from lightning_reg.core.session import Session
 from lightning_reg.core.step import Run, Step, trainable
 from lightning_reg.core.technique import Technique

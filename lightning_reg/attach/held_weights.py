@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from lightning_reg.attach.gradients import local, to_shard, whole
 from lightning_reg.attach.registered import reshard, spectral_vectors, state_names, tensors_of
+from lightning_reg.core.gradients import local, to_shard, whole
 from lightning_reg.functional.averaging import singular_vectors
 
 __all__ = ["HeldWeights"]

@@ -18,7 +18,6 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.optim import Optimizer
 
 from lightning_reg.attach.introspection import described, shown, telling_settings
-from lightning_reg.attach.technique import Technique as Unconverted
 from lightning_reg.core.facts import Place
 from lightning_reg.core.lightning import callbacks_of, twins
 from lightning_reg.core.technique import Technique
@@ -109,9 +108,9 @@ class Inventory:
         """
         return [each for each in self.callbacks if isinstance(each, twins(*kinds))]
 
-    def techniques(self) -> list[Any]:
+    def techniques(self) -> list[Technique]:
         """Returns the callbacks that are ours, and so tell what they do."""
-        return [each for each in self.callbacks if isinstance(each, (Technique, Unconverted))]
+        return [each for each in self.callbacks if isinstance(each, Technique)]
 
     def layers(self, *kinds: type[nn.Module]) -> list[nn.Module]:
         """Returns the module's layers of some kinds.

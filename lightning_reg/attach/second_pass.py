@@ -1,7 +1,7 @@
 """Running the batches of an optimizer step once more, so that everything but the gradients counts them once."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,13 +9,11 @@ import torch
 from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers.logger import DummyLogger
-from lightning.pytorch.loops.utilities import _block_parallel_sync_behavior
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from lightning_reg.attach.technique import Technique as OldTechnique
 from lightning_reg.core.held_state import HeldState, mark, size_of
-from lightning_reg.core.lightning import callbacks_of, is_overridden, logs_now, scaler_scale
+from lightning_reg.core.lightning import callbacks_of, is_overridden, logs_now, scaler_scale, without_gradient_sync
 from lightning_reg.core.step import Run
 from lightning_reg.core.technique import Technique
 
@@ -56,8 +54,7 @@ class SecondPass:
         self._is_wanted = is_wanted
         self._window: list[_MicroBatch] = []
         self._hooked = [callback for callback in callbacks_of(run.trainer) if _hooks_backward(callback)]
-        others = [callback for callback in self._hooked if not isinstance(callback, OldTechnique)]
-        roots = {type(callback).__name__: vars(callback) for callback in others}
+        roots = {type(callback).__name__: vars(callback) for callback in self._hooked}
         self._held = HeldState({"module": run.module, **roots}, self._owned)
         self._before: dict[int, tuple[Tensor, tuple[int, int]]] = {}
         self._compared: list[Tensor] = []
@@ -103,7 +100,7 @@ class SecondPass:
         with self._counted_once():
             for micro_batch in window:
                 is_last = micro_batch is window[-1]
-                with _block_parallel_sync_behavior(self._run.trainer.strategy, block=not is_last):
+                with nullcontext() if is_last else without_gradient_sync(self._run.trainer):
                     loss = self._again(micro_batch)
                 if loss is not None and micro_batch.loss is not None:
                     differences.append(loss.detach() - micro_batch.loss)
@@ -113,9 +110,6 @@ class SecondPass:
         trainer, module = self._run.trainer, self._run.module
         micro_batch.held.put_back()
         self._run.begins_again(micro_batch.index)
-        for callback in callbacks_of(trainer):
-            if isinstance(callback, OldTechnique):
-                callback.begin_batch(trainer, micro_batch.index)
         _set_rng_states(micro_batch.random)
         loss = _loss_of(trainer.strategy.training_step(*micro_batch.arguments))
         if loss is None:  # this batch is skipped

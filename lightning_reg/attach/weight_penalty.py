@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.optim import SparseAdam
 from typing_extensions import override
 
-from lightning_reg.attach.gradients import dense_gradient, local, refuse_sharded, whole
 from lightning_reg.attach.schedules import ScheduledStrength, StrengthSchedule, check_schedule
 from lightning_reg.attach.selection import Selection, as_patterns
 from lightning_reg.core.facts import Chart, Place, Position
+from lightning_reg.core.gradients import dense_gradient, local, refuse_sharded, whole
 from lightning_reg.core.lightning import toggled_parameters
 from lightning_reg.core.session import Session
 from lightning_reg.core.step import Run, Step

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.distributed.tensor import DTensor
 
-from lightning_reg.attach.gradients import refuse_sharded
+from lightning_reg.core.gradients import refuse_sharded
 from lightning_reg.settings import SettingError
 from tests.conformance.problem import Setting, Textbook, textbook_loop, trainable
 from tests.conformance.techniques import (
@@ -64,4 +64,4 @@ def test_what_needs_whole_weights_is_refused():
             pass
 
     with pytest.raises(SettingError, match="strategy must keep weights whole with MaxNorm, but head is sharded"):
-        refuse_sharded({"head": Shard()}, "MaxNorm")
+        refuse_sharded({Shard(): "head"}, "MaxNorm")

@@ -7,11 +7,11 @@ import torch
 from torch.distributed.tensor import DTensor
 from typing_extensions import override
 
-from lightning_reg.attach.gradients import dense_gradient, local
 from lightning_reg.attach.schedules import ScheduledStrength, StrengthSchedule, check_schedule
 from lightning_reg.attach.selection import Selection, as_patterns
 from lightning_reg.attach.streams import base_seed, random_stream
 from lightning_reg.core.facts import Chart, Log, Place, Position
+from lightning_reg.core.gradients import dense_gradient, local
 from lightning_reg.core.lightning import instance_number
 from lightning_reg.core.session import Session
 from lightning_reg.core.step import Run, Step

@@ -12,9 +12,9 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_reg.attach.averaging import CHECKPOINT_KEY
-from lightning_reg.attach.gradients import local, to_shard, whole
 from lightning_reg.attach.registered import tensors_of
 from lightning_reg.core.facts import Place, Position
+from lightning_reg.core.gradients import local, to_shard, whole
 from lightning_reg.core.lightning import instance_number
 from lightning_reg.core.session import Session, kept
 from lightning_reg.core.step import Run, Step

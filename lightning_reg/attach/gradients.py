@@ -1,3 +1,0 @@
-"""Moved to ``core.gradients``."""
-
-from lightning_reg.core.gradients import *  # noqa: F403
