@@ -8,7 +8,6 @@ from lightning_reg import callbacks
 from lightning_reg.settings import SettingError
 from tests.foreign.attached import NAMES, PUBLIC, make, only_watches
 from tests.foreign.fitting import PROJECTS, counts_of, differences, fit, fit_or_refusal, fitted_plainly, is_finite
-from tests.foreign.not_yet import fails_today
 from tests.foreign.refusals import may_refuse
 
 # One or two of each place in the training step; the others are on every fourth project where there is little time.
@@ -28,8 +27,6 @@ EVERYWHERE = {
 def cells():
     techniques = [name for name in NAMES if not only_watches(name)]  # the others are seen in test_traceless.py
     for (row, name), (column, project) in product(enumerate(techniques), enumerate(PROJECTS)):
-        if fails_today(name, project):
-            continue
         is_quick = name in EVERYWHERE or (row + column) % 4 == 0
         yield pytest.param(name, project, id=f"{name}-{project}", marks=() if is_quick else pytest.mark.slow)
 
