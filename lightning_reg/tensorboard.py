@@ -1,13 +1,15 @@
 """The one place that writes to loggers what Lightning doesn't: pictures, text, histograms, many scalars at once."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
+
+from lightning_reg.core.lightning import is_overridden, twins
 
 __all__ = [
     "Histogram",
@@ -43,7 +45,7 @@ def log_final_metrics(
     hyperparameters = {**(data.hparams if data is not None else {}), **pl_module.hparams, **(techniques or {})}
     settings = {name: value for name, value in hyperparameters.items() if not name.startswith("_")}
     for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
+        if _is_tensorboard(logger):
             logger.log_hyperparams(settings, dict(metrics), step=trainer.global_step)
             logger.save()
 
@@ -70,7 +72,7 @@ def has_tensorboard(trainer: Trainer) -> bool:
     Args:
         trainer: With its loggers.
     """
-    return any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers)
+    return any(_is_tensorboard(logger) for logger in trainer.loggers)
 
 
 def log_histograms(trainer: Trainer, histograms: Mapping[str, Histogram], step: int) -> None:
@@ -83,7 +85,7 @@ def log_histograms(trainer: Trainer, histograms: Mapping[str, Histogram], step: 
     """
     from torch.utils.tensorboard.summary import histogram_raw  # late: only who has such a logger needs it
 
-    loggers = [each for each in _loggers(trainer) if isinstance(each, TensorBoardLogger)]
+    loggers = [each for each in _loggers(trainer) if _is_tensorboard(each)]
     if not loggers:
         return
     written = []
@@ -109,8 +111,8 @@ def write_scalars(logger: Logger, values: Mapping[str, float], step: int) -> Non
         step: Of the axis.
     """
     # Somebody's own kind of logger may do more with them.
-    is_plain = type(logger).log_metrics is TensorBoardLogger.log_metrics
-    if isinstance(logger, TensorBoardLogger) and is_plain and not logger._prefix:
+    is_plain = not is_overridden(logger, "log_metrics")
+    if _is_tensorboard(logger) and is_plain and not logger._prefix:
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         _write_event(logger, [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()], step)
@@ -132,7 +134,7 @@ def takes_pictures(logger: Logger) -> bool:
     Args:
         logger: Of a trainer.
     """
-    if isinstance(logger, TensorBoardLogger) or callable(getattr(logger, "log_image", None)):
+    if _is_tensorboard(logger) or callable(getattr(logger, "log_image", None)):
         return True
     return callable(getattr(getattr(logger, "experiment", None), "log_image", None))
 
@@ -146,8 +148,8 @@ def log_text(trainer: Trainer, tag: str, text: str) -> None:
         text: As Markdown.
     """
     for logger in _loggers(trainer):
-        experiment = logger.experiment
-        if isinstance(logger, TensorBoardLogger):
+        experiment: Any = getattr(logger, "experiment", None)  # somebody's logger may have none
+        if _is_tensorboard(logger):
             experiment.add_text(tag, text, trainer.global_step)
         elif callable(getattr(logger, "log_text", None)):  # Weights & Biases, as a table of one cell
             logger.log_text(key=tag, columns=["text"], data=[[text]])
@@ -172,11 +174,11 @@ def log_picture(trainer: Trainer, tag: str, picture: Tensor, step: int) -> None:
         raise TypeError(f"picture must be of bytes, but is of {picture.dtype}")
     pixels = picture.cpu().numpy()
     for logger in _loggers(trainer):
-        if isinstance(logger, TensorBoardLogger):
+        if _is_tensorboard(logger):
             logger.experiment.add_image(tag, pixels, step, dataformats="HWC")
         elif callable(getattr(logger, "log_image", None)):  # Weights & Biases
             logger.log_image(key=tag, images=[pixels])
-        elif callable(getattr(logger.experiment, "log_image", None)):
+        elif callable(getattr(getattr(logger, "experiment", None), "log_image", None)):
             run_id = getattr(logger, "run_id", None)
             if run_id is None:  # Comet
                 logger.experiment.log_image(pixels, name=tag, step=step)
@@ -195,8 +197,12 @@ def log_layout(trainer: Trainer, charts: Mapping[str, Mapping[str, list[str]]]) 
         category: {title: ["Multiline", tags] for title, tags in within.items()} for category, within in charts.items()
     }
     for logger in _loggers(trainer):
-        if isinstance(logger, TensorBoardLogger) and layout:
+        if _is_tensorboard(logger) and layout:
             logger.experiment.add_custom_scalars(layout)
+
+
+def _is_tensorboard(logger: Any) -> TypeGuard[TensorBoardLogger]:
+    return isinstance(logger, twins(TensorBoardLogger))
 
 
 def _loggers(trainer: Trainer) -> list[Any]:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from lightning.pytorch import LightningModule, Trainer
 
+from lightning_reg.core.lightning import planned_epochs
 from lightning_reg.settings import SettingError, check_choice, check_count, check_range
 
 __all__ = ["ScheduledStrength", "StrengthSchedule", "check_never_zero", "check_schedule"]
@@ -170,8 +171,8 @@ def _duration(schedule: StrengthSchedule, trainer: Trainer) -> int:
         raise SettingError(
             "schedule.duration must be given in steps under manual optimization, where nobody knows how many there are"
         )
-    end = trainer.max_epochs if schedule.unit == "epoch" else trainer.estimated_stepping_batches
-    if end is None or end < 0 or math.isinf(end):
+    end = planned_epochs(trainer) if schedule.unit == "epoch" else trainer.estimated_stepping_batches
+    if end < 0 or math.isinf(end):
         raise SettingError(f"schedule.duration must be given in {schedule.unit}s, because training has no planned end")
     if schedule.begin >= end:
         raise SettingError(

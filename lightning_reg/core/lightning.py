@@ -7,6 +7,7 @@ what an object can do, and where only a class tells, :func:`twins` has the class
 
 import copy
 import importlib
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -41,6 +42,7 @@ __all__ = [
     "optimizer_index",
     "optimizer_name",
     "package_of",
+    "planned_epochs",
     "prepared",
     "scaler_scale",
     "set_callbacks",
@@ -272,6 +274,21 @@ def ends_a_step(trainer: Trainer) -> bool:
         trainer: Within a training batch.
     """
     return not trainer.fit_loop.epoch_loop._should_accumulate()
+
+
+def planned_epochs(trainer: Trainer) -> float:
+    """Returns how many epochs are planned, also where ``max_steps`` alone says so; infinity where none are.
+
+    Args:
+        trainer: At fit start.
+    """
+    if trainer.max_epochs is not None and trainer.max_epochs >= 0:
+        return trainer.max_epochs
+    if trainer.max_steps < 0:
+        return math.inf
+    trainer.fit_loop.setup_data()  # which Lightning does later; doing it twice does nothing
+    batches = trainer.num_training_batches
+    return 1 if math.isinf(batches) else math.ceil(trainer.max_steps * trainer.accumulate_grad_batches / batches)
 
 
 def starts_processes(trainer: Trainer) -> bool:

@@ -71,8 +71,12 @@ def test_factor_reaches_its_end_in_the_last_step():
 @pytest.mark.filterwarnings("ignore:.*max_epochs.*was not set")
 def test_training_without_end_needs_a_duration():
     with pytest.raises(SettingError, match=r"schedule\.duration must be given in epochs"):
-        fit(StrengthSchedule(), max_epochs=-1, max_steps=2)
+        fit(StrengthSchedule(), max_epochs=-1)
     assert fit(StrengthSchedule(duration=1), max_epochs=-1, max_steps=2) == [0, 0]
+
+
+def test_steps_alone_are_a_length():
+    assert fit(StrengthSchedule(unit="step"), max_epochs=-1, max_steps=3) == [0, 0.5, 1]
 
 
 def test_off_is_what_never_gets_above_zero():

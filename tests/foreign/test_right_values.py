@@ -25,7 +25,7 @@ from lightning_reg.callbacks import (
 from lightning_reg.settings import SettingError
 from lightning_reg.transforms import Mixup
 from tests.foreign.fitting import PROJECTS, fit, fit_or_refusal, fitted_plainly, is_finite
-from tests.foreign.project import BATCH_SIZE, Classifier, features, labels
+from tests.foreign.project import BATCH_SIZE, SomebodysClassifier, features, labels
 from tests.foreign.projects.changed_batches import InPlace, Pops
 from tests.foreign.projects.networks import Focal
 from tests.foreign.projects.steps import LooksAtClipping
@@ -74,7 +74,7 @@ class RecordsHidden(Callback):
         self.seen.append(pl_module.network.hidden.weight.detach().clone())
 
 
-class MovesDataInItsStep(Classifier):
+class MovesDataInItsStep(SomebodysClassifier):
     """Bounds a weight by other storage as soon as the optimizer has stepped."""
 
     def optimizer_step(self, *args, **kwargs):

@@ -211,16 +211,27 @@ class ClippingSession(Session[GradientClipping]):
                 f"clipped in two places, but is {trainer.gradient_clip_val}"
             )
         if is_overridden(module, "configure_gradient_clipping") and module.automatic_optimization:
-            raise SettingError(
-                f"GradientClipping must be left out with {type(module).__name__}, whose configure_gradient_clipping "
-                "clips gradients itself"
-            )
+            self.run.around(module, "configure_gradient_clipping", self._refuse_clipping_of_the_module)
 
     def _refuse_clipping_by_hand(self, clip: Callable[..., None], *args: Any, **kwargs: Any) -> None:
         raise SettingError(
             "clip_gradients must not be called in the training step with GradientClipping, else gradients would be "
             "clipped in two places"
         )
+
+    def _refuse_clipping_of_the_module(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Lets a module look at its gradients; whoever clips writes into them, or puts others in their place."""
+        before = [(parameter.grad, _version(parameter.grad)) for parameter in self.selection.names]
+        result = inner(*args, **kwargs)
+        if any(
+            parameter.grad is not gradient or _version(parameter.grad) != version
+            for parameter, (gradient, version) in zip(self.selection.names, before, strict=True)
+        ):
+            raise SettingError(
+                f"GradientClipping must be left out with {type(self.run.module).__name__}, whose "
+                "configure_gradient_clipping clips gradients itself"
+            )
+        return result
 
     @override
     def kept(self) -> dict[str, Any]:
@@ -255,3 +266,7 @@ class ClippingSession(Session[GradientClipping]):
             memory.count_step(trainer.current_epoch, clip.clipped, clip.norm)
             clip = replace(clip, fraction=memory.clipped / memory.steps.clamp(min=1))
         step.clips.append(clip)
+
+
+def _version(gradient: Tensor | None) -> int:
+    return 0 if gradient is None else gradient._version

@@ -318,7 +318,9 @@ class GradientMonitorSession(Session[GradientMonitor]):
             shown = {"grad/nonfinite_steps": shown["grad/nonfinite_steps"]}
         suffix = optimizer_name(trainer, trainer.optimizers[index]) + self.technique.suffix(trainer)
         # A threshold that isn't known yet is infinite.
-        self.run.module.log_dict({tag + suffix: value for tag, value in shown.items() if math.isfinite(value)})
+        finite = {tag + suffix: value for tag, value in shown.items() if math.isfinite(value)}
+        # One value a step, however large the batch: Lightning can't count one that the step fetches itself.
+        self.run.module.log_dict(finite, batch_size=1)
 
     # Checkpoints
 

@@ -1,13 +1,13 @@
 """A picture of the first training batch, as the network sees it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
@@ -88,6 +88,7 @@ class BatchPictureSession(Session[BatchPicture]):
     """One fit, and the epoch that was looked at last."""
 
     epoch_seen: int | None = None
+    has_said: bool = False  # that there is nothing to draw
 
     def __post_init__(self) -> None:
         if any(takes_pictures(logger) for logger in self.run.trainer.loggers):
@@ -107,16 +108,30 @@ class BatchPictureSession(Session[BatchPicture]):
             return True
         return epoch != before and every is not None and epoch % every == 0
 
+    def _say(self, why: str) -> None:
+        """Says once why there is nothing to draw."""
+        if not self.has_said:
+            rank_zero_warn(
+                f"BatchPicture draws nothing: {why}; input_key and target_key say where images and their labels are"
+            )
+        self.has_said = True
+
     @torch.no_grad()
     def _write(self, batch: Any) -> None:
         technique, trainer = self.technique, self.run.trainer
         if not trainer.is_global_zero:
+            return
+        if isinstance(technique.input_key, int) and not isinstance(batch, (Tensor, Mapping, Sequence)):
+            self._say(f"batches are {type(batch).__name__}, in which nothing has a number")
             return
         inputs = batch if isinstance(batch, Tensor) else part_of(batch, technique.input_key, name="input_key")
         captions: list[list[str]] = [[] for _ in inputs[: technique.max_samples]]
         data = getattr(trainer, "datamodule", None)
         if not isinstance(batch, Tensor):
             targets = part_of(batch, technique.target_key, name="target_key").detach()
+            if len(targets) != len(inputs):
+                self._say(f"batches have {len(inputs)} inputs and {len(targets)} targets, as those of graphs")
+                return
             names = technique.class_names or getattr(data, "classes", None) or ()
             captions = _captions(targets, _minor_weights(trainer, len(targets)), names, technique.max_samples)
         pictures = _shown(inputs.detach()[: technique.max_samples], getattr(data, "mean_and_std", None))

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from tests.foreign.project import BATCH_SIZE, Classifier, Network, Project, features, labels
+from tests.foreign.project import BATCH_SIZE, Network, Project, SomebodysClassifier, features, labels
 
 Pair = namedtuple("Pair", ["inputs", "labels"])
 
@@ -78,7 +78,7 @@ def loader(container):
     return make
 
 
-class AnyBatch(Classifier):
+class AnyBatch(SomebodysClassifier):
     def __init__(self, unpack):
         super().__init__()
         self.unpack = unpack
@@ -115,7 +115,7 @@ class OnGraphs(AnyBatch):
         self.network = MessagePassing()
 
 
-class Reconstructs(Classifier):
+class Reconstructs(SomebodysClassifier):
     """An autoencoder, whose batch is one tensor."""
 
     def __init__(self):

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
-from tests.foreign.project import BATCH_SIZE, Classifier, Project, features, labels
+from tests.foreign.project import BATCH_SIZE, Project, SomebodysClassifier, features, labels
 
 
 def dicts():
@@ -11,7 +11,7 @@ def dicts():
     return DataLoader(samples, batch_size=BATCH_SIZE)
 
 
-class InPlace(Classifier):
+class InPlace(SomebodysClassifier):
     """Normalizes where the batch lies."""
 
     def training_step(self, batch, batch_idx):
@@ -24,7 +24,7 @@ class InPlace(Classifier):
         self.log("val_loss", F.cross_entropy(self(batch["inputs"].div_(255)), batch["labels"]))
 
 
-class Pops(Classifier):
+class Pops(SomebodysClassifier):
     """Takes the labels out before the rest goes to the model, as with Hugging Face's models."""
 
     def step(self, batch):

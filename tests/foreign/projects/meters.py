@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torchmetrics import MaxMetric, MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-from tests.foreign.project import Classifier, Project
+from tests.foreign.project import Project, SomebodysClassifier
 
 
 class AverageMeter:
@@ -26,7 +26,7 @@ class AverageMeter:
         self.average = self.sum / self.count
 
 
-class OwnMeters(Classifier):
+class OwnMeters(SomebodysClassifier):
     def __init__(self):
         super().__init__()
         self.meter = AverageMeter()
@@ -60,7 +60,7 @@ class OwnMeters(Classifier):
         self.log("val_accuracy", float(np.trace(self.matrix) / self.matrix.sum()))
 
 
-class OutputsInLists(Classifier):
+class OutputsInLists(SomebodysClassifier):
     """As Lightning's guide to 2.0 says: what epoch ends were handed is kept in a list."""
 
     def __init__(self):
@@ -89,7 +89,7 @@ class OutputsInLists(Classifier):
         self.validation_outputs.clear()
 
 
-class Torchmetrics(Classifier):
+class Torchmetrics(SomebodysClassifier):
     """A collection for training and one for validation, and the best accuracy so far."""
 
     def __init__(self):

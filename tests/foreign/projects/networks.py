@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_reg.nn import ConcreteDropout
-from tests.foreign.project import BATCH_SIZE, Classifier, Network, Project, features, labels
+from tests.foreign.project import BATCH_SIZE, Network, Project, SomebodysClassifier, features, labels
 
 
 def images():
@@ -14,7 +14,7 @@ def images():
     return DataLoader(TensorDataset(pictures, labels()), batch_size=BATCH_SIZE)
 
 
-class Convolutions(Classifier):
+class Convolutions(SomebodysClassifier):
     def __init__(self):
         super().__init__()
         self.network = nn.ModuleDict(
@@ -53,13 +53,13 @@ class Attention(nn.Module):
         return self.head(self.hidden(self.act(self.encoder(tokens)[:, 0])))
 
 
-class Transformer(Classifier):
+class Transformer(SomebodysClassifier):
     def __init__(self):
         super().__init__()
         self.network = Attention()
 
 
-class CarriesState(Classifier):
+class CarriesState(SomebodysClassifier):
     """Truncated back-propagation by hand: the hidden state of a batch is where the next one begins."""
 
     def __init__(self):
@@ -109,7 +109,7 @@ class CarriesStateAutomatically(CarriesState):
         return loss
 
 
-class Variational(Classifier):
+class Variational(SomebodysClassifier):
     """Draws in its forward pass, and returns a dictionary with more than the loss."""
 
     def __init__(self):
@@ -132,7 +132,7 @@ class Variational(Classifier):
         self.log("val_loss", self.step(batch)["loss"])
 
 
-class Focal(Classifier):
+class Focal(SomebodysClassifier):
     """Its loss isn't linear in the one that torch computes."""
 
     def training_step(self, batch, batch_idx):
@@ -142,7 +142,7 @@ class Focal(Classifier):
         return loss
 
 
-class LearnsItsDropout(Classifier):
+class LearnsItsDropout(SomebodysClassifier):
     """Uses a layer of ours."""
 
     def __init__(self):

@@ -6,7 +6,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.loggers import Logger
 from torch.utils.data import DataLoader, IterableDataset
 
-from tests.foreign.project import BATCH_SIZE, BATCHES, Classifier, Network, Project, features, labels, pairs
+from tests.foreign.project import BATCH_SIZE, BATCHES, Network, Project, SomebodysClassifier, features, labels, pairs
 
 
 class NeverValidates(LightningModule):
@@ -25,7 +25,7 @@ class NeverValidates(LightningModule):
         return torch.optim.Adam(self.parameters(), lr=0.01)
 
 
-class ValidatesTwoSets(Classifier):
+class ValidatesTwoSets(SomebodysClassifier):
     def validation_step(self, batch, batch_idx, dataloader_idx=0):
         loss = F.cross_entropy(self(batch[0]), batch[1])
         self.log(("val_loss", "unseen_loss")[dataloader_idx], loss, add_dataloader_idx=False)
@@ -66,7 +66,7 @@ class FileLogger(Logger):
         self.lines.append((step, metrics))
 
 
-class LogsToAll(Classifier):
+class LogsToAll(SomebodysClassifier):
     """Writes to its loggers in validation."""
 
     def on_validation_epoch_end(self):
@@ -79,13 +79,13 @@ def stream(endless=False):
 
 
 PROJECTS = {
-    "plain": Project(Classifier),
+    "plain": Project(SomebodysClassifier),
     "never validates": Project(NeverValidates, validation=None, watched="train_loss"),
-    "max_steps alone": Project(Classifier, settings={"max_epochs": -1, "max_steps": 2 * BATCHES}),
+    "max_steps alone": Project(SomebodysClassifier, settings={"max_epochs": -1, "max_steps": 2 * BATCHES}),
     "two validation loaders": Project(ValidatesTwoSets, validation=lambda: [pairs(), pairs()]),
-    "iterable data": Project(Classifier, stream(), stream()),
+    "iterable data": Project(SomebodysClassifier, stream(), stream()),
     "endless data": Project(
-        Classifier,
+        SomebodysClassifier,
         stream(True),
         settings={
             "max_epochs": -1,
@@ -97,8 +97,8 @@ PROJECTS = {
     "writes to its loggers": Project(LogsToAll),
     "logger without an experiment": Project(LogsToAll, logger=FileLogger),
     "validates every other epoch": Project(
-        Classifier, settings={"check_val_every_n_epoch": 2, "num_sanity_val_steps": 0}
+        SomebodysClassifier, settings={"check_val_every_n_epoch": 2, "num_sanity_val_steps": 0}
     ),
-    "validates within the epoch": Project(Classifier, settings={"val_check_interval": 0.5}),
-    "accumulates": Project(Classifier, settings={"accumulate_grad_batches": 3}),
+    "validates within the epoch": Project(SomebodysClassifier, settings={"val_check_interval": 0.5}),
+    "accumulates": Project(SomebodysClassifier, settings={"accumulate_grad_batches": 3}),
 }

@@ -3,10 +3,10 @@
 import torch
 import torch.nn.functional as F
 
-from tests.foreign.project import BATCH_SIZE, Classifier, Project
+from tests.foreign.project import BATCH_SIZE, Project, SomebodysClassifier
 
 
-class FetchesBatches(Classifier):
+class FetchesBatches(SomebodysClassifier):
     """Is handed the iterator, and fetches as it likes."""
 
     def training_step(self, dataloader_iter):
@@ -16,7 +16,7 @@ class FetchesBatches(Classifier):
         return loss
 
 
-class LooksAtClipping(Classifier):
+class LooksAtClipping(SomebodysClassifier):
     """Looks at the gradients where they are clipped, and clips as always."""
 
     def __init__(self):
@@ -29,7 +29,7 @@ class LooksAtClipping(Classifier):
         super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
 
-class WarmsUp(Classifier):
+class WarmsUp(SomebodysClassifier):
     """Sets the learning rate before it steps."""
 
     def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure):
@@ -38,7 +38,7 @@ class WarmsUp(Classifier):
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
 
 
-class MasksGradients(Classifier):
+class MasksGradients(SomebodysClassifier):
     """Some rows aren't to be trained: their gradients are set to zero after backward."""
 
     def on_after_backward(self):
@@ -48,7 +48,7 @@ class MasksGradients(Classifier):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-class SchedulesByHand(Classifier):
+class SchedulesByHand(SomebodysClassifier):
     """Manual optimization with accumulation, clipping and a scheduler, all by hand."""
 
     def __init__(self):
@@ -70,7 +70,7 @@ class SchedulesByHand(Classifier):
         return [optimizer], [torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.01, total_steps=10)]
 
 
-class Plateaus(Classifier):
+class Plateaus(SomebodysClassifier):
     """A scheduler that is stepped by the module when Lightning asks it to, by a metric."""
 
     def configure_optimizers(self):
@@ -82,14 +82,14 @@ class Plateaus(Classifier):
         scheduler.step(metric)
 
 
-class SkipsBatches(Classifier):
+class SkipsBatches(SomebodysClassifier):
     """Returns nothing where a batch is of no use."""
 
     def training_step(self, batch, batch_idx):
         return None if batch_idx == 1 else super().training_step(batch, batch_idx)
 
 
-class LineSearch(Classifier):
+class LineSearch(SomebodysClassifier):
     """Evaluates the loss several times a step."""
 
     def configure_optimizers(self):

@@ -5,7 +5,7 @@ import copy
 import torch
 import torch.nn.functional as F
 
-from tests.foreign.project import Classifier, Network, Project
+from tests.foreign.project import Network, Project, SomebodysClassifier
 
 
 @torch.no_grad()
@@ -14,7 +14,7 @@ def follow(teacher, student, momentum):
         behind.mul_(momentum).add_(ahead.detach(), alpha=1 - momentum)
 
 
-class MomentumQueue(Classifier):
+class MomentumQueue(SomebodysClassifier):
     """Contrasts with a queue of keys that a slower encoder made; both change within the step (as MoCo)."""
 
     def __init__(self):
@@ -44,7 +44,7 @@ class MomentumQueue(Classifier):
         return loss
 
 
-class CenteredTeacher(Classifier):
+class CenteredTeacher(SomebodysClassifier):
     """Distils into the student what a centered, sharpened teacher says (as DINO); the teacher moves after the batch."""
 
     def __init__(self):
@@ -67,7 +67,7 @@ class CenteredTeacher(Classifier):
         follow(self.teacher, self.network, 0.95)
 
 
-class TeacherOutside(Classifier):
+class TeacherOutside(SomebodysClassifier):
     """Keeps its mean teacher in a list, no part of the checkpoint, and listens to it more and more."""
 
     def on_train_start(self):
@@ -87,7 +87,7 @@ class TeacherOutside(Classifier):
         follow(self.teachers[0], self.network, 0.9)
 
 
-class TeacherInInferenceMode(Classifier):
+class TeacherInInferenceMode(SomebodysClassifier):
     """A frozen teacher is asked under inference mode, and its answer is cached as a buffer."""
 
     def __init__(self):
@@ -104,7 +104,7 @@ class TeacherInInferenceMode(Classifier):
         return loss
 
 
-class EncodedInInferenceMode(Classifier):
+class EncodedInInferenceMode(SomebodysClassifier):
     """The batch itself goes through a frozen encoder under inference mode before the step."""
 
     def __init__(self):

@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from lightning.pytorch.callbacks import BaseFinetuning
 from torch import nn
 
-from tests.foreign.project import Classifier, Network, Project
+from tests.foreign.project import Network, Project, SomebodysClassifier
 
 
-class MadeLate(Classifier):
+class MadeLate(SomebodysClassifier):
     """Has no layers before the Trainer asks for them."""
 
     def __init__(self):
@@ -48,7 +48,7 @@ class FourierNetwork(Network):
         return super().forward((lifted + self.spectral(lifted)).mean(1))
 
 
-class ComplexWeights(Classifier):
+class ComplexWeights(SomebodysClassifier):
     def __init__(self):
         super().__init__()
         self.network = FourierNetwork()
@@ -67,7 +67,7 @@ class LowRankLinear(nn.Linear):
         return F.linear(inputs, self.weight + self.lora_B @ self.lora_A, self.bias)
 
 
-class Adapted(Classifier):
+class Adapted(SomebodysClassifier):
     def __init__(self):
         super().__init__()
         self.network.first = LowRankLinear(6, 12)
@@ -88,12 +88,12 @@ class Thaws(BaseFinetuning):
             self.unfreeze_and_add_param_group([pl_module.network.first, pl_module.network.norm], optimizer, lr=0.01)
 
 
-class Finetuned(Classifier):
+class Finetuned(SomebodysClassifier):
     def configure_optimizers(self):
         return torch.optim.SGD([each for each in self.parameters() if each.requires_grad], lr=0.1)
 
 
-class FreezesByTurns(Classifier):
+class FreezesByTurns(SomebodysClassifier):
     """One layer is frozen and another thawed as the epochs go on."""
 
     def on_train_epoch_start(self):
@@ -101,7 +101,7 @@ class FreezesByTurns(Classifier):
         self.network.hidden.requires_grad_(self.current_epoch % 2 == 1)
 
 
-class Expanded(Classifier):
+class Expanded(SomebodysClassifier):
     """Buffers whose rows share one memory, as position ids and masks do."""
 
     def __init__(self):
@@ -113,7 +113,7 @@ class Expanded(Classifier):
         return self.network(inputs * self.scale + 0.01 * self.position[:1])
 
 
-class MovesData(Classifier):
+class MovesData(SomebodysClassifier):
     """Gives a weight other storage after each step, as projections and quantizers do."""
 
     def optimizer_step(self, *args, **kwargs):
@@ -122,7 +122,7 @@ class MovesData(Classifier):
         weight.data = weight.data / weight.data.norm(dim=1, keepdim=True).clamp(min=1.0)
 
 
-class FromAVector(Classifier):
+class FromAVector(SomebodysClassifier):
     """Flattens all its weights and reads them back at the starts of epochs."""
 
     def on_train_epoch_start(self):
@@ -130,7 +130,7 @@ class FromAVector(Classifier):
         nn.utils.vector_to_parameters(0.99 * vector, self.parameters())
 
 
-class Tied(Classifier):
+class Tied(SomebodysClassifier):
     """Two layers share one weight, and a bare parameter scales the logits."""
 
     def __init__(self):
@@ -144,7 +144,7 @@ class Tied(Classifier):
         return self.logit_scale.exp() * self.network.head(features)
 
 
-class Unlisted(Classifier):
+class Unlisted(SomebodysClassifier):
     """Trains parameters that are registered nowhere: prompts in a list."""
 
     def __init__(self):
