@@ -40,7 +40,7 @@ class ClipMemory:
     @classmethod
     def empty(cls, size: int, like: Tensor) -> "ClipMemory":
         """Returns a memory for gradients like those of a parameter, of the given number of norms."""
-        dtype = torch.promote_types(like.dtype, torch.float32)
+        dtype = torch.promote_types(like.dtype.to_real(), torch.float32)
         nothing = torch.zeros((), dtype=torch.int64, device=like.device)
         norms = torch.full((size,), torch.nan, device=like.device, dtype=dtype)
         moments = torch.zeros(3, device=like.device, dtype=dtype)

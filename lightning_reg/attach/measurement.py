@@ -114,7 +114,9 @@ def is_shorter(norm: Tensor, before: Tensor) -> Tensor:
 
 
 def _norms(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.stack([whole(torch.linalg.vector_norm(each.float())) for each in tensors])
+    return torch.stack(
+        [whole(torch.linalg.vector_norm(each if each.is_complex() else each.float())) for each in tensors]
+    )
 
 
 class StepCounts:

@@ -28,6 +28,7 @@ __all__ = [
     "optimizer_index",
     "optimizer_name",
     "parameters_of",
+    "refuse_complex",
     "refuse_sharded",
     "scaler_scale",
     "to_shard",
@@ -58,6 +59,8 @@ def dense_gradient(parameter: nn.Parameter) -> Tensor:
         parameter.grad = torch.zeros_like(parameter)
     elif parameter.grad.is_sparse:
         parameter.grad = parameter.grad.to_dense()
+    elif parameter.grad.is_conj():  # torch's functions of many tensors at once don't write to those
+        parameter.grad = parameter.grad.resolve_conj()
     return parameter.grad
 
 
@@ -73,6 +76,8 @@ def gradient_values(parameter: nn.Parameter) -> Tensor:
     if gradient.is_sparse:
         parameter.grad = gradient = gradient.coalesce()  # the same gradient, every row once
         return gradient._values().detach()
+    if gradient.is_conj():
+        parameter.grad = gradient = gradient.resolve_conj()
     return gradient.detach()
 
 
@@ -121,6 +126,25 @@ def to_shard(full: Tensor, like: Tensor) -> Tensor:
     """
     moved = full.to(like.device)
     return distribute_tensor(moved, like.device_mesh, like.placements) if isinstance(like, DTensor) else moved
+
+
+def refuse_complex(names: Mapping[nn.Parameter, str], technique: str, instead: str) -> None:
+    """Raises if a parameter is complex, where a technique needs numbers that have an order.
+
+    Args:
+        names: Of the parameters.
+        technique: Named in the message.
+        instead: What else there is, for the message.
+
+    Raises:
+        SettingError: With what to use instead.
+    """
+    for parameter, name in names.items():
+        if parameter.is_complex():
+            raise SettingError(
+                f"include must choose real weights with {technique}, but {name} is complex, and complex numbers have "
+                f"no order; {instead}"
+            )
 
 
 def refuse_sharded(names: Mapping[nn.Parameter, str], technique: str) -> None:

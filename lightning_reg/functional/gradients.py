@@ -32,13 +32,15 @@ def norms_of(gradients: Sequence[Tensor], norm_type: float = 2.0) -> Tensor:
         norm_type: Order of the norm; ``float("inf")`` for the largest absolute value.
 
     Returns:
-        A tensor (len(gradients),), at least in float32.
+        A tensor (len(gradients),), real and at least in float32; complex entries count by their absolute values.
 
     >>> norms_of([torch.tensor([3.0, 4.0]), torch.tensor([-2.0])])
     tensor([5., 2.])
     """
     # Sums of squares in 16 bits lose digits, and overflow in float16.
     dtype = functools.reduce(torch.promote_types, {gradient.dtype for gradient in gradients}, torch.float32)
+    if dtype.is_complex:  # which real tensors among the others refuse
+        return torch.stack([_norm(gradient, norm_type) for gradient in gradients])
     return torch.stack(torch._foreach_norm(list(gradients), norm_type, dtype=dtype))
 
 
@@ -105,7 +107,7 @@ def clip_by_value_(gradients: Sequence[Tensor], max_value: Number, *, keep_nonfi
     .. math:: g_i \leftarrow \max(-v, \min(v, g_i))
 
     Args:
-        gradients: Of any shapes.
+        gradients: Of any shapes, real: complex numbers have no order.
         max_value: v, at least 0; a scalar tensor is used where it lies.
         keep_nonfinite: Whether infinities stay, for a gradient scaler that looks for them later.
 
@@ -176,7 +178,7 @@ def add_noise_(gradients: Sequence[Tensor], deviation: Number, generator: torch.
     .. math:: g_i \leftarrow g_i + \epsilon_i, \qquad \epsilon_i \sim \mathcal{N}(0, \sigma^2)
 
     Args:
-        gradients: On the generator's device.
+        gradients: On the generator's device. Of a complex entry's noise, σ² is shared by its two parts.
         deviation: σ, at least 0, in the units of the gradients.
         generator: That is drawn from.
 
@@ -224,13 +226,16 @@ def unit_norms(units: Tensor) -> Tensor:
         units: (units, ...); a tensor of one dimension is one unit.
 
     Returns:
-        A tensor (units, 1, ...) that broadcasts against ``units``, at least in float32.
+        A tensor (units, 1, ...) that broadcasts against ``units``, real and at least in float32.
 
     >>> unit_norms(torch.tensor([[3.0, 4.0], [0.0, 2.0]]))
     tensor([[5.],
             [2.]])
     """
-    axes = tuple(range(1, units.ndim)) or None
-    dtype = torch.promote_types(units.dtype, torch.float32)
-    norms: Tensor = torch.linalg.vector_norm(units, dim=axes, keepdim=units.ndim > 1, dtype=dtype)
-    return norms
+    return _norm(units, 2, tuple(range(1, units.ndim)) or None, keepdim=units.ndim > 1)
+
+
+def _norm(tensor: Tensor, order: float, dim: tuple[int, ...] | None = None, *, keepdim: bool = False) -> Tensor:
+    dtype = torch.promote_types(tensor.dtype, torch.float32)
+    norm: Tensor = torch.linalg.vector_norm(tensor, order, dim=dim, keepdim=keepdim, dtype=dtype)
+    return norm

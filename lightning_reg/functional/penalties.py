@@ -1,7 +1,8 @@
 r"""Penalties on weights: their value, and their gradient added in place.
 
 Both stand here because a training step needs only the gradient: adding it directly costs a fraction of what
-differentiating the value through autograd costs, and needs no graph.
+differentiating the value through autograd costs, and needs no graph. Complex weights count by their absolute values,
+and their gradients are torch's: those of the real part and, times i, of the imaginary part.
 """
 
 from collections.abc import Sequence
@@ -105,7 +106,7 @@ def add_elastic_net_gradient_(
 
     .. math:: g_i \leftarrow g_i + \lambda_1 \operatorname{sign}(w_i) + \lambda_2 w_i
 
-    Where a weight is exactly zero, L1 has the subgradient 0.
+    The sign of a complex weight is w / |w|. Where a weight is exactly zero, L1 has the subgradient 0.
 
     Args:
         gradients: What is added to; shapes and dtypes of ``weights``.
@@ -133,7 +134,7 @@ def add_elastic_net_gradient_(
                 buffer = torch.empty(BLOCK, dtype=terms[0].dtype)
             _add_in_blocks_(parts[0], terms[0], l1, l2 if with_l2 else None, buffer)
             continue
-        _add_scaled_(parts, torch._foreach_sign(list(terms)), l1)
+        _add_scaled_(parts, _signs(terms), l1)
         if with_l2:
             _add_scaled_(parts, terms, l2)
 
@@ -193,7 +194,8 @@ def orthogonal_penalty(matrices: Sequence[Tensor], strength: float) -> Tensor:
 
     .. math:: P(W) = \lambda \sum_W \lVert W W^\top - I \rVert_F^2
 
-    More rows than columns can't be orthogonal to one another; then W^T W is taken. Both have the same gradient.
+    More rows than columns can't be orthogonal to one another; then W^T W is taken. Both have the same gradient. Complex
+    matrices are transposed and conjugated.
 
     Args:
         matrices: Tensors whose first dimension counts the units; the others are flattened, so that a filter of a
@@ -210,7 +212,7 @@ def orthogonal_penalty(matrices: Sequence[Tensor], strength: float) -> Tensor:
     >>> orthogonal_penalty([2 * torch.eye(2)], 1.0)
     tensor(18.)
     """
-    return strength * torch.stack([_excess(_flat(matrix)).square().sum() for matrix in matrices]).sum()
+    return strength * torch.stack([_squares(_excess(_flat(matrix))).sum() for matrix in matrices]).sum()
 
 
 @torch.no_grad()
@@ -310,8 +312,18 @@ def _flat(matrix: Tensor) -> Tensor:
 
 
 def _excess(matrix: Tensor) -> Tensor:
-    gram = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
+    gram = matrix @ matrix.mH if matrix.shape[0] <= matrix.shape[1] else matrix.mH @ matrix
     return gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+
+
+def _squares(matrix: Tensor) -> Tensor:
+    return (torch.view_as_real(matrix) if matrix.is_complex() else matrix).square()
+
+
+def _signs(weights: Sequence[Tensor]) -> Sequence[Tensor]:
+    if any(weight.is_complex() for weight in weights):
+        return [torch.sgn(weight) for weight in weights]
+    return torch._foreach_sign(list(weights))
 
 
 def _is_worth_blocks(gradient: Tensor, weight: Tensor) -> bool:
@@ -329,7 +341,7 @@ def _add_in_blocks_(gradient: Tensor, weight: Tensor, l1: Strength, l2: Strength
     for part, values in zip(torch.split(gradient.view(-1), block), torch.split(weight.view(-1), block), strict=True):
         if l2 is not None:
             _add_(part, values, l2)
-        _add_(part, torch.sign(values, out=buffer[: len(values)]), l1)
+        _add_(part, torch.sgn(values, out=buffer[: len(values)]), l1)
 
 
 def _add_(gradient: Tensor, term: Tensor, strength: Strength) -> None:

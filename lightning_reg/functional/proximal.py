@@ -21,7 +21,8 @@ def soft_threshold_(weights: Sequence[Tensor], threshold: float | Tensor) -> Non
 
     .. math:: w_i \leftarrow \operatorname{sign}(w_i) \max(|w_i| - \tau, 0)
 
-    This is the proximal operator of :func:`~lightning_reg.functional.penalties.l1_penalty` with τ = ηλ.
+    This is the proximal operator of :func:`~lightning_reg.functional.penalties.l1_penalty` with τ = ηλ. The sign of a
+    complex weight is w / |w|: it keeps its angle.
 
     Args:
         weights: Tensors of any shapes.
@@ -37,6 +38,12 @@ def soft_threshold_(weights: Sequence[Tensor], threshold: float | Tensor) -> Non
     >>> weight
     tensor([ 2., -3.,  0.])
     """
+    numbers = [weight for weight in weights if weight.is_complex()]
+    for weight in numbers:
+        sizes = weight.abs()
+        _multiply_(weight, torch.where(sizes > threshold, 1 - threshold / sizes, 0))
+    if numbers:
+        weights = [weight for weight in weights if not weight.is_complex()]
     if isinstance(threshold, Tensor):
         for weight in weights:
             bound = threshold.to(weight.dtype)
@@ -138,7 +145,7 @@ def non_negative_(weights: Sequence[Tensor]) -> None:
     .. math:: w_i \leftarrow \max(w_i, 0)
 
     Args:
-        weights: Tensors of any shapes.
+        weights: Tensors of any shapes, real: complex numbers have no order.
 
     Reference:
         Daniel D. Lee, H. Sebastian Seung: Learning the Parts of Objects by Non-negative Matrix Factorization, Nature
@@ -156,5 +163,5 @@ def non_negative_(weights: Sequence[Tensor]) -> None:
 def _multiply_(units: Tensor, factors: Tensor) -> None:
     if units.dtype == factors.dtype:
         units.mul_(factors)
-    else:  # a factor may be too large or too fine for 16 bits, though the product isn't
+    else:  # of complex units, or of 16 bits, for which a factor may be too large or too fine, though the product isn't
         units.copy_(units * factors)

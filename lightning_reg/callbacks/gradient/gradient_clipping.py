@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_reg.attach.clipping import ALGORITHMS, AdaptiveClipping, Algorithm, ClipMemory
+from lightning_reg.attach.clipping import ALGORITHMS, AdaptiveClipping, Algorithm, ClipMemory, ValueClipping
 from lightning_reg.attach.schedules import ScheduledStrength, StrengthSchedule, check_never_zero
 from lightning_reg.attach.selection import Selection, as_patterns
 from lightning_reg.core.facts import Log, Place, Position
-from lightning_reg.core.gradients import refuse_sharded
+from lightning_reg.core.gradients import refuse_complex, refuse_sharded
 from lightning_reg.core.lightning import is_overridden
 from lightning_reg.core.session import Session
 from lightning_reg.core.step import Run, Step
@@ -44,7 +44,8 @@ class GradientClipping(Technique):
         algorithm: One of ``"norm"``, ``"value"``, ``"adaptive"``, ``"percentile"``, ``"zscore"``.
         max_norm: For ``"norm"``: longest total norm, positive; 1 where None.
         norm_type: For ``"norm"``: order of the norm, at least 1; 2 where None.
-        max_value: For ``"value"``: largest absolute entry, positive; 0.5 where None.
+        max_value: For ``"value"``: largest absolute entry, positive; 0.5 where None. Complex weights have to be
+            excluded: torch refuses them, too.
         clip_factor: For ``"adaptive"``: share λ of the weights' length, positive; 0.01 where None.
         eps: For ``"adaptive"``: length that weights count at least with, positive; 1e-3 where None.
         exclude_head: For ``"adaptive"``: whether the last linear layer is spared; True where None.
@@ -61,7 +62,8 @@ class GradientClipping(Technique):
 
     Raises:
         SettingError: If a setting is out of its range or of another algorithm, a glob matches nothing, the Trainer, the
-            module or another GradientClipping clips the same gradients, or the optimizer is LBFGS.
+            module or another GradientClipping clips the same gradients, weights clipped by value are complex, or the
+            optimizer is LBFGS.
 
     Reference:
         Norm: Razvan Pascanu, Tomas Mikolov, Yoshua Bengio, ICML 2013, arXiv:1211.5063. Adaptive: Andrew Brock et al.,
@@ -177,6 +179,8 @@ class ClippingSession(Session[GradientClipping]):
         if isinstance(technique.clipping, AdaptiveClipping):
             self._spare_head()
             refuse_sharded(self.selection.names, "adaptive GradientClipping")
+        if isinstance(technique.clipping, ValueClipping):
+            refuse_complex(self.selection.names, "GradientClipping by value", "take algorithm 'norm', or exclude it")
         for other in run.sessions_of(ClippingSession):
             both = other.chosen(self.chosen(list(self.selection.names)))
             if both:

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_reg.attach.constraint import Constraint
+from lightning_reg.attach.constraint import Constraint, ConstraintSession
+from lightning_reg.core.gradients import refuse_complex
+from lightning_reg.core.step import Run
 from lightning_reg.functional.proximal import non_negative_
 
 __all__ = ["NonNegative"]
@@ -25,7 +27,7 @@ class NonNegative(Constraint):
         exclude_norm_and_bias: Whether biases and the parameters of normalization layers are spared.
 
     Raises:
-        SettingError: If a glob matches nothing.
+        SettingError: If a glob matches nothing, or weights are complex.
 
     Reference:
         Daniel D. Lee, H. Sebastian Seung: Learning the Parts of Objects by Non-negative Matrix Factorization, Nature
@@ -50,6 +52,12 @@ class NonNegative(Constraint):
             exclude=exclude,
             exclude_norm_and_bias=exclude_norm_and_bias,
         )
+
+    @override
+    def new_session(self, run: Run) -> ConstraintSession:
+        session = super().new_session(run)
+        refuse_complex(session.selection.names, "NonNegative", "exclude it")
+        return session
 
     @override
     def project_(self, units: list[Tensor], factor: float) -> None:
