@@ -126,7 +126,7 @@ def _loader(dataset: Any, like: Loader, trainer: Trainer, max_samples: int | Non
     )
 
 
-def evaluate(trainer: Trainer, pl_module: LightningModule, loader: Loader) -> Measured:
+def evaluate(trainer: Trainer, pl_module: LightningModule, loader: Loader, technique: str) -> Measured:
     """Measures what a module's ``validation_step`` logs, or returns, over a loader, on a copy of the module.
 
     In evaluation mode; nothing reaches the module, loggers or the trainer's metrics. Logged tensors are reduced as the
@@ -136,12 +136,13 @@ def evaluate(trainer: Trainer, pl_module: LightningModule, loader: Loader) -> Me
         trainer: While it validates.
         pl_module: The module that is measured.
         loader: Whose samples.
+        technique: Named in messages.
 
     Raises:
         SettingError: If ``validation_step`` neither logs nor returns a number, or the module can't be copied.
     """
     record = _Record(pl_module)
-    with isolated(trainer, pl_module, "GeneralizationGap", record.log) as copied, torch.no_grad():
+    with isolated(trainer, pl_module, technique, record.log) as copied, torch.no_grad():
         for index, batch in enumerate(loader):
             record.samples += _run(copied, batch, index, record)
         return record.measured(trainer)

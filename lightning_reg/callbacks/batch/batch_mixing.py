@@ -174,7 +174,7 @@ class MixingSession(Session[BatchMixing]):
     def _stream(self) -> Random:
         module = self.run.module
         position = (module.global_rank, module.current_epoch, self.batch_idx)
-        return random_stream(base_seed(self.technique.seed), *position, "BatchMixing", self.number)
+        return random_stream(base_seed(self.technique.seed), *position, type(self.technique).__name__, self.number)
 
     def _check(self, losses: InterpolatedLosses, output: Any) -> None:
         """Refuses, once, a training step whose loss isn't mixed."""

@@ -1,7 +1,7 @@
 """Training and validation measured alike, the gap between them, and what it tells of over- and underfitting."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -196,9 +196,13 @@ class _Measuring(Session[GeneralizationGap]):
         # Before any callback is told: where averaged weights are validated, they leave the module then.
         self.run.around(*validation_epoch_end(self.run.trainer), self._measure_first)
 
+    def _isolated(self) -> AbstractContextManager[Any]:
+        name = type(self.technique).__name__
+        return isolated(self.run.trainer, self.run.module, name, lambda *_, **__: None)
+
     @override
     def train_starts(self) -> None:
-        with self._refusing(), isolated(self.run.trainer, self.run.module, "GeneralizationGap", lambda *_, **__: None):
+        with self._refusing(), self._isolated():
             # What can't be copied or read twice is refused before anything is trained.
             if self.run.trainer.val_dataloaders is not None:  # else Lightning makes them before the first validation
                 self._load()
@@ -228,7 +232,8 @@ class _Measuring(Session[GeneralizationGap]):
     def _measure(self) -> None:
         self._load()
         trainer, module = self.run.trainer, self.run.module
-        train, validation = (evaluate(trainer, module, self.loaders[split]) for split in ("train", "validation"))
+        name = type(self.technique).__name__
+        train, validation = (evaluate(trainer, module, self.loaders[split], name) for split in ("train", "validation"))
         self.samples = {"train": train.samples, "validation": validation.samples}
         self.lower_is_better = validation.lower_is_better
         self.epochs.append(trainer.current_epoch)

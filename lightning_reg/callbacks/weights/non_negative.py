@@ -56,7 +56,7 @@ class NonNegative(Constraint):
     @override
     def new_session(self, run: Run) -> ConstraintSession:
         session = super().new_session(run)
-        refuse_complex(session.selection.names, "NonNegative", "exclude it")
+        refuse_complex(session.selection.names, type(self).__name__, "exclude it")
         return session
 
     @override
