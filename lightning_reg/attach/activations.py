@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from lightning_reg.attach.selection import select_modules
+from lightning_reg.core.hooks import ForwardHook, add_forward_hook
 from lightning_reg.functional.activations import UnitSums, unit_sums
 from lightning_reg.functional.histograms import fine_histogram
 
@@ -142,9 +143,9 @@ class ActivationWatch:
         self.bounds = {name: _bounds(each, saturation) for name, each in modules.items()}
         self._calls: dict[str, list[tuple[UnitSums, Tensor | None]]] = {name: [] for name in modules}
 
-    def attach(self) -> list[torch.utils.hooks.RemovableHandle]:
+    def attach(self) -> list[ForwardHook]:
         """Registers the hooks, and returns their handles."""
-        return [each.register_forward_hook(self._hook(name, each)) for name, each in self.modules.items()]
+        return [add_forward_hook(each, self._hook(name, each)) for name, each in self.modules.items()]
 
     def is_bounded(self, name: str) -> bool:
         """Whether a module's values have a bound.
@@ -159,9 +160,8 @@ class ActivationWatch:
         low, high = self.bounds[name]
         last, first = isinstance(chosen, _FEATURES_LAST), isinstance(chosen, _CHANNELS_FIRST)
 
-        def watch(module: nn.Module, _: Any, output: Any) -> None:
-            # A copy of the module (an average of weights) has the hook, too, and isn't meant.
-            if not self.is_measuring or module is not chosen:
+        def watch(_module: nn.Module, _: Any, output: Any) -> None:
+            if not self.is_measuring:
                 return
             activations = _first_tensor(output)
             if activations is None or not activations.is_floating_point() or activations.ndim == 0:

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from torchmetrics import Metric
 
 from lightning_reg.core.copying import deep_copy
+from lightning_reg.core.hooks import add_forward_hook, add_forward_pre_hook
 from lightning_reg.core.lightning import compiled_call, is_compiled
 from lightning_reg.core.step import Run
 
@@ -103,8 +104,8 @@ class RememberedInputs:
             if compiled := compiled_call(modules[name]):
                 self._run.around(modules[name], compiled, self._around(name))
                 continue
-            self._run.until_end(modules[name].register_forward_pre_hook(before, prepend=True, with_kwargs=True))
-            self._run.until_end(modules[name].register_forward_hook(after, with_kwargs=True, always_call=True))
+            self._run.until_end(add_forward_pre_hook(modules[name], before, prepend=True, with_kwargs=True))
+            self._run.until_end(add_forward_hook(modules[name], after, with_kwargs=True, always_call=True))
         self._run.around(module, "training_step", self._training_step)
 
     def batch_starts(self, *, wanted: bool) -> None:

@@ -1,6 +1,6 @@
 """Running the batches of an optimizer step once more, so that everything but the gradients counts them once."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from lightning_reg.core.held_state import HeldState, mark, size_of
+from lightning_reg.core.held_state import Copied, HeldState, Moment, mark, size_of
 from lightning_reg.core.lightning import callbacks_of, is_overridden, logs_now, scaler_scale, without_gradient_sync
 from lightning_reg.core.step import Run
 from lightning_reg.core.technique import Technique
@@ -30,6 +30,7 @@ class _MicroBatch:
 
     arguments: tuple[Any, ...]
     held: HeldState
+    before: Moment  # what else there was
     index: int
     random: dict[str, Any]
     loss: Tensor | None
@@ -40,9 +41,10 @@ class SecondPass:
     """Remembers the micro-batches whose gradients have been accumulated, and runs them again.
 
     Both passes get the same batches and draw the same random numbers. In both, the backward hooks of the module and of
-    others' callbacks are called, which may mask gradients. Nothing else is to have a consequence. The parameters of
-    optimizers are left to the caller. All else that the module holds is looked at before and after the first pass: what
-    that changed is copied before the second and put back afterwards, and so are containers and attributes.
+    others' callbacks are called, which may mask gradients. Nothing else is to have a consequence. Parameters that
+    optimizers train are left to the caller. All else that the module holds (a teacher, a queue, a hidden state) is in
+    the second pass as it was in the first, and afterwards as the first has left it. For that, tensors that have been
+    seen to change are copied, with every micro-batch.
 
     Args:
         run: The fit.
@@ -97,7 +99,7 @@ class SecondPass:
         """
         window, self._window = self._window, []
         differences = []
-        with self._counted_once():
+        with self._counted_once(window):
             for micro_batch in window:
                 is_last = micro_batch is window[-1]
                 with nullcontext() if is_last else without_gradient_sync(self._run.trainer):
@@ -109,6 +111,7 @@ class SecondPass:
     def _again(self, micro_batch: _MicroBatch) -> Tensor | None:
         trainer, module = self._run.trainer, self._run.module
         micro_batch.held.put_back()
+        micro_batch.before.put_back(self._moving)
         self._run.begins_again(micro_batch.index)
         _set_rng_states(micro_batch.random)
         loss = _loss_of(trainer.strategy.training_step(*micro_batch.arguments))
@@ -131,8 +134,11 @@ class SecondPass:
     def _remember(self, training_step: Callable[..., Any], *args: Any) -> Any:
         if self._run.is_again or not self._is_wanted():
             return training_step(*args)
+        tensors = self._held.look()
         if not self._window:
-            self._note()
+            self._note(tensors)
+        known = {} if not self._window else self._unmoved(self._window[-1].before)
+        before = self._held.moment(tensors, lambda name: self._copies_all or name in self._moving, known)
         held = HeldState({"batch": args})
         held.keep(lambda name, tensor: self._windows == 1 or size_of(tensor) <= _SMALL or name in self._of_batches)
         random = _collect_rng_states()
@@ -141,7 +147,9 @@ class SecondPass:
         self._of_batches.update(lost, held.changed_copies())
         loss = _loss_of(output)
         index = self._run.trainer.fit_loop.epoch_loop.batch_idx
-        self._window.append(_MicroBatch(args, held, index, random, None if loss is None else loss.detach(), lost))
+        self._window.append(
+            _MicroBatch(args, held, before, index, random, None if loss is None else loss.detach(), lost)
+        )
         return output
 
     def _unless_running(self, log: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -150,17 +158,17 @@ class SecondPass:
     # What the module holds
 
     def _owned(self) -> set[int]:
+        # Those that are not trained (a teacher's among all the module's) are moved by the step, if at all.
         groups = (group for optimizer in self._run.trainer.optimizers for group in optimizer.param_groups)
-        return {id(parameter) for group in groups for parameter in group["params"]}
+        return {id(parameter) for group in groups for parameter in group["params"] if parameter.requires_grad}
 
     def _size_of_weights(self) -> int:
         groups = (group for optimizer in self._run.trainer.optimizers for group in optimizer.param_groups)
         return sum(size_of(parameter) for group in groups for parameter in group["params"])
 
-    def _note(self) -> None:
+    def _note(self, tensors: list[tuple[str, Tensor]]) -> None:
         """Notes what there is before the first pass."""
         self._windows += 1
-        tensors = self._held.look()
         self._before = {id(tensor): (tensor, mark(tensor)) for _, tensor in tensors}
         self._names = {id(tensor): name for name, tensor in tensors}
         # A teacher that begins as its student doesn't move in a first pass, but does in a second one.
@@ -183,21 +191,31 @@ class SecondPass:
         before = {device: iter(sums.unbind()) for device, sums in self._sums.items()}
         return {id(tensor) for tensor, value in both if not torch.equal(value[0], next(before[tensor.device]))}
 
+    def _unmoved(self, moment: Moment, silently: Set[int] = frozenset()) -> dict[int, Copied]:
+        """Returns the copies, by ``id`` of the tensor, of those that don't change without a sign."""
+        return {
+            id(copied.tensor): copied
+            for copied in moment.copied
+            if copied.name not in self._moving and id(copied.tensor) not in silently
+        }
+
     @contextmanager
-    def _counted_once(self) -> Iterator[None]:
+    def _counted_once(self, window: list[_MicroBatch]) -> Iterator[None]:
         trainer, loggers = self._run.trainer, self._run.trainer.loggers
         random = _collect_rng_states()
         silently = self._moved_silently()
+        to_be_written = {id(copied.tensor) for micro_batch in window for copied in micro_batch.before.copied}
+        known = {} if not window else self._unmoved(window[-1].before, silently)
 
         def is_copied(name: str, tensor: Tensor) -> bool:
             before = self._before.get(id(tensor))
             if before is None:  # it is new
-                return name in self._moving or size_of(tensor) <= _SMALL
+                return id(tensor) in to_be_written or name in self._moving or size_of(tensor) <= _SMALL
             if before[1] != mark(tensor) or id(tensor) in silently:
                 self._moving.add(name)
-            return self._copies_all or name in self._moving
+            return self._copies_all or name in self._moving or id(tensor) in to_be_written
 
-        self._held.keep(is_copied)
+        self._held.keep(is_copied, known)
         self._held.set_aside()
         trainer.loggers = [DummyLogger() for _ in loggers]
         self._run.is_again = True

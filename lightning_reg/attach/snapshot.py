@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from torch import Tensor
+from torch import Tensor, nn
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from lightning_reg.core.lightning import callbacks_of, twins
@@ -75,15 +75,30 @@ def load_weights(trainer: Trainer, pl_module: LightningModule, state: dict[str, 
         pl_module: What they are loaded into.
         state: A ``state_dict``.
     """
-    pl_module.load_state_dict(state, strict=pl_module.strict_loading)
+    _load(pl_module, state, strict=pl_module.strict_loading)
     # Lightning's own put their average into the module when they are told of the training's end, perhaps after this,
     # and into checkpoints even later.
     for each in callbacks_of(trainer):
         average = getattr(each, "_average_model", None)
         if isinstance(each, twins(WeightAveraging)) and average is not None:
-            average.module.load_state_dict(state, strict=pl_module.strict_loading)
+            _load(average.module, state, strict=pl_module.strict_loading)
         if isinstance(each, twins(StochasticWeightAveraging)) and average is not None:
-            average.load_state_dict(state, strict=pl_module.strict_loading)
+            _load(average, state, strict=pl_module.strict_loading)
+
+
+def _load(module: nn.Module, state: dict[str, Any], *, strict: bool) -> None:
+    for prefix, part in module.named_modules():
+        for name, buffer in part.named_buffers(recurse=False):
+            # Nothing can be written into one that was expanded, whose entries share memory.
+            if f"{prefix}.{name}".removeprefix(".") in state and _is_expanded(buffer):
+                setattr(part, name, buffer.clone(memory_format=torch.contiguous_format))
+    module.load_state_dict(state, strict=strict)
+
+
+def _is_expanded(tensor: Tensor) -> bool:
+    if tensor.layout != torch.strided:
+        return False
+    return any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 def weights_of_checkpoint(

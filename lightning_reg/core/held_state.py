@@ -1,7 +1,8 @@
 """What a module holds, so that a step can be run again and everything but gradients be as if it had run once."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -11,7 +12,9 @@ from torch import Tensor
 from lightning_reg.core.copying import WRITTEN, silent_stand_in
 from lightning_reg.core.holders import VALUES, Holder, holders_of, is_unknown
 
-__all__ = ["HeldState", "mark", "size_of"]
+__all__ = ["Copied", "HeldState", "Moment", "mark", "size_of"]
+
+_NONE: Mapping[int, Any] = MappingProxyType({})
 
 
 class _Node:
@@ -25,12 +28,43 @@ class _Node:
 
 
 @dataclass(frozen=True)
-class _Copied:
+class Copied:
+    """A tensor with a copy of what was in it."""
+
     name: str
     tensor: Tensor
     memory: Tensor  # shares it, whatever the tensor is given later
     copy: Tensor
     mark: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What there was at some moment.
+
+    Attributes:
+        contents: Holders, with what was in them, and with silent stand-ins of what is written to.
+        copied: Tensors that were copied.
+    """
+
+    contents: list[tuple[Holder, Any, list[tuple[Any, Any]]]]
+    copied: list[Copied]
+
+    @torch.no_grad()
+    def put_back(self, moving: Set[str]) -> None:
+        """Puts it back with its loggers silent, whatever is remembered of other moments.
+
+        Args:
+            moving: Names of tensors that may have changed without a sign.
+        """
+        for holder, kept, writers in self.contents:
+            latest, holder.kept = holder.kept, kept
+            if not holder.is_same():
+                holder.put_back()
+            holder.kept = latest
+            for key, stand_in in writers:
+                holder.owner[key] = stand_in
+        _write(each for each in self.copied if each.name in moving or each.tensor.is_inference() or _is_changed(each))
 
 
 class HeldState:
@@ -49,7 +83,7 @@ class HeldState:
         self._leave_out = leave_out
         self._table: dict[int, tuple[Any, list[_Node]]] = {}  # by id, with what has it
         self._order: list[_Node] = []
-        self._copied: list[_Copied] = []
+        self._copied: list[Copied] = []
         self._watched: list[tuple[str, Tensor, Any]] = []
         self._grads: list[tuple[Tensor, Tensor | None]] = []
         self._warned: set[str] = set()
@@ -112,18 +146,32 @@ class HeldState:
             rank_zero_warn(f"{text} when a step is run again: it is changed twice where the step changes it")
 
     @torch.no_grad()
-    def keep(self, is_copied: Callable[[str, Tensor], bool]) -> None:
+    def keep(self, is_copied: Callable[[str, Tensor], bool], known: Mapping[int, Copied] = _NONE) -> None:
         """Remembers everything as it is now.
 
         Args:
             is_copied: Given name and tensor, whether to copy it; else it is only watched.
+            known: As for :meth:`moment`.
         """
         for name, tensor in self.look():
             if tensor.is_inference() or is_copied(name, tensor):
-                memory = tensor.detach()
-                self._copied.append(_Copied(name, tensor, memory, _dense(memory).clone(), mark(tensor)))
+                self._copied.append(_copied(name, tensor, known))
             else:
                 self._watched.append((name, tensor, mark(tensor)))
+
+    @torch.no_grad()
+    def moment(
+        self, tensors: list[tuple[str, Tensor]], is_copied: Callable[[str], bool], known: Mapping[int, Copied]
+    ) -> Moment:
+        """Returns what there was when it was last looked at.
+
+        Args:
+            tensors: What :meth:`look` returned.
+            is_copied: Given the name of a tensor, whether to copy it; else it stays as it will be.
+            known: Copies that are taken where the tensor hasn't changed since, by its ``id``.
+        """
+        copied = [_copied(name, tensor, known) for name, tensor in tensors if tensor.is_inference() or is_copied(name)]
+        return Moment([(node.holder, node.holder.kept, node.writers) for node in self._order], copied)
 
     def set_aside(self) -> None:
         """Takes gradients off tensors that nobody else looks after, and silences loggers, after :meth:`keep`."""
@@ -142,7 +190,7 @@ class HeldState:
 
     def changed_copies(self) -> list[str]:
         """Returns the names of copied tensors that have changed since :meth:`keep`."""
-        return [copied.name for copied in self._copied if mark(copied.tensor) != copied.mark]
+        return [copied.name for copied in self._copied if _is_changed(copied)]
 
     @torch.no_grad()
     def put_back(self) -> None:
@@ -150,25 +198,41 @@ class HeldState:
         for node in self._order:
             if not node.holder.is_same():
                 node.holder.put_back()
-        to, of = [], []
-        for copied in self._copied:
-            tensor = copied.tensor
-            if tensor.is_inference():
-                with torch.inference_mode():
-                    _dense(tensor).copy_(copied.copy)
-                continue
-            if _address(tensor) != _address(copied.memory):
-                tensor.data = copied.memory
-            to.append(_dense(copied.memory))
-            of.append(copied.copy)
-        if to:
-            torch._foreach_copy_(to, of)
+        _write(self._copied)
         for tensor, grad in self._grads:
             tensor.grad = grad
 
     def forget(self) -> None:
         """Lets go of copies."""
         self._copied, self._watched, self._grads = [], [], []
+
+
+def _copied(name: str, tensor: Tensor, known: Mapping[int, Copied]) -> Copied:
+    there = known.get(id(tensor))
+    if there is not None and not tensor.is_inference() and not _is_changed(there):
+        return there
+    memory = tensor.detach()
+    return Copied(name, tensor, memory, _dense(memory).clone(), mark(tensor))
+
+
+def _is_changed(copied: Copied) -> bool:
+    return mark(copied.tensor) != copied.mark
+
+
+def _write(copies: Iterable[Copied]) -> None:
+    to, of = [], []
+    for copied in copies:
+        tensor = copied.tensor
+        if tensor.is_inference():
+            with torch.inference_mode():
+                _dense(tensor).copy_(copied.copy)
+            continue
+        if _address(tensor) != _address(copied.memory):
+            tensor.data = copied.memory
+        to.append(_dense(copied.memory))
+        of.append(copied.copy)
+    if to:
+        torch._foreach_copy_(to, of)
 
 
 def mark(tensor: Tensor) -> tuple[int, int]:

@@ -21,6 +21,7 @@ from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler, OptState
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from lightning_reg.settings import SettingError
 
@@ -44,6 +45,7 @@ __all__ = [
     "package_of",
     "planned_epochs",
     "prepared",
+    "remove_forward_hook",
     "scaler_scale",
     "set_callbacks",
     "silent_view",
@@ -328,6 +330,23 @@ def compiled_call(module: torch.nn.Module) -> str | None:
         module: Any.
     """
     return None if module._compiled_call_impl is None else "_compiled_call_impl"
+
+
+def remove_forward_hook(copied: torch.nn.Module, handle: RemovableHandle) -> None:
+    """Removes from a copy of a module a forward hook that was copied along: torch's handle removes the module's own.
+
+    Args:
+        copied: A deep copy.
+        handle: Of the module's hook, or pre-hook, which has the same number in the copy.
+    """
+    for hooks in (
+        copied._forward_hooks,
+        copied._forward_hooks_with_kwargs,
+        copied._forward_hooks_always_called,
+        copied._forward_pre_hooks,
+        copied._forward_pre_hooks_with_kwargs,
+    ):
+        cast(dict[int, Any], hooks).pop(handle.id, None)
 
 
 def without_gradient_sync(trainer: Trainer) -> AbstractContextManager[None]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
@@ -226,6 +227,16 @@ class StochasticAverageSession(AverageSession):
         # An epoch that was cut short, by max_steps for one, had no last batch.
         if self.technique.interval == "epoch" and self.is_averaging and self._ends_epoch():
             self.take()
+
+    @override
+    def train_ends(self) -> None:
+        super().train_ends()
+        is_unknown = math.isinf(self.run.trainer.num_training_batches)  # how long an epoch is; perhaps without an end
+        if self.technique.interval == "epoch" and is_unknown and self.updates < 2:
+            rank_zero_warn(
+                "StochasticWeightAverage has seen the end of fewer than two epochs, and so averaged nothing: choose "
+                "interval='step' where the data has no end"
+            )
 
     def _ends_epoch(self) -> bool:
         """Whether a snapshot is due at the end of this epoch; says so once."""

@@ -1,0 +1,87 @@
+"""Forward hooks on somebody else's module that no copy of it keeps."""
+
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakSet, ref
+
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from lightning_reg.core.lightning import remove_forward_hook
+
+__all__ = ["ForwardHook", "add_forward_hook", "add_forward_pre_hook"]
+
+
+class ForwardHook:
+    """A hook of one run and one module, with a method ``remove`` as torch's handles have.
+
+    A deep copy of the module has it without effect, because torch copies hooks along, and loses it when the module's
+    own is removed. What is loaded from a pickle does nothing.
+
+    Args:
+        module: That has it.
+        hook: What it does.
+        copies: The modules that were copied with it.
+    """
+
+    def __init__(self, module: nn.Module, hook: Callable[..., Any], copies: "WeakSet[nn.Module]") -> None:
+        self._module = ref(module)  # a copy that nobody wants anymore goes at once
+        self._hook = hook
+        self._copies = copies
+        self.handle: RemovableHandle | None = None
+
+    def __call__(self, *args: Any) -> Any:
+        """Calls the hook, with what torch calls it with."""
+        return self._hook(*args)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        copied = memo.get(id(self._module()))
+        if not isinstance(copied, nn.Module):
+            return _nothing
+        self._copies.add(copied)
+        return ForwardHook(copied, _nothing, self._copies)
+
+    def __reduce__(self) -> Any:
+        return _made_nothing, ()
+
+    def remove(self) -> None:
+        """Removes it from the module and from all copies that were made of it; a second time does nothing."""
+        if self.handle is None:
+            return
+        self.handle.remove()
+        for copied in self._copies:
+            remove_forward_hook(copied, self.handle)
+
+
+def add_forward_hook(module: nn.Module, hook: Callable[..., Any], **settings: bool) -> ForwardHook:
+    """Registers a forward hook.
+
+    Args:
+        module: That gets it.
+        hook: What is called behind its ``forward``.
+        settings: Those of torch's ``register_forward_hook``.
+    """
+    held = ForwardHook(module, hook, WeakSet())
+    held.handle = module.register_forward_hook(held, **settings)
+    return held
+
+
+def add_forward_pre_hook(module: nn.Module, hook: Callable[..., Any], **settings: bool) -> ForwardHook:
+    """Registers a hook before a module's ``forward``.
+
+    Args:
+        module: That gets it.
+        hook: What is called.
+        settings: Those of torch's ``register_forward_pre_hook``.
+    """
+    held = ForwardHook(module, hook, WeakSet())
+    held.handle = module.register_forward_pre_hook(held, **settings)
+    return held
+
+
+def _nothing(*args: Any) -> None:
+    """Leaves inputs and outputs as they are."""
+
+
+def _made_nothing() -> Callable[..., None]:
+    return _nothing
