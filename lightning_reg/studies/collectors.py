@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from lightning_reg.attach.activations import ActivationWatch, Sums
 from lightning_reg.callbacks.run.generalization_gap import GeneralizationGap, Measurements
+from lightning_reg.core.hooks import ForwardHook
 from lightning_reg.settings import SettingError
 
 __all__ = ["ActivationRecorder", "LearningCurves", "curves_of", "predictions_of", "reload_of", "weights_of"]
@@ -87,7 +88,7 @@ class ActivationRecorder(Callback):
 
     def __init__(self) -> None:
         self._watch: ActivationWatch | None = None
-        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._handles: list[ForwardHook] = []
         self._every = 1
         self._steps: list[int] = []
         self._layers: dict[str, dict[str, list[float]]] = {}
