@@ -73,3 +73,13 @@ def test_importing_the_package_imports_nothing_heavy():
 def test_importing_the_command_line_leaves_scikit_learn_alone():
     """It is needed for the digits and for splits, not for everybody."""
     assert printed("import sys, lightning_reg.cli.command; print('sklearn' in sys.modules)") == "False"
+
+
+def test_callbacks_and_layers_bring_nothing_heavy_beside_lightning():
+    """Where tables are read, something is drawn, or a study is counted, it is imported then."""
+    heavy = "{'duckdb', 'matplotlib', 'sklearn', 'scipy', 'jinja2', 'ray', 'pandas', 'polars', 'pyarrow'}"
+    script = (
+        "import sys, lightning.pytorch, torchvision.transforms.v2; before = set(sys.modules); "
+        f"import lightning_reg.callbacks, lightning_reg.nn; print({heavy} & (set(sys.modules) - before) or 'nothing')"
+    )
+    assert printed(script).splitlines()[-1] == "nothing"
