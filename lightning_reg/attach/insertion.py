@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
 from lightning_reg.attach.streams import base_seed, random_stream
 from lightning_reg.attach.surgery import Surgery, SurgerySession
-from lightning_reg.core.lightning import instance_number
+from lightning_reg.core.lightning import instance_number, is_compiled
 from lightning_reg.core.step import Run
 from lightning_reg.functional.noise import NoiseStream
 from lightning_reg.nn.drop_connect import DropConnect
@@ -195,11 +195,5 @@ def inserted(
 
 def _forget_compiled(pl_module: LightningModule) -> None:
     """Has torch.compile look at modules anew: code that it made before a hook was there doesn't run it."""
-    compiled = any(_is_compiled(module) for module in pl_module.modules())
-    if compiled or pl_module._compiler_ctx is not None:
+    if any(is_compiled(module) for module in pl_module.modules()):
         torch.compiler.reset()
-
-
-def _is_compiled(module: nn.Module) -> bool:
-    # Importing torch.compile's class is slow.
-    return module._compiled_call_impl is not None or type(module).__name__ == "OptimizedModule"

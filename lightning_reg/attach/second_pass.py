@@ -6,14 +6,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_reg.core.held_state import Copied, HeldState, Moment, mark, size_of
-from lightning_reg.core.lightning import callbacks_of, is_overridden, logs_now, scaler_scale, without_gradient_sync
+from lightning_reg.core.lightning import (
+    callbacks_of,
+    is_overridden,
+    logs_now,
+    random_states,
+    scaler_scale,
+    set_random_states,
+    without_gradient_sync,
+)
 from lightning_reg.core.step import Run
 from lightning_reg.core.technique import Technique
 
@@ -113,7 +120,7 @@ class SecondPass:
         micro_batch.held.put_back()
         micro_batch.before.put_back(self._moving)
         self._run.begins_again(micro_batch.index)
-        _set_rng_states(micro_batch.random)
+        set_random_states(micro_batch.random)
         loss = _loss_of(trainer.strategy.training_step(*micro_batch.arguments))
         if loss is None:  # this batch is skipped
             return None
@@ -141,7 +148,7 @@ class SecondPass:
         before = self._held.moment(tensors, lambda name: self._copies_all or name in self._moving, known)
         held = HeldState({"batch": args})
         held.keep(lambda name, tensor: self._windows == 1 or size_of(tensor) <= _SMALL or name in self._of_batches)
-        random = _collect_rng_states()
+        random = random_states()
         output = training_step(*args)
         lost = held.changed()
         self._of_batches.update(lost, held.changed_copies())
@@ -202,7 +209,7 @@ class SecondPass:
     @contextmanager
     def _counted_once(self, window: list[_MicroBatch]) -> Iterator[None]:
         trainer, loggers = self._run.trainer, self._run.trainer.loggers
-        random = _collect_rng_states()
+        random = random_states()
         silently = self._moved_silently()
         to_be_written = {id(copied.tensor) for micro_batch in window for copied in micro_batch.before.copied}
         known = {} if not window else self._unmoved(window[-1].before, silently)
@@ -231,7 +238,7 @@ class SecondPass:
             self._held.put_back()
             self._held.forget()
             self._before, self._names, self._compared, self._sums = {}, {}, [], {}
-            _set_rng_states(random)
+            set_random_states(random)
         if surprises:
             self._moving.update(surprises)
             rank_zero_warn(

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
-from lightning_reg.core.lightning import callbacks_of, twins
+from lightning_reg.core.lightning import average_model, callbacks_of, twins
 
 __all__ = [
     "WeightSnapshot",
@@ -79,7 +79,7 @@ def load_weights(trainer: Trainer, pl_module: LightningModule, state: dict[str, 
     # Lightning's own put their average into the module when they are told of the training's end, perhaps after this,
     # and into checkpoints even later.
     for each in callbacks_of(trainer):
-        average = getattr(each, "_average_model", None)
+        average = average_model(each)
         if isinstance(each, twins(WeightAveraging)) and average is not None:
             _load(average.module, state, strict=pl_module.strict_loading)
         if isinstance(each, twins(StochasticWeightAveraging)) and average is not None:

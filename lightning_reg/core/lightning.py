@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar, cast
 
 import torch
+from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
@@ -28,6 +29,7 @@ from lightning_reg.settings import SettingError
 __all__ = [
     "any_gradient",
     "attach",
+    "average_model",
     "callbacks_of",
     "check_version",
     "compiled_call",
@@ -37,6 +39,7 @@ __all__ = [
     "instance_number",
     "instance_suffix",
     "is_compiled",
+    "is_compiled_whole",
     "is_overridden",
     "log_metrics",
     "logs_now",
@@ -45,9 +48,11 @@ __all__ = [
     "package_of",
     "planned_epochs",
     "prepared",
+    "random_states",
     "remove_forward_hook",
     "scaler_scale",
     "set_callbacks",
+    "set_random_states",
     "silent_view",
     "starts_processes",
     "step_number",
@@ -311,14 +316,48 @@ def flattens_parameters(trainer: Trainer) -> bool:
     return isinstance(trainer.strategy, twins(FSDPStrategy, DeepSpeedStrategy))
 
 
+def average_model(callback: Callback) -> Any:
+    """Returns the model in which one of Lightning's own averages keeps its average; None where there is none.
+
+    Args:
+        callback: Any.
+    """
+    return getattr(callback, "_average_model", None)
+
+
+def random_states() -> dict[str, Any]:
+    """Returns the states of all global random streams: torch's, numpy's, Python's."""
+    states: dict[str, Any] = _collect_rng_states()
+    return states
+
+
+def set_random_states(states: dict[str, Any]) -> None:
+    """Puts the global random streams back.
+
+    Args:
+        states: What :func:`random_states` returned.
+    """
+    _set_rng_states(states)
+
+
+def is_compiled_whole(module: torch.nn.Module) -> bool:
+    """Whether a LightningModule was compiled by ``torch.compile``, its training step included.
+
+    Args:
+        module: Any.
+    """
+    return getattr(module, "_compiler_ctx", None) is not None
+
+
 def is_compiled(module: torch.nn.Module) -> bool:
     """Whether calls of a module go to compiled code, made by ``torch.compile`` or by its own ``compile``.
 
     Args:
         module: Any.
     """
-    by_lightning = getattr(module, "_compiler_ctx", None) is not None  # of a LightningModule that was compiled
-    return by_lightning or compiled_call(module) is not None or type(module).__module__.startswith("torch._dynamo")
+    # Importing torch.compile's own class is slow.
+    is_wrapped = type(module).__module__.startswith("torch._dynamo")
+    return is_wrapped or is_compiled_whole(module) or compiled_call(module) is not None
 
 
 def compiled_call(module: torch.nn.Module) -> str | None:

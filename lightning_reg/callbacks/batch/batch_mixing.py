@@ -16,7 +16,7 @@ from lightning_reg.attach.loss_interpolation import InterpolatedLosses
 from lightning_reg.attach.streams import base_seed, random_stream
 from lightning_reg.attach.weighted_losses import LOSSES
 from lightning_reg.core.facts import Place
-from lightning_reg.core.lightning import instance_number
+from lightning_reg.core.lightning import compiled_call, instance_number, is_compiled, is_compiled_whole
 from lightning_reg.core.session import Session
 from lightning_reg.core.step import Run
 from lightning_reg.core.technique import Technique
@@ -131,7 +131,7 @@ class MixingSession(Session[BatchMixing]):
 
     def __post_init__(self) -> None:
         run = self.run
-        if run.module._compiler_ctx is not None:
+        if is_compiled_whole(run.module):
             raise SettingError(
                 "the module must not be compiled as a whole with BatchMixing, which has to see how its loss is "
                 "computed; compile the network in it: self.network.compile()"
@@ -205,13 +205,8 @@ def _leave_compiled_alone(module: nn.Module) -> list[Handle]:
     Code that torch.compile has made within a mode depends on what the mode holds, and would be made anew for every
     batch. Losses that are computed in compiled code are so not seen.
     """
-    handles: list[Handle] = []
-    for part in module.modules():
-        if part._compiled_call_impl is not None:
-            handles.append(around(part, "_compiled_call_impl", _outside))
-        elif type(part).__name__ == "OptimizedModule":  # importing it is slow
-            handles.append(around(part, "forward", _outside))
-    return handles
+    compiled = [part for part in module.modules() if is_compiled(part)]
+    return [around(part, compiled_call(part) or "forward", _outside) for part in compiled]
 
 
 def _outside(compiled: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
