@@ -1,21 +1,32 @@
 """The early stopping for projects that import ``pytorch_lightning``; all other callbacks serve both packages.
 
-Lightning finds early stopping by its own class, and the two packages have a class each.
+Lightning finds early stopping by its own class, and the two packages have a class each. It is made when it is asked for:
+two classes of one short name would be ambiguous on a command line that knows both.
 """
 
-from typing import TYPE_CHECKING
-
-from lightning.pytorch.callbacks import EarlyStopping
-
-from lightning_reg.callbacks.run import best_weights_early_stopping as ours
-from lightning_reg.core.lightning import twin
+import functools
+from typing import TYPE_CHECKING, Any
 
 __all__ = ["BestWeightsEarlyStopping"]
 
 if TYPE_CHECKING:
-    from lightning_reg.callbacks.run.best_weights_early_stopping import BestWeightsEarlyStopping
-else:
-    BestWeightsEarlyStopping = type(
+    from lightning_reg.callbacks import BestWeightsEarlyStopping
+
+
+def __getattr__(name: str) -> Any:
+    if name == "BestWeightsEarlyStopping":
+        return _early_stopping()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+@functools.cache
+def _early_stopping() -> type:
+    from lightning.pytorch.callbacks import EarlyStopping
+
+    from lightning_reg.callbacks.run import best_weights_early_stopping as ours
+    from lightning_reg.core.lightning import twin
+
+    return type(
         "BestWeightsEarlyStopping",
         (ours.RestoresBestWeights, twin(EarlyStopping, "pytorch_lightning")),
         {"__doc__": ours.BestWeightsEarlyStopping.__doc__, "__module__": __name__},
