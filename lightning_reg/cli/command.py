@@ -276,9 +276,10 @@ class RegularizationCLI(LightningCLI):
         """Measures on the test part."""
         with self._answering(settings):
             results = self.trainer.test(**settings)
+            log_dir = self.trainer.log_dir  # on every rank: they agree on it
             if results and self.trainer.is_global_zero:
                 metrics = {short_name(name): float(value) for name, value in results[0].items()}
-                write_figures(self.trainer, {"test": metrics})
+                write_figures(self.trainer, log_dir, {"test": metrics})
 
     def predict(self, **settings: Any) -> None:
         """Predicts the test part and writes a CSV file."""

@@ -10,17 +10,18 @@ from lightning.pytorch import Trainer
 __all__ = ["write_figures"]
 
 
-def write_figures(trainer: Trainer, results: Mapping[str, Mapping[str, float]]) -> None:
+def write_figures(trainer: Trainer, log_dir: str | None, results: Mapping[str, Mapping[str, float]]) -> None:
     """Writes metrics to ``metrics.json`` in the run's folder, beside those of other splits that are there already.
 
     A value that isn't a finite number is null.
 
     Args:
-        trainer: Says where; a run without a logger and without checkpoints leaves nothing.
+        trainer: Says where checkpoints are; a run without a logger and without checkpoints leaves nothing.
+        log_dir: The logger's folder, on which all processes have agreed.
         results: By split (train, validation, test), then by the metric's name.
     """
     checkpoints = getattr(trainer.checkpoint_callback, "dirpath", None)
-    folder = trainer.log_dir or (Path(checkpoints).parent if checkpoints else None)
+    folder = log_dir or (Path(checkpoints).parent if checkpoints else None)
     if not results or folder is None or not Path(folder).is_dir():
         return
     path = Path(folder) / "metrics.json"

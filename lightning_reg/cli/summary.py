@@ -68,7 +68,7 @@ def summarize(
         if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
             rows.append(("TensorBoard", f"tensorboard --logdir {_relative(run_folders(trainer))}"))
         print("\n" + "\n".join([*metric_lines(results), "", *table(rows)]))
-        write_figures(trainer, results)
+        write_figures(trainer, log_dir, results)
     final = {f"final/{split}_{name}": value for split, metrics in results.items() for name, value in metrics.items()}
     log_final_metrics(trainer, model, data, final, technique_settings(trainer))
 

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_reg.core.copying import WRITTEN, silent_stand_in
+from lightning_reg.core.gradients import local
 from lightning_reg.core.holders import VALUES, Holder, holders_of, is_unknown
 
 __all__ = ["Copied", "HeldState", "Moment", "mark", "size_of"]
@@ -229,8 +230,8 @@ def _write(copies: Iterable[Copied]) -> None:
             continue
         if _address(tensor) != _address(copied.memory):
             tensor.data = copied.memory
-        to.append(_dense(copied.memory))
-        of.append(copied.copy)
+        to.append(local(_dense(copied.memory)))  # shards are written each by its own process
+        of.append(local(copied.copy))
     if to:
         torch._foreach_copy_(to, of)
 

@@ -102,7 +102,8 @@ def test_curves_have_training_and_validation_of_every_epoch():
     model, data = mlp(), digits()
     trainer.fit(model, datamodule=data)
     found = curves_of(curves)
-    assert set(found) == {"train/loss", "train/accuracy", "validation/loss", "validation/accuracy"}
+    names = ("loss", "accuracy", "balanced_accuracy")
+    assert set(found) == {f"{split}/{name}" for split in ("train", "validation") for name in names}
     assert all([epoch for epoch, _ in curve] == [0.0, 1.0, 2.0] for curve in found.values())
     last = trainer.validate(model, datamodule=data, verbose=False)[0]
     assert found["validation/loss"][-1][1] == pytest.approx(last["val/loss"], rel=1e-5)
