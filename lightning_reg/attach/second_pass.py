@@ -11,6 +11,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
+from lightning_reg.core.gradients import local
 from lightning_reg.core.held_state import Copied, HeldState, Moment, mark, size_of
 from lightning_reg.core.lightning import (
     callbacks_of,
@@ -262,7 +263,7 @@ def _sums(tensors: list[Tensor]) -> dict[torch.device, Tensor]:
     """Returns the sums of absolute values, by device."""
     devices: dict[torch.device, list[Tensor]] = {}
     for tensor in tensors:
-        devices.setdefault(tensor.device, []).append(_floating(tensor.detach()))
+        devices.setdefault(tensor.device, []).append(_floating(local(tensor)))
     return {
         device: torch.stack([norm.float() for norm in torch._foreach_norm(group, 1)])
         for device, group in devices.items()
