@@ -195,10 +195,9 @@ class Alternation(Callback):
         for callback in self._attached:
             callback.setup(trainer, pl_module, "fit")
         pl_module.setup("fit")  # behind which layers are changed
-        for callback in list(trainer.callbacks):  # type: ignore[attr-defined]
-            if callback is not self:
-                callback.on_fit_start(trainer, pl_module)
-                callback.on_train_start(trainer, pl_module)
+        for hook in ("on_fit_start", "on_train_start"):
+            for callback in self._attached:
+                getattr(callback, hook)(trainer, pl_module)
 
     def _release(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for callback in self._attached:
