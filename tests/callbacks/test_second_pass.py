@@ -369,3 +369,36 @@ def test_what_a_step_keeps_does_not_stay_in_memory():
 
     fitted(Keeps(lambda m: None, lambda m, out: setattr(m, "it", [Big()])), SharpnessAwareMinimization(), max_epochs=4)
     assert Big.alive <= 2
+
+
+class Ramps(Keeps):
+    """Weighs its loss by what micro-batches before have left: an attribute, a buffer in place, and a new tensor."""
+
+    rate = 0.1
+
+    def __init__(self):
+        super().__init__()
+        self.ramp = 1.0
+        self.register_buffer("scale", torch.ones(1))
+        self.register_buffer("center", torch.zeros(3))
+
+    def training_step(self, batch, batch_idx):
+        out = self.layer(batch[0])
+        loss = self.ramp * self.scale.clone() * F.cross_entropy(out - self.center, batch[1])
+        self.ramp *= 1.5
+        self.scale.mul_(0.7)
+        self.center = self.center + out.detach().mean(0)
+        return loss.sum()
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        self.ramp += 0.25
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_the_second_pass_begins_where_the_first_did(accumulate):
+    settings = {"max_epochs": 2, "accumulate_grad_batches": accumulate}
+    plain, climbing = Ramps(), Ramps()
+    fitted(plain, **settings)
+    fitted(climbing, SharpnessAwareMinimization(rho=1e-9), **settings)
+    assert climbing.ramp == plain.ramp
+    torch.testing.assert_close(climbing.state_dict(), plain.state_dict(), rtol=1e-5, atol=1e-6)
