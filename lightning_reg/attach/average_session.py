@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from typing_extensions import override
 
 from lightning_reg.attach.averaging import WeightAverage
-from lightning_reg.attach.evaluation import copy_module, report_validation
+from lightning_reg.attach.evaluation import report_validation
 from lightning_reg.attach.held_weights import HeldWeights
 from lightning_reg.attach.recomputation import recomputed_statistics
 from lightning_reg.attach.registered import (
@@ -26,6 +26,7 @@ from lightning_reg.attach.registered import (
 )
 from lightning_reg.attach.remembered_inputs import RememberedInputs, batch_norms
 from lightning_reg.core.gradients import local
+from lightning_reg.core.isolation import copy_module
 from lightning_reg.core.session import Session, kept
 from lightning_reg.core.step import Step
 

@@ -70,14 +70,7 @@ class ConstraintSession(Session[Constraint]):
     def __post_init__(self) -> None:
         technique = self.technique
         self.strength = ScheduledStrength(technique.schedule, self.run.trainer)
-        self.selection = Selection(
-            self.run.module,
-            include=technique.include,
-            exclude=technique.exclude,
-            exclude_norm_and_bias=technique.exclude_norm_and_bias,
-            by_unit=technique.by_unit,
-            group=technique.group,
-        )
+        self.selection = Selection.by(technique, self.run.module, by_unit=technique.by_unit, group=technique.group)
         if technique.by_unit:
             refuse_sharded(self.selection.names, type(technique).__name__)
 

@@ -4,6 +4,7 @@ import functools
 import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
+from typing import Protocol
 
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
@@ -95,6 +96,14 @@ def select_parameters(
     return chosen
 
 
+class ChoosesParameters(Protocol):
+    """A technique that is told which parameters it is for."""
+
+    include: tuple[str, ...]
+    exclude: tuple[str, ...]
+    exclude_norm_and_bias: bool
+
+
 class Selection:
     """The parameters that the patterns choose, chosen anew when the module has others.
 
@@ -141,6 +150,27 @@ class Selection:
         self._dims: dict[nn.Parameter, int] | None = None  # worked out where they are asked for
         self.names: dict[nn.Parameter, str] = {}
         self._renew()
+
+    @classmethod
+    def by(
+        cls, settings: ChoosesParameters, module: nn.Module, *, by_unit: bool = False, group: str = "output"
+    ) -> "Selection":
+        """Returns what a technique's settings choose.
+
+        Args:
+            settings: The technique.
+            module: Whose parameters.
+            by_unit: Whether matrices and filters alone are chosen, and have to have units.
+            group: Which weights make up a unit: those that lead into it, or those that lead out of it.
+        """
+        return cls(
+            module,
+            include=settings.include,
+            exclude=settings.exclude,
+            exclude_norm_and_bias=settings.exclude_norm_and_bias,
+            by_unit=by_unit,
+            group=group,
+        )
 
     def of(self, parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
         """Returns those that are chosen.

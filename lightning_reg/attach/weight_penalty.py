@@ -103,14 +103,7 @@ class PenaltySession(Session[WeightPenalty]):
 
     def __post_init__(self) -> None:
         technique, run = self.technique, self.run
-        self.selection = Selection(
-            run.module,
-            include=technique.include,
-            exclude=technique.exclude,
-            exclude_norm_and_bias=technique.exclude_norm_and_bias,
-            by_unit=technique.by_unit,
-            group=technique.group,
-        )
+        self.selection = Selection.by(technique, run.module, by_unit=technique.by_unit, group=technique.group)
         self.strength = ScheduledStrength(technique.schedule, run.trainer)
         self.name = technique.tag + technique.suffix(run.trainer)
         if technique.by_unit:

@@ -17,7 +17,7 @@ from lightning_reg.core.step import Run
 from lightning_reg.core.technique import Technique
 from lightning_reg.settings import SettingError
 
-__all__ = ["isolated"]
+__all__ = ["copy_module", "isolated"]
 
 
 @contextmanager
@@ -40,7 +40,9 @@ def isolated(
     Raises:
         SettingError: If the module holds something that can't be copied, with its name.
     """
-    copied = _copy(trainer, module, name)
+    view = silent_view(trainer)
+    copied = copy_module(trainer, module, name, view)
+    attach(view, copied)
     vars(copied)["log"] = log
     copied.eval()
     for part in copied.modules():
@@ -52,8 +54,19 @@ def isolated(
         yield copied
 
 
-def _copy(trainer: Trainer, module: LightningModule, name: str) -> LightningModule:
-    view = silent_view(trainer)
+def copy_module(trainer: Trainer, module: LightningModule, name: str, view: Trainer | None = None) -> LightningModule:
+    """Returns a copy that shares nothing with a module but a trainer, so that nothing done to it has consequences.
+
+    Args:
+        trainer: The module's.
+        module: The module.
+        name: Of the technique that asks, for the message.
+        view: What the copy refers to as its trainer; the trainer itself where None.
+
+    Raises:
+        SettingError: If the module holds something that can't be copied, with its name.
+    """
+    view = trainer if view is None else view
     # Our own callbacks and the optimizers have no part in an evaluation, and may hold as much as the module.
     shared: list[Any] = [Run.of(trainer), *trainer.optimizers, *_ours(trainer)]
     stand_ins = {id(part): (part, part) for part in shared if part is not None}
@@ -68,7 +81,6 @@ def _copy(trainer: Trainer, module: LightningModule, name: str) -> LightningModu
             f"{type(value).__name__} ({type(reason).__name__}: {reason}); keep it outside of the module, or leave "
             f"{name} out"
         ) from error
-    attach(view, copied)
     return copied
 
 

@@ -74,13 +74,7 @@ class CentralizationSession(Session[GradientCentralization]):
 
     def __post_init__(self) -> None:
         technique = self.technique
-        self.selection = Selection(
-            self.run.module,
-            include=technique.include,
-            exclude=technique.exclude,
-            exclude_norm_and_bias=technique.exclude_norm_and_bias,
-            by_unit=True,
-        )
+        self.selection = Selection.by(technique, self.run.module, by_unit=True)
         refuse_sharded(self.selection.names, type(technique).__name__)
 
     @override

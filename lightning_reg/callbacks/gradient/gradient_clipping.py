@@ -170,12 +170,7 @@ class ClippingSession(Session[GradientClipping]):
     def __post_init__(self) -> None:
         technique, run = self.technique, self.run
         self._refuse_other_clipping()
-        self.selection = Selection(
-            run.module,
-            include=technique.include,
-            exclude=technique.exclude,
-            exclude_norm_and_bias=technique.exclude_norm_and_bias,
-        )
+        self.selection = Selection.by(technique, run.module)
         if isinstance(technique.clipping, AdaptiveClipping):
             self._spare_head()
             refuse_sharded(self.selection.names, "adaptive GradientClipping")

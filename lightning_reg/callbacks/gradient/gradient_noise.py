@@ -106,12 +106,7 @@ class NoiseSession(Session[GradientNoise]):
 
     def __post_init__(self) -> None:
         technique = self.technique
-        self.selection = Selection(
-            self.run.module,
-            include=technique.include,
-            exclude=technique.exclude,
-            exclude_norm_and_bias=technique.exclude_norm_and_bias,
-        )
+        self.selection = Selection.by(technique, self.run.module)
         self.strength = ScheduledStrength(technique.schedule, self.run.trainer)
 
     @override
