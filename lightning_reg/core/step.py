@@ -301,20 +301,6 @@ class Run:
         self._nesting.clear()  # whatever has failed in an earlier step
         self._tell("batch_starts", batch_idx)
 
-    # A batch that is run again, for its gradients: it counts in no window
-
-    def begins_again(self, batch_idx: int) -> None:
-        """What is drawn for a batch is drawn once more, alike."""
-        self._tell("batch_starts", batch_idx)
-
-    def before_backward_again(self, loss: Tensor) -> None:
-        """The backward pass of a batch that is run again begins."""
-        self._tell("before_backward", loss)
-
-    def after_backward_again(self) -> None:
-        """The backward pass of a batch that is run again has ended."""
-        self._tell("after_backward")
-
     def zero_grad(self, optimizer: Optimizer) -> None:
         """Gradients are about to be cleared."""
         self._tell("zero_grad", optimizer)
@@ -398,6 +384,22 @@ class Run:
     def train_ends(self) -> None:
         """Averages are put in for good; then the best weights are restored."""
         self._tell("train_ends")
+
+    # A batch that is run again, for its gradients: it counts in no window
+
+    def begins_again(self, batch_idx: int) -> None:
+        """What is drawn for a batch is drawn once more, alike."""
+        self._tell("batch_starts", batch_idx)
+
+    def before_backward_again(self, loss: Tensor) -> None:
+        """The backward pass of a batch that is run again begins."""
+        self._tell("before_backward", loss)
+
+    def after_backward_again(self) -> None:
+        """The backward pass of a batch that is run again has ended."""
+        self._tell("after_backward")
+
+    # The end
 
     def end(self, exception: BaseException | None = None) -> None:
         """Drops all sessions and removes all hooks; safe to call again.
