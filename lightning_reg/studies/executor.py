@@ -183,9 +183,13 @@ def _start_worker(lifeline: Connection, threads: int | None) -> None:
         os.setpgid(0, 0)  # with what tasks start, loaders' workers and the like, so that all of it can be ended
     threading.Thread(target=_end_with, args=(lifeline,), daemon=True).start()
     if threads is not None:
-        os.environ["OMP_NUM_THREADS"] = str(threads)  # by which numpy and torch go when they are imported
-        if "torch" in sys.modules:  # by the main module, which has been imported before this
-            sys.modules["torch"].set_num_threads(threads)
+        _use_threads(threads)
+
+
+def _use_threads(count: int) -> None:
+    os.environ["OMP_NUM_THREADS"] = str(count)  # by which numpy and torch go when they are imported
+    if "torch" in sys.modules:  # by the main module, or an earlier task
+        sys.modules["torch"].set_num_threads(count)
 
 
 def _end_with(lifeline: Connection) -> None:
@@ -297,6 +301,7 @@ def _check_reachable(address: str) -> None:
 
 
 def _do_there(folder: str, task: Callable[..., T], arguments: tuple[Any, ...]) -> T:
+    _use_threads(1)  # it has one core; Ray says so itself only where the machine's environment says nothing else
     with contextlib.suppress(OSError):
         os.chdir(folder)
     return task(*arguments)
