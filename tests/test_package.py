@@ -18,7 +18,7 @@ MODULES = [
     if not name.rpartition(".")[2].startswith("_")
 ]
 # What users import: what packages export, and the rooms that are read file by file.
-READ_BY_FILE = ("lightning_reg.functional.", "lightning_reg.optim", "lightning_reg.inspection")
+READ_BY_FILE = ("lightning_reg.functional.", "lightning_reg.optim", "lightning_reg.monitors.inspection")
 
 
 def exported(kind):

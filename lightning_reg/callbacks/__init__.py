@@ -1,6 +1,9 @@
-"""Every technique that attaches to a Trainer: a folder a place of the training step, a technique a file."""
+"""Everything that attaches to a Trainer: techniques, a folder for each place of the training step, monitors, the audit.
 
-from lightning_reg.attach.schedules import StrengthSchedule
+Monitors and the audit have rooms of their own (:mod:`lightning_reg.monitors`, :mod:`lightning_reg.audit`).
+"""
+
+from lightning_reg.audit.regularization_audit import RegularizationAudit
 from lightning_reg.callbacks.batch.batch_mixing import BatchMixing
 from lightning_reg.callbacks.forward.dropout_schedule import DropoutSchedule
 from lightning_reg.callbacks.forward.freeze_batch_norm import FreezeBatchNorm
@@ -14,7 +17,6 @@ from lightning_reg.callbacks.forward.weight_standardization import WeightStandar
 from lightning_reg.callbacks.gradient.elastic_net_penalty import ElasticNetPenalty
 from lightning_reg.callbacks.gradient.gradient_centralization import GradientCentralization
 from lightning_reg.callbacks.gradient.gradient_clipping import GradientClipping
-from lightning_reg.callbacks.gradient.gradient_monitor import GradientMonitor
 from lightning_reg.callbacks.gradient.gradient_noise import GradientNoise
 from lightning_reg.callbacks.gradient.group_lasso_penalty import GroupLassoPenalty
 from lightning_reg.callbacks.gradient.l1_penalty import L1Penalty
@@ -25,18 +27,19 @@ from lightning_reg.callbacks.gradient.sharpness_aware_minimization import Sharpn
 from lightning_reg.callbacks.loss.activity_penalty import ActivityPenalty
 from lightning_reg.callbacks.loss.concrete_dropout_penalty import ConcreteDropoutPenalty
 from lightning_reg.callbacks.loss.confidence_penalty import ConfidencePenalty
-from lightning_reg.callbacks.run.activation_stats import ActivationStats
-from lightning_reg.callbacks.run.batch_picture import BatchPicture
 from lightning_reg.callbacks.run.best_weights_early_stopping import BestWeightsEarlyStopping
-from lightning_reg.callbacks.run.generalization_gap import GeneralizationGap
-from lightning_reg.callbacks.run.regularization_audit import RegularizationAudit
-from lightning_reg.callbacks.run.weight_distribution import WeightDistribution
 from lightning_reg.callbacks.weights.exponential_moving_average import ExponentialMovingAverage
 from lightning_reg.callbacks.weights.lookahead import Lookahead
 from lightning_reg.callbacks.weights.max_norm import MaxNorm
 from lightning_reg.callbacks.weights.non_negative import NonNegative
 from lightning_reg.callbacks.weights.stochastic_weight_average import StochasticWeightAverage
 from lightning_reg.callbacks.weights.unit_norm import UnitNorm
+from lightning_reg.core.schedules import StrengthSchedule
+from lightning_reg.monitors.activation_stats import ActivationStats
+from lightning_reg.monitors.batch_images import BatchPicture
+from lightning_reg.monitors.generalization_gap import GeneralizationGap
+from lightning_reg.monitors.gradient_monitor import GradientMonitor
+from lightning_reg.monitors.weight_distribution import WeightDistribution
 
 __all__ = [
     "ActivationStats",

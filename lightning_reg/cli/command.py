@@ -18,7 +18,6 @@ from typing_extensions import override
 # Importing them makes their short names known to the parser: --model MLP, --trainer.callbacks+=L2Penalty.
 import lightning_reg.callbacks
 import lightning_reg.transforms  # noqa: F401
-from lightning_reg.attach.metric_names import short_name
 from lightning_reg.callbacks import RegularizationAudit
 from lightning_reg.cli.answers import Beginning, answered
 from lightning_reg.cli.checks import check_devices, check_settings, within_memory
@@ -39,6 +38,7 @@ from lightning_reg.cli.runs import (
 )
 from lightning_reg.cli.summary import quiet, summarize
 from lightning_reg.core.lightning import callbacks_of
+from lightning_reg.core.metric_names import short_name
 from lightning_reg.data import InMemoryData
 from lightning_reg.models import Supervised
 from lightning_reg.settings import SettingError

@@ -13,15 +13,15 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
-from lightning_reg.attach.inventory import technique_settings
-from lightning_reg.attach.metric_names import is_accuracy, lower_is_better, short_name
+from lightning_reg.audit.inventory import technique_settings
 from lightning_reg.cli.figures import write_figures
 from lightning_reg.cli.runs import run_folders
+from lightning_reg.core.metric_names import is_accuracy, lower_is_better, short_name
+from lightning_reg.core.tensorboard import log_final_metrics
 from lightning_reg.data import InMemoryData
 from lightning_reg.files import read_checkpoint
 from lightning_reg.functional.learning_curves import generalization_gap
 from lightning_reg.settings import SettingError
-from lightning_reg.tensorboard import log_final_metrics
 from lightning_reg.text import table
 
 __all__ = ["TrainingPart", "evaluate_splits", "metric_lines", "quiet", "selected_checkpoint", "summarize"]

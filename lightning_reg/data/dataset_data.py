@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Subset, default_collate
 from typing_extensions import override
 
-from lightning_reg.attach.hyperparameters import save_plain_hyperparameters
+from lightning_reg.core.hyperparameters import save_plain_hyperparameters
 from lightning_reg.data.in_memory import InMemoryData
 from lightning_reg.data.splits import chosen_count, stratified_split
 from lightning_reg.data.targets import Task

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_reg.attach.hyperparameters import save_plain_hyperparameters
+from lightning_reg.core.hyperparameters import save_plain_hyperparameters
 from lightning_reg.data.folders import PictureFolder
 from lightning_reg.data.image_table import ImageTable
 from lightning_reg.data.in_memory import InMemoryData

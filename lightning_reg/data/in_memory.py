@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
-from lightning_reg.attach.streams import random_stream
+from lightning_reg.core.streams import random_stream
 from lightning_reg.data.loader import Batch, ResumableLoader, SampleDataset, ShuffledSampler, as_fetched
 from lightning_reg.data.targets import Task
 from lightning_reg.functional.mixing import soft_targets

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import conv1d, pad
 from typing_extensions import override
 
-from lightning_reg.attach.hyperparameters import save_plain_hyperparameters
+from lightning_reg.core.hyperparameters import save_plain_hyperparameters
 from lightning_reg.data.in_memory import InMemoryData
 from lightning_reg.data.loader import SampleDataset
 from lightning_reg.data.row_splits import RowSplitter

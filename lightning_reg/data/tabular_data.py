@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_reg.attach.hyperparameters import save_plain_hyperparameters
+from lightning_reg.core.hyperparameters import save_plain_hyperparameters
 from lightning_reg.data.encoding import Scaling, TableEncoder
 from lightning_reg.data.in_memory import InMemoryData
 from lightning_reg.data.loader import SampleDataset

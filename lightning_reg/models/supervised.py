@@ -15,16 +15,16 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from typing_extensions import override
 
-from lightning_reg.attach.hyperparameters import save_plain_hyperparameters
-from lightning_reg.attach.samples import training_samples
-from lightning_reg.functional.lsuv import lsuv_
+from lightning_reg.core.hyperparameters import save_plain_hyperparameters
+from lightning_reg.core.samples import training_samples
+from lightning_reg.init.lsuv import lsuv_
 from lightning_reg.models.checkpoints import check_fits, check_same_structure
 from lightning_reg.models.metrics import Deferred, SampleMean
 from lightning_reg.models.shapes import check_network, check_outputs
 from lightning_reg.models.tasks import Classification, Multilabel, Prediction, Regression, Task
 from lightning_reg.models.training_targets import training_targets
 from lightning_reg.nn import monte_carlo_predict
-from lightning_reg.nn.concrete_dropout import concrete_layers, concrete_penalty
+from lightning_reg.nn.layers.concrete_dropout import concrete_layers, concrete_penalty
 from lightning_reg.optim import weight_decay_groups
 from lightning_reg.settings import SettingError, check_choice, check_range
 

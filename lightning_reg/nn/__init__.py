@@ -1,18 +1,5 @@
 """Layers, blocks and the factories that make normalization, activation and dropout pluggable by name."""
 
-from lightning_reg.nn.blocks import convolutional_network, dense_network
-from lightning_reg.nn.concrete_dropout import ConcreteDropout, concrete_penalty
-from lightning_reg.nn.drop_block import DropBlock, DropBlock1d, DropBlock2d, DropBlock3d
-from lightning_reg.nn.drop_connect import DropConnect, drop_connected
-from lightning_reg.nn.dropout import (
-    Dropout,
-    GaussianDropout,
-    GaussianNoise,
-    SpatialDropout,
-    StochasticDepth,
-    VariationalDropout,
-    linear_rates,
-)
 from lightning_reg.nn.factories import (
     ACTIVATIONS,
     DROPOUTS,
@@ -22,17 +9,31 @@ from lightning_reg.nn.factories import (
     make_dropout,
     make_norm,
 )
-from lightning_reg.nn.monte_carlo import MonteCarloPrediction, monte_carlo_predict
-from lightning_reg.nn.normalization import (
+from lightning_reg.nn.layers.concrete_dropout import ConcreteDropout, concrete_penalty
+from lightning_reg.nn.layers.drop_block import DropBlock, DropBlock1d, DropBlock2d, DropBlock3d
+from lightning_reg.nn.layers.drop_connect import DropConnect, drop_connected
+from lightning_reg.nn.layers.dropout import (
+    Dropout,
+    GaussianDropout,
+    GaussianNoise,
+    SpatialDropout,
+    StochasticDepth,
+    VariationalDropout,
+    linear_rates,
+)
+from lightning_reg.nn.layers.normalization import (
     ChannelsFirstLayerNorm,
     ChannelsFirstRMSNorm,
     FilterResponseNorm,
     GhostBatchNorm,
     WeightStandardization,
 )
-from lightning_reg.nn.recurrent import WeightDropGRU, WeightDropLSTM, WeightDropRNN, recurrent_network
-from lightning_reg.nn.tabular import TabularEmbedding
-from lightning_reg.nn.transformer import Attention, FeedForward, TransformerBlock, transformer_network
+from lightning_reg.nn.layers.weight_drop import WeightDropGRU, WeightDropLSTM, WeightDropRNN
+from lightning_reg.nn.monte_carlo import MonteCarloPrediction, monte_carlo_predict
+from lightning_reg.nn.networks.blocks import convolutional_network, dense_network
+from lightning_reg.nn.networks.recurrent import recurrent_network
+from lightning_reg.nn.networks.tabular import TabularEmbedding
+from lightning_reg.nn.networks.transformer import Attention, FeedForward, TransformerBlock, transformer_network
 
 __all__ = [
     "ACTIVATIONS",

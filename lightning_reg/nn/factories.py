@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import nn
 
-from lightning_reg.nn.concrete_dropout import ConcreteDropout
-from lightning_reg.nn.drop_block import DropBlock1d, DropBlock2d, DropBlock3d
-from lightning_reg.nn.drop_connect import drop_connected
-from lightning_reg.nn.dropout import GaussianDropout
-from lightning_reg.nn.normalization import (
+from lightning_reg.nn.layers.concrete_dropout import ConcreteDropout
+from lightning_reg.nn.layers.drop_block import DropBlock1d, DropBlock2d, DropBlock3d
+from lightning_reg.nn.layers.drop_connect import drop_connected
+from lightning_reg.nn.layers.dropout import GaussianDropout
+from lightning_reg.nn.layers.normalization import (
     ChannelsFirstLayerNorm,
     ChannelsFirstRMSNorm,
     FilterResponseNorm,

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from lightning_reg.nn.stochastic import Lease, StochasticLayer
+from lightning_reg.nn.layers.stochastic import Lease, StochasticLayer
 from lightning_reg.settings import SettingError
 
 __all__ = ["Insertion", "insertions"]
@@ -26,7 +26,7 @@ class Insertion:
         lease: Until when it acts, in copies of the host, too; always where None.
 
     >>> import torch
-    >>> from lightning_reg.nn.dropout import Dropout
+    >>> from lightning_reg.nn.layers.dropout import Dropout
     >>> host = nn.Linear(2, 2)
     >>> handle = host.register_forward_hook(Insertion(Dropout(0.5), "0"), with_kwargs=True)
     >>> [each.layer for each in insertions(host)]

@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import nn
 
-from lightning_reg.nn.concrete_dropout import ConcreteDropout
-from lightning_reg.nn.drop_connect import DropConnect
 from lightning_reg.nn.insertion import Insertion
-from lightning_reg.nn.stochastic import StochasticLayer
+from lightning_reg.nn.layers.concrete_dropout import ConcreteDropout
+from lightning_reg.nn.layers.drop_connect import DropConnect
+from lightning_reg.nn.layers.stochastic import StochasticLayer
 
 __all__ = ["Rate", "is_stochastic", "rates"]
 

@@ -10,9 +10,9 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_reg.attach.activations import ActivationWatch, Sums
-from lightning_reg.callbacks.run.generalization_gap import GeneralizationGap, Measurements
 from lightning_reg.core.hooks import ForwardHook
+from lightning_reg.monitors.activations import ActivationWatch, Sums
+from lightning_reg.monitors.generalization_gap import GeneralizationGap, Measurements
 from lightning_reg.settings import SettingError
 
 __all__ = ["ActivationRecorder", "LearningCurves", "curves_of", "predictions_of", "reload_of", "weights_of"]

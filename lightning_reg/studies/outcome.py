@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lightning_reg.attach.metric_names import lower_is_better
+from lightning_reg.core.metric_names import lower_is_better
 
 __all__ = ["Axis", "Failure", "Outcome", "Result", "Study", "collected"]
 

@@ -17,8 +17,8 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lightning_reg.attach.snapshot import WeightSnapshot
 from lightning_reg.callbacks import BestWeightsEarlyStopping
+from lightning_reg.callbacks.run.snapshot import WeightSnapshot
 from lightning_reg.settings import MonitorError, SettingError
 from tests.conftest import REPOSITORY
 from tests.helpers import quiet_trainer

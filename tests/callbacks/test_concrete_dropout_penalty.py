@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_reg.callbacks import ConcreteDropoutPenalty
 from lightning_reg.models import CNN, MLP
-from lightning_reg.nn.concrete_dropout import concrete_layers
+from lightning_reg.nn.layers.concrete_dropout import concrete_layers
 from lightning_reg.settings import SettingError
 from tests.conformance.problem import SomebodysModule, loader
 from tests.helpers import quiet_trainer

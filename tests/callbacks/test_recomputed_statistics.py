@@ -238,7 +238,9 @@ def test_inputs_that_the_network_changes_are_those_that_it_was_given():
 
 
 def test_only_as_much_is_remembered_as_is_allowed(monkeypatch):
-    monkeypatch.setattr("lightning_reg.attach.remembered_inputs._MOST_BYTES", 2 * 8 * 6 * 4)  # two batches
+    monkeypatch.setattr(
+        "lightning_reg.callbacks.weights.averages.remembered_inputs._MOST_BYTES", 2 * 8 * 6 * 4
+    )  # two batches
     module, _ = fit(average())
     assert_statistics(module.net[1], [module.net[0](inputs) for inputs in batches()[-2:]])
 

@@ -11,7 +11,7 @@ from lightning.pytorch import plugins
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_reg.attach.selection import plain_name
+from lightning_reg.core.selection import plain_name
 from tests.helpers import of_package, quiet_trainer
 
 LightningModule, MixedPrecision = of_package(pytorch.LightningModule), of_package(plugins.MixedPrecision)

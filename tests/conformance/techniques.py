@@ -9,7 +9,6 @@ from lightning.pytorch import Callback
 from torch import nn
 from torch.nn.utils.parametrize import register_parametrization
 
-from lightning_reg.attach.streams import random_stream
 from lightning_reg.callbacks import (
     ActivationStats,
     ActivityPenalty,
@@ -49,6 +48,7 @@ from lightning_reg.callbacks import (
     WeightDistribution,
     WeightStandardization,
 )
+from lightning_reg.core.streams import random_stream
 from lightning_reg.nn import ConcreteDropout
 from lightning_reg.transforms import Mixup
 from tests.conformance.problem import BATCHES, EPOCHS, LEARNING_RATE, Network, Textbook, matrices, network, trainable

@@ -19,7 +19,7 @@ from torch.nn.utils import parametrizations
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MeanMetric
 
-from lightning_reg.core.isolation import isolated
+from lightning_reg.core.copies.isolation import isolated
 from lightning_reg.core.wrapping import around
 from lightning_reg.settings import SettingError
 from tests.helpers import quiet_trainer

@@ -11,14 +11,14 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 from typing_extensions import override
 
-from lightning_reg.attach.batches import Key, check_key, part_of, with_parts
-from lightning_reg.attach.loss_interpolation import InterpolatedLosses
-from lightning_reg.attach.streams import base_seed, random_stream
-from lightning_reg.attach.weighted_losses import LOSSES
+from lightning_reg.callbacks.batch.loss_interpolation import InterpolatedLosses
+from lightning_reg.callbacks.batch.weighted_losses import LOSSES
+from lightning_reg.core.batches import Key, check_key, part_of, with_parts
 from lightning_reg.core.facts import Place
 from lightning_reg.core.lightning import compiled_call, instance_number, is_compiled, is_compiled_whole
 from lightning_reg.core.session import Session
 from lightning_reg.core.step import Run
+from lightning_reg.core.streams import base_seed, random_stream
 from lightning_reg.core.technique import Technique
 from lightning_reg.core.wrapping import Handle, around
 from lightning_reg.settings import SettingError, check_count

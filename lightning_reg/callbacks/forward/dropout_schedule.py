@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 
 from typing_extensions import override
 
-from lightning_reg.attach.schedules import ScheduledStrength, StrengthSchedule, check_schedule
-from lightning_reg.attach.selection import as_patterns, select_names
 from lightning_reg.core.facts import Chart, Place
 from lightning_reg.core.lightning import logs_now
+from lightning_reg.core.schedules import ScheduledStrength, StrengthSchedule, check_schedule
+from lightning_reg.core.selection import as_patterns, select_names
 from lightning_reg.core.session import Session
 from lightning_reg.core.step import Run
 from lightning_reg.core.technique import Technique

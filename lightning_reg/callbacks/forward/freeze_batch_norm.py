@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from typing_extensions import override
 
-from lightning_reg.attach.surgery import Surgery, SurgerySession
+from lightning_reg.callbacks.forward.surgery import Surgery, SurgerySession
 from lightning_reg.core.step import Run
 from lightning_reg.settings import SettingError
 

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 from typing_extensions import override
 
-from lightning_reg.attach.insertion import StochasticSession, check_insertion, inserted
-from lightning_reg.attach.surgery import Surgery
+from lightning_reg.callbacks.forward.insertion import StochasticSession, check_insertion, inserted
+from lightning_reg.callbacks.forward.surgery import Surgery
 from lightning_reg.core.facts import Linear
 from lightning_reg.core.step import Run
 from lightning_reg.nn import DropBlock
-from lightning_reg.nn.stochastic import StochasticLayer
+from lightning_reg.nn.layers.stochastic import StochasticLayer
 from lightning_reg.settings import check_count
 
 __all__ = ["InsertDropBlock"]

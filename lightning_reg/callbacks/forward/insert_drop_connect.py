@@ -7,11 +7,11 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 from typing_extensions import override
 
-from lightning_reg.attach.insertion import StochasticSession, check_stochastic
-from lightning_reg.attach.surgery import Surgery
+from lightning_reg.callbacks.forward.insertion import StochasticSession, check_stochastic
+from lightning_reg.callbacks.forward.surgery import Surgery
 from lightning_reg.core.facts import Linear
 from lightning_reg.core.step import Run
-from lightning_reg.nn.drop_connect import DROP_CONNECTED, DropConnect, drop_connected, plain_again
+from lightning_reg.nn.layers.drop_connect import DROP_CONNECTED, DropConnect, drop_connected, plain_again
 from lightning_reg.settings import SettingError
 
 __all__ = ["InsertDropConnect"]

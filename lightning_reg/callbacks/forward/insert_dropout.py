@@ -5,8 +5,8 @@ from typing import Literal
 
 from typing_extensions import override
 
-from lightning_reg.attach.insertion import StochasticSession, check_insertion, inserted
-from lightning_reg.attach.surgery import Surgery
+from lightning_reg.callbacks.forward.insertion import StochasticSession, check_insertion, inserted
+from lightning_reg.callbacks.forward.surgery import Surgery
 from lightning_reg.core.facts import Linear
 from lightning_reg.core.step import Run
 from lightning_reg.nn import Dropout, GaussianDropout, SpatialDropout

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from typing_extensions import override
 
-from lightning_reg.attach.surgery import Surgery, SurgerySession
+from lightning_reg.callbacks.forward.surgery import Surgery, SurgerySession
 from lightning_reg.core.facts import Choice
 from lightning_reg.core.step import Run
 from lightning_reg.nn import make_norm

@@ -7,10 +7,10 @@ from torch import nn
 from torch.nn.utils import parametrizations
 from typing_extensions import override
 
-from lightning_reg.attach.reparametrization import reparametrized
-from lightning_reg.attach.streams import base_seed, random_stream
-from lightning_reg.attach.surgery import Surgery, SurgerySession
+from lightning_reg.callbacks.forward.reparametrization import reparametrized
+from lightning_reg.callbacks.forward.surgery import Surgery, SurgerySession
 from lightning_reg.core.step import Run
+from lightning_reg.core.streams import base_seed, random_stream
 from lightning_reg.settings import check_count, check_range
 
 __all__ = ["SpectralNormalization"]

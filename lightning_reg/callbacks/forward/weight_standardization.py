@@ -6,10 +6,10 @@ from torch import nn
 from torch.nn.utils.parametrize import register_parametrization
 from typing_extensions import override
 
-from lightning_reg.attach.reparametrization import reparametrized
-from lightning_reg.attach.surgery import Surgery, SurgerySession
+from lightning_reg.callbacks.forward.reparametrization import reparametrized
+from lightning_reg.callbacks.forward.surgery import Surgery, SurgerySession
 from lightning_reg.core.step import Run
-from lightning_reg.nn import normalization as layers
+from lightning_reg.nn.layers import normalization as layers
 from lightning_reg.settings import SettingError, check_range
 
 __all__ = ["WeightStandardization"]

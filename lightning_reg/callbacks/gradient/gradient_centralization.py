@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 
 from typing_extensions import override
 
-from lightning_reg.attach.selection import Selection, as_patterns
 from lightning_reg.core.facts import Place, Position
 from lightning_reg.core.gradients import gradient_values, refuse_sharded
+from lightning_reg.core.selection import Selection, as_patterns
 from lightning_reg.core.session import Session
 from lightning_reg.core.step import Run, Step
 from lightning_reg.core.technique import Technique

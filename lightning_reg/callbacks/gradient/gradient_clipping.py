@@ -1,6 +1,6 @@
 """Gradient clipping by norm, value, unit, percentile or z-score."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
@@ -8,13 +8,19 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_reg.attach.clipping import ALGORITHMS, AdaptiveClipping, Algorithm, ClipMemory, ValueClipping
-from lightning_reg.attach.schedules import ScheduledStrength, StrengthSchedule, check_never_zero
-from lightning_reg.attach.selection import Selection, as_patterns
+from lightning_reg.callbacks.gradient.clipping_algorithms import (
+    ALGORITHMS,
+    AdaptiveClipping,
+    Algorithm,
+    ClipMemory,
+    ValueClipping,
+)
+from lightning_reg.core.clipping import ClippingSession
 from lightning_reg.core.facts import Log, Place, Position
 from lightning_reg.core.gradients import refuse_complex, refuse_sharded
 from lightning_reg.core.lightning import is_overridden
-from lightning_reg.core.session import Session
+from lightning_reg.core.schedules import ScheduledStrength, StrengthSchedule, check_never_zero
+from lightning_reg.core.selection import Selection, as_patterns
 from lightning_reg.core.step import Run, Step
 from lightning_reg.core.technique import Technique
 from lightning_reg.settings import SettingError, check_choice
@@ -143,8 +149,8 @@ class GradientClipping(Technique):
         return self._generate_state_key(algorithm=self.algorithm, include=self.include, exclude=self.exclude)
 
     @override
-    def new_session(self, run: Run) -> "ClippingSession":
-        return ClippingSession(self, run)
+    def new_session(self, run: Run) -> "GradientClippingSession":
+        return GradientClippingSession(self, run)
 
 
 def _algorithm(name: str, given: dict[str, Any]) -> Algorithm:
@@ -159,7 +165,7 @@ def _algorithm(name: str, given: dict[str, Any]) -> Algorithm:
 
 
 @dataclass(eq=False)
-class ClippingSession(Session[GradientClipping]):
+class GradientClippingSession(ClippingSession[GradientClipping]):
     """One fit of gradient clipping, with a memory by index of the optimizer."""
 
     selection: Selection = field(init=False)
@@ -176,7 +182,7 @@ class ClippingSession(Session[GradientClipping]):
             refuse_sharded(self.selection.names, "adaptive GradientClipping")
         if isinstance(technique.clipping, ValueClipping):
             refuse_complex(self.selection.names, "GradientClipping by value", "take algorithm 'norm', or exclude it")
-        for other in run.sessions_of(ClippingSession):
+        for other in run.sessions_of(GradientClippingSession):
             both = other.chosen(self.chosen(list(self.selection.names)))
             if both:
                 raise SettingError(
@@ -186,6 +192,11 @@ class ClippingSession(Session[GradientClipping]):
         if not run.module.automatic_optimization:
             run.around(run.trainer.precision_plugin, "clip_gradients", self._refuse_clipping_by_hand)
         self.strength = ScheduledStrength(technique.schedule, run.trainer)
+
+    @property
+    @override
+    def cut_off(self) -> Collection[nn.Parameter]:
+        return self.selection.names if isinstance(self.technique.clipping, ValueClipping) else ()
 
     def chosen(self, parameters: list[nn.Parameter]) -> list[nn.Parameter]:
         """Returns the parameters that are clipped."""

@@ -7,14 +7,14 @@ import torch
 from torch.distributed.tensor import DTensor
 from typing_extensions import override
 
-from lightning_reg.attach.schedules import ScheduledStrength, StrengthSchedule, check_schedule
-from lightning_reg.attach.selection import Selection, as_patterns
-from lightning_reg.attach.streams import base_seed, random_stream
 from lightning_reg.core.facts import Chart, Log, Place, Position
 from lightning_reg.core.gradients import dense_gradient, local
 from lightning_reg.core.lightning import instance_number
+from lightning_reg.core.schedules import ScheduledStrength, StrengthSchedule, check_schedule
+from lightning_reg.core.selection import Selection, as_patterns
 from lightning_reg.core.session import Session
 from lightning_reg.core.step import Run, Step
+from lightning_reg.core.streams import base_seed, random_stream
 from lightning_reg.core.technique import Technique
 from lightning_reg.functional.gradients import add_noise_
 from lightning_reg.settings import check_count, check_range

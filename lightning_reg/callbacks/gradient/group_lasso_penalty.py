@@ -6,9 +6,9 @@ from typing import Literal
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_reg.attach.schedules import StrengthSchedule
-from lightning_reg.attach.weight_penalty import WeightPenalty
+from lightning_reg.callbacks.gradient.weight_penalty import WeightPenalty
 from lightning_reg.core.facts import Log
+from lightning_reg.core.schedules import StrengthSchedule
 from lightning_reg.functional.penalties import add_group_lasso_gradient_, group_lasso_penalty
 from lightning_reg.functional.proximal import group_soft_threshold_
 from lightning_reg.settings import check_choice, check_range

@@ -8,10 +8,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_reg.attach.schedules import StrengthSchedule
-from lightning_reg.attach.weight_penalty import PenaltySession, WeightPenalty
+from lightning_reg.callbacks.gradient.weight_penalty import PenaltySession, WeightPenalty
 from lightning_reg.core.facts import Log
 from lightning_reg.core.gradients import local, to_shard, whole
+from lightning_reg.core.schedules import StrengthSchedule
 from lightning_reg.core.session import kept
 from lightning_reg.core.step import Run
 from lightning_reg.core.technique import Technique

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_reg.attach.second_pass import SecondPass
+from lightning_reg.callbacks.gradient.second_pass import SecondPass
 from lightning_reg.core.facts import Chart, Place, Position
 from lightning_reg.core.gradients import dense_gradient, gradient_norms, local
 from lightning_reg.core.lightning import callbacks_of, flattens_parameters, scaler_scale

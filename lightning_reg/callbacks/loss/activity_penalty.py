@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from typing_extensions import override
 
-from lightning_reg.attach.loss_term import LossTerm, TermSession
-from lightning_reg.attach.schedules import StrengthSchedule
-from lightning_reg.attach.selection import as_patterns, select_modules
+from lightning_reg.callbacks.loss.loss_term import LossTerm, TermSession
 from lightning_reg.core.facts import Log
+from lightning_reg.core.schedules import StrengthSchedule
+from lightning_reg.core.selection import as_patterns, select_modules
 from lightning_reg.core.step import Run
 from lightning_reg.functional.output_penalties import activity_penalty, temporal_activity_penalty
 from lightning_reg.settings import SettingError, check_range

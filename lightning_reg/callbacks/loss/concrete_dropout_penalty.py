@@ -8,14 +8,14 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_reg.attach.loss_term import LossTerm, TermSession
-from lightning_reg.attach.samples import training_samples
-from lightning_reg.attach.schedules import StrengthSchedule
-from lightning_reg.attach.selection import plain_name
+from lightning_reg.callbacks.loss.loss_term import LossTerm, TermSession
 from lightning_reg.core.facts import Chart
 from lightning_reg.core.lightning import logs_now
+from lightning_reg.core.samples import training_samples
+from lightning_reg.core.schedules import StrengthSchedule
+from lightning_reg.core.selection import plain_name
 from lightning_reg.core.step import Run
-from lightning_reg.nn.concrete_dropout import ConcreteDropout, concrete_layers
+from lightning_reg.nn.layers.concrete_dropout import ConcreteDropout, concrete_layers
 from lightning_reg.settings import SettingError, check_count
 
 __all__ = ["ConcreteDropoutPenalty"]

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
-from lightning_reg.attach.loss_term import LossTerm, TermSession
-from lightning_reg.attach.schedules import StrengthSchedule
+from lightning_reg.callbacks.loss.loss_term import LossTerm, TermSession
 from lightning_reg.core.facts import Log
+from lightning_reg.core.schedules import StrengthSchedule
 from lightning_reg.core.step import Run
 from lightning_reg.functional.output_penalties import confidence_penalty
 from lightning_reg.settings import SettingError, check_range

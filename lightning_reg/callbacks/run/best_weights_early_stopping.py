@@ -11,14 +11,14 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_reg.attach.snapshot import (
+from lightning_reg.callbacks.run.snapshot import (
     WeightSnapshot,
     averaging_callbacks,
     load_weights,
     warn_of_untrusted,
     weights_of_checkpoint,
 )
-from lightning_reg.attach.stopping import Decision, Progress, decide
+from lightning_reg.callbacks.run.stopping import Decision, Progress, decide
 from lightning_reg.core.facts import Place, Position
 from lightning_reg.core.lightning import callbacks_of, flattens_parameters, package_of, twin, twins
 from lightning_reg.core.session import Session, kept

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_reg.attach.averaging import CHECKPOINT_KEY
-from lightning_reg.attach.registered import tensors_of
+from lightning_reg.callbacks.weights.averages.averaging import CHECKPOINT_KEY
+from lightning_reg.callbacks.weights.averages.registered import tensors_of
 from lightning_reg.core.facts import Place, Position
 from lightning_reg.core.gradients import local, to_shard, whole
 from lightning_reg.core.lightning import instance_number

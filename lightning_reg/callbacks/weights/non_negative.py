@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_reg.attach.constraint import Constraint, ConstraintSession
+from lightning_reg.callbacks.weights.constraint import Constraint, ConstraintSession
 from lightning_reg.core.gradients import refuse_complex
 from lightning_reg.core.step import Run
 from lightning_reg.functional.proximal import non_negative_

@@ -9,8 +9,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_reg.attach.average_session import AverageSession
-from lightning_reg.attach.averaging import Buffers, Validate, WeightAverage
+from lightning_reg.callbacks.weights.averages.average_session import AverageSession
+from lightning_reg.callbacks.weights.averages.averaging import Buffers, Validate, WeightAverage
 from lightning_reg.core.session import kept
 from lightning_reg.core.step import Run
 from lightning_reg.functional.averaging import Annealing, annealed, cyclic, mean_update_

@@ -6,7 +6,7 @@ from typing import Literal
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_reg.attach.constraint import Constraint
+from lightning_reg.callbacks.weights.constraint import Constraint
 from lightning_reg.functional.proximal import unit_norm_
 from lightning_reg.settings import check_choice
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lightning_reg.charts import make_logarithmic
+from lightning_reg.core.charts import make_logarithmic
 from lightning_reg.studies.outcome import Axis, Outcome, collected
 from lightning_reg.studies.report.curves import curve_names, curves
 from lightning_reg.studies.report.decomposition import parts_of

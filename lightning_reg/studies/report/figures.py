@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from lightning_reg.attach.metric_names import is_accuracy
-from lightning_reg.charts import PLAIN_TEXT
+from lightning_reg.core.charts import PLAIN_TEXT
+from lightning_reg.core.metric_names import is_accuracy
 from lightning_reg.settings import SettingError
 from lightning_reg.studies.report.numbers import readable
 from lightning_reg.studies.report.svg import for_page

@@ -2,7 +2,7 @@
 
 import math
 
-from lightning_reg.attach.metric_names import is_accuracy
+from lightning_reg.core.metric_names import is_accuracy
 from lightning_reg.studies.statistics import Comparison
 
 __all__ = ["difference_in_words", "number", "p_value", "readable"]

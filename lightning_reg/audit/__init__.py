@@ -1,0 +1,1 @@
+"""What regularizes a run, and what in it works against itself."""

@@ -1,0 +1,310 @@
+"""Losses of mixed targets, computed where somebody else's training step calls a loss function of torch's.
+
+The batch keeps the labels that it has, so that metrics go on working. Where a loss is computed of those very labels, it
+is computed of their partners', too, and so is all that is made of the two up to what the step returns; what the step
+sees is the two, interpolated: one forward pass, two losses.
+"""
+
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.utils.checkpoint
+from torch import Tensor
+from torch.overrides import TorchFunctionMode, resolve_name
+
+from lightning_reg.callbacks.batch.followed_functions import is_linear, is_of_elements, is_pure, is_repeated, writes
+from lightning_reg.callbacks.batch.weighted_losses import LOSSES, check_classes, settings_of, weighted
+from lightning_reg.functional.mixing import previous
+from lightning_reg.settings import SettingError
+
+__all__ = ["InterpolatedLosses"]
+
+
+_FOREIGN = "code that isn't torch's or is compiled"
+
+
+class InterpolatedLosses(TorchFunctionMode):
+    r"""While it is entered, losses of a batch's targets become those of the mixed targets.
+
+    .. math:: (1 - w) \, L(y_a) + w \, L(y_b)
+
+    with y_b the targets of the samples before. L is all that the training step makes of a loss of torch's: its root, a
+    focal weight of it, the mean of its largest values. Where every sample has a weight of its own, each of the two
+    losses is a weighted sum over samples, divided by what the loss itself divides by: for a mean, the number of
+    elements, or the sum of the class weights of y_a, and of y_b respectively; what is made of that has to be linear.
+
+    Args:
+        targets: y_a, the very tensor that the training step is given.
+        minor_weight: w, a scalar or (N,); None where losses are only watched.
+
+    Attributes:
+        seen: How many losses were computed of the targets.
+        others: Names of other functions that made something differentiable of them, also of what was made of the
+            targets by functions that can't be repeated for their partners (those that draw random numbers, write in
+            place, pick by tensors, or aren't known).
+    """
+
+    def __init__(self, targets: Tensor, minor_weight: Tensor | None) -> None:
+        super().__init__()
+        self.minor_weight = minor_weight
+        self.seen = 0
+        self._trains = False  # whether any of these losses has a gradient
+        self.others: set[str] = set()
+        # By number. The tensors are held on to, so that no other gets their number.
+        self._targets: dict[int, _Pair] = {}
+        self._losses: dict[int, _Pair] = {}
+        self._lost: dict[int, tuple[Tensor, str]] = {}  # made of targets, but it isn't known what of their partners
+        self._unmixed: dict[int, tuple[Tensor, str]] = {}  # made of losses, likewise
+        self._put(self._targets, targets, targets, previous(targets))
+
+    def check_returned(self, output: Any) -> None:
+        """Refuses what the training step returns unless its loss is known to be mixed.
+
+        Args:
+            output: A loss, or a mapping that has one; None where the batch is skipped.
+
+        Raises:
+            SettingError: With the function that made something of the loss which can't be followed.
+        """
+        loss = output.get("loss") if isinstance(output, Mapping) else output
+        if isinstance(loss, Tensor) and loss.requires_grad and self._trains and not self.others:
+            if id(loss) in self._unmixed:
+                _refuse(self._unmixed[id(loss)][1])
+            pair = self._losses.get(id(loss))
+            if pair is None or pair.is_changed():
+                _refuse(_FOREIGN)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Iterable[type], args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Runs a function of torch's; twice where it is of the targets' losses."""
+        kwargs = kwargs or {}
+        operands = [value for value in _flat((*args, *kwargs.values())) if isinstance(value, Tensor)]
+        if any(id(value) in self._unmixed for value in operands):
+            return self._of_unmixed(func, operands, args, kwargs)
+        targets = [self._targets[id(value)] for value in operands if id(value) in self._targets]
+        losses = [self._losses[id(value)] for value in operands if id(value) in self._losses]
+        lost = [self._lost[id(value)][1] for value in operands if id(value) in self._lost]
+        if func in LOSSES and targets and not lost:
+            return self._interpolated(func, targets, operands, args, kwargs)
+        if losses and not lost:
+            return self._of_losses(func, losses, targets, args, kwargs)
+        if targets or lost:
+            return self._of_targets(func, targets, lost, args, kwargs)
+        return func(*args, **kwargs)
+
+    # What is made of the targets
+
+    def _of_targets(
+        self, func: Callable[..., Any], targets: list["_Pair"], lost: list[str], args: Any, kwargs: dict[str, Any]
+    ) -> Any:
+        result = func(*args, **kwargs)
+        made = _tensors(result)
+        if any(value.requires_grad for value in made):
+            self.others.add(f"{_name(func)} of what {lost[0]} made" if lost else _name(func))
+        elif not lost and not any(each.is_changed() for each in targets) and self._can_be_followed(func, args, kwargs):
+            if id(result) not in self._targets:
+                others, named = self._ends(args, kwargs, partners=True)
+                self._put(self._targets, result, result, func(*others, **named))
+        else:
+            written = args[:1] if func is Tensor.__setitem__ else ()
+            for value in (*made, *written):
+                if id(value) not in self._targets:
+                    self._lost[id(value)] = value, lost[0] if lost else _name(func)
+        return result
+
+    def _can_be_followed(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> bool:
+        index = args[1:2] if func is Tensor.__getitem__ else ()
+        picks = any(isinstance(each, Tensor | list) for each in _flat(index))
+        has_one_weight = self.minor_weight is None or not self.minor_weight.ndim
+        return is_pure(func, one_weight=has_one_weight) and not picks and kwargs.get("out") is None
+
+    # The losses
+
+    def _interpolated(
+        self,
+        loss: Callable[..., Tensor],
+        targets: list["_Pair"],
+        operands: list[Tensor],
+        args: Any,
+        kwargs: dict[str, Any],
+    ) -> Tensor:
+        if any(each.is_changed() for each in targets):
+            raise SettingError(
+                "the targets must not be changed in place in training_step with BatchMixing, which wouldn't change "
+                "those that are mixed in; make other targets instead: targets = targets.clamp(min=0)"
+            )
+        if any(value.requires_grad for value in operands) and _is_checkpointed():
+            raise SettingError(
+                "the loss must be computed outside of activation checkpointing with BatchMixing, which doesn't see "
+                "it where it is computed again; checkpoint the network alone"
+            )
+        self.seen += 1
+        kwargs = settings_of(kwargs)
+        weight = self.minor_weight
+        try:
+            if weight is not None and weight.ndim and kwargs.get("reduction", "mean") != "none":
+                others, named = self._ends(args, kwargs, partners=True)
+                total = weighted(loss, 1 - weight, args, kwargs) + weighted(loss, weight, others, named)
+                self._put(self._losses, total, None, None)
+            else:
+                total = self._both(loss, args, kwargs)
+        except IndexError:
+            check_classes(loss, args, kwargs)
+            raise
+        self._trains |= total.requires_grad
+        return total
+
+    def _both(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
+        """Runs a function of each end, and returns what lies between the two."""
+        own, named = self._ends(args, kwargs, partners=False)
+        one = func(*own, **named)
+        if not _tensors(one):  # a shape, a number
+            return func(*args, **kwargs)
+        if self.minor_weight is None:
+            other = one
+        else:
+            others, named = self._ends(args, kwargs, partners=True)
+            other = func(*others, **named)
+        if isinstance(one, Tensor):
+            return self._between(one, other)
+        mixed = [self._between(a, b) if isinstance(a, Tensor) else a for a, b in zip(one, other, strict=True)]
+        return type(one)(*mixed) if hasattr(one, "_fields") else type(one)(mixed)
+
+    def _between(self, one: Tensor, other: Tensor) -> Tensor:
+        result = one.view_as(one) if one is other else one
+        weight = self.minor_weight
+        # Numbers of elements, places and comparisons have nothing between them; nor have picks of different lengths.
+        if weight is not None and (one.is_floating_point() or one.is_complex()) and one.shape == other.shape:
+            if weight.ndim:
+                weight = weight.view(-1, *[1] * (one.ndim - 1))
+            result = (1 - weight).to(one.dtype) * one + weight.to(one.dtype) * other
+        self._put(self._losses, result, one, other)
+        return result
+
+    # What is made of the losses
+
+    def _of_losses(
+        self,
+        func: Callable[..., Any],
+        losses: list["_Pair"],
+        targets: list["_Pair"],
+        args: Any,
+        kwargs: dict[str, Any],
+    ) -> Any:
+        changed = any(pair.is_changed() for pair in (*losses, *targets))
+        has_ends = not changed and all(loss.own is not None for loss in losses)
+        if has_ends and is_repeated(func) and kwargs.get("out") is None and self._keeps_samples(func, losses, args):
+            return self._both(func, args, kwargs)
+        if changed and func is Tensor.backward:
+            _refuse(_FOREIGN)
+        result = func(*args, **kwargs)
+        made = [*_tensors(result), *(args[:1] if writes(func) else ())]
+        is_followed = not targets and not changed and is_linear(func, [self._has_losses(value) for value in args])
+        for value in made:
+            self._losses.pop(id(value), None)
+            if is_followed:
+                self._put(self._losses, value, None, None)
+            else:
+                self._unmixed[id(value)] = value, _FOREIGN if changed else _name(func)
+        return result
+
+    def _keeps_samples(self, func: Callable[..., Any], losses: list["_Pair"], args: Any) -> bool:
+        """Whether what is made of losses can be interpolated again, by the weights that there are."""
+        if self.minor_weight is None or not self.minor_weight.ndim:
+            return True
+        shape = losses[0].value.shape
+        if not is_of_elements(func) or not shape or shape[0] != len(self.minor_weight):
+            return False
+        shapes = [value.shape for value in args if isinstance(value, Tensor)]
+        return bool(torch.broadcast_shapes(*shapes) == shape)  # type: ignore[no-untyped-call]
+
+    def _has_losses(self, value: Any) -> bool:
+        return any(id(each) in self._losses for each in _flat((value,)))
+
+    def _of_unmixed(self, func: Callable[..., Any], operands: list[Tensor], args: Any, kwargs: dict[str, Any]) -> Any:
+        name = next(self._unmixed[id(value)][1] for value in operands if id(value) in self._unmixed)
+        if func is Tensor.backward:
+            _refuse(name)
+        result = func(*args, **kwargs)
+        for value in _tensors(result):
+            self._unmixed[id(value)] = value, name
+        return result
+
+    # Ends
+
+    def _put(self, where: dict[int, "_Pair"], value: Tensor, own: Tensor | None, partners: Tensor | None) -> None:
+        where[id(value)] = _Pair(value, own, partners, _version(value), value.requires_grad)
+
+    def _ends(self, args: Any, kwargs: dict[str, Any], *, partners: bool) -> tuple[Any, dict[str, Any]]:
+        """Returns arguments with one of the two ends in the place of what lies between them."""
+
+        def end(value: Any) -> Any:
+            if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
+                return type(value)(end(each) for each in value) if type(value) in (list, tuple) else value
+            pair = self._losses.get(id(value)) or self._targets.get(id(value))
+            if pair is None:
+                return value
+            return pair.partners if partners else pair.own
+
+        return tuple(end(value) for value in args), {name: end(value) for name, value in kwargs.items()}
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A tensor that the training step has, and what stands behind it.
+
+    Attributes:
+        value: The targets or what was made of them; of losses, what lies between the two ends.
+        own: What it is of the batch's own targets; None where only the interpolation is known.
+        partners: What it is of their partners.
+        version: How often it had been changed in place.
+        has_gradient: Whether it had one: what an autograd function of theirs returns had none when it was made.
+    """
+
+    value: Tensor
+    own: Tensor | None
+    partners: Tensor | None
+    version: int
+    has_gradient: bool
+
+    def is_changed(self) -> bool:
+        """Tells whether it was changed since, which what stands behind it wasn't."""
+        return _version(self.value) != self.version or self.value.requires_grad != self.has_gradient
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version  # inference tensors don't count
+
+
+def _refuse(name: str) -> None:
+    raise SettingError(
+        f"the loss must be followed from torch's function to what training_step returns with BatchMixing, but what "
+        f"{name} makes of it can't be; use another function, or mix in the data module, which emits probabilities as "
+        "targets"
+    )
+
+
+def _is_checkpointed() -> bool:
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_filename == torch.utils.checkpoint.__file__:
+            return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
+
+
+def _flat(values: Iterable[Any]) -> list[Any]:
+    """Returns values, and those in lists and tuples among them."""
+    return [each for value in values for each in (value if isinstance(value, list | tuple) else (value,))]
+
+
+def _tensors(result: Any) -> list[Tensor]:
+    return [value for value in _flat((result,)) if isinstance(value, Tensor)]
+
+
+def _name(func: Callable[..., Any]) -> str:
+    return str(resolve_name(func) or getattr(func, "__name__", func)).rsplit(".", 1)[-1]

@@ -1,0 +1,199 @@
+"""Stochastic layers inserted into somebody else's module for as long as a trainer runs."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_reg.callbacks.forward.surgery import Surgery, SurgerySession
+from lightning_reg.core.lightning import instance_number, is_compiled
+from lightning_reg.core.step import Run
+from lightning_reg.core.streams import base_seed, random_stream
+from lightning_reg.functional.noise import NoiseStream
+from lightning_reg.nn.insertion import Insertion, insertions
+from lightning_reg.nn.layers.drop_connect import DropConnect
+from lightning_reg.nn.layers.stochastic import Lease, StochasticLayer
+from lightning_reg.optim import is_normalization
+from lightning_reg.settings import SettingError, check_count, check_range
+
+__all__ = ["StochasticSession", "check_insertion", "check_stochastic", "inserted"]
+
+# Batches after which something must have run: there are modules that are trained in turns.
+_PATIENCE = 100
+
+
+def check_stochastic(p: float, seed: int | None) -> None:
+    """Raises unless something can be dropped so.
+
+    Args:
+        p: Probability that something is dropped.
+        seed: What the random numbers start from; that of ``seed_everything`` where None.
+
+    Raises:
+        SettingError: With the argument.
+    """
+    check_range("p", p, low=0, high=1)
+    if seed is not None:
+        check_count("seed", seed, low=0)
+
+
+def check_insertion(
+    p: float, seed: int | None, include: str | Sequence[str], types: str | Sequence[str | type]
+) -> None:
+    """Raises unless layers can be inserted so.
+
+    Args:
+        p: Probability that something is dropped.
+        seed: What the random numbers start from; that of ``seed_everything`` where None.
+        include: Globs over names of modules.
+        types: Classes of modules, or their names.
+
+    Raises:
+        SettingError: With the argument.
+    """
+    if not include and not types:
+        raise SettingError("include or types must say behind which modules, but both are empty")
+    check_stochastic(p, seed)
+
+
+@dataclass(eq=False)
+class StochasticSession(SurgerySession):
+    """One run of a module that drops something in training, with random numbers of its own.
+
+    These depend on seed, rank, epoch and batch alone, so a resumed run drops what the uninterrupted one would have.
+
+    Attributes:
+        seed: What the random numbers start from; that of ``seed_everything`` where None.
+        streams: One for each place where something is dropped.
+        acting: What drops, by name of the module.
+        unseen: Whether nobody has looked yet whether all of it runs.
+        lease: Ends with the run, also for copies of the module.
+    """
+
+    seed: int | None = None
+    streams: list[NoiseStream] = field(default_factory=list)
+    acting: dict[str, Insertion | DropConnect] = field(default_factory=dict)
+    unseen: bool = True
+    lease: Lease = field(default_factory=Lease)
+
+    def new_stream(self) -> NoiseStream:
+        """Returns a stream that starts anew with every batch."""
+        stream = NoiseStream()
+        name = type(self.technique).__name__
+        stream.start(random_stream(base_seed(self.seed), name, len(self.streams)).getrandbits(62))
+        self.streams.append(stream)
+        return stream
+
+    def _restart(self, *position: int | str) -> None:
+        trainer, technique = self.run.trainer, self.technique
+        instance = (type(technique).__name__, instance_number(trainer, technique))
+        seeds = random_stream(base_seed(self.seed), trainer.global_rank, *position, *instance)
+        for stream in self.streams:
+            stream.start(seeds.getrandbits(62))
+
+    @override
+    def fit_starts(self) -> None:
+        super().fit_starts()
+        there = set(insertions(self.run.module))
+        for name, acting in self.acting.items():
+            if isinstance(acting, Insertion) and acting not in there:
+                raise SettingError(
+                    f"include must leave {name} out, which was replaced after something had been put behind it, as "
+                    "Trainer(sync_batchnorm=True) does; name the module that holds it"
+                )
+
+    @override
+    def batch_starts(self, batch_idx: int) -> None:
+        self._restart(self.run.trainer.current_epoch, batch_idx)
+
+    # What activation checkpointing runs again in the backward pass drops the same.
+
+    @override
+    def before_backward(self, loss: Tensor) -> None:
+        for stream in self.streams:
+            stream.rewind()
+
+    @override
+    def after_backward(self) -> None:
+        for stream in self.streams:
+            stream.go_on()
+
+    # Nothing is dropped in evaluation, unless somebody asks for it: monte_carlo_predict.
+
+    @override
+    def validation_batch_starts(self, batch_idx: int, dataloader_idx: int) -> None:
+        self._restart("validation", self.run.trainer.current_epoch, batch_idx, dataloader_idx)
+
+    @override
+    def test_batch_starts(self, batch_idx: int, dataloader_idx: int) -> None:
+        self._restart("test", batch_idx, dataloader_idx)
+
+    @override
+    def predict_batch_starts(self, batch_idx: int, dataloader_idx: int) -> None:
+        self._restart("predict", batch_idx, dataloader_idx)
+
+    @override
+    def batch_ends(self, outputs: Any, batch_idx: int) -> None:
+        """Looks once whether all of it has run: a technique is never silently inert."""
+        if not self.unseen or not (self.run.trainer.is_last_batch or batch_idx >= _PATIENCE):
+            return
+        self.unseen = False
+        inert = [name for name, acting in self.acting.items() if not acting.has_run]
+        if len(inert) == len(self.acting):
+            raise SettingError(
+                "include must name modules that the training step runs, in training mode, but none of "
+                f"{len(inert)} did; first is {inert[0]}"
+            )
+        if inert:
+            rank_zero_warn(
+                f"{type(self.technique).__name__} does nothing to what wasn't run in training mode: {', '.join(inert)}"
+            )
+
+    @override
+    def ends(self, exception: BaseException | None) -> None:
+        self.lease.end()
+
+
+def inserted(
+    surgery: Surgery,
+    run: Run,
+    make: Callable[[int, int], StochasticLayer],
+    *,
+    seed: int | None,
+    residual: bool = False,
+) -> StochasticSession:
+    """Puts stochastic layers behind the modules that a technique's settings choose, until the run ends.
+
+    Args:
+        surgery: The settings.
+        run: Of a module that is complete.
+        make: Makes a layer, given its place among all in the order of the modules' names, from 0, and their number.
+        seed: What the random numbers start from; that of ``seed_everything`` where None.
+        residual: Whether the modules are whole residual blocks.
+    """
+    session = StochasticSession(surgery, run, seed=seed)
+    chosen = surgery.selected(run.module)
+    _forget_compiled(run.module)
+    holders = {child: parent for parent in run.module.modules() for child in parent.children()}
+    layers = [make(index, len(chosen)) for index in range(len(chosen))]
+    for layer, (name, module) in zip(layers, chosen.items(), strict=True):
+        layer.stream = session.new_stream()
+        # A norm that is frozen in evaluation mode says nothing about what stands behind it.
+        mode_of = holders[module] if is_normalization(module) else None
+        insertion = Insertion(layer, name, residual=residual, mode_of=mode_of, lease=session.lease)
+        session.acting[name] = insertion
+        run.until_end(module.register_forward_hook(insertion, with_kwargs=True))
+    what = repr(layers[0]) if len(set(map(repr, layers))) == 1 else f"{layers[0]!r} ... {layers[-1]!r}"
+    session.changes = [(what, name) for name in chosen]
+    return session
+
+
+def _forget_compiled(pl_module: LightningModule) -> None:
+    """Has torch.compile look at modules anew: code that it made before a hook was there doesn't run it."""
+    if any(is_compiled(module) for module in pl_module.modules()):
+        torch.compiler.reset()

@@ -1,0 +1,77 @@
+"""Weights of somebody else's layers that are computed from others, for good."""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from lightning_reg.callbacks.forward.surgery import Surgery, SurgerySession
+from lightning_reg.core.step import Run
+from lightning_reg.nn.layers.drop_connect import DropConnect
+from lightning_reg.settings import SettingError
+
+__all__ = ["reparametrized"]
+
+
+def reparametrized(
+    surgery: Surgery,
+    run: Run,
+    register: Callable[[nn.Module, str], None],
+    *,
+    parametrization: type[nn.Module],
+    adjective: str,
+) -> SurgerySession:
+    """Parametrizes the ``weight`` of the layers that a technique's settings choose, unless they are already.
+
+    Args:
+        surgery: The settings.
+        run: Of a module that is complete.
+        register: Registers the parametrization of a layer, given its name.
+        parametrization: By whose class it is known where it was done before.
+        adjective: What the weights are then, for messages.
+
+    Raises:
+        SettingError: If a weight hasn't two dimensions or more, or is dropped at random.
+    """
+    chosen = {name: layer for name, layer in surgery.selected(run.module).items() if not _has(layer, parametrization)}
+    for name, layer in chosen.items():
+        weight = getattr(layer, "weight", None)
+        if not isinstance(weight, Tensor) or weight.ndim < 2:
+            shape = tuple(weight.shape) if isinstance(weight, Tensor) else "none"
+            raise SettingError(
+                f"include must name layers whose weight has two dimensions or more, but {name} has {shape}"
+            )
+        if not isinstance(layer, DropConnect) and _computes_itself(layer) and not _is_named(layer, surgery):
+            raise SettingError(
+                f"exclude must name {name}, a {type(layer).__name__}, which computes with its weight in a way of its "
+                f"own, so that it needn't be {adjective} there; or types must name that class"
+            )
+        if isinstance(layer, DropConnect):
+            raise SettingError(
+                f"exclude must name {name} in InsertDropConnect or in {type(surgery).__name__}: dropped weights are no "
+                f"longer {adjective}"
+            )
+    changes = [(f"{type(layer).__name__}, {adjective}", name) for name, layer in chosen.items()]
+    before = set(run.module.parameters())
+    for name, layer in chosen.items():
+        register(layer, name)
+    return SurgerySession(surgery, run, changes=changes, made=set(run.module.parameters()) - before)
+
+
+def _computes_itself(layer: nn.Module) -> bool:
+    """Whether a subclass has changed what torch's layer does with its weight, as low-rank adapters do."""
+    homes = (
+        next((kind for kind in type(layer).__mro__ if method in vars(kind)), nn.Module)
+        for method in ("forward", "_conv_forward")
+    )
+    return any(not home.__module__.startswith("torch.") for home in homes)
+
+
+def _is_named(layer: nn.Module, surgery: Surgery) -> bool:
+    return any(kind in (type(layer), type(layer).__name__) for kind in surgery.types)
+
+
+def _has(layer: nn.Module, parametrization: type[nn.Module]) -> bool:
+    if not is_parametrized(layer, "weight"):
+        return False
+    return any(isinstance(step, parametrization) for step in layer.parametrizations["weight"])  # type: ignore[index]

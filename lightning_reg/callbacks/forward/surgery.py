@@ -1,0 +1,219 @@
+"""Changing layers of somebody else's module, before optimizers, checkpoints and compilers see it."""
+
+import pkgutil
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from torch import nn
+from typing_extensions import override
+
+from lightning_reg.core.facts import Place
+from lightning_reg.core.lightning import callbacks_of, is_overridden, starts_processes, twins
+from lightning_reg.core.selection import as_patterns, plain_name, select_modules, select_names
+from lightning_reg.core.session import Session
+from lightning_reg.core.step import Run
+from lightning_reg.core.technique import Technique
+from lightning_reg.core.wrapping import around
+from lightning_reg.settings import SettingError
+from lightning_reg.text import table
+
+__all__ = ["Change", "Surgery", "SurgeryResult", "SurgerySession", "as_types"]
+
+Change = tuple[str, str]
+"""What stands there now, and where."""
+
+
+@dataclass(frozen=True)
+class SurgeryResult:
+    """What a surgery has changed.
+
+    Attributes:
+        changes: A row for each change; none where all was done before.
+    """
+
+    changes: tuple[Change, ...]
+
+
+class Surgery(Technique):
+    """Changes layers when the module is complete: after its ``setup``, or its ``configure_model`` where it has one.
+
+    That is before a checkpoint is loaded and before optimizers are made, and in every stage: what was saved with the
+    change is loaded with it, too. The session begins there, and in evaluations as well.
+
+    Attributes:
+        suited: What the settings have to choose, for messages.
+        by_default: Classes of modules that are changed where ``types`` is empty; all where this is, too.
+        lasts: Whether the module keeps the change after training.
+        renames_weights: Whether weights are computed from others, under other names.
+
+    Args:
+        include: Globs over names of modules.
+        exclude: Globs over names of modules that are left out.
+        types: Classes of modules, or their names; all where empty.
+    """
+
+    place = Place.FORWARD
+    suited: ClassVar[str] = ""
+    by_default: ClassVar[tuple[type[nn.Module], ...]] = ()
+    lasts: ClassVar[bool] = False
+    renames_weights: ClassVar[bool] = False
+
+    def __init__(
+        self, *, include: str | Sequence[str], exclude: str | Sequence[str], types: str | Sequence[str | type]
+    ) -> None:
+        super().__init__()
+        self.include = as_patterns("include", include)
+        self.exclude = as_patterns("exclude", exclude)
+        self.types = as_types(types)
+
+    @override
+    def new_session(self, run: Run) -> "SurgerySession":
+        """Changes the module, which is complete, perhaps not yet on its device.
+
+        Args:
+            run: Of a fit or an evaluation.
+        """
+        raise NotImplementedError
+
+    def selected(self, pl_module: LightningModule) -> dict[str, nn.Module]:
+        """Returns the modules that the settings choose, by name.
+
+        Raises:
+            SettingError: If there are none.
+        """
+        chosen = select_modules(pl_module, include=self.include, exclude=self.exclude, types=self.types)
+        suited = {name: module for name, module in chosen.items() if self.suits(module)}
+        if not suited:
+            kinds = sorted({type(module).__name__ for module in chosen.values()})
+            raise SettingError(f"include must choose modules of type {self.suited}, but chooses {', '.join(kinds)}")
+        for pattern in self.include:
+            matching = select_names(list(chosen), include=(pattern,), exclude=(), kind="module")
+            if not any(name in suited for name in matching):
+                kinds = sorted({type(chosen[name]).__name__ for name in matching})
+                raise SettingError(
+                    f"include pattern {pattern!r} must choose modules of type {self.suited}, but chooses "
+                    + ", ".join(kinds)
+                )
+        return suited
+
+    def suits(self, module: nn.Module) -> bool:
+        """Whether the technique knows what to do with a module that the settings choose."""
+        return bool(self.types) or not self.by_default or isinstance(module, self.by_default)
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        known = self.last_result
+        super().setup(trainer, pl_module, stage)
+        if self.renames_weights:
+            self._refuse_copies(trainer)
+        if self.lasts and starts_processes(trainer) and stage == "fit":
+            rank_zero_warn(
+                f"{type(self).__name__} changes the module in the processes that the strategy forks or spawns, and not "
+                "in this one, which won't get all of its weights back; save a checkpoint and load it with the "
+                "callback, or use strategy='ddp'"
+            )
+        run = Run.begun(trainer, pl_module)
+
+        def complete(call: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+            call(*args, **kwargs)
+            handle.remove()
+            self.begin(run)
+            result = self.last_result
+            if result.changes and result != known:  # each stage finds the same to change
+                rank_zero_info(_table(type(self).__name__, result.changes))
+
+        name = "configure_model" if is_overridden(pl_module, "configure_model") else "setup"
+        handle = around(pl_module, name, complete)
+        run.until_end(handle)  # in case that setup fails
+
+    def _refuse_copies(self, trainer: Trainer) -> None:
+        for callback in callbacks_of(trainer):
+            if isinstance(callback, twins(StochasticWeightAveraging, WeightAveraging)):
+                raise SettingError(
+                    f"callbacks must not have a {type(callback).__name__} with {type(self).__name__}: it copies the "
+                    "module before its weights are reparametrized"
+                )
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if isinstance(self.session, SurgerySession):  # it has begun when the module was complete
+            self.session.fit_starts()
+
+
+@dataclass(eq=False)
+class SurgerySession(Session[Surgery]):
+    """One run of a module that was changed.
+
+    Attributes:
+        changes: A row for each change; none where all was done before.
+        made: Parameters that the module hadn't before.
+    """
+
+    changes: list[Change] = field(default_factory=list)
+    made: set[nn.Parameter] = field(default_factory=set)
+
+    @override
+    def result(self) -> SurgeryResult:
+        return SurgeryResult(tuple(self.changes))
+
+    def fit_starts(self) -> None:
+        """Says so where the optimizers were made of a list of parameters from before."""
+        optimizers = self.run.trainer.optimizers
+        trained = {each for optimizer in optimizers for group in optimizer.param_groups for each in group["params"]}
+        forgotten = [
+            plain_name(name)
+            for name, parameter in self.run.module.named_parameters()
+            if parameter.requires_grad and parameter in self.made and parameter not in trained
+        ]
+        if forgotten and optimizers:
+            rank_zero_warn(
+                f"{type(self.technique).__name__} has made new parameters that no optimizer trains: "
+                f"{', '.join(forgotten[:8])}. Let configure_optimizers ask the module for its parameters when it is "
+                "called"
+            )
+
+
+def as_types(value: str | type | Sequence[str | type]) -> tuple[str | type, ...]:
+    """Returns classes or names of classes as a tuple; a single one may be given by itself.
+
+    Args:
+        value: What was written.
+
+    Raises:
+        SettingError: If it is something else.
+
+    >>> as_types("Conv2d")
+    ('Conv2d',)
+    """
+    kinds = (value,) if isinstance(value, (str, type)) else tuple(value) if isinstance(value, Iterable) else (value,)
+    if not all(isinstance(each, (str, type)) for each in kinds):
+        raise SettingError(f"types must be classes or names of classes, but is {value!r}")
+    return tuple(_imported(each) if isinstance(each, str) and "." in each else each for each in kinds)
+
+
+def _imported(path: str) -> type:
+    try:
+        kind = pkgutil.resolve_name(path)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise SettingError(f"types must be classes or names of classes, but {path!r} can't be imported") from error
+    if not isinstance(kind, type):
+        raise SettingError(f"types must be classes or names of classes, but {path!r} is a {type(kind).__name__}")
+    return kind
+
+
+def _table(title: str, changes: Sequence[Change]) -> str:
+    """Lists changes by what stands there now."""
+    by_kind: dict[str, list[str]] = {}
+    for what, where in changes:
+        by_kind.setdefault(what, []).append(where)
+    rows = [("what", "where", "how many")]
+    rows += [(what, _shortened(names), str(len(names))) for what, names in by_kind.items()]
+    return "\n".join([title, *table(rows, right=[2], indent="  ")])
+
+
+def _shortened(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= 2 else f"{names[0]} ... {names[-1]}"

@@ -1,0 +1,254 @@
+"""The five ways in which gradients are clipped, and what is remembered of one optimizer's gradients."""
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from lightning_reg.core.gradients import gradient_norms, gradient_values, local
+from lightning_reg.core.selection import Selection
+from lightning_reg.core.step import Clip, Step
+from lightning_reg.functional.clip_thresholds import percentile_threshold, remember_, zscore_thresholds_
+from lightning_reg.functional.gradients import clip_adaptively_, clip_by_value_, scale_, shrinking_factor, total_norm
+from lightning_reg.settings import check_count, check_range
+
+__all__ = ["ALGORITHMS", "AdaptiveClipping", "Algorithm", "ClipMemory", "ValueClipping"]
+
+
+@dataclass
+class ClipMemory:
+    """What is remembered of one optimizer's gradients, on their device.
+
+    Attributes:
+        norms: (N,), the latest norms in a ring, NaN where there is none yet.
+        count: How many norms have been remembered.
+        moments: (3,), of :func:`zscore_thresholds_`.
+        clipped: Steps of this epoch in which gradients were clipped.
+        steps: Steps of this epoch with a finite norm.
+        epoch: The epoch that both are counted in.
+    """
+
+    norms: Tensor
+    count: Tensor
+    moments: Tensor
+    clipped: Tensor
+    steps: Tensor
+    epoch: int = 0
+
+    @classmethod
+    def empty(cls, size: int, like: Tensor) -> "ClipMemory":
+        """Returns a memory for gradients like those of a parameter, of the given number of norms."""
+        dtype = torch.promote_types(like.dtype.to_real(), torch.float32)
+        nothing = torch.zeros((), dtype=torch.int64, device=like.device)
+        norms = torch.full((size,), torch.nan, device=like.device, dtype=dtype)
+        moments = torch.zeros(3, device=like.device, dtype=dtype)
+        return cls(norms, nothing.clone(), moments, nothing.clone(), nothing.clone())
+
+    @classmethod
+    def loaded(cls, state: dict[str, Any], size: int, device: torch.device) -> "ClipMemory":
+        """Returns what was saved, with as many of the latest norms as a memory of the given size holds."""
+        moved: dict[str, Any] = {
+            name: value.to(device) if isinstance(value, Tensor) else value for name, value in state.items()
+        }
+        memory = cls(**moved)
+        if size != len(memory.norms):
+            place = int(memory.count) % len(memory.norms)
+            latest = memory.norms.roll(-place)[-size:]  # the oldest first
+            latest = latest[~latest.isnan()]
+            memory.norms = torch.full((size,), torch.nan, dtype=latest.dtype, device=device)
+            memory.norms[: len(latest)] = latest
+            memory.count.fill_(len(latest))
+        return memory
+
+    def to(self, device: torch.device) -> "ClipMemory":
+        """Returns the memory where the gradients are."""
+        if self.norms.device == device:
+            return self
+        return ClipMemory.loaded(vars(self), len(self.norms), device)
+
+    def count_step(self, epoch: int, clipped: Tensor, norm: Tensor | None) -> None:
+        """Counts a step, unless its norm isn't finite; the counts begin anew with each epoch."""
+        if epoch != self.epoch:
+            self.epoch = epoch
+            self.steps.zero_()
+            self.clipped.zero_()
+        finite = torch.ones_like(clipped) if norm is None else norm.isfinite()
+        self.steps += finite
+        self.clipped += clipped & finite
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """One way of clipping. Its settings are fields, its memory is that of one optimizer."""
+
+    by_unit: ClassVar[bool] = False  # whether it looks at the weights that lead into a unit
+
+    @property
+    def remembered(self) -> int:
+        """How many norms its memory holds."""
+        return 1
+
+    def clip_(
+        self, step: Step, parameters: list[nn.Parameter], selection: Selection, memory: ClipMemory, factor: float
+    ) -> Clip:
+        """Clips the gradients of one step in place, with the threshold times a factor."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class NormClipping(Algorithm):
+    """Shortens all gradients alike to a longest total norm."""
+
+    max_norm: float = 1.0
+    norm_type: float = 2.0
+
+    def __post_init__(self) -> None:
+        check_range("max_norm", self.max_norm, low=0, low_open=True)
+        if self.norm_type != torch.inf:
+            check_range("norm_type", self.norm_type, low=1)
+
+    @override
+    def clip_(
+        self, step: Step, parameters: list[nn.Parameter], selection: Selection, memory: ClipMemory, factor: float
+    ) -> Clip:
+        longest = self.max_norm * factor
+        if self.norm_type == 2:
+            norm = _norm(step, parameters)
+            return _shortened(parameters, longest, norm, shrinking_factor(norm, longest))
+        norm = step.unscaled(total_norm(gradient_norms(parameters, self.norm_type), self.norm_type))
+        clip = _shortened(parameters, longest, norm, shrinking_factor(norm, longest))
+        return replace(clip, clipped_norm=None)  # others measure the Euclidean norm
+
+
+@dataclass(frozen=True)
+class ValueClipping(Algorithm):
+    """Cuts off every entry at a largest absolute value."""
+
+    max_value: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_range("max_value", self.max_value, low=0, low_open=True)
+
+    @override
+    def clip_(
+        self, step: Step, parameters: list[nn.Parameter], selection: Selection, memory: ClipMemory, factor: float
+    ) -> Clip:
+        bound = self.max_value * factor
+        # Under a scaler an infinity has to stay one: the optimizer skips its step by it.
+        clip_by_value_(
+            [local(gradient_values(parameter)) for parameter in parameters],
+            step.scaled(bound),
+            keep_nonfinite=step.scale is not None,
+        )
+        return Clip(parameters, bound, by_entry=True)
+
+
+@dataclass(frozen=True)
+class AdaptiveClipping(Algorithm):
+    """Bounds the gradient of every unit by a share of the length of its weights."""
+
+    by_unit: ClassVar[bool] = True
+
+    clip_factor: float = 0.01
+    eps: float = 1e-3
+    exclude_head: bool = True
+
+    def __post_init__(self) -> None:
+        check_range("clip_factor", self.clip_factor, low=0, low_open=True)
+        check_range("eps", self.eps, low=0, low_open=True)
+
+    @override
+    def clip_(
+        self, step: Step, parameters: list[nn.Parameter], selection: Selection, memory: ClipMemory, factor: float
+    ) -> Clip:
+        share = self.clip_factor * factor
+        gradients = selection.units([gradient_values(parameter) for parameter in parameters], parameters)
+        weights = selection.units([_with_gradient(parameter) for parameter in parameters], parameters)
+        scale = 1.0 if step.scale is None else step.scale
+        return Clip(parameters, share, clip_adaptively_(gradients, weights, share, eps=self.eps, scale=scale))
+
+
+@dataclass(frozen=True)
+class PercentileClipping(Algorithm):
+    """Shortens gradients to a percentile of the norms so far."""
+
+    percentile: float = 10.0
+    history: int = 1000
+
+    def __post_init__(self) -> None:
+        check_range("percentile", self.percentile, low=0, high=100, low_open=True)
+        check_count("history", self.history)
+
+    @property
+    @override
+    def remembered(self) -> int:
+        return self.history
+
+    @override
+    def clip_(
+        self, step: Step, parameters: list[nn.Parameter], selection: Selection, memory: ClipMemory, factor: float
+    ) -> Clip:
+        norm = _norm(step, parameters)
+        remember_(memory.norms, memory.count, norm.to(memory.norms.dtype))
+        threshold = percentile_threshold(memory.norms, self.percentile) * factor
+        return _shortened_beyond(parameters, threshold, norm, threshold)
+
+
+@dataclass(frozen=True)
+class ZScoreClipping(Algorithm):
+    """Shortens gradients whose norm sticks out of the running mean."""
+
+    z_threshold: float = 2.5
+    alpha: float = 0.97
+    warmup_steps: int = 25
+
+    def __post_init__(self) -> None:
+        check_range("z_threshold", self.z_threshold, low=0, low_open=True)
+        check_range("alpha", self.alpha, low=0, high=1, low_open=True, high_open=True)
+        check_count("warmup_steps", self.warmup_steps, low=2)
+
+    @override
+    def clip_(
+        self, step: Step, parameters: list[nn.Parameter], selection: Selection, memory: ClipMemory, factor: float
+    ) -> Clip:
+        norm = _norm(step, parameters)
+        threshold, target = zscore_thresholds_(
+            memory.moments,
+            norm,
+            z_threshold=self.z_threshold * factor,
+            alpha=self.alpha,
+            warmup_steps=self.warmup_steps,
+        )
+        return _shortened_beyond(parameters, threshold, norm, target)
+
+
+ALGORITHMS: dict[str, type[Algorithm]] = {
+    "norm": NormClipping,
+    "value": ValueClipping,
+    "adaptive": AdaptiveClipping,
+    "percentile": PercentileClipping,
+    "zscore": ZScoreClipping,
+}
+
+
+def _norm(step: Step, parameters: list[nn.Parameter]) -> Tensor:
+    return step.unscaled(total_norm(step.norms(parameters)))
+
+
+def _shortened(parameters: list[nn.Parameter], threshold: float | Tensor, norm: Tensor, factor: Tensor) -> Clip:
+    scale_([local(gradient_values(parameter)) for parameter in parameters], factor)
+    return Clip(parameters, threshold, factor < 1, norm, norm * factor)
+
+
+def _shortened_beyond(parameters: list[nn.Parameter], threshold: Tensor, norm: Tensor, target: Tensor) -> Clip:
+    # A norm that is exactly the threshold stays as it is; torch's clipping shrinks it by the 1e-6.
+    factor = torch.where(norm > threshold, shrinking_factor(norm, target), 1.0)
+    return _shortened(parameters, threshold, norm, factor)
+
+
+def _with_gradient(parameter: nn.Parameter) -> Tensor:
+    """Returns the weights that the entries of a gradient belong to: the rows that a sparse one holds."""
+    gradient, weights = parameter.grad, parameter.detach()
+    return weights[gradient.indices()[0]] if gradient is not None and gradient.is_sparse else weights

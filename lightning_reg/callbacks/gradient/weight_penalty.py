@@ -1,0 +1,196 @@
+"""Penalties of weights, added to gradients exactly as if the loss had contained them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SparseAdam
+from typing_extensions import override
+
+from lightning_reg.core.facts import Chart, Place, Position
+from lightning_reg.core.gradients import dense_gradient, local, refuse_sharded, whole
+from lightning_reg.core.lightning import toggled_parameters
+from lightning_reg.core.schedules import ScheduledStrength, StrengthSchedule, check_schedule
+from lightning_reg.core.selection import Selection, as_patterns
+from lightning_reg.core.session import Session
+from lightning_reg.core.step import Run, Step
+from lightning_reg.core.technique import Technique
+from lightning_reg.settings import SettingError
+
+__all__ = ["PenaltySession", "WeightPenalty"]
+
+
+class WeightPenalty(Technique):
+    """A penalty of weights alone: once per optimizer step, without a graph.
+
+    A subclass gives the penalty's value and adds its gradient. It may also shrink weights after the step: a proximal
+    step in the place of the gradient.
+
+    Args:
+        include: Globs over parameter names that are penalized.
+        exclude: Globs over parameter names that are not.
+        exclude_norm_and_bias: Whether biases and the parameters of normalization layers are spared.
+        schedule: Factor of the strength as training goes on; constant where None.
+        group: Which weights make up a unit: those that lead into it, or those that lead out of it.
+    """
+
+    place = Place.GRADIENT
+    position = Position.PENALTY
+    charts = (
+        Chart("Penalties", "value", r"penalty/(?!.*(_share|_zeros)$)"),
+        Chart("Penalties", "share of the loss", r"penalty/.*_share$"),
+        Chart("Penalties", "weights that are exactly zero", r"penalty/.*_zeros$", needs="shrinks"),
+    )
+    changes_gradients = True
+    tag: ClassVar[str]
+    # Whether it sees weights unit by unit: matrices and filters alone, whole ones, the first dimension counting units.
+    by_unit: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        *,
+        include: Sequence[str],
+        exclude: Sequence[str],
+        exclude_norm_and_bias: bool,
+        schedule: StrengthSchedule | None,
+        group: Literal["output", "input"] = "output",
+    ) -> None:
+        super().__init__()
+        check_schedule(schedule)
+        self.include = as_patterns("include", include)
+        self.exclude = as_patterns("exclude", exclude)
+        self.exclude_norm_and_bias = exclude_norm_and_bias
+        self.schedule = schedule
+        self.group = group
+
+    @property
+    def adds_gradient(self) -> bool:
+        """Whether any part of the penalty is in the gradient."""
+        return True
+
+    @property
+    def shrinks(self) -> bool:
+        """Whether any part of the penalty is a proximal step after the optimizer's."""
+        return False
+
+    def value(self, weights: list[Tensor]) -> Tensor:
+        """Returns the penalty at full strength."""
+        raise NotImplementedError
+
+    def add_gradient_(self, weights: list[Tensor], gradients: list[Tensor], factor: float | Tensor) -> None:
+        """Adds the penalty's gradient, times a factor, to those of the loss."""
+        raise NotImplementedError
+
+    def shrink_(self, weights: list[Tensor], factor: float | Tensor) -> None:
+        """Applies the proximal operator; the factor contains the learning rate."""
+        raise NotImplementedError
+
+    @override
+    def new_session(self, run: Run) -> "PenaltySession":
+        return PenaltySession(self, run)
+
+
+@dataclass(eq=False)
+class PenaltySession(Session[WeightPenalty]):
+    """One fit of a penalty."""
+
+    selection: Selection = field(init=False)
+    strength: ScheduledStrength = field(init=False)
+    name: str = field(init=False)
+    due: tuple[list[nn.Parameter], float] | None = None  # what is shrunk after the step
+
+    def __post_init__(self) -> None:
+        technique, run = self.technique, self.run
+        self.selection = Selection.by(technique, run.module, by_unit=technique.by_unit, group=technique.group)
+        self.strength = ScheduledStrength(technique.schedule, run.trainer)
+        self.name = technique.tag + technique.suffix(run.trainer)
+        if technique.by_unit:
+            refuse_sharded(self.selection.names, type(technique).__name__)
+        self._check_optimizers()
+
+    def _check_optimizers(self) -> None:
+        technique = self.technique
+        for optimizer in self.run.trainer.optimizers:
+            if technique.shrinks and any("lr" not in group for group in optimizer.param_groups):
+                raise SettingError(
+                    f"proximal must be False with {type(optimizer).__name__}, whose groups have no lr: "
+                    f"{type(technique).__name__} shrinks weights by lr times its strength"
+                )
+            if technique.adds_gradient and isinstance(optimizer, SparseAdam):
+                raise SettingError(
+                    f"optimizer must not be SparseAdam with {type(technique).__name__}, whose gradient is that of all "
+                    "weights; use another optimizer"
+                )
+
+    # The penalty itself, for sessions that hold more than settings
+
+    def value(self, parameters: list[nn.Parameter], weights: list[Tensor]) -> Tensor:
+        """Returns the penalty at full strength."""
+        return self.technique.value(weights)
+
+    def add_gradient_(
+        self, parameters: list[nn.Parameter], weights: list[Tensor], gradients: list[Tensor], factor: float | Tensor
+    ) -> None:
+        """Adds the penalty's gradient, times a factor, to those of the loss."""
+        self.technique.add_gradient_(weights, gradients, factor)
+
+    # When it acts
+
+    @override
+    def before_step(self, step: Step) -> None:
+        self.due = None
+        scheduled = self.strength.now(self.run.trainer)
+        if step.logs:
+            self._log(step, scheduled)
+        if step.share == 0 or self.strength.is_off:
+            return
+        # Asked anew at each step, because layers may be frozen and thawed in between.
+        penalized = self.selection.of(step.parameters)
+        fresh = [parameter for parameter in penalized if parameter in step.fresh]
+        factor = step.share * scheduled
+        if fresh and self.technique.adds_gradient:
+            # Also where a schedule has the penalty at 0 now: in the loss, too, it would give a gradient of zeros.
+            gradients = self._arranged([dense_gradient(parameter) for parameter in fresh], fresh)
+            if factor:
+                self.add_gradient_(fresh, self._arranged(fresh, fresh), gradients, step.scaled(factor))
+        if penalized and self.technique.shrinks:  # each optimizer by its own learning rate
+            self.due = penalized, factor
+
+    @override
+    def after_step(self, step: Step) -> None:
+        if self.due is None:
+            return
+        (penalized, factor), self.due = self.due, None
+        chosen = set(penalized)
+        for group in step.optimizer.param_groups:
+            parameters = [parameter for parameter in group["params"] if parameter in chosen]
+            if parameters:
+                rate = group["lr"] * factor
+                # A fused optimizer skips by itself: then nothing is shrunk either.
+                self.technique.shrink_(
+                    self._arranged(parameters, parameters), rate if step.skipped is None else rate * (1 - step.skipped)
+                )
+
+    def _arranged(self, tensors: Sequence[Tensor], parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+        """Returns views of this process's parts, as the penalty wants to see them."""
+        if self.technique.by_unit:
+            return self.selection.units(tensors, parameters)
+        return [local(tensor) for tensor in tensors]
+
+    def _log(self, step: Step, scheduled: float) -> None:
+        # Of all optimizers together, also of those that toggle_optimizer froze for the moment.
+        toggled = toggled_parameters(self.run.module)
+        parameters = [each for each in self.selection.names if each.requires_grad or toggled.get(each)]
+        self.strength.log(self.run.module, self.name)
+        if not parameters:
+            return
+        weights = [whole(parameter) for parameter in parameters]
+        value = self.value(parameters, self._arranged(weights, parameters)) * scheduled
+        step.log(f"penalty/{self.name}", value)
+        if step.loss is not None:
+            step.log(f"penalty/{self.name}_share", value / (value + step.loss.abs()))
+        if self.technique.shrinks:
+            zeros = torch.stack([weight.numel() - weight.count_nonzero() for weight in weights]).sum()
+            step.log(f"penalty/{self.name}_zeros", zeros / sum(weight.numel() for weight in weights))

@@ -1,0 +1,106 @@
+"""Terms that need activations or predictions, added to the loss that somebody else's training step returns."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from lightning_reg.core.facts import Chart, Place
+from lightning_reg.core.lightning import logs_now
+from lightning_reg.core.schedules import ScheduledStrength, StrengthSchedule, check_schedule
+from lightning_reg.core.session import Session
+from lightning_reg.core.technique import Technique
+from lightning_reg.settings import SettingError
+
+__all__ = ["LossTerm", "TermSession"]
+
+
+class LossTerm(Technique):
+    """Watches the training step and adds a term to the loss that goes into backward; the one that is logged stays.
+
+    A subclass makes a :class:`TermSession`, which computes the term.
+
+    Args:
+        schedule: What the strength is multiplied by as training goes on.
+    """
+
+    place = Place.LOSS
+    charts: ClassVar[tuple[Chart, ...]] = (
+        Chart("Penalties", "value", r"penalty/(?!.*(_share|_zeros)$)"),
+        Chart("Penalties", "share of the loss", r"penalty/.*_share$"),
+    )
+    tag: ClassVar[str]
+
+    def __init__(self, *, schedule: StrengthSchedule | None) -> None:
+        super().__init__()
+        check_schedule(schedule)
+        self.schedule = schedule
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether the strength is zero."""
+        return False
+
+
+@dataclass(eq=False)
+class TermSession(Session[LossTerm]):
+    """One fit of a term.
+
+    Attributes:
+        strength: What the term is multiplied by.
+        name: Tag of what is logged.
+        is_checked: Whether the term could be had once.
+    """
+
+    strength: ScheduledStrength = field(init=False)
+    name: str = field(init=False)
+    is_checked: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        technique, run = self.technique, self.run
+        if not run.module.automatic_optimization:
+            raise SettingError(
+                f"automatic_optimization must be True with {type(technique).__name__}: under manual optimization its "
+                "term can't reach the loss that you hand to manual_backward; add it there"
+            )
+        self.strength = ScheduledStrength(technique.schedule, run.trainer)
+        self.name = technique.tag + technique.suffix(run.trainer)
+        run.around(run.module, "training_step", self._step)  # inside autocast, where there is one
+
+    def watching(self) -> AbstractContextManager[Any]:
+        """Returns a context in which a training step runs and the term is made ready."""
+        return nullcontext()
+
+    def term(self) -> Tensor:
+        """Returns the term at full strength, of what was seen in the training step that has just run."""
+        raise NotImplementedError
+
+    def _step(self, training_step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        factor = self.strength.now(self.run.trainer)
+        # The first step is watched even where a schedule begins at 0: a term that can't be had is an error now.
+        if self.technique.is_idle or (factor == 0 and self.is_checked):
+            self._log({})
+            return training_step(*args, **kwargs)
+        with self.watching():
+            output = training_step(*args, **kwargs)
+            loss = output.get("loss") if isinstance(output, Mapping) else output
+            if loss is None:  # this batch is skipped
+                return output
+            with torch._C.DisableTorchFunction():  # who watches the user's calls isn't to take these for theirs
+                term: Tensor = factor * self.term()
+        self.is_checked = True
+        size = term.detach().abs()
+        self._log({"": term.detach(), "_share": size / (size + loss.detach().abs())})
+        if factor == 0:
+            return output
+        # The user's own dictionary stays as it is.
+        return {**output, "loss": loss + term} if isinstance(output, Mapping) else loss + term
+
+    def _log(self, values: dict[str, Tensor]) -> None:
+        if logs_now(self.run.trainer):
+            for kind, value in values.items():
+                self.run.log(f"penalty/{self.name}{kind}", value)
+            self.strength.log(self.run.module, self.name)

@@ -1,0 +1,253 @@
+"""One fit of an average of weights: what is held, when weights are taken into it, and when it is evaluated."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from typing_extensions import override
+
+from lightning_reg.callbacks.weights.averages.averaging import WeightAverage
+from lightning_reg.callbacks.weights.averages.evaluation import report_validation
+from lightning_reg.callbacks.weights.averages.held_weights import HeldWeights
+from lightning_reg.callbacks.weights.averages.recomputation import recomputed_statistics
+from lightning_reg.callbacks.weights.averages.registered import (
+    Registered,
+    is_sharded,
+    norm_statistics,
+    registered_in,
+    spectral_vectors,
+    tensors_of,
+)
+from lightning_reg.callbacks.weights.averages.remembered_inputs import RememberedInputs, batch_norms
+from lightning_reg.core.copies.isolation import copy_module
+from lightning_reg.core.gradients import local
+from lightning_reg.core.session import Session, kept
+from lightning_reg.core.step import Step
+
+__all__ = ["AverageSession", "Averaged"]
+
+
+@dataclass(frozen=True)
+class Averaged:
+    """What averaging came to.
+
+    Attributes:
+        updates: How often weights were taken into the average.
+        is_in: Whether the module has the average.
+        weights: The average, by name of the parameter or buffer.
+    """
+
+    updates: int
+    is_in: bool
+    weights: Mapping[str, Tensor]
+
+
+@dataclass(eq=False)
+class AverageSession(Session[WeightAverage]):
+    """One fit of an average: what is held, and what was taken into it."""
+
+    updates: int = kept(default=0)
+    is_recomputed: bool = kept(default=False)  # whether BatchNorm's statistics are those of the average as it is now
+    held: HeldWeights = field(default_factory=HeldWeights)
+    inputs: RememberedInputs = field(init=False)
+    has_stepped: bool = False
+    is_final: bool = False  # whether training has ended, and the module keeps the average
+    places: list[Registered] = field(default_factory=list)  # of all parameters
+    trainable: list[bool] = field(default_factory=list)
+    averaged: tuple[list[Tensor], list[Tensor]] = field(default_factory=lambda: ([], []))
+    has_shards: bool = False  # whether any of those is spread over processes
+
+    def __post_init__(self) -> None:
+        self.inputs = RememberedInputs(self.run)
+        trainer = self.run.trainer
+        self.run.around(trainer.fit_loop.epoch_loop.val_loop, "run", self._validate)
+        self.run.around(trainer.strategy, "lightning_module_state_dict", self._state_dict)
+
+    @property
+    def is_averaging(self) -> bool:
+        """Whether weights are taken into the average at this time of the fit."""
+        raise NotImplementedError
+
+    def is_due(self) -> bool:
+        """Says, once a training batch, whether the weights are taken into the average now."""
+        raise NotImplementedError
+
+    def update_(self, averages: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+        """Takes weights into their averages, in place; the first time they have been copied instead."""
+        raise NotImplementedError
+
+    # The state
+
+    @override
+    def kept(self) -> dict[str, Any]:
+        return {**super().kept(), "weights": self.held.kept(), "inputs": self.inputs.kept()}
+
+    @override
+    def load(self, state: Mapping[str, Any]) -> None:
+        super().load({name: value for name, value in state.items() if name not in ("weights", "inputs")})
+        self.held.load(state["weights"], self.run.module)
+        self.inputs.load(state["inputs"])
+        self.places = []
+
+    @override
+    def result(self) -> Averaged:
+        return Averaged(self.updates, self.held.is_in, self.held.average(self.run.module))
+
+    # When it acts
+
+    @override
+    def train_starts(self) -> None:
+        if self.technique.buffers == "recompute":
+            self.inputs.watch()
+
+    @override
+    def batch_starts(self, batch_idx: int) -> None:
+        self.inputs.batch_starts(wanted=self.is_averaging)
+
+    @override
+    def after_step(self, step: Step) -> None:
+        self.has_stepped = True
+
+    @override
+    def batch_ends(self, outputs: Any, batch_idx: int) -> None:
+        self.inputs.batch_ends()
+        if self.is_due():
+            self.take()
+        self.has_stepped = False
+
+    @override
+    def validation_starts(self) -> None:
+        if self._gives and not self._reports:
+            self._put_in()
+
+    @override
+    def validation_ends(self) -> None:
+        if self.held.is_in:
+            self.held.exchange(self.run.module)
+
+    @override
+    def train_ends(self) -> None:
+        if self._gives:
+            self._put_in()
+        self.is_final = True
+
+    @override
+    def ends(self, exception: BaseException | None) -> None:
+        # What fails when training has ended, a test for one, has the averaged weights.
+        if exception is not None and self.held.is_in and not self.is_final:
+            self.held.exchange(self.run.module)
+
+    # What it does
+
+    def take(self) -> None:
+        """Takes the weights as they are now into the average."""
+        if not self.places or any(owner.get(key) is not tensor for _, tensor, owner, key in self.places):
+            self.places = [each for each in registered_in(self.run.module) if isinstance(each.tensor, nn.Parameter)]
+            self.trainable = []
+        trainable = [place.tensor.requires_grad for place in self.places]
+        averages, tensors = self.averaged
+        if trainable != self.trainable or any(map(_differ_in_shape, averages, tensors)):
+            self.trainable = trainable
+            self._begin()
+            averages, tensors = self.averaged
+        with torch.no_grad():
+            if self.updates and averages:
+                self.update_(averages, list(map(local, tensors)) if self.has_shards else tensors)
+        self.updates += 1
+        self.is_recomputed = False
+
+    def _begin(self) -> None:
+        """Copies what isn't averaged yet."""
+        module = self.run.module
+        tensors = tensors_of(module)
+        averaged = [place.name for place, each in zip(self.places, self.trainable, strict=True) if each]
+        if self.technique.buffers == "average":
+            averaged += [name for name in norm_statistics(module) if name in tensors]
+        self.held.follow(tensors)
+        with torch.no_grad():
+            for name in [*averaged, *self._computed(tensors)]:
+                if name in tensors and name not in self.held.values:
+                    self.held.add(name, tensors[name])
+        self.averaged = [local(self.held.values[name]) for name in averaged], [tensors[name] for name in averaged]
+        self.has_shards = any(isinstance(tensor, DTensor) for tensor in self.averaged[1])
+
+    def _computed(self, tensors: Mapping[str, Tensor]) -> list[str]:
+        """Returns the names of buffers that are computed for the average rather than averaged."""
+        names = [vector for _, u, v, _ in spectral_vectors(self.run.module) for vector in (u, v)]
+        if self.technique.buffers == "recompute":
+            norms = [norm for norm in batch_norms(self.run.module).values() if norm.training]
+            buffers = {id(buffer) for norm in norms for buffer in norm.buffers(recurse=False)}
+            names += [name for name, tensor in tensors.items() if id(tensor) in buffers]
+        return names
+
+    def _put_in(self) -> None:
+        if not self.held.values or self.held.is_in:
+            return
+        if not self.run.trainer.sanity_checking:
+            self._recompute()
+        self.held.exchange(self.run.module)
+
+    def _recompute(self) -> None:
+        if self.technique.buffers != "recompute" or self.is_recomputed:
+            return
+        with self._averaged_module() as module:
+            statistics = recomputed_statistics(self.run.trainer, module, self.inputs)
+        with torch.inference_mode(False), torch.no_grad():
+            for name, value in statistics.items():
+                if name in self.held.values:
+                    self.held.values[name].copy_(value)
+        self.is_recomputed = True
+
+    @contextmanager
+    def _averaged_module(self) -> Iterator[LightningModule]:
+        """Yields a copy of the module that has the average; where it can't be copied, the module itself."""
+        run, name = self.run, type(self.technique).__name__
+        if is_sharded(run.module):
+            rank_zero_warn(
+                f"{name} evaluates the module itself, because FSDP2 doesn't let a sharded one be copied: what it "
+                "counts by itself it counts twice"
+            )
+            self.held.exchange(run.module)
+            try:
+                yield run.module
+            finally:
+                self.held.exchange(run.module)
+            return
+        copied = copy_module(run.trainer, run.module, name)
+        self.held.write_into(copied)
+        yield copied
+
+    def _validate(self, inner: Any, *args: Any, **kwargs: Any) -> Any:
+        """Stands around the fit's validation."""
+        trainer = self.run.trainer
+        is_restarted = trainer.fit_loop.epoch_loop.val_loop.restarting
+        if self._reports and self.held.values and not trainer.sanity_checking and not is_restarted:
+            self._recompute()
+            with self._averaged_module() as module:
+                report_validation(trainer, module, f"{self.technique.prefix}{self.technique.suffix(trainer)}")
+        return inner(*args, **kwargs)
+
+    def _state_dict(self, inner: Any) -> dict[str, Any]:
+        """Stands around the strategy's: what is saved without callbacks' states asks no callback."""
+        saved: dict[str, Any] = inner()
+        if self._gives:
+            self.held.save_into(saved, self.run.module)
+        return saved
+
+    @property
+    def _gives(self) -> bool:
+        return self.technique.gives_weights(self.run.trainer)
+
+    @property
+    def _reports(self) -> bool:
+        return self.technique.validate == "both" or not self._gives
+
+
+def _differ_in_shape(held: Tensor, tensor: Tensor) -> bool:
+    return held.shape != tensor.shape

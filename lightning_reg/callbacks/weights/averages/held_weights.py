@@ -1,0 +1,212 @@
+"""A second set of a module's weights, held by name, that can change places with the first."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from lightning_reg.callbacks.weights.averages.registered import reshard, spectral_vectors, state_names, tensors_of
+from lightning_reg.core.gradients import local, to_shard, whole
+from lightning_reg.functional.averaging import singular_vectors
+
+__all__ = ["HeldWeights"]
+
+
+class HeldWeights:
+    """Weights that a module doesn't have at this moment: an average in training, the trained ones in evaluation.
+
+    Contents change places, not tensors: optimizers, compiled code, CUDA graphs, shards and views go on referring to the
+    module's own memory. Sixteen bits are too few to average in: an update is rounded to nothing. There the average is
+    held in 32 bits, and while it is in the module, rounded, aside in ``exact``.
+
+    Attributes:
+        values: What is held, by name of the parameter or buffer.
+        exact: The average in 32 bits, of those that the module has in fewer.
+        is_in: Whether the module has the average, and the trained weights are held.
+    """
+
+    def __init__(self) -> None:
+        self.values: dict[str, Tensor] = {}
+        self.exact: dict[str, Tensor] = {}
+        self.is_in = False
+        self._known: dict[str, Tensor] = {}  # the module's tensors, by which they are found under other names
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Holds a copy.
+
+        Args:
+            name: Of a parameter or buffer.
+            tensor: Its value now.
+        """
+        copied = tensor.detach().clone()
+        self.values[name] = copied.float() if _is_halved(tensor) else copied
+        self._known[name] = tensor
+
+    def follow(self, tensors: Mapping[str, Tensor]) -> None:
+        """Goes with tensors that were renamed (pruning does) or replaced, and drops what is gone or has another shape.
+
+        Args:
+            tensors: Of the module, by name.
+        """
+        if all(tensors.get(name) is known and _fits(self.values[name], known) for name, known in self._known.items()):
+            return
+        names = {id(tensor): name for name, tensor in tensors.items()}
+        now = {name: names.get(id(self._known[name]), name) for name in self.values}
+        kept = {old: new for old, new in now.items() if new in tensors and _fits(self.values[old], tensors[new])}
+        self.values = {new: self.values[old] for old, new in kept.items()}
+        self.exact = {new: self.exact[old] for old, new in kept.items() if old in self.exact}
+        self._known = {name: tensors[name] for name in self.values}
+
+    def exchange(self, module: nn.Module) -> None:
+        """Lets what is held and what the module has change places.
+
+        Args:
+            module: Whose tensors.
+        """
+        tensors = tensors_of(module)
+        self.follow(tensors)
+        # Validation runs in inference mode, whose tensors couldn't be trained with afterwards.
+        with torch.inference_mode(False), torch.no_grad():
+            if not self.is_in:
+                self._renew_spectral_vectors(module)
+            for name, held in self.values.items():
+                inside = local(tensors[name])
+                if name in self.exact:  # the module has the average, rounded
+                    inside.copy_(local(held))
+                    self.values[name] = self.exact[name]
+                elif held.dtype != tensors[name].dtype:
+                    self.exact[name], self.values[name] = held, tensors[name].detach().clone()
+                    inside.copy_(local(held))
+                else:
+                    outside, kept = local(held), inside.clone()  # one tensor's copy at a time
+                    inside.copy_(outside)
+                    outside.copy_(kept)
+        if self.is_in:
+            self.exact = {}
+        self.is_in = not self.is_in
+        reshard(module)
+
+    def write_into(self, copied: nn.Module) -> None:
+        """Gives a copy of the module the average.
+
+        Args:
+            copied: Of the module, with the weights that it has now.
+        """
+        if self.is_in:
+            return
+        tensors = tensors_of(copied)
+        with torch.inference_mode(False), torch.no_grad():
+            self._renew_spectral_vectors(copied)
+            for name, value in self.values.items():
+                tensors[name].copy_(value)
+
+    def average(self, module: nn.Module) -> dict[str, Tensor]:
+        """Returns the average, by name, wherever it is.
+
+        Args:
+            module: As it is now.
+        """
+        if not self.is_in:
+            return dict(self.values)
+        tensors = tensors_of(module)
+        return {name: self.exact.get(name, tensors[name].detach()) for name in self.values if name in tensors}
+
+    # Checkpoints
+
+    def kept(self) -> dict[str, Any]:
+        """Returns all that is held, with the very tensors."""
+        return {"values": dict(self.values), "exact": dict(self.exact), "is_in": self.is_in}
+
+    @staticmethod
+    def of(kept: Mapping[str, Any]) -> "HeldWeights":
+        """Returns what holds what :meth:`kept` returned.
+
+        Args:
+            kept: May have other entries, too.
+        """
+        held = HeldWeights()
+        held.values, held.exact, held.is_in = dict(kept["values"]), dict(kept["exact"]), kept["is_in"]
+        return held
+
+    def save_into(self, state_dict: dict[str, Any], module: nn.Module) -> None:
+        """Puts the average in the place of the trained weights.
+
+        Args:
+            state_dict: The module's; on processes that save nothing it may be empty.
+            module: Whose names are in it.
+        """
+        if self.is_in:
+            return
+        self._renew_spectral_vectors(module)
+        for name, keys in state_names(module).items():
+            if name not in self.values:
+                continue
+            held = self.values[name]
+            full = None if any(isinstance(state_dict.get(key), DTensor) for key in keys) else whole(held)
+            for key in keys:
+                if key in state_dict:
+                    saved = held if full is None else full
+                    state_dict[key] = saved.to(device=state_dict[key].device, dtype=state_dict[key].dtype)
+
+    def beside(self, module: nn.Module, *, gives: bool) -> dict[str, Any]:
+        """Returns what a checkpoint needs beside the module's state dict, as :meth:`kept` would.
+
+        Args:
+            module: As it is now.
+            gives: Whether the state dict holds the average, as if the module had it; else the trained weights.
+        """
+        if self.is_in or not gives:
+            values, exact, is_in = self.values, self.exact, self.is_in
+        else:
+            tensors = tensors_of(module)
+            values = {name: tensors[name] for name in self.values if name in tensors}
+            exact = {name: self.values[name] for name in values if self.values[name].dtype != values[name].dtype}
+            is_in = True
+        return {"values": _whole(values), "exact": _whole(exact), "is_in": is_in}
+
+    def load(self, kept: Mapping[str, Any], module: nn.Module) -> None:
+        """Takes the average out of the module, which has loaded a checkpoint, and puts the trained weights in.
+
+        Args:
+            kept: What :meth:`beside` returned.
+            module: That has loaded the state dict.
+        """
+        tensors = tensors_of(module)
+        values, exact = kept["values"], kept["exact"]
+        self.values, self.exact, self.is_in, self._known = {}, {}, False, {}
+        with torch.no_grad():
+            for name, tensor in tensors.items():  # in the same order on all processes
+                if name not in values or values[name].shape != tensor.shape:
+                    continue
+                self.add(name, tensor)
+                average = exact.get(name) if kept["is_in"] else values[name]
+                if average is not None:
+                    self.values[name] = to_shard(average, tensor)
+                if kept["is_in"]:
+                    local(tensor).copy_(local(to_shard(values[name], tensor)))
+
+    def _renew_spectral_vectors(self, module: nn.Module) -> None:
+        """An average of singular vectors is none: those of the averaged weight are computed."""
+        for weight, u, v, dim in spectral_vectors(module):
+            if weight in self.values and u in self.values:
+                matrix = whole(self.values[weight]).movedim(dim, 0).flatten(1)
+                for name, vector in zip((u, v), singular_vectors(matrix), strict=True):
+                    self.values[name].copy_(vector)
+
+
+def _is_halved(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and torch.finfo(tensor.dtype).bits < 32
+
+
+def _fits(held: Tensor, tensor: Tensor) -> bool:
+    return held.shape == tensor.shape
+
+
+def _whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Sharded ones are brought together, on the CPU; what is written asks all processes in the same order."""
+    return {
+        name: whole(tensor).cpu() if isinstance(tensor, DTensor) else tensor.detach()
+        for name, tensor in tensors.items()
+    }

@@ -1,0 +1,84 @@
+"""BatchNorm's statistics for weights that nobody has trained with, from the inputs that modules had in training."""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+
+from lightning_reg.callbacks.weights.averages.remembered_inputs import Call, RememberedInputs, batch_norms
+from lightning_reg.core.selection import plain_name
+
+__all__ = ["recomputed_statistics"]
+
+
+def recomputed_statistics(trainer: Trainer, module: LightningModule, inputs: RememberedInputs) -> dict[str, Tensor]:
+    """Returns running statistics of BatchNorm as they are for remembered inputs, with the weights of a module.
+
+    Every batch weighs the same, as in ``torch.optim.swa_utils.update_bn``. All else is in evaluation mode: dropout
+    would change the variance.
+
+    Args:
+        trainer: That fits.
+        module: A copy of its module, with the weights that the statistics are for.
+        inputs: Of the training steps.
+
+    Returns:
+        Means, variances and counters by name; of layers that no input reached, nothing.
+    """
+    norms = {name: norm for name, norm in batch_norms(module).items() if name in inputs.norms}
+    modes = {part: part.training for part in module.modules()}
+    momenta = {norm: norm.momentum for norm in norms.values()}
+    count = len(inputs.steps)
+    if trainer.world_size > 1:  # synchronized layers wait for one another
+        least = trainer.strategy.reduce(torch.tensor(count, device=trainer.strategy.root_device), reduce_op="min")
+        count = int(torch.as_tensor(least))
+    if not norms or not count:
+        return {}
+    try:
+        module.eval()
+        for norm in norms.values():
+            norm.training = True
+            norm.reset_running_stats()
+            norm.momentum = None  # a cumulative mean
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+            isolate_rng(),
+            torch.compiler.set_stance("force_eager"),
+            trainer.precision_plugin.forward_context(),
+        ):
+            for calls in list(inputs.steps)[-count:]:
+                _repeat(module, calls, trainer.strategy.root_device)
+        return dict(_statistics(trainer, norms))
+    finally:
+        for norm, momentum in momenta.items():
+            norm.momentum = momentum
+        for part, training in modes.items():
+            part.training = training
+
+
+def _repeat(module: nn.Module, calls: list[Call], device: torch.device) -> None:
+    outputs: list[list[object]] = []
+    for call in calls:
+        leaves, spec = tree_flatten((call.args, call.kwargs))
+        for index in call.moved:
+            leaves[index] = leaves[index].to(device, non_blocking=True)
+        for index, (source, number) in call.chained.items():
+            leaves[index] = outputs[source][number]
+        args, kwargs = tree_unflatten(leaves, spec)
+        outputs.append(tree_leaves(module.get_submodule(call.name)(*args, **kwargs)))
+
+
+def _statistics(trainer: Trainer, norms: Mapping[str, _BatchNorm]) -> Iterator[tuple[str, Tensor]]:
+    for name, norm in norms.items():
+        if not norm.num_batches_tracked:
+            continue
+        for key, buffer in norm.named_buffers(recurse=False):
+            value = buffer.clone()
+            if trainer.world_size > 1 and value.is_floating_point():
+                value = torch.as_tensor(trainer.strategy.reduce(value, reduce_op="mean"))
+            yield plain_name(f"{name}.{key}" if name else key), value

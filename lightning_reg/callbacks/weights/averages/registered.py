@@ -1,0 +1,156 @@
+"""Where a module has its parameters and buffers, and which of them normalize."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm
+
+from lightning_reg.core.selection import plain_name
+from lightning_reg.optim import is_normalization
+
+__all__ = [
+    "Registered",
+    "is_sharded",
+    "norm_statistics",
+    "registered_in",
+    "reshard",
+    "spectral_vectors",
+    "state_names",
+    "tensors_of",
+]
+
+
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """Returns every parameter and buffer once, by its name as the user wrote it; of sharded ones the shards.
+
+    Args:
+        module: Whose tensors.
+
+    >>> list(tensors_of(nn.BatchNorm1d(2)))
+    ['weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked']
+    """
+    return {place.name: place.tensor for place in registered_in(module)}
+
+
+class Registered(NamedTuple):
+    """Where a module has a tensor.
+
+    Attributes:
+        name: As the user wrote it.
+        tensor: The tensor.
+        owner: The parameters or buffers of the module that has it.
+        key: Its name there.
+    """
+
+    name: str
+    tensor: Tensor
+    owner: Mapping[str, Tensor | None]
+    key: str
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether another tensor is there now, or none."""
+        return self.owner.get(self.key) is not self.tensor
+
+
+def registered_in(module: nn.Module) -> list[Registered]:
+    """Returns where a module has its parameters, then its buffers, each once.
+
+    Args:
+        module: Whose tensors; what FSDP has gathered is let go.
+    """
+    reshard(module)
+    parts = list(module.named_modules())
+    found: dict[int, Registered] = {}
+    for owners in ([(prefix, part._parameters) for prefix, part in parts], [(p, part._buffers) for p, part in parts]):
+        for prefix, owner in owners:
+            for key, tensor in owner.items():
+                if tensor is not None and id(tensor) not in found:
+                    name = plain_name(f"{prefix}.{key}" if prefix else key)
+                    found[id(tensor)] = Registered(name, tensor, owner, key)
+    return list(found.values())
+
+
+def state_names(module: nn.Module) -> dict[str, list[str]]:
+    """Returns under which names each tensor is in the module's ``state_dict``; tied ones are there several times.
+
+    Args:
+        module: Whose tensors.
+    """
+    first = {id(tensor): name for name, tensor in tensors_of(module).items()}
+    names: dict[str, list[str]] = {name: [] for name in first.values()}
+    for key, tensor in (
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    ):
+        names[first[id(tensor)]].append(key)
+    return names
+
+
+def norm_statistics(module: nn.Module) -> list[str]:
+    """Returns the names of the running statistics of normalization layers, without integer counters.
+
+    Args:
+        module: Whose buffers.
+
+    >>> norm_statistics(nn.BatchNorm1d(2))
+    ['running_mean', 'running_var']
+    """
+    return [
+        plain_name(f"{prefix}.{name}" if prefix else name)
+        for prefix, each in module.named_modules()
+        if is_normalization(each) and not isinstance(each, _SpectralNorm) and not any(each.children())
+        for name, buffer in each.named_buffers(recurse=False)
+        if buffer.is_floating_point()
+    ]
+
+
+def spectral_vectors(module: nn.Module) -> list[tuple[str, str, str, int]]:
+    """Returns, of each spectrally normalized weight, the names of the plain weight, of u and v, and the output's dim.
+
+    Args:
+        module: With ``torch.nn.utils.parametrizations.spectral_norm`` or the older ``torch.nn.utils.spectral_norm``.
+
+    >>> spectral_vectors(nn.utils.parametrizations.spectral_norm(nn.Linear(2, 3)))
+    [('weight', 'parametrizations.weight.0._u', 'parametrizations.weight.0._v', 0)]
+    """
+    found = []
+    for prefix, each in module.named_modules():
+        start = f"{prefix}." if prefix else ""
+        for attribute, steps in getattr(each, "parametrizations", {}).items():
+            for index, step in enumerate(steps):
+                if isinstance(step, _SpectralNorm) and index == 0 and hasattr(step, "_u"):
+                    at = f"{start}parametrizations.{attribute}"
+                    found.append((f"{at}.original", f"{at}.0._u", f"{at}.0._v", step.dim))
+        for hook in each._forward_pre_hooks.values():
+            if isinstance(hook, SpectralNorm):
+                at = f"{start}{hook.name}"
+                found.append((f"{at}_orig", f"{at}_u", f"{at}_v", hook.dim))
+    return [(plain_name(weight), plain_name(u), plain_name(v), dim) for weight, u, v, dim in found]
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether FSDP2 shards a module, which can't be copied then.
+
+    Args:
+        module: Any.
+    """
+    return any(True for _ in _sharded(module))
+
+
+def reshard(module: nn.Module) -> None:
+    """Lets go what FSDP has gathered for a forward pass, else it would outlive a change of the shards.
+
+    Args:
+        module: Any.
+    """
+    for each in _sharded(module):
+        each.reshard()
+
+
+def _sharded(module: nn.Module) -> Iterable[Any]:
+    from torch.distributed.fsdp import FSDPModule
+
+    return (each for each in module.modules() if isinstance(each, FSDPModule))

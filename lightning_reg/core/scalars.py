@@ -1,0 +1,43 @@
+"""Logging of many scalars at once."""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from lightning.pytorch import Trainer
+
+from lightning_reg.core.lightning import ends_a_step, starts_processes, step_number
+from lightning_reg.core.tensorboard import write_scalars
+
+__all__ = ["ends_a_step", "log_scalars", "step_number", "withdraw_scalars"]
+
+
+def log_scalars(trainer: Trainer, values: Mapping[str, float]) -> None:
+    """Hands scalars to every logger, and to ``callback_metrics``, as Lightning's own monitors do.
+
+    ``pl_module.log`` takes about 0.35 ms a value, hundreds of values as long as a step.
+
+    Args:
+        trainer: In a fit.
+        values: By tag; the same on all processes.
+    """
+    if not values:
+        return
+    trainer.callback_metrics.update({tag: torch.tensor(value) for tag, value in values.items()})
+    step = step_number(trainer) - 1  # as Lightning counts it
+    for logger in trainer.loggers:
+        write_scalars(logger, values, step)
+
+
+def withdraw_scalars(trainer: Trainer, tags: Iterable[str]) -> None:
+    """Takes scalars out of ``callback_metrics`` when a fit ends in a process that was forked or spawned for it.
+
+    Lightning sends them to the process that started it through a pipe, which isn't read before this process ends: with
+    some hundreds the pipe is full, and both wait for ever.
+
+    Args:
+        trainer: Whose fit ends.
+        tags: That :func:`log_scalars` was given.
+    """
+    if starts_processes(trainer):
+        for tag in tags:
+            trainer.callback_metrics.pop(tag, None)

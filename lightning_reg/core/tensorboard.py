@@ -1,0 +1,211 @@
+"""The one place that writes to loggers what Lightning doesn't: pictures, text, histograms, many scalars at once."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeGuard
+
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+
+from lightning_reg.core.lightning import is_overridden, twins
+
+__all__ = [
+    "Histogram",
+    "has_tensorboard",
+    "log_final_metrics",
+    "log_histograms",
+    "log_layout",
+    "log_picture",
+    "log_text",
+    "takes_pictures",
+    "write_scalars",
+]
+
+
+def log_final_metrics(
+    trainer: Trainer,
+    pl_module: LightningModule,
+    data: LightningDataModule | None,
+    metrics: Mapping[str, float],
+    techniques: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes a run's final metrics beside its hyperparameters, so that TensorBoard's HParams page compares runs.
+
+    Does nothing for other loggers, which keep hyperparameters in their own way.
+
+    Args:
+        trainer: Whose loggers are written to.
+        pl_module: Whose hyperparameters the run had.
+        data: Whose hyperparameters the run had, too.
+        metrics: By tag.
+        techniques: Settings of callbacks, by name; ``lightning_reg.audit.inventory.technique_settings`` finds them.
+    """
+    hyperparameters = {**(data.hparams if data is not None else {}), **pl_module.hparams, **(techniques or {})}
+    settings = {name: value for name, value in hyperparameters.items() if not name.startswith("_")}
+    for logger in trainer.loggers:
+        if _is_tensorboard(logger):
+            logger.log_hyperparams(settings, dict(metrics), step=trainer.global_step)
+            logger.save()
+
+
+class Histogram(NamedTuple):
+    """Counts between borders, and what TensorBoard shows beside them.
+
+    Attributes:
+        counts: (K,), on the CPU.
+        edges: (K + 1,), ascending, on the CPU.
+        total: Sum of all values.
+        squares: Sum of their squares.
+    """
+
+    counts: Tensor
+    edges: Tensor
+    total: float
+    squares: float
+
+
+def has_tensorboard(trainer: Trainer) -> bool:
+    """Whether there is a TensorBoard to write to; else there is no need to compute what only it can show.
+
+    Args:
+        trainer: With its loggers.
+    """
+    return any(_is_tensorboard(logger) for logger in trainer.loggers)
+
+
+def log_histograms(trainer: Trainer, histograms: Mapping[str, Histogram], step: int) -> None:
+    """Writes histograms that have been counted already, all at once.
+
+    Args:
+        trainer: Whose TensorBoard loggers are written to; on other processes than the first nothing is.
+        histograms: By tag; those without a value are left out.
+        step: Of the axis.
+    """
+    from torch.utils.tensorboard.summary import histogram_raw  # late: only who has such a logger needs it
+
+    loggers = [each for each in _loggers(trainer) if _is_tensorboard(each)]
+    if not loggers:
+        return
+    written = []
+    for tag, histogram in histograms.items():
+        counts, edges = histogram.counts.tolist(), histogram.edges.tolist()
+        filled = [index for index, count in enumerate(counts) if count]
+        if filled:
+            low, high = edges[filled[0]], edges[filled[-1] + 1]
+            sums = sum(counts), histogram.total, histogram.squares
+            made: Any = histogram_raw(tag, low, high, *sums, edges[1:], counts)  # type: ignore[no-untyped-call]
+            written.append(made.value[0])
+    if written:
+        for logger in loggers:
+            _write_event(logger, written, step)
+
+
+def write_scalars(logger: Logger, values: Mapping[str, float], step: int) -> None:
+    """Hands scalars to a logger, as its ``log_metrics`` does; to a TensorBoard all at once.
+
+    Args:
+        logger: Of a trainer; on other processes than the first it writes nothing.
+        values: By tag.
+        step: Of the axis.
+    """
+    # Somebody's own kind of logger may do more with them.
+    is_plain = not is_overridden(logger, "log_metrics")
+    if _is_tensorboard(logger) and is_plain and not logger._prefix:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        _write_event(logger, [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()], step)
+    else:
+        logger.log_metrics(dict(values), step=step)
+
+
+@rank_zero_only
+def _write_event(logger: TensorBoardLogger, values: Sequence[Any], step: int) -> None:
+    """Writes values as one event: hundreds would wait, one after the other, for the thread that writes them."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    logger.experiment._get_file_writer().add_summary(Summary(value=values), step)
+
+
+def takes_pictures(logger: Logger) -> bool:
+    """Whether :func:`log_picture` can write to a logger: TensorBoard, Weights & Biases, MLflow, Comet.
+
+    Args:
+        logger: Of a trainer.
+    """
+    if _is_tensorboard(logger) or callable(getattr(logger, "log_image", None)):
+        return True
+    return callable(getattr(getattr(logger, "experiment", None), "log_image", None))
+
+
+def log_text(trainer: Trainer, tag: str, text: str) -> None:
+    """Writes text to every logger that takes some.
+
+    Args:
+        trainer: Whose loggers are written to, by the first process alone.
+        tag: Of the text.
+        text: As Markdown.
+    """
+    for logger in _loggers(trainer):
+        experiment: Any = getattr(logger, "experiment", None)  # somebody's logger may have none
+        if _is_tensorboard(logger):
+            experiment.add_text(tag, text, trainer.global_step)
+        elif callable(getattr(logger, "log_text", None)):  # Weights & Biases, as a table of one cell
+            logger.log_text(key=tag, columns=["text"], data=[[text]])
+        elif callable(getattr(experiment, "log_text", None)):
+            run_id = getattr(logger, "run_id", None)
+            if run_id is None:  # Comet
+                experiment.log_text(text, metadata={"tag": tag})
+            else:  # MLflow, as a file
+                experiment.log_text(run_id, text, f"{tag}.md")
+
+
+def log_picture(trainer: Trainer, tag: str, picture: Tensor, step: int) -> None:
+    """Writes a picture to every logger that takes some.
+
+    Args:
+        trainer: Whose loggers are written to, by the first process alone.
+        tag: Of the picture.
+        picture: (H, W, 3), uint8.
+        step: Of the axis.
+    """
+    if picture.dtype != torch.uint8:
+        raise TypeError(f"picture must be of bytes, but is of {picture.dtype}")
+    pixels = picture.cpu().numpy()
+    for logger in _loggers(trainer):
+        if _is_tensorboard(logger):
+            logger.experiment.add_image(tag, pixels, step, dataformats="HWC")
+        elif callable(getattr(logger, "log_image", None)):  # Weights & Biases
+            logger.log_image(key=tag, images=[pixels])
+        elif callable(getattr(getattr(logger, "experiment", None), "log_image", None)):
+            run_id = getattr(logger, "run_id", None)
+            if run_id is None:  # Comet
+                logger.experiment.log_image(pixels, name=tag, step=step)
+            else:  # MLflow, as a file
+                logger.experiment.log_image(run_id, pixels, f"{tag}/{step}.png")
+
+
+def log_layout(trainer: Trainer, charts: Mapping[str, Mapping[str, list[str]]]) -> None:
+    """Tells TensorBoard's page of custom scalars which curves to draw into one chart.
+
+    Args:
+        trainer: Whose TensorBoard loggers are written to, by the first process alone. A logger keeps one layout.
+        charts: By category, then by title: regular expressions over tags. A chart without a curve is left empty.
+    """
+    layout = {
+        category: {title: ["Multiline", tags] for title, tags in within.items()} for category, within in charts.items()
+    }
+    for logger in _loggers(trainer):
+        if _is_tensorboard(logger) and layout:
+            logger.experiment.add_custom_scalars(layout)
+
+
+def _is_tensorboard(logger: Any) -> TypeGuard[TensorBoardLogger]:
+    return isinstance(logger, twins(TensorBoardLogger))
+
+
+def _loggers(trainer: Trainer) -> list[Any]:
+    """Returns the loggers to write to; on other processes than the first their experiments are dummies."""
+    loggers: list[Logger] = trainer.loggers if trainer.is_global_zero else []
+    return loggers

@@ -1,0 +1,230 @@
+"""Initial weights by what a batch becomes on its way through the network, and how large it is on the way."""
+
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from lightning_reg.init.fans import WEIGHT_LAYERS, layer_weights
+from lightning_reg.init.initialization import initialize_
+from lightning_reg.settings import SettingError, check_count, check_range
+
+__all__ = ["LSUVResult", "activation_scale", "lsuv_"]
+
+Inputs = Tensor | tuple[Any, ...]
+
+_EPSILON = torch.finfo(torch.float32).eps  # the least precise type that variances are computed in
+
+
+class LSUVResult(NamedTuple):
+    """What :func:`lsuv_` reached.
+
+    Attributes:
+        variances: Variance of the outputs of every layer that was scaled, in the order in which they ran.
+        left: Names of layers that stay as they were, because they never ran or their weights belong to others, too.
+    """
+
+    variances: dict[str, float]
+    left: list[str]
+
+
+def lsuv_(
+    module: nn.Module,
+    inputs: Inputs,
+    *,
+    tolerance: float = 0.05,
+    max_iterations: int = 10,
+    orthogonal: bool = True,
+) -> LSUVResult:
+    r"""Layer-sequential unit-variance: scales weights, in place, until every layer's outputs have variance 1.
+
+    .. math:: W \leftarrow W / \sigma, \quad b \leftarrow b / \sigma, \quad \sigma^2 = \operatorname{Var}[W x + b]
+
+    Layers are the linear, convolutional and transposed ones, in the order in which they run; their outputs are those
+    before norm and activation, and the variance is that of all numbers in them. Dividing the weights divides the
+    outputs, so that one forward pass scales all layers: each hands on what it would now compute. A second pass finds
+    that all of them are right.
+
+    The network runs without gradients, with dropout off, and normalization by the statistics of this batch, as it will
+    be in training. Its running statistics and every module's mode are as before in the end.
+
+    Args:
+        module: The network, whose ``forward`` takes the inputs.
+        inputs: A batch of real data (N, ...), on the module's device; a tuple where there are several arguments.
+        tolerance: How far from 1 a variance may be, above 0.
+        max_iterations: How often weights are scaled at the most. Twice is more than enough, but where weights aren't
+            what multiplies the inputs.
+        orthogonal: Whether weights are made orthogonal, and biases 0, in layers that run; else both are only scaled.
+
+    Returns:
+        What was reached, and which layers were left.
+
+    Raises:
+        SettingError: If outputs of a layer are all the same, or not finite, no layer runs, or a layer's outputs don't
+            follow its weights. Some weights are changed by then.
+
+    Reference:
+        Dmytro Mishkin, Jiri Matas: All you need is a good init, ICLR 2016, arXiv:1511.06422.
+
+    >>> network = nn.Sequential(nn.Linear(20, 50), nn.Tanh(), nn.Linear(50, 5))
+    >>> result = lsuv_(network, 10 * torch.randn(64, 20))
+    >>> {name: round(variance, 3) for name, variance in result.variances.items()}
+    {'0': 1.0, '2': 1.0}
+    """
+    check_range("tolerance", tolerance, low=0, low_open=True)
+    check_count("max_iterations", max_iterations)
+    scaling = _Scaling(module, tolerance, orthogonal=orthogonal)
+    with _observed(module, scaling.names, scaling.scale, scaling.prepare):
+        for _ in range(max_iterations + 1):  # the last one has to find nothing
+            scaling.restart()
+            _run(module, inputs)
+            if not scaling.outside:
+                break
+    if not scaling.variances:
+        raise SettingError("module must run at least one linear or convolutional layer on the inputs, but runs none")
+    if scaling.outside:
+        raise SettingError(
+            f"module must have layers whose outputs follow their weights, but after max_iterations={max_iterations} "
+            f"the variance of {', '.join(scaling.outside)} is not within {tolerance} of 1"
+        )
+    return LSUVResult(scaling.variances, [name for name in scaling.names.values() if name not in scaling.variances])
+
+
+class _Scaling:
+    """Scales layers as they run, and keeps account of it."""
+
+    def __init__(self, module: nn.Module, tolerance: float, *, orthogonal: bool) -> None:
+        self.names: dict[nn.Module, str] = {
+            each: name for name, each in module.named_modules() if isinstance(each, WEIGHT_LAYERS)
+        }
+        for layer, name in self.names.items():
+            layer_weights(layer, name)  # refuses what can't be scaled
+        # Scaling an embedding's weights in the layer that shares them would change what ran long before.
+        self.foreign = {
+            parameter
+            for each in module.modules()
+            if each not in self.names
+            for parameter in each.parameters(recurse=False)
+        }
+        self.tolerance = tolerance
+        self.unprepared = set(self.names) if orthogonal else set()
+        self.restart()
+
+    def restart(self) -> None:
+        self.variances: dict[str, float] = {}
+        self.outside: list[str] = []
+        self.done = set(self.foreign)
+
+    def prepare(self, layer: nn.Module) -> None:
+        if layer in self.unprepared and layer.get_parameter("weight") not in self.done:
+            self.unprepared.discard(layer)
+            initialize_(layer, "orthogonal", nn.Identity())
+
+    def scale(self, layer: nn.Module, output: Tensor) -> Tensor | None:
+        weight = layer.get_parameter("weight")
+        if weight in self.done:  # a layer that runs again, or shares its weights with one that ran
+            return None
+        self.done.add(weight)
+        name = self.names[layer]
+        mean, variance = _mean_and_variance(output)
+        if not math.isfinite(variance) or variance <= (8 * _EPSILON * mean) ** 2:  # what rounding may leave
+            what = f"all {mean:.4g}" if math.isfinite(variance) else "not finite"
+            raise SettingError(f"inputs must let the outputs of every layer vary, but those of {name!r} are {what}")
+        self.variances[name] = variance
+        if abs(variance - 1) <= self.tolerance:
+            return None
+        self.outside.append(name)
+        weight.div_(math.sqrt(variance))
+        if layer.bias is not None:
+            layer.get_parameter("bias").div_(math.sqrt(variance))
+        return output / math.sqrt(variance)
+
+
+def activation_scale(
+    module: nn.Module, inputs: Inputs, *, types: type[nn.Module] | tuple[type[nn.Module], ...] = WEIGHT_LAYERS
+) -> dict[str, tuple[float, float]]:
+    """Returns mean and standard deviation of what the layers of a network return for a batch.
+
+    The network runs as in :func:`lsuv_`, and nothing about it is changed.
+
+    Args:
+        module: The network, whose ``forward`` takes the inputs.
+        inputs: A batch (N, ...), on the module's device; a tuple where there are several arguments.
+        types: Classes of the layers; linear and convolutional ones by default, that is before norm and activation.
+
+    Returns:
+        (mean, standard deviation) by the layer's name, in the order in which they first run; of a layer that runs
+        several times, the first.
+
+    Raises:
+        SettingError: If a layer returns something else than a tensor.
+
+    >>> network = nn.Sequential(nn.Linear(100, 400), nn.ReLU())
+    >>> initialize_(network, "kaiming_normal", nn.ReLU())
+    >>> 1.3 < activation_scale(network, torch.randn(64, 100))["0"][1] < 1.5
+    True
+    """
+    names = {each: name for name, each in module.named_modules() if isinstance(each, types)}
+    scales: dict[str, tuple[float, float]] = {}
+
+    def record(layer: nn.Module, output: Any) -> None:
+        name = names[layer]
+        if not isinstance(output, Tensor):
+            raise SettingError(
+                f"types must choose layers that return tensors, but {name!r} returns a {type(output).__name__}"
+            )
+        if name not in scales:
+            mean, variance = _mean_and_variance(output)
+            scales[name] = (mean, math.sqrt(variance))
+
+    with _observed(module, names, record):
+        _run(module, inputs)
+    return scales
+
+
+def _mean_and_variance(output: Tensor) -> tuple[float, float]:
+    variance, mean = torch.var_mean(output.to(torch.promote_types(output.dtype, torch.float32)), correction=0)
+    return mean.item(), variance.item()
+
+
+def _run(module: nn.Module, inputs: Inputs) -> None:
+    # Compiled graphs would have to be made anew for the hooks; where the compiler was never loaded, there are none.
+    eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+    with torch.no_grad(), eager:
+        module(*inputs) if isinstance(inputs, tuple) else module(inputs)
+
+
+@contextmanager
+def _observed(
+    module: nn.Module,
+    layers: Iterable[nn.Module],
+    after: Callable[[nn.Module, Tensor], Tensor | None],
+    before: Callable[[nn.Module], None] | None = None,
+) -> Iterator[None]:
+    """Calls back when layers run; inside, only norms are in training mode, and afterwards all is as it was."""
+    modes = [(each, each.training) for each in module.modules()]
+    norms = [each for each in module.modules() if isinstance(each, nn.modules.batchnorm._NormBase)]
+    statistics = [(each, each.clone()) for norm in norms for each in norm.buffers(recurse=False)]
+    handles: list[RemovableHandle] = []
+    try:
+        for each, _ in modes:
+            each.training = isinstance(each, nn.modules.batchnorm._NormBase)
+        for layer in layers:
+            if before is not None:
+                handles.append(layer.register_forward_pre_hook(lambda layer, _: before(layer)))
+            # Before anybody else's hooks, who then get what the layer would return by itself.
+            handles.append(layer.register_forward_hook(lambda layer, _, output: after(layer, output), prepend=True))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for each, mode in modes:
+            each.training = mode
+        with torch.no_grad():
+            for buffer, before_pass in statistics:
+                buffer.copy_(before_pass)

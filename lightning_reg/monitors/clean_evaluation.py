@@ -1,0 +1,243 @@
+"""Measuring a module on training and validation data alike, by its own ``validation_step``, between times."""
+
+import copy
+import inspect
+from collections.abc import Mapping, Sized
+from numbers import Number
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.data import extract_batch_size
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
+from torchmetrics import Metric
+
+from lightning_reg.core.copies.isolation import isolated
+from lightning_reg.core.lightning import prepared
+from lightning_reg.core.metric_names import lower_is_better, short_name
+from lightning_reg.core.streams import random_stream
+from lightning_reg.settings import SettingError
+
+__all__ = ["Measured", "clean_loaders", "evaluate"]
+
+Loader = DataLoader[Any]
+_NO_BATCH_SIZE = 64  # where a loader's own batch sampler doesn't tell
+
+
+class Measured(dict[str, float]):
+    """Metrics by their names without the split.
+
+    Args:
+        values: By name.
+        lower: Whether lower is better, by name, too; kept as ``lower_is_better``.
+        sums: Names of those that grow with the number of samples.
+        samples: On how many samples.
+    """
+
+    def __init__(self, values: Mapping[str, float], lower: Mapping[str, bool], sums: set[str], samples: int) -> None:
+        super().__init__(values)
+        self.lower_is_better = dict(lower)
+        self.sums = sums
+        self.samples = samples
+
+
+def clean_loaders(trainer: Trainer, max_samples: int | None) -> dict[str, Loader]:
+    """Returns loaders of clean samples in order: of the training data and of the validation data.
+
+    They come from the data module's ``evaluation_dataloader(split)`` where it has one. Else they are made of the
+    trainer's data sets, with what the validation loader does to samples; where both data sets are of one kind, and have
+    a ``transform``, a copy of the training data set gets the other's. The user's loaders and samplers aren't touched.
+
+    Args:
+        trainer: In a fit, with its loaders.
+        max_samples: How many samples of each at the most, drawn once and for all; all where None.
+
+    Raises:
+        SettingError: If the data can't be read twice.
+
+    Returns:
+        By ``train`` and ``validation``; of each a share of this process, equally many in all.
+    """
+    make = getattr(getattr(trainer, "datamodule", None), "evaluation_dataloader", None)
+    train, val = (make("train"), make("val")) if callable(make) else (None, None)
+    train = _checked(trainer.train_dataloader if train is None else train, "training")
+    val = _checked(_first(trainer.val_dataloaders) if val is None else val, "validation")
+    clean = _without_augmentation(train.dataset, val.dataset)
+    return {
+        "train": _loader(clean, val, trainer, max_samples, "train"),
+        "validation": _loader(val.dataset, val, trainer, max_samples, "validation"),
+    }
+
+
+def _first(loaders: Any) -> Any:
+    return loaders[0] if isinstance(loaders, (list, tuple)) and loaders else loaders
+
+
+def _checked(loader: Any, which: str) -> Loader:
+    dataset = getattr(loader, "dataset", None)
+    if not isinstance(loader, DataLoader) or isinstance(dataset, IterableDataset) or not isinstance(dataset, Sized):
+        raise SettingError(
+            f"the {which} loader must be a DataLoader over a data set with a length for GeneralizationGap, but is "
+            f"{type(loader).__name__} over {type(dataset).__name__}; or give the data module a method "
+            "evaluation_dataloader(split) that returns one for 'train' and 'val'"
+        )
+    return loader
+
+
+def _without_augmentation(train: Dataset[Any], val: Dataset[Any]) -> Dataset[Any]:
+    """Returns the training data with the transforms of the validation data, where they are alike."""
+    other: Any = val
+    while isinstance(other, Subset):
+        other = other.dataset
+    if isinstance(train, Subset):
+        inner = _without_augmentation(train.dataset, other)
+        return train if inner is train.dataset else Subset(inner, train.indices)
+    names = [name for name in ("transform", "transforms") if hasattr(train, name) and hasattr(other, name)]
+    if type(train) is not type(other) or all(getattr(train, name) is getattr(other, name) for name in names):
+        return train
+    clean = copy.copy(train)
+    for name in names:  # torchvision's data sets keep both
+        setattr(clean, name, getattr(other, name))
+    return clean
+
+
+def _loader(dataset: Any, like: Loader, trainer: Trainer, max_samples: int | None, name: str) -> Loader:
+    total, processes = len(dataset), trainer.world_size
+    if not total:
+        raise SettingError(f"the {name} data must not be empty for GeneralizationGap")
+    count = total if max_samples is None else min(max_samples, total)
+    # A sample, because many data sets are sorted by class.
+    chosen = sorted(random_stream(0, "generalization_gap", name).sample(range(total), count))
+    # Equally many in every process, which may have to wait for one another in each batch.
+    share = max(count // processes, 1)
+    mine = [chosen[(index * processes + trainer.global_rank) % count] for index in range(share)]
+    unbatched = like.batch_sampler is None
+    return DataLoader(
+        Subset(dataset, mine),
+        batch_size=None if unbatched else like.batch_size or getattr(like.batch_sampler, "batch_size", _NO_BATCH_SIZE),
+        num_workers=like.num_workers,
+        collate_fn=like.collate_fn,
+        pin_memory=like.pin_memory,
+        worker_init_fn=like.worker_init_fn,
+        multiprocessing_context=like.multiprocessing_context,
+        generator=torch.Generator(),  # else it draws from the global stream
+    )
+
+
+def evaluate(trainer: Trainer, pl_module: LightningModule, loader: Loader, technique: str) -> Measured:
+    """Measures what a module's ``validation_step`` logs, or returns, over a loader, on a copy of the module.
+
+    In evaluation mode; nothing reaches the module, loggers or the trainer's metrics. Logged tensors are reduced as the
+    module says, means over samples; metrics objects are computed over all.
+
+    Args:
+        trainer: While it validates.
+        pl_module: The module that is measured.
+        loader: Whose samples.
+        technique: Named in messages.
+
+    Raises:
+        SettingError: If ``validation_step`` neither logs nor returns a number, or the module can't be copied.
+    """
+    record = _Record(pl_module)
+    with isolated(trainer, pl_module, technique, record.log) as copied, torch.no_grad():
+        for index, batch in enumerate(loader):
+            record.samples += _run(copied, batch, index, record)
+        return record.measured(trainer)
+
+
+def _run(module: LightningModule, batch: Any, index: int, record: "_Record") -> int:
+    batch = prepared(module.trainer, module, batch)
+    try:
+        record.batch_size = extract_batch_size(batch)
+    except MisconfigurationException:  # nothing in it tells; the step has to say batch_size itself, as in Lightning
+        record.batch_size = 1
+    taken = len(inspect.signature(module.validation_step).parameters)  # batch_idx and dataloader_idx may be missing
+    record.returned(module.trainer.strategy.validation_step(*[batch, index, 0][:taken]))
+    return record.batch_size
+
+
+class _Reduced:
+    """A logged value, reduced over batches as Lightning does it."""
+
+    def __init__(self, how: str) -> None:
+        self.how = how
+        self.value: Tensor | None = None
+        self.weight = 0
+
+    def add(self, value: Tensor, weight: int) -> None:
+        if self.how == "mean":
+            value = value * weight
+        if self.value is None:
+            self.value = value
+        elif self.how in ("min", "max"):
+            self.value = getattr(torch, f"{self.how}imum")(self.value, value)
+        else:
+            self.value = self.value + value
+        self.weight += weight
+
+    def over_processes(self, trainer: Trainer) -> Tensor:
+        value = torch.zeros(()) if self.value is None else self.value
+        if self.how != "mean":
+            return torch.as_tensor(trainer.strategy.reduce(value, reduce_op=self.how))
+        both = torch.stack([value, torch.as_tensor(float(self.weight), device=value.device)])
+        both = torch.as_tensor(trainer.strategy.reduce(both, reduce_op="sum"))
+        return both[0] / both[1]
+
+
+class _Record:
+    """What a validation step has logged."""
+
+    def __init__(self, pl_module: LightningModule) -> None:
+        self.batch_size = 1
+        self.samples = 0
+        self._signature = inspect.signature(type(pl_module).log)
+        self._values: dict[str, _Reduced] = {}
+        self._metrics: dict[str, Metric] = {}
+        self._is_returned = False
+
+    def log(self, *args: Any, **kwargs: Any) -> None:
+        """Stands in the place of ``self.log``."""
+        given = self._signature.bind(None, *args, **kwargs).arguments
+        reduce = given.get("reduce_fx", "mean")
+        how = str(getattr(reduce, "__name__", reduce)).lower()  # torch's functions may be given, too
+        self._add(given["name"], given["value"], given.get("batch_size") or self.batch_size, how)
+
+    def returned(self, output: Any) -> None:
+        """Takes what the step returned, for modules that log nothing."""
+        if (self._values or self._metrics) and not self._is_returned:
+            return
+        for name, value in (output if isinstance(output, Mapping) else {"loss": output}).items():
+            if isinstance(value, Tensor) and value.numel() == 1:
+                self._is_returned = True
+                self._add(str(name), value, self.batch_size, "mean")
+
+    def _add(self, name: str, value: Any, weight: int, how: str) -> None:
+        name = short_name(name)
+        if isinstance(value, Metric):
+            self._metrics[name] = value
+        elif isinstance(value, (Tensor, Number)):
+            reduced = self._values.setdefault(name, _Reduced("mean" if how == "avg" else how))
+            reduced.add(torch.as_tensor(value).detach().float().squeeze(), weight)
+
+    def measured(self, trainer: Trainer) -> Measured:
+        """Returns everything, over all processes, with one transfer to the host."""
+        if not self._values and not self._metrics:
+            raise SettingError(
+                "validation_step must log or return a number for GeneralizationGap, which runs it on training data, "
+                "but does neither; metrics that on_validation_epoch_end logs can't be measured on other data"
+            )
+        values = {name: value.over_processes(trainer) for name, value in self._values.items()}
+        lower = {name: lower_is_better(name) for name in self._values}
+        for name, metric in self._metrics.items():
+            computed = metric.compute()  # over all processes by itself
+            if isinstance(computed, Tensor) and computed.numel() == 1:
+                values[name] = computed.detach().float().squeeze()
+                better = metric.higher_is_better
+                lower[name] = lower_is_better(name) if better is None else not better
+        sums = {name for name, value in self._values.items() if value.how == "sum"}
+        device = next(iter(values.values())).device if values else None
+        numbers = torch.stack([value.to(device) for value in values.values()]).tolist() if values else []
+        return Measured(dict(zip(values, numbers, strict=True)), lower, sums, self.samples * trainer.world_size)

@@ -1,0 +1,297 @@
+"""Training and validation measured alike, the gap between them, and what it tells of over- and underfitting."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch.utils.data import DataLoader
+from typing_extensions import override
+
+from lightning_reg.core import facts
+from lightning_reg.core.charts import Chart, draw
+from lightning_reg.core.copies.isolation import isolated
+from lightning_reg.core.lightning import is_overridden, validation_epoch_end
+from lightning_reg.core.session import Session, kept
+from lightning_reg.core.step import Run
+from lightning_reg.core.technique import Technique
+from lightning_reg.core.tensorboard import log_picture, log_text, takes_pictures
+from lightning_reg.functional.learning_curves import generalization_gap
+from lightning_reg.monitors.clean_evaluation import clean_loaders, evaluate
+from lightning_reg.monitors.fitting_signals import Curves, Signal, find_signals, summary_lines
+from lightning_reg.settings import SettingError, check_count
+
+__all__ = ["GeneralizationGap"]
+
+
+class GeneralizationGap(Technique):
+    """Measures training and validation data alike, and says how far apart they are.
+
+    What it does: the loss that training logs is that of a network with dropout on, of mixed and augmented samples, and
+    of weights that change during the epoch; it can't be compared with that of validation. So when validation ends, the
+    module's own ``validation_step`` is run once more on a fixed sample of the training data and of the validation data:
+    in evaluation mode, on clean samples, with the same weights (averaged ones, where those are validated). That is done
+    by a copy of the module, which is dropped: nothing that it logs, counts or keeps reaches the module, the loggers or
+    the random streams. When the fit ends the signs of over- and underfitting are printed, with the epoch they began in.
+
+    When to use: nearly always; the gap is what regularization is for. When not: with data that can be read only once.
+
+    Cost: at each validation that it measures, an evaluation of ``max_samples`` training and as many validation samples,
+    and the memory of one more module; nothing in training steps. State: a few numbers for each measurement.
+
+    Args:
+        every_n_epochs: Epochs between two measurements, at least 1.
+        max_samples: How many samples of each part are measured at the most, always the same ones; all where None.
+        patience: Measurements without an improvement of the validation loss that make a rise of it, at least 1.
+        verbose: Whether the signs are printed when the fit ends.
+
+    Logs:
+        ``gap/loss`` and ``gap/<metric>``, how much worse validation is; ``gap/train_loss``, ``gap/val_loss`` and so on,
+        what was measured; ``gap/curves``, a picture of both with the best epoch and the end marked; ``gap/signals``,
+        the signs as text. Of several such callbacks with ``gap_1/`` and so on.
+
+    Interacts with: augmentation in a data set: where the training and the validation data set are of one class, a copy
+    of the first gets the transforms of the second; a data module can say better by a method
+    ``evaluation_dataloader(split)``. Several validation loaders: the first one counts. A module whose metrics are only
+    logged by ``on_validation_epoch_end`` is measured by what its ``validation_step`` returns. Values that are logged
+    with ``reduce_fx="sum"`` are compared only where both parts have equally many samples. Without validation it warns
+    and measures nothing. Whether lower is better is read from a metric's ``higher_is_better``, else from its name.
+
+    Raises:
+        SettingError: If a setting is out of its range, the data can't be read twice, or the module holds something that
+            can't be copied.
+
+    Reference:
+        Ian Goodfellow, Yoshua Bengio, Aaron Courville: Deep Learning, MIT Press 2016, sections 5.2 and 7.8.
+
+    >>> GeneralizationGap(max_samples=512).every_n_epochs
+    1
+    """
+
+    place = facts.Place.RUN
+    charts = (
+        facts.Chart("Generalization", "loss, training and validation measured alike", r"gap(_\d+)?/(train|val)_loss$"),
+        facts.Chart("Generalization", "accuracy, measured alike", r"gap(_\d+)?/(train|val)_acc(uracy)?$"),
+        facts.Chart("Generalization", "gap: how much worse validation is", r"gap(_\d+)?/(?!train_|val_)"),
+    )
+    only_watches = True  # the audit leaves out what changes nothing
+
+    def __init__(
+        self,
+        *,
+        every_n_epochs: int = 1,
+        max_samples: int | None = 1024,
+        patience: int = 3,
+        verbose: bool = True,
+    ) -> None:
+        check_count("every_n_epochs", every_n_epochs)
+        if max_samples is not None:
+            check_count("max_samples", max_samples)
+        check_count("patience", patience)
+        self.every_n_epochs = every_n_epochs
+        self.max_samples = max_samples
+        self.patience = patience
+        self.verbose = verbose
+        super().__init__()
+
+    @property
+    @override
+    def state_key(self) -> str:
+        return self._generate_state_key(every_n_epochs=self.every_n_epochs, max_samples=self.max_samples)
+
+    state_dict = Technique.saved_state
+    load_state_dict = Technique.load_saved_state
+
+    @override
+    def new_session(self, run: Run) -> Session["GeneralizationGap"]:
+        return _Measuring(self, run) if self._has_validation(run) else Session(self, run)
+
+    def _has_validation(self, run: Run) -> bool:
+        found = is_overridden(run.module, "validation_step") and run.trainer.enable_validation
+        if not found:
+            self.warn(
+                "GeneralizationGap measures nothing in this fit, which has no validation: the module needs a "
+                "validation_step, the fit a validation loader, and limit_val_batches must not be 0"
+            )
+        return found
+
+    @property
+    def curves(self) -> Curves:
+        """What was measured so far."""
+        return _NOTHING.curves if self.last_result is None else cast("Measurements", self.last_result).curves
+
+    @property
+    def signals(self) -> list[Signal]:
+        """The signs that were found when the fit ended."""
+        return [] if self.last_result is None else list(cast("Measurements", self.last_result).signals)
+
+    def warn(self, text: str) -> None:
+        """Says that nothing is there to be measured.
+
+        Args:
+            text: The reason.
+        """
+        rank_zero_warn(text)
+
+    def refuse(self, error: SettingError) -> None:
+        """Says what can't be measured; where it doesn't raise, nothing is.
+
+        Args:
+            error: The reason.
+        """
+        raise error
+
+    def tell(self, trainer: Trainer, measured: "Measurements") -> None:
+        """Logs and prints what a fit's measurements came to.
+
+        Args:
+            trainer: When training has ended.
+            measured: All of them, at least one.
+        """
+        lines = summary_lines(measured.curves, measured.signals, measured.samples)
+        tag = f"gap{self.suffix(trainer)}"
+        log_text(trainer, f"{tag}/signals", "\n".join(f"    {line}" for line in lines))  # as it is, in Markdown
+        if trainer.is_global_zero and any(takes_pictures(logger) for logger in trainer.loggers):
+            log_picture(trainer, f"{tag}/curves", draw(_charts(trainer, measured.curves)), trainer.global_step)
+        if self.verbose and trainer.is_global_zero:
+            print("\n" + "\n".join(lines) + "\n")  # noqa: T201  # what it is for
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """What a fit's measurements came to.
+
+    Attributes:
+        curves: What was measured.
+        samples: On how many samples, by ``train`` and ``validation``.
+        signals: Signs of over- and underfitting; none before the fit ends.
+    """
+
+    curves: Curves
+    samples: Mapping[str, int]
+    signals: Sequence[Signal]
+
+
+_NOTHING = Measurements(Curves((), {}, {}, {}), {}, ())
+
+
+@dataclass(eq=False)
+class _Measuring(Session[GeneralizationGap]):
+    """The run."""
+
+    epochs: list[int] = kept(default_factory=list)
+    train: dict[str, list[float]] = kept(default_factory=dict)
+    validation: dict[str, list[float]] = kept(default_factory=dict)
+    lower_is_better: dict[str, bool] = kept(default_factory=dict)
+    samples: dict[str, int] = field(default_factory=dict)
+    signals: list[Signal] = field(default_factory=list)
+    measured: dict[str, float] = field(default_factory=dict)  # waits to be logged
+    loaders: dict[str, DataLoader[Any]] = field(default_factory=dict)
+    made_of: list[Any] = field(default_factory=list)  # the trainer's own, which it may load anew
+    is_off: bool = False
+
+    def __post_init__(self) -> None:
+        # Before any callback is told: where averaged weights are validated, they leave the module then.
+        self.run.around(*validation_epoch_end(self.run.trainer), self._measure_first)
+
+    def _isolated(self) -> AbstractContextManager[Any]:
+        name = type(self.technique).__name__
+        return isolated(self.run.trainer, self.run.module, name, lambda *_, **__: None)
+
+    @override
+    def train_starts(self) -> None:
+        with self._refusing(), self._isolated():
+            # What can't be copied or read twice is refused before anything is trained.
+            if self.run.trainer.val_dataloaders is not None:  # else Lightning makes them before the first validation
+                self._load()
+
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
+        try:
+            yield
+        except SettingError as error:
+            self.is_off = True
+            self.technique.refuse(error)
+
+    def _load(self) -> None:
+        trainer = self.run.trainer
+        made_of = [trainer.train_dataloader, trainer.val_dataloaders]
+        if not self.loaders or any(one is not two for one, two in zip(made_of, self.made_of, strict=True)):
+            self.loaders, self.made_of = clean_loaders(trainer, self.technique.max_samples), made_of
+
+    def _measure_first(self, ends: Callable[[], None]) -> None:
+        trainer = self.run.trainer
+        is_due = (trainer.current_epoch + 1) % self.technique.every_n_epochs == 0
+        if is_due and not trainer.sanity_checking and not self.is_off:
+            with self._refusing():
+                self._measure()
+        ends()
+
+    def _measure(self) -> None:
+        self._load()
+        trainer, module = self.run.trainer, self.run.module
+        name = type(self.technique).__name__
+        train, validation = (evaluate(trainer, module, self.loaders[split], name) for split in ("train", "validation"))
+        self.samples = {"train": train.samples, "validation": validation.samples}
+        self.lower_is_better = validation.lower_is_better
+        self.epochs.append(trainer.current_epoch)
+        prefix = f"gap{self.technique.suffix(trainer)}"
+        for name in (name for name in validation if name in train):
+            if name in validation.sums and train.samples != validation.samples:
+                continue  # of more samples it is more
+            gap = generalization_gap(train[name], validation[name], lower_is_better=self.lower_is_better[name])
+            self.measured |= {
+                f"{prefix}/{name}": gap,
+                f"{prefix}/train_{name}": train[name],
+                f"{prefix}/val_{name}": validation[name],
+            }
+            self.train.setdefault(name, []).append(train[name])
+            self.validation.setdefault(name, []).append(validation[name])
+
+    @override
+    def validation_epoch_ends(self) -> None:
+        if self.measured:
+            # Equal in all processes; that they are averaged keeps Lightning from warning that they may not be.
+            self.run.module.log_dict(self.measured, sync_dist=True)
+            self.measured = {}
+
+    @override
+    def result(self) -> Measurements:
+        whole = [name for name, values in self.train.items() if len(values) == len(self.epochs)]
+        curves = Curves(
+            epochs=self.epochs,
+            train={name: self.train[name] for name in whole},
+            validation={name: self.validation[name] for name in whole},
+            lower_is_better=self.lower_is_better,
+        )
+        return Measurements(curves, self.samples, tuple(self.signals))
+
+    @override
+    def train_ends(self) -> None:
+        trainer, module = self.run.trainer, self.run.module
+        curves = self.result().curves
+        if not curves.train:
+            return
+        weights = sum(each.numel() for each in module.parameters() if each.requires_grad)
+        dataset = getattr(trainer.train_dataloader, "dataset", None)
+        samples = len(dataset) if isinstance(dataset, Sized) else None
+        self.signals = find_signals(curves, weights=weights, samples=samples, patience=self.technique.patience)
+        self.technique.tell(trainer, self.result())
+
+
+def _charts(trainer: Trainer, curves: Curves) -> list[Chart]:
+    """Returns the loss, and the accuracy or what else there is first, each with the best epoch and the end."""
+    others = [name for name in curves.train if name != curves.loss]
+    shown = [curves.loss, curves.accuracy or next(iter(others), None)]
+    stopped = trainer.should_stop and trainer.current_epoch + 1 != trainer.max_epochs
+    marks = {
+        f"best, epoch {curves.epochs[curves.best]}": curves.epochs[curves.best],
+        f"{'stopped' if stopped else 'end'}, epoch {curves.epochs[-1]}": curves.epochs[-1],
+    }
+    return [
+        Chart(name, curves.epochs, {"train": curves.train[name], "validation": curves.validation[name]}, marks)
+        for name in shown
+        if name is not None
+    ]

@@ -1,0 +1,1 @@
+"""Layers: thin modules over :mod:`lightning_reg.functional`."""

@@ -1,0 +1,143 @@
+"""DropConnect: dropout of weights rather than activations."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+from typing_extensions import override
+
+from lightning_reg.functional.dropout import keep_and_rescale
+from lightning_reg.functional.noise import NoiseStream, draw
+from lightning_reg.nn.layers.stochastic import Lease
+from lightning_reg.settings import SettingError, check_range
+
+__all__ = [
+    "DROP_CONNECTED",
+    "DropConnect",
+    "DropConnectConv1d",
+    "DropConnectConv2d",
+    "DropConnectConv3d",
+    "DropConnectLinear",
+    "drop_connected",
+    "plain_again",
+]
+
+
+class DropConnect(nn.Module):
+    """What layers with DropConnect have in common: in training, weights are dropped by themselves.
+
+    The parameters, and so the keys of checkpoints, are those of the plain layer. One mask serves the whole batch, so
+    that it stays one matrix multiplication; the paper draws one for each sample.
+
+    Reference:
+        Li Wan et al.: Regularization of Neural Networks using DropConnect, ICML 2013.
+    """
+
+    p: float = 0.5
+    """Probability that a weight is dropped, in [0, 1]."""
+
+    stream: NoiseStream | None = None
+    """Where random numbers come from; torch's global stream where None."""
+
+    has_run: bool = False
+    """Whether it was run in training mode."""
+
+    lease: Lease | None = None
+    """Until when it drops, in copies of the layer, too; always where None."""
+
+    def dropped(self, weight: Tensor) -> Tensor:
+        """Returns the weights that are used now.
+
+        Args:
+            weight: All of them.
+        """
+        if self.training:
+            self.has_run = True
+        if not self.training or self.p == 0 or (self.lease is not None and self.lease.has_ended):
+            return weight
+        source = draw if self.stream is None else self.stream.draw
+        return keep_and_rescale(weight, source("bernoulli", weight, weight.shape, 1 - self.p), self.p)
+
+    @override
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, p={self.p}"
+
+
+class DropConnectLinear(DropConnect, nn.Linear):
+    """A linear layer whose weights are dropped in training; its arguments are those of ``torch.nn.Linear``.
+
+    Made from a plain layer by :func:`drop_connected`.
+
+    Reference:
+        Li Wan et al.: Regularization of Neural Networks using DropConnect, ICML 2013.
+
+    >>> drop_connected(nn.Linear(4, 2), 0.25)
+    DropConnectLinear(in_features=4, out_features=2, bias=True, p=0.25)
+    """
+
+    @override
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.dropped(self.weight), self.bias)
+
+
+class _DropConnectConv(DropConnect):
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        outputs: Tensor = super()._conv_forward(input, self.dropped(weight), bias)  # type: ignore[misc]
+        return outputs
+
+
+class DropConnectConv1d(_DropConnectConv, nn.Conv1d):
+    """A convolution over (N, C, L) whose weights are dropped in training, made by :func:`drop_connected`."""
+
+
+class DropConnectConv2d(_DropConnectConv, nn.Conv2d):
+    """A convolution over (N, C, H, W) whose weights are dropped in training, made by :func:`drop_connected`."""
+
+
+class DropConnectConv3d(_DropConnectConv, nn.Conv3d):
+    """A convolution over (N, C, D, H, W) whose weights are dropped in training, made by :func:`drop_connected`."""
+
+
+DROP_CONNECTED: dict[type[nn.Module], type[DropConnect]] = {
+    nn.Linear: DropConnectLinear,
+    nn.Conv1d: DropConnectConv1d,
+    nn.Conv2d: DropConnectConv2d,
+    nn.Conv3d: DropConnectConv3d,
+}
+"""What a plain layer becomes."""
+
+
+def drop_connected(layer: nn.Module, p: float) -> DropConnect:
+    """Makes a plain layer drop its weights in training, in place: whoever holds the layer holds the same object.
+
+    Args:
+        layer: A Linear, Conv1d, Conv2d or Conv3d of torch's own.
+        p: Probability that a weight is dropped, in [0, 1].
+
+    Raises:
+        SettingError: If the layer is of another type, or ``p`` is out of its range.
+
+    >>> layer = nn.Conv2d(1, 1, 1)
+    >>> drop_connected(layer, 0.5) is layer
+    True
+    """
+    check_range("p", p, low=0, high=1)
+    if type(layer) not in DROP_CONNECTED:
+        raise SettingError(
+            "layer must be one of " + ", ".join(kind.__name__ for kind in DROP_CONNECTED) + ", but is a "
+            f"{type(layer).__name__}"
+        )
+    # The class alone changes: parameters, hooks, mode and every reference to the layer stay.
+    layer.__class__ = DROP_CONNECTED[type(layer)]
+    layer.p = p  # type: ignore[assignment]
+    return layer  # type: ignore[return-value]
+
+
+def plain_again(layer: DropConnect) -> None:
+    """Undoes :func:`drop_connected`.
+
+    Args:
+        layer: That drops its weights.
+    """
+    plain = {dropping: kind for kind, dropping in DROP_CONNECTED.items()}
+    for name in ("p", "stream", "lease", "has_run"):
+        vars(layer).pop(name, None)
+    layer.__class__ = plain[type(layer)]  # type: ignore[assignment]

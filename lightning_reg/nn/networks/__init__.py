@@ -1,0 +1,1 @@
+"""Whole networks, with pluggable normalization, dropout and initialization."""

@@ -1,0 +1,169 @@
+"""Stacks of layers in the order that works: weights, normalization, activation, dropout."""
+
+import math
+from collections.abc import Callable, Sequence
+
+from torch import nn
+
+from lightning_reg.init.initialization import Initializer, initialize_
+from lightning_reg.nn.factories import drop_weights_or_inputs, make_activation, make_dropout, make_norm
+from lightning_reg.nn.networks.tabular import TabularEmbedding
+from lightning_reg.settings import SettingError, check_count
+
+__all__ = ["convolutional_network", "dense_network"]
+
+
+def dense_network(
+    input_shape: Sequence[int],
+    num_outputs: int,
+    *,
+    hidden_sizes: Sequence[int],
+    norm: str | Callable[[int], nn.Module] = "none",
+    activation: str | Callable[[], nn.Module] = "relu",
+    dropout: str | Callable[[float], nn.Module] = "standard",
+    drop_prob: float = 0.0,
+    init: str | Initializer = "auto",
+    categories: Sequence[int] = (),
+    embed_dim: int = 8,
+) -> nn.Sequential:
+    """A multilayer perceptron on flattened inputs, or on a table's rows whose categories are embedded.
+
+    Args:
+        input_shape: Shape of one sample.
+        num_outputs: Width of the last layer.
+        hidden_sizes: Widths of the hidden layers, in order; none makes the network linear.
+        norm: Normalization after each hidden layer's weights, see :func:`lightning_reg.nn.make_norm`.
+        activation: See :func:`lightning_reg.nn.make_activation`.
+        dropout: Dropout after each activation, see :func:`lightning_reg.nn.make_dropout`; ``drop_connect`` and
+            ``concrete`` drop weights or inputs of the layer that comes next.
+        drop_prob: Probability that an activation is dropped, in [0, 1).
+        init: See :func:`lightning_reg.init.initialization.initialize_`.
+        categories: How many categories each of the last columns of a table has, see
+            :class:`lightning_reg.nn.TabularEmbedding`; none where all inputs are numbers.
+        embed_dim: Width of the vector that a category becomes.
+
+    Returns:
+        A module from (N, *input_shape) to (N, num_outputs).
+
+    Raises:
+        SettingError: If a name isn't known, a number is out of its range, or ``categories`` don't fit the input.
+
+    >>> dense_network((1, 8, 8), 10, hidden_sizes=[32], norm="layer", drop_prob=0.2)
+    Sequential(
+      (0): Flatten(start_dim=1, end_dim=-1)
+      (1): Linear(in_features=64, out_features=32, bias=False)
+      (2): LayerNorm((32,), eps=1e-05, ...)
+      (3): ReLU()
+      (4): Dropout(p=0.2, inplace=False)
+      (5): Linear(in_features=32, out_features=10, bias=True)
+    )
+    """
+    first = _embedding(input_shape, categories, embed_dim) if categories else None
+    layers: list[nn.Module] = [first or nn.Flatten()]
+    width = first.out_features if first else math.prod(input_shape)
+    for hidden, size in enumerate(hidden_sizes):
+        check_count("each of hidden_sizes", size)
+        norm_layer = make_norm(norm, size)
+        weights = nn.Linear(width, size, bias=not _shifts(norm_layer))
+        layers += [
+            drop_weights_or_inputs(dropout, drop_prob, weights) if hidden else weights,
+            norm_layer,
+            make_activation(activation),
+            make_dropout(dropout, drop_prob),
+        ]
+        width = size
+    head = nn.Linear(width, num_outputs)
+    layers.append(drop_weights_or_inputs(dropout, drop_prob, head) if hidden_sizes else head)
+    return _assemble(layers, init, activation)
+
+
+def convolutional_network(
+    input_shape: Sequence[int],
+    num_outputs: int,
+    *,
+    channels: Sequence[int],
+    layers_per_stage: int = 2,
+    norm: str | Callable[[int], nn.Module] = "batch",
+    activation: str | Callable[[], nn.Module] = "relu",
+    dropout: str | Callable[[float], nn.Module] = "spatial",
+    drop_prob: float = 0.0,
+    head_drop_prob: float = 0.0,
+    init: str | Initializer = "auto",
+) -> nn.Sequential:
+    """Stages of 3×3 convolutions, each but the last followed by 2×2 max pooling, then the average over positions.
+
+    Args:
+        input_shape: (C, H, W) of one picture.
+        num_outputs: Width of the last layer.
+        channels: Channels of each stage, in order.
+        layers_per_stage: Convolutions in each stage.
+        norm: Normalization after each convolution, see :func:`lightning_reg.nn.make_norm`.
+        activation: See :func:`lightning_reg.nn.make_activation`.
+        dropout: Dropout at the end of each stage, see :func:`lightning_reg.nn.make_dropout`; ``drop_connect`` and
+            ``concrete`` drop weights or inputs of the layer that comes next.
+        drop_prob: Its probability, in [0, 1).
+        head_drop_prob: Probability that a feature is dropped before the last layer, in [0, 1).
+        init: See :func:`lightning_reg.init.initialization.initialize_`.
+
+    Returns:
+        A module from (N, C, H, W) to (N, num_outputs).
+
+    Raises:
+        SettingError: If the pictures are too small for the number of stages, or an argument is out of range.
+
+    >>> import torch
+    >>> network = convolutional_network((1, 8, 8), 10, channels=[8, 16])
+    >>> network(torch.zeros(2, 1, 8, 8)).shape
+    torch.Size([2, 10])
+    """
+    if len(input_shape) != 3:
+        raise SettingError(f"input_shape must be (channels, height, width) of a picture, but is {tuple(input_shape)}")
+    if not channels:
+        raise SettingError("channels must name at least one stage, but is empty")
+    check_count("layers_per_stage", layers_per_stage)
+    if min(input_shape[1:]) < 2 ** (len(channels) - 1):
+        raise SettingError(
+            f"channels has {len(channels)} stages, which halve the picture {len(channels) - 1} times; "
+            f"input_shape {tuple(input_shape)} is too small for that"
+        )
+    layers: list[nn.Module] = []
+    width = input_shape[0]
+    for stage, size in enumerate(channels):
+        check_count("each of channels", size)
+        if stage:
+            layers.append(nn.MaxPool2d(2))
+        for layer in range(layers_per_stage):
+            norm_layer = make_norm(norm, size, spatial_dims=2)
+            weights = nn.Conv2d(width, size, 3, padding=1, bias=not _shifts(norm_layer))
+            layers += [
+                drop_weights_or_inputs(dropout, drop_prob, weights) if stage and layer == 0 else weights,
+                norm_layer,
+                make_activation(activation),
+            ]
+            width = size
+        layers.append(make_dropout(dropout, drop_prob, spatial_dims=2))
+    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), make_dropout("standard", head_drop_prob)]
+    layers.append(drop_weights_or_inputs(dropout, drop_prob, nn.Linear(width, num_outputs)))
+    return _assemble(layers, init, activation)
+
+
+def _embedding(input_shape: Sequence[int], categories: Sequence[int], embed_dim: int) -> TabularEmbedding:
+    if len(input_shape) != 1 or input_shape[0] < len(categories):
+        raise SettingError(
+            f"input_shape must be (columns,) of a table with at least {len(categories)} columns, as many as there are "
+            f"categories, but is {tuple(input_shape)}"
+        )
+    return TabularEmbedding(input_shape[0] - len(categories), categories, embed_dim)
+
+
+def _shifts(norm_layer: nn.Module) -> bool:
+    """Whether a normalization has a shift of its own, which makes a bias before it idle."""
+    return getattr(norm_layer, "bias", None) is not None
+
+
+def _assemble(
+    layers: Sequence[nn.Module], init: str | Initializer, activation: str | Callable[[], nn.Module]
+) -> nn.Sequential:
+    network = nn.Sequential(*[layer for layer in layers if not isinstance(layer, nn.Identity)])
+    initialize_(network, init, make_activation(activation))
+    return network

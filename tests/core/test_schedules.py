@@ -1,0 +1,90 @@
+import pytest
+
+from lightning_reg.callbacks import L2Penalty
+from lightning_reg.core.schedules import ScheduledStrength, StrengthSchedule, check_never_zero
+from lightning_reg.settings import SettingError
+from tests.conformance.problem import SomebodysModule, loader
+from tests.helpers import quiet_trainer
+
+
+def factors(count, duration, **settings):
+    return [pytest.approx(StrengthSchedule(**settings).factor(now, duration)) for now in range(count)]
+
+
+def test_kinds():
+    assert factors(6, 4, kind="linear") == [0, 0.25, 0.5, 0.75, 1, 1]
+    assert factors(6, 4, kind="cosine") == [0, 0.1464466, 0.5, 0.8535534, 1, 1]
+    assert factors(6, 4, kind="step", jumps=2) == [0, 0, 0.5, 0.5, 1, 1]
+    assert factors(4, 0, kind="constant", begin=2, start=0.5) == [0.5, 0.5, 1, 1]
+    assert factors(4, 2, kind="linear", start=3, end=1, begin=1) == [3, 3, 2, 1]
+    assert factors(3, 0, kind="linear", begin=1) == [0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"kind": "linea"}, "schedule.kind must be one of .* did you mean 'linear'"),
+        ({"unit": "batch"}, "schedule.unit must be one of epoch, step"),
+        ({"start": -1.0}, r"schedule.start must be in \[0, ∞\)"),
+        ({"end": float("nan")}, r"schedule.end must be in \[0, ∞\)"),
+        ({"begin": -1}, "schedule.begin must be a whole number of at least 0"),
+        ({"duration": 0}, "schedule.duration must be a whole number of at least 1"),
+        ({"jumps": 0}, "schedule.jumps must be a whole number of at least 1"),
+    ],
+)
+def test_bad_settings_are_refused(settings, message):
+    with pytest.raises(SettingError, match=message):
+        StrengthSchedule(**settings)
+
+
+def test_a_bound_is_never_multiplied_by_zero():
+    with pytest.raises(SettingError, match=r"schedule.start must be in \(0, ∞\)"):
+        check_never_zero(StrengthSchedule())
+    check_never_zero(StrengthSchedule(start=2.0))
+    check_never_zero(None)
+
+
+def fit(schedule, **settings):
+    seen = []
+
+    class Seen(SomebodysModule):
+        def on_train_batch_end(self, *_):
+            if "schedule/l2" in self.trainer.callback_metrics:  # not before the first step
+                seen.append(self.trainer.callback_metrics["schedule/l2"].item())
+
+    trainer = quiet_trainer(L2Penalty(weight=0.1, schedule=schedule), log_every_n_steps=1, **settings)
+    trainer.fit(Seen(), loader(), loader())
+    return seen
+
+
+def test_factor_is_logged_and_reaches_its_end_in_the_last_epoch():
+    assert fit(StrengthSchedule(), max_epochs=3, limit_train_batches=1) == [0, 0.5, 1]
+
+
+def test_factor_reaches_its_end_in_the_last_step():
+    expected = [pytest.approx(step / 5) for step in range(6)]
+    assert fit(StrengthSchedule(unit="step")) == expected
+    assert fit(StrengthSchedule(unit="step"), max_epochs=-1, max_steps=6) == expected
+    assert fit(StrengthSchedule(unit="step"), max_epochs=2, accumulate_grad_batches=4)[-1] == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*max_epochs.*was not set")
+def test_training_without_end_needs_a_duration():
+    with pytest.raises(SettingError, match=r"schedule\.duration must be given in epochs"):
+        fit(StrengthSchedule(), max_epochs=-1)
+    assert fit(StrengthSchedule(duration=1), max_epochs=-1, max_steps=2) == [0, 0]
+
+
+def test_steps_alone_are_a_length():
+    assert fit(StrengthSchedule(unit="step"), max_epochs=-1, max_steps=3) == [0, 0.5, 1]
+
+
+def test_off_is_what_never_gets_above_zero():
+    def is_off(schedule):
+        return ScheduledStrength(schedule, quiet_trainer(max_epochs=3)).is_off
+
+    assert is_off(StrengthSchedule(end=0.0))
+    assert is_off(StrengthSchedule(kind="constant", start=1.0, end=0.0))
+    assert not is_off(StrengthSchedule(kind="constant", start=1.0, end=0.0, begin=2))
+    assert not is_off(StrengthSchedule())
+    assert not is_off(None)

@@ -1,0 +1,57 @@
+import pytest
+import torch
+from torch import nn
+
+from lightning_reg.core.selection import select_parameters
+from lightning_reg.settings import SettingError
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.norm = nn.LayerNorm(4)
+        self.second = nn.Linear(4, 4)
+        self.second.weight = self.first.weight  # tied
+
+
+def test_norms_and_biases_are_spared_and_tied_weights_count_once():
+    assert list(select_parameters(Block())) == ["first.weight"]
+
+
+def test_everything_can_be_included():
+    names = set(select_parameters(Block(), exclude_norm_and_bias=False))
+    assert names == {"first.weight", "first.bias", "norm.weight", "norm.bias", "second.bias"}
+
+
+def test_globs_choose():
+    assert list(select_parameters(Block(), include=("second.*",), exclude_norm_and_bias=False)) == ["second.bias"]
+    chosen = select_parameters(Block(), exclude=("first.*",), exclude_norm_and_bias=False)
+    assert set(chosen) == {"norm.weight", "norm.bias", "second.bias"}
+
+
+def test_foreign_norms_are_recognised_by_name():
+    class LlamaRMSNorm(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(4))
+
+    assert list(select_parameters(nn.Sequential(nn.Linear(4, 4), LlamaRMSNorm()))) == ["0.weight"]
+
+
+def test_names_inside_a_compiled_submodule_are_the_users():
+    network = nn.Sequential(torch.compile(nn.Linear(2, 2)))
+    assert list(select_parameters(network, include=("0.weight",))) == ["0.weight"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"include": ("frist.*",)}, r"include pattern 'frist.\*' matches no parameter; there are first"),
+        ({"exclude": ("head.*",)}, r"exclude pattern 'head.\*' matches no parameter"),
+        ({"include": ("norm.*",)}, "leaves no parameter"),
+    ],
+)
+def test_patterns_that_choose_nothing_are_refused(settings, message):
+    with pytest.raises(SettingError, match=message):
+        select_parameters(Block(), **settings)

@@ -1,0 +1,107 @@
+import functools
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_reg.nn import ConcreteDropout, DropBlock2d, convolutional_network, dense_network
+from lightning_reg.nn.layers.drop_connect import DropConnect
+from lightning_reg.settings import SettingError
+
+
+def kinds(network):
+    return [type(layer).__name__ for layer in network]
+
+
+def test_order_is_weights_norm_activation_dropout():
+    network = dense_network((4,), 2, hidden_sizes=[8], norm="batch", drop_prob=0.5)
+    assert kinds(network) == ["Flatten", "Linear", "BatchNorm1d", "ReLU", "Dropout", "Linear"]
+
+
+def test_nothing_is_left_of_parts_that_are_off():
+    assert kinds(dense_network((4,), 2, hidden_sizes=[8])) == ["Flatten", "Linear", "ReLU", "Linear"]
+
+
+@pytest.mark.parametrize(("norm", "has_bias"), [("none", True), ("batch", False), ("layer", False), ("rms", True)])
+def test_bias_is_left_out_only_where_the_norm_has_a_shift(norm, has_bias):
+    assert (dense_network((4,), 2, hidden_sizes=[8], norm=norm)[1].bias is not None) is has_bias
+    assert (convolutional_network((1, 4, 4), 2, channels=[8], norm=norm)[0].bias is not None) is has_bias
+
+
+def test_no_hidden_layer_makes_it_linear():
+    assert kinds(dense_network((2, 3), 4, hidden_sizes=[])) == ["Flatten", "Linear"]
+
+
+@pytest.mark.parametrize("size", [8, 9, 32])
+def test_pictures_of_any_size_are_classified(size):
+    network = convolutional_network((3, size, size), 5, channels=[4, 8, 8], drop_prob=0.1, head_drop_prob=0.1)
+    assert network(torch.randn(2, 3, size, size)).shape == (2, 5)
+
+
+def test_dropout_stands_once_a_stage_and_before_the_head():
+    network = convolutional_network((1, 8, 8), 2, channels=[4, 8], drop_prob=0.1, head_drop_prob=0.2)
+    assert kinds(network).count("Dropout2d") == 2
+    assert kinds(network)[-2:] == ["Dropout", "Linear"]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: convolutional_network((1, 2, 2), 2, channels=[4, 4, 4]), "3 stages, which halve the picture 2 times"),
+        (lambda: convolutional_network((8,), 2, channels=[4]), r"input_shape must be \(channels, height, width\)"),
+        (lambda: convolutional_network((1, 8, 8), 2, channels=[]), "channels must name at least one stage"),
+        (lambda: dense_network((8,), 2, hidden_sizes=[0]), "each of hidden_sizes must be a whole number"),
+    ],
+)
+def test_impossible_shapes_are_refused(make, message):
+    with pytest.raises(SettingError, match=message):
+        make()
+
+
+def test_compiles_without_graph_breaks():
+    network = convolutional_network((1, 8, 8), 3, channels=[4], norm="layer", drop_prob=0.2)
+    compiled = torch.compile(network, backend="eager", fullgraph=True)
+    assert compiled(torch.randn(2, 1, 8, 8)).shape == (2, 3)
+    torch._dynamo.reset()
+
+
+def test_any_callable_makes_the_norm():
+    network = dense_network((4,), 2, hidden_sizes=[8], norm=nn.LayerNorm)
+    assert kinds(network)[2] == "LayerNorm"
+
+
+@pytest.mark.parametrize(("dropout", "kind"), [("drop_connect", DropConnect), ("concrete", ConcreteDropout)])
+def test_dropout_of_weights_or_inputs_belongs_to_every_layer_that_follows_hidden_units(dropout, kind):
+    dense = dense_network((8,), 3, hidden_sizes=[6, 5], dropout=dropout, drop_prob=0.2)
+    assert [isinstance(layer, kind) for layer in dense if list(layer.parameters())] == [False, True, True]
+    pictures = convolutional_network((1, 8, 8), 3, channels=[4, 5], norm="none", dropout=dropout, drop_prob=0.2)
+    dropping = [isinstance(layer, kind) for layer in pictures if list(layer.parameters())]
+    assert dropping == [False, False, True, False, True]
+
+
+def test_dropout_at_rate_zero_is_no_layer_at_all_but_a_rate_cannot_be_learned_from_there():
+    plain = dense_network((8,), 3, hidden_sizes=[6, 5], dropout="drop_connect")
+    assert not any(isinstance(layer, DropConnect) for layer in plain.modules())
+    with pytest.raises(SettingError, match=r"drop_prob must be in \(0, 1\) with dropout 'concrete'"):
+        dense_network((8,), 3, hidden_sizes=[6, 5], dropout="concrete")
+
+
+def test_block_dropout_needs_positions():
+    with pytest.raises(SettingError, match=r"'drop_block' needs positions to drop.*allowed are standard, spatial"):
+        dense_network((8,), 3, hidden_sizes=[6], dropout="drop_block", drop_prob=0.2)
+    network = convolutional_network((1, 8, 8), 3, channels=[4], dropout="drop_block", drop_prob=0.2)
+    assert any(isinstance(layer, DropBlock2d) for layer in network)
+
+
+def test_groups_that_do_not_divide_the_features_are_refused():
+    with pytest.raises(SettingError, match=r"norm must make a module, but .* fails: num_channels"):
+        dense_network((8,), 3, hidden_sizes=[12], norm=functools.partial(nn.GroupNorm, 5))
+
+
+def test_concrete_dropout_leaves_initialization_as_it_is():
+    """A layer whose inputs are dropped is still followed by what comes next: by nothing, for the head."""
+    heads = []
+    for dropout, drop_prob in (("standard", 0.0), ("concrete", 0.1)):
+        torch.manual_seed(0)
+        heads.append(dense_network((300,), 200, hidden_sizes=[400], dropout=dropout, drop_prob=drop_prob)[-1])
+    assert torch.equal(heads[0].weight, heads[1].layer.weight)
