@@ -22,12 +22,12 @@ BENCHMARKS = {
     "step": "a training step of a small network",
     "overhead": "what each technique adds to a training step",
     "scaling": "cost by the number of weights and tensors",
-    "mixing": "Mixup and CutMix of pictures",
+    "mixing": "Mixup and CutMix of images",
     "memory": "what techniques hold in memory",
     "monitors": "all monitors at their default cadence",
     "inspection": "logging weights and reading activations",
     "layers": "layers that drop something",
-    "data_loading": "pictures from memory to the network, augmented",
+    "data_loading": "images from memory to the network, augmented",
     "tabular": "a table from a file to tensors, beside the engine's own read",
 }
 
@@ -55,7 +55,7 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--only", default="", metavar="TEXT", help="techniques whose name contains it")
     parser.add_argument("--workload", nargs="+", default=["mlp", "cnn"], metavar="NAME", help="mlp, cnn or resnet50")
     parser.add_argument("--threads", type=int, help="that torch computes with")
-    parser.add_argument("--data", metavar="FOLDER", help="pictures to load, in train/<class>/; else random ones")
+    parser.add_argument("--data", metavar="FOLDER", help="images to load, in train/<class>/; else random ones")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--markdown", type=Path, metavar="FILE")
     options = parser.parse_args(args)

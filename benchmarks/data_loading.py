@@ -1,8 +1,8 @@
-"""Pictures from memory to the network: our loader and augmentation beside the usual ones, sample by sample.
+"""Images from memory to the network: our loader and augmentation beside the usual ones, sample by sample.
 
 ``python -m benchmarks data_loading`` times an epoch without augmentation, an epoch with ``basic``, and what part of a
 training epoch of ``configs/cifar10_cnn.yaml`` is spent waiting for data. The usual loader is torchvision's as its
-documentation uses it, with as many worker processes as there are cores. Pictures are random bytes, unless ``--data``
+documentation uses it, with as many worker processes as there are cores. Images are random bytes, unless ``--data``
 names a folder for the last table; what they show makes no difference to the time.
 """
 
@@ -28,7 +28,7 @@ from benchmarks.tables import Options, Table
 from benchmarks.timing import alternate, median_ratio, quartiles, quiet, wait
 from lightning_reg.data import ImageData
 from lightning_reg.data.loader import ResumableLoader, SampleDataset, ShuffledSampler, as_fetched
-from lightning_reg.data.pipeline import PicturePipeline
+from lightning_reg.data.pipeline import ImagePipeline
 from lightning_reg.models import CNN
 from lightning_reg.transforms import BasicAugmentation, Mixup
 
@@ -52,12 +52,12 @@ class UsualDataset(Dataset[tuple[Tensor, int]]):
         images: (N, C, H, W), uint8.
         labels: (N,).
         transforms: Before conversion to float and normalization.
-        as_pil: Whether pictures start as PIL images, as torchvision's data sets hand them out, rather than as tensors.
+        as_pil: Whether images start as PIL images, as torchvision's data sets hand them out, rather than as tensors.
     """
 
     def __init__(self, images: Tensor, labels: Tensor, transforms: Iterable[Any], *, as_pil: bool) -> None:
         arrays = images.permute(0, 2, 3, 1).squeeze(3).numpy() if as_pil else ()
-        self.pictures: list[Any] = [Image.fromarray(array) for array in arrays] if as_pil else list(images)
+        self.images: list[Any] = [Image.fromarray(array) for array in arrays] if as_pil else list(images)
         self.labels = labels.tolist()
         channels = images.shape[1]
         end = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN[:channels], STD[:channels])]
@@ -67,7 +67,7 @@ class UsualDataset(Dataset[tuple[Tensor, int]]):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.transform(self.pictures[index]), self.labels[index]
+        return self.transform(self.images[index]), self.labels[index]
 
 
 def usual_epoch(dataset: UsualDataset, workers: int, device: str) -> Callable[[], float]:
@@ -81,10 +81,10 @@ def usual_epoch(dataset: UsualDataset, workers: int, device: str) -> Callable[[]
     loader = DataLoader(
         dataset, batch_size=BATCH_SIZE, shuffle=True, num_workers=workers, persistent_workers=workers > 0
     )
-    return lambda: summed(pictures.to(device, non_blocking=True) for pictures, _ in loader)
+    return lambda: summed(images.to(device, non_blocking=True) for images, _ in loader)
 
 
-def our_epoch(images: Tensor, labels: Tensor, pipeline: PicturePipeline, device: str) -> Callable[[], float]:
+def our_epoch(images: Tensor, labels: Tensor, pipeline: ImagePipeline, device: str) -> Callable[[], float]:
     """Returns an epoch of our loader, with what it leaves to the device.
 
     Args:
@@ -101,7 +101,7 @@ def our_epoch(images: Tensor, labels: Tensor, pipeline: PicturePipeline, device:
         collate_fn=as_fetched,
     )
     streams = Random(0)
-    return lambda: summed(pipeline(pictures.to(device), lambda _: streams) for pictures, _ in loader)
+    return lambda: summed(pipeline(images.to(device), lambda _: streams) for images, _ in loader)
 
 
 def summed(batches: Iterable[Tensor]) -> float:
@@ -155,32 +155,32 @@ def tables(options: Options) -> Iterator[Table]:
     count = 256 if options.smallest else 4_000 if options.quick else 50_000
     workers = 0 if options.smallest else os.cpu_count() or 1
     generator = torch.Generator().manual_seed(0)
-    grey = torch.randint(0, 256, (count, 1, 28, 28), dtype=torch.uint8, generator=generator)
-    coloured = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    gray = torch.randint(0, 256, (count, 1, 28, 28), dtype=torch.uint8, generator=generator)
+    colored = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
     labels = torch.randint(0, 10, (count,), generator=generator)
     usual, ours = partial(usual_epoch, device=options.device), partial(our_epoch, labels=labels, device=options.device)
 
-    plain = PicturePipeline(None)
-    greys = UsualDataset(grey, labels, [], as_pil=True)
+    plain = ImagePipeline(None)
+    grays = UsualDataset(gray, labels, [], as_pil=True)
     plain.mean_and_std = torch.tensor(MEAN[:1]), torch.tensor(STD[:1])
     yield _epochs(
         options,
-        f"An epoch of {count:,} grey pictures of 28×28 without augmentation",
+        f"An epoch of {count:,} gray images of 28×28 without augmentation",
         {
-            "ours": ours(images=grey, pipeline=plain),
-            "torchvision, PIL": usual(greys, workers=0),
-            f"torchvision, PIL, {workers} workers": usual(greys, workers=workers),
+            "ours": ours(images=gray, pipeline=plain),
+            "torchvision, PIL": usual(grays, workers=0),
+            f"torchvision, PIL, {workers} workers": usual(grays, workers=workers),
         },
         count,
     )
-    basic = PicturePipeline(BasicAugmentation())
+    basic = ImagePipeline(BasicAugmentation())
     basic.mean_and_std = torch.tensor(MEAN), torch.tensor(STD)
-    pils, tensors = (UsualDataset(coloured, labels, BASIC, as_pil=as_pil) for as_pil in (True, False))
+    pils, tensors = (UsualDataset(colored, labels, BASIC, as_pil=as_pil) for as_pil in (True, False))
     yield _epochs(
         options,
-        f"An epoch of {count:,} colour pictures of 32×32, augmented as basic does",
+        f"An epoch of {count:,} color images of 32×32, augmented as basic does",
         {
-            "ours": ours(images=coloured, pipeline=basic),
+            "ours": ours(images=colored, pipeline=basic),
             f"torchvision, PIL, {workers} workers": usual(pils, workers=workers),
             f"torchvision, tensors, {workers} workers": usual(tensors, workers=workers),
         },
@@ -191,7 +191,7 @@ def tables(options: Options) -> Iterator[Table]:
 
 def _epochs(options: Options, title: str, members: dict[str, Callable[[], float]], count: int) -> Table:
     table = Table(
-        f"{title}, batches of {BATCH_SIZE}", ["loader", "s", "quartiles", "pictures a second", "ours faster by"]
+        f"{title}, batches of {BATCH_SIZE}", ["loader", "s", "quartiles", "images a second", "ours faster by"]
     )
     seconds = alternate(members, rounds=options.rounds(3, 1), device=options.device)
     for name, times in seconds.items():
@@ -244,11 +244,11 @@ def _waiting(options: Options) -> Table:
 
 
 def _written(folder: Path, count: int) -> Path:
-    """Writes random pictures, a folder a class, as many as the steps need and a tenth for validation."""
+    """Writes random images, a folder a class, as many as the steps need and a tenth for validation."""
     generator = torch.Generator().manual_seed(0)
     for index in range(int(count * 1.2)):
         place = folder / "train" / f"class_{index % 10}"
         place.mkdir(parents=True, exist_ok=True)
-        picture = torch.randint(0, 256, (32, 32, 3), dtype=torch.uint8, generator=generator)
-        Image.fromarray(picture.numpy()).save(place / f"{index:06}.png", compress_level=0)
+        image = torch.randint(0, 256, (32, 32, 3), dtype=torch.uint8, generator=generator)
+        Image.fromarray(image.numpy()).save(place / f"{index:06}.png", compress_level=0)
     return folder

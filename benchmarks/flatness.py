@@ -1,7 +1,7 @@
 """What averaging weights and looking for flat minima is worth: test accuracy with each technique, and without.
 
 ``python -m benchmarks.flatness`` trains an MLP 64-256-128-10 on 300 of the 1,797 handwritten digits, five seeds each.
-``python -m benchmarks.flatness --data pictures`` trains a CNN on 5,000 pictures of a folder with ``train/<class>/`` and
+``python -m benchmarks.flatness --data images`` trains a CNN on 5,000 images of a folder with ``train/<class>/`` and
 ``test/<class>/`` in it, three seeds each; the docs tell of CIFAR-10. Learning rates are constant, so that the last
 weights are as noisy as averages are good for, and the same for all. Printed is the mean of the accuracy on the whole
 test part with its standard error over seeds, each of which draws the subset, the weights and the order of batches.
@@ -80,14 +80,14 @@ def digits() -> Task:
     )
 
 
-def pictures(root: str) -> Task:
-    """5,000 pictures of 32×32 and a small CNN.
+def images(root: str) -> Task:
+    """5,000 images of 32×32 and a small CNN.
 
     Args:
         root: Folder with ``train/<class>/`` and ``test/<class>/``.
     """
     return Task(
-        "5,000 pictures, CNN of 16-32-64 channels with BatchNorm",
+        "5,000 images, CNN of 16-32-64 channels with BatchNorm",
         seeds=3,
         epochs=12,
         data=lambda seed: ImageData(
@@ -131,7 +131,7 @@ def trained(task: Task, data: ImageData, callbacks: list[Callback]) -> float:
 def main() -> None:
     """Prints a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", help="folder of pictures; the digits where it is left out")
+    parser.add_argument("--data", help="folder of images; the digits where it is left out")
     parser.add_argument("--only", default="", help="train the variants whose name contains this")
     parser.add_argument("--seeds", type=int, help="how many times each variant trains")
     parser.add_argument("--epochs", type=int)
@@ -139,7 +139,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    task = pictures(options.data) if options.data else digits()
+    task = images(options.data) if options.data else digits()
     seeds, epochs = options.seeds or task.seeds, options.epochs or task.epochs
     task = Task(task.title, seeds, epochs, task.data, task.model)
     print(f"{task.title}, {epochs} epochs, {seeds} seeds", flush=True)

@@ -1,7 +1,7 @@
-"""Mixup and CutMix on a batch of pictures, beside torchvision's and timm's.
+"""Mixup and CutMix on a batch of images, beside torchvision's and timm's.
 
 ``python -m benchmarks mixing`` mixes 128×3×224×224 with labels of 1,000 classes. The least that must be done is to read
-every picture and its partner and to write the result; how near a transform comes to the time of that is printed, too,
+every image and its partner and to write the result; how near a transform comes to the time of that is printed, too,
 by the speed of a copy in the same run.
 """
 
@@ -30,27 +30,27 @@ def tables(options: Options) -> Iterator[Table]:
     """
     shape = (4, 3, 8, 8) if options.smallest else (128, 3, 224, 224)
     generator = torch.Generator().manual_seed(0)
-    pictures = torch.randn(shape, generator=generator).to(options.device)
+    images = torch.randn(shape, generator=generator).to(options.device)
     labels = torch.randint(0, CLASSES, shape[:1], generator=generator).to(options.device)
     vision = {name: peer("torchvision.transforms.v2", name) for name in ("MixUp", "CutMix")}
     timm = peer("timm.data.mixup", "Mixup")
     bandwidth = copy_bandwidth(options.device, numel=1_000 if options.smallest else 32_000_000)
     for name, ours in (("Mixup", Mixup), ("CutMix", CutMix)):
         members: dict[str, Callable[[], object]] = {
-            name: _mixed(ours(), pictures, labels),
-            f"{name}(per_sample=True)": _mixed(ours(per_sample=True), pictures, labels),
+            name: _mixed(ours(), images, labels),
+            f"{name}(per_sample=True)": _mixed(ours(per_sample=True), images, labels),
         }
         of_vision = vision["MixUp" if name == "Mixup" else name]
         if of_vision:
             transform = of_vision(num_classes=CLASSES)
-            members[f"  torchvision's v2.{of_vision.__name__}"] = partial(transform, pictures, labels)
+            members[f"  torchvision's v2.{of_vision.__name__}"] = partial(transform, images, labels)
         if timm:
             settings = {"mixup_alpha": float(name == "Mixup"), "cutmix_alpha": float(name == "CutMix")}
             for mode in ("batch", "elem"):  # both write into their input
                 mixer = timm(**settings, num_classes=CLASSES, mode=mode)
-                members[f"  timm's Mixup(mode={mode!r})"] = partial(mixer, pictures, labels)
+                members[f"  timm's Mixup(mode={mode!r})"] = partial(mixer, images, labels)
         if name == "CutMix":
-            members["MixupOrCutMix"] = _mixed(MixupOrCutMix(), pictures, labels)
+            members["MixupOrCutMix"] = _mixed(MixupOrCutMix(), images, labels)
         seconds = alternate(members, rounds=options.rounds(31, 5), device=options.device)
         table = Table(
             f"{name} of {'×'.join(map(str, shape))}",
@@ -59,12 +59,12 @@ def tables(options: Options) -> Iterator[Table]:
         )
         for each, times in seconds.items():
             low, median, high = quartiles(times)
-            limit = LEAST * 4 * pictures.numel() / bandwidth
+            limit = LEAST * 4 * images.numel() / bandwidth
             ratio = None if each == name else median_ratio(seconds[name], times)
             table.add(each, 1e3 * median, f"{1e3 * low:.1f} to {1e3 * high:.1f}", ratio, f"{limit / median:.0%}")
         yield table
 
 
-def _mixed(mix: Mixing, pictures: Tensor, labels: Tensor) -> Callable[[], object]:
+def _mixed(mix: Mixing, images: Tensor, labels: Tensor) -> Callable[[], object]:
     stream = Random(0)
-    return lambda: mix(pictures, soft_targets(labels, CLASSES), stream=stream)
+    return lambda: mix(images, soft_targets(labels, CLASSES), stream=stream)

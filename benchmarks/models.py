@@ -1,6 +1,6 @@
 """What our models cost beside a bare Lightning module that does the same.
 
-``python -m benchmarks models`` trains both on random pictures of MNIST's shape through the Trainer, in turns, a fit at
+``python -m benchmarks models`` trains both on random images of MNIST's shape through the Trainer, in turns, a fit at
 a time, and compares the time of a step. The bare module logs what ours logs: the loss and torchmetrics' accuracy, once
 an epoch, on the progress bar.
 """

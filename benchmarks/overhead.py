@@ -2,7 +2,7 @@
 
 ``python -m benchmarks overhead`` trains each workload in one fit of a Lightning Trainer. Blocks of bare steps alternate
 with blocks of the same steps with one technique attached, in changing order, so that drift of the machine cancels, and
-the ratio of each pair of neighbouring blocks is taken; the median over pairs is printed, with quartiles.
+the ratio of each pair of neighboring blocks is taken; the median over pairs is printed, with quartiles.
 
 Workloads: an MLP 784-2048-2048-10 with batches of 128 (5.8 M weights), a CNN of three blocks on 32×32 with batches of
 64 (0.3 M weights), and, with ``--workload resnet50``, a ResNet-50 (25.6 M weights) on 64×64 with batches of 8 for what

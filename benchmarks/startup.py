@@ -1,7 +1,7 @@
 """How long it takes until training begins: imports, and the command line up to its first step.
 
 ``python -m benchmarks startup`` starts new processes, in turns. Beside ours: importing torch, Lightning and
-torchvision, which any project that trains on pictures does.
+torchvision, which any project that trains on images does.
 """
 
 import statistics

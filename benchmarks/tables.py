@@ -27,7 +27,7 @@ class Options:
         compiled: Whether networks are compiled, where a benchmark trains one.
         only: Techniques whose name contains this.
         workloads: Names of what is trained where techniques are timed in a training step.
-        data: Folder of pictures, a folder a class below ``train``; random numbers stand in where None.
+        data: Folder of images, a folder a class below ``train``; random numbers stand in where None.
     """
 
     device: str = "cpu"

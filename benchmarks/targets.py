@@ -47,7 +47,7 @@ def _bandwidth(what: str, rows: str) -> Target:
 
 
 _BY_WEIGHTS = "Cost by the number of weights"
-_BASIC = "An epoch of 50,000 colour pictures"
+_BASIC = "An epoch of 50,000 color images"
 # Our techniques at their defaults: not what belongs to the row above, not what is measured at every step.
 _EACH = r"(?!\s|SharpnessAware|fourteen|.*every step).*"
 _EMA, _SAM = "ExponentialMovingAverage", "SharpnessAwareMinimization"

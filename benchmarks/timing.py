@@ -74,7 +74,7 @@ def quartiles(values: list[float]) -> tuple[float, float, float]:
 
 
 def median_ratio(some: list[float], others: list[float]) -> float:
-    """Returns the median of the ratios of neighbours.
+    """Returns the median of the ratios of neighbors.
 
     Args:
         some: Numerators.

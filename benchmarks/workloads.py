@@ -15,7 +15,7 @@ L1, L2 = 1e-6, 1e-5
 
 
 class Workload(LightningModule):
-    """Classifies random pictures."""
+    """Classifies random images."""
 
     def __init__(self, network: nn.Module, shape: tuple[int, ...], batch_size: int) -> None:
         super().__init__()

@@ -138,7 +138,7 @@ def _check_node(name: str, line: str, event: yaml.NodeEvent, parent: _Open) -> N
 
 
 def _one_line(error: Exception) -> str:
-    """What is wrong and where, without the picture of the line that YAML draws."""
+    """What is wrong and where, without the image of the line that YAML draws."""
     problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
     if problem is None:
         return " ".join(str(error).split())

@@ -24,19 +24,19 @@ def _somewhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def picture_folder(tmp_path: Path) -> MakeFolder:
-    """Makes a folder of pictures: a colour a class, with noise."""
+def image_folder(tmp_path: Path) -> MakeFolder:
+    """Makes a folder of images: a color a class, with noise."""
 
     def make(splits: tuple[str, ...] = ("train",), *, classes: int = 2, count: int = 12, size: int = 8) -> Path:
         generator = torch.Generator().manual_seed(0)
         for split in splits:
             for label in range(classes):
-                folder = tmp_path / "pictures" / split / f"class_{label}"
+                folder = tmp_path / "images" / split / f"class_{label}"
                 folder.mkdir(parents=True)
                 for index in range(count):
-                    picture = torch.randint(0, 60, (3, size, size), generator=generator, dtype=torch.uint8)
-                    picture[label % 3] += 150
-                    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(folder / f"{index:02}.png")
-        return tmp_path / "pictures"
+                    image = torch.randint(0, 60, (3, size, size), generator=generator, dtype=torch.uint8)
+                    image[label % 3] += 150
+                    Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{index:02}.png")
+        return tmp_path / "images"
 
     return make

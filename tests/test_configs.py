@@ -21,7 +21,7 @@ SHORT = [
 
 
 @pytest.fixture
-def stand_in(tmp_path, picture_folder):
+def stand_in(tmp_path, image_folder):
     """Options that put made data in the place of what would be downloaded."""
 
     def options(path):
@@ -30,7 +30,7 @@ def stand_in(tmp_path, picture_folder):
             write_mnist(tmp_path / "data")
             return ["--data.val_size=10"]
         if name in ("cifar10", "image_folder"):
-            root = picture_folder(("train", "test"), classes=3, size=32)
+            root = image_folder(("train", "test"), classes=3, size=32)
             return ["--data.dataset=image_folder", f"--data.root={root}", "--data.val_size=0.25"]
         return []
 
@@ -57,7 +57,7 @@ def base_of(overlay):
 
 
 def bases_and_overlays():
-    """What is shown on the MLP has to work on the CNN, too; what needs pictures or blocks, on the base it names."""
+    """What is shown on the MLP has to work on the CNN, too; what needs images or blocks, on the base it names."""
     for overlay in OVERLAYS:
         bases = [base_of(overlay)]
         if bases[0].stem == "digits_mlp":

@@ -53,17 +53,17 @@ def test_mixing(mix, channels_last):
 @pytest.mark.usefixtures("_waiting_is_an_error")
 @pytest.mark.parametrize("augment", [BasicAugmentation(), AdvancedAugmentation()], ids=lambda each: type(each).__name__)
 def test_augmentation(augment):
-    pictures = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    on_gpu = augment(pictures.pin_memory().cuda(non_blocking=True), stream=Random(0))
+    images = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    on_gpu = augment(images.pin_memory().cuda(non_blocking=True), stream=Random(0))
     erased = augment.after_normalization(on_gpu, stream=Random(1))
     torch.cuda.set_sync_debug_mode("default")
-    expected = augment(pictures, stream=Random(0))
+    expected = augment(images, stream=Random(0))
     # Where a source pixel lies on the border between two, rounding may take the other one.
     assert ((on_gpu.cpu() - expected).abs() > 1e-4).float().mean() < 1e-3
     assert ((erased.cpu() - augment.after_normalization(expected, stream=Random(1))).abs() > 1e-4).float().mean() < 1e-3
 
 
-def test_a_network_is_trained_and_tested_on_augmented_and_mixed_pictures():
+def test_a_network_is_trained_and_tested_on_augmented_and_mixed_images():
     data = ImageData(dataset="digits", batch_size=64, augment="basic", mix=MixupOrCutMix(), seed=0)
     model = CNN(input_shape=data.input_shape, num_classes=10, channels=(16, 32), norm="batch")
     trainer = quiet_trainer(accelerator="gpu", max_epochs=15)

@@ -61,7 +61,7 @@ def test_parametrized_parameters_are_what_their_layer_makes_them():
     assert groups_of(model[0])["decay"] == {"parametrizations.weight.original"}
 
 
-def test_norms_whose_scales_are_shaped_like_pictures_are_spared():
+def test_norms_whose_scales_are_shaped_like_images_are_spared():
     class FilterResponseNorm2d(nn.Module):
         def __init__(self):
             super().__init__()

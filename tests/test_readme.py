@@ -28,7 +28,7 @@ def test_python_runs(code):
     assert names["trainer"].state.finished
 
 
-def test_commands_parse(monkeypatch, picture_folder):
+def test_commands_parse(monkeypatch, image_folder):
     """Each with --print_config, which reads configurations and arguments and stops before anything is built."""
     monkeypatch.chdir(REPOSITORY)
     assert len(COMMANDS) >= 8

@@ -36,7 +36,7 @@ from lightning_reg.callbacks.weights.stochastic_weight_average import Stochastic
 from lightning_reg.callbacks.weights.unit_norm import UnitNorm
 from lightning_reg.core.schedules import StrengthSchedule
 from lightning_reg.monitors.activation_stats import ActivationStats
-from lightning_reg.monitors.batch_images import BatchPicture
+from lightning_reg.monitors.batch_images import BatchImages
 from lightning_reg.monitors.generalization_gap import GeneralizationGap
 from lightning_reg.monitors.gradient_monitor import GradientMonitor
 from lightning_reg.monitors.weight_distribution import WeightDistribution
@@ -44,8 +44,8 @@ from lightning_reg.monitors.weight_distribution import WeightDistribution
 __all__ = [
     "ActivationStats",
     "ActivityPenalty",
+    "BatchImages",
     "BatchMixing",
-    "BatchPicture",
     "BestWeightsEarlyStopping",
     "ConcreteDropoutPenalty",
     "ConfidencePenalty",

@@ -47,7 +47,7 @@ def overview(root: Path = Path("configs")) -> str:
             "Data sets (--data.dataset)",
             [
                 *((name, _shape(source.input_shape)) for name, source in SOURCES.items()),
-                ("image_folder", "your own pictures: --data.root FOLDER, in it train/<class>/*"),
+                ("image_folder", "your own images: --data.root FOLDER, in it train/<class>/*"),
                 *((name, "table, with --data TabularData") for name in NAMED_TABLES),
                 ("", "your own table: --data TabularData --data.path FILE --data.target COLUMN"),
             ],
@@ -91,4 +91,4 @@ def _documented(module: ModuleType, base: type = object, *, abstract: bool = Tru
 
 
 def _shape(shape: tuple[int, ...]) -> str:
-    return f"{shape[1]}×{shape[2]}, {'grey' if shape[0] == 1 else 'colour'}"
+    return f"{shape[1]}×{shape[2]}, {'gray' if shape[0] == 1 else 'color'}"

@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning_reg.cli.fitting import resolve
 from lightning_reg.data import InMemoryData
-from lightning_reg.data.folders import PictureFolder
+from lightning_reg.data.folders import ClassFolders
 from lightning_reg.data.sources import SOURCES
 from lightning_reg.settings import SettingError, did_you_mean, near_matches
 from lightning_reg.studies.definition import Definition, Form, Piece
@@ -41,7 +41,7 @@ def data_form(name: str | None, root: str | None, forms: Mapping[str, Form]) -> 
     """Returns what runs on other data than the study's do differently, and the settings that say where it is.
 
     Args:
-        name: Of a data set, or the path of a folder of pictures; the study's own where None.
+        name: Of a data set, or the path of a folder of images; the study's own where None.
         root: Where the data set lies.
         forms: The study's, by data set.
 
@@ -55,11 +55,11 @@ def data_form(name: str | None, root: str | None, forms: Mapping[str, Form]) -> 
         return forms.get(name, Form()), {"data.dataset": name, **place}
     if not Path(name).is_dir():
         hint = did_you_mean(name, SOURCES)
-        raise SettingError(f"data must be {', '.join(SOURCES)}, or a folder of pictures, but is {name!r}{hint}")
+        raise SettingError(f"data must be {', '.join(SOURCES)}, or a folder of images, but is {name!r}{hint}")
     if root is not None:
         raise SettingError(f"root must be left out where data is a folder, but is {root!r}")
     try:
-        PictureFolder(Path(name))
+        ClassFolders(Path(name))
     except SettingError as error:
         raise SettingError(f"data: {error}") from error
     return forms.get("image_folder", Form()), {"data.dataset": "image_folder", "data.root": name}

@@ -1,4 +1,4 @@
-"""The one place that writes to loggers what Lightning doesn't: pictures, text, histograms, many scalars at once."""
+"""The one place that writes to loggers what Lightning doesn't: images, text, histograms, many scalars at once."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeGuard
@@ -16,10 +16,10 @@ __all__ = [
     "has_tensorboard",
     "log_final_metrics",
     "log_histograms",
+    "log_image",
     "log_layout",
-    "log_picture",
     "log_text",
-    "takes_pictures",
+    "takes_images",
     "write_scalars",
 ]
 
@@ -128,8 +128,8 @@ def _write_event(logger: TensorBoardLogger, values: Sequence[Any], step: int) ->
     logger.experiment._get_file_writer().add_summary(Summary(value=values), step)
 
 
-def takes_pictures(logger: Logger) -> bool:
-    """Whether :func:`log_picture` can write to a logger: TensorBoard, Weights & Biases, MLflow, Comet.
+def takes_images(logger: Logger) -> bool:
+    """Whether :func:`log_image` can write to a logger: TensorBoard, Weights & Biases, MLflow, Comet.
 
     Args:
         logger: Of a trainer.
@@ -161,18 +161,18 @@ def log_text(trainer: Trainer, tag: str, text: str) -> None:
                 experiment.log_text(run_id, text, f"{tag}.md")
 
 
-def log_picture(trainer: Trainer, tag: str, picture: Tensor, step: int) -> None:
-    """Writes a picture to every logger that takes some.
+def log_image(trainer: Trainer, tag: str, image: Tensor, step: int) -> None:
+    """Writes an image to every logger that takes some.
 
     Args:
         trainer: Whose loggers are written to, by the first process alone.
-        tag: Of the picture.
-        picture: (H, W, 3), uint8.
+        tag: Of the image.
+        image: (H, W, 3), uint8.
         step: Of the axis.
     """
-    if picture.dtype != torch.uint8:
-        raise TypeError(f"picture must be of bytes, but is of {picture.dtype}")
-    pixels = picture.cpu().numpy()
+    if image.dtype != torch.uint8:
+        raise TypeError(f"image must be of bytes, but is of {image.dtype}")
+    pixels = image.cpu().numpy()
     for logger in _loggers(trainer):
         if _is_tensorboard(logger):
             logger.experiment.add_image(tag, pixels, step, dataformats="HWC")

@@ -1,4 +1,4 @@
-"""Data modules: where pictures and tables come from, how they are split, and a loader that fetches a batch at once."""
+"""Data modules: where images and tables come from, how they are split, and a loader that fetches a batch at once."""
 
 from lightning_reg.data.dataset_data import DatasetData
 from lightning_reg.data.image_data import ImageData

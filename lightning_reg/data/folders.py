@@ -1,4 +1,4 @@
-"""Anybody's own pictures: a folder a split, in it a folder a class."""
+"""Anybody's own images: a folder a split, in it a folder a class."""
 
 import os
 from collections.abc import Sequence
@@ -12,24 +12,24 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from lightning_reg.data.sources import Pictures
+from lightning_reg.data.sources import LabeledImages
 from lightning_reg.data.targets import Task
 from lightning_reg.files import opened
 from lightning_reg.settings import SettingError, check_count
 
-__all__ = ["PictureFolder", "check_folder", "first_shape", "read_images"]
+__all__ = ["ClassFolders", "check_folder", "first_shape", "read_images"]
 
 
 @dataclass(frozen=True)
-class PictureFolder:
+class ClassFolders:
     """A folder with ``train/`` and perhaps ``val/`` and ``test/``, each with a folder a class.
 
-    All pictures are read into memory once, as RGB: N · 3 · H · W bytes. What is transparent becomes white.
+    All images are read into memory once, as RGB: N · 3 · H · W bytes. What is transparent becomes white.
 
     Args:
         root: The folder.
         image_size: Height and width in pixels: the shorter side is scaled to it and the middle is cut out. Where
-            None, all pictures have to be of one size already.
+            None, all images have to be of one size already.
 
     Raises:
         SettingError: If the folder doesn't exist or has fewer than two classes.
@@ -59,7 +59,7 @@ class PictureFolder:
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """(3, H, W) of one picture."""
+        """(3, H, W) of one image."""
         return first_shape(self.files("train")[0], self.image_size)
 
     @property
@@ -79,19 +79,19 @@ class PictureFolder:
         """Returns whether there is a folder for a split."""
         return (self.root / split).is_dir()
 
-    def load(self) -> tuple[Pictures, Pictures | None, Pictures | None]:
-        """Reads the training, validation and test pictures into memory; None where there is no folder for them.
+    def load(self) -> tuple[LabeledImages, LabeledImages | None, LabeledImages | None]:
+        """Reads the training, validation and test images into memory; None where there is no folder for them.
 
         Raises:
-            SettingError: If a picture is broken or of another size, or classes differ from those of ``train``.
+            SettingError: If an image is broken or of another size, or classes differ from those of ``train``.
         """
         parts = [self._load(split) if self.has(split) else None for split in ("val", "test")]
         return self._load("train"), parts[0], parts[1]
 
-    def _load(self, split: str) -> Pictures:
+    def _load(self, split: str) -> LabeledImages:
         found = self._labeled(split)
         images = read_images([path for path, _ in found], self.input_shape, self.image_size)
-        return Pictures(images, torch.tensor([label for _, label in found]))
+        return LabeledImages(images, torch.tensor([label for _, label in found]))
 
     def files(self, split: str) -> list[Path]:
         """Returns the images of a split, in the order they are loaded.
@@ -120,7 +120,7 @@ class PictureFolder:
         empty = [name for label, name in enumerate(self.classes) if label not in present]
         if not files or (split == "train" and empty):
             where = folder / empty[0] if files else folder
-            raise SettingError(f"{str(where)!r} has no pictures, of any format that Pillow reads")
+            raise SettingError(f"{str(where)!r} has no images, of any format that Pillow reads")
         return files
 
 
@@ -168,7 +168,7 @@ def read_images(paths: Sequence[Path], shape: tuple[int, int, int], image_size: 
         image = _read(paths[position], image_size)
         if tuple(image.shape) != shape:
             raise SettingError(
-                f"image_size must be set where pictures differ in size: {paths[position]} is {tuple(image.shape)}, "
+                f"image_size must be set where images differ in size: {paths[position]} is {tuple(image.shape)}, "
                 f"another is {shape}"
             )
         images[position] = image
@@ -195,7 +195,7 @@ def _read(path: Path, image_size: int | None) -> Tensor:
     except SettingError:
         raise
     except Exception as error:  # of a damaged file Pillow's readers can raise anything
-        raise SettingError(f"{path} can't be read as a picture: {error}") from error
+        raise SettingError(f"{path} can't be read as an image: {error}") from error
     if image_size is not None:
         image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (3, H, W)

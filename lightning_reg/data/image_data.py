@@ -1,4 +1,4 @@
-"""Pictures for a classifier: a data set by name or a folder of one's own."""
+"""Images for a classifier: a data set by name or a folder of one's own."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_reg.core.hyperparameters import save_plain_hyperparameters
-from lightning_reg.data.folders import PictureFolder
+from lightning_reg.data.folders import ClassFolders
 from lightning_reg.data.image_table import ImageTable
 from lightning_reg.data.in_memory import InMemoryData
 from lightning_reg.data.loader import SampleDataset
-from lightning_reg.data.parts import picture_splits
-from lightning_reg.data.pipeline import PicturePipeline, chosen_augmentation
+from lightning_reg.data.parts import image_splits
+from lightning_reg.data.pipeline import ImagePipeline, chosen_augmentation
 from lightning_reg.data.row_splits import RowSplitter
 from lightning_reg.data.sources import SOURCES
 from lightning_reg.data.targets import Targets, Task
@@ -29,46 +29,46 @@ Batch = tuple[Tensor, Tensor]
 
 
 class ImageData(InMemoryData):
-    """Labelled pictures, held in memory as bytes and normalized on the device.
+    """Labeled images, held in memory as bytes and normalized on the device.
 
     Batches are (images, labels): images (N, C, H, W), normalized floats; labels (N,), class indices, or (N, classes)
     probabilities where ``mix`` is at work.
 
     Args:
         dataset: digits (1,797 of 8×8, ships with scikit-learn), mnist, fashion_mnist, cifar10, cifar100, or
-            image_folder: pictures of your own, as ``root/train/<class>/*`` and perhaps ``root/val`` and ``root/test``,
+            image_folder: images of your own, as ``root/train/<class>/*`` and perhaps ``root/val`` and ``root/test``,
             or anywhere below ``root``, as a table says (``labels``).
-        root: Folder that the pictures lie in, or are downloaded to.
-        labels: For an image folder, a table (CSV or parquet) with a column ``file`` that says where each picture lies
-            below ``root``, and the columns of ``target``: for several labels a picture, numbers, or classes. Where it
+        root: Folder that the images lie in, or are downloaded to.
+        labels: For an image folder, a table (CSV or parquet) with a column ``file`` that says where each image lies
+            below ``root``, and the columns of ``target``: for several labels an image, numbers, or classes. Where it
             has a column ``part``, that says train, val or test.
         target: The column of that table to predict, or several.
         task: ``classification``, ``regression``, ``multilabel``, or ``auto``: for one target classes where it is text,
             truth values, or at most 20 different whole numbers; for several labels where all are 0 and 1; else
             regression.
         group_column: A column of that table whose equal values are never in two parts: a patient, say.
-        batch_size: Pictures in a batch, for each process.
-        val_size: Part of the training pictures that is held out for validation, stratified by class: a number of
-            pictures or a fraction. Not used where an image folder has a ``val`` of its own.
-        train_size: How many of the remaining training pictures to use, stratified by class: a number, a fraction, or
+        batch_size: Images in a batch, for each process.
+        val_size: Part of the training images that is held out for validation, stratified by class: a number of
+            images or a fraction. Not used where an image folder has a ``val`` of its own.
+        train_size: How many of the remaining training images to use, stratified by class: a number, a fraction, or
             all where None.
-        folds: For cross-validation: in how many parts the training pictures are split, of which one is for
+        folds: For cross-validation: in how many parts the training images are split, of which one is for
             validation, instead of by ``val_size``.
         fold: Which of the folds, from 0.
         repeat: Which of all such partitions into folds.
-        image_size: Height and width in pixels for an image folder; has to be set where its pictures differ in size.
+        image_size: Height and width in pixels for an image folder; has to be set where its images differ in size.
         normalization: Where mean and standard deviation per channel come from: ``known`` constants of the data set,
-            the ``train`` pictures that are used, ``none``, or ``auto``: known ones where there are any. Which it was
+            the ``train`` images that are used, ``none``, or ``auto``: known ones where there are any. Which it was
             is said when training starts, and checkpoints keep them.
-        augment: Changes every training picture at random, on the device, before it is normalized and mixed: none,
+        augment: Changes every training image at random, on the device, before it is normalized and mixed: none,
             basic, advanced, randaugment, trivialaugment or augmix (see :func:`lightning_reg.transforms.preset`; flips
-            that would make another thing of a known data set's pictures are off), an ``Augmentation``, or a list of
+            that would make another thing of a known data set's images are off), an ``Augmentation``, or a list of
             transforms such as those of ``torchvision.transforms.v2``, which are applied to one sample after the other.
         mix: Mixes every training batch, on the device: ``Mixup``, ``CutMix``, ``MixupOrCutMix`` (targets become
             probabilities), ``Cutout``, ``RandomErasing``.
-        mix_epochs: How many epochs are mixed, before pictures stay as they are; all where None.
+        mix_epochs: How many epochs are mixed, before images stay as they are; all where None.
         download: Whether a data set that isn't in ``root`` may be downloaded.
-        num_workers: Processes that fetch batches; 0 is the fastest for pictures in memory.
+        num_workers: Processes that fetch batches; 0 is the fastest for images in memory.
         pin_memory: Whether batches are put into pinned memory, for faster transfer to a GPU.
         seed: Of splits, subsets, shuffling and mixing. The same on every rank and in every run.
 
@@ -136,7 +136,7 @@ class ImageData(InMemoryData):
             seed=seed,
         )
         targets = [target] if isinstance(target, str) else list(target or ())
-        self._folder: PictureFolder | ImageTable | None = None
+        self._folder: ClassFolders | ImageTable | None = None
         if labels is not None and dataset == "image_folder" and targets:
             self._folder = ImageTable(
                 self.root, Path(labels), targets, task=task, group_column=group_column, image_size=image_size
@@ -147,9 +147,9 @@ class ImageData(InMemoryData):
                 "labels and target at least, and none of them for anything else"
             )
         elif dataset == "image_folder":
-            self._folder = PictureFolder(self.root, image_size)
+            self._folder = ClassFolders(self.root, image_size)
         if self._folder is None and image_size is not None:
-            raise SettingError(f"image_size must be left out for {dataset}, whose pictures have one size")
+            raise SettingError(f"image_size must be left out for {dataset}, whose images have one size")
         if normalization == "known" and (self._folder or SOURCES[dataset].mean is None):
             raise SettingError(f"normalization must be auto, train or none for {dataset}, which has no known constants")
         source = self._folder or SOURCES[dataset]
@@ -159,19 +159,19 @@ class ImageData(InMemoryData):
         self.input_shape: tuple[int, int, int] = source.input_shape
         augmentation, self._off = chosen_augmentation(augment, input_shape=self.input_shape, flips=source.flips)
         self.augment = augment
-        self._pipeline = PicturePipeline(augmentation)
+        self._pipeline = ImagePipeline(augmentation)
         self._splits: dict[str, SampleDataset] = {}
         self._said: set[str] = set()
         save_plain_hyperparameters(self)
 
     @property
     def num_classes(self) -> int | None:
-        """Number of classes, or of labels of which a picture has any number; None for regression."""
+        """Number of classes, or of labels of which an image has any number; None for regression."""
         return len(self.classes) or None
 
     @property
     def mean_and_std(self) -> tuple[Tensor, Tensor] | None:
-        """What pictures are normalized by, per channel on the scale of [0, 1]; None before setup."""
+        """What images are normalized by, per channel on the scale of [0, 1]; None before setup."""
         return self._pipeline.mean_and_std
 
     @override
@@ -184,12 +184,12 @@ class ImageData(InMemoryData):
     def setup(self, stage: str) -> None:
         if self._splits:
             return
-        # A folder's all at once, so that a broken picture is found before training and not after it.
+        # A folder's all at once, so that a broken image is found before training and not after it.
         if self._folder:
             train, val, test = self._folder.load()
         else:
             (train, test), val = SOURCES[self.dataset].load(self.root), None
-        self._splits = picture_splits(
+        self._splits = image_splits(
             train,
             val,
             test,
@@ -200,7 +200,7 @@ class ImageData(InMemoryData):
         if self._pipeline.mean_and_std is None:
             self._pipeline.mean_and_std = self._measured()
         if stage == "fit" and self._off:
-            self._say(f"augment {self.augment} is without {', '.join(self._off)} for the pictures of {self.dataset}")
+            self._say(f"augment {self.augment} is without {', '.join(self._off)} for the images of {self.dataset}")
 
     def _measured(self) -> tuple[Tensor, Tensor] | None:
         train = self._splits["train"]
@@ -210,20 +210,20 @@ class ImageData(InMemoryData):
         if source is not None and source.mean and source.std and self.normalization != "train":
             origin, mean, std = f"known for {self.dataset}", torch.tensor(source.mean), torch.tensor(source.std)
         else:
-            origin = f"of the {len(train)} training pictures"
+            origin = f"of the {len(train)} training images"
             mean, std = channel_mean_and_std(train.tensors[0], train.indices)
         self._say_constants(origin, mean, std)
         return mean, std
 
     @override
     def sample_names(self, split: Literal["train", "val", "test"]) -> list[str]:
-        """Returns a name for each picture of a split, in the order of its evaluation loader.
+        """Returns a name for each image of a split, in the order of its evaluation loader.
 
         Args:
             split: train, val or test.
         """
         if self._folder is not None:
-            # What is held out for validation is among the training pictures.
+            # What is held out for validation is among the training images.
             where = split if self._folder.has(split) else "train"
             files = [path.relative_to(self.root).as_posix() for path in self._folder.files(where)]
             return [files[index] for index in self._splits[split].indices.tolist()]
@@ -268,7 +268,7 @@ class ImageData(InMemoryData):
             if trained != value:
                 rank_zero_warn(
                     f"The checkpoint was trained with {name} {trained}, not {value}: among the "
-                    "pictures held out now may be some that it was trained on"
+                    "images held out now may be some that it was trained on"
                 )
         # A model belongs with the constants that it was trained with, whatever is measured today.
         if "mean" in state_dict and self.normalization != "none":
@@ -282,4 +282,4 @@ class ImageData(InMemoryData):
 
     def _say_constants(self, origin: str, mean: Tensor, std: Tensor) -> None:
         numbers = [", ".join(f"{value:.4f}" for value in values.tolist()) for values in (mean, std)]
-        self._say(f"Pictures are normalized by the mean {numbers[0]} and standard deviation {numbers[1]} {origin}")
+        self._say(f"Images are normalized by the mean {numbers[0]} and standard deviation {numbers[1]} {origin}")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_reg.data.folders import check_folder, first_shape, read_images
-from lightning_reg.data.sources import Pictures
+from lightning_reg.data.sources import LabeledImages
 from lightning_reg.data.tables import read_table
 from lightning_reg.data.targets import targets_of
 from lightning_reg.settings import SettingError
@@ -108,7 +108,7 @@ class ImageTable:
         """Returns the images of a split, in the order they are loaded."""
         return [self._files[row] for row in self._rows[split]]
 
-    def load(self) -> tuple[Pictures, Pictures | None, Pictures | None]:
+    def load(self) -> tuple[LabeledImages, LabeledImages | None, LabeledImages | None]:
         """Reads the training, validation and test images into memory; None where the table has none for them.
 
         Raises:
@@ -116,7 +116,7 @@ class ImageTable:
         """
         shape = self.input_shape
         train, val, test = (
-            Pictures(read_images(self.files(part), shape, self.image_size), self._targets[self._rows[part]])
+            LabeledImages(read_images(self.files(part), shape, self.image_size), self._targets[self._rows[part]])
             if self.has(part)
             else None
             for part in _PARTS

@@ -1,6 +1,6 @@
 """A loader that fetches a batch in one operation, in an order that can be resumed.
 
-The usual loader makes each sample by itself (decode, transform, normalize) and then stacks them. Small pictures and
+The usual loader makes each sample by itself (decode, transform, normalize) and then stacks them. Small images and
 tables fit into memory, so here they lie in one tensor, a batch is one index operation, and arithmetic is left to the
 device.
 """
@@ -22,7 +22,7 @@ class SampleDataset(Dataset[Batch]):
     """Samples in memory, or a subset of them.
 
     Args:
-        tensors: (N, ...) each, what belongs to the samples: pictures and labels, say.
+        tensors: (N, ...) each, what belongs to the samples: images and labels, say.
         indices: (M,), which of them belong here, in order; all where None. Nothing is copied.
 
     >>> dataset = SampleDataset(torch.zeros(9, 1, 2, 2), torch.arange(9), indices=torch.tensor([7, 8]))

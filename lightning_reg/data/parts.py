@@ -5,17 +5,17 @@ from torch import Tensor
 
 from lightning_reg.data.loader import SampleDataset
 from lightning_reg.data.row_splits import RowSplitter
-from lightning_reg.data.sources import Pictures
+from lightning_reg.data.sources import LabeledImages
 from lightning_reg.data.targets import Targets
 from lightning_reg.settings import SettingError
 
-__all__ = ["picture_splits"]
+__all__ = ["image_splits"]
 
 
-def picture_splits(
-    train: Pictures,
-    val: Pictures | None,
-    test: Pictures | None,
+def image_splits(
+    train: LabeledImages,
+    val: LabeledImages | None,
+    test: LabeledImages | None,
     *,
     targets: Targets,
     splitter: RowSplitter,

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from lightning_reg.settings import SettingError
-from lightning_reg.transforms import PRESETS, Augmentation, PerSampleAugmentation, normalize_pictures, preset
+from lightning_reg.transforms import PRESETS, Augmentation, PerSampleAugmentation, normalize_images, preset
 
-__all__ = ["PicturePipeline", "chosen_augmentation"]
+__all__ = ["ImagePipeline", "chosen_augmentation"]
 
 Augment = Augmentation | str | Sequence[Callable[[Tensor], Tensor]]
 """A preset by name, an augmentation, or transforms that are applied to one sample after the other."""
@@ -22,8 +22,8 @@ def chosen_augmentation(
 
     Args:
         augment: The setting; None or ``none`` for no augmentation.
-        input_shape: (C, H, W) of a picture.
-        flips: Which flips leave pictures what they are: horizontal, vertical. Asked for a preset alone: who builds an
+        input_shape: (C, H, W) of an image.
+        flips: Which flips leave images what they are: horizontal, vertical. Asked for a preset alone: who builds an
             augmentation has chosen its flips.
 
     Raises:
@@ -40,8 +40,8 @@ def chosen_augmentation(
     )
 
 
-class PicturePipeline:
-    """Pictures as they are stored become what a network reads: augmented in training, and normalized always.
+class ImagePipeline:
+    """Images as they are stored become what a network reads: augmented in training, and normalized always.
 
     Args:
         augmentation: For training.
@@ -51,20 +51,20 @@ class PicturePipeline:
         self.augmentation = augmentation
         self.mean_and_std: tuple[Tensor, Tensor] | None = None
 
-    def __call__(self, pictures: Tensor, stream: Callable[[str], Random] | None) -> Tensor:
+    def __call__(self, images: Tensor, stream: Callable[[str], Random] | None) -> Tensor:
         """Returns normalized floats.
 
         Args:
-            pictures: (N, C, H, W), uint8.
+            images: (N, C, H, W), uint8.
             stream: From a name to the random numbers of this training batch; None where it isn't one.
         """
-        if self.mean_and_std is None:  # not set up; nothing is known of the pictures
-            return pictures
-        mean, std = (values.to(pictures.device, non_blocking=True) for values in self.mean_and_std)
+        if self.mean_and_std is None:  # not set up; nothing is known of the images
+            return images
+        mean, std = (values.to(images.device, non_blocking=True) for values in self.mean_and_std)
         self.mean_and_std = mean, std
         if self.augmentation is None or stream is None:
-            return normalize_pictures(pictures, mean, std)
+            return normalize_images(images, mean, std)
         with torch.no_grad():
-            augmented = self.augmentation(pictures, stream=stream("augment"))
-            normalized = normalize_pictures(augmented, mean, std)
+            augmented = self.augmentation(images, stream=stream("augment"))
+            normalized = normalize_images(augmented, mean, std)
             return self.augmentation.after_normalization(normalized, stream=stream("erase"))

@@ -1,4 +1,4 @@
-"""Where pictures come from."""
+"""Where images come from."""
 
 import gzip
 import shutil
@@ -16,12 +16,12 @@ from lightning_reg.data.splits import stratified_split
 from lightning_reg.files import opened
 from lightning_reg.settings import SettingError
 
-__all__ = ["SOURCES", "Pictures", "Source"]
+__all__ = ["SOURCES", "LabeledImages", "Source"]
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Pictures in memory.
+class LabeledImages:
+    """Images in memory.
 
     Attributes:
         images: (N, C, H, W), uint8.
@@ -37,35 +37,35 @@ class Source:
     """A data set by name.
 
     Attributes:
-        input_shape: (C, H, W) of one picture.
+        input_shape: (C, H, W) of one image.
         classes: Names of the classes, by index.
-        load: From the folder they lie in to the training and the test pictures.
+        load: From the folder they lie in to the training and the test images.
         fetch: Gets them into a folder unless they are there, by a download if that is allowed; None where nothing has
             to be got.
-        mean: Of the training pictures per channel, on the scale of [0, 1], where it is known.
+        mean: Of the training images per channel, on the scale of [0, 1], where it is known.
         std: Likewise.
-        flips: Which flips leave a picture what it is: horizontal, vertical.
+        flips: Which flips leave an image what it is: horizontal, vertical.
     """
 
     input_shape: tuple[int, int, int]
     classes: tuple[str, ...]
-    load: Callable[[Path], tuple[Pictures, Pictures]]
+    load: Callable[[Path], tuple[LabeledImages, LabeledImages]]
     fetch: Callable[[Path, bool], None] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     flips: tuple[str, ...] = ()
 
 
-def _load_digits(_: Path) -> tuple[Pictures, Pictures]:
+def _load_digits(_: Path) -> tuple[LabeledImages, LabeledImages]:
     from sklearn.datasets import load_digits
 
     values, labels = load_digits(return_X_y=True)
-    # Grey values are whole numbers from 0 to 16.
+    # Gray values are whole numbers from 0 to 16.
     images = torch.from_numpy(values).mul(255 / 16).round().to(torch.uint8).view(-1, 1, 8, 8)
     targets = torch.from_numpy(labels).long()
     # The set has no test part of its own: always the same fifth, whatever the run's seed, so that no run trains on it.
     test, train = stratified_split(targets, 0.2, seed=0, name="test part", classes=_TEN)
-    return Pictures(images[train], targets[train]), Pictures(images[test], targets[test])
+    return LabeledImages(images[train], targets[train]), LabeledImages(images[test], targets[test])
 
 
 DEBIAN = {"FashionMNIST": Path("/usr/share/datasets/fashion-mnist")}
@@ -84,7 +84,7 @@ def _fetch_idx(name: str, root: Path, download: bool) -> None:
         _download(name, root, _idx_remedy(name, root))
 
 
-def _load_idx(name: str, root: Path) -> tuple[Pictures, Pictures]:
+def _load_idx(name: str, root: Path) -> tuple[LabeledImages, LabeledImages]:
     missing = _missing_idx(name, root)
     if missing:
         raise SettingError(f"root {str(root)!r} has no {missing[0]} of {name}: {_idx_remedy(name, root)}")
@@ -92,10 +92,10 @@ def _load_idx(name: str, root: Path) -> tuple[Pictures, Pictures]:
     for images, labels, file in ((parts[0], parts[1], _IDX_FILES[0]), (parts[2], parts[3], _IDX_FILES[2])):
         if images.shape != (len(labels), 28, 28):
             raise SettingError(
-                f"root {str(root)!r} must have as many labels as pictures of 28×28, but {file} is "
+                f"root {str(root)!r} must have as many labels as images of 28×28, but {file} is "
                 f"{tuple(images.shape)} and there are {len(labels)} labels"
             )
-    return Pictures(parts[0].unsqueeze(1), parts[1].long()), Pictures(parts[2].unsqueeze(1), parts[3].long())
+    return LabeledImages(parts[0].unsqueeze(1), parts[1].long()), LabeledImages(parts[2].unsqueeze(1), parts[3].long())
 
 
 def _missing_idx(name: str, root: Path) -> list[str]:
@@ -153,7 +153,7 @@ class _Cifar:
         elif download:
             _download(self.name, root, self._remedy(root))
 
-    def load(self, root: Path) -> tuple[Pictures, Pictures]:
+    def load(self, root: Path) -> tuple[LabeledImages, LabeledImages]:
         parts = []
         for train in (True, False):
             try:
@@ -161,7 +161,7 @@ class _Cifar:
             except RuntimeError as error:
                 raise SettingError(f"root {str(root)!r} has no intact {self.name}: {self._remedy(root)}") from error
             images = torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous()
-            parts.append(Pictures(images, torch.tensor(part.targets)))
+            parts.append(LabeledImages(images, torch.tensor(part.targets)))
         return parts[0], parts[1]
 
     def _remedy(self, root: Path) -> str:

@@ -11,7 +11,7 @@ BLOCK = 262_144
 
 
 def cache_sized(tensors: Sequence[Tensor], block: int = BLOCK) -> Iterator[slice]:
-    """Yields runs of neighbours that have at most ``block`` elements together; larger tensors one by one.
+    """Yields runs of neighbors that have at most ``block`` elements together; larger tensors one by one.
 
     Many small tensors are worked on by one call each run, rather than one a tensor, and what is computed in between
     is still in the cache when it is read. Elsewhere than on a CPU, where each call is a launch, there is one run.

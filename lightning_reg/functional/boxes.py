@@ -1,4 +1,4 @@
-"""Rectangles in pictures: where they lie, and filling them."""
+"""Rectangles in images: where they lie, and filling them."""
 
 from collections.abc import Sequence
 from random import Random
@@ -13,14 +13,14 @@ Box = tuple[int, int, int, int]
 
 
 def box_around(row: int, column: int, height: int, width: int, *, within: tuple[int, int]) -> Box:
-    """Returns the box of a size around a middle, cut off at the picture's border: top, bottom, left, right.
+    """Returns the box of a size around a middle, cut off at the image's border: top, bottom, left, right.
 
     Args:
         row: Of the middle.
         column: Of the middle.
         height: Of the box.
         width: Of the box.
-        within: Height and width of the picture.
+        within: Height and width of the image.
 
     >>> box_around(0, 5, 4, 4, within=(8, 8))
     (0, 2, 3, 7)
@@ -36,7 +36,7 @@ def random_box(stream: Random, height: int, width: int, *, within: tuple[int, in
         stream: Where random numbers come from.
         height: Of the box.
         width: Of the box.
-        within: Height and width of the picture.
+        within: Height and width of the image.
 
     >>> random_box(Random(0), 99, 99, within=(8, 6))
     (0, 8, 0, 6)
@@ -49,8 +49,8 @@ def in_box(boxes: Tensor, height: int, width: int) -> Tensor:
 
     Args:
         boxes: (..., 4), top, bottom, left, right; the second and the fourth excluded.
-        height: H of the picture.
-        width: W of the picture.
+        height: H of the image.
+        width: W of the image.
 
     Returns:
         (..., H, W), bool.
@@ -65,16 +65,16 @@ def in_box(boxes: Tensor, height: int, width: int) -> Tensor:
     return vertical.unsqueeze(-1) & horizontal.unsqueeze(-2)
 
 
-def fill_boxes(pictures: Tensor, boxes: Sequence[Box], value: float) -> Tensor:
-    """Fills a box of every picture with one value.
+def fill_boxes(images: Tensor, boxes: Sequence[Box], value: float) -> Tensor:
+    """Fills a box of every image with one value.
 
     Args:
-        pictures: (N, ..., H, W).
-        boxes: N of them; empty ones leave a picture as it is.
+        images: (N, ..., H, W).
+        boxes: N of them; empty ones leave an image as it is.
         value: That is filled in.
 
     Returns:
-        A new tensor of the pictures' shape and memory format.
+        A new tensor of the images' shape and memory format.
 
     Reference:
         Terrance DeVries, Graham W. Taylor: Improved Regularization of Convolutional Neural Networks with Cutout, 2017,
@@ -85,12 +85,12 @@ def fill_boxes(pictures: Tensor, boxes: Sequence[Box], value: float) -> Tensor:
     tensor([[[0., 1.],
              [1., 1.]]])
     """
-    if pictures.device.type == "cpu":
-        filled = pictures.clone()
+    if images.device.type == "cpu":
+        filled = images.clone()
         for index, (top, bottom, left, right) in enumerate(boxes):
             filled[index, ..., top:bottom, left:right] = value
         return filled
     # On a GPU every box would be a launch: a mask for all of them.
-    masks = in_box(torch.tensor(boxes).to(pictures.device, non_blocking=True), *pictures.shape[-2:])
-    masks = masks.view(len(masks), *[1] * (pictures.ndim - 3), *masks.shape[1:])
-    return pictures.clone().masked_fill_(masks, value)  # masked_fill alone wouldn't keep the memory format there
+    masks = in_box(torch.tensor(boxes).to(images.device, non_blocking=True), *images.shape[-2:])
+    masks = masks.view(len(masks), *[1] * (images.ndim - 3), *masks.shape[1:])
+    return images.clone().masked_fill_(masks, value)  # masked_fill alone wouldn't keep the memory format there

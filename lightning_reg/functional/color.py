@@ -1,20 +1,20 @@
-"""Colours of pictures: a whole batch at once, each picture by numbers of its own, on its device."""
+"""Colors of images: a whole batch at once, each image by numbers of its own, on its device."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["BRIGHTNESS", "CONTRAST", "HUE", "SATURATION", "blur", "grayscale", "jitter_colours_", "shift_hue_"]
+__all__ = ["BRIGHTNESS", "CONTRAST", "HUE", "SATURATION", "blur", "grayscale", "jitter_colors_", "shift_hue_"]
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
-"""Which change of colours is meant, as :func:`jitter_colours_` counts them."""
+"""Which change of colors is meant, as :func:`jitter_colors_` counts them."""
 
 
-def grayscale(pictures: Tensor) -> Tensor:
+def grayscale(images: Tensor) -> Tensor:
     """Returns how light each pixel is to the eye: 0.2989 red + 0.587 green + 0.114 blue.
 
     Args:
-        pictures: (N, 3, H, W), or (N, 1, H, W), which are returned as they are.
+        images: (N, 3, H, W), or (N, 1, H, W), which are returned as they are.
 
     Returns:
         (N, 1, H, W).
@@ -22,38 +22,38 @@ def grayscale(pictures: Tensor) -> Tensor:
     >>> grayscale(torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1)).item()
     0.29...
     """
-    if pictures.shape[1] == 1:
-        return pictures
-    red, green, blue = pictures.chunk(3, dim=1)
+    if images.shape[1] == 1:
+        return images
+    red, green, blue = images.chunk(3, dim=1)
     return red.mul(0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114)
 
 
-def jitter_colours_(
-    pictures: Tensor, kinds: Tensor, factors: Tensor, hue: Tensor | None = None, hue_at: int = 0
+def jitter_colors_(
+    images: Tensor, kinds: Tensor, factors: Tensor, hue: Tensor | None = None, hue_at: int = 0
 ) -> Tensor:
-    r"""Changes brightness, contrast, saturation and hue in place, in an order of each picture's own.
+    r"""Changes brightness, contrast, saturation and hue in place, in an order of each image's own.
 
     The first three are one formula, with another reference r each, and are done to the whole batch at once:
 
     .. math:: y = \min(\max(f \, x + (1 - f) \, r, 0), 1)
 
-    r is 0 for brightness, the mean grey value of the picture for contrast, the grey value of the pixel for saturation.
-    Hue costs the most and is turned once, for all pictures, between two rounds: who is to be changed before it is
+    r is 0 for brightness, the mean gray value of the image for contrast, the gray value of the pixel for saturation.
+    Hue costs the most and is turned once, for all images, between two rounds: who is to be changed before it is
     changed in a round before it, and gets the factor 1 in the others.
 
     Args:
-        pictures: (N, C, H, W) on [0, 1], of one or three channels.
-        kinds: (rounds, N), which of the three each round does to a picture: ``BRIGHTNESS``, ``CONTRAST``,
+        images: (N, C, H, W) on [0, 1], of one or three channels.
+        kinds: (rounds, N), which of the three each round does to an image: ``BRIGHTNESS``, ``CONTRAST``,
             ``SATURATION``.
-        factors: (rounds, N), f; at 1 the picture stays as it is.
-        hue: (N,), by which part of the circle of colours hues are turned; None where they aren't.
+        factors: (rounds, N), f; at 1 the image stays as it is.
+        hue: (N,), by which part of the circle of colors hues are turned; None where they aren't.
         hue_at: Before which round, counted from 0.
 
     Returns:
-        The pictures.
+        The images.
 
-    >>> picture = torch.tensor([0.2, 0.4, 0.6]).view(1, 3, 1, 1)
-    >>> jitter_colours_(picture, torch.tensor([[BRIGHTNESS]]), torch.tensor([[2.0]])).flatten()
+    >>> image = torch.tensor([0.2, 0.4, 0.6]).view(1, 3, 1, 1)
+    >>> jitter_colors_(image, torch.tensor([[BRIGHTNESS]]), torch.tensor([[2.0]])).flatten()
     tensor([0.4000, 0.8000, 1.0000])
     """
     own = factors[..., None, None, None]  # (rounds, N, 1, 1, 1)
@@ -61,17 +61,17 @@ def jitter_colours_(
     to_mean = ((1 - factors) * (kinds == CONTRAST))[..., None, None, None]
     for number in range(len(kinds) + 1):
         if hue is not None and number == hue_at:
-            shift_hue_(pictures, hue)
+            shift_hue_(images, hue)
         if number < len(kinds):
-            grey = grayscale(pictures)
-            shift = to_mean[number] * grey.mean((2, 3), keepdim=True)
-            reference = (grey * to_pixel[number]).add_(shift)  # (N, 1, H, W)
-            pictures.mul_(own[number]).add_(reference).clamp_(0, 1)
-    return pictures
+            gray = grayscale(images)
+            shift = to_mean[number] * gray.mean((2, 3), keepdim=True)
+            reference = (gray * to_pixel[number]).add_(shift)  # (N, 1, H, W)
+            images.mul_(own[number]).add_(reference).clamp_(0, 1)
+    return images
 
 
-def shift_hue_(pictures: Tensor, shift: Tensor) -> Tensor:
-    r"""Turns hues on the circle of colours, in place; value and saturation of HSV stay.
+def shift_hue_(images: Tensor, shift: Tensor) -> Tensor:
+    r"""Turns hues on the circle of colors, in place; value and saturation of HSV stay.
 
     Neither a hue nor a division is needed. With M the largest and m the smallest of a pixel's channels, and C = M - m,
     red is :math:`d = (C + g + b - r - m) / C` sixths of the circle away from a pixel, to the side that the sign of
@@ -82,42 +82,42 @@ def shift_hue_(pictures: Tensor, shift: Tensor) -> Tensor:
     Green and blue likewise, with the channels in a circle.
 
     Args:
-        pictures: (N, 3, H, W) on [0, 1].
+        images: (N, 3, H, W) on [0, 1].
         shift: (N,), s, in circles, from -0.5 to 0.5.
 
     Returns:
-        The pictures.
+        The images.
 
     >>> shift_hue_(torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1), torch.tensor([1 / 3])).flatten().round()
     tensor([0., 1., 0.])
     """
-    red, green, blue = pictures.chunk(3, dim=1)  # (N, 1, H, W) each
+    red, green, blue = images.chunk(3, dim=1)  # (N, 1, H, W) each
     largest = torch.maximum(torch.maximum(red, green), blue)
     smallest = torch.minimum(torch.minimum(red, green), blue)
     chroma = largest - smallest
-    # Everything is multiplied by C, so that grey pixels need no care.
+    # Everything is multiplied by C, so that gray pixels need no care.
     rest = torch.add(chroma, red).add_(green).add_(blue).sub_(smallest)
     turn = 6 * shift.view(-1, 1, 1, 1)
-    side = torch.empty_like(pictures)
+    side = torch.empty_like(images)
     for channel, (one, other) in enumerate(((green, blue), (blue, red), (red, green))):
         torch.sub(one, other, out=side[:, channel : channel + 1])
     distance = torch.copysign(chroma * turn.abs(), side, out=side).mul_(turn.sign())
-    distance.add_(rest).sub_(pictures, alpha=2).abs_()
+    distance.add_(rest).sub_(images, alpha=2).abs_()
     distance.sub_(3 * chroma).abs_().add_(smallest - chroma)
-    return torch.clamp(distance, smallest, largest, out=pictures)
+    return torch.clamp(distance, smallest, largest, out=images)
 
 
-def blur(pictures: Tensor, sigmas: Tensor, kernel_size: int) -> Tensor:
-    r"""Blurs every picture by a Gaussian of its own; its edges are mirrored.
+def blur(images: Tensor, sigmas: Tensor, kernel_size: int) -> Tensor:
+    r"""Blurs every image by a Gaussian of its own; its edges are mirrored.
 
     .. math:: w_k \propto e^{-k^2 / (2 \sigma^2)}
 
     for k pixels from the middle, once along columns and once along rows.
 
     Args:
-        pictures: (N, C, H, W), of a floating dtype.
-        sigmas: (N,), σ in pixels; at 0 the picture stays as it is.
-        kernel_size: Width of the Gaussian in pixels, odd, below twice the picture's height and width.
+        images: (N, C, H, W), of a floating dtype.
+        sigmas: (N,), σ in pixels; at 0 the image stays as it is.
+        kernel_size: Width of the Gaussian in pixels, odd, below twice the image's height and width.
 
     Returns:
         (N, C, H, W).
@@ -127,16 +127,14 @@ def blur(pictures: Tensor, sigmas: Tensor, kernel_size: int) -> Tensor:
             [0., 1., 0.],
             [0., 0., 1.]])
     """
-    n, channels, height, width = pictures.shape
+    n, channels, height, width = images.shape
     reach = kernel_size // 2
-    offsets = torch.arange(-reach, reach + 1, device=pictures.device, dtype=pictures.dtype)
-    # So narrow that neighbours get exactly 0, where σ is 0.
-    narrow = sigmas.to(pictures.dtype).clamp(min=1e-3).unsqueeze(1)
+    offsets = torch.arange(-reach, reach + 1, device=images.device, dtype=images.dtype)
+    # So narrow that neighbors get exactly 0, where σ is 0.
+    narrow = sigmas.to(images.dtype).clamp(min=1e-3).unsqueeze(1)
     weights = (-0.5 * (offsets / narrow).square()).softmax(1)  # (N, K)
     weights = weights.repeat_interleave(channels, 0).unsqueeze(1)  # (N · C, 1, K)
-    bordered = F.pad(pictures, (reach, reach, reach, reach), mode="reflect").view(
-        1, n * channels, -1, width + 2 * reach
-    )
+    bordered = F.pad(images, (reach, reach, reach, reach), mode="reflect").view(1, n * channels, -1, width + 2 * reach)
     blurred = F.conv2d(bordered, weights.unsqueeze(3), groups=n * channels)
     blurred = F.conv2d(blurred, weights.unsqueeze(2), groups=n * channels)
     return blurred.view(n, channels, height, width)

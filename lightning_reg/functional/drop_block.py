@@ -1,4 +1,4 @@
-r"""DropBlock: neighbouring units of a feature map are dropped together, at exactly the rate that is asked for.
+r"""DropBlock: neighboring units of a feature map are dropped together, at exactly the rate that is asked for.
 
 A seed may lie anywhere in the map, and drops the block of side b around it, clipped at the border. A position x that
 n(x) seeds would cover is kept with probability (1 − γ)^n(x), fewer at the border than in the middle. So the rate γ of
@@ -36,7 +36,7 @@ def drop_block(inputs: Tensor, seeds: Tensor, block_size: int, gamma: float | Te
 
     Reference:
         Golnaz Ghiasi, Tsung-Yi Lin, Quoc V. Le: DropBlock: A regularization method for convolutional networks, NeurIPS
-        2018, arXiv:1810.12890. The paper keeps seeds away from the border and divides by the realised share of what is
+        2018, arXiv:1810.12890. The paper keeps seeds away from the border and divides by the realized share of what is
         kept; both make the rate and the expectation depend on the size of the map.
 
     >>> seeds = torch.tensor([[[False, False, False, True, False]]])

@@ -1,4 +1,4 @@
-"""Geometry of pictures: a whole batch at once, each picture by numbers of its own, on its device."""
+"""Geometry of images: a whole batch at once, each image by numbers of its own, on its device."""
 
 import torch
 import torch.nn.functional as F
@@ -7,18 +7,18 @@ from torch import Tensor
 __all__ = ["flip_rotate_shift", "resized_crop"]
 
 
-def flip_rotate_shift(pictures: Tensor, flips: Tensor, angles: Tensor, shifts: Tensor) -> Tensor:
+def flip_rotate_shift(images: Tensor, flips: Tensor, angles: Tensor, shifts: Tensor) -> Tensor:
     r"""Flips, then rotates, then cuts out a shifted part, all in one read; what comes from outside is 0.
 
-    A pixel at column x and row y of the result, counted from the picture's middle, is the nearest one to
+    A pixel at column x and row y of the result, counted from the image's middle, is the nearest one to
 
     .. math:: R(a) \, (x + s_x, \; y + s_y)^\top
 
-    in the flipped picture, where R(a) is a rotation by the angle a. Cutting a part of the picture's size out of the
-    picture with a border of p pixels is a shift by −p to p.
+    in the flipped image, where R(a) is a rotation by the angle a. Cutting a part of the image's size out of the
+    image with a border of p pixels is a shift by −p to p.
 
     Args:
-        pictures: (N, C, H, W), of any dtype.
+        images: (N, C, H, W), of any dtype.
         flips: (N, 2), whether columns are mirrored, left to right, and whether rows are, upside down: 1 or 0.
         angles: (N,), in radians, counter-clockwise.
         shifts: (N, 2), whole numbers of pixels by which the part lies lower, and further right.
@@ -26,20 +26,20 @@ def flip_rotate_shift(pictures: Tensor, flips: Tensor, angles: Tensor, shifts: T
     Returns:
         (N, C, H, W), of the same dtype.
 
-    >>> picture = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
-    >>> flip_rotate_shift(picture, torch.tensor([[1, 0]]), torch.zeros(1), torch.tensor([[0, 1]]))[0, 0]
+    >>> image = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
+    >>> flip_rotate_shift(image, torch.tensor([[1, 0]]), torch.zeros(1), torch.tensor([[0, 1]]))[0, 0]
     tensor([[1., 0.],
             [3., 0.]])
     """
-    n, channels, height, width = pictures.shape
-    rows = torch.arange(height, device=pictures.device) + shifts[:, :1]  # (N, H), in the rotated picture
-    columns = torch.arange(width, device=pictures.device) + shifts[:, 1:]  # (N, W)
+    n, channels, height, width = images.shape
+    rows = torch.arange(height, device=images.device) + shifts[:, :1]  # (N, H), in the rotated image
+    columns = torch.arange(width, device=images.device) + shifts[:, 1:]  # (N, W)
     middle_y, middle_x = (height - 1) / 2, (width - 1) / 2
     down, right = rows - middle_y, columns - middle_x
     cos, sin = angles.cos().unsqueeze(1), angles.sin().unsqueeze(1)
     # Mirroring is a change of sign of where a pixel comes from, counted from the middle.
     across, upright = (1 - 2 * flips.to(angles.dtype)).chunk(2, dim=1)
-    # What lies in the border of the rotated picture is sent far outside.
+    # What lies in the border of the rotated image is sent far outside.
     far = 4 * (height + width)
     beside = (columns < 0) | (columns >= width)
     above_or_below = (rows < 0) | (rows >= height)
@@ -51,32 +51,32 @@ def flip_rotate_shift(pictures: Tensor, flips: Tensor, angles: Tensor, shifts: T
     source_x.round_().clamp_(-1, width)
     source_y.round_().clamp_(-1, height)
     index = source_y.add_(1).mul_(width + 2).add_(source_x).add_(1).long().flatten(1).unsqueeze(1)
-    bordered = F.pad(pictures, (1, 1, 1, 1)).flatten(2)
+    bordered = F.pad(images, (1, 1, 1, 1)).flatten(2)
     return bordered.gather(2, index.expand(-1, channels, -1)).view(n, channels, height, width)
 
 
-def resized_crop(pictures: Tensor, boxes: Tensor, mirrored: Tensor) -> Tensor:
-    """Cuts a box out of every picture and stretches it to the picture's size, by linear interpolation.
+def resized_crop(images: Tensor, boxes: Tensor, mirrored: Tensor) -> Tensor:
+    """Cuts a box out of every image and stretches it to the image's size, by linear interpolation.
 
     Args:
-        pictures: (N, C, H, W), of a floating dtype.
-        boxes: (N, 4), top, left, height and width in whole pixels; no larger than the picture.
+        images: (N, C, H, W), of a floating dtype.
+        boxes: (N, 4), top, left, height and width in whole pixels; no larger than the image.
         mirrored: (N,), whether the result is mirrored, left to right: 1 or 0.
 
     Returns:
         (N, C, H, W).
 
-    >>> picture = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
-    >>> resized_crop(picture, torch.tensor([[1, 0, 1, 2]]), torch.tensor([1]))[0, 0]
+    >>> image = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
+    >>> resized_crop(image, torch.tensor([[1, 0, 1, 2]]), torch.tensor([1]))[0, 0]
     tensor([[4., 3.],
             [4., 3.]])
     """
-    height, width = pictures.shape[-2:]
-    top, left, box_height, box_width = boxes.to(pictures.dtype).unsqueeze(-1).unbind(1)  # (N, 1) each
+    height, width = images.shape[-2:]
+    top, left, box_height, box_width = boxes.to(images.dtype).unsqueeze(-1).unbind(1)  # (N, 1) each
 
     def source(size: int, start: Tensor, length: Tensor) -> Tensor:
         """Where pixels come from, (N, size): the box's outermost ones reach to its edge."""
-        middles = (torch.arange(size, device=pictures.device, dtype=pictures.dtype) + 0.5) * length / size - 0.5
+        middles = (torch.arange(size, device=images.device, dtype=images.dtype) + 0.5) * length / size - 0.5
         return start + torch.minimum(middles.clamp(min=0), length - 1)
 
     columns = source(width, left, box_width)
@@ -86,4 +86,4 @@ def resized_crop(pictures: Tensor, boxes: Tensor, mirrored: Tensor) -> Tensor:
     x, y = (2 * at / max(size - 1, 1) - 1 for at, size in ((columns, width), (rows, height)))
     shape = (-1, height, width)
     grid = torch.stack((x.unsqueeze(1).expand(shape), y.unsqueeze(2).expand(shape)), dim=-1)  # (N, H, W, 2)
-    return F.grid_sample(pictures, grid, mode="bilinear", padding_mode="border", align_corners=True)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=True)

@@ -52,67 +52,67 @@ def mix_with_previous(batch: Tensor, minor_weight: Tensor) -> Tensor:
     return _with_previous(torch.lerp, batch, weight)
 
 
-def paste_from_previous(pictures: Tensor, boxes: Sequence[Box]) -> Tensor:
-    r"""Pastes a box of every picture's predecessor into it, at the same place.
+def paste_from_previous(images: Tensor, boxes: Sequence[Box]) -> Tensor:
+    r"""Pastes a box of every image's predecessor into it, at the same place.
 
     .. math:: y_i = m_i \, x_{i-1} + (1 - m_i) \, x_i
 
-    where the mask m is 1 within the box. Where the box covers more than half of the picture the mask is turned round:
-    the picture keeps the box and gets the rest from its predecessor, so that it stays the dominant one.
+    where the mask m is 1 within the box. Where the box covers more than half of the image the mask is turned round:
+    the image keeps the box and gets the rest from its predecessor, so that it stays the dominant one.
 
     Args:
-        pictures: (N, ..., H, W).
-        boxes: One for all pictures, or N: top, bottom, left and right, the second and the fourth excluded.
+        images: (N, ..., H, W).
+        boxes: One for all images, or N: top, bottom, left and right, the second and the fourth excluded.
 
     Returns:
-        A new tensor of the pictures' shape and memory format; the pictures are left alone.
+        A new tensor of the images' shape and memory format; the images are left alone.
 
     Reference:
         Sangdoo Yun et al.: CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features, ICCV
         2019, arXiv:1905.04899.
 
-    >>> pictures = torch.tensor([1.0, 2.0]).view(2, 1, 1, 1).expand(2, 1, 2, 2)
-    >>> paste_from_previous(pictures, [(0, 1, 0, 1)])[0, 0]
+    >>> images = torch.tensor([1.0, 2.0]).view(2, 1, 1, 1).expand(2, 1, 2, 2)
+    >>> paste_from_previous(images, [(0, 1, 0, 1)])[0, 0]
     tensor([[2., 1.],
             [1., 1.]])
     """
     if len(boxes) == 1:
-        return _pasted_once(pictures, boxes[0])
-    if pictures.device.type == "cpu" and not (pictures.requires_grad and torch.is_grad_enabled()):
-        mixed = torch.empty_like(pictures)
+        return _pasted_once(images, boxes[0])
+    if images.device.type == "cpu" and not (images.requires_grad and torch.is_grad_enabled()):
+        mixed = torch.empty_like(images)
         for index, box in enumerate(boxes):
-            base, other = pictures[index], pictures[index - 1]
-            if _covers_most(box, pictures):
+            base, other = images[index], images[index - 1]
+            if _covers_most(box, images):
                 base, other = other, base
             mixed[index].copy_(base)
             _within(mixed[index], box).copy_(_within(other, box))
         return mixed
     # On a GPU every copy would be a launch: a mask for all of them.
-    rows = torch.tensor([(*box, _covers_most(box, pictures)) for box in boxes]).to(pictures.device, non_blocking=True)
-    masks = in_box(rows[:, :4], *pictures.shape[-2:]) ^ (rows[:, 4:] > 0).unsqueeze(2)  # (N, H, W)
-    masks = masks.view(len(masks), *[1] * (pictures.ndim - 3), *masks.shape[1:])
-    return _with_previous(_chosen, pictures, masks)
+    rows = torch.tensor([(*box, _covers_most(box, images)) for box in boxes]).to(images.device, non_blocking=True)
+    masks = in_box(rows[:, :4], *images.shape[-2:]) ^ (rows[:, 4:] > 0).unsqueeze(2)  # (N, H, W)
+    masks = masks.view(len(masks), *[1] * (images.ndim - 3), *masks.shape[1:])
+    return _with_previous(_chosen, images, masks)
 
 
-def _pasted_once(pictures: Tensor, box: Box) -> Tensor:
-    if _covers_most(box, pictures):
-        mixed = torch.cat((pictures[-1:], pictures[:-1]))  # unlike roll, it keeps the memory format
-        _within(mixed, box).copy_(_within(pictures, box))
+def _pasted_once(images: Tensor, box: Box) -> Tensor:
+    if _covers_most(box, images):
+        mixed = torch.cat((images[-1:], images[:-1]))  # unlike roll, it keeps the memory format
+        _within(mixed, box).copy_(_within(images, box))
         return mixed
-    mixed = pictures.clone()
-    _within(mixed[1:], box).copy_(_within(pictures[:-1], box))
-    _within(mixed[:1], box).copy_(_within(pictures[-1:], box))
+    mixed = images.clone()
+    _within(mixed[1:], box).copy_(_within(images[:-1], box))
+    _within(mixed[:1], box).copy_(_within(images[-1:], box))
     return mixed
 
 
-def _within(pictures: Tensor, box: Box) -> Tensor:
+def _within(images: Tensor, box: Box) -> Tensor:
     top, bottom, left, right = box
-    return pictures[..., top:bottom, left:right]
+    return images[..., top:bottom, left:right]
 
 
-def _covers_most(box: Box, pictures: Tensor) -> bool:
+def _covers_most(box: Box, images: Tensor) -> bool:
     top, bottom, left, right = box
-    return 2 * (bottom - top) * (right - left) > pictures.shape[-2] * pictures.shape[-1]
+    return 2 * (bottom - top) * (right - left) > images.shape[-2] * images.shape[-1]
 
 
 def _chosen(own: Tensor, other: Tensor, mask: Tensor, *, out: Tensor | None = None) -> Tensor:

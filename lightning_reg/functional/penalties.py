@@ -110,7 +110,7 @@ def add_elastic_net_gradient_(
 
     Args:
         gradients: What is added to; shapes and dtypes of ``weights``.
-        weights: The weights that are penalised.
+        weights: The weights that are penalized.
         l1: λ₁; a scalar tensor is used where it lies, without a transfer to the host.
         l2: λ₂, likewise.
 
@@ -272,7 +272,7 @@ def add_l2_sp_gradient_(
 
     Args:
         gradients: What is added to; shapes and dtypes of ``weights``.
-        weights: The weights that are penalised.
+        weights: The weights that are penalized.
         starts: The weights at the start, w⁰.
         strength: λ; a scalar tensor is used where it lies, without a transfer to the host.
 

@@ -21,14 +21,14 @@ __all__ = [
 _BLOCK = 131_072
 
 
-def channel_mean_and_std(pictures: Tensor, indices: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel of byte pictures, on the scale of [0, 1].
+def channel_mean_and_std(images: Tensor, indices: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel of byte images, on the scale of [0, 1].
 
-    Exact, and in little memory: a picture of bytes has at most 256 values, so counts say everything.
+    Exact, and in little memory: an image of bytes has at most 256 values, so counts say everything.
 
     Args:
-        pictures: (N, C, H, W), uint8.
-        indices: (M,), which pictures count; all where None.
+        images: (N, C, H, W), uint8.
+        indices: (M,), which images count; all where None.
 
     Returns:
         Mean and standard deviation (of the population), (C,) each, float32. A channel that never changes gets a
@@ -37,10 +37,10 @@ def channel_mean_and_std(pictures: Tensor, indices: Tensor | None = None) -> tup
     >>> channel_mean_and_std(torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1))
     (tensor([0.5000]), tensor([0.5000]))
     """
-    chosen = torch.arange(len(pictures)) if indices is None else indices
-    counts = torch.zeros(pictures.shape[1], 256, dtype=torch.float64)
+    chosen = torch.arange(len(images)) if indices is None else indices
+    counts = torch.zeros(images.shape[1], 256, dtype=torch.float64)
     for part in torch.split(chosen, 4096):
-        channels = pictures[part].transpose(0, 1).flatten(1)  # (C, M · H · W)
+        channels = images[part].transpose(0, 1).flatten(1)  # (C, M · H · W)
         counts += torch.stack([torch.bincount(channel, minlength=256) for channel in channels])
     values = torch.arange(256, dtype=torch.float64) / 255
     share = counts / counts.sum(1, keepdim=True)

@@ -13,13 +13,13 @@ __all__ = ["CNN"]
 
 
 class CNN(Supervised):
-    """A convolutional network that classifies pictures.
+    """A convolutional network that classifies images.
 
     Stages of 3×3 convolutions (each: weights, normalization, activation), with dropout at the end of each stage and
     2×2 max pooling between them; then the average over all positions, dropout and a linear layer.
 
     Args:
-        input_shape: (channels, height, width) of one picture; taken from the data module on the command line.
+        input_shape: (channels, height, width) of one image; taken from the data module on the command line.
         channels: Channels of each stage, in order.
         layers_per_stage: Convolutions in each stage.
         norm: Normalization: none, batch, ghost_batch, layer, instance, group, rms, filter_response, or any
@@ -38,7 +38,7 @@ class CNN(Supervised):
         settings: What every model has: those of :class:`Supervised`, but its ``network``.
 
     Raises:
-        SettingError: If a name isn't known, a number is out of its range, or the pictures are too small.
+        SettingError: If a name isn't known, a number is out of its range, or the images are too small.
 
     >>> import torch
     >>> module = CNN(input_shape=(3, 32, 32), num_classes=10, channels=[8, 16])

@@ -13,7 +13,7 @@ __all__ = ["MLP"]
 
 
 class MLP(Supervised):
-    """A multilayer perceptron that classifies; pictures are flattened, categories of a table embedded.
+    """A multilayer perceptron that classifies; images are flattened, categories of a table embedded.
 
     Each hidden layer is: weights, normalization, activation, dropout.
 

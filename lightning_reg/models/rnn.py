@@ -13,13 +13,13 @@ __all__ = ["RNN"]
 
 
 class RNN(Supervised):
-    """A recurrent network that classifies sequences, or pictures read row by row.
+    """A recurrent network that classifies sequences, or images read row by row.
 
-    Each layer is: an LSTM, GRU or tanh RNN, normalization, dropout. A picture (C, H, W) is a sequence of H steps with
+    Each layer is: an LSTM, GRU or tanh RNN, normalization, dropout. An image (C, H, W) is a sequence of H steps with
     C·W features. Gradients through many steps can explode; the callback GradientClipping keeps them short.
 
     Args:
-        input_shape: (time, features) of a sequence or (channels, height, width) of a picture; taken from the data
+        input_shape: (time, features) of a sequence or (channels, height, width) of an image; taken from the data
             module on the command line.
         cell: ``"lstm"``, ``"gru"``, or ``"rnn"`` (tanh).
         hidden_size: Width of the state, in each direction.
@@ -41,7 +41,7 @@ class RNN(Supervised):
         settings: What every model has: those of :class:`Supervised`, but its ``network``.
 
     Raises:
-        SettingError: If a name isn't known, a number is out of its range, or inputs are neither sequences nor pictures.
+        SettingError: If a name isn't known, a number is out of its range, or inputs are neither sequences nor images.
 
     Reference:
         Variational dropout: Yarin Gal, Zoubin Ghahramani, NeurIPS 2016, arXiv:1512.05287. Dropped recurrent weights:

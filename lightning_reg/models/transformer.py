@@ -13,15 +13,15 @@ __all__ = ["TransformerClassifier"]
 
 
 class TransformerClassifier(Supervised):
-    """A pre-norm transformer that classifies pictures, cut into patches, or sequences.
+    """A pre-norm transformer that classifies images, cut into patches, or sequences.
 
     Tokens with learned positions; blocks of multi-head attention and feed-forward, each normalized first and added to
     what came in; a last norm, pooling and a linear layer.
 
     Args:
-        input_shape: (channels, height, width) of a picture or (time, features) of a sequence; taken from the data
+        input_shape: (channels, height, width) of an image or (time, features) of a sequence; taken from the data
             module on the command line.
-        patch_size: Height and width of a patch of a picture; must divide those of the picture. Sequences have none.
+        patch_size: Height and width of a patch of an image; must divide those of the image. Sequences have none.
         embed_dim: Width of a token.
         depth: Blocks.
         num_heads: Heads of each attention; must divide ``embed_dim``.

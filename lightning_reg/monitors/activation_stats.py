@@ -17,7 +17,7 @@ from lightning_reg.core.selection import as_patterns
 from lightning_reg.core.session import Session, kept
 from lightning_reg.core.step import Run
 from lightning_reg.core.technique import Technique
-from lightning_reg.core.tensorboard import Histogram, has_tensorboard, log_histograms, log_picture
+from lightning_reg.core.tensorboard import Histogram, has_tensorboard, log_histograms, log_image
 from lightning_reg.functional.histograms import fine_edges, quantiles, rebinned
 from lightning_reg.monitors.activations import ActivationWatch, Seen, Sums, select_watched
 from lightning_reg.monitors.colorful_dimension import column_edges, draw_columns, thinned
@@ -36,7 +36,7 @@ class ActivationStats(Technique):
     What it does: at the steps that it measures, hooks on the chosen modules keep sums of what they return (all calls of
     a shared module, all micro-batches of a step, all processes). A unit (a channel, a feature) is dead when all it
     returned in the last ``window`` of these steps was exactly zero. With ``histogram_bins``, TensorBoard gets a
-    histogram a module, and the colourful dimension: one picture in which each column is the histogram of one step.
+    histogram a module, and the colorful dimension: one image in which each column is the histogram of one step.
 
     When to use: to see whether an initialization and a learning rate keep activations alive: deviations near 1 that
     neither grow nor shrink from layer to layer, few dead units, no saturation. ``inspection.activation_statistics``
@@ -70,14 +70,14 @@ class ActivationStats(Technique):
     Logs:
         ``activation/<module>/mean``, ``std``, ``zeros``, ``near_zero``, and where they mean something ``saturated``,
         ``dead`` (once ``window`` steps were measured) and ``q<share>``; ``activation_val/<module>/...`` likewise;
-        the histograms ``activation/<module>`` and the picture ``activation/colourful_dimension``.
+        the histograms ``activation/<module>`` and the image ``activation/colorful_dimension``.
 
     Raises:
         SettingError: If a setting is out of its range, or a glob or type matches nothing.
 
     Reference:
         Xavier Glorot, Yoshua Bengio: Understanding the difficulty of training deep feedforward neural networks, AISTATS
-        2010. The picture: Stefano Giomo, Colorful Dimension, 2019.
+        2010. The image: Stefano Giomo, Colorful Dimension, 2019.
 
     >>> ActivationStats(types=("ReLU",), histogram_bins=64).window
     10
@@ -314,8 +314,8 @@ class ActivationSession(Session[ActivationStats]):
         self.drawn = step_number(trainer)
         kinds = {name: type(module).__name__ for name, module in self.watch.modules.items()}
         drawn = {f"{name} {kinds[name]}": _stacked(columns).cpu() for name, columns in self.columns.items()}
-        tag = f"activation{self.suffix}/colourful_dimension"
-        log_picture(trainer, tag, draw_columns(drawn, self.steps), step_number(trainer) - 1)
+        tag = f"activation{self.suffix}/colorful_dimension"
+        log_image(trainer, tag, draw_columns(drawn, self.steps), step_number(trainer) - 1)
 
 
 def _stacked(columns: list[Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""A picture of the first training batch, as the network sees it."""
+"""An image of the first training batch, as the network sees it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,41 +17,41 @@ from lightning_reg.core.lightning import callbacks_of
 from lightning_reg.core.session import Session
 from lightning_reg.core.step import Run
 from lightning_reg.core.technique import Technique
-from lightning_reg.core.tensorboard import log_picture, takes_pictures
+from lightning_reg.core.tensorboard import log_image, takes_images
 from lightning_reg.monitors.image_grid import captioned_grid
 from lightning_reg.settings import SettingError, check_count
 
-__all__ = ["BatchPicture"]
+__all__ = ["BatchImages"]
 
 
-class BatchPicture(Technique):
+class BatchImages(Technique):
     """Writes the first training batch to TensorBoard, after augmentation and mixing, with its labels.
 
-    What it does: it looks at what the training step is given, next to the step itself, and writes a grid of pictures
-    with captions. A soft label's two largest parts are named with their weights. Pictures are shown with the colours
+    What it does: it looks at what the training step is given, next to the step itself, and writes a grid of images
+    with captions. A soft label's two largest parts are named with their weights. Images are shown with the colors
     they had before normalization where the data module says its constants (``mean_and_std``, as ``ImageData`` does),
     else stretched from the batch's smallest value to its largest. Rows of features are shown as strips.
 
-    When to use it: always, with pictures. Most mistakes of a data pipeline are seen at a glance: labels that don't
-    belong, colours that are gone, augmentation that destroys what is to be learned. When not: where inputs aren't
+    When to use it: always, with images. Most mistakes of a data pipeline are seen at a glance: labels that don't
+    belong, colors that are gone, augmentation that destroys what is to be learned. When not: where inputs aren't
     numbers.
 
-    Cost: one transfer of the pictures that are shown, and some ten milliseconds of drawing on rank 0, in the steps that
+    Cost: one transfer of the images that are shown, and some ten milliseconds of drawing on rank 0, in the steps that
     are shown; nothing in others. No state.
 
     Logs: ``batch/training``, to TensorBoard, Weights & Biases and MLflow. It changes nothing.
 
     Args:
         every_n_epochs: Writes the first batch of every so many epochs too; None for the fit's first one alone.
-        max_samples: How many pictures of the batch are shown.
-        input_key: Where the pictures are in a batch: an index, a name, or a getter and a setter.
+        max_samples: How many images of the batch are shown.
+        input_key: Where the images are in a batch: an index, a name, or a getter and a setter.
         target_key: Where the labels are, likewise. A batch that is one tensor has no labels.
         class_names: Of the classes, by index; where None, the data module's ``classes``, or numbers where it has none.
 
     Raises:
         SettingError: If a number is out of its range, or the batch hasn't got what a key says.
 
-    >>> picture = BatchPicture(every_n_epochs=10)
+    >>> image = BatchImages(every_n_epochs=10)
     """
 
     place = Place.RUN
@@ -79,22 +79,22 @@ class BatchPicture(Technique):
         self.class_names = class_names
 
     @override
-    def new_session(self, run: Run) -> "BatchPictureSession":
-        return BatchPictureSession(self, run)
+    def new_session(self, run: Run) -> "BatchImagesSession":
+        return BatchImagesSession(self, run)
 
 
 @dataclass(eq=False)
-class BatchPictureSession(Session[BatchPicture]):
+class BatchImagesSession(Session[BatchImages]):
     """One fit, and the epoch that was looked at last."""
 
     epoch_seen: int | None = None
     has_said: bool = False  # that there is nothing to draw
 
     def __post_init__(self) -> None:
-        if any(takes_pictures(logger) for logger in self.run.trainer.loggers):
+        if any(takes_images(logger) for logger in self.run.trainer.loggers):
             self.run.around(self.run.module, "training_step", self._step, innermost=True)
         else:
-            rank_zero_info("BatchPicture has no logger that takes pictures, and draws none")
+            rank_zero_info("BatchImages has no logger that takes images, and draws none")
 
     def _step(self, training_step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self._is_due():
@@ -112,7 +112,7 @@ class BatchPictureSession(Session[BatchPicture]):
         """Says once why there is nothing to draw."""
         if not self.has_said:
             rank_zero_warn(
-                f"BatchPicture draws nothing: {why}; input_key and target_key say where images and their labels are"
+                f"BatchImages draws nothing: {why}; input_key and target_key say where images and their labels are"
             )
         self.has_said = True
 
@@ -134,9 +134,9 @@ class BatchPictureSession(Session[BatchPicture]):
                 return
             names = technique.class_names or getattr(data, "classes", None) or ()
             captions = _captions(targets, _minor_weights(trainer, len(targets)), names, technique.max_samples)
-        pictures = _shown(inputs.detach()[: technique.max_samples], getattr(data, "mean_and_std", None))
-        grid = torch.from_numpy(np.array(captioned_grid(pictures, captions)))
-        log_picture(trainer, "batch/training", grid, trainer.global_step)
+        images = _shown(inputs.detach()[: technique.max_samples], getattr(data, "mean_and_std", None))
+        grid = torch.from_numpy(np.array(captioned_grid(images, captions)))
+        log_image(trainer, "batch/training", grid, trainer.global_step)
 
 
 def _minor_weights(trainer: Trainer, count: int) -> Tensor | None:
@@ -173,20 +173,20 @@ def _captions(targets: Tensor, minor: Tensor | None, names: Sequence[str], most:
 
 
 def _shown(inputs: Tensor, constants: tuple[Tensor, Tensor] | None) -> Tensor:
-    """From whatever a network reads to pictures on [0, 1], on the host."""
+    """From whatever a network reads to images on [0, 1], on the host."""
     if not 2 <= inputs.ndim <= 4 or not inputs.numel():
         raise SettingError(
-            f"input_key must give pictures (N, C, H, W), sequences (N, T, F) or features (N, F), but those are "
+            f"input_key must give images (N, C, H, W), sequences (N, T, F) or features (N, F), but those are "
             f"{tuple(inputs.shape)}"
         )
-    pictures = inputs.float().cpu()
-    pictures = pictures.view(len(pictures), *[1] * (4 - pictures.ndim), *pictures.shape[1:])
-    if constants is not None and constants[0].shape == pictures.shape[1:2] and inputs.ndim == 4:
+    images = inputs.float().cpu()
+    images = images.view(len(images), *[1] * (4 - images.ndim), *images.shape[1:])
+    if constants is not None and constants[0].shape == images.shape[1:2] and inputs.ndim == 4:
         mean, std = (values.detach().float().cpu().view(-1, 1, 1) for values in constants)
-        pictures = pictures * std + mean
+        images = images * std + mean
     else:
-        low, high = pictures.nan_to_num().aminmax()
-        pictures = (pictures - low) / (high - low).clamp(min=torch.finfo(torch.float32).tiny)
-    if pictures.shape[1] != 3:
-        pictures = pictures.mean(1, keepdim=True)
-    return pictures.nan_to_num(0, 1, 0).clamp(0, 1)
+        low, high = images.nan_to_num().aminmax()
+        images = (images - low) / (high - low).clamp(min=torch.finfo(torch.float32).tiny)
+    if images.shape[1] != 3:
+        images = images.mean(1, keepdim=True)
+    return images.nan_to_num(0, 1, 0).clamp(0, 1)

@@ -17,7 +17,7 @@ from lightning_reg.core.lightning import is_overridden, validation_epoch_end
 from lightning_reg.core.session import Session, kept
 from lightning_reg.core.step import Run
 from lightning_reg.core.technique import Technique
-from lightning_reg.core.tensorboard import log_picture, log_text, takes_pictures
+from lightning_reg.core.tensorboard import log_image, log_text, takes_images
 from lightning_reg.functional.learning_curves import generalization_gap
 from lightning_reg.monitors.clean_evaluation import clean_loaders, evaluate
 from lightning_reg.monitors.fitting_signals import Curves, Signal, find_signals, summary_lines
@@ -49,7 +49,7 @@ class GeneralizationGap(Technique):
 
     Logs:
         ``gap/loss`` and ``gap/<metric>``, how much worse validation is; ``gap/train_loss``, ``gap/val_loss`` and so on,
-        what was measured; ``gap/curves``, a picture of both with the best epoch and the end marked; ``gap/signals``,
+        what was measured; ``gap/curves``, an image of both with the best epoch and the end marked; ``gap/signals``,
         the signs as text. Of several such callbacks with ``gap_1/`` and so on.
 
     Interacts with: augmentation in a data set: where the training and the validation data set are of one class, a copy
@@ -153,8 +153,8 @@ class GeneralizationGap(Technique):
         lines = summary_lines(measured.curves, measured.signals, measured.samples)
         tag = f"gap{self.suffix(trainer)}"
         log_text(trainer, f"{tag}/signals", "\n".join(f"    {line}" for line in lines))  # as it is, in Markdown
-        if trainer.is_global_zero and any(takes_pictures(logger) for logger in trainer.loggers):
-            log_picture(trainer, f"{tag}/curves", draw(_charts(trainer, measured.curves)), trainer.global_step)
+        if trainer.is_global_zero and any(takes_images(logger) for logger in trainer.loggers):
+            log_image(trainer, f"{tag}/curves", draw(_charts(trainer, measured.curves)), trainer.global_step)
         if self.verbose and trainer.is_global_zero:
             print("\n" + "\n".join(lines) + "\n")  # noqa: T201  # what it is for
 

@@ -1,4 +1,4 @@
-"""Pictures side by side, each with a caption."""
+"""Images side by side, each with a caption."""
 
 import math
 from collections.abc import Sequence
@@ -9,27 +9,27 @@ from torch import Tensor
 
 __all__ = ["captioned_grid"]
 
-_SMALLEST, _LARGEST = 112, 224  # sides of a picture in pixels, so that captions fit and files stay small
+_SMALLEST, _LARGEST = 112, 224  # sides of an image in pixels, so that captions fit and files stay small
 _TEXT, _LINE, _GAP = 13, 16, 8
 
 
-def captioned_grid(pictures: Tensor, captions: Sequence[Sequence[str]]) -> Image.Image:
-    """Draws pictures in rows, each with a few lines of text below it.
+def captioned_grid(images: Tensor, captions: Sequence[Sequence[str]]) -> Image.Image:
+    """Draws images in rows, each with a few lines of text below it.
 
-    Small pictures are enlarged by a whole factor, so that pixels stay squares; large ones lose rows and columns.
+    Small images are enlarged by a whole factor, so that pixels stay squares; large ones lose rows and columns.
 
     Args:
-        pictures: (N, C, H, W), floats on [0, 1], of one or three channels, on the host.
-        captions: For each picture its lines; what is too long for its picture is cut off.
+        images: (N, C, H, W), floats on [0, 1], of one or three channels, on the host.
+        captions: For each image its lines; what is too long for its image is cut off.
 
     Returns:
-        An RGB picture.
+        An RGB image.
 
     >>> import torch
     >>> captioned_grid(torch.zeros(5, 1, 8, 8), [["3"]] * 5).size
     (368, 280)
     """
-    tiles = [_tile(picture) for picture in pictures.mul(255).round().byte()]
+    tiles = [_tile(image) for image in images.mul(255).round().byte()]
     width = max(_SMALLEST, tiles[0].width)
     lines = max(map(len, captions), default=0)
     height = tiles[0].height + lines * _LINE
@@ -48,13 +48,13 @@ def captioned_grid(pictures: Tensor, captions: Sequence[Sequence[str]]) -> Image
     return grid
 
 
-def _tile(picture: Tensor) -> Image.Image:
-    channels, height, width = picture.shape
-    array = picture.expand(3, -1, -1) if channels == 1 else picture
-    image = Image.fromarray(np.ascontiguousarray(array.permute(1, 2, 0).numpy()))
+def _tile(image: Tensor) -> Image.Image:
+    channels, height, width = image.shape
+    array = image.expand(3, -1, -1) if channels == 1 else image
+    tile = Image.fromarray(np.ascontiguousarray(array.permute(1, 2, 0).numpy()))
     longest = max(height, width)
     scale = min(1.0, _LARGEST / longest) if longest >= _SMALLEST else math.ceil(_SMALLEST / longest)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     # A strip of features would be a hair's breadth.
     size = (max(size[0], _LINE), max(size[1], _LINE))
-    return image.resize(size, Image.Resampling.NEAREST)
+    return tile.resize(size, Image.Resampling.NEAREST)

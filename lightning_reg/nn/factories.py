@@ -55,7 +55,7 @@ NORMS: dict[str, dict[int, LayerOfWidth]] = {
     "ghost_batch": dict.fromkeys((0, 1, 2, 3), GhostBatchNorm),
     "filter_response": dict.fromkeys((1, 2, 3), FilterResponseNorm),
 }
-"""Normalization by name and by the number of dimensions after the channels (0 for features, 2 for pictures).
+"""Normalization by name and by the number of dimensions after the channels (0 for features, 2 for images).
 
 ``filter_response`` thresholds as well: it stands for the activation, too, which may be ``"none"``.
 """

@@ -6,7 +6,7 @@ from lightning_reg.transforms.erasing import Cutout, RandomErasing
 from lightning_reg.transforms.mixing import Draw, Mixing
 from lightning_reg.transforms.mixup import Mixup
 from lightning_reg.transforms.mixup_or_cutmix import MixupOrCutMix
-from lightning_reg.transforms.normalize import normalize_pictures
+from lightning_reg.transforms.normalize import normalize_images
 from lightning_reg.transforms.per_sample import PerSampleAugmentation
 from lightning_reg.transforms.presets import PRESETS, preset
 
@@ -23,6 +23,6 @@ __all__ = [
     "MixupOrCutMix",
     "PerSampleAugmentation",
     "RandomErasing",
-    "normalize_pictures",
+    "normalize_images",
     "preset",
 ]

@@ -1,4 +1,4 @@
-"""Augmentation of pictures: every sample by a draw of its own, a batch in one go, on the device."""
+"""Augmentation of images: every sample by a draw of its own, a batch in one go, on the device."""
 
 from abc import ABC, abstractmethod
 from math import log, radians
@@ -13,35 +13,35 @@ from lightning_reg.functional.geometry import flip_rotate_shift, resized_crop
 from lightning_reg.settings import SettingError, check_count, check_range
 from lightning_reg.transforms.draws import box_sizes, generator_of, scaled_to_unit
 from lightning_reg.transforms.erasing import RandomErasing
-from lightning_reg.transforms.jitter import ColourJitter
+from lightning_reg.transforms.jitter import ColorJitter
 
 __all__ = ["AdvancedAugmentation", "Augmentation", "BasicAugmentation"]
 
 
 class Augmentation(ABC):
-    """What any augmentation is: a function of pictures as they are stored, and a stream of random numbers."""
+    """What any augmentation is: a function of images as they are stored, and a stream of random numbers."""
 
     @abstractmethod
-    def __call__(self, pictures: Tensor, *, stream: Random) -> Tensor:
-        """Returns changed pictures, of the same shape, floats on [0, 1]; the argument is left alone.
+    def __call__(self, images: Tensor, *, stream: Random) -> Tensor:
+        """Returns changed images, of the same shape, floats on [0, 1]; the argument is left alone.
 
         Args:
-            pictures: (N, C, H, W), uint8, or floats on [0, 1].
+            images: (N, C, H, W), uint8, or floats on [0, 1].
             stream: Where random numbers come from.
         """
 
-    def after_normalization(self, pictures: Tensor, *, stream: Random) -> Tensor:
-        """Returns normalized pictures, changed by what is to be done to them in this state; nothing by default.
+    def after_normalization(self, images: Tensor, *, stream: Random) -> Tensor:
+        """Returns normalized images, changed by what is to be done to them in this state; nothing by default.
 
         Args:
-            pictures: (N, C, H, W), normalized floats.
+            images: (N, C, H, W), normalized floats.
             stream: Where random numbers come from.
         """
-        return pictures
+        return images
 
 
 class BasicAugmentation(Augmentation):
-    """Flips, a small rotation, a crop from the picture with a border, colour jitter, and now and then no colour.
+    """Flips, a small rotation, a crop from the image with a border, color jitter, and now and then no color.
 
     Every sample draws for itself; what is drawn has the distribution that torchvision's ``RandomHorizontalFlip``,
     ``RandomVerticalFlip``, ``RandomRotation``, ``RandomCrop(padding=...)``, ``ColorJitter`` and ``RandomGrayscale``
@@ -49,15 +49,15 @@ class BasicAugmentation(Augmentation):
     the host and cross to the device once a batch.
 
     Args:
-        horizontal_flip_prob: Probability that a picture is mirrored, left to right, in [0, 1].
+        horizontal_flip_prob: Probability that an image is mirrored, left to right, in [0, 1].
         vertical_flip_prob: Probability that it is turned upside down, in [0, 1].
         degrees: Rotations are up to this many degrees to either side; what comes in from outside is black.
-        padding: Width in pixels of the black border that pictures get before a part of their size is cut out.
+        padding: Width in pixels of the black border that images get before a part of their size is cut out.
         brightness: Factors are within 1 ± this; at least 0, as those of contrast and saturation.
         contrast: Likewise.
-        saturation: Likewise. Pictures of one channel have no saturation, no hue, and are grey already.
+        saturation: Likewise. Images of one channel have no saturation, no hue, and are gray already.
         hue: Hues are turned by up to this part of a circle to either side, in [0, 0.5].
-        grayscale_prob: Probability that a picture loses its colours, in [0, 1].
+        grayscale_prob: Probability that an image loses its colors, in [0, 1].
 
     Raises:
         SettingError: If a number is out of its range.
@@ -88,28 +88,28 @@ class BasicAugmentation(Augmentation):
         self.vertical_flip_prob = vertical_flip_prob
         self.degrees = degrees
         self.padding = padding
-        self.jitter = ColourJitter(
+        self.jitter = ColorJitter(
             brightness=brightness, contrast=contrast, saturation=saturation, hue=hue, grayscale_prob=grayscale_prob
         )
 
     @override
-    def __call__(self, pictures: Tensor, *, stream: Random) -> Tensor:
+    def __call__(self, images: Tensor, *, stream: Random) -> Tensor:
         generator = generator_of(stream)
-        count = len(pictures)
+        count = len(images)
         numbers = torch.rand(5, count, generator=generator)
         flip_probs = torch.tensor([[self.horizontal_flip_prob], [self.vertical_flip_prob]])
         flips = (numbers[:2] < flip_probs).float()
         angles = (2 * numbers[2:3] - 1) * radians(self.degrees)
         shifts = (numbers[3:] * (2 * self.padding + 1)).floor() - self.padding
-        drawn = self.jitter.draw(count, pictures.shape[1], generator)
+        drawn = self.jitter.draw(count, images.shape[1], generator)
         # One transfer from the host, which knows no wait.
-        rows = torch.cat((flips, angles, shifts, drawn.rows)).to(pictures.device, non_blocking=True)
-        moved = flip_rotate_shift(pictures, rows[:2].T, rows[2], rows[3:5].T)
+        rows = torch.cat((flips, angles, shifts, drawn.rows)).to(images.device, non_blocking=True)
+        moved = flip_rotate_shift(images, rows[:2].T, rows[2], rows[3:5].T)
         return drawn.apply_(scaled_to_unit(moved), rows[5:])
 
 
 class AdvancedAugmentation(Augmentation):
-    """A part of the picture, stretched; a flip, strong colour jitter, blur, and a box erased: for photographs.
+    """A part of the image, stretched; a flip, strong color jitter, blur, and a box erased: for photographs.
 
     Every sample draws for itself; what is drawn has the distribution that torchvision's ``RandomResizedCrop``,
     ``RandomHorizontalFlip``, ``RandomApply([ColorJitter])``, ``RandomGrayscale``, ``RandomApply([GaussianBlur])`` and,
@@ -117,16 +117,16 @@ class AdvancedAugmentation(Augmentation):
     digits, wants a larger ``smallest_crop``.
 
     Args:
-        smallest_crop: Smallest part of a picture's area that is cut out, in (0, 1]; the largest is all of it. Its
+        smallest_crop: Smallest part of an image's area that is cut out, in (0, 1]; the largest is all of it. Its
             width is 3/4 to 4/3 of its height.
-        horizontal_flip_prob: Probability that a picture is mirrored, left to right, in [0, 1].
+        horizontal_flip_prob: Probability that an image is mirrored, left to right, in [0, 1].
         brightness: Factors are within 1 ± this; at least 0, as those of contrast and saturation.
         contrast: Likewise.
-        saturation: Likewise. Pictures of one channel have no saturation, no hue, and are grey already.
+        saturation: Likewise. Images of one channel have no saturation, no hue, and are gray already.
         hue: Hues are turned by up to this part of a circle to either side, in [0, 0.5].
-        jitter_prob: Probability that a picture's colours are jittered at all, in [0, 1].
-        grayscale_prob: Probability that a picture loses its colours, in [0, 1].
-        blur_prob: Probability that a picture is blurred, in [0, 1], by a Gaussian of σ 0.1 to 2 pixels, cut off at a
+        jitter_prob: Probability that an image's colors are jittered at all, in [0, 1].
+        grayscale_prob: Probability that an image loses its colors, in [0, 1].
+        blur_prob: Probability that an image is blurred, in [0, 1], by a Gaussian of σ 0.1 to 2 pixels, cut off at a
             tenth of the shorter side.
         erasing_prob: Probability that a box becomes 0 after normalization, in [0, 1]: 0.02 to 0.33 of the area, its
             height 0.3 to 3.3 of its width.
@@ -161,7 +161,7 @@ class AdvancedAugmentation(Augmentation):
         self.horizontal_flip_prob = horizontal_flip_prob
         self.blur_prob = blur_prob
         self.erasing_prob = erasing_prob
-        self.jitter = ColourJitter(
+        self.jitter = ColorJitter(
             brightness=brightness,
             contrast=contrast,
             saturation=saturation,
@@ -171,12 +171,12 @@ class AdvancedAugmentation(Augmentation):
         )
 
     @override
-    def __call__(self, pictures: Tensor, *, stream: Random) -> Tensor:
-        height, width = pictures.shape[-2:]
+    def __call__(self, images: Tensor, *, stream: Random) -> Tensor:
+        height, width = images.shape[-2:]
         if min(height, width) < 2:
-            raise SettingError(f"augment must have pictures of at least 2×2, but they are {height}×{width}")
+            raise SettingError(f"augment must have images of at least 2×2, but they are {height}×{width}")
         generator = generator_of(stream)
-        count = len(pictures)
+        count = len(images)
         numbers = torch.rand(5, count, generator=generator)
         heights, widths, fits = box_sizes(
             count, (height, width), (self.smallest_crop, 1.0), (log(3 / 4), log(4 / 3)), generator
@@ -187,34 +187,34 @@ class AdvancedAugmentation(Augmentation):
         lefts = torch.where(fits, (numbers[1] * (width - widths + 1)).floor(), (width - whole[1]) // 2)
         mirrored = (numbers[2] < self.horizontal_flip_prob).float()
         sigmas = torch.where(numbers[3] < self.blur_prob, 0.1 + 1.9 * numbers[4], 0.0)
-        drawn = self.jitter.draw(count, pictures.shape[1], generator)
+        drawn = self.jitter.draw(count, images.shape[1], generator)
         own = torch.stack((tops, lefts, heights, widths, mirrored, sigmas))
-        rows = torch.cat((own, drawn.rows)).to(pictures.device, non_blocking=True)
-        cut = resized_crop(scaled_to_unit(pictures), rows[:4].T, rows[4])
+        rows = torch.cat((own, drawn.rows)).to(images.device, non_blocking=True)
+        cut = resized_crop(scaled_to_unit(images), rows[:4].T, rows[4])
         jittered = drawn.apply_(cut, rows[6:])
         return blur(jittered, rows[5], kernel_size(height, width)) if self.blur_prob else jittered
 
     @override
-    def after_normalization(self, pictures: Tensor, *, stream: Random) -> Tensor:
-        erased = RandomErasing(prob=self.erasing_prob).draw(pictures, stream=stream)
-        return pictures if erased is None else erased.change(pictures)
+    def after_normalization(self, images: Tensor, *, stream: Random) -> Tensor:
+        erased = RandomErasing(prob=self.erasing_prob).draw(images, stream=stream)
+        return images if erased is None else erased.change(images)
 
 
 def kernel_size(height: int, width: int) -> int:
     """Returns how wide a Gaussian is computed: a tenth of the shorter side, odd, at least 3.
 
     Args:
-        height: Of the pictures, in pixels.
+        height: Of the images, in pixels.
         width: Likewise.
     """
     return max(3, round(min(height, width) / 10) // 2 * 2 + 1)
 
 
 def whole_within(height: int, width: int) -> tuple[int, int]:
-    """Returns height and width of the largest box in a picture that is 3/4 to 4/3 as wide as high.
+    """Returns height and width of the largest box in an image that is 3/4 to 4/3 as wide as high.
 
     Args:
-        height: Of the picture, in pixels.
+        height: Of the image, in pixels.
         width: Likewise.
 
     >>> whole_within(32, 32), whole_within(30, 60)

@@ -1,4 +1,4 @@
-"""CutMix: a box of one picture pasted into another."""
+"""CutMix: a box of one image pasted into another."""
 
 from functools import partial
 from random import Random
@@ -15,21 +15,21 @@ __all__ = ["CutMix"]
 
 
 class CutMix(Mixing):
-    """Pastes a box of another picture into every picture, and mixes their targets by area.
+    """Pastes a box of another image into every image, and mixes their targets by area.
 
-    For pictures (N, C, H, W), or anything whose last two axes are spatial. Targets are as for ``Mixup``.
+    For images (N, C, H, W), or anything whose last two axes are spatial. Targets are as for ``Mixup``.
 
     Args:
         alpha: Of the Beta(alpha, alpha) that the part that stays is drawn from; above 0. The box covers the rest before
             it is cut off at the border.
         prob: Probability that a batch is mixed at all, in [0, 1].
-        per_sample: Whether every picture draws a box of its own, rather than one for the whole batch.
+        per_sample: Whether every image draws a box of its own, rather than one for the whole batch.
 
     Raises:
         SettingError: If an argument is out of its range.
 
-    Deviates from the paper: a box that covers more than half of a picture stays, and the rest is pasted, so that each
-    picture's own label stays the dominant one. As in the paper's code, the weight is the area that was pasted, after
+    Deviates from the paper: a box that covers more than half of an image stays, and the rest is pasted, so that each
+    image's own label stays the dominant one. As in the paper's code, the weight is the area that was pasted, after
     the box was cut off at the border.
 
     Reference:
@@ -37,8 +37,8 @@ class CutMix(Mixing):
         Strategy to Train Strong Classifiers with Localizable Features, ICCV 2019, arXiv:1905.04899.
 
     >>> import torch
-    >>> pictures, targets = torch.arange(2.0).view(2, 1, 1, 1).expand(2, 1, 8, 8), torch.eye(2)
-    >>> mixed, mixed_targets = CutMix()(pictures, targets, stream=Random(1))
+    >>> images, targets = torch.arange(2.0).view(2, 1, 1, 1).expand(2, 1, 8, 8), torch.eye(2)
+    >>> mixed, mixed_targets = CutMix()(images, targets, stream=Random(1))
     >>> bool(mixed[0].mean() == mixed_targets[0, 1])
     True
     """

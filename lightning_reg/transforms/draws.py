@@ -27,18 +27,18 @@ def box_sizes(
     *,
     attempts: int = 10,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Draws sizes of boxes: the first of ten that lies within the picture, as torchvision does it.
+    """Draws sizes of boxes: the first of ten that lies within the image, as torchvision does it.
 
     Args:
         count: N, how many boxes.
-        size: Height and width of the pictures, in pixels.
-        areas: Smallest and largest part of the picture's area, between which a box's is uniform.
+        size: Height and width of the images, in pixels.
+        areas: Smallest and largest part of the image's area, between which a box's is uniform.
         log_ratios: Smallest and largest logarithm of width divided by height, likewise.
         generator: Where random numbers come from.
         attempts: How many are drawn.
 
     Returns:
-        Heights and widths, whole numbers as floats, and whether they lie within the picture, (N,) each.
+        Heights and widths, whole numbers as floats, and whether they lie within the image, (N,) each.
     """
     height, width = size
     numbers = torch.rand(2, attempts, count, generator=generator)
@@ -51,10 +51,10 @@ def box_sizes(
     return heights, widths, fits
 
 
-def scaled_to_unit(pictures: Tensor) -> Tensor:
-    """Returns pictures as floats on [0, 1]; floats pass through.
+def scaled_to_unit(images: Tensor) -> Tensor:
+    """Returns images as floats on [0, 1]; floats pass through.
 
     Args:
-        pictures: Of any shape, uint8 or floating.
+        images: Of any shape, uint8 or floating.
     """
-    return pictures if pictures.is_floating_point() else pictures.float().mul_(1 / 255)
+    return images if images.is_floating_point() else images.float().mul_(1 / 255)

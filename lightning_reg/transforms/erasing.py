@@ -1,4 +1,4 @@
-"""Cutout and random erasing: a box of every picture is filled."""
+"""Cutout and random erasing: a box of every image is filled."""
 
 import math
 from functools import partial
@@ -17,12 +17,12 @@ NOTHING: Box = (0, 0, 0, 0)
 
 
 class Cutout(Mixing):
-    """Fills a square of every picture, around a middle that may be any pixel; targets stay as they are.
+    """Fills a square of every image, around a middle that may be any pixel; targets stay as they are.
 
     Args:
         size: Side of the square: pixels, or a fraction of the shorter side in (0, 1]. It is cut off at the border.
-        prob: Probability for each picture, in [0, 1].
-        value: That is filled in; 0 is the mean of normalized pictures.
+        prob: Probability for each image, in [0, 1].
+        value: That is filled in; 0 is the mean of normalized images.
 
     Raises:
         SettingError: If an argument is out of its range.
@@ -62,13 +62,13 @@ class Cutout(Mixing):
 
 
 class RandomErasing(Mixing):
-    """Fills a rectangle of some pictures, of a random area and shape that lies within; targets stay as they are.
+    """Fills a rectangle of some images, of a random area and shape that lies within; targets stay as they are.
 
     Args:
-        prob: Probability for each picture, in [0, 1].
-        scale: Least and greatest area, as parts of the picture's.
+        prob: Probability for each image, in [0, 1].
+        scale: Least and greatest area, as parts of the image's.
         ratio: Least and greatest height divided by width; their logarithms are equally likely, as in torchvision.
-        value: That is filled in; 0 is the mean of normalized pictures.
+        value: That is filled in; 0 is the mean of normalized images.
 
     Raises:
         SettingError: If an argument is out of its range.
@@ -85,7 +85,7 @@ class RandomErasing(Mixing):
 
     needs_partner = False
     ATTEMPTS = 10
-    """How often a shape that doesn't fit into the picture is drawn anew, before the picture is left alone."""
+    """How often a shape that doesn't fit into the image is drawn anew, before the image is left alone."""
 
     def __init__(
         self,

@@ -1,14 +1,14 @@
-"""Colour jitter: what is drawn for a batch, and how it is applied."""
+"""Color jitter: what is drawn for a batch, and how it is applied."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lightning_reg.functional.color import BRIGHTNESS, CONTRAST, SATURATION, jitter_colours_
+from lightning_reg.functional.color import BRIGHTNESS, CONTRAST, SATURATION, jitter_colors_
 from lightning_reg.settings import check_range
 
-__all__ = ["ColourJitter", "JitterDraw"]
+__all__ = ["ColorJitter", "JitterDraw"]
 
 
 @dataclass(frozen=True)
@@ -16,8 +16,8 @@ class JitterDraw:
     """What was drawn for one batch.
 
     Attributes:
-        rows: (2 · rounds + 1, N) on the host: which change each round is to a picture, its factor, the turn of its hue.
-        rounds: How many changes of brightness, contrast and saturation there are, the loss of colours included.
+        rows: (2 · rounds + 1, N) on the host: which change each round is to an image, its factor, the turn of its hue.
+        rounds: How many changes of brightness, contrast and saturation there are, the loss of colors included.
         hue_at: Before which round hues are turned; None where they aren't.
     """
 
@@ -25,20 +25,20 @@ class JitterDraw:
     rounds: int
     hue_at: int | None
 
-    def apply_(self, pictures: Tensor, rows: Tensor) -> Tensor:
-        """Jitters pictures in place, and returns them.
+    def apply_(self, images: Tensor, rows: Tensor) -> Tensor:
+        """Jitters images in place, and returns them.
 
         Args:
-            pictures: (N, C, H, W), floats on [0, 1].
-            rows: As drawn, on the pictures' device.
+            images: (N, C, H, W), floats on [0, 1].
+            rows: As drawn, on the images' device.
         """
         kinds, factors = rows[: self.rounds], rows[self.rounds : 2 * self.rounds]
         if self.hue_at is None:
-            return jitter_colours_(pictures, kinds, factors)
-        return jitter_colours_(pictures, kinds, factors, rows[-1], self.hue_at)
+            return jitter_colors_(images, kinds, factors)
+        return jitter_colors_(images, kinds, factors, rows[-1], self.hue_at)
 
 
-class ColourJitter:
+class ColorJitter:
     """Draws changes of brightness, contrast, saturation and hue, and the order of them, for every sample.
 
     Args:
@@ -46,8 +46,8 @@ class ColourJitter:
         contrast: Likewise.
         saturation: Likewise.
         hue: Hues are turned by up to this part of a circle to either side, in [0, 0.5].
-        grayscale_prob: Probability that a picture loses its colours, in [0, 1].
-        prob: Probability that a picture is jittered at all, in [0, 1]; it may lose its colours all the same.
+        grayscale_prob: Probability that an image loses its colors, in [0, 1].
+        prob: Probability that an image is jittered at all, in [0, 1]; it may lose its colors all the same.
 
     Raises:
         SettingError: If a number is out of its range.
@@ -79,17 +79,17 @@ class ColourJitter:
 
         Args:
             count: N, samples in it.
-            channels: Of the pictures; those of other than three have no saturation and no hue.
+            channels: Of the images; those of other than three have no saturation and no hue.
             generator: Where random numbers come from.
         """
-        has_colour = channels == 3
-        strengths = {k: s for k, s in self.strengths.items() if s and self.prob and (has_colour or k != SATURATION)}
+        has_color = channels == 3
+        strengths = {k: s for k, s in self.strengths.items() if s and self.prob and (has_color or k != SATURATION)}
         changes = len(strengths)
-        # When each change comes and its factor; and when the hue is turned, how far, whether colours go, and whether
+        # When each change comes and its factor; and when the hue is turned, how far, whether colors go, and whether
         # there is any jitter.
         numbers = torch.rand(2 * changes + 4, count, generator=generator)
         when, others = numbers[:changes], numbers[changes : 2 * changes]
-        hue_when, turn, grey, any_jitter = numbers[-4:]
+        hue_when, turn, gray, any_jitter = numbers[-4:]
         is_jittered = any_jitter < self.prob
         order = when.argsort(0)  # of random numbers: every order has the same probability
         spread = torch.tensor(list(strengths.values())).view(-1, 1)
@@ -97,14 +97,14 @@ class ColourJitter:
         factors = torch.where(is_jittered, (low + (1 + spread - low) * others).gather(0, order), 1.0)
         kinds = torch.tensor(list(strengths), dtype=torch.float32)[order] if changes else order.float()
         hue_at = None
-        if has_colour and self.hue and self.prob:
+        if has_color and self.hue and self.prob:
             # Every change has two rounds, one before the hue is turned and one after it; in the other nothing happens.
             hue_at = changes
             is_before = when.gather(0, order) < hue_when
             factors = torch.cat((torch.where(is_before, factors, 1.0), torch.where(is_before, 1.0, factors)))
             kinds = torch.cat((kinds, kinds))
-        if has_colour and self.grayscale_prob:
+        if has_color and self.grayscale_prob:
             kinds = torch.cat((kinds, torch.full((1, count), float(SATURATION))))
-            factors = torch.cat((factors, (grey >= self.grayscale_prob).float().unsqueeze(0)))
+            factors = torch.cat((factors, (gray >= self.grayscale_prob).float().unsqueeze(0)))
         turns = torch.where(is_jittered, self.hue * (2 * turn - 1), 0.0)
         return JitterDraw(torch.cat((kinds, factors, turns.unsqueeze(0))), len(kinds), hue_at)

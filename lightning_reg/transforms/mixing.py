@@ -121,6 +121,6 @@ def spatial_size(inputs: Tensor, technique: str) -> tuple[int, int]:
     """
     if inputs.ndim < 4:
         raise SettingError(
-            f"inputs must be pictures (N, C, H, W) for {technique}, but have the shape {tuple(inputs.shape)}"
+            f"inputs must be images (N, C, H, W) for {technique}, but have the shape {tuple(inputs.shape)}"
         )
     return inputs.shape[-2], inputs.shape[-1]

@@ -22,7 +22,7 @@ class PerSampleAugmentation(Augmentation):
     """Applies transforms such as those of ``torchvision.transforms.v2`` to every sample by itself.
 
     So every sample gets a draw of its own, at the cost of a call for each: several times slower than the batched
-    augmentations. Pictures come as bytes, and on the device. What the transforms draw from global streams (torch's,
+    augmentations. Images come as bytes, and on the device. What the transforms draw from global streams (torch's,
     numpy's and Python's) is seeded from where training stands, and the streams are put back afterwards.
 
     Args:
@@ -32,7 +32,7 @@ class PerSampleAugmentation(Augmentation):
     Raises:
         SettingError: If there is none, one can't be called, or one normalizes.
 
-    >>> augment = PerSampleAugmentation(transforms=[lambda picture: 255 - picture])
+    >>> augment = PerSampleAugmentation(transforms=[lambda image: 255 - image])
     >>> augment(torch.zeros(2, 3, 1, 1, dtype=torch.uint8), stream=Random(0)).unique()
     tensor([1.])
     """
@@ -53,32 +53,30 @@ class PerSampleAugmentation(Augmentation):
         self.transforms = list(transforms)
 
     @override
-    def __call__(self, pictures: Tensor, *, stream: Random) -> Tensor:
-        with _seeded_global_streams(stream, pictures.device):
-            changed = [self._changed(picture) for picture in pictures]
+    def __call__(self, images: Tensor, *, stream: Random) -> Tensor:
+        with _seeded_global_streams(stream, images.device):
+            changed = [self._changed(image) for image in images]
         return scaled_to_unit(torch.stack(changed))
 
-    def _changed(self, picture: Tensor) -> Tensor:
-        changed: Any = picture
+    def _changed(self, image: Tensor) -> Tensor:
+        changed: Any = image
         for index, transform in enumerate(self.transforms):
             changed = _applied(index, transform, changed)
-        if not isinstance(changed, Tensor) or changed.shape != picture.shape:
+        if not isinstance(changed, Tensor) or changed.shape != image.shape:
             given = f"a tensor {tuple(changed.shape)}" if isinstance(changed, Tensor) else f"a {type(changed).__name__}"
-            raise SettingError(
-                f"augment must return pictures (C, H, W) of {tuple(picture.shape)}, but returned {given}"
-            )
+            raise SettingError(f"augment must return images (C, H, W) of {tuple(image.shape)}, but returned {given}")
         return changed
 
 
-def _applied(index: int, transform: Callable[[Any], Any], picture: Any) -> Any:
+def _applied(index: int, transform: Callable[[Any], Any], image: Any) -> Any:
     try:
-        return transform(picture)
+        return transform(image)
     except Exception as error:
         if not type(transform).__module__.startswith("torchvision."):
             raise  # somebody's own code: the traceback is theirs
         raise SettingError(
             f"augment must be transforms of tensors, but its entry {index}, {transform!r}, fails with one of "
-            f"{tuple(getattr(picture, 'shape', ()))}: {error}"
+            f"{tuple(getattr(image, 'shape', ()))}: {error}"
         ) from error
 
 

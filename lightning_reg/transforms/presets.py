@@ -15,10 +15,10 @@ PRESETS = ("none", "basic", "advanced", "randaugment", "trivialaugment", "augmix
 def preset(
     name: str, *, input_shape: tuple[int, int, int], flips: Collection[str] = ("horizontal", "vertical")
 ) -> tuple[Augmentation | None, list[str]]:
-    """Returns an augmentation by name, without what would harm pictures of a kind.
+    """Returns an augmentation by name, without what would harm images of a kind.
 
     - ``none``: None.
-    - ``basic``: :class:`BasicAugmentation`. Small pictures get a border of an eighth of their shorter side, rounded up,
+    - ``basic``: :class:`BasicAugmentation`. Small images get a border of an eighth of their shorter side, rounded up,
       where that is less than four pixels.
     - ``advanced``: :class:`AdvancedAugmentation`.
     - ``randaugment``, ``trivialaugment``, ``augmix``: torchvision's ``RandAugment``, ``TrivialAugmentWide`` and
@@ -26,8 +26,8 @@ def preset(
 
     Args:
         name: One of these.
-        input_shape: (C, H, W) of a picture.
-        flips: Which flips leave pictures what they are: horizontal, vertical.
+        input_shape: (C, H, W) of an image.
+        flips: Which flips leave images what they are: horizontal, vertical.
 
     Returns:
         The augmentation, and what of it is off, for a message.

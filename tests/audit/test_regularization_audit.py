@@ -261,10 +261,10 @@ def test_a_second_one_stays_silent(capsys):
 
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").glob("*.yaml")), ids=lambda path: path.stem)
-def test_our_own_configurations_contradict_nothing(path, picture_folder):
+def test_our_own_configurations_contradict_nothing(path, image_folder):
     options = []
     if not path.stem.startswith(("digits_", "tabular_")):
-        root = picture_folder(("train", "test"), classes=3, size=32, count=60)
+        root = image_folder(("train", "test"), classes=3, size=32, count=60)
         options = ["--data.dataset=image_folder", f"--data.root={root}", "--data.val_size=0.25"]
     audits = []
     short = ["--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1", "--trainer.logger=false"]

@@ -384,7 +384,7 @@ def test_pixels_as_samples_of_their_own_need_one_weight_a_batch():
 
 
 @pytest.mark.parametrize("mix", [CutMix(), CutMix(per_sample=False, alpha=0.3), MixupOrCutMix()], ids=repr)
-def test_pictures(mix):
+def test_images(mix):
     module, (draw,), _ = trained(mix, F.cross_entropy, LABELS, shape=(1, 4, 4))
     expected = by_hand(F.cross_entropy, module, draw, LABELS, (1, 4, 4))
     torch.testing.assert_close(module.losses[0], expected, rtol=0, atol=1e-6)
@@ -544,6 +544,6 @@ def test_a_label_that_is_none_of_a_class_is_named_with_its_sample(mix):
         quiet_trainer(BatchMixing(mix)).fit(module, loader(0, -100, 2, 2, 7, 0), loader(*LABELS.tolist()))
 
 
-def test_cutmix_needs_pictures():
-    with pytest.raises(SettingError, match=r"inputs must be pictures \(N, C, H, W\) for CutMix, but have the shape"):
+def test_cutmix_needs_images():
+    with pytest.raises(SettingError, match=r"inputs must be images \(N, C, H, W\) for CutMix, but have the shape"):
         trained(CutMix(), F.cross_entropy, LABELS)

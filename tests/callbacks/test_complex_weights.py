@@ -173,7 +173,7 @@ def test_and_taken_where_complex_weights_are_excluded(technique):
         GradientClipping(algorithm="zscore", warmup_steps=2, z_threshold=0.01, include=("mixing",)),
     ],
 )
-def test_thresholds_are_learnt_from_real_norms(technique):
+def test_thresholds_are_learned_from_real_norms(technique):
     norms = []
     by_hand(change=lambda weights, _: norms.append(weights[0].grad.abs().square().sum().sqrt().item()), steps=2)
     fitted(technique, steps=2)

@@ -175,7 +175,7 @@ class Looks(SomebodysModule):
         return torch.optim.SparseAdam(self.table.parameters(), lr=0.1)
 
 
-def test_sparse_optimizers_are_measured_and_clipped_but_not_penalised():
+def test_sparse_optimizers_are_measured_and_clipped_but_not_penalized():
     alone, watched, clipped = Looks(), Looks(), Looks()
     watched.load_state_dict(alone.state_dict())
     clipped.load_state_dict(alone.state_dict())

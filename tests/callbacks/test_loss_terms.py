@@ -24,7 +24,7 @@ def first_batch():
 
 
 class Recurrent(SomebodysModule):
-    """Rows of the picture over time."""
+    """Rows of the image over time."""
 
     def __init__(self, batch_first=True):
         super().__init__()

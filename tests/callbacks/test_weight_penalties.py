@@ -184,7 +184,7 @@ def test_batches_without_a_loss_bring_no_penalty(accumulate):
     assert_equal_weights(module, expected)
 
 
-def test_sparse_gradients_are_penalised_as_in_the_loss():
+def test_sparse_gradients_are_penalized_as_in_the_loss():
     class Lookup(Branches):
         def __init__(self):
             super().__init__()
@@ -203,7 +203,7 @@ def test_sparse_gradients_are_penalised_as_in_the_loss():
     assert_equal_weights(module, expected)
 
 
-def test_thawed_layers_are_penalised_from_then_on():
+def test_thawed_layers_are_penalized_from_then_on():
     class Thaws(Callback):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
             pl_module.frozen.weight.requires_grad_(batch_idx >= 2)

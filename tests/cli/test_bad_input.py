@@ -76,9 +76,9 @@ def test_random_weights_are_not_measured(command, capsys):
     assert folders() == []
 
 
-def test_test_part_that_does_not_exist_is_named_and_nothing_is_written(picture_folder, capsys):
+def test_test_part_that_does_not_exist_is_named_and_nothing_is_written(image_folder, capsys):
     config = str(REPOSITORY / "configs" / "image_folder_cnn.yaml")
-    options = ["--data.root", str(picture_folder(classes=3)), "--data.image_size", "8"]
+    options = ["--data.root", str(image_folder(classes=3)), "--data.image_size", "8"]
     assert run("fit", *options, config=config) == 0
     before = sorted(Path("runs").rglob("*"))
     assert run("test", *options, "--ckpt_path", "best", config=config) == 2
@@ -92,12 +92,12 @@ def test_refused_resume_leaves_the_run_as_it_was(trained, capsys):
     assert sorted(Path("runs").rglob("*")) == before
 
 
-def test_broken_picture_is_named_before_anything_is_written(picture_folder, capsys):
-    root = picture_folder(("train", "test"))
-    (root / "test" / "class_1" / "05.png").write_bytes(b"no picture")
+def test_broken_image_is_named_before_anything_is_written(image_folder, capsys):
+    root = image_folder(("train", "test"))
+    (root / "test" / "class_1" / "05.png").write_bytes(b"no image")
     config = str(REPOSITORY / "configs" / "image_folder_cnn.yaml")
     assert run("fit", "--data.root", str(root), config=config) == 2
-    assert "test/class_1/05.png can't be read as a picture" in capsys.readouterr().err
+    assert "test/class_1/05.png can't be read as an image" in capsys.readouterr().err
     assert not Path("runs").exists()
 
 

@@ -36,12 +36,12 @@ def test_other_structure_than_the_checkpoints_is_refused_even_if_the_shapes_fit(
 
 
 def test_other_split_than_the_checkpoints_is_noticed(trained):
-    with pytest.warns(UserWarning, match="trained with seed 0, not 3: among the pictures held out now"):
+    with pytest.warns(UserWarning, match="trained with seed 0, not 3: among the images held out now"):
         assert run("validate", "--ckpt_path", "best", "--data.seed", "3") == 0
 
 
-def test_other_classes_than_the_checkpoints_are_refused(picture_folder, capsys):
-    root = picture_folder(("train", "test"), classes=3)
+def test_other_classes_than_the_checkpoints_are_refused(image_folder, capsys):
+    root = image_folder(("train", "test"), classes=3)
     config = str(REPOSITORY / "configs" / "image_folder_cnn.yaml")
     options = ["--data.root", str(root), "--data.image_size", "8"]
     assert run("fit", *options, config=config) == 0

@@ -57,8 +57,8 @@ def test_predictions_are_written(trained, capsys):
     assert all(0.1 <= float(row["probability"]) <= 1 for row in rows)
 
 
-def test_predictions_of_own_pictures_name_the_files(picture_folder, capsys):
-    root = picture_folder(("train", "test"), classes=3)
+def test_predictions_of_own_images_name_the_files(image_folder, capsys):
+    root = image_folder(("train", "test"), classes=3)
     config = str(REPOSITORY / "configs" / "image_folder_cnn.yaml")
     options = ["--data.root", str(root), "--data.image_size", "8"]
     assert run("fit", *options, config=config) == 0

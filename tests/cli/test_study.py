@@ -186,18 +186,18 @@ def test_options_choose_variants_seeds_and_form(outcomes, trained, capsys):
     assert not Path("runs").exists()
 
 
-def test_other_data_takes_the_place_of_the_study_s(outcomes, picture_folder):
-    root = picture_folder(("train", "test"), classes=3, size=16)
+def test_other_data_takes_the_place_of_the_study_s(outcomes, image_folder):
+    root = image_folder(("train", "test"), classes=3, size=16)
     path = two(seeds=1, data={"image_folder": {"base": {"data.train_size": 15, "data.val_size": 9}}})
     assert main(["study", path, "--data", str(root)]) == 0
     (outcome,) = outcomes
     assert f"--data.root {root}" in outcome.commands["plain"]
     assert "--data.train_size 15" in outcome.commands["plain"]
-    assert Path("runs/studies/example-pictures/study.json").exists()
+    assert Path("runs/studies/example-images/study.json").exists()
 
 
-def test_the_short_form_on_other_data_has_its_own_settings_after_all_others(outcomes, picture_folder, capsys):
-    root = picture_folder(("train", "test"), classes=3, size=16)
+def test_the_short_form_on_other_data_has_its_own_settings_after_all_others(outcomes, image_folder, capsys):
+    root = image_folder(("train", "test"), classes=3, size=16)
     small = {"data.train_size": 15, "data.val_size": 9}
     data = {"image_folder": {"base": small, "minutes": 60, "quick": {"base": {"data.train_size": 12}}}}
     path = two(seeds=1, minutes=12, quick={"base": {"trainer.max_epochs": 1}, "minutes": 1}, data=data)

@@ -122,8 +122,8 @@ def test_what_does_not_fit_the_data_is_one_sentence_before_training(options, mes
     assert [each.name for each in Path().iterdir() if each.name != "table.yaml"] == []
 
 
-def test_somebodys_network_has_as_many_outputs_as_the_data_has_classes(picture_folder, capsys):
-    root = picture_folder(("train", "test"), classes=3, size=32)
+def test_somebodys_network_has_as_many_outputs_as_the_data_has_classes(image_folder, capsys):
+    root = image_folder(("train", "test"), classes=3, size=32)
     options = ["--data.root", str(root), "--data.val_size", "0.25", "--data.image_size", "32"]
     assert run("fit", *options, config=RESNET) == 0
     saved = yaml.safe_load(next(Path("runs").rglob("config.yaml")).read_text())

@@ -12,8 +12,8 @@ from torch.nn.utils.parametrize import register_parametrization
 from lightning_reg.callbacks import (
     ActivationStats,
     ActivityPenalty,
+    BatchImages,
     BatchMixing,
-    BatchPicture,
     BestWeightsEarlyStopping,
     ConcreteDropoutPenalty,
     ConfidencePenalty,
@@ -618,7 +618,7 @@ TECHNIQUES = {
         lambda: L2Penalty(weight=0.05, schedule=OFF),
         penalty(lambda model: model.epoch / (EPOCHS - 1) * l2(model)),  # nothing in the first epoch, all in the last
     ),
-    "BatchPicture": Technique(lambda: BatchPicture(every_n_epochs=1), BatchPicture),
+    "BatchImages": Technique(lambda: BatchImages(every_n_epochs=1), BatchImages),
     "BestWeightsEarlyStopping": Technique(
         lambda: BestWeightsEarlyStopping("val_loss", patience=100),
         lambda: BestWeightsEarlyStopping("train_loss", patience=100, restore_best_weights=False),

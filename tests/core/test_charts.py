@@ -44,8 +44,8 @@ def test_far_apart_values_are_on_a_logarithmic_axis():
 def test_a_mark_stands_where_it_happened():
     curves = {"train": [1.0, 1.0, 1.0]}
     with_mark = draw([Chart("loss", [0, 1, 2], curves, {"best": 1})]).int()
-    grey = ((with_mark - torch.tensor([51, 51, 51])).abs().sum(-1) < 60)[45:200]
-    column = grey[:, 100:340].sum(0).argmax() + 100  # right of the axis and its numbers
+    gray = ((with_mark - torch.tensor([51, 51, 51])).abs().sum(-1) < 60)[45:200]
+    column = gray[:, 100:340].sum(0).argmax() + 100  # right of the axis and its numbers
     blue = where(with_mark, BLUE)[:, 1]
     assert column == pytest.approx(float(blue.min() + blue.max()) / 2, abs=2)
 

@@ -30,7 +30,7 @@ def test_globs_choose():
     assert set(chosen) == {"norm.weight", "norm.bias", "second.bias"}
 
 
-def test_foreign_norms_are_recognised_by_name():
+def test_foreign_norms_are_recognized_by_name():
     class LlamaRMSNorm(nn.Module):
         def __init__(self):
             super().__init__()

@@ -20,7 +20,7 @@ from lightning_reg.callbacks import (
     StrengthSchedule,
     UnitNorm,
 )
-from lightning_reg.core.tensorboard import Histogram, log_histograms, log_layout, log_picture, log_text, write_scalars
+from lightning_reg.core.tensorboard import Histogram, log_histograms, log_image, log_layout, log_text, write_scalars
 from tests.helpers import quiet_trainer
 from tests.monitors.test_generalization_gap import fit
 
@@ -156,10 +156,10 @@ class LikeComet(LikeMlflow):
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_text_and_pictures_go_where_a_logger_takes_them(logger, expected):
+def test_text_and_images_go_where_a_logger_takes_them(logger, expected):
     trainer = quiet_trainer(logger=logger)
     log_text(trainer, "audit", "a table")
-    log_picture(trainer, "gap/curves", torch.zeros(4, 5, 3, dtype=torch.uint8), 7)
+    log_image(trainer, "gap/curves", torch.zeros(4, 5, 3, dtype=torch.uint8), 7)
     log_layout(trainer, charts_for([]))
     assert logger.calls == expected
 
@@ -222,6 +222,6 @@ def test_a_prefix_and_what_a_kind_of_ones_own_does_are_kept(tmp_path):
     assert list(scalars(theirs, tmp_path / "theirs" / "version_0")) == ["a/theirs"]
 
 
-def test_a_picture_has_bytes():
-    with pytest.raises(TypeError, match="picture must be of bytes"):
-        log_picture(quiet_trainer(), "gap/curves", torch.zeros(4, 5, 3), 0)
+def test_an_image_has_bytes():
+    with pytest.raises(TypeError, match="image must be of bytes"):
+        log_image(quiet_trainer(), "gap/curves", torch.zeros(4, 5, 3), 0)

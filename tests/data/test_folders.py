@@ -7,74 +7,74 @@ import pytest
 import torch
 from PIL import Image
 
-from lightning_reg.data.folders import PictureFolder
+from lightning_reg.data.folders import ClassFolders
 from lightning_reg.settings import SettingError
 
 
-def test_pictures_and_labels_are_read_in_order(picture_folder):
-    folder = PictureFolder(picture_folder(("train", "test"), classes=3, count=4))
+def test_images_and_labels_are_read_in_order(image_folder):
+    folder = ClassFolders(image_folder(("train", "test"), classes=3, count=4))
     train, val, test = folder.load()
     assert train.images.shape == (12, 3, 8, 8)
     assert train.images.dtype == torch.uint8
     assert train.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
-    assert (train.images.float().mean((2, 3)).argmax(1) == train.labels).all()  # the fixture's colours
+    assert (train.images.float().mean((2, 3)).argmax(1) == train.labels).all()  # the fixture's colors
     assert val is None
     assert len(test.labels) == 12
 
 
-def test_other_sizes_are_scaled_and_cut(picture_folder):
-    root = picture_folder()
+def test_other_sizes_are_scaled_and_cut(image_folder):
+    root = image_folder()
     Image.new("RGB", (50, 30)).save(root / "train" / "class_0" / "wide.jpg")
-    assert PictureFolder(root, 16).load()[0].images.shape == (25, 3, 16, 16)
+    assert ClassFolders(root, 16).load()[0].images.shape == (25, 3, 16, 16)
 
 
-def test_grey_pictures_become_rgb(picture_folder):
-    root = picture_folder()
-    Image.new("L", (8, 8)).save(root / "train" / "class_0" / "grey.png")
-    assert PictureFolder(root).load()[0].images.shape[1] == 3
+def test_gray_images_become_rgb(image_folder):
+    root = image_folder()
+    Image.new("L", (8, 8)).save(root / "train" / "class_0" / "gray.png")
+    assert ClassFolders(root).load()[0].images.shape[1] == 3
 
 
-def test_pictures_of_sixteen_bits_are_scaled_to_eight(picture_folder):
-    root = picture_folder(count=1)
+def test_images_of_sixteen_bits_are_scaled_to_eight(image_folder):
+    root = image_folder(count=1)
     pixels = np.arange(0, 65536, 1024, dtype=np.uint16).reshape(8, 8)
     Image.fromarray(pixels).save(root / "train" / "class_0" / "deep.png")
-    assert PictureFolder(root).load()[0].images[1, 0].tolist() == (pixels // 257).tolist()
+    assert ClassFolders(root).load()[0].images[1, 0].tolist() == (pixels // 257).tolist()
 
 
-def test_what_is_transparent_becomes_white(picture_folder):
-    root = picture_folder(count=1)
-    picture = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
-    picture.putpixel((0, 0), (10, 20, 30, 255))
-    picture.save(root / "train" / "class_0" / "alpha.png")
-    loaded = PictureFolder(root).load()[0].images[1]
+def test_what_is_transparent_becomes_white(image_folder):
+    root = image_folder(count=1)
+    image = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    image.putpixel((0, 0), (10, 20, 30, 255))
+    image.save(root / "train" / "class_0" / "alpha.png")
+    loaded = ClassFolders(root).load()[0].images[1]
     assert loaded[:, 0, 0].tolist() == [10, 20, 30]
     assert (loaded[:, 1:] == 255).all()
 
 
 @pytest.mark.parametrize("ending", ["JPG", "jfif", "webp", "bmp", "ppm"])
-def test_any_format_that_pillow_reads_counts(picture_folder, ending):
-    root = picture_folder(count=1)
+def test_any_format_that_pillow_reads_counts(image_folder, ending):
+    root = image_folder(count=1)
     Image.new("RGB", (8, 8)).save(root / "train" / "class_0" / f"more.{ending}")
-    assert len(PictureFolder(root).load()[0].labels) == 3
+    assert len(ClassFolders(root).load()[0].labels) == 3
 
 
-def test_pictures_of_floats_are_refused(picture_folder):
-    root = picture_folder(count=1)
+def test_images_of_floats_are_refused(image_folder):
+    root = image_folder(count=1)
     Image.fromarray(np.zeros((8, 8), dtype=np.float32)).save(root / "train" / "class_0" / "float.tiff")
-    with pytest.raises(SettingError, match=r"float.tiff can't be read as a picture: its pixels are 32-bit"):
-        PictureFolder(root).load()
+    with pytest.raises(SettingError, match=r"float.tiff can't be read as an image: its pixels are 32-bit"):
+        ClassFolders(root).load()
 
 
-def test_hidden_and_other_files_are_passed_over(picture_folder):
-    root = picture_folder()
+def test_hidden_and_other_files_are_passed_over(image_folder):
+    root = image_folder()
     (root / "train" / ".cache").mkdir()
-    (root / "train" / "class_0" / "notes.txt").write_text("no picture")
-    (root / "train" / "class_0" / "._00.png").write_bytes(b"what some systems leave beside pictures")
-    assert len(PictureFolder(root).load()[0].labels) == 24
+    (root / "train" / "class_0" / "notes.txt").write_text("no image")
+    (root / "train" / "class_0" / "._00.png").write_bytes(b"what some systems leave beside images")
+    assert len(ClassFolders(root).load()[0].labels) == 24
 
 
-def test_hidden_folders_at_any_depth_links_and_folders_named_like_images(picture_folder, tmp_path):
-    root = picture_folder(classes=2, count=3)
+def test_hidden_folders_at_any_depth_links_and_folders_named_like_images(image_folder, tmp_path):
+    root = image_folder(classes=2, count=3)
     first = root / "train" / "class_0"
     for hidden in (first / ".ipynb_checkpoints", first / "deep" / ".thumbnails" / "more"):
         hidden.mkdir(parents=True)
@@ -87,7 +87,7 @@ def test_hidden_folders_at_any_depth_links_and_folders_named_like_images(picture
     (first / "link").symlink_to(elsewhere, target_is_directory=True)
     (first / "loop").symlink_to(first, target_is_directory=True)
     (root / "train" / "class_2").symlink_to(elsewhere, target_is_directory=True)
-    folder = PictureFolder(root)
+    folder = ClassFolders(root)
     assert folder.classes == ("class_0", "class_1", "class_2")
     names = [path.relative_to(root / "train").as_posix() for path in folder.files("train")]
     kept = [f"class_{label}/{number:02d}.png" for label in range(2) for number in range(3)]
@@ -97,19 +97,19 @@ def test_hidden_folders_at_any_depth_links_and_folders_named_like_images(picture
 
 
 @pytest.mark.parametrize(("make", "kind"), [("pipe", "a named pipe"), ("device", "a device")])
-def test_what_is_no_regular_file_is_named_and_never_opened(picture_folder, make, kind):
-    root = picture_folder()
+def test_what_is_no_regular_file_is_named_and_never_opened(image_folder, make, kind):
+    root = image_folder()
     path = root / "train" / "class_0" / "more.png"
     if make == "pipe":
         os.mkfifo(path)
     else:
         path.symlink_to("/dev/zero")
     with pytest.raises(SettingError, match=rf"image must be a regular file, but '.*more.png' is {kind}"):
-        PictureFolder(root).load()
+        ClassFolders(root).load()
 
 
-def test_odd_exif_names_the_file(picture_folder):
-    root = picture_folder()
+def test_odd_exif_names_the_file(image_folder):
+    root = image_folder()
     # A tag for the width that says -1 where a size belongs, and one that asks for a turn.
     entries = struct.pack("<HHIi", 0x0100, 9, 1, -1) + struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
     exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + struct.pack("<I", 0)
@@ -118,48 +118,48 @@ def test_odd_exif_names_the_file(picture_folder):
     raw = jpeg.getvalue()
     odd = raw[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + raw[2:]
     (root / "train" / "class_0" / "odd.jpg").write_bytes(odd)
-    with pytest.raises(SettingError, match=r"class_0/odd.jpg can't be read as a picture"):
-        PictureFolder(root).load()
+    with pytest.raises(SettingError, match=r"class_0/odd.jpg can't be read as an image"):
+        ClassFolders(root).load()
 
 
 def test_folder_that_does_not_exist_is_refused(tmp_path):
     with pytest.raises(SettingError, match=r"root must be a folder that exists, but is '.*nowhere'"):
-        PictureFolder(tmp_path / "nowhere")
+        ClassFolders(tmp_path / "nowhere")
 
 
 def test_empty_folder_is_refused(tmp_path):
     with pytest.raises(SettingError, match=r"must have a folder 'train'.*but has nothing"):
-        PictureFolder(tmp_path)
+        ClassFolders(tmp_path)
 
 
-def test_one_class_is_refused(picture_folder):
+def test_one_class_is_refused(image_folder):
     with pytest.raises(SettingError, match="at least two folders, one for each class, but has class_0"):
-        PictureFolder(picture_folder(classes=1))
+        ClassFolders(image_folder(classes=1))
 
 
-def test_class_without_pictures_is_refused(picture_folder):
-    root = picture_folder()
+def test_class_without_images_is_refused(image_folder):
+    root = image_folder()
     (root / "train" / "class_9").mkdir()
-    with pytest.raises(SettingError, match="class_9' has no pictures"):
-        PictureFolder(root).load()
+    with pytest.raises(SettingError, match="class_9' has no images"):
+        ClassFolders(root).load()
 
 
-def test_broken_picture_is_named(picture_folder):
-    root = picture_folder(("train", "test"))
+def test_broken_image_is_named(image_folder):
+    root = image_folder(("train", "test"))
     (root / "test" / "class_1" / "03.png").write_bytes(b"\x89PNG not really")
-    with pytest.raises(SettingError, match=r"test/class_1/03.png can't be read as a picture"):
-        PictureFolder(root).load()
+    with pytest.raises(SettingError, match=r"test/class_1/03.png can't be read as an image"):
+        ClassFolders(root).load()
 
 
-def test_different_sizes_without_image_size_are_refused(picture_folder):
-    root = picture_folder()
+def test_different_sizes_without_image_size_are_refused(image_folder):
+    root = image_folder()
     Image.new("RGB", (9, 9)).save(root / "train" / "class_1" / "zz.png")
-    with pytest.raises(SettingError, match=r"image_size must be set where pictures differ.*zz.png is \(3, 9, 9\)"):
-        PictureFolder(root).load()
+    with pytest.raises(SettingError, match=r"image_size must be set where images differ.*zz.png is \(3, 9, 9\)"):
+        ClassFolders(root).load()
 
 
-def test_class_that_training_does_not_know_is_refused(picture_folder):
-    root = picture_folder()
+def test_class_that_training_does_not_know_is_refused(image_folder):
+    root = image_folder()
     (root / "test" / "class_7").mkdir(parents=True)
     with pytest.raises(SettingError, match="has a class 'class_7' that 'train' doesn't have"):
-        PictureFolder(root).load()
+        ClassFolders(root).load()

@@ -63,7 +63,7 @@ def test_sizes_of_the_splits_are_the_asked_ones():
     assert torch.bincount(split_labels(data, "val")).tolist() == [10] * 10
 
 
-def test_subset_never_contains_validation_pictures():
+def test_subset_never_contains_validation_images():
     data = set_up(val_size=200, train_size=1238)
     parts = [data._splits[split].indices for split in ("train", "val")]
     assert torch.cat(parts).unique().numel() == 1438
@@ -73,7 +73,7 @@ def test_training_batches_are_normalized():
     data = ImageData(batch_size=2000)
     images, labels = fitted(data).batches[0]
     assert labels.dtype == torch.int64
-    # Constants are of these very pictures; float32 rounding of a mean of 80,000 numbers.
+    # Constants are of these very images; float32 rounding of a mean of 80,000 numbers.
     assert abs(images.mean().item()) < 1e-5
     assert abs(images.std(correction=0).item() - 1) < 1e-5
 
@@ -84,7 +84,7 @@ def test_origin_of_the_constants_is_said_once(caplog):
         data.setup("test")
     said = [record.message for record in caplog.records if "normalized" in record.message]
     assert len(said) == 1
-    assert "of the 200 training pictures" in said[0]
+    assert "of the 200 training images" in said[0]
 
 
 def test_constants_travel_with_the_checkpoint():
@@ -123,14 +123,14 @@ def test_same_seed_gives_the_same_batches_whatever_else_is_drawn(random):
 class Marks(Augmentation):
     """Shows where it was, in pixels: 1 before normalization, -7 after it."""
 
-    def __call__(self, pictures, *, stream):
-        assert pictures.dtype == torch.uint8
-        return torch.ones(pictures.shape)
+    def __call__(self, images, *, stream):
+        assert images.dtype == torch.uint8
+        return torch.ones(images.shape)
 
-    def after_normalization(self, pictures, *, stream):
-        pictures = pictures.clone()
-        pictures[:, :, 0] = -7
-        return pictures
+    def after_normalization(self, images, *, stream):
+        images = images.clone()
+        images[:, :, 0] = -7
+        return images
 
 
 def test_augmentation_is_before_normalization_and_erasing_after_it():
@@ -177,7 +177,7 @@ def test_what_is_off_for_known_data_is_said_once(caplog):
     said = [record.message for record in caplog.records if "augment" in record.message]
     assert said == [
         "augment basic is without horizontal flips, vertical flips, saturation, hue and grayscale (one channel) for "
-        "the pictures of digits"
+        "the images of digits"
     ]
 
 
@@ -185,8 +185,8 @@ def test_what_is_off_for_known_data_is_said_once(caplog):
     ("dataset", "horizontal", "vertical"),
     [("mnist", 0, 0), ("fashion_mnist", 0.5, 0), ("cifar10", 0.5, 0), ("image_folder", 0.5, 0.5)],
 )
-def test_flips_are_those_that_leave_a_picture_what_it_is(dataset, horizontal, vertical, picture_folder):
-    root = picture_folder() if dataset == "image_folder" else "data"
+def test_flips_are_those_that_leave_an_image_what_it_is(dataset, horizontal, vertical, image_folder):
+    root = image_folder() if dataset == "image_folder" else "data"
     augmentation = ImageData(dataset=dataset, root=root, augment="basic")._pipeline.augmentation
     assert augmentation.horizontal_flip_prob == horizontal
     assert augmentation.vertical_flip_prob == vertical
@@ -306,8 +306,8 @@ def test_precision_reaches_the_batch():
     assert module.batches[0][0].dtype == torch.float64
 
 
-def test_own_pictures_with_a_validation_folder(picture_folder):
-    data = set_up(dataset="image_folder", root=picture_folder(("train", "val"), classes=3, count=4), val_size=0.5)
+def test_own_images_with_a_validation_folder(image_folder):
+    data = set_up(dataset="image_folder", root=image_folder(("train", "val"), classes=3, count=4), val_size=0.5)
     assert data.num_classes == 3
     assert data.input_shape == (3, 8, 8)
     assert len(split_labels(data, "train")) == len(split_labels(data, "val")) == 12

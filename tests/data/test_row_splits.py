@@ -225,7 +225,7 @@ def test_labels_of_several_are_mixed_as_they_are():
         ({"target": ["red", "size"], "task": "multilabel"}, "target 'size' must be 0 or 1 in every row where task"),
         ({"target": "red", "task": "multilabel"}, "target must name several columns where task is multilabel"),
         ({"target": ["red", "round"], "task": "classification"}, "task must be multilabel or regression for several"),
-        ({"target": ["red", "colour"]}, "target must be a column of .*, but is 'colour'"),
+        ({"target": ["red", "color"]}, "target must be a column of .*, but is 'color'"),
         ({"target": []}, "target must name the column of the table to predict, but is left out"),
     ],
 )

@@ -23,8 +23,8 @@ def write_idx(path, values, *, compressed):
 
 def write_mnist(folder, *, compressed=False):
     for stem, count in (("train", 30), ("t10k", 20)):
-        pictures = np.arange(count)[:, None, None] * np.ones((1, 28, 28))
-        write_idx(folder / f"{stem}-images-idx3-ubyte", pictures, compressed=compressed)
+        images = np.arange(count)[:, None, None] * np.ones((1, 28, 28))
+        write_idx(folder / f"{stem}-images-idx3-ubyte", images, compressed=compressed)
         write_idx(folder / f"{stem}-labels-idx1-ubyte", np.arange(count) % 10, compressed=compressed)
 
 
@@ -134,7 +134,7 @@ def test_broken_idx_file_is_named(tmp_path):
 def test_labels_of_another_number_are_refused(tmp_path):
     write_mnist(tmp_path)
     write_idx(tmp_path / "train-labels-idx1-ubyte", np.arange(29), compressed=False)
-    with pytest.raises(SettingError, match=r"as many labels as pictures.* is \(30, 28, 28\) and there are 29 labels"):
+    with pytest.raises(SettingError, match=r"as many labels as images.* is \(30, 28, 28\) and there are 29 labels"):
         SOURCES["mnist"].load(tmp_path)
 
 
@@ -152,7 +152,7 @@ def test_cifar_is_read_through_torchvision(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_constants_and_classes_fit_the_pictures(name):
+def test_constants_and_classes_fit_the_images(name):
     source = SOURCES[name]
     assert len(set(source.classes)) == len(source.classes) == (100 if name == "cifar100" else 10)
     for constants in (source.mean, source.std):

@@ -8,7 +8,7 @@ from lightning_reg.data import TabularData
 from lightning_reg.settings import SettingError
 
 GOOD = (
-    "size,colour,label\n1,red,a\n2,blue,b\n3,red,a\n4,blue,b\n5,red,a\n6,blue,b\n7,red,a\n8,blue,b\n9,red,a\n10,red,b\n"
+    "size,color,label\n1,red,a\n2,blue,b\n3,red,a\n4,blue,b\n5,red,a\n6,blue,b\n7,red,a\n8,blue,b\n9,red,a\n10,red,b\n"
 )
 
 
@@ -29,15 +29,15 @@ def assert_refused(message, content=GOOD, **settings):
     [
         (
             {"target": "lable"},
-            "target must be a column of table.csv, which has size, colour, label, but is 'lable'; did",
+            "target must be a column of table.csv, which has size, color, label, but is 'lable'; did",
         ),
         (
             {"ignore": ["weight"]},
-            "ignore must be a column of table.csv, which has size, colour, label, but is 'weight'",
+            "ignore must be a column of table.csv, which has size, color, label, but is 'weight'",
         ),
         ({"as_category": ["weight"]}, "as_category must be a column of table.csv"),
         ({"ignore": ["label"]}, "ignore must not name the target 'label'"),
-        ({"ignore": ["size", "colour"]}, "table.csv must have a column beside the target 'label', but has none"),
+        ({"ignore": ["size", "color"]}, "table.csv must have a column beside the target 'label', but has none"),
         ({"target": None}, "target must name the column of table.csv to predict, but is left out"),
         ({"dataset": "iris"}, "one of dataset .*, path and table must be given, but 2 are: iris and table.csv"),
         ({"path": None, "target": None}, "one of dataset .*, path and table must be given, but none is"),

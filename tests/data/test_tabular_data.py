@@ -25,7 +25,7 @@ def table(tmp_path):
             "weight": [f"{value:.3f}" for value in np.exp(random.normal(0, 1, ROWS))],
             "old": [str(value) for value in random.random(ROWS) > 0.5],
             "since": [f"20{10 + row % 10}-0{1 + row % 9}-15" for row in range(ROWS)],
-            "colour": [["red", "green", "blue"][row % 3] for row in range(ROWS)],
+            "color": [["red", "green", "blue"][row % 3] for row in range(ROWS)],
             "label": [["yes", "no"][(row % 3 == 0) ^ (row % 7 == 0)] for row in range(ROWS)],
         }
         for row in range(0, ROWS, 10):
@@ -124,7 +124,7 @@ def test_columns_are_what_the_table_says(table):
     data = set_up(path=table(), target="label", numeric="none")
     inputs, targets = part(data, "train")
     assert data.classes == ("no", "yes")
-    # size, weight, old, since, whether weight is missing, three colours
+    # size, weight, old, since, whether weight is missing, three colors
     assert data.input_shape == (8,) == inputs.shape[1:]
     with table().open() as file:
         lines = list(csv.DictReader(file))
@@ -138,7 +138,7 @@ def test_columns_are_what_the_table_says(table):
             row["old"] == "True",
             day,
             row["weight"] == "NA",
-            *(row["colour"] == colour for colour in ("blue", "green", "red")),
+            *(row["color"] == color for color in ("blue", "green", "red")),
         ]
         for row, day in zip(rows, days, strict=True)
     ]
@@ -146,7 +146,7 @@ def test_columns_are_what_the_table_says(table):
     assert targets.tolist() == [row["label"] == "yes" for row in rows]
 
 
-def test_numbers_are_standardised_by_the_training_rows_alone(table):
+def test_numbers_are_standardized_by_the_training_rows_alone(table):
     data = set_up(path=table(), target="label", val_size=0.4)
     inputs, _ = part(data, "train")
     # float32 rounding of the mean of some 100 numbers around 1
@@ -176,27 +176,27 @@ def test_quantiles_make_a_skewed_column_normal(table):
 
 
 def test_missing_and_unseen_categories_have_a_code_of_their_own(table):
-    colours = [["red", "green", ""][row % 3] for row in range(ROWS)]
-    data = TabularData(path=table(colour=colours), target="label", categorical="embed")
+    colors = [["red", "green", ""][row % 3] for row in range(ROWS)]
+    data = TabularData(path=table(color=colors), target="label", categorical="embed")
     assert data.categories == (3,)
     unseen = int(data._rows["test"][0])
-    colours[unseen] = "violet"
-    data = set_up(path=table(colour=colours), target="label", categorical="embed")
+    colors[unseen] = "violet"
+    data = set_up(path=table(color=colors), target="label", categorical="embed")
     assert data.categories == (3,)
     codes = part(data, "test")[0][:, -1].tolist()
-    expected = [{"green": 1, "red": 2}.get(colours[row], 0) for row in data._rows["test"].tolist()]
+    expected = [{"green": 1, "red": 2}.get(colors[row], 0) for row in data._rows["test"].tolist()]
     assert codes == expected
-    one_hot = set_up(path=table(colour=colours), target="label")
+    one_hot = set_up(path=table(color=colors), target="label")
     blocks = part(one_hot, "test")[0][:, -3:]
     assert blocks.argmax(1).tolist() == expected
     assert blocks.sum(1).eq(1).all()
 
 
 def test_unseen_category_is_all_zeros_where_training_rows_have_no_missing_ones(table):
-    colours = [["red", "green"][row % 2] for row in range(ROWS)]
-    row = int(TabularData(path=table(colour=colours), target="label")._rows["test"][0])
-    colours[row] = "violet"
-    data = set_up(path=table(colour=colours), target="label")
+    colors = [["red", "green"][row % 2] for row in range(ROWS)]
+    row = int(TabularData(path=table(color=colors), target="label")._rows["test"][0])
+    colors[row] = "violet"
+    data = set_up(path=table(color=colors), target="label")
     assert part(data, "test")[0][0, -2:].tolist() == [0, 0]
     assert part(data, "train")[0][:, -2:].sum(1).eq(1).all()
 
@@ -244,8 +244,8 @@ def test_what_was_done_is_said_once(table, caplog):
 
 
 def test_text_that_is_no_category_is_warned_of(table):
-    with pytest.warns(UserWarning, match="'colour' has 144 different texts in 144 training rows"):
-        set_up(path=table(colour=[f"name {row}" for row in range(ROWS)]), target="label")
+    with pytest.warns(UserWarning, match="'color' has 144 different texts in 144 training rows"):
+        set_up(path=table(color=[f"name {row}" for row in range(ROWS)]), target="label")
 
 
 @pytest.mark.parametrize("categorical", ["one_hot", "embed"])
@@ -254,7 +254,7 @@ def test_mixing_is_for_training_alone_and_gives_probabilities(table, categorical
     inputs, targets = fitted(data).batches[0]
     assert targets.shape == (32, 2)
     torch.testing.assert_close(targets.sum(1), torch.ones(32))
-    blocks = inputs[:, -3:]  # the colours
+    blocks = inputs[:, -3:]  # the colors
     torch.testing.assert_close(blocks.sum(1), torch.ones(32))
     assert ((blocks > 0).sum(1) == 2).any()
 
@@ -316,7 +316,7 @@ def test_checkpoint_of_another_encoding_is_refused_and_of_another_split_warned_o
     with pytest.warns(UserWarning, match="trained with seed 0, not 3"):
         set_up(**settings, seed=3).load_state_dict(state)
     with pytest.raises(SettingError, match="must have the checkpoint's classes, no, yes, but has blue, green, red"):
-        set_up(path=table(), target="colour").load_state_dict(state)
+        set_up(path=table(), target="color").load_state_dict(state)
     with pytest.raises(SettingError, match="must have a column 'size' of numbers, as the checkpoint's table has"):
         set_up(**settings, ignore=["size"]).load_state_dict(state)
 
@@ -348,7 +348,7 @@ def test_mlp_learns_from_a_table(table, categorical, precision):
     )
     trainer = quiet_trainer(max_epochs=30, precision=precision)
     trainer.fit(module, datamodule=data)
-    # The label is that of the colour in six of seven rows, and 1/3 of them are red: without it 0.62 is the best.
+    # The label is that of the color in six of seven rows, and 1/3 of them are red: without it 0.62 is the best.
     assert trainer.callback_metrics["train/accuracy"] > 0.8
 
 
@@ -368,7 +368,7 @@ def test_parquet_gives_what_csv_gives(table, tmp_path):
     columns = arrow_csv.read_csv(path, convert_options=options)
     kinds = columns.schema.types
     assert pyarrow.types.is_date(kinds[3])
-    columns = columns.set_column(4, "colour", columns["colour"].dictionary_encode())
+    columns = columns.set_column(4, "color", columns["color"].dictionary_encode())
     parquet.write_table(columns, tmp_path / "table.parquet")
     for categorical in ("one_hot", "embed"):
         text, binary = (

@@ -6,8 +6,8 @@ from lightning.pytorch import Callback
 
 from lightning_reg import callbacks
 from lightning_reg.callbacks import (
+    BatchImages,
     BatchMixing,
-    BatchPicture,
     BestWeightsEarlyStopping,
     DropoutSchedule,
     ExponentialMovingAverage,
@@ -44,7 +44,7 @@ SETTINGS = {
     "BatchMixing per sample": lambda project: BatchMixing(
         Mixup(alpha=0.7, per_sample=True), input_key=project.input_key, target_key=project.target_key, seed=3
     ),
-    "BatchPicture": lambda project: BatchPicture(input_key=project.input_key, target_key=project.target_key),
+    "BatchImages": lambda project: BatchImages(input_key=project.input_key, target_key=project.target_key),
     "BestWeightsEarlyStopping": lambda project: BestWeightsEarlyStopping(project.watched, patience=100),
     "DropoutSchedule": lambda _: DropoutSchedule(schedule=StrengthSchedule(end=2.0, duration=1)),
     "FreezeBatchNorm": lambda _: FreezeBatchNorm(),

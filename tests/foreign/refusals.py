@@ -35,7 +35,7 @@ REFUSALS = [
     (("BatchMixing*",), WITHOUT_LABELS, "the loss must be computed by a function of torch's"),
     (("BatchMixing*",), ("focal loss",), "loss"),
     (("BatchMixing*",), ("batch of graphs",), "as many samples"),
-    (("BatchMixing*", "BatchPicture"), ("step with an iterator",), "input_key"),
+    (("BatchMixing*", "BatchImages"), ("step with an iterator",), "input_key"),
     (("ConfidencePenalty",), ("batch a tensor", "variational", "centered teacher"), "cross_entropy"),
     # One clips, not two.
     (("GradientClipping*",), ("looks at clipping",), "gradient_clip_val must be left out"),

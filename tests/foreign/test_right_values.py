@@ -10,8 +10,8 @@ from lightning.pytorch import Callback
 from torch import nn
 
 from lightning_reg.callbacks import (
+    BatchImages,
     BatchMixing,
-    BatchPicture,
     ExponentialMovingAverage,
     GeneralizationGap,
     GradientClipping,
@@ -211,8 +211,8 @@ def test_without_validation_the_gap_warns_and_watches_nothing():
 
 
 def test_batches_without_images_are_said_once_to_have_none():
-    outcome = fit(PROJECTS["batch of graphs"], [BatchPicture(every_n_epochs=1)])
-    assert sum("BatchPicture" in said for said in outcome.said) == 1
+    outcome = fit(PROJECTS["batch of graphs"], [BatchImages(every_n_epochs=1)])
+    assert sum("BatchImages" in said for said in outcome.said) == 1
 
 
 @pytest.mark.parametrize("name", ["scheduler by hand", "endless data", "iterable data"])

@@ -50,7 +50,7 @@ def test_rate_of_seeds_is_the_one_for_which_the_expected_share_is_p(sizes, block
 
 @pytest.mark.parametrize("sizes", MAPS, ids=str)
 @pytest.mark.parametrize("block_size", BLOCKS)
-def test_realised_share_is_p_within_four_standard_errors(sizes, block_size):
+def test_realized_share_is_p_within_four_standard_errors(sizes, block_size):
     """Units of one map are dropped together, maps are independent: the spread between maps gives the error."""
     torch.manual_seed(block_size)
     count = max(200, 200_000 // int(torch.tensor(sizes).prod()))

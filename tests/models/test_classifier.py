@@ -177,7 +177,7 @@ def test_bad_settings_are_refused(settings, message):
         mlp(**settings)
 
 
-def test_batch_of_one_is_fine_where_pictures_have_many_positions():
+def test_batch_of_one_is_fine_where_images_have_many_positions():
     module = CNN(input_shape=(1, 8, 8), num_classes=3, channels=[4])
     assert fit(module, loader(*samples(3), batch_size=1)).global_step == 3
 

@@ -31,7 +31,7 @@ def rnn(**settings):
 
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 6), (7, 5)])
-def test_pictures_and_sequences_train(cell, shape):
+def test_images_and_sequences_train(cell, shape):
     module = rnn(cell=cell, input_shape=shape, drop_prob=0.2, weight_drop_prob=0.2, norm="layer", bidirectional=True)
     before = {name: value.clone() for name, value in module.named_parameters()}
     trainer = fit(module, batches(shape))

@@ -29,7 +29,7 @@ def transformer(**settings):
 
 @pytest.mark.parametrize("pool", ["mean", "class_token"])
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 4), (7, 5)])
-def test_pictures_and_sequences_train(shape, pool):
+def test_images_and_sequences_train(shape, pool):
     # A branch that is dropped from every sample of a batch gets no gradient, so its rate is 0 here.
     module = transformer(input_shape=shape, pool=pool, norm="rms", drop_prob=0.2, attention_drop_prob=0.2)
     before = {name: value.clone() for name, value in module.named_parameters()}

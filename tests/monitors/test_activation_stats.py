@@ -278,7 +278,7 @@ def test_what_is_not_finite_is_named_once_rather_than_shown():
     assert "activation/network.first/mean" in seen[-1]
 
 
-def test_scalars_arrive_in_a_csv_and_histograms_and_the_picture_in_tensorboard(tmp_path):
+def test_scalars_arrive_in_a_csv_and_histograms_and_the_image_in_tensorboard(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     loggers = [CSVLogger(tmp_path, "csv"), TensorBoardLogger(tmp_path, "tb")]
@@ -295,8 +295,8 @@ def test_scalars_arrive_in_a_csv_and_histograms_and_the_picture_in_tensorboard(t
     value = histograms[0].histogram_value
     assert value.num == pytest.approx(96)
     assert sum(value.bucket) == pytest.approx(96)
-    picture = events.Images("activation_1/colourful_dimension")[-1]
-    assert picture.height > 100
+    image = events.Images("activation_1/colorful_dimension")[-1]
+    assert image.height > 100
     assert not [tag for tag in events.Tags()["histograms"] if tag.startswith("activation_2")]
 
 
@@ -308,7 +308,7 @@ def test_a_fit_that_is_hardly_longer_is_not_drawn_anew_but_its_end_is(tmp_path):
     trainer = quiet_trainer(stats, logger=logger, log_every_n_steps=6, max_epochs=24)
     trainer.fit(SomebodysModule(), loader(), loader())
     events = EventAccumulator(logger.log_dir, size_guidance={"images": 0}).Reload()
-    epochs = [each.step / 6 for each in events.Images("activation/colourful_dimension")]
+    epochs = [each.step / 6 for each in events.Images("activation/colorful_dimension")]
     assert epochs[:10] == list(range(1, 11))
     assert epochs[-1] == 24
     assert len(epochs) < 20

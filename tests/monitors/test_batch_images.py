@@ -1,4 +1,4 @@
-"""The picture of a training batch: what is shown, when, and of whose batch."""
+"""The image of a training batch: what is shown, when, and of whose batch."""
 
 from collections import namedtuple
 from contextlib import nullcontext
@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from lightning_reg.callbacks import BatchMixing, BatchPicture
+from lightning_reg.callbacks import BatchImages, BatchMixing
 from lightning_reg.core.streams import random_stream
 from lightning_reg.data import ImageData
 from lightning_reg.monitors import batch_images
@@ -31,7 +31,7 @@ class Sample:
 
 
 class Module(LightningModule):
-    """Remembers its first batch; knows where pictures are in it."""
+    """Remembers its first batch; knows where images are in it."""
 
     def __init__(self, of=lambda batch: batch[0]):
         super().__init__()
@@ -49,12 +49,12 @@ class Module(LightningModule):
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """What would be drawn: pictures and captions."""
+    """What would be drawn: images and captions."""
     calls = []
 
-    def remember(pictures, captions):
-        calls.append((pictures, captions))
-        return captioned_grid(pictures, captions)
+    def remember(images, captions):
+        calls.append((images, captions))
+        return captioned_grid(images, captions)
 
     monkeypatch.setattr(batch_images, "captioned_grid", remember)
     return calls
@@ -79,29 +79,29 @@ def batch(channels=3):
     return torch.randn(4, channels, 8, 8, generator=generator), torch.tensor([0, 1, 2, 1])
 
 
-def test_picture_in_the_event_file_is_what_the_network_saw(tmp_path, drawn):
+def test_image_in_the_event_file_is_what_the_network_saw(tmp_path, drawn):
     class Validates(Module):
         def validation_step(self, batch, batch_idx):
             pass
 
     data = ImageData(augment="basic", mix=Mixup(alpha=1.0), batch_size=32, train_size=96)
     module = Validates()
-    trainer = quiet_trainer(BatchPicture(max_samples=9), logger=TensorBoardLogger(tmp_path), log_every_n_steps=1)
+    trainer = quiet_trainer(BatchImages(max_samples=9), logger=TensorBoardLogger(tmp_path), log_every_n_steps=1)
     trainer.fit(module, datamodule=data)
-    ((pictures, captions),) = drawn
+    ((images, captions),) = drawn
     mean, std = data.mean_and_std
     # Normalization and back: three roundings of numbers up to 3.
-    torch.testing.assert_close(pictures, (module.seen[0][:9] * std + mean).clamp(0, 1), rtol=0, atol=1e-6)
+    torch.testing.assert_close(images, (module.seen[0][:9] * std + mean).clamp(0, 1), rtol=0, atol=1e-6)
     assert all(1 <= len(lines) <= 2 for lines in captions)
     assert any(len(lines) == 2 for lines in captions)
     (event,) = logged(trainer)
     (tmp_path / "a.png").write_bytes(event.encoded_image_string)
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "a.png")), np.asarray(captioned_grid(pictures, captions)))
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "a.png")), np.asarray(captioned_grid(images, captions)))
 
 
 @pytest.mark.parametrize(("every", "steps"), [(None, [0]), (1, [0, 2, 4, 6, 8]), (2, [0, 4, 8])])
 def test_once_a_fit_or_every_so_many_epochs(every, steps, tmp_path):
-    _, trainer = fit(BatchPicture(every_n_epochs=every), [batch()] * 2, tmp_path, max_epochs=5)
+    _, trainer = fit(BatchImages(every_n_epochs=every), [batch()] * 2, tmp_path, max_epochs=5)
     assert [event.step for event in logged(trainer)] == steps
 
 
@@ -113,7 +113,7 @@ def test_it_changes_nothing_and_lets_go(fails, tmp_path):
                 raise InterruptedError
 
     weights = []
-    for callback in (BatchPicture(every_n_epochs=1), Callback()):
+    for callback in (BatchImages(every_n_epochs=1), Callback()):
         given = batch()
         before, state = given[0].clone(), torch.get_rng_state()
         module = Module()
@@ -130,7 +130,7 @@ def test_it_changes_nothing_and_lets_go(fails, tmp_path):
 
 
 def test_every_fit_of_a_trainer_is_shown(tmp_path, drawn):
-    callback = BatchPicture()
+    callback = BatchImages()
     for _ in range(2):
         fit(callback, [batch()], tmp_path)
     assert len(drawn) == 2
@@ -150,10 +150,10 @@ def test_every_fit_of_a_trainer_is_shown(tmp_path, drawn):
 )
 def test_batches_of_any_kind(make, keys, tmp_path, drawn):
     images, labels = batch()
-    fit(BatchPicture(**keys, class_names=["cat", "dog"]), [make(images, labels)], tmp_path, of=lambda _: images)
-    ((pictures, captions),) = drawn
+    fit(BatchImages(**keys, class_names=["cat", "dog"]), [make(images, labels)], tmp_path, of=lambda _: images)
+    ((images, captions),) = drawn
     low, high = images.aminmax()
-    torch.testing.assert_close(pictures, (images - low) / (high - low))
+    torch.testing.assert_close(images, (images - low) / (high - low))
     assert captions == ([[]] * 4 if make(1, 2) == 1 else [["cat"], ["dog"], ["2"], ["dog"]])
 
 
@@ -169,7 +169,7 @@ def test_batches_of_any_kind(make, keys, tmp_path, drawn):
     ids=["soft", "one-hot", "values", "column", "column of labels"],
 )
 def test_targets_of_any_kind(targets, captions, tmp_path, drawn):
-    fit(BatchPicture(), [(batch()[0], targets)], tmp_path)
+    fit(BatchImages(), [(batch()[0], targets)], tmp_path)
     assert drawn[0][1] == captions
 
 
@@ -181,9 +181,7 @@ class Classifies(Module):
 
 def test_labels_that_a_callback_mixes_in_are_named(tmp_path, drawn):
     mixing = BatchMixing(Mixup(per_sample=True), seed=0)
-    trainer = quiet_trainer(
-        BatchPicture(max_samples=3), mixing, logger=TensorBoardLogger(tmp_path), log_every_n_steps=1
-    )
+    trainer = quiet_trainer(BatchImages(max_samples=3), mixing, logger=TensorBoardLogger(tmp_path), log_every_n_steps=1)
     trainer.fit(Classifies(), DataLoader([batch()], batch_size=None))
     stream = random_stream(0, 0, 0, 0, "BatchMixing", 0)
     stream.random()
@@ -205,17 +203,17 @@ def test_what_others_put_around_the_step_is_seen(tmp_path, drawn):
             )
 
     for others in ([Doubles()], []):
-        callback = BatchPicture()
+        callback = BatchImages()
         settings = {"others": others} if others else {"others": (), "callbacks": [Doubles(), callback]}
         fit(callback, [batch()], tmp_path, **settings)
-    assert [pictures.shape for pictures, _ in drawn] == [(4, 1, 2, 2)] * 2
+    assert [images.shape for images, _ in drawn] == [(4, 1, 2, 2)] * 2
 
 
 @pytest.mark.parametrize(
     ("shape", "shown"), [((4, 6), (1, 1, 6)), ((4, 5, 6), (1, 5, 6)), ((4, 7, 5, 6), (1, 5, 6))], ids=str
 )
-def test_what_is_no_picture_is_drawn_as_grey_values(shape, shown, tmp_path, drawn):
-    fit(BatchPicture(), [(torch.arange(float(torch.Size(shape).numel())).view(shape), batch()[1])], tmp_path)
+def test_what_is_no_image_is_drawn_as_gray_values(shape, shown, tmp_path, drawn):
+    fit(BatchImages(), [(torch.arange(float(torch.Size(shape).numel())).view(shape), batch()[1])], tmp_path)
     assert drawn[0][0].shape[1:] == shown
 
 
@@ -225,11 +223,11 @@ def test_numbers_that_are_not_finite_are_drawn():
     assert torch.isfinite(shown).all()
 
 
-def test_without_a_logger_that_takes_pictures_it_says_so(tmp_path, caplog):
+def test_without_a_logger_that_takes_images_it_says_so(tmp_path, caplog):
     with caplog.at_level("INFO"):
-        trainer = quiet_trainer(BatchPicture(), logger=CSVLogger(tmp_path), log_every_n_steps=1)
+        trainer = quiet_trainer(BatchImages(), logger=CSVLogger(tmp_path), log_every_n_steps=1)
         trainer.fit(Module(), DataLoader([batch()], batch_size=None))
-    assert any("no logger that takes pictures" in record.message for record in caplog.records)
+    assert any("no logger that takes images" in record.message for record in caplog.records)
 
 
 @pytest.mark.parametrize(
@@ -243,33 +241,33 @@ def test_without_a_logger_that_takes_pictures_it_says_so(tmp_path, caplog):
         ([torch.ones(2, 3)], {}, "target_key must be an index below 1, the number of the batch's parts, but is 1"),
         (
             Pair(torch.ones(2, 3), 1),
-            {"input_key": "picture"},
-            r"'image', 'label', the batch's fields, .* but is 'picture'",
+            {"input_key": "image"},
+            r"'image', 'label', the batch's fields, .* but is 'image'",
         ),
-        (torch.ones(2), {}, r"input_key must give pictures .* but those are \(2,\)"),
+        (torch.ones(2), {}, r"input_key must give images .* but those are \(2,\)"),
     ],
     ids=["mapping", "list", "namedtuple", "shape"],
 )
 def test_batch_without_what_is_asked_for_is_refused(given, settings, message, tmp_path):
     with pytest.raises(SettingError, match=message):
-        fit(BatchPicture(**settings), [given], tmp_path, of=lambda _: torch.ones(2, 3))
+        fit(BatchImages(**settings), [given], tmp_path, of=lambda _: torch.ones(2, 3))
 
 
 @pytest.mark.parametrize("setting", ["every_n_epochs", "max_samples"])
 def test_bad_settings_are_refused_at_once(setting):
     with pytest.raises(SettingError, match=f"{setting} must be a whole number of at least 1, but is 0"):
-        BatchPicture(**{setting: 0})
+        BatchImages(**{setting: 0})
 
 
 def test_grid_keeps_pixels_square_and_cuts_captions_off():
-    pictures = torch.zeros(2, 1, 8, 8)
-    pictures[0, 0, 0, 0] = 1
-    grid = np.asarray(captioned_grid(pictures, [["a name that is much too long for its picture"], ["b"]]))
+    images = torch.zeros(2, 1, 8, 8)
+    images[0, 0, 0, 0] = 1
+    grid = np.asarray(captioned_grid(images, [["a name that is much too long for its image"], ["b"]]))
     white = (grid[8:120, 8:120] == 255).all(-1)
     assert white.sum() == 14 * 14
     assert white[:14, :14].all()
-    assert (grid[:, 120:128] == 255).all()  # nothing is written between pictures
+    assert (grid[:, 120:128] == 255).all()  # nothing is written between images
 
 
-def test_large_pictures_are_made_smaller():
+def test_large_images_are_made_smaller():
     assert captioned_grid(torch.zeros(1, 3, 500, 1000), [[]]).size == (224 + 16, 112 + 16)

@@ -185,7 +185,7 @@ def test_samples_are_clean():
     assert trainer.train_dataloader.dataset.dataset.transform is not None  # the user's is as it was
 
 
-def test_our_data_module_gives_clean_pictures():
+def test_our_data_module_gives_clean_images():
     data = ImageData(batch_size=64, train_size=200)
     module = MLP(hidden_sizes=[16], drop_prob=0.5, num_classes=10, input_shape=(1, 8, 8))
     _, trainer = fit(GeneralizationGap(max_samples=None), module=module, data={"datamodule": data})

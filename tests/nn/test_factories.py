@@ -14,7 +14,7 @@ def test_every_norm_keeps_the_shape_it_is_made_for(norm, dims):
     assert make_norm(norm, 64, spatial_dims=dims)(inputs).shape == inputs.shape
 
 
-def test_layer_norm_on_pictures_normalizes_each_position():
+def test_layer_norm_on_images_normalizes_each_position():
     out = make_norm("layer", 64, spatial_dims=2)(torch.randn(2, 64, 3, 3))
     assert out.mean(1).abs().max() < 1e-5
 

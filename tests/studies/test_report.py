@@ -358,11 +358,11 @@ def test_every_run_is_a_line_of_the_table(whole):
         assert {name: float(line[name]) for name in run.metrics} == run.metrics
 
 
-def test_every_picture_is_a_file_too_and_old_ones_go(whole, tmp_path):
+def test_every_image_is_a_file_too_and_old_ones_go(whole, tmp_path):
     _, path = whole
-    pictures = sorted(each.name for each in (path.parent / "plots").iterdir())
-    assert len(pictures) == path.read_text().count("<figure")
-    assert {"every-run.png", "parts-of-the-error.png", "curve-loss-none.png", "weights-l1-b.png"} <= set(pictures)
+    images = sorted(each.name for each in (path.parent / "plots").iterdir())
+    assert len(images) == path.read_text().count("<figure")
+    assert {"every-run.png", "parts-of-the-error.png", "curve-loss-none.png", "weights-l1-b.png"} <= set(images)
     assert all(each.read_bytes().startswith(b"\x89PNG") for each in (path.parent / "plots").iterdir())
     (tmp_path / "plots").mkdir()
     (tmp_path / "plots" / "old.png").touch()
@@ -375,7 +375,7 @@ def test_the_same_study_makes_the_same_page(whole, tmp_path):
     assert write_report(outcome, tmp_path).read_text() == path.read_text()
 
 
-def test_variants_whose_names_differ_in_signs_alone_keep_their_pictures(tmp_path):
+def test_variants_whose_names_differ_in_signs_alone_keep_their_images(tmp_path):
     names = {"L1 0.1": 0.8, "L1-0.1": 0.9, "L1 (0.1)": 0.7}
     path = write_report(Outcome(study(list(names)), results(names)), tmp_path)
     page = Page(path.read_text())

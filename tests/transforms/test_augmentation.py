@@ -16,24 +16,24 @@ from lightning_reg.functional.color import SATURATION
 from lightning_reg.settings import SettingError
 from lightning_reg.transforms import PRESETS, AdvancedAugmentation, BasicAugmentation, PerSampleAugmentation, preset
 from lightning_reg.transforms.draws import box_sizes
-from lightning_reg.transforms.jitter import ColourJitter
+from lightning_reg.transforms.jitter import ColorJitter
 
 EPS = torch.finfo(torch.float32).eps
 OFF = {"brightness": 0, "contrast": 0, "saturation": 0, "hue": 0, "grayscale_prob": 0}
 
 
-def pictures(count, shape=(3, 16, 16)):
+def images(count, shape=(3, 16, 16)):
     return torch.randint(0, 256, (count, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def one_picture(size=16):
-    """Smooth, coloured, without any symmetry."""
+def one_image(size=16):
+    """Smooth, colored, without any symmetry."""
     y, x = torch.meshgrid(torch.linspace(0, 1, size), torch.linspace(0, 1, size), indexing="ij")
     return torch.stack((0.2 + 0.7 * x, 0.9 - 0.6 * y * x, 0.1 + 0.5 * y**2)).mul(255).round().to(torch.uint8)
 
 
 def features(result):
-    """Numbers that tell flips, places, sizes, brightness and colours apart."""
+    """Numbers that tell flips, places, sizes, brightness and colors apart."""
     red, green, blue = result.unbind(1)
     return {
         "red": red.mean((1, 2)),
@@ -70,16 +70,16 @@ CHAINS = {
 @pytest.mark.parametrize("name", CHAINS)
 def test_distribution_is_that_of_torchvision_sample_by_sample(name):
     count = 2000
-    picture = one_picture()
+    image = one_image()
     augmentation, off = preset(name, input_shape=(3, 16, 16))
     assert not off
     stream = Random(0)
-    ours = augmentation(picture.expand(count, -1, -1, -1), stream=stream)
+    ours = augmentation(image.expand(count, -1, -1, -1), stream=stream)
     ours = augmentation.after_normalization(ours, stream=stream)
     chain = v2.Compose(CHAINS[name])
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        theirs = torch.stack([chain(picture.float() / 255) for _ in range(count)])
+        theirs = torch.stack([chain(image.float() / 255) for _ in range(count)])
     others = features(theirs)
     for feature, values in features(ours).items():
         # Two samples of one distribution are further apart than this with a probability of 2 exp(-n D²) = 1e-4.
@@ -90,7 +90,7 @@ def test_distribution_is_that_of_torchvision_sample_by_sample(name):
 @pytest.mark.parametrize(("channels", "prob"), [(3, 1.0), (3, 0.6), (1, 1.0)])
 def test_jitter_is_torchvisions_with_the_same_numbers_in_the_same_order(channels, prob):
     count = 64
-    jitter = ColourJitter(brightness=0.2, contrast=0.3, saturation=0.4, hue=0.1, grayscale_prob=0.2, prob=prob)
+    jitter = ColorJitter(brightness=0.2, contrast=0.3, saturation=0.4, hue=0.1, grayscale_prob=0.2, prob=prob)
     drawn = jitter.draw(count, channels, torch.Generator().manual_seed(0))
     before = torch.rand(count, channels, 6, 5, generator=torch.Generator().manual_seed(1))
     result = drawn.apply_(before.clone(), drawn.rows)
@@ -109,7 +109,7 @@ def test_jitter_is_torchvisions_with_the_same_numbers_in_the_same_order(channels
 
 def test_every_order_of_changes_and_every_range_is_drawn():
     count = 24_000
-    jitter = ColourJitter(brightness=0.2, contrast=0.3, saturation=0.4, hue=0.1, grayscale_prob=0.25, prob=0.75)
+    jitter = ColorJitter(brightness=0.2, contrast=0.3, saturation=0.4, hue=0.1, grayscale_prob=0.25, prob=0.75)
     drawn = jitter.draw(count, 3, torch.Generator().manual_seed(0))
     assert (drawn.rounds, drawn.hue_at) == (7, 3)
     kinds, factors, hue = drawn.rows[:7].long(), drawn.rows[7:14], drawn.rows[14]
@@ -120,13 +120,13 @@ def test_every_order_of_changes_and_every_range_is_drawn():
     assert torch.equal(kinds[:3], kinds[3:6])
     kinds, slot = kinds[:3, jittered], before.sum(0, keepdim=True)
     factors = torch.where(before, factors[:3, jittered], factors[3:6, jittered])
-    grey = drawn.rows[13] == 0
+    gray = drawn.rows[13] == 0
     # z of a binomial count below 4: 24 orders and a few more numbers, each wrong by chance once in 16,000.
     orders = Counter(tuple(row) for row in torch.cat((kinds, slot)).T.tolist())
     share = 0.75 / 24
     assert len(orders) == 24
     assert all(abs(n - count * share) < 4 * math.sqrt(count * share * (1 - share)) for n in orders.values())
-    assert abs(grey.sum() - count / 4) < 4 * math.sqrt(count * 0.25 * 0.75)
+    assert abs(gray.sum() - count / 4) < 4 * math.sqrt(count * 0.25 * 0.75)
     for kind, strength in ((0, 0.2), (1, 0.3), (2, 0.4)):
         values = factors[kinds == kind]
         assert ks_2samp(values.numpy(), np.linspace(1 - strength, 1 + strength, len(values))).pvalue > 1e-4
@@ -134,7 +134,7 @@ def test_every_order_of_changes_and_every_range_is_drawn():
 
 
 def test_what_is_left_of_jitter_without_the_three_changes_is_drawn():
-    jitter = ColourJitter(brightness=0, contrast=0, saturation=0, hue=0.1, grayscale_prob=0.5)
+    jitter = ColorJitter(brightness=0, contrast=0, saturation=0, hue=0.1, grayscale_prob=0.5)
     drawn = jitter.draw(10, 3, torch.Generator().manual_seed(0))
     assert (drawn.rounds, drawn.hue_at) == (1, 0)
     assert drawn.rows[0].tolist() == [SATURATION] * 10
@@ -143,11 +143,11 @@ def test_what_is_left_of_jitter_without_the_three_changes_is_drawn():
 
 
 def test_crops_have_torchvisions_sizes():
-    count, picture, their = 2000, torch.zeros(3, 20, 24), v2.RandomResizedCrop(20, scale=(0.3, 1.0))
+    count, image, their = 2000, torch.zeros(3, 20, 24), v2.RandomResizedCrop(20, scale=(0.3, 1.0))
     make = getattr(their, "make_params", None) or their._get_params
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        parameters = [make([picture]) for _ in range(count)]
+        parameters = [make([image]) for _ in range(count)]
     expected = [(each["height"], each["width"]) for each in parameters]
     generator = torch.Generator().manual_seed(0)
     logs = (math.log(3 / 4), math.log(4 / 3))
@@ -169,9 +169,9 @@ def test_crop_that_never_fits_is_the_largest_one_in_the_middle():
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if name != "none"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_preset_leaves_streams_and_pictures_alone_and_repeats(name, channels):
+def test_preset_leaves_streams_and_images_alone_and_repeats(name, channels):
     augmentation, _ = preset(name, input_shape=(channels, 16, 16))
-    given = pictures(8, (channels, 16, 16))
+    given = images(8, (channels, 16, 16))
     before, states = given.clone(), (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy())
     first, second, other = (augmentation(given, stream=Random(seed)) for seed in (0, 0, 1))
     assert first.dtype == torch.float32
@@ -189,29 +189,29 @@ def test_preset_leaves_streams_and_pictures_alone_and_repeats(name, channels):
 @pytest.mark.parametrize("name", [name for name in PRESETS if name != "none"])
 def test_every_sample_draws_for_itself(name):
     augmentation, _ = preset(name, input_shape=(3, 16, 16))
-    result = augmentation(one_picture().expand(12, -1, -1, -1), stream=Random(0))
-    assert len(result.flatten(1).unique(dim=0)) > 6  # some presets leave some pictures as they are
+    result = augmentation(one_image().expand(12, -1, -1, -1), stream=Random(0))
+    assert len(result.flatten(1).unique(dim=0)) > 6  # some presets leave some images as they are
 
 
 def test_floats_are_taken_as_they_are_and_left_alone():
-    before = pictures(4).float() / 255
+    before = images(4).float() / 255
     kept = before.clone()
     for augmentation in (BasicAugmentation(), AdvancedAugmentation()):
         from_floats = augmentation(before, stream=Random(0))
-        torch.testing.assert_close(from_floats, augmentation(pictures(4), stream=Random(0)), rtol=0, atol=8 * EPS)
+        torch.testing.assert_close(from_floats, augmentation(images(4), stream=Random(0)), rtol=0, atol=8 * EPS)
         assert torch.equal(before, kept)
 
 
 def test_basic_with_everything_off_is_the_identity():
     augmentation = BasicAugmentation(horizontal_flip_prob=0, vertical_flip_prob=0, degrees=0, padding=0, **OFF)
-    assert torch.equal(augmentation(pictures(4), stream=Random(0)), pictures(4).float().mul(1 / 255))
+    assert torch.equal(augmentation(images(4), stream=Random(0)), images(4).float().mul(1 / 255))
 
 
 def test_empty_batch_passes():
-    assert BasicAugmentation()(pictures(0), stream=Random(0)).shape == (0, 3, 16, 16)
+    assert BasicAugmentation()(images(0), stream=Random(0)).shape == (0, 3, 16, 16)
 
 
-def test_erasing_is_after_normalization_and_in_a_quarter_of_the_pictures():
+def test_erasing_is_after_normalization_and_in_a_quarter_of_the_images():
     count = 4000
     normalized = torch.full((count, 1, 8, 8), 2.0)
     erased = AdvancedAugmentation().after_normalization(normalized, stream=Random(0)).eq(0).flatten(1).any(1)
@@ -228,7 +228,7 @@ def test_flips_that_change_the_thing_are_off():
 
 
 @pytest.mark.parametrize(("size", "padding"), [(8, 1), (28, 4), (32, 4), (224, 4)])
-def test_small_pictures_get_a_narrower_border(size, padding):
+def test_small_images_get_a_narrower_border(size, padding):
     assert preset("basic", input_shape=(3, size, size))[0].padding == padding
 
 
@@ -256,15 +256,15 @@ def test_bad_settings_are_refused_at_once(make, message):
 @pytest.mark.parametrize(
     ("transform", "message"),
     [
-        (v2.CenterCrop(4), r"pictures \(C, H, W\) of \(3, 16, 16\), but returned a tensor \(3, 4, 4\)"),
+        (v2.CenterCrop(4), r"images \(C, H, W\) of \(3, 16, 16\), but returned a tensor \(3, 4, 4\)"),
         (v2.ToPILImage(), "but returned a Image"),
     ],
 )
 def test_transform_that_returns_something_else_is_refused(transform, message):
     with pytest.raises(SettingError, match=message):
-        PerSampleAugmentation(transforms=[transform])(pictures(2), stream=Random(0))
+        PerSampleAugmentation(transforms=[transform])(images(2), stream=Random(0))
 
 
-def test_pictures_too_small_to_be_blurred_are_refused():
-    with pytest.raises(SettingError, match="augment must have pictures of at least 2×2, but they are 1×5"):
+def test_images_too_small_to_be_blurred_are_refused():
+    with pytest.raises(SettingError, match="augment must have images of at least 2×2, but they are 1×5"):
         AdvancedAugmentation()(torch.rand(2, 3, 1, 5), stream=Random(0))

@@ -14,12 +14,12 @@ MIXES = [CutMix(), CutMix(per_sample=True), MixupOrCutMix(), MixupOrCutMix(per_s
 
 
 def numbered(count, *shape):
-    """Pictures that hold their own number."""
+    """Images that hold their own number."""
     return torch.arange(float(count)).view(-1, *[1] * len(shape)).expand(count, *shape).contiguous()
 
 
 def shares(mixed):
-    """The part of each picture that isn't its own number."""
+    """The part of each image that isn't its own number."""
     own = numbered(len(mixed), *mixed.shape[1:])
     return (mixed != own).double().flatten(1).mean(1)
 
@@ -49,7 +49,7 @@ def test_box_is_one_rectangle_the_same_in_all_channels():
 
 
 def test_box_covers_what_beta_draws_before_it_is_cut_off():
-    """The middle of a picture of many pixels, whose boxes near the middle aren't cut off: Kolmogorov-Smirnov at 1e-3.
+    """The middle of an image of many pixels, whose boxes near the middle aren't cut off: Kolmogorov-Smirnov at 1e-3.
 
     A box whose middle is drawn uniformly has the side √(1-λ); the paper's weight is its area after cutting off.
     """
@@ -100,20 +100,20 @@ def test_equal_streams_give_equal_batches_and_others_do_not(mix):
 
 
 def test_gradients_pass_through():
-    pictures = torch.randn(3, 1, 4, 4, dtype=torch.float64, requires_grad=True)
+    images = torch.randn(3, 1, 4, 4, dtype=torch.float64, requires_grad=True)
     boxes = [(0, 2, 0, 3), (1, 4, 1, 2), (0, 0, 0, 0)]
     for drawn in (boxes, boxes[:1], [(0, 4, 0, 3)]):  # of each, of all, of all and most of each
-        assert torch.autograd.gradcheck(paste_from_previous, (pictures, drawn))
+        assert torch.autograd.gradcheck(paste_from_previous, (images, drawn))
         # By a mask with a gradient, by copies without one.
-        assert torch.equal(paste_from_previous(pictures, drawn), paste_from_previous(pictures.detach(), drawn))
-    assert torch.autograd.gradcheck(fill_boxes, (pictures, boxes, 0.5))
+        assert torch.equal(paste_from_previous(images, drawn), paste_from_previous(images.detach(), drawn))
+    assert torch.autograd.gradcheck(fill_boxes, (images, boxes, 0.5))
 
 
 def test_switch_prob_is_the_share_of_cutmix():
     stream, mix, cut = Random(0), MixupOrCutMix(switch_prob=0.3), 0
     for _ in range(1000):
         mixed, _ = mix(numbered(2, 1, 4, 4), torch.eye(2), stream=stream)
-        cut += bool(((mixed == 0) | (mixed == 1)).all())  # blending two pictures gives numbers in between
+        cut += bool(((mixed == 0) | (mixed == 1)).all())  # blending two images gives numbers in between
     assert abs(cut - 300) < 4 * math.sqrt(1000 * 0.3 * 0.7)
 
 
@@ -140,7 +140,7 @@ def test_settings_out_of_range_are_refused(make, message):
 
 @pytest.mark.parametrize("mix", [CutMix(), MixupOrCutMix()], ids=repr)
 def test_what_has_no_two_spatial_axes_is_refused(mix):
-    with pytest.raises(SettingError, match=r"inputs must be pictures .* but have the shape \(4, 8, 8\)"):
+    with pytest.raises(SettingError, match=r"inputs must be images .* but have the shape \(4, 8, 8\)"):
         mix(torch.randn(4, 8, 8), torch.eye(4), stream=Random(0))
 
 

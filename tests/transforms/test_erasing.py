@@ -11,7 +11,7 @@ from lightning_reg.transforms import Cutout, RandomErasing
 
 
 def erased(mix, count=2000, size=(16, 16), seed=0):
-    """Which pixels of so many pictures are filled, (N, H, W)."""
+    """Which pixels of so many images are filled, (N, H, W)."""
     inputs, targets = torch.ones(count, 2, *size), torch.arange(count)
     mixed, same = mix(inputs, targets, stream=Random(seed))
     assert same is targets
@@ -41,7 +41,7 @@ def test_cutout_fills_a_square_around_any_pixel_cut_off_at_the_border(size):
     assert scipy.stats.chisquare(middles.flatten().numpy()).pvalue > 1e-3
 
 
-def test_prob_is_that_of_each_picture():
+def test_prob_is_that_of_each_image():
     for mix in (Cutout(prob=0.3), RandomErasing(prob=0.3)):
         filled = erased(mix).flatten(1).any(1).sum().item()
         assert abs(filled - 600) < 4 * math.sqrt(2000 * 0.3 * 0.7)

@@ -5,7 +5,7 @@ from random import Random
 import pytest
 import torch
 
-from lightning_reg.transforms import AdvancedAugmentation, BasicAugmentation, normalize_pictures
+from lightning_reg.transforms import AdvancedAugmentation, BasicAugmentation, normalize_images
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
@@ -15,15 +15,15 @@ pytestmark = [
 
 @pytest.mark.parametrize("augmentation", [BasicAugmentation(), AdvancedAugmentation()], ids=["basic", "advanced"])
 def test_augmentation_waits_for_nothing_and_is_what_a_cpu_makes(augmentation):
-    pictures = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
     def augmented(given, constants):
         stream = Random(0)
-        changed = normalize_pictures(augmentation(given, stream=stream), constants, constants)
+        changed = normalize_images(augmentation(given, stream=stream), constants, constants)
         return augmentation.after_normalization(changed, stream=stream)
 
     constants = torch.full((3,), 0.5)
-    on_cpu, given, constants_there = augmented(pictures, constants), pictures.cuda(), constants.cuda()
+    on_cpu, given, constants_there = augmented(images, constants), images.cuda(), constants.cuda()
     augmented(given, constants_there)  # the first call may set up libraries
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -45,7 +45,7 @@ class BatchMixing(Technique):
     Cost: what the transform costs, and a second evaluation of the loss and of what is made of it. Memory: one batch of
     inputs. No state.
 
-    Interacts with: CutMix and the erasing transforms need pictures. What else is computed of the targets (an auxiliary
+    Interacts with: CutMix and the erasing transforms need images. What else is computed of the targets (an auxiliary
     loss by hand) sees the batch's own ones; it is warned of. Training accuracy is that of the dominant label on mixed
     inputs, and so lower than without. Losses of numbers are interpolated, too: the mean squared error's gradient is
     that of the interpolated target. What can't be followed (code that isn't torch's, with ``per_sample=True`` all that

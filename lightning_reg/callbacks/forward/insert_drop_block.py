@@ -18,12 +18,12 @@ __all__ = ["InsertDropBlock"]
 class InsertDropBlock(Surgery):
     """Drops blocks of the feature maps of an existing network in training.
 
-    What it does: what the chosen modules return loses neighbouring units together, at exactly the share that is asked
+    What it does: what the chosen modules return loses neighboring units together, at exactly the share that is asked
     for, whatever the size of the maps. Nothing is added to the module's children or its checkpoints; when training
     ends, it is gone.
 
     When to use: behind the later stages of convolutional networks, where dropout of single units is undone by their
-    neighbours; with a rate that rises (``DropoutSchedule``). When not: on features without positions.
+    neighbors; with a rate that rises (``DropoutSchedule``). When not: on features without positions.
 
     Cost: a random number for each unit of these outputs, a few passes over bytes, one over the outputs forward and one
     backward. No state.

@@ -35,7 +35,7 @@ class ElasticNetPenalty(WeightPenalty):
         l1: Strength λ₁, at least 0; 1e-6 to 1e-4 is usual.
         l2: Strength λ₂, at least 0; 1e-5 to 1e-3 is usual.
         proximal: Whether the L1 part shrinks weights after the step, to exact zeros.
-        include: Globs over parameter names that are penalised.
+        include: Globs over parameter names that are penalized.
         exclude: Globs over parameter names that are not.
         exclude_norm_and_bias: Whether biases and the parameters of normalization layers are spared.
         schedule: What both strengths are multiplied by as training goes on; constant where None.

@@ -36,7 +36,7 @@ class GroupLassoPenalty(WeightPenalty):
         group: ``"output"``: a group is what leads into a unit, a row of a linear layer's weights or a filter;
             ``"input"``: what leads out of one, a column or an input channel, which selects features in the first layer.
         proximal: Whether groups are shrunk after the step, to exact zeros, rather than pulled through the gradient.
-        include: Globs over parameter names that are penalised.
+        include: Globs over parameter names that are penalized.
         exclude: Globs over parameter names that are not.
         exclude_norm_and_bias: Whether biases and the parameters of normalization layers are spared.
         schedule: What the strength is multiplied by as training goes on; constant where None.

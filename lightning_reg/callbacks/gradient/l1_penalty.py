@@ -34,14 +34,14 @@ class L1Penalty(WeightPenalty):
     Args:
         weight: Strength λ, at least 0; 1e-6 to 1e-4 is usual, and with ``proximal=True`` up to 1e-2.
         proximal: Whether weights are shrunk after the step, to exact zeros, rather than pulled through the gradient.
-        include: Globs over parameter names that are penalised.
+        include: Globs over parameter names that are penalized.
         exclude: Globs over parameter names that are not.
         exclude_norm_and_bias: Whether biases and the parameters of normalization layers are spared.
         schedule: What the strength is multiplied by as training goes on; constant where None.
 
     Logs:
         ``penalty/l1``, its value, and ``penalty/l1_share``, its share of loss plus penalty, at the steps the trainer
-        logs; proximal: ``penalty/l1_zeros``, the fraction of penalised weights that are exactly zero.
+        logs; proximal: ``penalty/l1_zeros``, the fraction of penalized weights that are exactly zero.
 
     Raises:
         SettingError: If ``weight`` is negative or not finite, a glob matches nothing, the optimizer is LBFGS, or with

@@ -29,7 +29,7 @@ class L2Penalty(WeightPenalty):
 
     Args:
         weight: Strength λ, at least 0; 1e-5 to 1e-3 is usual.
-        include: Globs over parameter names that are penalised.
+        include: Globs over parameter names that are penalized.
         exclude: Globs over parameter names that are not.
         exclude_norm_and_bias: Whether biases and the parameters of normalization layers are spared.
         schedule: What the strength is multiplied by as training goes on; constant where None.

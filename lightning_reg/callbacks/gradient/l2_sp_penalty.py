@@ -31,11 +31,11 @@ class L2SPPenalty(WeightPenalty):
     numbers; exclude a new head, and give it an ``L2Penalty`` of its own.
 
     Cost: reads weights, starting point and gradients and writes gradients once per optimizer step. State: a copy of the
-    penalised weights, in memory and in every checkpoint.
+    penalized weights, in memory and in every checkpoint.
 
     Args:
         weight: Strength λ, at least 0; 1e-3 to 1e-1 is usual.
-        include: Globs over parameter names that are penalised.
+        include: Globs over parameter names that are penalized.
         exclude: Globs over parameter names that are not.
         exclude_norm_and_bias: Whether biases and the parameters of normalization layers are spared.
         schedule: What the strength is multiplied by as training goes on; constant where None.

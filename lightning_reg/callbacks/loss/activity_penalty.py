@@ -29,7 +29,7 @@ _ACTIVATIONS = tuple(
 
 
 class ActivityPenalty(LossTerm):
-    """Penalises large activations (L1, L2, AR) and activations that change fast over time (TAR).
+    """Penalizes large activations (L1, L2, AR) and activations that change fast over time (TAR).
 
     What it does: λ₁ mean|a| + λ₂ mean a² + λ₃ mean(h_{t+1} − h_t)² of the outputs of the chosen modules, summed over
     modules, joins the loss that goes into backward. The loss that the module logs stays clean.

@@ -26,7 +26,7 @@ class ConfidencePenalty(LossTerm):
 
     What it does: takes the logits that the module's training step hands to ``cross_entropy`` (``nll_loss`` likewise),
     and adds −β H(softmax(logits)) to the loss that goes into backward. No name and no code of the module is needed, and
-    the loss that it logs stays clean. Where there are several such calls in a step, each is penalised; targets that
+    the loss that it logs stays clean. Where there are several such calls in a step, each is penalized; targets that
     they ignore aren't. What the training step returns, and so ``outputs`` in ``on_train_batch_end``, contains the term.
 
     When to use: in place of label smoothing, to which it is a close relative, for better calibrated predictions. When

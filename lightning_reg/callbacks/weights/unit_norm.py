@@ -16,7 +16,7 @@ __all__ = ["UnitNorm"]
 class UnitNorm(Constraint):
     """Gives the weights that lead into a unit norm 1, after every optimizer step.
 
-    When to use: where only directions should be learnt: the last layer of a metric-learning network, dictionaries of
+    When to use: where only directions should be learned: the last layer of a metric-learning network, dictionaries of
     autoencoders. When not: on every layer of a plain classifier, whose logits it bounds; name layers by ``include``.
 
     Interacts with: proximal penalties, which it comes after whatever the order of the callbacks. What lies at one index

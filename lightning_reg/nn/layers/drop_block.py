@@ -1,4 +1,4 @@
-"""Dropout of neighbouring units of feature maps."""
+"""Dropout of neighboring units of feature maps."""
 
 from typing import ClassVar
 
@@ -21,7 +21,7 @@ class DropBlock(RatedLayer):
     What it does: the share of units that is dropped is ``p`` in expectation, for every size of map and block; each
     survivor is divided by its own probability to survive. In evaluation inputs are handed on.
 
-    When to use: behind convolutions with many positions, where dropout of single units is undone by their neighbours;
+    When to use: behind convolutions with many positions, where dropout of single units is undone by their neighbors;
     best with a rate that rises, see ``DropoutSchedule``. When not: on features without positions.
 
     Cost: a random number for each unit, a few passes over bytes, one over the inputs forward and one backward.

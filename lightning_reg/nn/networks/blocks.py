@@ -93,7 +93,7 @@ def convolutional_network(
     """Stages of 3×3 convolutions, each but the last followed by 2×2 max pooling, then the average over positions.
 
     Args:
-        input_shape: (C, H, W) of one picture.
+        input_shape: (C, H, W) of one image.
         num_outputs: Width of the last layer.
         channels: Channels of each stage, in order.
         layers_per_stage: Convolutions in each stage.
@@ -109,7 +109,7 @@ def convolutional_network(
         A module from (N, C, H, W) to (N, num_outputs).
 
     Raises:
-        SettingError: If the pictures are too small for the number of stages, or an argument is out of range.
+        SettingError: If the images are too small for the number of stages, or an argument is out of range.
 
     >>> import torch
     >>> network = convolutional_network((1, 8, 8), 10, channels=[8, 16])
@@ -117,13 +117,13 @@ def convolutional_network(
     torch.Size([2, 10])
     """
     if len(input_shape) != 3:
-        raise SettingError(f"input_shape must be (channels, height, width) of a picture, but is {tuple(input_shape)}")
+        raise SettingError(f"input_shape must be (channels, height, width) of an image, but is {tuple(input_shape)}")
     if not channels:
         raise SettingError("channels must name at least one stage, but is empty")
     check_count("layers_per_stage", layers_per_stage)
     if min(input_shape[1:]) < 2 ** (len(channels) - 1):
         raise SettingError(
-            f"channels has {len(channels)} stages, which halve the picture {len(channels) - 1} times; "
+            f"channels has {len(channels)} stages, which halve the image {len(channels) - 1} times; "
             f"input_shape {tuple(input_shape)} is too small for that"
         )
     layers: list[nn.Module] = []

@@ -9,7 +9,7 @@ from typing_extensions import override
 from lightning_reg.init.initialization import Initializer, initialize_
 from lightning_reg.nn.layers.weight_drop import WeightDrop, WeightDropGRU, WeightDropLSTM, WeightDropRNN
 from lightning_reg.nn.networks.sequences import (
-    PictureRows,
+    ImageRows,
     SequencePool,
     make_sequence_dropout,
     make_sequence_norm,
@@ -63,12 +63,12 @@ def recurrent_network(
     init: str | Initializer = "auto",
     pool: Literal["last", "mean", "max"] = "last",
 ) -> nn.Sequential:
-    """Recurrent layers over a sequence or the rows of a picture, then one linear layer.
+    """Recurrent layers over a sequence or the rows of an image, then one linear layer.
 
     Each recurrent layer is followed by normalization and dropout. Names of weights don't depend on rates.
 
     Args:
-        input_shape: (T, F) of one sequence or (C, H, W) of one picture; T, H and N may be others later.
+        input_shape: (T, F) of one sequence or (C, H, W) of one image; T, H and N may be others later.
         num_outputs: Width of the last layer.
         cell: ``"lstm"``, ``"gru"``, or ``"rnn"`` (tanh).
         hidden_size: Width of the state, in each direction.
@@ -94,7 +94,7 @@ def recurrent_network(
     """
     if len(input_shape) not in (2, 3):
         raise SettingError(
-            "input_shape must be (time, features) of a sequence or (channels, height, width) of a picture, but is "
+            "input_shape must be (time, features) of a sequence or (channels, height, width) of an image, but is "
             f"{tuple(input_shape)}"
         )
     check_choice("cell", cell, list(_CELLS))
@@ -103,7 +103,7 @@ def recurrent_network(
     check_count("num_layers", num_layers)
     check_range("weight_drop_prob", weight_drop_prob, low=0, high=1, high_open=True)
     width = input_shape[-1] if len(input_shape) == 2 else input_shape[0] * input_shape[2]
-    layers: dict[str, nn.Module] = {"rows": PictureRows()}
+    layers: dict[str, nn.Module] = {"rows": ImageRows()}
     for index in range(num_layers):
         layers[f"recurrent{index}"] = RecurrentLayer(
             _make_cell(cell, width, hidden_size, bidirectional=bidirectional, weight_drop_prob=weight_drop_prob)

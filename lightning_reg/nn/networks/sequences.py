@@ -1,4 +1,4 @@
-"""What networks over sequences (N, T, F) have in common: pictures as sequences, norm, dropout and pooling over time."""
+"""What networks over sequences (N, T, F) have in common: images as sequences, norm, dropout and pooling over time."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -12,26 +12,26 @@ from lightning_reg.nn.layers.dropout import VariationalDropout
 from lightning_reg.nn.layers.stochastic import check_rank
 from lightning_reg.settings import SettingError, check_choice, check_range, named_or_imported
 
-__all__ = ["OverTime", "PictureRows", "SequencePool", "make_sequence_dropout", "make_sequence_norm", "named_sequential"]
+__all__ = ["ImageRows", "OverTime", "SequencePool", "make_sequence_dropout", "make_sequence_norm", "named_sequential"]
 
 # What of torch's own wants the features in the second dimension, whoever makes it.
 _FEATURES_SECOND = (nn.modules.batchnorm._NormBase, nn.GroupNorm)
 
 
-class PictureRows(nn.Module):
-    """Reads a picture row by row: (N, C, H, W) becomes the sequence (N, H, C·W); a sequence (N, T, F) stays as it is.
+class ImageRows(nn.Module):
+    """Reads an image row by row: (N, C, H, W) becomes the sequence (N, H, C·W); a sequence (N, T, F) stays as it is.
 
     Raises:
         SettingError: If the inputs have another number of dimensions.
 
     >>> import torch
-    >>> PictureRows()(torch.zeros(2, 3, 8, 6)).shape
+    >>> ImageRows()(torch.zeros(2, 3, 8, 6)).shape
     torch.Size([2, 8, 18])
     """
 
     @override
     def forward(self, inputs: Tensor) -> Tensor:
-        check_rank(self, inputs, "(N, T, F) of sequences or (N, C, H, W) of pictures", least=3, most=4)
+        check_rank(self, inputs, "(N, T, F) of sequences or (N, C, H, W) of images", least=3, most=4)
         return inputs.transpose(1, 2).flatten(2) if inputs.ndim == 4 else inputs
 
 

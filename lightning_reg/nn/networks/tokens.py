@@ -1,4 +1,4 @@
-"""What a transformer reads: patches of a picture or time steps of a sequence, with their positions."""
+"""What a transformer reads: patches of an image or time steps of a sequence, with their positions."""
 
 import math
 from collections.abc import Sequence
@@ -12,16 +12,16 @@ __all__ = ["TokenEmbedding"]
 
 
 class TokenEmbedding(nn.Module):
-    """Makes tokens of a picture's patches or of a sequence's time steps, and adds what is learned for each position.
+    """Makes tokens of an image's patches or of a sequence's time steps, and adds what is learned for each position.
 
     Args:
-        input_shape: (C, H, W) of one picture or (T, F) of one sequence.
+        input_shape: (C, H, W) of one image or (T, F) of one sequence.
         embed_dim: Width E of a token.
-        patch_size: Height and width P of a patch; must divide those of the picture. Sequences have none.
+        patch_size: Height and width P of a patch; must divide those of the image. Sequences have none.
         class_token: Whether a learned token that stands for the whole sample comes first.
 
     Raises:
-        SettingError: If the patches don't divide the picture, or inputs have another shape.
+        SettingError: If the patches don't divide the image, or inputs have another shape.
 
     Reference:
         Alexey Dosovitskiy et al.: An Image is Worth 16x16 Words, ICLR 2021, arXiv:2010.11929.
@@ -71,7 +71,7 @@ class TokenEmbedding(nn.Module):
 def _patches(input_shape: Sequence[int], patch_size: int) -> int:
     if len(input_shape) != 3:
         raise SettingError(
-            "input_shape must be (channels, height, width) of a picture or (time, features) of a sequence, but is "
+            "input_shape must be (channels, height, width) of an image or (time, features) of a sequence, but is "
             f"{tuple(input_shape)}"
         )
     check_count("patch_size", patch_size)

@@ -1,4 +1,4 @@
-"""Transformers over the patches of a picture or over a sequence: pre-norm blocks of attention and feed-forward."""
+"""Transformers over the patches of an image or over a sequence: pre-norm blocks of attention and feed-forward."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -220,9 +220,9 @@ def transformer_network(
     """Tokens with positions, pre-norm blocks, a last norm, pooling and one linear layer.
 
     Args:
-        input_shape: (C, H, W) of one picture or (T, F) of one sequence.
+        input_shape: (C, H, W) of one image or (T, F) of one sequence.
         num_outputs: Width of the last layer.
-        patch_size: Height and width of a patch of a picture; must divide those of the picture.
+        patch_size: Height and width of a patch of an image; must divide those of the image.
         embed_dim: Width of a token.
         depth: Blocks.
         num_heads: Heads of each attention; must divide ``embed_dim``.

@@ -13,8 +13,8 @@ from lightning_reg.studies.report.curves import curve_names, curves
 from lightning_reg.studies.report.decomposition import parts_of
 from lightning_reg.studies.report.figures import (
     BLUE,
+    GRAY,
     GREEN,
-    GREY,
     INK,
     ORANGE,
     Chart,
@@ -88,7 +88,7 @@ def _every_run(outcome: Outcome) -> Iterator[Chart]:
         for row, name in enumerate(names):
             seeds = {seed: factor * value for seed, value in found[name].values.items()}
             (dots,) = axes.plot(
-                list(seeds.values()), [row] * len(seeds), "o", color=GREY, alpha=0.6, markersize=3.5, markeredgewidth=0
+                list(seeds.values()), [row] * len(seeds), "o", color=GRAY, alpha=0.6, markersize=3.5, markeredgewidth=0
             )
             texts = [f"seed {seed}: {number(metric, value)}" for seed, value in found[name].values.items()]
             drawn.series(dots, name, texts=texts)
@@ -132,7 +132,7 @@ def _along(outcome: Outcome) -> Iterator[Chart]:
             upper = _band(drawn, where, list(test.values()), factor, ORANGE, "test" if train else "")
             if len(train) == len(test):
                 lower = _band(drawn, where, list(train.values()), factor, BLUE, "train")
-                axes.fill_between(where, lower, upper, color=GREY, alpha=0.2, linewidth=0)
+                axes.fill_between(where, lower, upper, color=GRAY, alpha=0.2, linewidth=0)
             _set_axis(drawn, axis)
             axes.set_ylabel(label_of(each.partition("/")[2] or each))
             told = f"{readable(each)} against {axis.label}"
@@ -177,7 +177,7 @@ def _parts(outcome: Outcome) -> Iterator[Chart]:
             if axis
             else list(range(len(labels)))
         )
-        colors = dict(zip(found.names, (BLUE, ORANGE, GREY, GREEN), strict=False))
+        colors = dict(zip(found.names, (BLUE, ORANGE, GRAY, GREEN), strict=False))
         if axis and len(labels) > 1:
             axes.stackplot(
                 where,

@@ -8,7 +8,7 @@ import numpy as np
 from lightning_reg.studies.outcome import Outcome
 from lightning_reg.studies.report.figures import (
     BLUE,
-    GREY,
+    GRAY,
     ORANGE,
     Chart,
     Drawing,
@@ -91,7 +91,7 @@ def _draw(drawn: Drawing, lines: dict[str, Curve], factor: float, height: float)
         train, validation = ({x: factor * value for x, value, _ in lines[split]} for split in _SPLITS)
         both = [x for x in train if x in validation]
         between = [train[x] for x in both], [validation[x] for x in both]
-        drawn.axes.fill_between(both, *between, color=GREY, alpha=0.2, linewidth=0)
+        drawn.axes.fill_between(both, *between, color=GRAY, alpha=0.2, linewidth=0)
 
 
 def _set_axes(drawn: Drawing, name: str, limits: tuple[float, float], end: float) -> None:

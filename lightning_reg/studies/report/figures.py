@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BLUE",
+    "GRAY",
     "GREEN",
-    "GREY",
     "INK",
     "ORANGE",
     "Chart",
@@ -42,11 +42,11 @@ __all__ = [
 ]
 
 # Told apart by color-blind people, too. The page's style sheet has lighter ones of them for the dark.
-INK, GRID, GREY = "#2b2b2c", "#dcdcdd", "#8a8a8b"
+INK, GRID, GRAY = "#2b2b2c", "#dcdcdd", "#8a8a8b"
 BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#008a66"
 _OF_VARIANTS = (BLUE, ORANGE, GREEN, "#a6478a", "#8c6d00", "#5b5fc7", "#b3394b", "#4d7c8a")
 _DASHES = ("solid", "dashed", "dotted")
-_IN_PAGE = {INK: "currentColor", GRID: "var(--grid)", GREY: "var(--grey)"} | {
+_IN_PAGE = {INK: "currentColor", GRID: "var(--grid)", GRAY: "var(--gray)"} | {
     color: f"var(--color-{index})" for index, color in enumerate(_OF_VARIANTS)
 }
 _SIZE = (3.5, 2.6)  # inches; a page shows two or three side by side, a phone one

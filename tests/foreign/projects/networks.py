@@ -10,8 +10,8 @@ from tests.foreign.project import BATCH_SIZE, Network, Project, SomebodysClassif
 
 
 def images():
-    pictures = features()[:, :3, None, None] + 0.1 * torch.arange(64.0).view(1, 1, 8, 8)
-    return DataLoader(TensorDataset(pictures, labels()), batch_size=BATCH_SIZE)
+    images = features()[:, :3, None, None] + 0.1 * torch.arange(64.0).view(1, 1, 8, 8)
+    return DataLoader(TensorDataset(images, labels()), batch_size=BATCH_SIZE)
 
 
 class Convolutions(SomebodysClassifier):

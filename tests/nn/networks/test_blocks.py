@@ -33,7 +33,7 @@ def test_no_hidden_layer_makes_it_linear():
 
 
 @pytest.mark.parametrize("size", [8, 9, 32])
-def test_pictures_of_any_size_are_classified(size):
+def test_images_of_any_size_are_classified(size):
     network = convolutional_network((3, size, size), 5, channels=[4, 8, 8], drop_prob=0.1, head_drop_prob=0.1)
     assert network(torch.randn(2, 3, size, size)).shape == (2, 5)
 
@@ -47,7 +47,7 @@ def test_dropout_stands_once_a_stage_and_before_the_head():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: convolutional_network((1, 2, 2), 2, channels=[4, 4, 4]), "3 stages, which halve the picture 2 times"),
+        (lambda: convolutional_network((1, 2, 2), 2, channels=[4, 4, 4]), "3 stages, which halve the image 2 times"),
         (lambda: convolutional_network((8,), 2, channels=[4]), r"input_shape must be \(channels, height, width\)"),
         (lambda: convolutional_network((1, 8, 8), 2, channels=[]), "channels must name at least one stage"),
         (lambda: dense_network((8,), 2, hidden_sizes=[0]), "each of hidden_sizes must be a whole number"),
@@ -74,8 +74,8 @@ def test_any_callable_makes_the_norm():
 def test_dropout_of_weights_or_inputs_belongs_to_every_layer_that_follows_hidden_units(dropout, kind):
     dense = dense_network((8,), 3, hidden_sizes=[6, 5], dropout=dropout, drop_prob=0.2)
     assert [isinstance(layer, kind) for layer in dense if list(layer.parameters())] == [False, True, True]
-    pictures = convolutional_network((1, 8, 8), 3, channels=[4, 5], norm="none", dropout=dropout, drop_prob=0.2)
-    dropping = [isinstance(layer, kind) for layer in pictures if list(layer.parameters())]
+    images = convolutional_network((1, 8, 8), 3, channels=[4, 5], norm="none", dropout=dropout, drop_prob=0.2)
+    dropping = [isinstance(layer, kind) for layer in images if list(layer.parameters())]
     assert dropping == [False, False, True, False, True]
 
 

@@ -4,8 +4,8 @@ from torch import nn
 
 from lightning_reg.nn import NORMS, VariationalDropout
 from lightning_reg.nn.networks.sequences import (
+    ImageRows,
     OverTime,
-    PictureRows,
     SequencePool,
     make_sequence_dropout,
     make_sequence_norm,
@@ -18,21 +18,21 @@ def sequences(*shape, seed=0):
 
 
 def test_a_step_is_one_row_of_every_channel():
-    pictures = sequences(2, 3, 5, 4)
-    steps = PictureRows()(pictures)
+    images = sequences(2, 3, 5, 4)
+    steps = ImageRows()(images)
     for row in range(5):
-        assert torch.equal(steps[:, row], torch.cat([pictures[:, channel, row] for channel in range(3)], 1))
+        assert torch.equal(steps[:, row], torch.cat([images[:, channel, row] for channel in range(3)], 1))
 
 
 def test_sequences_stay_as_they_are():
     inputs = sequences(2, 5, 4)
-    assert PictureRows()(inputs) is inputs
+    assert ImageRows()(inputs) is inputs
 
 
 @pytest.mark.parametrize("shape", [(4,), (4, 64), (4, 1, 2, 8, 8)])
 def test_other_ranks_are_refused_with_the_shape(shape):
     with pytest.raises(SettingError, match=rf"\(N, T, F\) of sequences or .* but have \({', '.join(map(str, shape))}"):
-        PictureRows()(torch.zeros(shape))
+        ImageRows()(torch.zeros(shape))
 
 
 def test_pooling_is_what_it_says():

@@ -53,8 +53,8 @@ def norm_by_hand(kind, layer, inputs):
     if kind == "rms":
         eps = torch.finfo(inputs.dtype).eps if layer.eps is None else layer.eps
         return inputs / (inputs.square().mean(-1, keepdim=True) + eps).sqrt() * layer.weight
-    centred = inputs - inputs.mean(-1, keepdim=True)
-    return centred / (centred.square().mean(-1, keepdim=True) + layer.eps).sqrt() * layer.weight + layer.bias
+    centered = inputs - inputs.mean(-1, keepdim=True)
+    return centered / (centered.square().mean(-1, keepdim=True) + layer.eps).sqrt() * layer.weight + layer.bias
 
 
 @pytest.mark.parametrize("norm", ["none", "layer", "rms"])
@@ -151,10 +151,10 @@ def test_evaluation_ignores_every_rate_to_the_bit(pool):
 
 def test_a_token_is_a_linear_map_of_its_patch():
     embedding = TokenEmbedding((3, 8, 4), 6, patch_size=2).double()
-    pictures = tokens(2, 3, 8, 4)
-    patches = F.unfold(pictures, 2, stride=2).transpose(1, 2)  # (N, 4·2, 3·2·2)
+    images = tokens(2, 3, 8, 4)
+    patches = F.unfold(images, 2, stride=2).transpose(1, 2)  # (N, 4·2, 3·2·2)
     expected = patches @ embedding.project.weight.flatten(1).T + embedding.project.bias + embedding.position.weight
-    torch.testing.assert_close(embedding(pictures), expected)
+    torch.testing.assert_close(embedding(images), expected)
 
 
 def test_class_token_comes_first_and_is_the_same_for_all():
