@@ -241,8 +241,8 @@ def test_without_a_logger_that_takes_images_it_says_so(tmp_path, caplog):
         ([torch.ones(2, 3)], {}, "target_key must be an index below 1, the number of the batch's parts, but is 1"),
         (
             Pair(torch.ones(2, 3), 1),
-            {"input_key": "image"},
-            r"'image', 'label', the batch's fields, .* but is 'image'",
+            {"input_key": "photo"},
+            r"'image', 'label', the batch's fields, .* but is 'photo'",
         ),
         (torch.ones(2), {}, r"input_key must give images .* but those are \(2,\)"),
     ],
