@@ -48,9 +48,3 @@ def test_files_that_are_linked_exist():
     links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
     assert links
     assert all((REPOSITORY / link).exists() for link in links)
-
-
-def test_every_public_callback_is_in_the_table():
-    from lightning_reg import callbacks
-
-    assert [name for name in callbacks.__all__ if f"{name}(" not in README] == []

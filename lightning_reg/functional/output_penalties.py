@@ -5,7 +5,14 @@ from torch import Tensor
 
 from lightning_reg.settings import SettingError
 
-__all__ = ["activity_penalty", "confidence_penalty", "entropy", "temporal_activity_penalty"]
+__all__ = [
+    "activity_penalty",
+    "confidence_penalty",
+    "entropy",
+    "max_logit_penalty",
+    "temporal_activity_penalty",
+    "z_loss",
+]
 
 
 def activity_penalty(activations: Tensor, *, l1: float = 0.0, l2: float = 0.0) -> Tensor:
@@ -89,8 +96,7 @@ def entropy(logits: Tensor, *, counted: Tensor | None = None) -> Tensor:
     log_probabilities = _at_least_float32(logits).log_softmax(dim=1 if logits.ndim > 1 else 0)
     # A class masked with -inf has probability 0 and adds nothing; 0 · -inf would be NaN.
     terms = log_probabilities.exp() * log_probabilities.clamp(min=torch.finfo(log_probabilities.dtype).min)
-    entropies = -terms.sum(dim=1 if logits.ndim > 1 else 0)
-    return entropies.mean() if counted is None else (entropies * counted).sum() / counted.sum().clamp(min=1)
+    return _mean(-terms.sum(dim=1 if logits.ndim > 1 else 0), counted)
 
 
 def confidence_penalty(logits: Tensor, strength: float, *, counted: Tensor | None = None) -> Tensor:
@@ -114,6 +120,60 @@ def confidence_penalty(logits: Tensor, strength: float, *, counted: Tensor | Non
     tensor(-0.0693)
     """
     return -strength * entropy(logits, counted=counted)
+
+
+def max_logit_penalty(logits: Tensor, strength: float, *, counted: Tensor | None = None) -> Tensor:
+    r"""How far the largest logit lies above the mean of all, times the strength (MaxSup).
+
+    .. math:: P = \frac{\lambda}{N} \sum_n \left( \max_c z_{nc} - \frac{1}{C} \sum_c z_{nc} \right)
+
+    It is the same for log-probabilities. A class masked with :math:`-\infty` is left out of the mean.
+
+    Args:
+        logits: As :func:`entropy` takes them.
+        strength: λ, at least 0.
+        counted: As :func:`entropy` takes it.
+
+    Returns:
+        A scalar tensor, never negative: lowest where all logits are equal.
+
+    Reference:
+        Yuxuan Zhou et al.: MaxSup: Overcoming Representation Collapse in Label Smoothing, 2025, arXiv:2502.15798.
+
+    >>> max_logit_penalty(torch.tensor([[3.0, 1.0, 2.0]]), 0.1)
+    tensor(0.1000)
+    """
+    dim = 1 if logits.ndim > 1 else 0
+    values = _at_least_float32(logits)
+    possible = values > -torch.inf
+    mean = values.where(possible, 0).sum(dim) / possible.sum(dim)
+    return strength * _mean(values.amax(dim) - mean, counted)
+
+
+def z_loss(logits: Tensor, strength: float, *, counted: Tensor | None = None) -> Tensor:
+    r"""The squared logarithm of the softmax's denominator, times the strength.
+
+    .. math:: P = \frac{\lambda}{N} \sum_n \left( \ln \sum_c e^{z_{nc}} \right)^2
+
+    Args:
+        logits: As :func:`entropy` takes them. Of log-probabilities the term is 0.
+        strength: λ, at least 0.
+        counted: As :func:`entropy` takes it.
+
+    Returns:
+        A scalar tensor, never negative: 0 where the exponentials of the logits already sum to 1.
+
+    Reference:
+        Aakanksha Chowdhery et al.: PaLM: Scaling Language Modeling with Pathways, 2022, arXiv:2204.02311, section 5.
+
+    >>> z_loss(torch.zeros(1, 2), 1.0)
+    tensor(0.4805)
+    """
+    return strength * _mean(_at_least_float32(logits).logsumexp(1 if logits.ndim > 1 else 0).square(), counted)
+
+
+def _mean(values: Tensor, counted: Tensor | None) -> Tensor:
+    return values.mean() if counted is None else (values * counted).sum() / counted.sum().clamp(min=1)
 
 
 def _at_least_float32(values: Tensor) -> Tensor:

@@ -1,11 +1,13 @@
-"""Every technique, and what a textbook would write for it. A technique that isn't here fails the suite."""
+"""Every technique, and what a textbook would write for it, here or in the technique's own test.
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+A technique that is in neither fails the suite.
+"""
+
+import importlib
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import Callback
 from torch import nn
 from torch.nn.utils.parametrize import register_parametrization
 
@@ -51,51 +53,12 @@ from lightning_reg.callbacks import (
 from lightning_reg.core.streams import random_stream
 from lightning_reg.nn import ConcreteDropout
 from lightning_reg.transforms import Mixup
-from tests.conformance.problem import BATCHES, EPOCHS, LEARNING_RATE, Network, Textbook, matrices, network, trainable
+from tests.conformance.problem import BATCHES, EPOCHS, LEARNING_RATE, Textbook, matrices, network, trainable
+from tests.conformance.technique import OFF, UNRUN, UNTRAINED, Technique, penalty
 from tests.helpers import PACKAGE
 
 if PACKAGE == "pytorch_lightning":
     from lightning_reg.pytorch_lightning import BestWeightsEarlyStopping
-
-OFF = StrengthSchedule(kind="constant", end=0.0)
-UNTRAINED = ("network.frozen.*",)
-UNRUN = ("network.unused",)
-
-
-@dataclass
-class Technique:
-    """How to attach it, and what it means by hand.
-
-    Attributes:
-        attach: Makes the callback.
-        idle: Makes it with a strength at which it does nothing; where it has none, on what isn't trained.
-        textbook: What it is by hand.
-        second: Makes an idle one that can stand beside it; where None, ``idle``.
-        clips: Whether it refuses to stand beside the Trainer's clipping.
-        prepare: What the user's network has that others haven't.
-        changed: Beginning of the names of the modules that it changes for good.
-    """
-
-    attach: Callable[[], Callback | list[Callback]]
-    idle: Callable[[], Callback | list[Callback]]
-    textbook: Textbook = field(default_factory=Textbook)
-    second: Callable[[], Callback] | None = None
-    clips: bool = False
-    prepare: Callable[[Network], None] | None = None
-    changed: str = ""
-
-    def attached(self):
-        """Callbacks that haven't been used."""
-        return as_list(self.attach())
-
-
-def as_list(attached):
-    """Some techniques only mean something beside another."""
-    return attached if isinstance(attached, list) else [attached]
-
-
-def penalty(term):
-    return Textbook(term=lambda model, *_: term(model))
 
 
 def l1(model):
@@ -625,3 +588,9 @@ TECHNIQUES = {
         Textbook(final_epoch=lambda losses: min(range(len(losses)), key=losses.__getitem__)),
     ),
 }
+
+TESTS = Path(__file__).parents[1]
+for path in sorted(TESTS.glob("callbacks/test_*.py")) + sorted(TESTS.glob("monitors/test_*.py")):
+    if "CONFORMANCE = " in path.read_text():
+        name = ".".join(("tests", *path.relative_to(TESTS).with_suffix("").parts))
+        TECHNIQUES |= importlib.import_module(name).CONFORMANCE

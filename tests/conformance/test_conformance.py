@@ -27,7 +27,8 @@ from tests.conformance.problem import (
     textbook_loop,
     weights_of,
 )
-from tests.conformance.techniques import TECHNIQUES, as_list
+from tests.conformance.technique import as_list
+from tests.conformance.techniques import TECHNIQUES
 from tests.helpers import of_package
 
 ModelCheckpoint = of_package(pytorch.callbacks.ModelCheckpoint)

@@ -27,7 +27,8 @@ from lightning_reg.callbacks import (
     WeightStandardization,
 )
 from lightning_reg.transforms import Mixup
-from tests.conformance.techniques import TECHNIQUES, as_list
+from tests.conformance.technique import as_list
+from tests.conformance.techniques import TECHNIQUES
 
 PUBLIC = sorted(
     name

@@ -1,22 +1,15 @@
 """A penalty on confident predictions."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
-
-import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
-from lightning_reg.callbacks.loss.loss_term import LossTerm, TermSession
+from lightning_reg.callbacks.loss.logits import LogitsSession
+from lightning_reg.callbacks.loss.loss_term import LossTerm
 from lightning_reg.core.facts import Log
 from lightning_reg.core.schedules import StrengthSchedule
 from lightning_reg.core.step import Run
 from lightning_reg.functional.output_penalties import confidence_penalty
-from lightning_reg.settings import SettingError, check_range
+from lightning_reg.settings import check_range
 
 __all__ = ["ConfidencePenalty"]
 
@@ -71,54 +64,8 @@ class ConfidencePenalty(LossTerm):
         return self.weight == 0
 
     @override
-    def new_session(self, run: Run) -> "ConfidenceSession":
-        return ConfidenceSession(self, run)
+    def new_session(self, run: Run) -> LogitsSession:
+        return LogitsSession(self, run, self._penalty)
 
-
-@dataclass(eq=False)
-class ConfidenceSession(TermSession):
-    """One fit: the logits of a training step, and which of them count."""
-
-    technique: ConfidencePenalty
-    seen: list[tuple[Tensor, Tensor | None]] = field(default_factory=list)
-
-    @override
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        self.seen.clear()
-        with _LogitsSeen(self.seen):
-            yield
-
-    @override
-    def term(self) -> Tensor:
-        if not self.seen:
-            raise SettingError(
-                "weight must be left out, because the training step calls neither cross_entropy nor nll_loss, whose "
-                "input ConfidencePenalty takes for the logits"
-            )
-        weight = self.technique.weight
-        terms = [confidence_penalty(logits, weight, counted=counted) for logits, counted in self.seen]
-        self.seen.clear()
-        return torch.stack(terms).sum()
-
-
-class _LogitsSeen(TorchFunctionMode):
-    """Notes what the loss functions are called with; everything runs as it would."""
-
-    def __init__(self, logits: list[tuple[Tensor, Tensor | None]]) -> None:
-        super().__init__()
-        self._logits = logits
-
-    @override
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func in (F.cross_entropy, F.nll_loss) and torch.is_grad_enabled():  # else it is a metric
-            given = (
-                dict(zip(("input", "target", "weight", "size_average", "ignore_index"), args, strict=False)) | kwargs
-            )
-            logits, target = given["input"], given["target"]
-            ignored = given.get("ignore_index", -100)
-            self._logits.append((logits, None if target.is_floating_point() else target != ignored))
-        return func(*args, **kwargs)
+    def _penalty(self, logits: Tensor, counted: Tensor | None) -> Tensor:
+        return confidence_penalty(logits, self.weight, counted=counted)

@@ -40,9 +40,6 @@ class ExponentialMovingAverage(WeightAverage):
     second validation, and ``buffers="recompute"``, take a copy of the module for as long as they last, and the latter
     remembers inputs as :class:`StochasticWeightAverage` does.
 
-    Logs nothing of its own; with ``validate="both"`` what the module logs in validation comes a second time with
-    ``ema/`` before its name, ``ema_1/`` and so on where there are several.
-
     Interacts with: every other callback, because it averages the weights as the step, its constraints and Lookahead
     leave them. Several may stand side by side: the first gives the model its weights, the others only report, as
     ``ema_2/val_loss`` for one. Constraints on convex sets (``MaxNorm``, ``NonNegative``) hold for the average, that of
@@ -72,6 +69,10 @@ class ExponentialMovingAverage(WeightAverage):
             each validation and at the end (BatchNorm alone). Counters and other buffers are never averaged.
         validate: ``"averaged"``: validation reports on the average; ``"both"``: on the trained weights, and once more,
             with a prefix, on the average, which takes a second pass.
+
+    Logs:
+        With ``validate="both"`` ``ema/<name>``: what the module logs in validation, measured with averaged weights; of
+        several instances ``ema_1/<name>`` and so on.
 
     Raises:
         SettingError: If a setting is out of its range, ``decay`` and ``half_life`` are both given, epochs have no

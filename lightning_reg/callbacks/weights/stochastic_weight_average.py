@@ -39,9 +39,6 @@ class StochasticWeightAverage(WeightAverage):
     and in checkpoints that are written within an epoch; and before a validation that follows a snapshot they are passed
     forward through a copy. ``buffers="copy"`` saves that; without BatchNorm there is none of it.
 
-    Logs nothing of its own; with ``validate="both"`` what the module logs in validation comes a second time with
-    ``swa/`` before its name.
-
     Interacts with: schedulers, which from ``start`` on are overruled where there is an ``lr``. Beside an
     ``ExponentialMovingAverage`` the first of the two gives the model its weights and the other only reports. The
     training step isn't run for BatchNorm's statistics: what its outermost calls of networks were given is given to
@@ -64,6 +61,9 @@ class StochasticWeightAverage(WeightAverage):
             ``"average"``.
         validate: ``"averaged"``: validation reports on the mean; ``"both"``: on the trained weights, and once more,
             with a prefix, on the mean.
+
+    Logs:
+        With ``validate="both"`` ``swa/<name>``: what the module logs in validation, measured with averaged weights.
 
     Raises:
         SettingError: If a setting is out of its range, averaging never starts within ``max_epochs``, Lightning averages

@@ -1,0 +1,79 @@
+"""Terms of the logits that a training step hands to its loss function."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from typing_extensions import override
+
+from lightning_reg.callbacks.loss.loss_term import TermSession
+from lightning_reg.settings import SettingError
+
+__all__ = ["LogitsSession"]
+
+
+@dataclass(eq=False)
+class LogitsSession(TermSession):
+    """One fit: the logits of a training step, and which of them count.
+
+    Attributes:
+        penalty: From logits (N, C, ...) and which samples count, or None for all, to the term.
+        takes_log_probabilities: Whether ``nll_loss``, which is handed normalized logits, is watched as well.
+    """
+
+    penalty: Callable[[Tensor, Tensor | None], Tensor]
+    takes_log_probabilities: bool = True
+    seen: list[tuple[Tensor, Tensor | None]] = field(default_factory=list, init=False)
+
+    @property
+    def losses(self) -> dict[Callable[..., Tensor], str]:
+        """Loss functions whose input is taken, by name."""
+        normalized = {F.nll_loss: "nll_loss"} if self.takes_log_probabilities else {}
+        return {F.cross_entropy: "cross_entropy", **normalized}
+
+    @override
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        self.seen.clear()
+        with _LogitsSeen(self.seen, self.losses):
+            yield
+
+    @override
+    def term(self) -> Tensor:
+        if not self.seen:
+            names = list(self.losses.values())
+            calls = f"calls neither {' nor '.join(names)}" if len(names) > 1 else f"doesn't call {names[0]}"
+            raise SettingError(
+                f"weight must be left out, because the training step {calls}, whose input "
+                f"{type(self.technique).__name__} takes for the logits"
+            )
+        terms = [self.penalty(logits, counted) for logits, counted in self.seen]
+        self.seen.clear()
+        return torch.stack(terms).sum()
+
+
+class _LogitsSeen(TorchFunctionMode):
+    """Notes what the loss functions are called with; everything runs as it would."""
+
+    def __init__(self, logits: list[tuple[Tensor, Tensor | None]], losses: dict[Callable[..., Tensor], str]) -> None:
+        super().__init__()
+        self._logits = logits
+        self._losses = losses
+
+    @override
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in self._losses and torch.is_grad_enabled():  # else it is a metric
+            names = ("input", "target", "weight", "size_average", "ignore_index")
+            given = dict(zip(names, args, strict=False)) | kwargs
+            logits, target = given["input"], given["target"]
+            ignored = given.get("ignore_index", -100)
+            self._logits.append((logits, None if target.is_floating_point() else target != ignored))
+        return func(*args, **kwargs)

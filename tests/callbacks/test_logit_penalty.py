@@ -1,0 +1,106 @@
+"""A penalty on the size of logits: MaxSup and z-loss."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lightning_reg.callbacks import LogitPenalty
+from lightning_reg.functional.output_penalties import max_logit_penalty, z_loss
+from lightning_reg.settings import SettingError
+from tests.conformance.problem import SomebodysModule, Textbook, loader
+from tests.conformance.technique import Technique
+from tests.helpers import quiet_trainer
+
+
+def maxsup(model, inputs, logits):
+    values = logits.float()
+    return 0.3 * torch.stack([row.max() - row.sum() / len(row) for row in values]).mean()
+
+
+def squared_log_partition(model, inputs, logits):
+    return 0.2 * (logits.float().exp().sum(1).log() ** 2).mean()
+
+
+CONFORMANCE = {
+    "LogitPenalty": Technique(
+        lambda: LogitPenalty(weight=0.3), lambda: LogitPenalty(weight=0.0), Textbook(term=maxsup)
+    ),
+    "LogitPenalty z": Technique(
+        lambda: LogitPenalty(kind="z", weight=0.2),
+        lambda: LogitPenalty(kind="z", weight=0.0),
+        Textbook(term=squared_log_partition),
+    ),
+}
+
+
+def of_max(logits):
+    return max_logit_penalty(logits, 1.0)
+
+
+def of_z(logits):
+    return z_loss(logits, 1.0)
+
+
+def test_values_and_gradients_are_those_of_the_formula_in_float64():
+    logits = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    largest = torch.zeros_like(logits)
+    largest[range(5), logits.argmax(1)] = 1
+    (gradient,) = torch.autograd.grad(of_max(logits), logits)
+    torch.testing.assert_close(gradient, (largest - 1 / 4) / 5)
+    (gradient,) = torch.autograd.grad(of_z(logits), logits)
+    partition = logits.exp().sum(1, keepdim=True)
+    torch.testing.assert_close(gradient, 2 * partition.log() * logits.exp() / partition / 5)
+    assert torch.autograd.gradcheck(of_max, logits)
+    assert torch.autograd.gradcheck(of_z, logits)
+
+
+@pytest.mark.parametrize("penalty", [max_logit_penalty, z_loss])
+def test_positions_that_do_not_count_add_nothing(penalty):
+    logits = torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(1))  # (N, C, d)
+    counted = torch.tensor([[True] * 6, [False] * 6, [True] * 3 + [False] * 3])
+    chosen = logits.movedim(1, 2)[counted]
+    torch.testing.assert_close(penalty(logits, 0.7, counted=counted), penalty(chosen, 0.7))
+    assert penalty(logits, 0.7, counted=torch.zeros_like(counted)) == 0
+
+
+def test_a_masked_class_is_left_out():
+    logits = torch.tensor([[2.0, 1.0, -torch.inf]])
+    assert max_logit_penalty(logits, 1.0) == 0.5
+    assert z_loss(logits, 1.0) == z_loss(logits[:, :2], 1.0)
+
+
+def test_sixteen_bits_are_computed_in_thirty_two():
+    logits = torch.full((1, 3), 40.0, dtype=torch.bfloat16)  # e^40 squared, and its log, are coarse in 16 bits
+    assert z_loss(logits, 1.0).dtype == torch.float32
+    torch.testing.assert_close(z_loss(logits, 1.0), (40 + torch.tensor(3.0).log()) ** 2)
+
+
+class Normalizes(SomebodysModule):
+    """Hands log-probabilities to ``nll_loss``."""
+
+    def training_step(self, batch, batch_idx):
+        return F.nll_loss(self.network(batch[0]).log_softmax(1), batch[1])
+
+
+def fit(module, callback):
+    trainer = quiet_trainer(callback, log_every_n_steps=1, limit_train_batches=1)
+    trainer.fit(module, loader(), loader())
+    return trainer.callback_metrics
+
+
+def test_log_probabilities_have_a_largest_one_but_no_partition():
+    assert fit(Normalizes(), LogitPenalty(weight=0.1))["penalty/logit"] > 0
+    with pytest.raises(SettingError, match="the training step doesn't call cross_entropy, whose input LogitPenalty"):
+        fit(Normalizes(), LogitPenalty(kind="z", weight=0.1))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"weight": -1.0}, r"weight must be in \[0, ∞\), but is -1.0"),
+        ({"weight": 0.1, "kind": "norm"}, "kind must be"),
+    ],
+)
+def test_bad_settings_are_refused_at_once(settings, message):
+    with pytest.raises(SettingError, match=message):
+        LogitPenalty(**settings)
