@@ -19,6 +19,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,6 +41,7 @@ from benchmarks.peers import (
 from benchmarks.tables import Options, Table
 from benchmarks.timing import quartiles, quiet, wait
 from benchmarks.workloads import L1, L2, WORKLOADS, Endless, Workload
+from lightning_reg import callbacks
 from lightning_reg.callbacks import (
     ActivationStats,
     ActivityPenalty,
@@ -66,6 +68,8 @@ from lightning_reg.callbacks import (
     UnitNorm,
     WeightDistribution,
 )
+from lightning_reg.core.facts import Place, middle
+from lightning_reg.core.technique import Technique
 from lightning_reg.transforms import Mixup
 
 TIMM = "  timm's adaptive_clip_grad"
@@ -138,6 +142,27 @@ TECHNIQUES: Peers = {
         WeightDistribution(every_n_steps=1_000_000),
     ],
 }
+_ATTACHED_ANY_TIME = (Place.LOSS, Place.GRADIENT, Place.WEIGHTS)
+_NEEDS_LAYERS_OF_ITS_OWN = ("ConcreteDropoutPenalty",)
+
+
+def _collected() -> Peers:
+    """Returns techniques that no row above names, at their usual strengths."""
+    rows: Peers = {}
+    for name in callbacks.__all__:
+        technique = getattr(callbacks, name)
+        is_named = any(row.startswith(name) for row in TECHNIQUES) or name in _NEEDS_LAYERS_OF_ITS_OWN
+        if not is_named and issubclass(technique, Technique) and technique.place in _ATTACHED_ANY_TIME:
+            settings = {usual.setting: middle(usual) for usual in technique.usual_ranges}
+            rows[name] = partial(_only, technique, settings)
+    return rows
+
+
+def _only(technique: Callable[..., Callback], settings: dict[str, Any]) -> list[Callback]:
+    return [technique(**settings)]
+
+
+TECHNIQUES = {**TECHNIQUES, **_collected()}
 NEEDS_MAPS = ("InsertDropBlock",)
 NEEDS_POOLING = ("InsertDropBlock",)
 ACTS_IN_FORWARD = ("Insert", "ActivityPenalty", "ConfidencePenalty")

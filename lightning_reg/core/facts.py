@@ -1,9 +1,10 @@
 """What a technique says of itself: the audit, the charts, the documentation and the search read it from its class."""
 
+import math
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 
-__all__ = ["Chart", "Choice", "Linear", "Log", "Place", "Position", "Range", "Refusal"]
+__all__ = ["Chart", "Choice", "Linear", "Log", "Place", "Position", "Range", "Refusal", "middle"]
 
 
 class Place(Enum):
@@ -86,3 +87,20 @@ class Choice:
 
 
 Range = Log | Linear | Choice
+
+
+def middle(usual: Range) -> str | int | float | bool:
+    """Returns a setting from the middle of where it is usually found: a technique at its usual strength.
+
+    Args:
+        usual: Where the setting is usually found.
+
+    >>> middle(Log("weight", 1e-4, 1e-2)), middle(Linear("k", 5, 10)), middle(Choice("kind", ("max", "z")))
+    (0.001, 7, 'max')
+    """
+    if isinstance(usual, Choice):
+        return usual.values[0]
+    if isinstance(usual, Log):
+        return float(f"{math.sqrt(usual.low * usual.high):.3g}")
+    center = (usual.low + usual.high) / 2
+    return int(center) if isinstance(usual.low, int) and isinstance(usual.high, int) else center
