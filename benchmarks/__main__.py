@@ -89,7 +89,7 @@ def main(args: list[str] | None = None) -> int:
 
 def _write(data: Path | None, page: Path | None, where: str, measured: dict[str, list[Table]]) -> None:
     if data:
-        tables = {name: [table.data() for table in each] for name, each in measured.items()}
+        tables = {name: [table.data() for table in result] for name, result in measured.items()}
         before = json.loads(data.read_text(encoding="utf-8"))["benchmarks"] if data.exists() else {}
         merged = {
             "machine": where,
@@ -98,8 +98,8 @@ def _write(data: Path | None, page: Path | None, where: str, measured: dict[str,
         data.write_text(json.dumps(merged, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if page:
         sections = [
-            f"## {name}: {BENCHMARKS[name]}\n\n" + "\n".join(table.markdown() for table in each)
-            for name, each in measured.items()
+            f"## {name}: {BENCHMARKS[name]}\n\n" + "\n".join(table.markdown() for table in result)
+            for name, result in measured.items()
         ]
         page.write_text("\n".join([f"# Measurements\n\n{where}\n", *sections]))
 

@@ -68,9 +68,9 @@ class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         """Runs an operation and looks at what it made."""
         result = func(*args, **(kwargs or {}))
-        for each in tree_leaves(result):
-            if isinstance(each, Tensor):
-                storage = each.untyped_storage()
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                storage = leaf.untyped_storage()
                 self._alive[StorageWeakRef(storage)] = storage.nbytes()  # type: ignore[no-untyped-call]
         self.peak = max(self.peak, self.bytes())
         return result
@@ -163,7 +163,7 @@ def measured(callbacks: list[Callback], options: Options) -> tuple[int, int, int
         )
         loader = DataLoader(Endless((batch[0], batch[1])), batch_size=None)
         trainer.fit(workload, loader, loader)
-    weights = sum(each.numel() * each.element_size() for each in workload.parameters())
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in workload.parameters())
     return meter.held, meter.peak, weights
 
 

@@ -57,11 +57,11 @@ def tables(options: Options) -> Iterator[Table]:
             ["transform", "ms", "quartiles", f"{name} / this", "of the limit"],
             note=f"The limit is two reads and a write at the speed of a copy, {bandwidth / 1e9:.1f} GB/s here.",
         )
-        for each, times in seconds.items():
+        for second, times in seconds.items():
             low, median, high = quartiles(times)
             limit = LEAST * 4 * images.numel() / bandwidth
-            ratio = None if each == name else median_ratio(seconds[name], times)
-            table.add(each, 1e3 * median, f"{1e3 * low:.1f} to {1e3 * high:.1f}", ratio, f"{limit / median:.0%}")
+            ratio = None if second == name else median_ratio(seconds[name], times)
+            table.add(second, 1e3 * median, f"{1e3 * low:.1f} to {1e3 * high:.1f}", ratio, f"{limit / median:.0%}")
         yield table
 
 

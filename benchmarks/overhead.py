@@ -143,7 +143,7 @@ TECHNIQUES: Peers = {
     ],
 }
 _ATTACHED_ANY_TIME = (Place.LOSS, Place.GRADIENT, Place.WEIGHTS)
-_NEEDS_LAYERS_OF_ITS_OWN = ("ConcreteDropoutPenalty",)
+_NOT_TIMED = ("ConcreteDropoutPenalty", "StochasticWeightAverage")  # need layers, or an end, of their own
 
 
 def _collected() -> Peers:
@@ -151,7 +151,7 @@ def _collected() -> Peers:
     rows: Peers = {}
     for name in callbacks.__all__:
         technique = getattr(callbacks, name)
-        is_named = any(row.startswith(name) for row in TECHNIQUES) or name in _NEEDS_LAYERS_OF_ITS_OWN
+        is_named = any(row.startswith(name) for row in TECHNIQUES) or name in _NOT_TIMED
         if not is_named and issubclass(technique, Technique) and technique.place in _ATTACHED_ANY_TIME:
             settings = {usual.setting: middle(usual) for usual in technique.usual_ranges}
             rows[name] = partial(_only, technique, settings)
@@ -243,7 +243,7 @@ class Alternation(Callback):
         torch.cuda.set_sync_debug_mode("default")
         self._watch.__exit__(None, None, None)
         self._watch = warnings.catch_warnings(record=True)
-        return sum("synchronizing CUDA operation" in str(each.message) for each in self._seen)
+        return sum("synchronizing CUDA operation" in str(warning.message) for warning in self._seen)
 
     def _note(self, seconds: float, waits: float) -> None:
         attached, name = self._plan[self._block]
@@ -294,7 +294,9 @@ def tables(options: Options) -> Iterator[Table]:
         techniques = {name: make for name, make in techniques.items() if not name.startswith(ACTS_IN_FORWARD)}
     chosen = list(options.workloads)[: 1 if options.quick else None]
     for name in ["tiny"] if options.smallest else chosen:
-        suited = {each: make for each, make in techniques.items() if name != "mlp" or each not in NEEDS_MAPS}
+        suited = {
+            technique: make for technique, make in techniques.items() if name != "mlp" or technique not in NEEDS_MAPS
+        }
         suited = {each: make for each, make in suited.items() if name != "tiny" or each not in NEEDS_POOLING}
         if suited:
             yield _table(name, suited, options)

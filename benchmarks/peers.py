@@ -37,8 +37,8 @@ class ForeachElasticNet(Callback):
     @torch.no_grad()
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Adds it."""
-        weights: list[Tensor] = [each for each in pl_module.parameters() if each.ndim > 1]
-        gradients = [each.grad for each in weights if each.grad is not None]
+        weights: list[Tensor] = [parameter for parameter in pl_module.parameters() if parameter.ndim > 1]
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
         torch._foreach_add_(gradients, torch._foreach_sign(weights), alpha=L1)
         torch._foreach_add_(gradients, weights, alpha=L2)
 
@@ -80,8 +80,8 @@ class HookedOneByOne(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Registers them."""
-        leaves = [each for each in pl_module.modules() if not list(each.children())]
-        self.handles = [each.register_forward_hook(self.look) for each in leaves]
+        leaves = [module for module in pl_module.modules() if not list(module.children())]
+        self.handles = [leaf.register_forward_hook(self.look) for leaf in leaves]
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Removes them."""

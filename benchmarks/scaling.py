@@ -37,8 +37,8 @@ class Weights:
         size = max(numel // tensors, 1)
         self.weights = [nn.Parameter(torch.randn(size, device=device)) for _ in range(tensors)]
         self.gradients = [torch.randn(size, device=device) for _ in range(tensors)]
-        self.averages = [each.detach().clone() for each in self.weights]
-        self.values = [each.detach() for each in self.weights]  # the weights themselves, without a graph
+        self.averages = [weight.detach().clone() for weight in self.weights]
+        self.values = [weight.detach() for weight in self.weights]  # the weights themselves, without a graph
         self.numel = size * tensors
 
 
@@ -62,9 +62,9 @@ def _clip(weights: Weights) -> None:
 
 def _distribution(weights: Weights) -> list[torch.Tensor]:
     found = []
-    for each in weights.values:
-        summary = summarized(each)
-        found += [summary, linear_histogram(each, summary[-2], summary[-1], 64)]
+    for value in weights.values:
+        summary = summarized(value)
+        found += [summary, linear_histogram(value, summary[-2], summary[-1], 64)]
     return found
 
 

@@ -58,7 +58,6 @@ def opened(name: str, path: str | Path, *, limit: int | None = None) -> Iterator
 
     Args:
         name: The setting or the kind of file, as the user knows it.
-        path: Of the file.
         limit: Size in bytes that a file of this kind never has.
 
     Raises:
@@ -98,7 +97,6 @@ def read_text(name: str, path: str | Path, *, limit: int = MAX_TEXT) -> str:
 
     Args:
         name: The setting or the kind of file, as the user knows it.
-        path: Of the file.
         limit: Size in bytes that a file of this kind never has.
 
     Raises:
@@ -121,7 +119,6 @@ def read_json(name: str, path: str | Path, *, limit: int = 2**28) -> Any:
 
     Args:
         name: The setting or the kind of file, as the user knows it.
-        path: Of the file.
         limit: Size in bytes that a file of this kind never has.
 
     Raises:
@@ -140,7 +137,6 @@ def read_yaml(name: str, path: str | Path) -> Any:
 
     Args:
         name: The setting or the kind of file, as the user knows it.
-        path: Of the file.
 
     Raises:
         SettingError: As `read_text` and `check_yaml`, with the file's name.
@@ -153,7 +149,6 @@ def read_checkpoint(name: str, path: str | Path, *, weights_only: bool = True) -
 
     Args:
         name: The setting or the kind of file, as the user knows it.
-        path: Of the file.
         weights_only: Whether a file that holds more than data is refused; otherwise it can run any program.
 
     Raises:

@@ -32,7 +32,7 @@ class OwnedParameter:
 
     Attributes:
         name: Its qualified name, the first one where it has several.
-        parameter: The parameter.
+        parameter: The parameter itself, not a copy.
         owners: Every module that holds it, with its name there; more than one where weights are tied.
         is_declared: Whether a module above it names it in ``no_weight_decay()``, as timm's do.
     """
@@ -85,7 +85,7 @@ def owned_parameters(module: nn.Module) -> list[OwnedParameter]:
     """Returns every parameter once, with all the modules that hold it.
 
     Args:
-        module: Whose parameters.
+        module: Module whose parameters are listed.
 
     >>> attention = nn.MultiheadAttention(8, 2)
     >>> [each.name for each in owned_parameters(attention) if each.is_norm_or_bias]
@@ -151,7 +151,7 @@ def weight_decay_groups(
         check_range("weight_decay", weight_decay, low=0)
     parameters = owned_parameters(module)
     for pattern in exclude:
-        names = [each.name for each in parameters]
+        names = [weight.name for weight in parameters]
         if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
             near = near_matches(pattern, names) or names[:8]
             raise SettingError(f"exclude pattern {pattern!r} matches no parameter; there are {', '.join(near)}")
@@ -159,10 +159,10 @@ def weight_decay_groups(
     no_decay: dict[str, Any] = {"name": "no_decay", "params": [], "weight_decay": 0.0}
     if weight_decay is not None:
         decay["weight_decay"] = weight_decay
-    for each in parameters:
-        if each.parameter.requires_grad:
-            group = no_decay if _why_spared(each, exclude) else decay
-            group["params"].append(each.parameter)
+    for weight in parameters:
+        if weight.parameter.requires_grad:
+            group = no_decay if _why_spared(weight, exclude) else decay
+            group["params"].append(weight.parameter)
     if verbose:
         print(weight_decay_table(module, exclude=exclude))  # noqa: T201
     return [group for group in (decay, no_decay) if group["params"]]
@@ -172,7 +172,7 @@ def weight_decay_table(module: nn.Module, *, exclude: Sequence[str] = ()) -> str
     """Returns a table of every parameter, and whether :func:`weight_decay_groups` decays it, or why not.
 
     Args:
-        module: Whose parameters.
+        module: Module whose parameters are listed.
         exclude: Globs over parameter names that aren't decayed.
 
     >>> print(weight_decay_table(nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 2))))
@@ -184,11 +184,11 @@ def weight_decay_table(module: nn.Module, *, exclude: Sequence[str] = ()) -> str
     """
     rows = [("parameter", "shape", "weight decay")]
     decayed = total = 0
-    for each in owned_parameters(module):
-        why = "frozen" if not each.parameter.requires_grad else _why_spared(each, exclude)
-        rows.append((each.name, str(tuple(each.parameter.shape)), f"no: {why}" if why else "yes"))
-        total += each.parameter.numel()
-        decayed += 0 if why else each.parameter.numel()
+    for owned_parameter in owned_parameters(module):
+        why = "frozen" if not owned_parameter.parameter.requires_grad else _why_spared(owned_parameter, exclude)
+        rows.append((owned_parameter.name, str(tuple(owned_parameter.parameter.shape)), f"no: {why}" if why else "yes"))
+        total += owned_parameter.parameter.numel()
+        decayed += 0 if why else owned_parameter.parameter.numel()
     return "\n".join([*table(rows), f"{decayed:,} of {total:,} weights are decayed"])
 
 

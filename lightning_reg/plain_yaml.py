@@ -32,7 +32,6 @@ def parsed_yaml(name: str, text: str) -> Any:
 
     Args:
         name: What the text is, for the message.
-        text: The YAML.
 
     Raises:
         SettingError: As `check_yaml`.
@@ -63,7 +62,6 @@ def check_yaml(name: str, text: str) -> None:
 
     Args:
         name: What the text is, for the message.
-        text: The YAML.
 
     Raises:
         SettingError: If it isn't YAML or has tags (``!!python/...``), with a ``YAMLError`` as the cause; or if it has a
@@ -107,7 +105,7 @@ def _check_events(name: str, text: str) -> None:
                     sizes[event.anchor] = size
         if len(open_) > _MAX_DEPTH:
             raise SettingError(f"{name} must be at most {_MAX_DEPTH} levels deep, but is deeper at {line}")
-        if sum(each.nodes for each in open_) > _MAX_NODES:
+        if sum(alias.nodes for alias in open_) > _MAX_NODES:
             raise SettingError(f"{name} must come to at most {_MAX_NODES:,} values, but comes to more at {line}")
 
 
@@ -116,7 +114,7 @@ def _size_of_alias(
 ) -> int:
     if event.anchor in sizes:
         return sizes[event.anchor]
-    if any(each.anchor == event.anchor for each in open_):
+    if any(alias.anchor == event.anchor for alias in open_):
         raise SettingError(f"{name} must hold plain values, but {line} has an alias *{event.anchor} of what it lies in")
     raise yaml.MarkedYAMLError(problem=f"*{event.anchor} stands for nothing before it", problem_mark=event.start_mark)
 

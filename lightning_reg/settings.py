@@ -55,8 +55,6 @@ def near_matches(value: str, options: Iterable[str], *, most: int = 3) -> list[s
     """Returns the options that look like ``value``, best first.
 
     Args:
-        value: What was written.
-        options: What there is.
         most: How many to return at the most.
 
     >>> near_matches("digitz", ["digits", "mnist"])
@@ -69,8 +67,6 @@ def did_you_mean(value: str, options: Iterable[str], *, most: int = 1) -> str:
     """Returns the end of a message that names the options which look like ``value``; nothing where none does.
 
     Args:
-        value: What was written.
-        options: What there is.
         most: How many to name at the most.
 
     >>> did_you_mean("digitz", ["digits", "mnist"])
@@ -85,8 +81,6 @@ def check_choice(name: str, value: str, options: Sequence[str]) -> None:
 
     Args:
         name: The argument, as the user writes it.
-        value: What was written.
-        options: What is allowed.
 
     Raises:
         SettingError: With the options and the nearest one.
@@ -113,9 +107,6 @@ def check_range(
 
     Args:
         name: The argument, as the user writes it.
-        value: The number.
-        low: Smallest value allowed.
-        high: Largest value allowed.
         low_open: Whether ``low`` itself is excluded.
         high_open: Whether ``high`` itself is excluded.
 
@@ -143,8 +134,6 @@ def check_count(name: str, value: int, *, low: int = 1) -> None:
 
     Args:
         name: The argument, as the user writes it.
-        value: The number.
-        low: Smallest value allowed.
 
     Raises:
         SettingError: With the bound and the value.
@@ -164,7 +153,6 @@ def named_or_imported(name: str, value: Any, options: Sequence[str]) -> Any:
 
     Args:
         name: The argument, as the user writes it.
-        value: What was written.
         options: The names that are known.
 
     Raises:
@@ -186,7 +174,6 @@ def imported(name: str, path: str, allowed: str = "the import path of a callable
 
     Args:
         name: The argument, as the user writes it.
-        path: What was written.
         allowed: What it must be, for the message.
 
     Raises:

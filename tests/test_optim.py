@@ -124,7 +124,7 @@ class LayerScale(nn.Module):
 
 
 def names_of(module, name):
-    named = {parameter: each for each, parameter in module.named_parameters()}
+    named = {parameter: weight for weight, parameter in module.named_parameters()}
     groups = {group["name"]: group["params"] for group in weight_decay_groups(module)}
     return sorted(named[parameter] for parameter in groups.get(name, []))
 

@@ -72,9 +72,13 @@ def monitors_not_logged(callbacks: list[Callback], logged: list[str]) -> Iterato
 
 def _two_clippers(found: Inventory) -> Iterator[Contradiction]:
     # Several of ours stand beside one another on gradients that don't overlap; they refuse anything else themselves.
-    ours = [type(each).__name__ for each in found.callbacks if isinstance(each, Technique) and each.clips_gradients]
+    ours = [
+        type(callback).__name__
+        for callback in found.callbacks
+        if isinstance(callback, Technique) and callback.clips_gradients
+    ]
     # Of somebody's callback nothing but its name tells.
-    others = [type(each).__name__ for each in found.callbacks if not isinstance(each, Technique)]
+    others = [type(callback).__name__ for callback in found.callbacks if not isinstance(callback, Technique)]
     somebodys = [name for name in others if "clip" in name.lower()]
     clippers = [*ours, *somebodys]
     if found.trainer.gradient_clip_val is not None:
@@ -90,7 +94,11 @@ def _two_clippers(found: Inventory) -> Iterator[Contradiction]:
 def _averages(found: Inventory) -> list[Callback]:
     """Returns the callbacks that average weights, each once."""
     lightnings = _lightnings_averages(found)
-    return [each for each in found.callbacks if each in lightnings or getattr(each, "averages_weights", False)]
+    return [
+        callback
+        for callback in found.callbacks
+        if callback in lightnings or getattr(callback, "averages_weights", False)
+    ]
 
 
 def _lightnings_averages(found: Inventory) -> list[Callback]:
@@ -102,7 +110,7 @@ def _two_averages(found: Inventory) -> Iterator[Contradiction]:
     averages = _averages(found)
     if lightnings and len(averages) > 1:  # several of ours know of each other
         yield Contradiction(
-            f"Weights are averaged by {' and '.join(type(each).__name__ for each in averages)}",
+            f"Weights are averaged by {' and '.join(type(average).__name__ for average in averages)}",
             "each puts its own average into the module when training ends, and the last one wins",
             "Keep one of them",
         )
@@ -123,8 +131,8 @@ def _soft_targets_for_hard_labels(found: Inventory) -> Iterator[Contradiction]:
     if not found.mixes_labels or getattr(found.module, "takes_soft_targets", False):
         return
     kinds = (nn.NLLLoss, nn.MultiMarginLoss, nn.MultiLabelMarginLoss)
-    takers = [type(each).__name__ for each in found.layers(*kinds)]
-    takers += [type(each).__name__ for each in found.layers(Metric)]
+    takers = [type(layer).__name__ for layer in found.layers(*kinds)]
+    takers += [type(layer).__name__ for layer in found.layers(Metric)]
     if takers:
         yield Contradiction(
             f"The data's mixing gives probabilities as targets, and the module has {', '.join(sorted(set(takers)))}",
@@ -135,7 +143,11 @@ def _soft_targets_for_hard_labels(found: Inventory) -> Iterator[Contradiction]:
 
 def _decay_on_norms(found: Inventory) -> Iterator[Contradiction]:
     spared = [
-        each.name for group in found.groups if group.weight_decay for each in group.parameters if each.is_norm_or_bias
+        parameter.name
+        for group in found.groups
+        if group.weight_decay
+        for parameter in group.parameters
+        if parameter.is_norm_or_bias
     ]
     if spared:
         names = ", ".join(spared[:_SHOWN_NAMES]) + (", ..." if len(spared) > _SHOWN_NAMES else "")
@@ -161,7 +173,7 @@ def _is_coupled(group: DecayGroup) -> bool:
 
 
 def _l2_penalties(found: Inventory) -> list[str]:
-    return [type(each).__name__ for each in found.techniques() if each.l2_strength > 0]
+    return [type(technique).__name__ for technique in found.techniques() if technique.l2_strength > 0]
 
 
 def _penalty_under_adam(found: Inventory) -> Iterator[Contradiction]:
@@ -228,8 +240,10 @@ def _high_rates(found: Inventory) -> Iterator[Contradiction]:
 
 
 def _small_batches(found: Inventory) -> Iterator[Contradiction]:
-    norms = [each for each in found.layers(nn.modules.batchnorm._BatchNorm) if not isinstance(each, nn.SyncBatchNorm)]
-    frozen = any(each.freezes_batch_norm for each in found.techniques())
+    norms = [
+        layer for layer in found.layers(nn.modules.batchnorm._BatchNorm) if not isinstance(layer, nn.SyncBatchNorm)
+    ]
+    frozen = any(technique.freezes_batch_norm for technique in found.techniques())
     if norms and not frozen and found.batch_size is not None and found.batch_size < _FEW_SAMPLES:
         yield Contradiction(
             f"BatchNorm with batches of {found.batch_size}",
@@ -239,7 +253,7 @@ def _small_batches(found: Inventory) -> Iterator[Contradiction]:
 
 
 def _softened_twice(found: Inventory) -> Iterator[Contradiction]:
-    softening = [type(each).__name__ for each in found.techniques() if each.softens_predictions]
+    softening = [type(technique).__name__ for technique in found.techniques() if technique.softens_predictions]
     if found.label_smoothing and softening:
         also = ", and mixed labels" if found.mixing else ""
         yield Contradiction(
@@ -299,7 +313,7 @@ def _decay_of_unit_norms(found: Inventory) -> Iterator[Contradiction]:
         *_l2_penalties(found),
         *(["weight decay"] if any(group.weight_decay for group in found.groups) else []),
     ]
-    fixing = [type(each).__name__ for each in found.techniques() if each.fixes_lengths]
+    fixing = [type(technique).__name__ for technique in found.techniques() if technique.fixes_lengths]
     if shrinking and fixing:
         yield Contradiction(
             f"{fixing[0]} with {' and '.join(shrinking)}",

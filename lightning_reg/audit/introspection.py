@@ -14,9 +14,6 @@ _PRINCIPAL = 2  # arguments that come first are what a technique is about
 def settings_of(made: object) -> dict[str, Any]:
     """Returns the arguments of an object's constructor that it keeps under their own names, in order.
 
-    Args:
-        made: Any object.
-
     >>> from torch import nn
     >>> settings_of(nn.Dropout(0.2))
     {'p': 0.2, 'inplace': False}
@@ -30,9 +27,6 @@ def settings_of(made: object) -> dict[str, Any]:
 
 def telling_settings(made: object) -> dict[str, Any]:
     """Returns the settings that say something: the two first ones, and those that aren't the default.
-
-    Args:
-        made: Any object.
 
     >>> from torch import nn
     >>> telling_settings(nn.LayerNorm(8, eps=1e-6))
@@ -50,9 +44,6 @@ def telling_settings(made: object) -> dict[str, Any]:
 def described(made: object) -> str:
     """Returns the settings that say something as text.
 
-    Args:
-        made: Any object.
-
     >>> from torch import nn
     >>> described(nn.LayerNorm(8, eps=1e-6))
     'normalized_shape (8,), eps 1e-06'
@@ -63,9 +54,6 @@ def described(made: object) -> str:
 
 def shown(value: Any) -> str:
     """Returns a setting as text: numbers without noise, sequences by their entries, objects by name and settings.
-
-    Args:
-        value: The setting.
 
     >>> from torch import nn
     >>> shown(0.30000000000000004), shown(("head.*", "stem.*")), shown(nn.Dropout(0.1))
@@ -88,7 +76,7 @@ def _object_shown(value: Any) -> str:
         return str(value.__name__)
     steps = getattr(value, "transforms", None)
     if isinstance(steps, Iterable) and not isinstance(steps, str):  # a chain, as torchvision's Compose
-        return ", ".join(type(each).__name__ for each in steps)
+        return ", ".join(type(step).__name__ for step in steps)
     settings = described(value)
     return type(value).__name__ if settings == "defaults" else f"{type(value).__name__}({settings})"
 
@@ -99,7 +87,7 @@ def _parameters(made: object) -> dict[str, inspect.Parameter]:
     except (TypeError, ValueError):  # made in C, or by a metaclass that doesn't tell
         return {}
     kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return {name: each for name, each in parameters.items() if each.kind not in kinds}
+    return {name: parameter for name, parameter in parameters.items() if parameter.kind not in kinds}
 
 
 def _is_empty(value: Any) -> bool:

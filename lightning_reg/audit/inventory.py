@@ -43,7 +43,6 @@ class Row:
 
     Attributes:
         place: Of the training step where it acts.
-        technique: Its name.
         settings: How strong it is, in words.
     """
 
@@ -57,7 +56,6 @@ class DecayGroup:
     """A parameter group of an optimizer, and how it is decayed.
 
     Attributes:
-        optimizer: That holds it.
         weight_decay: Its strength, 0 where the optimizer has none.
         parameters: Those in the group that belong to the module.
     """
@@ -79,15 +77,11 @@ class Inventory:
     """Everything that regularizes a run.
 
     Attributes:
-        trainer: That runs.
-        module: That is trained.
-        callbacks: Of the trainer.
         groups: Parameter groups of all optimizers.
         mixing: Transforms that mix samples, of the data module and of callbacks.
         mixes_labels: Whether training targets arrive in the training step as probabilities.
         label_smoothing: Largest that was found, 0 where there is none.
         batch_size: Samples in a batch of one process, None where the loader doesn't tell.
-        rows: What is shown.
     """
 
     trainer: Trainer
@@ -106,19 +100,15 @@ class Inventory:
         Args:
             kinds: Classes of ``lightning``.
         """
-        return [each for each in self.callbacks if isinstance(each, twins(*kinds))]
+        return [callback for callback in self.callbacks if isinstance(callback, twins(*kinds))]
 
     def techniques(self) -> list[Technique]:
         """Returns the callbacks that are ours, and so tell what they do."""
-        return [each for each in self.callbacks if isinstance(each, Technique)]
+        return [callback for callback in self.callbacks if isinstance(callback, Technique)]
 
     def layers(self, *kinds: type[nn.Module]) -> list[nn.Module]:
-        """Returns the module's layers of some kinds.
-
-        Args:
-            kinds: Classes of layers.
-        """
-        return [each for each in self.module.modules() if isinstance(each, kinds)]
+        """Returns the module's layers of some kinds."""
+        return [submodule for submodule in self.module.modules() if isinstance(submodule, kinds)]
 
 
 def take_inventory(trainer: Trainer, pl_module: LightningModule) -> Inventory:
@@ -143,7 +133,7 @@ def take_inventory(trainer: Trainer, pl_module: LightningModule) -> Inventory:
         *_gradient_rows(trainer),
         *_weight_rows(found),
         *_run_rows(trainer),
-        *(row for each in found.callbacks for row in _callback_rows(each)),
+        *(row for callback in found.callbacks for row in _callback_rows(callback)),
     ]
     found.rows = sorted(rows, key=lambda row: _PLACES.index(row.place))
     return found
@@ -232,43 +222,39 @@ def _forward_rows(pl_module: LightningModule) -> Iterator[Row]:
         shown_rate = f"rate {low}" if low == high else f"rates {low} to {high}"
         yield Row("forward", kind, f"{shown_rate} in {_layers(len(values))}")
     rated = {id(rate.holder) for rate in rates(pl_module)}
-    others = [each for each in pl_module.modules() if is_stochastic(each) and id(each) not in rated]
+    others = [submodule for submodule in pl_module.modules() if is_stochastic(submodule) and id(submodule) not in rated]
     others += [
         hook.layer
-        for each in pl_module.modules()
-        for hook in each._forward_hooks.values()
+        for submodule in pl_module.modules()
+        for hook in submodule._forward_hooks.values()
         if isinstance(hook, Insertion) and is_stochastic(hook.layer) and id(hook.layer) not in rated
     ]
-    for kind, count in Counter(type(each).__name__ for each in others).items():
+    for kind, count in Counter(type(other).__name__ for other in others).items():
         yield Row("forward", kind, f"in {_layers(count)}")
     norms = Counter(
-        type(each).__name__
-        for name, each in pl_module.named_modules()
-        if is_normalization(each) and "parametrizations." not in name  # those are of weights
+        type(submodule).__name__
+        for name, submodule in pl_module.named_modules()
+        if is_normalization(submodule) and "parametrizations." not in name  # those are of weights
     )
     for kind, count in norms.items():
         yield Row("forward", kind, _layers(count))
     for kind, count in Counter(reparametrizations(pl_module)).items():
         yield Row("forward", kind, f"of the weights of {_layers(count)}")
-    frozen = [each.numel() for each in pl_module.parameters() if not each.requires_grad]
+    frozen = [parameter.numel() for parameter in pl_module.parameters() if not parameter.requires_grad]
     if frozen:
-        total = sum(each.numel() for each in pl_module.parameters())
+        total = sum(parameter.numel() for parameter in pl_module.parameters())
         yield Row("forward", "frozen weights", f"{sum(frozen):,} of {total:,}")
 
 
 def reparametrizations(module: nn.Module) -> list[str]:
-    """Returns the names of all parametrizations of weights below a module, without leading underscores.
-
-    Args:
-        module: That is searched.
-    """
+    """Returns the names of all parametrizations of weights below a module, without leading underscores."""
     names = []
-    for each in module.modules():
-        if is_parametrized(each):
-            lists = each.parametrizations.values()  # type: ignore[operator]  # a ModuleDict there
+    for submodule in module.modules():
+        if is_parametrized(submodule):
+            lists = submodule.parametrizations.values()  # type: ignore[operator]  # a ModuleDict there
             names += [type(part).__name__.lstrip("_") for parts in lists for part in parts]
         # torch's older spectral and weight normalization are hooks.
-        hooks = [type(hook).__name__ for hook in each._forward_pre_hooks.values()]
+        hooks = [type(hook).__name__ for hook in submodule._forward_pre_hooks.values()]
         names += [name for name in hooks if name in ("SpectralNorm", "WeightNorm")]
     return names
 
@@ -279,9 +265,9 @@ def _loss_rows(found: Inventory) -> Iterator[Row]:
 
 
 def _label_smoothing(pl_module: LightningModule) -> float:
-    candidates = [getattr(each, "label_smoothing", None) for each in pl_module.modules()]
+    candidates = [getattr(submodule, "label_smoothing", None) for submodule in pl_module.modules()]
     candidates.append(pl_module.hparams.get("label_smoothing"))
-    return max((float(each) for each in candidates if isinstance(each, (int, float))), default=0.0)
+    return max((float(candidate) for candidate in candidates if isinstance(candidate, (int, float))), default=0.0)
 
 
 def _gradient_rows(trainer: Trainer) -> Iterator[Row]:
@@ -291,12 +277,12 @@ def _gradient_rows(trainer: Trainer) -> Iterator[Row]:
 
 
 def _decay_groups(trainer: Trainer, pl_module: LightningModule) -> list[DecayGroup]:
-    owned = {id(each.parameter): each for each in owned_parameters(pl_module)}
+    owned = {id(owned_parameter.parameter): owned_parameter for owned_parameter in owned_parameters(pl_module)}
     return [
         DecayGroup(
             optimizer,
             float(group.get("weight_decay") or 0.0),
-            [owned[id(each)] for each in group["params"] if id(each) in owned],
+            [owned[id(parameter)] for parameter in group["params"] if id(parameter) in owned],
         )
         for optimizer in trainer.optimizers
         for group in optimizer.param_groups
@@ -305,15 +291,15 @@ def _decay_groups(trainer: Trainer, pl_module: LightningModule) -> list[DecayGro
 
 def _weight_rows(found: Inventory) -> Iterator[Row]:
     for optimizer in found.trainer.optimizers:
-        groups = [each for each in found.groups if each.optimizer is optimizer]
+        groups = [part for part in found.groups if part.optimizer is optimizer]
         name = type(optimizer).__name__
-        decayed = [each for each in groups if each.weight_decay]
+        decayed = [part for part in groups if part.weight_decay]
         if not decayed:
             yield Row("weights", f"{name}", "no weight decay")
             continue
-        total = sum(each.parameter.numel() for group in groups for each in group.parameters)
+        total = sum(parameter.parameter.numel() for group in groups for parameter in group.parameters)
         for group in decayed:
-            weights = sum(each.parameter.numel() for each in group.parameters)
+            weights = sum(parameter.parameter.numel() for parameter in group.parameters)
             kind = "weight decay" if group.is_decoupled else "L2 through the gradient"
             share = f"all {total:,} weights" if weights == total else f"{weights:,} of {total:,} weights"
             yield Row("weights", f"{name}", f"{kind} {group.weight_decay:.6g} on {share}")

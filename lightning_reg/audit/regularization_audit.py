@@ -121,8 +121,8 @@ class AuditSession(Session[RegularizationAudit]):
         log_text(trainer, "audit/regularization", markdown_table(title, self.rows, self.contradictions))
         log_layout(trainer, charts_for(callbacks_of(trainer)))
         if not technique.verbose:
-            for each in self.contradictions:
-                rank_zero_warn(str(each))
+            for contradiction in self.contradictions:
+                rank_zero_warn(str(contradiction))
         elif trainer.is_global_zero:
             print("\n" + text_table(title, self.rows, self.contradictions) + "\n")  # noqa: T201  # what it is for
 
@@ -137,9 +137,9 @@ class AuditSession(Session[RegularizationAudit]):
             return
         self.has_checked = True
         if self.technique.warn:
-            for each in monitors_not_logged(callbacks_of(trainer), sorted(trainer.callback_metrics)):
-                self.contradictions.append(each)
-                rank_zero_warn(str(each))
+            for monitor in monitors_not_logged(callbacks_of(trainer), sorted(trainer.callback_metrics)):
+                self.contradictions.append(monitor)
+                rank_zero_warn(str(monitor))
 
     @override
     def ends(self, exception: BaseException | None) -> None:
@@ -155,7 +155,7 @@ class AuditSession(Session[RegularizationAudit]):
 
 
 def _title(trainer: Trainer, pl_module: LightningModule) -> str:
-    weights = sum(each.numel() for each in pl_module.parameters() if each.requires_grad)
+    weights = sum(parameter.numel() for parameter in pl_module.parameters() if parameter.requires_grad)
     dataset = getattr(trainer.train_dataloader, "dataset", None)
     samples = f" on {len(dataset):,} training samples" if isinstance(dataset, Sized) else ""
     return f"Regularization of {type(pl_module).__name__}: {weights:,} trainable weights{samples}"
@@ -165,7 +165,6 @@ def text_table(title: str, rows: Sequence[Row], found: Sequence[Contradiction]) 
     """Returns the audit as plain text of at most 100 columns.
 
     Args:
-        title: First line.
         rows: What regularizes, sorted by place.
         found: What works against itself.
 
@@ -181,7 +180,7 @@ def text_table(title: str, rows: Sequence[Row], found: Sequence[Contradiction]) 
         cells += [["" if index else place, row.technique, row.settings] for index, row in enumerate(group)]
     lines = [title, "", *table(cells, width=_WIDTH)]
     if found:
-        numbered = [[f"{number}.", str(each)] for number, each in enumerate(found, 1)]
+        numbered = [[f"{number}.", str(entry)] for number, entry in enumerate(found, 1)]
         lines += ["", "What works against itself", *table(numbered, right=[0], width=_WIDTH)]
     return "\n".join(lines)
 
@@ -190,7 +189,6 @@ def markdown_table(title: str, rows: Sequence[Row], found: Sequence[Contradictio
     """Returns the audit as Markdown.
 
     Args:
-        title: First line.
         rows: What regularizes, sorted by place.
         found: What works against itself.
 
@@ -205,7 +203,7 @@ def markdown_table(title: str, rows: Sequence[Row], found: Sequence[Contradictio
     lines += [f"| {row.place} | {row.technique} | {_escaped(row.settings)} |" for row in rows]
     if found:
         lines += ["", "**What works against itself**", ""]
-        lines += [f"{number}. {_escaped(str(each))}" for number, each in enumerate(found, 1)]
+        lines += [f"{number}. {_escaped(str(entry))}" for number, entry in enumerate(found, 1)]
     return "\n".join(lines)
 
 

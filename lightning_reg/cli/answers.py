@@ -106,7 +106,6 @@ def answered(
     Args:
         config: All settings of a command.
         beginning: Says when nothing is being built anymore.
-        checkpoint: That is restored.
 
     Raises:
         SettingError: In place of what was raised.

@@ -189,12 +189,12 @@ class _WithinMemory(TorchFunctionMode):
         if func in _MAKERS:
             size = kwargs.get("size", args if args and isinstance(args[0], int) else (*args, ())[0])
             size = (size,) if isinstance(size, int) else size
-            if isinstance(size, (tuple, list)) and all(isinstance(each, int) for each in size):
+            if isinstance(size, (tuple, list)) and all(isinstance(length, int) for length in size):
                 wanted = math.prod(size) * (kwargs.get("dtype") or torch.get_default_dtype()).itemsize
                 # The width of a layer, before the matrix that it has to have.
                 is_too_wide = len(size) == 1 and size[0] > _WIDEST
                 if (wanted > self.memory or is_too_wide) and torch.device(kwargs.get("device") or "cpu").type == "cpu":
-                    found = f"a tensor of {' × '.join(f'{each:,}' for each in size)}, {wanted / _GIB:,.0f} GiB"
+                    found = f"a tensor of {' × '.join(f'{length:,}' for length in size)}, {wanted / _GIB:,.0f} GiB"
                     limit = f"this machine's {self.memory / _GIB:.0f} GiB of memory"
                     raise SettingError(f"{self.setting} must fit into {limit}, but has {found}")
         return func(*args, **kwargs)

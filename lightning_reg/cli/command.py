@@ -60,7 +60,6 @@ class RegularizationCLI(LightningCLI):
 
     Args:
         args: What would follow the script's name on the command line; the process's own arguments where None.
-        parser_class: Of the parser.
     """
 
     keeps_last = True
@@ -182,11 +181,7 @@ class RegularizationCLI(LightningCLI):
             ) from error
 
     def further_callbacks(self, callbacks: Sequence[Callback]) -> list[Callback]:
-        """Returns what joins the callbacks that were asked for.
-
-        Args:
-            callbacks: Those.
-        """
+        """Returns what joins the callbacks that were asked for."""
         return []
 
     @override

@@ -46,7 +46,6 @@ def explained(message: str, options: Iterable[str] = ()) -> str:
     that was asked for, and the value are taken; what is expected comes from the signature.
 
     Args:
-        message: Of the parser.
         options: Names of all settings, for those that look like an unknown one.
 
     >>> explained('Parser key "trainer.max_epochs": Expected a <class \'int\'>. Got value: many')
@@ -114,9 +113,6 @@ def _read(text: str) -> Any:
 def shown(value: Any) -> str:
     """Returns a value as it is written, cut where it is long.
 
-    Args:
-        value: The value.
-
     >>> shown(None), shown("abc"), shown([1, 2])
     ('null', "'abc'", '[1, 2]')
     """
@@ -125,11 +121,7 @@ def shown(value: Any) -> str:
 
 
 def as_plain(config: Any) -> Any:
-    """Returns settings as mappings and lists, in place of a parser's own.
-
-    Args:
-        config: What was parsed.
-    """
+    """Returns settings as mappings and lists, in place of a parser's own."""
     if isinstance(config, (Namespace, dict)):
         return {name: as_plain(value) for name, value in (config if isinstance(config, dict) else vars(config)).items()}
     return [as_plain(value) for value in config] if isinstance(config, list) else config
@@ -143,12 +135,7 @@ def _resolved(path: str) -> Any:
 
 
 def hint_of(owner: Any, name: str) -> Any:
-    """Returns the annotation of a class's argument, which may be a base class's; None where there is none.
-
-    Args:
-        owner: The class.
-        name: Of the argument.
-    """
+    """Returns the annotation of a class's argument, which may be a base class's; None where there is none."""
     for base in getattr(owner, "__mro__", [owner]):
         make = base.__dict__.get("__init__") if isinstance(base, type) else base
         try:
@@ -161,11 +148,7 @@ def hint_of(owner: Any, name: str) -> Any:
 
 
 def parameters_of(owner: Any) -> dict[str, inspect.Parameter]:
-    """Returns what a class is made with, also what it hands on to its bases.
-
-    Args:
-        owner: The class.
-    """
+    """Returns what a class is made with, also what it hands on to its bases."""
     found: dict[str, inspect.Parameter] = {}
     for base in getattr(owner, "__mro__", [owner]):
         try:
@@ -181,16 +164,13 @@ def parameters_of(owner: Any) -> dict[str, inspect.Parameter]:
 def described(hint: Any) -> str:  # noqa: PLR0911  # a line a kind
     """Returns in words what a type hint allows.
 
-    Args:
-        hint: The annotation.
-
     >>> described(Literal["min", "max"]), described(list[int] | None)
     ('one of min, max', 'a list (of a whole number) or null')
     """
     origin, args = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        parts = [described(each) for each in args if get_origin(each) is not Literal]
-        choices = [choice for each in args if get_origin(each) is Literal for choice in get_args(each)]
+        parts = [described(arg) for arg in args if get_origin(arg) is not Literal]
+        choices = [choice for arg in args if get_origin(arg) is Literal for choice in get_args(arg)]
         if choices:
             parts.insert(0, f"one of {', '.join(dict.fromkeys(map(str, choices)))}")
         return " or ".join(dict.fromkeys(parts))
@@ -206,7 +186,7 @@ def described(hint: Any) -> str:  # noqa: PLR0911  # a line a kind
     if issubclass(kind, dict) or kind is Mapping:
         return "a mapping"
     if issubclass(kind, Iterable) and not issubclass(kind, (str, bytes)) and kind.__module__ in _CONTAINERS:
-        elements = [described(each) for each in args if each is not Ellipsis]
+        elements = [described(arg) for arg in args if arg is not Ellipsis]
         return f"a list (of {', '.join(dict.fromkeys(elements))})" if elements else "a list"
     return _a(kind.__name__)
 
@@ -224,7 +204,7 @@ def _classes_in(hint: Any) -> list[type]:
     if origin in (Union, types.UnionType) or (isinstance(origin, type) and origin.__module__ in _CONTAINERS):
         if origin is Callable and args:  # of what is left to be made by whoever is given it
             return _classes_in(args[-1])
-        return [found for each in args for found in _classes_in(each)]
+        return [found for arg in args for found in _classes_in(arg)]
     plain = not isinstance(hint, type) or hint in _NAMES or hint.__module__ in _CONTAINERS
     return [] if plain else [hint]
 
@@ -232,7 +212,7 @@ def _classes_in(hint: Any) -> list[type]:
 def _fault_of_class(path: str, value: Any, hint: Any) -> str | None:
     classes = tuple(dict.fromkeys(_classes_in(hint)))
     alternatives = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    if not classes or value is _MISSING or any(each in (int, float, str) for each in alternatives):
+    if not classes or value is _MISSING or any(alternative in (int, float, str) for alternative in alternatives):
         return None
     # Of a trainer's callbacks there may be one or a list of them.
     for entry in value if isinstance(value, list) and value else [value]:
@@ -268,7 +248,7 @@ def _fault_of_entry(path: str, entry: Any, classes: tuple[type, ...]) -> str | N
 def _fault_of_name(path: str, name: str, classes: tuple[type, ...], kind: str) -> str | None:
     names = _names(classes)
     if name in names:
-        paths = [f"{each.__module__}.{each.__name__}" for each in names[name]]
+        paths = [f"{chosen.__module__}.{chosen.__name__}" for chosen in names[name]]
         if len(paths) > 1:
             return f"{path} must be a full class path where a name is ambiguous: {' or '.join(sorted(paths))}"
         return None
@@ -286,9 +266,9 @@ def _fault_of_name(path: str, name: str, classes: tuple[type, ...], kind: str) -
 def _names(classes: tuple[type, ...]) -> dict[str, list[type]]:
     """Returns all that is imported of some classes by their short names."""
     found: dict[str, list[type]] = {}
-    for each in dict.fromkeys(_with_subclasses(classes)):
-        if not each.__name__.startswith("_"):
-            found.setdefault(each.__name__, []).append(each)
+    for fromkey in dict.fromkeys(_with_subclasses(classes)):
+        if not fromkey.__name__.startswith("_"):
+            found.setdefault(fromkey.__name__, []).append(fromkey)
     return found
 
 

@@ -124,7 +124,7 @@ class _Fit(RegularizationCLI):
 
     @override
     def further_callbacks(self, callbacks: Sequence[Callback]) -> list[Callback]:
-        own = next((each for each in callbacks if isinstance(each, GeneralizationGap)), None)
+        own = next((callback for callback in callbacks if isinstance(callback, GeneralizationGap)), None)
         self.gap = own or self.gap
         return [*([] if own else [self.gap]), *([self.recorder] if "activations" in self.collect else [])]
 
@@ -135,7 +135,7 @@ class _Fit(RegularizationCLI):
             return
         best = selected_checkpoint(self.trainer) or None
         splits = evaluate_splits(self.trainer, self.model, self.datamodule, best)
-        self.metrics = {f"{split}/{name}": value for split, each in splits.items() for name, value in each.items()}
+        self.metrics = {f"{split}/{name}": value for split, part in splits.items() for name, value in part.items()}
 
 
 class _Predict(RegularizationCLI):
@@ -148,7 +148,7 @@ class _Predict(RegularizationCLI):
 
 
 def _joined(batches: Any) -> Tensor:
-    if not batches or not all(isinstance(each, Tensor) for each in batches):
+    if not batches or not all(isinstance(batch, Tensor) for batch in batches):
         raise SettingError("collect must leave out reload and predictions where predict_step returns no tensor")
     return torch.cat(batches)
 
@@ -157,7 +157,6 @@ def fit(run: Run, folder: Path) -> Measured:
     """Trains, selects on validation, and measures the selected weights once on every part.
 
     Args:
-        run: What to train.
         folder: Of the run; checkpoints that lie in it are gone when it returns.
 
     Raises:
@@ -241,13 +240,13 @@ def _predict_into(path: Path, arguments: Sequence[str], threads: int) -> None:
 def _silence() -> Iterator[None]:
     """Keeps everything from the terminal, where there is one progress bar for all runs."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning_reg")]
-    levels = [each.level for each in loggers]
-    for each in loggers:
-        each.setLevel(logging.ERROR)
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for each, level in zip(loggers, levels, strict=True):
-            each.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

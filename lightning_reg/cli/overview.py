@@ -12,11 +12,7 @@ __all__ = ["overview"]
 
 
 def overview(root: Path = Path("configs")) -> str:
-    """Returns what there is, read off the package and the configurations.
-
-    Args:
-        root: Folder of configurations.
-    """
+    """Returns what there is, read off the package and the configurations."""
     from lightning.pytorch import Callback
 
     from lightning_reg import callbacks, models, transforms

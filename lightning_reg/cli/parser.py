@@ -72,11 +72,7 @@ class BriefHelp(DefaultHelpFormatter):
 
 
 class BriefParser(LightningArgumentParser):
-    """LightningCLI's parser with help in brief, and a usage line instead of a wall before every error.
-
-    Args:
-        settings: Of LightningArgumentParser.
-    """
+    """LightningCLI's parser with help in brief, and a usage line instead of a wall before every error."""
 
     @override
     def __init__(self, **settings: Any) -> None:
@@ -93,18 +89,13 @@ class BriefParser(LightningArgumentParser):
         """Returns what is wrong in one sentence.
 
         Args:
-            message: Of the parser.
             ex: What it was made of.
         """
         foreseen = first_in_chain(ex, (SettingError,))
         return str(foreseen) if foreseen else explained(message, self.setting_names())
 
     def refuse(self, sentence: str) -> NoReturn:
-        """Ends the process.
-
-        Args:
-            sentence: What is said.
-        """
+        """Ends the process."""
         print(f"error: {sentence}", file=sys.stderr)
         self.exit(2)
 

@@ -21,9 +21,6 @@ __all__ = ["command_of", "data_form", "fits"]
 def command_of(pieces: Iterable[Piece]) -> tuple[str, ...]:
     """Returns what one would write after ``fit`` for pieces of a configuration, in their order.
 
-    Args:
-        pieces: Paths and settings.
-
     >>> command_of([Path("a.yaml"), {"model.drop_prob": 0.5, "data.augment": None}])
     ('--config', 'a.yaml', '--model.drop_prob', '0.5', '--data.augment', 'null')
     """
@@ -67,9 +64,6 @@ def data_form(name: str | None, root: str | None, forms: Mapping[str, Form]) -> 
 
 def fits(definition: Definition) -> list[Run]:
     """Returns the runs of a study of trainings, seed by seed, so that variants can be compared early.
-
-    Args:
-        definition: Of the study.
 
     Raises:
         SettingError: If a variant can't be parsed, or two are the same, or don't give what is collected.

@@ -35,7 +35,6 @@ def use_samples(model: LightningModule, settings: PredictionSettings) -> None:
     """Lets a model predict as the settings say.
 
     Args:
-        model: That will predict.
         settings: Of ``prediction``.
 
     Raises:

@@ -41,11 +41,7 @@ _LAYOUT: Mapping[str, type] = {
 
 
 def run_folders(trainer: Trainer) -> Path:
-    """Returns the folder under which the runs of this configuration lie.
-
-    Args:
-        trainer: With its logger.
-    """
+    """Returns the folder under which the runs of this configuration lie."""
     root = getattr(trainer.logger, "root_dir", None) or trainer.default_root_dir
     return Path(root)
 
@@ -54,7 +50,6 @@ def check_writable(trainer: Trainer, checkpoints: str | None = None) -> None:
     """Raises if a folder that the run will write to can't be written.
 
     Args:
-        trainer: With its loggers.
         checkpoints: Folder for checkpoints if it isn't the run's.
 
     Raises:
@@ -152,7 +147,6 @@ def continue_run(trainer: Trainer, ckpt_path: str) -> None:
 
     Args:
         trainer: Whose loggers haven't opened a folder yet.
-        ckpt_path: The checkpoint.
     """
     run = Path(ckpt_path).absolute().parent.parent
     for logger in trainer.loggers:
@@ -208,11 +202,6 @@ def _progress(shown: str, found: Checkpoint) -> tuple[int, int]:
 def check_can_go_on(path: str, checkpoint: Checkpoint, trainer: Trainer) -> None:
     """Raises if a checkpoint's run has ended, or had other optimizers than those that are to go on.
 
-    Args:
-        path: Of the checkpoint.
-        checkpoint: What it holds.
-        trainer: With its optimizers.
-
     Raises:
         SettingError: With how far the run has come, or with what its optimizers have and the others haven't.
     """
@@ -240,7 +229,6 @@ def load_with(trainer: Trainer, *, weights_only: bool) -> None:
     It does for addresses of http, of which it runs what they hold, and where a strategy restores late.
 
     Args:
-        trainer: Whose strategy loads.
         weights_only: Whether a file that holds more than data is refused.
     """
     load = trainer.strategy.load_checkpoint

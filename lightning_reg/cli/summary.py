@@ -38,7 +38,6 @@ def summarize(
 
     Args:
         trainer: That has just fitted.
-        model: That was fitted.
         data: That it was fitted to.
         weights_only: Whether the best weights are left where they are if their checkpoint holds more than data.
     """
@@ -89,11 +88,7 @@ def _epoch_of(path: str, *, weights_only: bool) -> int | None:
 
 
 def selected_checkpoint(trainer: Trainer) -> str:
-    """Returns the path of the checkpoint that was best on validation; nothing where there is none.
-
-    Args:
-        trainer: That has fitted.
-    """
+    """Returns the path of the checkpoint that was best on validation; nothing where there is none."""
     return str(getattr(trainer.checkpoint_callback, "best_model_path", ""))
 
 
@@ -103,8 +98,6 @@ def evaluate_splits(
     """Measures every split that the module and its data provide for, and leaves the weights in place.
 
     Args:
-        trainer: That has fitted.
-        model: That was fitted.
         data: That it was fitted to.
         best_path: Of the checkpoint whose weights are measured; those that the module has where None.
 
@@ -130,11 +123,7 @@ def evaluate_splits(
 
 
 class TrainingPart(LightningDataModule):
-    """The training samples of a data module as validation data: clean and in order.
-
-    Args:
-        data: Whose training samples.
-    """
+    """The training samples of a data module as validation data: clean and in order."""
 
     def __init__(self, data: InMemoryData) -> None:
         super().__init__()

@@ -20,7 +20,6 @@ def check_key(name: str, key: Key) -> None:
 
     Args:
         name: The argument, as the user writes it.
-        key: What was given.
 
     Raises:
         SettingError: With what is allowed.
@@ -39,7 +38,6 @@ def part_of(batch: Any, key: Key, *, name: str) -> Tensor:
 
     Args:
         batch: A list, tuple, named tuple, mapping, data class, or any object with attributes.
-        key: Where it is.
         name: The argument that says so, for messages.
 
     Raises:
@@ -107,7 +105,7 @@ def _there_is(batch: Any) -> str:
     if hasattr(batch, "_fields"):
         return f"one of {', '.join(map(repr, batch._fields))}, the batch's fields, or an index below {len(batch)}"
     if dataclasses.is_dataclass(batch):
-        return f"one of {', '.join(repr(each.name) for each in dataclasses.fields(batch))}, the batch's fields"
+        return f"one of {', '.join(repr(field.name) for field in dataclasses.fields(batch))}, the batch's fields"
     if isinstance(batch, list | tuple):
         return f"an index below {len(batch)}, the number of the batch's parts"
     return f"where the tensor is in a batch that is a {type(batch).__name__}; a getter and a setter can say it"

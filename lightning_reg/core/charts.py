@@ -30,7 +30,6 @@ class Chart:
 
     Attributes:
         name: What the values are.
-        x: Positions.
         curves: By name, a value for each position; those that aren't finite are left out.
         marks: Positions at which a vertical line stands, by what it says.
         x_label: What the positions are.
@@ -45,9 +44,6 @@ class Chart:
 
 def draw(charts: Sequence[Chart]) -> Tensor:
     """Draws charts below one another.
-
-    Args:
-        charts: At least one.
 
     Returns:
         (260 × charts, 360, 3), uint8.
@@ -92,7 +88,6 @@ def make_logarithmic(axes: "Axes", name: str) -> None:
     """Gives an axis a logarithmic scale with numbers that are plain text.
 
     Args:
-        axes: With both.
         name: Which of them, ``x`` or ``y``.
     """
     from matplotlib.ticker import LogFormatter

@@ -38,13 +38,9 @@ __all__ = [
 
 
 def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
-    """Returns an optimizer's trainable parameters, in its order, without empty ones.
-
-    Args:
-        optimizer: That has them.
-    """
-    stepped = (each for group in optimizer.param_groups for each in group["params"])
-    return [each for each in stepped if each.requires_grad and each.numel()]
+    """Returns an optimizer's trainable parameters, in its order, without empty ones."""
+    stepped = (parameter for group in optimizer.param_groups for parameter in group["params"])
+    return [parameter for parameter in stepped if parameter.requires_grad and parameter.numel()]
 
 
 def dense_gradient(parameter: nn.Parameter) -> Tensor:
@@ -65,11 +61,7 @@ def dense_gradient(parameter: nn.Parameter) -> Tensor:
 
 
 def gradient_values(parameter: nn.Parameter) -> Tensor:
-    """Returns the entries of a gradient, sharing its memory: of a sparse one those that it holds.
-
-    Args:
-        parameter: With a gradient.
-    """
+    """Returns the entries of a gradient, sharing its memory: of a sparse one those that it holds."""
     gradient = parameter.grad
     if gradient is None:
         raise ValueError("the parameter has no gradient")
@@ -91,9 +83,9 @@ def gradient_norms(parameters: Sequence[nn.Parameter], norm_type: float = 2.0) -
     Returns:
         A tensor (len(parameters),).
     """
-    gradients = [gradient_values(each) for each in parameters]
-    if any(isinstance(each, DTensor) for each in gradients):
-        return torch.stack([whole(torch.linalg.vector_norm(each, norm_type)) for each in gradients])
+    gradients = [gradient_values(parameter) for parameter in parameters]
+    if any(isinstance(gradient, DTensor) for gradient in gradients):
+        return torch.stack([whole(torch.linalg.vector_norm(gradient, norm_type)) for gradient in gradients])
     return norms_of(gradients, norm_type)
 
 
@@ -132,7 +124,6 @@ def refuse_complex(names: Mapping[nn.Parameter, str], technique: str, instead: s
     """Raises if a parameter is complex, where a technique needs numbers that have an order.
 
     Args:
-        names: Of the parameters.
         technique: Named in the message.
         instead: What else there is, for the message.
 
@@ -151,7 +142,6 @@ def refuse_sharded(names: Mapping[nn.Parameter, str], technique: str) -> None:
     """Raises if a parameter is spread over processes, where a technique needs it whole.
 
     Args:
-        names: Of the parameters.
         technique: Named in the message.
 
     Raises:

@@ -19,8 +19,6 @@ class ForwardHook:
     own is removed. What is loaded from a pickle does nothing.
 
     Args:
-        module: That has it.
-        hook: What it does.
         copies: The modules that were copied with it.
     """
 
@@ -57,7 +55,6 @@ def add_forward_hook(module: nn.Module, hook: Callable[..., Any], **settings: bo
     """Registers a forward hook.
 
     Args:
-        module: That gets it.
         hook: What is called behind its ``forward``.
         settings: Those of torch's ``register_forward_hook``.
     """
@@ -70,8 +67,6 @@ def add_forward_pre_hook(module: nn.Module, hook: Callable[..., Any], **settings
     """Registers a hook before a module's ``forward``.
 
     Args:
-        module: That gets it.
-        hook: What is called.
         settings: Those of torch's ``register_forward_pre_hook``.
     """
     held = ForwardHook(module, hook, WeakSet())

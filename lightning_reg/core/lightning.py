@@ -99,11 +99,7 @@ def _both(kind: type[T]) -> Iterator[type[T]]:
 
 
 def package_of(trainer: Trainer) -> str:
-    """Returns ``"lightning"`` or ``"pytorch_lightning"``, whichever a trainer belongs to.
-
-    Args:
-        trainer: Of either package.
-    """
+    """Returns ``"lightning"`` or ``"pytorch_lightning"``, whichever a trainer belongs to."""
     home = next((kind.__module__ for kind in type(trainer).__mro__ if _is_lightnings(kind)), "lightning.pytorch")
     return home.partition(".")[0]
 
@@ -124,9 +120,6 @@ def twin(kind: type[T], package: str) -> type[T]:
 
 def check_version(trainer: Trainer) -> None:
     """Raises if the trainer belongs to a Lightning that is too old.
-
-    Args:
-        trainer: Of either package.
 
     Raises:
         SettingError: With the version that is needed.
@@ -157,11 +150,7 @@ def _is_lightnings(kind: type) -> bool:
 
 
 def callbacks_of(trainer: Trainer) -> list[Callback]:
-    """Returns the trainer's callbacks, which Lightning declares nowhere.
-
-    Args:
-        trainer: Of either package.
-    """
+    """Returns the trainer's callbacks, which Lightning declares nowhere."""
     return cast("list[Callback]", trainer.callbacks)  # type: ignore[attr-defined]
 
 
@@ -169,30 +158,19 @@ def set_callbacks(trainer: Trainer, callbacks: list[Callback]) -> None:
     """Gives the trainer other callbacks for a while.
 
     Args:
-        trainer: Of either package.
         callbacks: A new list: Lightning may be going through the old one.
     """
     trainer.callbacks = callbacks  # type: ignore[attr-defined]
 
 
 def instance_number(trainer: Trainer, callback: Callback) -> int:
-    """Returns the place of a callback among those of its class, counted from 0.
-
-    Args:
-        trainer: With all callbacks.
-        callback: One of them.
-    """
+    """Returns the place of a callback among those of its class, counted from 0."""
     same = [other for other in callbacks_of(trainer) if type(other) is type(callback)]
     return next((number for number, other in enumerate(same) if other is callback), 0)
 
 
 def instance_suffix(trainer: Trainer, callback: Callback) -> str:
-    """Returns what tells a callback's tags from those of others of its class: nothing where it is alone.
-
-    Args:
-        trainer: With all callbacks.
-        callback: One of them.
-    """
+    """Returns what tells a callback's tags from those of others of its class: nothing where it is alone."""
     alone = sum(type(other) is type(callback) for other in callbacks_of(trainer)) <= 1
     return "" if alone else f"_{instance_number(trainer, callback) + 1}"
 
@@ -201,11 +179,7 @@ def instance_suffix(trainer: Trainer, callback: Callback) -> str:
 
 
 def silent_view(trainer: Trainer) -> Trainer:
-    """Returns a trainer for a copy of the module: what is asked of it is as in the trainer, what is logged is lost.
-
-    Args:
-        trainer: Of either package.
-    """
+    """Returns a trainer for a copy of the module: what is asked of it is as in the trainer, what is logged is lost."""
     view = copy.copy(trainer)
     view.loggers = [DummyLogger() for _ in trainer.loggers]
     # Which module is run, and whose hooks move a batch, Lightning looks up in these.
@@ -221,7 +195,6 @@ def attach(view: Trainer, copied: LightningModule) -> None:
 
     Args:
         view: What :func:`silent_view` returned.
-        copied: The copy.
     """
     view.strategy._lightning_module = copied
     view.strategy.model = copied  # without what wraps the module for several processes
@@ -234,8 +207,6 @@ def prepared(trainer: Trainer, module: LightningModule, batch: Any) -> Any:
     """Returns a batch as a step gets it: in the precision, on the device, through the hooks of module and data module.
 
     Args:
-        trainer: Of either package.
-        module: That gets it.
         batch: As the loader gives it.
     """
     batch = module._on_before_batch_transfer(trainer.precision_plugin.convert_input(batch), dataloader_idx=0)
@@ -249,9 +220,6 @@ def validation_epoch_end(trainer: Trainer) -> tuple[object, str]:
     """Returns the object and the name of the method that tells callbacks and module that a fit's validation ends.
 
     A layer around it comes before all callbacks, such as those that then take averaged weights out of the module.
-
-    Args:
-        trainer: Of either package.
     """
     return trainer.fit_loop.epoch_loop.val_loop, "_on_evaluation_epoch_end"
 
@@ -284,11 +252,7 @@ def ends_a_step(trainer: Trainer) -> bool:
 
 
 def planned_epochs(trainer: Trainer) -> float:
-    """Returns how many epochs are planned, also where ``max_steps`` alone says so; infinity where none are.
-
-    Args:
-        trainer: At fit start.
-    """
+    """Returns how many epochs are planned, also where ``max_steps`` alone says so; infinity where none are."""
     if trainer.max_epochs is not None and trainer.max_epochs >= 0:
         return trainer.max_epochs
     if trainer.max_steps < 0:
@@ -299,29 +263,17 @@ def planned_epochs(trainer: Trainer) -> float:
 
 
 def starts_processes(trainer: Trainer) -> bool:
-    """Whether the strategy forks or spawns the processes that train, so that this one doesn't see what they change.
-
-    Args:
-        trainer: Of either package.
-    """
+    """Whether the strategy forks or spawns the processes that train, so that this one doesn't see what they change."""
     return isinstance(trainer.strategy.launcher, twins(_MultiProcessingLauncher))
 
 
 def flattens_parameters(trainer: Trainer) -> bool:
-    """Whether the strategy joins parameters into flat ones (FSDP1, DeepSpeed), so that they have no names anymore.
-
-    Args:
-        trainer: Of either package.
-    """
+    """Whether the strategy joins parameters into flat ones (FSDP1, DeepSpeed), so that they have no names anymore."""
     return isinstance(trainer.strategy, twins(FSDPStrategy, DeepSpeedStrategy))
 
 
 def average_model(callback: Callback) -> Any:
-    """Returns the model in which one of Lightning's own averages keeps its average; None where there is none.
-
-    Args:
-        callback: Any.
-    """
+    """Returns the model in which one of Lightning's own averages keeps its average; None where there is none."""
     return getattr(callback, "_average_model", None)
 
 
@@ -341,20 +293,12 @@ def set_random_states(states: dict[str, Any]) -> None:
 
 
 def is_compiled_whole(module: torch.nn.Module) -> bool:
-    """Whether a LightningModule was compiled by ``torch.compile``, its training step included.
-
-    Args:
-        module: Any.
-    """
+    """Whether a LightningModule was compiled by ``torch.compile``, its training step included."""
     return getattr(module, "_compiler_ctx", None) is not None
 
 
 def is_compiled(module: torch.nn.Module) -> bool:
-    """Whether calls of a module go to compiled code, made by ``torch.compile`` or by its own ``compile``.
-
-    Args:
-        module: Any.
-    """
+    """Whether calls of a module go to compiled code, made by ``torch.compile`` or by its own ``compile``."""
     # Importing torch.compile's own class is slow.
     is_wrapped = type(module).__module__.startswith("torch._dynamo")
     return is_wrapped or is_compiled_whole(module) or compiled_call(module) is not None
@@ -364,9 +308,6 @@ def compiled_call(module: torch.nn.Module) -> str | None:
     """Returns the attribute that stands in for a module's call, None where it wasn't compiled by its own ``compile``.
 
     What is put around it isn't compiled, while hooks of such a module are.
-
-    Args:
-        module: Any.
     """
     return None if module._compiled_call_impl is None else "_compiled_call_impl"
 
@@ -375,7 +316,6 @@ def remove_forward_hook(copied: torch.nn.Module, handle: RemovableHandle) -> Non
     """Removes from a copy of a module a forward hook that was copied along: torch's handle removes the module's own.
 
     Args:
-        copied: A deep copy.
         handle: Of the module's hook, or pre-hook, which has the same number in the copy.
     """
     for hooks in (
@@ -389,11 +329,7 @@ def remove_forward_hook(copied: torch.nn.Module, handle: RemovableHandle) -> Non
 
 
 def without_gradient_sync(trainer: Trainer) -> AbstractContextManager[None]:
-    """Returns a context in which backward passes aren't averaged over processes, where the strategy does that.
-
-    Args:
-        trainer: Of either package.
-    """
+    """Returns a context in which backward passes aren't averaged over processes, where the strategy does that."""
     block = getattr(trainer.strategy, "block_backward_sync", None)
     return nullcontext() if block is None else cast("AbstractContextManager[None]", block())
 
@@ -440,7 +376,6 @@ def log_metrics(trainer: Trainer, metrics: dict[str, Any], logged: set[str]) -> 
     """Hands over metrics as if a module had logged them; a callback can't log where validation has not begun.
 
     Args:
-        trainer: In a fit.
         metrics: By name; early stopping and checkpoints can monitor them.
         logged: Names of those that loggers get, too.
     """
@@ -453,41 +388,23 @@ def log_metrics(trainer: Trainer, metrics: dict[str, Any], logged: set[str]) -> 
 
 
 def optimizer_index(trainer: Trainer, optimizer: Optimizer) -> int:
-    """Returns the place of an optimizer among the trainer's.
-
-    Args:
-        trainer: With all optimizers.
-        optimizer: One of them.
-    """
+    """Returns the place of an optimizer among the trainer's."""
     return next(index for index, other in enumerate(trainer.optimizers) if other is optimizer)
 
 
 def optimizer_name(trainer: Trainer, optimizer: Optimizer) -> str:
-    """Returns what tells an optimizer's tags from those of others: nothing where it is alone.
-
-    Args:
-        trainer: With all optimizers.
-        optimizer: One of them.
-    """
+    """Returns what tells an optimizer's tags from those of others: nothing where it is alone."""
     return f"_optimizer_{optimizer_index(trainer, optimizer) + 1}" if len(trainer.optimizers) > 1 else ""
 
 
 def any_gradient(trainer: Trainer) -> bool:
-    """Whether any parameter of any optimizer has a gradient.
-
-    Args:
-        trainer: With all optimizers.
-    """
+    """Whether any parameter of any optimizer has a gradient."""
     groups = (group for optimizer in trainer.optimizers for group in optimizer.param_groups)
     return any(parameter.grad is not None for group in groups for parameter in group["params"])
 
 
 def toggled_parameters(module: LightningModule) -> dict[torch.nn.Parameter, bool]:
-    """Returns which parameters ``toggle_optimizer`` froze for the moment, with whether they are trained otherwise.
-
-    Args:
-        module: Of either package.
-    """
+    """Returns which parameters ``toggle_optimizer`` froze for the moment, with whether they are trained otherwise."""
     return getattr(module, "_param_requires_grad_state", {})
 
 
@@ -495,7 +412,6 @@ def scaler_scale(trainer: Trainer, device: torch.device) -> Tensor | None:
     """Returns the gradient scaler's scale, without a transfer to the host; None where there is no scaler.
 
     Args:
-        trainer: Of either package.
         device: Where the scale is wanted.
     """
     scaler = _scaler(trainer)
@@ -508,7 +424,6 @@ def gradient_scale(trainer: Trainer, optimizer: Optimizer) -> Tensor | None:
     That is so for optimizers that unscale by themselves, fused ones: what is added has to carry the scale, too.
 
     Args:
-        trainer: Of either package.
         optimizer: The one that is about to step.
 
     Returns:
@@ -520,14 +435,15 @@ def gradient_scale(trainer: Trainer, optimizer: Optimizer) -> Tensor | None:
     # Who clips by hand has called scaler.unscale_ already.
     if scaler is None or scaler._per_optimizer_states[id(optimizer)]["stage"] is not OptState.READY:
         return None
-    return scaler_scale(trainer, next(each.device for group in optimizer.param_groups for each in group["params"]))
+    return scaler_scale(
+        trainer, next(parameter.device for group in optimizer.param_groups for parameter in group["params"])
+    )
 
 
 def unscaled_loss(trainer: Trainer, loss: Tensor) -> Tensor:
     """Returns the loss as the user's training step gave it, from what ``on_before_backward`` is handed.
 
     Args:
-        trainer: Of either package.
         loss: Multiplied by the gradient scaler's scale and divided by the number of accumulated batches.
     """
     loss = loss.detach()

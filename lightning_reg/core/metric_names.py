@@ -31,9 +31,6 @@ def short_name(name: str) -> str:
 def lower_is_better(name: str) -> bool:
     """Whether a metric of this name is a loss or an error: whether one of its words is the name of one.
 
-    Args:
-        name: Of the metric.
-
     >>> lower_is_better("val/loss"), lower_is_better("ValWER"), lower_is_better("accuracy"), lower_is_better("tracer")
     (True, True, False, False)
     """
@@ -42,9 +39,6 @@ def lower_is_better(name: str) -> bool:
 
 def is_accuracy(name: str) -> bool:
     """Whether a metric of this name is a share of right answers.
-
-    Args:
-        name: Of the metric.
 
     >>> is_accuracy("val_acc"), is_accuracy("accuracy"), is_accuracy("acceleration")
     (True, True, False)

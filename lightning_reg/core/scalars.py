@@ -17,7 +17,6 @@ def log_scalars(trainer: Trainer, values: Mapping[str, float]) -> None:
     ``pl_module.log`` takes about 0.35 ms a value, hundreds of values as long as a step.
 
     Args:
-        trainer: In a fit.
         values: By tag; the same on all processes.
     """
     if not values:
@@ -35,7 +34,6 @@ def withdraw_scalars(trainer: Trainer, tags: Iterable[str]) -> None:
     some hundreds the pipe is full, and both wait for ever.
 
     Args:
-        trainer: Whose fit ends.
         tags: That :func:`log_scalars` was given.
     """
     if starts_processes(trainer):

@@ -90,9 +90,6 @@ class StrengthSchedule:
 def check_schedule(schedule: StrengthSchedule | None) -> None:
     """Raises if an argument isn't a schedule.
 
-    Args:
-        schedule: What was given.
-
     Raises:
         SettingError: With what it has to be.
     """
@@ -120,7 +117,6 @@ class ScheduledStrength:
 
     Args:
         schedule: Of the technique, if it has one.
-        trainer: At fit start.
 
     Raises:
         SettingError: If the schedule is to end with training, and training has no end.
@@ -131,11 +127,7 @@ class ScheduledStrength:
         self._duration = 0 if schedule is None or trainer is None else _duration(schedule, trainer)
 
     def now(self, trainer: Trainer) -> float:
-        """Returns the factor in the step that the trainer is in.
-
-        Args:
-            trainer: That runs.
-        """
+        """Returns the factor in the step that the trainer is in."""
         if self._schedule is None:
             return 1.0
         done = trainer.current_epoch if self._schedule.unit == "epoch" else trainer.global_step
@@ -148,12 +140,7 @@ class ScheduledStrength:
         return schedule is not None and schedule.end == 0 and (schedule.start == 0 or _is_at_once(schedule))
 
     def log(self, pl_module: LightningModule, name: str) -> None:
-        """Logs the factor as ``schedule/<name>``, if there is a schedule.
-
-        Args:
-            pl_module: That logs.
-            name: Of the technique.
-        """
+        """Logs the factor as ``schedule/<name>``, if there is a schedule."""
         if self._schedule is not None:
             pl_module.log(f"schedule/{name}", self.now(pl_module.trainer), batch_size=1)  # see Run.log
 

@@ -30,7 +30,6 @@ def as_patterns(name: str, value: str | Sequence[str]) -> tuple[str, ...]:
 
     Args:
         name: The argument, as the user writes it.
-        value: What was written.
 
     Raises:
         SettingError: If it is neither.
@@ -39,7 +38,7 @@ def as_patterns(name: str, value: str | Sequence[str]) -> tuple[str, ...]:
     ('head.*',)
     """
     patterns = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else ()
-    if not all(isinstance(each, str) for each in patterns) or not isinstance(value, Iterable):
+    if not all(isinstance(pattern, str) for pattern in patterns) or not isinstance(value, Iterable):
         raise SettingError(f"{name} must be globs over names, but is {value!r}")
     return patterns
 
@@ -68,17 +67,17 @@ def select_parameters(
     >>> list(select_parameters(network))
     ['0.weight']
     """
-    owned = {plain_name(each.name): each for each in owned_parameters(module)}
+    owned = {plain_name(owned_parameter.name): owned_parameter for owned_parameter in owned_parameters(module)}
     names = list(owned)
-    for name, each in owned.items():
-        if isinstance(each.parameter, UninitializedParameter):
+    for name, entry in owned.items():
+        if isinstance(entry.parameter, UninitializedParameter):
             raise SettingError(f"{name} must have a shape when the fit starts; run the module once before")
     eligible = {
-        name: each.parameter
-        for name, each in owned.items()
-        if not (exclude_norm_and_bias and each.is_norm_or_bias)
-        and not (matrices_only and each.parameter.ndim < 2)
-        and each.parameter.numel()
+        name: entry.parameter
+        for name, entry in owned.items()
+        if not (exclude_norm_and_bias and entry.is_norm_or_bias)
+        and not (matrices_only and entry.parameter.ndim < 2)
+        and entry.parameter.numel()
     }
     for setting, patterns in (("include", include), ("exclude", exclude)):
         _check_patterns(setting, patterns, names, offered=list(eligible))
@@ -110,7 +109,6 @@ class Selection:
     Layers that somebody replaces in the middle of a fit bring parameters that an optimizer didn't have before.
 
     Args:
-        module: Whose parameters.
         include: Globs over qualified names.
         exclude: Globs likewise; a parameter that matches one of them is left out.
         exclude_norm_and_bias: Whether biases and the parameters of normalization layers are left out.
@@ -158,8 +156,6 @@ class Selection:
         """Returns what a technique's settings choose.
 
         Args:
-            settings: The technique.
-            module: Whose parameters.
             by_unit: Whether matrices and filters alone are chosen, and have to have units.
             group: Which weights make up a unit: those that lead into it, or those that lead out of it.
         """
@@ -173,11 +169,7 @@ class Selection:
         )
 
     def of(self, parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
-        """Returns those that are chosen.
-
-        Args:
-            parameters: An optimizer's.
-        """
+        """Returns those that are chosen."""
         if not self._known.issuperset(parameters):
             self._renew()
             self._known.update(parameters)
@@ -219,13 +211,13 @@ def unit_dims(module: nn.Module, group: str = "output") -> dict[nn.Parameter, in
     [0, 1]
     """
     dims = {}
-    for each in owned_parameters(module):
-        if each.parameter.ndim >= 2:
-            transposed = any(isinstance(owner, nn.modules.conv._ConvTransposeNd) for _, owner in each.owners)
+    for owned_parameter in owned_parameters(module):
+        if owned_parameter.parameter.ndim >= 2:
+            transposed = any(isinstance(owner, nn.modules.conv._ConvTransposeNd) for _, owner in owned_parameter.owners)
             dim = int(transposed) if group == "output" else int(not transposed)
-            if dim == 1 and any(getattr(owner, "groups", 1) > 1 for _, owner in each.owners):
+            if dim == 1 and any(getattr(owner, "groups", 1) > 1 for _, owner in owned_parameter.owners):
                 continue  # there the second dimension counts units within their group alone
-            dims[each.parameter] = dim
+            dims[owned_parameter.parameter] = dim
     return dims
 
 
@@ -235,7 +227,6 @@ def select_layers(module: nn.Module, patterns: Sequence[str], most: int) -> tupl
     A layer is a module that holds parameters itself; tied ones count where they are found first.
 
     Args:
-        module: Whose layers.
         patterns: Globs over names of layers.
         most: How many to return at the most, those with the most parameters.
 
@@ -247,13 +238,13 @@ def select_layers(module: nn.Module, patterns: Sequence[str], most: int) -> tupl
     (['0'], 1)
     """
     layers: dict[str, list[nn.Parameter]] = {}
-    for each in owned_parameters(module):
-        name = plain_name(each.name).partition(".parametrizations.")[0]
-        layer = name if ".parametrizations." in each.name else name.rpartition(".")[0]
-        layers.setdefault(layer, []).append(each.parameter)
+    for owned_parameter in owned_parameters(module):
+        name = plain_name(owned_parameter.name).partition(".parametrizations.")[0]
+        layer = name if ".parametrizations." in owned_parameter.name else name.rpartition(".")[0]
+        layers.setdefault(layer, []).append(owned_parameter.parameter)
     _check_patterns("layers", patterns, list(layers), kind="layer")
     chosen = [name for name in layers if _matches(name, patterns)]
-    largest = sorted(chosen, key=lambda name: -sum(each.numel() for each in layers[name]))[:most]
+    largest = sorted(chosen, key=lambda name: -sum(part.numel() for part in layers[name]))[:most]
     return {name: layers[name] for name in chosen if name in largest}, len(chosen) - len(largest)
 
 
@@ -278,14 +269,14 @@ def select_modules(
     # A compiled module comes twice, as its wrapper and as itself: the later one, itself, is what fires hooks.
     # What parametrizations are made of isn't a layer that anybody means.
     named = {
-        plain_name(name): each
-        for name, each in module.named_modules()
+        plain_name(name): submodule
+        for name, submodule in module.named_modules()
         if name and "parametrizations" not in name.split(".")
     }
     matching = select_names(list(named), include=include, exclude=exclude, kind="module")
     for kind in types:
-        if not any(_is_a(each, kind) for each in named.values()):
-            there = sorted({type(each).__name__ for each in named.values()})
+        if not any(_is_a(submodule, kind) for submodule in named.values()):
+            there = sorted({type(submodule).__name__ for submodule in named.values()})
             raise SettingError(f"types must be of modules that there are, {', '.join(there)}, but is {_named(kind)!r}")
     chosen = {name: named[name] for name in matching if not types or any(_is_a(named[name], kind) for kind in types)}
     if not chosen:
@@ -322,7 +313,7 @@ def select_names(names: Sequence[str], *, include: Sequence[str], exclude: Seque
 def _is_a(module: nn.Module, kind: str | type) -> bool:
     if isinstance(kind, type):
         return isinstance(module, kind)
-    return any(kind == each.__name__ for each in type(module).__mro__)
+    return any(kind == base.__name__ for base in type(module).__mro__)
 
 
 def _named(kind: str | type) -> str:
@@ -367,7 +358,6 @@ def check_units(selected: dict[str, nn.Parameter], dims: dict[nn.Parameter, int]
     """Raises if a parameter has no units.
 
     Args:
-        selected: Parameters by name.
         dims: What :func:`unit_dims` returned.
 
     Raises:

@@ -63,7 +63,6 @@ class Session(Generic[T]):
     techniques in the order of their positions.
 
     Attributes:
-        technique: The settings.
         run: The fit, with its trainer and module.
     """
 
@@ -78,7 +77,7 @@ class Session(Generic[T]):
 
     def kept(self) -> dict[str, Any]:
         """Returns what checkpoints keep, by name of the field."""
-        return {each.name: getattr(self, each.name) for each in fields(self) if _KEPT in each.metadata}
+        return {declared.name: getattr(self, declared.name) for declared in fields(self) if _KEPT in declared.metadata}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Takes what a checkpoint kept: before training starts, or in the middle of it.
@@ -89,7 +88,7 @@ class Session(Generic[T]):
         Raises:
             SettingError: If it was kept by a version with other fields.
         """
-        names = {each.name for each in fields(self) if _KEPT in each.metadata}
+        names = {declared.name for declared in fields(self) if _KEPT in declared.metadata}
         if set(state) != names:
             raise SettingError(
                 f"ckpt_path must hold a state of {type(self.technique).__name__} with {sorted(names)}, but holds "
@@ -153,11 +152,7 @@ class Session(Generic[T]):
         """
 
     def after_step(self, step: Step) -> None:
-        """Runs when the optimizer has stepped; not where a gradient scaler skips the step.
-
-        Args:
-            step: The step.
-        """
+        """Runs when the optimizer has stepped; not where a gradient scaler skips the step."""
 
     def batch_ends(self, outputs: Any, batch_idx: int) -> None:
         """Runs after each training batch.

@@ -69,7 +69,6 @@ class Step:
     """One step of one optimizer, from its last backward pass on.
 
     Attributes:
-        run: The fit.
         optimizer: The one that steps.
         share: How much of a penalty belongs into this step. Written into the loss, a penalty comes with every
             micro-batch, divided like the loss by the number k of micro-batches in a window; so a step after n backward
@@ -159,7 +158,6 @@ class Step:
         """Logs a value as the module would.
 
         Args:
-            name: Tag.
             value: A scalar; tensors aren't moved to the host.
         """
         self.run.log(name, value)
@@ -172,7 +170,6 @@ class Run:
     so all techniques act at one place of the list, in the order of their positions, and the list stays the user's.
 
     Attributes:
-        trainer: The trainer.
         module: The module that it fits.
         loss: The user's own loss in the latest backward pass, where the trainer logs.
         is_again: Whether a batch is being run again, which nothing counts.
@@ -198,11 +195,7 @@ class Run:
 
     @staticmethod
     def of(trainer: Trainer) -> Run | None:
-        """Returns the run that a trainer is in, if one of our techniques takes part in it.
-
-        Args:
-            trainer: Of either package.
-        """
+        """Returns the run that a trainer is in, if one of our techniques takes part in it."""
         return _RUNS.get(trainer)
 
     @staticmethod
@@ -210,7 +203,6 @@ class Run:
         """Returns the run that a trainer is in; the first technique that asks begins it.
 
         Args:
-            trainer: At fit start.
             module: The module that it fits.
         """
         run = _RUNS.get(trainer)
@@ -230,12 +222,7 @@ class Run:
         return run if run is not None and run.leader is technique else None
 
     def join(self, technique: Technique, session: Session[Any]) -> None:
-        """Lets a technique take part.
-
-        Args:
-            technique: Its settings.
-            session: Its run.
-        """
+        """Lets a technique take part."""
         self.leader = self.leader or technique
         self._members.append((technique, session))
         self._members.sort(key=lambda member: member[0].position)
@@ -281,7 +268,6 @@ class Run:
         """Logs a value as the module would; it is one value a step, of however many samples.
 
         Args:
-            name: Tag.
             value: A scalar; tensors aren't moved to the host.
         """
         # Lightning can't find a batch size where training steps fetch their own batches.
@@ -465,10 +451,6 @@ def _same(before: list[tuple[Tensor | None, int]], now: list[tuple[Tensor | None
 
 
 def trainable(optimizer: Optimizer) -> list[nn.Parameter]:
-    """Returns an optimizer's parameters that are trained at this moment, in its order, without empty ones.
-
-    Args:
-        optimizer: Whose parameters.
-    """
-    stepped: Iterable[nn.Parameter] = (each for group in optimizer.param_groups for each in group["params"])
+    """Returns an optimizer's parameters that are trained at this moment, in its order, without empty ones."""
+    stepped: Iterable[nn.Parameter] = (weight for group in optimizer.param_groups for weight in group["params"])
     return [parameter for parameter in stepped if parameter.requires_grad and parameter.numel()]

@@ -149,7 +149,7 @@ class Technique(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        first = next((each for each in callbacks_of(trainer) if isinstance(each, Technique)), self)
+        first = next((callback for callback in callbacks_of(trainer) if isinstance(callback, Technique)), self)
         stale = Run.of(trainer)
         if stale is not None and first is self:  # of a fit that ended without a word
             stale.end()
@@ -290,9 +290,5 @@ class Technique(Callback):
             run.train_ends()
 
     def suffix(self, trainer: Trainer) -> str:
-        """Returns what tells its tags from those of others of its class: nothing where it is alone.
-
-        Args:
-            trainer: With all callbacks.
-        """
+        """Returns what tells its tags from those of others of its class: nothing where it is alone."""
         return instance_suffix(trainer, self)

@@ -39,7 +39,6 @@ def log_final_metrics(
         trainer: Whose loggers are written to.
         pl_module: Whose hyperparameters the run had.
         data: Whose hyperparameters the run had, too.
-        metrics: By tag.
         techniques: Settings of callbacks, by name; ``lightning_reg.audit.inventory.technique_settings`` finds them.
     """
     hyperparameters = {**(data.hparams if data is not None else {}), **pl_module.hparams, **(techniques or {})}
@@ -67,11 +66,7 @@ class Histogram(NamedTuple):
 
 
 def has_tensorboard(trainer: Trainer) -> bool:
-    """Whether there is a TensorBoard to write to; else there is no need to compute what only it can show.
-
-    Args:
-        trainer: With its loggers.
-    """
+    """Whether there is a TensorBoard to write to; else there is no need to compute what only it can show."""
     return any(_is_tensorboard(logger) for logger in trainer.loggers)
 
 
@@ -81,7 +76,6 @@ def log_histograms(trainer: Trainer, histograms: Mapping[str, Histogram], step: 
     Args:
         trainer: Whose TensorBoard loggers are written to; on other processes than the first nothing is.
         histograms: By tag; those without a value are left out.
-        step: Of the axis.
     """
     from torch.utils.tensorboard.summary import histogram_raw  # late: only who has such a logger needs it
 
@@ -107,8 +101,6 @@ def write_scalars(logger: Logger, values: Mapping[str, float], step: int) -> Non
 
     Args:
         logger: Of a trainer; on other processes than the first it writes nothing.
-        values: By tag.
-        step: Of the axis.
     """
     # Somebody's own kind of logger may do more with them.
     is_plain = not is_overridden(logger, "log_metrics")
@@ -129,11 +121,7 @@ def _write_event(logger: TensorBoardLogger, values: Sequence[Any], step: int) ->
 
 
 def takes_images(logger: Logger) -> bool:
-    """Whether :func:`log_image` can write to a logger: TensorBoard, Weights & Biases, MLflow, Comet.
-
-    Args:
-        logger: Of a trainer.
-    """
+    """Whether :func:`log_image` can write to a logger: TensorBoard, Weights & Biases, MLflow, Comet."""
     if _is_tensorboard(logger) or callable(getattr(logger, "log_image", None)):
         return True
     return callable(getattr(getattr(logger, "experiment", None), "log_image", None))
@@ -144,8 +132,6 @@ def log_text(trainer: Trainer, tag: str, text: str) -> None:
 
     Args:
         trainer: Whose loggers are written to, by the first process alone.
-        tag: Of the text.
-        text: As Markdown.
     """
     for logger in _loggers(trainer):
         experiment: Any = getattr(logger, "experiment", None)  # somebody's logger may have none
@@ -166,9 +152,7 @@ def log_image(trainer: Trainer, tag: str, image: Tensor, step: int) -> None:
 
     Args:
         trainer: Whose loggers are written to, by the first process alone.
-        tag: Of the image.
         image: (H, W, 3), uint8.
-        step: Of the axis.
     """
     if image.dtype != torch.uint8:
         raise TypeError(f"image must be of bytes, but is of {image.dtype}")

@@ -19,7 +19,6 @@ class MethodHold:
     Args:
         owner: Whose method is wrapped. What stood on the instance (torch.compile keeps its own training step there) is
             put back when the last layer is gone.
-        name: Of the method.
     """
 
     def __init__(self, owner: object, name: str) -> None:
@@ -43,11 +42,7 @@ class MethodHold:
         return (getattr, (self.owner, self.name)) if self.before is None else (_same, (self.before,))
 
     def remove(self, layer: Layer) -> None:
-        """Removes one layer; a second time does nothing.
-
-        Args:
-            layer: That was added.
-        """
+        """Removes one layer; a second time does nothing."""
         if layer not in self.layers:
             return
         self.layers.remove(layer)
@@ -76,8 +71,6 @@ def around(owner: object, name: str, layer: Layer, *, innermost: bool = False) -
     """Puts a layer around a method, the latest outermost, and returns a handle with a method ``remove``.
 
     Args:
-        owner: Whose method.
-        name: Of the method.
         layer: Called with the method inside it and the arguments.
         innermost: Whether it goes next to the method instead, where it sees the arguments that the method gets.
     """
@@ -88,12 +81,7 @@ def around(owner: object, name: str, layer: Layer, *, innermost: bool = False) -
 
 
 def inside(owner: object, name: str) -> Callable[..., Any]:
-    """Returns a method without the layers that techniques have put around it.
-
-    Args:
-        owner: Whose method.
-        name: Of the method.
-    """
+    """Returns a method without the layers that techniques have put around it."""
     there = vars(owner).get(name)
     method: Callable[..., Any] = there.original if isinstance(there, MethodHold) else getattr(owner, name)
     return method

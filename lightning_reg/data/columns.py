@@ -79,8 +79,6 @@ def read_columns(table: RawTable, positions: Sequence[int], *, as_text: Collecti
     time and a zone), or else text. Digits behind a leading zero (``007``) are text, because a number would lose it.
 
     Args:
-        table: The table.
-        positions: Of the columns.
         as_text: Those that are text whatever they look like.
 
     Raises:
@@ -258,9 +256,6 @@ def _sql(text: str) -> str:
 
 def as_text(value: float) -> str:
     """Returns a number as one would write it: whole ones without a point.
-
-    Args:
-        value: The number.
 
     >>> as_text(3.0), as_text(0.5)
     ('3', '0.5')

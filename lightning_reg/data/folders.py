@@ -27,7 +27,6 @@ class ClassFolders:
     All images are read into memory once, as RGB: N · 3 · H · W bytes. What is transparent becomes white.
 
     Args:
-        root: The folder.
         image_size: Height and width in pixels: the shorter side is scaled to it and the middle is cut out. Where
             None, all images have to be of one size already.
 
@@ -128,7 +127,6 @@ def check_folder(root: Path, image_size: int | None) -> None:
     """Raises unless the folder exists and the size can be one.
 
     Args:
-        root: The folder.
         image_size: Height and width in pixels, or None.
 
     Raises:
@@ -152,7 +150,6 @@ def read_images(paths: Sequence[Path], shape: tuple[int, int, int], image_size: 
     """Reads images into memory.
 
     Args:
-        paths: N of them.
         shape: (3, H, W) that each must have.
         image_size: That they are scaled to, where it isn't None.
 

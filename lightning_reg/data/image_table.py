@@ -28,7 +28,6 @@ class ImageTable:
     aren't looked at. Where it has a column ``part``, that says train, val or test; else all images are for training.
 
     Args:
-        root: The folder.
         table: The table, a text or parquet file.
         targets: Names of the columns to predict.
         task: See `targets_of`.

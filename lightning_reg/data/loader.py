@@ -55,8 +55,6 @@ class ShuffledSampler(DistributedSampler[Batch]):
     sees the batches that the uninterrupted one would have seen.
 
     Args:
-        dataset: What is sampled.
-        num_replicas: Number of processes.
         rank: This process, from 0.
         seed: Equal on all ranks.
         position: Says how many batches of this epoch were trained on.

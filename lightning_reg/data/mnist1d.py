@@ -49,7 +49,6 @@ def mnist1d(samples: int, *, difficulty: float = 1.0, noise: float = 0.02, seed:
     The steps are the paper's, the templates and the generator our own: accuracies of the paper are not to be expected.
 
     Args:
-        samples: How many.
         difficulty: Scales the spread of padding, size, shift, shear and correlated noise: at 0 all signals of a class
             are the same, at 1 they are about as different as the paper's.
         noise: Standard deviation of the noise that each point has for itself.

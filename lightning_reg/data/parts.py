@@ -25,8 +25,6 @@ def image_splits(
 
     Args:
         train: To train on, and to hold out for validation where there are no others.
-        val: To validate on.
-        test: To test on.
         targets: Of the images to train on.
         splitter: How validation images are held out and training images chosen; it knows of no test.
         groups: (N,), whole numbers; images of one group are never on both sides.

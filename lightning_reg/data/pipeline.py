@@ -41,11 +41,7 @@ def chosen_augmentation(
 
 
 class ImagePipeline:
-    """Images as they are stored become what a network reads: augmented in training, and normalized always.
-
-    Args:
-        augmentation: For training.
-    """
+    """Images as they are stored become what a network reads: augmented in training, and normalized always."""
 
     def __init__(self, augmentation: Augmentation | None) -> None:
         self.augmentation = augmentation

@@ -35,7 +35,6 @@ class RawTable:
     """A table in DuckDB, called ``t``, whose columns are called ``c0``, ``c1``, ...
 
     Attributes:
-        connection: To DuckDB.
         origin: What the table is called in messages.
         names: Of the columns, as they are written in the table.
         types: DuckDB's; VARCHAR throughout where the table is a text file.
@@ -71,7 +70,7 @@ class RawTable:
         block = max(min(_CELLS // max(rows, 1), _BLOCK), 2)
         for start in range(0, len(expressions), block):
             columns = ", ".join(
-                f"{each} AS v{number}" for number, each in enumerate(expressions[start : start + block])
+                f"{expression} AS v{number}" for number, expression in enumerate(expressions[start : start + block])
             )
             result = self.connection.execute(f"SELECT {columns} FROM t").fetchnumpy()
             yield from (result[f"v{number}"] for number in range(len(result)))

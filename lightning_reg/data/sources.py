@@ -43,7 +43,6 @@ class Source:
         fetch: Gets them into a folder unless they are there, by a download if that is allowed; None where nothing has
             to be got.
         mean: Of the training images per channel, on the scale of [0, 1], where it is known.
-        std: Likewise.
         flips: Which flips leave an image what it is: horizontal, vertical.
     """
 

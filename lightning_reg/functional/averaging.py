@@ -161,7 +161,7 @@ def cyclic(high: float, low: float, step: int, length: int) -> float:
     .. math:: (1 - t) \, \eta_1 + t \, \eta_2, \quad t = ((i \bmod c) + 1) / c
 
     Args:
-        high: η₁.
+        high: Upper learning rate η₁, where a cycle begins.
         low: η₂, reached in the last step of a cycle.
         step: i, counted from 0.
         length: c, steps in a cycle.

@@ -17,7 +17,7 @@ def cache_sized(tensors: Sequence[Tensor], block: int = BLOCK) -> Iterator[slice
     is still in the cache when it is read. Elsewhere than on a CPU, where each call is a launch, there is one run.
 
     Args:
-        tensors: Of any shapes.
+        tensors: Tensors of any shapes on one device.
         block: Elements of a run.
 
     >>> import torch

@@ -16,10 +16,10 @@ def box_around(row: int, column: int, height: int, width: int, *, within: tuple[
     """Returns the box of a size around a middle, cut off at the image's border: top, bottom, left, right.
 
     Args:
-        row: Of the middle.
-        column: Of the middle.
-        height: Of the box.
-        width: Of the box.
+        row: Row of the box's middle, in pixels.
+        column: Column of the box's middle, in pixels.
+        height: Height of the box, in pixels.
+        width: Width of the box, in pixels.
         within: Height and width of the image.
 
     >>> box_around(0, 5, 4, 4, within=(8, 8))
@@ -34,8 +34,8 @@ def random_box(stream: Random, height: int, width: int, *, within: tuple[int, in
 
     Args:
         stream: Where random numbers come from.
-        height: Of the box.
-        width: Of the box.
+        height: Height of the box, in pixels.
+        width: Width of the box, in pixels.
         within: Height and width of the image.
 
     >>> random_box(Random(0), 99, 99, within=(8, 6))

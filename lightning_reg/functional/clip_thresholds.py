@@ -33,7 +33,7 @@ def remember_(history: Tensor, count: Tensor, norm: Tensor) -> None:
     Args:
         history: (N,), NaN at the start.
         count: Scalar of whole numbers: how many have been remembered, 0 at the start.
-        norm: A scalar.
+        norm: The norm of this step, a scalar tensor.
 
     >>> history, count = torch.full((2,), torch.nan), torch.tensor(0)
     >>> for norm in (1.0, float("inf"), 2.0, 3.0):
@@ -67,7 +67,7 @@ def zscore_thresholds_(
     Args:
         moments: (3,): how many norms were seen in warming up, μ and σ²; zeros at the start.
         norm: ‖g‖, a scalar.
-        z_threshold: z_τ, positive.
+        z_threshold: Threshold z_τ on the z-score, positive.
         alpha: Decay of the moments, in [0, 1).
         warmup_steps: At least 1.
 

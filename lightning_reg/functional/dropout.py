@@ -39,7 +39,7 @@ def mask_shape(shape: Sequence[int], shared_dims: Sequence[int]) -> list[int]:
     """Returns the shape of a mask that is the same along some dimensions.
 
     Args:
-        shape: Of the inputs.
+        shape: Shape of the inputs.
         shared_dims: Dimensions along which everything is dropped together.
 
     >>> mask_shape((8, 16, 4, 4), (2, 3))

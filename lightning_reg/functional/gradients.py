@@ -139,9 +139,9 @@ def clip_adaptively_(
     weights that start at zero learn.
 
     Args:
-        gradients: What is clipped.
+        gradients: Gradients, changed in place.
         units: The weights, of the same shapes.
-        clip_factor: λ, positive.
+        clip_factor: Largest ratio λ of gradient norm to weight norm, positive.
         eps: ε, positive, in the units of the weights.
         scale: What the gradients are multiplied by, where a gradient scaler's scale is still in them.
 

@@ -23,7 +23,7 @@ def fine_histogram(values: Tensor, *, most: int | None = None) -> Tensor:
     infinity or a NaN in an outermost one.
 
     Args:
-        values: Any shape, floating-point.
+        values: Floating-point values of any shape.
         most: Where there are more values, about so many are taken, evenly spaced, and each counts as often as it has
             to. The share of a bin then has a standard error of at most 0.5 / √most.
 
@@ -53,7 +53,7 @@ def wide_dtype(device: torch.device) -> torch.dtype:
     """Returns the dtype in which sums over many values are kept.
 
     Args:
-        device: Where they are.
+        device: Device on which the sums are computed.
     """
     return torch.float32 if device.type == "mps" else torch.float64
 
@@ -135,7 +135,7 @@ def linear_histogram(values: Tensor, low: Tensor, high: Tensor, bins: int) -> Te
         values: Any shape, floating-point; those that aren't finite count nowhere.
         low: A scalar tensor, the smallest value.
         high: A scalar tensor, the largest; where it equals ``low``, everything lies in the first bin.
-        bins: How many.
+        bins: Number of bins of equal width.
 
     Returns:
         (bins,), int64.

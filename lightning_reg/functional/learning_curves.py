@@ -128,7 +128,7 @@ def lowest(values: Sequence[float]) -> int | None:
     """Returns the index of the lowest value, the first one where there are several; None where none is finite.
 
     Args:
-        values: Measurement by measurement.
+        values: One value per measurement, in order.
 
     >>> lowest([math.nan, 0.5, 0.4])
     2

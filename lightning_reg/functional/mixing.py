@@ -135,7 +135,7 @@ def check_labels(labels: Tensor, num_classes: int, *, ignored: int | None = None
 
     Args:
         labels: (N, ...), class indices.
-        num_classes: C.
+        num_classes: Number of classes C.
         ignored: A label that is none of a class, and may be there.
 
     Raises:
@@ -161,7 +161,7 @@ def soft_targets(targets: Tensor, num_classes: int) -> Tensor:
 
     Args:
         targets: (N,) class indices of an integer dtype, or (N, C) probabilities.
-        num_classes: C.
+        num_classes: Number of classes C.
 
     Returns:
         (N, C), float32.

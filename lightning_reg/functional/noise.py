@@ -88,9 +88,7 @@ class NoiseStream:
         """Returns the next random numbers, see :func:`draw`.
 
         Args:
-            kind: Their distribution.
             like: What the dtype and the device are taken from.
-            shape: Of the result.
             p: Probability of a 1, for ``"bernoulli"``.
         """
         like = like.detach()  # nothing flows back through it
@@ -120,7 +118,7 @@ def mixed_seed(seed: int, index: int) -> int:
     OOPSLA 2014).
 
     Args:
-        seed: Of the stream.
+        seed: Seed of the stream, a 64-bit number.
         index: How many draws came before.
 
     >>> mixed_seed(0, 0) % 2**32 == mixed_seed(2**40, 0) % 2**32

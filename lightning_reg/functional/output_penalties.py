@@ -23,7 +23,7 @@ def activity_penalty(activations: Tensor, *, l1: float = 0.0, l2: float = 0.0) -
     With L2 on the output of a recurrent layer it is activation regularization (AR).
 
     Args:
-        activations: Any shape.
+        activations: Activations of any shape.
         l1: λ₁, at least 0.
         l2: λ₂, at least 0.
 
@@ -54,7 +54,7 @@ def temporal_activity_penalty(activations: Tensor, strength: float, *, time_dim:
     Args:
         activations: At least two dimensions, one of which is time.
         strength: λ, at least 0.
-        time_dim: Which one.
+        time_dim: Index of the time dimension.
 
     Returns:
         A scalar tensor, at least in float32; zero where there is a single time step.

@@ -112,7 +112,7 @@ def add_elastic_net_gradient_(
         gradients: What is added to; shapes and dtypes of ``weights``.
         weights: The weights that are penalized.
         l1: λ₁; a scalar tensor is used where it lies, without a transfer to the host.
-        l2: λ₂, likewise.
+        l2: Strength λ₂, at least 0.
 
     >>> gradient, weight = torch.zeros(2), torch.tensor([3.0, -4.0])
     >>> add_elastic_net_gradient_([gradient], [weight], l1=1.0, l2=0.1)

@@ -43,7 +43,7 @@ def climbing_factor(length: Tensor, rho: float) -> Tensor:
 
     Args:
         length: ‖g‖, a scalar.
-        rho: ρ.
+        rho: Radius ρ of the neighborhood, at least 0.
 
     Returns:
         A scalar; 0 where there is no way up, because the gradient is zero or not finite.
@@ -123,9 +123,9 @@ def gradients_of_climb(
 
 def _portions(*tensors: Sequence[Tensor]) -> Iterator[tuple[list[Tensor], ...]]:
     """Yields them as they are, or one large tensor of each in portions that stay in a CPU's cache."""
-    firsts = [each[0] for each in tensors]
-    if len(tensors[0]) == 1 and all(each.device.type == "cpu" and each.is_contiguous() for each in firsts):
-        for pieces in zip(*(torch.split(each.view(-1), BLOCK) for each in firsts), strict=True):
+    firsts = [tensor[0] for tensor in tensors]
+    if len(tensors[0]) == 1 and all(first.device.type == "cpu" and first.is_contiguous() for first in firsts):
+        for pieces in zip(*(torch.split(first.view(-1), BLOCK) for first in firsts), strict=True):
             yield tuple([piece] for piece in pieces)
     else:
         yield tuple(map(list, tensors))

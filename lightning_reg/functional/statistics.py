@@ -114,8 +114,8 @@ class Summary(NamedTuple):
     """What a tensor holds, as numbers.
 
     Attributes:
-        number: How many elements.
-        mean: Their mean.
+        number: Number of elements.
+        mean: Mean of all elements.
         deviations: Sum of their squared deviations from it.
         zeros: How many are exactly zero.
         smallest: The smallest; NaN where there is a NaN.

@@ -23,9 +23,6 @@ def following_activations(module: nn.Module) -> dict[nn.Module, nn.Module | None
 
     Normalization, dropout, pooling and reshaping on the way are passed by. Chains inside chains are read as one.
 
-    Args:
-        module: What is searched.
-
     Returns:
         By layer: the activation; an Identity where there is none, because another layer with weights comes next or the
         end of ``module``; None where something comes next that can't be seen through. Layers that stand elsewhere,
@@ -69,7 +66,7 @@ def _is_passed_by(layer: nn.Module) -> bool:
     """Whether a layer that is no activation is known to do no more than normalize, drop, pool or reshape."""
     if isinstance(layer, NORMS):
         return True
-    is_mixing = any(layer.children()) or any(each.ndim > 1 for each in layer.parameters())
+    is_mixing = any(layer.children()) or any(parameter.ndim > 1 for parameter in layer.parameters())
     return not is_mixing and any(
         kind is not nn.Module
         and (kind.__module__.startswith("torch.nn.modules.") or re.search("norm|drop", kind.__name__.lower()))

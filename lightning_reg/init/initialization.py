@@ -167,7 +167,7 @@ def initialize_(module: nn.Module, scheme: str | Initializer, activation: nn.Mod
     which lets it remember from the beginning; attentions get Xavier weights.
 
     Args:
-        module: What is searched.
+        module: Module whose layers are initialized.
         scheme: ``"auto"``, ``"default"`` (what torch does; nothing is touched), a key of ``INITIALIZATIONS``,
             ``"lsuv"`` (orthogonal weights, for ``lsuv_`` to scale when there is a batch), or a function (or its import
             path) that fills a weight tensor of the shape (outputs, inputs, *kernel) in place.
@@ -253,7 +253,7 @@ def zero_residual_gamma_(module: nn.Module, include: str | Sequence[str | nn.Mod
     The network is then shallow at first, and deepens as training asks for it.
 
     Args:
-        module: What is searched.
+        module: Module whose layers are initialized.
         include: Globs over names of normalization layers, or the layers; ``"*.bn3"`` for torchvision's ResNet-50.
 
     Returns:
@@ -272,13 +272,13 @@ def zero_residual_gamma_(module: nn.Module, include: str | Sequence[str | nn.Mod
     Parameter containing:
     tensor([0., 0., 0., 0.], requires_grad=True)
     """
-    norms = {name: each for name, each in module.named_modules() if _has_gamma(each)}
+    norms = {name: submodule for name, submodule in module.named_modules() if _has_gamma(submodule)}
     chosen: set[str] = set()
     for wanted in [include] if isinstance(include, str) else include:
         if isinstance(wanted, str):
             found = set(fnmatch.filter(norms, wanted))
         else:
-            found = {name for name, each in norms.items() if each is wanted}
+            found = {name for name, norm in norms.items() if norm is wanted}
         if not found:
             names = ", ".join(list(norms)[:8]) or "none"
             raise SettingError(f"include must choose normalization layers with a γ ({names}), but {wanted!r} does not")

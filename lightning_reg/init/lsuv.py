@@ -100,16 +100,16 @@ class _Scaling:
 
     def __init__(self, module: nn.Module, tolerance: float, *, orthogonal: bool) -> None:
         self.names: dict[nn.Module, str] = {
-            each: name for name, each in module.named_modules() if isinstance(each, WEIGHT_LAYERS)
+            submodule: name for name, submodule in module.named_modules() if isinstance(submodule, WEIGHT_LAYERS)
         }
         for layer, name in self.names.items():
             layer_weights(layer, name)  # refuses what can't be scaled
         # Scaling an embedding's weights in the layer that shares them would change what ran long before.
         self.foreign = {
             parameter
-            for each in module.modules()
-            if each not in self.names
-            for parameter in each.parameters(recurse=False)
+            for submodule in module.modules()
+            if submodule not in self.names
+            for parameter in submodule.parameters(recurse=False)
         }
         self.tolerance = tolerance
         self.unprepared = set(self.names) if orthogonal else set()
@@ -169,7 +169,7 @@ def activation_scale(
     >>> 1.3 < activation_scale(network, torch.randn(64, 100))["0"][1] < 1.5
     True
     """
-    names = {each: name for name, each in module.named_modules() if isinstance(each, types)}
+    names = {submodule: name for name, submodule in module.named_modules() if isinstance(submodule, types)}
     scales: dict[str, tuple[float, float]] = {}
 
     def record(layer: nn.Module, output: Any) -> None:
@@ -207,8 +207,8 @@ def _observed(
     before: Callable[[nn.Module], None] | None = None,
 ) -> Iterator[None]:
     """Calls back when layers run; inside, only norms are in training mode, and afterwards all is as it was."""
-    modes = [(each, each.training) for each in module.modules()]
-    norms = [each for each in module.modules() if isinstance(each, nn.modules.batchnorm._NormBase)]
+    modes = [(submodule, submodule.training) for submodule in module.modules()]
+    norms = [submodule for submodule in module.modules() if isinstance(submodule, nn.modules.batchnorm._NormBase)]
     statistics = [(each, each.clone()) for norm in norms for each in norm.buffers(recurse=False)]
     handles: list[RemovableHandle] = []
     try:

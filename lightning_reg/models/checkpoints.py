@@ -14,8 +14,6 @@ def check_same_structure(saved: Mapping[str, Any], present: Mapping[str, Any], n
     """Raises if a checkpoint's network computes something else than the model, though the weights' shapes may fit.
 
     Args:
-        saved: The checkpoint's hyperparameters.
-        present: The model's.
         names: Of those that decide what the network computes.
 
     Raises:

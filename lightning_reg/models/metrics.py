@@ -24,7 +24,6 @@ class Deferred(WrapperMetric):
     therefore kept, as they are, until 64 of them or a million numbers have come together or the metric is computed.
 
     Args:
-        metric: What is updated.
         measured: What it is updated with, from what is kept.
     """
 

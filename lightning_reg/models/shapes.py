@@ -18,7 +18,6 @@ def check_network(network: nn.Module, input_shape: Sequence[int], num_outputs: i
 
     Args:
         network: From (N, ...) to (N, outputs).
-        input_shape: Of one sample.
         num_outputs: How many outputs the task needs.
 
     Raises:
@@ -41,7 +40,7 @@ def check_network(network: nn.Module, input_shape: Sequence[int], num_outputs: i
 
 
 def _tried(network: nn.Module, input_shape: Sequence[int]) -> Any:
-    tensor = next((each for each in network.parameters() if each.is_floating_point()), torch.zeros(()))
+    tensor = next((parameter for parameter in network.parameters() if parameter.is_floating_point()), torch.zeros(()))
     modes = {module: module.training for module in network.modules()}
     try:
         network.eval()
@@ -68,7 +67,6 @@ def check_outputs(outputs: Any, num_outputs: int) -> None:
     """Raises unless outputs are (N, num_outputs), or (N,) for one.
 
     Args:
-        outputs: A network's.
         num_outputs: How many the task needs.
 
     Raises:

@@ -373,7 +373,7 @@ class Supervised(LightningModule):
         if self.hparams.get("init") != "lsuv" or self._is_scaled:
             return
         self._is_scaled = True
-        if any(is_parametrized(each) for each in self.network.modules()):
+        if any(is_parametrized(module) for module in self.network.modules()):
             raise SettingError(
                 "init must not be 'lsuv' where weights are computed from others, as with SpectralNormalization or "
                 "WeightStandardization"

@@ -23,7 +23,7 @@ class TransformerClassifier(Supervised):
             module on the command line.
         patch_size: Height and width of a patch of an image; must divide those of the image. Sequences have none.
         embed_dim: Width of a token.
-        depth: Blocks.
+        depth: Number of transformer blocks.
         num_heads: Heads of each attention; must divide ``embed_dim``.
         mlp_ratio: Width inside the feed-forward parts, in multiples of ``embed_dim``, positive.
         norm: Normalization: layer, rms (each token by itself), none, batch, ghost_batch, group, instance,

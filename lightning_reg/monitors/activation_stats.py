@@ -135,7 +135,7 @@ class ActivationStats(Technique):
     @property
     @override
     def state_key(self) -> str:
-        types = [each if isinstance(each, str) else each.__name__ for each in self.types]
+        types = [kind if isinstance(kind, str) else kind.__name__ for kind in self.types]
         return self._generate_state_key(include=self.include, types=types, every_n_steps=self.every_n_steps)
 
     @override
@@ -320,4 +320,4 @@ class ActivationSession(Session[ActivationStats]):
 
 def _stacked(columns: list[Tensor]) -> Tensor:
     """Returns (T, COLUMN_BINS), thinned; those of before a resume come from the CPU."""
-    return thinned(torch.stack([each.to(columns[-1].device) for each in columns]), _MOST_COLUMNS)
+    return thinned(torch.stack([column.to(columns[-1].device) for column in columns]), _MOST_COLUMNS)

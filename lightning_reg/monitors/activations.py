@@ -42,8 +42,6 @@ class Sums(NamedTuple):
     """Sums over all that a module returned, which can be added up over processes.
 
     Attributes:
-        number: How many values.
-        total: Their sum.
         squares: Sum of their squares.
         zeros: How many are exactly zero.
         near_zero: How many are smaller than the threshold, exact zeros included.
@@ -92,7 +90,6 @@ def select_watched(
     """Returns the modules that are watched, by name: with ``"*"`` alone and no types, those without children.
 
     Args:
-        module: That is searched.
         include: Globs over names of modules.
         exclude: Globs likewise, of what is left out.
         types: Classes, or their names.
@@ -105,7 +102,7 @@ def select_watched(
     """
     chosen = select_modules(module, include=include, exclude=exclude, types=types)
     if tuple(include) == ("*",) and not types:
-        return {name: each for name, each in chosen.items() if not any(True for _ in each.children())}
+        return {name: parameter for name, parameter in chosen.items() if not any(True for _ in parameter.children())}
     return chosen
 
 
@@ -140,19 +137,15 @@ class ActivationWatch:
         self.histograms = histograms
         self.sample = sample
         self.unit_dim = unit_dim
-        self.bounds = {name: _bounds(each, saturation) for name, each in modules.items()}
+        self.bounds = {name: _bounds(module, saturation) for name, module in modules.items()}
         self._calls: dict[str, list[tuple[UnitSums, Tensor | None]]] = {name: [] for name in modules}
 
     def attach(self) -> list[ForwardHook]:
         """Registers the hooks, and returns their handles."""
-        return [add_forward_hook(each, self._hook(name, each)) for name, each in self.modules.items()]
+        return [add_forward_hook(module, self._hook(name, module)) for name, module in self.modules.items()]
 
     def is_bounded(self, name: str) -> bool:
-        """Whether a module's values have a bound.
-
-        Args:
-            name: Of the module.
-        """
+        """Whether a module's values have a bound."""
         return self.bounds[name] != (None, None)
 
     def _hook(self, name: str, chosen: nn.Module) -> Callable[[nn.Module, Any, Any], None]:
@@ -199,7 +192,7 @@ class ActivationWatch:
             alike = [sums for sums, _ in calls if sums.zeros.shape == calls[-1][0].zeros.shape]
             values = torch.stack([each.number / len(each.zeros) for each in alike]).sum()
             silent = torch.stack([each.zeros for each in alike]).sum(0) == values
-            fine = [each for _, each in calls if each is not None]
+            fine = [call for _, call in calls if call is not None]
             seen[name] = Seen(torch.stack(per_call).sum(0), silent, torch.stack(fine).sum(0) if fine else None)
         self.forget()
         return seen

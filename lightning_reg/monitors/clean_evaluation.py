@@ -30,7 +30,6 @@ class Measured(dict[str, float]):
     """Metrics by their names without the split.
 
     Args:
-        values: By name.
         lower: Whether lower is better, by name, too; kept as ``lower_is_better``.
         sums: Names of those that grow with the number of samples.
         samples: On how many samples.
@@ -133,10 +132,7 @@ def evaluate(trainer: Trainer, pl_module: LightningModule, loader: Loader, techn
     module says, means over samples; metrics objects are computed over all.
 
     Args:
-        trainer: While it validates.
         pl_module: The module that is measured.
-        loader: Whose samples.
-        technique: Named in messages.
 
     Raises:
         SettingError: If ``validation_step`` neither logs nor returns a number, or the module can't be copied.

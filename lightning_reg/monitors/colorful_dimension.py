@@ -93,7 +93,9 @@ def _draw(axes: "Axes", columns: Tensor, steps: Sequence[int]) -> None:
     shown: list[float] = []
     for value in sorted(_TICKS, key=abs):
         place = _row_of(value)
-        if lowest <= place <= highest and all(abs(place - _row_of(each)) > 0.06 * (highest - lowest) for each in shown):
+        if lowest <= place <= highest and all(
+            abs(place - _row_of(other)) > 0.06 * (highest - lowest) for other in shown
+        ):
             shown.append(value)
     axes.set_yticks([_row_of(value) for value in shown], [f"{value:g}" for value in shown])
     axes.set_xticks([steps[0], steps[-1]], [f"step {steps[0]}", f"{steps[-1]}"])

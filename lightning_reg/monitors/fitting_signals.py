@@ -29,7 +29,6 @@ class Curves:
         epochs: When, counted from 0.
         train: Curves on training data, by metric; as long as ``epochs``.
         validation: The same on validation data.
-        lower_is_better: By metric.
     """
 
     epochs: Sequence[int]
@@ -67,7 +66,6 @@ class Signal:
     """A sign of over- or underfitting.
 
     Attributes:
-        name: Of what.
         epoch: When it began, counted from 0.
         text: What was seen, and what helps.
     """
@@ -147,7 +145,6 @@ def summary_lines(curves: Curves, signals: Sequence[Signal], samples: Mapping[st
 
     Args:
         curves: What was measured, at least once.
-        signals: What it tells.
         samples: How many were measured, by ``train`` and ``validation``.
     """
     on = f", on {samples['train']:,} and {samples['validation']:,} samples" if samples else ""

@@ -20,7 +20,6 @@ class Gathered:
     """What all processes have seen of one module, on the CPU.
 
     Attributes:
-        sums: Over all processes.
         dead: Share of the units that are dead in all of them; None where the window isn't full.
         histogram: (FINE_BINS,), where histograms are kept.
     """
@@ -41,7 +40,6 @@ def gather(
     """Adds up over processes.
 
     Args:
-        trainer: Whose processes.
         names: Of all modules that are watched, the same in all processes.
         seen: What this process has seen, of those that ran here.
         dead: (C,) each, which units are dead here; of those whose window is full.

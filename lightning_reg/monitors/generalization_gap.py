@@ -128,19 +128,11 @@ class GeneralizationGap(Technique):
         return [] if self.last_result is None else list(cast("Measurements", self.last_result).signals)
 
     def warn(self, text: str) -> None:
-        """Says that nothing is there to be measured.
-
-        Args:
-            text: The reason.
-        """
+        """Says that nothing is there to be measured."""
         rank_zero_warn(text)
 
     def refuse(self, error: SettingError) -> None:
-        """Says what can't be measured; where it doesn't raise, nothing is.
-
-        Args:
-            error: The reason.
-        """
+        """Says what can't be measured; where it doesn't raise, nothing is."""
         raise error
 
     def tell(self, trainer: Trainer, measured: "Measurements") -> None:
@@ -164,7 +156,6 @@ class Measurements:
     """What a fit's measurements came to.
 
     Attributes:
-        curves: What was measured.
         samples: On how many samples, by ``train`` and ``validation``.
         signals: Signs of over- and underfitting; none before the fit ends.
     """
@@ -274,7 +265,7 @@ class _Measuring(Session[GeneralizationGap]):
         curves = self.result().curves
         if not curves.train:
             return
-        weights = sum(each.numel() for each in module.parameters() if each.requires_grad)
+        weights = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
         dataset = getattr(trainer.train_dataloader, "dataset", None)
         samples = len(dataset) if isinstance(dataset, Sized) else None
         self.signals = find_signals(curves, weights=weights, samples=samples, patience=self.technique.patience)

@@ -124,7 +124,10 @@ class GradientMonitorSession(Session[GradientMonitor]):
 
     def __post_init__(self) -> None:
         technique, run = self.technique, self.run
-        self.names = {each.parameter: plain_name(each.name) for each in owned_parameters(run.module)}
+        self.names = {
+            owned_parameter.parameter: plain_name(owned_parameter.name)
+            for owned_parameter in owned_parameters(run.module)
+        }
         if technique.layers:
             self.layers, left_out = select_layers(run.module, technique.layers, technique.max_layers)
             if left_out:
@@ -183,7 +186,9 @@ class GradientMonitorSession(Session[GradientMonitor]):
     def _see_clipping_by_hand(self, measurement: Measurement, record: OptimizerRecord, first_norm: Tensor) -> None:
         """Shows what a module clipped before the step; else what is about to be, techniques included."""
         nothing = measurement.norms.new_zeros(())
-        after_backward = torch.stack([self.backward_norms.get(each, nothing) for each in measurement.parameters])
+        after_backward = torch.stack(
+            [self.backward_norms.get(parameter, nothing) for parameter in measurement.parameters]
+        )
         by_hand = is_shorter(first_norm, total_norm(after_backward))
         if not self.run.sessions_of(ClippingSession):
             measurement.clipped_norm = measurement.norm
@@ -278,13 +283,13 @@ class GradientMonitorSession(Session[GradientMonitor]):
         record.is_open = False
         record.counts.skipped += 1
         optimizer = self.run.trainer.optimizers[index]
-        parameters = [each for each in trainable(optimizer) if each.grad is not None]
+        parameters = [parameter for parameter in trainable(optimizer) if parameter.grad is not None]
         if parameters:
             self._note_not_finite(record, Measurement(parameters, gradient_norms(parameters)))
             record.latest = {}
 
     def _note_not_finite(self, record: OptimizerRecord, measurement: Measurement) -> None:
-        names = [self.names.get(each, "a parameter outside the module") for each in measurement.parameters]
+        names = [self.names.get(parameter, "a parameter outside the module") for parameter in measurement.parameters]
         record.not_finite.note(names, measurement.norms)
 
     def _name(self, record: OptimizerRecord) -> None:

@@ -37,7 +37,7 @@ class ActivationTable(Mapping[str, dict[str, float]]):
 
     def __str__(self) -> str:
         columns = ("mean", "std", "zeros", "near_zero", "dead", "saturated")
-        rows = [[name, *(_cell(each, row.get(each)) for each in columns)] for name, row in self.rows.items()]
+        rows = [[name, *(_cell(column, row.get(column)) for column in columns)] for name, row in self.rows.items()]
         return "\n".join(table([["module", *columns], *rows], right=range(1, 7)))
 
 
@@ -63,7 +63,7 @@ def activation_statistics(
     run as it is, in its mode and without gradients; its buffers and torch's random numbers are left as they were.
 
     Args:
-        model: Any module.
+        model: Module whose submodules are watched.
         inputs: What it is called with; more than one batch makes dead units more certain than one.
         include: Globs over names of modules; ``"*"`` alone means all that have no children.
         exclude: Globs likewise, of modules that are left out.
@@ -99,9 +99,9 @@ def activation_statistics(
     if not seen:
         raise SettingError("include must name modules that run and return floating-point tensors, but none did")
     rows = {}
-    for name, each in seen.items():
-        sums = Sums(*each.sums.tolist())
-        rows[name] = sums.statistics(bounded=watch.is_bounded(name)) | {"dead": each.silent.double().mean().item()}
+    for name, record in seen.items():
+        sums = Sums(*record.sums.tolist())
+        rows[name] = sums.statistics(bounded=watch.is_bounded(name)) | {"dead": record.silent.double().mean().item()}
     return ActivationTable(rows)
 
 
@@ -109,8 +109,8 @@ def activation_statistics(
 def _left_as_it_was(model: nn.Module, inputs: Sequence[Any]) -> Iterator[None]:
     """Puts buffers and random numbers back: normalization layers count, and dropout draws."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    tensors = [*model.parameters(), *(each for each in inputs if isinstance(each, Tensor))]
-    devices = sorted({each.device.index for each in tensors if each.is_cuda})
+    tensors = [*model.parameters(), *(entry for entry in inputs if isinstance(entry, Tensor))]
+    devices = sorted({tensor.device.index for tensor in tensors if tensor.is_cuda})
     try:
         with torch.random.fork_rng(devices=devices):
             yield

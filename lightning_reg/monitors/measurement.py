@@ -56,7 +56,7 @@ class Measurement:
 
     def copy_weights(self) -> None:
         """Call before the step, if updates are measured."""
-        self.weights = [each.detach().clone() for each in self.parameters]
+        self.weights = [parameter.detach().clone() for parameter in self.parameters]
 
     def finish(self) -> None:
         """Completes the measurement; call after the step."""
@@ -99,23 +99,20 @@ class Measurement:
 
     def _norm_of(self, parts: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor | None:
         """Returns the norm over some parameters; None where none of them has a gradient."""
-        chosen = [index for index, each in enumerate(self.parameters) if any(each is other for other in parameters)]
+        chosen = [
+            index for index, parameter in enumerate(self.parameters) if any(parameter is other for other in parameters)
+        ]
         return total_norm(torch.stack([parts[index] for index in chosen])) if chosen else None
 
 
 def is_shorter(norm: Tensor, before: Tensor) -> Tensor:
-    """Whether a norm is shorter by more than rounding explains.
-
-    Args:
-        norm: A scalar.
-        before: What it was.
-    """
+    """Whether a norm is shorter by more than rounding explains."""
     return norm < before * (1 - 1e-5)
 
 
 def _norms(tensors: Sequence[Tensor]) -> Tensor:
     return torch.stack(
-        [whole(torch.linalg.vector_norm(each if each.is_complex() else each.float())) for each in tensors]
+        [whole(torch.linalg.vector_norm(tensor if tensor.is_complex() else tensor.float())) for tensor in tensors]
     )
 
 
@@ -138,7 +135,6 @@ class StepCounts:
         """Counts a step.
 
         Args:
-            measurement: That is complete.
             epoch: That the step is in.
         """
         if epoch != self.epoch:
@@ -188,7 +184,6 @@ class NotFinite:
         """Notes a step.
 
         Args:
-            names: Of the parameters.
             norms: (len(names),), of their gradients.
         """
         flags = ~norms.isfinite()
@@ -208,7 +203,6 @@ class OptimizerRecord:
     """What is known of one optimizer's steps.
 
     Attributes:
-        counts: Of all steps.
         latest: What was measured last and hasn't been shown yet, by tag.
         not_finite: Whose gradients weren't finite.
         running: The measurement of the step that is open; None where that isn't measured.

@@ -126,7 +126,8 @@ class WeightSession(Session[WeightDistribution]):
     def __post_init__(self) -> None:
         self.suffix = self.technique.suffix(self.run.trainer)
         self.types = {
-            plain_name(each.name): type(each.owners[0][1]).__name__ for each in owned_parameters(self.run.module)
+            plain_name(owned_parameter.name): type(owned_parameter.owners[0][1]).__name__
+            for owned_parameter in owned_parameters(self.run.module)
         }
         self.parameters()
 
@@ -136,7 +137,7 @@ class WeightSession(Session[WeightDistribution]):
         chosen = select_parameters(
             self.run.module, include=technique.include, exclude=technique.exclude, exclude_norm_and_bias=False
         )
-        chosen = {name: each for name, each in chosen.items() if each.is_floating_point()}
+        chosen = {name: parameter for name, parameter in chosen.items() if parameter.is_floating_point()}
         largest = set(sorted(chosen, key=lambda name: -chosen[name].numel())[: technique.max_parameters])
         if len(chosen) > len(largest) and not self.told:
             self.told = True
@@ -144,7 +145,7 @@ class WeightSession(Session[WeightDistribution]):
                 f"WeightDistribution shows the {len(largest)} largest parameters, without {len(chosen) - len(largest)} "
                 "others"
             )
-        return {name: each for name, each in chosen.items() if name in largest}
+        return {name: parameter for name, parameter in chosen.items() if name in largest}
 
     @override
     def ends(self, exception: BaseException | None) -> None:
@@ -159,7 +160,7 @@ class WeightSession(Session[WeightDistribution]):
     @override
     def batch_starts(self, batch_idx: int) -> None:
         if self.technique.updates and not self.before and self._is_measured():
-            self.before = {name: whole(each).clone() for name, each in self.parameters().items()}
+            self.before = {name: whole(parameter).clone() for name, parameter in self.parameters().items()}
 
     @override
     def batch_ends(self, outputs: Any, batch_idx: int) -> None:

@@ -19,7 +19,6 @@ class Insertion:
     of its host, so that a part of a network that is frozen in evaluation mode stays undisturbed.
 
     Args:
-        layer: Without parameters.
         name: Of the host, for messages.
         residual: Whether the host is a whole residual block, of which what it adds to its input is perturbed.
         mode_of: Whose mode the layer has; the host's where None.
@@ -79,7 +78,7 @@ class Insertion:
         return perturbed
 
     def _perturbed_block(self, inputs: tuple[Any, ...], output: Any) -> Any:
-        start = next((each for each in inputs if isinstance(each, Tensor)), None)
+        start = next((entry for entry in inputs if isinstance(entry, Tensor)), None)
 
         def perturbed(end: Tensor) -> Tensor:
             if start is None or start.shape != end.shape:
@@ -96,13 +95,9 @@ class Insertion:
 
 
 def insertions(module: nn.Module) -> Iterator[Insertion]:
-    """Yields everything that is inserted behind a module or those below it.
-
-    Args:
-        module: That is searched.
-    """
-    for each in module.modules():
-        hooks = (hook for hook in each._forward_hooks.values() if isinstance(hook, Insertion))
+    """Yields everything that is inserted behind a module or those below it."""
+    for submodule in module.modules():
+        hooks = (hook for hook in submodule._forward_hooks.values() if isinstance(hook, Insertion))
         yield from (hook for hook in hooks if not hook.has_ended)
 
 

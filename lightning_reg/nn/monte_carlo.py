@@ -48,7 +48,7 @@ def monte_carlo_predict(
     Args:
         model: A module with at least one layer that drops something.
         inputs: What it is called with.
-        num_samples: How many passes.
+        num_samples: Number T of stochastic passes.
         outputs: What the model returns: ``"logits"`` or ``"probabilities"`` (N, C, ...), or ``"values"``, as for a
             regression.
         class_dim: Dimension of the classes.
@@ -111,29 +111,29 @@ def stochastic_passes(model: nn.Module) -> Iterator[list[NoiseStream]]:
         SettingError: If nothing in the model drops anything.
     """
     modules = list(model.modules())
-    modes = [each.training for each in modules]
-    stochastic = [each for each in modules if is_stochastic(each)]
+    modes = [module.training for module in modules]
+    stochastic = [module for module in modules if is_stochastic(module)]
     inserted = [hook for hook in insertions(model) if not hook.layer.is_idle]
     if not stochastic and not inserted:
-        kinds = sorted({type(each).__name__ for each in modules})
+        kinds = sorted({type(module).__name__ for module in modules})
         raise SettingError(
             "model must have a layer that drops something, a module rather than a call of a function, but has "
             + ", ".join(kinds)
         )
     try:
         model.eval()
-        for each in stochastic:
-            each.training = True  # not train(), which would reach what is below
-        for each in modules:
-            if isinstance(each, nn.TransformerEncoderLayer) or _reads_a_childs_rate(each):
-                each.training = True  # in evaluation these take a path without the dropout below them
+        for layer in stochastic:
+            layer.training = True  # not train(), which would reach what is below
+        for module in modules:
+            if isinstance(module, nn.TransformerEncoderLayer) or _reads_a_childs_rate(module):
+                module.training = True  # in evaluation these take a path without the dropout below them
         for hook in inserted:
             hook.is_forced = True
         sources = [getattr(each, "stream", None) for each in (*stochastic, *(hook.layer for hook in inserted))]
-        yield [each for each in sources if isinstance(each, NoiseStream)]
+        yield [source for source in sources if isinstance(source, NoiseStream)]
     finally:
-        for each, mode in zip(modules, modes, strict=True):
-            each.training = mode
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode
         for hook in inserted:
             hook.is_forced = False
 

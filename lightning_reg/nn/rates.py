@@ -20,7 +20,6 @@ class Rate:
 
     Attributes:
         name: Qualified name of the layer.
-        holder: The layer.
         attribute: Name of the rate there.
     """
 
@@ -45,18 +44,15 @@ class Rate:
 def rates(module: nn.Module) -> Iterator[Rate]:
     """Yields every rate of dropping below a module that isn't learned, also of layers that are inserted by hooks.
 
-    Args:
-        module: That is searched.
-
     >>> network = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.2), nn.LSTM(4, 4, dropout=0.1, num_layers=2))
     >>> [(rate.name, rate.attribute, rate.value) for rate in rates(network)]
     [('1', 'p', 0.2), ('2', 'dropout', 0.1)]
     """
-    for name, each in module.named_modules():
-        if not name and _is_named_so(each):
+    for name, submodule in module.named_modules():
+        if not name and _is_named_so(submodule):
             continue  # a whole network by somebody who likes the word
-        yield from (Rate(name, each, attribute) for attribute in _rate_attributes(each))
-        for hook in each._forward_hooks.values():
+        yield from (Rate(name, submodule, attribute) for attribute in _rate_attributes(submodule))
+        for hook in submodule._forward_hooks.values():
             if isinstance(hook, Insertion) and not hook.has_ended:
                 yield from (Rate(name, hook.layer, attribute) for attribute in _rate_attributes(hook.layer))
 

@@ -42,11 +42,7 @@ class LearningCurves(GeneralizationGap):
 
 
 def curves_of(gap: GeneralizationGap) -> dict[str, list[tuple[float, float]]]:
-    """Returns (epoch, value) for each measurement, by ``train/loss`` and so on.
-
-    Args:
-        gap: That has measured.
-    """
+    """Returns (epoch, value) for each measurement, by ``train/loss`` and so on."""
     curves = gap.curves
     return {
         f"{split}/{name}": list(zip(map(float, curves.epochs), values, strict=True))
@@ -65,7 +61,7 @@ def weights_of(module: nn.Module) -> dict[str, Any]:
     >>> weights_of(nn.Linear(2, 3))["parameters"]
     6
     """
-    matrices = [each.detach().float().flatten().cpu() for each in module.parameters() if each.ndim >= 2]
+    matrices = [parameter.detach().float().flatten().cpu() for parameter in module.parameters() if parameter.ndim >= 2]
     values = torch.cat(matrices) if matrices else torch.zeros(0)
     finite = values[values.isfinite()]
     edges = torch.linspace(-1, 1, _WEIGHT_BINS + 1, dtype=torch.float64)
@@ -100,7 +96,7 @@ class ActivationRecorder(Callback):
         layers = {
             name: layer
             for name, layer in pl_module.named_modules()
-            if any(each.ndim >= 2 for each in layer.parameters(recurse=False))
+            if any(parameter.ndim >= 2 for parameter in layer.parameters(recurse=False))
         }
         self._watch = ActivationWatch(layers)
         self._handles = self._watch.attach()
@@ -141,7 +137,7 @@ class ActivationRecorder(Callback):
 
     def collected(self) -> dict[str, Any]:
         """Returns the steps, and of each layer that ran at all of them two values a step."""
-        whole = {name: each for name, each in self._layers.items() if len(each["mean"]) == len(self._steps)}
+        whole = {name: layer for name, layer in self._layers.items() if len(layer["mean"]) == len(self._steps)}
         return {"steps": self._steps, "layers": whole}
 
 
@@ -150,7 +146,6 @@ def reload_of(before: Tensor, after: Tensor) -> dict[str, Any]:
 
     Args:
         before: (N,) or (N, C).
-        after: Likewise.
     """
     if before.shape != after.shape:
         shapes = f"{tuple(before.shape)} and {tuple(after.shape)}"
@@ -167,4 +162,4 @@ def predictions_of(targets: Sequence[int] | Tensor, probabilities: Tensor) -> Ma
         targets: (N,), class indices.
         probabilities: (N, C).
     """
-    return {"targets": [int(each) for each in targets], "classes": probabilities.argmax(1).tolist()}
+    return {"targets": [int(target) for target in targets], "classes": probabilities.argmax(1).tolist()}

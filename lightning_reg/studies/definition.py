@@ -44,12 +44,10 @@ class Definition:
     """What a study file says.
 
     Attributes:
-        study: What is compared.
         base: Pieces of the run that variants change; none for a computation.
         variants: Pieces by variant; of a computation one mapping of arguments.
         function: Dotted name of a computation; None where networks are trained.
         arguments: Of the computation, that variants change.
-        quick: The short form.
         data: What is different on other data, by the data set's name.
         minutes: How long the full form takes on two cores; unknown where None.
     """
@@ -64,11 +62,7 @@ class Definition:
     minutes: float | None = None
 
     def in_form(self, form: Form) -> "Definition":
-        """Returns the study with what a form does differently.
-
-        Args:
-            form: That is applied.
-        """
+        """Returns the study with what a form does differently."""
         study = self.study if form.seeds is None else replace(self.study, seeds=form.seeds)
         arguments = {**self.arguments, **form.arguments}
         return replace(self, study=study, base=(*self.base, *form.base), arguments=arguments, minutes=form.minutes)
@@ -82,20 +76,13 @@ class Definition:
         return replace(self, base=(*self.base, place)) if place else self
 
     def with_seeds(self, count: int) -> "Definition":
-        """Returns the study with seeds from 0 on.
-
-        Args:
-            count: How many.
-        """
+        """Returns the study with seeds from 0 on."""
         check_count("seeds", count)
         minutes = None if self.minutes is None else self.minutes * count / len(self.study.seeds)
         return replace(self, study=replace(self.study, seeds=tuple(range(count))), minutes=minutes)
 
     def only(self, names: Sequence[str]) -> "Definition":
         """Returns the study with some of its variants, in its own order.
-
-        Args:
-            names: Of the variants.
 
         Raises:
             SettingError: If there is no such variant.
@@ -115,9 +102,6 @@ class Definition:
 
 def read_study(path: str | Path) -> Definition:
     """Reads a study file and checks all that can be checked without its configurations.
-
-    Args:
-        path: Of the file.
 
     Raises:
         SettingError: With what is wrong and where.

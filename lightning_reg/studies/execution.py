@@ -30,7 +30,6 @@ class _Attempt:
     Attributes:
         result: The text of its file; None where it failed.
         message: Why it failed, in one line.
-        details: The traceback.
         is_disk_full: Whether that was why, on the machine that did it.
     """
 
@@ -54,7 +53,6 @@ def execute(
     Args:
         runs: In the order that they are started in.
         store: Where results go; this process has to hold its lock.
-        perform: Does one.
         executor: Where they are done; its processes are ended if this raises.
         metric: That every run has to measure; whatever it is where None.
         quiet: Whether the progress bar is left out.

@@ -30,7 +30,6 @@ class Study:
 
     Attributes:
         name: Of the study's file, without its ending.
-        title: One line.
         question: What the study is to answer, a sentence or two.
         variants: Names, in the order that they are shown in.
         baseline: The variant that the others are compared with.
@@ -67,8 +66,6 @@ class Result:
     """What one run measured.
 
     Attributes:
-        variant: Its name.
-        seed: Its seed.
         metrics: By split and name, ``train/loss``, ``validation/accuracy``, ``test/accuracy``: of the weights that
             were selected on the validation part; or what a computation returned.
         curves: By name, ``train/loss``, ``validation/loss``: a pair (epoch, value) for each that was measured.
@@ -89,8 +86,6 @@ class Failure:
     """A run that ended with an error.
 
     Attributes:
-        variant: Its name.
-        seed: Its seed.
         message: Of the error, one line.
     """
 
@@ -104,7 +99,6 @@ class Outcome:
     """A study with all that came of it.
 
     Attributes:
-        study: What was compared.
         results: One a run that has ended, in any order.
         failures: Runs that ended with an error.
         command: What made it, ready to be run again.
@@ -125,17 +119,12 @@ class Outcome:
 
 
 def collected(outcome: Outcome, collector: str) -> dict[str, list[Any]]:
-    """Returns what a collector kept of each run, by variant, of those variants that have any.
-
-    Args:
-        outcome: With the results.
-        collector: Its name.
-    """
+    """Returns what a collector kept of each run, by variant, of those variants that have any."""
     found = {
         variant: [
-            each.collected[collector]
-            for each in outcome.results
-            if each.variant == variant and collector in each.collected
+            result.collected[collector]
+            for result in outcome.results
+            if result.variant == variant and collector in result.collected
         ]
         for variant in outcome.study.variants
     }

@@ -21,9 +21,6 @@ class Run:
     """What one run does.
 
     Attributes:
-        variant: Its name.
-        seed: Its seed.
-        key: By its content.
         command: What follows ``fit`` on the command line; of a computation nothing.
         function: Dotted name of a computation.
         arguments: Of the computation, the seed among them.
@@ -41,13 +38,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Measured:
-    """What came of a run; see :class:`lightning_reg.studies.outcome.Result`.
-
-    Attributes:
-        metrics: By name.
-        curves: By name.
-        collected: By collector.
-    """
+    """What came of a run; see :class:`lightning_reg.studies.outcome.Result`."""
 
     metrics: Mapping[str, float]
     curves: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
@@ -56,9 +47,6 @@ class Measured:
 
 def key_of(content: Any) -> str:
     """Returns 16 hexadecimal digits that are the same for the same content.
-
-    Args:
-        content: Plain values.
 
     >>> key_of({"a": 1, "b": 2}) == key_of({"b": 2, "a": 1}) != key_of({"a": 1, "b": 3})
     True
@@ -91,9 +79,6 @@ def check_distinct(contents: Mapping[str, Any], base: Any) -> None:
 
 def computations(definition: Definition) -> list[Run]:
     """Returns the runs of a study of a computation, seed by seed.
-
-    Args:
-        definition: Of the study.
 
     Raises:
         SettingError: If there is no such function, or two variants are the same.
@@ -133,9 +118,6 @@ def compute(run: Run, _: Path | None = None) -> Measured:
 
 def self_contained(run: Run) -> Run:
     """Returns a run that can be done where its configurations aren't: their texts stand in the place of their paths.
-
-    Args:
-        run: Of any study.
 
     Raises:
         SettingError: If a configuration can't be read any more.

@@ -78,9 +78,7 @@ class Best:
     """The variant with the best mean.
 
     Attributes:
-        variant: Its name.
         runner_up: The next best; None where there is no other.
-        comparison: With the runner-up.
         undecided: Variants from which it doesn't differ significantly, whatever their means.
     """
 
@@ -96,18 +94,13 @@ class Best:
 
 
 def summaries(outcome: Outcome, metric: str) -> dict[str, Summary]:
-    """Returns a metric of every variant that has it, in the study's order.
-
-    Args:
-        outcome: With the results.
-        metric: Its name.
-    """
+    """Returns a metric of every variant that has it, in the study's order."""
     found = {}
     for variant in outcome.study.variants:
         values = {
-            each.seed: each.metrics[metric]
-            for each in outcome.results
-            if each.variant == variant and math.isfinite(each.metrics.get(metric, math.nan))
+            result.seed: result.metrics[metric]
+            for result in outcome.results
+            if result.variant == variant and math.isfinite(result.metrics.get(metric, math.nan))
         }
         if values:
             found[variant] = Summary.of(values)
@@ -116,9 +109,6 @@ def summaries(outcome: Outcome, metric: str) -> dict[str, Summary]:
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     """Returns the mean and its standard error.
-
-    Args:
-        values: Independent ones.
 
     >>> mean_and_error([1.0, 2.0, 3.0])
     (2.0, 0.577350269189625...)
@@ -131,7 +121,6 @@ def paired(first: Mapping[int, float], second: Mapping[int, float], other: str =
     """Compares two variants by a paired t-test and, with few pairs, by an exact permutation test of signs.
 
     Args:
-        first: Values by seed.
         second: Those that it is compared with.
         other: The name of these.
 
@@ -189,12 +178,7 @@ def holm(ps: Iterable[float]) -> list[float]:
 
 
 def against_baseline(outcome: Outcome, metric: str) -> dict[str, Comparison]:
-    """Compares every other variant with the baseline; empty where that has no result.
-
-    Args:
-        outcome: With the results.
-        metric: By which.
-    """
+    """Compares every other variant with the baseline; empty where that has no result."""
     found, baseline = summaries(outcome, metric), outcome.study.baseline
     if baseline not in found:
         return {}
@@ -209,12 +193,7 @@ def against_baseline(outcome: Outcome, metric: str) -> dict[str, Comparison]:
 
 
 def best_of(outcome: Outcome, metric: str) -> Best | None:
-    """Returns the best variant, and whether it is more than chance that it is; None without results.
-
-    Args:
-        outcome: With the results.
-        metric: By which.
-    """
+    """Returns the best variant, and whether it is more than chance that it is; None without results."""
     found = summaries(outcome, metric)
     if not found:
         return None
@@ -225,10 +204,12 @@ def best_of(outcome: Outcome, metric: str) -> Best | None:
         return Best(best, None, None, ())
     comparisons = _corrected([paired(found[best].values, found[other].values, other) for other in others])
     # Where seeds are missing, the pairs may tell the contrary of the means.
-    undecided = [each for each in comparisons if not (each.is_significant and sign * each.difference > 0)]
+    undecided = [
+        compared for compared in comparisons if not (compared.is_significant and sign * compared.difference > 0)
+    ]
     return Best(best, others[0], comparisons[0], tuple(undecided))
 
 
 def _corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    ps, exact = holm(each.p for each in comparisons), holm(each.exact_p for each in comparisons)
-    return [replace(each, p=p, exact_p=other) for each, p, other in zip(comparisons, ps, exact, strict=True)]
+    ps, exact = holm(compared.p for compared in comparisons), holm(compared.exact_p for compared in comparisons)
+    return [replace(compared, p=p, exact_p=other) for compared, p, other in zip(comparisons, ps, exact, strict=True)]

@@ -31,10 +31,6 @@ class Store:
 
     One process at a time writes to the folder: the one that holds its lock. Every file is there whole or not at all,
     and runs belong to their content, so nothing is half written, repeated or mixed up.
-
-    Args:
-        folder: Of the study.
-        name: Of the study.
     """
 
     def __init__(self, folder: str | Path, name: str) -> None:
@@ -89,11 +85,7 @@ class Store:
             lock.release()
 
     def run_folder(self, run: Run) -> Path:
-        """Returns where a run's files lie.
-
-        Args:
-            run: Whose.
-        """
+        """Returns where a run's files lie."""
         return self.folder / "runs" / run.key
 
     def has_result(self, run: Run) -> bool:
@@ -125,19 +117,12 @@ class Store:
         """Keeps what a run measured.
 
         Args:
-            run: That was done.
             text: By :func:`result_text`.
         """
         write_atomically(self.run_folder(run) / _RESULT, text)
 
     def write_failure(self, run: Run, message: str, details: str) -> None:
-        """Keeps why a run ended.
-
-        Args:
-            run: That failed.
-            message: One line.
-            details: With the traceback.
-        """
+        """Keeps why a run ended."""
         write_atomically(self.run_folder(run) / _FAILURE, f"{message}\n\n{details}")
 
     def prepare(self, run: Run) -> None:
@@ -162,8 +147,6 @@ def result_text(run: Run, measured: Measured, seconds: float) -> str:
     """Returns what the file of a run's result holds.
 
     Args:
-        run: That was done.
-        measured: What it measured.
         seconds: How long it took.
 
     Raises:
@@ -185,7 +168,6 @@ def is_disk_full(error: BaseException | None, folder: Path) -> bool:
 
     Args:
         error: Of a run, or of writing its result.
-        folder: Where that wrote.
 
     >>> is_disk_full(OSError(errno.ENOSPC, "No space left on device"), Path()), is_disk_full(ValueError(), Path())
     (True, False)
@@ -202,11 +184,7 @@ def is_disk_full(error: BaseException | None, folder: Path) -> bool:
 
 
 def full_disk(folder: Path) -> SettingError:
-    """Returns what to say of a full disk.
-
-    Args:
-        folder: Of the study.
-    """
+    """Returns what to say of a full disk."""
     return SettingError(
         f"the disk of {str(folder)!r} is full; what is finished is kept. Free some space, and give the same command to "
         "go on"

@@ -87,7 +87,6 @@ class StudyKeys:
         collect: What is kept beside metrics and curves, of weights, activations, reload and predictions.
         axis: Where variants differ in one number.
         minutes: How long the study takes on two cores.
-        quick: The short form.
         data: By name of a data set (image_folder for a folder), what is different on it.
     """
 
@@ -136,7 +135,7 @@ def parsed(kind: type[T], content: Any, where: str = "") -> T:
     """
     if not isinstance(content, dict):
         raise SettingError(f"{where or 'the file'} must be settings by name, but is {content!r}")
-    known = [each.name for each in fields(kind)]  # type: ignore[arg-type]  # a dataclass
+    known = [declared.name for declared in fields(kind)]  # type: ignore[arg-type]  # a dataclass
     for key in content:
         if key not in known:
             hint = did_you_mean(str(key), known, most=3)

@@ -54,7 +54,7 @@ class BasicAugmentation(Augmentation):
         degrees: Rotations are up to this many degrees to either side; what comes in from outside is black.
         padding: Width in pixels of the black border that images get before a part of their size is cut out.
         brightness: Factors are within 1 ± this; at least 0, as those of contrast and saturation.
-        contrast: Likewise.
+        contrast: Largest change of contrast, likewise.
         saturation: Likewise. Images of one channel have no saturation, no hue, and are gray already.
         hue: Hues are turned by up to this part of a circle to either side, in [0, 0.5].
         grayscale_prob: Probability that an image loses its colors, in [0, 1].
@@ -121,7 +121,7 @@ class AdvancedAugmentation(Augmentation):
             width is 3/4 to 4/3 of its height.
         horizontal_flip_prob: Probability that an image is mirrored, left to right, in [0, 1].
         brightness: Factors are within 1 ± this; at least 0, as those of contrast and saturation.
-        contrast: Likewise.
+        contrast: Largest change of contrast, likewise.
         saturation: Likewise. Images of one channel have no saturation, no hue, and are gray already.
         hue: Hues are turned by up to this part of a circle to either side, in [0, 0.5].
         jitter_prob: Probability that an image's colors are jittered at all, in [0, 1].
@@ -205,7 +205,6 @@ def kernel_size(height: int, width: int) -> int:
 
     Args:
         height: Of the images, in pixels.
-        width: Likewise.
     """
     return max(3, round(min(height, width) / 10) // 2 * 2 + 1)
 
@@ -215,7 +214,6 @@ def whole_within(height: int, width: int) -> tuple[int, int]:
 
     Args:
         height: Of the image, in pixels.
-        width: Likewise.
 
     >>> whole_within(32, 32), whole_within(30, 60)
     ((32, 32), (30, 40))

@@ -43,8 +43,6 @@ class ColorJitter:
 
     Args:
         brightness: Factors are within 1 ± this, and not below 0; at least 0, as those of contrast and saturation.
-        contrast: Likewise.
-        saturation: Likewise.
         hue: Hues are turned by up to this part of a circle to either side, in [0, 0.5].
         grayscale_prob: Probability that an image loses its colors, in [0, 1].
         prob: Probability that an image is jittered at all, in [0, 1]; it may lose its colors all the same.

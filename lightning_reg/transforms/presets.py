@@ -25,7 +25,7 @@ def preset(
       ``AugMix`` with its defaults, by :class:`PerSampleAugmentation`.
 
     Args:
-        name: One of these.
+        name: Name of the preset, one of these.
         input_shape: (C, H, W) of an image.
         flips: Which flips leave images what they are: horizontal, vertical.
 

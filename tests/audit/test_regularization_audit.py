@@ -63,7 +63,7 @@ def audited(module, *callbacks, data=None, validation=True, batch_size=16, warn=
 
 
 def whats(audit):
-    return [each.what for each in audit.contradictions]
+    return [contradiction.what for contradiction in audit.contradictions]
 
 
 def sgd(**settings):
@@ -272,7 +272,7 @@ def test_our_own_configurations_contradict_nothing(path, image_folder):
     class Audited(RegularizationCLI):
         def instantiate_trainer(self, **settings):
             trainer = super().instantiate_trainer(**settings)
-            audits.extend(each for each in trainer.callbacks if isinstance(each, RegularizationAudit))
+            audits.extend(callback for callback in trainer.callbacks if isinstance(callback, RegularizationAudit))
             trainer.callbacks.append(StopAtOnce())
             return trainer
 

@@ -178,7 +178,7 @@ def test_unregistered_parameters_have_slow_weights_of_their_own(tmp_path):
     assert len(slow) == len(list(half.parameters())) + 2
     assert not torch.equal(*[value for name, value in slow.items() if name.startswith("optimizer")])
     trainer.save_checkpoint(tmp_path / "half.ckpt")
-    resumed.offsets = [nn.Parameter(each.detach().clone()) for each in half.offsets]  # no checkpoint has them
+    resumed.offsets = [nn.Parameter(offset.detach().clone()) for offset in half.offsets]  # no checkpoint has them
     fit(Lookahead(k=4), module=resumed, max_epochs=4, train=resumable_loader, ckpt_path=tmp_path / "half.ckpt")
     assert equal(state(resumed), state(whole))
     assert all(torch.equal(*pair) for pair in zip(resumed.offsets, whole.offsets, strict=True))

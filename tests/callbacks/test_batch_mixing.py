@@ -136,7 +136,7 @@ def trained(mix, loss, targets, *, container="tuple", shape=(4,), max_epochs=1, 
     module = Theirs(loss, unpack, shape)
 
     def collate(items):
-        return make(torch.stack([each[0] for each in items]), torch.stack([each[1] for each in items]))
+        return make(torch.stack([item[0] for item in items]), torch.stack([item[1] for item in items]))
 
     loader = DataLoader(Items(make, inputs_of(shape), targets), batch_size=COUNT, collate_fn=collate)
     callback = BatchMixing(mix, input_key=input_key, target_key=target_key, **settings)

@@ -53,13 +53,13 @@ def fitted(*callbacks, steps=3):
 def by_hand(term=None, change=None, after=None, steps=3):
     """Fits by a loop, with a term in the loss, a change of gradients, and one of weights after each step."""
     module = Unmixes()
-    weights = [each for each in module.parameters() if each.requires_grad]
+    weights = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = module.configure_optimizers()
 
     def backward(batch):
         optimizer.zero_grad()
         loss = module.loss(batch)
-        (loss if term is None else loss + term([each for each in weights if each.ndim > 1])).backward()
+        (loss if term is None else loss + term([weight for weight in weights if weight.ndim > 1])).backward()
 
     for batch, _ in zip(loader(), range(steps), strict=False):
         backward(batch)
@@ -68,35 +68,35 @@ def by_hand(term=None, change=None, after=None, steps=3):
         optimizer.step()
         if after is not None:
             with torch.no_grad():
-                after([each for each in weights if each.ndim > 1])
+                after([weight for weight in weights if weight.ndim > 1])
     return module
 
 
 def climb(weights, backward):
-    weights = [each for each in weights if each.grad is not None]
-    starts = [each.detach().clone() for each in weights]
-    norm = torch.stack([each.grad.abs().square().sum() for each in weights]).sum().sqrt()
+    weights = [weight for weight in weights if weight.grad is not None]
+    starts = [weight.detach().clone() for weight in weights]
+    norm = torch.stack([weight.grad.abs().square().sum() for weight in weights]).sum().sqrt()
     with torch.no_grad():
-        for each in weights:
-            each.add_(each.grad * (0.05 / norm))
+        for weight in weights:
+            weight.add_(weight.grad * (0.05 / norm))
     backward()
     with torch.no_grad():
-        for each, start in zip(weights, starts, strict=True):
-            each.copy_(start)
+        for weight, start in zip(weights, starts, strict=True):
+            weight.copy_(start)
 
 
 def absolute(weights):
-    return sum((each.abs() if each.is_complex() else each).norm(1) for each in weights)
+    return sum((weight.abs() if weight.is_complex() else weight).norm(1) for weight in weights)
 
 
 def squares(weights):
-    return sum(each.abs().square().sum() for each in weights) / 2
+    return sum(weight.abs().square().sum() for weight in weights) / 2
 
 
 def soften(weights):
-    for each in weights:
-        each.copy_(torch.polar((each.abs() - RATE * 0.3).clamp(min=0), each.angle()) if each.is_complex() else
-                   each.sign() * (each.abs() - RATE * 0.3).clamp(min=0))  # fmt: skip
+    for weight in weights:
+        weight.copy_(torch.polar((weight.abs() - RATE * 0.3).clamp(min=0), weight.angle()) if weight.is_complex() else
+                   weight.sign() * (weight.abs() - RATE * 0.3).clamp(min=0))  # fmt: skip
 
 
 WAYS = {
@@ -134,11 +134,11 @@ def test_trains_as_a_loop_by_hand(way):
 def test_the_monitor_measures_absolute_values():
     _, trainer, _ = fitted(GradientMonitor(update_ratio=True), steps=1)
     before, gradients = dict(Unmixes().named_parameters()), []
-    after = by_hand(change=lambda weights, _: gradients.extend(each.grad for each in weights), steps=1)
-    moved = {name: each for name, each in after.named_parameters() if each.grad is not None}
+    after = by_hand(change=lambda weights, _: gradients.extend(weight.grad for weight in weights), steps=1)
+    moved = {name: parameter for name, parameter in after.named_parameters() if parameter.grad is not None}
 
     def length(tensors):
-        return sum(each.detach().abs().square().sum().item() for each in tensors if each is not None) ** 0.5
+        return sum(tensor.detach().abs().square().sum().item() for tensor in tensors if tensor is not None) ** 0.5
 
     ratio = length(each - before[name] for name, each in moved.items()) / length(before[name] for name in moved)
     assert trainer.callback_metrics["grad/norm"].item() == pytest.approx(length(gradients), rel=1e-5)

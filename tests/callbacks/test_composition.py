@@ -96,4 +96,4 @@ def test_resumed_is_uninterrupted(step, tmp_path):
     whole = run()
     (tmp_path / f"step={step}.ckpt").rename(tmp_path / "start.ckpt")
     resumed = run(ckpt_path=tmp_path / "start.ckpt")
-    assert all(torch.equal(*each) for each in zip(resumed, whole, strict=True))
+    assert all(torch.equal(*values) for values in zip(resumed, whole, strict=True))

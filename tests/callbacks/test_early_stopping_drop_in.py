@@ -43,7 +43,9 @@ def outcome(kind, losses, settings, caplog):
     stopping = kind("val_loss", verbose=True, **settings)
     with caplog.at_level(logging.INFO, "lightning.pytorch.callbacks.early_stopping"):
         module, trainer = fit(losses, stopping)
-    said = [each.getMessage() for each in caplog.records if each.name == "lightning.pytorch.callbacks.early_stopping"]
+    said = [
+        record.getMessage() for record in caplog.records if record.name == "lightning.pytorch.callbacks.early_stopping"
+    ]
     state = {name: repr(value) for name, value in stopping.state_dict().items()}
     return (trainer.current_epoch, trainer.global_step, trainer.should_stop, len(module.measured), said), state
 
@@ -60,9 +62,9 @@ def test_same_arguments_in_the_same_places_with_the_same_defaults():
     stock = list(inspect.signature(EarlyStopping).parameters.values())
     ours = list(inspect.signature(BestWeightsEarlyStopping).parameters.values())
     assert [(each.name, each.default, each.kind) for each in stock] == [
-        (each.name, each.default, each.kind) for each in ours[: len(stock)]
+        (our.name, our.default, our.kind) for our in ours[: len(stock)]
     ]
-    assert all(each.kind == each.KEYWORD_ONLY for each in ours[len(stock) :])
+    assert all(our.kind == our.KEYWORD_ONLY for our in ours[len(stock) :])
 
 
 @pytest.mark.parametrize("interval", [0.5, 1.0, 2])

@@ -187,8 +187,10 @@ def test_costs_one_copy_of_what_is_trained():
     module.net[0].requires_grad_(False)
     average = ExponentialMovingAverage(buffers="copy")
     fit(average, module=module)
-    held = sum(each.numel() * each.element_size() for each in trained(average).values())
-    assert held == sum(each.numel() * each.element_size() for each in module.parameters() if each.requires_grad)
+    held = sum(weight.numel() * weight.element_size() for weight in trained(average).values())
+    assert held == sum(
+        parameter.numel() * parameter.element_size() for parameter in module.parameters() if parameter.requires_grad
+    )
 
 
 def test_what_is_unfrozen_later_joins():

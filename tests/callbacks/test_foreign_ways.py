@@ -95,7 +95,9 @@ def test_gradients_that_were_thrown_away_bring_no_penalty():
 
     module, expected = EveryOther(), EveryOther()
     fit(module, L2Penalty(weight=0.5), max_epochs=1)
-    optimizer = torch.optim.SGD([each for each in expected.parameters() if each.requires_grad], lr=0.1, momentum=0.9)
+    optimizer = torch.optim.SGD(
+        [parameter for parameter in expected.parameters() if parameter.requires_grad], lr=0.1, momentum=0.9
+    )
     for index, (inputs, labels) in enumerate(loader()):
         if index % 2:
             optimizer.zero_grad()
@@ -340,9 +342,9 @@ def test_the_term_reaches_the_loss_that_is_returned(returned):
 def test_norms_are_measured_anew_where_somebody_changes_gradients_in_between():
     class Doubles(Callback):
         def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-            for each in pl_module.parameters():
-                if each.grad is not None:
-                    each.grad.mul_(100)
+            for parameter in pl_module.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(100)
 
     shown = fit(SomebodysModule(), GradientMonitor(), Doubles(), GradientClipping(max_norm=0.1))
     assert shown["grad/norm_clipped"] == pytest.approx(0.1, rel=1e-4)
@@ -371,7 +373,11 @@ def test_techniques_under_manual_optimization_are_no_clipping(technique, clips):
     inputs, labels = (part[:8] for part in samples().tensors)
     model = network()
     F.cross_entropy(model(inputs), labels).backward()
-    norm = torch.cat([each.grad.flatten() for each in model.parameters() if each.grad is not None]).norm().item()
+    norm = (
+        torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])
+        .norm()
+        .item()
+    )
     if clips:  # before the module clips, which it does before any technique
         assert shown["grad/norm"] == pytest.approx(norm, rel=1e-5)
     else:

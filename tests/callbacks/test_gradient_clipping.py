@@ -79,7 +79,7 @@ def test_a_trainers_clipping_by_zero_is_none():
 def test_groups_are_clipped_apart():
     def clip(model, *_):
         nn.utils.clip_grad_norm_(model.head.parameters(), 0.05)
-        nn.utils.clip_grad_value_([each for each in trainable(model) if each.shape[0] != 3], 0.01)
+        nn.utils.clip_grad_value_([parameter for parameter in trainable(model) if parameter.shape[0] != 3], 0.01)
 
     head = GradientClipping(max_norm=0.05, include=("network.head.*",))
     others = GradientClipping(algorithm="value", max_value=0.01, exclude=("network.head.*",))

@@ -28,7 +28,7 @@ def test_rates_rise_with_depth():
 
     class Look(Somebodys):
         def on_train_start(self):
-            seen.extend(hook.layer.p for each in self.modules() for hook in each._forward_hooks.values())
+            seen.extend(hook.layer.p for module in self.modules() for hook in module._forward_hooks.values())
 
     fit(None, callback, module=Look(vit))
     assert seen == pytest.approx([0.1, 0.2, 0.3])

@@ -13,7 +13,7 @@ TOLERANCE = {"rtol": 0, "atol": 1e-6}
 
 
 def looking_ahead(module, k, alpha):
-    slow = [each.detach().clone() for each in module.parameters()]
+    slow = [parameter.detach().clone() for parameter in module.parameters()]
 
     def after_step(module, step):
         if (step + 1) % k == 0:

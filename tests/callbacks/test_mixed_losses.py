@@ -149,7 +149,9 @@ class Silent:
 @pytest.mark.parametrize("loss", MADE, ids=lambda loss: loss.__name__)
 def test_what_is_made_of_a_loss_lies_between_its_two_values(loss):
     module, inputs, weight = mixed(loss)
-    given = {name: each.grad.clone() for name, each in module.named_parameters() if each.grad is not None}
+    given = {
+        name: parameter.grad.clone() for name, parameter in module.named_parameters() if parameter.grad is not None
+    }
     out = module.layer(inputs)
     ends = [loss(Silent(module), out, targets) for targets in (LABELS, LABELS.roll(1))]
     expected = torch.lerp(*ends, weight)

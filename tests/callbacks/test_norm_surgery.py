@@ -102,28 +102,30 @@ def test_freezing_can_begin_and_end_at_a_resume(callbacks, tmp_path):
 
     class Filters(Somebodys):
         def configure_optimizers(self):
-            return torch.optim.SGD([each for each in self.parameters() if each.requires_grad], lr=0.01, momentum=0.9)
+            return torch.optim.SGD(
+                [parameter for parameter in self.parameters() if parameter.requires_grad], lr=0.01, momentum=0.9
+            )
 
-    first, second = ([each] if each else [] for each in callbacks)
+    first, second = ([callback] if callback else [] for callback in callbacks)
     _, trainer = fit(None, *first, module=Filters(sequential))
     trainer.save_checkpoint(tmp_path / "one.ckpt")
     module = Filters(sequential)
     quiet_trainer(*second, max_epochs=2).fit(module, loader(), ckpt_path=tmp_path / "one.ckpt")
-    assert all(each.requires_grad for each in module.parameters())
+    assert all(parameter.requires_grad for parameter in module.parameters())
 
 
 def test_frozen_batch_norm_keeps_its_statistics_and_gives_back_its_modes():
     module = Somebodys(resnet)
     before = keys_and_weights(module)
     module.net.layer1.eval()
-    modes = [each.training for each in module.modules()]
+    modes = [submodule.training for submodule in module.modules()]
     fit(None, FreezeBatchNorm(exclude=("net.layer4*",)), module=module, limit_train_batches=1)
     after = module.state_dict()
     for name, value in before.items():
         is_norm = "bn" in name or "downsample.1" in name
         assert torch.equal(after[name], value) == (is_norm and "layer4" not in name), name
-    assert [each.training for each in module.modules()] == modes
-    assert all(each.requires_grad for each in module.parameters())
+    assert [submodule.training for submodule in module.modules()] == modes
+    assert all(parameter.requires_grad for parameter in module.parameters())
 
 
 @pytest.mark.parametrize("batch_size", [4, 16])  # 16 is also the number of features

@@ -40,8 +40,8 @@ def batches():
 def statistics(inputs):
     """Mean over batches of their means and variances."""
     with torch.no_grad():
-        means = torch.stack([each.mean(0) for each in inputs])
-        variances = torch.stack([each.var(0) for each in inputs])
+        means = torch.stack([entry.mean(0) for entry in inputs])
+        variances = torch.stack([entry.var(0) for entry in inputs])
     return means.mean(0), variances.mean(0)
 
 

@@ -101,7 +101,7 @@ def under_inference_mode(module, out):
 
 
 def weights_of(module):
-    return torch.cat([each.detach().flatten() for each in module.it.parameters()]).tolist()
+    return torch.cat([parameter.detach().flatten() for parameter in module.it.parameters()]).tolist()
 
 
 def grow(module, out):
@@ -233,13 +233,13 @@ def test_gradients_are_masked_in_both_passes(by_module, accumulate):
     """A row that is masked neither moves nor counts in the length of the climb, which is by hand here."""
     kind, callbacks = (MasksItself, []) if by_module else (Trained, [Masks()])
     module = kind()
-    weights = [each.detach().clone() for each in module.layer.parameters()]
+    weights = [parameter.detach().clone() for parameter in module.layer.parameters()]
     fitted(module, SharpnessAwareMinimization(rho=0.1), *callbacks, accumulate_grad_batches=accumulate)
     for start in range(0, BATCHES, accumulate):
         batches = [samples()[4 * index : 4 * index + 4] for index in range(start, start + accumulate)]
         expected = []
         for above in (False, True):
-            at = [each.clone().requires_grad_() for each in weights]
+            at = [weight.clone().requires_grad_() for weight in weights]
             if above:
                 length = torch.cat([each.flatten() for each in expected]).norm()
                 at = [(w + 0.1 * g / length).requires_grad_() for w, g in zip(weights, expected, strict=True)]
@@ -247,8 +247,10 @@ def test_gradients_are_masked_in_both_passes(by_module, accumulate):
             expected = list(torch.autograd.grad(loss, at))
             expected[0][0] = 0
         weights = [w - 0.5 * g for w, g in zip(weights, expected, strict=True)]
-    torch.testing.assert_close([each.detach() for each in module.layer.parameters()], weights, rtol=0, atol=1e-6)
-    assert [each.calls for each in callbacks] == ([] if by_module else [BATCHES])  # its own count is put back
+    torch.testing.assert_close(
+        [parameter.detach() for parameter in module.layer.parameters()], weights, rtol=0, atol=1e-6
+    )
+    assert [callback.calls for callback in callbacks] == ([] if by_module else [BATCHES])  # its own count is put back
 
 
 def test_a_rho_of_zero_is_a_plain_step_to_the_bit():

@@ -88,7 +88,7 @@ def test_logs_metrics_buffers_and_lists_count_once(accumulate):
     assert with_it.calls == BATCHES
     assert with_it.mean_loss.compute() == without.mean_loss.compute()
     buffers = dict(without.named_buffers())
-    assert all(torch.equal(each, buffers[name]) for name, each in with_it.named_buffers())
+    assert all(torch.equal(buffer, buffers[name]) for name, buffer in with_it.named_buffers())
     for name in ("loss", "accuracy", "area"):
         assert torch.equal(trainer.callback_metrics[name], plain.callback_metrics[name])
 
@@ -101,8 +101,8 @@ def test_nothing_is_written_twice(tmp_path):
     fitted(module, logger=logger, log_every_n_steps=1)
     events = EventAccumulator(str(tmp_path))
     events.Reload()
-    assert [each.step for each in events.Scalars("directly")] == list(range(BATCHES))
-    rises = [each.value for each in events.Scalars("sharpness/loss_rise")]
+    assert [Scalar.step for Scalar in events.Scalars("directly")] == list(range(BATCHES))
+    rises = [Scalar.value for Scalar in events.Scalars("sharpness/loss_rise")]
     expected = [
         F.cross_entropy(second, labels) - F.cross_entropy(first, labels)
         for (_, _, first), (_, _, second), (_, labels) in zip(
@@ -158,7 +158,7 @@ class Squeezed(Theirs):
         self.finite = []
 
     def training_step(self, batch, batch_idx):
-        Theirs.every.append(all(bool(each.isfinite().all()) for each in self.parameters()))
+        Theirs.every.append(all(bool(parameter.isfinite().all()) for parameter in self.parameters()))
         loss = F.cross_entropy(self.network(batch[0]), batch[1])
         return loss * float("inf") if (len(Theirs.every) - 1) % 2 in self.overflows else loss
 
@@ -175,7 +175,7 @@ def test_where_the_second_pass_overflows_the_first_passs_gradient_is_used(adapti
         Squeezed.configure_optimizers = lambda self: torch.optim.SGD(self.parameters(), lr=0.1, fused=fused)
         module, Theirs.every = Squeezed(overflows), []
         quiet_trainer(*callbacks, plugins=scaled() if with_scaler else [], limit_train_batches=1).fit(module, loader())
-        return [each.detach() for each in module.parameters()]
+        return [parameter.detach() for parameter in module.parameters()]
 
     rho = 1.0 if adaptive else 0.5
     with_it = weights([SharpnessAwareMinimization(rho=rho, adaptive=adaptive)], overflows=(1,))
@@ -189,7 +189,7 @@ def test_where_the_second_pass_overflows_the_first_passs_gradient_is_used(adapti
 def test_where_the_first_pass_overflows_the_scaler_skips_the_step_and_weights_stay_numbers(fused, overflows):
     Squeezed.configure_optimizers = lambda self: torch.optim.SGD(self.parameters(), lr=0.1, fused=fused)
     module, Theirs.every = Squeezed(overflows), []
-    before = [each.clone() for each in module.parameters()]
+    before = [parameter.clone() for parameter in module.parameters()]
     plugins = scaled()
     quiet_trainer(SharpnessAwareMinimization(), plugins=plugins, limit_train_batches=1).fit(module, loader())
     assert Theirs.every == [True, True]
@@ -206,7 +206,7 @@ def test_an_exception_up_there_leaves_the_weights():
             return F.cross_entropy(self.network(batch[0]), batch[1])
 
     module = Fails(nn.ReLU())
-    before = [each.clone() for each in module.parameters()]
+    before = [parameter.clone() for parameter in module.parameters()]
     with pytest.raises(InterruptedError):
         fitted(module)
     assert all(torch.equal(*pair) for pair in zip(before, module.parameters(), strict=True))
@@ -225,21 +225,21 @@ def test_a_dictionary_is_an_output_and_skipped_batches_stay_skipped():
     module = Skips(nn.Tanh())
     fitted(module, accumulate_grad_batches=2, limit_train_batches=2)
     assert Theirs.every == [0, 1, 0, 1]
-    weights = [each.detach().requires_grad_() for each in Skips(nn.Tanh()).parameters()]
+    weights = [parameter.detach().requires_grad_() for parameter in Skips(nn.Tanh()).parameters()]
     batch = next(iter(loader()))
 
     def half_the_gradient():
         logits = F.linear(F.linear(batch[0], weights[0], weights[1]).tanh(), weights[2], weights[3])
         return torch.autograd.grad(F.cross_entropy(logits, batch[1]) / 2, weights)
 
-    start = [each.detach().clone() for each in weights]
+    start = [weight.detach().clone() for weight in weights]
     slopes = half_the_gradient()
     length = torch.cat([each.flatten() for each in slopes]).norm()
     with torch.no_grad():
-        for each, slope in zip(weights, slopes, strict=True):
-            each.add_(RHO * slope / length)
+        for weight, slope in zip(weights, slopes, strict=True):
+            weight.add_(RHO * slope / length)
     expected = [each - 0.1 * slope for each, slope in zip(start, half_the_gradient(), strict=True)]
-    torch.testing.assert_close([each.detach() for each in module.parameters()], expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close([parameter.detach() for parameter in module.parameters()], expected, rtol=0, atol=1e-6)
 
 
 def test_interval_leaves_the_steps_between_as_they_are():

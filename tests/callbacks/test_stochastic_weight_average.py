@@ -93,8 +93,8 @@ def test_statistics_are_recomputed_under_autocast(precision):
     dtype = torch.float16 if plugins else torch.bfloat16
     with torch.no_grad(), torch.autocast("cpu", dtype=dtype, cache_enabled=False):
         inputs = [module.net[0](inputs).float() for inputs, _ in loader()]
-    mean = torch.stack([each.mean(0) for each in inputs]).mean(0)
-    variance = torch.stack([each.var(0) for each in inputs]).mean(0)
+    mean = torch.stack([entry.mean(0) for entry in inputs]).mean(0)
+    variance = torch.stack([entry.var(0) for entry in inputs]).mean(0)
     torch.testing.assert_close(module.net[1].running_mean, mean, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(module.net[1].running_var, variance, rtol=1e-4, atol=1e-5)
 
@@ -138,10 +138,10 @@ def snapshots(*, start, end=EPOCHS, every=1):
     def after_step(module, step):
         within = step - start * BATCHES
         if within >= 0 and step < end * BATCHES and (within + 1) % every == 0:
-            kept.append([each.detach().clone() for each in module.parameters()])
+            kept.append([parameter.detach().clone() for parameter in module.parameters()])
 
     by_hand(epochs=EPOCHS, after_step=after_step)
-    return [torch.stack(each).mean(0) for each in zip(*kept, strict=True)], len(kept)
+    return [torch.stack(values).mean(0) for values in zip(*kept, strict=True)], len(kept)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_recomputation_goes_unnoticed():
     (accuracy, stream, weights), (accuracy_too, stream_too, weights_too) = results
     assert accuracy == accuracy_too
     assert torch.equal(stream, stream_too)
-    assert all(torch.equal(*each) for each in zip(weights, weights_too, strict=True))
+    assert all(torch.equal(*values) for values in zip(weights, weights_too, strict=True))
 
 
 @pytest.mark.slow
@@ -230,8 +230,8 @@ def test_statistics_are_those_of_all_processes(tmp_path):
     with torch.no_grad():
         inputs = [module.net[0](half) for half in halves]
     norm = module.net[1]
-    torch.testing.assert_close(norm.running_mean, torch.stack([each.mean(0) for each in inputs]).mean(0), **TOLERANCE)
-    torch.testing.assert_close(norm.running_var, torch.stack([each.var(0) for each in inputs]).mean(0), **TOLERANCE)
+    torch.testing.assert_close(norm.running_mean, torch.stack([entry.mean(0) for entry in inputs]).mean(0), **TOLERANCE)
+    torch.testing.assert_close(norm.running_var, torch.stack([entry.var(0) for entry in inputs]).mean(0), **TOLERANCE)
     assert logged["val_loss"] == pytest.approx(val_loss(module), abs=1e-6)
     assert "ema/val_loss" in logged
 

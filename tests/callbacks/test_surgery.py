@@ -82,7 +82,7 @@ def test_training_differs_checkpoints_and_evaluation_do_not(make, attach, tmp_pa
 @cases(LASTING)
 def test_what_lasts_is_trained_and_loads_with_the_callback(make, attach, tmp_path):
     module, trainer = fit(make, attach())
-    trained = {each for group in trainer.optimizers[0].param_groups for each in group["params"]}
+    trained = {weight for group in trainer.optimizers[0].param_groups for weight in group["params"]}
     assert all(parameter in trained for parameter in module.parameters())
     trainer.save_checkpoint(tmp_path / "with.ckpt")
     expected = quiet_trainer().test(module, loader(), verbose=False)
@@ -223,4 +223,4 @@ def test_bad_input_is_refused(make, attach, message):
     with pytest.raises(SettingError, match=message):
         fit(None, attach(), module=module)
     assert not {"setup", "configure_model"} & set(vars(module))
-    assert not any(each._forward_hooks or is_parametrized(each) for each in module.modules())
+    assert not any(submodule._forward_hooks or is_parametrized(submodule) for submodule in module.modules())

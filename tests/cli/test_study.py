@@ -137,7 +137,7 @@ def test_a_run_is_what_fit_does_with_the_printed_command(outcomes, monkeypatch):
         words = shlex.split(outcome.commands[result.variant])
         assert words[:3] == ["python", "train.py", "fit"]
         assert main([*words[2:], "--trainer.enable_progress_bar", "false"]) == 0
-        found = {f"{split}/{name}": value for split, each in measured.items() for name, value in each.items()}
+        found = {f"{split}/{name}": value for split, run in measured.items() for name, value in run.items()}
         assert found == result.metrics  # to the bit
     assert len({result.metrics["test/loss"] for result in outcome.results}) == 2
 
@@ -181,7 +181,7 @@ def test_options_choose_variants_seeds_and_form(outcomes, trained, capsys):
     assert trained == [("L2", 0), ("mixed", 0)]
     assert outcomes[0].quick
     assert outcomes[0].study.baseline == "L2"
-    assert [len(each.curves["train/loss"]) for each in outcomes[0].results] == [1, 1]
+    assert [len(result.curves["train/loss"]) for result in outcomes[0].results] == [1, 1]
     assert "study.json" in files("here")
     assert not Path("runs").exists()
 
@@ -270,7 +270,7 @@ def test_kill_9_in_the_midst_of_a_training(outcomes, trained):
     assert all((RUNS / key / "result.json").read_text() == text for key, text in finished.items())
     assert not [name for name in files() if name.endswith(".ckpt")]
     # What the killed process has done and what this one does are runs of one kind.
-    results = {(each.variant, each.seed): each.metrics for each in outcomes[0].results}
+    results = {(result.variant, result.seed): result.metrics for result in outcomes[0].results}
     assert main(["study", path, "--output", "afresh", "--only", "plain", "--seeds", "1"]) == 0
     assert outcomes[1].results[0].metrics == results["plain", 0]
 

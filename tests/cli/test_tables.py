@@ -118,5 +118,5 @@ def test_defaults_of_the_default_class_are_not_taken_over(own_table, capsys):
         run("fit", "--print_config", config="config.yaml")
     settings = yaml.safe_load(capsys.readouterr().out)["data"]["init_args"]
     settings.update(path=Path(settings["path"]))
-    kept = {name: each.default for name, each in inspect.signature(TabularData).parameters.items()}
+    kept = {name: parameter.default for name, parameter in inspect.signature(TabularData).parameters.items()}
     assert settings == {**kept, "ignore": [], "as_category": [], "path": Path("leaves.csv"), "target": "kind"}

@@ -92,7 +92,9 @@ def mixup(per_sample):
         if stream.random() >= 0.8:
             return inputs, lambda logits: F.cross_entropy(logits, labels)
         drawn = [stream.betavariate(0.7, 0.7) for _ in range(len(inputs) if per_sample else 1)]
-        minor = [min(each, 1 - each) for each in drawn] if per_sample else [min(drawn[0], 1 - drawn[0])] * len(inputs)
+        minor = (
+            [min(share, 1 - share) for share in drawn] if per_sample else [min(drawn[0], 1 - drawn[0])] * len(inputs)
+        )
         mixed = torch.stack([(1 - w) * inputs[i] + w * inputs[i - 1] for i, w in enumerate(minor)])
 
         def loss_of(logits):
@@ -129,20 +131,20 @@ def confidence(model, inputs, logits):
 
 
 def total_norm(model):
-    return torch.stack([each.grad.norm() for each in trainable(model) if each.grad is not None]).norm()
+    return torch.stack([parameter.grad.norm() for parameter in trainable(model) if parameter.grad is not None]).norm()
 
 
 def shorten(model, norm, target):
     if norm > target:
-        for each in trainable(model):
-            if each.grad is not None:
-                each.grad.mul_(target / (norm + 1e-6))
+        for parameter in trainable(model):
+            if parameter.grad is not None:
+                parameter.grad.mul_(target / (norm + 1e-6))
 
 
 def clip_value(model, step, memory):
-    for each in trainable(model):
-        if each.grad is not None:
-            each.grad.clamp_(-0.05, 0.05)
+    for parameter in trainable(model):
+        if parameter.grad is not None:
+            parameter.grad.clamp_(-0.05, 0.05)
 
 
 def clip_adaptively(model, step, memory):
@@ -174,9 +176,11 @@ def clip_by_zscore(model, step, memory):
 
 def noise(model, step, memory):
     generator = torch.Generator().manual_seed(random_stream(3, 0, step, "gradient noise", 0, 0).getrandbits(63))
-    for each in trainable(model):
-        if each.grad is not None:
-            each.grad.add_(torch.empty_like(each).normal_(generator=generator) * (0.01 / (1 + step) ** 0.55) ** 0.5)
+    for parameter in trainable(model):
+        if parameter.grad is not None:
+            parameter.grad.add_(
+                torch.empty_like(parameter).normal_(generator=generator) * (0.01 / (1 + step) ** 0.55) ** 0.5
+            )
 
 
 def centralize(model, step, memory):
@@ -222,7 +226,7 @@ def sharpness(rho, scale=torch.ones_like):
         trained = [weight for weight in trainable(model) if weight.grad is not None]
         before = [weight.detach().clone() for weight in trained]
         scaled = [scale(weight.detach()) * weight.grad for weight in trained]
-        length = torch.cat([each.flatten() for each in scaled]).norm()
+        length = torch.cat([entry.flatten() for entry in scaled]).norm()
         with torch.no_grad():
             for weight, step in zip(trained, scaled, strict=True):
                 weight.add_(rho * scale(weight) * step / length)

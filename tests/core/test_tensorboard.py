@@ -114,7 +114,7 @@ class LikeWandb(Silent):
         self.calls.append(("text", key, columns, data))
 
     def log_image(self, key, images, step=None, **kwargs):
-        self.calls.append(("image", key, [each.shape for each in images]))
+        self.calls.append(("image", key, [image.shape for image in images]))
 
 
 class LikeMlflow(Silent):
@@ -181,7 +181,9 @@ VALUES = {"a/b": 0.1, "c d": -3.0, "big": 1e30, "none": float("nan")}
 def scalars(logger, folder):
     logger.save()
     _, found = events(folder)
-    return {tag: [(each.step, repr(each.value)) for each in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
+    return {
+        tag: [(Scalar.step, repr(Scalar.value)) for Scalar in found.Scalars(tag)] for tag in found.Tags()["scalars"]
+    }
 
 
 @pytest.mark.filterwarnings("ignore:.*np.fromstring.*|.*distutils.*:DeprecationWarning")

@@ -216,7 +216,7 @@ def test_numbers_can_be_categories_and_columns_be_ignored(table):
         ([str(row / 7) for row in range(ROWS)], "auto", ()),
         ([str(row) for row in range(ROWS)], "auto", ()),
         ([str(row % 3) for row in range(ROWS)], "regression", ()),
-        ([str(row % 25) for row in range(ROWS)], "classification", tuple(str(each) for each in range(25))),
+        ([str(row % 25) for row in range(ROWS)], "classification", tuple(str(dim) for dim in range(25))),
     ],
     ids=["whole", "boolean", "fractions", "many", "forced regression", "forced classes"],
 )

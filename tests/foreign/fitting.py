@@ -30,7 +30,8 @@ from tests.helpers import quiet_trainer
 
 def _collected():
     modules = [
-        importlib.import_module(f"{projects.__name__}.{each.name}") for each in pkgutil.iter_modules(projects.__path__)
+        importlib.import_module(f"{projects.__name__}.{iter_module.name}")
+        for iter_module in pkgutil.iter_modules(projects.__path__)
     ]
     return {name: project for module in modules for name, project in module.PROJECTS.items()}
 
@@ -123,7 +124,8 @@ class Outcome:
 def parameters_of(module):
     """All of them under the names that the user gave them, whatever a technique has put in between."""
     named = {
-        name.replace("parametrizations.", "").replace(".original", ""): each for name, each in module.named_parameters()
+        name.replace("parametrizations.", "").replace(".original", ""): parameter
+        for name, parameter in module.named_parameters()
     }
     unlisted = getattr(module, "prompts", [])
     return [*(named[name] for name in sorted(named)), *unlisted]
@@ -249,7 +251,11 @@ def counts_of(module):
         if not at.startswith("module._") and "teachers" not in at
         if not isinstance(value, float) and not (isinstance(value, Tensor) and value.is_floating_point())
     }
-    metrics = {f"{at}'s updates": each._update_count for at, each in module.named_modules() if isinstance(each, Metric)}
+    metrics = {
+        f"{at}'s updates": submodule._update_count
+        for at, submodule in module.named_modules()
+        if isinstance(submodule, Metric)
+    }
     return counts | metrics
 
 

@@ -46,7 +46,9 @@ def acts(name, outcome, plain):
     """Whether something tells that it was there: it trains other weights, or says why it doesn't."""
     kind = getattr(callbacks, name.split()[0])
     if kind is callbacks.BestWeightsEarlyStopping:  # it has no reason to stop
-        return any(isinstance(each, kind) and each.best_score.isfinite() for each in outcome.trainer.callbacks)
+        return any(
+            isinstance(callback, kind) and callback.best_score.isfinite() for callback in outcome.trainer.callbacks
+        )
     if outcome.said - plain.said:
         return True
     weights, others = outcome.weights, plain.weights

@@ -140,7 +140,9 @@ def test_complex_weights_are_measured_and_clipped_as_torch_does_it():
 def test_the_penalty_of_complex_weights_is_that_of_their_absolute_values():
     outcome = fit(variant("complex weights", settings=ONE_STEP), [L2Penalty(weight=0.05)])
     torch.manual_seed(0)
-    weights = [each.detach() for each in PROJECTS["complex weights"].make().parameters() if each.ndim > 1]
+    weights = [
+        parameter.detach() for parameter in PROJECTS["complex weights"].make().parameters() if parameter.ndim > 1
+    ]
     assert any(weight.is_complex() for weight in weights)
     expected = 0.05 / 2 * sum(weight.abs().square().sum().item() for weight in weights)
     assert outcome.trainer.callback_metrics["penalty/l2"].item() == pytest.approx(expected, rel=1e-5)

@@ -34,11 +34,11 @@ def test_moving_average_is_the_sum_with_falling_shares():
 
 def test_mean_is_the_mean():
     values = draws(7)
-    means = [each.clone() for each in values[0]]
-    for count, each in enumerate(values[1:], start=1):
-        mean_update_(means, each, count)
+    means = [value.clone() for value in values[0]]
+    for count, value in enumerate(values[1:], start=1):
+        mean_update_(means, value, count)
     for index, mean in enumerate(means):
-        torch.testing.assert_close(mean, torch.stack([each[index] for each in values]).mean(0))
+        torch.testing.assert_close(mean, torch.stack([value[index] for value in values]).mean(0))
 
 
 def test_averages_in_32_bits_read_values_in_16():
@@ -68,7 +68,7 @@ def test_lookahead_goes_a_part_of_the_way():
     expected = [0.7 * back + 0.3 * ahead for back, ahead in zip(slow, fast, strict=True)]
     lookahead_(slow, fast, 0.3)
     torch.testing.assert_close(slow, expected)
-    assert all(torch.equal(*each) for each in zip(slow, fast, strict=True))
+    assert all(torch.equal(*values) for values in zip(slow, fast, strict=True))
 
 
 @pytest.mark.parametrize(("kind", "theirs"), [("cosine", "cos"), ("linear", "linear")])

@@ -129,7 +129,7 @@ def test_proximal_operators_minimize_distance_plus_penalty(operator, penalty, te
 
 def test_units_are_shortened_to_their_length_and_keep_their_angles():
     for operator in (unit_norm_, lambda units: max_norm_(units, 1.0)):
-        start = [5 * each for each in tensors()]
+        start = [5 * tensor for tensor in tensors()]
         units = [each.clone() for each in start]
         operator(units)
         for unit, before in zip(units, start, strict=True):
@@ -186,7 +186,7 @@ def test_noise_of_complex_gradients_has_the_variance_in_both_parts_together():
 def test_sharpness_climbs_along_the_gradient_by_a_step_of_rho(eta):
     weights, slopes = tensors(), tensors(1)
     gradients, before = [each.clone() for each in slopes], tensors()
-    kept = [torch.zeros_like(each) for each in weights]
+    kept = [torch.zeros_like(tensor) for tensor in weights]
     scales = [torch.ones(()) if eta is None else squared(each).sqrt() + eta for each in before]
     if eta is not None:
         scale_to_weights_(gradients, weights, eta)

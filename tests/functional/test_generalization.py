@@ -70,7 +70,7 @@ def test_with_two_classes_biased_variance_is_how_often_models_differ_from_the_ma
     for answers in itertools.product([0, 1], repeat=3):
         parts = decompose_zero_one_error(torch.tensor(answers)[:, None], torch.tensor([0]))
         main = int(sum(answers) >= 2)
-        differ = sum(each != main for each in answers) / 3
+        differ = sum(answer != main for answer in answers) / 3
         assert parts.biased_variance.item() == pytest.approx(differ if main else 0.0)
         assert parts.unbiased_variance.item() == pytest.approx(0.0 if main else differ)
 

@@ -58,7 +58,7 @@ def test_norms_in_16_bits_neither_overflow_nor_lose_digits(dtype):
 
 @pytest.mark.parametrize("scale", [1.0, torch.tensor(64.0, dtype=torch.float64)])
 def test_adaptive_clipping_equals_a_loop_over_units(scale):
-    gradients, weights = [each * scale for each in tensors()], [each.clone() for each in tensors(1)]
+    gradients, weights = [tensor * scale for tensor in tensors()], [tensor.clone() for tensor in tensors(1)]
     weights[1][0] = 0  # counts as long as eps
     expected = []
     for gradient, weight in zip(tensors(), weights, strict=True):

@@ -61,8 +61,8 @@ NETWORKS = {
 
 def output_variances(network, inputs):
     """Of every layer, by hooks of their own; dropout is off and norms use the statistics of the batch."""
-    for each in network.modules():
-        each.training = not isinstance(each, nn.Dropout)
+    for module in network.modules():
+        module.training = not isinstance(module, nn.Dropout)
     found = {}
     for name, layer in network.named_modules():
         if hasattr(layer, "weight") and not isinstance(layer, nn.modules.batchnorm._NormBase):
@@ -136,17 +136,17 @@ def test_nothing_else_is_changed_even_when_the_network_fails(fails):
     network = nn.Sequential(residual(), Failing() if fails else nn.Identity()).train()
     network[0][2].eval()
     network[0][2].first.register_forward_hook(lambda *_: None)
-    modes = [each.training for each in network.modules()]
+    modes = [module.training for module in network.modules()]
     buffers = {name: value.clone() for name, value in network.named_buffers()}
     if fails:
         with pytest.raises(RuntimeError, match="no"):
             lsuv_(network, torch.randn(8, 3, 10, 10))
     else:
         lsuv_(network, torch.randn(8, 3, 10, 10))
-    assert [each.training for each in network.modules()] == modes
+    assert [module.training for module in network.modules()] == modes
     assert len(buffers) == 6
     assert all(torch.equal(value, buffers[name]) for name, value in network.named_buffers())
-    assert sum(len(each._forward_hooks) + len(each._forward_pre_hooks) for each in network.modules()) == 1
+    assert sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in network.modules()) == 1
     assert all(value.grad is None and value.requires_grad for value in network.parameters())
 
 

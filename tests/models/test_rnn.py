@@ -58,7 +58,7 @@ def test_compiled_network_trains_and_keeps_the_names_of_its_weights():
 def test_only_matrices_of_weights_decay():
     module = rnn(norm="layer", num_layers=2)
     names = {parameter: name for name, parameter in module.named_parameters()}
-    decay, spared = ({names[each] for each in group["params"]} for group in weight_decay_groups(module))
+    decay, spared = ({names[weight] for weight in group["params"]} for group in weight_decay_groups(module))
     cells = {f"network.recurrent{index}.cell.weight_{kind}_l0" for index in (0, 1) for kind in ("ih", "hh")}
     assert decay == {*cells, "network.head.weight"}
     assert spared == set(names.values()) - decay

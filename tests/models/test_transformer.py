@@ -57,7 +57,7 @@ def test_compiled_network_trains_and_keeps_the_names_of_its_weights():
 def test_norms_biases_positions_and_the_class_token_do_not_decay(norm):
     module = transformer(norm=norm, pool="class_token", depth=1)
     names = {parameter: name for name, parameter in module.named_parameters()}
-    decay, spared = ({names[each] for each in group["params"]} for group in weight_decay_groups(module, 0.1))
+    decay, spared = ({names[weight] for weight in group["params"]} for group in weight_decay_groups(module, 0.1))
     block = "network.block0"
     assert decay == {
         *(f"{block}.attention.{name}.weight" for name in ("query", "key", "value", "proj")),

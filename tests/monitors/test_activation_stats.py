@@ -119,7 +119,7 @@ class Silent(nn.Module):
 
 def test_a_unit_is_dead_when_it_was_silent_over_the_window():
     seen = watched(Silent(), ActivationStats(types=("ReLU",), window=3))
-    dead = [each.get("activation/net.act/dead") for each in seen]
+    dead = [record.get("activation/net.act/dead") for record in seen]
     assert dead == [None, None, 0.25, 0.5, 0.25, 0.25]
 
 
@@ -186,7 +186,7 @@ def test_every_n_steps_and_nothing_is_computed_between(monkeypatch):
     computed = counted(monkeypatch)
     seen = watched(SomebodysModule(), ActivationStats(include=("network.act",), every_n_steps=2), log_every_n_steps=3)
     assert len(computed) == 3
-    assert [bool(each) for each in seen] == [False, False, True, True, True, True]
+    assert [bool(record) for record in seen] == [False, False, True, True, True, True]
     assert seen[2] == seen[4] != seen[5]
 
 
@@ -243,7 +243,7 @@ def test_a_compiled_network_is_measured_in_later_steps_too():
     module = SomebodysModule(compiled=True)
     seen = watched(module, ActivationStats(every_n_steps=3))
     eager = watched(SomebodysModule(), ActivationStats(every_n_steps=3))
-    assert [bool(each) for each in seen] == [False, False, True, True, True, True]
+    assert [bool(record) for record in seen] == [False, False, True, True, True, True]
     for tag, value in eager[5].items():
         assert seen[5][tag] == pytest.approx(value, rel=1e-4, abs=1e-6)
 
@@ -291,7 +291,7 @@ def test_scalars_arrive_in_a_csv_and_histograms_and_the_image_in_tensorboard(tmp
     assert steps == ["1", "3", "5", "7", "9", "11"]
     events = EventAccumulator(loggers[1].log_dir, size_guidance={"histograms": 0, "images": 0}).Reload()
     histograms = events.Histograms("activation_1/network.act")
-    assert [each.step for each in histograms] == [1, 3, 5, 7, 9, 11]
+    assert [histogram.step for histogram in histograms] == [1, 3, 5, 7, 9, 11]
     value = histograms[0].histogram_value
     assert value.num == pytest.approx(96)
     assert sum(value.bucket) == pytest.approx(96)
@@ -308,7 +308,7 @@ def test_a_fit_that_is_hardly_longer_is_not_drawn_anew_but_its_end_is(tmp_path):
     trainer = quiet_trainer(stats, logger=logger, log_every_n_steps=6, max_epochs=24)
     trainer.fit(SomebodysModule(), loader(), loader())
     events = EventAccumulator(logger.log_dir, size_guidance={"images": 0}).Reload()
-    epochs = [each.step / 6 for each in events.Images("activation/colorful_dimension")]
+    epochs = [Image.step / 6 for Image in events.Images("activation/colorful_dimension")]
     assert epochs[:10] == list(range(1, 11))
     assert epochs[-1] == 24
     assert len(epochs) < 20

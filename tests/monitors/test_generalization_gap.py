@@ -121,7 +121,7 @@ def everything(module, trainer, folder):
     weights = torch.cat([value.flatten().double() for value in module.state_dict().values()]).tolist()
     metrics = {name: v.item() for name, v in trainer.callback_metrics.items() if not name.startswith("gap")}
     streams = torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()
-    modes = [each.training for each in module.modules()]
+    modes = [submodule.training for submodule in module.modules()]
     return logged, weights, metrics, streams, modes, sorted(vars(module)), module.counted, module.drawn
 
 
@@ -150,7 +150,7 @@ def test_an_exception_in_the_users_validation_leaves_nothing_behind():
     assert sorted(vars(module)) == sorted(vars(untouched))
     assert module.counted == 30
     assert module.seen == 30
-    assert [len(each._forward_hooks) for each in module.modules()] == [0] * len(list(module.modules()))
+    assert [len(submodule._forward_hooks) for submodule in module.modules()] == [0] * len(list(module.modules()))
 
 
 class Augments(LightningDataModule):
@@ -222,7 +222,18 @@ def test_the_same_few_samples_each_time_and_only_when_due():
     _, trainer = fit(gap, module=Watches(), max_epochs=5, num_sanity_val_steps=0)
     assert gap.curves.epochs == [1, 3]
     seen = Watches.seen_samples
-    assert [len(each) for each in seen[:10]] == [16, 14, 16, 14, 16, 4, 16, 4, 16, 14]  # validation; measured from 4 on
+    assert [len(record) for record in seen[:10]] == [
+        16,
+        14,
+        16,
+        14,
+        16,
+        4,
+        16,
+        4,
+        16,
+        14,
+    ]  # validation; measured from 4 on
     assert seen[4:8] == seen[12:16]
     assert gap.last_result.samples == {"train": 20, "validation": 20}
     assert trainer.callback_metrics["gap/train_loss"].isfinite()
@@ -433,7 +444,7 @@ def test_signs_of_overfitting_are_seen_and_printed(capsys):
     losses = gap.curves.validation["loss"]
     assert overfitting.epoch == losses.index(min(losses)) + 1
     accuracies = gap.curves.train["acc"]
-    assert all(each >= 0.99 for each in accuracies[memorization.epoch :])
+    assert all(accuracy >= 0.99 for accuracy in accuracies[memorization.epoch :])
     assert memorization.epoch == 0 or accuracies[memorization.epoch - 1] < 0.99
     printed = capsys.readouterr().out
     assert "Training and validation data measured alike, on 40 and 40 samples" in printed

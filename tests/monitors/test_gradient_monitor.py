@@ -57,11 +57,11 @@ def by_hand(clip=nothing, accumulate=1, epochs=1):
 
 
 def with_gradient(model):
-    return [each for each in model.parameters() if each.grad is not None]
+    return [parameter for parameter in model.parameters() if parameter.grad is not None]
 
 
 def flat(tensors):
-    return torch.cat([each.flatten() for each in tensors])
+    return torch.cat([tensor.flatten() for tensor in tensors])
 
 
 def norm(model):
@@ -191,7 +191,7 @@ def test_penalties_are_in_what_is_shown_but_not_in_the_loss():
     seen = watched(Setting(), GradientMonitor(), L2Penalty(weight=0.5), limit_train_batches=1)
     model = network()
     loss = F.cross_entropy(model(samples()[:8][0]), samples()[:8][1])
-    (loss + 0.25 * sum((each**2).sum() for each in trainable(model) if each.ndim > 1)).backward()
+    (loss + 0.25 * sum((parameter**2).sum() for parameter in trainable(model) if parameter.ndim > 1)).backward()
     assert seen[0]["grad/norm"] == pytest.approx(norm(model), rel=1e-5)
 
 

@@ -37,7 +37,7 @@ def test_the_model_and_random_numbers_are_left_as_they_were():
     activation_statistics(model, torch.randn(8, 3, generator=torch.Generator().manual_seed(0)))
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(each, before[name]) for name, each in model.state_dict().items())
-    assert not any(each._forward_hooks for each in model.modules())
+    assert not any(module._forward_hooks for module in model.modules())
     assert model.training
 
 
@@ -45,7 +45,7 @@ def test_hooks_are_gone_after_an_exception():
     model = nn.Sequential(nn.Linear(3, 4))
     with pytest.raises(RuntimeError):
         activation_statistics(model, torch.zeros(2, 5))
-    assert not any(each._forward_hooks for each in model.modules())
+    assert not any(module._forward_hooks for module in model.modules())
 
 
 def test_bad_input():

@@ -27,7 +27,13 @@ class Recorder(Callback):
         self.seen = []
 
     def on_train_batch_end(self, trainer, *_):
-        self.seen.append({tag: each.item() for tag, each in trainer.callback_metrics.items() if tag.startswith(KINDS)})
+        self.seen.append(
+            {
+                tag: callback_metric.item()
+                for tag, callback_metric in trainer.callback_metrics.items()
+                if tag.startswith(KINDS)
+            }
+        )
 
 
 def watched(distribution, setting=None, module=None, **settings):
@@ -43,7 +49,7 @@ def first_step():
     model = network()
     inputs, labels = (part[:8] for part in samples().tensors)
     F.cross_entropy(model(inputs), labels).backward()
-    gradients = {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
     return model, gradients
 
 
@@ -82,7 +88,7 @@ def test_a_gradient_scalers_scale_is_not_shown_and_accumulation_is_waited_for():
         model = network()
         for inputs, labels in [*loader()][:4]:
             (F.cross_entropy(model(inputs), labels) / 4).backward()
-        assert [bool(each) for each in seen] == [False, False, False, True, True, True]
+        assert [bool(record) for record in seen] == [False, False, False, True, True, True]
         norm = model.head.weight.grad.norm().item()
         assert seen[3]["gradient/network.head.weight/norm"] == pytest.approx(norm, rel=2e-3)
         assert seen[3]["update/network.head.weight/norm"] == pytest.approx(norm * LEARNING_RATE, rel=2e-3)
@@ -106,7 +112,12 @@ def test_stable_rank_and_groups_by_type():
     rank = (values.square().sum() / values[0] ** 2).item()
     assert seen[0]["weight/network.head.weight/stable_rank"] == pytest.approx(rank, rel=0.05)
     assert "weight/network.head.bias/stable_rank" not in seen[0]
-    linear = {id(each): each for part in module.modules() if isinstance(part, nn.Linear) for each in part.parameters()}
+    linear = {
+        id(parameter): parameter
+        for part in module.modules()
+        if isinstance(part, nn.Linear)
+        for parameter in part.parameters()
+    }
     together = torch.cat([each.detach().flatten() for each in linear.values()])
     assert_describes(seen[0], "weight_by_type/Linear", together)
     assert "weight_by_type/LayerNorm/std" in seen[0]

@@ -75,7 +75,7 @@ def test_activations_are_those_of_the_layers_with_matrices():
     first = dict(reference.named_modules())[linear[0]](inputs.flatten(1))
     assert found["layers"][linear[0]]["mean"][0] == pytest.approx(first.mean().item(), abs=1e-5)
     assert found["layers"][linear[0]]["std"][0] == pytest.approx(first.std(correction=0).item(), rel=1e-4)
-    assert all(len(values) == 12 for each in found["layers"].values() for values in each.values())
+    assert all(len(values) == 12 for entry in found["layers"].values() for values in entry.values())
     assert not any(layer._forward_hooks for layer in model.modules())
 
 

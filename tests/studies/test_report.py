@@ -76,7 +76,11 @@ def test_the_headline_turns_round_where_the_numbers_do():
 
 def test_chance_is_called_chance():
     noisy = {"none": [0.5, 0.9, 0.7, 0.6], "L2": [0.9, 0.5, 0.6, 0.71]}
-    runs = [Result(name, seed, {"test/accuracy": x}) for name, each in noisy.items() for seed, x in enumerate(each)]
+    runs = [
+        Result(name, seed, {"test/accuracy": x})
+        for name, parameter in noisy.items()
+        for seed, x in enumerate(parameter)
+    ]
     words = " ".join(headline(Outcome(study(["none", "L2"]), runs)))
     assert "No variant is best beyond chance. L2 has the highest test accuracy" in words
     assert "L2 differs from none by no more than chance." in words
@@ -133,7 +137,7 @@ def test_differences_that_do_not_scatter_are_not_judged():
 
 def test_runs_without_a_number_are_told(tmp_path):
     values = {"a": [0.5, 0.6], "b": [float("nan"), 0.7], "c": [float("nan"), float("nan")]}
-    runs = [Result(name, seed, {"test/accuracy": x}) for name, each in values.items() for seed, x in enumerate(each)]
+    runs = [Result(name, seed, {"test/accuracy": x}) for name, value in values.items() for seed, x in enumerate(value)]
     text = write_report(Outcome(study(list(values), seeds=[0, 1]), runs), tmp_path).read_text()
     assert "1 of 2 seeds, 1 gave no number" in text
     assert "No run of c gave a number." in text
@@ -279,7 +283,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 def charts_of(text):
     """By what is said of them to those who don't see them."""
     drawn = [ElementTree.fromstring(each) for each in re.findall(r"<svg.*?</svg>", text, re.DOTALL)]
-    return {each.get("aria-label"): each for each in drawn}
+    return {share.get("aria-label"): share for share in drawn}
 
 
 def values_of(chart, series):
@@ -352,7 +356,7 @@ def test_every_run_is_a_line_of_the_table(whole):
     with (path.parent / "results.csv").open(newline="", encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
     assert len(lines) == len(outcome.results) == 11
-    by_run = {(each.variant, each.seed): each for each in outcome.results}
+    by_run = {(result.variant, result.seed): result for result in outcome.results}
     for line in lines:
         run = by_run[line["variant"], int(line["seed"])]
         assert {name: float(line[name]) for name in run.metrics} == run.metrics

@@ -14,12 +14,12 @@ from lightning_reg.studies.statistics import against_baseline, best_of, holm, pa
 def outcome(values, *, metric="test/accuracy", baseline=None, seeds=None):
     """Of values by variant, one a seed; None where a run is missing."""
     names = list(values)
-    seeds = seeds or range(max(len(each) for each in values.values()))
+    seeds = seeds or range(max(len(number) for number in values.values()))
     study = Study("s", "t", "q", names, baseline or names[0], seeds, metric)
     results = [
         Result(name, seed, {metric: value})
-        for name, each in values.items()
-        for seed, value in enumerate(each)
+        for name, number in values.items()
+        for seed, value in enumerate(number)
         if value is not None
     ]
     return Outcome(study, results[::-1])
@@ -50,7 +50,7 @@ def test_pairs_are_those_of_scipy():
 def test_the_exact_test_is_that_of_all_signs(seeds):
     differences = [0.03, -0.01, 0.02, 0.002, 0.04, 0.013, -0.03, 0.001][:seeds]
     means = [
-        sum(sign * each for sign, each in zip(signs, differences, strict=True))
+        sum(sign * difference for sign, difference in zip(signs, differences, strict=True))
         for signs in itertools.product((1, -1), repeat=seeds)
     ]
     p = sum(abs(mean) >= abs(sum(differences)) - 1e-12 for mean in means) / len(means)
@@ -110,7 +110,7 @@ def test_every_variant_is_compared_with_the_baseline_and_corrected():
 def test_the_best_is_certain_only_where_it_differs_from_every_other():
     best = best_of(outcome({"a": A, "b": B, "c": C}), "test/accuracy")
     assert (best.variant, best.runner_up, best.is_certain) == ("b", "c", False)
-    assert [each.other for each in best.undecided] == ["c"]
+    assert [comparison.other for comparison in best.undecided] == ["c"]
     certain = best_of(outcome({"a": A, "b": [x + 0.1 for x in B]}), "test/accuracy")
     assert certain.is_certain
     lowest = best_of(outcome({"a": A, "b": B}, metric="test/loss"), "test/loss")

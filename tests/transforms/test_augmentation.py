@@ -148,7 +148,7 @@ def test_crops_have_torchvisions_sizes():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         parameters = [make([image]) for _ in range(count)]
-    expected = [(each["height"], each["width"]) for each in parameters]
+    expected = [(parameter["height"], parameter["width"]) for parameter in parameters]
     generator = torch.Generator().manual_seed(0)
     logs = (math.log(3 / 4), math.log(4 / 3))
     heights, widths, fits = box_sizes(count, (20, 24), (0.3, 1.0), logs, generator)

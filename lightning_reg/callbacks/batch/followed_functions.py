@@ -71,37 +71,24 @@ def is_pure(func: Callable[..., Any], *, one_weight: bool) -> bool:
     """Whether what a function makes of targets it makes of their partners, too.
 
     Args:
-        func: One of torch's.
         one_weight: Whether all samples have the same weight, so that they may be moved.
     """
     return func in _FOLLOWED or (one_weight and func in _MOVES)
 
 
 def writes(func: Callable[..., Any]) -> bool:
-    """Whether a function changes its first argument.
-
-    Args:
-        func: One of torch's.
-    """
+    """Whether a function changes its first argument."""
     name = _name(func)
     return name in _WRITING or (name.endswith("_") and not name.endswith("__"))
 
 
 def is_repeated(func: Callable[..., Any]) -> bool:
-    """Whether a function may be called several times in the place of once.
-
-    Args:
-        func: One of torch's.
-    """
+    """Whether a function may be called several times in the place of once."""
     return not writes(func) and _name(func) not in _ONCE
 
 
 def is_of_elements(func: Callable[..., Any]) -> bool:
-    """Whether a function treats every element by itself.
-
-    Args:
-        func: One of torch's.
-    """
+    """Whether a function treats every element by itself."""
     return _name(func) in _ELEMENTS_OF
 
 
@@ -109,7 +96,6 @@ def is_linear(func: Callable[..., Any], losses: list[bool]) -> bool:
     """Whether a function is linear in those of its arguments that are losses.
 
     Args:
-        func: One of torch's.
         losses: Of each argument, whether it is one.
     """
     name = _name(func)

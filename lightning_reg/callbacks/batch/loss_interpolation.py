@@ -105,7 +105,11 @@ class InterpolatedLosses(TorchFunctionMode):
         made = _tensors(result)
         if any(value.requires_grad for value in made):
             self.others.add(f"{_name(func)} of what {lost[0]} made" if lost else _name(func))
-        elif not lost and not any(each.is_changed() for each in targets) and self._can_be_followed(func, args, kwargs):
+        elif (
+            not lost
+            and not any(target.is_changed() for target in targets)
+            and self._can_be_followed(func, args, kwargs)
+        ):
             if id(result) not in self._targets:
                 others, named = self._ends(args, kwargs, partners=True)
                 self._put(self._targets, result, result, func(*others, **named))
@@ -118,7 +122,7 @@ class InterpolatedLosses(TorchFunctionMode):
 
     def _can_be_followed(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> bool:
         index = args[1:2] if func is Tensor.__getitem__ else ()
-        picks = any(isinstance(each, Tensor | list) for each in _flat(index))
+        picks = any(isinstance(entry, Tensor | list) for entry in _flat(index))
         has_one_weight = self.minor_weight is None or not self.minor_weight.ndim
         return is_pure(func, one_weight=has_one_weight) and not picks and kwargs.get("out") is None
 
@@ -132,7 +136,7 @@ class InterpolatedLosses(TorchFunctionMode):
         args: Any,
         kwargs: dict[str, Any],
     ) -> Tensor:
-        if any(each.is_changed() for each in targets):
+        if any(target.is_changed() for target in targets):
             raise SettingError(
                 "the targets must not be changed in place in training_step with BatchMixing, which wouldn't change "
                 "those that are mixed in; make other targets instead: targets = targets.clamp(min=0)"
@@ -223,7 +227,7 @@ class InterpolatedLosses(TorchFunctionMode):
         return bool(torch.broadcast_shapes(*shapes) == shape)  # type: ignore[no-untyped-call]
 
     def _has_losses(self, value: Any) -> bool:
-        return any(id(each) in self._losses for each in _flat((value,)))
+        return any(id(entry) in self._losses for entry in _flat((value,)))
 
     def _of_unmixed(self, func: Callable[..., Any], operands: list[Tensor], args: Any, kwargs: dict[str, Any]) -> Any:
         name = next(self._unmixed[id(value)][1] for value in operands if id(value) in self._unmixed)
@@ -244,7 +248,7 @@ class InterpolatedLosses(TorchFunctionMode):
 
         def end(value: Any) -> Any:
             if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
-                return type(value)(end(each) for each in value) if type(value) in (list, tuple) else value
+                return type(value)(end(entry) for entry in value) if type(value) in (list, tuple) else value
             pair = self._losses.get(id(value)) or self._targets.get(id(value))
             if pair is None:
                 return value
@@ -299,7 +303,7 @@ def _is_checkpointed() -> bool:
 
 def _flat(values: Iterable[Any]) -> list[Any]:
     """Returns values, and those in lists and tuples among them."""
-    return [each for value in values for each in (value if isinstance(value, list | tuple) else (value,))]
+    return [entry for value in values for entry in (value if isinstance(value, list | tuple) else (value,))]
 
 
 def _tensors(result: Any) -> list[Tensor]:

@@ -82,7 +82,7 @@ class FrozenSession(SurgerySession):
         """Notes a layer, and its parameters where they are frozen, too."""
         self.modes.append((module, module.training))
         if affine:
-            self.frozen += [each for each in module.parameters(recurse=False) if each.requires_grad]
+            self.frozen += [parameter for parameter in module.parameters(recurse=False) if parameter.requires_grad]
 
     def train(self, trained: bool) -> None:
         """Lets the frozen parameters be trained, or not."""

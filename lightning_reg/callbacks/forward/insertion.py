@@ -170,7 +170,6 @@ def inserted(
     """Puts stochastic layers behind the modules that a technique's settings choose, until the run ends.
 
     Args:
-        surgery: The settings.
         run: Of a module that is complete.
         make: Makes a layer, given its place among all in the order of the modules' names, from 0, and their number.
         seed: What the random numbers start from; that of ``seed_everything`` where None.

@@ -24,7 +24,6 @@ def reparametrized(
     """Parametrizes the ``weight`` of the layers that a technique's settings choose, unless they are already.
 
     Args:
-        surgery: The settings.
         run: Of a module that is complete.
         register: Registers the parametrization of a layer, given its name.
         parametrization: By whose class it is known where it was done before.

@@ -80,22 +80,24 @@ class ReplaceNorm(Surgery):
             for leaf, child in parent._modules.items():
                 if child in new:
                     parent._modules[leaf] = new[child]
-        changes = [(f"{type(old).__name__} -> {type(each).__name__}", names[old]) for old, each in new.items()]
+        changes = [
+            (f"{type(old).__name__} -> {type(replacement).__name__}", names[old]) for old, replacement in new.items()
+        ]
         return SurgerySession(self, run, changes=changes, made=set(run.module.parameters()) - before)
 
     def _left(self, pl_module: LightningModule) -> dict[str, nn.Module]:
         """What is chosen and isn't what it would be replaced by: the next stage, or another trainer, finds it done."""
-        done = {each for each in pl_module.modules() if vars(each).get(_MARK) == repr(self.norm)}
+        done = {module for module in pl_module.modules() if vars(module).get(_MARK) == repr(self.norm)}
         try:
             chosen = self.selected(pl_module)
         except SettingError:
             if done:
                 return {}
             raise
-        return {name: each for name, each in chosen.items() if each not in done}
+        return {name: parameter for name, parameter in chosen.items() if parameter not in done}
 
     def _replacement(self, name: str, old: nn.Module) -> nn.Module:
-        if any(not isinstance(each, nn.Identity) for each in old.children()):
+        if any(not isinstance(child, nn.Identity) for child in old.children()):
             raise SettingError(f"exclude must name {name}, a {type(old).__name__}, which does more than normalize")
         new = make_norm(self.norm, _num_features(name, old), spatial_dims=_spatial_dims(name, old, self.norm))
         if type(new) is nn.InstanceNorm1d and isinstance(old, nn.BatchNorm1d):

@@ -163,7 +163,7 @@ class SurgerySession(Session[Surgery]):
     def fit_starts(self) -> None:
         """Says so where the optimizers were made of a list of parameters from before."""
         optimizers = self.run.trainer.optimizers
-        trained = {each for optimizer in optimizers for group in optimizer.param_groups for each in group["params"]}
+        trained = {weight for optimizer in optimizers for group in optimizer.param_groups for weight in group["params"]}
         forgotten = [
             plain_name(name)
             for name, parameter in self.run.module.named_parameters()
@@ -180,9 +180,6 @@ class SurgerySession(Session[Surgery]):
 def as_types(value: str | type | Sequence[str | type]) -> tuple[str | type, ...]:
     """Returns classes or names of classes as a tuple; a single one may be given by itself.
 
-    Args:
-        value: What was written.
-
     Raises:
         SettingError: If it is something else.
 
@@ -190,9 +187,9 @@ def as_types(value: str | type | Sequence[str | type]) -> tuple[str | type, ...]
     ('Conv2d',)
     """
     kinds = (value,) if isinstance(value, (str, type)) else tuple(value) if isinstance(value, Iterable) else (value,)
-    if not all(isinstance(each, (str, type)) for each in kinds):
+    if not all(isinstance(kind, (str, type)) for kind in kinds):
         raise SettingError(f"types must be classes or names of classes, but is {value!r}")
-    return tuple(_imported(each) if isinstance(each, str) and "." in each else each for each in kinds)
+    return tuple(_imported(kind) if isinstance(kind, str) and "." in kind else kind for kind in kinds)
 
 
 def _imported(path: str) -> type:

@@ -80,7 +80,7 @@ class CentralizationSession(Session[GradientCentralization]):
     @override
     def before_step(self, step: Step) -> None:
         chosen = self.selection.of(step.parameters)
-        dense = [each for each in chosen if each.grad is not None and not each.grad.is_sparse]
-        gradients = self.selection.units([gradient_values(each) for each in dense], dense)
+        dense = [parameter for parameter in chosen if parameter.grad is not None and not parameter.grad.is_sparse]
+        gradients = self.selection.units([gradient_values(parameter) for parameter in dense], dense)
         # The mean of a single weight is the weight itself, which would never learn.
         centralize_([gradient for gradient in gradients if gradient.numel() > len(gradient)])

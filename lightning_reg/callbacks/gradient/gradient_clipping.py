@@ -204,7 +204,7 @@ class GradientClippingSession(ClippingSession[GradientClipping]):
 
     def _spare_head(self) -> None:
         modules = self.run.module.modules()
-        linear = [each for each in modules if isinstance(each, nn.Linear) and each.weight.requires_grad]
+        linear = [module for module in modules if isinstance(module, nn.Linear) and module.weight.requires_grad]
         if self.technique.exclude_head and linear:
             self.head = set(linear[-1].parameters())
             if not self.chosen(list(self.selection.names)):
@@ -267,7 +267,7 @@ class GradientClippingSession(ClippingSession[GradientClipping]):
         factor = self.strength.now(trainer)
         if step.logs:
             self.strength.log(self.run.module, f"gradient_clipping{technique.suffix(trainer)}")
-        parameters = [each for each in self.chosen(step.parameters) if each.grad is not None]
+        parameters = [parameter for parameter in self.chosen(step.parameters) if parameter.grad is not None]
         if not parameters:
             return
         memory = self._memory(step, parameters[0])

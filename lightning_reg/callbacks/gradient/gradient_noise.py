@@ -119,13 +119,13 @@ class NoiseSession(Session[GradientNoise]):
             step.log(f"grad/noise{suffix}", deviation)
             self.strength.log(self.run.module, f"gradient_noise{suffix}")
         chosen = self.selection.of(step.parameters)
-        noisy = [each for each in chosen if each.grad is not None and not each.grad.is_sparse]
+        noisy = [parameter for parameter in chosen if parameter.grad is not None and not parameter.grad.is_sparse]
         if not noisy or deviation == 0:
             return
         # Whole parameters get the same noise in every process, else they would drift apart; shards are different ones.
         part = trainer.global_rank if isinstance(noisy[0], DTensor) else 0
         instance = instance_number(trainer, technique)
         stream = random_stream(base_seed(technique.seed), part, number, "gradient noise", instance, step.index)
-        gradients = [local(dense_gradient(each)) for each in noisy]
+        gradients = [local(dense_gradient(parameter)) for parameter in noisy]
         generator = torch.Generator(gradients[0].device).manual_seed(stream.getrandbits(63))
         add_noise_(gradients, step.scaled(deviation), generator)

@@ -120,7 +120,7 @@ class L2SPSession(PenaltySession):
                     f"The checkpoint holds no starting point of an L2SPPenalty with weight {self.technique.weight} and "
                     f"include {list(self.technique.include)}; weights are pulled toward those of the checkpoint"
                 )
-            self.starts = {name: each.detach().clone() for each, name in self.selection.names.items()}
+            self.starts = {name: chosen.detach().clone() for chosen, name in self.selection.names.items()}
 
     def _starts_of(self, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
         """Returns the starting points, each where its parameter is and sharded as it is."""

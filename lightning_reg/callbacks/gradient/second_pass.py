@@ -55,7 +55,6 @@ class SecondPass:
     seen to change are copied, with every micro-batch.
 
     Args:
-        run: The fit.
         is_wanted: Whether the step that is being made ready will ask for it; else nothing is remembered.
     """
 

@@ -96,16 +96,12 @@ class SharpnessAwareMinimization(Technique):
         return _Climbing(self, run, SecondPass(run, lambda: self.is_due(run.trainer)))
 
     def is_due(self, trainer: Trainer) -> bool:
-        """Whether the optimizer step that is being made ready is one of those that climb.
-
-        Args:
-            trainer: In a fit.
-        """
+        """Whether the optimizer step that is being made ready is one of those that climb."""
         return self.rho > 0 and (trainer.global_step + 1) % self.interval == 0
 
     def _check(self, trainer: Trainer, pl_module: LightningModule) -> None:
         name = type(self).__name__
-        if sum(isinstance(each, SharpnessAwareMinimization) for each in callbacks_of(trainer)) > 1:
+        if sum(isinstance(callback, SharpnessAwareMinimization) for callback in callbacks_of(trainer)) > 1:
             raise SettingError(f"callbacks must hold one {name}, because a second would undo what the first found")
         if not pl_module.automatic_optimization:
             raise SettingError(
@@ -178,20 +174,20 @@ class _Climbing(Session[SharpnessAwareMinimization]):
 
 def _unscale(step: Step, parameters: list[nn.Parameter]) -> None:
     """Takes a gradient scaler's scale out, unless the optimizer does that."""
-    gradients = [each.grad for each in parameters if each.grad is not None]
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if not gradients or step.scale is not None:
         return
     scale = scaler_scale(step.run.trainer, gradients[0].device)
     if scale is not None:
-        for each in gradients:
-            each.div_(scale)
+        for gradient in gradients:
+            gradient.div_(scale)
 
 
 def _fall_back(
     parameters: list[nn.Parameter], before: list[Tensor], after: list[Tensor], factor: Tensor, eta: float | None
 ) -> None:
     """Takes the first pass's gradients where the second's aren't finite."""
-    found = [each for each in parameters if each.grad is not None]
+    found = [weight for weight in parameters if weight.grad is not None]
     if not found:
         return
     is_finite = total_norm(gradient_norms(found)).isfinite()

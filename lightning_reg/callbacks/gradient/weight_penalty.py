@@ -182,7 +182,7 @@ class PenaltySession(Session[WeightPenalty]):
     def _log(self, step: Step, scheduled: float) -> None:
         # Of all optimizers together, also of those that toggle_optimizer froze for the moment.
         toggled = toggled_parameters(self.run.module)
-        parameters = [each for each in self.selection.names if each.requires_grad or toggled.get(each)]
+        parameters = [chosen for chosen in self.selection.names if chosen.requires_grad or toggled.get(chosen)]
         self.strength.log(self.run.module, self.name)
         if not parameters:
             return

@@ -108,7 +108,7 @@ class ActivityPenalty(LossTerm):
         if self.include:
             return list(select_modules(pl_module, include=self.include, exclude=self.exclude).values())
         chosen = select_modules(pl_module, include=("*",), exclude=self.exclude).values()
-        activations = [each for each in chosen if isinstance(each, _ACTIVATIONS)]
+        activations = [parameter for parameter in chosen if isinstance(parameter, _ACTIVATIONS)]
         if not activations:
             raise SettingError(
                 "include must name modules, because there is no activation module such as torch.nn.ReLU among "
@@ -168,7 +168,7 @@ class ActivitySession(TermSession):
                 "include must name modules that the training step runs, but none of them did; what "
                 "torch.compile has run before the fit, or reentrant checkpointing runs, can't be watched"
             )
-        term = torch.stack([self._term_of(*each) for each in self.seen]).sum()
+        term = torch.stack([self._term_of(*record) for record in self.seen]).sum()
         self.seen.clear()
         return term
 

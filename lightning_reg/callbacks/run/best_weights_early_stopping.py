@@ -311,7 +311,10 @@ class StoppingSession(Session[RestoresBestWeights]):
     def __post_init__(self) -> None:
         # Callbacks that aren't ours change places of weights when they are told, perhaps after this one. The strategy
         # is told when all callbacks have been.
-        self.comes_last = any(not isinstance(each, Technique) for each in averaging_callbacks(self.run.trainer))
+        self.comes_last = any(
+            not isinstance(averaging_callback, Technique)
+            for averaging_callback in averaging_callbacks(self.run.trainer)
+        )
         if self.comes_last:
             self.run.around(self.run.trainer.strategy, "on_validation_end", self._keep_late)
             self.run.around(self.run.trainer.strategy, "on_train_end", self._restore_again)
@@ -337,7 +340,7 @@ class StoppingSession(Session[RestoresBestWeights]):
                 f"strategy must keep parameters apart with {type(technique).__name__}, but is "
                 f"{type(trainer.strategy).__name__}; use DDPStrategy, or set restore_best_weights to False"
             )
-        if any(isinstance(each, twins(StochasticWeightAveraging)) for each in callbacks_of(trainer)):
+        if any(isinstance(callback, twins(StochasticWeightAveraging)) for callback in callbacks_of(trainer)):
             rank_zero_warn(
                 "StochasticWeightAveraging makes its average at the end and never measures it: the weights that were "
                 f"best at {technique.monitor} will replace it; to keep it, set restore_best_weights to False"
@@ -387,9 +390,11 @@ class StoppingSession(Session[RestoresBestWeights]):
         had_to_stop = trainer.should_stop
         trainer.should_stop = had_to_stop or stops
         if self.has_asked and not stops:
-            others: list[Any] = [each for each in callbacks_of(trainer) if isinstance(each, twins(EarlyStopping))]
+            others: list[Any] = [
+                callback for callback in callbacks_of(trainer) if isinstance(callback, twins(EarlyStopping))
+            ]
             # Unless another callback of the kind would stop, too.
-            if not any(each.wait_count >= each.patience for each in others if each is not technique):
+            if not any(other.wait_count >= other.patience for other in others if other is not technique):
                 trainer.should_stop = False
             technique.stopped_epoch, technique.stopping_reason_message = 0, None
             technique.stopping_reason = EarlyStoppingReason.NOT_STOPPED

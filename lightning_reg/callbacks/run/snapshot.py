@@ -27,15 +27,11 @@ __all__ = [
 
 
 def averaging_callbacks(trainer: Trainer) -> list[Callback]:
-    """Returns the callbacks that evaluate with averaged weights: Lightning's, and those that say ``averages_weights``.
-
-    Args:
-        trainer: That has them.
-    """
+    """Returns Lightning's callbacks that evaluate with averaged weights, and those with ``averages_weights``."""
     return [
-        each
-        for each in callbacks_of(trainer)
-        if isinstance(each, twins(WeightAveraging)) or getattr(each, "averages_weights", False)
+        callback
+        for callback in callbacks_of(trainer)
+        if isinstance(callback, twins(WeightAveraging)) or getattr(callback, "averages_weights", False)
     ]
 
 
@@ -53,15 +49,10 @@ class WeightSnapshot:
         return bool(self.state)
 
     def take(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes a copy.
-
-        Args:
-            trainer: That fits.
-            pl_module: Whose weights.
-        """
+        """Takes a copy."""
         saved: dict[str, Any] = {"state_dict": pl_module.state_dict()}
-        for each in averaging_callbacks(trainer):
-            each.on_save_checkpoint(trainer, pl_module, saved)
+        for averaging_callback in averaging_callbacks(trainer):
+            averaging_callback.on_save_checkpoint(trainer, pl_module, saved)
         # Validation runs in inference mode, whose tensors couldn't be written again outside of it.
         with torch.inference_mode(False), torch.no_grad():
             self.state = {name: _copied(entry, self.state.get(name)) for name, entry in saved["state_dict"].items()}
@@ -71,18 +62,17 @@ def load_weights(trainer: Trainer, pl_module: LightningModule, state: dict[str, 
     """Loads weights into a module at the end of a fit, so that checkpoints which are saved afterwards hold them, too.
 
     Args:
-        trainer: That has fitted.
         pl_module: What they are loaded into.
         state: A ``state_dict``.
     """
     _load(pl_module, state, strict=pl_module.strict_loading)
     # Lightning's own put their average into the module when they are told of the training's end, perhaps after this,
     # and into checkpoints even later.
-    for each in callbacks_of(trainer):
-        average = average_model(each)
-        if isinstance(each, twins(WeightAveraging)) and average is not None:
+    for callback in callbacks_of(trainer):
+        average = average_model(callback)
+        if isinstance(callback, twins(WeightAveraging)) and average is not None:
             _load(average.module, state, strict=pl_module.strict_loading)
-        if isinstance(each, twins(StochasticWeightAveraging)) and average is not None:
+        if isinstance(callback, twins(StochasticWeightAveraging)) and average is not None:
             _load(average, state, strict=pl_module.strict_loading)
 
 
@@ -107,16 +97,18 @@ def weights_of_checkpoint(
     """Returns the weights that a ModelCheckpoint kept of one step, None where none did.
 
     Args:
-        trainer: With its callbacks.
         monitor: Metric that the ModelCheckpoint goes by.
         mode: Whether the metric's ``min`` or ``max`` is best.
         epoch: Epoch of the checkpoint.
         step: Its step; any of the epoch where None.
     """
-    for each in trainer.checkpoint_callbacks:
-        if not isinstance(each, twins(ModelCheckpoint)) or (each.monitor, each.mode) != (monitor, mode):
+    for checkpoint_callback in trainer.checkpoint_callbacks:
+        if not isinstance(checkpoint_callback, twins(ModelCheckpoint)) or (
+            checkpoint_callback.monitor,
+            checkpoint_callback.mode,
+        ) != (monitor, mode):
             continue
-        for path in dict.fromkeys([each.best_model_path, *each.best_k_models]):
+        for path in dict.fromkeys([checkpoint_callback.best_model_path, *checkpoint_callback.best_k_models]):
             if Path(path).is_file():
                 checkpoint = _loaded(trainer, path)
                 if checkpoint is None:
@@ -157,13 +149,14 @@ def chosen_weights_only(trainer: Trainer) -> bool:
 def warn_of_untrusted(trainer: Trainer) -> bool:
     """Warns if the first checkpoint that a run has written can't be loaded as the run was asked to load.
 
-    Args:
-        trainer: That fits.
-
     Returns:
         Whether there was a checkpoint to look at.
     """
-    paths = [each.best_model_path for each in trainer.checkpoint_callbacks if isinstance(each, twins(ModelCheckpoint))]
+    paths = [
+        checkpoint_callback.best_model_path
+        for checkpoint_callback in trainer.checkpoint_callbacks
+        if isinstance(checkpoint_callback, twins(ModelCheckpoint))
+    ]
     written = next((path for path in paths if Path(path).is_file()), None)
     if written is not None and chosen_weights_only(trainer):
         with contextlib.suppress(ValueError, RuntimeError, OSError):

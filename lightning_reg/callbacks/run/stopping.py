@@ -18,7 +18,6 @@ class Progress:
 
     Attributes:
         best: Its best finite value; None where there was none.
-        waits: Checks since then.
     """
 
     best: Tensor | None = None
@@ -41,7 +40,6 @@ class Decision:
     """What a check comes to.
 
     Attributes:
-        stops: Whether training stops.
         reason: In one sentence; None where there is nothing to say.
     """
 

@@ -80,7 +80,7 @@ class Lookahead(Technique):
         if not state:  # a finder saves before the fit has begun
             return
         slow = {
-            index: {name: whole(each).cpu() for name, each in held.items()} for index, held in state["slow"].items()
+            index: {name: whole(weight).cpu() for name, weight in held.items()} for index, held in state["slow"].items()
         }
         checkpoint.setdefault(CHECKPOINT_KEY, {})[self._key(trainer)] = {"steps": dict(state["steps"]), "slow": slow}
 
@@ -109,7 +109,7 @@ class LookaheadSession(Session[Lookahead]):
         slow = {index: dict(held) for index, held in self.loaded.items()}
         for index, held in self.slow.items():
             slow.setdefault(index, {}).update(
-                {names[parameter]: each for parameter, each in held.items() if parameter in names}
+                {names[parameter]: weight for parameter, weight in held.items() if parameter in names}
             )
         return {**super().kept(), "slow": slow}
 
@@ -156,7 +156,7 @@ class LookaheadSession(Session[Lookahead]):
     def _names(self) -> dict[nn.Parameter, str]:
         """Names of the module's parameters, and of those that it hasn't registered by their place in an optimizer."""
         tensors = tensors_of(self.run.module)
-        names = {each: name for name, each in tensors.items() if isinstance(each, nn.Parameter)}
+        names = {tensor: name for name, tensor in tensors.items() if isinstance(tensor, nn.Parameter)}
         for index, optimizer in enumerate(self.run.trainer.optimizers):
             for place, parameter in enumerate(_all_parameters(optimizer)):
                 names.setdefault(parameter, f"optimizer {index}, parameter {place}")

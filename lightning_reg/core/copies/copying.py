@@ -149,11 +149,7 @@ def _is_foreign(value: Any) -> bool:
 
 
 def is_importable(value: Any) -> bool:
-    """Whether an object is a function that stands in a module or a class, and so is nobody's state.
-
-    Args:
-        value: Anything.
-    """
+    """Whether an object is a function that stands in a module or a class, and so is nobody's state."""
     if not isinstance(value, types.FunctionType):
         return False
     try:
@@ -172,11 +168,7 @@ def _has_reducer(value: Any) -> bool:
 
 
 def silent_stand_in(value: Any) -> Any:
-    """Returns what takes everything that is written and keeps nothing, for what is written to; else :data:`WRITTEN`.
-
-    Args:
-        value: Anything.
-    """
+    """Returns what takes everything that is written and keeps nothing, for what is written to; else :data:`WRITTEN`."""
     if isinstance(value, twins(Logger)):  # type: ignore[type-abstract]
         return DummyLogger()
     if hasattr(type(value), "add_scalar"):  # a TensorBoard writer, whose ever

@@ -237,11 +237,7 @@ def _write(copies: Iterable[Copied]) -> None:
 
 
 def mark(tensor: Tensor) -> tuple[int, int]:
-    """Returns what changes when a tensor is written to, or given other memory.
-
-    Args:
-        tensor: Any.
-    """
+    """Returns what changes when a tensor is written to, or given other memory."""
     return 0 if tensor.is_inference() else tensor._version, _address(tensor)
 
 
@@ -261,9 +257,5 @@ def _dense(tensor: Tensor) -> Tensor:
 
 
 def size_of(tensor: Tensor) -> int:
-    """Returns how many bytes a tensor takes.
-
-    Args:
-        tensor: Any.
-    """
+    """Returns how many bytes a tensor takes."""
     return tensor.numel() * tensor.element_size()

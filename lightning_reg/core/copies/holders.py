@@ -50,7 +50,6 @@ class Holder:
     """One object, or the attributes of one, with what was in it when it was last looked at.
 
     Args:
-        owner: The object.
         path: Its name, for messages.
     """
 
@@ -273,7 +272,6 @@ def holders_of(value: Any, path: str) -> list[Holder]:
 
     Args:
         value: Anything but a tensor.
-        path: Its name.
     """
     if isinstance(value, VALUES) or _is_others(value):
         return []
@@ -302,11 +300,7 @@ def _is_others(value: Any) -> bool:
 
 
 def is_unknown(value: Any) -> bool:
-    """Whether an object goes on by itself in a way that can't be put back: an iterator, a file that is written to.
-
-    Args:
-        value: Anything.
-    """
+    """Whether an object goes on by itself in a way that can't be put back: an iterator, a file that is written to."""
     if isinstance(value, io.IOBase):
         return value.writable()
     if isinstance(value, np.ndarray):

@@ -33,7 +33,6 @@ def isolated(
 
     Args:
         trainer: In a fit or a validation.
-        module: The trainer's.
         name: Of the technique that asks, for the message.
         log: Stands in the place of the copy's ``log``, with its arguments.
 
@@ -58,8 +57,6 @@ def copy_module(trainer: Trainer, module: LightningModule, name: str, view: Trai
     """Returns a copy that shares nothing with a module but a trainer, so that nothing done to it has consequences.
 
     Args:
-        trainer: The module's.
-        module: The module.
         name: Of the technique that asks, for the message.
         view: What the copy refers to as its trainer; the trainer itself where None.
 

@@ -55,7 +55,6 @@ class Task(nn.Module, ABC):
 
         Args:
             outputs: The network's, (N, outputs).
-            targets: Of the batch.
         """
 
     def plain_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -63,7 +62,6 @@ class Task(nn.Module, ABC):
 
         Args:
             outputs: The network's, (N, outputs).
-            targets: Of the batch.
         """
         return self.loss(outputs, targets)
 
@@ -77,7 +75,6 @@ class Task(nn.Module, ABC):
 
         Args:
             outputs: The network's, (N, outputs), of one or several batches.
-            targets: Theirs.
         """
 
     @abstractmethod
@@ -113,7 +110,6 @@ class Task(nn.Module, ABC):
         """Returns what a table of predictions has beside the samples' names, by column.
 
         Args:
-            predicted: For all samples.
             names: Of classes, labels or targets; empty where they have none.
         """
 

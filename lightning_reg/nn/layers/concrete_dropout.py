@@ -103,12 +103,8 @@ class ConcreteDropout(nn.Module):
 
 
 def concrete_layers(module: nn.Module) -> dict[str, ConcreteDropout]:
-    """Returns every layer of a module that learns its rate, by qualified name.
-
-    Args:
-        module: That is searched.
-    """
-    return {name: each for name, each in module.named_modules() if isinstance(each, ConcreteDropout)}
+    """Returns every layer of a module that learns its rate, by qualified name."""
+    return {name: submodule for name, submodule in module.named_modules() if isinstance(submodule, ConcreteDropout)}
 
 
 def concrete_penalty(module: nn.Module, num_samples: int) -> Tensor:

@@ -44,11 +44,7 @@ class DropConnect(nn.Module):
     """Until when it drops, in copies of the layer, too; always where None."""
 
     def dropped(self, weight: Tensor) -> Tensor:
-        """Returns the weights that are used now.
-
-        Args:
-            weight: All of them.
-        """
+        """Returns the weights that are used now."""
         if self.training:
             self.has_run = True
         if not self.training or self.p == 0 or (self.lease is not None and self.lease.has_ended):

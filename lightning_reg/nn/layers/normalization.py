@@ -32,7 +32,7 @@ class ChannelsFirstLayerNorm(nn.LayerNorm):
     ``torch.nn.LayerNorm`` wants the channels last; ``torch.nn.GroupNorm(1, C)`` also averages over positions.
 
     Args:
-        num_channels: C.
+        num_channels: Number of channels C.
         eps: Added to the variance.
 
     Reference:
@@ -55,7 +55,7 @@ class ChannelsFirstRMSNorm(nn.RMSNorm):
     """RMSNorm over the channels of a feature map (N, C, ...), at every position on its own.
 
     Args:
-        num_channels: C.
+        num_channels: Number of channels C.
         eps: Added to the mean square; torch's default for the dtype where it is None.
 
     Reference:
@@ -250,11 +250,7 @@ class WeightStandardization(nn.Module):
         return standardized_weight(weight, dim=self.dim, groups=self.groups, eps=self.eps)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
-        """Returns what to learn from where a weight is assigned to: the weight itself.
-
-        Args:
-            weight: What was assigned.
-        """
+        """Returns what to learn from where a weight is assigned to: the weight itself."""
         return weight
 
     @override

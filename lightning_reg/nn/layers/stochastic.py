@@ -81,9 +81,7 @@ class StochasticLayer(nn.Module, ABC):
         """Returns random numbers, see :func:`lightning_reg.functional.noise.draw`.
 
         Args:
-            kind: Their distribution.
             like: What the dtype and the device are taken from.
-            shape: Of the result.
             p: Probability of a 1, for ``"bernoulli"``.
         """
         return draw(kind, like, shape, p) if self.stream is None else self.stream.draw(kind, like, shape, p)
@@ -93,10 +91,8 @@ def check_rank(layer: nn.Module, inputs: Tensor, wanted: str, *, least: int, mos
     """Raises if inputs have too few or too many dimensions.
 
     Args:
-        layer: That is named.
         inputs: Whose shape is looked at.
         wanted: The shape as it should be, in words.
-        least: Fewest dimensions.
         most: Most dimensions; as many as there are where None.
 
     Raises:

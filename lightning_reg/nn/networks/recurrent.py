@@ -72,7 +72,7 @@ def recurrent_network(
         num_outputs: Width of the last layer.
         cell: ``"lstm"``, ``"gru"``, or ``"rnn"`` (tanh).
         hidden_size: Width of the state, in each direction.
-        num_layers: Recurrent layers.
+        num_layers: Number of recurrent layers.
         bidirectional: Whether each layer also reads backwards.
         norm: Normalization of each layer's outputs, see :func:`make_sequence_norm`.
         dropout: Dropout after it, see :func:`make_sequence_dropout`.

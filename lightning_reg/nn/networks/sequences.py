@@ -104,7 +104,6 @@ def make_sequence_norm(norm: str | Callable[[int], nn.Module], num_features: int
 
     Args:
         norm: A key of ``NORMS``, or a callable (or its import path) from the number of features to a module.
-        num_features: F.
 
     Raises:
         SettingError: If the name isn't known.

@@ -224,7 +224,7 @@ def transformer_network(
         num_outputs: Width of the last layer.
         patch_size: Height and width of a patch of an image; must divide those of the image.
         embed_dim: Width of a token.
-        depth: Blocks.
+        depth: Number of transformer blocks.
         num_heads: Heads of each attention; must divide ``embed_dim``.
         mlp_ratio: Width inside the feed-forward parts, in multiples of ``embed_dim``, positive.
         norm: See :func:`make_sequence_norm`.

@@ -47,9 +47,7 @@ class Section:
     """Charts that belong together.
 
     Attributes:
-        title: Above them.
         text: What is to be seen.
-        charts: At least one.
     """
 
     title: str
@@ -82,7 +80,7 @@ def _every_run(outcome: Outcome) -> Iterator[Chart]:
     if not found:
         return
     factor, names = factor_of(metric), list(found)
-    values = [value for each in found.values() for value in each.values.values()]
+    values = [value for entry in found.values() for value in entry.values.values()]
     with drawing(4.8, 0.7 + 0.28 * len(names), value_axis="x") as drawn:
         axes = drawn.axes
         for row, name in enumerate(names):
@@ -121,12 +119,12 @@ def _along(outcome: Outcome) -> Iterator[Chart]:
     names = [metric]
     if name and split == "test":
         names = [metric] + ["test/loss"] * (name != "loss")
-    for each in names:
-        test = summaries(outcome, each)
-        train = summaries(outcome, each.replace("test/", "train/")) if each.startswith("test/") else {}
+    for chosen in names:
+        test = summaries(outcome, chosen)
+        train = summaries(outcome, chosen.replace("test/", "train/")) if chosen.startswith("test/") else {}
         if len(test) < 2:
             continue
-        factor = factor_of(each)
+        factor = factor_of(chosen)
         with drawing() as drawn:
             axes, where = drawn.axes, _positions(outcome, axis, test)
             upper = _band(drawn, where, list(test.values()), factor, ORANGE, "test" if train else "")
@@ -134,9 +132,9 @@ def _along(outcome: Outcome) -> Iterator[Chart]:
                 lower = _band(drawn, where, list(train.values()), factor, BLUE, "train")
                 axes.fill_between(where, lower, upper, color=GRAY, alpha=0.2, linewidth=0)
             _set_axis(drawn, axis)
-            axes.set_ylabel(label_of(each.partition("/")[2] or each))
-            told = f"{readable(each)} against {axis.label}"
-            yield drawn.finished(f"along {each}", readable(each.partition("/")[2] or each), told)
+            axes.set_ylabel(label_of(chosen.partition("/")[2] or chosen))
+            told = f"{readable(chosen)} against {axis.label}"
+            yield drawn.finished(f"along {chosen}", readable(chosen.partition("/")[2] or chosen), told)
 
 
 def _positions(outcome: Outcome, axis: Axis, found: dict[str, Summary]) -> list[float]:
@@ -146,8 +144,8 @@ def _positions(outcome: Outcome, axis: Axis, found: dict[str, Summary]) -> list[
 def _band(
     drawn: Drawing, where: Sequence[float], values: Sequence[Summary], factor: float, color: str, label: str
 ) -> list[float]:
-    means = [factor * each.mean for each in values]
-    errors = [0 if math.isnan(each.error) else factor * each.error for each in values]
+    means = [factor * value.mean for value in values]
+    errors = [0 if math.isnan(value.error) else factor * value.error for value in values]
     (line,) = drawn.axes.plot(where, means, "o-", color=color, markersize=4)
     drawn.series(line, label)
     low, high = ([mean + sign * error for mean, error in zip(means, errors, strict=True)] for sign in (-1, 1))
@@ -200,7 +198,7 @@ def _parts(outcome: Outcome) -> Iterator[Chart]:
             (edge,) = axes.plot(where, top, "o", alpha=0, color=colors[name])
             told = [f"{label}: {value:.4f}" for label, value in zip(labels, values, strict=True)]
             drawn.series(edge, name, texts=told)
-        errors = [0 if math.isnan(each) else each for each in found.errors]
+        errors = [0 if math.isnan(error) else error for error in found.errors]
         dots = axes.errorbar(where, found.measured, yerr=errors, fmt="o", color=INK, markersize=4, capsize=2)
         told = [f"{label}: {value:.4f}" for label, value in zip(labels, found.measured, strict=True)]
         drawn.series(dots.lines[0], "measured", texts=told)
@@ -221,11 +219,11 @@ def _weights(outcome: Outcome) -> Iterator[Chart]:
     files = file_names(variants)
     if not found:
         return
-    totals = {variant: np.sum([each["counts"] for each in runs], axis=0) for variant, runs in found.items()}
+    totals = {variant: np.sum([run["counts"] for run in runs], axis=0) for variant, runs in found.items()}
     highest = max(counts.max() for counts in totals.values())
     for variant, runs in found.items():
         edges, counts = np.array(runs[0]["edges"]), totals[variant]
-        zeros, _ = mean_and_error([each["zero_fraction"] for each in runs])
+        zeros, _ = mean_and_error([run["zero_fraction"] for run in runs])
         with drawing() as drawn:
             axes = drawn.axes
             drawn.series(axes.stairs(counts, edges, fill=True, color=BLUE, alpha=0.75), "")
@@ -264,10 +262,10 @@ def _activations(outcome: Outcome, kind: str) -> Iterator[Chart]:
 
 
 def _layer_means(runs: list[Any], kind: str) -> tuple[list[float], dict[str, list[float]]]:
-    steps = min((each["steps"] for each in runs), key=len)
+    steps = min((run["steps"] for run in runs), key=len)
     count = len(steps)
     return steps, {
-        layer: np.mean([each["layers"][layer][kind][:count] for each in runs], axis=0).tolist()
+        layer: np.mean([run["layers"][layer][kind][:count] for run in runs], axis=0).tolist()
         for layer in runs[0]["layers"]
-        if all(layer in each["layers"] for each in runs)
+        if all(layer in run["layers"] for run in runs)
     }

@@ -40,13 +40,12 @@ def curves(outcome: Outcome, name: str) -> Iterator[Chart]:
     """Yields a chart of all variants' validation curves, and one for each variant, all of one scale.
 
     Args:
-        outcome: With the results.
         name: Of the metric, without a split.
     """
     variants, found = list(outcome.study.variants), {}
     for variant in variants:
         measured = [result.curves for result in outcome.results if result.variant == variant]
-        means = {split: _mean_curve([each.get(f"{split}/{name}", ()) for each in measured]) for split in _SPLITS}
+        means = {split: _mean_curve([run.get(f"{split}/{name}", ()) for run in measured]) for split in _SPLITS}
         lines = {split: thinned(line, 4 * len(variants)) for split, line in means.items()}  # two, and their bands
         if any(lines.values()):
             found[variant] = lines
@@ -80,7 +79,7 @@ def _together(outcome: Outcome, name: str, lines: dict[int, Curve], limits: tupl
 def _draw(drawn: Drawing, lines: dict[str, Curve], factor: float, height: float) -> None:
     for split, line in lines.items():
         if line:
-            x, mean, spread = (np.array(each) for each in zip(*line, strict=True))
+            x, mean, spread = (np.array(values) for values in zip(*line, strict=True))
             (artist,) = drawn.axes.plot(x, factor * mean, color=_SPLITS[split])
             drawn.series(artist, split)
             low, high = factor * (mean - spread), factor * (mean + spread)
@@ -103,11 +102,11 @@ def _set_axes(drawn: Drawing, name: str, limits: tuple[float, float], end: float
 
 def _mean_curve(curves: Sequence[Sequence[Sequence[float]]]) -> Curve:
     """Returns position, mean and standard deviation for as long as at least half of the runs went on."""
-    present = [{each[0]: each[1] for each in curve} for curve in curves if curve]
-    positions = sorted({x for each in present for x in each})
+    present = [{point[0]: point[1] for point in curve} for curve in curves if curve]
+    positions = sorted({x for points in present for x in points})
     line = []
     for x in positions:
-        values = [each[x] for each in present if x in each and math.isfinite(each[x])]
+        values = [points[x] for points in present if x in points and math.isfinite(points[x])]
         if values and 2 * len(values) >= len(present):
             line.append((x, math.fsum(values) / len(values), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0))
     return line

@@ -19,10 +19,8 @@ class Parts:
 
     Attributes:
         label: What the error is.
-        variants: That have them.
         stacked: Values by part, which sum to the expected error.
         measured: The error of each variant.
-        errors: Its standard error.
         notes: More to say of each variant, by name.
     """
 
@@ -40,25 +38,21 @@ class Parts:
 
 
 def parts_of(outcome: Outcome) -> Parts | None:
-    """Returns the parts of the error; None where nothing tells them.
-
-    Args:
-        outcome: With the results.
-    """
+    """Returns the parts of the error; None where nothing tells them."""
     squared = collected(outcome, "decomposition")
     if squared:
         return _squared(squared)
     predicted = {
         variant: runs
         for variant, runs in collected(outcome, "predictions").items()
-        if len(runs) > 1 and all(each["targets"] == runs[0]["targets"] for each in runs)
+        if len(runs) > 1 and all(run["targets"] == runs[0]["targets"] for run in runs)
     }
     return _zero_one(predicted) if predicted else None
 
 
 def _squared(found: dict[str, list[Any]]) -> Parts:
     def mean(variant: str, key: str) -> float:
-        return mean_and_error([each[key] for each in found[variant]])[0]
+        return mean_and_error([entry[key] for entry in found[variant]])[0]
 
     names = {"bias²": "bias_squared", "variance": "variance", "noise": "noise"}
     return Parts(
@@ -67,7 +61,7 @@ def _squared(found: dict[str, list[Any]]) -> Parts:
         {name: [mean(variant, key) for variant in found] for name, key in names.items()},
         [mean(variant, "error") for variant in found],
         # Of a mean over seeds, each of which knows its own.
-        [math.hypot(*(each["error_standard_error"] for each in runs)) / len(runs) for runs in found.values()],
+        [math.hypot(*(run["error_standard_error"] for run in runs)) / len(runs) for runs in found.values()],
         {},
     )
 
@@ -79,23 +73,23 @@ def _share_wrong(classes: list[int], targets: list[int]) -> float:
 def _zero_one(found: dict[str, list[Any]]) -> Parts:
     parts = {
         variant: decompose_zero_one_error(
-            torch.tensor([each["classes"] for each in runs]), torch.tensor(runs[0]["targets"])
+            torch.tensor([run["classes"] for run in runs]), torch.tensor(runs[0]["targets"])
         )
         for variant, runs in found.items()
     }
-    wrong = {name: [_share_wrong(each["classes"], each["targets"]) for each in runs] for name, runs in found.items()}
+    wrong = {name: [_share_wrong(run["classes"], run["targets"]) for run in runs] for name, runs in found.items()}
     # What stands for the error is stacked: the variance that undoes errors is taken from the bias, which it undoes.
     return Parts(
         "share of wrong answers",
         list(found),
         {
-            "bias that stays": [(each.bias - each.biased_variance).item() for each in parts.values()],
-            "variance": [each.unbiased_variance.item() for each in parts.values()],
+            "bias that stays": [(part.bias - part.biased_variance).item() for part in parts.values()],
+            "variance": [part.unbiased_variance.item() for part in parts.values()],
         },
-        [each.error.item() for each in parts.values()],
+        [part.error.item() for part in parts.values()],
         [mean_and_error(each)[1] for each in wrong.values()],
         {
-            "bias": [each.bias.item() for each in parts.values()],
-            "errors that variance undoes": [each.biased_variance.item() for each in parts.values()],
+            "bias": [part.bias.item() for part in parts.values()],
+            "errors that variance undoes": [part.biased_variance.item() for part in parts.values()],
         },
     )

@@ -61,9 +61,7 @@ class Chart:
 
     Attributes:
         name: Of its file, without an ending.
-        title: Above it.
         svg: An element for a page.
-        png: A file's content.
         width: In pixels, at which its text has the page's size.
         variant: Index of the variant that it shows alone, if any.
         legend: Indices of the variants whose lines it shows together.
@@ -83,8 +81,6 @@ class Drawing:
     """A figure with axes, and what the page's script is to know of what is drawn.
 
     Attributes:
-        figure: That is drawn.
-        axes: Its only ones.
         value_axis: The axis that has the values, ``x`` or ``y``; at the pointer y is shown with its x, and x alone.
     """
 
@@ -97,8 +93,6 @@ class Drawing:
         """Marks a line or an outline whose points the page names at the pointer.
 
         Args:
-            artist: What was drawn.
-            label: Its name.
             variant: Index of the variant that switches it off, if any.
             texts: What is shown at each marker; the position on the axes where empty.
         """
@@ -118,7 +112,6 @@ class Drawing:
 
         Args:
             name: Unique in the report.
-            title: Above it.
             description: For those who don't see it.
             variant: Index of the variant that it shows alone, if any.
             legend: Indices of the variants whose lines, labeled with their names, it shows together. The PNG gets
@@ -173,8 +166,6 @@ def drawing(width: float = _SIZE[0], height: float = _SIZE[1], *, value_axis: st
     """Yields an empty figure in the report's style, which holds until the context ends.
 
     Args:
-        width: In inches.
-        height: In inches.
         value_axis: The axis that has the values, ``x`` or ``y``.
     """
     import matplotlib as mpl
@@ -239,9 +230,6 @@ def file_names(variants: Sequence[str]) -> dict[str, str]:
 def line_style(variant: int) -> tuple[str, str, str]:
     """Returns what tells a variant's line from others': color, dashes, and the color's name in the page.
 
-    Args:
-        variant: Its index.
-
     >>> line_style(0), line_style(9)
     (('#0072b2', 'solid', 'var(--color-0)'), ('#d55e00', 'dashed', 'var(--color-1)'))
     """
@@ -267,9 +255,6 @@ def name_line(axes: "Axes", x: float, y: float, label: str, color: str, shift: f
 
     Args:
         axes: That the line is in.
-        x: Of its end.
-        y: Of its end.
-        label: The name.
         color: That of the line.
         shift: By how many points it stands higher.
     """
@@ -280,7 +265,6 @@ def thinned(values: Sequence[Value], lines: int) -> list[Value]:
     """Returns every k-th of many values, and the last, so that the page stays small.
 
     Args:
-        values: Along a line.
         lines: How many lines of the kind the page has.
 
     >>> thinned(range(100), 150)

@@ -47,7 +47,6 @@ def difference_in_words(metric: str, comparison: Comparison) -> str:
 
     Args:
         metric: In which there is a difference.
-        comparison: Between two variants.
 
     >>> difference_in_words("test/accuracy", Comparison("none", 5, -0.0123, 0.004, 0.03))
     '−1.23 ± 0.40'

@@ -13,12 +13,7 @@ __all__ = ["page"]
 
 
 def page(outcome: Outcome, sections: Sequence[Section]) -> str:
-    """Returns the page's HTML, with style sheet, script and charts in it.
-
-    Args:
-        outcome: What is told.
-        sections: Its charts.
-    """
+    """Returns the page's HTML, with style sheet, script and charts in it."""
     import jinja2
 
     environment = jinja2.Environment(

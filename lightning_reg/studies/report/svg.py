@@ -19,7 +19,6 @@ def for_page(
     """Returns a figure as an element of a page that holds several.
 
     Args:
-        svg: A file's content.
         prefix: What ids begin with, unique in the page; ids that nothing refers to are left out.
         root_attributes: Attributes of the element itself, in place of its size: it is as wide as the page lets it.
         attributes: Attributes of elements within, by their ids.

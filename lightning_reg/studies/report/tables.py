@@ -30,10 +30,8 @@ class Row:
     """What is told of one variant.
 
     Attributes:
-        name: The variant's.
         cells: All but the first.
         is_best: Whether it is marked as the best.
-        note: Beside the name.
     """
 
     name: str
@@ -47,9 +45,7 @@ class Table:
     """A table with a title above and paragraphs below.
 
     Attributes:
-        title: Above it.
         head: Titles of the columns.
-        rows: One a variant.
         notes: How to read it.
     """
 
@@ -75,7 +71,7 @@ def _results(outcome: Outcome) -> Iterator[Table]:
     found, compared, best = summaries(outcome, metric), against_baseline(outcome, metric), best_of(outcome, metric)
     if not found:
         return
-    has_exact = any(not math.isnan(each.exact_p) for each in compared.values())
+    has_exact = any(not math.isnan(comparison.exact_p) for comparison in compared.values())
     gap, extra = gaps(outcome), _extra_columns(outcome)
     points = ", points" if is_accuracy(metric) else ""
     head = ["variant", readable(metric) + (", mean ± standard error" if len(study.seeds) > 1 else "")]
@@ -93,7 +89,9 @@ def _results(outcome: Outcome) -> Iterator[Table]:
         cells.append(duration(mean_and_error([run.seconds for run in outcome.results if run.variant == variant])[0]))
         is_best = best is not None and best.is_certain and best.variant == variant
         rows.append(Row(variant, cells, is_best, _counted(outcome, variant, len(summary.values))))
-    without = [each for each in study.variants if each not in found and any(r.variant == each for r in outcome.results)]
+    without = [
+        other for other in study.variants if other not in found and any(r.variant == other for r in outcome.results)
+    ]
     notes = [f"No run of {', '.join(without)} gave a number."] * bool(without)
     yield Table("Results", head, rows, [*notes, _how_judged(outcome, has_exact=has_exact)])
 
@@ -107,7 +105,7 @@ def _compared(metric: str, comparison: Comparison | None, has_exact: bool) -> li
 
 def _counted(outcome: Outcome, variant: str, numbers: int) -> str:
     """Returns how many seeds there are where some are missing."""
-    seeds, ended = len(outcome.study.seeds), sum(each.variant == variant for each in outcome.results)
+    seeds, ended = len(outcome.study.seeds), sum(result.variant == variant for result in outcome.results)
     if numbers == seeds:
         return ""
     missing = f", {ended - numbers} gave no number" if ended > numbers else ""
@@ -125,15 +123,15 @@ def _extra_columns(outcome: Outcome) -> dict[str, dict[str, str]]:
     columns: dict[str, dict[str, str]] = {}
     study = outcome.study
     in_table = {"bias_squared", "variance", "noise", "sum"} if collected(outcome, "decomposition") else set()
-    for metric in dict.fromkeys(name for each in outcome.results for name in each.metrics if name not in in_table):
+    for metric in dict.fromkeys(name for result in outcome.results for name in result.metrics if name not in in_table):
         is_other = metric.startswith("test/") or "/" not in metric or not study.metric.startswith("test/")
         if metric == study.metric or not is_other:
             continue
         found = summaries(outcome, metric)
-        columns[readable(metric)] = {name: number(metric, each.mean) for name, each in found.items()}
+        columns[readable(metric)] = {name: number(metric, entry.mean) for name, entry in found.items()}
     weights = collected(outcome, "weights")
     if weights:
-        zeros = {name: mean_and_error([each["zero_fraction"] for each in runs])[0] for name, runs in weights.items()}
+        zeros = {name: mean_and_error([run["zero_fraction"] for run in runs])[0] for name, runs in weights.items()}
         columns["exact zeros"] = {name: f"{100 * share:.3g} %" for name, share in zeros.items()}
     return columns
 
@@ -142,7 +140,7 @@ def _how_judged(outcome: Outcome, *, has_exact: bool) -> str:
     study, pairs = outcome.study, len(outcome.study.seeds)
     if pairs < 2:
         return "With one seed nothing can be told of chance."
-    is_fit = any(each.curves for each in outcome.results)
+    is_fit = any(result.curves for result in outcome.results)
     exact = (
         " The second p is that of the exact permutation test, which flips the signs of the differences in all ways and "
         f"assumes no distribution: with {pairs} seeds it can't be below {2 / 2**pairs:.3g} before the correction."
@@ -189,8 +187,8 @@ def _reload(outcome: Outcome) -> Iterator[Table]:
         return
     rows = []
     for variant, runs in found.items():
-        same = f"{sum(bool(each['same_classes']) for each in runs)} of {len(runs)}"
-        difference = f"{max(each['largest_difference'] for each in runs):.2g}"
-        rows.append(Row(variant, [str(max(each["samples"] for each in runs)), difference, same]))
+        same = f"{sum(bool(run['same_classes']) for run in runs)} of {len(runs)}"
+        difference = f"{max(run['largest_difference'] for run in runs):.2g}"
+        rows.append(Row(variant, [str(max(run["samples"] for run in runs)), difference, same]))
     head = ["variant", "samples", "largest difference of a probability", "models that predict the same classes"]
     yield Table("Saved, and loaded in a new process", head, rows)

@@ -22,11 +22,7 @@ __all__ = ["gaps", "headline"]
 
 
 def gaps(outcome: Outcome) -> dict[str, Summary]:
-    """Returns by variant how much worse the compared metric is on the test part than on training data.
-
-    Args:
-        outcome: With the results.
-    """
+    """Returns by variant how much worse the compared metric is on the test part than on training data."""
     metric = outcome.study.metric
     split, _, name = metric.partition("/")
     train = summaries(outcome, f"train/{name}") if split == "test" else {}
@@ -49,7 +45,7 @@ def headline(outcome: Outcome) -> list[str]:
     """Returns what came out, in a few sentences.
 
     Args:
-        outcome: With the results.
+        outcome: Outcome of a study, with its results.
     """
     return [*_about_the_best(outcome), *_about_the_baseline(outcome), *_about_gaps(outcome), *_about_kinds(outcome)]
 
@@ -94,10 +90,14 @@ def _named(outcome: Outcome, variant: str) -> str:
 
 
 def _undecided(best: Best) -> str:
-    others = [f"{each.other} ({_judged(each)})" for each in best.undecided if each.other != best.runner_up]
+    others = [
+        f"{comparison.other} ({_judged(comparison)})"
+        for comparison in best.undecided
+        if comparison.other != best.runner_up
+    ]
     if not others:
         return ""
-    is_second = any(each.other == best.runner_up for each in best.undecided)
+    is_second = any(comparison.other == best.runner_up for comparison in best.undecided)
     beginning = "Nor can it be told from" if is_second else "It can't be told from"
     more = f" and {len(others) - 2} more" if len(others) > 3 else ""
     return f" {beginning} {_listed(others[:2] if more else others)}{more}."
@@ -111,9 +111,9 @@ def _judged(comparison: Comparison) -> str:
 def _about_the_baseline(outcome: Outcome) -> Iterator[str]:
     study = outcome.study
     compared = against_baseline(outcome, study.metric)
-    if not compared or all(math.isnan(each.p) for each in compared.values()):
+    if not compared or all(math.isnan(comparison.p) for comparison in compared.values()):
         return
-    certain = {name: each for name, each in compared.items() if each.is_significant}
+    certain = {name: comparison for name, comparison in compared.items() if comparison.is_significant}
     if not certain:
         others = _listed(list(compared)) if len(compared) < 3 else f"None of the {len(compared)} other variants"
         how = "by more than chance" if len(compared) >= 3 else "by no more than chance"
@@ -122,13 +122,13 @@ def _about_the_baseline(outcome: Outcome) -> Iterator[str]:
     sign = -1 if study.prefers_less(study.metric) else 1
     unit = " points" if is_accuracy(study.metric) else ""
     for word, found in (
-        ("better", {name: each for name, each in certain.items() if sign * each.difference > 0}),
-        ("worse", {name: each for name, each in certain.items() if sign * each.difference < 0}),
+        ("better", {name: comparison for name, comparison in certain.items() if sign * comparison.difference > 0}),
+        ("worse", {name: comparison for name, comparison in certain.items() if sign * comparison.difference < 0}),
     ):
         if found:
             listed = [
-                f"{name} ({difference_in_words(study.metric, each)}{unit}, {_judged(each)})"
-                for name, each in found.items()
+                f"{name} ({difference_in_words(study.metric, entry)}{unit}, {_judged(entry)})"
+                for name, entry in found.items()
             ]
             yield f"By more than chance {word} than {study.baseline}: {_listed(listed)}."
 
@@ -140,7 +140,7 @@ def _about_gaps(outcome: Outcome) -> Iterator[str]:
     metric = outcome.study.metric
     unit = " points" if is_accuracy(metric) else ""
     factor = 100 if is_accuracy(metric) else 1
-    shown = {name: f"{factor * each.mean:.3g}{unit}" for name, each in found.items()}
+    shown = {name: f"{factor * entry.mean:.3g}{unit}" for name, entry in found.items()}
     widest, smallest = max(found, key=lambda name: found[name].mean), min(found, key=lambda name: found[name].mean)
     compared = paired(found[widest].values, found[smallest].values, smallest)
     # These two were chosen among all pairs for being far apart.
@@ -158,23 +158,29 @@ def _about_gaps(outcome: Outcome) -> Iterator[str]:
 
 
 def _about_kinds(outcome: Outcome) -> Iterator[str]:
-    decompositions = [each for runs in collected(outcome, "decomposition").values() for each in runs]
+    decompositions = [run for runs in collected(outcome, "decomposition").values() for run in runs]
     if decompositions:
         distances = [
-            abs(each["error"] - each["bias_squared"] - each["variance"] - each["noise"]) / each["error_standard_error"]
-            for each in decompositions
-            if each["error_standard_error"] > 0
+            abs(
+                decomposition["error"]
+                - decomposition["bias_squared"]
+                - decomposition["variance"]
+                - decomposition["noise"]
+            )
+            / decomposition["error_standard_error"]
+            for decomposition in decompositions
+            if decomposition["error_standard_error"] > 0
         ]
-        within = sum(each <= 2 for each in distances)
+        within = sum(distance <= 2 for distance in distances)
         if distances:  # without noise there is nothing that could be off
             yield (
                 f"In {within} of {len(distances)} runs bias², variance and noise sum to the measured error within two "
                 f"of its standard errors; chance alone gives 95 %, and the largest distance is {max(distances):.1f}."
             )
-    reloads = [each for runs in collected(outcome, "reload").values() for each in runs]
+    reloads = [run for runs in collected(outcome, "reload").values() for run in runs]
     if reloads:
-        largest = max(each["largest_difference"] for each in reloads)
-        same = sum(bool(each["same_classes"]) for each in reloads)
+        largest = max(reload["largest_difference"] for reload in reloads)
+        same = sum(bool(reload["same_classes"]) for reload in reloads)
         yield (
             f"{same} of {len(reloads)} models predict the same classes after they were saved and loaded in a new "
             f"process; their probabilities differ by at most {largest:.2g}."

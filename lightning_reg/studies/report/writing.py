@@ -45,12 +45,12 @@ def write_report(outcome: Outcome, folder: Path) -> Path:
 
 def _runs(outcome: Outcome) -> str:
     """Returns a line of comma-separated values for each run."""
-    metrics = list(dict.fromkeys(name for each in outcome.results for name in each.metrics))
+    metrics = list(dict.fromkeys(name for result in outcome.results for name in result.metrics))
     order = {variant: index for index, variant in enumerate(outcome.study.variants)}
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(["variant", "seed", *metrics, "seconds"])
-    for each in sorted(outcome.results, key=lambda each: (order[each.variant], each.seed)):
-        values = [repr(each.metrics[name]) if name in each.metrics else "" for name in metrics]
-        writer.writerow([each.variant, each.seed, *values, f"{each.seconds:.3f}"])
+    for result in sorted(outcome.results, key=lambda each: (order[each.variant], each.seed)):
+        values = [repr(result.metrics[name]) if name in result.metrics else "" for name in metrics]
+        writer.writerow([result.variant, result.seed, *values, f"{result.seconds:.3f}"])
     return text.getvalue()

@@ -82,7 +82,7 @@ class SharedTrunk(LightningModule):
         self.second_head = nn.Linear(12, 6)
 
     def configure_optimizers(self):
-        trunk = [each for name, each in self.network.named_parameters() if not name.startswith("head")]
+        trunk = [parameter for name, parameter in self.network.named_parameters() if not name.startswith("head")]
         heads = (self.network.head, self.second_head)
         return [torch.optim.SGD([*trunk, *head.parameters()], lr=0.05) for head in heads]
 

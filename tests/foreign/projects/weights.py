@@ -74,7 +74,7 @@ class Adapted(SomebodysClassifier):
         self.network.hidden = LowRankLinear(12, 12)
 
     def configure_optimizers(self):
-        return torch.optim.SGD([each for each in self.parameters() if each.requires_grad], lr=0.1)
+        return torch.optim.SGD([parameter for parameter in self.parameters() if parameter.requires_grad], lr=0.1)
 
 
 class Thaws(BaseFinetuning):
@@ -90,7 +90,7 @@ class Thaws(BaseFinetuning):
 
 class Finetuned(SomebodysClassifier):
     def configure_optimizers(self):
-        return torch.optim.SGD([each for each in self.parameters() if each.requires_grad], lr=0.1)
+        return torch.optim.SGD([parameter for parameter in self.parameters() if parameter.requires_grad], lr=0.1)
 
 
 class FreezesByTurns(SomebodysClassifier):

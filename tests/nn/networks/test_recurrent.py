@@ -97,7 +97,7 @@ def test_names_of_weights_are_torchs(plain, dropping):
 
 def holds_its_parameters(cell):
     names = [name for name, _ in cell.named_parameters()]
-    return all(each is getattr(cell, name) for each, name in zip(cell._flat_weights, names, strict=True))
+    return all(flat_weight is getattr(cell, name) for flat_weight, name in zip(cell._flat_weights, names, strict=True))
 
 
 def test_parameters_are_back_after_every_pass_and_after_an_exception():

@@ -120,7 +120,9 @@ def test_attention_weights_are_dropped_at_their_rate_and_rescaled():
 
 def test_stochastic_depth_rises_linearly_to_its_rate():
     rates = [
-        each.p for each in network(depth=4, stochastic_depth_prob=0.4).modules() if isinstance(each, StochasticDepth)
+        module.p
+        for module in network(depth=4, stochastic_depth_prob=0.4).modules()
+        if isinstance(module, StochasticDepth)
     ]
     assert rates == pytest.approx([0.1, 0.1, 0.2, 0.2, 0.3, 0.3, 0.4, 0.4])
 

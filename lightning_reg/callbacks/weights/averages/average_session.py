@@ -148,7 +148,7 @@ class AverageSession(Session[WeightAverage]):
     def take(self) -> None:
         """Takes the weights as they are now into the average."""
         if not self.places or any(owner.get(key) is not tensor for _, tensor, owner, key in self.places):
-            self.places = [each for each in registered_in(self.run.module) if isinstance(each.tensor, nn.Parameter)]
+            self.places = [entry for entry in registered_in(self.run.module) if isinstance(entry.tensor, nn.Parameter)]
             self.trainable = []
         trainable = [place.tensor.requires_grad for place in self.places]
         averages, tensors = self.averaged
@@ -166,7 +166,7 @@ class AverageSession(Session[WeightAverage]):
         """Copies what isn't averaged yet."""
         module = self.run.module
         tensors = tensors_of(module)
-        averaged = [place.name for place, each in zip(self.places, self.trainable, strict=True) if each]
+        averaged = [place.name for place, parameter in zip(self.places, self.trainable, strict=True) if parameter]
         if self.technique.buffers == "average":
             averaged += [name for name in norm_statistics(module) if name in tensors]
         self.held.follow(tensors)

@@ -60,18 +60,20 @@ class WeightAverage(Technique):
 
     def gives_weights(self, trainer: Trainer) -> bool:
         """Whether it is the first average of a trainer."""
-        return next((each for each in callbacks_of(trainer) if isinstance(each, WeightAverage)), None) is self
+        return (
+            next((callback for callback in callbacks_of(trainer) if isinstance(callback, WeightAverage)), None) is self
+        )
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
-        for each in callbacks_of(trainer):
-            if isinstance(each, twins(StochasticWeightAveraging, WeightAveraging)):
+        for callback in callbacks_of(trainer):
+            if isinstance(callback, twins(StochasticWeightAveraging, WeightAveraging)):
                 raise SettingError(
-                    f"callbacks must not have a {type(each).__name__} with {type(self).__name__}: both evaluate with "
-                    "averaged weights"
+                    f"callbacks must not have a {type(callback).__name__} with {type(self).__name__}: both evaluate "
+                    "with averaged weights"
                 )
         if flattens_parameters(trainer):
             raise SettingError(

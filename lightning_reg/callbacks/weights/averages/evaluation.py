@@ -18,9 +18,7 @@ def report_validation(trainer: Trainer, module: LightningModule, prefix: str) ->
     do loggers, the global random streams and the loop's counters. The prefixed metrics can be monitored.
 
     Args:
-        trainer: That fits.
         module: A copy of its module, with the weights that are reported on.
-        prefix: Without a slash.
     """
     with isolate_rng():
         metrics, logged = validate_apart(trainer, module)

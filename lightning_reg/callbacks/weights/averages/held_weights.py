@@ -38,7 +38,6 @@ class HeldWeights:
 
         Args:
             name: Of a parameter or buffer.
-            tensor: Its value now.
         """
         copied = tensor.detach().clone()
         self.values[name] = copied.float() if _is_halved(tensor) else copied
@@ -60,11 +59,7 @@ class HeldWeights:
         self._known = {name: tensors[name] for name in self.values}
 
     def exchange(self, module: nn.Module) -> None:
-        """Lets what is held and what the module has change places.
-
-        Args:
-            module: Whose tensors.
-        """
+        """Lets what is held and what the module has change places."""
         tensors = tensors_of(module)
         self.follow(tensors)
         # Validation runs in inference mode, whose tensors couldn't be trained with afterwards.

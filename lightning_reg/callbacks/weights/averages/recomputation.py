@@ -22,7 +22,6 @@ def recomputed_statistics(trainer: Trainer, module: LightningModule, inputs: Rem
     would change the variance.
 
     Args:
-        trainer: That fits.
         module: A copy of its module, with the weights that the statistics are for.
         inputs: Of the training steps.
 

@@ -25,9 +25,6 @@ __all__ = [
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
     """Returns every parameter and buffer once, by its name as the user wrote it; of sharded ones the shards.
 
-    Args:
-        module: Whose tensors.
-
     >>> list(tensors_of(nn.BatchNorm1d(2)))
     ['weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked']
     """
@@ -39,9 +36,7 @@ class Registered(NamedTuple):
 
     Attributes:
         name: As the user wrote it.
-        tensor: The tensor.
         owner: The parameters or buffers of the module that has it.
-        key: Its name there.
     """
 
     name: str
@@ -74,11 +69,7 @@ def registered_in(module: nn.Module) -> list[Registered]:
 
 
 def state_names(module: nn.Module) -> dict[str, list[str]]:
-    """Returns under which names each tensor is in the module's ``state_dict``; tied ones are there several times.
-
-    Args:
-        module: Whose tensors.
-    """
+    """Returns under which names each tensor is in the module's ``state_dict``; tied ones are there several times."""
     first = {id(tensor): name for name, tensor in tensors_of(module).items()}
     names: dict[str, list[str]] = {name: [] for name in first.values()}
     for key, tensor in (
@@ -92,17 +83,14 @@ def state_names(module: nn.Module) -> dict[str, list[str]]:
 def norm_statistics(module: nn.Module) -> list[str]:
     """Returns the names of the running statistics of normalization layers, without integer counters.
 
-    Args:
-        module: Whose buffers.
-
     >>> norm_statistics(nn.BatchNorm1d(2))
     ['running_mean', 'running_var']
     """
     return [
         plain_name(f"{prefix}.{name}" if prefix else name)
-        for prefix, each in module.named_modules()
-        if is_normalization(each) and not isinstance(each, _SpectralNorm) and not any(each.children())
-        for name, buffer in each.named_buffers(recurse=False)
+        for prefix, submodule in module.named_modules()
+        if is_normalization(submodule) and not isinstance(submodule, _SpectralNorm) and not any(submodule.children())
+        for name, buffer in submodule.named_buffers(recurse=False)
         if buffer.is_floating_point()
     ]
 
@@ -117,14 +105,14 @@ def spectral_vectors(module: nn.Module) -> list[tuple[str, str, str, int]]:
     [('weight', 'parametrizations.weight.0._u', 'parametrizations.weight.0._v', 0)]
     """
     found = []
-    for prefix, each in module.named_modules():
+    for prefix, submodule in module.named_modules():
         start = f"{prefix}." if prefix else ""
-        for attribute, steps in getattr(each, "parametrizations", {}).items():
+        for attribute, steps in getattr(submodule, "parametrizations", {}).items():
             for index, step in enumerate(steps):
                 if isinstance(step, _SpectralNorm) and index == 0 and hasattr(step, "_u"):
                     at = f"{start}parametrizations.{attribute}"
                     found.append((f"{at}.original", f"{at}.0._u", f"{at}.0._v", step.dim))
-        for hook in each._forward_pre_hooks.values():
+        for hook in submodule._forward_pre_hooks.values():
             if isinstance(hook, SpectralNorm):
                 at = f"{start}{hook.name}"
                 found.append((f"{at}_orig", f"{at}_u", f"{at}_v", hook.dim))
@@ -132,25 +120,17 @@ def spectral_vectors(module: nn.Module) -> list[tuple[str, str, str, int]]:
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether FSDP2 shards a module, which can't be copied then.
-
-    Args:
-        module: Any.
-    """
+    """Whether FSDP2 shards a module, which can't be copied then."""
     return any(True for _ in _sharded(module))
 
 
 def reshard(module: nn.Module) -> None:
-    """Lets go what FSDP has gathered for a forward pass, else it would outlive a change of the shards.
-
-    Args:
-        module: Any.
-    """
-    for each in _sharded(module):
-        each.reshard()
+    """Lets go what FSDP has gathered for a forward pass, else it would outlive a change of the shards."""
+    for shard in _sharded(module):
+        shard.reshard()
 
 
 def _sharded(module: nn.Module) -> Iterable[Any]:
     from torch.distributed.fsdp import FSDPModule
 
-    return (each for each in module.modules() if isinstance(each, FSDPModule))
+    return (submodule for submodule in module.modules() if isinstance(submodule, FSDPModule))

@@ -24,11 +24,7 @@ _PLAIN = (type(None), bool, int, float, str)
 
 
 def batch_norms(module: nn.Module) -> dict[str, _BatchNorm]:
-    """Returns the BatchNorm layers with running statistics, by name.
-
-    Args:
-        module: Whose layers.
-    """
+    """Returns the BatchNorm layers with running statistics, by name."""
     return {
         name: part
         for name, part in module.named_modules()
@@ -43,7 +39,6 @@ class Call:
     Attributes:
         name: Of the module; empty for the LightningModule's own ``forward``.
         args: Copies of what it was called with.
-        kwargs: Likewise.
         moved: Which tensors among them, counted through both, are brought back to an accelerator.
         chained: Which of them are the output of an earlier call: number of the call and of the output.
     """
@@ -67,9 +62,6 @@ class RememberedInputs:
     input of the next. So BatchNorm's statistics can be computed for other weights without the training step, which may
     count, log, move a teacher or take labels out of the batch. The inputs are on the host; hooks are there only where
     the module has BatchNorm.
-
-    Args:
-        run: The fit.
     """
 
     def __init__(self, run: Run) -> None:
@@ -100,7 +92,7 @@ class RememberedInputs:
         before, after = torch.compiler.disable(self._before), torch.compiler.disable(self._after)  # type: ignore[no-untyped-call]
         for name in filter(modules.__contains__, _called(module, norms)):  # a module that is shared has one name
             self._names[modules[name]] = name
-            self._norms_in[name] = [(each, norm) for each, norm in norms.items() if _is_within(each, name)]
+            self._norms_in[name] = [(layer, norm) for layer, norm in norms.items() if _is_within(layer, name)]
             if compiled := compiled_call(modules[name]):
                 self._run.around(modules[name], compiled, self._around(name))
                 continue
