@@ -1,12 +1,12 @@
 """How strong a technique is, as training goes on."""
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
 from lightning.pytorch import LightningModule, Trainer
 
 from lightning_reg.core.lightning import planned_epochs
+from lightning_reg.functional.averaging import annealed
 from lightning_reg.settings import SettingError, check_choice, check_count, check_range
 
 __all__ = ["ScheduledStrength", "StrengthSchedule", "check_never_zero", "check_schedule"]
@@ -79,7 +79,7 @@ class StrengthSchedule:
             return self.end if now >= self.begin else self.start
         done = min(max(now - self.begin, 0) / duration, 1.0) if duration else float(now >= self.begin)
         if self.kind == "cosine":
-            done = (1 - math.cos(math.pi * done)) / 2
+            done = annealed(0.0, 1.0, done)
         if self.kind == "step":
             jumps = self.jumps or _JUMPS
             elapsed = min(max(now - self.begin, 0), duration)

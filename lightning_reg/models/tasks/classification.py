@@ -19,7 +19,25 @@ __all__ = ["Classification", "Multilabel"]
 ClassWeights = Literal["balanced"] | Sequence[float] | None
 
 
-class Classification(Task):
+class _Labels(Task):
+    """What classes and labels share: smoothed targets, and weights in the training loss."""
+
+    weights: Tensor | None
+
+    def __init__(self, *, label_smoothing: float = 0.0, class_weights: ClassWeights = None) -> None:
+        super().__init__()
+        check_range("label_smoothing", label_smoothing, low=0, high=1, high_open=True)
+        _check_weights(class_weights)
+        self.label_smoothing = label_smoothing
+        self.class_weights = class_weights
+
+    @property
+    @override
+    def needs_targets(self) -> bool:
+        return self.class_weights == "balanced"
+
+
+class Classification(_Labels):
     """One class a sample, by cross entropy; targets are indices (N,) or probabilities (N, C), as mixing gives them.
 
     Metrics are ``accuracy`` and ``balanced_accuracy``, the mean accuracy over classes; for soft targets those of the
@@ -44,13 +62,6 @@ class Classification(Task):
 
     predicts_classes = True
 
-    def __init__(self, *, label_smoothing: float = 0.0, class_weights: ClassWeights = None) -> None:
-        super().__init__()
-        check_range("label_smoothing", label_smoothing, low=0, high=1, high_open=True)
-        _check_weights(class_weights)
-        self.label_smoothing = label_smoothing
-        self.class_weights = class_weights
-
     @override
     def build(self, *, num_classes: int | None, num_targets: int | None) -> int:
         if num_classes is None:
@@ -63,13 +74,7 @@ class Classification(Task):
         check_count("num_classes", num_classes, low=2)
         self.num_classes = num_classes
         self.register_buffer("weights", _weights(self.class_weights, num_classes), persistent=False)
-        self.weights: Tensor | None
         return num_classes
-
-    @property
-    @override
-    def needs_targets(self) -> bool:
-        return self.class_weights == "balanced"
 
     @override
     def prepare(self, targets: Tensor) -> None:
@@ -116,7 +121,7 @@ class Classification(Task):
         return columns
 
 
-class Multilabel(Task):
+class Multilabel(_Labels):
     """Any number of labels a sample, by binary cross entropy; targets are 0 and 1, or between them if mixed, (N, L).
 
     Metrics, each averaged over labels, are ``f1`` at a probability of 0.5 and ``mean_average_precision``.
@@ -133,13 +138,6 @@ class Multilabel(Task):
     5
     """
 
-    def __init__(self, *, label_smoothing: float = 0.0, class_weights: ClassWeights = None) -> None:
-        super().__init__()
-        check_range("label_smoothing", label_smoothing, low=0, high=1, high_open=True)
-        _check_weights(class_weights)
-        self.label_smoothing = label_smoothing
-        self.class_weights = class_weights
-
     @override
     def build(self, *, num_classes: int | None, num_targets: int | None) -> int:
         labels = num_classes if num_targets is None else num_targets
@@ -148,13 +146,7 @@ class Multilabel(Task):
         check_count("num_targets", labels)
         self.num_labels = labels
         self.register_buffer("weights", _weights(self.class_weights, labels), persistent=False)
-        self.weights: Tensor | None
         return labels
-
-    @property
-    @override
-    def needs_targets(self) -> bool:
-        return self.class_weights == "balanced"
 
     @override
     def prepare(self, targets: Tensor) -> None:
