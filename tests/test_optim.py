@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_reg.optim import is_normalization, weight_decay_groups
+from lightning_reg.optim import is_normalization, layer_decay_groups, weight_decay_groups
 from lightning_reg.settings import SettingError
 
 
@@ -173,3 +173,54 @@ def test_a_linear_layer_of_normalized_features_is_no_norm(outputs):
         pass
 
     assert names_of(LayerNormLinear(4, outputs, bias=False), "decay") == ["weight"]
+
+
+def rates_of(model, **settings):
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    groups = layer_decay_groups(model, 0.5, lr=1.0, **settings)
+    assert len({group["name"] for group in groups}) == len(groups)
+    torch.optim.AdamW(groups)  # takes them
+    return {names[parameter]: group["lr"] for group in groups for parameter in group["params"]}
+
+
+def test_rates_halve_from_block_to_block_and_what_comes_before_and_after_has_its_own():
+    model = nn.ModuleDict(
+        {"stem": nn.Linear(2, 2), "blocks": nn.ModuleList(nn.Linear(2, 2) for _ in range(3)), "head": nn.Linear(2, 2)}
+    )
+    rates = rates_of(model)
+    assert [rates[f"{name}.weight"] for name in ("stem", "blocks.0", "blocks.1", "blocks.2", "head")] == [
+        1 / 16,
+        1 / 8,
+        1 / 4,
+        1 / 2,
+        1,
+    ]
+
+
+def test_numbered_stages_are_blocks_too():
+    torchvision = pytest.importorskip("torchvision")
+    rates = rates_of(torchvision.models.resnet18())
+    assert rates["conv1.weight"] == rates["bn1.weight"] == 2**-5
+    assert rates["layer1.0.conv1.weight"] == rates["layer1.1.bn2.bias"] == 2**-4
+    assert rates["layer4.1.conv2.weight"] == 0.5
+    assert rates["fc.bias"] == 1
+
+
+def test_more_than_nine_blocks_are_counted_as_numbers():
+    rates = rates_of(nn.Sequential(*(nn.Linear(1, 1) for _ in range(12))))
+    assert [rates[f"{index}.weight"] for index in range(12)] == [0.5 ** (11 - index) for index in range(12)]
+
+
+def test_decayed_and_spared_parameters_of_a_layer_have_one_rate():
+    groups = layer_decay_groups(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)), 0.5, lr=1.0, weight_decay=0.1)
+    assert [(group["name"], group["lr"], group["weight_decay"]) for group in groups] == [
+        ("depth_0_decay", 0.5, 0.1),
+        ("depth_0_no_decay", 0.5, 0.0),
+        ("depth_1_no_decay", 1.0, 0.0),
+    ]
+
+
+@pytest.mark.parametrize(("decay", "lr"), [(0.0, 1.0), (1.1, 1.0), (0.5, -1.0)])
+def test_bad_layer_decay_is_refused(decay, lr):
+    with pytest.raises(SettingError, match=r"(decay|lr) must be in"):
+        layer_decay_groups(nn.Linear(2, 2), decay, lr=lr)

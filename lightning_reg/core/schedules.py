@@ -1,5 +1,6 @@
 """How strong a technique is, as training goes on."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +13,7 @@ from lightning_reg.settings import SettingError, check_choice, check_count, chec
 __all__ = ["ScheduledStrength", "StrengthSchedule", "check_never_zero", "check_schedule"]
 
 _JUMPS = 4
-_KINDS = ("constant", "linear", "cosine", "step")
+_KINDS = ("constant", "linear", "cosine", "flat_cosine", "step")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +28,11 @@ class StrengthSchedule:
     When to use: to let a network fit before it is regularized (rising), or to end on the plain objective (falling).
 
     Args:
-        kind: ``"linear"``; ``"cosine"``: half a wave, slow at both ends; ``"step"``: in ``jumps`` equal jumps at equal
-            distances; ``"constant"``: ``end`` as soon as ``begin`` is reached.
-        start: Factor at the beginning, at least 0.
-        end: Factor at the end, at least 0.
+        kind: ``"linear"``; ``"cosine"``: half a wave, slow at both ends; ``"flat_cosine"``: ``start`` for half of
+            ``duration``, then half a wave; ``"step"``: in ``jumps`` equal jumps at equal distances; ``"constant"``:
+            ``end`` as soon as ``begin`` is reached.
+        start: Factor at the beginning, at least 0; where None, 0, and 1 for ``"flat_cosine"``.
+        end: Factor at the end, at least 0; where None, 1, and 0 for ``"flat_cosine"``.
         begin: When the factor starts to move, in ``unit``.
         duration: How long it moves, in ``unit``; where None, to the end of training.
         jumps: How many jumps ``"step"`` has; 4 where None. Of no other kind.
@@ -44,9 +46,9 @@ class StrengthSchedule:
     [0.0, 0.0, 0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
     """
 
-    kind: Literal["constant", "linear", "cosine", "step"] = "linear"
-    start: float = 0.0
-    end: float = 1.0
+    kind: Literal["constant", "linear", "cosine", "flat_cosine", "step"] = "linear"
+    start: float | None = None
+    end: float | None = None
     begin: int = 0
     duration: int | None = None
     jumps: int | None = None
@@ -56,8 +58,10 @@ class StrengthSchedule:
         """Checks the settings."""
         check_choice("schedule.kind", self.kind, _KINDS)
         check_choice("schedule.unit", self.unit, ("epoch", "step"))
-        check_range("schedule.start", self.start, low=0)
-        check_range("schedule.end", self.end, low=0)
+        for name in ("start", "end"):
+            given = getattr(self, name)
+            if given is not None:
+                check_range(f"schedule.{name}", given, low=0)
         check_count("schedule.begin", self.begin, low=0)
         if self.jumps is not None:
             check_count("schedule.jumps", self.jumps)
@@ -68,6 +72,12 @@ class StrengthSchedule:
             if self.kind == "constant":
                 raise SettingError(f"schedule.duration must be left out with kind 'constant', but is {self.duration}")
 
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The factor at the beginning and at the end."""
+        start, end = (1.0, 0.0) if self.kind == "flat_cosine" else (0.0, 1.0)
+        return start if self.start is None else self.start, end if self.end is None else self.end
+
     def factor(self, now: int, duration: int) -> float:
         """Returns the factor.
 
@@ -75,16 +85,19 @@ class StrengthSchedule:
             now: Epochs or steps that are done.
             duration: How long the factor moves.
         """
+        start, end = self.bounds
         if self.kind == "constant":
-            return self.end if now >= self.begin else self.start
+            return end if now >= self.begin else start
         done = min(max(now - self.begin, 0) / duration, 1.0) if duration else float(now >= self.begin)
         if self.kind == "cosine":
             done = annealed(0.0, 1.0, done)
+        if self.kind == "flat_cosine":
+            done = annealed(0.0, 1.0, 2 * done - 1)
         if self.kind == "step":
             jumps = self.jumps or _JUMPS
             elapsed = min(max(now - self.begin, 0), duration)
             done = elapsed * jumps // duration / jumps if duration else done
-        return self.start + (self.end - self.start) * done
+        return start + (end - start) * done
 
 
 def check_schedule(schedule: StrengthSchedule | None) -> None:
@@ -108,8 +121,9 @@ def check_never_zero(schedule: StrengthSchedule | None) -> None:
     """
     check_schedule(schedule)
     if schedule is not None:
-        check_range("schedule.start", schedule.start, low=0, low_open=True)
-        check_range("schedule.end", schedule.end, low=0, low_open=True)
+        start, end = schedule.bounds
+        check_range("schedule.start", start, low=0, low_open=True)
+        check_range("schedule.end", end, low=0, low_open=True)
 
 
 class ScheduledStrength:
@@ -136,8 +150,10 @@ class ScheduledStrength:
     @property
     def is_off(self) -> bool:
         """Whether the factor is 0 from beginning to end."""
-        schedule = self._schedule
-        return schedule is not None and schedule.end == 0 and (schedule.start == 0 or _is_at_once(schedule))
+        if self._schedule is None:
+            return False
+        start, end = self._schedule.bounds
+        return end == 0 and (start == 0 or _is_at_once(self._schedule))
 
     def log(self, pl_module: LightningModule, name: str) -> None:
         """Logs the factor as ``schedule/<name>``, if there is a schedule."""

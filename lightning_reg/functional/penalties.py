@@ -16,13 +16,11 @@ __all__ = [
     "add_elastic_net_gradient_",
     "add_group_lasso_gradient_",
     "add_l2_sp_gradient_",
-    "add_orthogonal_gradient_",
     "elastic_net_penalty",
     "group_lasso_penalty",
     "l1_penalty",
     "l2_penalty",
     "l2_sp_penalty",
-    "orthogonal_penalty",
 ]
 
 Strength = float | Tensor
@@ -189,56 +187,6 @@ def add_group_lasso_gradient_(gradients: Sequence[Tensor], groups: Sequence[Tens
             gradient.add_((group * factors).to(gradient.dtype))
 
 
-def orthogonal_penalty(matrices: Sequence[Tensor], strength: float) -> Tensor:
-    r"""How far rows (or columns, where they are fewer) are from being orthonormal.
-
-    .. math:: P(W) = \lambda \sum_W \lVert W W^\top - I \rVert_F^2
-
-    More rows than columns can't be orthogonal to one another; then W^T W is taken. Both have the same gradient. Complex
-    matrices are transposed and conjugated.
-
-    Args:
-        matrices: Tensors whose first dimension counts the units; the others are flattened, so that a filter of a
-            convolution is a row.
-        strength: λ, dimensionless, at least 0.
-
-    Returns:
-        A scalar tensor, differentiable in the weights.
-
-    Reference:
-        Nitin Bansal, Xiaohan Chen, Zhangyang Wang: Can We Gain More from Orthogonality Regularizations in Training Deep
-        CNNs?, NeurIPS 2018, arXiv:1810.09102.
-
-    >>> orthogonal_penalty([2 * torch.eye(2)], 1.0)
-    tensor(18.)
-    """
-    return strength * torch.stack([_squares(_excess(_flat(matrix))).sum() for matrix in matrices]).sum()
-
-
-@torch.no_grad()
-def add_orthogonal_gradient_(gradients: Sequence[Tensor], matrices: Sequence[Tensor], strength: Strength) -> None:
-    r"""Adds the gradient of :func:`orthogonal_penalty` to ``gradients``, in place.
-
-    .. math:: G \leftarrow G + 4 \lambda (W W^\top - I) W
-
-    Args:
-        gradients: What is added to; shapes and dtypes of ``matrices``.
-        matrices: Tensors whose first dimension counts the units.
-        strength: λ; a scalar tensor is used where it lies, without a transfer to the host.
-
-    >>> gradient = torch.zeros(2, 2)
-    >>> add_orthogonal_gradient_([gradient], [2 * torch.eye(2)], 1.0)
-    >>> gradient.diag()
-    tensor([24., 24.])
-    """
-    for gradient, matrix in zip(gradients, matrices, strict=True):
-        flat = _flat(matrix)
-        excess = _excess(flat)
-        # (W Wᵀ − I) W = W (Wᵀ W − I): the smaller of the two products is computed.
-        change = excess @ flat if len(excess) == len(flat) else flat @ excess
-        _add_scaled_([gradient], [change.view(matrix.shape).to(gradient.dtype)], 4 * strength)
-
-
 def l2_sp_penalty(weights: Sequence[Tensor], starts: Sequence[Tensor], strength: float) -> Tensor:
     r"""Half the squared distance from where training started, times the strength.
 
@@ -305,19 +253,6 @@ def _norm(weight: Tensor, order: int, dim: Sequence[int] | None = None, *, keepd
     axes = None if dim is None else tuple(dim)
     norm: Tensor = torch.linalg.vector_norm(weight, order, dim=axes, keepdim=keepdim, dtype=dtype)
     return norm
-
-
-def _flat(matrix: Tensor) -> Tensor:
-    return matrix.flatten(1).to(torch.promote_types(matrix.dtype, torch.float32))
-
-
-def _excess(matrix: Tensor) -> Tensor:
-    gram = matrix @ matrix.mH if matrix.shape[0] <= matrix.shape[1] else matrix.mH @ matrix
-    return gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-
-
-def _squares(matrix: Tensor) -> Tensor:
-    return (torch.view_as_real(matrix) if matrix.is_complex() else matrix).square()
 
 
 def _signs(weights: Sequence[Tensor]) -> Sequence[Tensor]:

@@ -47,11 +47,12 @@ def test_begins_with_an_epoch():
 
 
 @pytest.mark.parametrize(("settings", "decay"), [({"half_life": 3.0}, 0.5 ** (1 / 3)), ({"half_life": 0.5}, 0.25)])
-def test_half_life_in_steps_and_in_epochs(settings, decay):
+def test_half_life_in_steps_in_epochs_and_as_a_share_of_the_run(settings, decay):
     expected = torchs_average(decay)[0]
     in_epochs = {"half_life": settings["half_life"] / BATCHES, "half_life_unit": "epoch"}
-    for each in (settings, in_epochs):
-        module, _ = fit(ExponentialMovingAverage(**each, warmup=False))
+    of_the_run = {"half_life": settings["half_life"] / BATCHES / 3, "half_life_unit": "run"}  # of three epochs
+    for given in (settings, in_epochs, of_the_run):
+        module, _ = fit(ExponentialMovingAverage(**given, warmup=False))
         assert_same_weights(module, expected)
 
 
@@ -230,7 +231,7 @@ def test_several_optimizers_in_a_batch_count_once():
         ({"half_life": 0.0}, r"half_life must be in \(0, ∞\), but is 0.0"),
         ({"half_life": -1.0}, r"half_life must be in \(0, ∞\), but is -1.0"),
         ({"decay": 0.9, "half_life": 5.0}, "decay must be left out with half_life 5.0, but is 0.9"),
-        ({"half_life_unit": "year"}, "half_life_unit must be one of step, epoch, but is 'year'"),
+        ({"half_life_unit": "year"}, "half_life_unit must be one of step, epoch, run, but is 'year'"),
         ({"every_n_steps": 0}, "every_n_steps must be a whole number of at least 1, but is 0"),
         ({"start_step": -1}, "start_step must be a whole number of at least 0, but is -1"),
         ({"start_epoch": -1}, "start_epoch must be a whole number of at least 0, but is -1"),

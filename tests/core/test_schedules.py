@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from lightning_reg.callbacks import L2Penalty
@@ -88,3 +90,16 @@ def test_off_is_what_never_gets_above_zero():
     assert not is_off(StrengthSchedule(kind="constant", start=1.0, end=0.0, begin=2))
     assert not is_off(StrengthSchedule())
     assert not is_off(None)
+
+
+def test_flat_cosine_stays_for_half_the_time_and_falls_to_zero():
+    schedule = StrengthSchedule(kind="flat_cosine", duration=8)
+    factors = [schedule.factor(epoch, 8) for epoch in range(11)]
+    assert factors[:5] == [1.0] * 5
+    assert factors[5:8] == pytest.approx([(1 + math.cos(math.pi * t)) / 2 for t in (0.25, 0.5, 0.75)])
+    assert factors[8:] == [0.0] * 3
+
+
+def test_flat_cosine_goes_between_what_is_given():
+    schedule = StrengthSchedule(kind="flat_cosine", start=0.2, end=0.6, begin=1, duration=2)
+    assert [schedule.factor(epoch, 2) for epoch in range(4)] == pytest.approx([0.2, 0.2, 0.2, 0.6])

@@ -4,17 +4,16 @@ import pytest
 import torch
 
 from lightning_reg.functional import penalties
+from lightning_reg.functional.orthogonality import add_orthogonal_gradient_, orthogonal_penalty
 from lightning_reg.functional.penalties import (
     add_elastic_net_gradient_,
     add_group_lasso_gradient_,
     add_l2_sp_gradient_,
-    add_orthogonal_gradient_,
     elastic_net_penalty,
     group_lasso_penalty,
     l1_penalty,
     l2_penalty,
     l2_sp_penalty,
-    orthogonal_penalty,
 )
 
 SHAPES = [(4, 1), (4, 7), (7, 4), (3, 2, 3, 3)]

@@ -92,7 +92,7 @@ class RatesSession(Session[DropoutSchedule]):
         chosen = select_names(names, include=technique.include, exclude=technique.exclude, kind=kind)
         self.rates = [(rate, rate.value) for rate in found if rate.name in chosen]
         self._check_alone()
-        highest = max(technique.schedule.start, technique.schedule.end)
+        highest = max(technique.schedule.bounds)
         for rate, value in self.rates:
             if value * highest >= 1:
                 raise SettingError(

@@ -18,7 +18,7 @@ from lightning_reg.settings import SettingError, check_choice, check_count, chec
 
 __all__ = ["ExponentialMovingAverage"]
 
-Unit = Literal["step", "epoch"]
+Unit = Literal["step", "epoch", "run"]
 _USUAL_DECAY = 0.999
 
 
@@ -57,7 +57,8 @@ class ExponentialMovingAverage(WeightAverage):
         decay: Share of the average that is kept at each update, in [0, 1]; 0.999 where ``half_life`` isn't given
             either. With 0 the average is the weights of the last update, with 1 those of the first.
         half_life: After how long a weight counts half, instead of ``decay``; positive.
-        half_life_unit: Whether ``half_life`` counts optimizer steps or epochs.
+        half_life_unit: Whether ``half_life`` counts optimizer steps or epochs, or is a share of the whole run, of which
+            0.01 to 0.1 is usual.
         warmup: Whether the n-th update keeps at most (1 + n) / (10 + n), so that a short training isn't averaged with
             its beginning. A ``decay`` of 1 has none.
         start_step: Steps before the average begins.
@@ -144,6 +145,8 @@ class MovingAverageSession(AverageSession):
         steps = technique.half_life
         if technique.half_life_unit == "epoch":
             steps *= _steps_per_epoch(self.run.trainer)
+        if technique.half_life_unit == "run":
+            steps *= _steps_of_run(self.run.trainer)
         self.decay = decay_of_half_life(steps / technique.every_n_steps)
 
     @property
@@ -169,6 +172,15 @@ class MovingAverageSession(AverageSession):
         if self.technique.warmup and decay < 1:
             decay = warmed_up_decay(decay, self.updates)
         ema_update_(averages, values, decay)
+
+
+def _steps_of_run(trainer: Trainer) -> float:
+    if not trainer.lightning_module.automatic_optimization:
+        raise SettingError("half_life_unit must be 'step' under manual optimization, but is 'run'")
+    steps = trainer.estimated_stepping_batches
+    if steps < 0 or math.isinf(steps):
+        raise SettingError("half_life_unit must be 'step' or 'epoch' where training has no planned end, but is 'run'")
+    return steps
 
 
 def _steps_per_epoch(trainer: Trainer) -> int:
