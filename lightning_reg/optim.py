@@ -68,6 +68,11 @@ class OwnedParameter:
         )
 
     @property
+    def is_norm(self) -> bool:
+        """Whether it belongs to a normalization layer."""
+        return any(is_normalization(owner) for _, owner in self.owners)
+
+    @property
     def is_embedding(self) -> bool:
         """Whether rows of it are looked up, also where it is tied to an output layer."""
         return any(isinstance(owner, (nn.Embedding, nn.EmbeddingBag)) for _, owner in self.owners)

@@ -323,3 +323,8 @@ def test_flattened_weights_are_refused():
 def test_settings_out_of_range(settings, message):
     with pytest.raises(SettingError, match=message):
         SharpnessAwareMinimization(**settings)
+
+
+def test_only_norms_needs_some_with_weights():
+    with pytest.raises(SettingError, match='only must be left out, but is "norm", and no normalization layer'):
+        quiet_trainer(SharpnessAwareMinimization(only="norm"), max_steps=1).fit(Theirs(), loader())

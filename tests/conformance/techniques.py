@@ -238,6 +238,46 @@ def sharpness(rho, scale=torch.ones_like):
     return sharpen
 
 
+def sharpness_of_norms(rho):
+    """Climbs with the scales and shifts of the normalization layer alone."""
+
+    def sharpen(model, again):
+        moved = list(model.norm.parameters())
+        before = [weight.detach().clone() for weight in moved]
+        length = torch.cat([weight.grad.flatten() for weight in moved]).norm()
+        with torch.no_grad():
+            for weight in moved:
+                weight.add_(rho * weight.grad / length)
+        again()
+        with torch.no_grad():
+            for weight, start in zip(moved, before, strict=True):
+                weight.copy_(start)
+
+    return sharpen
+
+
+def friendly_sharpness(rho, kept):
+    """Climbs along what the gradient has beyond its moving average."""
+
+    def sharpen(model, again):
+        trained = [weight for weight in trainable(model) if weight.grad is not None]
+        means = model.__dict__.setdefault("means", [torch.zeros_like(weight) for weight in trained])
+        for mean, weight in zip(means, trained, strict=True):
+            mean.mul_(kept).add_((1 - kept) * weight.grad)
+        ways = [weight.grad - mean for weight, mean in zip(trained, means, strict=True)]
+        before = [weight.detach().clone() for weight in trained]
+        length = torch.cat([way.flatten() for way in ways]).norm()
+        with torch.no_grad():
+            for weight, way in zip(trained, ways, strict=True):
+                weight.add_(rho * way / length)
+        again()
+        with torch.no_grad():
+            for weight, start in zip(trained, before, strict=True):
+                weight.copy_(start)
+
+    return sharpen
+
+
 def at_every_second_step(sharpen):
     def sometimes(model, again):
         model.steps_seen = getattr(model, "steps_seen", 0) + 1
@@ -568,6 +608,18 @@ TECHNIQUES = {
         lambda: SharpnessAwareMinimization(rho=0.5, adaptive=True, eta=0.02, interval=2),
         lambda: SharpnessAwareMinimization(adaptive=True, interval=1000),
         Textbook(sharpen=at_every_second_step(sharpness(0.5, lambda weight: weight.abs() + 0.02))),
+        second=lambda: Lookahead(k=2, alpha=1.0),
+    ),
+    "SharpnessAwareMinimization of norms": Technique(
+        lambda: SharpnessAwareMinimization(rho=0.5, only="norm"),
+        lambda: SharpnessAwareMinimization(only="norm", interval=1000),
+        Textbook(sharpen=sharpness_of_norms(0.5)),
+        second=lambda: Lookahead(k=2, alpha=1.0),
+    ),
+    "SharpnessAwareMinimization friendly": Technique(
+        lambda: SharpnessAwareMinimization(rho=0.2, friendly=True, momentum=0.6),
+        lambda: SharpnessAwareMinimization(friendly=True, interval=1000),
+        Textbook(sharpen=friendly_sharpness(0.2, 0.6)),
         second=lambda: Lookahead(k=2, alpha=1.0),
     ),
     "UnitNorm": Technique(

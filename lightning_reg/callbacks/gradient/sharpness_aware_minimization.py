@@ -1,6 +1,8 @@
 """Steps by the gradient of the worst weights nearby (SAM, ASAM)."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -11,14 +13,15 @@ from typing_extensions import override
 
 from lightning_reg.callbacks.gradient.second_pass import SecondPass
 from lightning_reg.core.facts import Chart, Place, Position
-from lightning_reg.core.gradients import dense_gradient, gradient_norms, local
+from lightning_reg.core.gradients import dense_gradient, gradient_norms, local, refuse_sharded
 from lightning_reg.core.lightning import callbacks_of, flattens_parameters, scaler_scale
-from lightning_reg.core.session import Session
+from lightning_reg.core.session import Session, kept
 from lightning_reg.core.step import Run, Step
 from lightning_reg.core.technique import Technique
 from lightning_reg.functional.gradients import total_norm
 from lightning_reg.functional.sharpness import climb_, climbing_factor, gradients_of_climb, scale_to_weights_
-from lightning_reg.settings import SettingError, check_count, check_range
+from lightning_reg.optim import owned_parameters
+from lightning_reg.settings import SettingError, check_choice, check_count, check_range
 
 __all__ = ["SharpnessAwareMinimization"]
 
@@ -51,20 +54,28 @@ class SharpnessAwareMinimization(Technique):
         rho: ρ, length of the climb; where it is 0 steps are plain. 0.05 to 0.2 for SAM, 0.5 to 2 for ASAM.
         adaptive: Whether lengths are measured relative to the weights.
         eta: η, at least 0: what is added to the size of a weight where ``adaptive``.
-        interval: Every which optimizer step does this, at least 1; the others are plain.
+        interval: SAM is applied every so many optimizer steps, at least 1; the others are plain.
+        only: ``"norm"``: perturb the scales and shifts of normalization layers alone (SAM-ON), which takes a much
+            larger ρ, such as 0.5 to 5; every weight where None. Takes a copy of the other gradients.
+        friendly: Whether to climb along what is peculiar to the batch (F-SAM): g − m, where m is a moving average of
+            gradients, rather than along g. Takes two copies of the gradients; the average is in checkpoints.
+        momentum: Share of m that is kept at each step where ``friendly``, in [0, 1).
 
     Logs:
         ``sharpness/loss_rise``, by how much the loss is higher up there, at the steps the trainer logs.
 
     Raises:
-        SettingError: If a setting is out of its range; at the fit's start with manual optimization, LBFGS, a second
+        SettingError: If a setting is out of its range; at the fit's start with no normalization layer where ``only`` is
+            ``"norm"``, sharded weights where ``friendly``, manual optimization, LBFGS, a second
             one, a training step that fetches its own batches, or weights that are flattened (FSDP1, DeepSpeed).
 
     Reference:
         Pierre Foret, Ariel Kleiner, Hossein Mobahi, Behnam Neyshabur: Sharpness-Aware Minimization for Efficiently
         Improving Generalization, ICLR 2021, arXiv:2010.01412. Jungmin Kwon, Jeongseop Kim, Hyunseo Park, In Kwon Choi:
         ASAM: Adaptive Sharpness-Aware Minimization for Scale-Invariant Learning of Deep Neural Networks, ICML 2021,
-        arXiv:2102.11600.
+        arXiv:2102.11600. Maximilian Mueller, Tiffany Vlaar, David Rolnick, Matthias Hein: Normalization Layers Are All
+        That Sharpness-Aware Minimization Needs, NeurIPS 2023, arXiv:2306.04226. Tao Li, Pan Zhou, Zhengbao He, Xinwen
+        Cheng, Xiaolin Huang: Friendly Sharpness-Aware Minimization, CVPR 2024, arXiv:2403.12350.
 
     >>> SharpnessAwareMinimization(rho=0.05).interval
     1
@@ -75,20 +86,40 @@ class SharpnessAwareMinimization(Technique):
     position = Position.SHARPNESS
     changes_gradients = True
 
-    def __init__(self, *, rho: float = 0.05, adaptive: bool = False, eta: float = 0.01, interval: int = 1) -> None:
+    state_dict = Technique.saved_state
+    load_state_dict = Technique.load_saved_state
+
+    def __init__(
+        self,
+        *,
+        rho: float = 0.05,
+        adaptive: bool = False,
+        eta: float = 0.01,
+        interval: int = 1,
+        only: Literal["norm"] | None = None,
+        friendly: bool = False,
+        momentum: float = 0.9,
+    ) -> None:
         check_range("rho", rho, low=0)
         check_range("eta", eta, low=0)
         check_count("interval", interval)
+        check_range("momentum", momentum, low=0, high=1, high_open=True)
+        if only is not None:
+            check_choice("only", only, ["norm"])
         super().__init__()
         self.rho = rho
         self.adaptive = adaptive
         self.eta = eta
         self.interval = interval
+        self.only = only
+        self.friendly = friendly
+        self.momentum = momentum
 
     @property
     def used_settings(self) -> tuple[str, ...]:
         """Names of the settings that mean something; for tables."""
-        return ("rho", "adaptive", "interval", *(["eta"] if self.adaptive else []))
+        further = {"eta": self.adaptive, "momentum": self.friendly}
+        return ("rho", "adaptive", "interval", "only", "friendly", *(name for name, used in further.items() if used))
 
     @override
     def new_session(self, run: Run) -> Session["SharpnessAwareMinimization"]:
@@ -124,35 +155,73 @@ class _Climbing(Session[SharpnessAwareMinimization]):
     second_pass: SecondPass
     # Asked for once: on a CPU, memory that is new has to be cleared.
     spare: dict[nn.Parameter, Tensor] = field(default_factory=dict)
+    perturbed: set[nn.Parameter] | None = None  # all where None
+    names: dict[nn.Parameter, str] = field(default_factory=dict)
+    means: dict[str, Tensor] = kept(default_factory=dict)  # of gradients, where it is friendly
 
     @override
     def zero_grad(self, optimizer: Optimizer) -> None:
         self.second_pass.begin_window()
 
+    def __post_init__(self) -> None:
+        technique, module = self.technique, self.run.module
+        if technique.only == "norm":
+            owned = [entry for entry in owned_parameters(module) if entry.is_norm]
+            self.perturbed = {entry.parameter for entry in owned}
+            if not self.perturbed:
+                raise SettingError('only must be left out, but is "norm", and no normalization layer has weights')
+        if technique.friendly:
+            self.names = {parameter: name for name, parameter in module.named_parameters()}
+            refuse_sharded(self.names, "SharpnessAwareMinimization(friendly=True)")
+
     @override
     @torch.no_grad()
     def before_step(self, step: Step) -> None:
-        parameters = [parameter for parameter in step.parameters if parameter.grad is not None]
+        trained = [parameter for parameter in step.parameters if parameter.grad is not None]
+        ways = self._ways(step, trained) if self.technique.friendly else {}
+        parameters = trained if self.perturbed is None else [weight for weight in trained if weight in self.perturbed]
         if not self.technique.is_due(self.run.trainer) or not parameters or not self.second_pass.is_possible():
             return
         weights = [local(parameter) for parameter in parameters]
         before = [self._spare_of(parameter, weight) for parameter, weight in zip(parameters, weights, strict=True)]
         eta = self.technique.eta if self.technique.adaptive else None
+        # What can't be had back from how far the weights moved.
+        beside = set(trained) if ways else set(trained).difference(parameters)
+        first = {parameter: parameter.grad for parameter in beside}
+        for parameter, way in ways.items():
+            parameter.grad = way
         factor = self._climb(parameters, weights, before, eta)
+        for parameter in trained:
+            parameter.grad = None  # before the second pass, which needs as much memory
         try:
             with torch.enable_grad():
                 rise = self.second_pass.run()
-            _unscale(step, parameters)
-            _fall_back(parameters, before, weights, factor, eta)
+            _unscale(step, trained)
+            climbed = [] if ways else parameters
+            _fall_back(trained, climbed, first, lambda: gradients_of_climb(before, weights, factor, eta))
         finally:
             torch._foreach_copy_(weights, before)
         if rise is not None and step.logs:
             step.log("sharpness/loss_rise", rise)
 
+    def _ways(self, step: Step, trained: list[nn.Parameter]) -> dict[nn.Parameter, Tensor]:
+        """Takes the gradients into their moving average, and returns what they have beyond it."""
+        ways: dict[nn.Parameter, Tensor] = {}
+        for parameter in trained:
+            gradient = step.unscaled(dense_gradient(parameter))
+            name = self.names[parameter]
+            mean = self.means.get(name)
+            mean = torch.zeros_like(gradient) if mean is None else mean.to(gradient)
+            moved = torch.lerp(gradient, mean, self.technique.momentum)
+            # A step that a gradient scaler skips mustn't spoil the average.
+            self.means[name] = torch.where(gradient.isfinite(), moved, mean)
+            ways[parameter] = gradient - self.means[name]
+        return ways
+
     def _climb(
         self, parameters: list[nn.Parameter], weights: list[Tensor], before: list[Tensor], eta: float | None
     ) -> Tensor:
-        """Moves the weights and lets go of the gradients; returns what these were multiplied by."""
+        """Moves the weights; returns what gradients were multiplied by."""
         gradients = [local(dense_gradient(parameter)) for parameter in parameters]
         if eta is not None:
             scale_to_weights_(gradients, weights, eta)
@@ -161,8 +230,6 @@ class _Climbing(Session[SharpnessAwareMinimization]):
             for gradient in gradients:
                 gradient.nan_to_num_(0.0, 0.0, 0.0)  # where the first pass overflows there is no climb
         climb_(weights, gradients, before, factor, eta)
-        for parameter in parameters:
-            parameter.grad = None  # before the second pass, which needs as much memory
         return factor
 
     def _spare_of(self, parameter: nn.Parameter, weight: Tensor) -> Tensor:
@@ -184,16 +251,27 @@ def _unscale(step: Step, parameters: list[nn.Parameter]) -> None:
 
 
 def _fall_back(
-    parameters: list[nn.Parameter], before: list[Tensor], after: list[Tensor], factor: Tensor, eta: float | None
+    trained: list[nn.Parameter],
+    climbed: list[nn.Parameter],
+    first: Mapping[nn.Parameter, Tensor | None],
+    of_climb: Callable[[], list[Tensor]],
 ) -> None:
-    """Takes the first pass's gradients where the second's aren't finite."""
-    found = [weight for weight in parameters if weight.grad is not None]
+    """Takes the first pass's gradients where the second's aren't finite.
+
+    Args:
+        climbed: Parameters whose first gradients are had back from how far they moved.
+        first: The first gradients of the others.
+        of_climb: Returns those of ``climbed``.
+    """
+    found = [weight for weight in trained if weight.grad is not None]
     if not found:
         return
     is_finite = total_norm(gradient_norms(found)).isfinite()
     if is_finite.device.type == "cpu" and is_finite:  # asking a GPU would hold up the step
         return
-    for parameter, first in zip(parameters, gradients_of_climb(before, after, factor, eta), strict=True):
-        if parameter.grad is not None and not parameter.grad.is_sparse:
+    gradients = {**first, **dict(zip(climbed, of_climb() if climbed else (), strict=True))}
+    for parameter in found:
+        before = gradients[parameter]
+        if parameter.grad is not None and before is not None and not parameter.grad.is_sparse:
             gradient = local(parameter.grad)
-            gradient.copy_(torch.where(is_finite, gradient, first))
+            gradient.copy_(torch.where(is_finite, gradient, local(before)))
