@@ -86,9 +86,6 @@ class SharpnessAwareMinimization(Technique):
     position = Position.SHARPNESS
     changes_gradients = True
 
-    state_dict = Technique.saved_state
-    load_state_dict = Technique.load_saved_state
-
     def __init__(
         self,
         *,
@@ -114,6 +111,9 @@ class SharpnessAwareMinimization(Technique):
         self.only = only
         self.friendly = friendly
         self.momentum = momentum
+        if friendly:  # else there is no state, which Lightning finds out by whether these are overridden
+            self.state_dict = self.saved_state  # type: ignore[method-assign]
+            self.load_state_dict = self.load_saved_state  # type: ignore[method-assign]
 
     @property
     def used_settings(self) -> tuple[str, ...]:
