@@ -102,13 +102,15 @@ def check_range(
     high: float = math.inf,
     low_open: bool = False,
     high_open: bool = False,
+    infinite: bool = False,
 ) -> None:
-    """Raises unless ``value`` is a finite number between ``low`` and ``high``.
+    """Raises unless ``value`` is a number between ``low`` and ``high``.
 
     Args:
         name: The argument, as the user writes it.
         low_open: Whether ``low`` itself is excluded.
         high_open: Whether ``high`` itself is excluded.
+        infinite: Whether a value may be infinite.
 
     Raises:
         SettingError: With the range and the value.
@@ -121,10 +123,10 @@ def check_range(
         raise SettingError(f"{name} must be a number, but is {value!r}")
     above = value > low if low_open else value >= low
     below = value < high if high_open else value <= high
-    if above and below and math.isfinite(value):  # a NaN fails every comparison
+    if above and below and (infinite or math.isfinite(value)):  # a NaN fails every comparison
         return
-    left = "(" if low_open or math.isinf(low) else "["
-    right = ")" if high_open or math.isinf(high) else "]"
+    left = "(" if low_open or (math.isinf(low) and not infinite) else "["
+    right = ")" if high_open or (math.isinf(high) and not infinite) else "]"
     bounds = [str(bound).replace("inf", "∞") for bound in (low, high)]
     raise SettingError(f"{name} must be in {left}{bounds[0]}, {bounds[1]}{right}, but is {value}")
 

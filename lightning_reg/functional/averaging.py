@@ -114,12 +114,12 @@ def decay_of_half_life(half_life: float) -> float:
     .. math:: d = 2^{-1/h}
 
     Args:
-        half_life: h, in updates, positive.
+        half_life: h, in updates; at 0 nothing is kept.
 
     >>> decay_of_half_life(1.0)
     0.5
     """
-    return float(0.5 ** (1 / half_life))
+    return float(0.5 ** (1 / half_life)) if half_life else 0.0
 
 
 def half_life_of_decay(decay: float) -> float:

@@ -29,8 +29,8 @@ class CNN(Supervised):
         dropout: Kind of dropout between stages: standard, spatial (whole channels), drop_block (squares of 7×7),
             alpha, gaussian; drop_connect (weights), concrete (learns its rate for channels from ``drop_prob`` on); or
             any callable from the probability to a module.
-        drop_prob: Its probability, in [0, 1).
-        head_drop_prob: Probability that a feature is dropped before the last layer, in [0, 1).
+        drop_prob: Its probability, in [0, 1].
+        head_drop_prob: Probability that a feature is dropped before the last layer, in [0, 1].
         init: Initialization: auto (by the activation), default (torch's), zeros, uniform, normal, truncated_normal,
             small_normal, xavier_normal, xavier_uniform, kaiming_normal, kaiming_uniform, kaiming_normal_fan_out,
             kaiming_uniform_fan_out, lecun_normal, orthogonal, lsuv (orthogonal, scaled by the first training batch), or

@@ -26,7 +26,7 @@ class MLP(Supervised):
             module.
         dropout: Kind of dropout: standard, alpha, gaussian; drop_connect (weights), concrete (learns its rate from
             ``drop_prob`` on); or any callable from the probability to a module.
-        drop_prob: Probability that an activation is dropped, in [0, 1).
+        drop_prob: Probability that an activation is dropped, in [0, 1].
         init: Initialization: auto (by the activation), default (torch's), zeros, uniform, normal, truncated_normal,
             small_normal, xavier_normal, xavier_uniform, kaiming_normal, kaiming_uniform, kaiming_normal_fan_out,
             kaiming_uniform_fan_out, lecun_normal, orthogonal, lsuv (orthogonal, scaled by the first training batch), or

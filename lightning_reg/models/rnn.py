@@ -29,9 +29,9 @@ class RNN(Supervised):
             group, instance, filter_response (over time, too), or any callable from the number of features to a module.
         dropout: Kind of dropout after each layer: variational (a feature is dropped at all time steps), standard,
             alpha, gaussian, drop_block (stretches of 7 steps), or any callable from the probability to a module.
-        drop_prob: Its probability, in [0, 1).
+        drop_prob: Its probability, in [0, 1].
         weight_drop_prob: Probability that an entry of a recurrent matrix is dropped, for all time steps of a forward
-            pass, in [0, 1).
+            pass, in [0, 1].
         init: Initialization: auto (orthogonal recurrent weights, an open forget gate), default (torch's), zeros,
             uniform, normal, truncated_normal, small_normal, xavier_normal, xavier_uniform, kaiming_normal,
             kaiming_uniform, kaiming_normal_fan_out, kaiming_uniform_fan_out, lecun_normal, orthogonal, lsuv

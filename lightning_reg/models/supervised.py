@@ -76,7 +76,7 @@ def chosen_task(
             )
         return deepcopy(task)
     check_choice("task", task, ["auto", *_TASKS])
-    check_range("label_smoothing", label_smoothing, low=0, high=1, high_open=True)
+    check_range("label_smoothing", label_smoothing, low=0, high=1)
     name: str = task
     if task == "auto":
         name = "regression" if num_classes is None else "classification" if num_targets is None else "multilabel"
@@ -116,7 +116,7 @@ class Supervised(LightningModule):
         num_targets: How many numbers or labels a sample has; taken from the data module on the command line.
         input_shape: Shape of one sample, by which the network is tried before training; taken from the data module on
             the command line.
-        label_smoothing: Share of the target that is spread evenly over all classes, in [0, 1).
+        label_smoothing: Share of the target that is spread evenly over all classes, in [0, 1].
         optimizer: Makes the optimizer from parameter groups.
         lr_scheduler: Makes the learning rate scheduler, stepped once an epoch.
         weight_decay: Strength of the optimizer's weight decay, at least 0; norms, biases and embeddings are left out.

@@ -33,9 +33,9 @@ class TransformerClassifier(Supervised):
         dropout: Kind of dropout of the embedding, at the end of each branch and inside the feed-forward parts:
             standard, variational (a feature is dropped from all tokens), alpha, gaussian, or any callable from the
             probability to a module.
-        drop_prob: Its probability, in [0, 1).
-        attention_drop_prob: Probability that an attention weight is dropped, in [0, 1).
-        stochastic_depth_prob: Probability that a branch of the last block is dropped for a sample, in [0, 1); those
+        drop_prob: Its probability, in [0, 1].
+        attention_drop_prob: Probability that an attention weight is dropped, in [0, 1].
+        stochastic_depth_prob: Probability that a branch of the last block is dropped for a sample, in [0, 1]; those
             before it have less, linearly.
         init: Initialization: auto (normal with σ = .02), default (torch's), zeros, uniform, normal, truncated_normal,
             small_normal, xavier_normal, xavier_uniform, kaiming_normal, kaiming_uniform, kaiming_normal_fan_out,

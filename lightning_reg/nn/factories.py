@@ -137,7 +137,8 @@ def make_dropout(dropout: str | Callable[[float], nn.Module], p: float, *, spati
     Args:
         dropout: A key of ``DROPOUTS``, or a callable (or its import path) from the probability to a module. For a key
             of ``WEIGHT_DROPOUTS`` nothing is made here, see :func:`drop_weights_or_inputs`.
-        p: Probability that something is dropped, in [0, 1); at 0 there is no layer at all.
+        p: Probability that something is dropped, in [0, 1], below 1 for Gaussian and concrete dropout; at 0 there is no
+            layer at all, at 1 nothing passes.
         spatial_dims: Dimensions after the channels: 0 for (N, C), 1 for (N, C, L), 2 for (N, C, H, W).
 
     Raises:
@@ -146,7 +147,7 @@ def make_dropout(dropout: str | Callable[[float], nn.Module], p: float, *, spati
     >>> make_dropout("spatial", 0.2, spatial_dims=2)
     Dropout2d(p=0.2, inplace=False)
     """
-    check_range("drop_prob", p, low=0, high=1, high_open=True)
+    check_range("drop_prob", p, low=0, high=1, high_open=dropout in ("gaussian", "concrete"))
     dropout = named_or_imported("dropout", dropout, [*DROPOUTS, *WEIGHT_DROPOUTS])
     if p == 0 or dropout in WEIGHT_DROPOUTS:
         return nn.Identity()
@@ -165,7 +166,7 @@ def drop_weights_or_inputs(dropout: str | Callable[[float], nn.Module], p: float
 
     Args:
         dropout: A key of ``WEIGHT_DROPOUTS``; anything else leaves the layer alone.
-        p: Probability that something is dropped, in [0, 1); 0 leaves the layer alone.
+        p: Probability that something is dropped, in [0, 1]; 0 leaves the layer alone.
         layer: A linear or convolutional layer.
 
     Raises:

@@ -20,8 +20,8 @@ class CutMix(Mixing):
     For images (N, C, H, W), or anything whose last two axes are spatial. Targets are as for ``Mixup``.
 
     Args:
-        alpha: Of the Beta(alpha, alpha) that the part that stays is drawn from; above 0. The box covers the rest before
-            it is cut off at the border.
+        alpha: Of the Beta(alpha, alpha) that the part that stays is drawn from; at least 0. The box covers the rest
+            before it is cut off at the border; at 0 there is none.
         prob: Probability that a batch is mixed at all, in [0, 1].
         per_sample: Whether every image draws a box of its own, rather than one for the whole batch.
 
@@ -44,7 +44,7 @@ class CutMix(Mixing):
     """
 
     def __init__(self, *, alpha: float = 1.0, prob: float = 1.0, per_sample: bool = False) -> None:
-        check_range("alpha", alpha, low=0, low_open=True)
+        check_range("alpha", alpha, low=0)
         check_range("prob", prob, low=0, high=1)
         self.alpha = alpha
         self.prob = prob
@@ -53,7 +53,7 @@ class CutMix(Mixing):
     @override
     def draw(self, inputs: Tensor, *, stream: Random) -> Draw | None:
         height, width = spatial_size(inputs, "CutMix")
-        if stream.random() >= self.prob:
+        if stream.random() >= self.prob or self.alpha == 0:
             return None
         boxes = [self._box(height, width, stream) for _ in range(len(inputs) if self.per_sample else 1)]
         areas = [(bottom - top) * (right - left) / (height * width) for top, bottom, left, right in boxes]

@@ -20,7 +20,8 @@ class Cutout(Mixing):
     """Fills a square of every image, around a middle that may be any pixel; targets stay as they are.
 
     Args:
-        size: Side of the square: pixels, or a fraction of the shorter side in (0, 1]. It is cut off at the border.
+        size: Side of the square: pixels, or a fraction of the shorter side in [0, 1]. It is cut off at the border;
+            with 0 there is none.
         prob: Probability for each image, in [0, 1].
         value: That is filled in; 0 is the mean of normalized images.
 
@@ -41,9 +42,9 @@ class Cutout(Mixing):
 
     def __init__(self, *, size: int | float = 0.5, prob: float = 1.0, value: float = 0.0) -> None:
         if isinstance(size, float):
-            check_range("size", size, low=0, high=1, low_open=True)
+            check_range("size", size, low=0, high=1)
         else:
-            check_count("size", size)
+            check_count("size", size, low=0)
         check_range("prob", prob, low=0, high=1)
         check_range("value", value)
         self.size = size
@@ -53,6 +54,8 @@ class Cutout(Mixing):
     @override
     def draw(self, inputs: Tensor, *, stream: Random) -> Draw | None:
         within = spatial_size(inputs, "Cutout")
+        if not self.size:
+            return None
         side = self.size if isinstance(self.size, int) else max(round(self.size * min(within)), 1)
         boxes = [
             random_box(stream, side, side, within=within) if stream.random() < self.prob else NOTHING

@@ -21,8 +21,8 @@ class Mixup(Mixing):
     them as they are and interpolates the loss.
 
     Args:
-        alpha: Of the Beta(alpha, alpha) that the weight of the other sample is drawn from; above 0. At 1 all weights
-            are equally likely, toward 0 nearly all samples stay as they are.
+        alpha: Of the Beta(alpha, alpha) that the weight of the other sample is drawn from; at least 0. At 1 all
+            weights are equally likely, toward 0 nearly all samples stay as they are, at 0 all of them.
         prob: Probability that a batch is mixed at all, in [0, 1].
         per_sample: Whether every sample draws a weight of its own, rather than one for the whole batch.
 
@@ -44,7 +44,7 @@ class Mixup(Mixing):
     """
 
     def __init__(self, *, alpha: float = 1.0, prob: float = 1.0, per_sample: bool = False) -> None:
-        check_range("alpha", alpha, low=0, low_open=True)
+        check_range("alpha", alpha, low=0)
         check_range("prob", prob, low=0, high=1)
         self.alpha = alpha
         self.prob = prob
@@ -52,7 +52,7 @@ class Mixup(Mixing):
 
     @override
     def draw(self, inputs: Tensor, *, stream: Random) -> Draw | None:
-        if stream.random() >= self.prob:
+        if stream.random() >= self.prob or self.alpha == 0:
             return None
         weights = [stream.betavariate(self.alpha, self.alpha) for _ in range(len(inputs) if self.per_sample else 1)]
         minor = on_device([min(weight, 1 - weight) for weight in weights], inputs)

@@ -17,8 +17,8 @@ class MixupOrCutMix(Mixing):
     """Mixes each batch by ``Mixup`` or by ``CutMix``, as a coin falls.
 
     Args:
-        mixup_alpha: ``alpha`` of Mixup.
-        cutmix_alpha: ``alpha`` of CutMix.
+        mixup_alpha: ``alpha`` of Mixup; with 0, batches that fall to Mixup stay as they are.
+        cutmix_alpha: ``alpha`` of CutMix; with 0, batches that fall to CutMix stay as they are.
         switch_prob: Probability that it is CutMix, in [0, 1].
         prob: Probability that a batch is mixed at all, in [0, 1].
         per_sample: Whether every sample draws a weight or box of its own.
@@ -45,8 +45,8 @@ class MixupOrCutMix(Mixing):
         prob: float = 1.0,
         per_sample: bool = False,
     ) -> None:
-        check_range("mixup_alpha", mixup_alpha, low=0, low_open=True)
-        check_range("cutmix_alpha", cutmix_alpha, low=0, low_open=True)
+        check_range("mixup_alpha", mixup_alpha, low=0)
+        check_range("cutmix_alpha", cutmix_alpha, low=0)
         check_range("switch_prob", switch_prob, low=0, high=1)
         check_range("prob", prob, low=0, high=1)
         self.mixup_alpha = mixup_alpha

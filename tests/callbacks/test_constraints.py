@@ -78,8 +78,8 @@ def test_bound_follows_its_schedule():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: MaxNorm(max_norm=0.0), r"max_norm must be in \(0, ∞\), but is 0.0"),
-        (lambda: MaxNorm(max_norm=float("nan")), r"max_norm must be in \(0, ∞\)"),
+        (lambda: MaxNorm(max_norm=0.0), r"max_norm must be in \(0, ∞\], but is 0.0"),
+        (lambda: MaxNorm(max_norm=float("nan")), r"max_norm must be in \(0, ∞\]"),
         (lambda: MaxNorm(group="row"), "group must be one of output, input"),
         (lambda: MaxNorm(schedule=StrengthSchedule()), r"schedule.start must be in \(0, ∞\)"),
         (lambda: UnitNorm(group="row"), "group must be one of output, input"),

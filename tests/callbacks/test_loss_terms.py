@@ -152,7 +152,7 @@ class WithoutActivations(SomebodysModule):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (ActivityPenalty, "l1, l2 or temporal must be above 0, but all are 0"),
+        (ActivityPenalty, "l1, l2 or temporal must be given; 0 switches the penalty off"),
         (lambda: ActivityPenalty(l1=-1.0), r"l1 must be in \[0, ∞\), but is -1.0"),
         (lambda: ActivityPenalty(temporal=float("nan")), r"temporal must be in \[0, ∞\)"),
         (lambda: ConfidencePenalty(weight=-1.0), r"weight must be in \[0, ∞\), but is -1.0"),

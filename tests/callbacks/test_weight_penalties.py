@@ -308,8 +308,7 @@ def test_bad_strengths_are_refused(cls, weight):
     [
         ({"l1": -1.0}, r"l1 must be in \[0, ∞\), but is -1.0"),
         ({"l1": 1.0, "l2": float("nan")}, r"l2 must be in \[0, ∞\)"),
-        ({}, "l1 or l2 must be above 0, but both are 0"),
-        ({"l1": 0.0, "l2": 0.0, "proximal": True}, "l1 or l2 must be above 0"),
+        ({}, "l1 or l2 must be given; 0 switches the penalty off"),
     ],
 )
 def test_bad_strengths_of_an_elastic_net_are_refused(settings, message):

@@ -26,7 +26,7 @@ BAD = [
         "--data.dataset mnist --data.root empty --data.download false",
         "root 'empty' has no train-images-idx3-ubyte of MNIST: put ",
     ),
-    ("--data.mix Mixup --data.mix.alpha -1", r"alpha must be in \(0, ∞\), but is -1"),
+    ("--data.mix Mixup --data.mix.alpha -1", r"alpha must be in \[0, ∞\), but is -1"),
     ("--trainer.callbacks+=L2Penalty --trainer.callbacks.weight=-1", r"weight must be in \[0, ∞\), but is -1"),
     (
         "--trainer.callbacks+=L2Penalty --trainer.callbacks.weight=1 --trainer.callbacks.include=[foo*]",
@@ -36,7 +36,7 @@ BAD = [
         "--trainer.callbacks+=GradientClipping --trainer.callbacks+=GradientClipping",
         "trainer.callbacks must not hold two callbacks of one kind with equal settings",
     ),
-    ("--trainer.callbacks+=ElasticNetPenalty", "l1 or l2 must be above 0, but both are 0"),
+    ("--trainer.callbacks+=ElasticNetPenalty", "l1 or l2 must be given; 0 switches the penalty off"),
     ("--trainer.callbacks+=GradientClipping --trainer.gradient_clip_val=1", "gradient_clip_val must be left out"),
     (
         "--trainer.callbacks+=L2Penalty --trainer.callbacks.weight=1 --trainer.callbacks.schedule.begin=500",

@@ -164,11 +164,11 @@ def test_batch_of_one_with_batch_norm_is_refused_with_a_remedy():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"label_smoothing": 1.0}, r"label_smoothing must be in \[0, 1\)"),
+        ({"label_smoothing": 1.1}, r"label_smoothing must be in \[0, 1\]"),
         ({"weight_decay": -0.1}, r"weight_decay must be in \[0, ∞\)"),
         ({"num_classes": 1}, "num_classes must be a whole number of at least 2"),
         ({"norm": "instance"}, "norm 'instance' needs positions"),
-        ({"drop_prob": -0.1}, r"drop_prob must be in \[0, 1\)"),
+        ({"drop_prob": -0.1}, r"drop_prob must be in \[0, 1\]"),
         ({"init": "xavier"}, "init must be one of"),
     ],
 )

@@ -73,7 +73,7 @@ def test_callables_and_import_paths_make_layers():
         (lambda: make_activation("rellu"), "activation must be one of none, relu.*did you mean 'relu'"),
         (lambda: make_dropout("block", 0.5), "dropout must be one of standard"),
         (lambda: make_dropout("block", 0), "dropout must be one of standard"),
-        (lambda: make_dropout("standard", 1.0), r"drop_prob must be in \[0, 1\), but is 1.0"),
+        (lambda: make_dropout("gaussian", 1.0), r"drop_prob must be in \[0, 1\), but is 1.0"),
     ],
 )
 def test_unknown_names_and_probabilities_are_refused(make, message):

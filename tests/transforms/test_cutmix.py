@@ -127,7 +127,7 @@ def test_prob_is_the_share_of_batches_that_are_mixed():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: CutMix(alpha=0.0), r"alpha must be in \(0, ∞\)"),
+        (lambda: CutMix(alpha=-0.5), r"alpha must be in \[0, ∞\)"),
         (lambda: CutMix(prob=-0.1), r"prob must be in \[0, 1\]"),
         (lambda: MixupOrCutMix(mixup_alpha=-1.0), "mixup_alpha must be in"),
         (lambda: MixupOrCutMix(switch_prob=2.0), "switch_prob must be in"),

@@ -105,7 +105,7 @@ class NormClipping(Algorithm):
     norm_type: float = 2.0
 
     def __post_init__(self) -> None:
-        check_range("max_norm", self.max_norm, low=0, low_open=True)
+        check_range("max_norm", self.max_norm, low=0, low_open=True, infinite=True)
         if self.norm_type != torch.inf:
             check_range("norm_type", self.norm_type, low=1)
 
@@ -114,6 +114,8 @@ class NormClipping(Algorithm):
         self, step: Step, parameters: list[nn.Parameter], selection: Selection, memory: ClipMemory, factor: float
     ) -> Clip:
         longest = self.max_norm * factor
+        if longest == torch.inf:  # over a norm that is infinite, too, it would be no number
+            return Clip(parameters, longest, torch.zeros((), dtype=torch.bool, device=parameters[0].device))
         if self.norm_type == 2:
             norm = _norm(step, parameters)
             return _shortened(parameters, longest, norm, shrinking_factor(norm, longest))
@@ -129,7 +131,7 @@ class ValueClipping(Algorithm):
     max_value: float = 0.5
 
     def __post_init__(self) -> None:
-        check_range("max_value", self.max_value, low=0, low_open=True)
+        check_range("max_value", self.max_value, low=0, low_open=True, infinite=True)
 
     @override
     def clip_(
@@ -156,7 +158,7 @@ class AdaptiveClipping(Algorithm):
     exclude_head: bool = True
 
     def __post_init__(self) -> None:
-        check_range("clip_factor", self.clip_factor, low=0, low_open=True)
+        check_range("clip_factor", self.clip_factor, low=0, low_open=True, infinite=True)
         check_range("eps", self.eps, low=0, low_open=True)
 
     @override

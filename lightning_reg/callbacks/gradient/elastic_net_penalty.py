@@ -32,8 +32,8 @@ class ElasticNetPenalty(WeightPenalty):
     Deviates from the paper: λ₂/2 Σw², not λ₂ Σw², so that λ₂ is what weight decay calls it; no rescaling afterwards.
 
     Args:
-        l1: Strength λ₁, at least 0; 1e-6 to 1e-4 is usual.
-        l2: Strength λ₂, at least 0; 1e-5 to 1e-3 is usual.
+        l1: Strength λ₁, at least 0, which where None it is; 1e-6 to 1e-4 is usual.
+        l2: Strength λ₂, likewise; 1e-5 to 1e-3 is usual.
         proximal: Whether the L1 part shrinks weights after the step, to exact zeros.
         include: Globs over parameter names that are penalized.
         exclude: Globs over parameter names that are not.
@@ -45,8 +45,8 @@ class ElasticNetPenalty(WeightPenalty):
         steps the trainer logs; proximal: ``penalty/elastic_net_zeros``, the fraction of exact zeros.
 
     Raises:
-        SettingError: If a strength is negative or not finite, both are 0, a glob matches nothing, the optimizer is
-            LBFGS, or with ``proximal=True`` has no learning rate.
+        SettingError: If a strength is negative or not finite, neither is given, a glob matches nothing, the optimizer
+            is LBFGS, or with ``proximal=True`` has no learning rate.
 
     Reference:
         Hui Zou, Trevor Hastie: Regularization and Variable Selection via the Elastic Net, Journal of the Royal
@@ -62,26 +62,26 @@ class ElasticNetPenalty(WeightPenalty):
     def __init__(
         self,
         *,
-        l1: float = 0.0,
-        l2: float = 0.0,
+        l1: float | None = None,
+        l2: float | None = None,
         proximal: bool = False,
         include: Sequence[str] = ("*",),
         exclude: Sequence[str] = (),
         exclude_norm_and_bias: bool = True,
         schedule: StrengthSchedule | None = None,
     ) -> None:
-        check_range("l1", l1, low=0)
-        check_range("l2", l2, low=0)
-        if l1 == 0 and l2 == 0:
-            raise SettingError("l1 or l2 must be above 0, but both are 0")
+        if l1 is None and l2 is None:
+            raise SettingError("l1 or l2 must be given; 0 switches the penalty off")
+        self.l1 = 0.0 if l1 is None else l1
+        self.l2 = 0.0 if l2 is None else l2
+        check_range("l1", self.l1, low=0)
+        check_range("l2", self.l2, low=0)
         super().__init__(
             include=include,
             exclude=exclude,
             exclude_norm_and_bias=exclude_norm_and_bias,
             schedule=schedule,
         )
-        self.l1 = l1
-        self.l2 = l2
         self.proximal = proximal
 
     @property
@@ -92,7 +92,7 @@ class ElasticNetPenalty(WeightPenalty):
     @property
     @override
     def adds_gradient(self) -> bool:
-        return not self.proximal or self.l2 > 0
+        return self.l2 > 0 or (self.l1 > 0 and not self.proximal)
 
     @property
     @override

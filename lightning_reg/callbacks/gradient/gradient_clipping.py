@@ -48,11 +48,11 @@ class GradientClipping(Technique):
 
     Args:
         algorithm: One of ``"norm"``, ``"value"``, ``"adaptive"``, ``"percentile"``, ``"zscore"``.
-        max_norm: For ``"norm"``: longest total norm, positive; 1 where None.
+        max_norm: For ``"norm"``: longest total norm, positive, or infinity, which clips nothing; 1 where None.
         norm_type: For ``"norm"``: order of the norm, at least 1; 2 where None.
-        max_value: For ``"value"``: largest absolute entry, positive; 0.5 where None. Complex weights have to be
-            excluded: torch refuses them, too.
-        clip_factor: For ``"adaptive"``: share λ of the weights' length, positive; 0.01 where None.
+        max_value: For ``"value"``: largest absolute entry, positive or infinity; 0.5 where None. Complex weights have
+            to be excluded: torch refuses them, too.
+        clip_factor: For ``"adaptive"``: share λ of the weights' length, positive or infinity; 0.01 where None.
         eps: For ``"adaptive"``: length that weights count at least with, positive; 1e-3 where None.
         exclude_head: For ``"adaptive"``: whether the last linear layer is spared; True where None.
         percentile: For ``"percentile"``: in (0, 100]; 10 where None.

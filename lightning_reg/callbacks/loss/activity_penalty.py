@@ -47,9 +47,9 @@ class ActivityPenalty(LossTerm):
     module's own output; to have dropout in it, name the dropout layer behind.
 
     Args:
-        l1: Strength λ₁, at least 0.
-        l2: Strength λ₂, at least 0; for AR 2 is usual.
-        temporal: Strength λ₃, at least 0; for TAR 1 is usual.
+        l1: Strength λ₁, at least 0, which where None it is.
+        l2: Strength λ₂, likewise; for AR 2 is usual.
+        temporal: Strength λ₃, likewise; for TAR 1 is usual.
         include: Globs over module names; where empty, all activation modules. Of a module that returns several tensors
             the first counts.
         exclude: Globs over module names that are left out.
@@ -61,7 +61,7 @@ class ActivityPenalty(LossTerm):
         the trainer logs.
 
     Raises:
-        SettingError: If a strength is negative or not finite, all are 0, a glob matches nothing, or the module
+        SettingError: If a strength is negative or not finite, none is given, a glob matches nothing, or the module
             optimizes manually.
 
     Reference:
@@ -78,26 +78,30 @@ class ActivityPenalty(LossTerm):
     def __init__(
         self,
         *,
-        l1: float = 0.0,
-        l2: float = 0.0,
-        temporal: float = 0.0,
+        l1: float | None = None,
+        l2: float | None = None,
+        temporal: float | None = None,
         include: Sequence[str] = (),
         exclude: Sequence[str] = (),
         time_dim: int = 1,
         schedule: StrengthSchedule | None = None,
     ) -> None:
-        check_range("l1", l1, low=0)
-        check_range("l2", l2, low=0)
-        check_range("temporal", temporal, low=0)
-        if l1 == 0 and l2 == 0 and temporal == 0:
-            raise SettingError("l1, l2 or temporal must be above 0, but all are 0")
+        if l1 is None and l2 is None and temporal is None:
+            raise SettingError("l1, l2 or temporal must be given; 0 switches the penalty off")
+        self.l1 = 0.0 if l1 is None else l1
+        self.l2 = 0.0 if l2 is None else l2
+        self.temporal = 0.0 if temporal is None else temporal
+        for name in ("l1", "l2", "temporal"):
+            check_range(name, getattr(self, name), low=0)
         super().__init__(schedule=schedule)
-        self.l1 = l1
-        self.l2 = l2
-        self.temporal = temporal
         self.include = as_patterns("include", include)
         self.exclude = as_patterns("exclude", exclude)
         self.time_dim = time_dim
+
+    @property
+    @override
+    def is_idle(self) -> bool:
+        return self.l1 == self.l2 == self.temporal == 0
 
     @override
     def new_session(self, run: Run) -> "ActivitySession":

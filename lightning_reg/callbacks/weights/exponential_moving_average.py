@@ -56,7 +56,7 @@ class ExponentialMovingAverage(WeightAverage):
     Args:
         decay: Share of the average that is kept at each update, in [0, 1]; 0.999 where ``half_life`` isn't given
             either. With 0 the average is the weights of the last update, with 1 those of the first.
-        half_life: After how long a weight counts half, instead of ``decay``; positive.
+        half_life: After how long a weight counts half, instead of ``decay``; at least 0, which keeps nothing.
         half_life_unit: Whether ``half_life`` counts optimizer steps or epochs, or is a share of the whole run, of which
             0.01 to 0.1 is usual.
         warmup: Whether the n-th update keeps at most (1 + n) / (10 + n), so that a short training isn't averaged with
@@ -107,7 +107,7 @@ class ExponentialMovingAverage(WeightAverage):
         if decay is not None:
             check_range("decay", decay, low=0, high=1)
         if half_life is not None:
-            check_range("half_life", half_life, low=0, low_open=True)
+            check_range("half_life", half_life, low=0)
         check_choice("half_life_unit", half_life_unit, get_args(Unit))
         check_count("start_step", start_step, low=0)
         check_count("start_epoch", start_epoch, low=0)

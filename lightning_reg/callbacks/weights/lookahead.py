@@ -45,7 +45,7 @@ class Lookahead(Technique):
 
     Args:
         k: Steps from one synchronization to the next, at least 1.
-        alpha: Share of the way that the slow weights go, in (0, 1]; 1 changes nothing, to the bit.
+        alpha: Share of the way that the slow weights go, in [0, 1]; 1 changes nothing, 0 undoes all steps, to the bit.
 
     Raises:
         SettingError: If a setting is out of its range.
@@ -63,7 +63,7 @@ class Lookahead(Technique):
 
     def __init__(self, *, k: int = 5, alpha: float = 0.5) -> None:
         check_count("k", k)
-        check_range("alpha", alpha, low=0, high=1, low_open=True)
+        check_range("alpha", alpha, low=0, high=1)
         super().__init__()
         self.k = k
         self.alpha = alpha

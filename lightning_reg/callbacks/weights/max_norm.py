@@ -27,7 +27,7 @@ class MaxNorm(Constraint):
     of a weight counts as a unit, also of stacked matrices such as the gates of a recurrent layer.
 
     Args:
-        max_norm: Longest norm allowed, positive; 2 to 4 is usual.
+        max_norm: Longest norm allowed, positive; 2 to 4 is usual, with infinity nothing is shortened.
         group: ``"output"``: a unit's weights are those that lead into it, a row of a linear layer's or a filter;
             ``"input"``: those that lead out of it, a column or an input channel.
         include: Globs over parameter names that are constrained.
@@ -60,7 +60,7 @@ class MaxNorm(Constraint):
         exclude_norm_and_bias: bool = True,
         schedule: StrengthSchedule | None = None,
     ) -> None:
-        check_range("max_norm", max_norm, low=0, low_open=True)
+        check_range("max_norm", max_norm, low=0, low_open=True, infinite=True)
         check_choice("group", group, ("output", "input"))
         check_never_zero(schedule)
         super().__init__(

@@ -26,7 +26,7 @@ class _Labels(Task):
 
     def __init__(self, *, label_smoothing: float = 0.0, class_weights: ClassWeights = None) -> None:
         super().__init__()
-        check_range("label_smoothing", label_smoothing, low=0, high=1, high_open=True)
+        check_range("label_smoothing", label_smoothing, low=0, high=1)
         _check_weights(class_weights)
         self.label_smoothing = label_smoothing
         self.class_weights = class_weights
@@ -44,7 +44,7 @@ class Classification(_Labels):
     dominant class.
 
     Args:
-        label_smoothing: Share of the target that is spread evenly over all classes, in [0, 1).
+        label_smoothing: Share of the target that is spread evenly over all classes, in [0, 1].
         class_weights: Weight of each class in the training loss, positive; ``balanced`` for weights inverse to how
             often a class occurs in the training part, 1 for classes equally frequent; none where None.
 
@@ -127,7 +127,7 @@ class Multilabel(_Labels):
     Metrics, each averaged over labels, are ``f1`` at a probability of 0.5 and ``mean_average_precision``.
 
     Args:
-        label_smoothing: Share of the target that is spread evenly over yes and no, in [0, 1).
+        label_smoothing: Share of the target that is spread evenly over yes and no, in [0, 1].
         class_weights: Weight that a label's presence has in the training loss, positive, where its absence has 1;
             ``balanced`` for the number of training samples without it over that with it; none where None.
 

@@ -27,7 +27,7 @@ class WeightDrop(DropConnect, nn.RNNBase):
         dropout: float = 0.0,
         bidirectional: bool = False,
     ) -> None:
-        check_range("p", p, low=0, high=1, high_open=True)
+        check_range("p", p, low=0, high=1)
         super().__init__(  # type: ignore[call-arg]  # the class behind this one knows its mode by itself
             input_size,  # type: ignore[arg-type]
             hidden_size,
@@ -75,7 +75,7 @@ class WeightDropLSTM(WeightDrop, nn.LSTM):
     Args:
         input_size: Features of one time step.
         hidden_size: Width of the state.
-        p: Probability that an entry of a recurrent matrix is dropped, in [0, 1).
+        p: Probability that an entry of a recurrent matrix is dropped, in [0, 1].
         num_layers: Layers on top of each other.
         bias: Whether there are biases.
         batch_first: Whether sequences are (N, T, F) rather than (T, N, F).

@@ -36,7 +36,7 @@ def dense_network(
         activation: See :func:`lightning_reg.nn.make_activation`.
         dropout: Dropout after each activation, see :func:`lightning_reg.nn.make_dropout`; ``drop_connect`` and
             ``concrete`` drop weights or inputs of the layer that comes next.
-        drop_prob: Probability that an activation is dropped, in [0, 1).
+        drop_prob: Probability that an activation is dropped, in [0, 1].
         init: See :func:`lightning_reg.init.initialization.initialize_`.
         categories: How many categories each of the last columns of a table has, see
             :class:`lightning_reg.nn.TabularEmbedding`; none where all inputs are numbers.
@@ -101,8 +101,8 @@ def convolutional_network(
         activation: See :func:`lightning_reg.nn.make_activation`.
         dropout: Dropout at the end of each stage, see :func:`lightning_reg.nn.make_dropout`; ``drop_connect`` and
             ``concrete`` drop weights or inputs of the layer that comes next.
-        drop_prob: Its probability, in [0, 1).
-        head_drop_prob: Probability that a feature is dropped before the last layer, in [0, 1).
+        drop_prob: Its probability, in [0, 1].
+        head_drop_prob: Probability that a feature is dropped before the last layer, in [0, 1].
         init: See :func:`lightning_reg.init.initialization.initialize_`.
 
     Returns:

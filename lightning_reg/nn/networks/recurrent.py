@@ -76,8 +76,8 @@ def recurrent_network(
         bidirectional: Whether each layer also reads backwards.
         norm: Normalization of each layer's outputs, see :func:`make_sequence_norm`.
         dropout: Dropout after it, see :func:`make_sequence_dropout`.
-        drop_prob: Its probability, in [0, 1).
-        weight_drop_prob: Probability that an entry of a recurrent matrix is dropped, in [0, 1).
+        drop_prob: Its probability, in [0, 1].
+        weight_drop_prob: Probability that an entry of a recurrent matrix is dropped, in [0, 1].
         init: See :func:`lightning_reg.init.initialization.initialize_`; ``"auto"`` is for tanh.
         pool: What the last layer sees of the sequence, see :class:`SequencePool`.
 
@@ -101,7 +101,7 @@ def recurrent_network(
     check_choice("pool", pool, ("last", "mean", "max"))
     check_count("hidden_size", hidden_size)
     check_count("num_layers", num_layers)
-    check_range("weight_drop_prob", weight_drop_prob, low=0, high=1, high_open=True)
+    check_range("weight_drop_prob", weight_drop_prob, low=0, high=1)
     width = input_shape[-1] if len(input_shape) == 2 else input_shape[0] * input_shape[2]
     layers: dict[str, nn.Module] = {"rows": ImageRows()}
     for index in range(num_layers):

@@ -126,7 +126,7 @@ def make_sequence_dropout(dropout: str | Callable[[float], nn.Module], p: float)
     Args:
         dropout: ``variational``, which drops a feature at every time step of a sequence, as ``spatial`` does; another
             key of ``DROPOUTS``; or a callable (or its import path) from the probability to a module.
-        p: Probability that something is dropped, in [0, 1); at 0 there is no layer at all.
+        p: Probability that something is dropped, in [0, 1]; at 0 there is no layer at all.
 
     Raises:
         SettingError: If the name isn't known, belongs to a layer with weights, or ``p`` is out of range.
@@ -142,7 +142,7 @@ def make_sequence_dropout(dropout: str | Callable[[float], nn.Module], p: float)
         )
     dropout = named_or_imported("dropout", dropout, names)
     if dropout in ("variational", "spatial"):
-        check_range("drop_prob", p, low=0, high=1, high_open=True)
+        check_range("drop_prob", p, low=0, high=1)
         return VariationalDropout(p) if p else nn.Identity()
     if isinstance(dropout, str) and 0 not in DROPOUTS.get(dropout, {0: nn.Identity}):
         layer = make_dropout(dropout, p, spatial_dims=1)

@@ -31,7 +31,7 @@ class Attention(nn.Module):
     Args:
         embed_dim: Width E of a token.
         num_heads: Heads; must divide ``embed_dim``.
-        attention_drop_prob: Probability that an attention weight is dropped, in [0, 1).
+        attention_drop_prob: Probability that an attention weight is dropped, in [0, 1].
 
     Raises:
         SettingError: If an argument is out of its range, or the heads don't divide the width.
@@ -48,7 +48,7 @@ class Attention(nn.Module):
         super().__init__()
         check_count("embed_dim", embed_dim)
         check_count("num_heads", num_heads)
-        check_range("attention_drop_prob", attention_drop_prob, low=0, high=1, high_open=True)
+        check_range("attention_drop_prob", attention_drop_prob, low=0, high=1)
         if embed_dim % num_heads:
             raise SettingError(f"num_heads must divide embed_dim, which is {embed_dim}, but is {num_heads}")
         self.num_heads = num_heads
@@ -87,7 +87,7 @@ class FeedForward(nn.Module):
         hidden_dim: Width between the two layers.
         activation: See :func:`lightning_reg.nn.make_activation`.
         dropout: Dropout after the activation, see :func:`make_sequence_dropout`.
-        drop_prob: Its probability, in [0, 1).
+        drop_prob: Its probability, in [0, 1].
 
     Raises:
         SettingError: If an argument is out of its range.
@@ -139,9 +139,9 @@ class TransformerBlock(nn.Module):
         activation: Of the feed-forward part, see :func:`lightning_reg.nn.make_activation`.
         dropout: Dropout at the end of each branch and inside the feed-forward part, see
             :func:`make_sequence_dropout`.
-        drop_prob: Its probability, in [0, 1).
-        attention_drop_prob: Probability that an attention weight is dropped, in [0, 1).
-        stochastic_depth_prob: Probability that a branch is dropped from a sample, in [0, 1).
+        drop_prob: Its probability, in [0, 1].
+        attention_drop_prob: Probability that an attention weight is dropped, in [0, 1].
+        stochastic_depth_prob: Probability that a branch is dropped from a sample, in [0, 1].
 
     Raises:
         SettingError: If an argument is out of its range, or the heads don't divide the width.
@@ -168,7 +168,7 @@ class TransformerBlock(nn.Module):
         stochastic_depth_prob: float = 0.0,
     ) -> None:
         super().__init__()
-        check_range("stochastic_depth_prob", stochastic_depth_prob, low=0, high=1, high_open=True)
+        check_range("stochastic_depth_prob", stochastic_depth_prob, low=0, high=1)
         self.attention_norm = make_sequence_norm(norm, embed_dim)
         self.attention = Attention(embed_dim, num_heads, attention_drop_prob=attention_drop_prob)
         self.attention_end = _branch_end(dropout, drop_prob, stochastic_depth_prob)
@@ -231,9 +231,9 @@ def transformer_network(
         activation: Of the feed-forward parts, see :func:`lightning_reg.nn.make_activation`.
         dropout: Dropout of the embedding, at the end of each branch and inside the feed-forward parts, see
             :func:`make_sequence_dropout`.
-        drop_prob: Its probability, in [0, 1).
-        attention_drop_prob: Probability that an attention weight is dropped, in [0, 1).
-        stochastic_depth_prob: Probability that a branch of the last block is dropped, in [0, 1); those before it have
+        drop_prob: Its probability, in [0, 1].
+        attention_drop_prob: Probability that an attention weight is dropped, in [0, 1].
+        stochastic_depth_prob: Probability that a branch of the last block is dropped, in [0, 1]; those before it have
             less, linearly.
         init: See :func:`lightning_reg.init.initialization.initialize_`; ``"auto"`` is normal with σ = .02.
         pool: ``"mean"`` of all tokens, or a learned ``"class_token"``.
@@ -252,7 +252,7 @@ def transformer_network(
     check_choice("pool", pool, ("mean", "class_token"))
     check_count("depth", depth)
     check_range("mlp_ratio", mlp_ratio, low=0, low_open=True)
-    check_range("stochastic_depth_prob", stochastic_depth_prob, low=0, high=1, high_open=True)
+    check_range("stochastic_depth_prob", stochastic_depth_prob, low=0, high=1)
     layers: dict[str, nn.Module] = {
         "embedding": TokenEmbedding(input_shape, embed_dim, patch_size=patch_size, class_token=pool == "class_token"),
         "dropout": make_sequence_dropout(dropout, drop_prob),

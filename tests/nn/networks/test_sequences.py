@@ -118,7 +118,7 @@ def test_any_callable_makes_the_dropout():
 @pytest.mark.parametrize(
     ("dropout", "p", "message"),
     [
-        ("variational", 1.0, r"drop_prob must be in \[0, 1\), but is 1.0"),
+        ("variational", 1.5, r"drop_prob must be in \[0, 1\], but is 1.5"),
         ("varational", 0.1, "dropout must be one of"),
         ("drop_connect", 0.1, "dropout must be a layer of its own .* but is 'drop_connect'; allowed are variational"),
     ],

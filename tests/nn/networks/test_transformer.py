@@ -242,9 +242,9 @@ def test_dtype_is_kept(dtype):
         ({"norm": "layr"}, "norm must be one of .* did you mean 'layer'"),
         ({"activation": "gello"}, "activation must be one of"),
         ({"dropout": "concrete"}, "dropout must be a layer of its own"),
-        ({"drop_prob": 1.0}, r"drop_prob must be in \[0, 1\)"),
-        ({"attention_drop_prob": 1.0}, r"attention_drop_prob must be in \[0, 1\)"),
-        ({"stochastic_depth_prob": -0.1}, r"stochastic_depth_prob must be in \[0, 1\), but is -0.1"),
+        ({"drop_prob": 1.5}, r"drop_prob must be in \[0, 1\]"),
+        ({"attention_drop_prob": 1.5}, r"attention_drop_prob must be in \[0, 1\]"),
+        ({"stochastic_depth_prob": -0.1}, r"stochastic_depth_prob must be in \[0, 1\], but is -0.1"),
         ({"init": "xavier"}, "init must be one of"),
     ],
 )
