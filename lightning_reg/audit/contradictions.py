@@ -5,12 +5,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import EarlyStopping, StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, StochasticWeightAveraging, WeightAveraging
 from torch import nn
 from torchmetrics import Metric
 
 from lightning_reg.audit.inventory import DecayGroup, Inventory, reparametrizations
 from lightning_reg.core.lightning import twins
+from lightning_reg.core.metric_names import higher_is_better
 from lightning_reg.core.technique import Technique
 from lightning_reg.nn.rates import rates
 
@@ -286,6 +287,18 @@ def _stopping_by_training_data(found: Inventory) -> Iterator[Contradiction]:
             )
 
 
+def _stopping_at_the_worst(found: Inventory) -> Iterator[Contradiction]:
+    for callback in found.of(EarlyStopping, ModelCheckpoint):
+        watched: dict[str, str] = {str(getattr(callback, "monitor", None)): getattr(callback, "mode", "")}
+        watched.update(getattr(callback, "also", {}))
+        for name in (name for name, mode in watched.items() if mode == "min" and higher_is_better(name)):
+            yield Contradiction(
+                f"{type(callback).__name__} watches {name!r} with mode 'min'",
+                "by its name it is better where it is higher, so the worst weights count as the best",
+                "Set mode to 'max'",
+            )
+
+
 def _patience_never_runs_out(found: Inventory) -> Iterator[Contradiction]:
     epochs = found.trainer.max_epochs
     for callback in found.of(EarlyStopping):
@@ -338,6 +351,7 @@ _CHECKS: tuple[Callable[[Inventory], Iterator[Contradiction]], ...] = (
     _softened_twice,
     _stopping_without_validation,
     _stopping_by_training_data,
+    _stopping_at_the_worst,
     _patience_never_runs_out,
     _stopping_by_raw_weights,
     _decay_of_unit_norms,

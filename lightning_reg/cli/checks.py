@@ -110,6 +110,10 @@ def _check_scheduler(path: str, owner: Any, arguments: Mapping[str, Any]) -> Non
             for _ in range(2):
                 optimizer.step()
                 schedule.step()
+    except NotImplementedError as error:
+        raise SettingError(
+            f"{path} must be a schedule, but {owner.__name__} is only what schedules have in common"
+        ) from error
     except (ArithmeticError, ValueError) as error:
         raise SettingError(f"{path} can't be used with {dict(arguments)}: {type(error).__name__}: {error}") from error
     except Exception:  # with the real optimizer it may do

@@ -38,7 +38,7 @@ from lightning_reg.cli.runs import (
 )
 from lightning_reg.cli.summary import quiet, summarize
 from lightning_reg.core.lightning import callbacks_of
-from lightning_reg.core.metric_names import short_name
+from lightning_reg.core.metric_names import higher_is_better, short_name
 from lightning_reg.data import InMemoryData
 from lightning_reg.models import Supervised
 from lightning_reg.settings import SettingError
@@ -156,7 +156,7 @@ class RegularizationCLI(LightningCLI):
         callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
         if config.get("enable_checkpointing") is not False:
             best = self._get(self.config_init, "checkpoint")
-            if best.mode == "min" and re.search("acc|f1|auroc|precision|recall|r2", str(best.monitor)):
+            if best.mode == "min" and higher_is_better(str(best.monitor)):
                 raise SettingError(f"checkpoint.mode must be max to keep the best {best.monitor}, but is min")
             last = ModelCheckpoint(best.dirpath, filename="last", enable_version_counter=False)
             asked = self.settings["checkpoint"]

@@ -36,6 +36,8 @@ _VALUE = re.compile(r".*(?:Given value|Got value): (.*)\Z", re.DOTALL)
 _NESTED = re.compile(r"NestedArg\(key='([\w.]+)', val=(.*)\)\Z", re.DOTALL)
 _UNKNOWN = re.compile(r"[Oo]ption '([^']+)'|unrecognized arguments?: (\S+)")
 _MAKER = re.compile(r"class_path='([\w.]+)'")
+_RENAMED: Mapping[str, str] = {"BatchPicture": "BatchImages"}
+"""What names of before are called now, where nothing but this tells."""
 _MISSING = object()
 
 
@@ -252,7 +254,10 @@ def _fault_of_name(path: str, name: str, classes: tuple[type, ...], kind: str) -
         if len(paths) > 1:
             return f"{path} must be a full class path where a name is ambiguous: {' or '.join(sorted(paths))}"
         return None
-    near = near_matches(name.rpartition(".")[2], names, most=1)
+    last = name.rpartition(".")[2]
+    if last in _RENAMED:
+        return f"{path} must be {kind} by its name of now: {last} is called {_RENAMED[last]}"
+    near = near_matches(last, names, most=1)
     near = near or [other for other in names if other.lower() == name.lower()]
     hint = f"; did you mean {near[0]}?" if near else ""
     found = _resolved(name) if "." in name else None

@@ -9,7 +9,7 @@ from torch.utils.data import Dataset, IterableDataset, Subset, default_collate
 from typing_extensions import override
 
 from lightning_reg.core.hyperparameters import save_plain_hyperparameters
-from lightning_reg.data.in_memory import InMemoryData
+from lightning_reg.data.in_memory import InMemoryData, check_mix
 from lightning_reg.data.splits import chosen_count, stratified_split
 from lightning_reg.data.targets import Task
 from lightning_reg.settings import SettingError, check_choice, check_count
@@ -77,6 +77,7 @@ class DatasetData(InMemoryData):
             check_count("mix_epochs", mix_epochs, low=0)
         check_count("seed", seed, low=0)
         self.batch_size = batch_size
+        check_mix(mix)
         self.mix = mix
         self.mix_epochs = mix_epochs
         self.num_workers = num_workers

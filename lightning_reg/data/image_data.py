@@ -12,7 +12,7 @@ from typing_extensions import override
 from lightning_reg.core.hyperparameters import save_plain_hyperparameters
 from lightning_reg.data.folders import ClassFolders
 from lightning_reg.data.image_table import ImageTable
-from lightning_reg.data.in_memory import InMemoryData
+from lightning_reg.data.in_memory import InMemoryData, check_mix
 from lightning_reg.data.loader import SampleDataset
 from lightning_reg.data.parts import image_splits
 from lightning_reg.data.pipeline import ImagePipeline, chosen_augmentation
@@ -119,6 +119,7 @@ class ImageData(InMemoryData):
         self.val_size = val_size
         self.train_size = train_size
         self.normalization = normalization
+        check_mix(mix)
         self.mix = mix
         self.mix_epochs = mix_epochs
         self.download = download

@@ -19,7 +19,20 @@ from lightning_reg.functional.mixing import soft_targets
 from lightning_reg.settings import SettingError
 from lightning_reg.transforms import Mixing
 
-__all__ = ["InMemoryData"]
+__all__ = ["InMemoryData", "check_mix"]
+
+
+def check_mix(mix: object) -> None:
+    """Raises unless something mixes batches, or nothing is to.
+
+    Args:
+        mix: What was given.
+
+    Raises:
+        SettingError: With what it has to be.
+    """
+    if mix is not None and not isinstance(mix, Mixing):
+        raise SettingError(f"mix must be a transform such as Mixup(), but is {mix!r}")
 
 
 class InMemoryData(LightningDataModule, ABC):

@@ -9,7 +9,7 @@ from torch.nn.functional import conv1d, pad
 from typing_extensions import override
 
 from lightning_reg.core.hyperparameters import save_plain_hyperparameters
-from lightning_reg.data.in_memory import InMemoryData
+from lightning_reg.data.in_memory import InMemoryData, check_mix
 from lightning_reg.data.loader import SampleDataset
 from lightning_reg.data.row_splits import RowSplitter
 from lightning_reg.data.targets import Targets, Task
@@ -153,6 +153,7 @@ class Mnist1DData(InMemoryData):
         self.num_targets = None
         self.input_shape: tuple[int, ...] = _SHAPES[shape]
         self.batch_size = batch_size
+        check_mix(mix)
         self.mix = mix
         self.mix_epochs = mix_epochs
         self.num_workers = num_workers

@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from lightning_reg.core.hyperparameters import save_plain_hyperparameters
 from lightning_reg.data.encoding import Scaling, TableEncoder
-from lightning_reg.data.in_memory import InMemoryData
+from lightning_reg.data.in_memory import InMemoryData, check_mix
 from lightning_reg.data.loader import SampleDataset
 from lightning_reg.data.row_splits import RowSplitter
 from lightning_reg.data.tables import NAMED_TABLES, named_table, read_table
@@ -146,6 +146,7 @@ class TabularData(InMemoryData):
             repeat=repeat,
             seed=seed,
         )
+        check_mix(mix)
         self.mix = mix
         self.mix_epochs = mix_epochs
         self.num_workers = num_workers

@@ -75,10 +75,20 @@ class VarianceScaling:
         """Fills a tensor in place.
 
         Args:
-            weight: That is filled, of two dimensions at least.
+            weight: That is filled, of two dimensions at least where a fan is counted by its shape.
             fan_in: How many inputs reach one output; by the shape where None.
             fan_out: How many outputs one input reaches; by the shape where None.
+
+        Raises:
+            SettingError: If a fan isn't known.
         """
+        if (fan_in is None or fan_out is None) and weight.ndim < 2:
+            raise SettingError(
+                f"weight must have at least two dimensions to have a fan_in and a fan_out, but has the shape "
+                f"{tuple(weight.shape)}; give both, or take an initialization without fans"
+            )
+        if not weight.numel():
+            return
         if fan_in is None:
             fan_in = math.prod(weight.shape[1:])
         if fan_out is None:
@@ -92,6 +102,10 @@ class VarianceScaling:
 
 
 def _orthogonal_(weight: Tensor) -> Tensor:
+    if weight.ndim < 2:
+        raise SettingError(
+            f"weight must have at least two dimensions to be orthogonal, but has the shape {tuple(weight.shape)}"
+        )
     # torch has no decomposition in 16 bits.
     precise = torch.empty(weight.shape, dtype=torch.promote_types(weight.dtype, torch.float32), device=weight.device)
     return weight.copy_(init.orthogonal_(precise))

@@ -99,13 +99,14 @@ class RandomErasing(Mixing):
         value: float = 0.0,
     ) -> None:
         check_range("prob", prob, low=0, high=1)
-        check_range("scale", scale[0], low=0, high=1)
-        check_range("scale", scale[1], low=0, high=1)
-        check_range("ratio", ratio[0], low=0, low_open=True)
+        for name, pair in (("scale", scale), ("ratio", ratio)):
+            if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+                raise SettingError(f"{name} must be two numbers, the least and the greatest, but is {pair!r}")
+            for number in pair:
+                check_range(name, number, low=0, low_open=name == "ratio", high=1 if name == "scale" else math.inf)
+            if pair[1] < pair[0]:
+                raise SettingError(f"{name} must begin with the smaller number, but is {pair[0]}, {pair[1]}")
         check_range("value", value)
-        for name, (low, high) in (("scale", scale), ("ratio", ratio)):
-            if high < low:
-                raise SettingError(f"{name} must begin with the smaller number, but is {low}, {high}")
         self.prob = prob
         self.scale = tuple(scale)
         self.ratio = tuple(ratio)

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lightning_reg.functional.mixing import mix_with_previous
+from lightning_reg.functional.mixing import mix_with_previous, soft_targets
 from lightning_reg.settings import SettingError
 
 __all__ = ["Draw", "Mixing", "on_device", "spatial_size"]
@@ -80,19 +80,42 @@ class Mixing(ABC):
             return None
         return self.draw(inputs, stream=stream)
 
-    def __call__(self, inputs: Tensor, targets: Tensor, *, stream: Random) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, inputs: Tensor, targets: Tensor, *, stream: Random | None = None, num_classes: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Returns the mixed inputs and targets; neither argument is changed.
 
         Args:
             inputs: (N, ...), of a floating dtype.
-            targets: (N, ...), of a floating dtype.
-            stream: Where random numbers come from.
+            targets: (N, ...), of a floating dtype, or class indices (N,) where ``num_classes`` is given or targets
+                stay as they are.
+            stream: Where random numbers come from; where None, one that is seeded from torch's global stream.
+            num_classes: Makes class indices probabilities (N, C).
 
         Raises:
-            SettingError: If the inputs can't be mixed.
+            SettingError: If the inputs or the targets can't be mixed.
         """
+        if not isinstance(inputs, Tensor) or not isinstance(targets, Tensor):
+            kinds = f"{type(inputs).__name__} and {type(targets).__name__}"
+            raise SettingError(f"inputs and targets must be tensors to be mixed, but are {kinds}")
+        if num_classes is not None and self.needs_partner:
+            targets = soft_targets(targets, num_classes)
+        self._check_targets(inputs, targets)
+        if stream is None:
+            stream = Random(int(torch.empty((), dtype=torch.int64).random_()))
         draw = self.drawn(inputs, stream=stream)
         return (inputs, targets) if draw is None else (draw.change(inputs), draw.targets(targets))
+
+    def _check_targets(self, inputs: Tensor, targets: Tensor) -> None:
+        if inputs.ndim and (not targets.ndim or len(targets) != len(inputs)):
+            raise SettingError(
+                f"targets must be as many as inputs, {len(inputs)}, but have the shape {tuple(targets.shape)}"
+            )
+        if self.needs_partner and not (targets.is_floating_point() or targets.is_complex()):
+            raise SettingError(
+                f"targets must be of a floating dtype to be mixed, but are {targets.dtype}; of class indices "
+                "num_classes makes probabilities"
+            )
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value!r}" for name, value in vars(self).items() if not name.startswith("_"))

@@ -30,7 +30,7 @@ class PerSampleAugmentation(Augmentation):
             shape. Normalization follows and isn't among them.
 
     Raises:
-        SettingError: If there is none, one can't be called, or one normalizes.
+        SettingError: If there is none, one can't be called, makes tensors of images, or normalizes.
 
     >>> augment = PerSampleAugmentation(transforms=[lambda image: 255 - image])
     >>> augment(torch.zeros(2, 3, 1, 1, dtype=torch.uint8), stream=Random(0)).unique()
@@ -45,6 +45,11 @@ class PerSampleAugmentation(Augmentation):
         for index, transform in enumerate(transforms):
             if not callable(transform):
                 raise SettingError(f"augment must be a list of callables, but entry {index} is {transform!r}")
+            if type(transform).__name__ in ("ToTensor", "PILToTensor"):
+                raise SettingError(
+                    f"augment must not hold {type(transform).__name__}, entry {index}: images come as tensors "
+                    "(C, H, W) of uint8 and leave as floats on [0, 1]; leave it out"
+                )
             if type(transform).__name__ == "Normalize":
                 raise SettingError(
                     f"augment must not normalize, but entry {index} is {transform!r}: the data module does that "

@@ -100,6 +100,11 @@ class Spectral(Module):
         nn.utils.parametrizations.spectral_norm(self.network[0])
 
 
+class LogsAccuracy(Module):
+    def validation_step(self, batch, batch_idx):
+        self.log("val_accuracy", (self.network(batch[0]).argmax(1) == batch[1]).float().mean())
+
+
 class TakesSoft(WithAccuracy):
     takes_soft_targets = True
 
@@ -128,6 +133,7 @@ CONTRADICTIONS = {
         {"validation": False},
     ),
     "_stopping_by_training_data": lambda: (Module(), [EarlyStopping("train_loss")], {}),
+    "_stopping_at_the_worst": lambda: (LogsAccuracy(), [EarlyStopping("val_accuracy")], {}),
     "_patience_never_runs_out": lambda: (Module(), [EarlyStopping("val_loss", patience=5)], {}),
     "_stopping_by_raw_weights": lambda: (
         Module(),

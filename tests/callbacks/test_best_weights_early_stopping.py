@@ -78,6 +78,17 @@ def test_threshold_that_ends_the_run_counts_as_best():
     assert weight == 3
 
 
+@pytest.mark.parametrize(
+    "settings", [{"monitor": "val_accuracy"}, {"monitor": "val_loss", "also": {"val_accuracy": "min"}}]
+)
+def test_a_metric_that_is_watched_the_wrong_way_round_is_named(settings):
+    module = Scripted([3.0, 1.0])
+    module.on_validation_epoch_end = lambda: module.log("val_accuracy", torch.tensor(0.5))
+    said = "keeps the weights with the lowest val_accuracy, .* is better where it is higher: set mode='max'"
+    with pytest.warns(UserWarning, match=said):
+        fit(module.losses, BestWeightsEarlyStopping(**settings), module=module)
+
+
 def test_higher_can_be_better():
     assert fit([0.1, 0.9, 0.5], BestWeightsEarlyStopping("val_loss", mode="max"))[0] == 2
 

@@ -45,6 +45,8 @@ SETTINGS = [
     ("--data IamgeData", "data must be the name .* of a LightningDataModule.*; did you mean ImageData?"),
     ("--data.mix mixup", "data.mix must be the name .* of a Mixing, but is 'mixup'; did you mean Mixup?"),
     ("--trainer.callbacks+=L2Penaltyy", "name or the import path of a Callback.*; did you mean L2Penalty?"),
+    ("--trainer.callbacks+=BatchPicture", "must be a Callback by its name of now: BatchPicture is called BatchImages"),
+    ("--model.lr_scheduler LRScheduler", "model.lr_scheduler must be a schedule, but LRScheduler is only what"),
     ("--trainer.callbacks 5", "must be the name of a Callback or a mapping with class_path and init_args, but is 5"),
     ("--trainer.logger foo", "trainer.logger must be the name or the import path of a Logger, but is 'foo'"),
     ("--model.hidden_sizes null", "model.hidden_sizes must be a list .*, but is null"),

@@ -276,3 +276,24 @@ def test_all_matrices_of_an_attention_are_xaviers():
     variance = 2 / (256 + 256)
     for weight in (*attention.in_proj_weight.chunk(3), attention.out_proj.weight):
         assert abs(weight.var().item() - variance) <= 4 * variance * math.sqrt(2 / weight.numel())
+
+
+@pytest.mark.parametrize(
+    ("fill", "shape", "message"),
+    [
+        (INITIALIZATIONS["kaiming_normal"], (5,), r"two dimensions to have a fan_in and a fan_out, but has .* \(5,\)"),
+        (VarianceScaling(), (), r"but has the shape \(\)"),
+        (INITIALIZATIONS["orthogonal"], (5,), r"two dimensions to be orthogonal, but has the shape \(5,\)"),
+    ],
+)
+def test_a_vector_has_no_fans(fill, shape, message):
+    with pytest.raises(SettingError, match=message):
+        fill(torch.zeros(shape))
+
+
+def test_a_vector_with_fans_that_are_told_and_a_weight_without_elements_are_filled():
+    vector = torch.zeros(1000)
+    torch.manual_seed(0)
+    VarianceScaling(2.0)(vector, fan_in=16, fan_out=1)
+    assert vector.std().item() == pytest.approx(0.5, rel=0.1)
+    VarianceScaling()(torch.zeros(3, 0))

@@ -85,8 +85,8 @@ def test_a_batch_of_one_is_erased_too():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Cutout(size=0), "size must be a whole number of at least 1"),
-        (lambda: Cutout(size=1.5), r"size must be in \(0, 1\]"),
+        (lambda: Cutout(size=-1), "size must be a whole number of at least 0"),
+        (lambda: Cutout(size=1.5), r"size must be in \[0, 1\]"),
         (lambda: RandomErasing(scale=(0.5, 0.1)), "scale must begin with the smaller number, but is 0.5, 0.1"),
         (lambda: RandomErasing(ratio=(0.0, 1.0)), r"ratio must be in \(0, ∞\)"),
         (lambda: RandomErasing(prob=1.2), r"prob must be in \[0, 1\]"),

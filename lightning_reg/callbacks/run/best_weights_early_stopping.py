@@ -21,6 +21,7 @@ from lightning_reg.callbacks.run.snapshot import (
 from lightning_reg.callbacks.run.stopping import Decision, Progress, decide
 from lightning_reg.core.facts import Place, Position
 from lightning_reg.core.lightning import callbacks_of, flattens_parameters, package_of, twin, twins
+from lightning_reg.core.metric_names import higher_is_better
 from lightning_reg.core.session import Session, kept
 from lightning_reg.core.step import Run
 from lightning_reg.core.technique import Technique
@@ -309,6 +310,13 @@ class StoppingSession(Session[RestoresBestWeights]):
     comes_last: bool = field(init=False)  # whether others average weights
 
     def __post_init__(self) -> None:
+        technique = self.technique
+        for name, mode in {technique.monitor: technique.mode, **technique.also}.items():
+            if mode == "min" and higher_is_better(name):
+                rank_zero_warn(
+                    f"BestWeightsEarlyStopping keeps the weights with the lowest {name}, which by its name is better "
+                    "where it is higher: set mode='max'"
+                )
         # Callbacks that aren't ours change places of weights when they are told, perhaps after this one. The strategy
         # is told when all callbacks have been.
         self.comes_last = any(
