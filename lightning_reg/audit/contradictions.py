@@ -299,6 +299,19 @@ def _stopping_at_the_worst(found: Inventory) -> Iterator[Contradiction]:
             )
 
 
+def _average_never_begins(found: Inventory) -> Iterator[Contradiction]:
+    epochs = found.trainer.max_epochs
+    for callback in (each for each in found.techniques() if each.averages_weights):
+        begins = getattr(callback, "start_step", 0) + getattr(callback, "every_n_steps", 1)
+        is_late = epochs is not None and 0 < epochs <= getattr(callback, "start_epoch", 0)
+        if is_late or (begins > 1 and 0 < found.trainer.estimated_stepping_batches < begins):
+            yield Contradiction(
+                f"{type(callback).__name__} begins after the end of training",
+                "nothing is averaged, and the trained weights stay",
+                "Train longer, or begin earlier",
+            )
+
+
 def _patience_never_runs_out(found: Inventory) -> Iterator[Contradiction]:
     epochs = found.trainer.max_epochs
     for callback in found.of(EarlyStopping):
@@ -352,6 +365,7 @@ _CHECKS: tuple[Callable[[Inventory], Iterator[Contradiction]], ...] = (
     _stopping_without_validation,
     _stopping_by_training_data,
     _stopping_at_the_worst,
+    _average_never_begins,
     _patience_never_runs_out,
     _stopping_by_raw_weights,
     _decay_of_unit_norms,

@@ -55,7 +55,8 @@ class ActivationStats(Technique):
         exclude: Globs likewise, of modules that are left out.
         types: Classes of modules, or their names, such as ``"ReLU"``; all where empty.
         every_n_steps: Steps between two measurements, at least 1; where None, the steps that the trainer logs
-            (``log_every_n_steps``). When the trainer logs, the latest measurement is shown.
+            (``log_every_n_steps``). When the trainer logs, the latest measurement is shown, so the k-th, 2k-th, ...
+            step is measured, as it is logged; the first only with 1. Before training, see ``activation_statistics``.
         histogram_bins: Bins of the histograms, at least 0; no histograms at 0.
         quantiles: Which quantiles are shown, each in [0, 1], to 3 %; taken from the histogram.
         near_zero: Activations of a smaller size are near zero; at least 1e-15, in their own units.

@@ -13,6 +13,7 @@ from lightning_reg.audit.contradictions import _CHECKS
 from lightning_reg.callbacks import (
     ConfidencePenalty,
     ElasticNetPenalty,
+    ExponentialMovingAverage,
     FreezeBatchNorm,
     GradientClipping,
     InsertDropout,
@@ -134,6 +135,7 @@ CONTRADICTIONS = {
     ),
     "_stopping_by_training_data": lambda: (Module(), [EarlyStopping("train_loss")], {}),
     "_stopping_at_the_worst": lambda: (LogsAccuracy(), [EarlyStopping("val_accuracy")], {}),
+    "_average_never_begins": lambda: (Module(), [ExponentialMovingAverage(start_step=5)], {}),
     "_patience_never_runs_out": lambda: (Module(), [EarlyStopping("val_loss", patience=5)], {}),
     "_stopping_by_raw_weights": lambda: (
         Module(),
@@ -191,6 +193,7 @@ def test_every_check_has_a_case():
         pytest.param(lambda: Module(optimizer=grouped(torch.optim.SGD)), [L2Penalty(weight=0.0)], {}, id="L2 of 0"),
         pytest.param(Module, [EarlyStopping("val_loss", patience=4)], {}, id="patience that can run out"),
         pytest.param(Module, [EMAWeightAveraging()], {}, id="average alone"),
+        pytest.param(Module, [ExponentialMovingAverage(start_step=4)], {}, id="average of the last step"),
         pytest.param(lambda: Module(label_smoothing=0.1), [], {}, id="label smoothing alone"),
     ],
 )

@@ -44,7 +44,8 @@ class GradientClipping(Technique):
     State: N norms for ``"percentile"``, three numbers for ``"zscore"``. Nothing is moved to the host.
 
     Deviates from the papers: AutoClip's history is that of the last ``history`` norms; AGC leaves out norms and all
-    biases.
+    biases, which mostly begin at 0, where a bound of λ · eps would hardly let them learn; theirs is
+    ``exclude_norm_and_bias=False``.
 
     Args:
         algorithm: One of ``"norm"``, ``"value"``, ``"adaptive"``, ``"percentile"``, ``"zscore"``.

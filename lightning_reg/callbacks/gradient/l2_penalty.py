@@ -28,7 +28,8 @@ class L2Penalty(WeightPenalty):
     Cost: reads weights and gradients and writes gradients once per optimizer step. No state.
 
     Args:
-        weight: Strength λ, at least 0; 1e-5 to 1e-3 is usual.
+        weight: Strength λ, at least 0; 1e-5 to 1e-3 is usual. With the 1/2 it is what weight decay calls λ, and what
+            torch does; Keras's ``L2(l)``, l Σw², has none: a ``weight`` of 2 l is the same.
         include: Globs over parameter names that are penalized.
         exclude: Globs over parameter names that are not.
         exclude_norm_and_bias: Whether biases and the parameters of normalization layers are spared.

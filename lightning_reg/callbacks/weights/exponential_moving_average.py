@@ -60,11 +60,13 @@ class ExponentialMovingAverage(WeightAverage):
         half_life_unit: Whether ``half_life`` counts optimizer steps or epochs, or is a share of the whole run, of which
             0.01 to 0.1 is usual.
         warmup: Whether the n-th update keeps at most (1 + n) / (10 + n), so that a short training isn't averaged with
-            its beginning. A ``decay`` of 1 has none.
+            its beginning; on by default, because a decay of 0.999 forgets the beginning only after thousands of steps.
+            torch and timm have none. A ``decay`` of 1 has none either.
         start_step: Steps before the average begins.
         start_epoch: Epochs before the average begins.
-        every_n_steps: Steps between two updates, of which the first comes with the first step, so that there is an
-            average from then on; ``decay`` counts updates, ``half_life`` steps.
+        every_n_steps: Steps between two updates; ``decay`` counts updates, ``half_life`` steps. The weights that end
+            each period are taken, so that an average of one update an epoch isn't an epoch late; before the first
+            there is no average.
         buffers: Running statistics of normalization layers: ``"average"`` like weights, ``"copy"`` as they are, or
             ``"recompute"`` by passing the inputs that the network had in training through the averaged one, before
             each validation and at the end (BatchNorm alone). Counters and other buffers are never averaged.
@@ -164,7 +166,7 @@ class MovingAverageSession(AverageSession):
         if not starts:
             return False
         self.steps_since_start += 1
-        return (self.steps_since_start - 1) % self.technique.every_n_steps == 0
+        return self.steps_since_start % self.technique.every_n_steps == 0
 
     @override
     def update_(self, averages: Sequence[Tensor], values: Sequence[Tensor]) -> None:

@@ -8,6 +8,7 @@ from typing_extensions import override
 
 from lightning_reg.functional.dropout import concrete_mask, concrete_regularization, mask_shape
 from lightning_reg.functional.noise import NoiseStream, draw
+from lightning_reg.nn.layers.tracing import traced_whole
 from lightning_reg.settings import SettingError, check_range
 
 __all__ = ["ConcreteDropout", "concrete_layers", "concrete_penalty"]
@@ -81,6 +82,7 @@ class ConcreteDropout(nn.Module):
         )
 
     @override
+    @traced_whole
     def forward(self, inputs: Tensor) -> Tensor:
         """Runs the layer.
 

@@ -7,6 +7,7 @@ from typing_extensions import override
 from lightning_reg.functional.dropout import keep_and_rescale
 from lightning_reg.functional.noise import NoiseStream, draw
 from lightning_reg.nn.layers.stochastic import Lease
+from lightning_reg.nn.layers.tracing import traced_whole
 from lightning_reg.settings import SettingError, check_range
 
 __all__ = [
@@ -70,11 +71,17 @@ class DropConnectLinear(DropConnect, nn.Linear):
     """
 
     @override
+    @traced_whole
     def forward(self, input: Tensor) -> Tensor:
         return F.linear(input, self.dropped(self.weight), self.bias)
 
 
 class _DropConnectConv(DropConnect):
+    @traced_whole
+    def forward(self, input: Tensor) -> Tensor:
+        outputs: Tensor = super().forward(input)  # type: ignore[misc]  # the class behind this one is a convolution
+        return outputs
+
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         outputs: Tensor = super()._conv_forward(input, self.dropped(weight), bias)  # type: ignore[misc]
         return outputs

@@ -15,6 +15,7 @@ from lightning_reg.functional.normalization import (
     standardized_weight,
 )
 from lightning_reg.functional.shapes import check_with_channels
+from lightning_reg.nn.layers.tracing import traced_whole
 from lightning_reg.settings import SettingError, check_count, check_range
 
 __all__ = [
@@ -47,6 +48,7 @@ class ChannelsFirstLayerNorm(nn.LayerNorm):
         super().__init__(num_channels, eps=eps)
 
     @override
+    @traced_whole
     def forward(self, input: Tensor) -> Tensor:
         return channels_first_layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
 
@@ -70,6 +72,7 @@ class ChannelsFirstRMSNorm(nn.RMSNorm):
         super().__init__(num_channels, eps=eps)
 
     @override
+    @traced_whole
     def forward(self, x: Tensor) -> Tensor:
         return channels_first_rms_norm(x, self.normalized_shape, self.weight, self.eps)
 
@@ -127,6 +130,7 @@ class GhostBatchNorm(_BatchNorm):
         self.ghost_batch_size = ghost_batch_size
 
     @override
+    @traced_whole
     def forward(self, input: Tensor) -> Tensor:
         normalize = super().forward
         if not self.training:
@@ -184,6 +188,7 @@ class FilterResponseNorm(nn.Module):
         self.extra_eps = nn.Parameter(torch.full((1,), 1e-4)) if learn_eps else None
 
     @override
+    @traced_whole
     def forward(self, inputs: Tensor) -> Tensor:
         """Returns a tensor of the inputs' shape, dtype and memory format.
 
@@ -241,6 +246,7 @@ class WeightStandardization(nn.Module):
         self.eps = eps
 
     @override
+    @traced_whole
     def forward(self, weight: Tensor) -> Tensor:
         """Returns the standardized weight.
 

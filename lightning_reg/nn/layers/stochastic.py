@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_reg.functional.noise import NoiseStream, draw
+from lightning_reg.nn.layers.tracing import traced_whole
 from lightning_reg.settings import SettingError
 
 __all__ = ["Lease", "StochasticLayer", "check_rank"]
@@ -69,6 +70,7 @@ class StochasticLayer(nn.Module, ABC):
         """
 
     @override
+    @traced_whole
     def forward(self, inputs: Tensor) -> Tensor:
         """Returns a tensor of the inputs' shape, dtype and memory format.
 

@@ -7,6 +7,7 @@ from torch.nn.utils.rnn import PackedSequence
 from typing_extensions import override
 
 from lightning_reg.nn.layers.drop_connect import DropConnect
+from lightning_reg.nn.layers.tracing import traced_whole
 from lightning_reg.settings import check_range
 
 __all__ = ["WeightDrop", "WeightDropGRU", "WeightDropLSTM", "WeightDropRNN"]
@@ -40,6 +41,7 @@ class WeightDrop(DropConnect, nn.RNNBase):
         self.p = p
 
     @override
+    @traced_whole
     def forward(self, input: Tensor | PackedSequence, hx: Any = None) -> Any:
         """Returns what torch's module returns, with one mask for all time steps.
 

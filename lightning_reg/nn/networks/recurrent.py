@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_reg.init.initialization import Initializer, initialize_
+from lightning_reg.nn.layers.tracing import traced_whole
 from lightning_reg.nn.layers.weight_drop import WeightDrop, WeightDropGRU, WeightDropLSTM, WeightDropRNN
 from lightning_reg.nn.networks.sequences import (
     ImageRows,
@@ -43,6 +44,7 @@ class RecurrentLayer(nn.Module):
         self.cell = cell
 
     @override
+    @traced_whole
     def forward(self, inputs: Tensor) -> Tensor:
         outputs: Tensor = self.cell(inputs)[0]
         return outputs

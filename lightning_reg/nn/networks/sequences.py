@@ -10,6 +10,7 @@ from typing_extensions import override
 from lightning_reg.nn.factories import DROPOUTS, WEIGHT_DROPOUTS, make_dropout, make_norm
 from lightning_reg.nn.layers.dropout import VariationalDropout
 from lightning_reg.nn.layers.stochastic import check_rank
+from lightning_reg.nn.layers.tracing import traced_whole
 from lightning_reg.settings import SettingError, check_choice, check_range, named_or_imported
 
 __all__ = ["ImageRows", "OverTime", "SequencePool", "make_sequence_dropout", "make_sequence_norm", "named_sequential"]
@@ -30,6 +31,7 @@ class ImageRows(nn.Module):
     """
 
     @override
+    @traced_whole
     def forward(self, inputs: Tensor) -> Tensor:
         check_rank(self, inputs, "(N, T, F) of sequences or (N, C, H, W) of images", least=3, most=4)
         return inputs.transpose(1, 2).flatten(2) if inputs.ndim == 4 else inputs
@@ -51,6 +53,7 @@ class OverTime(nn.Module):
         self.layer = layer
 
     @override
+    @traced_whole
     def forward(self, inputs: Tensor) -> Tensor:
         outputs: Tensor = self.layer(inputs.transpose(1, 2))
         return outputs.transpose(1, 2)
@@ -79,6 +82,7 @@ class SequencePool(nn.Module):
         self.bidirectional = bidirectional
 
     @override
+    @traced_whole
     def forward(self, inputs: Tensor) -> Tensor:
         if self.mode == "mean":
             return inputs.mean(1)

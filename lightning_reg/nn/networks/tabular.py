@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lightning_reg.nn.layers.tracing import traced_whole
 from lightning_reg.settings import SettingError, check_count
 
 __all__ = ["TabularEmbedding"]
@@ -57,6 +58,7 @@ class TabularEmbedding(nn.Module):
             self.vectors.weight[starts] = 0
 
     @override
+    @traced_whole
     def forward(self, inputs: Tensor) -> Tensor:
         """Returns (N, F + K · E): the numbers and the vectors, of the weights' dtype.
 

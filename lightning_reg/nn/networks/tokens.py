@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from torch import Tensor, cat, nn
 from typing_extensions import override
 
+from lightning_reg.nn.layers.tracing import traced_whole
 from lightning_reg.settings import SettingError, check_count
 
 __all__ = ["TokenEmbedding"]
@@ -51,6 +52,7 @@ class TokenEmbedding(nn.Module):
             nn.init.normal_(embedding.weight, std=0.02)
 
     @override
+    @traced_whole
     def forward(self, inputs: Tensor) -> Tensor:
         """Returns the tokens (N, T, E), or (N, 1 + T, E) with a class token.
 

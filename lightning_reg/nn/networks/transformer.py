@@ -11,6 +11,7 @@ from typing_extensions import override
 from lightning_reg.init.initialization import Initializer, initialize_
 from lightning_reg.nn.factories import make_activation
 from lightning_reg.nn.layers.dropout import StochasticDepth, linear_rates
+from lightning_reg.nn.layers.tracing import traced_whole
 from lightning_reg.nn.networks.sequences import (
     SequencePool,
     make_sequence_dropout,
@@ -59,6 +60,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(embed_dim, embed_dim)
 
     @override
+    @traced_whole
     def forward(self, inputs: Tensor) -> Tensor:
         """Returns new tokens.
 

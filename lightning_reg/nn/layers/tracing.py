@@ -1,0 +1,42 @@
+"""Layers that torch.fx records as a whole."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+from torch import nn
+from torch.fx import Proxy
+
+__all__ = ["traced_whole"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def traced_whole(forward: F) -> F:
+    """Makes a layer's ``forward`` one call of the layer in a graph of ``torch.fx``, as torch's own layers are one.
+
+    What a layer draws depends on shapes and on whether it is trained, which a tracer can't see, and its decision would
+    be recorded rather than made anew. The tracer takes layers for a whole by where they are defined; this says so.
+
+    Args:
+        forward: Of a module, called with a tensor first.
+
+    >>> import torch
+    >>> class Halves(nn.Module):
+    ...     @traced_whole
+    ...     def forward(self, inputs):
+    ...         return inputs / 2 if len(inputs) > 1 else inputs
+    >>> [node.op for node in torch.fx.symbolic_trace(nn.Sequential(Halves())).graph.nodes]
+    ['placeholder', 'call_module', 'output']
+    """
+
+    @functools.wraps(forward)
+    def traced(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        first = args[0] if args else next(iter(kwargs.values()), None)
+        if isinstance(first, Proxy):
+            tracer = first.tracer
+            path = tracer.path_of_module(self)  # type: ignore[attr-defined]  # of every tracer of modules
+            return tracer.create_proxy("call_module", path, args, kwargs)
+        return forward(self, *args, **kwargs)
+
+    return cast("F", traced)
