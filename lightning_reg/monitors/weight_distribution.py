@@ -33,7 +33,8 @@ class WeightDistribution(Technique):
 
     What it does: at the end of every so many epochs or steps, mean, standard deviation, extremes, norm, share of exact
     zeros and a histogram of every chosen parameter, counted on its device and brought over in one transfer. A parameter
-    that holds an infinity or a NaN is named rather than shown.
+    that holds an infinity or a NaN is named rather than shown. Of complex parameters the real and imaginary parts are
+    shown, as numbers of one distribution, and no stable rank.
 
     When to use: to see what a penalty does to weights (zeros, narrower histograms), which layers don't learn (updates)
     and which lose directions (``stable_rank``).
@@ -137,7 +138,11 @@ class WeightSession(Session[WeightDistribution]):
         chosen = select_parameters(
             self.run.module, include=technique.include, exclude=technique.exclude, exclude_norm_and_bias=False
         )
-        chosen = {name: parameter for name, parameter in chosen.items() if parameter.is_floating_point()}
+        chosen = {
+            name: parameter
+            for name, parameter in chosen.items()
+            if parameter.is_floating_point() or parameter.is_complex()
+        }
         largest = set(sorted(chosen, key=lambda name: -chosen[name].numel())[: technique.max_parameters])
         if len(chosen) > len(largest) and not self.told:
             self.told = True
@@ -172,11 +177,11 @@ class WeightSession(Session[WeightDistribution]):
         """Yields kind, name and tensor of all that is shown."""
         for name, parameter in parameters.items():
             weight = whole(parameter)
-            yield "weight", name, weight
+            yield "weight", name, _real(weight)
             if self.technique.gradients and parameter.grad is not None:
-                yield "gradient", name, whole(parameter.grad)
+                yield "gradient", name, _real(whole(parameter.grad))
             if name in self.before:
-                yield "update", name, weight - self.before[name]
+                yield "update", name, _real(weight - self.before[name])
 
     def log(self, parameters: dict[str, nn.Parameter]) -> None:
         """Measures and shows parameters by name."""
@@ -195,7 +200,7 @@ class WeightSession(Session[WeightDistribution]):
                 self._warn_not_finite(kind, name)
                 continue
             statistics = summary.statistics()
-            if self.technique.stable_rank and kind == "weight" and parameters[name].ndim > 1:
+            if self.technique.stable_rank and kind == "weight" and _has_rank(parameters[name]):
                 statistics["stable_rank"] = float(numbers[_NUMBERS])
             values |= {f"{tag}/{what}": value for what, value in statistics.items()}
             if bins:
@@ -235,6 +240,15 @@ class WeightSession(Session[WeightDistribution]):
         if f"{kind} {name}" not in self.warned:
             self.warned.add(f"{kind} {name}")
             rank_zero_warn(f"The {kind} of {name} isn't finite")
+
+
+def _real(tensor: Tensor) -> Tensor:
+    # A gradient that autograd has conjugated lazily has no view.
+    return torch.view_as_real(tensor.detach().resolve_conj()) if tensor.is_complex() else tensor
+
+
+def _has_rank(parameter: Tensor) -> bool:
+    return parameter.ndim > 1 and not parameter.is_complex()
 
 
 def _histogram(summary: Summary, counts: Tensor) -> Histogram:

@@ -179,3 +179,59 @@ def test_a_subclass_that_drops_nothing_by_itself_is_left_out_of_drop_connect():
     make = lambda: nn.Sequential(nn.Flatten(), LowRank(768, 3))  # noqa: E731
     with pytest.raises(SettingError, match=r"include must choose modules of type Linear.*but chooses Flatten, LowRank"):
         fit(make, InsertDropConnect(include=("net.*",)))
+
+
+class AsksForItsClass(nn.Module):
+    """Chooses between two ways by the class of its norm, as blocks of model libraries do."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, inputs):
+        return self.head(self.normalized(self.conv(inputs)).mean((2, 3)))
+
+    def normalized(self, maps):
+        return self.norm(maps) if isinstance(self.norm, nn.BatchNorm2d) else maps
+
+
+class ReadsItsStatistics(AsksForItsClass):
+    def normalized(self, maps):
+        return self.norm(maps) - self.norm.running_mean.view(1, -1, 1, 1)
+
+
+class AsksForAnyOfBoth(AsksForItsClass):
+    def normalized(self, maps):
+        return self.norm(maps) if isinstance(self.norm, (nn.BatchNorm2d, nn.GroupNorm)) else maps
+
+
+class AsksElsewhere(AsksForItsClass):
+    def normalized(self, maps):
+        return self.norm(maps)
+
+    def reset(self):
+        assert isinstance(self.norm, nn.BatchNorm2d)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (AsksForItsClass, "AsksForItsClass.normalized asks whether it is a nn.BatchNorm2d"),
+        (ReadsItsStatistics, "ReadsItsStatistics.normalized reads its running_mean"),
+    ],
+)
+def test_a_module_that_asks_what_its_norm_is_keeps_it(make, message):
+    with pytest.raises(SettingError, match=f"exclude must name net.norm, a BatchNorm2d .*: .*{message}"):
+        fit(make, ReplaceNorm(norm="group"))
+
+
+@pytest.mark.parametrize("make", [AsksForAnyOfBoth, AsksElsewhere])
+def test_what_any_norm_answers_alike_is_no_obstacle(make):
+    module, _ = fit(make, ReplaceNorm(norm="group"))
+    assert isinstance(module.net.norm, nn.GroupNorm)
+
+
+def test_a_norm_of_the_class_that_is_asked_for_is_put_in():
+    module, _ = fit(AsksForItsClass, ReplaceNorm(norm=lambda width: nn.BatchNorm2d(width, eps=1e-3)))
+    assert type(module.net.norm) is nn.BatchNorm2d

@@ -206,3 +206,37 @@ def test_hundreds_of_scalars_dont_fill_the_pipe_between_processes():
     trainer = quiet_trainer(distribution, devices=2, strategy=strategy, log_every_n_steps=1, **settings)
     trainer.fit(module, loader(), loader())
     assert not [tag for tag in trainer.callback_metrics if tag.startswith(KINDS)]
+
+
+class Rotates(SomebodysModule):
+    """Has complex weights, whose gradients autograd leaves conjugated."""
+
+    def __init__(self):
+        super().__init__()
+        self.phases = nn.Parameter(torch.randn(6, 6, dtype=torch.cfloat, generator=torch.Generator().manual_seed(3)))
+
+    def training_step(self, batch, batch_idx):
+        turned = (batch[0].to(torch.cfloat) @ self.phases.mH).abs()
+        return F.cross_entropy(self.network(turned), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=LEARNING_RATE)
+
+
+def test_complex_weights_are_shown_by_their_real_and_imaginary_parts():
+    distribution = WeightDistribution(
+        include=("phases",), every_n_steps=1, gradients=True, updates=True, stable_rank=True
+    )
+    module = Rotates()
+    started = module.phases.detach().clone()
+    seen, module = watched(distribution, module=module, limit_train_batches=1)
+    (shown,) = seen
+    for tag, tensor in (
+        ("weight/phases", module.phases.detach()),
+        ("gradient/phases", (started - module.phases.detach()) / LEARNING_RATE),
+        ("update/phases", module.phases.detach() - started),
+    ):
+        parts = torch.stack([tensor.real, tensor.imag])
+        assert_describes(shown, tag, parts)
+        assert shown[f"{tag}/norm"] == pytest.approx(tensor.abs().square().sum().sqrt().item(), rel=1e-5)
+    assert not any("stable_rank" in tag for tag in shown)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from typing_extensions import override
 
+from lightning_reg.callbacks.forward.expectations import disappointed
 from lightning_reg.callbacks.forward.surgery import Surgery, SurgerySession
 from lightning_reg.core.facts import Choice
 from lightning_reg.core.step import Run
@@ -76,13 +77,22 @@ class ReplaceNorm(Surgery):
         before = set(run.module.parameters())
         names = {module: name for name, module in self._left(run.module).items()}
         new = {module: self._replacement(name, module) for module, name in names.items()}
-        for parent in list(run.module.modules()):
-            for leaf, child in parent._modules.items():
-                if child in new:
-                    parent._modules[leaf] = new[child]
-        changes = [
-            (f"{type(old).__name__} -> {type(replacement).__name__}", names[old]) for old, replacement in new.items()
+        places = [
+            (parent, leaf, child)
+            for parent in run.module.modules()
+            for leaf, child in parent._modules.items()
+            if child in new
         ]
+        for parent, leaf, child in places:  # before anything is replaced
+            asked = disappointed(parent, leaf, new[child])
+            if asked is not None:
+                raise SettingError(
+                    f"exclude must name {names[child]}, a {type(child).__name__} that a {type(new[child]).__name__} "
+                    f"can't stand in for: {asked}"
+                )
+        for parent, leaf, child in places:
+            parent._modules[leaf] = new[child]
+        changes = [(f"{type(old).__name__} -> {type(made).__name__}", names[old]) for old, made in new.items()]
         return SurgerySession(self, run, changes=changes, made=set(run.module.parameters()) - before)
 
     def _left(self, pl_module: LightningModule) -> dict[str, nn.Module]:

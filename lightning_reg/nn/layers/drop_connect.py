@@ -79,7 +79,7 @@ class DropConnectLinear(DropConnect, nn.Linear):
 class _DropConnectConv(DropConnect):
     @traced_whole
     def forward(self, input: Tensor) -> Tensor:
-        outputs: Tensor = super().forward(input)  # type: ignore[misc]  # the class behind this one is a convolution
+        outputs: Tensor = super().forward(input)  # of the convolution behind this class
         return outputs
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

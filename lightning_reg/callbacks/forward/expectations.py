@@ -1,0 +1,91 @@
+"""What a module's own code asks of a child: its class, and attributes that another class may not have."""
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Iterator
+from types import FunctionType
+from typing import Any
+
+from torch import nn
+
+__all__ = ["disappointed"]
+
+
+def disappointed(parent: nn.Module, leaf: str, new: nn.Module) -> str | None:
+    """Returns in words what a module's forward asks of a child that the child has and its successor hasn't.
+
+    The source of ``forward`` and of the methods that it calls is read; where there is none, nothing is known.
+
+    Args:
+        parent: That holds the child.
+        leaf: Name of the child in it.
+        new: What is to come in the child's place.
+
+    >>> disappointed(nn.Sequential(nn.BatchNorm2d(4)), "0", nn.GroupNorm(2, 4)) is None
+    True
+    """
+    old = getattr(parent, leaf)
+    for function in _called(parent):
+        for node in ast.walk(_parsed(function)):
+            if isinstance(node, ast.Call) and _is_name(node.func, "isinstance") and len(node.args) == 2:
+                kind = _value(node.args[1], function)
+                if _is_child(node.args[0], leaf) and _tells_apart(kind, old, new):
+                    return f"{function.__qualname__} asks whether it is a {ast.unparse(node.args[1])}"
+            attribute = node.attr if isinstance(node, ast.Attribute) and _is_child(node.value, leaf) else ""
+            if attribute and hasattr(old, attribute) and not hasattr(new, attribute):
+                return f"{function.__qualname__} reads its {attribute}"
+    return None
+
+
+def _called(parent: nn.Module) -> Iterator[FunctionType]:
+    """Yields a module's forward and the methods that it calls, and those that they call."""
+    waiting, seen = ["forward"], set()
+    while waiting:
+        name = waiting.pop()
+        function = inspect.unwrap(getattr(type(parent), name, None) or len)
+        if name in seen or not isinstance(function, FunctionType) or function.__module__.startswith("torch."):
+            continue
+        seen.add(name)
+        yield function
+        nodes = ast.walk(_parsed(function))
+        waiting += [node.attr for node in nodes if isinstance(node, ast.Attribute) and _is_name(node.value, "self")]
+
+
+def _parsed(function: FunctionType) -> ast.AST:
+    try:
+        return ast.parse(textwrap.dedent(inspect.getsource(function)))
+    except (OSError, TypeError, SyntaxError):
+        return ast.Module(body=[], type_ignores=[])
+
+
+def _is_name(node: ast.AST, name: str) -> bool:
+    return isinstance(node, ast.Name) and node.id == name
+
+
+def _is_child(node: ast.AST, leaf: str) -> bool:
+    return isinstance(node, ast.Attribute) and node.attr == leaf and _is_name(node.value, "self")
+
+
+def _value(node: ast.expr, function: FunctionType) -> Any:
+    """Returns the classes that a name or several mean where a function is defined; nothing where that isn't known."""
+    if isinstance(node, ast.Tuple):
+        found = [_value(entry, function) for entry in node.elts]
+        return tuple(kind for kind in found if isinstance(kind, type))
+    names: list[str] = []
+    while isinstance(node, ast.Attribute):
+        names.insert(0, node.attr)
+        node = node.value
+    if not isinstance(node, ast.Name):
+        return ()
+    value: Any = function.__globals__.get(node.id, ())
+    for name in names:
+        value = getattr(value, name, ())
+    return value
+
+
+def _tells_apart(kind: Any, old: nn.Module, new: nn.Module) -> bool:
+    try:
+        return isinstance(old, kind) != isinstance(new, kind)
+    except TypeError:
+        return False
