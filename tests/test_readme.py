@@ -7,6 +7,7 @@ import pytest
 
 from lightning_reg.cli import main
 from lightning_reg.cli.study import parser
+from lightning_reg.shipped import find_config
 from lightning_reg.studies.definition import read_study
 from tests.conftest import REPOSITORY
 
@@ -37,7 +38,7 @@ def test_commands_parse(monkeypatch, image_folder):
         if not words:
             continue
         if words[0] == "study":
-            assert read_study(parser().parse_args(words[1:]).file)
+            assert read_study(find_config("study", parser().parse_args(words[1:]).file, within="studies"))
             continue
         with pytest.raises(SystemExit) as exit_status:
             main([*words, "--print_config"])

@@ -13,7 +13,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """Runs the command line.
 
     Args:
-        args: What would follow ``python train.py``; the process's own arguments where None.
+        args: What would follow ``lightning-reg``; the process's own arguments where None.
 
     Returns:
         The exit status: 0 if all went well, 1 if runs of a study failed, 2 for a setting that can't be used.
@@ -36,6 +36,10 @@ def main(args: Sequence[str] | None = None) -> int:
             from lightning_reg.cli.study import study
 
             return study(words[1:])
+        if words[0] == "configs":
+            from lightning_reg.cli.configs import configs
+
+            return configs(words[1:])
         from lightning_reg.cli.command import RegularizationCLI
 
         RegularizationCLI(args)

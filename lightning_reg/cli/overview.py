@@ -1,18 +1,26 @@
-"""What ``python train.py`` alone says."""
+"""What the command line says where it is given nothing."""
 
 import inspect
-from collections.abc import Iterable
-from pathlib import Path
 from types import ModuleType
 
 import lightning_reg
+from lightning_reg.cli.configs import described
+from lightning_reg.cli.invocation import command_line
+from lightning_reg.shipped import shipped_configs
 from lightning_reg.text import table
 
 __all__ = ["overview"]
 
+_FOLDERS = {
+    "": "Configurations",
+    "textbook": "The textbook's networks",
+    "techniques": "Techniques to append",
+    "studies": "Studies",
+}
 
-def overview(root: Path = Path("configs")) -> str:
-    """Returns what there is, read off the package and the configurations."""
+
+def overview() -> str:
+    """Returns what there is, read off the package and its configurations."""
     from lightning.pytorch import Callback
 
     from lightning_reg import callbacks, models, transforms
@@ -31,13 +39,11 @@ def overview(root: Path = Path("configs")) -> str:
                 ("predict --config FILE --ckpt_path best", "write predictions.csv"),
                 ("study FILE [--quick]", "variants of one run over seeds, and a report of what each is worth"),
                 ("fit --config FILE --print_config", "every setting, as YAML"),
+                ("configs [NAME ...] [--to FOLDER]", "list, show or copy the configurations below"),
                 ("fit --help; fit --model.help MLP", "every argument, of a command or of a class"),
             ],
         ),
-        _table("Configurations", _described(root.glob("*.yaml"))),
-        _table("The textbook's networks", _described((root / "textbook").glob("*.yaml"))),
-        _table("Techniques to append", _described((root / "techniques").glob("*.yaml"))),
-        _table("Studies", _titled((root / "studies").glob("*.yaml"))),
+        *(_table(title, _described(folder)) for folder, title in _FOLDERS.items()),
         _table("Models", _documented(models)),
         _table(
             "Data sets (--data.dataset)",
@@ -50,7 +56,8 @@ def overview(root: Path = Path("configs")) -> str:
         ),
         _table("Callbacks (--trainer.callbacks+=)", _documented(callbacks, Callback)),
         _table("Mixing (--data.mix)", _documented(transforms, transforms.Mixing, abstract=False)),
-        "Start with:  python train.py fit --config configs/digits_mlp.yaml",
+        "FILE is a path, or the name of a configuration above.",
+        f"Start with:  {command_line()} fit --config digits_mlp",
     ]
     return "\n\n".join(section for section in sections if section)
 
@@ -61,20 +68,10 @@ def _table(title: str, rows: list[tuple[str, str]]) -> str:
     return "\n".join([title, *table(rows, indent="  ")])
 
 
-def _described(files: Iterable[Path]) -> list[tuple[str, str]]:
-    """The second comment line of a configuration says what it is; the first is the command that runs it."""
-    rows = []
-    for file in sorted(files):
-        comments = [line[1:].strip() for line in file.read_text().splitlines() if line.startswith("#")]
-        rows.append((file.as_posix(), comments[1] if len(comments) > 1 else ""))
-    return rows
-
-
-def _titled(files: Iterable[Path]) -> list[tuple[str, str]]:
-    """A study has a title, which its report begins with."""
-    from lightning_reg.files import read_yaml
-
-    return [(file.as_posix(), str(read_yaml("study file", file).get("title", ""))) for file in sorted(files)]
+def _described(folder: str) -> list[tuple[str, str]]:
+    """Returns names and descriptions of the shipped configurations in one folder."""
+    files = {name: file for name, file in shipped_configs().items() if name.rpartition("/")[0] == folder}
+    return list(described(files).items())
 
 
 def _documented(module: ModuleType, base: type = object, *, abstract: bool = True) -> list[tuple[str, str]]:

@@ -7,15 +7,17 @@ from numbers import Number
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import DefaultHelpFormatter, get_loader, set_loader
+from jsonargparse import ActionConfigFile, DefaultHelpFormatter, get_loader, set_loader
 from jsonargparse import Path as ConfigPath  # type: ignore[attr-defined]
 from jsonargparse.typing import register_type
 from lightning.pytorch.cli import LightningArgumentParser
 from typing_extensions import override
 
 from lightning_reg.cli.explanation import explained
+from lightning_reg.cli.invocation import command_line
 from lightning_reg.files import check_yaml, read_text
 from lightning_reg.settings import SettingError, first_in_chain
+from lightning_reg.shipped import find_config
 
 __all__ = ["BriefParser"]
 
@@ -64,6 +66,17 @@ def _load_yaml(text: str) -> Any:
 set_loader("yaml", _load_yaml, (yaml.YAMLError,))
 
 
+class NamedConfigFile(ActionConfigFile):
+    """A configuration by its path, by the name of one that is shipped, or as text."""
+
+    @override
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        # Addresses, a text of YAML and standard input aren't names.
+        is_name = isinstance(values, str) and re.fullmatch(r"[\w./-]+", values) and values != "-"
+        path = str(find_config("config", values)) if is_name else values
+        super().__call__(parser, cfg, path, option_string)
+
+
 class BriefHelp(DefaultHelpFormatter):
     """Help that names a few subclasses of a type, instead of all two hundred modules of torch."""
 
@@ -76,7 +89,14 @@ class BriefParser(LightningArgumentParser):
 
     @override
     def __init__(self, **settings: Any) -> None:
-        super().__init__(formatter_class=BriefHelp, **settings)
+        super().__init__(formatter_class=BriefHelp, **{"prog": command_line(), **settings})
+
+    @override
+    def add_argument(self, *args: Any, **settings: Any) -> Any:
+        if settings.get("action") is ActionConfigFile:
+            settings["action"] = NamedConfigFile
+            settings["help"] = "Path or name of a configuration; of several, later ones come on top."
+        return super().add_argument(*args, **settings)
 
     @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:

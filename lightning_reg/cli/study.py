@@ -1,9 +1,8 @@
-"""``python train.py study``: variants of one run, over seeds, and a report of what each is worth."""
+"""The command ``study``: variants of one run, over seeds, and a report of what each is worth."""
 
 import argparse
 import importlib.metadata
 import platform
-import shlex
 import statistics
 import sys
 from collections.abc import Sequence
@@ -12,8 +11,10 @@ from typing import NoReturn
 
 from typing_extensions import override
 
+from lightning_reg.cli.invocation import command_line
 from lightning_reg.files import read_yaml
 from lightning_reg.settings import SettingError, check_choice, check_count, check_range, did_you_mean
+from lightning_reg.shipped import find_config
 from lightning_reg.studies.definition import Definition, Form, read_study
 from lightning_reg.studies.execution import Perform, execute
 from lightning_reg.studies.executor import Executor, LocalExecutor, RayExecutor
@@ -44,6 +45,7 @@ def study(args: Sequence[str]) -> int:
         SettingError: For whatever can't be used, before anything runs; and if the disk is full.
     """
     options = parser().parse_args(args)
+    options.file = find_config("study file", options.file, within="studies")
     if options.print_config:
         read_study(options.file)  # which says what is wrong
         print(dumped(read_yaml("study file", options.file)), end="")
@@ -63,7 +65,7 @@ def study(args: Sequence[str]) -> int:
     store = Store(_folder(options, definition), definition.study.name)
     store.check()
     _announce(definition, runs, store, quick=options.quick)
-    command = shlex.join(["python", "train.py", "study", *args])
+    command = command_line(["study", *args])
     failures: list[Failure] = []
     if not all(map(store.has_result, runs)):  # a finished study writes nothing but its report
         try:
@@ -93,14 +95,14 @@ def study(args: Sequence[str]) -> int:
 def parser() -> argparse.ArgumentParser:
     """Returns the parser of what follows ``study``."""
     made = _Parser(
-        prog="train.py study",
+        prog=command_line(["study"]),
         description="Run variants of one run over seeds, and report what each is worth.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=keys_help(),
         allow_abbrev=False,
     )
     add = made.add_argument
-    add("file", metavar="FILE", help="the study, such as configs/studies/dropout.yaml")
+    add("file", metavar="FILE", help="the study: a file, or the name of one that is shipped, such as dropout")
     add("--quick", action="store_true", help="the short form: two minutes at the most on two cores")
     add("--data", metavar="NAME", help="digits, mnist, fashion_mnist, cifar10, cifar100, or a folder of images")
     add("--root", metavar="FOLDER", help="where the data set lies, or is downloaded to; default: data")
@@ -122,7 +124,7 @@ class _Parser(argparse.ArgumentParser):
         unknown = message.partition("unrecognized arguments: ")[2].split()
         known = [option for action in self._actions for option in action.option_strings]
         hint = did_you_mean(unknown[0].partition("=")[0], known) if unknown else ""
-        raise SettingError(f"study: {message}{hint or '; see train.py study --help'}")
+        raise SettingError(f"study: {message}{hint or f'; see {command_line()} study --help'}")
 
 
 def _check_places(options: argparse.Namespace) -> None:
@@ -196,7 +198,7 @@ def _commands(runs: Sequence[Run]) -> dict[str, str]:
     commands: dict[str, str] = {}
     for run in runs:
         if run.command and run.variant not in commands:
-            commands[run.variant] = shlex.join(["python", "train.py", "fit", *run.command])
+            commands[run.variant] = command_line(["fit", *run.command])
     return commands
 
 

@@ -8,13 +8,14 @@ from typing import Any
 
 from lightning_reg.files import read_yaml
 from lightning_reg.settings import SettingError, check_choice, check_count, check_range, did_you_mean
+from lightning_reg.shipped import near_configs, shipped_configs
 from lightning_reg.studies.outcome import Axis, Study
 from lightning_reg.studies.study_file import AxisKeys, DataKeys, FormKeys, StudyKeys, parsed
 
 __all__ = ["COLLECTORS", "Definition", "Form", "Piece", "read_study"]
 
 Piece = Path | Mapping[str, Any]
-"""The path of a configuration, or settings by the names that they have on the command line."""
+"""The path or the name of a configuration, or settings by the names that they have on the command line."""
 
 COLLECTORS = ("weights", "activations", "reload", "predictions")
 """What can be kept of each run beside metrics and curves."""
@@ -188,9 +189,11 @@ def _piece(name: str, piece: Any, path: Path) -> Piece:
         found = [place for place in (Path(piece), path.parent / piece) if place.is_file()]
         if found:
             return found[0]
+        if piece in shipped_configs():
+            return Path(piece)  # a name that the command line knows on every machine
         beside = Path(piece).parent
-        there = [each.as_posix() for each in beside.glob("*.yaml")] if beside.is_dir() else []
-        hint = did_you_mean(piece, there, most=3)
+        there = [file.as_posix() for file in beside.glob("*.yaml")] if beside.is_dir() else []
+        hint = did_you_mean(piece, there, most=3) or near_configs(piece)
         raise SettingError(f"{name} must name a configuration that exists, but {piece!r} doesn't{hint}")
     if isinstance(piece, dict):
         return _settings(name, piece)

@@ -106,7 +106,7 @@ def test_a_study_is_run_and_reported(outcomes, trained, capsys):
     assert [epoch for epoch, _ in result.curves["train/loss"]] == [0, 1]
     assert result.collected["weights"]["parameters"] == 64 * 16 + 16 * 10
     assert len(result.collected["activations"]["layers"]) == 2
-    assert outcome.command == "python train.py study example.yaml"
+    assert outcome.command == "lightning-reg study example.yaml"
     assert {"torch", "lightning", "Python", "processor", "lightning_reg"} <= set(outcome.versions)
     assert outcome.seconds == pytest.approx(sum(each.seconds for each in outcome.results))
     assert not [name for name in files() if name.endswith(".ckpt") or "tfevents" in name]
@@ -135,8 +135,8 @@ def test_a_run_is_what_fit_does_with_the_printed_command(outcomes, monkeypatch):
     monkeypatch.setattr(summary, "metric_lines", lambda results: measured.update(results) or lines(results))
     for result in outcome.results:
         words = shlex.split(outcome.commands[result.variant])
-        assert words[:3] == ["python", "train.py", "fit"]
-        assert main([*words[2:], "--trainer.enable_progress_bar", "false"]) == 0
+        assert words[:2] == ["lightning-reg", "fit"]
+        assert main([*words[1:], "--trainer.enable_progress_bar", "false"]) == 0
         found = {f"{split}/{name}": value for split, run in measured.items() for name, value in run.items()}
         assert found == result.metrics  # to the bit
     assert len({result.metrics["test/loss"] for result in outcome.results}) == 2
@@ -309,7 +309,7 @@ def test_ctrl_c_ends_quietly_says_how_to_go_on_and_leaves_nothing_behind(outcome
     wait_for(lambda: not any(map(is_alive, children)), seconds=2)
     done = [json.loads(file.read_text()) for file in RUNS.glob("*/result.json")]
     assert 1 <= len(done) < 10
-    command = shlex.join(["python", "train.py", "study", path, *options])
+    command = shlex.join(["lightning-reg", "study", path, *options])
     assert f"Interrupted; {len(done)} of 10 runs are done. To go on:\n  {command}\n" in err
     assert "Traceback" not in err
     assert len(list(RUNS.iterdir())) == len(done)  # no folder of a run that isn't done

@@ -88,13 +88,16 @@ def test_options_that_cannot_be_used(capsys):
     assert "gpus_per_run must be in [0, ∞), but is -1.0" in error_of(
         capsys, path, "--cluster", "auto", "--gpus-per-run", "-1"
     )
-    assert "study file must be a file that exists, but is 'nowhere.yaml'" in error_of(capsys, "nowhere.yaml")
+    assert (
+        "study file must be a file that exists, or the name of a shipped configuration, but is 'nowhere.yaml'"
+        in error_of(capsys, "nowhere.yaml")
+    )
 
 
 def test_a_command_line_that_cannot_be_read(capsys):
     path = write()
     assert "unrecognized arguments: --jbos 2; did you mean '--jobs'?" in error_of(capsys, path, "--jbos", "2")
-    assert "argument --seeds: invalid int value: 'many'; see train.py study --help" in error_of(
+    assert "argument --seeds: invalid int value: 'many'; see lightning-reg study --help" in error_of(
         capsys, path, "--seeds", "many"
     )
     assert "the following arguments are required: FILE" in error_of(capsys)
