@@ -133,7 +133,7 @@ def test_what_is_not_finite_is_named_once_and_nothing_crashes(tmp_path):
     module = SomebodysModule()
     with torch.no_grad():
         module.network.unused.weight[0, 0] = torch.nan
-        module.network.frozen.bias[0] = 1e30
+        module.network.unused.bias[0] = 1e30  # its square is infinite; nothing is computed with it
         module.network.norm.weight.fill_(1.0)
     module.network.empty = nn.Parameter(torch.zeros(0, 3))
     with pytest.warns(UserWarning, match=r"The weight of network\.unused\.weight isn't finite") as said:
