@@ -66,8 +66,41 @@ def printed(script):
 
 
 def test_importing_the_package_imports_nothing_heavy():
-    heavy = "{'torch', 'lightning', 'sklearn'} & set(sys.modules)"
-    assert printed(f"import sys, lightning_reg; print(len({heavy}))") == "0"
+    """Not even where it is asked what it has."""
+    heavy = "{'torch', 'lightning', 'sklearn', 'yaml'} & set(sys.modules)"
+    script = f"import sys, lightning_reg; dir(lightning_reg); lightning_reg.__all__; print(len({heavy}))"
+    assert printed(script) == "0"
+
+
+def test_layers_come_without_lightning():
+    assert printed("import sys; from lightning_reg import DropBlock2d; print('lightning' in sys.modules)") == "False"
+
+
+# Not exported from the top: the maths, which users read file by file; what the package is made of; and what is for
+# pytorch_lightning, under names that are taken.
+NOT_AT_THE_TOP = {"functional", "core", "cli", "pytorch_lightning"}
+
+
+def test_everything_public_is_importable_from_the_top_and_no_name_is_there_twice():
+    modules = [
+        importlib.import_module(name)
+        for name, is_package in MODULES
+        if name.count(".") == 1 and is_package and name.rpartition(".")[2] not in NOT_AT_THE_TOP
+    ]
+    modules += map(importlib.import_module, ("lightning_reg.optim", "lightning_reg.monitors.inspection"))
+    exports = [(name, module) for module in modules for name in getattr(module, "__all__", [])]
+    assert sorted(name for name, _ in exports) == lightning_reg.__all__
+    assert set(lightning_reg.__all__) <= set(dir(lightning_reg))
+    submodules = {name.rpartition(".")[2] for name, _ in MODULES if name.count(".") == 1}
+    assert not submodules & set(lightning_reg.__all__)
+    for name, module in exports:
+        assert getattr(lightning_reg, name) is getattr(module, name)
+
+
+def test_no_other_name_is_importable_from_the_top():
+    with pytest.raises(AttributeError, match="module 'lightning_reg' has no attribute 'L3Penalty'"):
+        _ = lightning_reg.L3Penalty
+    assert not hasattr(lightning_reg, "__wrapped__")
 
 
 def test_importing_the_command_line_leaves_scikit_learn_alone():

@@ -26,7 +26,7 @@ from lightning_reg.nn.layers.normalization import (
     ChannelsFirstRMSNorm,
     FilterResponseNorm,
     GhostBatchNorm,
-    WeightStandardization,
+    StandardizedWeight,
 )
 from lightning_reg.nn.layers.weight_drop import WeightDropGRU, WeightDropLSTM, WeightDropRNN
 from lightning_reg.nn.monte_carlo import MonteCarloPrediction, monte_carlo_predict
@@ -57,6 +57,7 @@ __all__ = [
     "GhostBatchNorm",
     "MonteCarloPrediction",
     "SpatialDropout",
+    "StandardizedWeight",
     "StochasticDepth",
     "TabularEmbedding",
     "TransformerBlock",
@@ -64,7 +65,6 @@ __all__ = [
     "WeightDropGRU",
     "WeightDropLSTM",
     "WeightDropRNN",
-    "WeightStandardization",
     "concrete_penalty",
     "convolutional_network",
     "dense_network",

@@ -34,7 +34,7 @@ def test_gap_is_the_difference_of_the_printed_numbers(trained):
 def test_fit_leaves_logs_configuration_and_both_checkpoints(trained):
     folder = Path("runs/digits_mlp/version_0")
     assert list(folder.glob("events.out.tfevents.*"))
-    assert yaml.safe_load((folder / "config.yaml").read_text())["model"]["class_path"] == "lightning_reg.models.MLP"
+    assert yaml.safe_load((folder / "config.yaml").read_text())["model"]["class_path"] == "lightning_reg.MLP"
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
 
 

@@ -67,13 +67,13 @@ class WeightStandardization(Surgery):
 
     @override
     def new_session(self, run: Run) -> SurgerySession:
-        kind = layers.WeightStandardization
+        kind = layers.StandardizedWeight
         return reparametrized(self, run, self._register, parametrization=kind, adjective="standardized")
 
     def _register(self, layer: nn.Module, name: str) -> None:
         transposed = isinstance(layer, nn.modules.conv._ConvTransposeNd)
         groups = int(getattr(layer, "groups", 1)) if transposed else 1
-        standardization = layers.WeightStandardization(dim=int(transposed), groups=groups, eps=self.eps)
+        standardization = layers.StandardizedWeight(dim=int(transposed), groups=groups, eps=self.eps)
         try:
             register_parametrization(layer, "weight", standardization)
         except SettingError as error:

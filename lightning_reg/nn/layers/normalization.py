@@ -23,7 +23,7 @@ __all__ = [
     "ChannelsFirstRMSNorm",
     "FilterResponseNorm",
     "GhostBatchNorm",
-    "WeightStandardization",
+    "StandardizedWeight",
 ]
 
 
@@ -211,7 +211,7 @@ class FilterResponseNorm(nn.Module):
         )
 
 
-class WeightStandardization(nn.Module):
+class StandardizedWeight(nn.Module):
     """A parametrization: the weights of each output unit are used with mean 0 and variance 1.
 
     Use it with group normalization, where batches are too small for BatchNorm. The layer needs a normalization after
@@ -230,7 +230,7 @@ class WeightStandardization(nn.Module):
         arXiv:1903.10520. Its code adds ε to the root of an unbiased variance; this is the formula of its text.
 
     >>> from torch.nn.utils.parametrize import register_parametrization
-    >>> layer = register_parametrization(nn.Conv2d(3, 8, 3), "weight", WeightStandardization())
+    >>> layer = register_parametrization(nn.Conv2d(3, 8, 3), "weight", StandardizedWeight())
     >>> bool((layer.weight.flatten(1).mean(1).abs() < 1e-6).all())
     True
     """

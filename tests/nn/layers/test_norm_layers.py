@@ -13,7 +13,7 @@ from lightning_reg.nn import (
     ChannelsFirstRMSNorm,
     FilterResponseNorm,
     GhostBatchNorm,
-    WeightStandardization,
+    StandardizedWeight,
     convolutional_network,
     dense_network,
     make_norm,
@@ -221,7 +221,7 @@ def test_learned_eps_keeps_the_size_of_single_positions():
 )
 def test_a_standardized_layer_has_units_of_mean_zero_and_variance_one(make, dim):
     layer = make().double()
-    register_parametrization(layer, "weight", WeightStandardization(dim=dim, eps=0.0))
+    register_parametrization(layer, "weight", StandardizedWeight(dim=dim, eps=0.0))
     units = layer.weight.movedim(dim, 0).flatten(1)
     # Sums of at most 54 numbers of the order of 1 in float64.
     torch.testing.assert_close(units.mean(1), torch.zeros_like(units[:, 0]), rtol=0, atol=1e-12)
@@ -231,7 +231,7 @@ def test_a_standardized_layer_has_units_of_mean_zero_and_variance_one(make, dim)
 
 
 def test_a_weight_that_is_assigned_is_used_standardized():
-    layer = register_parametrization(nn.Linear(6, 4), "weight", WeightStandardization())
+    layer = register_parametrization(nn.Linear(6, 4), "weight", StandardizedWeight())
     assigned = torch.randn(4, 6)
     layer.weight = assigned
     assert torch.equal(layer.parametrizations.weight.original, assigned)
@@ -240,7 +240,7 @@ def test_a_weight_that_is_assigned_is_used_standardized():
 
 def test_a_standardized_convolution_compiles_without_graph_breaks():
     torch._dynamo.reset()
-    layer = register_parametrization(nn.Conv2d(16, 4, 3), "weight", WeightStandardization())
+    layer = register_parametrization(nn.Conv2d(16, 4, 3), "weight", StandardizedWeight())
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(random_inputs()), layer(random_inputs()))
     torch._dynamo.reset()
@@ -255,11 +255,11 @@ def test_a_standardized_convolution_compiles_without_graph_breaks():
         (lambda: GhostBatchNorm(8, momentum=2.0), r"momentum must be in \[0, 1\], but is 2.0"),
         (lambda: FilterResponseNorm(0), "num_channels must be a whole number of at least 1, but is 0"),
         (lambda: FilterResponseNorm(8, eps=-1.0), r"eps must be in \(0, ∞\), but is -1.0"),
-        (lambda: WeightStandardization(dim=2), "dim must be 0 or 1, but is 2"),
-        (lambda: WeightStandardization(groups=0), "groups must be a whole number of at least 1, but is 0"),
-        (lambda: WeightStandardization(eps=-1.0), r"eps must be in \[0, ∞\), but is -1.0"),
+        (lambda: StandardizedWeight(dim=2), "dim must be 0 or 1, but is 2"),
+        (lambda: StandardizedWeight(groups=0), "groups must be a whole number of at least 1, but is 0"),
+        (lambda: StandardizedWeight(eps=-1.0), r"eps must be in \[0, ∞\), but is -1.0"),
         (
-            lambda: register_parametrization(nn.Conv2d(4, 4, 1, groups=4), "weight", WeightStandardization()),
+            lambda: register_parametrization(nn.Conv2d(4, 4, 1, groups=4), "weight", StandardizedWeight()),
             r"at least two elements per output unit, but has the shape \(4, 1, 1, 1\)",
         ),
     ],
