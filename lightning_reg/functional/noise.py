@@ -1,10 +1,12 @@
 """Random numbers for one layer, which nobody else's draws disturb, also inside a compiled graph."""
 
+import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from lightning_reg.functional.bernoulli import bernoulli_int16
 from lightning_reg.settings import SettingError
 
 __all__ = ["NoiseStream", "draw", "mixed_seed"]
@@ -17,7 +19,7 @@ def draw(
 
     Args:
         kind: ``"bernoulli"`` (1 with probability ``p``, else 0), ``"uniform"`` on [0, 1), or ``"normal"`` (mean 0,
-            variance 1).
+            variance 1). ``"bits"`` is ``"bernoulli"``, but of int16 on the CPU, where that is several times faster.
         like: What the dtype and the device are taken from.
         shape: Of the result; in the memory format of ``like`` where it is the shape of ``like``.
         p: Probability of a 1, for ``"bernoulli"``.
@@ -26,10 +28,19 @@ def draw(
     >>> draw("bernoulli", torch.zeros(2), (3,), 1.0)
     tensor([1., 1., 1.])
     """
+    if kind == "bits" and like.device.type == "cpu" and type(like) in (Tensor, nn.Parameter):  # a shard has its own way
+        return _as_strided_like(bernoulli_int16(math.prod(shape), p, generator), like, shape)
     noise = torch.empty_like(like) if tuple(shape) == tuple(like.shape) else like.new_empty(shape)
-    if kind == "bernoulli":
+    if kind in ("bernoulli", "bits"):
         return noise.bernoulli_(p, generator=generator)
     return noise.uniform_(generator=generator) if kind == "uniform" else noise.normal_(generator=generator)
+
+
+def _as_strided_like(flat: Tensor, like: Tensor, shape: Sequence[int]) -> Tensor:
+    if like.is_contiguous() or tuple(shape) != tuple(like.shape):
+        return flat.view(shape)
+    # As empty_like has it, which doesn't keep gaps and overlaps.
+    return flat.as_strided(shape, torch.empty_like(like, device="meta").stride())
 
 
 _AMBIGUOUS = (
@@ -44,6 +55,10 @@ class NoiseStream:
     torch.compile can't trace a generator, so in compiled code the same numbers come out of an operator of our own.
     Where activation checkpointing runs a layer again in the backward pass, the draw of the forward pass is repeated.
 
+    Args:
+        on_cpu_only: Whether it serves eager code on the CPU alone. Compiled code and GPUs then draw from torch's global
+            stream, for which torch has fused kernels.
+
     >>> stream = NoiseStream()
     >>> stream.start(7)
     >>> first = stream.draw("normal", torch.zeros(2), (2,))
@@ -52,7 +67,8 @@ class NoiseStream:
     True
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, on_cpu_only: bool = False) -> None:
+        self.on_cpu_only = on_cpu_only
         self._seed = torch.zeros((), dtype=torch.int64)  # a tensor, so that a new seed isn't a new graph
         self._draws = self._draws_before = 0
         self._is_ambiguous = False
@@ -84,12 +100,21 @@ class NoiseStream:
         self._draws = self._draws_before
         self._is_ambiguous = False
 
-    def draw(self, kind: str, like: Tensor, shape: Sequence[int], p: float = 0.0) -> Tensor:
+    def serves(self, like: Tensor) -> bool:
+        """Whether random numbers for a tensor come from here, rather than from torch's global stream.
+
+        Args:
+            like: What they are for.
+        """
+        return not self.on_cpu_only or (like.device.type == "cpu" and not torch.compiler.is_compiling())
+
+    def draw(self, kind: str, like: Tensor, shape: Sequence[int], p: float | Tensor = 0.0) -> Tensor:
         """Returns the next random numbers, see :func:`draw`.
 
         Args:
             like: What the dtype and the device are taken from.
-            p: Probability of a 1, for ``"bernoulli"``.
+            p: Probability of a 1, for ``"bernoulli"`` and ``"bits"``; a number, or in compiled code a tensor () on the
+                CPU.
         """
         like = like.detach()  # nothing flows back through it
         if torch.compiler.is_compiling():
@@ -97,11 +122,12 @@ class NoiseStream:
                 raise SettingError(_AMBIGUOUS)
             index = self._draws
             self._draws += 1
-            noise: Tensor = _compiled_draw(kind, like, list(shape), p, self._seed, index)
+            rate = p if isinstance(p, Tensor) else torch.tensor(p, dtype=torch.float64)
+            noise: Tensor = _compiled_draw(kind, like, list(shape), rate, self._seed, index)
             return noise
         index = self._repeated() if torch._C._current_graph_task_id() != -1 else self._draws
         self._draws = max(self._draws, index + 1)
-        return draw(kind, like, shape, p, _generator(like.device, self._seed, index))
+        return draw(kind, like, shape, float(p), _generator(like.device, self._seed, index))
 
     def _repeated(self) -> int:
         """Which draw is to be repeated in the backward pass; checkpoints are recomputed in an order nobody knows."""
@@ -137,12 +163,15 @@ def _generator(device: torch.device, seed: Tensor, index: int) -> torch.Generato
 @torch.library.custom_op(
     "lightning_reg::draw",
     mutates_args=(),
-    schema="(str kind, Tensor like, SymInt[] shape, float p, Tensor seed, int index) -> Tensor",
+    schema="(str kind, Tensor like, SymInt[] shape, Tensor p, Tensor seed, int index) -> Tensor",
 )
-def _compiled_draw(kind: str, like: Tensor, shape: list[int], p: float, seed: Tensor, index: int) -> Tensor:
-    return draw(kind, like, shape, p, _generator(like.device, seed, index))
+def _compiled_draw(kind: str, like: Tensor, shape: list[int], p: Tensor, seed: Tensor, index: int) -> Tensor:
+    return draw(kind, like, shape, float(p), _generator(like.device, seed, index))
 
 
 @_compiled_draw.register_fake
-def _(_kind: str, like: Tensor, shape: list[int], _p: float, _seed: Tensor, _index: int) -> Tensor:
-    return torch.empty_like(like) if tuple(shape) == tuple(like.shape) else like.new_empty(shape)
+def _(kind: str, like: Tensor, shape: list[int], _p: Tensor, _seed: Tensor, _index: int) -> Tensor:
+    dtype = torch.int16 if kind == "bits" and like.device.type == "cpu" else like.dtype
+    if tuple(shape) == tuple(like.shape):
+        return torch.empty_like(like, dtype=dtype)
+    return like.new_empty(shape, dtype=dtype)

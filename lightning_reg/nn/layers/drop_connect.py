@@ -4,8 +4,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
-from lightning_reg.functional.dropout import keep_and_rescale
-from lightning_reg.functional.noise import NoiseStream, draw
+from lightning_reg.functional.dropout import dropout
+from lightning_reg.functional.noise import NoiseStream
 from lightning_reg.nn.layers.stochastic import Lease
 from lightning_reg.nn.layers.tracing import traced_whole
 from lightning_reg.settings import SettingError, check_range
@@ -50,8 +50,7 @@ class DropConnect(nn.Module):
             self.has_run = True
         if not self.training or self.p == 0 or (self.lease is not None and self.lease.has_ended):
             return weight
-        source = draw if self.stream is None else self.stream.draw
-        return keep_and_rescale(weight, source("bernoulli", weight, weight.shape, 1 - self.p), self.p)
+        return dropout(weight, self.p, self.stream)
 
     @override
     def extra_repr(self) -> str:

@@ -86,7 +86,10 @@ class StochasticLayer(nn.Module, ABC):
             like: What the dtype and the device are taken from.
             p: Probability of a 1, for ``"bernoulli"``.
         """
-        return draw(kind, like, shape, p) if self.stream is None else self.stream.draw(kind, like, shape, p)
+        stream = self.stream
+        if stream is None or not stream.serves(like):
+            return draw(kind, like, shape, p)
+        return stream.draw(kind, like, shape, p)
 
 
 def check_rank(layer: nn.Module, inputs: Tensor, wanted: str, *, least: int, most: int | None = None) -> None:

@@ -1,0 +1,96 @@
+"""Ones and zeros on the CPU, several from each random number of the generator's."""
+
+import math
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["bernoulli_int16", "is_faster"]
+
+_FEWEST = 2**14  # fewer are drawn by torch, which takes fewer calls for them
+_RARE = 1 / 64  # below it, the distances between the rare ones are fewer numbers than all of them
+_RAREST = 2.0**-30  # below it, torch's geometric distribution runs out of digits
+_LEVELS = 2**16
+_MANY = 2**14  # from here on, NumPy's SFC64 is faster than torch's Mersenne Twister, though it has to be made first
+
+
+def bernoulli_int16(numel: int, p: float, generator: torch.Generator | None = None) -> Tensor:
+    r"""Returns independent ones, with probability ``p``, and zeros, (numel,) of int16 on the CPU.
+
+    Each 64-bit random number decides four of them: one is 1 where its 16 bits, as a number u in [0, 65536), are below a
+    threshold t. The probability is exactly ``p``, because t is drawn, too, once for all:
+
+    .. math::
+        m_i = [u_i < t], \quad t = \lfloor 65536 \, p \rfloor + b, \quad
+        b \sim \mathrm{Bernoulli}(65536 \, p - \lfloor 65536 \, p \rfloor)
+
+    By t two of them have a correlation of at most 4e-9. What is rarer than 1 in 64 is placed by distances, which are
+    geometric. Few are drawn by torch itself, one by one.
+
+    Args:
+        numel: How many.
+        p: Probability of a 1, in [0, 1].
+        generator: Where random numbers come from; torch's global stream where None.
+
+    >>> bernoulli_int16(3, 1.0)
+    tensor([1, 1, 1], dtype=torch.int16)
+    """
+    if not is_faster(numel, p):
+        return torch.empty(numel, dtype=torch.int16).bernoulli_(p, generator=generator)
+    if min(p, 1 - p) < _RARE:
+        return _by_distances(numel, p, generator)
+    words = _words(-(-numel // 4) + 1, generator)  # one more than needed, for the threshold
+    threshold, rest = divmod(p * _LEVELS, 1)
+    threshold += (words[-1].item() + 2**63) / 2**64 < rest
+    return words.view(torch.int16)[:numel].lt_(int(threshold) - _LEVELS // 2)
+
+
+def is_faster(numel: int, p: float) -> bool:
+    """Whether they are drawn in less time than torch takes for them.
+
+    Args:
+        numel: How many.
+        p: Probability of a 1.
+    """
+    rare = min(p, 1 - p)
+    return numel >= (_FEWEST if rare >= _RARE else 4 * _FEWEST) and rare >= _RAREST and not _draws_in_threads()
+
+
+def _words(count: int, generator: torch.Generator | None) -> Tensor:
+    """Random numbers of 64 bits, (count,): many are made by a faster generator, from a seed that is drawn."""
+    if count < _MANY:
+        # Without bounds it would draw 63 bits, and every fourth lane would be biased.
+        return torch.empty(count, dtype=torch.int64).random_(-(2**63), None, generator=generator)
+    seed = torch.empty((), dtype=torch.int64).random_(generator=generator).item()
+    return torch.from_numpy(np.random.SFC64(int(seed)).random_raw(count).view(np.int64))
+
+
+def _by_distances(numel: int, p: float, generator: torch.Generator | None) -> Tensor:
+    rare = min(p, 1 - p)
+    drawn = torch.full((numel,), int(p > 0.5), dtype=torch.int16)
+    last, chunk = -1.0, _nearly_always_enough(numel * rare)
+    while last < numel - 1:
+        # In 64-bit floats, which hold the sums exactly.
+        distances = torch.empty(chunk, dtype=torch.float64).geometric_(rare, generator=generator)
+        places = distances.cumsum(0).add_(last)
+        last = places[-1].item()
+        drawn[places[places < numel].long()] = int(p <= 0.5)
+    return drawn
+
+
+def _nearly_always_enough(expected: float) -> int:
+    return int(expected + 4 * math.sqrt(expected)) + 1
+
+
+@lru_cache(maxsize=1)
+def _draws_in_threads() -> bool:
+    """Whether torch makes ones and zeros from a single number of the generator's, in threads and by MKL.
+
+    So it does on CPUs of Intel's. It can be seen from where the generator stands afterwards.
+    """
+    one, eight = torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)
+    torch.empty(1).bernoulli_(0.5, generator=one)
+    torch.empty(8).bernoulli_(0.5, generator=eight)
+    return torch.equal(one.get_state(), eight.get_state())
