@@ -13,6 +13,7 @@ from lightning_reg.audit.inventory import DecayGroup, Inventory, reparametrizati
 from lightning_reg.core.lightning import twins
 from lightning_reg.core.metric_names import higher_is_better
 from lightning_reg.core.technique import Technique
+from lightning_reg.nn import Dropout, SpatialDropout
 from lightning_reg.nn.rates import rates
 
 __all__ = ["Contradiction", "contradictions", "monitors_not_logged"]
@@ -214,14 +215,14 @@ def _dropout_before_batch_norm(found: Inventory) -> Iterator[Contradiction]:
                     "too large in evaluation",
                     "Put dropout behind the normalization",
                 )
-            if id(layer) in dropping and isinstance(layer, nn.modules.dropout._DropoutNd):
+            if id(layer) in dropping and isinstance(layer, (nn.modules.dropout._DropoutNd, Dropout, SpatialDropout)):
                 before = name
             elif any(True for _ in layer.parameters()) or isinstance(layer, nn.Sequential):
                 before = None  # weights in between mix what was dropped
 
 
 def _dropout_with_selu(found: Inventory) -> Iterator[Contradiction]:
-    plain = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+    plain = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, Dropout, SpatialDropout)
     if found.layers(nn.SELU) and any(layer.p > 0 for layer in found.layers(*plain)):  # type: ignore[operator]
         yield Contradiction(
             "Dropout in a network with SELU",

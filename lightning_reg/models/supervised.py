@@ -19,6 +19,7 @@ from lightning_reg.core.hyperparameters import save_plain_hyperparameters
 from lightning_reg.core.samples import training_samples
 from lightning_reg.init.lsuv import lsuv_
 from lightning_reg.models.checkpoints import check_fits, check_same_structure
+from lightning_reg.models.masks import KeyedMasks
 from lightning_reg.models.metrics import Deferred, SampleMean
 from lightning_reg.models.shapes import check_network, check_outputs
 from lightning_reg.models.tasks import Classification, Multilabel, Prediction, Regression, Task
@@ -104,7 +105,8 @@ class Supervised(LightningModule):
     ``accuracy`` and ``balanced_accuracy`` for classification; ``mae``, ``rmse`` and ``r2`` for regression; ``f1`` and
     ``mean_average_precision`` for several labels. Validation and test report the loss without label smoothing and
     class weights, so that runs that differ in them can be compared. A network with ``ConcreteDropout`` gets the term by
-    which it learns its rates; they are logged as ``dropout/<layer>``.
+    which it learns its rates; they are logged as ``dropout/<layer>``. On the CPU, what its layers drop depends on seed,
+    process, epoch and batch alone, so that a run that was interrupted goes on as it would have, see ``KeyedMasks``.
 
     Args:
         network: From a batch of inputs to outputs (N, outputs): logits of classes or labels; numbers, and their
@@ -177,6 +179,7 @@ class Supervised(LightningModule):
         self._metrics = nn.ModuleDict({stage: self._new_metrics() for stage in _STAGES})
         self._logged: set[str] = set()
         self._is_scaled = False
+        self._masks: KeyedMasks | None = None  # of a fit
 
     def use_network(self, network: nn.Module) -> None:
         """Trains another network instead; before a fit.
@@ -220,6 +223,8 @@ class Supervised(LightningModule):
     @override
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         inputs, targets = batch
+        if self._masks is not None and not torch.compiler.is_compiling():
+            self._masks.start(self.global_rank, self.current_epoch, batch_idx)
         try:
             outputs = self(inputs)
         except ValueError as error:
@@ -351,6 +356,7 @@ class Supervised(LightningModule):
     def on_train_start(self) -> None:
         """Tells the task the training targets, and says where a checkpoint brought other settings of the optimizer."""
         self._logged.discard("fit")  # where an epoch is resumed in its middle, it has no start
+        self._masks = None if self._compiles else KeyedMasks(self.network)
         if self.task.needs_targets:
             self.task.prepare(training_targets(self.trainer))
         optimizer = self.optimizers(use_pl_optimizer=False)
@@ -381,6 +387,15 @@ class Supervised(LightningModule):
         lsuv_(self.network, batch[0], orthogonal=False)
         for parameter in self.network.parameters():  # every process has seen another batch
             parameter.data.copy_(self.trainer.strategy.broadcast(parameter.detach()))
+
+    @override
+    def on_train_batch_end(self, outputs: Any, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        if self._masks is not None:
+            self._masks.end()
+
+    @override
+    def on_train_end(self) -> None:
+        self._masks = None
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from torch import nn
 from lightning_reg.nn.layers.concrete_dropout import ConcreteDropout
 from lightning_reg.nn.layers.drop_block import DropBlock1d, DropBlock2d, DropBlock3d
 from lightning_reg.nn.layers.drop_connect import drop_connected
-from lightning_reg.nn.layers.dropout import GaussianDropout
+from lightning_reg.nn.layers.dropout import Dropout, GaussianDropout, SpatialDropout
 from lightning_reg.nn.layers.normalization import (
     ChannelsFirstLayerNorm,
     ChannelsFirstRMSNorm,
@@ -75,8 +75,8 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 """Activations by name."""
 
 DROPOUTS: dict[str, dict[int, Callable[[float], nn.Module]]] = {
-    "standard": dict.fromkeys((0, 1, 2, 3), nn.Dropout),
-    "spatial": {0: nn.Dropout, 1: nn.Dropout1d, 2: nn.Dropout2d, 3: nn.Dropout3d},
+    "standard": dict.fromkeys((0, 1, 2, 3), Dropout),
+    "spatial": {0: Dropout, **dict.fromkeys((1, 2, 3), SpatialDropout)},
     "alpha": dict.fromkeys((0, 1, 2, 3), nn.AlphaDropout),
     "gaussian": dict.fromkeys((0, 1, 2, 3), GaussianDropout),
     "drop_block": {1: DropBlock1d, 2: DropBlock2d, 3: DropBlock3d},
@@ -145,7 +145,7 @@ def make_dropout(dropout: str | Callable[[float], nn.Module], p: float, *, spati
         SettingError: If the name isn't known, has no meaning for these inputs, or ``p`` is out of range.
 
     >>> make_dropout("spatial", 0.2, spatial_dims=2)
-    Dropout2d(p=0.2, inplace=False)
+    SpatialDropout(p=0.2)
     """
     check_range("drop_prob", p, low=0, high=1, high_open=dropout in ("gaussian", "concrete"))
     dropout = named_or_imported("dropout", dropout, [*DROPOUTS, *WEIGHT_DROPOUTS])

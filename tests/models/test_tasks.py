@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from lightning_reg.models import CNN, MLP, RNN, Classification, Classifier, Multilabel, Regression, Supervised
 from lightning_reg.models import TransformerClassifier as Transformer
 from lightning_reg.models.tasks import Task
+from lightning_reg.nn import Dropout
 from lightning_reg.settings import SettingError
 from tests.helpers import quiet_trainer
 
@@ -335,7 +336,7 @@ def test_stochastic_passes_and_noise_add_up(loss):
     module.eval()
     torch.manual_seed(5)
     predicted = module.predict_step((x, y), 0)
-    next(layer for layer in module.network if isinstance(layer, nn.Dropout)).train()
+    next(layer for layer in module.network if isinstance(layer, Dropout)).train()
     torch.manual_seed(5)
     with torch.no_grad():
         passes = torch.stack([module.network(x) for _ in range(50)]).double()

@@ -93,7 +93,7 @@ class ConcreteDropout(nn.Module):
 
     def _perturb(self, inputs: Tensor) -> Tensor:
         spatial = () if isinstance(self.layer, nn.Linear) else range(2, inputs.ndim)
-        source = draw if self.stream is None else self.stream.draw
+        source = draw if self.stream is None or not self.stream.serves(inputs) else self.stream.draw
         # In the parameter's precision: in 16 bits u would have few values, and the gradient of the rate large steps.
         uniform = source("uniform", self.logit_bias.expand(()), mask_shape(inputs.shape, spatial))
         mask = concrete_mask(uniform, self.logit_bias, self.temperature)

@@ -54,7 +54,7 @@ def dense_network(
       (1): Linear(in_features=64, out_features=32, bias=False)
       (2): LayerNorm((32,), eps=1e-05, ...)
       (3): ReLU()
-      (4): Dropout(p=0.2, inplace=False)
+      (4): Dropout(p=0.2)
       (5): Linear(in_features=32, out_features=10, bias=True)
     )
     """
