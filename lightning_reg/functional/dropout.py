@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from typing_extensions import override
 
+from lightning_reg.functional.autograd import is_traced_or_transformed
 from lightning_reg.functional.bernoulli import is_faster
 from lightning_reg.functional.noise import NoiseStream, draw
 
@@ -58,7 +59,7 @@ def _is_torchs_faster(inputs: Tensor, p: float) -> bool:
     if not is_faster(inputs.numel(), p) and inputs.dtype not in (torch.bfloat16, torch.float16):
         return True
     is_plain = type(inputs) in (Tensor, nn.Parameter) and inputs.layout == torch.strided and inputs.is_floating_point()
-    return not is_plain or inputs.device.type != "cpu" or _is_transformed()
+    return not is_plain or inputs.device.type != "cpu" or is_traced_or_transformed()
 
 
 def keep_and_rescale(inputs: Tensor, keep: Tensor, p: float) -> Tensor:
@@ -119,7 +120,7 @@ class _Kept(Function):
 
 def _times(inputs: Tensor, keep: Tensor, survival: float) -> Tensor:
     # A batch of gradients, as autograd.grad(is_grads_batched=True) makes, can't be written into what isn't one.
-    if _is_transformed() or torch._C._functorch.is_legacy_batchedtensor(inputs):
+    if is_traced_or_transformed() or torch._C._functorch.is_legacy_batchedtensor(inputs):
         return inputs * keep / survival
     kept = keep.to(inputs.dtype)
     if torch.finfo(inputs.dtype).bits < 32:
@@ -128,17 +129,12 @@ def _times(inputs: Tensor, keep: Tensor, survival: float) -> Tensor:
 
 
 def _kept(inputs: Tensor, keep: Tensor, survival: float) -> Tensor:
-    if torch.compiler.is_compiling() or _is_transformed():
+    if is_traced_or_transformed():
         return inputs * keep / survival
     if inputs.numel() < _FEW and torch.finfo(inputs.dtype).bits >= 32:
         return inputs * keep.to(inputs.dtype).mul_(1 / survival)
     kept: Tensor = _Kept.apply(inputs, keep, survival)
     return kept
-
-
-def _is_transformed() -> bool:
-    """Whether this runs within torch.func's grad, vmap or their like; there is no public question."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def mask_shape(shape: Sequence[int], shared_dims: Sequence[int]) -> list[int]:

@@ -1,8 +1,13 @@
 r"""Penalties on what a network puts out: activations and predicted distributions. They need a graph."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd import Function
+from typing_extensions import override
 
+from lightning_reg.functional.autograd import is_traced_or_transformed
 from lightning_reg.settings import SettingError
 
 __all__ = [
@@ -38,12 +43,37 @@ def activity_penalty(activations: Tensor, *, l1: float = 0.0, l2: float = 0.0) -
     tensor(1.5000)
     """
     values = _at_least_float32(activations)
-    penalty = values.new_zeros(())
-    if l1:
-        penalty = penalty + l1 * values.abs().mean()
-    if l2:
-        penalty = penalty + l2 * values.square().mean()
-    return penalty
+    if values.numel() and not is_traced_or_transformed():
+        penalty: Tensor = _Activity.apply(values, l1, l2)
+        return penalty
+    return l1 * values.abs().mean() + l2 * values.square().mean()
+
+
+class _Activity(Function):
+    """The penalty in one read of the activations, and its gradient in one pass over them."""
+
+    @staticmethod
+    @override
+    def forward(ctx: Any, values: Tensor, l1: float, l2: float) -> Tensor:
+        ctx.save_for_backward(values)
+        ctx.l1, ctx.l2 = l1, l2
+        penalty = values.new_zeros(())
+        if l1:
+            penalty = torch.add(penalty, torch.linalg.vector_norm(values, 1), alpha=l1 / values.numel())
+        if l2:
+            penalty = torch.add(penalty, torch.linalg.vector_norm(values).square(), alpha=l2 / values.numel())
+        return penalty
+
+    @staticmethod
+    @override
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (values,) = ctx.saved_tensors
+        share = gradient / values.numel()
+        if not ctx.l1:
+            return values * (share * (2 * ctx.l2)), None, None
+        if not ctx.l2:
+            return values.sign() * (share * ctx.l1), None, None
+        return torch.addcmul(values.sign() * (share * ctx.l1), values, share * (2 * ctx.l2)), None, None
 
 
 def temporal_activity_penalty(activations: Tensor, strength: float, *, time_dim: int = 1) -> Tensor:

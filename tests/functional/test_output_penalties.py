@@ -63,3 +63,18 @@ def test_16_bit_outputs_are_summed_in_32(dtype):
     activations = torch.full((100_000,), 1.0, dtype=dtype)
     torch.testing.assert_close(activity_penalty(activations, l1=1.0, l2=1.0), torch.tensor(2.0))
     assert confidence_penalty(activations.view(-1, 2), 1.0).dtype == torch.float32
+
+
+@pytest.mark.parametrize(("l1", "l2"), [(0.3, 0.0), (0.0, 0.2), (0.3, 0.2)])
+def test_activity_penalty_has_the_textbooks_gradients_of_first_and_second_order(l1, l2):
+    activations = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+
+    def penalty(values):
+        return activity_penalty(values, l1=l1, l2=l2)
+
+    expected = l1 * activations.abs().mean() + l2 * (activations**2).mean()
+    torch.testing.assert_close(penalty(activations), expected)
+    torch.autograd.gradcheck(penalty, activations, check_batched_grad=True)
+    torch.autograd.gradgradcheck(penalty, activations)
+    per_sample = torch.func.vmap(torch.func.grad(penalty))(activations)
+    torch.testing.assert_close(per_sample, (l1 * activations.sign() + 2 * l2 * activations) / 5)
