@@ -27,7 +27,8 @@ def drop_block(inputs: Tensor, seeds: Tensor, block_size: int, gamma: float | Te
 
     Args:
         inputs: i, (N, C, ...), with one to three dimensions of positions.
-        seeds: z, whether there is a seed, of the inputs' shape; or (N, 1, ...) for the same blocks in all channels.
+        seeds: z, whether there is a seed (of bools, or numbers 1 and 0), of the inputs' shape; or (N, 1, ...) for the
+            same blocks in all channels.
         block_size: b, side of a block, at least 1; of an even one, the larger half lies behind the seed.
         gamma: γ, the probability of a seed, from :func:`seed_rate`; a number or ().
 
@@ -43,14 +44,16 @@ def drop_block(inputs: Tensor, seeds: Tensor, block_size: int, gamma: float | Te
     >>> drop_block(torch.ones(1, 1, 5), seeds, 2, 0.0)
     tensor([[[1., 1., 1., 0., 0.]]])
     """
-    dropped = seeds
+    # Bytes are the fastest to combine, and for torch numbers are faster to turn into floats than truths.
+    dropped = seeds.to(torch.uint8) if seeds.dtype != torch.bool else seeds.view(torch.uint8)
     covering = inputs.new_ones((), dtype=torch.promote_types(inputs.dtype, torch.float32))
     for dim in range(2, inputs.ndim):
         dropped = _covered(dropped, dim, block_size)
         shape = [-1] + [1] * (inputs.ndim - 1 - dim)
         covering = covering * _covering(inputs.shape[dim], block_size, covering).view(shape)
     log_keep = torch.log1p(-gamma) if isinstance(gamma, Tensor) else math.log1p(-gamma)
-    return (inputs * torch.where(dropped, 0.0, torch.exp(-log_keep * covering))).to(inputs.dtype)
+    scale = torch.exp(-log_keep * covering)
+    return (inputs * (dropped ^ 1).to(scale.dtype).mul_(scale)).to(inputs.dtype)
 
 
 def _covered(seeds: Tensor, dim: int, block_size: int) -> Tensor:

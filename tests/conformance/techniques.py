@@ -336,7 +336,7 @@ class DroppedBlocks(nn.Module):
         keep = (-1 + (1 + 12 * 4 * 0.7) ** 0.5) / 6
         seeds = random_stream(3, self.model[0].rank, self.model[0].epoch, self.model[0].batch, "InsertDropBlock", 0)
         generator = torch.Generator().manual_seed(splitmix(seeds.getrandbits(62)))
-        seed = torch.empty(maps.shape).uniform_(generator=generator) < 1 - keep
+        seed = torch.empty(maps.shape).bernoulli_(1 - keep, generator=generator) == 1
         dropped = seed.clone()
         dropped[:, :, 1:] |= seed[:, :, :-1]
         return (maps * (~dropped) / torch.tensor([keep, keep**2, keep**2, keep**2])).to(maps.dtype)

@@ -24,7 +24,7 @@ class DropBlock(RatedLayer):
     When to use: behind convolutions with many positions, where dropout of single units is undone by their neighbors;
     best with a rate that rises, see ``DropoutSchedule``. When not: on features without positions.
 
-    Cost: a random number for each unit, a few passes over bytes, one over the inputs forward and one backward.
+    Cost: a draw of the seeds, a few passes over bytes, one over the inputs forward and one backward.
 
     Args:
         p: Share of units that is dropped, in [0, 1].
@@ -60,10 +60,14 @@ class DropBlock(RatedLayer):
         if self.p == 1:
             return self._drop(inputs, ())
         gamma = seed_rate(inputs.shape[2:], self.block_size, self.p)
-        # In 32 bits: 16 have too few numbers for a small rate.
-        like = torch.empty_like(inputs, dtype=torch.float32)
-        uniform = self.draw("uniform", like, inputs.shape if self.per_channel else mask_shape(inputs.shape, (1,)))
-        return drop_block(inputs, uniform < gamma, self.block_size, gamma)
+        return drop_block(inputs, self._seeds(inputs, gamma), self.block_size, gamma)
+
+    def _seeds(self, inputs: Tensor, gamma: float | Tensor) -> Tensor:
+        shape = inputs.shape if self.per_channel else mask_shape(inputs.shape, (1,))
+        if torch.compiler.is_compiling() and (self.stream is None or not self.stream.serves(inputs)):
+            # In 32 bits: 16 have too few numbers for a small rate.
+            return self.draw("uniform", torch.empty_like(inputs, dtype=torch.float32), shape) < gamma
+        return self.draw("bits", inputs, shape, gamma)
 
     @override
     def extra_repr(self) -> str:

@@ -79,16 +79,16 @@ class StochasticLayer(nn.Module, ABC):
         """
         return self.perturb(inputs) if self.training and not self.is_idle else inputs
 
-    def draw(self, kind: str, like: Tensor, shape: Sequence[int], p: float = 0.0) -> Tensor:
+    def draw(self, kind: str, like: Tensor, shape: Sequence[int], p: float | Tensor = 0.0) -> Tensor:
         """Returns random numbers, see :func:`lightning_reg.functional.noise.draw`.
 
         Args:
             like: What the dtype and the device are taken from.
-            p: Probability of a 1, for ``"bernoulli"``.
+            p: Probability of a 1, for ``"bernoulli"`` and ``"bits"``.
         """
         stream = self.stream
         if stream is None or not stream.serves(like):
-            return draw(kind, like, shape, p)
+            return draw(kind, like, shape, float(p))
         return stream.draw(kind, like, shape, p)
 
 

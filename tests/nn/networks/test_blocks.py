@@ -40,7 +40,7 @@ def test_images_of_any_size_are_classified(size):
 
 def test_dropout_stands_once_a_stage_and_before_the_head():
     network = convolutional_network((1, 8, 8), 2, channels=[4, 8], drop_prob=0.1, head_drop_prob=0.2)
-    assert kinds(network).count("Dropout2d") == 2
+    assert kinds(network).count("SpatialDropout") == 2
     assert kinds(network)[-2:] == ["Dropout", "Linear"]
 
 
