@@ -27,6 +27,7 @@ BENCHMARKS = {
     "monitors": "all monitors at their default cadence",
     "inspection": "logging weights and reading activations",
     "layers": "layers that drop something",
+    "kernels": "operations that each technique dispatches, and waits for results",
     "data_loading": "images from memory to the network, augmented",
     "tabular": "a table from a file to tensors, beside the engine's own read",
 }

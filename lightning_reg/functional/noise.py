@@ -69,7 +69,8 @@ class NoiseStream:
 
     def __init__(self, *, on_cpu_only: bool = False) -> None:
         self.on_cpu_only = on_cpu_only
-        self._seed = torch.zeros((), dtype=torch.int64)  # a tensor, so that a new seed isn't a new graph
+        self._number = 0
+        self._seed = torch.zeros((), dtype=torch.int64)  # the same for compiled code: so a new one isn't a new graph
         self._draws = self._draws_before = 0
         self._is_ambiguous = False
 
@@ -79,12 +80,14 @@ class NoiseStream:
         Args:
             seed: A whole number of at most 62 bits.
         """
+        self._number = seed
         self._seed.fill_(seed)
         self._draws = 0
         self._is_ambiguous = False
 
     def advance(self) -> None:
         """Starts anew from the next seed, in compiled code without compiling anew."""
+        self._number += 1
         self._seed.add_(1)
         self._draws = 0
 
@@ -127,7 +130,7 @@ class NoiseStream:
             return noise
         index = self._repeated() if torch._C._current_graph_task_id() != -1 else self._draws
         self._draws = max(self._draws, index + 1)
-        return draw(kind, like, shape, float(p), _generator(like.device, self._seed, index))
+        return draw(kind, like, shape, float(p), _generator(like.device, self._number, index))
 
     def _repeated(self) -> int:
         """Which draw is to be repeated in the backward pass; checkpoints are recomputed in an order nobody knows."""
@@ -156,8 +159,8 @@ def mixed_seed(seed: int, index: int) -> int:
     return (mixed ^ mixed >> 31) % 2**63
 
 
-def _generator(device: torch.device, seed: Tensor, index: int) -> torch.Generator:
-    return torch.Generator(device).manual_seed(mixed_seed(int(seed), index))
+def _generator(device: torch.device, seed: int, index: int) -> torch.Generator:
+    return torch.Generator(device).manual_seed(mixed_seed(seed, index))
 
 
 @torch.library.custom_op(
@@ -166,7 +169,7 @@ def _generator(device: torch.device, seed: Tensor, index: int) -> torch.Generato
     schema="(str kind, Tensor like, SymInt[] shape, Tensor p, Tensor seed, int index) -> Tensor",
 )
 def _compiled_draw(kind: str, like: Tensor, shape: list[int], p: Tensor, seed: Tensor, index: int) -> Tensor:
-    return draw(kind, like, shape, float(p), _generator(like.device, seed, index))
+    return draw(kind, like, shape, float(p), _generator(like.device, int(seed), index))
 
 
 @_compiled_draw.register_fake

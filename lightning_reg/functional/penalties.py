@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_reg.functional.blocks import BLOCK, cache_sized
+from lightning_reg.functional.unit_factors import unit_factors
 
 __all__ = [
     "add_elastic_net_gradient_",
@@ -178,13 +179,13 @@ def add_group_lasso_gradient_(gradients: Sequence[Tensor], groups: Sequence[Tens
     >>> gradient
     tensor([[0.8485, 1.1314]])
     """
-    for gradient, group in zip(gradients, groups, strict=True):
-        norms = _norm(group, 2, dim=range(1, group.ndim), keepdim=True)
-        factors = torch.where(norms > 0, strength * group[0].numel() ** 0.5 / norms, 0)
-        if group.dtype == factors.dtype:
-            gradient.addcmul_(group, factors)
+    factors = unit_factors(groups, lambda norms: torch.where(norms > 0, strength / norms, 0))
+    for gradient, group, factor in zip(gradients, groups, factors, strict=True):
+        root = group[0].numel() ** 0.5
+        if group.dtype == factor.dtype:
+            gradient.addcmul_(group, factor, value=root)
         else:  # a factor may be too large for float16, though the product isn't
-            gradient.add_((group * factors).to(gradient.dtype))
+            gradient.add_((group * factor).mul_(root).to(gradient.dtype))
 
 
 def l2_sp_penalty(weights: Sequence[Tensor], starts: Sequence[Tensor], strength: float) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_reg.functional.blocks import cache_sized
 from lightning_reg.functional.gradients import unit_norms
+from lightning_reg.functional.unit_factors import unit_factors
 
 __all__ = ["group_soft_threshold_", "max_norm_", "non_negative_", "soft_threshold_", "unit_norm_"]
 
@@ -106,10 +107,10 @@ def max_norm_(units: Sequence[Tensor], max_norm: float) -> None:
     tensor([[3.0000, 4.0000],
             [0.3000, 0.4000]])
     """
-    for unit in units:
-        norms = unit_norms(unit)
-        # Units that are short enough are multiplied by exactly 1.
-        _multiply_(unit, torch.where(norms > max_norm, max_norm / norms, 1))
+    # Units that are short enough are multiplied by exactly 1.
+    factors = unit_factors(units, lambda norms: torch.where(norms > max_norm, max_norm / norms, 1))
+    for unit, factor in zip(units, factors, strict=True):
+        _multiply_(unit, factor)
 
 
 @torch.no_grad()
@@ -133,9 +134,9 @@ def unit_norm_(units: Sequence[Tensor]) -> None:
     tensor([[0.6000, 0.8000],
             [0.0000, 0.0000]])
     """
-    for unit in units:
-        norms = unit_norms(unit)
-        _multiply_(unit, torch.where(norms > 0, 1 / norms, 1))
+    factors = unit_factors(units, lambda norms: torch.where(norms > 0, 1 / norms, 1))
+    for unit, factor in zip(units, factors, strict=True):
+        _multiply_(unit, factor)
 
 
 @torch.no_grad()
@@ -156,8 +157,8 @@ def non_negative_(weights: Sequence[Tensor]) -> None:
     >>> weight
     tensor([3., 0.])
     """
-    for weight in weights:
-        weight.clamp_(min=0)
+    if weights:
+        torch._foreach_clamp_min_(list(weights), 0)
 
 
 def _multiply_(units: Tensor, factors: Tensor) -> None:

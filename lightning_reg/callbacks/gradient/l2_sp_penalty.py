@@ -127,7 +127,9 @@ class L2SPSession(PenaltySession):
         found = []
         for parameter in parameters:
             name = self.selection.names[parameter]
-            start = self.starts.setdefault(name, parameter.detach().clone())  # of a layer that came later
+            if name not in self.starts:  # of a layer that came later
+                self.starts[name] = parameter.detach().clone()
+            start = self.starts[name]
             if start.device != parameter.device or type(start) is not type(parameter.detach()):
                 start = self.starts[name] = to_shard(start.to(parameter.dtype), parameter)
             found.append(start)
