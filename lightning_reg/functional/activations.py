@@ -111,25 +111,28 @@ def _in_blocks(
     rows: Tensor, by_row: bool, near_zero: float, low: float | None, high: float | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     length = max(1, _BLOCK // max(rows.shape[1], 1))
-    first = torch.empty(min(length, max(len(rows), 1)), rows.shape[1])
-    second = torch.empty_like(first)
+    buffer = torch.empty(min(length, max(len(rows), 1)), rows.shape[1])
     # Rows have results of their own; columns are added up.
     sums, squares, zeros = (torch.zeros(len(rows) if by_row else rows.shape[1]) for _ in range(3))
     near, saturated = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     for start in range(0, len(rows), length):
         block = rows[start : start + length].float()
         # Comparisons that write floats, and sums of floats, are several times as fast as counting what is true.
-        squared, flags = first[: len(block)], second[: len(block)]
-        torch.mul(block, block, out=squared)
-        torch.eq(block, 0, out=flags)
-        for result, part in ((sums, block), (squares, squared), (zeros, flags)):
-            if by_row:
-                torch.sum(part, 1, out=result[start : start + length])
-            else:
-                result.add_(part.sum(0))
-        near += torch.lt(squared, near_zero**2, out=flags).sum()
+        flags = buffer[: len(block)]
+        if by_row:
+            part = slice(start, start + length)
+            torch.sum(block, 1, out=sums[part])
+            torch.linalg.vector_norm(block, dim=1, out=squares[part])
+            torch.sum(torch.eq(block, 0, out=flags), 1, out=zeros[part])
+        else:
+            sums.add_(block.sum(0))
+            squares.add_(torch.mul(block, block, out=flags).sum(0))
+            zeros.add_(torch.eq(block, 0, out=flags).sum(0))
+        near += torch.abs(block, out=flags).lt_(near_zero).sum()
         if high is not None:
             saturated += torch.ge(block, high, out=flags).sum()
         if low is not None:
             saturated += torch.le(block, low, out=flags).sum()
+    if by_row:
+        squares.square_()
     return sums, squares, zeros, near, saturated
