@@ -35,7 +35,7 @@ from lightning_reg.studies.collectors import (
 )
 from lightning_reg.studies.runs import Measured, Run
 
-__all__ = ["fit", "resolve"]
+__all__ = ["RaisingParser", "UnparsableError", "all_settings", "content_of", "fit", "resolve", "silence"]
 
 # Where a run writes and what it shows says nothing about what it comes to.
 _NO_CONTENT = {
@@ -44,23 +44,28 @@ _NO_CONTENT = {
 }
 
 
-class _UnparsableError(SystemExit):
+class UnparsableError(SystemExit):
     """What a parser ends with; errors it would take for a type that doesn't fit, and wrap in what it thinks of that."""
 
 
-class _RaisingParser(BriefParser):
+class RaisingParser(BriefParser):
     """Raises what is wrong instead of ending the process."""
 
     @override
     def refuse(self, sentence: str) -> NoReturn:
-        raise _UnparsableError(sentence)
+        """Raises.
+
+        Args:
+            sentence: What is wrong.
+        """
+        raise UnparsableError(sentence)
 
 
 class _Resolved(RegularizationCLI):
     """Parses, and makes nothing of it."""
 
     def __init__(self, args: Sequence[str]) -> None:
-        super().__init__(args, parser_class=_RaisingParser)
+        super().__init__(args, parser_class=RaisingParser)
 
     @override
     def _set_seed(self) -> None:
@@ -79,6 +84,43 @@ class _Resolved(RegularizationCLI):
         pass
 
 
+def all_settings(command: Sequence[str], *, unset: bool = True) -> dict[str, Any]:
+    """Returns all settings that arguments come to, as plain values.
+
+    Args:
+        command: What follows ``fit`` on the command line.
+        unset: Whether those are among them that are None.
+
+    Raises:
+        SettingError: If they can't be parsed.
+    """
+    try:
+        cli = _Resolved(["fit", *command])
+    except UnparsableError as error:
+        raise SettingError(str(error)) from error
+    text = cli.parser.dump(cli.config, format="json", skip_validation=True, skip_unset=not unset)
+    settings: dict[str, Any] = json.loads(text)["fit"]
+    devices = settings["trainer"].get("devices", "auto")
+    if str(devices) not in ("auto", "1"):
+        raise SettingError(
+            f"trainer.devices must be 1 in a study, whose runs can be spread by --jobs, but is {devices}"
+        )
+    return deepcopy(settings)
+
+
+def content_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns settings without those that change no result.
+
+    Args:
+        settings: By :func:`all_settings`.
+    """
+    kept = deepcopy(dict(settings))
+    for section, names in _NO_CONTENT.items():
+        for name in names:
+            kept.get(section, {}).pop(name, None)
+    return kept
+
+
 def resolve(command: Sequence[str]) -> dict[str, Any]:
     """Returns all settings that arguments come to, as plain values, without those that change no result.
 
@@ -88,20 +130,7 @@ def resolve(command: Sequence[str]) -> dict[str, Any]:
     Raises:
         SettingError: If they can't be parsed.
     """
-    try:
-        cli = _Resolved(["fit", *command])
-    except _UnparsableError as error:
-        raise SettingError(str(error)) from error
-    settings: dict[str, Any] = json.loads(cli.parser.dump(cli.config, format="json", skip_validation=True))["fit"]
-    devices = settings["trainer"].get("devices", "auto")
-    if str(devices) not in ("auto", "1"):
-        raise SettingError(
-            f"trainer.devices must be 1 in a study, whose runs can be spread by --jobs, but is {devices}"
-        )
-    for section, names in _NO_CONTENT.items():
-        for name in names:
-            settings.get(section, {}).pop(name, None)
-    return deepcopy(settings)
+    return content_of(all_settings(command, unset=False))
 
 
 class _Fit(RegularizationCLI):
@@ -120,7 +149,7 @@ class _Fit(RegularizationCLI):
         self.gap: GeneralizationGap = LearningCurves()
         self.metrics: dict[str, float] = {}
         self.curves: dict[str, list[tuple[float, float]]] = {}
-        super().__init__(args, parser_class=_RaisingParser)
+        super().__init__(args, parser_class=RaisingParser)
 
     @override
     def further_callbacks(self, callbacks: Sequence[Callback]) -> list[Callback]:
@@ -164,7 +193,7 @@ def fit(run: Run, folder: Path) -> Measured:
     """
     arguments = [*run.command, *_quietly(run.command, folder)]
     try:
-        with _silence():
+        with silence():
             cli = _Fit(["fit", *arguments], run.collect)
             return Measured(cli.metrics, cli.curves, _collected(cli, run.collect, arguments, folder))
     finally:
@@ -229,15 +258,15 @@ def _in_a_new_process(arguments: Sequence[str], checkpoint: str, folder: Path) -
 def _predict_into(path: Path, arguments: Sequence[str], threads: int) -> None:
     torch.set_num_threads(threads)
     try:
-        with _silence():
-            found: dict[str, Any] = {"predictions": _Predict(arguments, parser_class=_RaisingParser).predictions}
+        with silence():
+            found: dict[str, Any] = {"predictions": _Predict(arguments, parser_class=RaisingParser).predictions}
     except Exception:
         found = {"error": traceback.format_exc()}
     torch.save(found, path)
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """Keeps everything from the terminal, where there is one progress bar for all runs."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning_reg")]
     levels = [logger.level for logger in loggers]

@@ -1,5 +1,6 @@
 """Entry point: parses, runs, and turns foreseeable errors into one sentence."""
 
+import importlib
 import sys
 import warnings
 from collections.abc import Sequence
@@ -7,6 +8,8 @@ from collections.abc import Sequence
 from lightning_reg.settings import SettingError, first_in_chain
 
 __all__ = ["main"]
+
+_COMMANDS = ("configs", "search", "study")  # beside LightningCLI's own: a function in a module of its name
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -32,14 +35,10 @@ def main(args: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", category=FutureWarning)
     try:
         # Imported late, so that the overview appears at once and Ctrl-C is quiet from the start.
-        if words[0] == "study":
-            from lightning_reg.cli.study import study
-
-            return study(words[1:])
-        if words[0] == "configs":
-            from lightning_reg.cli.configs import configs
-
-            return configs(words[1:])
+        if words[0] in _COMMANDS:
+            module = importlib.import_module(f"lightning_reg.cli.{words[0]}")
+            status: int = getattr(module, words[0])(words[1:])
+            return status
         from lightning_reg.cli.command import RegularizationCLI
 
         RegularizationCLI(args)

@@ -12,7 +12,7 @@ from lightning_reg.shipped import near_configs, shipped_configs
 from lightning_reg.studies.outcome import Axis, Study
 from lightning_reg.studies.study_file import AxisKeys, DataKeys, FormKeys, StudyKeys, parsed
 
-__all__ = ["COLLECTORS", "Definition", "Form", "Piece", "read_study"]
+__all__ = ["COLLECTORS", "Definition", "Form", "Piece", "pieces", "read_study"]
 
 Piece = Path | Mapping[str, Any]
 """The path or the name of a configuration, or settings by the names that they have on the command line."""
@@ -127,7 +127,7 @@ def _definition(keys: StudyKeys, path: Path) -> Definition:
     variants = _variants(keys.variants, path, is_function=is_function)
     return Definition(
         study=_study(keys, path.stem, list(variants)),
-        base=_pieces("base", keys.base, path),
+        base=pieces("base", keys.base, path),
         variants=variants,
         function=keys.function,
         arguments=_settings("arguments", keys.arguments),
@@ -166,21 +166,31 @@ def _variants(given: Mapping[Any, Any], path: Path, *, is_function: bool) -> dic
     if not given:
         raise SettingError("variants must have at least one, by name, but is {}")
     variants: dict[str, tuple[Piece, ...]] = {}
-    for name, pieces in given.items():
+    for name, listed in given.items():
         if isinstance(name, bool) or not isinstance(name, (str, int, float)):
             raise SettingError(f"variants: YAML reads a name as {name!r}; put it into quotation marks")
         if str(name) in variants:
             raise SettingError(f"variants: {str(name)!r} is there twice")
         if is_function:
-            variants[str(name)] = (_settings(f"variants.{name}", pieces),)
+            variants[str(name)] = (_settings(f"variants.{name}", listed),)
         else:
-            variants[str(name)] = _pieces(f"variants.{name}", pieces, path)
+            variants[str(name)] = pieces(f"variants.{name}", listed, path)
     return variants
 
 
-def _pieces(name: str, given: Any, path: Path) -> tuple[Piece, ...]:
-    pieces = given if isinstance(given, list) else [given]
-    return tuple(_piece(name, piece, path) for piece in pieces if piece is not None and piece != {})
+def pieces(name: str, given: Any, path: Path) -> tuple[Piece, ...]:
+    """Returns the pieces of a configuration that a file names.
+
+    Args:
+        name: Of the file's key, for messages.
+        given: A path, settings by name, or a list of these.
+        path: Of the file, beside which configurations are looked for, too.
+
+    Raises:
+        SettingError: If there is no such configuration, or it is something else.
+    """
+    listed = given if isinstance(given, list) else [given]
+    return tuple(_piece(name, piece, path) for piece in listed if piece is not None and piece != {})
 
 
 def _piece(name: str, piece: Any, path: Path) -> Piece:
@@ -205,7 +215,7 @@ def _piece(name: str, piece: Any, path: Path) -> Piece:
 def _form(name: str, keys: FormKeys, path: Path) -> Form:
     return Form(
         seeds=None if keys.seeds is None else _seeds(f"{name}.seeds", keys.seeds),
-        base=_pieces(f"{name}.base", keys.base, path),
+        base=pieces(f"{name}.base", keys.base, path),
         arguments=_settings(f"{name}.arguments", keys.arguments),
         minutes=_minutes(f"{name}.minutes", keys.minutes),
     )

@@ -15,7 +15,7 @@ from lightning_reg.studies.outcome import Failure
 from lightning_reg.studies.runs import Measured, Run, self_contained
 from lightning_reg.studies.store import Store, full_disk, is_disk_full, result_text
 
-__all__ = ["Perform", "execute"]
+__all__ = ["Attempt", "Perform", "attempt_of", "execute", "submit"]
 
 Perform = Callable[[Run, Path], Measured]
 """Does a run; its files go into the folder. A function of a module, so that processes can be handed it."""
@@ -24,7 +24,7 @@ _LONGEST_MESSAGE = 300
 
 
 @dataclass(frozen=True)
-class _Attempt:
+class Attempt:
     """What came of a run, in plain values: errors of other packages can't all be pickled.
 
     Attributes:
@@ -64,7 +64,7 @@ def execute(
     from tqdm import tqdm
 
     pending = deque(run for run in runs if not store.has_result(run))
-    running: dict[Future[_Attempt], Run] = {}
+    running: dict[Future[Attempt], Run] = {}
     started: dict[str, Run] = {}
     failures: dict[str, Failure] = {}
     done = len(runs) - len(pending)
@@ -75,10 +75,10 @@ def execute(
                     run = pending.popleft()
                     started[run.key] = run
                     store.prepare(run)
-                    running[_submit(run, store, perform, executor)] = run
+                    running[submit(run, store, perform, executor)] = run
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     run = running.pop(future)
-                    failure = _keep(_attempt_of(future), run, store, metric)
+                    failure = _keep(attempt_of(future), run, store, metric)
                     del started[run.key]
                     if failure is not None:
                         failures[run.key] = failure
@@ -94,13 +94,21 @@ def execute(
     return [failures[run.key] for run in runs if run.key in failures]
 
 
-def _submit(run: Run, store: Store, perform: Perform, executor: Executor) -> Future[_Attempt]:
+def submit(run: Run, store: Store, perform: Perform, executor: Executor) -> Future[Attempt]:
+    """Returns the future of a run, which tells whatever ended it.
+
+    Args:
+        run: That is done; its folder is there.
+        store: With that folder.
+        perform: Does it.
+        executor: Where it is done.
+    """
     if executor.is_local:
         return executor.submit(_attempt, perform, run, store.run_folder(run))
     return executor.submit(_attempt, perform, self_contained(run), None)
 
 
-def _attempt(perform: Perform, run: Run, folder: Path | None) -> _Attempt:
+def _attempt(perform: Perform, run: Run, folder: Path | None) -> Attempt:
     """Does a run wherever this is; without a folder in a temporary one."""
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="study-") as temporary:
@@ -108,21 +116,26 @@ def _attempt(perform: Perform, run: Run, folder: Path | None) -> _Attempt:
     start = time.perf_counter()
     try:
         measured = perform(run, folder)
-        return _Attempt(result=result_text(run, measured, time.perf_counter() - start))
+        return Attempt(result=result_text(run, measured, time.perf_counter() - start))
     except (Exception, SystemExit) as error:
-        return _Attempt(
+        return Attempt(
             message=_one_line(error), details=traceback.format_exc(), is_disk_full=is_disk_full(error, folder)
         )
 
 
-def _attempt_of(future: Future[_Attempt]) -> _Attempt:
+def attempt_of(future: Future[Attempt]) -> Attempt:
+    """Returns what came of a run, also where the process that did it is gone.
+
+    Args:
+        future: By :func:`submit`, done.
+    """
     try:
         return future.result()
     except WorkerDiedError as error:
-        return _Attempt(message=str(error))
+        return Attempt(message=str(error))
 
 
-def _keep(attempt: _Attempt, run: Run, store: Store, metric: str | None) -> Failure | None:
+def _keep(attempt: Attempt, run: Run, store: Store, metric: str | None) -> Failure | None:
     if attempt.is_disk_full:
         raise full_disk(store.folder)
     if attempt.result is None:

@@ -1,0 +1,100 @@
+"""The confirmation of a search as a study: plain, base, the cocktail, each part left out, the best single technique."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lightning_reg.attach.metric_names import short_name
+from lightning_reg.search.outcome import COCKTAIL, without
+from lightning_reg.search.overlay import differences, with_cocktail
+from lightning_reg.search.space import Cocktail, Space
+from lightning_reg.search.trials import Tried
+from lightning_reg.studies.definition import Piece
+
+__all__ = ["FIRST_SEED", "best_alone", "confirmation_file", "confirmation_metric", "variants_of"]
+
+FIRST_SEED = 1000
+"""Of the confirmation; trials have smaller ones."""
+
+
+def confirmation_metric(metric: str, *, has_test: bool) -> str:
+    """Returns what the confirmation is judged by, as studies name it.
+
+    Args:
+        metric: Of the search, as it is logged in validation.
+        has_test: Whether there is a test part.
+
+    >>> confirmation_metric("val/balanced_accuracy", has_test=True)
+    'test/balanced_accuracy'
+    """
+    return f"{'test' if has_test else 'validation'}/{short_name(metric)}"
+
+
+def best_alone(tried: Sequence[Tried], *, prefers_less: bool) -> Tried | None:
+    """Returns the best of the techniques that were tried alone; None where none has a value.
+
+    Args:
+        tried: Trials that have ended.
+        prefers_less: Whether less of the metric is better.
+    """
+    alone = [each for each in tried if each.kind == "alone" and each.value is not None]
+    sign = 1 if prefers_less else -1
+    return min(alone, key=lambda each: sign * float(each.value or 0.0), default=None)
+
+
+def variants_of(space: Space, base: Mapping[str, Any], cocktail: Cocktail, alone: Tried | None) -> dict[str, Any]:
+    """Returns what each variant changes in the base, by names on the command line; no two are the same.
+
+    Args:
+        space: Of the cocktail.
+        base: Settings as a configuration has them.
+        cocktail: That is confirmed.
+        alone: The best single technique.
+    """
+    cocktails: dict[str, Cocktail | None] = {COCKTAIL: cocktail, "plain": {}, "base": None}
+    if len(cocktail) > 1:
+        for switch in cocktail:
+            cocktails[without(switch)] = {name: values for name, values in cocktail.items() if name != switch}
+    if alone is not None:
+        cocktails[alone.name] = alone.cocktail
+    found: dict[str, Any] = {}
+    for name, each in cocktails.items():
+        changed = {} if each is None else differences(space, base, with_cocktail(space, base, each))
+        if changed not in found.values():
+            found[name] = changed
+    return found
+
+
+def confirmation_file(
+    title: str,
+    base: Sequence[Piece],
+    variants: Mapping[str, Mapping[str, Any]],
+    seeds: Sequence[int],
+    metric: str,
+    *,
+    prefers_less: bool,
+) -> str:
+    """Returns a study's file.
+
+    Args:
+        title: Of the search.
+        base: Pieces of what is trained.
+        variants: By :func:`variants_of`.
+        seeds: Fresh ones.
+        metric: By :func:`confirmation_metric`.
+        prefers_less: Whether less of it is better.
+    """
+    content = {
+        "title": f"{title}: confirmation",
+        "question": "Is the cocktail better than none, than the base and than each of its parts left out?",
+        "base": [piece.as_posix() if isinstance(piece, Path) else dict(piece) for piece in base],
+        "variants": {name: dict(changed) for name, changed in variants.items()},
+        "baseline": COCKTAIL,
+        "metric": metric,
+        "better": "lower" if prefers_less else "higher",
+        "seeds": list(seeds),
+    }
+    comment = "# python train.py study confirm.yaml, in the folder from which the search was started\n"
+    return comment + str(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120))

@@ -1,0 +1,224 @@
+"""A search as its file defines it, checked before anything runs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from lightning_reg.attach.metric_names import lower_is_better
+from lightning_reg.files import read_yaml
+from lightning_reg.search.space import Space
+from lightning_reg.search.space_file import read_space
+from lightning_reg.settings import SettingError, check_choice, check_count, check_range, did_you_mean
+from lightning_reg.studies.definition import Piece, pieces
+from lightning_reg.studies.runs import key_of
+
+__all__ = ["KEYS", "SearchDefinition", "read_search"]
+
+KEYS: Mapping[str, str] = {
+    "title": "what the report begins with; the file's name where left out",
+    "base": "what is trained: a configuration's path, or settings by name, or a list of these",
+    "space": "tabular, tabular_small, image, attach, a file, or a space itself",
+    "exclude": "switches that are left out",
+    "only": "the switches that are tried, instead of all",
+    "metric": "as it is logged in validation",
+    "better": "whether lower or higher values are better; the metric's name tells where left out",
+    "trials": "how many; 60 where left out",
+    "minutes": "after how long no trial is begun any more",
+    "folds": "on how many validation splits a trial is measured; five below 2,000 training samples, else one",
+    "seed": "of the sampler and the splits; 0 where left out",
+    "prune": "whether a trial may be ended by its first folds, of which there are at least four; false where left out",
+    "max_step_time": "how many times as long as the plain one a training step may take",
+    "confirm": "how many fresh seeds the confirmation has; 5 where left out, 0 for none",
+    "quick": "what --quick changes: any of these but title, space and quick; base is appended",
+}
+_QUICK = tuple(key for key in KEYS if key not in ("title", "space", "quick"))
+_FEWEST_TO_PRUNE = 4  # three can't prove anything at a tenth
+
+
+@dataclass(frozen=True)
+class SearchDefinition:
+    """What a search file says.
+
+    Attributes:
+        name: Of the file.
+        title: One line.
+        base: Pieces of what is trained.
+        space: Of the cocktails.
+        metric: As it is logged in validation.
+        prefers_less: Whether less of it is better.
+        trials: How many.
+        minutes: After how long none is begun any more; never where None.
+        folds: On how many validation splits a trial is measured; by the number of samples where None.
+        seed: Of the sampler and the splits.
+        prune: Whether a trial may be ended by its first folds.
+        max_step_time: How many times as long as the plain one a training step may take; any time where None.
+        confirm: How many seeds the confirmation has.
+    """
+
+    name: str
+    title: str
+    base: tuple[Piece, ...]
+    space: Space
+    metric: str
+    prefers_less: bool
+    trials: int = 60
+    minutes: float | None = None
+    folds: int | None = None
+    seed: int = 0
+    prune: bool = False
+    max_step_time: float | None = None
+    confirm: int = 5
+
+    def __post_init__(self) -> None:
+        check_count("trials", self.trials, low=3)
+        for name in ("minutes", "max_step_time"):
+            if getattr(self, name) is not None:
+                check_range(name, getattr(self, name), low=0, low_open=True)
+        if self.folds is not None:
+            check_count("folds", self.folds)
+        check_count("seed", self.seed, low=0)
+        check_count("confirm", self.confirm, low=0)
+        self.check_prune(self.folds)
+
+    def check_prune(self, folds: int | None) -> None:
+        """Raises if there are too few folds to end a trial by.
+
+        Args:
+            folds: How many there are; None where it isn't known yet.
+
+        Raises:
+            SettingError: With how many it takes.
+        """
+        if self.prune and folds is not None and folds < _FEWEST_TO_PRUNE:
+            raise SettingError(f"prune needs at least {_FEWEST_TO_PRUNE} folds, but folds is {folds}")
+
+    def with_options(self, **options: Any) -> "SearchDefinition":
+        """Returns the search with what the command line says in place of the file.
+
+        Args:
+            options: By name; those that are None change nothing.
+        """
+        return replace(self, **{name: value for name, value in options.items() if value is not None})
+
+    def parts(self, base: Any) -> dict[str, str]:
+        """Returns keys of what makes a search the one that it is: trials of another can't be told to it.
+
+        Args:
+            base: All settings that its pieces come to.
+        """
+        contents = {
+            "base": base,
+            "space": repr([self.space.switches, self.space.presets, sorted(map(sorted, self.space.conflicts))]),
+            "metric": [self.metric, self.prefers_less],
+            "folds": self.folds,
+            "seed": self.seed,
+        }
+        return {name: key_of(content) for name, content in contents.items()}
+
+
+@dataclass
+class _File:
+    """A search file's content, with what --quick changes of it."""
+
+    content: dict[str, Any]
+    path: Path
+    bases: list[Any] = field(default_factory=list)
+
+
+def read_search(path: str | Path, *, quick: bool = False) -> SearchDefinition:
+    """Reads a search file and checks all that can be checked without its configuration.
+
+    Args:
+        path: Of the file.
+        quick: Whether it is the short form.
+
+    Raises:
+        SettingError: With what is wrong and where.
+    """
+    path = Path(path)
+    content = read_yaml("search file", path)
+    try:
+        return _definition(_file(content, path, quick=quick))
+    except SettingError as error:
+        raise SettingError(f"search file {str(path)!r}: {error}") from error
+
+
+def _file(content: Any, path: Path, *, quick: bool) -> _File:
+    _check_keys("the file", content, tuple(KEYS))
+    short = content.get("quick") or {}
+    _check_keys("quick", short, _QUICK)
+    bases = [content.get("base")]
+    if quick:
+        bases.append(short.get("base"))
+        content = {**content, **{key: value for key, value in short.items() if key != "base"}}
+    return _File(content, path, bases)
+
+
+def _check_keys(where: str, content: Any, known: Sequence[str]) -> None:
+    if not isinstance(content, dict):
+        raise SettingError(f"{where} must be settings by name, but is {content!r}")
+    for key in content:
+        if key not in known:
+            hint = did_you_mean(str(key), known)
+            raise SettingError(f"{where} has {key!r}, which is none of {', '.join(known)}{hint}")
+
+
+def _definition(file: _File) -> SearchDefinition:
+    content, path = file.content, file.path
+    for name in ("base", "space", "metric"):
+        if content.get(name) is None:
+            raise SettingError(f"{name} is missing")
+    if not isinstance(content["metric"], str):
+        raise SettingError(f"metric must be text, but is {content['metric']!r}")
+    better = content.get("better")
+    if better is not None:
+        check_choice("better", better, ("lower", "higher"))
+    given = {
+        name: content[name]
+        for name in ("trials", "minutes", "folds", "seed", "prune", "max_step_time", "confirm")
+        if content.get(name) is not None
+    }
+    if not isinstance(given.get("prune", False), bool):
+        raise SettingError(f"prune must be true or false, but is {given['prune']!r}")
+    return SearchDefinition(
+        name=path.stem,
+        title=" ".join(str(content.get("title") or path.stem).split()),
+        base=tuple(piece for base in file.bases for piece in pieces("base", base, path)),
+        space=_space(content, path),
+        metric=content["metric"],
+        prefers_less=lower_is_better(content["metric"]) if better is None else better == "lower",
+        **given,
+    )
+
+
+def _space(content: Mapping[str, Any], path: Path) -> Space:
+    if not isinstance(content["space"], (str, dict)):
+        raise SettingError(f"space must be a name, a file or a space itself, but is {content['space']!r}")
+    space = read_space(content["space"], path.parent)
+    return narrowed(space, only=_names("only", content), exclude=_names("exclude", content))
+
+
+def narrowed(space: Space, *, only: Sequence[str] = (), exclude: Sequence[str] = ()) -> Space:
+    """Returns a space with some of its switches.
+
+    Args:
+        space: As it is shipped, say.
+        only: Those that are kept; all where empty.
+        exclude: Those of them that are left out.
+
+    Raises:
+        SettingError: If there is no such switch, or none is left.
+    """
+    for setting, names in (("only", only), ("exclude", exclude)):
+        for name in names:
+            check_choice(setting, name, list(space.switches))
+    left_out = {name for name in space.switches if (only and name not in only) or name in exclude}
+    return space.without(left_out) if left_out else space
+
+
+def _names(setting: str, content: Mapping[str, Any]) -> list[str]:
+    given = content.get(setting) or []
+    if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
+        raise SettingError(f"{setting} must be a list of switches, but is {given!r}")
+    return given

@@ -1,0 +1,217 @@
+"""What came of a search, as plain values: what ran it makes them, what reports on it reads them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from lightning_reg.search.space import Cocktail, Space
+from lightning_reg.search.trials import Tried
+from lightning_reg.search.words import in_words
+from lightning_reg.studies.statistics import Comparison, Summary, holm, paired
+
+__all__ = ["Confirmation", "Part", "SearchOutcome", "as_json", "confirmed"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a part of the cocktail is worth.
+
+    Attributes:
+        switch: Its name.
+        without: Of the cocktail without it.
+        comparison: Of the cocktail with that; positive differences are in the metric's own direction.
+        gain: By how much the cocktail is better, whichever direction is.
+        earns: Whether leaving it out costs more than a standard error.
+    """
+
+    switch: str
+    without: Summary
+    comparison: Comparison
+    gain: float
+    earns: bool
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """What fresh seeds say.
+
+    Attributes:
+        metric: By which, of the test part where there is one.
+        seeds: That they were.
+        summaries: By variant.
+        comparisons: Of the cocktail with each other variant, corrected for their number.
+        parts: Of the cocktail, one a switch.
+    """
+
+    metric: str
+    seeds: Sequence[int]
+    summaries: Mapping[str, Summary]
+    comparisons: Mapping[str, Comparison]
+    parts: Sequence[Part]
+
+    @property
+    def idle(self) -> list[str]:
+        """The switches that don't earn their place."""
+        return [part.switch for part in self.parts if not part.earns]
+
+
+@dataclass(frozen=True)
+class SearchOutcome:
+    """A search with all that came of it.
+
+    Attributes:
+        name: Of the search.
+        title: One line.
+        space: Of its cocktails.
+        metric: By which trials were judged.
+        prefers_less: Whether less of it is better.
+        splits: On how many validation splits each was measured.
+        seed: Of the sampler.
+        tried: All trials that have ended, by position.
+        best: The best of them; None where none has a value.
+        importances: By switch and strength.
+        notes: What was left out, and what decides over what the base has.
+        command: What made it.
+        versions: Of packages.
+        confirmation: None where there was none.
+    """
+
+    name: str
+    title: str
+    space: Space
+    metric: str
+    prefers_less: bool
+    splits: int
+    seed: int
+    tried: Sequence[Tried]
+    best: Tried | None
+    importances: Mapping[str, float] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    command: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    confirmation: Confirmation | None = None
+
+    def of_kind(self, *kinds: str) -> list[Tried]:
+        """Returns trials of some kinds.
+
+        Args:
+            kinds: ``search``, ``plain``, ``base``, ``preset``, ``alone``.
+        """
+        return [each for each in self.tried if each.kind in kinds]
+
+    def words(self, cocktail: Cocktail | None) -> str:
+        """Returns a cocktail in words."""
+        return in_words(self.space, cocktail)
+
+
+COCKTAIL = "cocktail"
+
+
+def without(switch: str) -> str:
+    """Returns the name of the variant that lacks a part.
+
+    Args:
+        switch: That is left out.
+    """
+    return f"without {switch}"
+
+
+def confirmed(
+    values: Mapping[str, Mapping[int, float]],
+    metric: str,
+    seeds: Sequence[int],
+    cocktail: Cocktail,
+    *,
+    prefers_less: bool,
+) -> Confirmation | None:
+    """Returns what the confirmation's runs say; None where the cocktail has no result.
+
+    Args:
+        values: Of the metric by variant and seed; ``cocktail`` and ``without ...`` among the variants.
+        metric: Its name.
+        seeds: That were asked for.
+        cocktail: That is confirmed.
+        prefers_less: Whether less of the metric is better.
+
+    >>> found = confirmed(
+    ...     {"cocktail": {0: 0.9, 1: 0.92}, "without l1": {0: 0.8, 1: 0.81}, "plain": {0: 0.7, 1: 0.73}},
+    ...     "test/accuracy", [0, 1], {"l1": {}}, prefers_less=False,
+    ... )
+    >>> found.parts[0].switch, round(found.parts[0].gain, 3), found.parts[0].earns
+    ('l1', 0.105, True)
+    """
+    values = {
+        name: {seed: value for seed, value in by_seed.items() if math.isfinite(value)}
+        for name, by_seed in values.items()
+    }
+    if not values.get(COCKTAIL):
+        return None
+    others = [name for name in values if name != COCKTAIL and values[name]]
+    compared = [paired(values[COCKTAIL], values[name], name) for name in others]
+    corrected = holm(each.p for each in compared)
+    comparisons = {
+        name: Comparison(each.other, each.pairs, each.difference, each.error, p, each.exact_p)
+        for name, each, p in zip(others, compared, corrected, strict=True)
+    }
+    summaries = {name: Summary.of(by_seed) for name, by_seed in values.items() if by_seed}
+    sign = -1 if prefers_less else 1
+    parts = []
+    for switch in cocktail:
+        name = without(switch)
+        # Of a cocktail of one part the rest is plain.
+        name = name if name in comparisons else "plain" if len(cocktail) == 1 and "plain" in comparisons else name
+        if name in comparisons:
+            found = comparisons[name]
+            gain = sign * found.difference
+            earns = gain > (0.0 if math.isnan(found.error) else found.error)
+            parts.append(Part(switch, summaries[name], found, gain, earns))
+    return Confirmation(metric, tuple(seeds), summaries, comparisons, parts)
+
+
+def as_json(outcome: SearchOutcome) -> dict[str, Any]:
+    """Returns a search for scripts: plain values, None in the place of what isn't finite.
+
+    Args:
+        outcome: Of the search.
+    """
+    best, confirmation = outcome.best, outcome.confirmation
+    content: dict[str, Any] = {
+        "title": outcome.title,
+        "metric": outcome.metric,
+        "better": "lower" if outcome.prefers_less else "higher",
+        "splits": outcome.splits,
+        "seed": outcome.seed,
+        "command": outcome.command,
+        "versions": dict(outcome.versions),
+        "notes": list(outcome.notes),
+        "best": None if best is None else {**asdict(best), "words": outcome.words(best.cocktail)},
+        "importances": dict(outcome.importances),
+        "trials": [asdict(each) for each in outcome.tried],
+    }
+    if confirmation is not None:
+        content["confirmation"] = {
+            "metric": confirmation.metric,
+            "seeds": list(confirmation.seeds),
+            "variants": {
+                name: {"values": {str(seed): value for seed, value in each.values.items()}, "mean": each.mean}
+                | {"standard_error": each.error}
+                for name, each in confirmation.summaries.items()
+            },
+            "cocktail_against": {
+                name: {"difference": each.difference, "standard_error": each.error, "p": each.p, "pairs": each.pairs}
+                for name, each in confirmation.comparisons.items()
+            },
+            "parts": {part.switch: {"gain": part.gain, "earns_its_place": part.earns} for part in confirmation.parts},
+        }
+    return {key: _finite(value) for key, value in content.items()}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    return value

@@ -1,0 +1,167 @@
+"""The page itself: a template filled with what came of a search."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from lightning_reg.search.outcome import COCKTAIL, SearchOutcome
+from lightning_reg.search.report.charts import sections
+from lightning_reg.search.trials import Tried
+from lightning_reg.search.words import shown_value
+from lightning_reg.studies.report.numbers import difference_in_words, number, p_value, readable
+from lightning_reg.text import duration
+
+__all__ = ["headline", "page"]
+
+_MOST_ROWS = 15
+
+
+@dataclass(frozen=True)
+class _Row:
+    name: str
+    cells: list[str]
+    is_best: bool = False
+    note: str = ""
+
+
+def page(outcome: SearchOutcome, python: str, configuration: str) -> str:
+    """Returns the page's HTML, with style sheet, script and charts in it.
+
+    Args:
+        outcome: What is told.
+        python: The cocktail as code; empty where there is none.
+        configuration: The cocktail as YAML; empty where there is none.
+    """
+    import jinja2
+
+    loaders = [
+        jinja2.PackageLoader(package, package_path="") for package in (__package__, "lightning_reg.studies.report")
+    ]
+    environment = jinja2.Environment(
+        loader=jinja2.ChoiceLoader(loaders),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template("search.html").render(
+        outcome=outcome,
+        extent=_extent(outcome),
+        headline=list(headline(outcome)),
+        confirmation=_confirmation(outcome),
+        parts=_parts(outcome),
+        trials=_trials(outcome),
+        failures=[each for each in outcome.tried if each.value is None],
+        sections=list(sections(outcome)),
+        python=python,
+        configuration=configuration,
+    )
+
+
+def _extent(outcome: SearchOutcome) -> str:
+    seconds = math.fsum(each.seconds for each in outcome.tried)
+    splits = "one validation split" if outcome.splits == 1 else f"{outcome.splits} validation splits"
+    return (
+        f"{len(outcome.tried)} trials on {splits}, judged by {outcome.metric} "
+        f"({'less' if outcome.prefers_less else 'more'} is better); {duration(seconds)} of computing."
+    )
+
+
+def headline(outcome: SearchOutcome) -> Iterator[str]:
+    """Yields what came of a search, in sentences that are made of its numbers.
+
+    Args:
+        outcome: Of the search.
+    """
+    best, confirmation = outcome.best, outcome.confirmation
+    if best is None:
+        yield "No trial has ended well."
+        return
+    yield f"Best on validation: {outcome.words(best.cocktail)}, {shown_value(outcome.metric, best.value)}."
+    others = [
+        f"{each.name} {shown_value(outcome.metric, each.value)}"
+        for each in outcome.of_kind("plain", "base")
+        if each is not best
+    ]
+    alone = [each for each in outcome.of_kind("alone") if each.value is not None and each is not best]
+    if alone:
+        sign = -1 if outcome.prefers_less else 1
+        single = max(alone, key=lambda each: sign * float(each.value or 0.0))
+        others.append(f"the best single technique, {single.name}, {shown_value(outcome.metric, single.value)}")
+    if others:
+        yield f"Beside it: {'; '.join(others)}. These are the values that it was chosen by, so they flatter it."
+    if confirmation is None:
+        return
+    metric, mean = confirmation.metric, confirmation.summaries[COCKTAIL]
+    where = "on the test part" if metric.startswith("test/") else "on validation, as there is no test part"
+    yield (
+        f"With {len(mean.values)} fresh seeds {where}: {number(metric, mean.mean, mean.error)} {readable(metric)}"
+        + "".join(_against(outcome, name) for name in ("plain", "base") if name in confirmation.comparisons)
+        + "."
+    )
+    if confirmation.parts:
+        earning = [part.switch for part in confirmation.parts if part.earns]
+        title = {name: switch.title for name, switch in outcome.space.switches.items()}
+        if earning:
+            yield f"Parts that earn their place: {', '.join(title[name] for name in earning)}."
+        if confirmation.idle:
+            yield (
+                f"Parts that don't: {', '.join(title[name] for name in confirmation.idle)}; best_small.yaml leaves "
+                "them out. That it does as well hasn't been measured anew."
+            )
+
+
+def _against(outcome: SearchOutcome, name: str) -> str:
+    confirmation = outcome.confirmation
+    if confirmation is None:
+        return ""
+    found = confirmation.comparisons[name]
+    judged = "no test" if math.isnan(found.p) else f"p {p_value(found.p)}"
+    return f"; {difference_in_words(confirmation.metric, found)} against {name} ({judged})"
+
+
+def _confirmation(outcome: SearchOutcome) -> list[_Row]:
+    confirmation = outcome.confirmation
+    if confirmation is None:
+        return []
+    sign = -1 if outcome.prefers_less else 1
+    best = max(confirmation.summaries, key=lambda name: sign * confirmation.summaries[name].mean)
+    rows = []
+    for name, each in confirmation.summaries.items():
+        cells = [number(confirmation.metric, each.mean, each.error), str(len(each.values))]
+        found = confirmation.comparisons.get(name)
+        if found is None:
+            cells += ["", "", ""]
+        else:
+            cells += [difference_in_words(confirmation.metric, found), p_value(found.p), p_value(found.exact_p)]
+        rows.append(_Row(name, cells, is_best=name == best))
+    return rows
+
+
+def _parts(outcome: SearchOutcome) -> list[dict[str, Any]]:
+    if outcome.confirmation is None:
+        return []
+    return [
+        {"title": outcome.space.switches[part.switch].title, "earns": part.earns} for part in outcome.confirmation.parts
+    ]
+
+
+def _trials(outcome: SearchOutcome) -> list[_Row]:
+    """Returns the best trials, and those that everything is compared with."""
+    sign = -1 if outcome.prefers_less else 1
+    valued = [each for each in outcome.tried if each.value is not None]
+    ranked = sorted(valued, key=lambda each: -sign * float(each.value or 0.0))
+    shown = [each for each in ranked if each in ranked[:_MOST_ROWS] or each.kind != "search"]
+    plain = next((each.step_seconds for each in outcome.of_kind("plain") if each.step_seconds), None)
+    return [_trial_row(outcome, each, plain) for each in shown]
+
+
+def _trial_row(outcome: SearchOutcome, tried: Tried, plain: float | None) -> _Row:
+    cost = "–" if plain is None or tried.step_seconds is None else f"{tried.step_seconds / plain:.2f} ×"
+    return _Row(
+        tried.name,
+        [shown_value(outcome.metric, tried.value), cost, outcome.words(tried.cocktail)],
+        is_best=tried is outcome.best,
+    )

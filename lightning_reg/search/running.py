@@ -1,0 +1,297 @@
+"""Doing the trials of a search until its budget is used up."""
+
+import contextlib
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass, field
+
+from lightning_reg.search.space import Cocktail
+from lightning_reg.search.storage import silenced
+from lightning_reg.search.trials import First, Proposal, Trials, Tried
+from lightning_reg.settings import SettingError, check_choice
+from lightning_reg.studies.execution import Attempt, Perform, attempt_of, submit
+from lightning_reg.studies.executor import Executor
+from lightning_reg.studies.outcome import Result
+from lightning_reg.studies.runs import Run
+from lightning_reg.studies.store import Store, full_disk, is_disk_full
+from lightning_reg.text import duration
+
+__all__ = ["STEP_SECONDS", "Budget", "Goal", "do_trials"]
+
+STEP_SECONDS = "seconds per step"
+"""Under which a run keeps how long a training step took, beside its metrics."""
+
+_HEARTBEAT = 15.0  # seconds
+
+
+@dataclass(frozen=True)
+class Budget:
+    """When a search ends.
+
+    Attributes:
+        trials: How many there are at the most.
+        minutes: After how long no trial is begun any more; never where None.
+        step_times: How many times as long as the plain one a training step may take; any time where None.
+    """
+
+    trials: int
+    minutes: float | None = None
+    step_times: float | None = None
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a trial is judged by.
+
+    Attributes:
+        metric: As it is logged.
+        prefers_less: Whether less of it is better.
+        splits: How many splits, or repetitions, a trial is measured on.
+        prunes: Whether a trial may be ended by its first splits.
+    """
+
+    metric: str
+    prefers_less: bool
+    splits: int
+    prunes: bool = False
+
+
+MakeRuns = Callable[[str, Cocktail | None], Sequence[Run]]
+"""Returns the runs of a trial, one a split, by its name and its cocktail."""
+
+
+@dataclass
+class _Trial:
+    """A trial in work.
+
+    Attributes:
+        proposal: What it is.
+        runs: One a split.
+        results: Of the splits that are done.
+        future: Of the next.
+    """
+
+    proposal: Proposal
+    runs: Sequence[Run]
+    results: list[Result] = field(default_factory=list)
+    future: Future[Attempt] | None = None
+
+    @property
+    def run(self) -> Run:
+        return self.runs[len(self.results)]
+
+
+class _Loop:
+    def __init__(
+        self,
+        trials: Trials,
+        store: Store,
+        make_runs: MakeRuns,
+        perform: Perform,
+        executor: Executor,
+        goal: Goal,
+        budget: Budget,
+    ) -> None:
+        self.trials = trials
+        self.store = store
+        self.make_runs = make_runs
+        self.perform = perform
+        self.executor = executor
+        self.goal = goal
+        self.budget = budget
+        self.active: list[_Trial] = []
+        self.began = time.monotonic()
+        self.durations: list[float] = []
+        self.plain_step: float | None = None
+
+    def has_time(self) -> bool:
+        return self.budget.minutes is None or time.monotonic() - self.began < 60 * self.budget.minutes
+
+    def begin(self) -> Iterator[Tried]:
+        """Proposes a trial, and submits its first split that hasn't been measured."""
+        proposal = self.trials.ask()
+        trial = _Trial(proposal, self.make_runs(proposal.name, proposal.cocktail))
+        self.active.append(trial)
+        yield from self.go_on(trial)
+
+    def go_on(self, trial: _Trial) -> Iterator[Tried]:
+        """Submits the next split of a trial, or ends it where none is left; what is known needn't be done."""
+        while len(trial.results) < len(trial.runs) and (known := self.store.result(trial.run)) is not None:
+            if not self.take(trial, known):
+                yield self.ended(trial)
+                return
+        if len(trial.results) == len(trial.runs):
+            self.tell(trial, "")
+            yield self.ended(trial)
+            return
+        self.store.prepare(trial.run)
+        trial.future = submit(trial.run, self.store, self.perform, self.executor)
+
+    def take(self, trial: _Trial, result: Result) -> bool:
+        """Adds what a split has measured; returns whether the trial goes on."""
+        check_choice("metric", self.goal.metric, [name for name in result.metrics if name != STEP_SECONDS])
+        value = result.metrics[self.goal.metric]
+        split = len(trial.results)
+        trial.results.append(result)
+        if not math.isfinite(value):
+            self.tell(trial, f"diverged: {self.goal.metric} is {value} on split {split}")
+            return False
+        if self.goal.prunes and self.trials.should_prune(trial.proposal, split, value):
+            self.tell(trial, f"pruned after {split + 1} of {len(trial.runs)} splits")
+            return False
+        return True
+
+    def tell(self, trial: _Trial, message: str) -> None:
+        values = [result.metrics[self.goal.metric] for result in trial.results]
+        steps = [result.metrics[STEP_SECONDS] for result in trial.results if STEP_SECONDS in result.metrics]
+        step = statistics.median(steps) if steps else None
+        if trial.proposal.kind == "plain" and step is not None:
+            self.plain_step = step
+        excess = None
+        if self.budget.step_times is not None and self.plain_step is not None and step is not None:
+            excess = step / self.plain_step - self.budget.step_times
+        seconds = math.fsum(result.seconds for result in trial.results)
+        self.trials.tell(
+            trial.proposal,
+            [value for value in values if math.isfinite(value)],
+            seconds=seconds,
+            step_seconds=step,
+            excess=excess,
+            message=message,
+        )
+        self.durations.append(seconds)
+
+    def ended(self, trial: _Trial) -> Tried:
+        self.active.remove(trial)
+        return next(each for each in self.trials.tried if each.position == trial.proposal.position)
+
+    def settle(self, trial: _Trial) -> Iterator[Tried]:
+        """Takes what has come of a split that was submitted."""
+        attempt, run = attempt_of(trial.future), trial.run  # type: ignore[arg-type]  # it was submitted
+        trial.future = None
+        if attempt.is_disk_full:
+            raise full_disk(self.store.folder)
+        if attempt.result is None:
+            self.store.write_failure(run, attempt.message, attempt.details)
+            self.tell(trial, attempt.message)
+            yield self.ended(trial)
+            return
+        self.store.write_result(run, attempt.result)
+        yield from self.go_on(trial)
+
+    def left(self) -> float | None:
+        """Returns how many seconds the rest of the budget takes; None where nothing tells."""
+        if not self.durations:
+            return None
+        rest = max(self.budget.trials - self.trials.begun, 0) + len(self.active)
+        by_trials = rest * statistics.fmean(self.durations) / self.executor.slots
+        if self.budget.minutes is None:
+            return by_trials
+        return max(min(by_trials, 60 * self.budget.minutes - (time.monotonic() - self.began)), 0.0)
+
+
+def do_trials(
+    trials: Trials,
+    store: Store,
+    make_runs: MakeRuns,
+    perform: Perform,
+    executor: Executor,
+    goal: Goal,
+    budget: Budget,
+    *,
+    quiet: bool = False,
+    only: Sequence[First] = (),
+) -> None:
+    """Does trials until the budget is used up.
+
+    Args:
+        trials: Of the search.
+        store: Where results of runs go.
+        make_runs: Makes the runs of a trial.
+        perform: Does one.
+        executor: Where they are done.
+        goal: What a trial is judged by.
+        budget: When the search ends.
+        quiet: Whether the progress bar is left out.
+        only: Cocktails that are tried in place of what else would be.
+
+    Raises:
+        SettingError: If the disk is full, the metric isn't measured, or the plain trial fails.
+        KeyboardInterrupt: When interrupted; what is finished is kept.
+    """
+    from tqdm import tqdm
+
+    loop = _Loop(trials, store, make_runs, perform, executor, goal, budget)
+    waiting = 0
+    try:
+        with silenced():
+            trials.adopt_orphans()
+            waiting = sum(trials.enqueue(first, is_extra=True) for first in only)
+            tried = trials.tried
+            loop.plain_step = next((each.step_seconds for each in tried if each.kind == "plain"), None)
+            total = waiting if only else budget.trials
+            with tqdm(
+                total=total,
+                initial=0 if only else min(trials.begun, total),
+                desc=store.name,
+                unit="trial",
+                disable=quiet,
+                smoothing=0,
+            ) as bar:
+                beat = time.monotonic()
+                while True:
+                    ended: list[Tried] = []
+                    while len(loop.active) < executor.slots and (waiting > 0 or (not only and _may_begin(loop))):
+                        waiting -= 1
+                        ended += loop.begin()
+                    for future in wait(_futures(loop), timeout=1.0, return_when=FIRST_COMPLETED).done:
+                        trial = next(each for each in loop.active if each.future is future)
+                        ended += loop.settle(trial)
+                    tried += ended
+                    for each in ended:
+                        _check_plain(each)
+                        bar.update()
+                    if ended:
+                        _show(bar, trials, goal, tried, None if only else loop.left())
+                    if not loop.active and waiting <= 0 and (only or not _may_begin(loop)):
+                        return
+                    if time.monotonic() - beat > _HEARTBEAT:
+                        beat = time.monotonic()
+                        trials.heartbeat([each.proposal for each in loop.active])
+    except BaseException as error:
+        executor.close(at_once=True)
+        for trial in loop.active:
+            if trial.future is not None and not store.has_result(trial.run):
+                store.discard(trial.run)
+        with contextlib.suppress(Exception), silenced():  # whatever can't be said now is found by the next driver
+            trials.release([each.proposal for each in loop.active])
+        if isinstance(error, Exception) and is_disk_full(error, store.folder):
+            raise full_disk(store.folder) from error
+        raise
+
+
+def _may_begin(loop: _Loop) -> bool:
+    return loop.trials.begun < loop.budget.trials and loop.has_time()
+
+
+def _futures(loop: _Loop) -> list[Future[Attempt]]:
+    return [each.future for each in loop.active if each.future is not None]
+
+
+def _check_plain(tried: Tried) -> None:
+    if tried.kind == "plain" and tried.value is None:
+        raise SettingError(f"the base without any of the space's switches must train, but failed: {tried.message}")
+
+
+def _show(bar: "object", trials: Trials, goal: Goal, tried: Sequence[Tried], left: float | None) -> None:
+    from lightning_reg.search.words import shown_value
+
+    best = trials.best(tried)
+    if best is not None:
+        words = [f"best {shown_value(goal.metric, best.value)}: {best.name}"]
+        if left:
+            words.append(f"about {duration(left)} left")
+        bar.set_postfix_str("; ".join(words))  # type: ignore[attr-defined]  # tqdm has no types

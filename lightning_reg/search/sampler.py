@@ -1,0 +1,66 @@
+"""The sampler: TPE, seeded anew for each trial, so that a search goes the same way whatever interrupted it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from optuna import Study
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, TPESampler
+from optuna.trial import FrozenTrial, TrialState
+
+from lightning_reg.search.trials import position_of, seed_of
+
+__all__ = ["PositionedSampler"]
+
+
+class PositionedSampler(BaseSampler):
+    """TPE whose random numbers belong to the search's seed and the trial's position.
+
+    Args:
+        seed: Of the search.
+        startup: How many trials have ended before it models any.
+    """
+
+    def __init__(self, seed: int, *, startup: int) -> None:
+        self._seed = seed
+        self._startup = startup
+        self._sampler = self._made(0)
+
+    def _made(self, position: int) -> TPESampler:
+        return TPESampler(
+            seed=seed_of(self._seed, position),
+            n_startup_trials=self._startup,
+            multivariate=True,
+            group=True,
+            constant_liar=True,
+        )
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        """Begins a trial.
+
+        Args:
+            study: Of Optuna.
+            trial: That has just been made.
+        """
+        self._sampler = self._made(position_of(trial, study.get_trials(deepcopy=False)))
+        self._sampler.before_trial(study, trial)
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Returns what is sampled together."""
+        return self._sampler.infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Returns values that are sampled together."""
+        return self._sampler.sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Returns a value that is sampled alone."""
+        return self._sampler.sample_independent(study, trial, param_name, param_distribution)
+
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+        """Ends a trial."""
+        self._sampler.after_trial(study, trial, state, values)

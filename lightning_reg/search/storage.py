@@ -1,0 +1,188 @@
+"""Where trials are kept: a journal in the search's folder, or a database that several drivers share."""
+
+import contextlib
+import os
+import re
+import secrets
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, unquote, urlsplit
+
+from filelock import FileLock, Timeout
+
+from lightning_reg.settings import SettingError
+
+if TYPE_CHECKING:
+    from optuna.storages import BaseStorage
+
+__all__ = ["Driver", "check_installed", "masked", "open_storage", "silenced"]
+
+_JOURNAL = "journal.log"
+_HEARTBEAT, _GRACE = 30, 150  # seconds; a driver of a database that is silent for so long is dead
+
+
+def check_installed() -> None:
+    """Raises if there is no Optuna.
+
+    Raises:
+        SettingError: With what to install.
+    """
+    try:
+        import optuna  # noqa: F401
+    except ImportError as error:
+        raise SettingError("a search needs Optuna; install it by pip install 'lightning-reg[search]'") from error
+
+
+@contextlib.contextmanager
+def silenced() -> Iterator[None]:
+    """Keeps Optuna's messages from the terminal, and the warnings that what is used of it is experimental."""
+    import optuna
+
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            experimental = "(?s).*(``group``|``multivariate``|``constant_liar``|WilcoxonPruner|fail_stale_trials)"
+            warnings.filterwarnings("ignore", experimental, optuna.exceptions.ExperimentalWarning)
+            warnings.filterwarnings("ignore", "Heartbeat of storage is supposed to be used with")
+            warnings.filterwarnings("ignore", "Argument ``heartbeat_interval`` is an experimental")
+            yield
+    finally:
+        optuna.logging.set_verbosity(verbosity)
+
+
+def open_storage(folder: Path, url: str | None = None) -> "BaseStorage":
+    """Opens the storage of a search.
+
+    Args:
+        folder: Of the search, which exists.
+        url: Of a database that Optuna knows; the journal of the folder where None.
+
+    Raises:
+        SettingError: If it is out of reach.
+    """
+    if url is None:
+        return _journal(folder / _JOURNAL)
+    from optuna.storages import RDBStorage
+
+    try:
+        return RDBStorage(url, heartbeat_interval=_HEARTBEAT, grace_period=_GRACE)
+    except Exception as error:  # of any database's driver, or of SQLAlchemy
+        reason = masked(_first_sentence(error), url)
+    # Outside of the handler: a traceback would show what the driver was called with, the password among it.
+    raise SettingError(f"storage must be a database that can be reached, but {masked(url, url)} can't: {reason}")
+
+
+def _first_sentence(error: BaseException) -> str:
+    text = " ".join(str(error.__cause__ or error).split()).partition(" (Background on this error")[0]
+    return text if len(text) <= 200 else f"{text[:197]}..."
+
+
+def masked(text: str, url: str | None) -> str:
+    """Returns a text without the password of a storage.
+
+    Args:
+        text: A message, a command, the address itself.
+        url: Of the storage; None where it has none.
+
+    >>> masked("--storage postgresql://me:s3cret@host/db", "postgresql://me:s3cret@host/db")
+    '--storage postgresql://me:***@host/db'
+    """
+    if url is None:
+        return text
+    text = text.replace(url, re.sub(r"(://[^:/@]*:).*@", r"\1***@", url))
+    try:
+        password = urlsplit(url).password
+    except ValueError:  # no address at all, but perhaps with a password in it
+        return re.sub(r"(://[^:/@]*:)[^@]*@", r"\1***@", text)
+    for form in {password, unquote(password), quote(unquote(password))} if password else ():
+        text = text.replace(form, "***")
+    return text
+
+
+def _journal(path: Path) -> "BaseStorage":
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
+
+    lock = _KernelLock(path.with_suffix(".lock"))
+    with lock:
+        _without_half_a_line(path)
+    backend: BaseJournalBackend = JournalFileBackend(str(path), lock_obj=lock)  # type: ignore[arg-type]  # as it is used
+    return JournalStorage(backend)
+
+
+def _without_half_a_line(path: Path) -> None:
+    """Cuts off what a kill or a full disk has left of the last entry: the next one would be written behind it."""
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    if content and not content.endswith(b"\n"):
+        os.truncate(path, content.rfind(b"\n") + 1)
+
+
+class _KernelLock:
+    """Optuna's interface of a lock, by filelock: the kernel frees that of a dead process at once."""
+
+    def __init__(self, path: Path) -> None:
+        self._lock = FileLock(path, mode=0o666)
+
+    def acquire(self) -> bool:
+        self._lock.acquire()
+        return True
+
+    def release(self) -> None:
+        self._lock.release()
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(self, *_: Any) -> None:
+        self.release()
+
+
+class Driver:
+    """One process that drives a search. That it is alive is said by a lock file, which the kernel frees when it isn't.
+
+    Args:
+        folder: Of the search.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.id = secrets.token_hex(6)
+        self._folder = folder / "drivers"
+        self._lock = FileLock(self._path(self.id), timeout=0, mode=0o666)
+
+    def _path(self, driver: str) -> Path:
+        return self._folder / f"{driver}.lock"
+
+    @contextlib.contextmanager
+    def alive(self) -> Iterator[None]:
+        """Holds the lock."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with self._lock:
+                yield
+        finally:
+            self._path(self.id).unlink(missing_ok=True)
+
+    def is_dead(self, driver: str) -> bool | None:
+        """Returns whether another driver is known to be dead; None where this folder doesn't tell.
+
+        Args:
+            driver: Its id.
+        """
+        path = self._path(driver)
+        if driver == self.id:
+            return False
+        if not path.exists():  # it has ended in order, or is one of another folder
+            return None
+        lock = FileLock(path, timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            return False
+        lock.release()
+        path.unlink(missing_ok=True)
+        return True

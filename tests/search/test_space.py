@@ -1,0 +1,152 @@
+"""What can be tried: read, proposed, realized; never two of a group, never a conflict."""
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lightning_reg import callbacks
+from lightning_reg.search.ranges import Interval, Options, as_range
+from lightning_reg.search.space_file import SHIPPED, read_space, space_of
+from lightning_reg.settings import SettingError
+from tests.search.helpers import SPACE, make_space
+
+
+class AtRandom:
+    """Proposes anything."""
+
+    def __init__(self, seed):
+        self.random = random.Random(seed)
+        self.asked = {}
+
+    def keep(self, name, value):
+        assert name not in self.asked
+        self.asked[name] = value
+        return value
+
+    def suggest_float(self, name, low, high, *, log=False):
+        return self.keep(name, self.random.uniform(low, high))
+
+    def suggest_int(self, name, low, high):
+        return self.keep(name, self.random.randint(low, high))
+
+    def suggest_categorical(self, name, choices):
+        return self.keep(name, self.random.choice(choices))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_space_proposes_what_it_can_realize_and_what_gives_the_same_parameters_back(name):
+    space = read_space(name)
+    seen = set()
+    for seed in range(200):
+        trial = AtRandom(seed)
+        cocktail = space.suggest(trial)
+        seen |= set(cocktail)
+        assert space.parameters(cocktail) == trial.asked
+        assert space.check(cocktail, "it") == cocktail
+        for group in space.groups.values():
+            assert len(set(group) & set(cocktail)) <= 1
+        for switch, values in cocktail.items():
+            settings, added = space.switches[switch].realized(values)
+            assert settings or added
+            assert not any(isinstance(value, (Interval, Options)) for value in settings.values())
+    assert seen == set(space.switches)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_callbacks_of_a_shipped_space_can_be_made_at_their_usual_strengths(name):
+    space = read_space(name)
+    for switch in space.switches.values():
+        _, added = switch.realized(switch.usual())
+        for entry in added:
+            arguments = entry["init_args"]
+            if not any(isinstance(value, dict) for value in arguments.values()):
+                kind = getattr(callbacks, entry["class_path"].rpartition(".")[2])
+                assert kind(**arguments)
+
+
+def test_a_callback_has_the_ranges_that_it_declares():
+    (strength,) = make_space().switches["l1"].strengths
+    assert strength.name == "weight"
+    assert strength.range == Interval("log", 1e-6, 1e-3, 3.16e-05)
+
+
+def test_a_conflict_is_never_proposed():
+    space = replace(make_space(), conflicts=frozenset({frozenset({"dropout", "l1"}), frozenset({"decay", "mixup"})}))
+    together = set()
+    for seed in range(300):
+        cocktail = space.suggest(AtRandom(seed))
+        assert not {"dropout", "l1"} <= set(cocktail)
+        assert not {"decay", "mixup"} <= set(cocktail)
+        assert space.suggest(AtRandom(seed)) == cocktail
+        assert space.parameters(cocktail)
+        together |= {
+            frozenset(pair) for pair in [("dropout", "mixup"), ("decay", "cutmix")] if set(pair) <= {*cocktail}
+        }
+    assert len(together) == 2
+    with pytest.raises(SettingError, match="must not have both 'dropout' and 'l1'"):
+        space.check({"dropout": {}, "l1": {}}, "presets.both")
+
+
+def test_a_choice_may_hold_ranges_that_are_asked_only_where_it_is_chosen():
+    kinds = {"norm": {"class_path": "A", "init_args": {"clip": {"log": [0.1, 1.0]}}}, "none": None}
+    space = space_of("x", {"switches": {"s": {"set": {"model.clip": {"choice": kinds}}}}})
+    switch = space.switches["s"]
+    assert [strength.name for strength in switch.strengths] == ["clip", "norm.clip"]
+    assert switch.completed({"clip": "none"}) == {"clip": "none"}
+    assert switch.realized({"clip": "none"}) == ({"model.clip": None}, [])
+    values = switch.completed({"norm.clip": 0.5})
+    assert values == {"clip": "norm", "norm.clip": 0.5}
+    assert switch.realized(values)[0] == {"model.clip": {"class_path": "A", "init_args": {"clip": 0.5}}}
+
+
+def test_usual_strengths_are_the_file_s_or_the_middle():
+    assert as_range("x", {"log": [1e-4, 1e-2]}).usual == 1e-3
+    assert as_range("x", {"integer": [5, 10]}).usual == 7
+    assert as_range("x", {"linear": [0, 1], "usual": 0.1}).usual == 0.1
+    assert as_range("x", {"choice": ["b", "a"]}).usual == "b"
+
+
+@pytest.mark.parametrize(
+    ("switch", "message"),
+    [
+        ({"set": {"a.b": {"log": [1e-2, 1e-4]}}}, "switches.s.set.a.b.log must be the lower bound and the higher one"),
+        ({"set": {"a.b": {"log": [0, 1]}}}, r"switches.s.set.a.b.log must be in \(0, ∞\), but is 0"),
+        ({"set": {"a.b": {"integer": [0.5, 2]}}}, "must be two whole numbers"),
+        ({"set": {"a.b": {"linear": [0, 1], "usual": 2}}}, r"a.b.usual must be in \[0, 1\], but is 2"),
+        ({"set": {"a.b": {"linear": [0, 1], "usal": 2}}}, "has 'usal'; did you mean 'usual'"),
+        ({"set": {"a.b": {"linear": [0, 1], "log": [1, 2]}}}, "must have one of log, linear, integer and choice"),
+        ({"set": {"a.b": {"choice": ["a"]}}}, "must have at least two options"),
+        ({"callback": "L1Penaltyy"}, "is 'L1Penaltyy'; did you mean 'L1Penalty'"),
+        ({"callbak": "L1Penalty"}, "has 'callbak', which is none of .*; did you mean 'callback"),
+        ({"without": {"a": 1}}, "must set something, or add a callback"),
+    ],
+)
+def test_a_space_that_cannot_be_is_told_in_one_sentence(switch, message):
+    with pytest.raises(SettingError, match=message):
+        space_of("x", {"switches": {"s": switch}})
+
+
+def test_other_spaces_that_cannot_be():
+    with pytest.raises(SettingError, match="must have at least one switch, but is empty"):
+        space_of("x", {"switches": {}})
+    with pytest.raises(
+        SettingError, match=r"presets.p must have switches of the space, but has 'droput'; did you mean"
+    ):
+        space_of("x", {**SPACE, "presets": {"p": {"droput": {}}}})
+    with pytest.raises(SettingError, match=r"dropout.drop_prob must be in \[0.0, 0.8\], but is 0.9"):
+        space_of("x", {**SPACE, "presets": {"p": {"dropout": {"drop_prob": 0.9}}}})
+    with pytest.raises(
+        SettingError, match="space must be one of .*, or a file, but is 'tabula'; did you mean 'tabular'"
+    ):
+        read_space("tabula")
+
+
+def test_a_space_is_read_from_a_file_beside_the_search(tmp_path):
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(SPACE, sort_keys=False))
+    assert list(read_space("mine.yaml", tmp_path).switches) == list(SPACE["switches"])
+    (tmp_path / "mine.yaml").write_text("switches: 3")
+    with pytest.raises(SettingError, match=r"space '.*mine.yaml': switches must be switches by name, but is 3"):
+        read_space("mine.yaml", Path(tmp_path))

@@ -1,0 +1,64 @@
+"""Trials survive kills, and passwords are told nobody."""
+
+import pytest
+
+from lightning_reg.search.storage import Driver, masked, open_storage, silenced
+from lightning_reg.settings import SettingError
+from tests.search.helpers import make_trials
+from tests.search.test_trials import ask_and_tell
+
+
+def test_half_a_line_that_a_kill_left_is_cut_off(tmp_path):
+    ask_and_tell(make_trials(tmp_path), 6)
+    journal = tmp_path / "journal.log"
+    whole = journal.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    journal.write_bytes(b"".join(lines[:-1]) + lines[-1][: len(lines[-1]) // 2])
+    trials = make_trials(tmp_path)
+    ask_and_tell(trials, 12)
+    assert [each.position for each in trials.tried] == list(range(12))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://me:s3cret@127.0.0.1:1/db",
+        "postgresql+psycopg://me:p%40ss%2Fw@127.0.0.1:1/db",
+        "mysql://me:s3cret@nowhere.invalid/db",
+        "nonsense://me:s3cret@x",
+        "sqlite:////nowhere/at/all.db",
+    ],
+)
+def test_a_storage_out_of_reach_is_told_without_its_password(tmp_path, url):
+    with pytest.raises(SettingError, match="storage must be a database that can be reached, but") as caught, silenced():
+        open_storage(tmp_path, url)
+    for secret in ("s3cret", "p%40ss", "p@ss"):
+        assert secret not in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None
+
+
+def test_a_password_is_masked_wherever_it_stands():
+    url = "postgresql://me:p%40ss@host/db"
+    assert masked(f"could not connect to {url}", url) == "could not connect to postgresql://me:***@host/db"
+    assert masked("authentication failed for p@ss", url) == "authentication failed for ***"
+    assert masked("nothing", None) == "nothing"
+    assert masked("sqlite:///a.db", "sqlite:///a.db") == "sqlite:///a.db"
+
+
+def test_a_database_can_be_shared(tmp_path):
+    url = f"sqlite:///{tmp_path / 'trials.db'}"
+    with silenced():
+        assert open_storage(tmp_path, url).get_all_studies() == []
+
+
+def test_a_driver_says_whether_it_lives(tmp_path):
+    one, other = Driver(tmp_path), Driver(tmp_path)
+    with one.alive():
+        assert other.is_dead(one.id) is False
+        assert one.is_dead(one.id) is False
+    assert other.is_dead(one.id) is None  # it has ended in order
+    path = tmp_path / "drivers" / f"{one.id}.lock"
+    path.touch()  # what a kill leaves behind: a lock file that nobody holds
+    assert other.is_dead(one.id) is True
+    assert not path.exists()

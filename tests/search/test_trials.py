@@ -1,0 +1,129 @@
+"""Proposals go one way, whatever interrupts them."""
+
+import pytest
+
+from lightning_reg.search.storage import Driver, silenced
+from tests.search.helpers import make_trials, quality
+
+
+def ask_and_tell(trials, count, *, stop_at=()):
+    """Does trials until there are so many; leaves the first of some positions behind, as a kill would."""
+    with silenced():
+        trials.adopt_orphans()
+        while trials.begun < count:
+            proposal = trials.ask()
+            if proposal.position in stop_at:
+                return proposal.position
+            trials.tell(proposal, [quality(proposal.cocktail)], seconds=1.0)
+    return None
+
+
+def test_a_search_goes_the_same_way_interrupted_or_not(tmp_path):
+    whole = make_trials(tmp_path / "whole")
+    ask_and_tell(whole, 30)
+    stops = {0, 3, 5, 12, 13, 25, 29}
+    while True:
+        driver = Driver(tmp_path / "parts")
+        with driver.alive():
+            parts = make_trials(tmp_path / "parts", driver=driver)
+            stopped = ask_and_tell(parts, 30, stop_at=stops)
+        if stopped is None:
+            break
+        stops.remove(stopped)
+    assert not stops
+    assert [each.parameters for each in parts.tried] == [each.parameters for each in whole.tried]
+    assert [each.position for each in parts.tried] == list(range(30))
+    assert [each.name for each in parts.tried] == [each.name for each in whole.tried]
+
+
+def test_another_seed_goes_another_way(tmp_path):
+    found = []
+    for seed in (0, 0, 1):
+        trials = make_trials(tmp_path / str(len(found)), seed=seed)
+        ask_and_tell(trials, 15)
+        found.append([each.parameters for each in trials.tried])
+    assert found[0] == found[1] != found[2]
+
+
+def test_the_first_trials_are_plain_base_presets_and_single_techniques(tmp_path):
+    trials = make_trials(tmp_path)
+    ask_and_tell(trials, 8)
+    kinds = [(each.kind, each.cocktail) for each in trials.tried]
+    assert kinds[:3] == [
+        ("plain", {}),
+        ("base", None),
+        ("preset", {"dropout": {"drop_prob": 0.1}, "decay": {"weight_decay": 0.001}}),
+    ]
+    assert [kind for kind, _ in kinds[3:]] == ["alone", "alone", "search", "search", "search"]
+    assert kinds[3][1] == {"dropout": {"drop_prob": 0.4}}
+
+
+def test_the_search_finds_what_is_good(tmp_path):
+    trials = make_trials(tmp_path)
+    ask_and_tell(trials, 45)
+    best = trials.best(trials.tried)
+    assert best.value > 0.675  # 0.67 is the best that one technique can reach, 0.69 that all can
+    assert set(best.cocktail) == {"dropout", "decay"}
+    assert max(trials.importances(), key=trials.importances().get).startswith(("dropout", "decay", "noise", "l1"))
+
+
+def test_a_trial_that_fails_is_worse_than_all(tmp_path):
+    trials = make_trials(tmp_path)
+    with silenced():
+        first = trials.ask()
+        trials.tell(first, [], seconds=1.0, message="out of memory")
+        second = trials.ask()
+        trials.tell(second, [0.1], seconds=1.0)
+    assert [(each.value, each.message) for each in trials.tried] == [(None, "out of memory"), (0.1, "")]
+    assert trials.best(trials.tried).name == "base"
+    assert trials.begun == 2
+
+
+def test_trials_of_a_living_driver_are_left_alone(tmp_path):
+    one, other = Driver(tmp_path), Driver(tmp_path)
+    with one.alive(), other.alive():
+        trials, others = make_trials(tmp_path, driver=one), make_trials(tmp_path, driver=other)
+        with silenced():
+            mine = trials.ask()
+            assert others.adopt_orphans() == 0
+            theirs = others.ask()
+            assert (mine.name, theirs.name) == ("plain", "base")
+    with silenced():
+        third = make_trials(tmp_path, driver=Driver(tmp_path))
+        assert third.adopt_orphans() == 2
+        again = [third.ask(), third.ask()]
+    assert [each.position for each in again] == [0, 1]
+    assert [each.name for each in again] == ["plain", "base"]
+
+
+def test_a_first_trial_that_two_drivers_begin_is_done_by_one(tmp_path, monkeypatch):
+    one, other = Driver(tmp_path), Driver(tmp_path)
+    with one.alive(), other.alive(), silenced():
+        trials, others = make_trials(tmp_path, driver=one), make_trials(tmp_path, driver=other)
+        # Both see that nothing has begun, and enqueue the same.
+        trials.enqueue(trials._first[0])
+        others._study.enqueue_trial(dict.fromkeys((), False), user_attrs={"first": "plain", "kind": "plain"})
+        names = [trials.ask().name, others.ask().name, trials.ask().name]
+    assert names == ["plain", "base", "two"]
+    assert trials.begun == 3
+
+
+def test_extra_trials_are_none_of_the_budget_s(tmp_path):
+    trials = make_trials(tmp_path)
+    with silenced():
+        assert trials.enqueue(trials._first[4], is_extra=True)
+        assert trials.enqueue(trials._first[4], is_extra=True)  # it waits
+        assert trials.begun == 0
+        proposal = trials.ask()
+        assert proposal.name == "decay alone"
+        trials.tell(proposal, [0.5], seconds=1.0)
+        assert not trials.enqueue(trials._first[4], is_extra=True)
+    assert trials.begun == 0
+
+
+def test_a_step_that_takes_too_long_can_t_win(tmp_path):
+    trials = make_trials(tmp_path)
+    with silenced():
+        for excess, value in ((-0.5, 0.5), (0.2, 0.9)):
+            trials.tell(trials.ask(), [value], seconds=1.0, step_seconds=0.1, excess=excess)
+    assert trials.best(trials.tried).value == pytest.approx(0.5)
