@@ -223,7 +223,7 @@ class _Job:
         definition, space = self.definition, self.space
         splits = "one validation split" if self.splits == 1 else f"{self.splits} validation splits"
         print(f"{definition.title}\n{definition.trials} trials, each on {splits}, judged by {definition.metric}")
-        print(f"switches of the space {space.name}: {', '.join(space.switches)}")
+        print(f"switches: {', '.join(space.switches)}")
         for note in self.notes:
             print(f"note: {note}")
 

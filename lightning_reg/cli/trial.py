@@ -2,8 +2,6 @@
 
 import gc
 import shutil
-import statistics
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -13,7 +11,7 @@ from typing import Any
 
 import torch
 from jsonargparse import Namespace
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import DeviceStatsMonitor, LearningRateMonitor, ModelSummary, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -27,10 +25,11 @@ from lightning_reg.cli.summary import selected_checkpoint
 from lightning_reg.core.lightning import twins
 from lightning_reg.search.overlay import class_of
 from lightning_reg.search.running import STEP_SECONDS
+from lightning_reg.search.step_timer import StepTimer
 from lightning_reg.settings import SettingError, first_in_chain
 from lightning_reg.studies.runs import Measured, Run
 
-__all__ = ["Fits", "StepTimer", "fit_trial", "for_trials"]
+__all__ = ["Fits", "fit_trial", "for_trials"]
 
 
 def for_trials(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -57,39 +56,6 @@ def _only_watches(kind: type | None) -> bool:
         return False
     shows = issubclass(kind, twins(DeviceStatsMonitor, LearningRateMonitor, ModelSummary, ProgressBar))
     return shows or bool(getattr(kind, "only_watches", False))
-
-
-class StepTimer(Callback):
-    """Measures how long a training step takes, batches and all, in an epoch that is as quick as most are."""
-
-    def __init__(self) -> None:
-        self._of_epochs: list[float] = []
-        self._began = 0.0
-        self._ended = 0.0
-        self._batches = 0
-
-    @override
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._began = self._ended = time.perf_counter()
-        self._batches = 0
-
-    @override
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        self._ended = time.perf_counter()
-        self._batches += 1
-
-    @override
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._batches:
-            self._of_epochs.append((self._ended - self._began) / self._batches)
-
-    @property
-    def seconds(self) -> float | None:
-        """Of a step; None before an epoch has ended."""
-        later = self._of_epochs[1:] or self._of_epochs  # much is made in the first
-        return statistics.median(later) if later else None
 
 
 class Fits(RegularizationCLI):

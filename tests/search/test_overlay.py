@@ -27,7 +27,7 @@ def test_settings_are_found_by_their_names_on_the_command_line():
     put(settings, "model.optimizer.lr", 2)
     assert settings["model"]["init_args"]["optimizer"]["init_args"] == {"lr": 2}
     assert value_of(settings, "model.optimizer.lr") == 2
-    with pytest.raises(SettingError, match="has no setting 'model.optimizer.rl'; did you mean 'model.optimizer.lr'"):
+    with pytest.raises(SettingError, match=r"has no setting 'model.optimizer.rl'; did you mean 'model.optimizer.lr'"):
         put(settings, "model.optimizer.rl", 2)
 
 

@@ -139,7 +139,7 @@ def test_other_spaces_that_cannot_be():
     with pytest.raises(SettingError, match=r"dropout.drop_prob must be in \[0.0, 0.8\], but is 0.9"):
         space_of("x", {**SPACE, "presets": {"p": {"dropout": {"drop_prob": 0.9}}}})
     with pytest.raises(
-        SettingError, match="space must be one of .*, or a file, but is 'tabula'; did you mean 'tabular'"
+        SettingError, match=r"space must be one of .*, or a file, but is 'tabula'; did you mean 'tabular'"
     ):
         read_space("tabula")
 

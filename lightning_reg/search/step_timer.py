@@ -1,0 +1,43 @@
+"""How long a training step takes."""
+
+import statistics
+import time
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from typing_extensions import override
+
+__all__ = ["StepTimer"]
+
+
+class StepTimer(Callback):
+    """Measures how long a training step takes, batches and all, in an epoch that is as quick as most are."""
+
+    def __init__(self) -> None:
+        self._of_epochs: list[float] = []
+        self._began = 0.0
+        self._ended = 0.0
+        self._batches = 0
+
+    @override
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._began = self._ended = time.perf_counter()
+        self._batches = 0
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._ended = time.perf_counter()
+        self._batches += 1
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._batches:
+            self._of_epochs.append((self._ended - self._began) / self._batches)
+
+    @property
+    def seconds(self) -> float | None:
+        """Of a step; None before an epoch has ended."""
+        later = self._of_epochs[1:] or self._of_epochs  # much is made in the first
+        return statistics.median(later) if later else None

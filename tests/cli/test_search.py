@@ -1,0 +1,230 @@
+"""``python train.py search``: from a file to a configuration that is ready to train."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lightning_reg.cli import main, trial
+from lightning_reg.cli.search import first_trials, set_split
+from lightning_reg.search.space_file import read_space
+from tests.conftest import REPOSITORY
+from tests.studies.helpers import Here
+
+SPACE = {
+    "title": "Small",
+    "switches": {
+        "dropout": {"set": {"model.drop_prob": {"linear": [0.1, 0.5]}}, "without": {"model.drop_prob": 0.0}},
+        "smoothing": {"set": {"model.label_smoothing": 0.1}, "without": {"model.label_smoothing": 0.0}},
+        "l1": {"callback": "L1Penalty"},
+        "l2": {"callback": "L2Penalty"},
+        "confidence": {"callback": "ConfidencePenalty"},
+        "head": {"set": {"model.head_drop_prob": 0.1}, "optional": True},
+    },
+}
+SEARCH = {
+    "title": "Example",
+    "base": [
+        str(REPOSITORY / "configs" / "digits_mlp.yaml"),
+        {
+            "trainer.max_epochs": 2,
+            "data.train_size": 100,
+            "model.hidden_sizes": [16],
+            "trainer.log_every_n_steps": 1,
+            "trainer.callbacks": [
+                {"class_path": "RegularizationAudit"},
+                {"class_path": "L1Penalty", "init_args": {"weight": 0.1}},
+            ],
+        },
+    ],
+    "space": SPACE,
+    "metric": "val/loss",
+    "trials": 8,
+    "folds": 1,
+    "confirm": 1,
+    "quick": {"trials": 3, "confirm": 0},
+}
+FOLDER = Path("runs/search/example")
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """Trials are done in this very process: what a worker of its own would import takes seconds."""
+    monkeypatch.setattr("lightning_reg.cli.search.LocalExecutor", lambda _: Here())
+
+
+@pytest.fixture
+def trained(monkeypatch, here):
+    """The settings of each trial that was trained, in order."""
+    seen, fit = [], trial.fit_trial
+
+    def noted(run, folder):
+        seen.append((run.variant, run.arguments["settings"]))
+        return fit(run, folder)
+
+    monkeypatch.setattr(trial, "fit_trial", noted)
+    return seen
+
+
+def write(name="example", **changes):
+    path = Path(f"{name}.yaml")
+    path.write_text(yaml.safe_dump({**SEARCH, **changes}, sort_keys=False))
+    return str(path)
+
+
+def test_a_search_ends_with_a_configuration_that_trains(trained, capsys):
+    assert main(["search", write()]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("Example\n8 trials, each on one validation split, judged by val/loss\n")
+    assert "note: head is left out: the base has no model.head_drop_prob\n" in out
+    assert "note: l2 is left out: L2Penalty under AdamW" in out
+    assert "note: smoothing and confidence are never tried together: Label smoothing 0.1 with Confidence" in out
+    assert "note: the base has L1Penalty, which l1 adds: in trials l1 decides" in out
+    assert "note: the base sets model.drop_prob to 0.3: in trials dropout decides" in out
+    assert re.search(r"^Best on validation: .*, \d\.\d+\.$", out, re.MULTILINE)
+    assert "best" in err
+    content = json.loads((FOLDER / "search.json").read_text())
+    tried = content["trials"]
+    assert [each["kind"] for each in tried[:2]] == ["plain", "base"]
+    assert not any({"smoothing", "confidence"} <= set(each["cocktail"] or {}) for each in tried)
+    by_name = dict(trained)
+    assert by_name["plain"]["trainer"]["callbacks"] == []  # nor what only watches
+    assert by_name["plain"]["model"]["init_args"]["drop_prob"] == 0.0
+    assert [entry["class_path"] for entry in by_name["base"]["trainer"]["callbacks"]] == [
+        "lightning_reg.callbacks.L1Penalty"
+    ]
+    assert by_name["base"]["model"]["init_args"]["drop_prob"] == 0.3
+    assert not list(FOLDER.rglob("*.ckpt"))
+    best = content["best"]
+    assert best["value"] == min(each["value"] for each in tried)
+    assert (FOLDER / "report.html").read_text().count("<svg") >= 2
+    if best["cocktail"]:
+        study = yaml.safe_load((FOLDER / "confirm.yaml").read_text())
+        assert set(content["confirmation"]["variants"]) == set(study["variants"])
+        assert study["metric"] == "test/loss"
+        assert study["seeds"] == content["confirmation"]["seeds"] == [1000]
+        assert (FOLDER / "confirmation" / "report.html").exists()
+
+    # What it hands over trains, and comes to what the trial measured.
+    settings = yaml.safe_load((FOLDER / "best.yaml").read_text())
+    assert "RegularizationAudit" in str(settings)  # it stays
+    assert main(["fit", "--config", str(FOLDER / "best.yaml"), "--trainer.enable_progress_bar", "false"]) == 0
+    shown = re.search(r"^loss +\d\S+ +(\S+)", capsys.readouterr().out, re.MULTILINE)
+    assert float(shown[1]) == pytest.approx(best["value"], abs=1e-4)
+    compile((FOLDER / "best.py").read_text(), "best.py", "exec")
+
+
+def test_a_search_that_is_interrupted_goes_on(trained, monkeypatch, capsys):
+    fit = trial.fit_trial
+
+    def interrupted(run, folder):
+        if run.variant == "base":
+            monkeypatch.setattr(trial, "fit_trial", fit)
+            raise KeyboardInterrupt
+        return fit(run, folder)
+
+    monkeypatch.setattr(trial, "fit_trial", interrupted)
+    words = ["search", write(), "--quick", "--output", "mine"]
+    assert main(words) == 130
+    assert "To go on:\n  python train.py search example.yaml --quick --output mine" in capsys.readouterr().err
+    assert main(words) == 0
+    assert [name for name, _ in trained] == ["plain", "base", "trial 2"]
+    capsys.readouterr()
+    assert main(words) == 0  # nothing is left to do
+    assert len(trained) == 3
+    assert "Best on validation" in capsys.readouterr().out
+
+
+def test_the_test_part_is_not_looked_at(here, monkeypatch):
+    def refuse(self):
+        raise AssertionError("a trial looks at the test part")
+
+    monkeypatch.setattr("lightning_reg.data.in_memory.InMemoryData.test_dataloader", refuse)
+    assert main(["search", write(), "--quick", "--trainer.max_epochs", "1"]) == 0
+
+
+def test_splits_leave_the_test_part_alone():
+    image = {"data": {"init_args": {"folds": None, "fold": 0, "val_size": 0.1, "seed": 0, "root": "data"}}}
+    set_split(image, 2, 5, 10)
+    assert image["data"]["init_args"] == {"folds": 5, "fold": 2, "val_size": 0.1, "seed": 12, "root": "data"}
+    assert image["seed_everything"] == 12
+    table = {"data": {"init_args": {"folds": None, "fold": 0, "val_size": 0.1, "seed": 0, "test_size": 0.2}}}
+    set_split(table, 2, 5, 0)
+    assert table["data"]["init_args"] == {"folds": None, "fold": 0, "val_size": 0.1, "seed": 2, "test_size": 0.2}
+    foreign = {"data": {"init_args": {"path": "x"}}}
+    set_split(foreign, 1, 5, 0)
+    assert foreign == {"data": {"init_args": {"path": "x"}}, "seed_everything": 1}
+
+
+def test_first_trials_take_a_third_at_the_most():
+    space = read_space("tabular")
+    names = [each.name for each in first_trials(space, 30, has_base=True)]
+    assert names[:4] == ["plain", "base", "dropout with weight decay", "dropout alone"]
+    assert len(names) == 10
+    assert [each.name for each in first_trials(space, 3, has_base=True)] == ["plain", "base"]
+    assert len(first_trials(space, 1000, has_base=False)) == 2 + len(space.switches)
+
+
+BAD = [
+    (
+        {"metric": "val/acc"},
+        [],
+        "metric must be one of val/loss, val/accuracy, val/balanced_accuracy, but is 'val/acc'",
+    ),
+    ({"metric": None}, [], "metric is missing"),
+    ({"spce": "tabular"}, [], "has 'spce', which is none of .*; did you mean 'space'"),
+    ({"space": "tabluar"}, [], "is 'tabluar'; did you mean 'tabular'"),
+    ({"exclude": ["drpout"]}, [], "exclude must be one of .*, but is 'drpout'; did you mean 'dropout'"),
+    ({"only": ["l1"], "exclude": ["l1"]}, [], "must have at least one switch, but all are left out"),
+    ({"space": {"switches": {}}}, [], "must have at least one switch, but is empty"),
+    (
+        {"space": {"switches": {"x": {"set": {"model.drop_prop": {"linear": [0, 0.5]}}}}}},
+        [],
+        "switch 'x' sets model.drop_prop, which the base hasn't; did you mean 'model.drop_prob'",
+    ),
+    (
+        {"space": {"switches": {"x": {"set": {"model.drop_prob": {"linear": [0.5, 0.1]}}}}}},
+        [],
+        "must be the lower bound and the higher one, but is .0.5, 0.1.",
+    ),
+    (
+        {"space": {"switches": {"x": {"set": {"model.drop_prob": {"linear": [2, 3]}}}}}},
+        [],
+        r"switch 'x': drop_prob must be in \[0, 1\), but is 2.5",
+    ),
+    ({"base": "nowhere.yaml"}, [], "base must name a configuration that exists, but 'nowhere.yaml' doesn't"),
+    ({"base": [SEARCH["base"][0], {"model.hiden_sizes": [3]}]}, [], "base: .*hiden_sizes"),
+    ({"prune": True, "folds": 3}, [], "prune needs at least 4 folds, but folds is 3"),
+    ({"better": "more"}, [], "better must be one of lower, higher, but is 'more'"),
+    ({}, ["--trials", "1"], "trials must be a whole number of at least 3, but is 1"),
+    ({}, ["--max-step-time", "0"], r"max_step_time must be in \(0, ∞\), but is 0.0"),
+    ({}, ["--jobs", "0"], "jobs must be a whole number of at least 1, but is 0"),
+    ({}, ["--trails", "5"], "unrecognized argument --trails; did you mean '--trials'"),
+    ({}, ["--storage", "postgresql://me:secret@127.0.0.1:1/x"], r"storage must be a database .*me:\*\*\*@"),
+    ({}, ["--output", "example.yaml"], "output must be a folder, but 'example.yaml' is a file"),
+]
+
+
+@pytest.mark.parametrize(("changes", "options", "message"), BAD)
+def test_what_cannot_be_used_is_told_in_one_sentence_before_the_first_trial(
+    here, monkeypatch, capsys, changes, options, message
+):
+    monkeypatch.setattr(trial, "fit_trial", None)
+    path = write(**changes)
+    assert main(["search", path, *options]) == 2
+    out, err = capsys.readouterr()
+    assert re.search(message, err), err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert "secret" not in err + out
+    assert not FOLDER.exists()
+
+
+def test_a_folder_of_another_search_is_refused(here, capsys):
+    assert main(["search", write(), "--quick"]) == 0
+    assert main(["search", write(metric="val/accuracy"), "--quick"]) == 2
+    assert "'runs/search/example-quick' is of one with another metric; give another --output" in capsys.readouterr().err
+    assert main(["search", write("other"), "--quick", "--output", "runs/search/example-quick"]) == 2
+    assert "must be a folder of 'other', but 'runs/search/example-quick' is of 'example'" in capsys.readouterr().err
