@@ -16,6 +16,7 @@ _FOLDERS = {
     "textbook": "The textbook's networks",
     "techniques": "Techniques to append",
     "studies": "Studies",
+    "search": "Searches",
 }
 
 
@@ -38,6 +39,10 @@ def overview() -> str:
                 ("validate|test --config FILE --ckpt_path best", "measure the newest run's best checkpoint"),
                 ("predict --config FILE --ckpt_path best", "write predictions.csv"),
                 ("study FILE [--quick]", "variants of one run over seeds, and a report of what each is worth"),
+                (
+                    "search FILE [--quick]",
+                    "which regularizers a network needs, and how strong; needs lightning-reg[search]",
+                ),
                 ("fit --config FILE --print_config", "every setting, as YAML"),
                 ("configs [NAME ...] [--to FOLDER]", "list, show or copy the configurations below"),
                 ("fit --help; fit --model.help MLP", "every argument, of a command or of a class"),

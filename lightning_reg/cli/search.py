@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from typing_extensions import override
 
+from lightning_reg.attach.metric_names import lower_is_better
 from lightning_reg.search.confirmation import (
     FIRST_SEED,
     best_alone,
@@ -63,7 +64,11 @@ def search(args: Sequence[str]) -> int:
     check_installed()
     check_can_draw()
     definition = read_search(options.file, quick=options.quick).with_options(
-        trials=options.trials, minutes=options.minutes, max_step_time=options.max_step_time
+        metric=options.metric,
+        prefers_less=None if options.metric is None else lower_is_better(options.metric),
+        trials=options.trials,
+        minutes=options.minutes,
+        max_step_time=options.max_step_time,
     )
     job = _Job(definition, options, words, args)
     try:
@@ -94,6 +99,7 @@ def parser() -> argparse.ArgumentParser:
     add("--storage", metavar="URL", help="a database that several drivers share, instead of a journal in the folder")
     add("--output", metavar="FOLDER", help="where everything goes; default: runs/search/NAME")
     add("--no-confirm", action="store_true", help="leave out the confirmation with fresh seeds")
+    add("--metric", metavar="NAME", help="by which trials are judged, in place of the file's")
     add("--max-step-time", type=float, metavar="X", help="times the plain step's time that a step may take")
     return made
 
@@ -166,6 +172,8 @@ class _Job:
         self.options = options
         self.command = masked(shlex.join(["python", "train.py", "search", *args]), options.storage)
         self.pieces: tuple[Piece, ...] = (*definition.base, *_as_pieces(words))
+        if not self.pieces:
+            raise SettingError("base is missing: name it in the search's file, or give --model, --data and --trainer")
         try:
             self.whole_base = all_settings(command_of(self.pieces))
         except SettingError as error:

@@ -17,7 +17,7 @@ __all__ = ["KEYS", "SearchDefinition", "read_search"]
 
 KEYS: Mapping[str, str] = {
     "title": "what the report begins with; the file's name where left out",
-    "base": "what is trained: a configuration's path, or settings by name, or a list of these",
+    "base": "what is trained: a configuration's path, settings by name, or a list of these; options of fit follow",
     "space": "tabular, tabular_small, image, attach, a file, or a space itself",
     "exclude": "switches that are left out",
     "only": "the switches that are tried, instead of all",
@@ -166,7 +166,7 @@ def _check_keys(where: str, content: Any, known: Sequence[str]) -> None:
 
 def _definition(file: _File) -> SearchDefinition:
     content, path = file.content, file.path
-    for name in ("base", "space", "metric"):
+    for name in ("space", "metric"):
         if content.get(name) is None:
             raise SettingError(f"{name} is missing")
     if not isinstance(content["metric"], str):

@@ -68,7 +68,8 @@ def open_storage(folder: Path, url: str | None = None) -> "BaseStorage":
     from optuna.storages import RDBStorage
 
     try:
-        return RDBStorage(url, heartbeat_interval=_HEARTBEAT, grace_period=_GRACE)
+        with silenced():
+            return RDBStorage(url, heartbeat_interval=_HEARTBEAT, grace_period=_GRACE)
     except Exception as error:  # of any database's driver, or of SQLAlchemy
         reason = masked(_first_sentence(error), url)
     # Outside of the handler: a traceback would show what the driver was called with, the password among it.
