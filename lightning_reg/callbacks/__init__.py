@@ -27,6 +27,7 @@ from lightning_reg.callbacks.gradient.sharpness_aware_minimization import Sharpn
 from lightning_reg.callbacks.loss.activity_penalty import ActivityPenalty
 from lightning_reg.callbacks.loss.concrete_dropout_penalty import ConcreteDropoutPenalty
 from lightning_reg.callbacks.loss.confidence_penalty import ConfidencePenalty
+from lightning_reg.callbacks.loss.label_smoothing import LabelSmoothing
 from lightning_reg.callbacks.loss.logit_penalty import LogitPenalty
 from lightning_reg.callbacks.run.best_weights_early_stopping import BestWeightsEarlyStopping
 from lightning_reg.callbacks.weights.exponential_moving_average import ExponentialMovingAverage
@@ -67,6 +68,7 @@ __all__ = [
     "L1Penalty",
     "L2Penalty",
     "L2SPPenalty",
+    "LabelSmoothing",
     "LogitPenalty",
     "Lookahead",
     "MaxNorm",

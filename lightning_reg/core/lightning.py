@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar, cast
 
 import torch
+import torch.utils.checkpoint
 from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
@@ -38,6 +39,7 @@ __all__ = [
     "gradient_scale",
     "instance_number",
     "instance_suffix",
+    "is_checkpointed",
     "is_compiled",
     "is_compiled_whole",
     "is_overridden",
@@ -456,3 +458,16 @@ def unscaled_loss(trainer: Trainer, loss: Tensor) -> Tensor:
 def _scaler(trainer: Trainer) -> GradScaler | None:
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     return scaler if isinstance(scaler, GradScaler) else None
+
+
+def is_checkpointed() -> bool:
+    """Tells whether what runs at this moment does so within activation checkpointing.
+
+    Reason: there is no public way to ask, and what is computed again in the backward pass isn't watched there.
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_filename == torch.utils.checkpoint.__file__:
+            return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False

@@ -37,6 +37,7 @@ REFUSALS = [
     (("BatchMixing*",), ("batch of graphs",), "as many samples"),
     (("BatchMixing*", "BatchImages"), ("step with an iterator",), "input_key"),
     (("ConfidencePenalty",), ("batch a tensor", "variational", "centered teacher"), "cross_entropy"),
+    (("LabelSmoothing*",), WITHOUT_LABELS, "class indices"),
     # One clips, not two.
     (("GradientClipping*",), ("looks at clipping",), "gradient_clip_val must be left out"),
     (("GradientClipping*",), ("scheduler by hand",), "clip_gradients must not be called"),

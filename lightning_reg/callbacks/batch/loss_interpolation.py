@@ -5,18 +5,17 @@ is computed of their partners', too, and so is all that is made of the two up to
 sees is the two, interpolated: one forward pass, two losses.
 """
 
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.utils.checkpoint
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from lightning_reg.callbacks.batch.followed_functions import is_linear, is_of_elements, is_pure, is_repeated, writes
 from lightning_reg.callbacks.batch.weighted_losses import LOSSES, check_classes, settings_of, weighted
+from lightning_reg.core.lightning import is_checkpointed
 from lightning_reg.functional.mixing import previous
 from lightning_reg.settings import SettingError
 
@@ -141,7 +140,7 @@ class InterpolatedLosses(TorchFunctionMode):
                 "the targets must not be changed in place in training_step with BatchMixing, which wouldn't change "
                 "those that are mixed in; make other targets instead: targets = targets.clamp(min=0)"
             )
-        if any(value.requires_grad for value in operands) and _is_checkpointed():
+        if any(value.requires_grad for value in operands) and is_checkpointed():
             raise SettingError(
                 "the loss must be computed outside of activation checkpointing with BatchMixing, which doesn't see "
                 "it where it is computed again; checkpoint the network alone"
@@ -290,15 +289,6 @@ def _refuse(name: str) -> None:
         f"{name} makes of it can't be; use another function, or mix in the data module, which emits probabilities as "
         "targets"
     )
-
-
-def _is_checkpointed() -> bool:
-    frame = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code.co_filename == torch.utils.checkpoint.__file__:
-            return True
-        frame = frame.f_back  # type: ignore[assignment]
-    return False
 
 
 def _flat(values: Iterable[Any]) -> list[Any]:

@@ -1,0 +1,171 @@
+"""Label smoothing of a loss that somebody else's training step computes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+from typing_extensions import override
+
+from lightning_reg.core.facts import Chart, Linear, Place
+from lightning_reg.core.lightning import is_checkpointed, logs_now
+from lightning_reg.core.schedules import ScheduledStrength, StrengthSchedule, check_schedule
+from lightning_reg.core.session import Session
+from lightning_reg.core.step import Run
+from lightning_reg.core.technique import Technique
+from lightning_reg.settings import SettingError, check_range
+
+__all__ = ["LabelSmoothing"]
+
+
+class LabelSmoothing(Technique):
+    """Smooths the labels of somebody else's training step: ε of the probability is shared by all classes.
+
+    What it does: where the training step calls ``cross_entropy`` with class indices, it is called with
+    ``label_smoothing=ε``, so that the target of the label's class becomes 1 − ε + ε/C and that of any other class ε/C.
+    Class weights, ignored labels and the reduction are as they were. ``nll_loss``, which is handed log-probabilities,
+    is smoothed alike. The batch, metrics and validation are left alone.
+
+    When to use: for classifiers that are trained long, above all where labels are partly wrong; 0.1 is usual, and a
+    falling schedule ends on the plain labels. When not: beside ``ConfidencePenalty``, ``LogitPenalty`` or Mixup, which
+    ask for the same; for a teacher in distillation or features that are to be transferred, where ``LogitPenalty`` does
+    less harm; for a loss of your own, which takes the argument itself.
+
+    Cost: one mean over the log-probabilities. No state.
+
+    Interacts with: ``BatchMixing``: the two losses that it interpolates are both smoothed. Targets that are
+    probabilities already (``ImageData(mix=...)``, distillation) stay as they are. What the training step logs of its
+    loss is the smoothed one, as if it had asked for it.
+
+    Args:
+        smoothing: ε, in [0, 1).
+        schedule: What ε is multiplied by as training goes on; constant where None.
+
+    Logs:
+        ``schedule/label_smoothing``, the factor, where there is a schedule, at the steps the trainer logs.
+
+    Raises:
+        SettingError: If ``smoothing``, or what the schedule makes of it, is out of its range; at the first batch, if
+            the training step computes neither loss of class indices, smooths them itself, or computes it within
+            activation checkpointing.
+
+    Reference:
+        Christian Szegedy, Vincent Vanhoucke, Sergey Ioffe, Jonathon Shlens, Zbigniew Wojna: Rethinking the Inception
+        Architecture for Computer Vision, CVPR 2016, arXiv:1512.00567. Rafael Müller, Simon Kornblith, Geoffrey Hinton:
+        When Does Label Smoothing Help?, NeurIPS 2019, arXiv:1906.02629.
+
+    >>> LabelSmoothing(smoothing=0.1).smoothing
+    0.1
+    """
+
+    place = Place.LOSS
+    charts = (Chart("Schedules", "strengths, rates and learning rates", r"(schedule/|dropout/|lr-|grad/noise$)"),)
+    softens_predictions = True
+    usual_ranges = (Linear("smoothing", 0.0, 0.2),)
+
+    def __init__(self, *, smoothing: float, schedule: StrengthSchedule | None = None) -> None:
+        super().__init__()
+        check_range("smoothing", smoothing, low=0, high=1, high_open=True)
+        check_schedule(schedule)
+        if schedule is not None:
+            largest = smoothing * max(schedule.start, schedule.end)
+            check_range("smoothing times the schedule's factor", largest, low=0, high=1, high_open=True)
+        self.smoothing = smoothing
+        self.schedule = schedule
+
+    @override
+    def new_session(self, run: Run) -> "SmoothingSession":
+        return SmoothingSession(self, run)
+
+
+@dataclass(eq=False)
+class SmoothingSession(Session[LabelSmoothing]):
+    """One fit.
+
+    Attributes:
+        factor: What ε is multiplied by.
+        name: Of the technique among what is logged.
+        is_checked: Whether a training step has been seen to compute a loss that is smoothed.
+    """
+
+    factor: ScheduledStrength = field(init=False)
+    name: str = field(init=False)
+    is_checked: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        technique, run = self.technique, self.run
+        self.factor = ScheduledStrength(technique.schedule, run.trainer)
+        self.name = "label_smoothing" + technique.suffix(run.trainer)
+        run.around(run.module, "training_step", self._step)
+
+    def _step(self, training_step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if logs_now(self.run.trainer):
+            self.factor.log(self.run.module, self.name)
+        smoothing = self.technique.smoothing * self.factor.now(self.run.trainer)
+        # The first step is watched even where a schedule begins at 0: a loss that can't be smoothed is an error now.
+        if self.technique.smoothing == 0 or (smoothing == 0 and self.is_checked):
+            return training_step(*args, **kwargs)
+        with _SmoothedLosses(smoothing, checks=not self.is_checked) as losses:
+            output = training_step(*args, **kwargs)
+        is_skipped = output is None and self.run.module.automatic_optimization
+        if not self.is_checked and not is_skipped:
+            self.is_checked = True
+            if not losses.seen:
+                raise SettingError(
+                    "smoothing must be left out, because the training step calls neither cross_entropy nor nll_loss "
+                    "with class indices, which LabelSmoothing smooths; mixing in the data module, for one, makes them "
+                    "probabilities: use BatchMixing, or label smoothing in the loss itself"
+                )
+        return output
+
+
+class _SmoothedLosses(TorchFunctionMode):
+    """Calls the losses of class indices with label smoothing; everything else runs as it would.
+
+    Args:
+        smoothing: ε.
+        checks: Whether what can't be smoothed is looked for.
+
+    Attributes:
+        seen: How many losses were smoothed.
+    """
+
+    def __init__(self, smoothing: float, *, checks: bool) -> None:
+        super().__init__()
+        self.smoothing = smoothing
+        self.checks = checks
+        self.seen = 0
+
+    @override
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        # Without gradients it is a metric.
+        if func not in (F.cross_entropy, F.nll_loss) or not torch.is_grad_enabled():
+            return func(*args, **kwargs)
+        target = args[1] if len(args) > 1 else kwargs["target"]
+        if target.is_floating_point():
+            return func(*args, **kwargs)
+        if self.checks:
+            self._check(args, kwargs)
+        self.seen += 1
+        if self.smoothing == 0:
+            return func(*args, **kwargs)
+        # The softmax of log-probabilities is themselves, so that one function does for both.
+        return F.cross_entropy(*args[:7], **{**kwargs, "label_smoothing": self.smoothing})
+
+    def _check(self, args: Any, kwargs: dict[str, Any]) -> None:
+        own = args[7] if len(args) > 7 else kwargs.get("label_smoothing", 0.0)
+        if own:
+            raise SettingError(
+                f"label_smoothing of the module's own loss must be 0 with LabelSmoothing, but is {own}; leave out one "
+                "of the two"
+            )
+        if not torch.compiler.is_compiling() and is_checkpointed():
+            raise SettingError(
+                "the loss must be computed outside of activation checkpointing with LabelSmoothing, which doesn't see "
+                "it where it is computed again; checkpoint the network alone"
+            )
