@@ -7,7 +7,7 @@ from numbers import Number
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import ActionConfigFile, DefaultHelpFormatter, get_loader, set_loader
+from jsonargparse import ActionConfigFile, DefaultHelpFormatter, get_loader, set_loader  # type: ignore[attr-defined]
 from jsonargparse import Path as ConfigPath  # type: ignore[attr-defined]
 from jsonargparse.typing import register_type
 from lightning.pytorch.cli import LightningArgumentParser
@@ -74,7 +74,7 @@ class NamedConfigFile(ActionConfigFile):
         # Addresses, a text of YAML and standard input aren't names.
         is_name = isinstance(values, str) and re.fullmatch(r"[\w./-]+", values) and values != "-"
         path = str(find_config("config", values)) if is_name else values
-        super().__call__(parser, cfg, path, option_string)
+        super().__call__(parser, cfg, path, option_string)  # type: ignore[no-untyped-call]
 
 
 class BriefHelp(DefaultHelpFormatter):

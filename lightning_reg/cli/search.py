@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from typing_extensions import override
 
-from lightning_reg.attach.metric_names import lower_is_better
+from lightning_reg.core.metric_names import lower_is_better
 from lightning_reg.search.confirmation import (
     FIRST_SEED,
     best_alone,

@@ -30,5 +30,5 @@ def unit_factors(units: Sequence[Tensor], factor_of: Callable[[Tensor], Tensor])
         part = list(alike)
         made = factor_of(part[0].flatten() if len(part) == 1 else torch.cat([norm.flatten() for norm in part]))
         sizes = [norm.numel() for norm in part]
-        factors += [few.view(norm.shape) for few, norm in zip(made.split(sizes), part, strict=True)]
+        factors += [few.view(norm.shape) for few, norm in zip(torch.split(made, sizes), part, strict=True)]
     return factors

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from lightning_reg.attach.metric_names import short_name
+from lightning_reg.core.metric_names import short_name
 from lightning_reg.search.outcome import COCKTAIL, without
 from lightning_reg.search.overlay import differences, with_cocktail
 from lightning_reg.search.space import Cocktail, Space

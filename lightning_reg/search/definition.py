@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lightning_reg.attach.metric_names import lower_is_better
+from lightning_reg.core.metric_names import lower_is_better
 from lightning_reg.files import read_yaml
 from lightning_reg.search.space import Space
 from lightning_reg.search.space_file import read_space

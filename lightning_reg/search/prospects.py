@@ -8,8 +8,8 @@ from typing import Any, cast
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
-from lightning_reg.attach.contradictions import contradictions
-from lightning_reg.attach.inventory import take_inventory
+from lightning_reg.audit.contradictions import contradictions
+from lightning_reg.audit.inventory import take_inventory
 
 __all__ = ["Prospect"]
 

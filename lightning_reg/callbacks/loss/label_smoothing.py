@@ -70,7 +70,7 @@ class LabelSmoothing(Technique):
         check_range("smoothing", smoothing, low=0, high=1, high_open=True)
         check_schedule(schedule)
         if schedule is not None:
-            largest = smoothing * max(schedule.start, schedule.end)
+            largest = smoothing * max(schedule.bounds)
             check_range("smoothing times the schedule's factor", largest, low=0, high=1, high_open=True)
         self.smoothing = smoothing
         self.schedule = schedule

@@ -3,13 +3,13 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from lightning_reg.charts import make_logarithmic
+from lightning_reg.core.charts import make_logarithmic
 from lightning_reg.search.outcome import SearchOutcome
 from lightning_reg.search.ranges import Interval
 from lightning_reg.search.trials import Tried
 from lightning_reg.search.words import shown_strength, shown_value
 from lightning_reg.studies.report.charts import Section
-from lightning_reg.studies.report.figures import BLUE, GREY, ORANGE, Chart, drawing, factor_of, label_of, shade
+from lightning_reg.studies.report.figures import BLUE, GRAY, ORANGE, Chart, drawing, factor_of, label_of, shade
 
 __all__ = ["sections"]
 
@@ -180,7 +180,7 @@ def _costs(outcome: SearchOutcome) -> Iterator[Chart]:
         )
         texts = [f"{shown_strength(x)} ×, {text}" for x, text in zip(where, _texts(outcome, tried), strict=True)]
         drawn.series(dots, "", texts=texts)
-        drawn.axes.axvline(1.0, color=GREY, linewidth=0.8)
+        drawn.axes.axvline(1.0, color=GRAY, linewidth=0.8)
         drawn.axes.set_xlabel("step, × the plain one's")
         drawn.axes.set_ylabel(label_of(outcome.metric))
         yield drawn.finished("costs", "", f"{outcome.metric} against how long a training step takes")
