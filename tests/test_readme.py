@@ -1,4 +1,4 @@
-"""The README promises nothing that doesn't run."""
+"""The README and the documents promise nothing that doesn't run."""
 
 import re
 import shlex
@@ -7,22 +7,29 @@ import pytest
 
 from lightning_reg.cli import main
 from lightning_reg.cli.study import parser
+from lightning_reg.search.definition import read_search
 from lightning_reg.shipped import find_config
 from lightning_reg.studies.definition import read_study
 from tests.conftest import REPOSITORY
 
-README = (REPOSITORY / "README.md").read_text()
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+
+
+def blocks(page):
+    return re.findall(r"```(\w+)\n(.*?)```", page.read_text(), flags=re.DOTALL)
+
+
 COMMANDS = [
     line.split("#")[0].split("&&")[-1].strip()
-    for language, block in BLOCKS
+    for page in PAGES
+    for language, block in blocks(page)
     if language == "bash"
     for line in block.splitlines()
-    if "train.py " in line and "help" not in line
+    if "train.py " in line and "help" not in line and " FILE " not in line
 ]
 
 
-@pytest.mark.parametrize("code", [block for language, block in BLOCKS if language == "python"])
+@pytest.mark.parametrize("code", [block for language, block in blocks(PAGES[0]) if language == "python"])
 def test_python_runs(code):
     names = {"__name__": "readme"}
     exec(compile(code, "README.md", "exec"), names)
@@ -32,7 +39,7 @@ def test_python_runs(code):
 def test_commands_parse(monkeypatch, image_folder):
     """Each with --print_config, which reads configurations and arguments and stops before anything is built."""
     monkeypatch.chdir(REPOSITORY)
-    assert len(COMMANDS) >= 8
+    assert len(COMMANDS) >= 15
     for command in COMMANDS:
         words = shlex.split(command)[2:]
         if not words:
@@ -40,12 +47,23 @@ def test_commands_parse(monkeypatch, image_folder):
         if words[0] == "study":
             assert read_study(find_config("study", parser().parse_args(words[1:]).file, within="studies"))
             continue
+        if words[0] == "search":
+            assert read_search(find_config("search", words[1], within="search"))
+            continue
         with pytest.raises(SystemExit) as exit_status:
             main([*words, "--print_config"])
         assert exit_status.value.code == 0, command
 
 
-def test_files_that_are_linked_exist():
-    links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
-    assert links
-    assert all((REPOSITORY / link).exists() for link in links)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_and_headings_that_are_linked_exist(page):
+    for link, heading in re.findall(r"\]\((?!http)([^)#]*)(?:#([^)]*))?\)", page.read_text()):
+        target = page.parent / link if link else page
+        assert target.exists(), link
+        if heading:
+            titles = re.findall(r"^#+ (.*)$", target.read_text(), flags=re.MULTILINE)
+            assert heading in {re.sub(r"[^\w\- ]", "", title).lower().replace(" ", "-") for title in titles}
+
+
+def test_the_readme_is_short():
+    assert len(PAGES[0].read_text().splitlines()) <= 150

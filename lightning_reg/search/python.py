@@ -11,8 +11,8 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.utilities.seed import isolate_rng
 from typing_extensions import override
 
-from lightning_reg.core.metric_names import lower_is_better
 from lightning_reg.core.lightning import callbacks_of
+from lightning_reg.core.metric_names import lower_is_better
 from lightning_reg.search.confirmation import FIRST_SEED, best_alone
 from lightning_reg.search.definition import narrowed
 from lightning_reg.search.folder import SearchFolder
