@@ -30,6 +30,7 @@ from lightning_reg.callbacks.loss.confidence_penalty import ConfidencePenalty
 from lightning_reg.callbacks.loss.label_smoothing import LabelSmoothing
 from lightning_reg.callbacks.loss.logit_penalty import LogitPenalty
 from lightning_reg.callbacks.run.best_weights_early_stopping import BestWeightsEarlyStopping
+from lightning_reg.callbacks.weights.cautious_weight_decay import CautiousWeightDecay
 from lightning_reg.callbacks.weights.exponential_moving_average import ExponentialMovingAverage
 from lightning_reg.callbacks.weights.lookahead import Lookahead
 from lightning_reg.callbacks.weights.max_norm import MaxNorm
@@ -49,6 +50,7 @@ __all__ = [
     "BatchImages",
     "BatchMixing",
     "BestWeightsEarlyStopping",
+    "CautiousWeightDecay",
     "ConcreteDropoutPenalty",
     "ConfidencePenalty",
     "DropoutSchedule",

@@ -1,0 +1,128 @@
+"""Weight decay where the optimizer moves toward zero as well."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from lightning_reg.core.facts import Log, Place, Position
+from lightning_reg.core.gradients import local, refuse_complex
+from lightning_reg.core.schedules import ScheduledStrength, StrengthSchedule, check_schedule
+from lightning_reg.core.selection import Selection, as_patterns
+from lightning_reg.core.session import Session
+from lightning_reg.core.step import Run, Step
+from lightning_reg.core.technique import Technique
+from lightning_reg.functional.cautious_decay import decay_cautiously_
+from lightning_reg.settings import SettingError, check_range
+
+__all__ = ["CautiousWeightDecay"]
+
+
+class CautiousWeightDecay(Technique):
+    """Shrinks weights after each step, but only those that the optimizer's own step moved toward zero.
+
+    What it does: where the step u of an entry has the sign of the weight x, the weight becomes x − η(u + λx); elsewhere
+    the optimizer's step alone counts. So decay never works against the loss, and the loss's own minima stay minima.
+
+    When to use: in the place of an optimizer's ``weight_decay``, at the same strength. When not: beside it; set that to
+    0.
+
+    Cost: one copy of the decayed weights, and two passes over them per optimizer step. No state.
+
+    Interacts with: learning-rate schedules, since decay is λ times the group's learning rate, as in AdamW.
+
+    Args:
+        weight: Strength λ, at least 0; what is usual for AdamW's ``weight_decay``, 1e-3 to 0.1.
+        include: Globs over parameter names that are decayed.
+        exclude: Globs over parameter names that are not.
+        exclude_norm_and_bias: Whether biases and the parameters of normalization layers are spared.
+        schedule: What the strength is multiplied by as training goes on; constant where None.
+
+    Logs:
+        ``schedule/cautious_weight_decay``, the factor, where there is a ``schedule``, at the steps the trainer logs.
+
+    Raises:
+        SettingError: If ``weight`` is negative or not finite, a glob matches nothing, weights are complex, or the
+            optimizer has a group without a learning rate.
+
+    Reference:
+        Lizhang Chen, Jonathan Li, Kaizhao Liang, Baiyu Su, Cong Xie, Nuo Wang Pierse, Chen Liang, Ni Lao, Qiang Liu:
+        Cautious Weight Decay, 2025, arXiv:2510.12402.
+
+    >>> CautiousWeightDecay(weight=0.01).weight
+    0.01
+    """
+
+    place = Place.WEIGHTS
+    position = Position.CONSTRAINT
+    usual_ranges = (Log("weight", 1e-4, 1e-1),)
+
+    def __init__(
+        self,
+        *,
+        weight: float,
+        include: Sequence[str] = ("*",),
+        exclude: Sequence[str] = (),
+        exclude_norm_and_bias: bool = True,
+        schedule: StrengthSchedule | None = None,
+    ) -> None:
+        check_range("weight", weight, low=0)
+        check_schedule(schedule)
+        super().__init__()
+        self.weight = weight
+        self.include = as_patterns("include", include)
+        self.exclude = as_patterns("exclude", exclude)
+        self.exclude_norm_and_bias = exclude_norm_and_bias
+        self.schedule = schedule
+
+    @override
+    def new_session(self, run: Run) -> "CautiousSession":
+        return CautiousSession(self, run)
+
+
+@dataclass(eq=False)
+class CautiousSession(Session[CautiousWeightDecay]):
+    """One fit: the weights as they were before the step that is being made."""
+
+    selection: Selection = field(init=False)
+    strength: ScheduledStrength = field(init=False)
+    before: dict[nn.Parameter, Tensor] = field(default_factory=dict)
+    factor: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.selection = Selection.by(self.technique, self.run.module)
+        self.strength = ScheduledStrength(self.technique.schedule, self.run.trainer)
+        refuse_complex(self.selection.names, "CautiousWeightDecay", "exclude it")
+        for optimizer in self.run.trainer.optimizers:
+            if any("lr" not in group for group in optimizer.param_groups):
+                raise SettingError(
+                    f"CautiousWeightDecay must be left out with {type(optimizer).__name__}, whose groups have no lr"
+                )
+
+    @override
+    def before_step(self, step: Step) -> None:
+        self.factor = self.technique.weight * self.strength.now(self.run.trainer)
+        if step.logs:
+            suffix = self.technique.suffix(self.run.trainer)
+            self.strength.log(self.run.module, f"cautious_weight_decay{suffix}")
+        if self.factor:
+            for parameter in self.selection.of(step.parameters):
+                kept = self.before.get(parameter)
+                if kept is None or kept.shape != local(parameter).shape:
+                    kept = self.before[parameter] = torch.empty_like(local(parameter))
+                kept.copy_(local(parameter))
+
+    @override
+    def after_step(self, step: Step) -> None:
+        if not self.factor:
+            return
+        chosen = set(self.selection.of(step.parameters))
+        for group in step.optimizer.param_groups:
+            parameters = [parameter for parameter in group["params"] if parameter in chosen]
+            if parameters:
+                # A fused optimizer skips by itself: then the weights haven't moved, and nothing is decayed.
+                share = group["lr"] * self.factor * (1 if step.skipped is None else 1 - step.skipped)
+                before = [self.before[parameter] for parameter in parameters]
+                decay_cautiously_([local(parameter) for parameter in parameters], before, share)

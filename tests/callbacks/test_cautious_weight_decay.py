@@ -1,0 +1,46 @@
+"""Weight decay where the optimizer moves toward zero as well."""
+
+import pytest
+import torch
+
+from lightning_reg.callbacks import CautiousWeightDecay
+from lightning_reg.functional.cautious_decay import decay_cautiously_
+from lightning_reg.settings import SettingError
+from tests.conformance.problem import LEARNING_RATE, Textbook, matrices
+from tests.conformance.technique import Technique
+
+
+def keep(model, step, memory):
+    model.before = [weight.detach().clone() for weight in matrices(model)]
+
+
+def decay(model, share):
+    for weight, old in zip(matrices(model), model.before, strict=True):
+        moved = old - weight  # the optimizer's own step
+        weight.sub_(LEARNING_RATE * 0.3 * old * (moved.sign() * old.sign() >= 0))
+
+
+CONFORMANCE = {
+    "CautiousWeightDecay": Technique(
+        lambda: CautiousWeightDecay(weight=0.3),
+        lambda: CautiousWeightDecay(weight=0.0),
+        Textbook(on_gradients=keep, after_step=decay),
+    )
+}
+
+
+@pytest.mark.parametrize("share", [0.25, torch.tensor(0.25, dtype=torch.float64)])
+def test_it_is_the_papers_update_in_float64(share):
+    generator = torch.Generator().manual_seed(0)
+    before = torch.randn(200, dtype=torch.float64, generator=generator)
+    update = torch.randn(200, dtype=torch.float64, generator=generator)
+    update[:20] = 0  # no step agrees with everything
+    weight = before - update
+    decay_cautiously_([weight], [before], share)
+    expected = [x - (u + 0.25 * x if u * x >= 0 else u) for x, u in zip(before.tolist(), update.tolist(), strict=True)]
+    torch.testing.assert_close(weight, torch.tensor(expected, dtype=torch.float64))
+
+
+def test_negative_strength_is_refused():
+    with pytest.raises(SettingError, match=r"weight must be in \[0, ∞\), but is -0.1"):
+        CautiousWeightDecay(weight=-0.1)
