@@ -93,7 +93,8 @@ class RowSplitter:
         """Returns those of the rows for training that are trained on: all, or as many as ``train_size`` says."""
         if self.train_size is None or chosen_count(self.train_size, len(rows), name="train_size") == len(rows):
             return rows
-        return rows[_of_rows(targets, rows, self.train_size, folds=0, seed=self.seed, name="train_size")]
+        chosen = _of_rows(targets, rows, self.train_size, folds=0, seed=self.seed, name="train_size", keeps_rest=False)
+        return rows[chosen]
 
     def _by_time(self, times: Tensor) -> dict[str, Tensor]:
         if self.repeat:
@@ -145,15 +146,26 @@ def _strata(targets: Targets, rows: Tensor, most: int) -> tuple[Tensor, list[str
     return ranks * count // len(rows), [f"stratum {number} of the target" for number in range(count)]
 
 
-def _of_rows(targets: Targets, rows: Tensor, size: int | float | None, *, folds: int, seed: int, name: str) -> Tensor:
-    """Returns for each of some rows its fold, or, where there are none, whether it is in the part of that size."""
+def _of_rows(
+    targets: Targets,
+    rows: Tensor,
+    size: int | float | None,
+    *,
+    folds: int,
+    seed: int,
+    name: str,
+    keeps_rest: bool = True,
+) -> Tensor:
+    """Returns for each of some rows its fold, or, where there are none, whether it is in the part of that size.
+
+    The name is for messages; whether the other rows are used, too, and need all classes, is `keeps_rest`.
+    """
     if size is None:
         if folds > len(rows):
             raise SettingError(f"folds must be at most {len(rows)}, the number of rows, but is {folds}")
         labels, classes = _strata(targets, rows, len(rows) // folds)
         return stratified_folds(labels, folds, seed=seed, classes=classes)
     count = chosen_count(size, len(rows), name=name)
-    keeps_rest = name != "train_size"
     # As many strata as every part that is used has rows.
     labels, classes = _strata(targets, rows, min(count, len(rows) - count) if keeps_rest else count)
     chosen, _ = stratified_split(labels, size, seed=seed, name=name, classes=classes, keeps_rest=keeps_rest)

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from lightning_reg.data import TabularData
+from lightning_reg.data.row_splits import _of_rows
+from lightning_reg.data.targets import Targets
 from lightning_reg.settings import SettingError
 from lightning_reg.transforms import Mixup
 
@@ -241,3 +243,20 @@ def test_text_that_hardly_repeats_fits_no_task():
         SettingError, match="target 'name' must have values that repeat, or numbers, but is text with 900"
     ):
         TabularData(table=table, target="name")
+
+
+@pytest.mark.parametrize("keeps_rest", [True, False])
+def test_name_of_a_size_is_for_messages_alone(keeps_rest):
+    """Whether the other rows are used decides whether they need every class; what the size is called doesn't."""
+    targets = Targets("classification", ("many", "one"), torch.tensor([0] * 9 + [1]))
+    settings = {"folds": 0, "seed": 0, "keeps_rest": keeps_rest}
+
+    def outcome(name):
+        try:
+            return _of_rows(targets, torch.arange(10), 9, name=name, **settings).tolist()
+        except SettingError as error:
+            return str(error).removeprefix(name)
+
+    outcomes = [outcome(name) for name in ("train_size", "val_size", "data.train_size")]
+    assert outcomes[0] == outcomes[1] == outcomes[2]
+    assert isinstance(outcomes[0], str) == keeps_rest
