@@ -250,7 +250,7 @@ class Supervised(LightningModule):
     def on_train_epoch_end(self) -> None:
         if self.adds_concrete_penalty:  # else the callback logs them
             for name, layer in concrete_layers(self.network).items():
-                self.log(f"dropout/network.{name}", layer.logit_bias.detach().sigmoid())
+                self.log(f"dropout/network.{name}", layer.p_logit.detach().sigmoid())
 
     @override
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:

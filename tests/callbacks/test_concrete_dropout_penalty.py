@@ -35,7 +35,7 @@ def model(make=MLP, **settings):
 def term_by_hand(module, count):
     total = torch.zeros(())
     for layer in concrete_layers(module).values():
-        p = layer.logit_bias.sigmoid()
+        p = layer.p_logit.sigmoid()
         entropy = -p * p.log() - (1 - p) * (1 - p).log()
         weights = layer.length_scale**2 / 2 / (1 - p) * layer.layer.weight.square().sum()
         total = total + (weights - layer.layer.weight.shape[1] * entropy) / count

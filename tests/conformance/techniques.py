@@ -417,7 +417,7 @@ def concrete_head(model):
 
 def concrete_term(model):
     layer = model.head
-    p = layer.logit_bias.sigmoid()
+    p = layer.p_logit.sigmoid()
     entropy = -p * p.log() - (1 - p) * (1 - p).log()
     return (4.0 / 2 / (1 - p) * (layer.layer.weight**2).sum() - 12 * entropy) / 48
 

@@ -102,7 +102,7 @@ class ConcreteSession(TermSession):
     def batch_ends(self, outputs: Any, batch_idx: int) -> None:
         if logs_now(self.run.trainer):
             for name, layer in self.layers.items():
-                self.run.log(f"dropout/{name}", layer.logit_bias.detach().sigmoid())
+                self.run.log(f"dropout/{name}", layer.p_logit.detach().sigmoid())
 
 
 @dataclass(frozen=True)

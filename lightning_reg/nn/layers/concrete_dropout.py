@@ -54,13 +54,16 @@ class ConcreteDropout(nn.Module):
         self.length_scale = length_scale
         self.temperature = temperature
         self.stream: NoiseStream | None = None
-        # Called a bias, because weight decay and penalties mustn't pull it toward p = 0.5.
-        self.logit_bias = nn.Parameter(torch.tensor(math.log(p / (1 - p)), device=layer.weight.device))
+        self.p_logit = nn.Parameter(torch.tensor(math.log(p / (1 - p)), device=layer.weight.device))
 
     @property
     def p(self) -> float:
         """The rate now; reading it waits for the device."""
-        return self.logit_bias.detach().sigmoid().item()
+        return self.p_logit.detach().sigmoid().item()
+
+    def no_weight_decay(self) -> set[str]:
+        """Returns the name of the rate's logit, which decay and penalties would pull toward p = 0.5."""
+        return {"p_logit"}
 
     @property
     def num_inputs(self) -> int:
@@ -75,7 +78,7 @@ class ConcreteDropout(nn.Module):
         """
         return concrete_regularization(
             self.layer.weight,
-            self.logit_bias,
+            self.p_logit,
             self.num_inputs,
             length_scale=self.length_scale,
             num_samples=num_samples,
@@ -95,9 +98,9 @@ class ConcreteDropout(nn.Module):
         spatial = () if isinstance(self.layer, nn.Linear) else range(2, inputs.ndim)
         source = draw if self.stream is None or not self.stream.serves(inputs) else self.stream.draw
         # In the parameter's precision: in 16 bits u would have few values, and the gradient of the rate large steps.
-        uniform = source("uniform", self.logit_bias.expand(()), mask_shape(inputs.shape, spatial))
-        mask = concrete_mask(uniform, self.logit_bias, self.temperature)
-        return inputs * (mask / torch.sigmoid(-self.logit_bias)).to(inputs.dtype)
+        uniform = source("uniform", self.p_logit.expand(()), mask_shape(inputs.shape, spatial))
+        mask = concrete_mask(uniform, self.p_logit, self.temperature)
+        return inputs * (mask / torch.sigmoid(-self.p_logit)).to(inputs.dtype)
 
     @override
     def extra_repr(self) -> str:

@@ -7,6 +7,7 @@ from torch import nn
 
 from lightning_reg.functional.dropout import concrete_mask
 from lightning_reg.nn import ConcreteDropout, concrete_penalty
+from lightning_reg.optim import weight_decay_groups
 from lightning_reg.settings import SettingError
 
 
@@ -62,7 +63,7 @@ def test_layer_is_run_on_masked_inputs(layer, shape, mask_shape):
 def test_penalty_is_the_papers():
     """Written for a layer that doesn't rescale, M = W / (1 - p), as the paper derives it."""
     layer = ConcreteDropout(nn.Linear(5, 3), p=0.2, length_scale=0.7).double()
-    p = layer.logit_bias.sigmoid()
+    p = layer.p_logit.sigmoid()
     weight = layer.layer.weight / (1 - p)
     entropy = -(p * p.log() + (1 - p) * (1 - p).log())
     expected = (0.7**2 * (1 - p) / 2 * weight.square().sum() - 5 * entropy) / 50
@@ -127,7 +128,7 @@ def test_compiles_without_a_graph_break_and_keeps_the_dtype_under_autocast():
     torch._dynamo.reset()
     layer = ConcreteDropout(nn.Linear(6, 3))
     torch.compile(layer, backend="aot_eager", fullgraph=True)(torch.randn(2, 6)).sum().backward()
-    assert layer.logit_bias.grad is not None
+    assert layer.p_logit.grad is not None
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(torch.randn(2, 6)).dtype == torch.bfloat16
     torch._dynamo.reset()
@@ -145,3 +146,14 @@ def test_compiles_without_a_graph_break_and_keeps_the_dtype_under_autocast():
 def test_bad_input_is_refused(make, message):
     with pytest.raises(SettingError, match=message):
         make()
+
+
+def test_rate_is_spared_by_decay_because_the_layer_says_so():
+    """And not because of how the parameter is called: a layer with another one called so is none of its business."""
+    network = nn.Sequential(ConcreteDropout(nn.Linear(4, 3)), nn.Linear(3, 2))
+    assert network[0].no_weight_decay() == {"p_logit"}
+    decay, spared = weight_decay_groups(network)
+    assert {id(parameter) for parameter in decay["params"]} == {id(network[0].layer.weight), id(network[1].weight)}
+    assert id(network[0].p_logit) in map(id, spared["params"])
+    network.p_logit = nn.Parameter(torch.tensor(0.0))
+    assert any(parameter is network.p_logit for parameter in weight_decay_groups(network)[0]["params"])
