@@ -458,12 +458,16 @@ def test_what_is_compiled_is_compiled_once(in_place):
         graphs.append(graph)
         return graph.forward
 
+    class Layer(nn.Linear):
+        def forward(self, inputs):  # torch 2.6 compiles no forward of its own modules in place
+            return super().forward(inputs)
+
     class Plain(Theirs):
         validation_step = None
 
         def __init__(self):
             super().__init__(F.cross_entropy, tuple, (4,))
-            self.network = nn.Linear(4, CLASSES)
+            self.network = Layer(4, CLASSES)
             if in_place:
                 self.network.compile(backend=backend)
             else:
