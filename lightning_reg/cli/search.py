@@ -1,9 +1,8 @@
-"""``python train.py search``: which regularizers a network needs, and how strong."""
+"""The command ``search``: which regularizers a network needs, and how strong."""
 
 import argparse
 import importlib.metadata
 import platform
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -13,6 +12,7 @@ from typing import Any, NoReturn
 
 from typing_extensions import override
 
+from lightning_reg.cli.invocation import command_line
 from lightning_reg.core.metric_names import lower_is_better
 from lightning_reg.search.confirmation import (
     FIRST_SEED,
@@ -31,6 +31,7 @@ from lightning_reg.search.space import Cocktail, Space
 from lightning_reg.search.storage import Driver, check_installed, masked, open_storage, silenced
 from lightning_reg.search.trials import First, Trials
 from lightning_reg.settings import SettingError, check_choice, check_count, check_range, did_you_mean
+from lightning_reg.shipped import find_config
 from lightning_reg.studies.definition import Piece, read_study
 from lightning_reg.studies.execution import execute
 from lightning_reg.studies.executor import Executor, LocalExecutor, RayExecutor
@@ -63,6 +64,7 @@ def search(args: Sequence[str]) -> int:
     options, words = _options(args)
     check_installed()
     check_can_draw()
+    options.file = find_config("search file", options.file, within="search")
     definition = read_search(options.file, quick=options.quick).with_options(
         metric=options.metric,
         prefers_less=None if options.metric is None else lower_is_better(options.metric),
@@ -81,7 +83,7 @@ def search(args: Sequence[str]) -> int:
 def parser() -> argparse.ArgumentParser:
     """Returns the parser of what follows ``search``."""
     made = _Parser(
-        prog="train.py search",
+        prog=command_line(["search"]),
         description="Search for the cocktail of regularizers that a network needs, and confirm it with fresh seeds. "
         "Options of fit (--model, --data, --trainer.max_epochs 20, --config ...) are added to the file's base.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -89,7 +91,7 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = made.add_argument
-    add("file", metavar="FILE", help="the search, such as configs/search/digits.yaml")
+    add("file", metavar="FILE", help="the search: a file, or the name of one that is shipped, such as digits")
     add("--quick", action="store_true", help="the short form, as the file has it")
     add("--trials", type=int, metavar="N", help="how many trials; as the file says, or 60")
     add("--minutes", type=float, metavar="M", help="after how long no trial is begun any more")
@@ -170,7 +172,7 @@ class _Job:
         from lightning_reg.cli.trial import for_trials
 
         self.options = options
-        self.command = masked(shlex.join(["python", "train.py", "search", *args]), options.storage)
+        self.command = masked(command_line(["search", *args]), options.storage)
         self.pieces: tuple[Piece, ...] = (*definition.base, *_as_pieces(words))
         if not self.pieces:
             raise SettingError("base is missing: name it in the search's file, or give --model, --data and --trainer")
@@ -327,7 +329,7 @@ class _Job:
         values: dict[str, dict[int, float]] = {}
         for result in results:
             values.setdefault(result.variant, {})[result.seed] = result.metrics[metric]
-        study_command = shlex.join(["python", "train.py", "study", str(self.folder.path / "confirm.yaml")])
+        study_command = command_line(["study", str(self.folder.path / "confirm.yaml")])
         if results:
             told = Outcome(study.study, results, failures, study_command, versions=_versions())
             write_report(replace(told, seconds=sum(result.seconds for result in results)), store.folder)
@@ -356,7 +358,7 @@ class _Job:
         whole = self.whole_base
         settings = whole if cocktail is None else with_cocktail(self.space, whole, cocktail)
         path = self.folder.path / f"{name}.yaml"
-        comments = [shlex.join(["python", "train.py", "fit", "--config", str(path)]), outcome.words(cocktail)]
+        comments = [command_line(["fit", "--config", str(path)]), outcome.words(cocktail)]
         return "".join(f"# {line}\n" for line in comments) + str(fits.as_yaml(settings))
 
     def _python(self, cocktail: Cocktail | None) -> str:
@@ -379,7 +381,7 @@ class _Job:
             print(f"failed: {failure.variant}, seed {failure.seed}: {failure.message}")
         folder = self.folder.path
         if outcome.best is not None:
-            print(f"train it:  python train.py fit --config {folder / 'best.yaml'}")
+            print(f"train it:  {command_line(['fit', '--config', str(folder / 'best.yaml')])}")
             print(f"in Python: {folder / 'best.py'}")
         print(f"report:    {folder / 'report.html'}")
 

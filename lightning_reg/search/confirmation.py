@@ -96,5 +96,5 @@ def confirmation_file(
         "better": "lower" if prefers_less else "higher",
         "seeds": list(seeds),
     }
-    comment = "# python train.py study confirm.yaml, in the folder from which the search was started\n"
+    comment = "# lightning-reg study confirm.yaml, in the folder from which the search was started\n"
     return comment + str(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120))

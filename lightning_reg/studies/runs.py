@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning_reg.files import read_text
 from lightning_reg.settings import SettingError, imported
+from lightning_reg.shipped import find_config
 from lightning_reg.studies.definition import Definition
 
 __all__ = ["Measured", "Run", "check_distinct", "computations", "compute", "key_of", "self_contained"]
@@ -117,7 +118,7 @@ def compute(run: Run, _: Path | None = None) -> Measured:
 
 
 def self_contained(run: Run) -> Run:
-    """Returns a run that can be done where its configurations aren't: their texts stand in the place of their paths.
+    """Returns a run that can be done where its configurations aren't: texts stand in the place of paths and names.
 
     Raises:
         SettingError: If a configuration can't be read any more.
@@ -125,5 +126,5 @@ def self_contained(run: Run) -> Run:
     words: list[str] = []
     for index, word in enumerate(run.command):
         is_path = index > 0 and run.command[index - 1] == "--config"
-        words.append(read_text("configuration", word) if is_path else word)
+        words.append(read_text("configuration", find_config("configuration", word)) if is_path else word)
     return replace(run, command=tuple(words))

@@ -128,7 +128,7 @@ def test_a_search_that_is_interrupted_goes_on(trained, monkeypatch, capsys):
     monkeypatch.setattr(trial, "fit_trial", interrupted)
     words = ["search", write(), "--quick", "--output", "mine"]
     assert main(words) == 130
-    assert "To go on:\n  python train.py search example.yaml --quick --output mine" in capsys.readouterr().err
+    assert "To go on:\n  lightning-reg search example.yaml --quick --output mine" in capsys.readouterr().err
     assert main(words) == 0
     assert [name for name, _ in trained] == ["plain", "base", "trial 2"]
     capsys.readouterr()

@@ -1,10 +1,13 @@
 """Content decides which run is which."""
 
+from pathlib import Path
+
 import pytest
 
 from lightning_reg.settings import SettingError
+from lightning_reg.shipped import shipped_configs
 from lightning_reg.studies.definition import read_study
-from lightning_reg.studies.runs import check_distinct, computations, compute
+from lightning_reg.studies.runs import Run, check_distinct, computations, compute, self_contained
 
 
 def halved(*, x, seed, power=1.0):
@@ -65,3 +68,10 @@ def test_a_base_in_a_study_of_a_computation(tmp_path):
     path.write_text("function: f\nbase: {}\nmetric: y\nseeds: 2\nvariants: {a: {}}\n")
     with pytest.raises(SettingError, match="base must be left out of a study of a function"):
         read_study(path)
+
+
+def test_configurations_go_along_by_path_and_by_name():
+    Path("own.yaml").write_text("seed_everything: 1\n")
+    run = Run("a", 0, "key", command=("--config", "digits_mlp", "--config", "own.yaml", "--data.seed", "0"))
+    texts = (shipped_configs()["digits_mlp"].read_text(), "seed_everything: 1\n")
+    assert self_contained(run).command == ("--config", texts[0], "--config", texts[1], "--data.seed", "0")
