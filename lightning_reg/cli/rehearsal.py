@@ -87,7 +87,9 @@ class Rehearsed(Fits):
             measured = self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
             samples, has_test = self._counted.samples, self._has_test()
             space, notes = self._without_contradictions()
-        return Rehearsal(tuple(name for each in measured for name in each), samples, has_test, space, tuple(notes))
+        return Rehearsal(
+            tuple(name for metrics in measured for name in metrics), samples, has_test, space, tuple(notes)
+        )
 
     def _has_test(self) -> bool:
         if isinstance(self.datamodule, InMemoryData):

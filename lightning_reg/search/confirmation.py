@@ -39,9 +39,9 @@ def best_alone(tried: Sequence[Tried], *, prefers_less: bool) -> Tried | None:
         tried: Trials that have ended.
         prefers_less: Whether less of the metric is better.
     """
-    alone = [each for each in tried if each.kind == "alone" and each.value is not None]
+    alone = [candidate for candidate in tried if candidate.kind == "alone" and candidate.value is not None]
     sign = 1 if prefers_less else -1
-    return min(alone, key=lambda each: sign * float(each.value or 0.0), default=None)
+    return min(alone, key=lambda candidate: sign * float(candidate.value or 0.0), default=None)
 
 
 def variants_of(space: Space, base: Mapping[str, Any], cocktail: Cocktail, alone: Tried | None) -> dict[str, Any]:
@@ -60,8 +60,8 @@ def variants_of(space: Space, base: Mapping[str, Any], cocktail: Cocktail, alone
     if alone is not None:
         cocktails[alone.name] = alone.cocktail
     found: dict[str, Any] = {}
-    for name, each in cocktails.items():
-        changed = {} if each is None else differences(space, base, with_cocktail(space, base, each))
+    for name, candidate in cocktails.items():
+        changed = {} if candidate is None else differences(space, base, with_cocktail(space, base, candidate))
         if changed not in found.values():
             found[name] = changed
     return found

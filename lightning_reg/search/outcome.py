@@ -98,7 +98,7 @@ class SearchOutcome:
         Args:
             kinds: ``search``, ``plain``, ``base``, ``preset``, ``alone``.
         """
-        return [each for each in self.tried if each.kind in kinds]
+        return [entry for entry in self.tried if entry.kind in kinds]
 
     def words(self, cocktail: Cocktail | None) -> str:
         """Returns a cocktail in words."""
@@ -149,10 +149,10 @@ def confirmed(
         return None
     others = [name for name in values if name != COCKTAIL and values[name]]
     compared = [paired(values[COCKTAIL], values[name], name) for name in others]
-    corrected = holm(each.p for each in compared)
+    corrected = holm(entry.p for entry in compared)
     comparisons = {
-        name: Comparison(each.other, each.pairs, each.difference, each.error, p, each.exact_p)
-        for name, each, p in zip(others, compared, corrected, strict=True)
+        name: Comparison(entry.other, entry.pairs, entry.difference, entry.error, p, entry.exact_p)
+        for name, entry, p in zip(others, compared, corrected, strict=True)
     }
     summaries = {name: Summary.of(by_seed) for name, by_seed in values.items() if by_seed}
     sign = -1 if prefers_less else 1
@@ -187,20 +187,25 @@ def as_json(outcome: SearchOutcome) -> dict[str, Any]:
         "notes": list(outcome.notes),
         "best": None if best is None else {**asdict(best), "words": outcome.words(best.cocktail)},
         "importances": dict(outcome.importances),
-        "trials": [asdict(each) for each in outcome.tried],
+        "trials": [asdict(entry) for entry in outcome.tried],
     }
     if confirmation is not None:
         content["confirmation"] = {
             "metric": confirmation.metric,
             "seeds": list(confirmation.seeds),
             "variants": {
-                name: {"values": {str(seed): value for seed, value in each.values.items()}, "mean": each.mean}
-                | {"standard_error": each.error}
-                for name, each in confirmation.summaries.items()
+                name: {"values": {str(seed): value for seed, value in entry.values.items()}, "mean": entry.mean}
+                | {"standard_error": entry.error}
+                for name, entry in confirmation.summaries.items()
             },
             "cocktail_against": {
-                name: {"difference": each.difference, "standard_error": each.error, "p": each.p, "pairs": each.pairs}
-                for name, each in confirmation.comparisons.items()
+                name: {
+                    "difference": entry.difference,
+                    "standard_error": entry.error,
+                    "p": entry.p,
+                    "pairs": entry.pairs,
+                }
+                for name, entry in confirmation.comparisons.items()
             },
             "parts": {part.switch: {"gain": part.gain, "earns_its_place": part.earns} for part in confirmation.parts},
         }
@@ -211,7 +216,7 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _finite(each) for key, each in value.items()}
+        return {key: _finite(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(each) for each in value]
+        return [_finite(entry) for entry in value]
     return value

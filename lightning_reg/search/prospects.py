@@ -38,7 +38,7 @@ class Prospect:
         """Returns what works against itself: what was found, with the reason and the remedy."""
         view = _View(list(self.callbacks), self.optimizers, self.datamodule, self.trainer)
         found = take_inventory(cast("Trainer", view), self.module)
-        return {each.what: str(each) for each in contradictions(found)}
+        return {contradiction.what: str(contradiction) for contradiction in contradictions(found)}
 
 
 class _View:

@@ -292,7 +292,7 @@ def _without_contradictions(space: Space, make: Make, seed: int) -> tuple[Space,
 
     known, notes = set(found()), []
     alone = {name: found(name) for name in space.switches}
-    new = {name: [text for what, text in each.items() if what not in known] for name, each in alone.items()}
+    new = {name: [text for what, text in entry.items() if what not in known] for name, entry in alone.items()}
     notes += [f"{name} is left out: {texts[0]}" for name, texts in new.items() if texts]
     left_out = [name for name, texts in new.items() if texts]
     kept = space.without(left_out) if left_out else space
@@ -382,9 +382,9 @@ class _Search:
         metric = self.test_metric or self.metric
         seeds = [FIRST_SEED + self.seed + index for index in range(count)]
         runs = [
-            self._run(name, each, -1, seed, test=self.test_metric is not None)
+            self._run(name, entry, -1, seed, test=self.test_metric is not None)
             for seed in seeds
-            for name, each in variants.items()
+            for name, entry in variants.items()
         ]
         execute(runs, store, perform, executor, metric=metric, quiet=quiet)
         values: dict[str, dict[int, float]] = {}

@@ -29,7 +29,7 @@ def python_form(added: Sequence[Mapping[str, Any]], settings: Mapping[str, Any])
     made = [_made(entry, imports) for entry in added]
     lines = [f"from {module} import {', '.join(sorted(names))}" for module, names in sorted(imports.items())]
     lines += [""] if lines else []
-    lines += ["callbacks = [", *(f"    {each}," for each in made), "]"] if made else ["callbacks = []"]
+    lines += ["callbacks = [", *(f"    {item}," for item in made), "]"] if made else ["callbacks = []"]
     if settings:
         lines += ["", "# Beside them, in your module and your data:"]
         lines += [f"# {name} = {_made(value, {})}" for name, value in settings.items()]
@@ -56,7 +56,7 @@ def _made(value: Any, imports: dict[str, set[str]]) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, (list, tuple)):
-        return f"[{', '.join(_made(each, imports) for each in value)}]"
+        return f"[{', '.join(_made(item, imports) for item in value)}]"
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key!r}: {_made(each, imports)}" for key, each in value.items()) + "}"
+        return "{" + ", ".join(f"{key!r}: {_made(item, imports)}" for key, item in value.items()) + "}"
     return repr(value)

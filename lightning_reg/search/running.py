@@ -166,7 +166,7 @@ class _Loop:
 
     def ended(self, trial: _Trial) -> Tried:
         self.active.remove(trial)
-        return next(each for each in self.trials.tried if each.position == trial.proposal.position)
+        return next(candidate for candidate in self.trials.tried if candidate.position == trial.proposal.position)
 
     def settle(self, trial: _Trial) -> Iterator[Tried]:
         """Takes what has come of a split that was submitted."""
@@ -230,8 +230,10 @@ def do_trials(
         with silenced():
             trials.adopt_orphans()
             waiting = sum(trials.enqueue(first, is_extra=True) for first in only)
+            if only and not waiting:
+                return
             tried = trials.tried
-            loop.plain_step = next((each.step_seconds for each in tried if each.kind == "plain"), None)
+            loop.plain_step = next((candidate.step_seconds for candidate in tried if candidate.kind == "plain"), None)
             total = waiting if only else budget.trials
             with tqdm(
                 total=total,
@@ -248,11 +250,11 @@ def do_trials(
                         waiting -= 1
                         ended += loop.begin()
                     for future in wait(_futures(loop), timeout=1.0, return_when=FIRST_COMPLETED).done:
-                        trial = next(each for each in loop.active if each.future is future)
+                        trial = next(candidate for candidate in loop.active if candidate.future is future)
                         ended += loop.settle(trial)
                     tried += ended
-                    for each in ended:
-                        _check_plain(each)
+                    for candidate in ended:
+                        _check_plain(candidate)
                         bar.update()
                     if ended:
                         _show(bar, trials, goal, tried, None if only else loop.left())
@@ -260,14 +262,14 @@ def do_trials(
                         return
                     if time.monotonic() - beat > _HEARTBEAT:
                         beat = time.monotonic()
-                        trials.heartbeat([each.proposal for each in loop.active])
+                        trials.heartbeat([candidate.proposal for candidate in loop.active])
     except BaseException as error:
         executor.close(at_once=True)
         for trial in loop.active:
             if trial.future is not None and not store.has_result(trial.run):
                 store.discard(trial.run)
         with contextlib.suppress(Exception), silenced():  # whatever can't be said now is found by the next driver
-            trials.release([each.proposal for each in loop.active])
+            trials.release([candidate.proposal for candidate in loop.active])
         if isinstance(error, Exception) and is_disk_full(error, store.folder):
             raise full_disk(store.folder) from error
         raise
@@ -278,7 +280,7 @@ def _may_begin(loop: _Loop) -> bool:
 
 
 def _futures(loop: _Loop) -> list[Future[Attempt]]:
-    return [each.future for each in loop.active if each.future is not None]
+    return [candidate.future for candidate in loop.active if candidate.future is not None]
 
 
 def _check_plain(tried: Tried) -> None:

@@ -339,6 +339,6 @@ class _Recorder:
         return value
 
     def _strength(self, name: str) -> Any:
-        switch = next(each for each in self.space.switches if name.startswith(f"{each}."))
+        switch = next(switch_name for switch_name in self.space.switches if name.startswith(f"{switch_name}."))
         value = self.parameters[name] = self.cocktail[switch][name.removeprefix(f"{switch}.")]
         return value

@@ -301,7 +301,7 @@ class Trials:
         from optuna.trial import TrialState
 
         ended = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-        return sorted(map(_tried, ended), key=lambda each: each.position)
+        return sorted(map(_tried, ended), key=lambda result: result.position)
 
     @property
     def begun(self) -> int:
@@ -318,9 +318,9 @@ class Trials:
         Args:
             tried: Some that have ended.
         """
-        valued = [each for each in tried if each.value is not None and (each.excess or 0.0) <= 0]
+        valued = [result for result in tried if result.value is not None and (result.excess or 0.0) <= 0]
         sign = 1 if self._prefers_less else -1
-        return min(valued, key=lambda each: (sign * float(each.value or 0.0), each.position), default=None)
+        return min(valued, key=lambda result: (sign * float(result.value or 0.0), result.position), default=None)
 
     def importances(self) -> dict[str, float]:
         """Returns how much each switch and strength mattered, by conditional PED-ANOVA; empty with too few trials."""

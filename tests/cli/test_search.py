@@ -87,8 +87,8 @@ def test_a_search_ends_with_a_configuration_that_trains(trained, capsys):
     assert "best" in err
     content = json.loads((FOLDER / "search.json").read_text())
     tried = content["trials"]
-    assert [each["kind"] for each in tried[:2]] == ["plain", "base"]
-    assert not any({"smoothing", "confidence"} <= set(each["cocktail"] or {}) for each in tried)
+    assert [trial["kind"] for trial in tried[:2]] == ["plain", "base"]
+    assert not any({"smoothing", "confidence"} <= set(trial["cocktail"] or {}) for trial in tried)
     by_name = dict(trained)
     assert by_name["plain"]["trainer"]["callbacks"] == []  # nor what only watches
     assert by_name["plain"]["model"]["init_args"]["drop_prob"] == 0.0
@@ -98,7 +98,7 @@ def test_a_search_ends_with_a_configuration_that_trains(trained, capsys):
     assert by_name["base"]["model"]["init_args"]["drop_prob"] == 0.3
     assert not list(FOLDER.rglob("*.ckpt"))
     best = content["best"]
-    assert best["value"] == min(each["value"] for each in tried)
+    assert best["value"] == min(trial["value"] for trial in tried)
     assert (FOLDER / "report.html").read_text().count("<svg") >= 2
     if best["cocktail"]:
         study = yaml.safe_load((FOLDER / "confirm.yaml").read_text())
@@ -160,10 +160,10 @@ def test_splits_leave_the_test_part_alone():
 
 def test_first_trials_take_a_third_at_the_most():
     space = read_space("tabular")
-    names = [each.name for each in first_trials(space, 30, has_base=True)]
+    names = [trial.name for trial in first_trials(space, 30, has_base=True)]
     assert names[:4] == ["plain", "base", "dropout with weight decay", "dropout alone"]
     assert len(names) == 10
-    assert [each.name for each in first_trials(space, 3, has_base=True)] == ["plain", "base"]
+    assert [trial.name for trial in first_trials(space, 3, has_base=True)] == ["plain", "base"]
     assert len(first_trials(space, 1000, has_base=False)) == 2 + len(space.switches)
 
 

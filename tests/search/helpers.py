@@ -37,7 +37,7 @@ def first_of(space):
     return [
         First("plain", "plain", {}),
         First("base", "base", None),
-        *(First("preset", name, each) for name, each in space.presets.items()),
+        *(First("preset", name, trial) for name, trial in space.presets.items()),
         *(First("alone", f"{name} alone", space.alone(name)) for name in names[:2]),
     ]
 

@@ -76,18 +76,18 @@ def test_a_search_finds_callbacks_and_confirms_them(tmp_path):
     found = go(tmp_path / "s", confirm=2, test_metric="test_loss", splits=2)
     assert torch.equal(torch.random.get_rng_state(), state)
     tried = found.outcome.tried
-    assert [(each.kind, each.name) for each in tried[:2]] == [("plain", "plain"), ("alone", "l1 alone")]
+    assert [(trial.kind, trial.name) for trial in tried[:2]] == [("plain", "plain"), ("alone", "l1 alone")]
     assert {type(callback).__name__ for callback in found.callbacks()} <= {
         "L1Penalty",
         "GradientNoise",
         "GradientClipping",
     }
-    assert all(len(each.values) == 2 for each in tried)
+    assert all(len(trial.values) == 2 for trial in tried)
     assert any("l2 is left out: L2Penalty under AdamW" in note for note in found.outcome.notes)
     content = json.loads((tmp_path / "s" / "search.json").read_text())
     assert content["metric"] == "val_loss"
     assert content["better"] == "lower"
-    values = [each["value"] for each in content["trials"]]
+    values = [trial["value"] for trial in content["trials"]]
     assert content["best"]["value"] == min(values)
     if found.cocktail:
         assert set(content["confirmation"]["variants"]) >= {"cocktail", "plain"}
@@ -110,8 +110,8 @@ def test_a_search_goes_on_where_it_was(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         go(tmp_path / "parts", interrupted)
     parts = go(tmp_path / "parts")
-    assert [each.parameters for each in parts.outcome.tried] == [each.parameters for each in whole.outcome.tried]
-    assert [each.value for each in parts.outcome.tried] == [each.value for each in whole.outcome.tried]
+    assert [trial.parameters for trial in parts.outcome.tried] == [trial.parameters for trial in whole.outcome.tried]
+    assert [trial.value for trial in parts.outcome.tried] == [trial.value for trial in whole.outcome.tried]
 
 
 def without_callbacks(callbacks, trial):
@@ -142,9 +142,9 @@ def test_what_cannot_be_used_is_told_in_one_sentence(tmp_path, settings, message
 
 def test_callbacks_that_are_left_out_of_the_trainer_are_missed(tmp_path):
     found = go(tmp_path / "s", without_callbacks)
-    failed = [each for each in found.outcome.tried if each.value is None]
+    failed = [trial for trial in found.outcome.tried if trial.value is None]
     assert failed
-    assert all("make must give the Trainer the callbacks" in each.message for each in failed)
+    assert all("make must give the Trainer the callbacks" in trial.message for trial in failed)
 
 
 def test_a_folder_of_another_search_is_refused(tmp_path):

@@ -37,12 +37,12 @@ def go(folder, do=perform, count=8, *, goal=GOAL, executor=None, runs=None, only
 
 def test_every_trial_is_measured_on_every_split(tmp_path):
     trials = go(tmp_path, goal=Goal("val/accuracy", prefers_less=False, splits=3))
-    assert [each.position for each in trials.tried] == list(range(8))
-    for each in trials.tried:
-        expected = [quality(each.cocktail) + 0.001 * split for split in range(3)]
-        assert each.values == pytest.approx(expected)
-        assert each.value == pytest.approx(sum(expected) / 3)
-        assert each.step_seconds == 0.01
+    assert [trial.position for trial in trials.tried] == list(range(8))
+    for trial in trials.tried:
+        expected = [quality(trial.cocktail) + 0.001 * split for split in range(3)]
+        assert trial.values == pytest.approx(expected)
+        assert trial.value == pytest.approx(sum(expected) / 3)
+        assert trial.step_seconds == 0.01
 
 
 def test_a_search_that_is_finished_does_nothing_and_goes_on_with_more(tmp_path):
@@ -76,10 +76,10 @@ def test_a_trial_that_fails_or_diverges_is_a_result(tmp_path, error, message):
 
     tried = go(tmp_path, fail_with_dropout).tried
     assert len(tried) == 8
-    for each in tried:
-        failed = "dropout" in (each.cocktail or {})
-        assert (each.value is None) == failed
-        assert each.message.startswith(message) if failed else not each.message
+    for trial in tried:
+        failed = "dropout" in (trial.cocktail or {})
+        assert (trial.value is None) == failed
+        assert trial.message.startswith(message) if failed else not trial.message
 
 
 def test_a_plain_run_that_fails_ends_the_search(tmp_path):
@@ -111,8 +111,8 @@ def test_whatever_ends_the_search_it_goes_on_the_same_way(tmp_path, kind):
         with pytest.raises(expected, match=None if kind is KeyboardInterrupt else "is full; what is finished is kept"):
             go(tmp_path / "parts", interrupted, 12)
     parts = go(tmp_path / "parts", interrupted, 12)
-    assert [each.parameters for each in parts.tried] == [each.parameters for each in whole.tried]
-    assert [each.value for each in parts.tried] == [each.value for each in whole.tried]
+    assert [trial.parameters for trial in parts.tried] == [trial.parameters for trial in whole.tried]
+    assert [trial.value for trial in parts.tried] == [trial.value for trial in whole.tried]
 
 
 def test_splits_that_are_done_are_kept_when_a_trial_is_begun_anew(tmp_path):
@@ -138,16 +138,16 @@ def test_steps_that_take_too_long_cannot_win(tmp_path):
         return Measured({**measured.metrics, "seconds per step": 0.01 * factor})
 
     trials = go(tmp_path, slow_with_dropout, 25, step_times=1.5)
-    assert any("dropout" in (each.cocktail or {}) and each.excess == pytest.approx(0.5) for each in trials.tried)
+    assert any("dropout" in (trial.cocktail or {}) and trial.excess == pytest.approx(0.5) for trial in trials.tried)
     assert "dropout" not in (trials.best(trials.tried).cocktail or {})
 
 
 def test_bad_trials_are_ended_by_their_first_splits_where_that_is_asked_for(tmp_path):
     goal = Goal("val/accuracy", prefers_less=False, splits=6, prunes=True)
     trials = go(tmp_path, goal=goal, count=20)
-    pruned = [each for each in trials.tried if each.message.startswith("pruned")]
+    pruned = [trial for trial in trials.tried if trial.message.startswith("pruned")]
     assert pruned
-    assert all(4 <= len(each.values) < 6 for each in pruned)
+    assert all(4 <= len(trial.values) < 6 for trial in pruned)
     assert trials.best(trials.tried) not in pruned
 
 
@@ -156,7 +156,7 @@ def test_single_techniques_that_were_not_reached_are_completed(tmp_path):
     go(tmp_path, count=4)
     only = [first for first in first_of(space) if first.kind == "alone"]
     trials = go(tmp_path, count=4, only=only)
-    assert {each.name for each in trials.tried if each.kind == "alone"} == {"dropout alone", "decay alone"}
+    assert {trial.name for trial in trials.tried if trial.kind == "alone"} == {"dropout alone", "decay alone"}
     assert trials.begun == 4
     assert len(go(tmp_path, count=4, only=only).tried) == len(trials.tried)
 
@@ -168,5 +168,5 @@ def test_no_trial_is_begun_when_the_time_is_up(tmp_path):
 @pytest.mark.slow
 def test_trials_are_done_by_warm_workers(tmp_path):
     trials = go(tmp_path, count=8, executor=LocalExecutor(2))
-    assert [each.position for each in trials.tried] == list(range(8))
-    assert [each.value for each in trials.tried] == pytest.approx([quality(each.cocktail) for each in trials.tried])
+    assert [trial.position for trial in trials.tried] == list(range(8))
+    assert [trial.value for trial in trials.tried] == pytest.approx([quality(trial.cocktail) for trial in trials.tried])

@@ -16,7 +16,7 @@ def test_half_a_line_that_a_kill_left_is_cut_off(tmp_path):
     journal.write_bytes(b"".join(lines[:-1]) + lines[-1][: len(lines[-1]) // 2])
     trials = make_trials(tmp_path)
     ask_and_tell(trials, 12)
-    assert [each.position for each in trials.tried] == list(range(12))
+    assert [trial.position for trial in trials.tried] == list(range(12))
 
 
 @pytest.mark.parametrize(

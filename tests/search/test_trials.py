@@ -31,9 +31,9 @@ def test_a_search_goes_the_same_way_interrupted_or_not(tmp_path):
             break
         stops.remove(stopped)
     assert not stops
-    assert [each.parameters for each in parts.tried] == [each.parameters for each in whole.tried]
-    assert [each.position for each in parts.tried] == list(range(30))
-    assert [each.name for each in parts.tried] == [each.name for each in whole.tried]
+    assert [trial.parameters for trial in parts.tried] == [trial.parameters for trial in whole.tried]
+    assert [trial.position for trial in parts.tried] == list(range(30))
+    assert [trial.name for trial in parts.tried] == [trial.name for trial in whole.tried]
 
 
 def test_another_seed_goes_another_way(tmp_path):
@@ -41,14 +41,14 @@ def test_another_seed_goes_another_way(tmp_path):
     for seed in (0, 0, 1):
         trials = make_trials(tmp_path / str(len(found)), seed=seed)
         ask_and_tell(trials, 15)
-        found.append([each.parameters for each in trials.tried])
+        found.append([trial.parameters for trial in trials.tried])
     assert found[0] == found[1] != found[2]
 
 
 def test_the_first_trials_are_plain_base_presets_and_single_techniques(tmp_path):
     trials = make_trials(tmp_path)
     ask_and_tell(trials, 8)
-    kinds = [(each.kind, each.cocktail) for each in trials.tried]
+    kinds = [(trial.kind, trial.cocktail) for trial in trials.tried]
     assert kinds[:3] == [
         ("plain", {}),
         ("base", None),
@@ -74,7 +74,7 @@ def test_a_trial_that_fails_is_worse_than_all(tmp_path):
         trials.tell(first, [], seconds=1.0, message="out of memory")
         second = trials.ask()
         trials.tell(second, [0.1], seconds=1.0)
-    assert [(each.value, each.message) for each in trials.tried] == [(None, "out of memory"), (0.1, "")]
+    assert [(trial.value, trial.message) for trial in trials.tried] == [(None, "out of memory"), (0.1, "")]
     assert trials.best(trials.tried).name == "base"
     assert trials.begun == 2
 
@@ -92,8 +92,8 @@ def test_trials_of_a_living_driver_are_left_alone(tmp_path):
         third = make_trials(tmp_path, driver=Driver(tmp_path))
         assert third.adopt_orphans() == 2
         again = [third.ask(), third.ask()]
-    assert [each.position for each in again] == [0, 1]
-    assert [each.name for each in again] == ["plain", "base"]
+    assert [trial.position for trial in again] == [0, 1]
+    assert [trial.name for trial in again] == ["plain", "base"]
 
 
 def test_a_first_trial_that_two_drivers_begin_is_done_by_one(tmp_path, monkeypatch):

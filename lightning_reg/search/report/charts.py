@@ -42,16 +42,18 @@ def sections(outcome: SearchOutcome) -> Iterator[Section]:
 
 
 def _valued(outcome: SearchOutcome) -> list[Tried]:
-    return [each for each in outcome.tried if each.value is not None]
+    return [trial for trial in outcome.tried if trial.value is not None]
 
 
 def _values(outcome: SearchOutcome, tried: Sequence[Tried]) -> list[float]:
     factor = factor_of(outcome.metric)
-    return [factor * float(each.value or 0.0) for each in tried]
+    return [factor * float(trial.value or 0.0) for trial in tried]
 
 
 def _texts(outcome: SearchOutcome, tried: Sequence[Tried]) -> list[str]:
-    return [f"{each.name}, {shown_value(outcome.metric, each.value)}: {outcome.words(each.cocktail)}" for each in tried]
+    return [
+        f"{trial.name}, {shown_value(outcome.metric, trial.value)}: {outcome.words(trial.cocktail)}" for trial in tried
+    ]
 
 
 def _history(outcome: SearchOutcome) -> Iterator[Chart]:
@@ -62,7 +64,7 @@ def _history(outcome: SearchOutcome) -> Iterator[Chart]:
     choose = min if outcome.prefers_less else max
     best = [choose(values[: index + 1]) for index in range(len(values))]
     with drawing(7.0, 2.8) as drawn:
-        positions = [each.position for each in tried]
+        positions = [trial.position for trial in tried]
         (dots,) = drawn.axes.plot(positions, values, "o", color=BLUE, markersize=4, alpha=0.7, markeredgewidth=0)
         drawn.series(dots, "", texts=_texts(outcome, tried))
         drawn.axes.plot(positions, best, color=ORANGE, drawstyle="steps-post")
@@ -72,7 +74,7 @@ def _history(outcome: SearchOutcome) -> Iterator[Chart]:
 
 
 def _importances(outcome: SearchOutcome) -> Iterator[Chart]:
-    found = sorted(outcome.importances.items(), key=lambda each: -each[1])[:_MOST_BARS]
+    found = sorted(outcome.importances.items(), key=lambda found: -found[1])[:_MOST_BARS]
     found = [(name, value) for name, value in found if value > 0]
     if not found:
         return
@@ -89,25 +91,25 @@ def _importances(outcome: SearchOutcome) -> Iterator[Chart]:
 
 def _parallel(outcome: SearchOutcome) -> Iterator[Chart]:
     """Each axis is a switch: off at the bottom, and its first strength above, from weak to strong."""
-    tried = [each for each in _valued(outcome) if each.cocktail is not None]
+    tried = [trial for trial in _valued(outcome) if trial.cocktail is not None]
     names = sorted(outcome.space.switches, key=lambda name: -_importance(outcome, name))[:_MOST_AXES]
     names = [name for name in outcome.space.switches if name in names]
     if len(tried) < _FEWEST_POINTS or len(names) < 2:
         return
     sign = -1 if outcome.prefers_less else 1
-    ranked = sorted(tried, key=lambda each: sign * float(each.value or 0.0))
+    ranked = sorted(tried, key=lambda trial: sign * float(trial.value or 0.0))
     with drawing(max(5.0, 0.8 * len(names)), 3.0) as drawn:
         axes = drawn.axes
-        for index, each in enumerate(ranked):
-            heights = [_height(outcome, name, each) for name in names]
+        for index, trial in enumerate(ranked):
+            heights = [_height(outcome, name, trial) for name in names]
             (line,) = axes.plot(
                 range(len(names)),
                 heights,
                 color=shade(len(ranked) - 1 - index, len(ranked)),
-                linewidth=2.2 if each is outcome.best else 0.9,
-                alpha=0.9 if each is outcome.best else 0.45,
+                linewidth=2.2 if trial is outcome.best else 0.9,
+                alpha=0.9 if trial is outcome.best else 0.45,
             )
-            drawn.series(line, f"{each.name}, {shown_value(outcome.metric, each.value)}")
+            drawn.series(line, f"{trial.name}, {shown_value(outcome.metric, trial.value)}")
         axes.set_xticks(range(len(names)), [outcome.space.switches[name].title for name in names], rotation=30)
         for label in axes.get_xticklabels():
             label.set_horizontalalignment("right")
@@ -147,14 +149,14 @@ def _strengths(outcome: SearchOutcome) -> Iterator[Chart]:
     for switch in outcome.space.switches.values():
         for strength in switch.strengths:
             tried = [
-                each
-                for each in _valued(outcome)
-                if strength.name in ((each.cocktail or {}).get(switch.name) or {})
+                trial
+                for trial in _valued(outcome)
+                if strength.name in ((trial.cocktail or {}).get(switch.name) or {})
                 and isinstance(strength.range, Interval)
             ]
             if len(tried) < _FEWEST_POINTS or not isinstance(strength.range, Interval):
                 continue
-            where = [float((each.cocktail or {})[switch.name][strength.name]) for each in tried]
+            where = [float((trial.cocktail or {})[switch.name][strength.name]) for trial in tried]
             with drawing() as drawn:
                 (dots,) = drawn.axes.plot(
                     where, _values(outcome, tried), "o", color=BLUE, markersize=4, alpha=0.7, markeredgewidth=0
@@ -169,12 +171,12 @@ def _strengths(outcome: SearchOutcome) -> Iterator[Chart]:
 
 
 def _costs(outcome: SearchOutcome) -> Iterator[Chart]:
-    plain = next((each.step_seconds for each in outcome.of_kind("plain") if each.step_seconds), None)
-    tried = [each for each in _valued(outcome) if each.step_seconds]
+    plain = next((trial.step_seconds for trial in outcome.of_kind("plain") if trial.step_seconds), None)
+    tried = [trial for trial in _valued(outcome) if trial.step_seconds]
     if plain is None or len(tried) < _FEWEST_POINTS:
         return
     with drawing(5.0, 2.8) as drawn:
-        where = [float(each.step_seconds or 0.0) / plain for each in tried]
+        where = [float(trial.step_seconds or 0.0) / plain for trial in tried]
         (dots,) = drawn.axes.plot(
             where, _values(outcome, tried), "o", color=BLUE, markersize=4, alpha=0.7, markeredgewidth=0
         )

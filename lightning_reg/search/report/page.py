@@ -53,7 +53,7 @@ def page(outcome: SearchOutcome, python: str, configuration: str) -> str:
         confirmation=_confirmation(outcome),
         parts=_parts(outcome),
         trials=_trials(outcome),
-        failures=[each for each in outcome.tried if each.value is None],
+        failures=[entry for entry in outcome.tried if entry.value is None],
         sections=list(sections(outcome)),
         python=python,
         configuration=configuration,
@@ -61,7 +61,7 @@ def page(outcome: SearchOutcome, python: str, configuration: str) -> str:
 
 
 def _extent(outcome: SearchOutcome) -> str:
-    seconds = math.fsum(each.seconds for each in outcome.tried)
+    seconds = math.fsum(entry.seconds for entry in outcome.tried)
     splits = "one validation split" if outcome.splits == 1 else f"{outcome.splits} validation splits"
     return (
         f"{len(outcome.tried)} trials on {splits}, judged by {outcome.metric} "
@@ -81,14 +81,14 @@ def headline(outcome: SearchOutcome) -> Iterator[str]:
         return
     yield f"Best on validation: {outcome.words(best.cocktail)}, {shown_value(outcome.metric, best.value)}."
     others = [
-        f"{each.name} {shown_value(outcome.metric, each.value)}"
-        for each in outcome.of_kind("plain", "base")
-        if each is not best
+        f"{entry.name} {shown_value(outcome.metric, entry.value)}"
+        for entry in outcome.of_kind("plain", "base")
+        if entry is not best
     ]
-    alone = [each for each in outcome.of_kind("alone") if each.value is not None and each is not best]
+    alone = [entry for entry in outcome.of_kind("alone") if entry.value is not None and entry is not best]
     if alone:
         sign = -1 if outcome.prefers_less else 1
-        single = max(alone, key=lambda each: sign * float(each.value or 0.0))
+        single = max(alone, key=lambda entry: sign * float(entry.value or 0.0))
         others.append(f"the best single technique, {single.name}, {shown_value(outcome.metric, single.value)}")
     if others:
         yield f"Beside it: {'; '.join(others)}. These are the values that it was chosen by, so they flatter it."
@@ -129,8 +129,8 @@ def _confirmation(outcome: SearchOutcome) -> list[_Row]:
     sign = -1 if outcome.prefers_less else 1
     best = max(confirmation.summaries, key=lambda name: sign * confirmation.summaries[name].mean)
     rows = []
-    for name, each in confirmation.summaries.items():
-        cells = [number(confirmation.metric, each.mean, each.error), str(len(each.values))]
+    for name, entry in confirmation.summaries.items():
+        cells = [number(confirmation.metric, entry.mean, entry.error), str(len(entry.values))]
         found = confirmation.comparisons.get(name)
         if found is None:
             cells += ["", "", ""]
@@ -151,11 +151,11 @@ def _parts(outcome: SearchOutcome) -> list[dict[str, Any]]:
 def _trials(outcome: SearchOutcome) -> list[_Row]:
     """Returns the best trials, and those that everything is compared with."""
     sign = -1 if outcome.prefers_less else 1
-    valued = [each for each in outcome.tried if each.value is not None]
-    ranked = sorted(valued, key=lambda each: -sign * float(each.value or 0.0))
-    shown = [each for each in ranked if each in ranked[:_MOST_ROWS] or each.kind != "search"]
-    plain = next((each.step_seconds for each in outcome.of_kind("plain") if each.step_seconds), None)
-    return [_trial_row(outcome, each, plain) for each in shown]
+    valued = [entry for entry in outcome.tried if entry.value is not None]
+    ranked = sorted(valued, key=lambda entry: -sign * float(entry.value or 0.0))
+    shown = [entry for entry in ranked if entry in ranked[:_MOST_ROWS] or entry.kind != "search"]
+    plain = next((entry.step_seconds for entry in outcome.of_kind("plain") if entry.step_seconds), None)
+    return [_trial_row(outcome, entry, plain) for entry in shown]
 
 
 def _trial_row(outcome: SearchOutcome, tried: Tried, plain: float | None) -> _Row:
