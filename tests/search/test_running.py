@@ -13,6 +13,7 @@ from lightning_reg.studies.runs import Measured
 from lightning_reg.studies.store import Store
 from tests.search.helpers import first_of, make_runs, make_space, make_trials, perform, quality
 from tests.studies.helpers import Here
+from tests.studies.processes import python
 
 GOAL = Goal("val/accuracy", prefers_less=False, splits=1)
 
@@ -170,3 +171,29 @@ def test_trials_are_done_by_warm_workers(tmp_path):
     trials = go(tmp_path, count=8, executor=LocalExecutor(2))
     assert [trial.position for trial in trials.tried] == list(range(8))
     assert [trial.value for trial in trials.tried] == pytest.approx([quality(trial.cocktail) for trial in trials.tried])
+
+
+KILLED = """
+import os, pathlib
+from tests.search import test_running
+from tests.search.helpers import perform
+
+def die_at_the_fifth(run, folder):
+    if len(list(pathlib.Path(folder).parent.iterdir())) == 5:
+        os.kill(os.getpid(), 9)
+    return perform(run, folder)
+
+test_running.go(pathlib.Path({folder!r}), die_at_the_fifth, 12)
+"""
+
+
+@pytest.mark.slow
+def test_a_driver_that_is_killed_is_gone_on_from_the_same_way(tmp_path):
+    whole = go(tmp_path / "whole", count=12)
+    with python(KILLED.format(folder=str(tmp_path / "killed"))) as driver:
+        assert driver.wait(120) == -9
+    assert list((tmp_path / "killed" / "drivers").glob("*.lock"))
+    parts = go(tmp_path / "killed", count=12)
+    assert [trial.parameters for trial in parts.tried] == [trial.parameters for trial in whole.tried]
+    assert [trial.position for trial in parts.tried] == list(range(12))
+    assert not list((tmp_path / "killed" / "drivers").glob("*.lock"))

@@ -1,0 +1,82 @@
+"""What a search adds to its trials: ``python -m benchmarks.search``.
+
+A search of digits in this process, whose trials are timed as a whole and within the Trainer: the difference is asking,
+telling, parsing, making module, data and trainer, and keeping the results.
+"""
+
+import argparse
+import functools
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import lightning.pytorch as pl
+
+from lightning_reg.cli import main
+from lightning_reg.cli import search as command
+from lightning_reg.search.python import InProcess
+from lightning_reg.search.running import _Loop
+
+
+class _Clock:
+    """Adds up the time within some functions, as the process's own where the machine is busy."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.clock = clock
+        self.inside = 0.0
+        self.marks: list[tuple[float, float]] = []
+
+    def timed(self, function: Any) -> Any:
+        @functools.wraps(function)  # the command line reads its arguments
+        def wrapped(*arguments: Any, **settings: Any) -> Any:
+            start = self.clock()
+            try:
+                return function(*arguments, **settings)
+            finally:
+                self.inside += self.clock() - start
+
+        return wrapped
+
+    def marking(self, function: Any) -> Any:
+        def wrapped(*arguments: Any, **settings: Any) -> Any:
+            self.marks.append((self.clock(), self.inside))
+            return function(*arguments, **settings)
+
+        return wrapped
+
+
+def measured(trials: int, clock: Callable[[], float]) -> list[float]:
+    """Returns the seconds that each trial took beside fitting and validating; the first are left out as warm-up."""
+    watch = _Clock(clock)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        mock.patch.object(pl.Trainer, "fit", watch.timed(pl.Trainer.fit)),
+        mock.patch.object(pl.Trainer, "validate", watch.timed(pl.Trainer.validate)),
+        mock.patch.object(_Loop, "begin", watch.marking(_Loop.begin)),
+        mock.patch.object(command, "LocalExecutor", return_value=InProcess()),
+    ):
+        words = ["configs/search/digits.yaml", "--quick", "--no-confirm", "--output", str(Path(folder) / "search")]
+        main(["search", *words, "--trials", str(trials)])
+    pairs = list(zip(watch.marks[:-1], watch.marks[1:], strict=True))
+    return [end - start - (inside - before) for (start, before), (end, inside) in pairs][5:]
+
+
+def run() -> None:
+    """Prints what came of it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--trials", type=int, default=40)
+    parser.add_argument("--cpu", action="store_true", help="count the process's own time, on a machine that is busy")
+    options = parser.parse_args()
+    found = measured(options.trials, time.process_time if options.cpu else time.perf_counter)
+    print(
+        f"beside fitting and validating, {len(found)} warm trials took {statistics.median(found):.3f} s each "
+        f"(median; {min(found):.3f} to {max(found):.3f}), two splits each"
+    )
+
+
+if __name__ == "__main__":
+    run()
