@@ -29,6 +29,12 @@ def stand_in(tmp_path, image_folder):
         if name == "mnist":
             write_mnist(tmp_path / "data")
             return ["--data.val_size=10"]
+        if name == "image_folder_labels":
+            root = image_folder(("all",), classes=3, size=32)
+            files = sorted(file.relative_to(root).as_posix() for file in root.rglob("*.png"))
+            rows = [f"{file},{number % 2},{number // 2 % 2}" for number, file in enumerate(files)]
+            (tmp_path / "labels.csv").write_text("\n".join(["file,first,second", *rows]))
+            return [f"--data.root={root}", f"--data.labels={tmp_path / 'labels.csv'}", "--data.val_size=0.25"]
         if name in ("cifar10", "image_folder"):
             root = image_folder(("train", "test"), classes=3, size=32)
             return ["--data.dataset=image_folder", f"--data.root={root}", "--data.val_size=0.25"]

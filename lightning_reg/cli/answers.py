@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from typing_extensions import override
 
 import lightning_reg
-from lightning_reg.cli.explanation import shown
+from lightning_reg.cli.explanation import SECTIONS, shown
 from lightning_reg.settings import SettingError, first_in_chain
 
 __all__ = ["Beginning", "answered"]
@@ -167,8 +167,9 @@ def _setting(config: Mapping[str, Any], frames: list[FrameType], message: str) -
             path = found[0]
             arguments = objects[path].get("init_args") or {}
             break
-        if frame.f_code.co_name == "__init__" and isinstance(made, Trainer):
-            path, arguments = "trainer", config.get("trainer") or {}
+        section = next((name for name, kind in SECTIONS.items() if isinstance(made, kind)), None)
+        if frame.f_code.co_name == "__init__" and section is not None:
+            path, arguments = section, config.get(section) or {}
             break
     else:
         return ""

@@ -17,7 +17,9 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.overrides import TorchFunctionMode
 
+import lightning_reg.callbacks
 from lightning_reg.cli.explanation import SECTIONS, described, hint_of, parameters_of, shown
+from lightning_reg.core.technique import Technique
 from lightning_reg.settings import SettingError, check_count, check_range
 
 __all__ = ["check_devices", "check_settings", "within_memory"]
@@ -47,21 +49,9 @@ def check_settings(config: Mapping[str, Any], names_from_data: tuple[str, ...] =
     for section in ("model", "data"):
         _check_object(section, config.get(section), names_from_data)
     trainer = config["trainer"]
-    callbacks = trainer.get("callbacks") or []
-    for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
-        _check_object("trainer.callbacks", callback, ())
-        _check_start(callback, trainer.get("max_epochs"))
-        if pkgutil.resolve_name(callback["class_path"]) is Callback:
-            raise SettingError("trainer.callbacks must name a Callback by class_path, but has one that does nothing")
-    if trainer.get("gradient_clip_val") is not None:
-        check_range("trainer.gradient_clip_val", trainer["gradient_clip_val"], low=0)
-    if trainer.get("log_every_n_steps") is not None:
-        check_count("trainer.log_every_n_steps", trainer["log_every_n_steps"], low=0)
+    _check_callbacks(trainer)
+    _check_trainer(trainer)
     _check_inside("checkpoint.filename", config["checkpoint"].get("filename"))
-    for number in ("accumulate_grad_batches", "val_check_interval"):
-        value = trainer.get(number)
-        if isinstance(value, (int, float)):
-            check_range(f"trainer.{number}", value, low=0, low_open=True)
     loggers = trainer.get("logger")
     for logger in loggers if isinstance(loggers, list) else [loggers]:
         arguments = logger.get("init_args") or {} if isinstance(logger, Mapping) else {}
@@ -72,6 +62,42 @@ def check_settings(config: Mapping[str, Any], names_from_data: tuple[str, ...] =
     if isinstance(workers, int) and workers > most:
         machine = f"this machine with {os.cpu_count()} processors"
         raise SettingError(f"data.num_workers must be at most {most} on {machine}, but is {workers}")
+
+
+def _check_callbacks(trainer: Mapping[str, Any]) -> None:
+    callbacks = trainer.get("callbacks") or []
+    for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
+        _check_object("trainer.callbacks", callback, ())
+        _check_start(callback, trainer.get("max_epochs"))
+        kind = pkgutil.resolve_name(callback["class_path"])
+        if _is_base(kind):
+            raise SettingError(
+                f"trainer.callbacks must name a technique, but {kind.__name__} is only what several have in common"
+            )
+        if kind is Callback:
+            raise SettingError("trainer.callbacks must name a Callback by class_path, but has one that does nothing")
+
+
+def _check_trainer(trainer: Mapping[str, Any]) -> None:
+    for number, least in (("log_every_n_steps", 0), ("check_val_every_n_epoch", 1), ("num_sanity_val_steps", -1)):
+        if trainer.get(number) is not None:
+            check_count(f"trainer.{number}", trainer[number], low=least)
+    if trainer.get("gradient_clip_val") is not None:
+        check_range("trainer.gradient_clip_val", trainer["gradient_clip_val"], low=0)
+    for number in ("accumulate_grad_batches", "val_check_interval"):
+        value = trainer.get(number)
+        if isinstance(value, (int, float)):
+            check_range(f"trainer.{number}", value, low=0, low_open=True)
+    for unit in ("epochs", "steps"):
+        least, most = trainer.get(f"min_{unit}"), trainer.get(f"max_{unit}")
+        if isinstance(least, int) and isinstance(most, int) and 0 <= most < least:
+            raise SettingError(f"trainer.min_{unit} must be at most max_{unit}, which is {most}, but is {least}")
+
+
+def _is_base(kind: Any) -> bool:
+    """Whether a class is one of ours that nobody attaches, because others are made of it."""
+    is_ours = isinstance(kind, type) and issubclass(kind, Technique) and kind.__module__.startswith("lightning_reg.")
+    return is_ours and kind.__name__ not in lightning_reg.callbacks.__all__
 
 
 def _check_start(callback: Mapping[str, Any], epochs: Any) -> None:

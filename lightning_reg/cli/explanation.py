@@ -33,6 +33,7 @@ _PROBLEM = re.compile(
     r"^( *)- Problem with given class_path '([\w.]+)':\n((?:(?:\1 {3,}.*)?\n|\1 {3,}.*\Z)+)", re.MULTILINE
 )
 _VALUE = re.compile(r".*(?:Given value|Got value): (.*)\Z", re.DOTALL)
+_OF_CLASS = re.compile(r"Expected a <class '(?:[\w.]+\.)?(\w+)'>\. Got value: (\S+)\. Got value: ")
 _NESTED = re.compile(r"NestedArg\(key='([\w.]+)', val=(.*)\)\Z", re.DOTALL)
 _UNKNOWN = re.compile(r"[Oo]ption '([^']+)'|unrecognized arguments?: (\S+)")
 _MAKER = re.compile(r"class_path='([\w.]+)'")
@@ -62,6 +63,8 @@ def explained(message: str, options: Iterable[str] = ()) -> str:
             hint = _hint(owner, key[1])
             path = f"{path}.{key[1]}" if path else key[1]
         value = _value(message)
+        if message.startswith("Unexpected config:"):
+            return f"config must be a mapping of settings, but is {shown(_read(message.partition(':')[2]) or None)}"
         # The parser takes a mapping without a class for arguments of the base class.
         problems = [found for found in _PROBLEM.finditer(message) if _resolved(found[2]) not in _classes_in(hint)]
         if value is _MISSING and nested and path.endswith(f".{nested[1]}"):
@@ -87,6 +90,9 @@ def explained(message: str, options: Iterable[str] = ()) -> str:
         return f"{option} is no setting{of_which}" + (f"; did you mean {near[0]}?" if near else "")
     if hint is not None and value is not _MISSING and "Expected" in message:
         return f"{path}{of_class} must be {described(hint)}, but is {shown(value)}"
+    expected = _OF_CLASS.match(message)
+    if expected:  # of an annotation that only type checkers can read
+        return f"{path}{of_class} must be {_a(expected[1])}, but is {shown(_read(expected[2]))}"
     return f"{path}{of_class}: {' '.join(message.split())}" if path else " ".join(message.split())
 
 

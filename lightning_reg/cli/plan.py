@@ -88,6 +88,12 @@ def _run(definition: Definition, variant: str, seed: int, content: dict[str, Any
     arguments = (seeded.get("data") or {}).get("init_args") or {}
     if "seed" in arguments:  # ours: of splits and the order; other data modules have the global one
         seeds["data.seed"] = arguments["seed"] = seed
+    if definition.repeat:
+        if "repeat" not in arguments:
+            raise SettingError(
+                "repeat must be false where the data module has no repeat, which makes partitions of data"
+            )
+        seeds["data.repeat"] = arguments["repeat"] = seed
     collect = definition.study.collect
     return Run(
         variant=variant,

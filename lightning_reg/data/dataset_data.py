@@ -98,7 +98,8 @@ class DatasetData(InMemoryData):
         self.num_targets = None if self.task == "classification" else target.numel()
         self.classes = _class_names(train, target, self.task, num_classes)
         self._splits = given if val is not None else {**given, **_held_out(train, val_size, seed, self.classes)}
-        save_plain_hyperparameters(self)
+        # What the model says, too, and may say otherwise: Lightning refuses two values of one name.
+        save_plain_hyperparameters(self, ignore=["task", "num_classes"])
 
     @property
     def num_classes(self) -> int | None:

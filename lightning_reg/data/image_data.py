@@ -163,7 +163,8 @@ class ImageData(InMemoryData):
         self._pipeline = ImagePipeline(augmentation)
         self._splits: dict[str, SampleDataset] = {}
         self._said: set[str] = set()
-        save_plain_hyperparameters(self)
+        # What the model says, too, and may say otherwise: Lightning refuses two values of one name.
+        save_plain_hyperparameters(self, ignore=["task"])
 
     @property
     def num_classes(self) -> int | None:

@@ -154,7 +154,8 @@ class TabularData(InMemoryData):
         self.seed = seed
         self._splits: dict[str, SampleDataset] = {}
         self._said: set[str] = set()
-        save_plain_hyperparameters(self)
+        # What the model says, too, and may say otherwise: Lightning refuses two values of one name.
+        save_plain_hyperparameters(self, ignore=["task"])
         self._read(table if self.path is None else self.path, targets, task)
 
     def _read(self, source: Any, targets: list[str], task: str) -> None:

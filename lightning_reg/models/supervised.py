@@ -53,7 +53,7 @@ def default_optimizer(params: Iterable[Any]) -> torch.optim.Optimizer:
 
 
 def chosen_task(
-    task: TaskName | Task, *, num_classes: int | None, num_targets: int | None, label_smoothing: float = 0.0
+    task: Task | TaskName, *, num_classes: int | None, num_targets: int | None, label_smoothing: float = 0.0
 ) -> Task:
     """Returns the task that a setting means; of a task that is given, a copy.
 
@@ -146,7 +146,7 @@ class Supervised(LightningModule):
         self,
         network: nn.Module,
         *,
-        task: TaskName | Task = "auto",
+        task: Task | TaskName = "auto",
         num_classes: int | None = None,
         num_targets: int | None = None,
         input_shape: Sequence[int] | None = None,

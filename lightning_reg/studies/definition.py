@@ -47,6 +47,7 @@ class Definition:
     Attributes:
         base: Pieces of the run that variants change; none for a computation.
         variants: Pieces by variant; of a computation one mapping of arguments.
+        repeat: Whether each seed is a partition of the data of its own, too.
         function: Dotted name of a computation; None where networks are trained.
         arguments: Of the computation, that variants change.
         data: What is different on other data, by the data set's name.
@@ -56,6 +57,7 @@ class Definition:
     study: Study
     base: tuple[Piece, ...]
     variants: Mapping[str, tuple[Piece, ...]]
+    repeat: bool = False
     function: str | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
     quick: Form = field(default_factory=Form)
@@ -129,6 +131,7 @@ def _definition(keys: StudyKeys, path: Path) -> Definition:
         study=_study(keys, path.stem, list(variants)),
         base=pieces("base", keys.base, path),
         variants=variants,
+        repeat=keys.repeat,
         function=keys.function,
         arguments=_settings("arguments", keys.arguments),
         quick=_form("quick", parsed(FormKeys, keys.quick, "quick"), path),

@@ -77,6 +77,7 @@ class StudyKeys:
             they have on the command line, or a list of these; {} is the base as it is. Of a computation its arguments.
         seeds: A list, or how many from 0 on; the same for every variant, which pairs them.
         base: Pieces of the run that variants change.
+        repeat: Whether each seed is a partition of the data of its own, too: data.repeat.
         function: Dotted name of a computation, in place of a base.
         arguments: Of the computation, which variants change.
         title: What the report begins with; the file's name where left out.
@@ -93,6 +94,7 @@ class StudyKeys:
     variants: Settings
     seeds: int | list[int]
     base: Pieces | None = None
+    repeat: bool = False
     function: str | None = None
     arguments: Settings | None = None
     title: str = ""

@@ -154,3 +154,9 @@ def test_channels_and_outputs_are_filled_in_where_they_are_named_so():
 def digits_alone():
     Path("digits.yaml").write_text("data: {class_path: ImageData, init_args: {dataset: digits}}\n")
     return "digits.yaml"
+
+
+def test_a_task_that_the_model_is_told_by_name_is_no_contradiction(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = str(REPOSITORY / "configs" / "tabular_regression.yaml")
+    assert run("fit", "--model.task", "regression", "--trainer.max_epochs", "1", config=config) == 0
