@@ -89,9 +89,9 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
         if isinstance(value, (int, float)):
             check_range(f"trainer.{number}", value, low=0, low_open=True)
     for unit in ("epochs", "steps"):
-        least, most = trainer.get(f"min_{unit}"), trainer.get(f"max_{unit}")
-        if isinstance(least, int) and isinstance(most, int) and 0 <= most < least:
-            raise SettingError(f"trainer.min_{unit} must be at most max_{unit}, which is {most}, but is {least}")
+        low, high = trainer.get(f"min_{unit}"), trainer.get(f"max_{unit}")
+        if isinstance(low, int) and isinstance(high, int) and 0 <= high < low:
+            raise SettingError(f"trainer.min_{unit} must be at most max_{unit}, which is {high}, but is {low}")
 
 
 def _is_base(kind: Any) -> bool:

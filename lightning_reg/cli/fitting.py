@@ -227,7 +227,7 @@ def _collected(cli: _Fit, collect: Sequence[str], arguments: Sequence[str], fold
             cli.trainer.save_checkpoint(checkpoint)
         predicted = _joined(cli.trainer.predict(cli.model, datamodule=cli.datamodule))
         if "predictions" in collect:
-            collected["predictions"] = predictions_of(_targets(cli.datamodule), predicted)
+            collected["predictions"] = predictions_of(_targets(cli.datamodule), predicted, cli.datamodule.task)
         if "reload" in collect:
             collected["reload"] = reload_of(predicted, _in_a_new_process(arguments, checkpoint, folder))
     return collected
@@ -237,7 +237,7 @@ def _targets(data: Any) -> Tensor:
     loader = data.evaluation_dataloader("test") if isinstance(data, InMemoryData) else None
     if loader is None:
         raise SettingError("collect must leave out predictions where the data module is none of ours with a test part")
-    return torch.cat([batch[1] for batch in loader])
+    return torch.cat([batch[-1] for batch in loader])  # a table's batches have codes, too
 
 
 def _in_a_new_process(arguments: Sequence[str], checkpoint: str, folder: Path) -> Tensor:

@@ -155,11 +155,20 @@ def reload_of(before: Tensor, after: Tensor) -> dict[str, Any]:
     return {"largest_difference": float(gap.max()), "samples": len(before), "same_classes": same}
 
 
-def predictions_of(targets: Sequence[int] | Tensor, probabilities: Tensor) -> Mapping[str, Any]:
-    """Returns the classes that samples have, and those that they are taken for.
+def predictions_of(
+    targets: Sequence[int] | Tensor, predicted: Tensor, task: str = "classification"
+) -> Mapping[str, Any]:
+    """Returns what samples have, and what is predicted of them: classes, labels one by one, or values.
 
     Args:
-        targets: (N,), class indices.
-        probabilities: (N, C).
+        targets: (N,), class indices or numbers; (N, L) of several labels or numbers.
+        predicted: (N, C), probabilities of classes; of the targets' shape otherwise.
+        task: ``classification``, ``multilabel`` or ``regression``.
     """
-    return {"targets": [int(target) for target in targets], "classes": probabilities.argmax(1).tolist()}
+    if task == "regression":
+        return {"targets": torch.as_tensor(targets).flatten().tolist(), "values": predicted.flatten().tolist()}
+    classes = predicted > 0.5 if task == "multilabel" else predicted.argmax(1)
+    return {
+        "targets": torch.as_tensor(targets).long().flatten().tolist(),
+        "classes": classes.long().flatten().tolist(),
+    }

@@ -129,3 +129,10 @@ def test_reloaded_predictions_are_compared():
 def test_predictions_are_classes():
     found = predictions_of(torch.tensor([1, 0]), torch.tensor([[0.1, 0.9], [0.2, 0.8]]))
     assert found == {"targets": [1, 0], "classes": [1, 1]}
+
+
+def test_predictions_of_numbers_are_numbers_and_of_several_labels_one_by_one():
+    numbers = predictions_of(torch.tensor([1.5, 2.0]), torch.tensor([1.0, 2.5]), "regression")
+    assert numbers == {"targets": [1.5, 2.0], "values": [1.0, 2.5]}
+    labels = predictions_of(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.2, 0.9]]), "multilabel")
+    assert labels == {"targets": [1, 0], "classes": [0, 1]}

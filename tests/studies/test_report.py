@@ -3,6 +3,7 @@
 import csv
 import math
 import re
+import statistics
 import sys
 from html.parser import HTMLParser
 from xml.etree import ElementTree
@@ -13,6 +14,7 @@ from lightning_reg.settings import SettingError
 from lightning_reg.studies.functions import batch_norm_backward, ridge_regression
 from lightning_reg.studies.outcome import Axis, Failure, Outcome, Result, Study
 from lightning_reg.studies.report import write_report
+from lightning_reg.studies.report.decomposition import parts_of
 from lightning_reg.studies.report.words import headline
 
 SEEDS = range(4)
@@ -392,3 +394,18 @@ def test_without_matplotlib_it_is_said_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(SettingError, match="pip install matplotlib"):
         write_report(Outcome(study(["a", "b"]), results({"a": 0.8, "b": 0.9})), tmp_path)
+
+
+def test_bias_and_variance_of_numbers_are_those_of_squared_errors():
+    targets, values = [1.0, 2.0, 4.0], {0: [1.5, 2.0, 3.0], 1: [0.5, 3.0, 3.5], 2: [1.0, 2.5, 5.0]}
+
+    def collected(_, seed):
+        return {"predictions": {"targets": targets, "values": values[seed]}}
+
+    outcome = Outcome(study(["a"], seeds=range(3)), results({"a": 0.8}, seeds=range(3), collected=collected))
+    parts = parts_of(outcome)
+    errors = [sum((v - t) ** 2 for v, t in zip(values[seed], targets, strict=True)) / 3 for seed in range(3)]
+    variances = [statistics.variance(column) for column in zip(*values.values(), strict=True)]
+    assert parts.measured == [pytest.approx(sum(errors) / 3)]
+    assert parts.stacked["variance"] == [pytest.approx(sum(variances) / 3)]
+    assert parts.stacked["bias² and noise"][0] + parts.stacked["variance"][0] == pytest.approx(parts.measured[0])

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from lightning_reg.functional.generalization import decompose_zero_one_error
+from lightning_reg.functional.generalization import decompose_squared_error, decompose_zero_one_error
 from lightning_reg.studies.outcome import Outcome, collected
 from lightning_reg.studies.statistics import mean_and_error
 
@@ -47,6 +47,9 @@ def parts_of(outcome: Outcome) -> Parts | None:
         for variant, runs in collected(outcome, "predictions").items()
         if len(runs) > 1 and all(run["targets"] == runs[0]["targets"] for run in runs)
     }
+    values = {variant: runs for variant, runs in predicted.items() if "values" in runs[0]}
+    if values:
+        return _squared_of(values)
     return _zero_one(predicted) if predicted else None
 
 
@@ -62,6 +65,26 @@ def _squared(found: dict[str, list[Any]]) -> Parts:
         [mean(variant, "error") for variant in found],
         # Of a mean over seeds, each of which knows its own.
         [math.hypot(*(run["error_standard_error"] for run in runs)) / len(runs) for runs in found.values()],
+        {},
+    )
+
+
+def _squared_of(found: dict[str, list[Any]]) -> Parts:
+    predicted = {
+        name: torch.tensor([each["values"] for each in runs], dtype=torch.float64) for name, runs in found.items()
+    }
+    targets = {name: torch.tensor(runs[0]["targets"], dtype=torch.float64) for name, runs in found.items()}
+    parts = {name: decompose_squared_error(values, targets[name], noise=0.0) for name, values in predicted.items()}
+    errors = {name: (values - targets[name]).square().mean(1).tolist() for name, values in predicted.items()}
+    return Parts(
+        "mean squared error",
+        list(found),
+        {
+            "bias² and noise": [each.bias_squared.item() for each in parts.values()],
+            "variance": [each.variance.item() for each in parts.values()],
+        },
+        [mean_and_error(each)[0] for each in errors.values()],
+        [mean_and_error(each)[1] for each in errors.values()],
         {},
     )
 
