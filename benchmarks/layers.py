@@ -1,7 +1,7 @@
 """Layers that drop something, beside what a user would pick instead, forward and backward.
 
-``python -m benchmarks layers`` times each group on maps of 64×64×32×32. Then it measures which share of small maps the
-three implementations of DropBlock drop, against what they were asked for.
+``python -m benchmarks layers`` times dropout by the number of units, then each group on maps of 64×64×32×32. Then it
+measures which share of small maps the three implementations of DropBlock drop, against what they were asked for.
 """
 
 from collections.abc import Callable, Iterator
@@ -53,8 +53,37 @@ def tables(options: Options) -> Iterator[Table]:
     Args:
         options: How to run.
     """
+    yield _by_units(options)
     yield _times(options)
     yield _shares(100 if options.smallest else 2_000 if options.quick else 20_000)
+
+
+def _by_units(options: Options) -> Table:
+    table = Table(
+        "Dropout by the number of units, forward and backward",
+        ["units", "Dropout: ms", "torch's: ms", "ours / torch's", "quartiles"],
+        note=f"On {torch.get_num_threads()} threads.",
+    )
+    for units in (10, 1_000) if options.smallest else (10, 1_000, 10_000, 30_000, 100_000, 10**6, 4 * 10**6):
+        inputs = torch.randn(units, device=options.device, requires_grad=True)
+        gradient = torch.randn_like(inputs)
+        calls = max(1, min(20, 10**5 // units))  # of few units, one is too short to be timed
+        layers: dict[str, Layer] = {"ours": Dropout(P), "torch's": nn.Dropout(P)}
+        members = {name: _repeated(_pass(layer, inputs, gradient), calls) for name, layer in layers.items()}
+        seconds = alternate(members, rounds=options.rounds(60, 9), device=options.device)
+        ratios = [ours / theirs for ours, theirs in zip(*seconds.values(), strict=True)]
+        low, median, high = quartiles(ratios)
+        medians = [1e3 * quartiles(times)[1] / calls for times in seconds.values()]
+        table.add(f"{units:,}", *medians, f"{median:.3f}", f"{low:.3f} to {high:.3f}")
+    return table
+
+
+def _repeated(call: Callable[[], None], times: int) -> Callable[[], None]:
+    def calls() -> None:
+        for _ in range(times):
+            call()
+
+    return calls
 
 
 def _times(options: Options) -> Table:

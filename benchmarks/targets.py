@@ -47,6 +47,7 @@ def _bandwidth(what: str, rows: str) -> Target:
 
 
 _BY_WEIGHTS = "Cost by the number of weights"
+_DROPOUT = "Dropout by the number of units"
 _BASIC = "An epoch of 50,000 color images"
 # Our techniques at their defaults: not what belongs to the row above, not what is measured at every step.
 _EACH = r"(?!\s|SharpnessAware|fourteen|.*every step).*"
@@ -54,7 +55,7 @@ _EMA, _SAM = "ExponentialMovingAverage", "SharpnessAwareMinimization"
 
 TARGETS = (
     _step("every callback but SAM", "cnn", _EACH, 1.02),
-    _step("fourteen of them together", "cnn", "fourteen.*", 1.06),
+    _step("fourteen of them together", "cnn", "fourteen.*", 1.05),
     _step("SAM", "cnn", _SAM, 2.05),
     _step("SAM", "mlp", _SAM, 2.05),
     _step("elastic net", "mlp", "ElasticNetPenalty", 1.12),
@@ -77,8 +78,14 @@ TARGETS = (
         "adds",
         "  timm's adaptive_clip_grad",
     ),
-    _step("activations watched at every step", "cnn", "ActivationStats, every step", 1.2),
-    _step("the same with histograms", "cnn", "  with histograms", 1.5),
+    _step("activations watched at every step", "cnn", "ActivationStats, every step", 1.12),
+    _step("the same with histograms", "cnn", "  with histograms", 1.3),
+    _step("dropout inserted", "cnn", "InsertDropout", 1.12),
+    _step("blocks and channels dropped", "cnn", r"InsertDropBlock|InsertDropout\(spatial\)", 1.03),
+    _step("weights dropped", "cnn", "InsertDropConnect", 1.02),
+    _step("weights dropped", "mlp", "InsertDropConnect", 1.4),
+    Target("dropout of 10^6 units and more, beside torch's", "layers", _DROPOUT, r"\d+,\d+,\d+", "ours", 0.3),
+    Target("dropout of any number of units, beside torch's", "layers", _DROPOUT, ".*", "ours", 1.0),
     Target("all monitors at their defaults, mlp", "monitors", "Monitors at their defaults: mlp", "all.*", "×", 1.03),
     Target("all monitors at their defaults, cnn", "monitors", "Monitors at their defaults: cnn", "all.*", "×", 1.03),
     Target("our MLP beside a bare module", "models", "A step of a model", ".*logs the same", "MLP / this", 1.03),
