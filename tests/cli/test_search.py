@@ -93,7 +93,7 @@ def test_a_search_ends_with_a_configuration_that_trains(trained, capsys):
     assert by_name["plain"]["trainer"]["callbacks"] == []  # nor what only watches
     assert by_name["plain"]["model"]["init_args"]["drop_prob"] == 0.0
     assert [entry["class_path"] for entry in by_name["base"]["trainer"]["callbacks"]] == [
-        "lightning_reg.callbacks.L1Penalty"
+        "lightning_reg.L1Penalty"
     ]
     assert by_name["base"]["model"]["init_args"]["drop_prob"] == 0.3
     assert not list(FOLDER.rglob("*.ckpt"))
@@ -192,7 +192,7 @@ BAD = [
     (
         {"space": {"switches": {"x": {"set": {"model.drop_prob": {"linear": [2, 3]}}}}}},
         [],
-        r"switch 'x': drop_prob must be in \[0, 1\), but is 2.5",
+        r"switch 'x': drop_prob must be in \[0, 1\], but is 2.5",
     ),
     ({"base": "nowhere.yaml"}, [], "base must name a configuration that exists, but 'nowhere.yaml' doesn't"),
     ({"base": [SEARCH["base"][0], {"model.hiden_sizes": [3]}]}, [], "base: .*hiden_sizes"),
