@@ -92,9 +92,7 @@ def test_a_search_ends_with_a_configuration_that_trains(trained, capsys):
     by_name = dict(trained)
     assert by_name["plain"]["trainer"]["callbacks"] == []  # nor what only watches
     assert by_name["plain"]["model"]["init_args"]["drop_prob"] == 0.0
-    assert [entry["class_path"] for entry in by_name["base"]["trainer"]["callbacks"]] == [
-        "lightning_reg.L1Penalty"
-    ]
+    assert [entry["class_path"] for entry in by_name["base"]["trainer"]["callbacks"]] == ["lightning_reg.L1Penalty"]
     assert by_name["base"]["model"]["init_args"]["drop_prob"] == 0.3
     assert not list(FOLDER.rglob("*.ckpt"))
     best = content["best"]
