@@ -103,7 +103,7 @@ def owned_parameters(module: nn.Module) -> list[OwnedParameter]:
         module: Module whose parameters are listed.
 
     >>> attention = nn.MultiheadAttention(8, 2)
-    >>> [each.name for each in owned_parameters(attention) if each.is_norm_or_bias]
+    >>> [owned.name for owned in owned_parameters(attention) if owned.is_norm_or_bias]
     ['in_proj_bias', 'out_proj.bias']
     """
     found: dict[nn.Parameter, OwnedParameter] = {}

@@ -48,7 +48,7 @@ def contradictions(found: Inventory) -> list[Contradiction]:
     Args:
         found: What regularizes the run.
     """
-    return [each for check in _CHECKS for each in check(found)]
+    return [contradiction for check in _CHECKS for contradiction in check(found)]
 
 
 def monitors_not_logged(callbacks: list[Callback], logged: list[str]) -> Iterator[Contradiction]:
@@ -179,7 +179,7 @@ def _l2_penalties(found: Inventory) -> list[str]:
 
 
 def _penalty_under_adam(found: Inventory) -> Iterator[Contradiction]:
-    adaptive = sorted({type(each).__name__ for each in found.trainer.optimizers} & set(_ADAPTIVE))
+    adaptive = sorted({type(optimizer).__name__ for optimizer in found.trainer.optimizers} & set(_ADAPTIVE))
     for penalty in _l2_penalties(found):
         for optimizer in adaptive:
             yield Contradiction(
@@ -302,7 +302,7 @@ def _stopping_at_the_worst(found: Inventory) -> Iterator[Contradiction]:
 
 def _average_never_begins(found: Inventory) -> Iterator[Contradiction]:
     epochs = found.trainer.max_epochs
-    for callback in (each for each in found.techniques() if each.averages_weights):
+    for callback in (technique for technique in found.techniques() if technique.averages_weights):
         begins = getattr(callback, "start_step", 0) + getattr(callback, "every_n_steps", 1)
         is_late = epochs is not None and 0 < epochs <= getattr(callback, "start_epoch", 0)
         if is_late or (begins > 1 and 0 < found.trainer.estimated_stepping_batches < begins):

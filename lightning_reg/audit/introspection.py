@@ -64,8 +64,8 @@ def shown(value: Any) -> str:
     if value is None or isinstance(value, (bool, int, str)):
         return str(value)
     if isinstance(value, (list, tuple)):
-        numbers = all(isinstance(each, (int, float)) for each in value)
-        return str(tuple(value)) if numbers else ", ".join(shown(each) for each in value)
+        numbers = all(isinstance(entry, (int, float)) for entry in value)
+        return str(tuple(value)) if numbers else ", ".join(shown(entry) for entry in value)
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {shown(entry)}" for key, entry in value.items())
     return _object_shown(value)

@@ -121,7 +121,7 @@ def take_inventory(trainer: Trainer, pl_module: LightningModule) -> Inventory:
     found = Inventory(trainer, pl_module, callbacks_of(trainer))
     data = getattr(trainer, "datamodule", None)
     found.groups = _decay_groups(trainer, pl_module)
-    mixes = [getattr(each, "mix", None) for each in [data, *found.callbacks]]
+    mixes = [getattr(holder, "mix", None) for holder in [data, *found.callbacks]]
     found.mixing = [mix for mix in mixes if mix is not None]
     found.mixes_labels = getattr(data, "mix", None) is not None
     found.label_smoothing = _label_smoothing(pl_module)

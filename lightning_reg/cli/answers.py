@@ -117,7 +117,7 @@ def answered(
             raise
         chain = _chain(error)
         cause = chain[-1]
-        frames = [frame for each in chain for frame, _ in traceback.walk_tb(each.__traceback__)]
+        frames = [frame for raised in chain for frame, _ in traceback.walk_tb(raised.__traceback__)]
         if cause.__traceback__ is None or _is_users(frames[-1]):
             raise
         is_restoring = any(frame.f_globals.get("__name__") == checkpoint_connector.__name__ for frame in frames)

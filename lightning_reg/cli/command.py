@@ -288,8 +288,8 @@ class RegularizationCLI(LightningCLI):
 
 def _default(model: Any, name: str) -> Any:
     """Returns the default of an argument, which a class may hand on to the class it inherits from."""
-    for each in getattr(model, "__mro__", [model]):
-        parameter = signature(each).parameters.get(name)
+    for base in getattr(model, "__mro__", [model]):
+        parameter = signature(base).parameters.get(name)
         if parameter is not None:
             return parameter.default
     return None

@@ -164,7 +164,7 @@ def parameters_of(owner: Any) -> dict[str, inspect.Parameter]:
         except (TypeError, ValueError):
             continue
         found = {**own, **found}
-        if not any(each.kind is inspect.Parameter.VAR_KEYWORD for each in own.values()):
+        if not any(argument.kind is inspect.Parameter.VAR_KEYWORD for argument in own.values()):
             break
     return found
 
@@ -231,7 +231,7 @@ def _fault_of_class(path: str, value: Any, hint: Any) -> str | None:
 
 
 def _fault_of_entry(path: str, entry: Any, classes: tuple[type, ...]) -> str | None:  # noqa: PLR0911
-    kind = " or ".join(_a(each.__name__) for each in classes)
+    kind = " or ".join(_a(cls.__name__) for cls in classes)
     names = list(_names(classes))
     if isinstance(entry, str):
         return _fault_of_name(path, entry, classes, kind)
@@ -284,6 +284,6 @@ def _names(classes: tuple[type, ...]) -> dict[str, list[type]]:
 
 
 def _with_subclasses(classes: Iterable[type]) -> Iterator[type]:
-    for each in classes:
-        yield each
-        yield from _with_subclasses(type.__subclasses__(each))
+    for cls in classes:
+        yield cls
+        yield from _with_subclasses(type.__subclasses__(cls))

@@ -86,7 +86,7 @@ def twins(*classes: type[T]) -> tuple[type[T], ...]:
     Returns:
         What ``isinstance`` takes.
     """
-    return tuple(each for kind in classes for each in _both(kind))
+    return tuple(found for kind in classes for found in _both(kind))
 
 
 def _both(kind: type[T]) -> Iterator[type[T]]:

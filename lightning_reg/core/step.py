@@ -228,9 +228,9 @@ class Run:
         self._members.sort(key=lambda member: member[0].position)
         for hook in HOOKS:
             self._listeners[hook] = [
-                getattr(each, hook)
-                for _, each in self._members
-                if getattr(type(each), hook) is not getattr(Session, hook)
+                getattr(member, hook)
+                for _, member in self._members
+                if getattr(type(member), hook) is not getattr(Session, hook)
             ]
 
     def sessions_of(self, kind: type[S]) -> list[S]:

@@ -79,7 +79,7 @@ def log_histograms(trainer: Trainer, histograms: Mapping[str, Histogram], step: 
     """
     from torch.utils.tensorboard.summary import histogram_raw  # late: only who has such a logger needs it
 
-    loggers = [each for each in _loggers(trainer) if _is_tensorboard(each)]
+    loggers = [logger for logger in _loggers(trainer) if _is_tensorboard(logger)]
     if not loggers:
         return
     written = []

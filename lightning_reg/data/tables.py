@@ -105,7 +105,7 @@ def named_table(name: str) -> tuple[Table, tuple[str, ...]]:
     loaded: Any = getattr(datasets, f"load_{name}")()
     names = [str(name) for name in loaded.feature_names]  # plain text, for checkpoints
     columns = dict(zip(names, map(column_of_numbers, loaded.data.T), strict=True))
-    classes = tuple(str(each) for each in loaded.get("target_names", ()))
+    classes = tuple(str(name) for name in loaded.get("target_names", ()))
     target = column_of_numbers(loaded.target)
     return Table({**columns, "target": target}, ("target",), name), classes
 

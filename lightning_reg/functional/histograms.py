@@ -94,7 +94,7 @@ def rebinned(counts: Tensor, edges: Tensor) -> Tensor:
     tensor([1., 3.], dtype=torch.float64)
     """
     wide = wide_dtype(counts.device)
-    fine, edges = (each.to(wide).to(counts.device, non_blocking=True) for each in (fine_edges(), edges))
+    fine, edges = (values.to(wide).to(counts.device, non_blocking=True) for values in (fine_edges(), edges))
     counts = counts.to(wide)
     # Everything in a bin that begins at zero is nearly always zero itself: it counts where zero is.
     inner = edges[1:-1]

@@ -208,7 +208,7 @@ def standardized_weight(weight: Tensor, *, dim: int = 0, groups: int = 1, eps: f
         # Inputs of a transposed convolution are told apart by group: (G, I / G, O / G, ...).
         parts, units = weight.reshape(groups, -1, *weight.shape[1:]), [0, 2]
     dims = [index for index in range(parts.ndim) if index not in units]
-    if math.prod([parts.shape[each] for each in dims]) < 2:
+    if math.prod([parts.shape[dim] for dim in dims]) < 2:
         raise SettingError(
             f"weight must have at least two elements per output unit, but has the shape {tuple(weight.shape)} with "
             f"output units in dimension {dim}"

@@ -234,7 +234,7 @@ def add_l2_sp_gradient_(
     for part in cache_sized(weights, BLOCK):
         parts, ends, origins = gradients[part], weights[part], starts[part]
         if len(parts) == 1 and _is_worth_blocks(parts[0], ends[0]) and ends[0].stride() == origins[0].stride():
-            blocks = (torch.split(each.view(-1), BLOCK) for each in (parts[0], ends[0], origins[0]))
+            blocks = (torch.split(values.view(-1), BLOCK) for values in (parts[0], ends[0], origins[0]))
             for block, end, origin in zip(*blocks, strict=True):
                 _add_(block, end - origin, strength)
         else:

@@ -209,11 +209,11 @@ def _observed(
     """Calls back when layers run; inside, only norms are in training mode, and afterwards all is as it was."""
     modes = [(submodule, submodule.training) for submodule in module.modules()]
     norms = [submodule for submodule in module.modules() if isinstance(submodule, nn.modules.batchnorm._NormBase)]
-    statistics = [(each, each.clone()) for norm in norms for each in norm.buffers(recurse=False)]
+    statistics = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers(recurse=False)]
     handles: list[RemovableHandle] = []
     try:
-        for each, _ in modes:
-            each.training = isinstance(each, nn.modules.batchnorm._NormBase)
+        for submodule, _ in modes:
+            submodule.training = isinstance(submodule, nn.modules.batchnorm._NormBase)
         for layer in layers:
             if before is not None:
                 handles.append(layer.register_forward_pre_hook(lambda layer, _: before(layer)))
@@ -223,8 +223,8 @@ def _observed(
     finally:
         for handle in handles:
             handle.remove()
-        for each, mode in modes:
-            each.training = mode
+        for submodule, mode in modes:
+            submodule.training = mode
         with torch.no_grad():
             for buffer, before_pass in statistics:
                 buffer.copy_(before_pass)

@@ -238,7 +238,7 @@ class ActivationSession(Session[ActivationStats]):
     def _add_columns(self) -> None:
         shown = [name for name in self.latest if name in self.columns or len(self.columns) < _MOST_PANELS]
         fine = [self.latest[name].histogram for name in shown]
-        stacked = torch.stack([each for each in fine if each is not None])
+        stacked = torch.stack([counts for counts in fine if counts is not None])
         counts = rebinned(stacked, column_edges())
         shares = counts / counts.sum(1, keepdim=True).clamp(min=1)  # 16 bits hold them
         for name, column in zip(shown, shares.float(), strict=True):

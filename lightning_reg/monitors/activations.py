@@ -188,10 +188,10 @@ class ActivationWatch:
             if not calls:
                 continue
             # Calls may differ in the number of units: only those of the last call's are told apart.
-            per_call = [torch.stack([each.sum() for each in sums]) for sums, _ in calls]
+            per_call = [torch.stack([part.sum() for part in sums]) for sums, _ in calls]
             alike = [sums for sums, _ in calls if sums.zeros.shape == calls[-1][0].zeros.shape]
-            values = torch.stack([each.number / len(each.zeros) for each in alike]).sum()
-            silent = torch.stack([each.zeros for each in alike]).sum(0) == values
+            values = torch.stack([call.number / len(call.zeros) for call in alike]).sum()
+            silent = torch.stack([call.zeros for call in alike]).sum(0) == values
             fine = [call for _, call in calls if call is not None]
             seen[name] = Seen(torch.stack(per_call).sum(0), silent, torch.stack(fine).sum(0) if fine else None)
         self.forget()

@@ -191,7 +191,7 @@ class WeightSession(Session[WeightDistribution]):
         for kind, name, tensor in self._tensors(parameters):
             tags.append((kind, name))
             packed.append(self._measured(kind, tensor, bins))
-        found = torch.stack([each.to(packed[0].device) for each in packed]).cpu()  # one transfer for everything
+        found = torch.stack([values.to(packed[0].device) for values in packed]).cpu()  # one transfer for everything
         values: dict[str, float] = {}
         histograms: dict[str, Histogram] = {}
         for (kind, name), numbers in zip(tags, found, strict=True):

@@ -28,7 +28,7 @@ class Insertion:
     >>> from lightning_reg.nn.layers.dropout import Dropout
     >>> host = nn.Linear(2, 2)
     >>> handle = host.register_forward_hook(Insertion(Dropout(0.5), "0"), with_kwargs=True)
-    >>> [each.layer for each in insertions(host)]
+    >>> [insertion.layer for insertion in insertions(host)]
     [Dropout(p=0.5)]
     """
 

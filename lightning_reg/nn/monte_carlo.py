@@ -129,7 +129,7 @@ def stochastic_passes(model: nn.Module) -> Iterator[list[NoiseStream]]:
                 module.training = True  # in evaluation these take a path without the dropout below them
         for hook in inserted:
             hook.is_forced = True
-        sources = [getattr(each, "stream", None) for each in (*stochastic, *(hook.layer for hook in inserted))]
+        sources = [getattr(source, "stream", None) for source in (*stochastic, *(hook.layer for hook in inserted))]
         yield [source for source in sources if isinstance(source, NoiseStream)]
     finally:
         for module, mode in zip(modules, modes, strict=True):

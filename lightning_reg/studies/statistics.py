@@ -186,7 +186,7 @@ def against_baseline(outcome: Outcome, metric: str) -> dict[str, Comparison]:
     return dict(
         zip(
             others,
-            _corrected([paired(found[each].values, found[baseline].values, baseline) for each in others]),
+            _corrected([paired(found[other].values, found[baseline].values, baseline) for other in others]),
             strict=True,
         )
     )

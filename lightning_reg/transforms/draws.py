@@ -47,7 +47,7 @@ def box_sizes(
     heights, widths = (pixels / ratios).sqrt().round_(), (pixels * ratios).sqrt().round_()
     fits = (heights > 0) & (heights <= height) & (widths > 0) & (widths <= width)
     first = fits.to(torch.uint8).argmax(0, keepdim=True)
-    heights, widths, fits = (each.gather(0, first).squeeze(0) for each in (heights, widths, fits))
+    heights, widths, fits = (drawn.gather(0, first).squeeze(0) for drawn in (heights, widths, fits))
     return heights, widths, fits
 
 

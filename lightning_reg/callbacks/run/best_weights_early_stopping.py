@@ -80,8 +80,8 @@ class RestoresBestWeights(Technique, _EarlyStopping):
         if baseline is not None:
             check_range("baseline", baseline)
         check_choice("stalled", stalled, ["all", "any"])
-        for name, each in (also or {}).items():
-            check_choice(f"also[{name!r}]", each, ["min", "max"])
+        for name, direction in (also or {}).items():
+            check_choice(f"also[{name!r}]", direction, ["min", "max"])
             if name == monitor:
                 raise SettingError(f"also must name metrics beside the monitor, but has {name!r} again")
         self._stock.__init__(

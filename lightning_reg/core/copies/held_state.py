@@ -65,7 +65,11 @@ class Moment:
             holder.kept = latest
             for key, stand_in in writers:
                 holder.owner[key] = stand_in
-        _write(each for each in self.copied if each.name in moving or each.tensor.is_inference() or _is_changed(each))
+        _write(
+            copied
+            for copied in self.copied
+            if copied.name in moving or copied.tensor.is_inference() or _is_changed(copied)
+        )
 
 
 class HeldState:

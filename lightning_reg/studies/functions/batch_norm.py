@@ -65,7 +65,7 @@ def batch_norm_backward(
 def _with_gradients(
     function: Callable[..., Tensor], inputs: Tensor, weight: Tensor, bias: Tensor, above: Tensor
 ) -> dict[str, Tensor]:
-    leaves = [each.clone().requires_grad_() for each in (inputs, weight, bias)]
+    leaves = [tensor.clone().requires_grad_() for tensor in (inputs, weight, bias)]
     outputs = function(leaves[0], None, None, weight=leaves[1], bias=leaves[2], training=True)
     gradients = torch.autograd.grad(outputs, leaves, above)
     return {"outputs": outputs.detach()} | dict(zip(("inputs", "weight", "bias"), gradients, strict=True))

@@ -171,7 +171,7 @@ def _parts(outcome: Outcome) -> Iterator[Chart]:
     with drawing(4.8, 3.0) as drawn:
         axes = drawn.axes
         where = (
-            [axis.values[list(outcome.study.variants).index(each)] for each in labels]
+            [axis.values[list(outcome.study.variants).index(variant)] for variant in labels]
             if axis
             else list(range(len(labels)))
         )

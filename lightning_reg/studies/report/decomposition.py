@@ -71,7 +71,7 @@ def _squared(found: dict[str, list[Any]]) -> Parts:
 
 def _squared_of(found: dict[str, list[Any]]) -> Parts:
     predicted = {
-        name: torch.tensor([each["values"] for each in runs], dtype=torch.float64) for name, runs in found.items()
+        name: torch.tensor([run["values"] for run in runs], dtype=torch.float64) for name, runs in found.items()
     }
     targets = {name: torch.tensor(runs[0]["targets"], dtype=torch.float64) for name, runs in found.items()}
     parts = {name: decompose_squared_error(values, targets[name], noise=0.0) for name, values in predicted.items()}
@@ -80,11 +80,11 @@ def _squared_of(found: dict[str, list[Any]]) -> Parts:
         "mean squared error",
         list(found),
         {
-            "bias² and noise": [each.bias_squared.item() for each in parts.values()],
-            "variance": [each.variance.item() for each in parts.values()],
+            "bias² and noise": [part.bias_squared.item() for part in parts.values()],
+            "variance": [part.variance.item() for part in parts.values()],
         },
-        [mean_and_error(each)[0] for each in errors.values()],
-        [mean_and_error(each)[1] for each in errors.values()],
+        [mean_and_error(error)[0] for error in errors.values()],
+        [mean_and_error(error)[1] for error in errors.values()],
         {},
     )
 
@@ -110,7 +110,7 @@ def _zero_one(found: dict[str, list[Any]]) -> Parts:
             "variance": [part.unbiased_variance.item() for part in parts.values()],
         },
         [part.error.item() for part in parts.values()],
-        [mean_and_error(each)[1] for each in wrong.values()],
+        [mean_and_error(values)[1] for values in wrong.values()],
         {
             "bias": [part.bias.item() for part in parts.values()],
             "errors that variance undoes": [part.biased_variance.item() for part in parts.values()],

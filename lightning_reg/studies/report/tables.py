@@ -165,7 +165,7 @@ def _decomposition(outcome: Outcome) -> Iterator[Table]:
         notes = [values[index] for values in found.notes.values()]
         error = found.errors[index]
         measured = f"{found.measured[index]:.4f}" + ("" if math.isnan(error) else f" ± {error:.4f}")
-        rows.append(Row(variant, [*(f"{each:.4f}" for each in (*parts, *notes, sum(parts))), measured]))
+        rows.append(Row(variant, [*(f"{value:.4f}" for value in (*parts, *notes, sum(parts))), measured]))
     note = (
         "The answer that most of a variant's models give is the main prediction: bias is how often it is wrong, "
         "variance how often models differ from it where it is right. Where it is wrong, variance undoes errors, and "
