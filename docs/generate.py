@@ -19,7 +19,7 @@ from lightning_reg import nn as layers
 from lightning_reg.core.facts import Choice, Place, Range
 from lightning_reg.core.technique import Technique
 
-__all__ = ["pages"]
+__all__ = ["example", "pages"]
 
 ROOT = Path(__file__).parents[1]
 _BEGIN, _END = "<!-- techniques: python docs/generate.py -->", "<!-- end of techniques -->"
@@ -118,7 +118,7 @@ def _of(room: object, base: type) -> list[type]:
 
 def _cards(things: Iterable[type]) -> str:
     rows = [
-        (f"`{thing.__name__}`", _first_sentence(thing), _example(thing), _ranges(getattr(thing, "usual_ranges", ())))
+        (f"`{thing.__name__}`", _first_sentence(thing), example(thing), _ranges(getattr(thing, "usual_ranges", ())))
         for thing in things
     ]
     titles = ("name", "what it does", "example", "usual range")
@@ -131,7 +131,7 @@ def _first_sentence(thing: type) -> str:
     return _markdown((inspect.getdoc(thing) or "").splitlines()[0])
 
 
-def _example(thing: type) -> str:
+def example(thing: type) -> str:
     """Returns how an instance is made, as the doctest of its card does it."""
     for example in doctest.DocTestParser().get_examples(inspect.getdoc(thing) or ""):
         for node in ast.walk(ast.parse(example.source)):
