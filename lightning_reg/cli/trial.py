@@ -1,6 +1,7 @@
 """One run of a search: what ``fit`` does with the same settings, without a word, measured on validation alone."""
 
 import gc
+import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,11 +24,20 @@ from lightning_reg.cli.explanation import as_plain
 from lightning_reg.cli.fitting import RaisingParser, UnparsableError, silence
 from lightning_reg.cli.summary import selected_checkpoint
 from lightning_reg.core.lightning import twins
-from lightning_reg.search.overlay import class_of
+from lightning_reg.search.overlay import class_of, put, value_of
 from lightning_reg.search.running import STEP_SECONDS
 from lightning_reg.search.step_timer import StepTimer
 from lightning_reg.settings import SettingError, first_in_chain
 from lightning_reg.studies.runs import Measured, Run
+
+# What differs between the runs of a trial: it needn't be parsed again.
+_OF_A_RUN = {
+    "seed_everything": "seed_everything",
+    "data.seed": "data.init_args.seed",
+    "data.fold": "data.init_args.fold",
+    "trainer.default_root_dir": "trainer.default_root_dir",
+    "checkpoint.dirpath": "checkpoint.dirpath",
+}
 
 __all__ = ["Fits", "fit_trial", "for_trials"]
 
@@ -65,6 +75,7 @@ class Fits(RegularizationCLI):
 
     def __init__(self) -> None:
         self._is_built = False
+        self._parsed: tuple[str, Namespace] | None = None
         self.timer = StepTimer()
         super().__init__([], parser_class=RaisingParser)
         self._is_built = True
@@ -121,9 +132,19 @@ class Fits(RegularizationCLI):
         Raises:
             SettingError: If they can't be used.
         """
-        with self._raising():
-            parsed: Namespace = self.parser.parse_object({"subcommand": "fit", "fit": deepcopy(dict(settings))})
-            return parsed
+        rest = deepcopy(dict(settings))
+        varying = {name: value_of(rest, name) for name in _OF_A_RUN if value_of(rest, name) is not None}
+        for name in varying:
+            put(rest, name, None)
+        key = json.dumps(rest, sort_keys=True, default=str)
+        if self._parsed is None or key != self._parsed[0]:
+            with self._raising():
+                whole: Namespace = self.parser.parse_object({"subcommand": "fit", "fit": deepcopy(dict(settings))})
+            self._parsed = key, whole
+        config: Namespace = self._parsed[1].clone()
+        for name, value in varying.items():
+            config[f"fit.{_OF_A_RUN[name]}"] = value
+        return config
 
     def make(self, settings: Mapping[str, Any]) -> None:
         """Makes module, data and trainer.
