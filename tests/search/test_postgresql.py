@@ -76,8 +76,9 @@ def server():
             **user,
         )
         try:
-            _wait_for(port, process)
-            yield f"postgresql+psycopg://me:{PASSWORD.replace('/', '%2F')}@127.0.0.1:{port}/postgres"
+            url = f"postgresql+psycopg://me:{PASSWORD.replace('/', '%2F')}@127.0.0.1:{port}/postgres"
+            _wait_for(url.replace("+psycopg", ""), process)
+            yield url
         finally:
             process.send_signal(signal.SIGINT)  # a shutdown that waits for no client
             process.wait(30)
@@ -85,14 +86,17 @@ def server():
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _wait_for(port, process):
-    end = time.monotonic() + 60
+def _wait_for(address, process):
+    """Waits until somebody can log in: the server answers before it lets anybody."""
+    import psycopg
+
+    end = time.monotonic() + 120
     while time.monotonic() < end:
         assert process.poll() is None, "the server has ended"
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        with contextlib.suppress(psycopg.OperationalError), psycopg.connect(address, connect_timeout=5):
             return
         time.sleep(0.1)
-    raise AssertionError("the server doesn't answer")
+    raise AssertionError("the server lets nobody log in")
 
 
 def drive(folder, url, driver, name="example"):
