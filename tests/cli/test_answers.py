@@ -49,7 +49,7 @@ SETTINGS = [
     ("--model.lr_scheduler MultiStepLR --model.lr_scheduler.milestones abc", "must be an Iterable, but is 'abc'"),
     ("--trainer.check_val_every_n_epoch 0", "check_val_every_n_epoch must be a whole number of at least 1, but is 0"),
     ("--trainer.num_sanity_val_steps -5", "num_sanity_val_steps must be a whole number of at least -1, but is -5"),
-    ("--trainer.min_epochs 5", "trainer.min_epochs must be at most max_epochs, which is 1, but is 5"),
+    ("--trainer.min_epochs 5", "trainer.min_epochs must be at most max_epochs, which is 2, but is 5"),
     ("--checkpoint.save_top_k -5", "checkpoint.save_top_k is -5: Invalid value for save_top_k=-5"),
     ("--checkpoint.mode foo", "checkpoint.mode is 'foo': "),
     ("--trainer.callbacks+=Technique", "must name a technique, but Technique is only what several have in common"),

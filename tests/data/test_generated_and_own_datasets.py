@@ -2,14 +2,18 @@
 
 import pytest
 import torch
+import torchvision.datasets
+import torchvision.models
+import torchvision.transforms.v2
 from sklearn.linear_model import LogisticRegression
-from torch.utils.data import Dataset, IterableDataset, TensorDataset
+from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
+from lightning_reg.callbacks import L2Penalty
 from lightning_reg.data import DatasetData, Mnist1DData
 from lightning_reg.data.mnist1d import mnist1d
-from lightning_reg.models import CNN, MLP, RNN
+from lightning_reg.models import CNN, MLP, RNN, Classifier
 from lightning_reg.settings import SettingError
-from lightning_reg.transforms import Mixup
+from lightning_reg.transforms import CutMix, Mixup
 from tests.helpers import quiet_trainer
 
 
@@ -166,3 +170,25 @@ def test_bad_datasets_are_one_sentence(settings, message):
     with pytest.raises(SettingError, match=message) as error:
         DatasetData(**settings)
     assert "\n" not in str(error.value)
+
+
+def test_torchvisions_resnet_on_torchvisions_images_of_the_shape_of_cifar10(tmp_path):
+    """Nothing of the two is ours: what is logged is what their own parts say when they are asked by hand."""
+    to_floats = torchvision.transforms.v2.Compose(
+        [torchvision.transforms.v2.ToImage(), torchvision.transforms.v2.ToDtype(torch.float32, scale=True)]
+    )
+    images = torchvision.datasets.FakeData(24, (3, 32, 32), num_classes=10, transform=to_floats)
+    data = DatasetData(
+        train=Subset(images, range(16)), val=Subset(images, range(16, 24)), num_classes=10, batch_size=8, mix=CutMix()
+    )
+    torch.manual_seed(0)
+    model = Classifier(torchvision.models.resnet18(num_classes=10), num_classes=10)
+    trainer = quiet_trainer(L2Penalty(weight=1e-4), max_epochs=1, default_root_dir=tmp_path)
+    trainer.fit(model, datamodule=data)
+    network = model.network.eval()
+    with torch.no_grad():
+        logits = network(torch.stack([images[index][0] for index in range(16, 24)]))
+    labels = torch.tensor([int(images[index][1]) for index in range(16, 24)])
+    by_hand = torch.nn.functional.cross_entropy(logits, labels)
+    torch.testing.assert_close(trainer.callback_metrics["val/loss"], by_hand, rtol=1e-4, atol=1e-5)
+    assert trainer.callback_metrics["val/accuracy"] == (logits.argmax(1) == labels).float().mean()
