@@ -13,6 +13,7 @@ import json
 import logging
 import statistics
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[], help="names of tables")
     parser.add_argument("--splits", type=int, default=5)
     options, further = parser.parse_known_args()
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     differences = []
     for path in sorted(options.folder.resolve().glob("*.csv*")):
         name = path.name.split(".")[0]
