@@ -9,6 +9,7 @@ from typing_extensions import override
 
 from lightning_reg.functional.dropout import dropout, gaussian_dropout, keep_and_rescale, mask_shape
 from lightning_reg.nn.layers.stochastic import StochasticLayer, check_rank
+from lightning_reg.nn.layers.tracing import traced_whole
 from lightning_reg.settings import SettingError, check_choice, check_count, check_range
 
 __all__ = [
@@ -75,6 +76,7 @@ class Dropout(RatedLayer):
         super().__init__(p)
 
     @override
+    @traced_whole
     def forward(self, inputs: Tensor) -> Tensor:
         # Nothing in between: of few units, calls are most of the time.
         return dropout(inputs, self.p, self.stream) if self.training and self.p != 0 else inputs
