@@ -27,19 +27,8 @@ _FREE = {
     *("view", "reshape", "_unsafe_view", "view_as", "expand", "expand_as", "as_strided", "slice", "select", "narrow"),
     *("t", "transpose", "permute", "unsqueeze", "squeeze", "flatten", "unflatten", "split", "chunk", "unbind"),
     *("split_with_sizes", "alias", "detach", "detach_", "lift_fresh", "view_as_real", "resolve_conj", "movedim"),
-    *(
-        "empty",
-        "empty_like",
-        "empty_strided",
-        "new_empty",
-        "result_type",
-        "is_nonzero",
-        "item",
-        "promote_types",
-        "mH",
-        "mT",
-        "adjoint",
-    ),
+    *("mH", "mT", "adjoint", "diagonal", "promote_types", "result_type", "is_nonzero", "item"),
+    *("empty", "empty_like", "empty_strided", "new_empty"),
 }
 
 

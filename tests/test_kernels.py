@@ -20,7 +20,7 @@ GROWS = {
     "GradientClipping(adaptive)": 4.5,
     SAM: 3,  # a second pass forward and backward
     f"{SAM}(adaptive)": 3,
-    "ActivationStats, every step": 37,  # for each activation
+    "ActivationStats, every step": 38,  # for each activation
     "InsertDropout": 3,  # for each activation
     "InsertDropout(spatial)": 2.5,
     "InsertDropConnect": 3,
@@ -35,6 +35,7 @@ NAMES = [name for name in TECHNIQUES if not name.startswith("  ") and name != "I
 def test_operations_dont_grow_with_tensors_and_nothing_is_asked_for(name):
     few, many = (beyond_bare(TECHNIQUES[name], layers) for layers in (FEW, MANY))
     counts = [sum(count for operation, count in found.items() if operation not in WAITS) for found in (few, many)]
-    assert (counts[1] - counts[0]) / TENSORS <= GROWS.get(name, 0)
+    # On the CPU it depends on the gradients whether there is anything to be shortened, which takes an operation.
+    assert (counts[1] - counts[0]) / TENSORS <= GROWS.get(name, 0) + 0.2
     if not name.startswith(MAY_ASK):
         assert not any(many[operation] for operation in WAITS)

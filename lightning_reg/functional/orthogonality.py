@@ -131,7 +131,8 @@ def _flat(matrix: Tensor) -> Tensor:
 
 def _excess(matrix: Tensor) -> Tensor:
     gram = matrix @ matrix.mH if matrix.shape[0] <= matrix.shape[1] else matrix.mH @ matrix
-    return gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    gram.diagonal().sub_(1)
+    return gram
 
 
 def _squares(matrix: Tensor) -> Tensor:

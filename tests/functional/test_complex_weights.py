@@ -14,16 +14,15 @@ from lightning_reg.functional.gradients import (
     shrinking_factor,
     total_norm,
 )
+from lightning_reg.functional.orthogonality import add_orthogonal_gradient_, orthogonal_penalty
 from lightning_reg.functional.penalties import (
     add_elastic_net_gradient_,
     add_group_lasso_gradient_,
     add_l2_sp_gradient_,
-    add_orthogonal_gradient_,
     elastic_net_penalty,
     group_lasso_penalty,
     l1_penalty,
     l2_sp_penalty,
-    orthogonal_penalty,
 )
 from lightning_reg.functional.proximal import group_soft_threshold_, max_norm_, soft_threshold_, unit_norm_
 from lightning_reg.functional.sharpness import climb_, climbing_factor, gradients_of_climb, scale_to_weights_
