@@ -15,6 +15,7 @@ GROWS = {
     "UnitNorm": 1,
     "GradientCentralization": 1,  # a mean of a matrix's units, and taking it away
     "OrthogonalPenalty": 2.5,  # matrix products
+    "CautiousWeightDecay": 1,  # a comparison with a number and a choice
     "GradientNoise": 3,  # a tensor's numbers are those that torch would draw for it
     "ActivityPenalty": 4,  # for each activation
     "GradientClipping(adaptive)": 4.5,

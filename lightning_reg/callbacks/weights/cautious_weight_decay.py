@@ -108,11 +108,14 @@ class CautiousSession(Session[CautiousWeightDecay]):
             suffix = self.technique.suffix(self.run.trainer)
             self.strength.log(self.run.module, f"cautious_weight_decay{suffix}")
         if self.factor:
-            for parameter in self.selection.of(step.parameters):
+            chosen = self.selection.of(step.parameters)
+            for parameter in chosen:
                 kept = self.before.get(parameter)
                 if kept is None or kept.shape != local(parameter).shape:
-                    kept = self.before[parameter] = torch.empty_like(local(parameter))
-                kept.copy_(local(parameter))
+                    self.before[parameter] = torch.empty_like(local(parameter))
+            if chosen:
+                to, of = [self.before[parameter] for parameter in chosen], [local(parameter) for parameter in chosen]
+                torch._foreach_copy_(to, of)
 
     @override
     def after_step(self, step: Step) -> None:
