@@ -86,7 +86,9 @@ def lookahead_(slow: Sequence[Tensor], fast: Sequence[Tensor], alpha: float) -> 
 
 
 def _lerp_(averages: Sequence[Tensor], values: Sequence[Tensor], weight: float) -> None:
-    read = [value.to(average.dtype) for average, value in zip(averages, values, strict=True)]
+    # Of many small tensors, a cast to what they are takes as long as the rest.
+    pairs = zip(averages, values, strict=True)
+    read = [value if value.dtype == average.dtype else value.to(average.dtype) for average, value in pairs]
     torch._foreach_lerp_(list(averages), read, weight)
 
 
