@@ -1,4 +1,4 @@
-"""The site: ``sphinx-build docs FOLDER`` makes it of these pages and of the docstrings; it loads nothing from elsewhere.
+"""The site: ``sphinx-build docs FOLDER`` makes it of these pages and of the docstrings, and loads nothing else.
 
 A page for each technique is written at build time, from its card, its declared facts and its overlay.
 """
@@ -109,10 +109,21 @@ def _visit_displayed_math(self: Any, node: nodes.Node) -> None:
 
 
 def _escape(_app: Sphinx, _what: str, _name: str, _thing: Any, _options: Any, lines: list[str]) -> None:
-    """Escapes absolute values and stars of shapes, which reStructuredText takes for markup."""
+    """Escapes absolute values and stars of shapes, which reStructuredText takes for markup, but not in formulas and code."""
+    formula: int | None = None  # how far its directive is indented
     for index, line in enumerate(lines):
-        if "``" not in line and not line.lstrip().startswith((">>>", "...")):
-            lines[index] = re.sub(r"(?<=[( ])\*(?=[a-z_]+[),])", r"\\*", line.replace("|", r"\|"))
+        indent = len(line) - len(line.lstrip())
+        if line.lstrip().startswith(".. math::"):
+            formula = indent
+        elif line.strip() and formula is not None and indent <= formula:
+            formula = None
+        if formula is None and not line.lstrip().startswith((">>>", "...")):
+            parts = re.split(r"(`+[^`]+`+)", line)
+            lines[index] = "".join(part if part.startswith("`") else _escaped(part) for part in parts)
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"(?<=[( ])\*(?=[a-z_]+[),])", r"\\*", text.replace("|", r"\|"))
 
 
 def _skip(_app: Sphinx, _what: str, _name: str, thing: Any, skip: bool, _options: Any) -> bool:
