@@ -109,7 +109,7 @@ def _visit_displayed_math(self: Any, node: nodes.Node) -> None:
 
 
 def _escape(_app: Sphinx, _what: str, _name: str, _thing: Any, _options: Any, lines: list[str]) -> None:
-    """Escapes absolute values and stars of shapes, which reStructuredText takes for markup, but not in formulas and code."""
+    """Escapes absolute values and stars of shapes, which would be markup, outside of formulas and code."""
     formula: int | None = None  # how far its directive is indented
     for index, line in enumerate(lines):
         indent = len(line) - len(line.lstrip())
