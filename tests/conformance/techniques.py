@@ -183,6 +183,15 @@ def noise(model, step, memory):
             )
 
 
+def signs(model, step, memory):
+    """σ or −σ; which, is what the test of the draw says (tests/functional/test_bernoulli.py)."""
+    generator = torch.Generator().manual_seed(random_stream(3, 0, step, "gradient noise", 0, 0).getrandbits(63))
+    for weight in trainable(model):
+        if weight.grad is not None:
+            ones = torch.empty(weight.numel(), dtype=torch.int16).bernoulli_(0.5, generator=generator)
+            weight.grad.add_((2.0 * ones.view(weight.shape) - 1) * (0.01 / (1 + step) ** 0.55) ** 0.5)
+
+
 def centralize(model, step, memory):
     for weight in matrices(model):
         if weight.grad is not None:
@@ -510,6 +519,11 @@ TECHNIQUES = {
     ),
     "GradientNoise": Technique(
         lambda: GradientNoise(seed=3), lambda: GradientNoise(eta=0.0), Textbook(on_gradients=noise)
+    ),
+    "GradientNoise of signs": Technique(
+        lambda: GradientNoise(distribution="rademacher", seed=3),
+        lambda: GradientNoise(eta=0.0, distribution="rademacher"),
+        Textbook(on_gradients=signs),
     ),
     "GradientCentralization": Technique(
         GradientCentralization, lambda: GradientCentralization(include=UNTRAINED), Textbook(on_gradients=centralize)

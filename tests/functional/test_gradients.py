@@ -7,6 +7,7 @@ from torch import nn
 from lightning_reg.functional.clip_thresholds import percentile_threshold, remember_, zscore_thresholds_
 from lightning_reg.functional.gradients import (
     add_noise_,
+    add_signs_,
     centralize_,
     clip_adaptively_,
     clip_by_value_,
@@ -129,3 +130,17 @@ def test_centralized_units_have_mean_zero_and_keep_their_differences():
     for gradient, before in zip(gradients, tensors()[1:], strict=True):
         expected = torch.stack([unit - unit.mean() for unit in before])
         torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.complex64])
+def test_signs_are_independent_and_have_the_variance_of_gaussian_noise(dtype):
+    count = 40_000  # many are drawn four at a time
+    gradients = [torch.zeros(200, 100, dtype=dtype), torch.zeros(count - 20_000, dtype=dtype)]
+    add_signs_(gradients, 0.5, torch.Generator().manual_seed(1))
+    values = torch.cat([gradient.flatten() for gradient in gradients])
+    parts = torch.view_as_real(values).double().flatten() if dtype.is_complex else values.double()
+    torch.testing.assert_close(values.abs().double(), torch.full((count,), 0.5, dtype=torch.float64), atol=1e-6, rtol=0)
+    bound = 4 * parts.abs().max() / len(parts) ** 0.5  # four standard errors
+    assert abs(parts.mean()) < bound
+    for shift in range(1, 6):
+        assert abs((parts[:-shift] * parts[shift:]).mean()) < bound * parts.abs().max()

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch.distributed.tensor import DTensor
@@ -16,14 +17,14 @@ from lightning_reg.core.session import Session
 from lightning_reg.core.step import Run, Step
 from lightning_reg.core.streams import base_seed, random_stream
 from lightning_reg.core.technique import Technique
-from lightning_reg.functional.gradients import add_noise_
-from lightning_reg.settings import check_count, check_range
+from lightning_reg.functional.gradients import add_noise_, add_signs_
+from lightning_reg.settings import check_choice, check_count, check_range
 
 __all__ = ["GradientNoise"]
 
 
 class GradientNoise(Technique):
-    """Adds Gaussian noise to gradients, which fades as training goes on: variance η / (1 + t)^γ at step t.
+    """Adds random noise to gradients, which fades as training goes on: variance η / (1 + t)^γ at step t.
 
     What it does: adds independent noise to every entry of every gradient before the optimizer's step, after penalties
     and before clipping. The noise depends on the seed and the step alone: all processes add the same, a resumed run
@@ -40,6 +41,8 @@ class GradientNoise(Technique):
         eta: η, variance at the first step, at least 0, in squared units of the gradient; 0.01, 0.3 and 1 are the
             paper's.
         gamma: γ, how fast it fades, at least 0.
+        distribution: ``"normal"``, or ``"rademacher"``: σ or −σ with equal probability, which has the same first three
+            moments and takes a fraction of the random numbers.
         seed: Of the noise; where None, that of ``seed_everything``, or 0.
         include: Globs over parameter names that noise is added to.
         exclude: Globs over parameter names that it isn't.
@@ -72,6 +75,7 @@ class GradientNoise(Technique):
         *,
         eta: float = 0.01,
         gamma: float = 0.55,
+        distribution: Literal["normal", "rademacher"] = "normal",
         seed: int | None = None,
         include: Sequence[str] = ("*",),
         exclude: Sequence[str] = (),
@@ -80,12 +84,14 @@ class GradientNoise(Technique):
     ) -> None:
         check_range("eta", eta, low=0)
         check_range("gamma", gamma, low=0)
+        check_choice("distribution", distribution, ["normal", "rademacher"])
         check_schedule(schedule)
         if seed is not None:
             check_count("seed", seed, low=0)
         super().__init__()
         self.eta = eta
         self.gamma = gamma
+        self.distribution = distribution
         self.seed = seed
         self.include = as_patterns("include", include)
         self.exclude = as_patterns("exclude", exclude)
@@ -128,4 +134,5 @@ class NoiseSession(Session[GradientNoise]):
         stream = random_stream(base_seed(technique.seed), part, number, "gradient noise", instance, step.index)
         gradients = [local(dense_gradient(parameter)) for parameter in noisy]
         generator = torch.Generator(gradients[0].device).manual_seed(stream.getrandbits(63))
-        add_noise_(gradients, step.scaled(deviation), generator)
+        add = add_noise_ if technique.distribution == "normal" else add_signs_
+        add(gradients, step.scaled(deviation), generator)
