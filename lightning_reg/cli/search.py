@@ -28,7 +28,7 @@ from lightning_reg.search.overlay import differences, replaced_callbacks, value_
 from lightning_reg.search.report.page import headline, page
 from lightning_reg.search.running import Budget, Goal, do_trials
 from lightning_reg.search.space import Cocktail, Space
-from lightning_reg.search.storage import Driver, check_installed, masked, open_storage, silenced
+from lightning_reg.search.storage import Driver, check_installed, masked, silenced, stored
 from lightning_reg.search.trials import First, Trials
 from lightning_reg.settings import SettingError, check_choice, check_count, check_range, did_you_mean
 from lightning_reg.shipped import find_config
@@ -196,13 +196,19 @@ class _Job:
     def do(self) -> int:
         """Searches, confirms, and hands over."""
         if self.options.storage is not None:
-            open_storage(self.folder.path, self.options.storage)  # found to be out of reach before anything is made
+            with stored(self.folder.path, self.options.storage):  # out of reach, or not, before anything is made
+                pass
         self._rehearse()
         self._announce()
         self.folder.make()
         driver = Driver(self.folder.path)
-        with self.folder.reported(), driver.alive(), silenced():
-            trials = self._trials(driver)
+        with (
+            self.folder.reported(),
+            driver.alive(),
+            silenced(),
+            stored(self.folder.path, self.options.storage) as storage,
+        ):
+            trials = self._trials(storage, driver)
             with self._executor() as executor:
                 self._search(trials, executor)
                 outcome = self._outcome(trials)
@@ -237,12 +243,12 @@ class _Job:
         for note in self.notes:
             print(f"note: {note}")
 
-    def _trials(self, driver: Driver) -> Trials:
+    def _trials(self, storage: Any, driver: Driver) -> Trials:
         definition = self.definition
         plain = with_cocktail(self.space, self.base, {})
         first = first_trials(self.space, definition.trials, has_base=plain != self.base)
         return Trials(
-            open_storage(self.folder.path, self.options.storage),
+            storage,
             f"{definition.name}-{key_of(self.parts)}",
             self.space,
             first,

@@ -25,7 +25,7 @@ from lightning_reg.search.running import STEP_SECONDS, Budget, Goal, do_trials
 from lightning_reg.search.space import Cocktail, Space
 from lightning_reg.search.space_file import read_space
 from lightning_reg.search.step_timer import StepTimer
-from lightning_reg.search.storage import Driver, check_installed, open_storage, silenced
+from lightning_reg.search.storage import Driver, check_installed, silenced, stored
 from lightning_reg.search.trials import First, Trials
 from lightning_reg.settings import SettingError, check_choice, check_count, check_range
 from lightning_reg.studies.execution import execute
@@ -151,7 +151,8 @@ def search(
     folder = SearchFolder(Path(output), name, parts)
     folder.check()
     if storage is not None:
-        open_storage(folder.path, storage)
+        with stored(folder.path, storage):  # out of reach, or not, before anything is made
+            pass
     chosen, notes = _without_contradictions(chosen, make, seed)
     folder.make()
     job = _Search(make, metric, chosen, splits, seed, test_metric)
@@ -163,9 +164,9 @@ def search(
     ]
     store = Store(folder.path, name)
     budget = Budget(trials, minutes, max_step_time)
-    with folder.reported(), driver.alive(), silenced():
+    with folder.reported(), driver.alive(), silenced(), stored(folder.path, storage) as opened:
         kept = Trials(
-            open_storage(folder.path, storage),
+            opened,
             f"{name}-{key_of(parts)}",
             chosen,
             first[: max(trials // 3, 1)],

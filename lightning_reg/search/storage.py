@@ -17,7 +17,7 @@ from lightning_reg.settings import SettingError
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
-__all__ = ["Driver", "check_installed", "masked", "open_storage", "silenced"]
+__all__ = ["Driver", "check_installed", "masked", "open_storage", "silenced", "stored"]
 
 _JOURNAL = "journal.log"
 _HEARTBEAT, _GRACE = 30, 150  # seconds; a driver of a database that is silent for so long is dead
@@ -74,6 +74,26 @@ def open_storage(folder: Path, url: str | None = None) -> "BaseStorage":
         reason = masked(_first_sentence(error), url)
     # Outside of the handler: a traceback would show what the driver was called with, the password among it.
     raise SettingError(f"storage must be a database that can be reached, but {masked(url, url)} can't: {reason}")
+
+
+@contextlib.contextmanager
+def stored(folder: Path, url: str | None = None) -> Iterator["BaseStorage"]:
+    """Opens the storage of a search, and closes its connections at the end.
+
+    Args:
+        folder: Of the search, which exists; of a database any.
+        url: As for :func:`open_storage`.
+
+    Raises:
+        SettingError: If it is out of reach.
+    """
+    opened: Any = open_storage(folder, url)
+    try:
+        yield opened
+    finally:
+        if url is not None:
+            opened.remove_session()
+            opened.engine.dispose()
 
 
 def _first_sentence(error: BaseException) -> str:

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from lightning_reg.search import search, storage
-from lightning_reg.search.storage import Driver, open_storage, silenced
+from lightning_reg.search.storage import Driver, silenced, stored
+from lightning_reg.search.trials import Trials
 from lightning_reg.settings import SettingError
 from tests.search.helpers import first_of, make_space
 from tests.search.test_python import SPACE, make
@@ -99,16 +100,9 @@ def _wait_for(address, process):
     raise AssertionError("the server lets nobody log in")
 
 
-def drive(folder, url, driver, name="example"):
-    folder.mkdir(exist_ok=True)
-    return storage_trials(open_storage(folder, url), driver, name)
-
-
-def storage_trials(opened, driver, name):
-    from lightning_reg.search.trials import Trials
-
+def drive(opened, driver):
     space = make_space()
-    return Trials(opened, name, space, first_of(space), prefers_less=False, seed=0, driver=driver)
+    return Trials(opened, "hearts", space, first_of(space), prefers_less=False, seed=0, driver=driver)
 
 
 def test_drivers_share_one_search_and_tell_nobody_the_password(server, tmp_path, capsys):
@@ -136,9 +130,8 @@ def test_a_wrong_password_is_told_without_it(server, tmp_path):
 def test_orphans_of_a_driver_whose_heart_has_stopped_are_adopted_and_no_others(server, tmp_path, monkeypatch):
     monkeypatch.setattr(storage, "_HEARTBEAT", 1)
     monkeypatch.setattr(storage, "_GRACE", 2)
-    with silenced():
-        dead = drive(tmp_path / "dead", server, Driver(tmp_path / "dead"), "hearts")
-        living = drive(tmp_path / "living", server, Driver(tmp_path / "living"), "hearts")
+    with silenced(), stored(tmp_path, server) as one, stored(tmp_path, server) as other:
+        dead, living = drive(one, Driver(tmp_path / "dead")), drive(other, Driver(tmp_path / "living"))
         lost, kept = dead.ask(), living.ask()
         dead.heartbeat([lost])
         end = time.monotonic() + 30
@@ -146,6 +139,6 @@ def test_orphans_of_a_driver_whose_heart_has_stopped_are_adopted_and_no_others(s
             living.heartbeat([kept])
             time.sleep(0.5)
         again = living.ask()
-    assert (again.position, again.name, again.cocktail) == (lost.position, lost.name, lost.cocktail)
-    assert living.begun == 2  # its own and what it has adopted
-    ask_and_tell(living, 5)
+        assert (again.position, again.name, again.cocktail) == (lost.position, lost.name, lost.cocktail)
+        assert living.begun == 2  # its own and what it has adopted
+        ask_and_tell(living, 5)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lightning_reg.search.storage import Driver, masked, open_storage, silenced
+from lightning_reg.search.storage import Driver, masked, open_storage, silenced, stored
 from lightning_reg.settings import SettingError
 from tests.search.helpers import make_trials
 from tests.search.test_trials import ask_and_tell
@@ -48,8 +48,8 @@ def test_a_password_is_masked_wherever_it_stands():
 
 def test_a_database_can_be_shared(tmp_path):
     url = f"sqlite:///{tmp_path / 'trials.db'}"
-    with silenced():
-        assert open_storage(tmp_path, url).get_all_studies() == []
+    with silenced(), stored(tmp_path, url) as opened:
+        assert opened.get_all_studies() == []
 
 
 def test_a_driver_says_whether_it_lives(tmp_path):
