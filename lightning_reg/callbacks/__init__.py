@@ -6,11 +6,13 @@ Monitors and the audit have rooms of their own (:mod:`lightning_reg.monitors`, :
 from lightning_reg.audit.regularization_audit import RegularizationAudit
 from lightning_reg.callbacks.batch.batch_mixing import BatchMixing
 from lightning_reg.callbacks.forward.dropout_schedule import DropoutSchedule
+from lightning_reg.callbacks.forward.embedding_noise import EmbeddingNoise
 from lightning_reg.callbacks.forward.freeze_batch_norm import FreezeBatchNorm
 from lightning_reg.callbacks.forward.insert_drop_block import InsertDropBlock
 from lightning_reg.callbacks.forward.insert_drop_connect import InsertDropConnect
 from lightning_reg.callbacks.forward.insert_dropout import InsertDropout
 from lightning_reg.callbacks.forward.insert_stochastic_depth import InsertStochasticDepth
+from lightning_reg.callbacks.forward.manifold_mixup import ManifoldMixup
 from lightning_reg.callbacks.forward.replace_norm import ReplaceNorm
 from lightning_reg.callbacks.forward.spectral_normalization import SpectralNormalization
 from lightning_reg.callbacks.forward.weight_standardization import WeightStandardization
@@ -27,8 +29,12 @@ from lightning_reg.callbacks.gradient.sharpness_aware_minimization import Sharpn
 from lightning_reg.callbacks.loss.activity_penalty import ActivityPenalty
 from lightning_reg.callbacks.loss.concrete_dropout_penalty import ConcreteDropoutPenalty
 from lightning_reg.callbacks.loss.confidence_penalty import ConfidencePenalty
+from lightning_reg.callbacks.loss.decorrelation_penalty import DecorrelationPenalty
+from lightning_reg.callbacks.loss.input_gradient_penalty import InputGradientPenalty
+from lightning_reg.callbacks.loss.jacobian_penalty import JacobianPenalty
 from lightning_reg.callbacks.loss.label_smoothing import LabelSmoothing
 from lightning_reg.callbacks.loss.logit_penalty import LogitPenalty
+from lightning_reg.callbacks.loss.r_drop import RDrop
 from lightning_reg.callbacks.run.best_weights_early_stopping import BestWeightsEarlyStopping
 from lightning_reg.callbacks.weights.cautious_weight_decay import CautiousWeightDecay
 from lightning_reg.callbacks.weights.exponential_moving_average import ExponentialMovingAverage
@@ -53,8 +59,10 @@ __all__ = [
     "CautiousWeightDecay",
     "ConcreteDropoutPenalty",
     "ConfidencePenalty",
+    "DecorrelationPenalty",
     "DropoutSchedule",
     "ElasticNetPenalty",
+    "EmbeddingNoise",
     "ExponentialMovingAverage",
     "FreezeBatchNorm",
     "GeneralizationGap",
@@ -63,19 +71,23 @@ __all__ = [
     "GradientMonitor",
     "GradientNoise",
     "GroupLassoPenalty",
+    "InputGradientPenalty",
     "InsertDropBlock",
     "InsertDropConnect",
     "InsertDropout",
     "InsertStochasticDepth",
+    "JacobianPenalty",
     "L1Penalty",
     "L2Penalty",
     "L2SPPenalty",
     "LabelSmoothing",
     "LogitPenalty",
     "Lookahead",
+    "ManifoldMixup",
     "MaxNorm",
     "NonNegative",
     "OrthogonalPenalty",
+    "RDrop",
     "RegularizationAudit",
     "ReplaceNorm",
     "SharpnessAwareMinimization",

@@ -118,6 +118,27 @@ class TableEncoder:
             start += size
         return kept
 
+    def origins(self, kept: list[int] | None) -> list[int]:
+        """Returns which of the table's columns each input column was made of: numbers first, then texts.
+
+        Args:
+            kept: Columns of the one-hot blocks that are inputs; all where None.
+        """
+        blocks = [len(self.numbers) + position for position, size in enumerate(self.cardinalities) for _ in range(size)]
+        indicators = [self.numbers.index(name) for name in self.indicators]
+        return [*range(len(self.numbers)), *indicators, *(blocks if kept is None else [blocks[at] for at in kept])]
+
+    def blanks(self, numbers: Tensor, kept: list[int] | None) -> Tensor:
+        """Returns what stands for nothing in each input column: a mean that isn't missing, and a missing text.
+
+        Args:
+            numbers: (F + indicators,), means of the training rows.
+            kept: Columns of the one-hot blocks that are inputs; all where None.
+        """
+        present = torch.zeros(len(self.indicators))
+        block = torch.cat([torch.eye(size)[0] for size in self.cardinalities] or [torch.zeros(0)])
+        return torch.cat([numbers[: len(self.numbers)], present, block if kept is None else block[kept]])
+
     def encode(self, table: Table) -> tuple[Tensor, Tensor]:
         """Returns numbers (N, F + indicators), float32, and codes (N, K), int64.
 

@@ -185,7 +185,11 @@ class InMemoryData(LightningDataModule, ABC):
             return inputs, targets
         if self.mix.needs_partner and self.task == "classification":
             targets = soft_targets(targets, len(self.classes))
-        return self.mix(inputs, targets, stream=self._stream("mix"))
+        return self._fitted(self.mix)(inputs, targets, stream=self._stream("mix"))
+
+    def _fitted(self, mix: Mixing) -> Mixing:
+        """Returns what mixes these data."""
+        return mix
 
     def _stream(self, name: str) -> Random:
         """Returns random numbers for the training batch that is at hand."""

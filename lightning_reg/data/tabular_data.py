@@ -20,7 +20,7 @@ from lightning_reg.data.tables import NAMED_TABLES, named_table, read_table
 from lightning_reg.data.targets import targets_of
 from lightning_reg.functional.categories import one_hot_columns
 from lightning_reg.settings import SettingError, check_choice, check_count
-from lightning_reg.transforms import Mixing
+from lightning_reg.transforms import Mixing, RowMixing
 
 __all__ = ["TabularData"]
 
@@ -68,7 +68,8 @@ class TabularData(InMemoryData):
         group_column: A column whose equal values are never in two parts: a patient, say. It is no input.
         time_column: A column of dates or numbers by which rows are held out: what is tested on is later than what is
             trained on. Folds follow each other in time, each predicted from what came before. It is no input.
-        mix: Mixes every training batch, on the device; classes become probabilities, numbers are interpolated.
+        mix: Mixes every training batch, on the device; classes become probabilities, numbers are interpolated. Those
+            that take or blank whole columns (``RowCutMix``, ``RowCutout``) do so as the table has them.
         mix_epochs: How many epochs are mixed, before rows stay as they are; all where None.
         num_workers: Processes that fetch batches; 0 is the fastest for a table in memory.
         pin_memory: Whether batches are put into pinned memory, for faster transfer to a GPU.
@@ -154,6 +155,7 @@ class TabularData(InMemoryData):
         self.seed = seed
         self._splits: dict[str, SampleDataset] = {}
         self._said: set[str] = set()
+        self._row_mixing: RowMixing | None = None
         # What the model says, too, and may say otherwise: Lightning refuses two values of one name.
         save_plain_hyperparameters(self, ignore=["task"])
         self._read(table if self.path is None else self.path, targets, task)
@@ -252,6 +254,17 @@ class TabularData(InMemoryData):
         # Half precision would round codes; the embedding converts the numbers to its weights' precision.
         keeps = self.categorical == "embed" and codes.shape[1] > 0
         return inputs if keeps else precision.convert_input(inputs), precision.convert_input(targets)
+
+    @override
+    def _fitted(self, mix: Mixing) -> Mixing:
+        """Whole columns are those of the table, whatever they are encoded by."""
+        if not isinstance(mix, RowMixing):
+            return mix
+        if self._row_mixing is None:
+            kept = self._encoder.one_hot_kept if self.categorical == "one_hot" else None
+            numbers = self._splits["train"].tensors[0][self._rows["train"]].mean(0)
+            self._row_mixing = mix.of_table(self._encoder.origins(kept), self._encoder.blanks(numbers, kept))
+        return self._row_mixing
 
     @override
     def sample_names(self, split: Literal["train", "val", "test"]) -> list[str]:

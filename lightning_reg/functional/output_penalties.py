@@ -13,8 +13,10 @@ from lightning_reg.settings import SettingError
 __all__ = [
     "activity_penalty",
     "confidence_penalty",
+    "decorrelation_penalty",
     "entropy",
     "max_logit_penalty",
+    "symmetric_divergence",
     "temporal_activity_penalty",
     "z_loss",
 ]
@@ -106,6 +108,41 @@ def temporal_activity_penalty(activations: Tensor, strength: float, *, time_dim:
     if activations.shape[time_dim] < 2:
         return _at_least_float32(activations).sum() * 0
     return strength * _at_least_float32(activations).diff(dim=time_dim).square().mean()
+
+
+def decorrelation_penalty(activations: Tensor, strength: float) -> Tensor:
+    r"""How much features vary together over a batch, times the strength (DeCov).
+
+    .. math:: P = \frac{\lambda}{2} \left( \| C \|_F^2 - \| \operatorname{diag} C \|^2 \right), \qquad
+        C = \frac{1}{N} \sum_n (h_n - \bar h)(h_n - \bar h)^\top
+
+    Args:
+        activations: (N, D); of (N, T, D) each time step, of (N, C, H, W) each position counts as a sample.
+        strength: λ, at least 0.
+
+    Returns:
+        A scalar tensor, at least in float32; 0 where no two features vary together.
+
+    Raises:
+        SettingError: If there are fewer than two dimensions.
+
+    Reference:
+        Michael Cogswell, Faruk Ahmed, Ross Girshick, Larry Zitnick, Dhruv Batra: Reducing Overfitting in Deep Networks
+        by Decorrelating Representations, ICLR 2016, arXiv:1511.06068.
+
+    >>> decorrelation_penalty(torch.tensor([[1.0, 2.0], [-1.0, -2.0]]), 1.0)
+    tensor(4.)
+    """
+    if activations.ndim < 2:
+        raise SettingError(f"activations must have samples and features, but have shape {tuple(activations.shape)}")
+    values = _at_least_float32(activations)
+    rows = (values.movedim(1, -1) if values.ndim > 3 else values).flatten(0, -2)  # (N, D)
+    rows = rows - rows.mean(0)
+    # The smaller of two matrices with the same norm.
+    products = rows @ rows.T if len(rows) < rows.shape[1] else rows.T @ rows
+    whole = products.square().sum()
+    own = rows.square().sum(0).square().sum()
+    return strength / 2 * (whole - own) / len(rows) ** 2
 
 
 def entropy(logits: Tensor, *, counted: Tensor | None = None) -> Tensor:
@@ -200,6 +237,35 @@ def z_loss(logits: Tensor, strength: float, *, counted: Tensor | None = None) ->
     tensor(0.4805)
     """
     return strength * _mean(_at_least_float32(logits).logsumexp(1 if logits.ndim > 1 else 0).square(), counted)
+
+
+def symmetric_divergence(logits: Tensor, others: Tensor, strength: float, *, counted: Tensor | None = None) -> Tensor:
+    r"""How far two predictions of the same samples lie apart, times the strength (R-Drop).
+
+    .. math:: P = \frac{\lambda}{N} \sum_n \tfrac{1}{2} \left( KL(p_n \| q_n) + KL(q_n \| p_n) \right)
+        = \frac{\lambda}{2N} \sum_n \sum_c (p_{nc} - q_{nc}) (\ln p_{nc} - \ln q_{nc})
+
+    Args:
+        logits: Of p, as :func:`entropy` takes them.
+        others: Of q, likewise.
+        strength: λ, at least 0.
+        counted: As :func:`entropy` takes it.
+
+    Returns:
+        A scalar tensor, never negative: 0 where both predict the same.
+
+    Reference:
+        Xiaobo Liang, Lijun Wu, Juntao Li, et al.: R-Drop: Regularized Dropout for Neural Networks, NeurIPS 2021,
+        arXiv:2106.14448.
+
+    >>> symmetric_divergence(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 0.0]]), 1.0)
+    tensor(0.)
+    """
+    dim = 1 if logits.ndim > 1 else 0
+    p, q = (_at_least_float32(values).log_softmax(dim) for values in (logits, others))
+    # A class masked with -inf in both adds nothing; the difference of two infinities would be NaN.
+    p, q = (values.clamp(min=torch.finfo(values.dtype).min) for values in (p, q))
+    return strength / 2 * _mean(((p.exp() - q.exp()) * (p - q)).sum(dim), counted)
 
 
 def _mean(values: Tensor, counted: Tensor | None) -> Tensor:

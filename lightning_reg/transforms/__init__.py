@@ -9,6 +9,7 @@ from lightning_reg.transforms.mixup_or_cutmix import MixupOrCutMix
 from lightning_reg.transforms.normalize import normalize_images
 from lightning_reg.transforms.per_sample import PerSampleAugmentation
 from lightning_reg.transforms.presets import PRESETS, preset
+from lightning_reg.transforms.rows import RowCutMix, RowCutout, RowMixing
 
 __all__ = [
     "PRESETS",
@@ -23,6 +24,9 @@ __all__ = [
     "MixupOrCutMix",
     "PerSampleAugmentation",
     "RandomErasing",
+    "RowCutMix",
+    "RowCutout",
+    "RowMixing",
     "normalize_images",
     "preset",
 ]

@@ -27,6 +27,7 @@ class Technique:
         textbook: What it is by hand.
         second: Makes an idle one that can stand beside it; where None, ``idle``.
         clips: Whether it refuses to stand beside the Trainer's clipping.
+        compiles: Whether it can act on compiled networks; else it refuses them.
         prepare: What the user's network has that others haven't.
         changed: Beginning of the names of the modules that it changes for good.
     """
@@ -36,6 +37,7 @@ class Technique:
     textbook: Textbook = field(default_factory=Textbook)
     second: Callable[[], Callback] | None = None
     clips: bool = False
+    compiles: bool = True
     prepare: Callable[[Network], None] | None = None
     changed: str = ""
 

@@ -55,6 +55,7 @@ CELLS = [
     for name in TECHNIQUES
     for setting in (WATCHED if only_watches(name) else MATRIX)
     if not (TECHNIQUES[name].clips and setting.clip)
+    if TECHNIQUES[name].compiles or not setting.compiled
 ]
 # A compiled network is as slow to compile in every process; that it is compiled there is seen in one precision. So is
 # clipping, of one kind: gradients are the same in all processes when they are clipped.
@@ -131,6 +132,12 @@ def test_equals_the_textbooks_loop_in_two_processes(name, setting, fits_in_two_p
 def test_clipping_beside_the_trainers_is_refused(name, clip):
     with pytest.raises(SettingError, match="gradient_clip_val must be left out"):
         fit(Setting(clip=clip), name, TECHNIQUES[name].attached())
+
+
+@pytest.mark.parametrize("name", [name for name, technique in TECHNIQUES.items() if not technique.compiles])
+def test_a_compiled_network_is_refused(name):
+    with pytest.raises(SettingError, match="the module must not be compiled"):
+        fit(Setting(compiled=True), name, TECHNIQUES[name].attached())
 
 
 @pytest.mark.parametrize("name", TECHNIQUES)

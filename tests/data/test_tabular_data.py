@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule
 from lightning_reg.data import TabularData
 from lightning_reg.models import MLP
 from lightning_reg.settings import SettingError
-from lightning_reg.transforms import Mixup
+from lightning_reg.transforms import Mixup, RowCutMix, RowCutout
 from tests.helpers import quiet_trainer
 
 ROWS = 200
@@ -272,6 +272,38 @@ def test_embedding_mixes_one_hot_blocks_as_it_would_codes(table):
     weight = soft.gather(1, labels.roll(1)[:, None])[differ][0]
     expected = torch.lerp(embed(codes), embed(codes).roll(1, 0), weight)
     torch.testing.assert_close(embed(blocks), expected)
+
+
+@pytest.mark.parametrize("categorical", ["one_hot", "embed"])
+def test_rows_are_cut_by_the_tables_own_columns(table, categorical):
+    """Of five columns one has an indicator beside it and one is a block: each comes whole from one of two rows."""
+    path = table()
+    settings = {"path": path, "target": "label", "batch_size": 32}
+    mixed = fitted(TabularData(**settings, categorical=categorical, mix=RowCutMix(alpha=1.0)), max_epochs=4).batches
+    plain = fitted(TabularData(**settings, categorical="one_hot"), max_epochs=4).batches
+    shares = set()
+    for (encoded, soft), (rows, labels) in zip(mixed, plain, strict=True):
+        inputs = torch.cat([encoded[:, :5], encoded[:, -3:]], 1)  # an embedding's block has a column for missing ones
+        taken = (inputs == rows.roll(1, 0)).all(0)
+        assert (taken | (inputs == rows).all(0)).all()
+        taken &= ~(inputs == rows).all(0)
+        assert taken[1] == taken[4]
+        assert taken[5:].unique().numel() == 1
+        share = taken[[0, 1, 2, 3, 5]].sum() / 5
+        torch.testing.assert_close(soft, torch.lerp(torch.eye(2)[labels], torch.eye(2)[labels.roll(1)], share))
+        shares.add(round(share.item(), 1))
+    assert shares == {0.0, 0.2, 0.4}
+
+
+@pytest.mark.parametrize("numeric", ["standard", "none"])
+def test_what_is_cut_out_is_the_mean_of_the_training_rows_and_the_missing_category(table, numeric):
+    path = table(color=[["red", "", "blue"][row % 3] for row in range(ROWS)])
+    settings = {"path": path, "target": "label", "batch_size": 32, "numeric": numeric}
+    inputs, labels = fitted(TabularData(**settings, mix=RowCutout(ratio=1.0))).batches[0]
+    train, _ = part(set_up(**settings), "train")
+    expected = torch.cat([train[:, :4].mean(0), torch.tensor([0.0, 1.0, 0.0, 0.0])])  # not missing; missing, blue, red
+    torch.testing.assert_close(inputs, expected.expand(32, 8), rtol=1e-4, atol=1e-4)
+    assert labels.dtype == torch.int64
 
 
 def test_regression_targets_are_interpolated():

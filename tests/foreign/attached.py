@@ -18,6 +18,7 @@ from lightning_reg.callbacks import (
     InsertDropout,
     InsertStochasticDepth,
     Lookahead,
+    ManifoldMixup,
     MaxNorm,
     ReplaceNorm,
     SharpnessAwareMinimization,
@@ -56,11 +57,16 @@ SETTINGS = {
     "GradientClipping zscore": lambda _: GradientClipping(
         algorithm="zscore", z_threshold=0.01, alpha=0.1, warmup_steps=2
     ),
+    "InputGradientPenalty": lambda project: callbacks.InputGradientPenalty(weight=0.1, input_key=project.input_key),
+    "JacobianPenalty": lambda project: callbacks.JacobianPenalty(weight=0.1, input_key=project.input_key),
     "InsertDropBlock": lambda _: InsertDropBlock(p=0.3, block_size=2, include=("*first",), types=("Conv2d",), seed=3),
     "InsertDropConnect": lambda _: InsertDropConnect(p=0.4, include=("*hidden",), seed=3),
     "InsertDropout": lambda _: InsertDropout(p=0.4, include=("*act",), seed=3),
     "InsertStochasticDepth": lambda _: InsertStochasticDepth(p=0.4, include=("*act",), seed=3),
     "L2Penalty scheduled": lambda _: callbacks.L2Penalty(weight=0.05, schedule=StrengthSchedule(kind="linear")),
+    "ManifoldMixup": lambda project: ManifoldMixup(
+        layers=("*act",), input_key=project.input_key, target_key=project.target_key, seed=3
+    ),
     "MaxNorm": lambda _: MaxNorm(max_norm=0.3),
     "ReplaceNorm": lambda _: ReplaceNorm(norm="layer", include=("*norm",)),
     "SpectralNormalization": lambda _: SpectralNormalization(include=("*hidden",), seed=3),

@@ -24,11 +24,13 @@ BEFORE_THE_STEP = (
     "Gradient*",
     "SharpnessAwareMinimization*",
 )
+LOSS_TERMS = ("RDrop", "DecorrelationPenalty", "JacobianPenalty", "InputGradientPenalty")
 
 # Globs over techniques and over projects, and what the sentence has to say.
 REFUSALS = [
     # A loss that is handed to manual_backward, or a step that makes several, is nobody else's.
     (("ActivityPenalty", "ConfidencePenalty", "SharpnessAwareMinimization*"), MANUAL, "automatic_optimization"),
+    (LOSS_TERMS, MANUAL, "automatic_optimization"),
     (("SharpnessAwareMinimization*",), ("step with an iterator",), "dataloader_iter"),
     (BEFORE_THE_STEP, ("LBFGS",), "LBFGS"),
     # What isn't in the batch or the loss can't be mixed.
@@ -38,6 +40,19 @@ REFUSALS = [
     (("BatchMixing*", "BatchImages"), ("step with an iterator",), "input_key"),
     (("ConfidencePenalty",), ("batch a tensor", "variational", "centered teacher"), "cross_entropy"),
     (("LabelSmoothing*",), WITHOUT_LABELS, "class indices"),
+    (("EmbeddingNoise",), ANY, "types must be of modules that there are"),
+    (("ManifoldMixup",), MANUAL, "automatic_optimization"),
+    (("ManifoldMixup",), WITHOUT_LABELS, "the loss must be computed by a function of torch's"),
+    (("ManifoldMixup",), ("step with an iterator",), "input_key"),
+    (("ManifoldMixup",), ("batch of graphs",), "as many samples"),
+    (("ManifoldMixup",), ANY, "matches no module"),
+    (("ManifoldMixup",), ANY, "layers must be of modules"),
+    (("RDrop", "JacobianPenalty"), WITHOUT_LABELS, "cross_entropy"),
+    (("InputGradientPenalty", "JacobianPenalty"), ANY, "input_key"),
+    (("InputGradientPenalty", "JacobianPenalty"), ANY, "inputs must be what"),
+    (("InputGradientPenalty", "JacobianPenalty"), ("compiled*",), "must not be compiled"),
+    (("RDrop",), ANY, "one row a sample"),
+    (("RDrop",), ANY, "no layer that is stochastic"),
     # One clips, not two.
     (("GradientClipping*",), ("looks at clipping",), "gradient_clip_val must be left out"),
     (("GradientClipping*",), ("scheduler by hand",), "clip_gradients must not be called"),

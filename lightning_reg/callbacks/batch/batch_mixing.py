@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from torch import nn
+from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_reg.callbacks.batch.loss_interpolation import InterpolatedLosses
@@ -133,13 +133,18 @@ class MixingSession(Session[BatchMixing]):
         run = self.run
         if is_compiled_whole(run.module):
             raise SettingError(
-                "the module must not be compiled as a whole with BatchMixing, which has to see how its loss is "
+                f"the module must not be compiled as a whole with {self.name}, which has to see how its loss is "
                 "computed; compile the network in it: self.network.compile()"
             )
         self.number = instance_number(run.trainer, self.technique)
         run.around(run.module, "training_step", self._step)
         for handle in _leave_compiled_alone(run.module):
             run.until_end(handle)
+
+    @property
+    def name(self) -> str:
+        """What mixes, for messages."""
+        return type(self.technique).__name__
 
     @override
     def batch_starts(self, batch_idx: int) -> None:
@@ -162,19 +167,25 @@ class MixingSession(Session[BatchMixing]):
         if draw is not None:
             # A tensor of its own: the very object by which losses of these targets are known.
             targets = targets.view_as(targets)
-            batch = with_parts(batch, [(mixing.input_key, draw.change(inputs)), (mixing.target_key, targets)])
+            inputs = self._changed(inputs, draw)
+            batch = with_parts(batch, [(mixing.input_key, inputs), (mixing.target_key, targets)])
         if not mixing.mix.needs_partner or (draw is None and self.is_checked):
             return training_step(batch, *others, **kwargs)
-        with InterpolatedLosses(targets, draw.minor_weight if draw else None) as losses:
+        minor_weight = draw.minor_weight if draw else None
+        with InterpolatedLosses(targets, minor_weight, technique=self.name) as losses:
             output = training_step(batch, *others, **kwargs)
         self._check(losses, output)
         losses.check_returned(output)
         return output
 
-    def _stream(self) -> Random:
+    def _changed(self, inputs: Tensor, draw: Draw) -> Tensor:
+        """Returns the inputs that the training step is given."""
+        return draw.change(inputs)
+
+    def _stream(self, name: str = "") -> Random:
         module = self.run.module
         position = (module.global_rank, module.current_epoch, self.batch_idx)
-        return random_stream(base_seed(self.technique.seed), *position, type(self.technique).__name__, self.number)
+        return random_stream(base_seed(self.technique.seed), *position, self.name + name, self.number)
 
     def _check(self, losses: InterpolatedLosses, output: Any) -> None:
         """Refuses, once, a training step whose loss isn't mixed."""
@@ -187,15 +198,15 @@ class MixingSession(Session[BatchMixing]):
         if not losses.seen:
             raise SettingError(
                 f"the loss must be computed by a function of torch's of the batch's targets (target_key "
-                f"{self.technique.target_key!r}) with BatchMixing, else it can't be mixed; training_step called none "
+                f"{self.technique.target_key!r}) with {self.name}, else it can't be mixed; training_step called none "
                 f"of {of_torch} with them{computed}. Use one of these, or mix in the data module, which emits "
                 "probabilities as targets"
             )
         if losses.others:
             rank_zero_warn(
-                "BatchMixing mixes the loss that torch computes of the targets, but training_step also makes something "
-                f"differentiable of them by {', '.join(sorted(losses.others))}: that sees each sample's own target "
-                "alone"
+                f"{self.name} mixes the loss that torch computes of the targets, but training_step also makes "
+                f"something differentiable of them by {', '.join(sorted(losses.others))}: that sees each sample's own "
+                "target alone"
             )
 
 

@@ -38,6 +38,7 @@ class InterpolatedLosses(TorchFunctionMode):
     Args:
         targets: y_a, the very tensor that the training step is given.
         minor_weight: w, a scalar or (N,); None where losses are only watched.
+        technique: Name of what mixes, for messages.
 
     Attributes:
         seen: How many losses were computed of the targets.
@@ -46,8 +47,9 @@ class InterpolatedLosses(TorchFunctionMode):
             place, pick by tensors, or aren't known).
     """
 
-    def __init__(self, targets: Tensor, minor_weight: Tensor | None) -> None:
+    def __init__(self, targets: Tensor, minor_weight: Tensor | None, *, technique: str) -> None:
         super().__init__()
+        self.technique = technique
         self.minor_weight = minor_weight
         self.seen = 0
         self._trains = False  # whether any of these losses has a gradient
@@ -71,10 +73,10 @@ class InterpolatedLosses(TorchFunctionMode):
         loss = output.get("loss") if isinstance(output, Mapping) else output
         if isinstance(loss, Tensor) and loss.requires_grad and self._trains and not self.others:
             if id(loss) in self._unmixed:
-                _refuse(self._unmixed[id(loss)][1])
+                self._refuse(self._unmixed[id(loss)][1])
             pair = self._losses.get(id(loss))
             if pair is None or pair.is_changed():
-                _refuse(_FOREIGN)
+                self._refuse(_FOREIGN)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: Any = (), kwargs: dict[str, Any] | None = None
@@ -137,13 +139,13 @@ class InterpolatedLosses(TorchFunctionMode):
     ) -> Tensor:
         if any(target.is_changed() for target in targets):
             raise SettingError(
-                "the targets must not be changed in place in training_step with BatchMixing, which wouldn't change "
-                "those that are mixed in; make other targets instead: targets = targets.clamp(min=0)"
+                f"the targets must not be changed in place in training_step with {self.technique}, which wouldn't "
+                "change those that are mixed in; make other targets instead: targets = targets.clamp(min=0)"
             )
         if any(value.requires_grad for value in operands) and is_checkpointed():
             raise SettingError(
-                "the loss must be computed outside of activation checkpointing with BatchMixing, which doesn't see "
-                "it where it is computed again; checkpoint the network alone"
+                f"the loss must be computed outside of activation checkpointing with {self.technique}, which doesn't "
+                "see it where it is computed again; checkpoint the network alone"
             )
         self.seen += 1
         kwargs = settings_of(kwargs)
@@ -203,7 +205,7 @@ class InterpolatedLosses(TorchFunctionMode):
         if has_ends and is_repeated(func) and kwargs.get("out") is None and self._keeps_samples(func, losses, args):
             return self._both(func, args, kwargs)
         if changed and func is Tensor.backward:
-            _refuse(_FOREIGN)
+            self._refuse(_FOREIGN)
         result = func(*args, **kwargs)
         made = [*_tensors(result), *(args[:1] if writes(func) else ())]
         is_followed = not targets and not changed and is_linear(func, [self._has_losses(value) for value in args])
@@ -231,13 +233,20 @@ class InterpolatedLosses(TorchFunctionMode):
     def _of_unmixed(self, func: Callable[..., Any], operands: list[Tensor], args: Any, kwargs: dict[str, Any]) -> Any:
         name = next(self._unmixed[id(value)][1] for value in operands if id(value) in self._unmixed)
         if func is Tensor.backward:
-            _refuse(name)
+            self._refuse(name)
         result = func(*args, **kwargs)
         for value in _tensors(result):
             self._unmixed[id(value)] = value, name
         return result
 
     # Ends
+
+    def _refuse(self, name: str) -> None:
+        raise SettingError(
+            "the loss must be followed from torch's function to what training_step returns with "
+            f"{self.technique}, but what {name} makes of it can't be; use another function, or mix in the data module, "
+            "which emits probabilities as targets"
+        )
 
     def _put(self, where: dict[int, "_Pair"], value: Tensor, own: Tensor | None, partners: Tensor | None) -> None:
         where[id(value)] = _Pair(value, own, partners, _version(value), value.requires_grad)
@@ -281,14 +290,6 @@ class _Pair:
 
 def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version  # inference tensors don't count
-
-
-def _refuse(name: str) -> None:
-    raise SettingError(
-        f"the loss must be followed from torch's function to what training_step returns with BatchMixing, but what "
-        f"{name} makes of it can't be; use another function, or mix in the data module, which emits probabilities as "
-        "targets"
-    )
 
 
 def _flat(values: Iterable[Any]) -> list[Any]:

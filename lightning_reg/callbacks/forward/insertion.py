@@ -166,6 +166,7 @@ def inserted(
     *,
     seed: int | None,
     residual: bool = False,
+    insertion: type[Insertion] = Insertion,
 ) -> StochasticSession:
     """Puts stochastic layers behind the modules that a technique's settings choose, until the run ends.
 
@@ -174,6 +175,7 @@ def inserted(
         make: Makes a layer, given its place among all in the order of the modules' names, from 0, and their number.
         seed: What the random numbers start from; that of ``seed_everything`` where None.
         residual: Whether the modules are whole residual blocks.
+        insertion: The hook that is put behind each.
     """
     session = StochasticSession(surgery, run, seed=seed)
     chosen = surgery.selected(run.module)
@@ -184,9 +186,9 @@ def inserted(
         layer.stream = session.new_stream()
         # A norm that is frozen in evaluation mode says nothing about what stands behind it.
         mode_of = holders[module] if is_normalization(module) else None
-        insertion = Insertion(layer, name, residual=residual, mode_of=mode_of, lease=session.lease)
-        session.acting[name] = insertion
-        run.until_end(module.register_forward_hook(insertion, with_kwargs=True))
+        hook = insertion(layer, name, residual=residual, mode_of=mode_of, lease=session.lease)
+        session.acting[name] = hook
+        run.until_end(module.register_forward_hook(hook, with_kwargs=True))
     what = repr(layers[0]) if len(set(map(repr, layers))) == 1 else f"{layers[0]!r} ... {layers[-1]!r}"
     session.changes = [(what, name) for name in chosen]
     return session

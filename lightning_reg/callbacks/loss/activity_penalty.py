@@ -1,34 +1,24 @@
 """Penalties on activations: their size, and how much they change over time."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from typing_extensions import override
 
-from lightning_reg.callbacks.loss.loss_term import LossTerm, TermSession
+from lightning_reg.callbacks.loss.activations import ActivationsSession, ActivationsTerm
 from lightning_reg.core.facts import Log
 from lightning_reg.core.schedules import StrengthSchedule
-from lightning_reg.core.selection import as_patterns, select_modules
 from lightning_reg.core.step import Run
 from lightning_reg.functional.output_penalties import activity_penalty, temporal_activity_penalty
 from lightning_reg.settings import SettingError, check_range
 
 __all__ = ["ActivityPenalty"]
 
-_ACTIVATIONS = tuple(
-    getattr(nn.modules.activation, name)
-    for name in nn.modules.activation.__all__
-    if name not in ("MultiheadAttention", "Softmax", "Softmax2d", "LogSoftmax", "Softmin")
-)
 
-
-class ActivityPenalty(LossTerm):
+class ActivityPenalty(ActivationsTerm):
     """Penalizes large activations (L1, L2, AR) and activations that change fast over time (TAR).
 
     What it does: λ₁ mean|a| + λ₂ mean a² + λ₃ mean(h_{t+1} − h_t)² of the outputs of the chosen modules, summed over
@@ -88,14 +78,12 @@ class ActivityPenalty(LossTerm):
     ) -> None:
         if l1 is None and l2 is None and temporal is None:
             raise SettingError("l1, l2 or temporal must be given; 0 switches the penalty off")
+        super().__init__(include=include, exclude=exclude, schedule=schedule)
         self.l1 = 0.0 if l1 is None else l1
         self.l2 = 0.0 if l2 is None else l2
         self.temporal = 0.0 if temporal is None else temporal
         for name in ("l1", "l2", "temporal"):
             check_range(name, getattr(self, name), low=0)
-        super().__init__(schedule=schedule)
-        self.include = as_patterns("include", include)
-        self.exclude = as_patterns("exclude", exclude)
         self.time_dim = time_dim
 
     @property
@@ -107,118 +95,25 @@ class ActivityPenalty(LossTerm):
     def new_session(self, run: Run) -> "ActivitySession":
         return ActivitySession(self, run)
 
-    def chosen(self, pl_module: LightningModule) -> list[nn.Module]:
-        """Returns the modules whose outputs are penalized."""
-        if self.include:
-            return list(select_modules(pl_module, include=self.include, exclude=self.exclude).values())
-        chosen = select_modules(pl_module, include=("*",), exclude=self.exclude).values()
-        activations = [parameter for parameter in chosen if isinstance(parameter, _ACTIVATIONS)]
-        if not activations:
-            raise SettingError(
-                "include must name modules, because there is no activation module such as torch.nn.ReLU among "
-                + ", ".join(name for name, _ in pl_module.named_modules() if name)
-            )
-        return activations
-
 
 @dataclass(eq=False)
-class ActivitySession(TermSession):
-    """One fit.
-
-    Attributes:
-        is_watching: Whether a training step runs.
-        seen: Outputs, their dimension of time, and their versions: how often they were changed in place.
-    """
+class ActivitySession(ActivationsSession):
+    """One fit; of each output the dimension of time is noted."""
 
     technique: ActivityPenalty
-    is_watching: bool = False
-    seen: list[tuple[Tensor, int, int | None]] = field(default_factory=list)
 
     @override
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for module in self.technique.chosen(self.run.module):
-            self.run.until_end(module.register_forward_hook(_Hook(self)))
-
-    def collect(self, module: nn.Module, output: Any) -> None:
-        """Notes what a module returned."""
-        # Evaluation, a checkpointed layer that is computed again in the backward pass, a part that isn't trained.
-        if not self.is_watching or not torch.is_grad_enabled():
-            return
-        # Only noted here: a checkpointed layer has to compute the same thing both times.
-        activations = _first_tensor(output)
+    def noted(self, module: nn.Module, output: Any, activations: Tensor) -> int:
         if self.technique.temporal and isinstance(output, (tuple, list)) and isinstance(output[0], PackedSequence):
             raise SettingError("temporal must be 0 for packed sequences, whose steps don't lie along one dimension")
-        time_dim = self.technique.time_dim
         if isinstance(module, nn.RNNBase):
-            time_dim = activations.ndim - 2 if module.batch_first else 0
-        compiling = torch.compiler.is_compiling()  # then nothing is changed in place
-        self.seen.append((activations, time_dim, None if compiling else activations._version))
+            return activations.ndim - 2 if module.batch_first else 0
+        return self.technique.time_dim
 
     @override
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        self.seen.clear()
-        self.is_watching = True
-        try:
-            yield
-        finally:
-            self.is_watching = False
-
-    @override
-    def term(self) -> Tensor:
-        if not self.seen:
-            raise SettingError(
-                "include must name modules that the training step runs, but none of them did; what "
-                "torch.compile has run before the fit, or reentrant checkpointing runs, can't be watched"
-            )
-        term = torch.stack([self._term_of(*record) for record in self.seen]).sum()
-        self.seen.clear()
-        return term
-
-    def _term_of(self, activations: Tensor, time_dim: int, version: int | None) -> Tensor:
-        if version is not None and activations._version != version:
-            raise SettingError(
-                "include must name modules whose outputs are left as they are, but one is changed in place by what "
-                "comes behind it, such as ReLU(inplace=True); name that module instead"
-            )
-        # Cast once for both, so that their gradients meet before they are rounded to 16 bits.
-        activations = activations.to(torch.promote_types(activations.dtype, torch.float32))
+    def value(self, activations: Tensor, noted: Any) -> Tensor:
         technique = self.technique
         term = activity_penalty(activations, l1=technique.l1, l2=technique.l2)
         if technique.temporal:
-            term = term + temporal_activity_penalty(activations, technique.temporal, time_dim=time_dim)
+            term = term + temporal_activity_penalty(activations, technique.temporal, time_dim=noted)
         return term
-
-
-class _Hook:
-    """Copies and pickles of the module have one that does nothing."""
-
-    def __init__(self, session: ActivitySession) -> None:
-        self.session = session
-
-    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        self.session.collect(module, output)
-
-    def __reduce__(self) -> Any:
-        return _nothing, ()
-
-
-def _nothing() -> Callable[..., None]:
-    return _does_nothing
-
-
-def _does_nothing(*args: Any) -> None:
-    pass
-
-
-def _first_tensor(output: Any) -> Tensor:
-    if isinstance(output, Tensor):
-        return output
-    if isinstance(output, dict):
-        output = list(output.values())
-    if isinstance(output, (tuple, list)) and output:
-        return _first_tensor(output[0])
-    raise SettingError(
-        f"include must name modules that return tensors, but one of them returns {type(output).__name__}"
-    )

@@ -14,7 +14,7 @@ from typing_extensions import override
 from lightning_reg.callbacks.loss.loss_term import TermSession
 from lightning_reg.settings import SettingError
 
-__all__ = ["LogitsSession"]
+__all__ = ["LogitsSeen", "LogitsSession"]
 
 
 @dataclass(eq=False)
@@ -40,7 +40,7 @@ class LogitsSession(TermSession):
     @contextmanager
     def watching(self) -> Iterator[None]:
         self.seen.clear()
-        with _LogitsSeen(self.seen, self.losses):
+        with LogitsSeen(self.seen, self.losses):
             yield
 
     @override
@@ -57,7 +57,7 @@ class LogitsSession(TermSession):
         return torch.stack(terms).sum()
 
 
-class _LogitsSeen(TorchFunctionMode):
+class LogitsSeen(TorchFunctionMode):
     """Notes what the loss functions are called with; everything runs as it would."""
 
     def __init__(self, logits: list[tuple[Tensor, Tensor | None]], losses: dict[Callable[..., Tensor], str]) -> None:

@@ -68,7 +68,10 @@ class TermSession(Session[LossTerm]):
             )
         self.strength = ScheduledStrength(technique.schedule, run.trainer)
         self.name = technique.tag + technique.suffix(run.trainer)
-        run.around(run.module, "training_step", self._step)  # inside autocast, where there is one
+        self._attach()
+
+    def _attach(self) -> None:
+        self.run.around(self.run.module, "training_step", self._step)  # inside autocast, where there is one
 
     def watching(self) -> AbstractContextManager[Any]:
         """Returns a context in which a training step runs and the term is made ready."""
@@ -77,6 +80,14 @@ class TermSession(Session[LossTerm]):
     def term(self) -> Tensor:
         """Returns the term at full strength, of what was seen in the training step that has just run."""
         raise NotImplementedError
+
+    def term_of(self, loss: Tensor) -> Tensor:
+        """Returns the term where it depends on the training step's loss as well.
+
+        Args:
+            loss: Of which samples have their mean.
+        """
+        return self.term()
 
     def _step(self, training_step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         factor = self.strength.now(self.run.trainer)
@@ -90,7 +101,7 @@ class TermSession(Session[LossTerm]):
             if loss is None:  # this batch is skipped
                 return output
             with torch._C.DisableTorchFunction():  # who watches the user's calls isn't to take these for theirs
-                term: Tensor = factor * self.term()
+                term: Tensor = factor * self.term_of(loss)
         self.is_checked = True
         size = term.detach().abs()
         self._log({"": term.detach(), "_share": size / (size + loss.detach().abs())})

@@ -1,0 +1,214 @@
+"""Mixup of hidden states, in a layer that each batch draws."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from lightning_reg.callbacks.batch.batch_mixing import BatchMixing, MixingSession
+from lightning_reg.core.batches import Key
+from lightning_reg.core.facts import Log, Place
+from lightning_reg.core.hooks import add_forward_hook
+from lightning_reg.core.lightning import is_compiled
+from lightning_reg.core.selection import as_patterns, select_modules
+from lightning_reg.core.step import Run
+from lightning_reg.functional.mixing import mix_with_previous
+from lightning_reg.settings import SettingError
+from lightning_reg.transforms import Draw, Mixup
+
+__all__ = ["ManifoldMixup"]
+
+
+class ManifoldMixup(BatchMixing):
+    """Mixes hidden states of a network in training, and the loss by the same weight: mixup in a layer drawn by lot.
+
+    What it does: each batch draws one of the chosen layers, or the input, and a weight λ from Beta(α, α). What that
+    layer returns becomes λ h_a + (1 − λ) h_b, with b the sample before a, and the loss that the training step computes
+    of the targets becomes λ·L(y_a) + (1 − λ)·L(y_b), λ ≥ 1/2, as ``BatchMixing`` does it: labels stay as they are for
+    metrics. Evaluation is left alone.
+
+    When to use: for classifiers that are trained long, where mixing inputs alone begins to underfit; behind stages or
+    blocks, not behind each of their layers. When not: beside ``BatchMixing`` or a data module's ``mix``; with layers
+    that return several tensors, or a time axis first.
+
+    Cost: one pass over the hidden states of the drawn layer, and a second evaluation of the loss. No state.
+
+    Interacts with: activation checkpointing, which mixes again what it computes again; torch.compile, where all chosen
+    layers are mixed, but one with weight 0, so that there is one graph. The rest is as for ``BatchMixing``. A second
+    pass over the same batch, as of sharpness-aware minimization, draws the same layer and weight.
+
+    Deviates from the paper: the minor weight is at most 0.5 (the two samples swap roles above it), so that each
+    sample's own label stays the dominant one.
+
+    Args:
+        alpha: Of the Beta(alpha, alpha), above 0; 1 to 2 is usual.
+        layers: Globs over names of modules whose outputs may be mixed; of nested ones the outermost. Where this and
+            ``types`` are empty, ``*block*``.
+        types: Classes of these modules, or their names; all that ``layers`` chooses where empty.
+        include_input: Whether the input is one of the places that are drawn.
+        prob: Probability that a batch is mixed at all, in [0, 1].
+        input_key: Where the inputs are in a batch: an index, a name, or a getter and a setter.
+        target_key: Where the targets are, likewise.
+        epochs: How many epochs are mixed, before the batches stay as they are; all where None.
+        seed: Of the random numbers; where None, that of ``seed_everything``.
+
+    Raises:
+        SettingError: If an argument can't be used, a pattern matches nothing, or the module optimizes manually; at the
+            first batch that draws it, if a layer doesn't run exactly once in a training step, or doesn't return one
+            tensor with a row a sample; as ``BatchMixing`` does, if no loss of torch's is computed of the targets.
+
+    Reference:
+        Vikas Verma, Alex Lamb, Christopher Beckham, Amir Najafi, Ioannis Mitliagkas, David Lopez-Paz, Yoshua Bengio:
+        Manifold Mixup: Better Representations by Interpolating Hidden States, ICML 2019, arXiv:1806.05236.
+
+    >>> ManifoldMixup(alpha=2.0, layers=("*layer1", "*layer2")).alpha
+    2.0
+    """
+
+    place = Place.FORWARD
+    usual_ranges = (Log("alpha", 0.1, 4.0),)
+
+    def __init__(
+        self,
+        *,
+        alpha: float = 1.0,
+        layers: Sequence[str] = (),
+        types: Sequence[str | type] = (),
+        include_input: bool = True,
+        prob: float = 1.0,
+        input_key: Key = 0,
+        target_key: Key = 1,
+        epochs: int | None = None,
+        seed: int | None = None,
+    ) -> None:
+        mix = Mixup(alpha=alpha, prob=prob)
+        super().__init__(mix, input_key=input_key, target_key=target_key, epochs=epochs, seed=seed)
+        self.alpha = alpha
+        self.prob = prob
+        self.layers = as_patterns("layers", layers or (("*",) if types else ("*block*",)))
+        self.types = tuple(types)
+        self.include_input = include_input
+
+    @override
+    def new_session(self, run: Run) -> "ManifoldSession":
+        return ManifoldSession(self, run)
+
+
+@dataclass(eq=False)
+class ManifoldSession(MixingSession):
+    """One fit.
+
+    Attributes:
+        layers: The modules whose outputs may be mixed, by name.
+        weights: (L,), on the device, what each of them mixes in at the batch at hand: all but one 0. Written in place,
+            because compiled code reads them.
+        picked: Number of the layer that is mixed; None where none is, from the training step's start to the end of its
+            backward pass, in which checkpointed layers run again.
+        runs: How often the drawn layer ran in the training step.
+        size: How many samples the batch has.
+    """
+
+    technique: "ManifoldMixup"
+    layers: dict[str, nn.Module] = field(init=False)
+    weights: Tensor = field(init=False)
+    picked: int | None = None
+    is_on: bool = False
+    runs: int = 0
+    size: int = 0
+
+    @override
+    def __post_init__(self) -> None:
+        technique, run = self.technique, self.run
+        if not run.module.automatic_optimization:
+            raise SettingError(
+                "automatic_optimization must be True with ManifoldMixup: under manual optimization nobody knows which "
+                "pass belongs to which loss"
+            )
+        self.layers = _outermost(select_modules(run.module, include=technique.layers, types=technique.types))
+        self.weights = torch.zeros(len(self.layers), device=run.module.device)
+        super().__post_init__()
+        for index, module in enumerate(self.layers.values()):
+            run.until_end(add_forward_hook(module, _Mixed(self, index)))
+
+    @override
+    def _changed(self, inputs: Tensor, draw: Draw) -> Tensor:
+        first = -1 if self.technique.include_input else 0
+        place = self._stream(" layer").randrange(first, len(self.layers))
+        if place < 0 or draw.minor_weight is None:
+            return draw.change(inputs)
+        self.picked, self.runs, self.size, self.is_on = place, 0, len(inputs), True
+        self.weights.zero_()
+        self.weights[place].copy_(draw.minor_weight)
+        return inputs
+
+    @override
+    def _step(self, training_step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self._rest()
+        output = super()._step(training_step, *args, **kwargs)
+        if self.picked is not None and output is not None:
+            self._check_runs(list(self.layers)[self.picked])
+        return output
+
+    def _check_runs(self, name: str) -> None:
+        # What compiled code runs isn't counted.
+        if self.runs == 1 or (self.runs == 0 and any(map(is_compiled, self.run.module.modules()))):
+            return
+        times = f"{self.runs} times" if self.runs else "not at all"
+        raise SettingError(
+            f"layers must be of modules that run once in a training step with ManifoldMixup, but {name} ran {times}"
+        )
+
+    @override
+    def after_backward(self) -> None:
+        self._rest()
+
+    def _rest(self) -> None:
+        self.is_on, self.picked = False, None
+
+    def mixed(self, index: int, output: Any) -> Any:
+        """Returns what a layer returns in the place of its output.
+
+        Args:
+            index: Number of the layer.
+            output: What it computed.
+        """
+        if not self.is_on:
+            return output
+        if torch.compiler.is_compiling():
+            return mix_with_previous(output, self.weights[index])
+        if index != self.picked:
+            return output
+        self.runs += 1
+        if not isinstance(output, Tensor) or not output.ndim or len(output) != self.size:
+            found = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+            raise SettingError(
+                f"layers must be of modules that return one tensor with {self.size} rows, one a sample, with "
+                f"ManifoldMixup, but {list(self.layers)[index]} returns one of {found}"
+            )
+        return mix_with_previous(output, self.weights[index])
+
+
+class _Mixed:
+    """The hook of one layer."""
+
+    def __init__(self, session: ManifoldSession, index: int) -> None:
+        self.session = session
+        self.index = index
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> Any:
+        return self.session.mixed(self.index, output)
+
+
+def _outermost(modules: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    """Leaves out what lies within another one, and lists of modules, which don't run."""
+    running = {
+        name: module for name, module in modules.items() if not isinstance(module, nn.ModuleList | nn.ModuleDict)
+    }
+    if not running:
+        raise SettingError(f"layers must be of modules that run, but {', '.join(modules)} only hold others")
+    return {
+        name: module for name, module in running.items() if not any(name.startswith(f"{other}.") for other in running)
+    }

@@ -1,0 +1,165 @@
+"""Terms of what modules return in a training step."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from typing_extensions import override
+
+from lightning_reg.callbacks.loss.loss_term import LossTerm, TermSession
+from lightning_reg.core.schedules import StrengthSchedule
+from lightning_reg.core.selection import as_patterns, select_modules
+from lightning_reg.settings import SettingError
+
+__all__ = ["ActivationsSession", "ActivationsTerm"]
+
+_ACTIVATIONS = tuple(
+    getattr(nn.modules.activation, name)
+    for name in nn.modules.activation.__all__
+    if name not in ("MultiheadAttention", "Softmax", "Softmax2d", "LogSoftmax", "Softmin")
+)
+
+
+class ActivationsTerm(LossTerm):
+    """A term of the outputs of chosen modules.
+
+    Args:
+        include: Globs over module names; where empty, all activation modules.
+        exclude: Globs over module names that are left out.
+        schedule: What the strength is multiplied by as training goes on.
+    """
+
+    def __init__(self, *, include: Sequence[str], exclude: Sequence[str], schedule: StrengthSchedule | None) -> None:
+        super().__init__(schedule=schedule)
+        self.include = as_patterns("include", include)
+        self.exclude = as_patterns("exclude", exclude)
+
+    def chosen(self, pl_module: LightningModule) -> list[nn.Module]:
+        """Returns the modules whose outputs are penalized."""
+        if self.include:
+            return list(select_modules(pl_module, include=self.include, exclude=self.exclude).values())
+        chosen = select_modules(pl_module, include=("*",), exclude=self.exclude).values()
+        activations = [module for module in chosen if isinstance(module, _ACTIVATIONS)]
+        if not activations:
+            raise SettingError(
+                "include must name modules, because there is no activation module such as torch.nn.ReLU among "
+                + ", ".join(name for name, _ in pl_module.named_modules() if name)
+            )
+        return activations
+
+
+@dataclass(eq=False)
+class ActivationsSession(TermSession):
+    """One fit.
+
+    Attributes:
+        is_watching: Whether a training step runs.
+        seen: Outputs, what was noted of them, and their versions: how often they were changed in place.
+    """
+
+    technique: ActivationsTerm
+    is_watching: bool = False
+    seen: list[tuple[Tensor, Any, int | None]] = field(default_factory=list)
+
+    @override
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for module in self.technique.chosen(self.run.module):
+            self.run.until_end(module.register_forward_hook(_Hook(self)))
+
+    def noted(self, module: nn.Module, output: Any, activations: Tensor) -> Any:
+        """Returns what the term has to know of an output beside its first tensor.
+
+        Args:
+            module: That returned it.
+            output: All of what it returned.
+            activations: Its first tensor.
+        """
+        return None
+
+    def value(self, activations: Tensor, noted: Any) -> Tensor:
+        """Returns the term of one output, at full strength.
+
+        Args:
+            activations: In 32 bits at least.
+            noted: What :meth:`noted` returned.
+        """
+        raise NotImplementedError
+
+    def collect(self, module: nn.Module, output: Any) -> None:
+        """Notes what a module returned."""
+        # Evaluation, a checkpointed layer that is computed again in the backward pass, a part that isn't trained.
+        if not self.is_watching or not torch.is_grad_enabled():
+            return
+        # Only noted here: a checkpointed layer has to compute the same thing both times.
+        activations = _first_tensor(output)
+        noted = self.noted(module, output, activations)
+        compiling = torch.compiler.is_compiling()  # then nothing is changed in place
+        self.seen.append((activations, noted, None if compiling else activations._version))
+
+    @override
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        self.seen.clear()
+        self.is_watching = True
+        try:
+            yield
+        finally:
+            self.is_watching = False
+
+    @override
+    def term(self) -> Tensor:
+        if not self.seen:
+            raise SettingError(
+                "include must name modules that the training step runs, but none of them did; what "
+                "torch.compile has run before the fit, or reentrant checkpointing runs, can't be watched"
+            )
+        term = torch.stack([self._term_of(*record) for record in self.seen]).sum()
+        self.seen.clear()
+        return term
+
+    def _term_of(self, activations: Tensor, noted: Any, version: int | None) -> Tensor:
+        if version is not None and activations._version != version:
+            raise SettingError(
+                "include must name modules whose outputs are left as they are, but one is changed in place by what "
+                "comes behind it, such as ReLU(inplace=True); name that module instead"
+            )
+        # Cast once, so that gradients meet before they are rounded to 16 bits.
+        return self.value(activations.to(torch.promote_types(activations.dtype, torch.float32)), noted)
+
+
+class _Hook:
+    """Copies and pickles of the module have one that does nothing."""
+
+    def __init__(self, session: ActivationsSession) -> None:
+        self.session = session
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        self.session.collect(module, output)
+
+    def __reduce__(self) -> Any:
+        return _nothing, ()
+
+
+def _nothing() -> Callable[..., None]:
+    return _does_nothing
+
+
+def _does_nothing(*args: Any) -> None:
+    pass
+
+
+def _first_tensor(output: Any) -> Tensor:
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, dict):
+        output = list(output.values())
+    if isinstance(output, (tuple, list)) and output:
+        return _first_tensor(output[0])
+    raise SettingError(
+        f"include must name modules that return tensors, but one of them returns {type(output).__name__}"
+    )

@@ -1,0 +1,82 @@
+"""Terms that are made of gradients by the inputs of a training step."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_reg.callbacks.loss.loss_term import LossTerm, TermSession
+from lightning_reg.core.batches import Key, check_key, part_of, with_parts
+from lightning_reg.core.lightning import is_compiled
+from lightning_reg.core.schedules import StrengthSchedule
+from lightning_reg.settings import SettingError, check_range
+
+__all__ = ["InputTerm", "InputTermSession"]
+
+
+class InputTerm(LossTerm):
+    """A term of gradients by the inputs.
+
+    Args:
+        weight: Strength.
+        input_key: Where the inputs are in a batch.
+        schedule: What the strength is multiplied by as training goes on.
+    """
+
+    def __init__(self, *, weight: float, input_key: Key, schedule: StrengthSchedule | None) -> None:
+        check_range("weight", weight, low=0)
+        check_key("input_key", input_key)
+        super().__init__(schedule=schedule)
+        self.weight = weight
+        self.input_key = input_key
+
+    @property
+    @override
+    def is_idle(self) -> bool:
+        return self.weight == 0
+
+
+@dataclass(eq=False)
+class InputTermSession(TermSession):
+    """One fit.
+
+    Attributes:
+        inputs: Those of the training step that has just run, with a gradient.
+    """
+
+    technique: InputTerm
+    inputs: Tensor = field(init=False)
+
+    @override
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.technique.is_idle and any(map(is_compiled, self.run.module.modules())):
+            raise SettingError(
+                f"the module must not be compiled with {type(self.technique).__name__}, whose term is differentiated "
+                "twice, which compiled code can't be; leave out torch.compile"
+            )
+
+    @override
+    def _step(self, training_step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return super()._step(partial(self._tracked, training_step), *args, **kwargs)
+
+    def _tracked(self, training_step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Runs the training step on inputs that have a gradient; the user's batch stays as it is."""
+        if self.technique.is_idle:
+            return training_step(*args, **kwargs)
+        batch = args[0] if args else kwargs["batch"]
+        inputs = part_of(batch, self.technique.input_key, name="input_key")
+        if not inputs.is_floating_point() or not inputs.ndim:
+            raise SettingError(
+                "input_key must lead to inputs of a floating dtype with one row a sample, but "
+                f"{type(self.technique).__name__} finds {inputs.dtype} of shape {tuple(inputs.shape)}"
+            )
+        if not inputs.requires_grad:
+            # Of tensors that were made in inference mode only a copy can have a gradient.
+            inputs = (inputs.clone() if inputs.is_inference() else inputs.detach()).requires_grad_()
+        self.inputs = inputs
+        batch = with_parts(batch, [(self.technique.input_key, self.inputs)])
+        return training_step(batch, *args[1:], **kwargs) if args else training_step(**{**kwargs, "batch": batch})

@@ -1,0 +1,107 @@
+"""A penalty on the loss's gradient by the inputs."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader
+
+from lightning_reg.callbacks import InputGradientPenalty
+from lightning_reg.functional.input_penalties import input_gradient_penalty
+from lightning_reg.settings import SettingError
+from tests.conformance.problem import SomebodysModule, Textbook, loader
+from tests.conformance.technique import Technique
+from tests.helpers import quiet_trainer
+
+
+def differentiable(model, inputs, labels):
+    model.labels = labels
+    return inputs.clone().requires_grad_(), lambda logits: F.cross_entropy(logits, labels)
+
+
+def term(model, inputs, logits):
+    lengths = []
+    for i, label in enumerate(model.labels):
+        loss = logits[i].float().logsumexp(0) - logits[i, label].float()
+        (gradient,) = torch.autograd.grad(loss, inputs, create_graph=True)
+        lengths.append((gradient[i] ** 2).sum())
+    return 0.5 * torch.stack(lengths).mean()
+
+
+CONFORMANCE = {
+    "InputGradientPenalty": Technique(
+        lambda: InputGradientPenalty(weight=0.5),
+        lambda: InputGradientPenalty(weight=0.0),
+        Textbook(term=term, mix=differentiable),
+        compiles=False,
+    ),
+}
+
+
+def test_value_and_gradient_are_those_of_the_formula_in_float64():
+    """Of logistic regression: the gradient by x is (σ(w·x) - y) w."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(5, 3, dtype=torch.float64, generator=generator).requires_grad_()
+    weight = torch.randn(3, dtype=torch.float64, generator=generator).requires_grad_()
+    labels = torch.tensor([0.0, 1, 1, 0, 1], dtype=torch.float64)
+    loss = F.binary_cross_entropy_with_logits(inputs @ weight, labels)
+    expected = 0.3 * (((inputs @ weight).sigmoid() - labels).square() * weight.square().sum()).mean()
+    value = input_gradient_penalty(loss, inputs, 0.3)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(value, weight, retain_graph=True), torch.autograd.grad(expected, weight)
+    )
+
+
+def of_one(batch):
+    return DataLoader([batch], batch_size=None)
+
+
+class Batches(SomebodysModule):
+    """Has its batch in a dictionary, and looks at it afterwards."""
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step((batch["x"], batch["y"]), batch_idx)
+
+
+def test_the_users_batch_stays_as_it_is():
+    inputs, labels = next(iter(loader()))
+    batch = {"x": inputs, "y": labels}
+    trainer = quiet_trainer(InputGradientPenalty(weight=0.1, input_key="x"), log_every_n_steps=1, limit_val_batches=0)
+    trainer.fit(Batches(), of_one(batch), of_one(batch))
+    assert trainer.callback_metrics["penalty/input_gradient"] > 0
+    assert batch["x"] is inputs
+    assert not inputs.requires_grad
+
+
+class OfWholeNumbers(SomebodysModule):
+    """Reads whole numbers."""
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step((batch[0].float(), batch[1]), batch_idx)
+
+
+class OfNoInput(SomebodysModule):
+    """Has a loss that its inputs don't take part in."""
+
+    def training_step(self, batch, batch_idx):
+        return self.network.head.weight.square().sum()
+
+
+@pytest.mark.parametrize(
+    ("module", "inputs", "message"),
+    [
+        (OfWholeNumbers(), torch.ones(8, 6, dtype=torch.int64), "finds torch.int64 of shape"),
+        (OfNoInput(), torch.ones(8, 6), "inputs must be what the loss is computed of"),
+        (SomebodysModule(compiled=True), torch.ones(8, 6), "the module must not be compiled with InputGradientPenalty"),
+    ],
+)
+def test_what_can_not_be_differentiated_is_refused(module, inputs, message):
+    batches = of_one((inputs, torch.zeros(8, dtype=torch.int64)))
+    trainer = quiet_trainer(InputGradientPenalty(weight=0.1), limit_val_batches=0)
+    with pytest.raises(SettingError, match=message):
+        trainer.fit(module, batches, batches)
+
+
+def test_bad_settings_are_refused_at_once():
+    with pytest.raises(SettingError, match=r"weight must be in \[0, ∞\), but is -1"):
+        InputGradientPenalty(weight=-1)

@@ -1,0 +1,167 @@
+"""Mixup of hidden states, in a layer that each batch draws."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from lightning_reg.callbacks import ManifoldMixup, SharpnessAwareMinimization
+from lightning_reg.core.streams import random_stream
+from lightning_reg.settings import SettingError
+from tests.conformance.problem import SomebodysModule, Textbook, loader, weights_of
+from tests.conformance.technique import Technique
+from tests.helpers import quiet_trainer
+
+LAYERS = ("network.norm", "network.act")
+
+
+def drawn(model):
+    """The minor weight and the place of a batch: -1 is the input."""
+    where = (0, model.rank, model.epoch, model.batch)
+    stream = random_stream(*where, "ManifoldMixup", 0)
+    stream.random()
+    share = stream.betavariate(0.8, 0.8)
+    return min(share, 1 - share), random_stream(*where, "ManifoldMixup layer", 0).randrange(-1, len(LAYERS))
+
+
+def with_the_one_before(rows, weight):
+    return torch.stack([(1 - weight) * rows[i] + weight * rows[i - 1] for i in range(len(rows))])
+
+
+def mix(model, inputs, labels):
+    weight, place = drawn(model)
+    model.drawn = weight, place
+    if place == -1:
+        inputs = with_the_one_before(inputs, weight)
+
+    def loss_of(logits):
+        own, other = F.cross_entropy(logits, labels), F.cross_entropy(logits, labels.roll(1))
+        return (1 - weight) * own + weight * other
+
+    return inputs, loss_of
+
+
+def mixed_layers(model):
+    for place, layer in enumerate((model.norm, model.act)):
+        forward = layer.forward
+
+        def mixing(inputs, place=place, forward=forward):
+            outputs = forward(inputs)
+            is_drawn = model.training and model.drawn[1] == place
+            return with_the_one_before(outputs, model.drawn[0]) if is_drawn else outputs
+
+        layer.forward = mixing
+
+
+CONFORMANCE = {
+    "ManifoldMixup": Technique(
+        lambda: ManifoldMixup(alpha=0.8, layers=LAYERS),
+        lambda: ManifoldMixup(prob=0.0, layers=LAYERS),
+        Textbook(mix=mix, change=mixed_layers),
+    ),
+}
+
+
+class Checkpointed(SomebodysModule):
+    """Computes its features again in the backward pass."""
+
+    def training_step(self, batch, batch_idx):
+        features = checkpoint(self.network.features, batch[0], use_reentrant=False)
+        return F.cross_entropy(self.network.head(features), batch[1])
+
+
+class Twice(SomebodysModule):
+    """Asks its network twice."""
+
+    def training_step(self, batch, batch_idx):
+        self.network(batch[0])
+        return super().training_step(batch, batch_idx)
+
+
+def fit(module, *callbacks, **settings):
+    quiet_trainer(*callbacks, **settings).fit(module, loader(), loader())
+    return weights_of(module)
+
+
+def hidden(**settings):
+    return ManifoldMixup(**{"alpha": 0.8, "layers": LAYERS, "include_input": False, **settings})
+
+
+def test_what_is_computed_again_is_mixed_again():
+    torch.testing.assert_close(fit(Checkpointed(), hidden()), fit(SomebodysModule(), hidden()))
+
+
+def test_a_second_pass_draws_the_same_layer_and_weight():
+    with_no_length = fit(SomebodysModule(), hidden(), SharpnessAwareMinimization(rho=0.0))
+    torch.testing.assert_close(with_no_length, fit(SomebodysModule(), hidden()))
+
+
+def test_layers_are_drawn_and_the_input_is_one_of_them():
+    callback, places = ManifoldMixup(layers=LAYERS, seed=3), set()
+
+    class Watches(SomebodysModule):
+        def training_step(self, batch, batch_idx):
+            places.add(callback.session.picked)
+            return super().training_step(batch, batch_idx)
+
+    fit(Watches(), callback, max_epochs=3)
+    assert places == {None, 0, 1}
+
+
+def test_compiled_code_is_made_once_whatever_is_drawn():
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    module = SomebodysModule()
+    module.network.compile(backend=backend)
+    fit(module, hidden(), limit_val_batches=0, max_epochs=2)
+    assert len(graphs) == 1
+
+
+def tuples(model):
+    model.act = nn.LSTM(12, 12, batch_first=True)
+
+
+@pytest.mark.parametrize(
+    ("module", "settings", "message"),
+    [
+        (Twice(), {}, r"layers must be of modules that run once .*, but network.\w+ ran 2 times"),
+        (SomebodysModule(), {"layers": ("network.unused",)}, "network.unused ran not at all"),
+        (SomebodysModule(), {"layers": ()}, "matches no module"),
+    ],
+)
+def test_layers_that_do_not_run_once_are_refused(module, settings, message):
+    with pytest.raises(SettingError, match=message):
+        fit(module, hidden(**settings))
+
+
+def test_layers_that_return_several_tensors_are_refused():
+    class Recurrent(SomebodysModule):
+        def training_step(self, batch, batch_idx):
+            features, _ = self.network.act(self.network.first(batch[0]))
+            return F.cross_entropy(self.network.head(features), batch[1])
+
+    with pytest.raises(SettingError, match=r"network\.act returns one of tuple"):
+        fit(Recurrent(prepare=tuples), hidden(layers=("network.act",)), limit_val_batches=0)
+
+
+def test_nested_modules_are_mixed_behind_the_outermost():
+    callback = ManifoldMixup(types=("Tanh", "Sequential"))
+
+    def nested(model):
+        model.act = nn.Sequential(nn.Tanh(), nn.Tanh())
+
+    class Watches(SomebodysModule):
+        def on_train_start(self):
+            assert list(callback.session.layers) == ["network.act"]
+
+    fit(Watches(prepare=nested), callback)
+
+
+def test_bad_settings_are_refused_at_once():
+    with pytest.raises(SettingError, match=r"alpha must be in \(0, ∞\), but is 0"):
+        ManifoldMixup(alpha=0)

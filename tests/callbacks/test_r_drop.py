@@ -1,0 +1,135 @@
+"""Two passes with different dropout, in one batch, which are to predict the same."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lightning_reg.callbacks import BatchMixing, InsertDropout, RDrop
+from lightning_reg.callbacks.loss.r_drop import doubled
+from lightning_reg.functional.output_penalties import symmetric_divergence
+from lightning_reg.settings import SettingError
+from lightning_reg.transforms import Mixup
+from tests.conformance.problem import SomebodysModule, Textbook, loader
+from tests.conformance.technique import Technique
+from tests.helpers import quiet_trainer
+
+
+class Uneven(nn.Module):
+    """In the place of dropout, whose numbers nobody could repeat: other factors for other rows."""
+
+    def forward(self, inputs):
+        values = torch.tanh(inputs)
+        if not self.training:
+            return values
+        return values * torch.linspace(0.4, 1.6, len(values), device=values.device).to(values.dtype).unsqueeze(1)
+
+
+def uneven(model):
+    model.act = Uneven()
+
+
+def divergence(p, q):
+    """½(KL(p‖q) + KL(q‖p)), of probabilities."""
+    return ((p * (p / q).log()).sum() + (q * (q / p).log()).sum()) / 2
+
+
+def term(model, inputs, logits):
+    rows = logits.float().softmax(1)
+    half = len(rows) // 2
+    return 0.7 * torch.stack([divergence(rows[i], rows[half + i]) for i in range(half)]).mean()
+
+
+def twice(model, inputs, labels):
+    return torch.cat([inputs, inputs]), lambda logits: F.cross_entropy(logits, torch.cat([labels, labels]))
+
+
+CONFORMANCE = {
+    "RDrop": Technique(
+        lambda: RDrop(weight=0.7), lambda: RDrop(weight=0.0), Textbook(term=term, mix=twice), prepare=uneven
+    ),
+}
+
+
+def test_value_and_gradient_are_those_of_torchs_own_divergence_in_float64():
+    generator = torch.Generator().manual_seed(0)
+    one, other = (torch.randn(5, 4, dtype=torch.float64, generator=generator, requires_grad=True) for _ in range(2))
+    p, q = one.log_softmax(1), other.log_softmax(1)
+    expected = (
+        F.kl_div(p, q, reduction="batchmean", log_target=True) + F.kl_div(q, p, reduction="batchmean", log_target=True)
+    ) * 0.3
+    value = symmetric_divergence(one, other, 0.6)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(value, (one, other)), torch.autograd.grad(expected, (one, other), retain_graph=True)
+    )
+
+
+def test_a_masked_class_and_ignored_positions_add_nothing():
+    one, other = (
+        torch.tensor([[1.0, 0.0, -torch.inf], [5.0, 0.0, 1.0]]),
+        torch.tensor([[0.5, 0.0, -torch.inf], [0.0, 5.0, 1.0]]),
+    )
+    counted = torch.tensor([True, False])
+    value = symmetric_divergence(one, other, 1.0, counted=counted)
+    torch.testing.assert_close(value, symmetric_divergence(one[:1, :2], other[:1, :2], 1.0))
+
+
+class Batches(SomebodysModule):
+    """Remembers its latest batch."""
+
+    def training_step(self, batch, batch_idx):
+        self.batch = batch
+        return super().training_step(batch, batch_idx)
+
+
+def fit(module, *callbacks, **settings):
+    trainer = quiet_trainer(*callbacks, **{"limit_train_batches": 1, "log_every_n_steps": 1, **settings})
+    trainer.fit(module, loader(), loader())
+    return trainer.callback_metrics
+
+
+def test_inserted_dropout_differs_between_the_copies():
+    module = Batches()
+    metrics = fit(module, RDrop(weight=1.0), InsertDropout(p=0.4, include=("*act",), seed=3))
+    inputs, labels = module.batch
+    assert inputs[:8].equal(inputs[8:])
+    assert labels[:8].equal(labels[8:])
+    assert metrics["penalty/r_drop"] > 0
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["before mixing", "behind mixing"])
+def test_both_copies_are_mixed_alike_whatever_the_order(first):
+    module, drop, mixing = Batches(prepare=uneven), RDrop(weight=1.0), BatchMixing(Mixup(alpha=0.7), seed=3)
+    metrics = fit(module, *((drop, mixing) if first else (mixing, drop)))
+    inputs, _ = module.batch
+    torch.testing.assert_close(inputs[:8], inputs[8:])
+    assert not inputs[:8].equal(next(iter(loader()))[0])
+    with torch.no_grad():  # the divergence is counted once, though the loss is computed twice
+        expected = term(module, inputs, Batches(prepare=uneven).network.train()(inputs)) / 0.7
+    torch.testing.assert_close(metrics["penalty/r_drop"], expected)
+
+
+def test_a_network_in_which_nothing_is_stochastic_is_refused():
+    with pytest.raises(SettingError, match="both passes predict the same"):
+        fit(SomebodysModule(), RDrop(weight=1.0))
+
+
+def test_a_dropout_that_never_drops_is_refused():
+    def idle(model):
+        model.act = nn.Sequential(nn.Tanh(), nn.Dropout(0.0))
+
+    with pytest.raises(SettingError, match="both passes predict the same"):
+        fit(SomebodysModule(prepare=idle), RDrop(weight=1.0))
+
+
+def test_a_batch_without_one_row_a_sample_is_refused():
+    with pytest.raises(SettingError, match=r"one row a sample, .* tensors of shapes \(8, 6\), \(3,\)"):
+        doubled([torch.zeros(8, 6), torch.zeros(3)])
+    with pytest.raises(SettingError, match="but has none: it is a str"):
+        doubled("text")
+
+
+def test_bad_settings_are_refused_at_once():
+    with pytest.raises(SettingError, match=r"weight must be in \[0, ∞\), but is -1"):
+        RDrop(weight=-1)
