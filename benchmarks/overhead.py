@@ -61,9 +61,11 @@ from lightning_reg.callbacks import (
     L2Penalty,
     L2SPPenalty,
     Lookahead,
+    ManifoldMixup,
     MaxNorm,
     NonNegative,
     OrthogonalPenalty,
+    RDrop,
     SharpnessAwareMinimization,
     UnitNorm,
     WeightDistribution,
@@ -121,6 +123,8 @@ TECHNIQUES: Peers = {
     "ActivationStats, steps that don't log": lambda: [ActivationStats()],
     "WeightDistribution, steps that don't log": lambda: [WeightDistribution(every_n_steps=1_000_000)],
     "BatchMixing": lambda: [BatchMixing(Mixup(alpha=0.4))],
+    "ManifoldMixup": lambda: [ManifoldMixup(types=("ReLU",))],
+    "RDrop, with dropout": lambda: [RDrop(weight=1.0), InsertDropout(types=("ReLU",))],
     "InsertDropout": lambda: [InsertDropout(types=("ReLU",))],
     "InsertDropout(spatial)": lambda: [InsertDropout(types=("ReLU",), kind="spatial")],
     "InsertDropConnect": lambda: [InsertDropConnect()],
@@ -165,7 +169,8 @@ def _only(technique: Callable[..., Callback], settings: dict[str, Any]) -> list[
 TECHNIQUES = {**TECHNIQUES, **_collected()}
 NEEDS_MAPS = ("InsertDropBlock",)
 NEEDS_POOLING = ("InsertDropBlock",)
-ACTS_IN_FORWARD = ("Insert", "ActivityPenalty", "ConfidencePenalty")
+ACTS_IN_FORWARD = ("Insert", "ActivityPenalty", "ConfidencePenalty", "DecorrelationPenalty", "ManifoldMixup", "RDrop")
+REFUSES_COMPILED = ("InputGradientPenalty", "JacobianPenalty")
 
 
 class Alternation(Callback):
@@ -291,7 +296,8 @@ def tables(options: Options) -> Iterator[Table]:
         techniques = {name: make for name, make in techniques.items() if "timm" not in name}
         print("timm isn't installed; what is timed beside it stands alone")
     if options.compiled:  # hooks that are attached after the first step aren't part of compiled code
-        techniques = {name: make for name, make in techniques.items() if not name.startswith(ACTS_IN_FORWARD)}
+        left_out = ACTS_IN_FORWARD + REFUSES_COMPILED
+        techniques = {name: make for name, make in techniques.items() if not name.startswith(left_out)}
     chosen = list(options.workloads)[: 1 if options.quick else None]
     for name in ["tiny"] if options.smallest else chosen:
         suited = {

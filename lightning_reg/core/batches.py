@@ -5,11 +5,13 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from lightning_reg.settings import SettingError
 
-__all__ = ["Key", "check_key", "part_of", "with_parts"]
+__all__ = ["Key", "check_key", "doubled", "part_of", "with_parts"]
 
 Key = int | str | tuple[Callable[[Any], Tensor], Callable[[Any, Tensor], Any]]
 """Where a part of a batch is: an index, a name, or a getter and a setter, which returns a batch with another part."""
@@ -109,3 +111,29 @@ def _there_is(batch: Any) -> str:
     if isinstance(batch, list | tuple):
         return f"an index below {len(batch)}, the number of the batch's parts"
     return f"where the tensor is in a batch that is a {type(batch).__name__}; a getter and a setter can say it"
+
+
+def doubled(batch: Any, *, technique: str) -> Any:
+    """Returns a batch that has every sample twice: all of them, and all of them again.
+
+    Args:
+        batch: Tensors with one row a sample, in lists, tuples, mappings or data classes.
+        technique: That asks, for the message.
+
+    Raises:
+        SettingError: If it has no tensors, or they don't have as many rows.
+
+    >>> doubled({"x": torch.tensor([1, 2])}, technique="RDrop")
+    {'x': tensor([1, 2, 1, 2])}
+    """
+    shapes: list[tuple[int, ...]] = []
+    apply_to_collection(batch, Tensor, lambda tensor: shapes.append(tuple(tensor.shape)))
+    if not shapes or len({shape[:1] for shape in shapes}) > 1 or not shapes[0]:
+        found = (
+            f"tensors of shapes {', '.join(map(str, shapes))}" if shapes else f"none: it is a {type(batch).__name__}"
+        )
+        raise SettingError(
+            f"the batch must be made of tensors that have one row a sample, so that {technique} can repeat them, but "
+            f"has {found}"
+        )
+    return apply_to_collection(batch, Tensor, lambda tensor: torch.cat((tensor, tensor)))

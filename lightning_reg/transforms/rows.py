@@ -25,6 +25,7 @@ class RowMixing(Mixing):
     """What mixes or blanks whole columns of a table, as the table had them before categories were encoded.
 
     Args:
+        prob: Probability that something is mixed or blanked at all, in [0, 1].
         origins: For each input column the number of the table's column that it was made of, from 0; where None, each
             input column is one of the table's.
     """
@@ -99,7 +100,7 @@ class RowCutMix(RowMixing):
     ``TabularData(mix=...)`` knows which these are; with ``BatchMixing``, ``origins`` says it.
 
     Args:
-        alpha: α, above 0. At 1 all shares are equally likely, toward 0 nearly all rows stay as they are.
+        alpha: α, at least 0. At 1 all shares are equally likely, toward 0 nearly all rows stay as they are, at 0 all.
         prob: Probability that a batch is mixed at all, in [0, 1].
         per_sample: Whether every row draws a set of columns of its own, rather than one for the whole batch.
         origins: For each input column the number of the table's column that it was made of, from 0; where None, each
@@ -131,14 +132,14 @@ class RowCutMix(RowMixing):
         per_sample: bool = False,
         origins: Sequence[int] | None = None,
     ) -> None:
-        check_range("alpha", alpha, low=0, low_open=True)
+        check_range("alpha", alpha, low=0)
         super().__init__(prob=prob, origins=origins)
         self.alpha = alpha
         self.per_sample = per_sample
 
     @override
     def draw_rows(self, rows: Tensor, num_columns: int, stream: Random) -> Draw | None:
-        if stream.random() >= self.prob:
+        if stream.random() >= self.prob or self.alpha == 0:
             return None
         stays = [stream.betavariate(self.alpha, self.alpha) for _ in range(len(rows) if self.per_sample else 1)]
         counts = [math.ceil((1 - share) * num_columns) for share in stays]
@@ -200,7 +201,7 @@ class RowCutout(RowMixing):
     def draw_rows(self, rows: Tensor, num_columns: int, stream: Random) -> Draw | None:
         count = math.ceil(self.ratio * num_columns - 1e-9)  # 0.7 · 10 isn't 7 in floating point, but a little more
         counts = [count if stream.random() < self.prob else 0 for _ in range(len(rows))]
-        if not any(counts):
+        if not any(counts):  # also where the ratio is 0
             return None
         generator = torch.Generator().manual_seed(stream.getrandbits(63))
         columns = self.encoded(drawn_columns(torch.tensor(counts), num_columns, generator=generator), rows)

@@ -163,5 +163,5 @@ def test_nested_modules_are_mixed_behind_the_outermost():
 
 
 def test_bad_settings_are_refused_at_once():
-    with pytest.raises(SettingError, match=r"alpha must be in \(0, ∞\), but is 0"):
-        ManifoldMixup(alpha=0)
+    with pytest.raises(SettingError, match=r"alpha must be in \[0, ∞\), but is -1"):
+        ManifoldMixup(alpha=-1)

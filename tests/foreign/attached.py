@@ -68,6 +68,7 @@ SETTINGS = {
         layers=("*act",), input_key=project.input_key, target_key=project.target_key, seed=3
     ),
     "MaxNorm": lambda _: MaxNorm(max_norm=0.3),
+    "RegMixup": lambda project: callbacks.RegMixup(input_key=project.input_key, target_key=project.target_key, seed=3),
     "ReplaceNorm": lambda _: ReplaceNorm(norm="layer", include=("*norm",)),
     "SpectralNormalization": lambda _: SpectralNormalization(include=("*hidden",), seed=3),
     "StochasticWeightAverage": lambda _: StochasticWeightAverage(start=0),

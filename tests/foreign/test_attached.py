@@ -23,6 +23,8 @@ EVERYWHERE = {
     "StochasticWeightAverage",
 }
 
+SEE_SAMPLES_TWICE = {"RDrop", "RegMixup"}
+
 
 def cells():
     techniques = [name for name in NAMES if not only_watches(name)]  # the others are seen in test_traceless.py
@@ -65,4 +67,7 @@ def test_trains_or_refuses(name, project):
         return
     assert is_finite(outcome.module)
     assert acts(name, outcome, plain)
-    assert not differences(counts_of(plain.module), counts_of(outcome.module))
+    found = differences(counts_of(plain.module), counts_of(outcome.module))
+    if name in SEE_SAMPLES_TWICE:
+        found = [line for line in found if "samples_seen" not in line]
+    assert not found

@@ -82,7 +82,8 @@ def test_some_rows_are_left_alone():
     mixed, _ = RowCutout(ratio=0.5, prob=0.3)(torch.ones(2000, 4), torch.zeros(2000), stream=Random(0))
     share = (mixed == 0).any(1).float().mean()
     assert abs(share - 0.3) < 4 * math.sqrt(0.3 * 0.7 / 2000)
-    assert RowCutMix(prob=0.0).draw(torch.ones(4, 4), stream=Random(0)) is None
+    for nothing in (RowCutMix(prob=0.0), RowCutMix(alpha=0.0), RowCutout(ratio=0.0)):
+        assert nothing.draw(torch.ones(4, 4), stream=Random(0)) is None
 
 
 def test_mixes_somebody_elses_table():
@@ -107,7 +108,7 @@ def test_what_is_no_such_table_is_refused(mix, shape, message):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: RowCutMix(alpha=0.0), r"alpha must be in \(0, ∞\), but is 0.0"),
+        (lambda: RowCutMix(alpha=-1.0), r"alpha must be in \[0, ∞\), but is -1.0"),
         (lambda: RowCutout(ratio=1.5), r"ratio must be in \[0, 1\], but is 1.5"),
         (lambda: RowCutMix(origins=(0, 2)), r"without a gap, but are \[0, 2\]"),
         (lambda: RowCutMix(prob=2.0), r"prob must be in \[0, 1\], but is 2.0"),

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
@@ -118,12 +118,14 @@ class MixingSession(Session[BatchMixing]):
     """One fit.
 
     Attributes:
+        innermost: Whether nothing else may change what the training step is given or returns.
         current: What was drawn for the latest batch; None where it is left as it is.
         number: Which of several mixings this is.
         batch_idx: Of the batch that is trained on.
         is_checked: Whether a training step has been seen to compute a loss of the targets.
     """
 
+    innermost: ClassVar[bool] = False
     current: Draw | None = None
     number: int = field(init=False)
     batch_idx: int = 0
@@ -137,7 +139,7 @@ class MixingSession(Session[BatchMixing]):
                 "computed; compile the network in it: self.network.compile()"
             )
         self.number = instance_number(run.trainer, self.technique)
-        run.around(run.module, "training_step", self._step)
+        run.around(run.module, "training_step", self._step, innermost=self.innermost)
         for handle in _leave_compiled_alone(run.module):
             run.until_end(handle)
 
@@ -164,19 +166,23 @@ class MixingSession(Session[BatchMixing]):
                 f"{tuple(inputs.shape)} and targets of shape {tuple(targets.shape)}"
             )
         self.current = draw = mixing.mix.drawn(inputs, stream=self._stream())
+        minor_weight = None
         if draw is not None:
-            # A tensor of its own: the very object by which losses of these targets are known.
-            targets = targets.view_as(targets)
-            inputs = self._changed(inputs, draw)
-            batch = with_parts(batch, [(mixing.input_key, inputs), (mixing.target_key, targets)])
+            batch, targets, minor_weight = self._mixed(batch, inputs, targets, draw)
         if not mixing.mix.needs_partner or (draw is None and self.is_checked):
             return training_step(batch, *others, **kwargs)
-        minor_weight = draw.minor_weight if draw else None
         with InterpolatedLosses(targets, minor_weight, technique=self.name) as losses:
             output = training_step(batch, *others, **kwargs)
         self._check(losses, output)
         losses.check_returned(output)
         return output
+
+    def _mixed(self, batch: Any, inputs: Tensor, targets: Tensor, draw: Draw) -> tuple[Any, Tensor, Tensor | None]:
+        """Returns the batch that the training step is given, its targets, and the weight of their partners."""
+        # A tensor of its own: the very object by which losses of these targets are known.
+        targets = targets.view_as(targets)
+        parts = [(self.technique.input_key, self._changed(inputs, draw)), (self.technique.target_key, targets)]
+        return with_parts(batch, parts), targets, draw.minor_weight
 
     def _changed(self, inputs: Tensor, draw: Draw) -> Tensor:
         """Returns the inputs that the training step is given."""

@@ -180,7 +180,8 @@ class InterpolatedLosses(TorchFunctionMode):
         return type(one)(*mixed) if hasattr(one, "_fields") else type(one)(mixed)
 
     def _between(self, one: Tensor, other: Tensor) -> Tensor:
-        result = one.view_as(one) if one is other else one
+        # An operation that another mixing around this one can follow.
+        result = one.view(one.shape) if one is other else one
         weight = self.minor_weight
         # Numbers of elements, places and comparisons have nothing between them; nor have picks of different lengths.
         if weight is not None and (one.is_floating_point() or one.is_complex()) and one.shape == other.shape:

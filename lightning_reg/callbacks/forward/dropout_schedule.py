@@ -26,7 +26,8 @@ class DropoutSchedule(Technique):
     layers of others that have "drop" in their name and a rate. When training ends, rates are what they were.
 
     When to use: rising, so that a network fits before it is regularized; falling, so that it ends on the network that
-    is evaluated. When not: beside ``ConcreteDropout``, which learns its rate and is left alone.
+    is evaluated. Early dropout (a fall over the first epochs) helps networks that underfit, late stochastic depth those
+    that overfit. When not: beside ``ConcreteDropout``, which learns its rate and is left alone.
 
     Cost: none on the device. No state.
 
@@ -47,7 +48,9 @@ class DropoutSchedule(Technique):
 
     Reference:
         Pietro Morerio et al.: Curriculum Dropout, ICCV 2017, arXiv:1703.06229, which rises exponentially. Annealing:
-        Steven J. Rennie, Vaibhava Goel, Samuel Thomas: Annealed Dropout Training of Deep Networks, SLT 2014.
+        Steven J. Rennie, Vaibhava Goel, Samuel Thomas: Annealed Dropout Training of Deep Networks, SLT 2014. Early
+        and late: Zhuang Liu, Zhiqiu Xu, Joseph Jin, Zhiqiang Shen, Trevor Darrell: Dropout Reduces Underfitting, ICML
+        2023, arXiv:2303.01500.
 
     >>> DropoutSchedule(schedule=StrengthSchedule(kind="cosine", start=1.0, end=0.0)).schedule.kind
     'cosine'

@@ -44,7 +44,7 @@ class ManifoldMixup(BatchMixing):
     sample's own label stays the dominant one.
 
     Args:
-        alpha: Of the Beta(alpha, alpha), above 0; 1 to 2 is usual.
+        alpha: Of the Beta(alpha, alpha), at least 0; 1 to 2 is usual, at 0 nothing is mixed.
         layers: Globs over names of modules whose outputs may be mixed; of nested ones the outermost. Where this and
             ``types`` are empty, ``*block*``.
         types: Classes of these modules, or their names; all that ``layers`` chooses where empty.

@@ -7,13 +7,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_reg.callbacks.forward.dropout_schedule import DropoutSchedule
 from lightning_reg.callbacks.loss.logits import LogitsSession
 from lightning_reg.callbacks.loss.loss_term import LossTerm
+from lightning_reg.core.batches import doubled
 from lightning_reg.core.facts import Log
 from lightning_reg.core.schedules import StrengthSchedule
 from lightning_reg.core.step import Run
@@ -127,8 +127,8 @@ class RDropSession(LogitsSession):
         if not self.doubles:
             return training_step(*args, **kwargs)
         if args:
-            return training_step(doubled(args[0]), *args[1:], **kwargs)
-        return training_step(**{**kwargs, "batch": doubled(kwargs["batch"])})
+            return training_step(doubled(args[0], technique="RDrop"), *args[1:], **kwargs)
+        return training_step(**{**kwargs, "batch": doubled(kwargs["batch"], technique="RDrop")})
 
     @override
     def term(self) -> Tensor:
@@ -156,28 +156,3 @@ class RDropSession(LogitsSession):
         # Rows of a matrix product may be rounded differently.
         rounding = 16 * torch.finfo(first.dtype).eps * first.abs().max()
         return bool((first - second).abs().max() > rounding)
-
-
-def doubled(batch: Any) -> Any:
-    """Returns a batch that has every sample twice: all of them, and all of them again.
-
-    Args:
-        batch: Tensors with one row a sample, in lists, tuples, mappings or data classes.
-
-    Raises:
-        SettingError: If it has no tensors, or they don't have as many rows.
-
-    >>> doubled({"x": torch.tensor([1, 2])})
-    {'x': tensor([1, 2, 1, 2])}
-    """
-    shapes: list[tuple[int, ...]] = []
-    apply_to_collection(batch, Tensor, lambda tensor: shapes.append(tuple(tensor.shape)))
-    if not shapes or len({shape[:1] for shape in shapes}) > 1 or not shapes[0]:
-        found = (
-            f"tensors of shapes {', '.join(map(str, shapes))}" if shapes else f"none: it is a {type(batch).__name__}"
-        )
-        raise SettingError(
-            "the batch must be made of tensors that have one row a sample, so that RDrop can repeat them, but has "
-            + found
-        )
-    return apply_to_collection(batch, Tensor, lambda tensor: torch.cat((tensor, tensor)))
