@@ -16,7 +16,7 @@ from lightning_reg.cli.fitting import silence
 from lightning_reg.cli.trial import Fits
 from lightning_reg.data import InMemoryData
 from lightning_reg.search.overlay import absent_settings, names_of, with_cocktail
-from lightning_reg.search.prospects import Prospect
+from lightning_reg.search.prospects import Prospect, with_present
 from lightning_reg.search.space import Space
 from lightning_reg.settings import SettingError, did_you_mean
 
@@ -86,7 +86,9 @@ class Rehearsed(Fits):
             self.trainer.fit(self.model, datamodule=self.datamodule)
             measured = self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
             samples, has_test = self._counted.samples, self._has_test()
+            self.space, absent = with_present(self.space, self.model)
             space, notes = self._without_contradictions()
+            notes = [*absent, *notes]
         return Rehearsal(
             tuple(name for metrics in measured for name in metrics), samples, has_test, space, tuple(notes)
         )

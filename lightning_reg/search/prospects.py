@@ -1,8 +1,8 @@
 """What the audit would say of a run that hasn't begun."""
 
 import contextlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -10,8 +10,9 @@ from torch.optim import Optimizer
 
 from lightning_reg.audit.contradictions import contradictions
 from lightning_reg.audit.inventory import take_inventory
+from lightning_reg.search.space import Space
 
-__all__ = ["Prospect"]
+__all__ = ["Prospect", "with_present"]
 
 
 @dataclass
@@ -56,6 +57,42 @@ class _View:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._trainer, name)
+
+
+def with_present(space: Space, module: LightningModule) -> tuple[Space, list[str]]:
+    """Returns a space with the types of layers that a module has, and what is left out as it has none of them.
+
+    Args:
+        space: With ``present: [ReLU, GELU]`` in the place of types.
+        module: That would be trained.
+    """
+    there = {type(layer).__name__ for layer in module.modules()}
+    switches, left_out, notes = {}, [], []
+    for name, switch in space.switches.items():
+        try:
+            callbacks = [_present(entry, there) for entry in switch.callbacks]
+        except _NoneThereError as error:
+            left_out.append(name)
+            notes.append(f"{name} is left out: the module has no layer of {error}")
+            callbacks = list(switch.callbacks)
+        switches[name] = replace(switch, callbacks=callbacks)
+    made = replace(space, switches=switches)
+    return (made.without(left_out) if left_out else made), notes
+
+
+class _NoneThereError(ValueError):
+    """None of some types is in a module."""
+
+
+def _present(entry: Any, there: Collection[str]) -> Any:
+    if isinstance(entry, Mapping):
+        if set(entry) == {"present"}:
+            found = [kind for kind in entry["present"] if kind in there]
+            if not found:
+                raise _NoneThereError(", ".join(entry["present"]))
+            return found
+        return {key: _present(value, there) for key, value in entry.items()}
+    return entry
 
 
 def _optimizers_of(module: LightningModule) -> list[Optimizer]:

@@ -18,7 +18,7 @@ from lightning_reg.search.definition import narrowed
 from lightning_reg.search.folder import SearchFolder
 from lightning_reg.search.outcome import COCKTAIL, Confirmation, SearchOutcome, as_json, confirmed, without
 from lightning_reg.search.overlay import class_of
-from lightning_reg.search.prospects import Prospect
+from lightning_reg.search.prospects import Prospect, with_present
 from lightning_reg.search.python_form import python_form
 from lightning_reg.search.report import page
 from lightning_reg.search.running import STEP_SECONDS, Budget, Goal, do_trials
@@ -284,6 +284,7 @@ def _without_contradictions(space: Space, make: Make, seed: int) -> tuple[Space,
     with _seeded(seed):
         built = _build(make, [], SearchTrial("plain", 0, seed))
     datamodule = built.loaders.get("datamodule")
+    space, absent = with_present(space, built.module)
 
     def found(*names: str) -> dict[str, str]:
         added = made_of(space, {name: space.switches[name].usual() for name in names})
@@ -291,7 +292,7 @@ def _without_contradictions(space: Space, make: Make, seed: int) -> tuple[Space,
             built.module, [*callbacks_of(built.trainer), *added], datamodule, built.trainer
         ).contradictions()
 
-    known, notes = set(found()), []
+    known, notes = set(found()), list(absent)
     alone = {name: found(name) for name in space.switches}
     new = {name: [text for what, text in entry.items() if what not in known] for name, entry in alone.items()}
     notes += [f"{name} is left out: {texts[0]}" for name, texts in new.items() if texts]

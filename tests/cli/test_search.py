@@ -226,3 +226,43 @@ def test_a_folder_of_another_search_is_refused(here, capsys):
     assert "'runs/search/example-quick' is of one with another metric; give another --output" in capsys.readouterr().err
     assert main(["search", write("other"), "--quick", "--output", "runs/search/example-quick"]) == 2
     assert "must be a folder of 'other', but 'runs/search/example-quick' is of 'example'" in capsys.readouterr().err
+
+
+FOREIGN = """
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule
+
+class TheirNet(LightningModule):
+    def __init__(self, width: int = 8):
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.Linear(4, width), torch.nn.ReLU(), torch.nn.Linear(width, 2))
+    def training_step(self, batch, batch_idx):
+        return torch.nn.functional.cross_entropy(self.layers(batch[0]), batch[1])
+    def validation_step(self, batch, batch_idx):
+        self.log("val_error", (self.layers(batch[0]).argmax(1) != batch[1]).float().mean())
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+class TheirRows(LightningDataModule):
+    def train_dataloader(self):
+        inputs = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
+        data = torch.utils.data.TensorDataset(inputs, (inputs.sum(1) > 0).long())
+        return torch.utils.data.DataLoader(data, batch_size=16)
+    val_dataloader = train_dataloader
+"""
+
+
+def test_callbacks_are_found_for_a_module_that_no_one_here_wrote(here, tmp_path, monkeypatch, capsys):
+    (tmp_path / "their_project.py").write_text(FOREIGN)
+    monkeypatch.syspath_prepend(tmp_path)
+    path = Path("attach.yaml")
+    path.write_text(yaml.safe_dump({"space": "attach", "metric": "val_error", "folds": 1, "trials": 40, "confirm": 0}))
+    base = ["--model", "their_project.TheirNet", "--data=their_project.TheirRows", "--trainer.max_epochs", "1"]
+    assert main(["search", str(path)]) == 2
+    assert "error: base is missing" in capsys.readouterr().err
+    quiet = ["--trainer.logger", "false", "--checkpoint.monitor", "val_error"]
+    assert main(["search", str(path), *base, *quiet]) == 0
+    content = json.loads(Path("runs/search/attach/search.json").read_text())
+    alone = [trial for trial in content["trials"] if trial["kind"] == "alone"]
+    assert len(alone) == len(read_space("attach").switches)
+    assert [trial["message"] for trial in alone if trial["value"] is None] == []  # all of them attach

@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+from torch import nn
 
 from lightning_reg import callbacks
+from lightning_reg.search.prospects import with_present
 from lightning_reg.search.ranges import Interval, Options, as_range
 from lightning_reg.search.space_file import SHIPPED, read_space, space_of
 from lightning_reg.settings import SettingError
 from tests.search.helpers import SPACE, make_space
+from tests.search.test_python import Net
 
 
 class AtRandom:
@@ -65,6 +68,17 @@ def test_callbacks_of_a_shipped_space_can_be_made_at_their_usual_strengths(name)
             if not any(isinstance(value, dict) for value in arguments.values()):
                 kind = getattr(callbacks, entry["class_path"].rpartition(".")[2])
                 assert kind(**arguments)
+
+
+def test_layers_are_named_that_the_module_has():
+    module = Net()  # with ReLU
+    space, notes = with_present(read_space("attach"), module)
+    assert space.switches["dropout"].callbacks[0]["init_args"]["types"] == ["ReLU"]
+    assert notes == []
+    module.layers[1] = nn.Identity()
+    space, notes = with_present(read_space("attach"), module)
+    assert "dropout" not in space.switches
+    assert notes == ["dropout is left out: the module has no layer of ReLU, LeakyReLU, ELU, GELU, SiLU, Tanh"]
 
 
 def test_a_callback_has_the_ranges_that_it_declares():
