@@ -21,6 +21,7 @@ from lightning_reg.nn.layers.dropout import (
     VariationalDropout,
     linear_rates,
 )
+from lightning_reg.nn.layers.layer_scale import LayerScale
 from lightning_reg.nn.layers.normalization import (
     ChannelsFirstLayerNorm,
     ChannelsFirstRMSNorm,
@@ -55,6 +56,7 @@ __all__ = [
     "GaussianDropout",
     "GaussianNoise",
     "GhostBatchNorm",
+    "LayerScale",
     "MonteCarloPrediction",
     "SpatialDropout",
     "StandardizedWeight",

@@ -11,6 +11,7 @@ from typing_extensions import override
 from lightning_reg.init.initialization import Initializer, initialize_
 from lightning_reg.nn.factories import make_activation
 from lightning_reg.nn.layers.dropout import StochasticDepth, linear_rates
+from lightning_reg.nn.layers.layer_scale import LayerScale
 from lightning_reg.nn.layers.tracing import traced_whole
 from lightning_reg.nn.networks.sequences import (
     SequencePool,
@@ -144,6 +145,8 @@ class TransformerBlock(nn.Module):
         drop_prob: Its probability, in [0, 1].
         attention_drop_prob: Probability that an attention weight is dropped, in [0, 1].
         stochastic_depth_prob: Probability that a branch is dropped from a sample, in [0, 1].
+        layer_scale: What a learned factor for each feature at the end of each branch begins with, above 0, see
+            :class:`lightning_reg.nn.LayerScale`; none where None.
 
     Raises:
         SettingError: If an argument is out of its range, or the heads don't divide the width.
@@ -168,17 +171,21 @@ class TransformerBlock(nn.Module):
         drop_prob: float = 0.0,
         attention_drop_prob: float = 0.0,
         stochastic_depth_prob: float = 0.0,
+        layer_scale: float | None = None,
     ) -> None:
         super().__init__()
         check_range("stochastic_depth_prob", stochastic_depth_prob, low=0, high=1)
         self.attention_norm = make_sequence_norm(norm, embed_dim)
         self.attention = Attention(embed_dim, num_heads, attention_drop_prob=attention_drop_prob)
-        self.attention_end = _branch_end(dropout, drop_prob, stochastic_depth_prob)
+        if layer_scale is not None:
+            check_range("layer_scale", layer_scale, low=0, low_open=True)
+        scale = None if layer_scale is None else (embed_dim, layer_scale)
+        self.attention_end = _branch_end(dropout, drop_prob, stochastic_depth_prob, scale)
         self.feed_forward_norm = make_sequence_norm(norm, embed_dim)
         self.feed_forward = FeedForward(
             embed_dim, hidden_dim, activation=activation, dropout=dropout, drop_prob=drop_prob
         )
-        self.feed_forward_end = _branch_end(dropout, drop_prob, stochastic_depth_prob)
+        self.feed_forward_end = _branch_end(dropout, drop_prob, stochastic_depth_prob, scale)
 
     @override
     def forward(self, inputs: Tensor) -> Tensor:
@@ -193,11 +200,17 @@ class TransformerBlock(nn.Module):
 
 
 def _branch_end(
-    dropout: str | Callable[[float], nn.Module], drop_prob: float, stochastic_depth_prob: float
+    dropout: str | Callable[[float], nn.Module],
+    drop_prob: float,
+    stochastic_depth_prob: float,
+    scale: tuple[int, float] | None,
 ) -> nn.Sequential:
-    """What every residual branch ends with: dropout of features, then of the whole branch."""
-    depth = StochasticDepth(stochastic_depth_prob) if stochastic_depth_prob else nn.Identity()
-    layers = {"dropout": make_sequence_dropout(dropout, drop_prob), "stochastic_depth": depth}
+    """What every residual branch ends with: dropout of features, their size, then dropout of the whole branch."""
+    layers: dict[str, nn.Module] = {"dropout": make_sequence_dropout(dropout, drop_prob)}
+    if scale is not None:
+        features, init_value = scale
+        layers["layer_scale"] = LayerScale(features, init_value=init_value)
+    layers["stochastic_depth"] = StochasticDepth(stochastic_depth_prob) if stochastic_depth_prob else nn.Identity()
     return named_sequential(layers)
 
 
@@ -216,6 +229,7 @@ def transformer_network(
     drop_prob: float = 0.0,
     attention_drop_prob: float = 0.0,
     stochastic_depth_prob: float = 0.0,
+    layer_scale: float | None = None,
     init: str | Initializer = "auto",
     pool: Literal["mean", "class_token"] = "mean",
 ) -> nn.Sequential:
@@ -237,6 +251,8 @@ def transformer_network(
         attention_drop_prob: Probability that an attention weight is dropped, in [0, 1].
         stochastic_depth_prob: Probability that a branch of the last block is dropped, in [0, 1]; those before it have
             less, linearly.
+        layer_scale: What a learned factor for each feature at the end of each branch begins with, above 0, see
+            :class:`lightning_reg.nn.LayerScale`; none where None.
         init: See :func:`lightning_reg.init.initialization.initialize_`; ``"auto"`` is normal with σ = .02.
         pool: ``"mean"`` of all tokens, or a learned ``"class_token"``.
 
@@ -270,6 +286,7 @@ def transformer_network(
             drop_prob=drop_prob,
             attention_drop_prob=attention_drop_prob,
             stochastic_depth_prob=rate,
+            layer_scale=layer_scale,
         )
     layers["norm"] = make_sequence_norm(norm, embed_dim)
     layers["pool"] = SequencePool("mean" if pool == "mean" else "first")
