@@ -78,5 +78,6 @@ class InputTermSession(TermSession):
             # Of tensors that were made in inference mode only a copy can have a gradient.
             inputs = (inputs.clone() if inputs.is_inference() else inputs.detach()).requires_grad_()
         self.inputs = inputs
-        batch = with_parts(batch, [(self.technique.input_key, self.inputs)])
+        # A copy, because a training step may change its batch in place, which a leaf of the graph can't be.
+        batch = with_parts(batch, [(self.technique.input_key, inputs.clone())])
         return training_step(batch, *args[1:], **kwargs) if args else training_step(**{**kwargs, "batch": batch})
