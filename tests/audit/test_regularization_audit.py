@@ -276,9 +276,15 @@ def test_a_second_one_stays_silent(capsys):
 
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").glob("*.yaml")), ids=lambda path: path.stem)
-def test_our_own_configurations_contradict_nothing(path, image_folder):
+def test_our_own_configurations_contradict_nothing(path, image_folder, tmp_path):
     options = []
-    if not path.stem.startswith(("digits_", "tabular_")):
+    if path.stem == "image_folder_labels_cnn":
+        root = image_folder(("all",), classes=3, size=32, count=60)
+        files = sorted(file.relative_to(root).as_posix() for file in root.rglob("*.png"))
+        rows = [f"{file},{number % 2},{number // 2 % 2}" for number, file in enumerate(files)]
+        (tmp_path / "labels.csv").write_text("\n".join(["file,first,second", *rows]))
+        options = [f"--data.root={root}", f"--data.labels={tmp_path / 'labels.csv'}", "--data.val_size=0.25"]
+    elif not path.stem.startswith(("digits_", "tabular_", "mnist1d_")):
         root = image_folder(("train", "test"), classes=3, size=32, count=60)
         options = ["--data.dataset=image_folder", f"--data.root={root}", "--data.val_size=0.25"]
     audits = []

@@ -4,9 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lightning_reg.callbacks import LogitPenalty
+from lightning_reg.callbacks import BatchMixing, LogitPenalty
 from lightning_reg.functional.output_penalties import max_logit_penalty, z_loss
 from lightning_reg.settings import SettingError
+from lightning_reg.transforms import Mixup
 from tests.conformance.problem import SomebodysModule, Textbook, loader
 from tests.conformance.technique import Technique
 from tests.helpers import quiet_trainer
@@ -92,6 +93,21 @@ def test_log_probabilities_have_a_largest_one_but_no_partition():
     assert fit(Normalizes(), LogitPenalty(weight=0.1))["penalty/logit"] > 0
     with pytest.raises(SettingError, match="the training step doesn't call cross_entropy, whose input LogitPenalty"):
         fit(Normalizes(), LogitPenalty(kind="z", weight=0.1))
+
+
+def test_beside_mixing_it_counts_once():
+    torch.manual_seed(0)
+    mixing = BatchMixing(Mixup(alpha=1.0))
+    for together in ([mixing, LogitPenalty(weight=0.1)], [LogitPenalty(weight=0.1), mixing]):
+        seen = []
+        module = SomebodysModule()
+        module.network.register_forward_hook(lambda _, inputs, output, seen=seen: seen.append(output.detach()))
+        trainer = quiet_trainer(
+            *together, log_every_n_steps=1, limit_train_batches=1, limit_val_batches=0, max_epochs=1
+        )
+        trainer.fit(module, loader(), loader())
+        expected = max_logit_penalty(seen[0], 0.1)
+        torch.testing.assert_close(trainer.callback_metrics["penalty/logit"], expected)
 
 
 @pytest.mark.parametrize(

@@ -89,8 +89,8 @@ def test_each_optimizers_steps_are_its_own():
     ("settings", "message"),
     [
         ({"k": 0}, "k must be a whole number of at least 1, but is 0"),
-        ({"alpha": 0.0}, r"alpha must be in \(0, 1\], but is 0.0"),
-        ({"alpha": 1.5}, r"alpha must be in \(0, 1\], but is 1.5"),
+        ({"alpha": -0.5}, r"alpha must be in \[0, 1\], but is -0.5"),
+        ({"alpha": 1.5}, r"alpha must be in \[0, 1\], but is 1.5"),
     ],
 )
 def test_bad_settings_are_refused(settings, message):

@@ -15,7 +15,7 @@ BAD = [
     ("--model.norm bach", "norm must be one of .*did you mean 'batch'"),
     ("--model.activation rellu", "activation must be one of .*did you mean 'relu'"),
     ("--model.init zeroes", "init must be one of .*did you mean 'zeros'"),
-    ("--model.drop_prob 1.0", r"drop_prob must be in \[0, 1\), but is 1.0"),
+    ("--model.drop_prob 1.5", r"drop_prob must be in \[0, 1\], but is 1.5"),
     ("--model.num_classes 7", "model.num_classes must be 10, as the data has it, or be left out, but is 7"),
     ("--model.input_shape [3,8,8]", r"model.input_shape must be \[1, 8, 8\], as the data has it"),
     ("--data.batch_size 0", "batch_size must be a whole number of at least 1, but is 0"),

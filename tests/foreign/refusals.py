@@ -24,7 +24,7 @@ BEFORE_THE_STEP = (
     "Gradient*",
     "SharpnessAwareMinimization*",
 )
-LOSS_TERMS = ("RDrop", "DecorrelationPenalty", "JacobianPenalty", "InputGradientPenalty")
+LOSS_TERMS = ("LogitPenalty*", "RDrop", "DecorrelationPenalty", "JacobianPenalty", "InputGradientPenalty")
 
 # Globs over techniques and over projects, and what the sentence has to say.
 REFUSALS = [
@@ -38,7 +38,7 @@ REFUSALS = [
     (("BatchMixing*",), ("focal loss",), "loss"),
     (("BatchMixing*",), ("batch of graphs",), "as many samples"),
     (("BatchMixing*", "BatchImages"), ("step with an iterator",), "input_key"),
-    (("ConfidencePenalty",), ("batch a tensor", "variational", "centered teacher"), "cross_entropy"),
+    (("ConfidencePenalty", "LogitPenalty*"), ("batch a tensor", "variational", "centered teacher"), "cross_entropy"),
     (("LabelSmoothing*",), WITHOUT_LABELS, "class indices"),
     (("EmbeddingNoise",), ANY, "types must be of modules that there are"),
     (("RegMixup",), MANUAL, "automatic_optimization"),
