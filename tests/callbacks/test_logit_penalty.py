@@ -101,7 +101,7 @@ def test_beside_mixing_it_counts_once():
     for together in ([mixing, LogitPenalty(weight=0.1)], [LogitPenalty(weight=0.1), mixing]):
         seen = []
         module = SomebodysModule()
-        module.network.register_forward_hook(lambda _, inputs, output, seen=seen: seen.append(output.detach()))
+        module.network.register_forward_hook(lambda *call, seen=seen: seen.append(call[-1].detach()))
         trainer = quiet_trainer(
             *together, log_every_n_steps=1, limit_train_batches=1, limit_val_batches=0, max_epochs=1
         )
