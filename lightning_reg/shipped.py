@@ -67,9 +67,6 @@ def find_config(argument: str, name: str, *, within: str = "") -> Path:
 def near_configs(name: str) -> str:
     """Returns the end of a message that names the shipped configurations which ``name`` may stand for.
 
-    Args:
-        name: What was written.
-
     >>> near_configs("mixup")
     "; did you mean 'techniques/mixup'?"
     """

@@ -44,11 +44,7 @@ def configs(args: Sequence[str]) -> int:
 
 
 def described(files: Mapping[str, Path]) -> dict[str, str]:
-    """Returns what each configuration is: the title of a study, the second line of others, after their command.
-
-    Args:
-        files: Configurations by name.
-    """
+    """Returns what each configuration is: the title of a study, the second line of others, after their command."""
     found = {}
     for name, file in files.items():
         text = file.read_text(encoding="utf-8")

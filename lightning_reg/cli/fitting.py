@@ -53,11 +53,7 @@ class RaisingParser(BriefParser):
 
     @override
     def refuse(self, sentence: str) -> NoReturn:
-        """Raises.
-
-        Args:
-            sentence: What is wrong.
-        """
+        """Raises."""
         raise UnparsableError(sentence)
 
 

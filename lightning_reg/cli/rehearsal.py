@@ -189,7 +189,6 @@ def fitting_space(space: Space, base: Mapping[str, Any]) -> tuple[Space, list[st
 
     Args:
         space: As its file has it.
-        base: All settings.
 
     Raises:
         SettingError: If a switch that isn't optional sets what the base hasn't.

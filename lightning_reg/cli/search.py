@@ -138,7 +138,6 @@ def first_trials(space: Space, trials: int, *, has_base: bool) -> list[First]:
     """Returns what is tried before the sampler proposes: at most a third of the budget.
 
     Args:
-        space: Of the cocktails.
         trials: How many there are in all.
         has_base: Whether the base differs from the plain run.
     """
@@ -151,11 +150,7 @@ def first_trials(space: Space, trials: int, *, has_base: bool) -> list[First]:
 
 
 def alone(space: Space) -> list[First]:
-    """Returns every technique alone at its usual strength, by evidence.
-
-    Args:
-        space: With the switches.
-    """
+    """Returns every technique alone at its usual strength, by evidence."""
     return [First("alone", f"{switch.title} alone", space.alone(name)) for name, switch in space.switches.items()]
 
 
@@ -399,7 +394,6 @@ def set_split(settings: dict[str, Any], split: int, splits: int, seed: int) -> N
         settings: Of a fit; they are changed.
         split: Which, from 0.
         splits: How many there are.
-        seed: Of the search.
     """
     settings["seed_everything"] = seed + split
     arguments = (settings.get("data") or {}).get("init_args") or {}

@@ -47,9 +47,6 @@ def lower_is_better(name: str) -> bool:
 def higher_is_better(name: str) -> bool:
     """Whether a metric of this name is surely better where it is higher: one of its words says so, and none otherwise.
 
-    Args:
-        name: Of the metric.
-
     >>> [higher_is_better(name) for name in ("val/accuracy", "valid_F1", "loss", "f1_loss", "vaccination", "speed")]
     [True, True, False, False, False, False]
     """

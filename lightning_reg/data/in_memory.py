@@ -25,9 +25,6 @@ __all__ = ["InMemoryData", "check_mix"]
 def check_mix(mix: object) -> None:
     """Raises unless something mixes batches, or nothing is to.
 
-    Args:
-        mix: What was given.
-
     Raises:
         SettingError: With what it has to be.
     """

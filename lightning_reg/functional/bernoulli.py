@@ -30,7 +30,7 @@ def bernoulli_int16(numel: int, p: float, generator: torch.Generator | None = No
     geometric. Few are drawn by torch itself, one by one.
 
     Args:
-        numel: How many.
+        numel: Number of ones and zeros that are drawn.
         p: Probability of a 1, in [0, 1].
         generator: Where random numbers come from; torch's global stream where None.
 
@@ -51,7 +51,7 @@ def is_faster(numel: int, p: float) -> bool:
     """Whether they are drawn in less time than torch takes for them.
 
     Args:
-        numel: How many.
+        numel: Number of ones and zeros that are drawn.
         p: Probability of a 1.
     """
     rare = min(p, 1 - p)

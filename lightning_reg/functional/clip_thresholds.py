@@ -69,7 +69,7 @@ def zscore_thresholds_(
         norm: ‖g‖, a scalar.
         z_threshold: Threshold z_τ on the z-score, positive.
         alpha: Decay of the moments, in [0, 1).
-        warmup_steps: At least 1.
+        warmup_steps: Steps without clipping at the start, at least 1.
 
     Returns:
         Two scalars: the norm beyond which gradients are shortened, μ + σ z_τ (infinity while warming up), and what this

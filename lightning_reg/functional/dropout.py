@@ -34,7 +34,7 @@ def dropout(inputs: Tensor, p: float, stream: NoiseStream | None = None) -> Tens
     dropout, which makes other masks of the same distribution.
 
     Args:
-        inputs: Of any shape.
+        inputs: Inputs of any shape.
         p: Probability that a unit is dropped, in [0, 1].
         stream: Where random numbers come from; torch's global stream where None.
 

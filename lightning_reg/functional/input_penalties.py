@@ -76,7 +76,7 @@ def random_directions(outputs: Tensor, count: int, *, generator: torch.Generator
     Args:
         outputs: (N, C) or (N, C, ...).
         count: P, how many for each sample.
-        generator: On the host.
+        generator: Generator on the host that directions are drawn from.
 
     Returns:
         (P, N, C, ...), float32, on the outputs' device.

@@ -114,7 +114,7 @@ class Summary(NamedTuple):
     """What a tensor holds, as numbers.
 
     Attributes:
-        number: Number of elements.
+        number: Number of elements of the tensor.
         mean: Mean of all elements.
         deviations: Sum of their squared deviations from it.
         zeros: How many are exactly zero.
@@ -215,7 +215,7 @@ def stable_rank(matrix: Tensor, *, iterations: int = 20) -> Tensor:
 
     Args:
         matrix: (R, ...), taken as (R, C).
-        iterations: At least 1.
+        iterations: Number of power iterations, at least 1.
 
     Returns:
         A scalar; 0 for a matrix of zeros.

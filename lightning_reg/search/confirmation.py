@@ -48,9 +48,7 @@ def variants_of(space: Space, base: Mapping[str, Any], cocktail: Cocktail, alone
     """Returns what each variant changes in the base, by names on the command line; no two are the same.
 
     Args:
-        space: Of the cocktail.
         base: Settings as a configuration has them.
-        cocktail: That is confirmed.
         alone: The best single technique.
     """
     cocktails: dict[str, Cocktail | None] = {COCKTAIL: cocktail, "plain": {}, "base": None}
@@ -79,10 +77,8 @@ def confirmation_file(
     """Returns a study's file.
 
     Args:
-        title: Of the search.
         base: Pieces of what is trained.
         variants: By :func:`variants_of`.
-        seeds: Fresh ones.
         metric: By :func:`confirmation_metric`.
         prefers_less: Whether less of it is better.
     """

@@ -41,13 +41,9 @@ class SearchDefinition:
     """What a search file says.
 
     Attributes:
-        name: Of the file.
-        title: One line.
         base: Pieces of what is trained.
-        space: Of the cocktails.
         metric: As it is logged in validation.
         prefers_less: Whether less of it is better.
-        trials: How many.
         minutes: After how long none is begun any more; never where None.
         folds: On how many validation splits a trial is measured; by the number of samples where None.
         seed: Of the sampler and the splits.
@@ -130,7 +126,6 @@ def read_search(path: str | Path, *, quick: bool = False) -> SearchDefinition:
     """Reads a search file and checks all that can be checked without its configuration.
 
     Args:
-        path: Of the file.
         quick: Whether it is the short form.
 
     Raises:

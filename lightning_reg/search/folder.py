@@ -20,8 +20,6 @@ class SearchFolder:
     """Where a search's files lie.
 
     Args:
-        path: Of the folder.
-        name: Of the search.
         parts: Keys of what makes it the search that it is.
     """
 
@@ -79,12 +77,7 @@ class SearchFolder:
         write_atomically(self.path / _FILE, json.dumps({**identity, **content}, indent=1))
 
     def write(self, name: str, text: str) -> Path:
-        """Writes a file of what the search hands over; returns its path.
-
-        Args:
-            name: Of the file.
-            text: Its content.
-        """
+        """Writes a file of what the search hands over; returns its path."""
         path = self.path / name
         write_atomically(path, text)
         return path

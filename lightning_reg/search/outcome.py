@@ -18,7 +18,6 @@ class Part:
     """What a part of the cocktail is worth.
 
     Attributes:
-        switch: Its name.
         without: Of the cocktail without it.
         comparison: Of the cocktail with that; positive differences are in the metric's own direction.
         gain: By how much the cocktail is better, whichever direction is.
@@ -38,8 +37,6 @@ class Confirmation:
 
     Attributes:
         metric: By which, of the test part where there is one.
-        seeds: That they were.
-        summaries: By variant.
         comparisons: Of the cocktail with each other variant, corrected for their number.
         parts: Of the cocktail, one a switch.
     """
@@ -61,19 +58,13 @@ class SearchOutcome:
     """A search with all that came of it.
 
     Attributes:
-        name: Of the search.
-        title: One line.
-        space: Of its cocktails.
         metric: By which trials were judged.
         prefers_less: Whether less of it is better.
         splits: On how many validation splits each was measured.
-        seed: Of the sampler.
         tried: All trials that have ended, by position.
         best: The best of them; None where none has a value.
         importances: By switch and strength.
         notes: What was left out, and what decides over what the base has.
-        command: What made it.
-        versions: Of packages.
         confirmation: None where there was none.
     """
 
@@ -129,9 +120,7 @@ def confirmed(
 
     Args:
         values: Of the metric by variant and seed; ``cocktail`` and ``without ...`` among the variants.
-        metric: Its name.
         seeds: That were asked for.
-        cocktail: That is confirmed.
         prefers_less: Whether less of the metric is better.
 
     >>> found = confirmed(
@@ -170,11 +159,7 @@ def confirmed(
 
 
 def as_json(outcome: SearchOutcome) -> dict[str, Any]:
-    """Returns a search for scripts: plain values, None in the place of what isn't finite.
-
-    Args:
-        outcome: Of the search.
-    """
+    """Returns a search for scripts: plain values, None in the place of what isn't finite."""
     best, confirmation = outcome.best, outcome.confirmation
     content: dict[str, Any] = {
         "title": outcome.title,

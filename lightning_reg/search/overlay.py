@@ -29,7 +29,6 @@ def names_of(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
     Args:
         settings: As a configuration has them.
-        prefix: Of their names.
 
     >>> list(names_of({"model": {"class_path": "MLP", "init_args": {"norm": "batch"}}}))
     ['model', 'model.norm']
@@ -79,7 +78,6 @@ def put(settings: Settings, name: str, value: Any) -> None:
     Args:
         settings: As a configuration has them; they are changed.
         name: On the command line.
-        value: That it gets.
 
     Raises:
         SettingError: If there is no such setting, with those that look like it.
@@ -95,7 +93,6 @@ def absent_settings(switch: Switch, base: Mapping[str, Any]) -> list[str]:
     """Returns the settings of a switch that a base hasn't.
 
     Args:
-        switch: Of a space.
         base: Settings as a configuration has them.
     """
     names = [*switch.settings, *switch.without]
@@ -119,7 +116,6 @@ def replaced_callbacks(space: Space, base: Mapping[str, Any]) -> dict[str, list[
     """Returns, for each switch, the callbacks of the base in whose place it decides.
 
     Args:
-        space: With the switches.
         base: Settings as a configuration has them.
     """
     found: dict[str, list[str]] = {}
@@ -170,7 +166,6 @@ def differences(space: Space, base: Mapping[str, Any], made: Mapping[str, Any]) 
     """Returns what of the base is another in a configuration that a cocktail was made of, by names.
 
     Args:
-        space: Of the cocktail.
         base: Settings as a configuration has them.
         made: By :func:`with_cocktail`.
     """

@@ -21,7 +21,6 @@ class Prospect:
 
     Attributes:
         module: That would be trained.
-        callbacks: Of the trainer.
         datamodule: If there is one.
         trainer: Whose settings are those of the run.
     """

@@ -228,12 +228,7 @@ def _entries(space: Space, cocktail: Cocktail) -> list[dict[str, Any]]:
 
 
 def made_of(space: Space, cocktail: Cocktail) -> list[Callback]:
-    """Returns a cocktail's callbacks.
-
-    Args:
-        space: Of callbacks alone.
-        cocktail: Of the space.
-    """
+    """Returns a cocktail's callbacks."""
     return [_made(entry) for entry in _entries(space, cocktail)]
 
 

@@ -36,8 +36,6 @@ class Interval:
     Attributes:
         kind: ``log`` where equal factors are equally far apart, ``linear`` where equal differences are, ``integer``
             for whole numbers.
-        low: Smallest value.
-        high: Largest value.
         usual: A strength that is tried first.
     """
 
@@ -47,22 +45,13 @@ class Interval:
     usual: float
 
     def suggest(self, trial: Asked, name: str) -> Any:
-        """Returns a value that a trial proposes.
-
-        Args:
-            trial: That is asked.
-            name: Of the setting.
-        """
+        """Returns a value that a trial proposes."""
         if self.kind == "integer":
             return trial.suggest_int(name, int(self.low), int(self.high))
         return trial.suggest_float(name, self.low, self.high, log=self.kind == "log")
 
     def check(self, name: str, value: Any) -> None:
         """Raises unless a value lies in the interval.
-
-        Args:
-            name: Of the setting.
-            value: What was written.
 
         Raises:
             SettingError: With the bounds.
@@ -85,20 +74,11 @@ class Options:
     usual: Any
 
     def suggest(self, trial: Asked, name: str) -> Any:
-        """Returns the name of the option that a trial proposes.
-
-        Args:
-            trial: That is asked.
-            name: Of the setting.
-        """
+        """Returns the name of the option that a trial proposes."""
         return trial.suggest_categorical(name, list(self.values))
 
     def check(self, name: str, value: Any) -> None:
         """Raises unless there is such an option.
-
-        Args:
-            name: Of the setting.
-            value: What was written.
 
         Raises:
             SettingError: With those that there are.

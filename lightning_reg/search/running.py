@@ -68,10 +68,7 @@ class _Trial:
     """A trial in work.
 
     Attributes:
-        proposal: What it is.
-        runs: One a split.
         results: Of the splits that are done.
-        future: Of the next.
     """
 
     proposal: Proposal
@@ -208,10 +205,8 @@ def do_trials(
     """Does trials until the budget is used up.
 
     Args:
-        trials: Of the search.
         store: Where results of runs go.
         make_runs: Makes the runs of a trial.
-        perform: Does one.
         executor: Where they are done.
         goal: What a trial is judged by.
         budget: When the search ends.

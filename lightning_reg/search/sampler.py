@@ -17,7 +17,6 @@ class PositionedSampler(BaseSampler):
     """TPE whose random numbers belong to the search's seed and the trial's position.
 
     Args:
-        seed: Of the search.
         startup: How many trials have ended before it models any.
     """
 
@@ -39,7 +38,6 @@ class PositionedSampler(BaseSampler):
         """Begins a trial.
 
         Args:
-            study: Of Optuna.
             trial: That has just been made.
         """
         self._sampler = self._made(position_of(trial, study.get_trials(deepcopy=False)))

@@ -50,8 +50,6 @@ class Switch:
     """A technique that is on or off: a piece of a configuration with ranges in the places of strengths.
 
     Attributes:
-        name: In the space.
-        title: In words.
         settings: What is set where it is on, by the names that settings have on the command line.
         without: What is set where it is off.
         callbacks: Those that it adds; where it is off, the base's of these classes are left out.
@@ -84,9 +82,6 @@ class Switch:
     def completed(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Returns strengths, with the usual ones where none is given.
 
-        Args:
-            given: By name.
-
         Raises:
             SettingError: If there is no such strength, or it is out of its range.
         """
@@ -118,11 +113,7 @@ class Switch:
         return [path for path, _, _ in found], [strength.name for strength in _named(found)]
 
     def suggest(self, trial: Asked) -> dict[str, Any]:
-        """Returns the strengths that a trial proposes.
-
-        Args:
-            trial: That is asked.
-        """
+        """Returns the strengths that a trial proposes."""
         values: dict[str, Any] = {}
         for strength in self.strengths:
             if strength.is_asked(values):
@@ -186,9 +177,6 @@ class Space:
     """Switches in the order in which they are tried alone, which is that of the evidence for them.
 
     Attributes:
-        name: Of the file.
-        title: In words.
-        switches: By name.
         presets: Cocktails that are tried first, by name.
         conflicts: Pairs of switches that are never on together.
     """
@@ -220,7 +208,6 @@ class Space:
 
         Args:
             first: Name of a switch.
-            second: Name of another.
         """
         group = self.switches[first].group
         alike = group is not None and group == self.switches[second].group
@@ -243,19 +230,11 @@ class Space:
         return replace(self, switches=kept, presets=presets, conflicts=conflicts)
 
     def alone(self, name: str) -> Cocktail:
-        """Returns the cocktail of one switch at its usual strengths.
-
-        Args:
-            name: Of the switch.
-        """
+        """Returns the cocktail of one switch at its usual strengths."""
         return {name: self.switches[name].usual()}
 
     def suggest(self, trial: Asked) -> dict[str, dict[str, Any]]:
-        """Returns the cocktail that a trial proposes: never one that holds a conflict.
-
-        Args:
-            trial: That is asked.
-        """
+        """Returns the cocktail that a trial proposes: never one that holds a conflict."""
         chosen: dict[str, dict[str, Any]] = {}
         asked: set[str] = set()
         for name, switch in self.switches.items():

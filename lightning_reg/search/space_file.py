@@ -52,10 +52,6 @@ def read_space(given: str | Mapping[str, Any], beside: Path = Path()) -> Space:
 def space_of(name: str, content: Any) -> Space:
     """Returns the space that a file's content means.
 
-    Args:
-        name: Of the file.
-        content: Plain values.
-
     Raises:
         SettingError: With what is wrong and where.
     """

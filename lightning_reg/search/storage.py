@@ -164,11 +164,7 @@ class _KernelLock:
 
 
 class Driver:
-    """One process that drives a search. That it is alive is said by a lock file, which the kernel frees when it isn't.
-
-    Args:
-        folder: Of the search.
-    """
+    """One process that drives a search; a lock file says that it is alive, which the kernel frees when it isn't."""
 
     def __init__(self, folder: Path) -> None:
         self.id = secrets.token_hex(6)
@@ -189,11 +185,7 @@ class Driver:
             self._path(self.id).unlink(missing_ok=True)
 
     def is_dead(self, driver: str) -> bool | None:
-        """Returns whether another driver is known to be dead; None where this folder doesn't tell.
-
-        Args:
-            driver: Its id.
-        """
+        """Returns whether another driver is known to be dead; None where this folder doesn't tell."""
         path = self._path(driver)
         if driver == self.id:
             return False

@@ -26,7 +26,6 @@ class First:
 
     Attributes:
         kind: ``plain``, ``base``, ``preset`` or ``alone``.
-        name: Unique among them.
         cocktail: None for the base as it is.
     """
 
@@ -42,9 +41,7 @@ class Proposal:
     Attributes:
         position: Which of the search's trials it is, from 0.
         kind: ``search``, or that of a first trial.
-        name: Of the trial.
         cocktail: None for the base as it is.
-        trial: Of Optuna.
     """
 
     position: int
@@ -61,7 +58,6 @@ class Tried:
     Attributes:
         position: Which of the search's trials it is, from 0.
         kind: ``search``, ``plain``, ``base``, ``preset`` or ``alone``.
-        name: Of the trial.
         cocktail: None for the base as it is.
         value: Mean of the metric over splits; None where it failed.
         values: Of each split that was measured.
@@ -86,12 +82,7 @@ class Tried:
 
 
 def seed_of(seed: int, position: int) -> int:
-    """Returns the seed of the sampler for one trial.
-
-    Args:
-        seed: Of the search.
-        position: Of the trial.
-    """
+    """Returns the seed of the sampler for one trial."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{position}".encode()).digest()[:4], "big")
 
 
@@ -99,13 +90,10 @@ class Trials:
     """The trials of a search, in a storage that survives whatever happens to this process.
 
     Args:
-        storage: Of Optuna.
         name: Of the search in the storage.
         space: That cocktails are of.
         first: What is tried first.
         prefers_less: Whether less of the metric is better.
-        seed: Of the search.
-        driver: This process.
         prunes: Whether a trial may be ended by what its first splits measured.
     """
 
@@ -193,7 +181,6 @@ class Trials:
         """Has a cocktail proposed, unless it has been; returns whether it waits.
 
         Args:
-            first: With its name.
             is_extra: Whether it is none of the budget's.
         """
         from optuna.trial import TrialState
@@ -227,11 +214,7 @@ class Trials:
         return Proposal(position, kind, name, cocktail, trial)
 
     def heartbeat(self, proposals: Sequence[Proposal]) -> None:
-        """Says that trials are being done, to a storage that asks.
-
-        Args:
-            proposals: In work.
-        """
+        """Says that trials are being done, to a storage that asks."""
         from optuna.storages import _heartbeat
 
         if _heartbeat.is_heartbeat_enabled(self._storage):
@@ -239,13 +222,7 @@ class Trials:
                 self._storage.record_heartbeat(proposal.trial._trial_id)  # type: ignore[attr-defined]  # it has one
 
     def should_prune(self, proposal: Proposal, split: int, value: float) -> bool:
-        """Returns whether a trial needn't be gone on with.
-
-        Args:
-            proposal: The trial.
-            split: That was measured.
-            value: Of the metric.
-        """
+        """Returns whether a trial needn't be gone on with."""
         proposal.trial.report(value, split)
         return proposal.trial.should_prune()
 
@@ -262,7 +239,6 @@ class Trials:
         """Keeps what came of a trial.
 
         Args:
-            proposal: The trial.
             values: Of the metric, by split; of one that failed or was pruned those that there are.
             seconds: Of all its runs.
             step_seconds: Of a training step.
@@ -285,11 +261,7 @@ class Trials:
             self._study.tell(trial, math.fsum(values) / len(values))
 
     def release(self, proposals: Sequence[Proposal]) -> None:
-        """Gives up trials that haven't ended, so that they are proposed anew.
-
-        Args:
-            proposals: In work.
-        """
+        """Gives up trials that haven't ended, so that they are proposed anew."""
         from optuna.trial import TrialState
 
         for proposal in proposals:
@@ -343,7 +315,6 @@ def position_of(trial: "FrozenTrial", trials: "Sequence[FrozenTrial]") -> int:
     """Returns which of the search's trials one is: a replacement has its orphan's place.
 
     Args:
-        trial: Of the storage.
         trials: All that there are.
     """
     if "replaces" in trial.user_attrs:

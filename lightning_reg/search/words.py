@@ -13,7 +13,6 @@ def shown_value(metric: str, value: float | None) -> str:
     """Returns a value of a metric as people read it, accuracies in percent.
 
     Args:
-        metric: Its name.
         value: None where there is none.
 
     >>> shown_value("val/accuracy", 0.9123), shown_value("val/loss", None)
@@ -25,9 +24,6 @@ def shown_value(metric: str, value: float | None) -> str:
 def shown_strength(value: Any) -> str:
     """Returns a strength with three digits.
 
-    Args:
-        value: Of any kind.
-
     >>> shown_strength(0.012345), shown_strength("batch"), shown_strength(5)
     ('0.0123', 'batch', '5')
     """
@@ -38,7 +34,6 @@ def in_words(space: Space, cocktail: Cocktail | None) -> str:
     """Returns what is on and how strong, in one line.
 
     Args:
-        space: Of the cocktail.
         cocktail: None for the base as it is.
     """
     if cocktail is None:

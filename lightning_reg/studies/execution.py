@@ -99,8 +99,6 @@ def submit(run: Run, store: Store, perform: Perform, executor: Executor) -> Futu
 
     Args:
         run: That is done; its folder is there.
-        store: With that folder.
-        perform: Does it.
         executor: Where it is done.
     """
     if executor.is_local:

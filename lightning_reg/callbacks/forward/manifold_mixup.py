@@ -173,7 +173,6 @@ class ManifoldSession(MixingSession):
 
         Args:
             index: Number of the layer.
-            output: What it computed.
         """
         if not self.is_on:
             return output

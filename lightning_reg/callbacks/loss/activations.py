@@ -75,9 +75,7 @@ class ActivationsSession(TermSession):
         """Returns what the term has to know of an output beside its first tensor.
 
         Args:
-            module: That returned it.
             output: All of what it returned.
-            activations: Its first tensor.
         """
         return None
 

@@ -21,7 +21,6 @@ class InputTerm(LossTerm):
     """A term of gradients by the inputs.
 
     Args:
-        weight: Strength.
         input_key: Where the inputs are in a batch.
         schedule: What the strength is multiplied by as training goes on.
     """

@@ -40,7 +40,7 @@ class LabelSmoothing(Technique):
     loss is the smoothed one, as if it had asked for it.
 
     Args:
-        smoothing: ε, in [0, 1).
+        smoothing: Share ε of the target that is spread evenly over all classes, in [0, 1).
         schedule: What ε is multiplied by as training goes on; constant where None.
 
     Logs:
@@ -125,7 +125,6 @@ class _SmoothedLosses(TorchFunctionMode):
     """Calls the losses of class indices with label smoothing; everything else runs as it would.
 
     Args:
-        smoothing: ε.
         checks: Whether what can't be smoothed is looked for.
 
     Attributes:

@@ -32,7 +32,7 @@ class LogitPenalty(LossTerm):
     Cost: one pass over the logits. No state.
 
     Args:
-        kind: ``"max"`` or ``"z"``.
+        kind: ``"max"`` for MaxSup, ``"z"`` for the z-loss.
         weight: Strength λ, at least 0; 0.1 to 0.5 is usual for ``"max"``, 1e-4 for ``"z"``.
         schedule: What the strength is multiplied by as training goes on; constant where None.
 

@@ -18,7 +18,7 @@ class LayerScale(nn.Module):
     their dtype.
 
     Args:
-        num_features: E.
+        num_features: Number of features E.
         init_value: ε, above 0; 0.1 is usual for 12 blocks, 1e-4 or 1e-5 for 24 and more.
 
     Raises:

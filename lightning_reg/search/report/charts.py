@@ -19,11 +19,7 @@ _MOST_AXES = 12
 
 
 def sections(outcome: SearchOutcome) -> Iterator[Section]:
-    """Yields the groups of charts that the trials provide for.
-
-    Args:
-        outcome: Of the search.
-    """
+    """Yields the groups of charts that the trials provide for."""
     for title, text, charts in (
         ("History", "Every trial in the order in which it was proposed; the line is the best so far.", _history),
         (

@@ -70,11 +70,7 @@ def _extent(outcome: SearchOutcome) -> str:
 
 
 def headline(outcome: SearchOutcome) -> Iterator[str]:
-    """Yields what came of a search, in sentences that are made of its numbers.
-
-    Args:
-        outcome: Of the search.
-    """
+    """Yields what came of a search, in sentences that are made of its numbers."""
     best, confirmation = outcome.best, outcome.confirmation
     if best is None:
         yield "No trial has ended well."
