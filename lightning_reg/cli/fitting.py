@@ -53,7 +53,7 @@ class RaisingParser(BriefParser):
 
     @override
     def refuse(self, sentence: str) -> NoReturn:
-        """Raises."""
+        """Raises a :class:`SettingError` with that sentence."""
         raise UnparsableError(sentence)
 
 
