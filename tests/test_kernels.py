@@ -25,6 +25,10 @@ GROWS = {
     "InsertDropout": 3,  # for each activation
     "InsertDropout(spatial)": 2.5,
     "InsertDropConnect": 3,
+    "RDrop, with dropout": 3,  # the dropout that it needs, for each activation
+    "DecorrelationPenalty": 17,  # for each activation: a covariance of its features, forward and backward
+    "InputGradientPenalty": 4,  # a second pass backward, through the first
+    "JacobianPenalty": 4,
     TOGETHER: 8.5,
 }
 # On the CPU, where it costs nothing, whether anything is to be shortened is asked.

@@ -53,7 +53,7 @@ class RaisingParser(BriefParser):
 
     @override
     def refuse(self, sentence: str) -> NoReturn:
-        """Raises a :class:`SettingError` with that sentence."""
+        """Raises an :class:`UnparsableError` with that sentence."""
         raise UnparsableError(sentence)
 
 
