@@ -60,6 +60,14 @@ def test_no_callback_has_a_name_of_lightnings():
     assert not set(callbacks.__all__) & set(stock_callbacks.__all__)
 
 
+def test_a_technique_is_read_with_three_classes_at_the_most():
+    from lightning_reg import callbacks
+
+    for name in callbacks.__all__:
+        ours = [base for base in getattr(callbacks, name).__mro__ if base.__module__.startswith("lightning_reg.")]
+        assert len(ours) <= 3, name
+
+
 def printed(script):
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
     return run.stdout.strip()

@@ -10,12 +10,11 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_reg.callbacks.loss.loss_term import LossTerm, TermSession
-from lightning_reg.core.schedules import StrengthSchedule
-from lightning_reg.core.selection import as_patterns, select_modules
+from lightning_reg.callbacks.loss.loss_term import TermSession
+from lightning_reg.core.selection import select_modules
 from lightning_reg.settings import SettingError
 
-__all__ = ["ActivationsSession", "ActivationsTerm"]
+__all__ = ["ActivationsSession", "activations_of"]
 
 _ACTIVATIONS = tuple(
     getattr(nn.modules.activation, name)
@@ -24,32 +23,23 @@ _ACTIVATIONS = tuple(
 )
 
 
-class ActivationsTerm(LossTerm):
-    """A term of the outputs of chosen modules.
+def activations_of(pl_module: LightningModule, include: Sequence[str], exclude: Sequence[str]) -> list[nn.Module]:
+    """Returns the modules whose outputs are penalized.
 
     Args:
-        include: Globs over module names; where empty, all activation modules.
+        include: Globs over module names; where empty, all activation modules are chosen.
         exclude: Globs over module names that are left out.
-        schedule: What the strength is multiplied by as training goes on.
     """
-
-    def __init__(self, *, include: Sequence[str], exclude: Sequence[str], schedule: StrengthSchedule | None) -> None:
-        super().__init__(schedule=schedule)
-        self.include = as_patterns("include", include)
-        self.exclude = as_patterns("exclude", exclude)
-
-    def chosen(self, pl_module: LightningModule) -> list[nn.Module]:
-        """Returns the modules whose outputs are penalized."""
-        if self.include:
-            return list(select_modules(pl_module, include=self.include, exclude=self.exclude).values())
-        chosen = select_modules(pl_module, include=("*",), exclude=self.exclude).values()
-        activations = [module for module in chosen if isinstance(module, _ACTIVATIONS)]
-        if not activations:
-            raise SettingError(
-                "include must name modules, because there is no activation module such as torch.nn.ReLU among "
-                + ", ".join(name for name, _ in pl_module.named_modules() if name)
-            )
-        return activations
+    if include:
+        return list(select_modules(pl_module, include=include, exclude=exclude).values())
+    chosen = select_modules(pl_module, include=("*",), exclude=exclude).values()
+    activations = [module for module in chosen if isinstance(module, _ACTIVATIONS)]
+    if not activations:
+        raise SettingError(
+            "include must name modules, because there is no activation module such as torch.nn.ReLU among "
+            + ", ".join(name for name, _ in pl_module.named_modules() if name)
+        )
+    return activations
 
 
 @dataclass(eq=False)
@@ -57,18 +47,19 @@ class ActivationsSession(TermSession):
     """One fit.
 
     Attributes:
+        modules: Those whose outputs are penalized.
         is_watching: Whether a training step runs.
         seen: Outputs, what was noted of them, and their versions: how often they were changed in place.
     """
 
-    technique: ActivationsTerm
-    is_watching: bool = False
-    seen: list[tuple[Tensor, Any, int | None]] = field(default_factory=list)
+    modules: Sequence[nn.Module]
+    is_watching: bool = field(default=False, init=False)
+    seen: list[tuple[Tensor, Any, int | None]] = field(default_factory=list, init=False)
 
     @override
     def __post_init__(self) -> None:
         super().__post_init__()
-        for module in self.technique.chosen(self.run.module):
+        for module in self.modules:
             self.run.until_end(module.register_forward_hook(_Hook(self)))
 
     def noted(self, module: nn.Module, output: Any, activations: Tensor) -> Any:

@@ -8,9 +8,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from typing_extensions import override
 
-from lightning_reg.callbacks.loss.activations import ActivationsSession, ActivationsTerm
+from lightning_reg.callbacks.loss.activations import ActivationsSession, activations_of
+from lightning_reg.callbacks.loss.loss_term import LossTerm
 from lightning_reg.core.facts import Log
 from lightning_reg.core.schedules import StrengthSchedule
+from lightning_reg.core.selection import as_patterns
 from lightning_reg.core.step import Run
 from lightning_reg.functional.output_penalties import activity_penalty, temporal_activity_penalty
 from lightning_reg.settings import SettingError, check_range
@@ -18,7 +20,7 @@ from lightning_reg.settings import SettingError, check_range
 __all__ = ["ActivityPenalty"]
 
 
-class ActivityPenalty(ActivationsTerm):
+class ActivityPenalty(LossTerm):
     """Penalizes large activations (L1, L2, AR) and activations that change fast over time (TAR).
 
     What it does: λ₁ mean|a| + λ₂ mean a² + λ₃ mean(h_{t+1} − h_t)² of the outputs of the chosen modules, summed over
@@ -78,7 +80,9 @@ class ActivityPenalty(ActivationsTerm):
     ) -> None:
         if l1 is None and l2 is None and temporal is None:
             raise SettingError("l1, l2 or temporal must be given; 0 switches the penalty off")
-        super().__init__(include=include, exclude=exclude, schedule=schedule)
+        super().__init__(schedule=schedule)
+        self.include = as_patterns("include", include)
+        self.exclude = as_patterns("exclude", exclude)
         self.l1 = 0.0 if l1 is None else l1
         self.l2 = 0.0 if l2 is None else l2
         self.temporal = 0.0 if temporal is None else temporal
@@ -93,7 +97,7 @@ class ActivityPenalty(ActivationsTerm):
 
     @override
     def new_session(self, run: Run) -> "ActivitySession":
-        return ActivitySession(self, run)
+        return ActivitySession(self, run, activations_of(run.module, self.include, self.exclude))
 
 
 @dataclass(eq=False)

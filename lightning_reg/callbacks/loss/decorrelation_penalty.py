@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_reg.callbacks.loss.activations import ActivationsSession, ActivationsTerm
+from lightning_reg.callbacks.loss.activations import ActivationsSession, activations_of
+from lightning_reg.callbacks.loss.loss_term import LossTerm
 from lightning_reg.core.facts import Log
 from lightning_reg.core.schedules import StrengthSchedule
+from lightning_reg.core.selection import as_patterns
 from lightning_reg.core.step import Run
 from lightning_reg.functional.output_penalties import decorrelation_penalty
 from lightning_reg.settings import check_range
@@ -18,7 +20,7 @@ from lightning_reg.settings import check_range
 __all__ = ["DecorrelationPenalty"]
 
 
-class DecorrelationPenalty(ActivationsTerm):
+class DecorrelationPenalty(LossTerm):
     """Penalizes features that vary together over a batch: the covariances of what chosen modules return (DeCov).
 
     What it does: λ/2 times the sum of all squared covariances of two different features, over the samples of the batch,
@@ -70,7 +72,9 @@ class DecorrelationPenalty(ActivationsTerm):
         schedule: StrengthSchedule | None = None,
     ) -> None:
         check_range("weight", weight, low=0)
-        super().__init__(include=include, exclude=exclude, schedule=schedule)
+        super().__init__(schedule=schedule)
+        self.include = as_patterns("include", include)
+        self.exclude = as_patterns("exclude", exclude)
         self.weight = weight
 
     @property
@@ -80,7 +84,7 @@ class DecorrelationPenalty(ActivationsTerm):
 
     @override
     def new_session(self, run: Run) -> "DecorrelationSession":
-        return DecorrelationSession(self, run)
+        return DecorrelationSession(self, run, activations_of(run.module, self.include, self.exclude))
 
 
 @dataclass(eq=False)

@@ -5,17 +5,19 @@ from dataclasses import dataclass
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_reg.callbacks.loss.input_term import InputTerm, InputTermSession
-from lightning_reg.core.batches import Key
+from lightning_reg.callbacks.loss.input_term import InputTermSession
+from lightning_reg.callbacks.loss.loss_term import LossTerm
+from lightning_reg.core.batches import Key, check_key
 from lightning_reg.core.facts import Log
 from lightning_reg.core.schedules import StrengthSchedule
 from lightning_reg.core.step import Run
 from lightning_reg.functional.input_penalties import input_gradient_penalty
+from lightning_reg.settings import check_range
 
 __all__ = ["InputGradientPenalty"]
 
 
-class InputGradientPenalty(InputTerm):
+class InputGradientPenalty(LossTerm):
     """Penalizes how fast the loss changes with the inputs: double backpropagation.
 
     What it does: the training step is given its inputs with a gradient, and λ times the mean over samples of
@@ -58,16 +60,27 @@ class InputGradientPenalty(InputTerm):
     usual_ranges = (Log("weight", 1e-3, 10.0),)
 
     def __init__(self, *, weight: float, input_key: Key = 0, schedule: StrengthSchedule | None = None) -> None:
-        super().__init__(weight=weight, input_key=input_key, schedule=schedule)
+        check_range("weight", weight, low=0)
+        check_key("input_key", input_key)
+        super().__init__(schedule=schedule)
+        self.weight = weight
+        self.input_key = input_key
+
+    @property
+    @override
+    def is_idle(self) -> bool:
+        return self.weight == 0
 
     @override
     def new_session(self, run: Run) -> "InputGradientSession":
-        return InputGradientSession(self, run)
+        return InputGradientSession(self, run, self.input_key)
 
 
 @dataclass(eq=False)
 class InputGradientSession(InputTermSession):
     """One fit."""
+
+    technique: InputGradientPenalty
 
     @override
     def term_of(self, loss: Tensor) -> Tensor:

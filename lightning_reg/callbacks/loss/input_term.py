@@ -8,34 +8,12 @@ from typing import Any
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_reg.callbacks.loss.loss_term import LossTerm, TermSession
-from lightning_reg.core.batches import Key, check_key, part_of, with_parts
+from lightning_reg.callbacks.loss.loss_term import TermSession
+from lightning_reg.core.batches import Key, part_of, with_parts
 from lightning_reg.core.lightning import is_compiled
-from lightning_reg.core.schedules import StrengthSchedule
-from lightning_reg.settings import SettingError, check_range
+from lightning_reg.settings import SettingError
 
-__all__ = ["InputTerm", "InputTermSession"]
-
-
-class InputTerm(LossTerm):
-    """A term of gradients by the inputs.
-
-    Args:
-        input_key: Where the inputs are in a batch.
-        schedule: What the strength is multiplied by as training goes on.
-    """
-
-    def __init__(self, *, weight: float, input_key: Key, schedule: StrengthSchedule | None) -> None:
-        check_range("weight", weight, low=0)
-        check_key("input_key", input_key)
-        super().__init__(schedule=schedule)
-        self.weight = weight
-        self.input_key = input_key
-
-    @property
-    @override
-    def is_idle(self) -> bool:
-        return self.weight == 0
+__all__ = ["InputTermSession"]
 
 
 @dataclass(eq=False)
@@ -43,10 +21,11 @@ class InputTermSession(TermSession):
     """One fit.
 
     Attributes:
+        input_key: Where the inputs are in a batch.
         inputs: Those of the training step that has just run, with a gradient.
     """
 
-    technique: InputTerm
+    input_key: Key
     inputs: Tensor = field(init=False)
 
     @override
@@ -67,7 +46,7 @@ class InputTermSession(TermSession):
         if self.technique.is_idle:
             return training_step(*args, **kwargs)
         batch = args[0] if args else kwargs["batch"]
-        inputs = part_of(batch, self.technique.input_key, name="input_key")
+        inputs = part_of(batch, self.input_key, name="input_key")
         if not inputs.is_floating_point() or not inputs.ndim:
             raise SettingError(
                 "input_key must lead to inputs of a floating dtype with one row a sample, but "
@@ -78,5 +57,5 @@ class InputTermSession(TermSession):
             inputs = (inputs.clone() if inputs.is_inference() else inputs.detach()).requires_grad_()
         self.inputs = inputs
         # A copy, because a training step may change its batch in place, which a leaf of the graph can't be.
-        batch = with_parts(batch, [(self.technique.input_key, inputs.clone())])
+        batch = with_parts(batch, [(self.input_key, inputs.clone())])
         return training_step(batch, *args[1:], **kwargs) if args else training_step(**{**kwargs, "batch": batch})

@@ -9,21 +9,22 @@ import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_reg.callbacks.loss.input_term import InputTerm, InputTermSession
+from lightning_reg.callbacks.loss.input_term import InputTermSession
 from lightning_reg.callbacks.loss.logits import LogitsSeen
-from lightning_reg.core.batches import Key
+from lightning_reg.callbacks.loss.loss_term import LossTerm
+from lightning_reg.core.batches import Key, check_key
 from lightning_reg.core.facts import Log
 from lightning_reg.core.lightning import instance_number
 from lightning_reg.core.schedules import StrengthSchedule
 from lightning_reg.core.step import Run
 from lightning_reg.core.streams import base_seed, random_stream
 from lightning_reg.functional.input_penalties import jacobian_penalty, random_directions, unit_directions
-from lightning_reg.settings import SettingError, check_count
+from lightning_reg.settings import SettingError, check_count, check_range
 
 __all__ = ["JacobianPenalty"]
 
 
-class JacobianPenalty(InputTerm):
+class JacobianPenalty(LossTerm):
     """Penalizes how fast the logits change with the inputs: the squared norm of their Jacobian, by random projections.
 
     What it does: the training step is given its inputs with a gradient. Of the logits that it hands to
@@ -82,13 +83,22 @@ class JacobianPenalty(InputTerm):
             check_count("projections", projections)
         if seed is not None:
             check_count("seed", seed, low=0)
-        super().__init__(weight=weight, input_key=input_key, schedule=schedule)
+        check_range("weight", weight, low=0)
+        check_key("input_key", input_key)
+        super().__init__(schedule=schedule)
+        self.weight = weight
+        self.input_key = input_key
         self.projections = projections
         self.seed = seed
 
+    @property
+    @override
+    def is_idle(self) -> bool:
+        return self.weight == 0
+
     @override
     def new_session(self, run: Run) -> "JacobianSession":
-        return JacobianSession(self, run)
+        return JacobianSession(self, run, self.input_key)
 
 
 @dataclass(eq=False)
