@@ -97,7 +97,7 @@ class RegMixupSession(MixingSession):
     @override
     def _mixed(self, batch: Any, inputs: Tensor, targets: Tensor, draw: Draw) -> tuple[Any, Tensor, Tensor | None]:
         technique = self.technique
-        batch = doubled(batch, technique="RegMixup")
+        batch = doubled(batch, technique=type(self.technique).__name__)
         rows = len(part_of(batch, technique.input_key, name="input_key"))
         if rows != 2 * len(inputs):
             raise SettingError(

@@ -139,10 +139,10 @@ class JacobianSession(InputTermSession):
                 "weight must be left out, because the training step doesn't call cross_entropy, whose input "
                 "JacobianPenalty takes for the logits"
             )
-        seen = {id(logits): (logits, counted) for logits, counted in self.seen}.values()  # mixed losses have the same
-        self.seen.clear()
         generator = self._generator()
-        return torch.stack([self._of(logits, counted, generator) for logits, counted in seen]).sum()
+        terms = [self._of(logits, counted, generator) for logits, counted in self.seen]
+        self.seen.clear()
+        return torch.stack(terms).sum()
 
     def _of(self, logits: Tensor, counted: Tensor | None, generator: torch.Generator) -> Tensor:
         technique = self.technique
@@ -162,5 +162,5 @@ class JacobianSession(InputTermSession):
     def _generator(self) -> torch.Generator:
         module = self.run.module
         position = (module.global_rank, module.current_epoch, self.batch_idx)
-        stream = random_stream(base_seed(self.technique.seed), *position, "JacobianPenalty", self.number)
+        stream = random_stream(base_seed(self.technique.seed), *position, type(self.technique).__name__, self.number)
         return torch.Generator().manual_seed(stream.getrandbits(63))

@@ -127,13 +127,11 @@ class RDropSession(LogitsSession):
         if not self.doubles:
             return training_step(*args, **kwargs)
         if args:
-            return training_step(doubled(args[0], technique="RDrop"), *args[1:], **kwargs)
-        return training_step(**{**kwargs, "batch": doubled(kwargs["batch"], technique="RDrop")})
+            return training_step(doubled(args[0], technique=type(self.technique).__name__), *args[1:], **kwargs)
+        return training_step(**{**kwargs, "batch": doubled(kwargs["batch"], technique=type(self.technique).__name__)})
 
     @override
     def term(self) -> Tensor:
-        # A loss that is interpolated is computed of the same logits twice.
-        self.seen[:] = {id(logits): (logits, counted) for logits, counted in self.seen}.values()
         if not self.is_checked:
             self._check()
         return super().term()

@@ -94,12 +94,11 @@ class CautiousSession(Session[CautiousWeightDecay]):
     def __post_init__(self) -> None:
         self.selection = Selection.by(self.technique, self.run.module)
         self.strength = ScheduledStrength(self.technique.schedule, self.run.trainer)
-        refuse_complex(self.selection.names, "CautiousWeightDecay", "exclude it")
+        name = type(self.technique).__name__
+        refuse_complex(self.selection.names, name, "exclude it")
         for optimizer in self.run.trainer.optimizers:
             if any("lr" not in group for group in optimizer.param_groups):
-                raise SettingError(
-                    f"CautiousWeightDecay must be left out with {type(optimizer).__name__}, whose groups have no lr"
-                )
+                raise SettingError(f"{name} must be left out with {type(optimizer).__name__}, whose groups have no lr")
 
     @override
     def before_step(self, step: Step) -> None:
