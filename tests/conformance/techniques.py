@@ -415,6 +415,9 @@ class Standardized(nn.Module):
 class Pattern:
     """In the place of random numbers, which neither the user's network nor the textbook's could repeat."""
 
+    def serves(self, inputs):
+        return True
+
     def draw(self, kind, like, shape, p=0.0):
         return torch.linspace(0.05, 0.95, shape[-1], device=like.device).expand(shape)
 
