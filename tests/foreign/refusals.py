@@ -41,6 +41,7 @@ REFUSALS = [
     (("ConfidencePenalty", "LogitPenalty*"), ("batch a tensor", "variational", "centered teacher"), "cross_entropy"),
     (("LabelSmoothing*",), WITHOUT_LABELS, "class indices"),
     (("EmbeddingNoise",), ANY, "types must be of modules that there are"),
+    (("SharpnessAwareMinimization of norms",), ANY, "no normalization layer has weights"),
     (("RegMixup",), MANUAL, "automatic_optimization"),
     (("RegMixup",), WITHOUT_LABELS, "the loss must be computed by a function of torch's"),
     (("RegMixup",), ANY, "one row a sample"),

@@ -207,9 +207,10 @@ class _Climbing(Session[SharpnessAwareMinimization]):
     def _ways(self, step: Step, trained: list[nn.Parameter]) -> dict[nn.Parameter, Tensor]:
         """Takes the gradients into their moving average, and returns what they have beyond it."""
         ways: dict[nn.Parameter, Tensor] = {}
-        for parameter in trained:
+        for place, parameter in enumerate(trained):
             gradient = step.unscaled(dense_gradient(parameter))
-            name = self.names[parameter]
+            # An optimizer may have what the module doesn't register.
+            name = self.names.get(parameter, f"optimizer {step.index}, parameter {place}")
             mean = self.means.get(name)
             mean = torch.zeros_like(gradient) if mean is None else mean.to(gradient)
             moved = torch.lerp(gradient, mean, self.technique.momentum)
