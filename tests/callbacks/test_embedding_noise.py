@@ -25,7 +25,7 @@ class Tokens(nn.Module):
         self.embedding = nn.Embedding(3, 2, padding_idx=PADDING)
 
     def forward(self, inputs):
-        tokens = torch.bucketize(inputs, torch.tensor([-0.5, 0.5]))
+        tokens = torch.bucketize(inputs.contiguous(), torch.tensor([-0.5, 0.5]))
         return self.embedding(tokens).sum(2)
 
 
