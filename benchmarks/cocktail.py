@@ -5,9 +5,10 @@ aside for testing before anything else; searches see the rest alone. Each method
 cocktail, dropout alone, and gradient boosting (scikit-learn's). What each has found is trained with five fresh
 training and validation parts of the rest, and measured on the test part; the plain net stands beside them.
 
-Every piece, a method on a table, is a JSON file of its own under the output: what is there isn't done again, and a
-piece that is interrupted goes on. ``--minutes`` ends after the piece at hand, ``--page`` writes docs/cocktail.md of
-what there is. Numbers are those of one machine and one choice of test rows.
+Every piece, a method on a table, is a JSON file of its own under the output. A piece that has been measured, there or
+in docs/benchmarks/cocktail.json, isn't done again, and one that was interrupted goes on. ``--minutes`` ends after the
+piece at hand. ``--page`` writes docs/benchmarks/cocktail.json and docs/cocktail.md. Numbers are those of one machine
+and one choice of test rows.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from lightning_reg.text import table as aligned
 
 METHODS = ("plain", "dropout", "cocktail", "boosting")
 METRIC = "balanced_accuracy"
+MEASURED = Path("docs/benchmarks/cocktail.json")
 SEEDS = tuple(range(1000, 1005))
 MOST_ROWS = 7500  # of which 6,000 aren't for testing
 FEW_ROWS = 2000
@@ -169,12 +171,9 @@ def boosted(path: Path, trials: int) -> list[float]:
 
 
 def piece(source: Path, method: str, options: argparse.Namespace) -> None:
-    """Does a method on a table, unless it has been done."""
+    """Measures a method on a table."""
     name = source.name.partition(".")[0]
     folder = Path(options.output) / name
-    result = folder / f"{method}.json"
-    if result.exists():
-        return
     start = time.perf_counter()
     path = sampled(source, folder)
     if method == "boosting":
@@ -195,7 +194,18 @@ def piece(source: Path, method: str, options: argparse.Namespace) -> None:
         "epochs": options.epochs,
         "seconds": round(time.perf_counter() - start, 1),
     }
-    write_atomically(result, json.dumps(content, indent=1))
+    write_atomically(folder / f"{method}.json", json.dumps(content, indent=1))
+
+
+def measured_pieces(output: Path) -> dict[tuple[str, str], Mapping[str, Any]]:
+    """Returns what has been measured, by table and method: kept with the documents, or in a folder of results."""
+    kept = read_json("results", MEASURED) if MEASURED.exists() else []
+    results = [*kept, *(read_json("result", path) for path in output.glob("*/*.json"))]
+    return {(result["table"], result["method"]): result for result in sorted(results, key=_place)}
+
+
+def _place(result: Mapping[str, Any]) -> tuple[str, int]:
+    return result["table"], METHODS.index(result["method"])
 
 
 def page(results: Sequence[Mapping[str, Any]]) -> str:
@@ -272,20 +282,22 @@ def run() -> None:
     add("--page", action="store_true", help="write docs/cocktail.md and docs/benchmarks/cocktail.json")
     options = parser.parse_args()
     began = time.monotonic()
+    measured = measured_pieces(Path(options.output))
     sources = sorted(Path(options.tables).glob("*.csv*")) if options.tables else []
     for source in sources:
+        name = source.name.partition(".")[0]
         for method in options.methods:
-            chosen = not options.only or source.name.partition(".")[0] in options.only
-            if chosen and time.monotonic() - began < 60 * options.minutes:
+            is_left = (name, method) not in measured and (not options.only or name in options.only)
+            if is_left and time.monotonic() - began < 60 * options.minutes:
                 piece(source, method, options)
-    results = [read_json("result", path) for path in sorted(Path(options.output).glob("*/*.json"))]
+    results = list(measured_pieces(Path(options.output)).values())
     rows = [["table", "method", "balanced accuracy", "seconds"]]
     for result in results:
         mean = 100 * statistics.fmean(result["values"])
         rows.append([result["table"], result["method"], f"{mean:.2f}", f"{result['seconds']:.0f}"])
     print("\n".join(aligned(rows)))
     if options.page:
-        write_atomically(Path("docs/benchmarks/cocktail.json"), json.dumps(results, indent=1))
+        write_atomically(MEASURED, json.dumps(results, indent=1) + "\n")
         write_atomically(Path("docs/cocktail.md"), page(results))
 
 
