@@ -77,8 +77,9 @@ def test_layers_are_named_that_the_module_has():
     assert notes == []
     module.layers[1] = nn.Identity()
     space, notes = with_present(read_space("attach"), module)
-    assert "dropout" not in space.switches
-    assert notes == ["dropout is left out: the module has no layer of ReLU, LeakyReLU, ELU, GELU, SiLU, Tanh"]
+    assert not {"dropout", "manifold_mixup"} & set(space.switches)
+    reason = "is left out: the module has no layer of ReLU, LeakyReLU, ELU, GELU, SiLU, Tanh"
+    assert notes == [f"dropout {reason}", f"manifold_mixup {reason}"]
 
 
 def test_a_callback_has_the_ranges_that_it_declares():
