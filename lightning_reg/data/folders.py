@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
@@ -12,6 +13,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from lightning_reg.data.decoded_images import FEW_IMAGES, decoded_once
 from lightning_reg.data.sources import LabeledImages
 from lightning_reg.data.targets import Task
 from lightning_reg.files import opened
@@ -29,6 +31,7 @@ class ClassFolders:
     Args:
         image_size: Height and width in pixels: the shorter side is scaled to it and the middle is cut out. Where
             None, all images have to be of one size already.
+        cache: Whether decoded images are kept on disk.
 
     Raises:
         SettingError: If the folder doesn't exist or has fewer than two classes.
@@ -36,6 +39,7 @@ class ClassFolders:
 
     root: Path
     image_size: int | None = None
+    cache: bool = False
     flips: ClassVar[tuple[str, ...]] = ("horizontal", "vertical")  # nothing is known against either
 
     def __post_init__(self) -> None:
@@ -59,7 +63,7 @@ class ClassFolders:
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """(3, H, W) of one image."""
-        return first_shape(self.files("train")[0], self.image_size)
+        return first_shape(self._labeled("train")[0][0], self.image_size)
 
     @property
     def task(self) -> Task:
@@ -89,7 +93,7 @@ class ClassFolders:
 
     def _load(self, split: str) -> LabeledImages:
         found = self._labeled(split)
-        images = read_images([path for path, _ in found], self.input_shape, self.image_size)
+        images = read_images([path for path, _ in found], self.input_shape, self.image_size, cache=self.cache)
         return LabeledImages(images, torch.tensor([label for _, label in found]))
 
     def files(self, split: str) -> list[Path]:
@@ -101,9 +105,19 @@ class ClassFolders:
         Raises:
             SettingError: If there are none, or classes differ from those of ``train``.
         """
-        return [path for path, _ in self._labeled(split)]
+        return [Path(path) for path, _ in self._labeled(split)]
 
-    def _labeled(self, split: str) -> list[tuple[Path, int]]:
+    @cached_property
+    def _listed(self) -> dict[str, list[tuple[str, int]]]:
+        """Paths with their labels, of the splits that have been looked at: a large folder is listed once."""
+        return {}
+
+    def _labeled(self, split: str) -> list[tuple[str, int]]:
+        if split not in self._listed:
+            self._listed[split] = self._list(split)
+        return self._listed[split]
+
+    def _list(self, split: str) -> list[tuple[str, int]]:
         folder = self.root / split
         unknown = sorted(set(_folders(folder)) - set(self.classes))
         if unknown:
@@ -113,7 +127,7 @@ class ClassFolders:
             (path, label)
             for label, name in enumerate(self.classes)
             for path in _below(folder / name)
-            if path.suffix.lower() in endings
+            if os.path.splitext(path)[1].lower() in endings
         ]
         present = {label for _, label in files}
         empty = [name for label, name in enumerate(self.classes) if label not in present]
@@ -138,7 +152,7 @@ def check_folder(root: Path, image_size: int | None) -> None:
         raise SettingError(f"root must be a folder that exists, but is {str(root)!r}")
 
 
-def first_shape(first: Path, image_size: int | None) -> tuple[int, int, int]:
+def first_shape(first: str | Path, image_size: int | None) -> tuple[int, int, int]:
     """Returns (3, H, W) of all images by the first of them, or by the size that they are scaled to."""
     if image_size is not None:
         return (3, image_size, image_size)
@@ -146,12 +160,15 @@ def first_shape(first: Path, image_size: int | None) -> tuple[int, int, int]:
     return (3, shape[1], shape[2])
 
 
-def read_images(paths: Sequence[Path], shape: tuple[int, int, int], image_size: int | None) -> Tensor:
+def read_images(
+    paths: Sequence[str | Path], shape: tuple[int, int, int], image_size: int | None, *, cache: bool = False
+) -> Tensor:
     """Reads images into memory.
 
     Args:
         shape: (3, H, W) that each must have.
         image_size: That they are scaled to, where it isn't None.
+        cache: Whether they are kept as they were decoded, and read from there the next time.
 
     Returns:
         (N, 3, H, W), uint8.
@@ -159,6 +176,12 @@ def read_images(paths: Sequence[Path], shape: tuple[int, int, int], image_size: 
     Raises:
         SettingError: If one isn't there, is broken or of another shape.
     """
+    if cache and len(paths) >= FEW_IMAGES:
+        return decoded_once(paths, shape, image_size, lambda: _decoded(paths, shape, image_size))
+    return _decoded(paths, shape, image_size)
+
+
+def _decoded(paths: Sequence[str | Path], shape: tuple[int, int, int], image_size: int | None) -> Tensor:
     images = torch.empty((len(paths), *shape), dtype=torch.uint8)
 
     def fill(position: int) -> None:
@@ -176,7 +199,7 @@ def read_images(paths: Sequence[Path], shape: tuple[int, int, int], image_size: 
     return images
 
 
-def _read(path: Path, image_size: int | None) -> Tensor:
+def _read(path: str | Path, image_size: int | None) -> Tensor:
     try:
         # Reading anything but a regular file, such as a pipe, may wait forever.
         with opened("image", path) as content, Image.open(content) as file:
@@ -198,16 +221,16 @@ def _read(path: Path, image_size: int | None) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (3, H, W)
 
 
-def _below(folder: Path) -> list[Path]:
+def _below(folder: Path) -> list[str]:
     """Files at any depth, links to folders followed, each folder once; what is hidden is passed over."""
-    found: list[Path] = []
-    seen: set[Path] = set()
+    found: list[str] = []
+    seen: set[str] = set()
     for where, folders, names in os.walk(folder, followlinks=True):
-        real = Path(where).resolve()
+        real = os.path.realpath(where)
         folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
-        found += [Path(where, name) for name in names if not name.startswith(".") and real not in seen]
+        found += [os.path.join(where, name) for name in names if not name.startswith(".") and real not in seen]
         seen.add(real)
-    return sorted(found)
+    return sorted(found, key=lambda path: path.split(os.sep))  # as paths are ordered: folder by folder
 
 
 def _folders(folder: Path) -> tuple[str, ...]:

@@ -57,6 +57,9 @@ class ImageData(InMemoryData):
         fold: Which of the folds, from 0.
         repeat: Which of all such partitions into folds.
         image_size: Height and width in pixels for an image folder; has to be set where its images differ in size.
+        cache: Whether the images of a folder, where there are a thousand or more, are kept as they were decoded in the
+            user's cache directory (``$XDG_CACHE_HOME`` or ``~/.cache``, N · 3 · H · W bytes), and mapped from there the
+            next time. They are decoded anew where a file has another size or time of change.
         normalization: Where mean and standard deviation per channel come from: ``known`` constants of the data set,
             the ``train`` images that are used, ``none``, or ``auto``: known ones where there are any. Which it was
             is said when training starts, and checkpoints keep them.
@@ -96,6 +99,7 @@ class ImageData(InMemoryData):
         fold: int = 0,
         repeat: int = 0,
         image_size: int | None = None,
+        cache: bool = True,
         normalization: Literal["auto", "known", "train", "none"] = "auto",
         augment: str | Augmentation | list[nn.Module | Callable[[Tensor], Tensor]] | None = None,
         mix: Mixing | None = None,
@@ -140,7 +144,13 @@ class ImageData(InMemoryData):
         self._folder: ClassFolders | ImageTable | None = None
         if labels is not None and dataset == "image_folder" and targets:
             self._folder = ImageTable(
-                self.root, Path(labels), targets, task=task, group_column=group_column, image_size=image_size
+                self.root,
+                Path(labels),
+                targets,
+                task=task,
+                group_column=group_column,
+                image_size=image_size,
+                cache=cache,
             )
         elif labels is not None or targets or group_column is not None or task not in ("auto", "classification"):
             raise SettingError(
@@ -148,7 +158,7 @@ class ImageData(InMemoryData):
                 "labels and target at least, and none of them for anything else"
             )
         elif dataset == "image_folder":
-            self._folder = ClassFolders(self.root, image_size)
+            self._folder = ClassFolders(self.root, image_size, cache)
         if self._folder is None and image_size is not None:
             raise SettingError(f"image_size must be left out for {dataset}, whose images have one size")
         if normalization == "known" and (self._folder or SOURCES[dataset].mean is None):

@@ -34,6 +34,7 @@ class ImageTable:
         group_column: A column whose equal values are never in two parts.
         image_size: Height and width in pixels: the shorter side is scaled to it and the middle is cut out. Where
             None, all images have to be of one size already.
+        cache: Whether decoded images are kept on disk.
 
     Raises:
         SettingError: If the table can't be used, a part is unknown, a file is named twice or a group is in two parts.
@@ -50,12 +51,14 @@ class ImageTable:
         task: str = "auto",
         group_column: str | None = None,
         image_size: int | None = None,
+        cache: bool = False,
     ) -> None:
         check_folder(root, image_size)
         for setting, name in (*(("target", name) for name in targets), ("group_column", group_column)):
             if name in (_FILE, _PART):
                 raise SettingError(f"{setting} must not be {name!r}, the column that says which image a row is of")
         self.image_size = image_size
+        self.cache = cache
         splitters = {} if group_column is None else {"group_column": group_column}
         rows = read_table(
             table, targets, as_category=[_FILE], splitters=splitters, only=[_FILE, _PART, *targets, *splitters.values()]
@@ -115,7 +118,10 @@ class ImageTable:
         """
         shape = self.input_shape
         train, val, test = (
-            LabeledImages(read_images(self.files(part), shape, self.image_size), self._targets[self._rows[part]])
+            LabeledImages(
+                read_images(self.files(part), shape, self.image_size, cache=self.cache),
+                self._targets[self._rows[part]],
+            )
             if self.has(part)
             else None
             for part in _PARTS
