@@ -271,9 +271,13 @@ class GradientMonitorSession(Session[GradientMonitor]):
 
     def _record(self, index: int) -> OptimizerRecord:
         if index not in self.records:
-            device = trainable(self.run.trainer.optimizers[index])[0].device
-            self.records[index] = OptimizerRecord(StepCounts(device))
+            self.records[index] = OptimizerRecord(StepCounts(self._device(index)))
         return self.records[index]
+
+    def _device(self, index: int) -> torch.device:
+        # Of any parameter: toggle_optimizer freezes all those of the other optimizers for a while.
+        groups = self.run.trainer.optimizers[index].param_groups
+        return next(parameter.device for group in groups for parameter in group["params"])
 
     def _count_if_skipped(self, index: int) -> None:
         """Counts a step that a gradient scaler didn't let the optimizer make; that is known without a look at it."""
@@ -336,9 +340,8 @@ class GradientMonitorSession(Session[GradientMonitor]):
     @override
     def load(self, state: Mapping[str, Any]) -> None:
         for index, counts in state["counts"].items():
-            device = trainable(self.run.trainer.optimizers[index])[0].device
             self.records[index] = OptimizerRecord(
-                StepCounts.from_state(counts, device),
+                StepCounts.from_state(counts, self._device(index)),
                 dict(state["latest"][index]),
                 NotFinite(state["not_finite"][index]),
             )

@@ -46,11 +46,11 @@ def by_hand(clip=nothing, accumulate=1, epochs=1):
         (F.cross_entropy(model(inputs), labels) / accumulate).backward()
         if (index + 1) % accumulate and index % 6 < 5:
             continue
-        before, start = norm(model), [each.detach().clone() for each in with_gradient(model)]
+        before, start = norm(model), [parameter.detach().clone() for parameter in with_gradient(model)]
         clip(model)
         after = norm(model)
         optimizer.step()
-        moved = [each.detach() - old for each, old in zip(with_gradient(model), start, strict=True)]
+        moved = [parameter.detach() - old for parameter, old in zip(with_gradient(model), start, strict=True)]
         steps.append((before, after, (flat(moved).norm() / flat(start).norm()).item()))
         optimizer.zero_grad()
     return steps
@@ -65,7 +65,7 @@ def flat(tensors):
 
 
 def norm(model):
-    return flat([each.grad for each in with_gradient(model)]).norm().item()
+    return flat([parameter.grad for parameter in with_gradient(model)]).norm().item()
 
 
 def by_norm(model):
@@ -241,6 +241,38 @@ def test_several_optimizers_are_shown_apart():
     for index, layer in enumerate((model.first, model.head)):
         expected = flat([layer.weight.grad, layer.bias.grad]).norm().item()
         assert seen[0][f"grad/norm_optimizer_{index + 1}"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_optimizers_whose_parameters_are_frozen_in_turn_are_measured():
+    class Turns(SomebodysModule):
+        def __init__(self):
+            super().__init__()
+            self.automatic_optimization = False
+
+        def configure_optimizers(self):
+            groups = (self.network.first.parameters(), self.network.head.parameters())
+            return [torch.optim.SGD(group, lr=0.1) for group in groups]
+
+        def training_step(self, batch, batch_idx):
+            for optimizer in self.optimizers():
+                self.toggle_optimizer(optimizer)
+                self.manual_backward(F.cross_entropy(self.network(batch[0]), batch[1]))
+                optimizer.step()
+                optimizer.zero_grad()
+                self.untoggle_optimizer(optimizer)
+
+    # The first batch isn't measured, so that the second optimizer is met while its parameters are frozen.
+    seen = watched(Setting(), GradientMonitor(), module=Turns(), limit_train_batches=2, log_every_n_steps=2)
+    model, expected = network(), []
+    for inputs, labels in [*loader()][:2]:
+        for layer in (model.first, model.head):
+            weights = [*layer.parameters()]
+            gradients = torch.autograd.grad(F.cross_entropy(model(inputs), labels), weights)
+            expected.append(flat(gradients).norm().item())
+            with torch.no_grad():
+                torch._foreach_add_(weights, gradients, alpha=-0.1)
+    for index in range(2):
+        assert seen[1][f"grad/norm_optimizer_{index + 1}"] == pytest.approx(expected[2 + index], rel=1e-5)
 
 
 def test_two_monitors_and_the_trainers_own_method_are_told_apart():
