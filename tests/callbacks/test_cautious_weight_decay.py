@@ -41,6 +41,15 @@ def test_it_is_the_papers_update_in_float64(share):
     torch.testing.assert_close(weight, torch.tensor(expected, dtype=torch.float64))
 
 
+def test_steps_and_weights_whose_product_is_zero_in_16_bits():
+    before = torch.full((2,), 1e-3, dtype=torch.float16)
+    weight = before + torch.tensor([-2e-5, 2e-5], dtype=torch.float16)
+    stepped = weight.clone()
+    decay_cautiously_([weight], [before], 0.5)
+    assert weight[0] == stepped[0] - 0.5 * before[0]
+    assert weight[1] == stepped[1]
+
+
 def test_negative_strength_is_refused():
     with pytest.raises(SettingError, match=r"weight must be in \[0, ∞\), but is -0.1"):
         CautiousWeightDecay(weight=-0.1)

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lightning_reg.callbacks import (
     ActivityPenalty,
+    CautiousWeightDecay,
     ConfidencePenalty,
     GradientCentralization,
     GradientClipping,
@@ -77,7 +78,16 @@ class Raw(Manual):
         optimizer.step()
 
 
-@pytest.mark.parametrize("make", [lambda: L2Penalty(weight=0.1), GradientClipping, GradientMonitor, GradientNoise])
+STEPS_KNOWN = {
+    "penalty": lambda: L2Penalty(weight=0.1),
+    "clipping": GradientClipping,
+    "monitor": GradientMonitor,
+    "noise": GradientNoise,
+    "decay": lambda: CautiousWeightDecay(weight=0.1),
+}
+
+
+@pytest.mark.parametrize("make", STEPS_KNOWN.values(), ids=STEPS_KNOWN)
 def test_optimizers_that_step_behind_lightnings_back_are_refused(make):
     with pytest.raises(SettingError, match=r"use_pl_optimizer must be True in self\.optimizers"):
         fit(Raw(), make())

@@ -23,6 +23,7 @@ BEFORE_THE_STEP = (
     "*Penalty*",
     "Gradient*",
     "SharpnessAwareMinimization*",
+    "CautiousWeightDecay",
 )
 LOSS_TERMS = ("LogitPenalty*", "RDrop", "DecorrelationPenalty", "JacobianPenalty", "InputGradientPenalty")
 

@@ -45,7 +45,7 @@ class CautiousWeightDecay(Technique):
 
     Raises:
         SettingError: If ``weight`` is negative or not finite, a glob matches nothing, weights are complex, or the
-            optimizer has a group without a learning rate.
+            optimizer is LBFGS or has a group without a learning rate.
 
     Reference:
         Lizhang Chen, Jonathan Li, Kaizhao Liang, Baiyu Su, Cong Xie, Nuo Wang Pierse, Chen Liang, Ni Lao, Qiang Liu:
@@ -57,6 +57,7 @@ class CautiousWeightDecay(Technique):
 
     place = Place.WEIGHTS
     position = Position.CONSTRAINT
+    changes_gradients = True  # in so far as it has to know when a step begins, and that it is one
     usual_ranges = (Log("weight", 1e-4, 1e-1),)
 
     def __init__(
@@ -107,14 +108,16 @@ class CautiousSession(Session[CautiousWeightDecay]):
             suffix = self.technique.suffix(self.run.trainer)
             self.strength.log(self.run.module, f"cautious_weight_decay{suffix}")
         if self.factor:
-            chosen = self.selection.of(step.parameters)
-            for parameter in chosen:
-                kept = self.before.get(parameter)
-                if kept is None or kept.shape != local(parameter).shape:
-                    self.before[parameter] = torch.empty_like(local(parameter))
-            if chosen:
-                to, of = [self.before[parameter] for parameter in chosen], [local(parameter) for parameter in chosen]
-                torch._foreach_copy_(to, of)
+            self._copy(self.selection.of(step.parameters))
+
+    def _copy(self, parameters: list[nn.Parameter]) -> None:
+        weights = [local(parameter) for parameter in parameters]
+        for parameter, weight in zip(parameters, weights, strict=True):
+            memory = self.before.get(parameter)
+            if memory is None or memory.shape != weight.shape:
+                self.before[parameter] = torch.empty_like(weight)
+        if parameters:
+            torch._foreach_copy_([self.before[parameter] for parameter in parameters], weights)
 
     @override
     def after_step(self, step: Step) -> None:
