@@ -245,6 +245,25 @@ def test_only_as_much_is_remembered_as_is_allowed(monkeypatch):
     assert_statistics(module.net[1], [module.net[0](inputs) for inputs in batches()[-2:]])
 
 
+AVERAGES = {"ema": average, "swa": lambda: StochasticWeightAverage(start=0, interval="step")}
+
+
+@pytest.mark.parametrize("weights_only", [False, True])
+@pytest.mark.parametrize("make", AVERAGES.values(), ids=AVERAGES)
+def test_checkpoints_between_validations_have_statistics_of_the_average(make, weights_only, tmp_path):
+    steps = [BATCHES + 2, 2 * BATCHES]
+    saves = ModelCheckpoint(
+        tmp_path, "{step}", save_top_k=-1, every_n_train_steps=1, save_weights_only=weights_only, monitor=None
+    )
+    whole, _ = fit(make(), saves, max_epochs=2, limit_val_batches=0, enable_checkpointing=True)
+    for step, seen in zip(steps, (2, BATCHES), strict=True):
+        module = Normed()
+        module.load_state_dict(torch.load(tmp_path / f"step={step}.ckpt", weights_only=True)["state_dict"])
+        assert_statistics(module.net[1], [module.net[0](inputs) for inputs in batches()[:seen]])
+    assert equal(state(module), state(whole))
+    assert equal(state(whole), state(fit(make(), max_epochs=2, limit_val_batches=0)[0]))  # as if nothing had been saved
+
+
 @pytest.mark.parametrize("step", [BATCHES, BATCHES + 2, 2 * BATCHES + 3])
 def test_resumed_within_an_epoch_is_uninterrupted(step, tmp_path):
     def run(**how):

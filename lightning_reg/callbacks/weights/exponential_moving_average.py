@@ -69,7 +69,8 @@ class ExponentialMovingAverage(WeightAverage):
             there is no average.
         buffers: Running statistics of normalization layers: ``"average"`` like weights, ``"copy"`` as they are, or
             ``"recompute"`` by passing the inputs that the network had in training through the averaged one, before
-            each validation and at the end (BatchNorm alone). Counters and other buffers are never averaged.
+            each validation, each checkpoint, and at the end (BatchNorm alone). Counters and other buffers are never
+            averaged.
         validate: ``"averaged"``: validation reports on the average; ``"both"``: on the trained weights, and once more,
             with a prefix, on the average, which takes a second pass.
 

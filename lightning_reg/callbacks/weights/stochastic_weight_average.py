@@ -36,8 +36,8 @@ class StochasticWeightAverage(WeightAverage):
 
     Cost: one copy of the trainable weights, in memory and in checkpoints; nothing in a step but at snapshots. Where the
     network has BatchNorm, its inputs in the epoch so far, up to 512 MiB of the latest, are kept in the host's memory
-    and in checkpoints that are written within an epoch; and before a validation that follows a snapshot they are passed
-    forward through a copy. ``buffers="copy"`` saves that; without BatchNorm there is none of it.
+    and in checkpoints that are written within an epoch; and before a validation or a checkpoint that follows a snapshot
+    they are passed forward through a copy. ``buffers="copy"`` saves that; without BatchNorm there is none of it.
 
     Interacts with: schedulers, which from ``start`` on are overruled where there is an ``lr``. Beside an
     ``ExponentialMovingAverage`` the first of the two gives the model its weights and the other only reports. The

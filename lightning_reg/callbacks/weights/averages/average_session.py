@@ -58,6 +58,7 @@ class AverageSession(Session[WeightAverage]):
     inputs: RememberedInputs = field(init=False)
     has_stepped: bool = False
     is_final: bool = False  # whether training has ended, and the module keeps the average
+    saved_at: tuple[int, int] = (-1, -1)  # updates and steps when a checkpoint's statistics were recomputed
     places: list[Registered] = field(default_factory=list)  # of all parameters
     trainable: list[bool] = field(default_factory=list)
     averaged: tuple[list[Tensor], list[Tensor]] = field(default_factory=lambda: ([], []))
@@ -147,7 +148,7 @@ class AverageSession(Session[WeightAverage]):
 
     def take(self) -> None:
         """Takes the weights as they are now into the average."""
-        if not self.places or any(owner.get(key) is not tensor for _, tensor, owner, key in self.places):
+        if not self.places or any(place.is_stale for place in self.places):
             self.places = [entry for entry in registered_in(self.run.module) if isinstance(entry.tensor, nn.Parameter)]
             self.trainable = []
         trainable = [place.tensor.requires_grad for place in self.places]
@@ -193,6 +194,17 @@ class AverageSession(Session[WeightAverage]):
             self._recompute()
         self.held.exchange(self.run.module)
 
+    def recompute_for_checkpoint(self) -> None:
+        """Gives what is saved statistics that belong to it; training goes on as if nothing had been saved."""
+        now = self.updates, self.run.trainer.global_step
+        if self.held.is_in or not self.held.values or self.saved_at == now:
+            return
+        self.saved_at = now
+        was_recomputed = self.is_recomputed
+        self._recompute()
+        # Those of a part of an epoch don't count: when the weights are evaluated, more of it is known.
+        self.is_recomputed = was_recomputed or self.run.trainer.is_last_batch
+
     def _recompute(self) -> None:
         if self.technique.buffers != "recompute" or self.is_recomputed:
             return
@@ -235,6 +247,8 @@ class AverageSession(Session[WeightAverage]):
 
     def _state_dict(self, inner: Any) -> dict[str, Any]:
         """Stands around the strategy's: what is saved without callbacks' states asks no callback."""
+        if self._gives:
+            self.recompute_for_checkpoint()
         saved: dict[str, Any] = inner()
         if self._gives:
             self.held.save_into(saved, self.run.module)

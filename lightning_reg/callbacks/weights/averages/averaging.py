@@ -1,6 +1,6 @@
 """What techniques have in common that average weights over training, and evaluate with the average."""
 
-from typing import Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_args
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
@@ -12,6 +12,9 @@ from lightning_reg.core.facts import Place, Position
 from lightning_reg.core.lightning import callbacks_of, flattens_parameters, instance_number, twins
 from lightning_reg.core.technique import Technique
 from lightning_reg.settings import SettingError, check_choice
+
+if TYPE_CHECKING:
+    from lightning_reg.callbacks.weights.averages.average_session import AverageSession
 
 __all__ = ["CHECKPOINT_KEY", "Buffers", "Validate", "WeightAverage"]
 
@@ -49,6 +52,11 @@ class WeightAverage(Technique):
         self.validate: Validate = validate
 
     @property
+    @override
+    def session(self) -> "AverageSession | None":
+        return cast("AverageSession | None", super().session)
+
+    @property
     def updates(self) -> int:
         """How often weights were taken into the average of the latest fit."""
         return self.last_result.updates if self.last_result else 0
@@ -83,11 +91,13 @@ class WeightAverage(Technique):
 
     @override
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        gives = self.gives_weights(trainer)
+        if gives and self.session is not None:
+            self.session.recompute_for_checkpoint()
         state = self.kept
         if not state:  # a finder saves before the fit has begun
             return
         held = HeldWeights.of(state["weights"])
-        gives = self.gives_weights(trainer)
         if gives and "state_dict" in checkpoint:
             held.save_into(checkpoint["state_dict"], pl_module)
         saved = {**state, "weights": held.beside(pl_module, gives=gives)}
