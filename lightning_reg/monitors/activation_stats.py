@@ -20,7 +20,7 @@ from lightning_reg.core.technique import Technique
 from lightning_reg.core.tensorboard import Histogram, has_tensorboard, log_histograms, log_image
 from lightning_reg.functional.histograms import fine_edges, quantiles, rebinned
 from lightning_reg.monitors.activations import ActivationWatch, Seen, Sums, select_watched
-from lightning_reg.monitors.colorful_dimension import column_edges, draw_columns, thinned
+from lightning_reg.monitors.colorful_dimension import COLUMN_BINS, column_edges, draw_columns
 from lightning_reg.monitors.gathering import gather
 from lightning_reg.settings import check_count, check_range
 
@@ -146,7 +146,7 @@ class ActivationStats(Technique):
 
 @dataclass(eq=False)
 class ActivationSession(Session[ActivationStats]):
-    """One fit, with a window and a column a measured step by name of the module."""
+    """One fit, with a window and columns of the image by name of the module."""
 
     watch: ActivationWatch = field(init=False)
     suffix: str = field(init=False)
@@ -158,7 +158,9 @@ class ActivationSession(Session[ActivationStats]):
     silent: dict[str, Tensor] = kept(default_factory=dict)  # for how many measured steps each unit has been silent
     measured: dict[str, int] = kept(default_factory=dict)  # how many steps there were
     columns: dict[str, list[Tensor]] = kept(default_factory=dict)
-    steps: list[int] = kept(default_factory=list)  # the first and the last that have a column
+    steps: list[int] = kept(default_factory=list)  # of the columns, equally far apart
+    stride: int = kept(default=1)  # how many measured steps lie between two columns
+    measurements: int = kept(default=0)
     drawn: int = 0  # the step of the latest image
 
     def __post_init__(self) -> None:
@@ -236,17 +238,35 @@ class ActivationSession(Session[ActivationStats]):
         return {name: self.silent[name] >= window for name in full}
 
     def _add_columns(self) -> None:
-        shown = [name for name in self.latest if name in self.columns or len(self.columns) < _MOST_PANELS]
-        fine = [self.latest[name].histogram for name in shown]
-        stacked = torch.stack([counts for counts in fine if counts is not None])
-        counts = rebinned(stacked, column_edges())
+        """Adds a column for each module; where they become too many, every other one is left out from then on."""
+        is_due = self.measurements % self.stride == 0
+        self.measurements += 1
+        if not is_due:
+            return
+        nothing = torch.zeros(COLUMN_BINS)  # of a module that didn't run in a step
+        found = self._columns_now()
+        for name in found:
+            self.columns.setdefault(name, [nothing] * len(self.steps))
+        for name, columns in self.columns.items():
+            columns.append(found.get(name, nothing))
+        self.steps.append(step_number(self.run.trainer))
+        if len(self.steps) > _MOST_COLUMNS:
+            self.columns = {name: columns[::2] for name, columns in self.columns.items()}
+            self.steps = self.steps[::2]
+            self.stride *= 2
+
+    def _columns_now(self) -> dict[str, Tensor]:
+        new = [name for name in self.latest if name not in self.columns][: _MOST_PANELS - len(self.columns)]
+        fine = {
+            name: seen.histogram
+            for name, seen in self.latest.items()
+            if seen.histogram is not None and (name in self.columns or name in new)
+        }
+        if not fine:
+            return {}
+        counts = rebinned(torch.stack([*fine.values()]), column_edges())
         shares = counts / counts.sum(1, keepdim=True).clamp(min=1)  # 16 bits hold them
-        for name, column in zip(shown, shares.float(), strict=True):
-            columns = self.columns.setdefault(name, [])
-            columns.append(column)
-            if len(columns) >= 2 * _MOST_COLUMNS:
-                self.columns[name] = list(_stacked(columns))
-        self.steps = [*self.steps[:1], step_number(self.run.trainer)]
+        return dict(zip(fine, shares.float(), strict=True))
 
     @override
     def validation_batch_starts(self, batch_idx: int, dataloader_idx: int) -> None:
@@ -320,5 +340,5 @@ class ActivationSession(Session[ActivationStats]):
 
 
 def _stacked(columns: list[Tensor]) -> Tensor:
-    """Returns (T, COLUMN_BINS), thinned; those of before a resume come from the CPU."""
-    return thinned(torch.stack([column.to(columns[-1].device) for column in columns]), _MOST_COLUMNS)
+    """Returns (T, COLUMN_BINS); those of before a resume come from the CPU."""
+    return torch.stack([column.to(columns[-1].device) for column in columns])

@@ -12,7 +12,7 @@ from lightning_reg.core.charts import PLAIN_TEXT, pixels
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["COLUMN_BINS", "column_edges", "draw_columns", "thinned"]
+__all__ = ["COLUMN_BINS", "column_edges", "draw_columns"]
 
 COLUMN_BINS = 128
 # Rows are spaced by asinh(a / 0.05): evenly about zero, logarithmically beyond, up to ±100.
@@ -28,22 +28,6 @@ def column_edges() -> Tensor:
     return torch.linspace(-farthest, farthest, COLUMN_BINS + 1, dtype=torch.float64).sinh() * _LINEAR
 
 
-def thinned(columns: Tensor, most: int) -> Tensor:
-    """Returns at most so many columns, each the mean of equally many neighbors but for the last.
-
-    Args:
-        columns: (T, ...).
-        most: At least 2.
-
-    >>> thinned(torch.arange(5.0).view(5, 1), 3).flatten()
-    tensor([0.5000, 2.5000, 4.0000])
-    """
-    while len(columns) > most:
-        pairs = (columns[:-1:2] + columns[1::2]) / 2
-        columns = torch.cat([pairs, columns[len(columns) // 2 * 2 :]])
-    return columns
-
-
 def draw_columns(layers: Mapping[str, Tensor], steps: Sequence[int], *, per_row: int = 4) -> Tensor:
     """Draws one panel a layer, side by side in rows, in the order in which the layers are given.
 
@@ -52,7 +36,7 @@ def draw_columns(layers: Mapping[str, Tensor], steps: Sequence[int], *, per_row:
 
     Args:
         layers: By name; (T, COLUMN_BINS) each, shares or counts.
-        steps: The first and the last step.
+        steps: Those that the columns are of, equally far apart.
         per_row: Panels in a row.
 
     Returns:
@@ -78,6 +62,7 @@ def _draw(axes: "Axes", columns: Tensor, steps: Sequence[int]) -> None:
     shares = columns.double() / columns.double().sum(1, keepdim=True).clamp(min=1e-12)
     lowest, highest = _rows_in_use(shares)
     heights = torch.log1p(shares * 1e4) / math.log1p(1e4)
+    half = (steps[-1] - steps[0]) / (len(steps) - 1) / 2 if len(steps) > 1 else 0.5  # the width of a column
     axes.imshow(
         heights.T.numpy(),
         cmap="inferno",  # more is lighter, so that it is readable without color, too
@@ -86,7 +71,7 @@ def _draw(axes: "Axes", columns: Tensor, steps: Sequence[int]) -> None:
         origin="lower",
         aspect="auto",
         interpolation="nearest",
-        extent=(steps[0] - 0.5, steps[-1] + 0.5, 0, COLUMN_BINS),
+        extent=(steps[0] - half, steps[-1] + half, 0, COLUMN_BINS),
     )
     axes.set_ylim(lowest, highest)
     # Those that would stand on top of one another are left out.

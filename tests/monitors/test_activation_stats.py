@@ -273,7 +273,7 @@ def test_what_is_not_finite_is_named_once_rather_than_shown():
 
     with pytest.warns(UserWarning, match=r"What network\.act returns isn't finite") as said:
         seen = watched(Bad(), ActivationStats(histogram_bins=4))
-    assert sum("finite" in str(each.message) for each in said) == 1
+    assert sum("finite" in str(warning.message) for warning in said) == 1
     assert not any(tag.startswith("activation/network.act/") for tag in seen[-1])
     assert "activation/network.first/mean" in seen[-1]
 
@@ -308,10 +308,40 @@ def test_a_fit_that_is_hardly_longer_is_not_drawn_anew_but_its_end_is(tmp_path):
     trainer = quiet_trainer(stats, logger=logger, log_every_n_steps=6, max_epochs=24)
     trainer.fit(SomebodysModule(), loader(), loader())
     events = EventAccumulator(logger.log_dir, size_guidance={"images": 0}).Reload()
-    epochs = [Image.step / 6 for Image in events.Images("activation/colorful_dimension")]
+    epochs = [image.step / 6 for image in events.Images("activation/colorful_dimension")]
     assert epochs[:10] == list(range(1, 11))
     assert epochs[-1] == 24
     assert len(epochs) < 20
+
+
+def columns_of(module, tmp_path, **settings):
+    stats = ActivationStats(include=("network.first", "network.act"), histogram_bins=4)
+    trainer = quiet_trainer(stats, logger=TensorBoardLogger(tmp_path), log_every_n_steps=1, **settings)
+    trainer.fit(module, loader(), loader())
+    return stats.state_dict()
+
+
+def test_columns_of_a_long_fit_stay_equally_far_apart(tmp_path, monkeypatch):
+    whole = columns_of(SomebodysModule(), tmp_path, max_epochs=2)
+    monkeypatch.setattr("lightning_reg.monitors.activation_stats._MOST_COLUMNS", 4)
+    monkeypatch.setattr("lightning_reg.monitors.activation_stats._MOST_PANELS", 1)
+    few = columns_of(SomebodysModule(), tmp_path, max_epochs=2)
+    assert whole["steps"] == list(range(1, 13))
+    assert few["steps"] == [1, 5, 9]
+    assert few["columns"].keys() == {"network.first"}
+    assert torch.equal(few["columns"]["network.first"], whole["columns"]["network.first"][::4])
+
+
+@pytest.mark.filterwarnings("ignore:ActivationStats watches modules of which none ran")
+def test_a_step_in_which_a_module_does_not_run_leaves_its_column_empty(tmp_path):
+    class Sometimes(SomebodysModule):
+        def training_step(self, batch, batch_idx):
+            return self.network(batch[0]).square().mean() if batch_idx % 2 else self.network.head.weight.square().sum()
+
+    state = columns_of(Sometimes(), tmp_path)
+    assert state["steps"] == [1, 2, 3, 4, 5, 6]
+    for columns in state["columns"].values():
+        assert columns.float().sum(1).tolist() == pytest.approx([0, 1] * 3, abs=0.01)
 
 
 def test_resumed_keeps_window_and_columns(tmp_path):
@@ -325,8 +355,8 @@ def test_resumed_keeps_window_and_columns(tmp_path):
         SomebodysModule(), loader(), loader(), ckpt_path=tmp_path / "last.ckpt"
     )
     state = again.state_dict()
-    assert state["steps"] == [1, 12]
-    assert {len(each) for each in state["columns"].values()} == {12}
+    assert state["steps"] == list(range(1, 13))
+    assert {len(columns) for columns in state["columns"].values()} == {12}
     assert set(state["measured"].values()) == {12}
 
 
