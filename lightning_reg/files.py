@@ -107,10 +107,13 @@ def read_text(name: str, path: str | Path, *, limit: int = MAX_TEXT) -> str:
             content = file.read(limit + 1)
         except OSError as error:
             raise SettingError(f"{name} {str(path)!r} can't be read: {error.strerror}") from error
+    if len(content) > limit:  # it has grown since it was opened, or never says its size, as files below /proc
+        raise SettingError(f"{name} must have at most {limit:,} bytes, but {str(path)!r} has more")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        found = f"its byte {error.start} is {content[error.start]:#04x}"
+        start = error.start + len(content) - len(error.object)  # counted behind a byte order mark
+        found = f"its byte {start} is {content[start]:#04x}"
         raise SettingError(f"{name} must be text in UTF-8, but {str(path)!r} isn't: {found}") from error
 
 

@@ -105,7 +105,7 @@ def _check_events(name: str, text: str) -> None:
                     sizes[event.anchor] = size
         if len(open_) > _MAX_DEPTH:
             raise SettingError(f"{name} must be at most {_MAX_DEPTH} levels deep, but is deeper at {line}")
-        if sum(alias.nodes for alias in open_) > _MAX_NODES:
+        if sum(collection.nodes for collection in open_) > _MAX_NODES:
             raise SettingError(f"{name} must come to at most {_MAX_NODES:,} values, but comes to more at {line}")
 
 
@@ -114,7 +114,7 @@ def _size_of_alias(
 ) -> int:
     if event.anchor in sizes:
         return sizes[event.anchor]
-    if any(alias.anchor == event.anchor for alias in open_):
+    if any(collection.anchor == event.anchor for collection in open_):
         raise SettingError(f"{name} must hold plain values, but {line} has an alias *{event.anchor} of what it lies in")
     raise yaml.MarkedYAMLError(problem=f"*{event.anchor} stands for nothing before it", problem_mark=event.start_mark)
 
@@ -136,7 +136,7 @@ def _check_node(name: str, line: str, event: yaml.NodeEvent, parent: _Open) -> N
 
 
 def _one_line(error: Exception) -> str:
-    """What is wrong and where, without the image of the line that YAML draws."""
+    """Returns what is wrong and where, without the excerpt of the text that YAML adds."""
     problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
     if problem is None:
         return " ".join(str(error).split())

@@ -38,7 +38,7 @@ def first_in_chain(error: BaseException | None, kinds: tuple[type[BaseException]
 
     Args:
         error: What was raised, if anything.
-        kinds: That are looked for.
+        kinds: Types of errors, of which the first in the chain is returned.
 
     >>> try:
     ...     raise ValueError("of no type") from SettingError("rate is 2")

@@ -30,7 +30,7 @@ def table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = (), indent: s
             for index, (cell, size) in enumerate(zip(row, widths, strict=True))
         ]
         line = indent + "  ".join(cells).rstrip()
-        if width and len(line) > width:
+        if width and len(line) > width and row[-1]:
             start = indent + "".join(f"{cell}  " for cell in cells[:-1])
             # Where the first columns fill most of the line, a long word goes beyond it rather than into pieces.
             long_words = len(start) < width // 2

@@ -85,11 +85,21 @@ def test_size_is_seen_before_anything_is_read():
     assert "must have at most 1,048,576 bytes" in _refused(read_text, "config", "large")
 
 
+def test_a_file_that_is_longer_than_it_says_is_refused_rather_than_cut_off():
+    path = Path("/proc/self/status")
+    if not path.exists():
+        pytest.skip("needs a file that has no size")
+    assert "must have at most 10 bytes, but '/proc/self/status' has more" in _refused(
+        read_text, "config", path, limit=10
+    )
+
+
 @pytest.mark.parametrize(
     ("content", "fault"),
     [
         ("a: 1".encode("utf-16"), "its byte 0 is 0xff"),
         ("a: ä".encode("latin-1"), "its byte 3 is 0xe4"),
+        (b"\xef\xbb\xbfa: \xe4", "its byte 6 is 0xe4"),
         (bytes(range(256)), "its byte 128 is 0x80"),
         (b"a: \0", "isn't plain YAML"),
         (b"a:\n\tb: 1", "isn't plain YAML: .* line 2"),

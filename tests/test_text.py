@@ -29,6 +29,10 @@ def test_a_word_beyond_the_width_stays_whole_where_there_is_little_room():
     assert table([[name, f"a {word}"]], width=40) == [f"{name}  a", f"{'':32}{word}"]
 
 
+def test_a_row_wider_than_the_width_is_kept_where_its_last_cell_is_empty():
+    assert table([["n" * 50, ""]], width=40) == ["n" * 50]
+
+
 @pytest.mark.parametrize(
     ("seconds", "shown"),
     [
