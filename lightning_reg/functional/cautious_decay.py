@@ -29,9 +29,10 @@ def decay_cautiously_(weights: Sequence[Tensor], before: Sequence[Tensor], share
     >>> weight
     tensor([0.4000, 1.1000])
     """
+    # Of the step its sign alone: in 16 bits a product of two small numbers would be 0, and count as agreement.
     agrees = torch._foreach_sub(list(before), list(weights))
-    torch._foreach_sign_(agrees)  # a product of small steps and small weights is 0 in 16 bits
+    torch._foreach_sign_(agrees)
     torch._foreach_mul_(agrees, list(before))
-    decay = [torch.where(sign >= 0, old, 0) for sign, old in zip(agrees, before, strict=True)]
+    decay = [torch.where(agreement >= 0, old, 0) for agreement, old in zip(agrees, before, strict=True)]
     torch._foreach_mul_(decay, share)
     torch._foreach_sub_(list(weights), decay)

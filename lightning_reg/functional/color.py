@@ -14,7 +14,7 @@ def grayscale(images: Tensor) -> Tensor:
     """Returns how light each pixel is to the eye: 0.2989 red + 0.587 green + 0.114 blue.
 
     Args:
-        images: (N, 3, H, W), or (N, 1, H, W), which are returned as they are.
+        images: (N, 3, H, W), or (N, C, H, W), whose channels have no colors known here: their mean is returned.
 
     Returns:
         (N, 1, H, W).
@@ -24,6 +24,8 @@ def grayscale(images: Tensor) -> Tensor:
     """
     if images.shape[1] == 1:
         return images
+    if images.shape[1] != 3:
+        return images.mean(1, keepdim=True)
     red, green, blue = images.chunk(3, dim=1)
     return red.mul(0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114)
 
@@ -38,11 +40,11 @@ def jitter_colors_(
     .. math:: y = \min(\max(f \, x + (1 - f) \, r, 0), 1)
 
     r is 0 for brightness, the mean gray value of the image for contrast, the gray value of the pixel for saturation.
-    Hue costs the most and is turned once, for all images, between two rounds: who is to be changed before it is
-    changed in a round before it, and gets the factor 1 in the others.
+    Hue costs the most and is turned once, for all images, between two rounds: an image in which another change comes
+    first has it in a round before, and the factor 1 in the others.
 
     Args:
-        images: (N, C, H, W) on [0, 1], of one or three channels.
+        images: (N, C, H, W) on [0, 1]; three channels where hues are turned.
         kinds: (rounds, N), which of the three each round does to an image: ``BRIGHTNESS``, ``CONTRAST``,
             ``SATURATION``.
         factors: (rounds, N), f; at 1 the image stays as it is.
@@ -59,14 +61,14 @@ def jitter_colors_(
     own = factors[..., None, None, None]  # (rounds, N, 1, 1, 1)
     to_pixel = ((1 - factors) * (kinds == SATURATION))[..., None, None, None]
     to_mean = ((1 - factors) * (kinds == CONTRAST))[..., None, None, None]
-    for number in range(len(kinds) + 1):
-        if hue is not None and number == hue_at:
+    for round_index in range(len(kinds) + 1):
+        if hue is not None and round_index == hue_at:
             shift_hue_(images, hue)
-        if number < len(kinds):
+        if round_index < len(kinds):
             gray = grayscale(images)
-            shift = to_mean[number] * gray.mean((2, 3), keepdim=True)
-            reference = (gray * to_pixel[number]).add_(shift)  # (N, 1, H, W)
-            images.mul_(own[number]).add_(reference).clamp_(0, 1)
+            shift = to_mean[round_index] * gray.mean((2, 3), keepdim=True)
+            reference = (gray * to_pixel[round_index]).add_(shift)  # (N, 1, H, W)
+            images.mul_(own[round_index]).add_(reference).clamp_(0, 1)
     return images
 
 

@@ -122,7 +122,9 @@ def quantiles(counts: Tensor, shares: Tensor) -> Tensor:
     """
     fine = fine_edges().to(counts.device)
     below = counts.double().cumsum(0)
-    index = torch.searchsorted(below, shares.to(below) * below[-1]).clamp(max=FINE_BINS - 1)
+    index = torch.searchsorted(below, shares.to(below) * below[-1])
+    first = torch.searchsorted(below, below.new_zeros(1), right=True)  # that holds anything: empty ones have no values
+    index = torch.maximum(index, first).clamp(max=FINE_BINS - 1)
     middle = (fine[index] + fine[index + 1]) / 2
     return torch.where(index == FINE_BINS // 2, 0.0, middle)
 

@@ -35,7 +35,7 @@ def activity_penalty(activations: Tensor, *, l1: float = 0.0, l2: float = 0.0) -
         l2: λ₂, at least 0.
 
     Returns:
-        A scalar tensor, at least in float32.
+        A scalar tensor, at least in float32; 0 where there are no activations.
 
     Reference:
         Stephen Merity, Bryan McCann, Richard Socher: Revisiting Activation Regularization for Language RNNs, 2017,
@@ -45,7 +45,9 @@ def activity_penalty(activations: Tensor, *, l1: float = 0.0, l2: float = 0.0) -
     tensor(1.5000)
     """
     values = _at_least_float32(activations)
-    if values.numel() and not is_traced_or_transformed():
+    if not values.numel():
+        return _nothing(values)
+    if not is_traced_or_transformed():
         penalty: Tensor = _Activity.apply(values, l1, l2)
         return penalty
     return l1 * values.abs().mean() + l2 * values.square().mean()
@@ -89,7 +91,7 @@ def temporal_activity_penalty(activations: Tensor, strength: float, *, time_dim:
         time_dim: Index of the time dimension.
 
     Returns:
-        A scalar tensor, at least in float32; zero where there is a single time step.
+        A scalar tensor, at least in float32; 0 where there is a single time step, or no activations.
 
     Raises:
         SettingError: If there is no such dimension.
@@ -105,8 +107,8 @@ def temporal_activity_penalty(activations: Tensor, strength: float, *, time_dim:
         raise SettingError(
             f"time_dim must be a dimension of the activations {tuple(activations.shape)}, not {time_dim}"
         )
-    if activations.shape[time_dim] < 2:
-        return _at_least_float32(activations).sum() * 0
+    if activations.shape[time_dim] < 2 or not activations.numel():
+        return _nothing(_at_least_float32(activations))
     return strength * _at_least_float32(activations).diff(dim=time_dim).square().mean()
 
 
@@ -121,7 +123,7 @@ def decorrelation_penalty(activations: Tensor, strength: float) -> Tensor:
         strength: λ, at least 0.
 
     Returns:
-        A scalar tensor, at least in float32; 0 where no two features vary together.
+        A scalar tensor, at least in float32; 0 where no two features vary together, or there are no activations.
 
     Raises:
         SettingError: If there are fewer than two dimensions.
@@ -136,6 +138,8 @@ def decorrelation_penalty(activations: Tensor, strength: float) -> Tensor:
     if activations.ndim < 2:
         raise SettingError(f"activations must have samples and features, but have shape {tuple(activations.shape)}")
     values = _at_least_float32(activations)
+    if not values.numel():
+        return _nothing(values)
     rows = (values.movedim(1, -1) if values.ndim > 3 else values).flatten(0, -2)  # (N, D)
     rows = rows - rows.mean(0)
     # The smaller of two matrices with the same norm.
@@ -266,6 +270,11 @@ def symmetric_divergence(logits: Tensor, others: Tensor, strength: float, *, cou
     # A class masked with -inf in both adds nothing; the difference of two infinities would be NaN.
     p, q = (values.clamp(min=torch.finfo(values.dtype).min) for values in (p, q))
     return strength / 2 * _mean(((p.exp() - q.exp()) * (p - q)).sum(dim), counted)
+
+
+def _nothing(values: Tensor) -> Tensor:
+    """Returns 0 with a graph down to the values, so that they get gradients like any others."""
+    return values.sum() * 0
 
 
 def _mean(values: Tensor, counted: Tensor | None) -> Tensor:

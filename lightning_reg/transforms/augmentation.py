@@ -55,7 +55,7 @@ class BasicAugmentation(Augmentation):
         padding: Width in pixels of the black border that images get before a part of their size is cut out.
         brightness: Factors are within 1 ± this; at least 0, as those of contrast and saturation.
         contrast: Largest change of contrast, likewise.
-        saturation: Likewise. Images of one channel have no saturation, no hue, and are gray already.
+        saturation: Likewise. Images of other than three channels have no saturation, no hue, and no colors to lose.
         hue: Hues are turned by up to this part of a circle to either side, in [0, 0.5].
         grayscale_prob: Probability that an image loses its colors, in [0, 1].
 
@@ -122,7 +122,7 @@ class AdvancedAugmentation(Augmentation):
         horizontal_flip_prob: Probability that an image is mirrored, left to right, in [0, 1].
         brightness: Factors are within 1 ± this; at least 0, as those of contrast and saturation.
         contrast: Largest change of contrast, likewise.
-        saturation: Likewise. Images of one channel have no saturation, no hue, and are gray already.
+        saturation: Likewise. Images of other than three channels have no saturation, no hue, and no colors to lose.
         hue: Hues are turned by up to this part of a circle to either side, in [0, 0.5].
         jitter_prob: Probability that an image's colors are jittered at all, in [0, 1].
         grayscale_prob: Probability that an image loses its colors, in [0, 1].

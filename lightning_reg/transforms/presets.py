@@ -50,7 +50,7 @@ def preset(
     off = [f"{flip} flips" for flip in used if flip not in flips]
     channels, height, width = input_shape
     if channels != 3:
-        off.append("saturation, hue and grayscale (one channel)")
+        off.append(f"saturation, hue and grayscale ({'one channel' if channels == 1 else f'{channels} channels'})")
     horizontal = 0.5 if "horizontal" in flips else 0.0
     if name == "advanced":
         return AdvancedAugmentation(horizontal_flip_prob=horizontal), off

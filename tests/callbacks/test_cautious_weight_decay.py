@@ -41,13 +41,14 @@ def test_it_is_the_papers_update_in_float64(share):
     torch.testing.assert_close(weight, torch.tensor(expected, dtype=torch.float64))
 
 
-def test_steps_and_weights_whose_product_is_zero_in_16_bits():
-    before = torch.full((2,), 1e-3, dtype=torch.float16)
-    weight = before + torch.tensor([-2e-5, 2e-5], dtype=torch.float16)
-    stepped = weight.clone()
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_small_weights_in_16_bits_decay_only_where_the_step_agrees(dtype):
+    """A weight of 1e-3 times a step of one unit in its last place is too small for float16."""
+    before = torch.tensor([1e-3, 1e-3, -1e-3, -1e-3], dtype=dtype)
+    moved = torch.nextafter(before, torch.tensor([1.0, 0.0, -1.0, 0.0], dtype=dtype))
+    weight = moved.clone()
     decay_cautiously_([weight], [before], 0.5)
-    assert weight[0] == stepped[0] - 0.5 * before[0]
-    assert weight[1] == stepped[1]
+    torch.testing.assert_close(weight, torch.where(torch.tensor([False, True] * 2), moved - before / 2, moved))
 
 
 def test_negative_strength_is_refused():

@@ -34,6 +34,12 @@ def test_nothing_asked_for_is_the_identity():
     assert torch.equal(flip_rotate_shift(images, zeros, torch.zeros(3), zeros), images)
 
 
+def test_every_pixel_of_a_large_image_keeps_its_place():
+    image = torch.arange(8, dtype=torch.uint8).repeat(4200 * 525).view(1, 1, 4200, 4200)
+    zeros = torch.zeros(1, 2)
+    assert torch.equal(flip_rotate_shift(image, zeros, torch.zeros(1), zeros), image)
+
+
 def test_what_comes_from_outside_is_black():
     result = flip_rotate_shift(torch.ones(1, 1, 8, 8), torch.zeros(1, 2), torch.zeros(1), torch.tensor([[2, -3]]))
     assert result[0, 0, :6, 3:].eq(1).all()

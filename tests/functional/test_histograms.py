@@ -89,6 +89,12 @@ def test_quantiles_to_a_bins_width():
     torch.testing.assert_close(found, expected, rtol=1 / 32, atol=1e-4)
 
 
+def test_outermost_quantiles_are_the_extremes():
+    values = normal(1000).abs() + 1
+    found = quantiles(fine_histogram(values), torch.tensor([0.0, 1.0]))
+    torch.testing.assert_close(found, torch.stack([values.min(), values.max()]).double(), rtol=1 / 32, atol=0)
+
+
 @pytest.mark.parametrize("count", [1, 7, 300_000])
 def test_linear_counts_are_numpys(count):
     # Of multiples of 1/8 between -4 and 4, and 64 bins, no quotient is rounded.

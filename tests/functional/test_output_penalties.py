@@ -9,6 +9,7 @@ from torch.distributions import Categorical
 from lightning_reg.functional.output_penalties import (
     activity_penalty,
     confidence_penalty,
+    decorrelation_penalty,
     entropy,
     temporal_activity_penalty,
 )
@@ -33,6 +34,23 @@ def test_temporal_activity_is_the_mean_squared_change(time_dim):
     steps = activations.unbind(time_dim)
     changes = torch.stack([(after - before) ** 2 for before, after in pairwise(steps)])
     torch.testing.assert_close(temporal_activity_penalty(activations, 0.3, time_dim=time_dim), 0.3 * changes.mean())
+
+
+@pytest.mark.parametrize(
+    "penalty",
+    [
+        lambda a: activity_penalty(a, l1=0.3, l2=0.2),
+        lambda a: temporal_activity_penalty(a, 0.3),
+        lambda a: decorrelation_penalty(a, 0.3),
+    ],
+)
+@pytest.mark.parametrize("shape", [(0, 3, 4), (2, 3, 0)])
+def test_no_activations_cost_nothing(penalty, shape):
+    """As those of an expert that no token was sent to; a mean of none would make the whole loss NaN."""
+    activations = torch.zeros(shape, requires_grad=True)
+    value = penalty(activations)
+    assert value == 0
+    assert torch.autograd.grad(value, activations)[0].shape == shape
 
 
 def test_a_single_time_step_changes_nothing_and_a_missing_dimension_is_an_error():

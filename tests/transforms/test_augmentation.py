@@ -227,6 +227,20 @@ def test_flips_that_change_the_thing_are_off():
     assert (result[..., 4:8].mean((1, 2, 3)) > result[..., 9:13].mean((1, 2, 3))).all()
 
 
+@pytest.mark.parametrize("name", ["basic", "advanced"])
+@pytest.mark.parametrize("channels", [2, 4, 6])
+def test_images_of_other_than_three_channels_have_brightness_and_contrast(name, channels):
+    given = images(4, (channels, 16, 16))
+    augmentation, off = preset(name, input_shape=(channels, 16, 16))
+    assert off == [f"saturation, hue and grayscale ({channels} channels)"]
+    assert augmentation(given, stream=Random(0)).shape == given.shape
+    # One rule for all channels: alike ones stay alike, and are what a single one becomes.
+    alike = given[:, :1].expand(-1, channels, -1, -1)
+    result = augmentation(alike, stream=Random(1))
+    torch.testing.assert_close(result[:, :1].expand_as(result), result)
+    torch.testing.assert_close(result[:, :1], augmentation(given[:, :1], stream=Random(1)))
+
+
 @pytest.mark.parametrize(("size", "padding"), [(8, 1), (28, 4), (32, 4), (224, 4)])
 def test_small_images_get_a_narrower_border(size, padding):
     assert preset("basic", input_shape=(3, size, size))[0].padding == padding

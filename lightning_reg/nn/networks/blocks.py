@@ -74,7 +74,10 @@ def dense_network(
         width = size
     head = nn.Linear(width, num_outputs)
     layers.append(drop_weights_or_inputs(dropout, drop_prob, head) if hidden_sizes else head)
-    return _assemble(layers, init, activation)
+    network = _assemble(layers, init, activation)
+    if first:
+        first.clear_missing()  # which a scheme for embeddings has drawn, too
+    return network
 
 
 def convolutional_network(

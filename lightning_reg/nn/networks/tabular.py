@@ -54,8 +54,12 @@ class TabularEmbedding(nn.Module):
         starts = torch.tensor([0, *cardinalities[:-1]]).cumsum(0)
         self.starts: Tensor
         self.register_buffer("starts", starts, persistent=False)
-        with torch.no_grad():
-            self.vectors.weight[starts] = 0
+        self.clear_missing()
+
+    @torch.no_grad()
+    def clear_missing(self) -> None:
+        """Makes the vectors of code 0 zeros, as they are at the beginning."""
+        self.vectors.weight[self.starts] = 0
 
     @override
     @traced_whole

@@ -39,6 +39,12 @@ def test_what_was_never_seen_says_nothing_at_first():
     assert output.eq(0).all()
 
 
+@pytest.mark.parametrize("init", ["auto", "small_normal"])
+def test_whatever_the_initialization_what_was_never_seen_says_nothing(init):
+    network = dense_network((3,), 2, hidden_sizes=[4], categories=SIZES, init=init)
+    assert network[0](torch.zeros(1, 3)).eq(0).all()
+
+
 def test_weight_decay_spares_the_vectors():
     module = MLP(input_shape=(3,), num_classes=2, categories=[3, 4], weight_decay=0.1)
     spared = module.configure_optimizers().param_groups[1]["params"]
