@@ -50,8 +50,9 @@ def flip_rotate_shift(images: Tensor, flips: Tensor, angles: Tensor, shifts: Ten
     # One pixel of border holds the zeros: rows -1 and H, columns -1 and W.
     source_x.round_().clamp_(-1, width)
     source_y.round_().clamp_(-1, height)
-    # Counted in whole numbers: in float32 pixels beyond the first 2²⁴ would share their indices.
-    index = source_y.add_(1).long().mul_(width + 2).add_(source_x.add_(1).long()).flatten(1).unsqueeze(1)
+    if (height + 2) * (width + 2) > 2**24:  # the last whole number before which float32 leaves none out
+        source_x, source_y = source_x.long(), source_y.long()
+    index = source_y.add_(1).mul_(width + 2).add_(source_x).add_(1).long().flatten(1).unsqueeze(1)
     bordered = F.pad(images, (1, 1, 1, 1)).flatten(2)
     return bordered.gather(2, index.expand(-1, channels, -1)).view(n, channels, height, width)
 
