@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
-from lightning_reg.settings import SettingError, check_range, near_matches
+from lightning_reg.settings import SettingError, as_patterns, check_range, near_matches
 from lightning_reg.text import table
 
 __all__ = [
@@ -31,8 +31,6 @@ _SHIFT = re.compile(
     r"(pos|position|positional)_(embed|embedding|embeddings))(_|\d|$)"
 )
 _SCALE = re.compile(r"(^|_)(gamma|layer_scale|layerscale|logit_scale)(_|\d|$)")
-
-
 _NUMBERED = re.compile(r"(?P<stem>(?:.*?\.)??[a-zA-Z_]*\.?)(?P<block>\d+)\.")
 
 
@@ -82,7 +80,7 @@ def is_normalization(module: nn.Module) -> bool:
     """Whether a module normalizes activations, torch's own or anybody's.
 
     Args:
-        module: That is asked about, without those below it.
+        module: The module itself; those below it don't count.
 
     >>> is_normalization(nn.BatchNorm2d(4)), is_normalization(nn.Linear(4, 4))
     (True, False)
@@ -133,7 +131,7 @@ def _declared(module: nn.Module) -> set[nn.Parameter]:
 
 
 def weight_decay_groups(
-    module: nn.Module, weight_decay: float | None = None, *, exclude: Sequence[str] = (), verbose: bool = False
+    module: nn.Module, weight_decay: float | None = None, *, exclude: str | Sequence[str] = (), verbose: bool = False
 ) -> list[dict[str, Any]]:
     """Splits parameters into those that weight decay applies to and those it would only harm.
 
@@ -143,17 +141,17 @@ def weight_decay_groups(
     method ``no_weight_decay()``.
 
     Args:
-        module: Whose parameters; frozen ones are left out.
+        module: Module whose parameters are grouped; frozen ones are left out.
         weight_decay: Strength for the decayed group, at least 0; where None, the optimizer's own ``weight_decay``
             applies.
-        exclude: Globs over parameter names that aren't decayed either.
+        exclude: Globs over parameter names that aren't decayed either, or a single one.
         verbose: Whether to print the table of :func:`weight_decay_table`.
-
-    Raises:
-        SettingError: If ``weight_decay`` is negative or not finite, or a glob matches nothing.
 
     Returns:
         One or two groups for a torch optimizer, named ``decay`` and ``no_decay``.
+
+    Raises:
+        SettingError: If ``weight_decay`` is negative or not finite, or a glob matches nothing.
 
     Reference:
         Ilya Loshchilov, Frank Hutter: Decoupled Weight Decay Regularization, ICLR 2019, arXiv:1711.05101.
@@ -164,9 +162,10 @@ def weight_decay_groups(
     """
     if weight_decay is not None:
         check_range("weight_decay", weight_decay, low=0)
+    exclude = as_patterns("exclude", exclude)
     parameters = owned_parameters(module)
+    names = [owned.name for owned in parameters]
     for pattern in exclude:
-        names = [weight.name for weight in parameters]
         if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
             near = near_matches(pattern, names) or names[:8]
             raise SettingError(f"exclude pattern {pattern!r} matches no parameter; there are {', '.join(near)}")
@@ -174,10 +173,10 @@ def weight_decay_groups(
     no_decay: dict[str, Any] = {"name": "no_decay", "params": [], "weight_decay": 0.0}
     if weight_decay is not None:
         decay["weight_decay"] = weight_decay
-    for weight in parameters:
-        if weight.parameter.requires_grad:
-            group = no_decay if _why_spared(weight, exclude) else decay
-            group["params"].append(weight.parameter)
+    for owned in parameters:
+        if owned.parameter.requires_grad:
+            group = no_decay if _why_spared(owned, exclude) else decay
+            group["params"].append(owned.parameter)
     if verbose:
         print(weight_decay_table(module, exclude=exclude))  # noqa: T201
     return [group for group in (decay, no_decay) if group["params"]]
@@ -189,7 +188,7 @@ def layer_decay_groups(
     *,
     lr: float,
     weight_decay: float | None = None,
-    exclude: Sequence[str] = (),
+    exclude: str | Sequence[str] = (),
     verbose: bool = False,
 ) -> list[dict[str, Any]]:
     r"""Gives layers near the input a smaller learning rate than those near the output, for fine-tuning.
@@ -206,14 +205,14 @@ def layer_decay_groups(
         decay: γ, factor from one layer to the one before it, in (0, 1]; 0.65 to 0.9 is usual for transformers.
         lr: η, learning rate of the last layer.
         weight_decay: As for :func:`weight_decay_groups`, which decides what is decayed.
-        exclude: Globs over parameter names that aren't decayed either.
+        exclude: Globs over parameter names that aren't decayed either, or a single one.
         verbose: Whether to print a table of depth, learning rate and parameters.
-
-    Raises:
-        SettingError: If a number is out of its range, or a glob matches nothing.
 
     Returns:
         Groups for a torch optimizer, at most two for each layer: ``depth_0_decay``, ``depth_0_no_decay`` and so on.
+
+    Raises:
+        SettingError: If a number is out of its range, or a glob matches nothing.
 
     Reference:
         Kevin Clark, Minh-Thang Luong, Quoc V. Le, Christopher D. Manning: ELECTRA: Pre-training Text Encoders as
@@ -262,23 +261,23 @@ def _depths(module: nn.Module) -> dict[str, int]:
     if names[0].startswith(f"{stem}{blocks[stem][0]}."):  # nothing comes before the blocks
         order = {block: index - 1 for block, index in order.items()}
     depths: dict[str, int] = {}
-    reached = min(order.values()) - 1 if min(order.values()) > 0 else 0
+    last = max(order.values())
+    reached = 0
     for name in names:
         numbered = _NUMBERED.match(name)
         if numbered and numbered["stem"] == stem:
             reached = depths[name] = order[numbered["block"]]
         else:
-            is_behind = reached >= max(order.values())
-            depths[name] = max(order.values()) + 1 if is_behind else reached
+            depths[name] = last + 1 if reached == last else reached
     return depths
 
 
-def weight_decay_table(module: nn.Module, *, exclude: Sequence[str] = ()) -> str:
+def weight_decay_table(module: nn.Module, *, exclude: str | Sequence[str] = ()) -> str:
     """Returns a table of every parameter, and whether :func:`weight_decay_groups` decays it, or why not.
 
     Args:
         module: Module whose parameters are listed.
-        exclude: Globs over parameter names that aren't decayed.
+        exclude: Globs over parameter names that aren't decayed, or a single one.
 
     >>> print(weight_decay_table(nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 2))))
     parameter  shape   weight decay
@@ -287,13 +286,14 @@ def weight_decay_table(module: nn.Module, *, exclude: Sequence[str] = ()) -> str
     1.bias     (2,)    no: norm or bias
     8 of 30 weights are decayed
     """
+    exclude = as_patterns("exclude", exclude)
     rows = [("parameter", "shape", "weight decay")]
     decayed = total = 0
-    for owned_parameter in owned_parameters(module):
-        why = "frozen" if not owned_parameter.parameter.requires_grad else _why_spared(owned_parameter, exclude)
-        rows.append((owned_parameter.name, str(tuple(owned_parameter.parameter.shape)), f"no: {why}" if why else "yes"))
-        total += owned_parameter.parameter.numel()
-        decayed += 0 if why else owned_parameter.parameter.numel()
+    for owned in owned_parameters(module):
+        why = _why_spared(owned, exclude) if owned.parameter.requires_grad else "frozen"
+        rows.append((owned.name, str(tuple(owned.parameter.shape)), f"no: {why}" if why else "yes"))
+        total += owned.parameter.numel()
+        decayed += 0 if why else owned.parameter.numel()
     return "\n".join([*table(rows), f"{decayed:,} of {total:,} weights are decayed"])
 
 

@@ -9,6 +9,7 @@ from typing import Any
 __all__ = [
     "MonitorError",
     "SettingError",
+    "as_patterns",
     "check_choice",
     "check_count",
     "check_range",
@@ -146,6 +147,24 @@ def check_count(name: str, value: int, *, low: int = 1) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < low:
         raise SettingError(f"{name} must be a whole number of at least {low}, but is {value!r}")
+
+
+def as_patterns(name: str, value: str | Sequence[str]) -> tuple[str, ...]:
+    """Returns globs as a tuple; a single one may be given as text.
+
+    Args:
+        name: The argument, as the user writes it.
+
+    Raises:
+        SettingError: If it is neither.
+
+    >>> as_patterns("include", "head.*")
+    ('head.*',)
+    """
+    patterns = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else (None,)
+    if not all(isinstance(pattern, str) for pattern in patterns):
+        raise SettingError(f"{name} must be globs over names, but is {value!r}")
+    return patterns
 
 
 def named_or_imported(name: str, value: Any, options: Sequence[str]) -> Any:

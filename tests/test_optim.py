@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_reg.optim import is_normalization, layer_decay_groups, weight_decay_groups
+from lightning_reg.optim import is_normalization, layer_decay_groups, weight_decay_groups, weight_decay_table
 from lightning_reg.settings import SettingError
 
 
@@ -101,6 +101,12 @@ def test_excluded_parameters_are_spared_and_the_table_says_why(capsys):
 def test_bad_settings_of_groups_are_refused(settings, message):
     with pytest.raises(SettingError, match=message):
         weight_decay_groups(nn.Sequential(nn.Linear(4, 3)), **settings)
+
+
+def test_a_single_glob_may_be_given_as_text():
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    assert weight_decay_groups(model, exclude="1.*")[0]["params"] == [model[0].weight]
+    assert "1.weight   (2, 3)  no: excluded" in weight_decay_table(model, exclude="1.*")
 
 
 class Tokens(nn.Module):

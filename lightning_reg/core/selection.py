@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from lightning_reg.optim import owned_parameters
-from lightning_reg.settings import SettingError, near_matches
+from lightning_reg.settings import SettingError, as_patterns, near_matches
 
 __all__ = [
     "Selection",
@@ -23,24 +23,6 @@ __all__ = [
     "select_parameters",
     "unit_dims",
 ]
-
-
-def as_patterns(name: str, value: str | Sequence[str]) -> tuple[str, ...]:
-    """Returns globs as a tuple; a single one may be given as text.
-
-    Args:
-        name: The argument, as the user writes it.
-
-    Raises:
-        SettingError: If it is neither.
-
-    >>> as_patterns("include", "head.*")
-    ('head.*',)
-    """
-    patterns = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else ()
-    if not all(isinstance(pattern, str) for pattern in patterns) or not isinstance(value, Iterable):
-        raise SettingError(f"{name} must be globs over names, but is {value!r}")
-    return patterns
 
 
 def select_parameters(

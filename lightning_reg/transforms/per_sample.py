@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from random import Random
 from typing import Any
 
@@ -92,8 +92,9 @@ def _seeded_global_streams(stream: Random, device: torch.device) -> Iterator[Non
     with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
         torch.default_generator.manual_seed(stream.getrandbits(63))
         if devices:  # of this device alone; torch.manual_seed would seed those of others, which aren't put back
-            with torch.device(device):
-                getattr(torch, device.type).manual_seed(stream.getrandbits(63))
+            backend = getattr(torch, device.type)
+            with backend.device(device) if hasattr(backend, "device") else nullcontext():  # mps has a single device
+                backend.manual_seed(stream.getrandbits(63))
         random.seed(stream.getrandbits(63))
         np.random.seed(stream.getrandbits(32))
         try:
