@@ -127,7 +127,7 @@ def tables(options: Options) -> Iterator[Table]:
         if options.smallest and name not in ("L2Penalty", TOGETHER):
             continue
         counts = [beyond_bare(make, layers) for layers in (few, many)]
-        totals = [sum(each[op] for op in each if op not in WAITS) for each in counts]
+        totals = [sum(count for op, count in found.items() if op not in WAITS) for found in counts]
         growth = (totals[1] - totals[0]) / (tensors[1] - tensors[0])
         table.add(name, *map(str, totals), f"{growth:.2f}", str(sum(counts[1][op] for op in WAITS)))
     return iter([table])

@@ -104,7 +104,7 @@ def _table(what: str, sizes: Sequence[tuple[str, int, int]], bandwidth: float, o
     cells: dict[str, list[float | str]] = {name: [] for name in PASSES}
     for _, numel, tensors in sizes:
         weights = Weights(numel, tensors, options.device)
-        members = {name: partial(each.run, weights) for name, each in PASSES.items()}
+        members = {name: partial(measured.run, weights) for name, measured in PASSES.items()}
         seconds = alternate(members, rounds=options.rounds(15, 5), device=options.device)
         for name, times in seconds.items():
             median = quartiles(times)[1]

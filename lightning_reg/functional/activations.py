@@ -88,8 +88,8 @@ def unit_sums(
     else:
         sums, squares, zeros, near, saturated = _at_once(rows.float(), by_row, near_zero, low, high)
 
-    def per_unit(each: Tensor) -> Tensor:
-        return each.view(-1, units).sum(0, dtype=wide) if by_row else each.to(wide)
+    def per_unit(values: Tensor) -> Tensor:
+        return values.view(-1, units).sum(0, dtype=wide) if by_row else values.to(wide)
 
     number = torch.full((), rows.numel(), dtype=wide, device=rows.device)
     return UnitSums(number, per_unit(sums), per_unit(squares), per_unit(zeros), near.to(wide), saturated.to(wide))

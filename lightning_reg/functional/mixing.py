@@ -124,9 +124,9 @@ def _with_previous(operation: Callable[..., Tensor], batch: Tensor, control: Ten
     if batch.requires_grad and torch.is_grad_enabled():
         return operation(batch, previous(batch), control)  # autograd can't follow writes into a given tensor
     mixed = torch.empty_like(batch)
-    each = control.ndim == batch.ndim  # rather than one for all
-    operation(batch[1:], batch[:-1], control[1:] if each else control, out=mixed[1:])
-    operation(batch[:1], batch[-1:], control[:1] if each else control, out=mixed[:1])
+    is_per_sample = control.ndim == batch.ndim  # rather than one for all
+    operation(batch[1:], batch[:-1], control[1:] if is_per_sample else control, out=mixed[1:])
+    operation(batch[:1], batch[-1:], control[:1] if is_per_sample else control, out=mixed[:1])
     return mixed
 
 

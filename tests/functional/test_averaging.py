@@ -24,7 +24,7 @@ def draws(count, seed=0, dtype=torch.float64):
 
 def test_moving_average_is_the_sum_with_falling_shares():
     first, *rest = draws(6)
-    averages = [each.clone() for each in first]
+    averages = [value.clone() for value in first]
     for values in rest:
         ema_update_(averages, values, 0.8)
     for index, average in enumerate(averages):

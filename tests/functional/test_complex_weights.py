@@ -58,22 +58,22 @@ STARTS = tensors(1)
 PENALTIES = {
     "elastic net": (
         lambda w: elastic_net_penalty(w, 0.3, 0.2),
-        lambda w: sum((0.3 * squared(each).sqrt() + 0.2 / 2 * squared(each)).sum() for each in w),
+        lambda w: sum((0.3 * squared(weight).sqrt() + 0.2 / 2 * squared(weight)).sum() for weight in w),
         lambda g, w, factor: add_elastic_net_gradient_(g, w, l1=0.3 * factor, l2=0.2 * factor),
     ),
     "group lasso": (
         lambda w: group_lasso_penalty(w, 0.3),
-        lambda w: 0.3 * sum(unit.numel() ** 0.5 * squared(unit).sum().sqrt() for each in w for unit in each),
+        lambda w: 0.3 * sum(unit.numel() ** 0.5 * squared(unit).sum().sqrt() for weight in w for unit in weight),
         lambda g, w, factor: add_group_lasso_gradient_(g, w, 0.3 * factor),
     ),
     "orthogonal": (
         lambda w: orthogonal_penalty(w, 0.3),
-        lambda w: 0.3 * sum(squared(excess(each)).sum() for each in w),
+        lambda w: 0.3 * sum(squared(excess(weight)).sum() for weight in w),
         lambda g, w, factor: add_orthogonal_gradient_(g, w, 0.3 * factor),
     ),
     "l2_sp": (
         lambda w: l2_sp_penalty(w, STARTS, 0.3),
-        lambda w: 0.3 / 2 * sum(squared(each - start).sum() for each, start in zip(w, STARTS, strict=True)),
+        lambda w: 0.3 / 2 * sum(squared(weight - start).sum() for weight, start in zip(w, STARTS, strict=True)),
         lambda g, w, factor: add_l2_sp_gradient_(g, w, STARTS, 0.3 * factor),
     ),
 }
@@ -92,7 +92,7 @@ def test_penalties_and_their_gradients_are_those_of_the_formulas(name, factor, b
     for found, change in zip(torch.autograd.grad(2 * ours(weights), weights), expected, strict=True):
         torch.testing.assert_close(found, change, rtol=1e-11, atol=1e-12)
     before = tensors(2)
-    gradients = [each.clone() for each in before]
+    gradients = [gradient.clone() for gradient in before]
     add_gradient_(gradients, [weight.detach() for weight in weights], factor)
     for gradient, start, change in zip(gradients, before, expected, strict=True):
         torch.testing.assert_close(gradient, start + change, rtol=1e-12, atol=1e-12)
@@ -111,16 +111,16 @@ def test_a_complex_weight_of_zero_has_no_gradient_of_l1():
 )
 def test_proximal_operators_minimize_distance_plus_penalty(operator, penalty, tensor):
     start = tensors()[:2]
-    for each in start:
-        each[0] *= 0.2  # short enough to become zero as a group
-    point = [each.clone() for each in start]
+    for weight in start:
+        weight[0] *= 0.2  # short enough to become zero as a group
+    point = [weight.clone() for weight in start]
     operator(point, torch.tensor(0.5, dtype=torch.float64) if tensor else 0.5)
 
     def objective(found):
         return sum(squared(a - b).sum() / 2 for a, b in zip(found, start, strict=True)) + penalty(found, 0.5)
 
-    for each in point:
-        assert 0 < (each == 0).sum() < each.numel()
+    for weight in point:
+        assert 0 < (weight == 0).sum() < weight.numel()
     for seed in range(200):  # it is convex, so no better point nearby means none anywhere
         steps = tensors(seed)[:2]
         assert objective(point) <= objective([a + 1e-3 * b for a, b in zip(point, steps, strict=True)])
@@ -129,7 +129,7 @@ def test_proximal_operators_minimize_distance_plus_penalty(operator, penalty, te
 def test_units_are_shortened_to_their_length_and_keep_their_angles():
     for operator in (unit_norm_, lambda units: max_norm_(units, 1.0)):
         start = [5 * tensor for tensor in tensors()]
-        units = [each.clone() for each in start]
+        units = [unit.clone() for unit in start]
         operator(units)
         for unit, before in zip(units, start, strict=True):
             lengths = squared(before).flatten(1).sum(1).sqrt().view(-1, *[1] * (before.ndim - 1))
@@ -184,9 +184,9 @@ def test_noise_of_complex_gradients_has_the_variance_in_both_parts_together():
 @pytest.mark.parametrize("eta", [None, 0.1])
 def test_sharpness_climbs_along_the_gradient_by_a_step_of_rho(eta):
     weights, slopes = tensors(), tensors(1)
-    gradients, before = [each.clone() for each in slopes], tensors()
+    gradients, before = [slope.clone() for slope in slopes], tensors()
     kept = [torch.zeros_like(tensor) for tensor in weights]
-    scales = [torch.ones(()) if eta is None else squared(each).sqrt() + eta for each in before]
+    scales = [torch.ones(()) if eta is None else squared(weight).sqrt() + eta for weight in before]
     if eta is not None:
         scale_to_weights_(gradients, weights, eta)
     length = sum(squared(scale * slope).sum() for scale, slope in zip(scales, slopes, strict=True)).sqrt()

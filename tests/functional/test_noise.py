@@ -105,4 +105,4 @@ def test_checkpointing_of_what_draws_twice_is_refused():
 def test_a_copy_goes_on_by_itself(copied):
     stream = started(3)
     other = copied(stream)
-    assert torch.equal(*(each.draw("normal", torch.zeros(1), (4,)) for each in (stream, other)))
+    assert torch.equal(*(source.draw("normal", torch.zeros(1), (4,)) for source in (stream, other)))

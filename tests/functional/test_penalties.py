@@ -35,32 +35,32 @@ STARTS = random_weights(1)
 PENALTIES = {
     "l1": (
         lambda w: l1_penalty(w, 0.3),
-        lambda w: 0.3 * sum(each.abs().sum() for each in w),
+        lambda w: 0.3 * sum(weight.abs().sum() for weight in w),
         lambda g, w, factor: add_elastic_net_gradient_(g, w, l1=0.3 * factor),
     ),
     "l2": (
         lambda w: l2_penalty(w, 0.3),
-        lambda w: 0.3 / 2 * sum((each**2).sum() for each in w),
+        lambda w: 0.3 / 2 * sum((weight**2).sum() for weight in w),
         lambda g, w, factor: add_elastic_net_gradient_(g, w, l2=0.3 * factor),
     ),
     "elastic net": (
         lambda w: elastic_net_penalty(w, 0.3, 0.2),
-        lambda w: sum(0.3 * each.abs().sum() + 0.2 / 2 * (each**2).sum() for each in w),
+        lambda w: sum(0.3 * weight.abs().sum() + 0.2 / 2 * (weight**2).sum() for weight in w),
         lambda g, w, factor: add_elastic_net_gradient_(g, w, l1=0.3 * factor, l2=0.2 * factor),
     ),
     "group lasso": (
         lambda w: group_lasso_penalty(w, 0.3),
-        lambda w: 0.3 * sum(unit.numel() ** 0.5 * unit.norm() for each in w for unit in each),
+        lambda w: 0.3 * sum(unit.numel() ** 0.5 * unit.norm() for weight in w for unit in weight),
         lambda g, w, factor: add_group_lasso_gradient_(g, w, 0.3 * factor),
     ),
     "orthogonal": (
         lambda w: orthogonal_penalty(w, 0.3),
-        lambda w: 0.3 * sum((gram(each) ** 2).sum() for each in w),
+        lambda w: 0.3 * sum((gram(weight) ** 2).sum() for weight in w),
         lambda g, w, factor: add_orthogonal_gradient_(g, w, 0.3 * factor),
     ),
     "l2_sp": (
         lambda w: l2_sp_penalty(w, STARTS, 0.3),
-        lambda w: 0.3 / 2 * sum(((each - start) ** 2).sum() for each, start in zip(w, STARTS, strict=True)),
+        lambda w: 0.3 / 2 * sum(((weight - start) ** 2).sum() for weight, start in zip(w, STARTS, strict=True)),
         lambda g, w, factor: add_l2_sp_gradient_(g, w, STARTS, 0.3 * factor),
     ),
 }

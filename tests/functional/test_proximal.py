@@ -38,7 +38,7 @@ def test_proximal_operator_minimizes_distance_plus_penalty(operator, penalty, te
 
 def test_many_small_weights_shrink_as_each_alone_does():
     start = [weights(size) for size in (3, 1, 300_000, 40)]
-    together = [each.clone() for each in start]
+    together = [weight.clone() for weight in start]
     soft_threshold_(together, 0.4)
     for one, other in zip(start, together, strict=True):
         assert torch.equal(torch.where(one.abs() > 0.4, one - 0.4 * one.sign(), 0.0), other)

@@ -19,9 +19,9 @@ SHAPES = ((3, 4), (5,), (BLOCK + 7,), (2, 3, 4, 4), ())
 def test_weights_climb_and_are_kept_as_they_were(eta):
     weights, gradients = tensors(*SHAPES, seed=0), tensors(*SHAPES, seed=1)
     weights[3] = weights[3].to(memory_format=torch.channels_last)
-    before, slopes = ([each.clone() for each in some] for some in (weights, gradients))
+    before, slopes = ([tensor.clone() for tensor in some] for some in (weights, gradients))
     kept = [torch.full_like(tensor, float("nan")) for tensor in weights]
-    scales = [torch.ones_like(each) if eta is None else each.abs() + eta for each in before]
+    scales = [torch.ones_like(weight) if eta is None else weight.abs() + eta for weight in before]
     if eta is not None:
         scale_to_weights_(gradients, weights, eta)
     length = torch.cat([(scale * slope).flatten() for scale, slope in zip(scales, slopes, strict=True)]).norm()

@@ -88,8 +88,8 @@ def test_block_is_torchs_encoder_layer_with_its_gradients():
     oracle.load_state_dict(state)
     inputs = tokens(2, 5, 12)
     torch.testing.assert_close(module(inputs), oracle(inputs), rtol=1e-12, atol=1e-12)
-    for each in (module, oracle):
-        each(inputs).pow(3).sum().backward()
+    for encoder in (module, oracle):
+        encoder(inputs).pow(3).sum().backward()
     for theirs, ours in pairs.items():
         expected = oracle.get_parameter(theirs).grad
         torch.testing.assert_close(module.get_parameter(ours).grad, expected, rtol=1e-10, atol=1e-10)
