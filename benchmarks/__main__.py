@@ -37,7 +37,7 @@ def main(args: list[str] | None = None) -> int:
     """Runs what was asked for.
 
     Args:
-        args: Of the command line; the process's own where None.
+        args: Arguments of the command line; those of the process where None.
 
     Returns:
         The exit status.
@@ -84,7 +84,7 @@ def main(args: list[str] | None = None) -> int:
         for table in importlib.import_module(f"benchmarks.{name}").tables(how):
             print(f"\n{table.text()}", flush=True)
             measured[name].append(table)
-            _write(options.json, options.markdown, where, measured)  # what there is stays where a later one fails
+            _write(options.json, options.markdown, where, measured)  # at once, in case a later one fails
     return 0
 
 

@@ -63,7 +63,7 @@ def operations(make: Callable[[], list[Callback]], workload: Workload) -> Counte
 
     Args:
         make: Makes the callbacks.
-        workload: That is trained.
+        workload: Network to train.
     """
     counted = profile(activities=[ProfilerActivity.CPU])
     with quiet():
@@ -102,7 +102,7 @@ def beyond_bare(make: Callable[[], list[Callback]], layers: int) -> Counter[str]
 
     Args:
         make: Makes the callbacks.
-        layers: Of the network.
+        layers: Number of layers of the network.
     """
     found, bare = operations(make, deep(layers)), operations(list, deep(layers))
     return Counter({name: found[name] - bare[name] for name in {*found, *bare} if found[name] != bare[name]})

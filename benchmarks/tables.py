@@ -21,7 +21,7 @@ class Options:
     """How benchmarks are run.
 
     Attributes:
-        device: Of torch, such as cpu or cuda.
+        device: Device of torch, such as cpu or cuda.
         quick: Whether few rounds are enough, for a look.
         smallest: Whether only that it runs counts, and no number.
         compiled: Whether networks are compiled, where a benchmark trains one.
@@ -56,7 +56,7 @@ class Table:
         title: What was measured.
         columns: Names of the columns; the first is that of the rows.
         rows: A cell a column: text, a number, or None where there is none.
-        note: What has to be known to read it.
+        note: Explanation below the title, if any.
     """
 
     title: str
@@ -100,7 +100,7 @@ def shown(cell: Cell) -> str:
     """Returns a cell as a person reads it: three digits, or two behind the point.
 
     Args:
-        cell: Of a table.
+        cell: Cell of a table.
 
     >>> shown(1.234), shown(123.4), shown(0.00123), shown(None)
     ('1.23', '123', '0.00123', '')
@@ -116,7 +116,7 @@ def machine(device: str) -> str:
     """Says on what and with what it was measured.
 
     Args:
-        device: Of torch.
+        device: Device of torch.
     """
     import lightning
     import torchvision

@@ -1,4 +1,4 @@
-"""Times of things that do the same, taken in turns so that drift of the machine cancels."""
+"""Times of alternatives, taken in turns so that drift of the machine cancels."""
 
 import importlib
 import logging
@@ -21,9 +21,9 @@ def alternate(
     """Calls every member once a round, in changing order, and returns the seconds of each call.
 
     Args:
-        members: What is called, by name.
-        rounds: How often; a first one that isn't counted warms up.
-        device: That calls leave work on.
+        members: Functions to call, by name.
+        rounds: Number of rounds that are counted; one before them warms up.
+        device: Device that the calls leave work on.
     """
     seconds: dict[str, list[float]] = {name: [] for name in members}
     for number in range(rounds + 1):
@@ -41,7 +41,7 @@ def wait(device: str) -> None:
     """Waits until a device has done what it was given.
 
     Args:
-        device: Of torch.
+        device: Device of torch.
     """
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
@@ -87,8 +87,8 @@ def peer(module: str, name: str) -> Any | None:
     """Returns something of another library, or None, saying so, where that isn't installed.
 
     Args:
-        module: Of the library.
-        name: In the module.
+        module: Name of the library's module.
+        name: Name of the object in it.
     """
     try:
         return getattr(importlib.import_module(module), name)
@@ -101,9 +101,9 @@ def copy_bandwidth(device: str = "cpu", *, numel: int = 32_000_000, rounds: int 
     """Returns bytes a second that a copy reads and writes, together.
 
     Args:
-        device: Of torch.
+        device: Device of torch.
         numel: float32 numbers that are copied; more than any cache holds.
-        rounds: Of which the median counts.
+        rounds: Number of copies, of which the median counts.
     """
     source, target = torch.randn(numel, device=device), torch.empty(numel, device=device)
     times = alternate({"copy": lambda: target.copy_(source)}, rounds=rounds, device=device)["copy"]

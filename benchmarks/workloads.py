@@ -47,7 +47,7 @@ class Workload(LightningModule):
 
 
 class Endless(IterableDataset[tuple[Tensor, Tensor]]):
-    """The same batch, for ever: loading isn't what is measured."""
+    """The same batch, endlessly, so that loading isn't measured."""
 
     def __init__(self, batch: tuple[Tensor, Tensor]) -> None:
         self.batch = batch

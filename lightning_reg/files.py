@@ -1,4 +1,4 @@
-"""Files of strangers, read as data within limits; files of ours, written whole or not at all."""
+"""Reading untrusted files as data within limits, and writing files whole or not at all."""
 
 import contextlib
 import json

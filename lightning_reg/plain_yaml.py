@@ -1,4 +1,4 @@
-"""YAML of strangers as plain values, within limits that are checked before anything is made of it."""
+"""Reading untrusted YAML as plain values, within limits that are checked before any value is made."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ _SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the second w
 
 
 class _Loader(_SafeLoader):  # type: ignore[misc]  # yaml has no types
-    """Reads 1e-4 as a number, which YAML 1.1 wants a point in; command lines don't."""
+    """Reads 1e-4 as a number, as command lines do; YAML 1.1 requires a point in it."""
 
 
 _Loader.add_implicit_resolver(
@@ -57,8 +57,8 @@ class _Open:
 def check_yaml(name: str, text: str) -> None:
     """Raises unless a text is one YAML document of plain values that any program can walk through.
 
-    It is checked while it is read, event by event, so that nothing large is made of it: an alias counts for all that it
-    stands for.
+    It is checked while it is read, event by event, so that nothing large is made of it; an alias counts as many values
+    as it stands for.
 
     Args:
         name: What the text is, for the message.
@@ -66,7 +66,7 @@ def check_yaml(name: str, text: str) -> None:
     Raises:
         SettingError: If it isn't YAML or has tags (``!!python/...``), with a ``YAMLError`` as the cause; or if it has a
             key twice, a list or a mapping as a key, anchors that contain themselves, several documents, is too deep, or
-            comes to too much.
+            has too many values.
 
     >>> check_yaml("config", "trainer: &t {logger: *t}")
     Traceback (most recent call last):

@@ -29,11 +29,11 @@ class SettingError(ValueError):
 
 
 class MonitorError(SettingError, RuntimeError):
-    """A metric that is watched was never logged; a ``RuntimeError`` too, as which Lightning reports it."""
+    """A metric that is watched was never logged; also a ``RuntimeError``, which Lightning raises for this."""
 
 
 def first_in_chain(error: BaseException | None, kinds: tuple[type[BaseException], ...]) -> BaseException | None:
-    """Returns an error, or the first of its causes, that is of one of some kinds; None where there is none.
+    """Returns the first of an error and its causes that is of one of some types; None where there is none.
 
     A parser reports a class that can't be made as a type that doesn't match, and has the reason as the cause.
 

@@ -12,7 +12,7 @@ def table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = (), indent: s
     Args:
         rows: Cells by row, the same number in each; a header is a row like any other.
         right: Indices of the columns that are aligned to the right, as numbers are.
-        indent: What every line begins with.
+        indent: Start of every line.
         width: Wrap the last column so that lines have at most this many characters; don't wrap where 0.
 
     Returns:

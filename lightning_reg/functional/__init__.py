@@ -1,1 +1,1 @@
-"""Pure tensor maths, one file a family; imports torch alone. Layers, transforms and callbacks call it."""
+"""Pure tensor maths, one file a family, which layers, transforms and callbacks call."""

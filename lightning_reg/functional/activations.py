@@ -1,4 +1,4 @@
-"""What can be said of a batch of activations: sums that can be added up over batches, calls and processes."""
+"""Sums over a batch of activations, which can be added up over batches, calls and processes."""
 
 from typing import NamedTuple
 
@@ -49,7 +49,7 @@ def unit_rows(activations: Tensor, unit_dim: int) -> tuple[Tensor, bool]:
     behind = activations.shape[unit_dim % activations.ndim + 1 :].numel()
     if behind > 1 and activations.is_contiguous():
         return activations.view(-1, behind), True
-    # So lie maps in the channels-last format, too.
+    # Without a copy also for maps in the channels-last format.
     moved = activations.movedim(unit_dim, -1)
     return moved.reshape(moved.shape[:-1].numel(), moved.shape[-1]), False
 
@@ -73,8 +73,8 @@ def unit_sums(
         activations: Any shape of at least one dimension, floating-point; computed in float32.
         unit_dim: Dimension of the units.
         near_zero: ε, above 0.
-        low: Where there is one, values up to it count as saturated.
-        high: Likewise for values from it on.
+        low: Values up to this one count as saturated; none do where None.
+        high: Values from this one on count as saturated; none do where None.
 
     >>> sums = unit_sums(torch.tensor([[0.0, 1.0], [0.0, 3.0]]), 1)
     >>> sums.sums, sums.zeros

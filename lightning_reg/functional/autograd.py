@@ -1,4 +1,4 @@
-"""What functions with a gradient of their own must know of how they are run."""
+"""How a function is being run, which decides whether it may bring a gradient of its own."""
 
 import torch
 
@@ -6,6 +6,6 @@ __all__ = ["is_traced_or_transformed"]
 
 
 def is_traced_or_transformed() -> bool:
-    """Whether torch.compile traces this, or torch.func transforms it: then the plain formula is to be run."""
-    # There is no public question for the second.
+    """Whether torch.compile traces this, or torch.func transforms it: then the plain formula has to run."""
+    # torch has no public function for the second.
     return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None

@@ -1,4 +1,4 @@
-"""Ones and zeros on the CPU, several from each random number of the generator's."""
+"""Ones and zeros on the CPU, several from each random number of a generator."""
 
 import math
 from functools import lru_cache
@@ -17,17 +17,17 @@ _MANY = 2**14  # from here on, NumPy's SFC64 is faster than torch's Mersenne Twi
 
 
 def bernoulli_int16(numel: int, p: float, generator: torch.Generator | None = None) -> Tensor:
-    r"""Returns independent ones, with probability ``p``, and zeros, (numel,) of int16 on the CPU.
+    r"""Returns ones, with probability ``p``, and zeros, independent of one another, (numel,) of int16 on the CPU.
 
     Each 64-bit random number decides four of them: one is 1 where its 16 bits, as a number u in [0, 65536), are below a
-    threshold t. The probability is exactly ``p``, because t is drawn, too, once for all:
+    threshold t. The probability is exactly ``p``, because t itself is drawn, once for all of them:
 
     .. math::
         m_i = [u_i < t], \quad t = \lfloor 65536 \, p \rfloor + b, \quad
         b \sim \mathrm{Bernoulli}(65536 \, p - \lfloor 65536 \, p \rfloor)
 
-    By t two of them have a correlation of at most 4e-9. What is rarer than 1 in 64 is placed by distances, which are
-    geometric. Few are drawn by torch itself, one by one.
+    Sharing t gives two of them a correlation of at most 4e-9. What is rarer than 1 in 64 is placed by its distances,
+    which are geometrically distributed. Few are drawn by torch itself, one by one.
 
     Args:
         numel: Number of ones and zeros that are drawn.
@@ -48,7 +48,7 @@ def bernoulli_int16(numel: int, p: float, generator: torch.Generator | None = No
 
 
 def is_faster(numel: int, p: float) -> bool:
-    """Whether they are drawn in less time than torch takes for them.
+    """Whether :func:`bernoulli_int16` has a faster way than torch's own.
 
     Args:
         numel: Number of ones and zeros that are drawn.
@@ -86,9 +86,9 @@ def _nearly_always_enough(expected: float) -> int:
 
 @lru_cache(maxsize=1)
 def _draws_in_threads() -> bool:
-    """Whether torch makes ones and zeros from a single number of the generator's, in threads and by MKL.
+    """Whether torch takes a single number of the generator for all ones and zeros, and draws them in threads by MKL.
 
-    So it does on CPUs of Intel's. It can be seen from where the generator stands afterwards.
+    It does on Intel's CPUs; the state of the generator afterwards shows it.
     """
     one, eight = torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)
     torch.empty(1).bernoulli_(0.5, generator=one)

@@ -1,4 +1,4 @@
-"""Working on weights in portions that stay in a CPU's cache, so that memory is read and written once."""
+"""Portions of weights that stay in a CPU's cache, so that memory is read and written once."""
 
 from collections.abc import Iterator, Sequence
 

@@ -71,7 +71,7 @@ def fill_boxes(images: Tensor, boxes: Sequence[Box], value: float) -> Tensor:
     Args:
         images: (N, ..., H, W).
         boxes: N of them; empty ones leave an image as it is.
-        value: That is filled in.
+        value: Number that the box is filled with.
 
     Returns:
         A new tensor of the images' shape and memory format.

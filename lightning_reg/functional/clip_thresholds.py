@@ -1,4 +1,4 @@
-r"""Thresholds of gradient clipping that are learned from the norms so far; state is in tensors, on the device."""
+"""Thresholds of gradient clipping that are learned from the norms so far; their state is tensors on the device."""
 
 import torch
 from torch import Tensor

@@ -28,7 +28,7 @@ __all__ = [
 
 
 def dropout(inputs: Tensor, p: float, stream: NoiseStream | None = None) -> Tensor:
-    """Drops every unit by itself, see :func:`keep_and_rescale`, by the fastest way there is to draw.
+    """Drops every unit by itself, see :func:`keep_and_rescale`, and draws in the fastest way.
 
     On the CPU one random number decides four units. Few units, compiled code and other devices have torch's own
     dropout, which makes other masks of the same distribution.
@@ -48,12 +48,12 @@ def dropout(inputs: Tensor, p: float, stream: NoiseStream | None = None) -> Tens
         return keep_and_rescale(inputs, stream.draw("bits", inputs, inputs.shape, 1 - p), p)
     if p == 1:
         return torch.where(torch.zeros_like(inputs, dtype=torch.bool), inputs, 0.0)
-    if _is_torchs_faster(inputs, p):
+    if _is_left_to_torch(inputs, p):
         return torch.dropout(inputs, p, True)
     return keep_and_rescale(inputs, draw("bits", inputs.detach(), inputs.shape, 1 - p), p)
 
 
-def _is_torchs_faster(inputs: Tensor, p: float) -> bool:
+def _is_left_to_torch(inputs: Tensor, p: float) -> bool:
     if torch.compiler.is_compiling():
         return True
     # In 16 bits torch's 1 / (1 - p) would be rounded, always to the same side.

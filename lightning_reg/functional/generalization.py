@@ -15,7 +15,7 @@ class SquaredErrorParts(NamedTuple):
 
     Attributes:
         bias_squared: Squared distance of the mean prediction from the truth, mean over samples.
-        variance: Of the predictions around their mean, mean over samples.
+        variance: Variance of the predictions around their mean, mean over samples.
         noise: Variance of the targets around the truth, which no model can predict.
     """
 

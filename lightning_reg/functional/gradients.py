@@ -1,4 +1,4 @@
-r"""What is done to gradients between backward and the optimizer's step: norms, clipping, noise, centralization.
+r"""What is done to gradients between backward and the optimizer's step: clipping, noise, centralization.
 
 Nothing here moves a number to the host, so a step on a GPU isn't held up; thresholds may be tensors.
 """
@@ -52,7 +52,7 @@ def total_norm(norms: Tensor, norm_type: float = 2.0) -> Tensor:
     """Returns the norm of everything, from the norms of its parts.
 
     Args:
-        norms: What :func:`norms_of` returned.
+        norms: Norms of the parts, as :func:`norms_of` returns them.
         norm_type: Order of the norm.
 
     Returns:
@@ -147,7 +147,7 @@ def clip_adaptively_(
         units: The weights, of the same shapes.
         clip_factor: Largest ratio λ of gradient norm to weight norm, positive.
         eps: ε, positive, in the units of the weights.
-        scale: What the gradients are multiplied by, where a gradient scaler's scale is still in them.
+        scale: Factor that a gradient scaler has left in the gradients.
 
     Returns:
         A scalar tensor of bools: whether anything was clipped.
@@ -184,7 +184,7 @@ def add_noise_(gradients: Sequence[Tensor], deviation: Number, generator: torch.
     Args:
         gradients: On the generator's device. Of a complex entry's noise, σ² is shared by its two parts.
         deviation: σ, at least 0, in the units of the gradients.
-        generator: That is drawn from.
+        generator: Source of random numbers.
 
     Reference:
         Arvind Neelakantan, Luke Vilnis, Quoc V. Le, Ilya Sutskever, Lukasz Kaiser, Karol Kurach, James Martens: Adding
@@ -211,7 +211,7 @@ def add_signs_(gradients: Sequence[Tensor], deviation: Number, generator: torch.
     Args:
         gradients: On the generator's device. Of a complex entry's noise, σ² is shared by its two parts.
         deviation: σ, at least 0, in the units of the gradients.
-        generator: That is drawn from.
+        generator: Source of random numbers.
 
     >>> gradient = torch.zeros(4)
     >>> add_signs_([gradient], 0.5, torch.Generator().manual_seed(0))

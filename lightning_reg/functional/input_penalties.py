@@ -43,13 +43,13 @@ def jacobian_penalty(outputs: Tensor, inputs: Tensor, strength: float, *, direct
     r"""Half the mean squared Frobenius norm of each sample's Jacobian, times the strength.
 
     .. math:: P = \frac{\lambda}{2N} \sum_n \| J_n \|_F^2, \qquad
-        \| J_n \|_F^2 \approx \frac{1}{P} \sum_p \left\| v_{pn}^\top J_n \right\|^2
+        \| J_n \|_F^2 \approx \frac{1}{K} \sum_k \left\| v_{kn}^\top J_n \right\|^2
 
     Args:
         outputs: (N, C) or (N, C, ...).
         inputs: (N, ...), with a gradient.
         strength: λ, at least 0.
-        directions: v, (P, *outputs.shape): from :func:`random_directions`, of which the estimate is unbiased, or from
+        directions: v, (K, *outputs.shape): from :func:`random_directions`, of which the estimate is unbiased, or from
             :func:`unit_directions`, with which it is exact.
 
     Returns:
@@ -75,11 +75,11 @@ def random_directions(outputs: Tensor, count: int, *, generator: torch.Generator
 
     Args:
         outputs: (N, C) or (N, C, ...).
-        count: P, how many for each sample.
+        count: K, how many for each sample.
         generator: Generator on the host that directions are drawn from.
 
     Returns:
-        (P, N, C, ...), float32, on the outputs' device.
+        (K, N, C, ...), float32, on the outputs' device.
 
     >>> random_directions(torch.zeros(2, 4), 3, generator=torch.Generator()).norm(dim=2).mean()
     tensor(2.)

@@ -21,7 +21,7 @@ def draw(
         kind: ``"bernoulli"`` (1 with probability ``p``, else 0), ``"uniform"`` on [0, 1), or ``"normal"`` (mean 0,
             variance 1). ``"bits"`` is ``"bernoulli"``, but of int16 on the CPU, where that is several times faster.
         like: What the dtype and the device are taken from.
-        shape: Of the result; in the memory format of ``like`` where it is the shape of ``like``.
+        shape: Shape of the result, which has the memory format of ``like`` where it has its shape, too.
         p: Probability of a 1, for ``"bernoulli"``.
         generator: Where the numbers come from; torch's global stream where None.
 
@@ -92,14 +92,14 @@ class NoiseStream:
         self._draws = 0
 
     def rewind(self) -> None:
-        """Makes ready for a backward pass, in which checkpointed layers are run again, compiled ones, too."""
+        """Prepares for a backward pass, in which checkpointed layers run again, compiled ones, too."""
         self._draws_before = self._draws
         # In which order several draws will be repeated isn't known.
         self._is_ambiguous = self._draws > 1
         self._draws = 0
 
     def go_on(self) -> None:
-        """Goes on behind the draws that there were before the backward pass."""
+        """Continues after the draws that preceded the backward pass."""
         self._draws = self._draws_before
         self._is_ambiguous = False
 

@@ -183,7 +183,7 @@ def standardized_weight(weight: Tensor, *, dim: int = 0, groups: int = 1, eps: f
             (and each place of the kernel).
         dim: Dimension that counts the output units: 0, or 1 for transposed convolutions.
         groups: Groups of a transposed convolution, whose first dimension counts the inputs of all groups. A
-            convolution that isn't transposed needs it not, whatever its groups.
+            convolution that isn't transposed doesn't need it, whatever its groups.
         eps: ε ≥ 0, in units of the variance.
 
     Returns:

@@ -48,7 +48,7 @@ def add_orthogonal_gradient_(gradients: Sequence[Tensor], matrices: Sequence[Ten
     .. math:: G \leftarrow G + 4 \lambda (W W^\top - I) W
 
     Args:
-        gradients: What is added to; shapes and dtypes of ``matrices``.
+        gradients: Tensors that the gradient is added to, of the matrices' shapes and dtypes.
         matrices: Tensors whose first dimension counts the units.
         strength: λ; a scalar tensor is used where it lies, without a transfer to the host.
 
@@ -96,7 +96,7 @@ def add_probed_orthogonal_gradient_(
     .. math:: G \leftarrow G + \frac{2 \lambda}{r} (V R^\top + R V^\top) W, \quad R = (W W^\top - I) V
 
     Args:
-        gradients: What is added to; shapes and dtypes of ``matrices``.
+        gradients: Tensors that the gradient is added to, of the matrices' shapes and dtypes.
         matrices: Tensors whose first dimension counts the units.
         probes: As for :func:`probed_orthogonal_penalty`.
         strength: λ; a scalar tensor is used where it lies, without a transfer to the host.

@@ -108,7 +108,7 @@ def add_elastic_net_gradient_(
     The sign of a complex weight is w / |w|. Where a weight is exactly zero, L1 has the subgradient 0.
 
     Args:
-        gradients: What is added to; shapes and dtypes of ``weights``.
+        gradients: Tensors that the gradient is added to, of the weights' shapes and dtypes.
         weights: The weights that are penalized.
         l1: λ₁; a scalar tensor is used where it lies, without a transfer to the host.
         l2: Strength λ₂, at least 0.
@@ -144,7 +144,7 @@ def group_lasso_penalty(groups: Sequence[Tensor], strength: float) -> Tensor:
     .. math:: P(w) = \lambda \sum_g \sqrt{n_g} \, \lVert w_g \rVert_2
 
     Args:
-        groups: Tensors whose first dimension counts the groups, such as (units, inputs), on one device.
+        groups: Tensors of at least two dimensions, the first of which counts the groups, such as (units, inputs).
         strength: λ, dimensionless, at least 0.
 
     Returns:
@@ -170,8 +170,8 @@ def add_group_lasso_gradient_(gradients: Sequence[Tensor], groups: Sequence[Tens
     Where a whole group is zero it has the subgradient 0.
 
     Args:
-        gradients: What is added to; shapes and dtypes of ``groups``.
-        groups: Tensors whose first dimension counts the groups.
+        gradients: Tensors that the gradient is added to, of the groups' shapes and dtypes.
+        groups: Tensors of at least two dimensions, the first of which counts the groups.
         strength: λ; a scalar tensor is used where it lies, without a transfer to the host.
 
     >>> gradient, weight = torch.zeros(1, 2), torch.tensor([[3.0, 4.0]])
@@ -220,7 +220,7 @@ def add_l2_sp_gradient_(
     .. math:: g_i \leftarrow g_i + \lambda (w_i - w_i^0)
 
     Args:
-        gradients: What is added to; shapes and dtypes of ``weights``.
+        gradients: Tensors that the gradient is added to, of the weights' shapes and dtypes.
         weights: The weights that are penalized.
         starts: The weights at the start, w⁰.
         strength: λ; a scalar tensor is used where it lies, without a transfer to the host.

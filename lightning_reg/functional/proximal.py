@@ -1,4 +1,4 @@
-r"""What is done to weights after a step: shrinking them to exact zeros, and projecting them onto what is allowed.
+r"""Shrinking weights to exact zeros after a step, and projecting them onto what is allowed.
 
 Both are proximal operators: they return the weights nearest to where the step went that make up for a penalty, or for
 a constraint, which is a penalty of infinity outside.
@@ -39,12 +39,11 @@ def soft_threshold_(weights: Sequence[Tensor], threshold: float | Tensor) -> Non
     >>> weight
     tensor([ 2., -3.,  0.])
     """
-    numbers = [weight for weight in weights if weight.is_complex()]
-    for weight in numbers:
-        sizes = weight.abs()
-        _multiply_(weight, torch.where(sizes > threshold, 1 - threshold / sizes, 0))
-    if numbers:
-        weights = [weight for weight in weights if not weight.is_complex()]
+    for weight in weights:
+        if weight.is_complex():
+            sizes = weight.abs()
+            _multiply_(weight, torch.where(sizes > threshold, 1 - threshold / sizes, 0))
+    weights = [weight for weight in weights if not weight.is_complex()]
     if isinstance(threshold, Tensor):
         for weight in weights:
             bound = threshold.to(weight.dtype)
@@ -68,7 +67,7 @@ def group_soft_threshold_(groups: Sequence[Tensor], threshold: float | Tensor) -
     This is the proximal operator of :func:`~lightning_reg.functional.penalties.group_lasso_penalty` with τ = ηλ.
 
     Args:
-        groups: Tensors whose first dimension counts the groups.
+        groups: Tensors of at least two dimensions, the first of which counts the groups.
         threshold: τ, at least 0, in the units of the weights; a scalar tensor is used where it lies.
 
     Reference:

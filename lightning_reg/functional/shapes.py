@@ -10,7 +10,7 @@ __all__ = ["check_several_values", "check_shape", "check_trailing_shape", "check
 
 
 def check_shape(name: str, tensor: Tensor | None, shape: Sequence[int]) -> None:
-    """Raises unless a tensor has exactly this shape; where there is none, nothing is checked.
+    """Raises unless a tensor has exactly this shape, or is None.
 
     Args:
         name: The argument, as the user writes it.

@@ -71,7 +71,7 @@ def climb_(
     Args:
         weights: w; at least one tensor.
         gradients: g, of the same shapes; where adaptive, what :func:`scale_to_weights_` made of them.
-        before: Of the same shapes, where the weights as they are now are written to.
+        before: Tensors of the same shapes, to which the weights are copied before they move.
         factor: c, a scalar, as :func:`climbing_factor` gives it.
         eta: η of T = |w| + η; None where the step isn't adaptive.
 

@@ -1,4 +1,4 @@
-"""The weights of a layer as what they are between inputs and outputs: which matrices, and how wide on either side."""
+"""The matrices that a layer's weights consist of, and how many inputs and outputs each connects."""
 
 import itertools
 import math
@@ -37,7 +37,7 @@ class LayerWeight:
 
 
 def layer_weights(layer: nn.Module, name: str = "") -> list[LayerWeight]:
-    r"""Returns the weights of a linear, convolutional or recurrent layer or of an attention; others have none here.
+    r"""Returns the weights of a linear, convolutional or recurrent layer or of an attention; nothing for others.
 
     .. math::
         n_{in} = \frac{C_{in}}{g} \prod_i k_i, \quad n_{out} = \frac{C_{out}}{g} \prod_i \frac{k_i}{s_i}
@@ -50,13 +50,13 @@ def layer_weights(layer: nn.Module, name: str = "") -> list[LayerWeight]:
 
     and is, in every group, as many interleaved convolutions as there are positions in a stride: each makes every s-th
     output from every s-th weight of the kernel, and is a block. Gates of recurrent layers, and the queries, keys and
-    values of an attention, are stacked in one tensor, but each is a matrix of its own. Padding is left out of account.
+    values of an attention, are stacked in one tensor, but each is a matrix of its own. Padding is ignored.
 
-    torch's own fans take a tensor's shape for that of a convolution with one group and without a stride. So they are
-    right for each block but for strides, of which fan_in alone is right.
+    torch's own fans take a tensor's shape for that of a convolution with one group and without a stride. They are right
+    for each block, except for the fan_out of convolutions with a stride.
 
     Args:
-        layer: That is looked at, without those below it.
+        layer: The layer itself; those below it don't count.
         name: Its qualified name, for messages.
 
     Raises:

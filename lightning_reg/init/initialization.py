@@ -6,7 +6,7 @@ for what the activation takes away.
 
 What n is, tensors don't say by their shape alone: groups, strides, transposed convolutions and stacked gates change it.
 :func:`lightning_reg.init.fans.layer_weights` knows each layer's fans, and cuts its weights into blocks of the
-shape (outputs, inputs, *kernel). Schemes that go by fans (:class:`VarianceScaling`) are told them; all others, a
+shape (outputs, inputs, *kernel). Schemes that go by fans (:class:`VarianceScaling`) are handed them; all others, a
 user's functions among them, fill one block at a time and read its shape as that of a plain layer.
 """
 
@@ -48,7 +48,7 @@ class VarianceScaling:
     Called with a tensor alone, it takes its shape for (outputs, inputs, *kernel), as torch.nn.init does.
 
     Args:
-        gain: What the activation has to be made up for; the standard deviation is gain/√fan. At least 0.
+        gain: Factor that makes up for what the activation takes away; the standard deviation is gain/√fan. At least 0.
         mode: ``"fan_in"`` keeps the variance of activations, ``"fan_out"`` that of gradients, ``"fan_average"`` is
             halfway between.
         distribution: ``"normal"`` or ``"uniform"``.
@@ -75,7 +75,7 @@ class VarianceScaling:
         """Fills a tensor in place.
 
         Args:
-            weight: That is filled, of two dimensions at least where a fan is counted by its shape.
+            weight: Tensor to fill, of at least two dimensions where a fan is counted by its shape.
             fan_in: How many inputs reach one output; by the shape where None.
             fan_out: How many outputs one input reaches; by the shape where None.
 

@@ -57,8 +57,8 @@ def lsuv_(
         module: The network, whose ``forward`` takes the inputs.
         inputs: A batch of real data (N, ...), on the module's device; a tuple where there are several arguments.
         tolerance: How far from 1 a variance may be, above 0.
-        max_iterations: How often weights are scaled at the most. Twice is more than enough, but where weights aren't
-            what multiplies the inputs.
+        max_iterations: How often weights are scaled at the most. Twice is more than enough, unless a layer computes
+            with something else than its weight.
         orthogonal: Whether weights are made orthogonal, and biases 0, in layers that run; else both are only scaled.
 
     Returns:
@@ -96,7 +96,7 @@ def lsuv_(
 
 
 class _Scaling:
-    """Scales layers as they run, and keeps account of it."""
+    """Scales layers as they run, and records their variances."""
 
     def __init__(self, module: nn.Module, tolerance: float, *, orthogonal: bool) -> None:
         self.names: dict[nn.Module, str] = {
@@ -193,7 +193,7 @@ def _mean_and_variance(output: Tensor) -> tuple[float, float]:
 
 
 def _run(module: nn.Module, inputs: Inputs) -> None:
-    # Compiled graphs would have to be made anew for the hooks; where the compiler was never loaded, there are none.
+    # Compiled graphs would have to be compiled again for the hooks; there are none where the compiler wasn't loaded.
     eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
     with torch.no_grad(), eager:
         module(*inputs) if isinstance(inputs, tuple) else module(inputs)

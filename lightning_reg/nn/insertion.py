@@ -1,4 +1,4 @@
-"""Stochastic layers behind somebody else's modules, without a change of their code or of their checkpoints."""
+"""Stochastic layers behind any modules, without a change of their code or of their checkpoints."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,10 +19,10 @@ class Insertion:
     of its host, so that a part of a network that is frozen in evaluation mode stays undisturbed.
 
     Args:
-        name: Of the host, for messages.
+        name: Name of the host, for messages.
         residual: Whether the host is a whole residual block, of which what it adds to its input is perturbed.
-        mode_of: Whose mode the layer has; the host's where None.
-        lease: Until when it acts, in copies of the host, too; always where None.
+        mode_of: Module whose mode the layer has; the host where None.
+        lease: How long it acts, in copies of the host, too; always where None.
 
     >>> import torch
     >>> from lightning_reg.nn.layers.dropout import Dropout
@@ -102,7 +102,7 @@ def insertions(module: nn.Module) -> Iterator[Insertion]:
 
 
 def _with_first_tensor(output: Any, change: Callable[[Tensor], Tensor], name: str) -> Any:
-    """Returns a module's output with its first tensor changed; of recurrent layers and attention that's what counts."""
+    """Returns a module's output with its first tensor changed, the one that recurrent layers and attention hand on."""
     if isinstance(output, Tensor):
         return change(output)
     if isinstance(output, PackedSequence):

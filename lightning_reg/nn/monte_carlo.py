@@ -47,12 +47,12 @@ def monte_carlo_predict(
 
     Args:
         model: A module with at least one layer that drops something.
-        inputs: What it is called with.
+        inputs: Arguments of the model.
         num_samples: Number T of stochastic passes.
         outputs: What the model returns: ``"logits"`` or ``"probabilities"`` (N, C, ...), or ``"values"``, as for a
             regression.
         class_dim: Dimension of the classes.
-        transform: What each pass's outputs become before they are averaged; ``outputs`` says what it returns.
+        transform: Applied to each pass's outputs before they are averaged; ``outputs`` says what it returns.
 
     Returns:
         Mean and uncertainty, in the outputs' precision.
@@ -93,7 +93,7 @@ def monte_carlo_predict(
     if outputs == "values":
         return MonteCarloPrediction(mean, std, None, None)
     predictive = _entropy(mean, class_dim)
-    # Never negative but for rounding, because entropy is concave.
+    # Negative by rounding alone, because entropy is concave.
     return MonteCarloPrediction(mean, std, predictive, (predictive - mean_entropy).clamp(min=0))
 
 

@@ -1,4 +1,4 @@
-"""Which layers drop something, torch's own or anybody's, and where their rate stands."""
+"""Layers that drop something, torch's own or of any library, and where their rates are kept."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ __all__ = ["Rate", "is_stochastic", "rates"]
 
 @dataclass(frozen=True)
 class Rate:
-    """A probability that something is dropped, and where it stands.
+    """A probability that something is dropped, and where it is kept.
 
     Attributes:
         name: Qualified name of the layer.
@@ -50,7 +50,7 @@ def rates(module: nn.Module) -> Iterator[Rate]:
     """
     for name, submodule in module.named_modules():
         if not name and _is_named_so(submodule):
-            continue  # a whole network by somebody who likes the word
+            continue  # a whole network that is called so
         yield from (Rate(name, submodule, attribute) for attribute in _rate_attributes(submodule))
         for hook in submodule._forward_hooks.values():
             if isinstance(hook, Insertion) and not hook.has_ended:
@@ -61,7 +61,7 @@ def is_stochastic(module: nn.Module) -> bool:
     """Whether a module drops or disturbs something in training by itself, at its present rate.
 
     Args:
-        module: That is asked about.
+        module: The module itself; those below it don't count.
 
     >>> is_stochastic(nn.Dropout(0.1)), is_stochastic(nn.BatchNorm1d(4)), is_stochastic(nn.Linear(4, 4))
     (True, False, False)

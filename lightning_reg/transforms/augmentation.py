@@ -19,7 +19,7 @@ __all__ = ["AdvancedAugmentation", "Augmentation", "BasicAugmentation"]
 
 
 class Augmentation(ABC):
-    """What any augmentation is: a function of images as they are stored, and a stream of random numbers."""
+    """An augmentation: a function of images as they are stored, and of a stream of random numbers."""
 
     @abstractmethod
     def __call__(self, images: Tensor, *, stream: Random) -> Tensor:
@@ -31,7 +31,7 @@ class Augmentation(ABC):
         """
 
     def after_normalization(self, images: Tensor, *, stream: Random) -> Tensor:
-        """Returns normalized images, changed by what is to be done to them in this state; nothing by default.
+        """Returns normalized images with the changes that come after normalization; none by default.
 
         Args:
             images: (N, C, H, W), normalized floats.
@@ -113,8 +113,8 @@ class AdvancedAugmentation(Augmentation):
 
     Every sample draws for itself; what is drawn has the distribution that torchvision's ``RandomResizedCrop``,
     ``RandomHorizontalFlip``, ``RandomApply([ColorJitter])``, ``RandomGrayscale``, ``RandomApply([GaussianBlur])`` and,
-    after normalization, ``RandomErasing`` give, one after the other. What shows a thing only when it is whole, such as
-    digits, wants a larger ``smallest_crop``.
+    after normalization, ``RandomErasing`` give, one after the other. Images whose object has to be whole to be
+    recognized, such as digits, need a larger ``smallest_crop``.
 
     Args:
         smallest_crop: Smallest part of an image's area that is cut out, in (0, 1]; the largest is all of it. Its
@@ -204,7 +204,7 @@ def kernel_size(height: int, width: int) -> int:
     """Returns how wide a Gaussian is computed: a tenth of the shorter side, odd, at least 3.
 
     Args:
-        height: Of the images, in pixels.
+        height: Height of the images, in pixels.
     """
     return max(3, round(min(height, width) / 10) // 2 * 2 + 1)
 
@@ -213,7 +213,7 @@ def whole_within(height: int, width: int) -> tuple[int, int]:
     """Returns height and width of the largest box in an image that is 3/4 to 4/3 as wide as high.
 
     Args:
-        height: Of the image, in pixels.
+        height: Height of the image, in pixels.
 
     >>> whole_within(32, 32), whole_within(30, 60)
     ((32, 32), (30, 40))

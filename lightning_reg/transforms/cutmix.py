@@ -20,8 +20,8 @@ class CutMix(Mixing):
     For images (N, C, H, W), or anything whose last two axes are spatial. Targets are as for ``Mixup``.
 
     Args:
-        alpha: Of the Beta(alpha, alpha) that the part that stays is drawn from; at least 0. The box covers the rest
-            before it is cut off at the border; at 0 there is none.
+        alpha: Parameter of the Beta(alpha, alpha) that the part that stays is drawn from; at least 0. The box covers
+            the rest before it is cut off at the border; at 0 there is none.
         prob: Probability that a batch is mixed at all, in [0, 1].
         per_sample: Whether every image draws a box of its own, rather than one for the whole batch.
 

@@ -1,4 +1,4 @@
-"""Random numbers for whole batches, and what is made of them."""
+"""Random numbers for whole batches, and sizes of boxes drawn from them."""
 
 from random import Random
 
@@ -12,8 +12,8 @@ def generator_of(stream: Random) -> torch.Generator:
     """Returns a generator on the host that depends on the stream alone.
 
     Args:
-        stream: That goes on by one number. Its numbers are as random in their lowest 32 bits, which are all that
-            torch's generator looks at, as in the others.
+        stream: Source of the seed, which is one number of it. Its lowest 32 bits, which are all that torch's generator
+            looks at, are as random as the others.
     """
     return torch.Generator().manual_seed(stream.getrandbits(63))
 
@@ -55,6 +55,6 @@ def scaled_to_unit(images: Tensor) -> Tensor:
     """Returns images as floats on [0, 1]; floats pass through.
 
     Args:
-        images: Of any shape, uint8 or floating.
+        images: Tensor of any shape, uint8 or floating.
     """
     return images if images.is_floating_point() else images.float().mul_(1 / 255)

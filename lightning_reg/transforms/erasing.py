@@ -23,7 +23,7 @@ class Cutout(Mixing):
         size: Side of the square: pixels, or a fraction of the shorter side in [0, 1]. It is cut off at the border;
             with 0 there is none.
         prob: Probability for each image, in [0, 1].
-        value: That is filled in; 0 is the mean of normalized images.
+        value: Number that is filled in; 0 is the mean of normalized images.
 
     Raises:
         SettingError: If an argument is out of its range.
@@ -71,7 +71,7 @@ class RandomErasing(Mixing):
         prob: Probability for each image, in [0, 1].
         scale: Least and greatest area, as parts of the image's.
         ratio: Least and greatest height divided by width; their logarithms are equally likely, as in torchvision.
-        value: That is filled in; 0 is the mean of normalized images.
+        value: Number that is filled in; 0 is the mean of normalized images.
 
     Raises:
         SettingError: If an argument is out of its range.

@@ -30,7 +30,7 @@ class JitterDraw:
 
         Args:
             images: (N, C, H, W), floats on [0, 1].
-            rows: As drawn, on the images' device.
+            rows: The drawn rows, on the images' device.
         """
         kinds, factors = rows[: self.rounds], rows[self.rounds : 2 * self.rounds]
         if self.hue_at is None:
@@ -77,7 +77,7 @@ class ColorJitter:
 
         Args:
             count: N, samples in it.
-            channels: Of the images; those of other than three have no saturation and no hue.
+            channels: Channels of the images; only three have saturation and hue.
             generator: Where random numbers come from.
         """
         has_color = channels == 3

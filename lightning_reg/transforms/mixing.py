@@ -1,4 +1,4 @@
-"""What all transforms that mix the samples of a batch have in common."""
+"""Base class of transforms that mix the samples of a batch."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -38,7 +38,7 @@ class Draw:
 
 
 class Mixing(ABC):
-    """What any mixing transform is: it draws random numbers for a batch, and is a function of the batch and the draw.
+    """A mixing transform: it draws random numbers for a batch, and is a function of the batch and the draw.
 
     Every sample's partner is the one before it in the batch, the first one's the last.
     """
@@ -127,7 +127,7 @@ def on_device(values: Sequence[float], inputs: Tensor) -> Tensor:
 
     Args:
         values: A number a sample, or one.
-        inputs: That say where to.
+        inputs: Tensor on the device that they are sent to.
     """
     return torch.tensor(values).to(inputs.device, non_blocking=True)
 
@@ -137,7 +137,7 @@ def spatial_size(inputs: Tensor, technique: str) -> tuple[int, int]:
 
     Args:
         inputs: (N, ..., H, W), at least four dimensions.
-        technique: That asks, for the message.
+        technique: Name of the transform, for the message.
 
     Raises:
         SettingError: If there are fewer dimensions.

@@ -21,8 +21,8 @@ class Mixup(Mixing):
     them as they are and interpolates the loss.
 
     Args:
-        alpha: Of the Beta(alpha, alpha) that the weight of the other sample is drawn from; at least 0. At 1 all
-            weights are equally likely, toward 0 nearly all samples stay as they are, at 0 all of them.
+        alpha: Parameter of the Beta(alpha, alpha) that the weight of the other sample is drawn from; at least 0. At 1
+            all weights are equally likely, toward 0 nearly all samples stay as they are, at 0 all of them.
         prob: Probability that a batch is mixed at all, in [0, 1].
         per_sample: Whether every sample draws a weight of its own, rather than one for the whole batch.
 

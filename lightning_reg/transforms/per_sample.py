@@ -1,4 +1,4 @@
-"""Somebody else's transforms, torchvision's above all, applied to one sample after the other."""
+"""Transforms of torchvision's and others, applied to one sample after the other."""
 
 import random
 from collections.abc import Callable, Iterator, Sequence

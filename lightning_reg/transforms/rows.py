@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from lightning_reg.functional.rows import blank_columns, drawn_columns, paste_columns_from_previous
 from lightning_reg.settings import SettingError, check_count, check_range
+from lightning_reg.transforms.draws import generator_of
 from lightning_reg.transforms.mixing import Draw, Mixing, on_device
 
 __all__ = ["RowCutMix", "RowCutout", "RowMixing"]
@@ -22,7 +23,7 @@ R = TypeVar("R", bound="RowMixing")
 
 
 class RowMixing(Mixing):
-    """What mixes or blanks whole columns of a table, as the table had them before categories were encoded.
+    """Mixes or blanks whole columns of a table, as the table had them before categories were encoded.
 
     Args:
         prob: Probability that something is mixed or blanked at all, in [0, 1].
@@ -46,7 +47,7 @@ class RowMixing(Mixing):
         """Returns the same for a table whose columns are encoded.
 
         Args:
-            origins: As the class takes them; the user's own stay.
+            origins: As for the class; those that the user gave are kept.
             blanks: (D,), what stands for nothing in each input column.
         """
         bound = copy.copy(self)
@@ -82,7 +83,7 @@ class RowMixing(Mixing):
 
         Args:
             columns: (..., F), bools, on the host.
-            rows: That say to which device.
+            rows: Tensor on the device that the columns are sent to.
 
         Returns:
             (..., D), bools, on the rows' device.
@@ -144,8 +145,8 @@ class RowCutMix(RowMixing):
         stays = [stream.betavariate(self.alpha, self.alpha) for _ in range(len(rows) if self.per_sample else 1)]
         counts = [math.ceil((1 - share) * num_columns) for share in stays]
         counts = [min(count, num_columns - count) for count in counts]
-        generator = torch.Generator().manual_seed(stream.getrandbits(63))
-        columns = self.encoded(drawn_columns(torch.tensor(counts), num_columns, generator=generator), rows)
+        chosen = drawn_columns(torch.tensor(counts), num_columns, generator=generator_of(stream))
+        columns = self.encoded(chosen, rows)
         minor = on_device([count / num_columns for count in counts], rows)
         if not self.per_sample:
             columns, minor = columns[0], minor[0]
@@ -162,7 +163,7 @@ class RowCutout(RowMixing):
     Args:
         ratio: Share of the columns, in [0, 1].
         prob: Probability for each row, in [0, 1].
-        value: That is put in where nothing is known of the table; 0 is the mean of standardized columns.
+        value: Value of a blank where the table isn't known; 0 is the mean of standardized columns.
         origins: As for ``RowCutMix``.
 
     Raises:
@@ -203,7 +204,7 @@ class RowCutout(RowMixing):
         counts = [count if stream.random() < self.prob else 0 for _ in range(len(rows))]
         if not any(counts):  # also where the ratio is 0
             return None
-        generator = torch.Generator().manual_seed(stream.getrandbits(63))
-        columns = self.encoded(drawn_columns(torch.tensor(counts), num_columns, generator=generator), rows)
+        chosen = drawn_columns(torch.tensor(counts), num_columns, generator=generator_of(stream))
+        columns = self.encoded(chosen, rows)
         self._blanks = self._blanks.to(rows.device, non_blocking=True)
         return Draw(partial(blank_columns, columns=columns, values=self._blanks))

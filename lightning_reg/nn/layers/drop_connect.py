@@ -42,7 +42,7 @@ class DropConnect(nn.Module):
     """Whether it was run in training mode."""
 
     lease: Lease | None = None
-    """Until when it drops, in copies of the layer, too; always where None."""
+    """How long it drops, in copies of the layer, too; always where None."""
 
     def dropped(self, weight: Tensor) -> Tensor:
         """Returns the weights that are used now."""
@@ -137,7 +137,7 @@ def plain_again(layer: DropConnect) -> None:
     """Undoes :func:`drop_connected`.
 
     Args:
-        layer: That drops its weights.
+        layer: Layer that drops its weights.
     """
     plain = {dropping: kind for kind, dropping in DROP_CONNECTED.items()}
     for name in ("p", "stream", "lease", "has_run"):

@@ -56,8 +56,8 @@ class RatedLayer(StochasticLayer):
 class Dropout(RatedLayer):
     """Drops every unit by itself, as ``torch.nn.Dropout`` does, in a third of the time on the CPU.
 
-    Inputs have any shape. Random numbers come from torch's global stream, or from ``stream`` where somebody has set
-    one. Few units, compiled code and GPUs have torch's own dropout, which is as fast there.
+    Inputs have any shape. Random numbers come from torch's global stream, or from ``stream`` where it is set. Few
+    units, compiled code and GPUs have torch's own dropout, which is as fast there.
 
     Args:
         p: Probability that a unit is dropped, in [0, 1].

@@ -219,7 +219,7 @@ class StandardizedWeight(nn.Module):
 
     Args:
         dim: Dimension of the weight that counts the output units: 0, or 1 for transposed convolutions.
-        groups: Groups of a transposed convolution; others need it not.
+        groups: Groups of a transposed convolution; 1 for all other layers.
         eps: Added to the variance of the weights, at least 0.
 
     Raises:
@@ -251,7 +251,7 @@ class StandardizedWeight(nn.Module):
         """Returns the standardized weight.
 
         Args:
-            weight: As it is learned.
+            weight: Weight as it is learned.
         """
         return standardized_weight(weight, dim=self.dim, groups=self.groups, eps=self.eps)
 

@@ -15,10 +15,10 @@ __all__ = ["Lease", "StochasticLayer", "check_rank"]
 
 
 class Lease:
-    """Until when what somebody has put into a module acts: there, and in every copy that is made meanwhile.
+    """How long something that was put into a module acts, in the module and in every copy that is made meanwhile.
 
-    A deep copy shares it, so that nothing goes on dropping in a copy when the run that dropped has ended. What is
-    loaded from a pickle has one that has ended.
+    A deep copy shares it, so that nothing keeps dropping in a copy after the run has ended. What is loaded from a
+    pickle has one that has ended.
 
     >>> lease = Lease()
     >>> lease.end()
@@ -49,7 +49,7 @@ def _ended() -> Lease:
 class StochasticLayer(nn.Module, ABC):
     """Perturbs its inputs in training; in evaluation and at strength 0 they are handed on as they are.
 
-    Random numbers come from torch's global stream, or from ``stream`` where somebody has set one.
+    Random numbers come from torch's global stream, or from ``stream`` where it is set.
     """
 
     def __init__(self) -> None:
@@ -66,7 +66,7 @@ class StochasticLayer(nn.Module, ABC):
         """Returns the inputs, perturbed.
 
         Args:
-            inputs: Of any rank that the layer takes.
+            inputs: Tensor of any rank that the layer takes.
         """
 
     @override
@@ -75,7 +75,7 @@ class StochasticLayer(nn.Module, ABC):
         """Returns a tensor of the inputs' shape, dtype and memory format.
 
         Args:
-            inputs: Of any rank that the layer takes.
+            inputs: Tensor of any rank that the layer takes.
         """
         return self.perturb(inputs) if self.training and not self.is_idle else inputs
 
@@ -96,7 +96,7 @@ def check_rank(layer: nn.Module, inputs: Tensor, wanted: str, *, least: int, mos
     """Raises if inputs have too few or too many dimensions.
 
     Args:
-        inputs: Whose shape is looked at.
+        inputs: Tensor whose shape is checked.
         wanted: The shape as it should be, in words.
         most: Most dimensions; as many as there are where None.
 

@@ -19,7 +19,7 @@ class TokenNoise(StochasticLayer):
         alpha: α, at least 0: the noise is α/√(L·E) times a uniform number in [-1, 1].
 
     Attributes:
-        lengths: (N,), L of each sample, set by who knows it; T where None.
+        lengths: (N,), L of each sample, where it is known; T where None.
 
     Raises:
         SettingError: If ``alpha`` is out of its range, or inputs have fewer dimensions.

@@ -1,4 +1,4 @@
-"""Layers that torch.fx records as a whole."""
+"""Recording a layer as a whole by torch.fx."""
 
 import functools
 from collections.abc import Callable
@@ -16,10 +16,11 @@ def traced_whole(forward: F) -> F:
     """Makes a layer's ``forward`` one call of the layer in a graph of ``torch.fx``, as torch's own layers are one.
 
     What a layer draws depends on shapes and on whether it is trained, which a tracer can't see, and its decision would
-    be recorded rather than made anew. The tracer takes layers for a whole by where they are defined; this says so.
+    be recorded rather than made in each call. The tracer decides by a layer's own module of Python whether it is a
+    whole; this decides for layers of ours.
 
     Args:
-        forward: Of a module, called with a tensor first.
+        forward: Method of a module whose first argument is a tensor.
 
     >>> import torch
     >>> class Halves(nn.Module):

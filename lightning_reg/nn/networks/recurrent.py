@@ -81,7 +81,7 @@ def recurrent_network(
         drop_prob: Its probability, in [0, 1].
         weight_drop_prob: Probability that an entry of a recurrent matrix is dropped, in [0, 1].
         init: See :func:`lightning_reg.init.initialization.initialize_`; ``"auto"`` is for tanh.
-        pool: What the last layer sees of the sequence, see :class:`SequencePool`.
+        pool: Which time steps the last layer reads, see :class:`SequencePool`.
 
     Returns:
         A module from (N, *input_shape) to (N, num_outputs).

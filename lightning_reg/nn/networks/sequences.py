@@ -15,7 +15,7 @@ from lightning_reg.settings import SettingError, check_choice, check_range, name
 
 __all__ = ["ImageRows", "OverTime", "SequencePool", "make_sequence_dropout", "make_sequence_norm", "named_sequential"]
 
-# What of torch's own wants the features in the second dimension, whoever makes it.
+# Of torch's own norms those that take the features in the second dimension.
 _FEATURES_SECOND = (nn.modules.batchnorm._NormBase, nn.GroupNorm)
 
 
@@ -38,7 +38,7 @@ class ImageRows(nn.Module):
 
 
 class OverTime(nn.Module):
-    """Hands a sequence (N, T, F) to a layer that wants the features in the second dimension, (N, F, T), and back.
+    """Hands a sequence (N, T, F) to a layer that takes the features in the second dimension, (N, F, T), and back.
 
     Args:
         layer: From (N, F, T) to the same shape.
@@ -148,7 +148,7 @@ def make_sequence_dropout(dropout: str | Callable[[float], nn.Module], p: float)
     if dropout in ("variational", "spatial"):
         check_range("drop_prob", p, low=0, high=1)
         return VariationalDropout(p) if p else nn.Identity()
-    if isinstance(dropout, str) and 0 not in DROPOUTS.get(dropout, {0: nn.Identity}):
+    if isinstance(dropout, str) and 0 not in DROPOUTS[dropout]:  # it needs positions
         layer = make_dropout(dropout, p, spatial_dims=1)
         return OverTime(layer) if p else layer
     return make_dropout(dropout, p)

@@ -139,14 +139,14 @@ class TransformerBlock(nn.Module):
         num_heads: Heads of the attention; must divide ``embed_dim``.
         hidden_dim: Width inside the feed-forward part.
         norm: Normalization at the beginning of each branch, see :func:`make_sequence_norm`.
-        activation: Of the feed-forward part, see :func:`lightning_reg.nn.make_activation`.
+        activation: Activation of the feed-forward part, see :func:`lightning_reg.nn.make_activation`.
         dropout: Dropout at the end of each branch and inside the feed-forward part, see
             :func:`make_sequence_dropout`.
         drop_prob: Its probability, in [0, 1].
         attention_drop_prob: Probability that an attention weight is dropped, in [0, 1].
         stochastic_depth_prob: Probability that a branch is dropped from a sample, in [0, 1].
-        layer_scale: What a learned factor for each feature at the end of each branch begins with, above 0, see
-            :class:`lightning_reg.nn.LayerScale`; none where None.
+        layer_scale: Initial value of a learned factor for each feature at the end of each branch, above 0, see
+            :class:`lightning_reg.nn.LayerScale`; there is no factor where None.
 
     Raises:
         SettingError: If an argument is out of its range, or the heads don't divide the width.
@@ -244,15 +244,15 @@ def transformer_network(
         num_heads: Heads of each attention; must divide ``embed_dim``.
         mlp_ratio: Width inside the feed-forward parts, in multiples of ``embed_dim``, positive.
         norm: See :func:`make_sequence_norm`.
-        activation: Of the feed-forward parts, see :func:`lightning_reg.nn.make_activation`.
+        activation: Activation of the feed-forward parts, see :func:`lightning_reg.nn.make_activation`.
         dropout: Dropout of the embedding, at the end of each branch and inside the feed-forward parts, see
             :func:`make_sequence_dropout`.
         drop_prob: Its probability, in [0, 1].
         attention_drop_prob: Probability that an attention weight is dropped, in [0, 1].
         stochastic_depth_prob: Probability that a branch of the last block is dropped, in [0, 1]; those before it have
             less, linearly.
-        layer_scale: What a learned factor for each feature at the end of each branch begins with, above 0, see
-            :class:`lightning_reg.nn.LayerScale`; none where None.
+        layer_scale: Initial value of a learned factor for each feature at the end of each branch, above 0, see
+            :class:`lightning_reg.nn.LayerScale`; there is no factor where None.
         init: See :func:`lightning_reg.init.initialization.initialize_`; ``"auto"`` is normal with σ = .02.
         pool: ``"mean"`` of all tokens, or a learned ``"class_token"``.
 
