@@ -41,9 +41,9 @@ class _Begins(Callback):
             self.counted.start()
 
 
-class _Ends(_Begins):
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        pass
+class _Ends(Callback):
+    def __init__(self, counted: profile) -> None:
+        self.counted = counted
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -6,10 +6,8 @@ are the medians, and what that makes of an epoch of 60,000 samples with one meas
 """
 
 import argparse
-import logging
 import statistics
 import time
-import warnings
 from typing import Any
 
 import torch
@@ -17,6 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.timing import quiet
 from benchmarks.workloads import WORKLOADS
 from lightning_reg.callbacks import GeneralizationGap
 
@@ -24,7 +23,7 @@ SAMPLES = 60_000
 EPOCH = 12  # steps that are timed
 
 
-class Random(Dataset[tuple[Tensor, Tensor]]):
+class Repeated(Dataset[tuple[Tensor, Tensor]]):
     """One batch's samples, over and over."""
 
     def __init__(self, batch: tuple[Tensor, Tensor], count: int) -> None:
@@ -73,26 +72,25 @@ def measure(name: str, epochs: int) -> None:
     workload = WORKLOADS[name]()
     size = len(workload.batch[0])
     gap, steps = Timed(), Steps()
-    kind: Any = type(workload)
-    kind.validation_step = lambda self, batch, batch_idx: self.log("val_loss", self.training_step(batch, batch_idx))
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_epochs=epochs,
-        callbacks=[gap, steps],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_train_batches=EPOCH,
-        limit_val_batches=1,
-        num_sanity_val_steps=0,
-    )
-    trainer.fit(
-        workload,
-        DataLoader(Random(workload.batch, SAMPLES), size),
-        DataLoader(Random(workload.batch, 10_000), size),
-    )
+    with quiet():
+        trainer = Trainer(
+            accelerator="cpu",
+            devices=1,
+            max_epochs=epochs,
+            callbacks=[gap, steps],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            limit_train_batches=EPOCH,
+            limit_val_batches=1,
+            num_sanity_val_steps=0,
+        )
+        trainer.fit(
+            workload,
+            DataLoader(Repeated(workload.batch, SAMPLES), size),
+            DataLoader(Repeated(workload.batch, 10_000), size),
+        )
     step, measured = statistics.median(steps.seconds), statistics.median(gap.seconds)
     ratio = 1 + measured / (step * SAMPLES / size)
     print(
@@ -107,8 +105,6 @@ def main() -> None:
     parser.add_argument("--workload", choices=list(WORKLOADS), nargs="*", default=["mlp", "cnn"])
     parser.add_argument("--epochs", type=int, default=5)
     options = parser.parse_args()
-    warnings.simplefilter("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     for name in options.workload:
         measure(name, options.epochs)

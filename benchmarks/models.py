@@ -5,23 +5,19 @@ a time, and compares the time of a step. The bare module logs what ours logs: th
 an epoch, on the progress bar.
 """
 
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.types import STEP_OUTPUT
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassAccuracy
 
+from benchmarks.stopwatch import step_time
 from benchmarks.tables import Options, Table
-from benchmarks.timing import median_ratio, quartiles, quiet, wait
-from benchmarks.workloads import Endless
+from benchmarks.timing import median_ratio, quartiles
 from lightning_reg.models import MLP
 
 SIZES = (512, 256)
@@ -54,48 +50,6 @@ class Bare(LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=1e-3)
 
 
-class Stopwatch(Callback):
-    """Times the steps of a fit after the first few."""
-
-    WARM_UP = 5
-
-    def __init__(self, device: str) -> None:
-        self.device = device
-        self.seconds = 0.0
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
-    ) -> None:
-        """Starts or stops."""
-        last = int(trainer.num_training_batches) - 1
-        if batch_idx in (self.WARM_UP, last):
-            wait(self.device)
-            now = time.perf_counter()
-            self.seconds = now if batch_idx == self.WARM_UP else (now - self.seconds) / (last - self.WARM_UP)
-
-
-def step_time(make: Callable[[], LightningModule], options: Options, steps: int) -> float:
-    """Returns the seconds of a step."""
-    watch = Stopwatch(options.device)
-    generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(128, 1, 28, 28, generator=generator).to(options.device)
-    labels = torch.randint(0, 10, (128,), generator=generator).to(options.device)
-    with quiet():
-        trainer = Trainer(
-            accelerator="cpu" if torch.device(options.device).type == "cpu" else "gpu",
-            devices=1,
-            max_epochs=1,
-            limit_train_batches=steps,
-            callbacks=[watch],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-        trainer.fit(make(), DataLoader(Endless((inputs, labels)), batch_size=None))
-    return watch.seconds
-
-
 def tables(options: Options) -> Iterator[Table]:
     """Yields one table.
 
@@ -108,11 +62,16 @@ def tables(options: Options) -> Iterator[Table]:
         "  a bare module that logs the same": partial(Bare, metric=True),
         "  a bare module that logs nothing": partial(Bare, metric=False),
     }
+    generator = torch.Generator().manual_seed(0)
+    batch = (
+        torch.randn(128, 1, 28, 28, generator=generator),
+        torch.randint(0, 10, (128,), generator=generator),
+    )
     steps = 10 if options.smallest else 60 if options.quick else 200
     seconds: dict[str, list[float]] = {name: [] for name in members}
     for _ in range(options.rounds(15, 3)):
         for name, make in members.items():
-            seconds[name].append(step_time(make, options, steps))
+            seconds[name].append(step_time(make(), batch, steps=steps, device=options.device))
     table = Table(
         "A step of a model through the Trainer: 784-512-256-10, BatchNorm, dropout, batches of 128",
         ["model", "ms", "quartiles", "MLP / this"],

@@ -10,19 +10,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader
 
-from benchmarks.models import Stopwatch
+from benchmarks.stopwatch import WARM_UP, step_time
 from benchmarks.tables import Options, Table
-from benchmarks.timing import median_ratio, quartiles, quiet, wait
-from benchmarks.workloads import Endless
+from benchmarks.timing import median_ratio, quartiles, wait
 from lightning_reg.models import MLP, Multilabel, Regression
 
 FEATURES, SIZES, OUTPUTS, BATCH = 64, (128, 64), 10, 32
-WARM_UP = 5
 
 
 def network() -> nn.Sequential:
@@ -47,25 +44,6 @@ class Bare(LightningModule):
     def configure_optimizers(self) -> Optimizer:
         """Returns what ours has by default."""
         return torch.optim.AdamW(self.parameters(), lr=1e-3)
-
-
-def of_trainer(make: Callable[[], LightningModule], batch: tuple[Tensor, Tensor], steps: int, device: str) -> float:
-    """Returns the seconds of a step through the Trainer."""
-    watch = Stopwatch(device)
-    with quiet():
-        trainer = Trainer(
-            accelerator="cpu" if torch.device(device).type == "cpu" else "gpu",
-            devices=1,
-            max_epochs=1,
-            limit_train_batches=steps,
-            callbacks=[watch],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-        trainer.fit(make(), DataLoader(Endless(batch), batch_size=None))
-    return watch.seconds
 
 
 def by_hand(batch: tuple[Tensor, Tensor], steps: int, device: str) -> float:
@@ -99,7 +77,7 @@ def tables(options: Options) -> Iterator[Table]:
     steps = 10 if options.smallest else 300 if options.quick else 1000
 
     def timed(make: Callable[[], LightningModule], targets: Tensor) -> Callable[[], float]:
-        return lambda: of_trainer(make, (inputs, targets), steps, options.device)
+        return lambda: step_time(make(), (inputs, targets), steps=steps, device=options.device)
 
     members: Mapping[str, Callable[[], float]] = {
         "a bare module": timed(Bare, classes),
