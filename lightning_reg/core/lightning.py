@@ -254,14 +254,21 @@ def ends_a_step(trainer: Trainer) -> bool:
 
 
 def planned_epochs(trainer: Trainer) -> float:
-    """Returns how many epochs are planned, also where ``max_steps`` alone says so; infinity where none are."""
-    if trainer.max_epochs is not None and trainer.max_epochs >= 0:
-        return trainer.max_epochs
-    if trainer.max_steps < 0:
-        return math.inf
+    """Returns how many epochs are planned, by ``max_epochs`` or ``max_steps``, whichever ends first; infinity if none.
+
+    Args:
+        trainer: In a fit. Under manual optimization, where a batch may make any number of steps, ``max_steps`` counts
+            only where ``max_epochs`` isn't given, as if each batch made one.
+    """
+    epochs = math.inf if trainer.max_epochs is None or trainer.max_epochs < 0 else trainer.max_epochs
+    if trainer.max_steps < 0 or (math.isfinite(epochs) and not trainer.lightning_module.automatic_optimization):
+        return epochs
     trainer.fit_loop.setup_data()  # which Lightning does later; doing it twice does nothing
     batches = trainer.num_training_batches
-    return 1 if math.isinf(batches) else math.ceil(trainer.max_steps * trainer.accumulate_grad_batches / batches)
+    if math.isinf(batches):
+        return min(epochs, 1)
+    steps = max(math.ceil(batches / trainer.accumulate_grad_batches), 1)  # the last window of an epoch may be shorter
+    return min(epochs, math.ceil(trainer.max_steps / steps))
 
 
 def starts_processes(trainer: Trainer) -> bool:

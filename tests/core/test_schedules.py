@@ -81,6 +81,31 @@ def test_steps_alone_are_a_length():
     assert fit(StrengthSchedule(unit="step"), max_epochs=-1, max_steps=3) == [0, 0.5, 1]
 
 
+@pytest.mark.parametrize(
+    ("settings", "factors"),
+    [
+        # Steps of an epoch of 6 batches: one of a whole window, and one of the two batches that are left.
+        ({"max_epochs": -1, "max_steps": 6, "accumulate_grad_batches": 4}, [0, 0, 0.5, 0.5, 1, 1]),
+        ({"max_epochs": 9, "max_steps": 12}, [0] * 6 + [1] * 6),
+    ],
+    ids=["a shorter window", "both lengths"],
+)
+def test_steps_say_how_many_epochs_there_are(settings, factors):
+    seen = []
+
+    class Seen(SomebodysModule):
+        def on_before_optimizer_step(self, optimizer):
+            seen.append(strength.now(self.trainer))
+
+        def on_fit_start(self):
+            nonlocal strength
+            strength = ScheduledStrength(StrengthSchedule(), self.trainer)
+
+    strength = ScheduledStrength()
+    quiet_trainer(**settings).fit(Seen(), loader(), loader())
+    assert seen == factors
+
+
 def test_off_is_what_never_gets_above_zero():
     def is_off(schedule):
         return ScheduledStrength(schedule, quiet_trainer(max_epochs=3)).is_off
