@@ -231,7 +231,12 @@ def select_layers(module: nn.Module, patterns: Sequence[str], most: int) -> tupl
 
 
 def select_modules(
-    module: nn.Module, *, include: Sequence[str], exclude: Sequence[str] = (), types: Sequence[str | type] = ()
+    module: nn.Module,
+    *,
+    include: Sequence[str],
+    exclude: Sequence[str] = (),
+    types: Sequence[str | type] = (),
+    setting: str = "include",
 ) -> dict[str, nn.Module]:
     """Returns the modules below ``module`` that the patterns choose, by qualified name.
 
@@ -240,6 +245,7 @@ def select_modules(
         include: Globs over qualified names; a module has to match one of them.
         exclude: Globs likewise; a module that matches one of them is left out.
         types: Classes, or names of classes; where there are any, a module has to be of one of them.
+        setting: The argument that holds ``include``, as the user writes it, for messages.
 
     Raises:
         SettingError: If a pattern matches nothing, or nothing is left; a technique is never silently inert.
@@ -255,7 +261,7 @@ def select_modules(
         for name, submodule in module.named_modules()
         if name and "parametrizations" not in name.split(".")
     }
-    matching = select_names(list(named), include=include, exclude=exclude, kind="module")
+    matching = select_names(list(named), include=include, exclude=exclude, kind="module", setting=setting)
     for kind in types:
         if not any(_is_a(submodule, kind) for submodule in named.values()):
             there = sorted({type(submodule).__name__ for submodule in named.values()})
@@ -263,13 +269,15 @@ def select_modules(
     chosen = {name: named[name] for name in matching if not types or any(_is_a(named[name], kind) for kind in types)}
     if not chosen:
         raise SettingError(
-            f"types must be of modules that include and exclude choose, {_listed(matching)}, but is "
+            f"types must be of modules that the patterns choose, {_listed(matching)}, but is "
             f"{', '.join(map(_named, types))}"
         )
     return chosen
 
 
-def select_names(names: Sequence[str], *, include: Sequence[str], exclude: Sequence[str], kind: str) -> list[str]:
+def select_names(
+    names: Sequence[str], *, include: Sequence[str], exclude: Sequence[str], kind: str, setting: str = "include"
+) -> list[str]:
     """Returns the names that the patterns choose.
 
     Args:
@@ -277,6 +285,7 @@ def select_names(names: Sequence[str], *, include: Sequence[str], exclude: Seque
         include: Globs; a name has to match one of them.
         exclude: Globs; a name that matches one of them is left out.
         kind: What the names are of, for messages.
+        setting: The argument that holds ``include``, as the user writes it, for messages.
 
     Raises:
         SettingError: If a pattern matches nothing, or nothing is left.
@@ -284,11 +293,13 @@ def select_names(names: Sequence[str], *, include: Sequence[str], exclude: Seque
     >>> select_names(["a.0", "a.1", "b"], include=("a.*",), exclude=("*.1",), kind="layer")
     ['a.0']
     """
-    for setting, patterns in (("include", include), ("exclude", exclude)):
-        _check_patterns(setting, patterns, names, kind=kind)
+    for argument, patterns in ((setting, include), ("exclude", exclude)):
+        _check_patterns(argument, patterns, names, kind=kind)
     chosen = [name for name in names if _matches(name, include) and not _matches(name, exclude)]
     if not chosen:
-        raise SettingError(f"include {list(include)} less exclude {list(exclude)} leaves no {kind} of {_listed(names)}")
+        raise SettingError(
+            f"{setting} {list(include)} less exclude {list(exclude)} leaves no {kind} of {_listed(names)}"
+        )
     return chosen
 
 

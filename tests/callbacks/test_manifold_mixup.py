@@ -133,7 +133,7 @@ def tuples(model):
     [
         (Twice(), {}, r"layers must be of modules that run once .*, but network.\w+ ran 2 times"),
         (SomebodysModule(), {"layers": ("network.unused",)}, "network.unused ran not at all"),
-        (SomebodysModule(), {"layers": ()}, "matches no module"),
+        (SomebodysModule(), {"layers": ()}, r"layers pattern '\*block\*' matches no module"),
     ],
 )
 def test_layers_that_do_not_run_once_are_refused(module, settings, message):
@@ -162,6 +162,31 @@ def test_nested_modules_are_mixed_behind_the_outermost():
             assert list(callback.session.layers) == ["network.act"]
 
     fit(Watches(prepare=nested), callback)
+
+
+@pytest.mark.filterwarnings("ignore:.training_step. returned .None.")
+def test_a_batch_that_is_skipped_leaves_validation_alone():
+    class Skips(SomebodysModule):
+        def training_step(self, batch, batch_idx):
+            super().training_step(batch, batch_idx)
+
+    shown = []
+    for callbacks in ([hidden()], []):
+        trainer = quiet_trainer(*callbacks)
+        trainer.fit(Skips(), loader(), loader())
+        shown.append(trainer.callback_metrics["val_loss"])
+    assert torch.equal(*shown)
+
+
+@pytest.mark.parametrize("types", ["Tanh", "torch.nn.Tanh", nn.Tanh])
+def test_a_single_type_may_stand_alone_and_have_its_import_path(types):
+    callback = ManifoldMixup(types=types)
+
+    class Watches(SomebodysModule):
+        def on_train_start(self):
+            assert list(callback.session.layers) == ["network.act"]
+
+    fit(Watches(), callback)
 
 
 def test_bad_settings_are_refused_at_once():

@@ -161,7 +161,11 @@ def test_averages_of_the_plain_module_are_refused():
         (resnet, InsertDropout, "include or types must say behind which modules"),
         (resnet, lambda: InsertDropout(include="net.layr1"), "matches no module; there are net.layer1"),
         (resnet, lambda: InsertDropout(types="Relu6"), "types must be of modules that there are, .*ReLU.* 'Relu6'"),
-        (resnet, lambda: InsertDropout(types="ReLU", include="net.bn1"), "types must be of modules that include"),
+        (
+            resnet,
+            lambda: InsertDropout(types="ReLU", include="net.bn1"),
+            "types must be of modules that the patterns choose",
+        ),
         (resnet, lambda: InsertDropout(types=3), "types must be classes or names of classes, but is 3"),
         (resnet, lambda: InsertDropout(types="ReLU", kind="block"), "kind must be one of standard, spatial, gaussian"),
         (resnet, lambda: InsertDropout(types="ReLU", seed=-1), "seed must be a whole number of at least 0"),

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_reg.callbacks.batch.batch_mixing import BatchMixing, MixingSession
+from lightning_reg.callbacks.forward.surgery import as_types
 from lightning_reg.core.batches import Key
 from lightning_reg.core.facts import Log, Place
 from lightning_reg.core.hooks import add_forward_hook
@@ -89,7 +90,7 @@ class ManifoldMixup(BatchMixing):
         self.alpha = alpha
         self.prob = prob
         self.layers = as_patterns("layers", layers or (("*",) if types else ("*block*",)))
-        self.types = tuple(types)
+        self.types = as_types(types)
         self.include_input = include_input
 
     @override
@@ -127,7 +128,9 @@ class ManifoldSession(MixingSession):
                 "automatic_optimization must be True with ManifoldMixup: under manual optimization nobody knows which "
                 "pass belongs to which loss"
             )
-        self.layers = _outermost(select_modules(run.module, include=technique.layers, types=technique.types))
+        self.layers = _outermost(
+            select_modules(run.module, include=technique.layers, types=technique.types, setting="layers")
+        )
         self.weights = torch.zeros(len(self.layers), device=run.module.device)
         super().__post_init__()
         for index, module in enumerate(self.layers.values()):
@@ -148,7 +151,9 @@ class ManifoldSession(MixingSession):
     def _step(self, training_step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self._rest()
         output = super()._step(training_step, *args, **kwargs)
-        if self.picked is not None and output is not None:
+        if output is None:  # this batch is skipped, and no backward pass follows
+            self._rest()
+        elif self.picked is not None:
             self._check_runs(list(self.layers)[self.picked])
         return output
 
