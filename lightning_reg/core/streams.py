@@ -4,7 +4,22 @@ import hashlib
 import os
 from random import Random
 
-__all__ = ["base_seed", "random_stream"]
+from lightning_reg.settings import check_count
+
+__all__ = ["base_seed", "check_seed", "random_stream"]
+
+
+def check_seed(seed: int | None) -> None:
+    """Raises unless random numbers can start from a seed.
+
+    Args:
+        seed: A technique's own; None stands for the one of ``seed_everything``.
+
+    Raises:
+        SettingError: If it isn't a whole number of at least 0.
+    """
+    if seed is not None:
+        check_count("seed", seed, low=0)
 
 
 def base_seed(seed: int | None) -> int:

@@ -41,7 +41,7 @@ REFUSALS = [
     (("BatchMixing*", "BatchImages"), ("step with an iterator",), "input_key"),
     (("ConfidencePenalty", "LogitPenalty*"), ("batch a tensor", "variational", "centered teacher"), "cross_entropy"),
     (("LabelSmoothing*",), WITHOUT_LABELS, "class indices"),
-    (("EmbeddingNoise",), ANY, "types must be of modules that there are"),
+    (("EmbeddingNoise",), ANY, "include must choose modules of type Embedding"),
     (("SharpnessAwareMinimization of norms",), ANY, "no normalization layer has weights"),
     (("RegMixup",), MANUAL, "automatic_optimization"),
     (("RegMixup",), WITHOUT_LABELS, "the loss must be computed by a function of torch's"),

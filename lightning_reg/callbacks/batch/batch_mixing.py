@@ -18,7 +18,7 @@ from lightning_reg.core.facts import Place
 from lightning_reg.core.lightning import compiled_call, instance_number, is_compiled, is_compiled_whole
 from lightning_reg.core.session import Session
 from lightning_reg.core.step import Run
-from lightning_reg.core.streams import base_seed, random_stream
+from lightning_reg.core.streams import base_seed, check_seed, random_stream
 from lightning_reg.core.technique import Technique
 from lightning_reg.core.wrapping import Handle, around
 from lightning_reg.settings import SettingError, check_count
@@ -95,8 +95,7 @@ class BatchMixing(Technique):
         check_key("target_key", target_key)
         if epochs is not None:
             check_count("epochs", epochs, low=0)
-        if seed is not None:
-            check_count("seed", seed, low=0)
+        check_seed(seed)
         self.mix = mix
         self.input_key = input_key
         self.target_key = target_key

@@ -1,15 +1,16 @@
 """Noise on the token embeddings of an existing network."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_reg.callbacks.forward.insertion import StochasticSession, check_stochastic, inserted
+from lightning_reg.callbacks.forward.insertion import StochasticSession, inserted
 from lightning_reg.callbacks.forward.surgery import Surgery
 from lightning_reg.core.facts import Linear
 from lightning_reg.core.step import Run
+from lightning_reg.core.streams import check_seed
 from lightning_reg.nn.insertion import Insertion
 from lightning_reg.nn.layers.token_noise import TokenNoise
 from lightning_reg.settings import check_count, check_range
@@ -52,7 +53,7 @@ class EmbeddingNoise(Surgery):
     5.0
     """
 
-    suited: ClassVar[str] = "modules that return embeddings of tokens"
+    suited = "Embedding"
     usual_ranges = (Linear("alpha", 1.0, 15.0),)
 
     def __init__(
@@ -65,20 +66,21 @@ class EmbeddingNoise(Surgery):
         seed: int | None = None,
     ) -> None:
         check_range("alpha", alpha, low=0)
-        check_stochastic(0.0, seed)
+        check_seed(seed)
         if padding is not None:
             check_count("padding", padding, low=0)
-        super().__init__(include=include or ("*",), exclude=exclude, types=() if include else ("Embedding",))
+        super().__init__(include=include or ("*",), exclude=exclude, types=())
         self.alpha = alpha
         self.padding = padding
         self.seed = seed
 
     @override
-    def new_session(self, run: Run) -> StochasticSession:
-        def make(*_: int) -> TokenNoise:
-            return TokenNoise(self.alpha)
+    def suits(self, module: nn.Module) -> bool:
+        return self.include != ("*",) or isinstance(module, nn.Embedding)  # who names modules may name any
 
-        session = inserted(self, run, make, seed=self.seed, insertion=_BehindTokens)
+    @override
+    def new_session(self, run: Run) -> StochasticSession:
+        session = inserted(self, run, lambda *_: TokenNoise(self.alpha), seed=self.seed, insertion=_BehindTokens)
         for hook in session.acting.values():
             if isinstance(hook, _BehindTokens):
                 hook.padding = self.padding

@@ -13,13 +13,13 @@ from typing_extensions import override
 from lightning_reg.callbacks.forward.surgery import Surgery, SurgerySession
 from lightning_reg.core.lightning import instance_number, is_compiled
 from lightning_reg.core.step import Run
-from lightning_reg.core.streams import base_seed, random_stream
+from lightning_reg.core.streams import base_seed, check_seed, random_stream
 from lightning_reg.functional.noise import NoiseStream
 from lightning_reg.nn.insertion import Insertion, insertions
 from lightning_reg.nn.layers.drop_connect import DropConnect
 from lightning_reg.nn.layers.stochastic import Lease, StochasticLayer
 from lightning_reg.optim import is_normalization
-from lightning_reg.settings import SettingError, check_count, check_range
+from lightning_reg.settings import SettingError, check_range
 
 __all__ = ["StochasticSession", "check_insertion", "check_stochastic", "inserted"]
 
@@ -38,8 +38,7 @@ def check_stochastic(p: float, seed: int | None) -> None:
         SettingError: With the argument.
     """
     check_range("p", p, low=0, high=1)
-    if seed is not None:
-        check_count("seed", seed, low=0)
+    check_seed(seed)
 
 
 def check_insertion(

@@ -10,7 +10,7 @@ from typing_extensions import override
 from lightning_reg.callbacks.forward.reparametrization import reparametrized
 from lightning_reg.callbacks.forward.surgery import Surgery, SurgerySession
 from lightning_reg.core.step import Run
-from lightning_reg.core.streams import base_seed, random_stream
+from lightning_reg.core.streams import base_seed, check_seed, random_stream
 from lightning_reg.settings import check_count, check_range
 
 __all__ = ["SpectralNormalization"]
@@ -72,8 +72,7 @@ class SpectralNormalization(Surgery):
     ) -> None:
         check_count("n_power_iterations", n_power_iterations)
         check_range("eps", eps, low=0, low_open=True)
-        if seed is not None:
-            check_count("seed", seed, low=0)
+        check_seed(seed)
         super().__init__(include=include, exclude=exclude, types=types)
         self.n_power_iterations = n_power_iterations
         self.eps = eps

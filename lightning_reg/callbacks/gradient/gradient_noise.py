@@ -15,10 +15,10 @@ from lightning_reg.core.schedules import ScheduledStrength, StrengthSchedule, ch
 from lightning_reg.core.selection import Selection, as_patterns
 from lightning_reg.core.session import Session
 from lightning_reg.core.step import Run, Step
-from lightning_reg.core.streams import base_seed, random_stream
+from lightning_reg.core.streams import base_seed, check_seed, random_stream
 from lightning_reg.core.technique import Technique
 from lightning_reg.functional.gradients import add_noise_, add_signs_
-from lightning_reg.settings import check_choice, check_count, check_range
+from lightning_reg.settings import check_choice, check_range
 
 __all__ = ["GradientNoise"]
 
@@ -86,8 +86,7 @@ class GradientNoise(Technique):
         check_range("gamma", gamma, low=0)
         check_choice("distribution", distribution, ["normal", "rademacher"])
         check_schedule(schedule)
-        if seed is not None:
-            check_count("seed", seed, low=0)
+        check_seed(seed)
         super().__init__()
         self.eta = eta
         self.gamma = gamma

@@ -12,7 +12,7 @@ from lightning_reg.callbacks.gradient.weight_penalty import PenaltySession, Weig
 from lightning_reg.core.facts import Log
 from lightning_reg.core.schedules import StrengthSchedule
 from lightning_reg.core.step import Run
-from lightning_reg.core.streams import base_seed, random_stream
+from lightning_reg.core.streams import base_seed, check_seed, random_stream
 from lightning_reg.functional.orthogonality import (
     add_orthogonal_gradient_,
     add_probed_orthogonal_gradient_,
@@ -88,8 +88,7 @@ class OrthogonalPenalty(WeightPenalty):
         check_range("weight", weight, low=0)
         if probes is not None:
             check_count("probes", probes)
-        if seed is not None:
-            check_count("seed", seed, low=0)
+        check_seed(seed)
         super().__init__(
             include=include,
             exclude=exclude,

@@ -17,7 +17,7 @@ from lightning_reg.core.facts import Log
 from lightning_reg.core.lightning import instance_number
 from lightning_reg.core.schedules import StrengthSchedule
 from lightning_reg.core.step import Run
-from lightning_reg.core.streams import base_seed, random_stream
+from lightning_reg.core.streams import base_seed, check_seed, random_stream
 from lightning_reg.functional.input_penalties import jacobian_penalty, random_directions, unit_directions
 from lightning_reg.settings import SettingError, check_count, check_range
 
@@ -81,8 +81,7 @@ class JacobianPenalty(LossTerm):
     ) -> None:
         if projections is not None:
             check_count("projections", projections)
-        if seed is not None:
-            check_count("seed", seed, low=0)
+        check_seed(seed)
         check_range("weight", weight, low=0)
         check_key("input_key", input_key)
         super().__init__(schedule=schedule)
