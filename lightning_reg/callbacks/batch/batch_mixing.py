@@ -151,12 +151,11 @@ class MixingSession(Session[BatchMixing]):
     def batch_starts(self, batch_idx: int) -> None:
         self.batch_idx = batch_idx
 
-    def _step(self, training_step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _step(self, training_step: Callable[..., Any], batch: Any, *args: Any, **kwargs: Any) -> Any:
         mixing = self.technique
         self.current = None
         if mixing.epochs is not None and self.run.module.current_epoch >= mixing.epochs:
-            return training_step(*args, **kwargs)
-        batch, others = (args[0], args[1:]) if args else (kwargs.pop("batch"), ())
+            return training_step(batch, *args, **kwargs)
         inputs = part_of(batch, mixing.input_key, name="input_key")
         targets = part_of(batch, mixing.target_key, name="target_key")
         if not targets.ndim or len(inputs) != len(targets):
@@ -169,9 +168,9 @@ class MixingSession(Session[BatchMixing]):
         if draw is not None:
             batch, targets, minor_weight = self._mixed(batch, inputs, targets, draw)
         if not mixing.mix.needs_partner or (draw is None and self.is_checked):
-            return training_step(batch, *others, **kwargs)
+            return training_step(batch, *args, **kwargs)
         with InterpolatedLosses(targets, minor_weight, technique=self.name) as losses:
-            output = training_step(batch, *others, **kwargs)
+            output = training_step(batch, *args, **kwargs)
         self._check(losses, output)
         losses.check_returned(output)
         return output

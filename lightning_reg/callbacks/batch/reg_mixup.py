@@ -114,8 +114,8 @@ class RegMixupSession(MixingSession):
         return batch, both, torch.cat((torch.zeros_like(minor), minor))
 
     @override
-    def _step(self, training_step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        output = super()._step(training_step, *args, **kwargs)
+    def _step(self, training_step: Callable[..., Any], batch: Any, *args: Any, **kwargs: Any) -> Any:
+        output = super()._step(training_step, batch, *args, **kwargs)
         loss = output.get("loss") if isinstance(output, Mapping) else output
         if self.current is None or loss is None:
             return output

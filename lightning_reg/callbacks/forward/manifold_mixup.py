@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -134,7 +135,7 @@ class ManifoldSession(MixingSession):
         self.weights = torch.zeros(len(self.layers), device=run.module.device)
         super().__post_init__()
         for index, module in enumerate(self.layers.values()):
-            run.until_end(add_forward_hook(module, _Mixed(self, index)))
+            run.until_end(add_forward_hook(module, partial(self.mixed, index)))
 
     @override
     def _changed(self, inputs: Tensor, draw: Draw) -> Tensor:
@@ -148,9 +149,9 @@ class ManifoldSession(MixingSession):
         return inputs
 
     @override
-    def _step(self, training_step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _step(self, training_step: Callable[..., Any], batch: Any, *args: Any, **kwargs: Any) -> Any:
         self._rest()
-        output = super()._step(training_step, *args, **kwargs)
+        output = super()._step(training_step, batch, *args, **kwargs)
         if output is None:  # this batch is skipped, and no backward pass follows
             self._rest()
         elif self.picked is not None:
@@ -173,7 +174,7 @@ class ManifoldSession(MixingSession):
     def _rest(self) -> None:
         self.is_on, self.picked = False, None
 
-    def mixed(self, index: int, output: Any) -> Any:
+    def mixed(self, index: int, module: nn.Module, inputs: Any, output: Any) -> Any:
         """Returns what a layer returns in the place of its output.
 
         Args:
@@ -193,17 +194,6 @@ class ManifoldSession(MixingSession):
                 f"ManifoldMixup, but {list(self.layers)[index]} returns one of {found}"
             )
         return mix_with_previous(output, self.weights[index])
-
-
-class _Mixed:
-    """The hook of one layer."""
-
-    def __init__(self, session: ManifoldSession, index: int) -> None:
-        self.session = session
-        self.index = index
-
-    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> Any:
-        return self.session.mixed(self.index, output)
 
 
 def _outermost(modules: dict[str, nn.Module]) -> dict[str, nn.Module]:

@@ -1,6 +1,6 @@
 """Terms of what modules return in a training step."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_reg.callbacks.loss.loss_term import TermSession
+from lightning_reg.core.hooks import add_forward_hook
 from lightning_reg.core.selection import select_modules
 from lightning_reg.settings import SettingError
 
@@ -60,7 +61,7 @@ class ActivationsSession(TermSession):
     def __post_init__(self) -> None:
         super().__post_init__()
         for module in self.modules:
-            self.run.until_end(module.register_forward_hook(_Hook(self)))
+            self.run.until_end(add_forward_hook(module, self.collect))
 
     def noted(self, module: nn.Module, output: Any, activations: Tensor) -> Any:
         """Returns what the term has to know of an output beside its first tensor.
@@ -79,7 +80,7 @@ class ActivationsSession(TermSession):
         """
         raise NotImplementedError
 
-    def collect(self, module: nn.Module, output: Any) -> None:
+    def collect(self, module: nn.Module, inputs: Any, output: Any) -> None:
         """Notes what a module returned."""
         # Evaluation, a checkpointed layer that is computed again in the backward pass, a part that isn't trained.
         if not self.is_watching or not torch.is_grad_enabled():
@@ -119,27 +120,6 @@ class ActivationsSession(TermSession):
             )
         # Cast once, so that gradients meet before they are rounded to 16 bits.
         return self.value(activations.to(torch.promote_types(activations.dtype, torch.float32)), noted)
-
-
-class _Hook:
-    """Copies and pickles of the module have one that does nothing."""
-
-    def __init__(self, session: ActivationsSession) -> None:
-        self.session = session
-
-    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        self.session.collect(module, output)
-
-    def __reduce__(self) -> Any:
-        return _nothing, ()
-
-
-def _nothing() -> Callable[..., None]:
-    return _does_nothing
-
-
-def _does_nothing(*args: Any) -> None:
-    pass
 
 
 def _first_tensor(output: Any) -> Tensor:

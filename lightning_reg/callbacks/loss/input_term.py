@@ -1,8 +1,6 @@
 """Terms that are made of gradients by the inputs of a training step."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -38,14 +36,7 @@ class InputTermSession(TermSession):
             )
 
     @override
-    def _step(self, training_step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        return super()._step(partial(self._tracked, training_step), *args, **kwargs)
-
-    def _tracked(self, training_step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Runs the training step on inputs that have a gradient; the user's batch stays as it is."""
-        if self.technique.is_idle:
-            return training_step(*args, **kwargs)
-        batch = args[0] if args else kwargs["batch"]
+    def watched_batch(self, batch: Any) -> Any:
         inputs = part_of(batch, self.input_key, name="input_key")
         if not inputs.is_floating_point() or not inputs.ndim:
             raise SettingError(
@@ -57,5 +48,4 @@ class InputTermSession(TermSession):
             inputs = (inputs.clone() if inputs.is_inference() else inputs.detach()).requires_grad_()
         self.inputs = inputs
         # A copy, because a training step may change its batch in place, which a leaf of the graph can't be.
-        batch = with_parts(batch, [(self.input_key, inputs.clone())])
-        return training_step(batch, *args[1:], **kwargs) if args else training_step(**{**kwargs, "batch": batch})
+        return with_parts(batch, [(self.input_key, inputs.clone())])

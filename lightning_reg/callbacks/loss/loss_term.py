@@ -77,6 +77,14 @@ class TermSession(Session[LossTerm]):
         """Returns a context in which a training step runs and the term is made ready."""
         return nullcontext()
 
+    def watched_batch(self, batch: Any) -> Any:
+        """Returns the batch that a watched training step is given.
+
+        Args:
+            batch: The one of the trainer, which stays as it is.
+        """
+        return batch
+
     def term(self) -> Tensor:
         """Returns the term at full strength, of what was seen in the training step that has just run."""
         raise NotImplementedError
@@ -89,14 +97,15 @@ class TermSession(Session[LossTerm]):
         """
         return self.term()
 
-    def _step(self, training_step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _step(self, training_step: Callable[..., Any], batch: Any, *args: Any, **kwargs: Any) -> Any:
         factor = self.strength.now(self.run.trainer)
         # The first step is watched even where a schedule begins at 0: a term that can't be had is an error now.
         if self.technique.is_idle or (factor == 0 and self.is_checked):
             self._log({})
-            return training_step(*args, **kwargs)
+            return training_step(batch, *args, **kwargs)
+        batch = self.watched_batch(batch)
         with self.watching():
-            output = training_step(*args, **kwargs)
+            output = training_step(batch, *args, **kwargs)
             loss = output.get("loss") if isinstance(output, Mapping) else output
             if loss is None:  # this batch is skipped
                 return output

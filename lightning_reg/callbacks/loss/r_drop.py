@@ -1,9 +1,7 @@
 """Two passes with different dropout, which are to predict the same."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -90,13 +88,7 @@ class RDrop(LossTerm):
 
 @dataclass(eq=False)
 class RDropSession(LogitsSession):
-    """One fit.
-
-    Attributes:
-        doubles: Whether the training step that runs is given its batch twice.
-    """
-
-    doubles: bool = field(default=False, init=False)
+    """One fit."""
 
     @override
     def _attach(self) -> None:
@@ -107,28 +99,15 @@ class RDropSession(LogitsSession):
         super()._attach()
 
     @override
-    def _step(self, training_step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if self.strength.now(self.run.trainer) == 0:
+    def _step(self, training_step: Callable[..., Any], batch: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.strength.now(self.run.trainer) == 0:  # also in the first step, which others watch even then
             self._log({})
-            return training_step(*args, **kwargs)
-        return super()._step(partial(self._twice, training_step), *args, **kwargs)
+            return training_step(batch, *args, **kwargs)
+        return super()._step(training_step, batch, *args, **kwargs)
 
     @override
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        self.doubles = True
-        try:
-            with super().watching():
-                yield
-        finally:
-            self.doubles = False
-
-    def _twice(self, training_step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if not self.doubles:
-            return training_step(*args, **kwargs)
-        if args:
-            return training_step(doubled(args[0], technique=type(self.technique).__name__), *args[1:], **kwargs)
-        return training_step(**{**kwargs, "batch": doubled(kwargs["batch"], technique=type(self.technique).__name__)})
+    def watched_batch(self, batch: Any) -> Any:
+        return doubled(batch, technique=type(self.technique).__name__)
 
     @override
     def term(self) -> Tensor:
@@ -138,7 +117,12 @@ class RDropSession(LogitsSession):
 
     def _check(self) -> None:
         for logits, _ in self.seen:
-            if len(logits) % 2 or not self._differs(*logits.detach().chunk(2)):
+            if len(logits) % 2:
+                raise SettingError(
+                    "the training step must hand on the logits of all samples, in the order of the batch, so that "
+                    f"RDrop finds both of each, but has {len(logits)}, an odd number"
+                )
+            if not self._differs(*logits.detach().chunk(2)):
                 raise SettingError(
                     "weight must be left out, because both passes predict the same: the module has no layer that is "
                     "stochastic in training; put dropout into it, or use InsertDropout, with RDrop"
