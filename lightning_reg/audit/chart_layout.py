@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import LearningRateMonitor
 
-from lightning_reg.core.facts import Chart
+from lightning_reg.core.facts import SCHEDULE_CHART, Chart
 from lightning_reg.core.lightning import twins
 
 __all__ = ["charts_for"]
@@ -18,7 +18,6 @@ _ALWAYS = (
     Chart("Training", "loss", r"(train|val|valid)[/_]loss(_epoch)?$"),
     Chart("Training", "accuracy", r"(train|val|valid)[/_]acc(uracy)?(_epoch)?$"),
 )
-_SCHEDULES = Chart("Schedules", "strengths, rates and learning rates", r"(schedule/|dropout/|lr-|grad/noise$)")
 
 
 def charts_for(callbacks: Sequence[Callback]) -> Charts:
@@ -43,4 +42,4 @@ def _charts_of(callback: Callback) -> list[Chart]:
     declared: Sequence[Chart] = getattr(callback, "charts", ())
     shown = [chart for chart in declared if not chart.needs or getattr(callback, chart.needs, None)]
     changes = getattr(callback, "schedule", None) is not None or isinstance(callback, twins(LearningRateMonitor))
-    return [*shown, *([_SCHEDULES] if changes else [])]
+    return [*shown, *([SCHEDULE_CHART] if changes else [])]

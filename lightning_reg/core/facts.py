@@ -4,7 +4,18 @@ import math
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 
-__all__ = ["Chart", "Choice", "Linear", "Log", "Place", "Position", "Range", "Refusal", "middle"]
+__all__ = [
+    "PENALTY_CHARTS",
+    "SCHEDULE_CHART",
+    "Chart",
+    "Choice",
+    "Linear",
+    "Log",
+    "Place",
+    "Position",
+    "Range",
+    "middle",
+]
 
 
 class Place(Enum):
@@ -34,15 +45,6 @@ class Position(IntEnum):
     RESTORING = 9  # when training has ended, after averages have been put in
 
 
-class Refusal(Enum):
-    """A setting of the fit that a technique can't work in."""
-
-    LINE_SEARCH = "an optimizer that evaluates the loss several times a step"
-    MANUAL_OPTIMIZATION = "manual optimization"
-    ITERATOR_STEPS = "training steps that fetch their own batches"
-    FLAT_PARAMETERS = "strategies that join parameters into flat ones"
-
-
 @dataclass(frozen=True)
 class Chart:
     """Curves that belong into one chart of TensorBoard's custom scalars.
@@ -58,6 +60,13 @@ class Chart:
     title: str
     tags: str
     needs: str = ""
+
+
+SCHEDULE_CHART = Chart("Schedules", "strengths, rates and learning rates", r"(schedule/|dropout/|lr-|grad/noise$)")
+PENALTY_CHARTS = (
+    Chart("Penalties", "value", r"penalty/(?!.*(_share|_zeros)$)"),
+    Chart("Penalties", "share of the loss", r"penalty/.*_share$"),
+)
 
 
 @dataclass(frozen=True)

@@ -5,42 +5,21 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
-from torch.optim import Optimizer
 
-from lightning_reg.core.lightning import (
-    any_gradient,
-    gradient_scale,
-    optimizer_index,
-    optimizer_name,
-    scaler_scale,
-    unscaled_loss,
-)
 from lightning_reg.functional.gradients import norms_of
 from lightning_reg.settings import SettingError
 
 __all__ = [
-    "any_gradient",
     "dense_gradient",
     "gradient_norms",
-    "gradient_scale",
     "gradient_values",
     "local",
-    "optimizer_index",
-    "optimizer_name",
-    "parameters_of",
     "refuse_complex",
     "refuse_sharded",
-    "scaler_scale",
+    "shard_of",
     "to_shard",
-    "unscaled_loss",
     "whole",
 ]
-
-
-def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
-    """Returns an optimizer's trainable parameters, in its order, without empty ones."""
-    stepped = (parameter for group in optimizer.param_groups for parameter in group["params"])
-    return [parameter for parameter in stepped if parameter.requires_grad and parameter.numel()]
 
 
 def dense_gradient(parameter: nn.Parameter) -> Tensor:
@@ -107,6 +86,23 @@ def whole(tensor: Tensor) -> Tensor:
     """
     detached = tensor.detach()
     return detached.full_tensor() if isinstance(detached, DTensor) else detached
+
+
+def shard_of(tensor: Tensor) -> tuple[int, ...]:
+    """Returns which part of a sharded tensor this process has; equal where processes have copies of one part.
+
+    Args:
+        tensor: A parameter or a gradient.
+
+    Returns:
+        The process's place along the dimensions of the mesh that share out the tensor; empty of a whole one.
+    """
+    if not isinstance(tensor, DTensor):
+        return ()
+    place = tensor.device_mesh.get_coordinate() or ()
+    return tuple(
+        index for index, placement in zip(place, tensor.placements, strict=False) if not placement.is_replicate()
+    )
 
 
 def to_shard(full: Tensor, like: Tensor) -> Tensor:

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Mapping
 import torch
 from lightning.pytorch import Trainer
 
-from lightning_reg.core.lightning import ends_a_step, starts_processes, step_number
+from lightning_reg.core.lightning import starts_processes, step_number
 from lightning_reg.core.tensorboard import write_scalars
 
-__all__ = ["ends_a_step", "log_scalars", "step_number", "withdraw_scalars"]
+__all__ = ["log_scalars", "withdraw_scalars"]
 
 
 def log_scalars(trainer: Trainer, values: Mapping[str, float]) -> None:

@@ -16,7 +16,7 @@ from lightning_reg.core.session import Session, plain
 from lightning_reg.core.step import Run
 from lightning_reg.settings import SettingError
 
-__all__ = ["Position", "Technique"]
+__all__ = ["Technique"]
 
 
 @dataclass(frozen=True)

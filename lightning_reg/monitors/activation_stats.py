@@ -11,8 +11,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_reg.core.facts import Chart, Place
-from lightning_reg.core.lightning import logs_now
-from lightning_reg.core.scalars import ends_a_step, log_scalars, step_number, withdraw_scalars
+from lightning_reg.core.lightning import ends_a_step, logs_now, step_number
+from lightning_reg.core.scalars import log_scalars, withdraw_scalars
 from lightning_reg.core.selection import as_patterns
 from lightning_reg.core.session import Session, kept
 from lightning_reg.core.step import Run

@@ -12,7 +12,8 @@ from typing_extensions import override
 
 from lightning_reg.core.facts import Chart, Place
 from lightning_reg.core.gradients import whole
-from lightning_reg.core.scalars import ends_a_step, log_scalars, step_number, withdraw_scalars
+from lightning_reg.core.lightning import ends_a_step, step_number
+from lightning_reg.core.scalars import log_scalars, withdraw_scalars
 from lightning_reg.core.selection import as_patterns, plain_name, select_parameters
 from lightning_reg.core.session import Session
 from lightning_reg.core.step import Run

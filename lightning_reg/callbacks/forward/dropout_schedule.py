@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from typing_extensions import override
 
-from lightning_reg.core.facts import Chart, Place
+from lightning_reg.core.facts import SCHEDULE_CHART, Place
 from lightning_reg.core.lightning import logs_now
 from lightning_reg.core.schedules import ScheduledStrength, StrengthSchedule, check_schedule
 from lightning_reg.core.selection import as_patterns, select_names
@@ -57,7 +57,7 @@ class DropoutSchedule(Technique):
     """
 
     place = Place.FORWARD
-    charts = (Chart("Schedules", "strengths, rates and learning rates", r"(schedule/|dropout/|lr-|grad/noise$)"),)
+    charts = (SCHEDULE_CHART,)
 
     def __init__(
         self,

@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from torch.distributed.tensor import DTensor
+from torch import nn
 from typing_extensions import override
 
-from lightning_reg.core.facts import Chart, Log, Place, Position
-from lightning_reg.core.gradients import dense_gradient, local
+from lightning_reg.core.facts import SCHEDULE_CHART, Log, Place, Position
+from lightning_reg.core.gradients import dense_gradient, local, shard_of
 from lightning_reg.core.lightning import instance_number
 from lightning_reg.core.schedules import ScheduledStrength, StrengthSchedule, check_schedule
 from lightning_reg.core.selection import Selection, as_patterns
@@ -28,9 +28,7 @@ class GradientNoise(Technique):
 
     What it does: adds independent noise to every entry of every gradient before the optimizer's step, after penalties
     and before clipping. The noise depends on the seed and the step alone: all processes add the same, a resumed run
-    adds what the uninterrupted one would have, and the global random stream is left alone.
-
-    Sparse gradients get none.
+    adds what the uninterrupted one would have, and the global random stream is left alone. Sparse gradients get none.
 
     When to use: for deep or hard-to-start networks, against bad initial weights and sharp minima. When not: with small
     batches, whose gradients are noisy enough.
@@ -66,7 +64,7 @@ class GradientNoise(Technique):
 
     place = Place.GRADIENT
     position = Position.NOISE
-    charts = (Chart("Schedules", "strengths, rates and learning rates", r"(schedule/|dropout/|lr-|grad/noise$)"),)
+    charts = (SCHEDULE_CHART,)
     usual_ranges = (Log("eta", 1e-4, 1.0),)
     changes_gradients = True
 
@@ -127,11 +125,15 @@ class NoiseSession(Session[GradientNoise]):
         noisy = [parameter for parameter in chosen if parameter.grad is not None and not parameter.grad.is_sparse]
         if not noisy or deviation == 0:
             return
-        # Whole parameters get the same noise in every process, else they would drift apart; shards are different ones.
-        part = trainer.global_rank if isinstance(noisy[0], DTensor) else 0
+        # What several processes have gets the same noise in each, else their copies would drift apart.
+        shards: dict[tuple[int, ...], list[nn.Parameter]] = {}
+        for parameter in noisy:
+            shards.setdefault(shard_of(parameter), []).append(parameter)
         instance = instance_number(trainer, technique)
-        stream = random_stream(base_seed(technique.seed), part, number, "gradient noise", instance, step.index)
-        gradients = [local(dense_gradient(parameter)) for parameter in noisy]
-        generator = torch.Generator(gradients[0].device).manual_seed(stream.getrandbits(63))
         add = add_noise_ if technique.distribution == "normal" else add_signs_
-        add(gradients, step.scaled(deviation), generator)
+        for shard, parameters in shards.items():
+            part = f"shard {shard}" if shard else 0
+            stream = random_stream(base_seed(technique.seed), part, number, "gradient noise", instance, step.index)
+            gradients = [local(dense_gradient(parameter)) for parameter in parameters]
+            generator = torch.Generator(gradients[0].device).manual_seed(stream.getrandbits(63))
+            add(gradients, step.scaled(deviation), generator)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import SparseAdam
 from typing_extensions import override
 
-from lightning_reg.core.facts import Chart, Place, Position
+from lightning_reg.core.facts import PENALTY_CHARTS, Chart, Place, Position
 from lightning_reg.core.gradients import dense_gradient, local, refuse_sharded, whole
 from lightning_reg.core.lightning import toggled_parameters
 from lightning_reg.core.schedules import ScheduledStrength, StrengthSchedule, check_schedule
@@ -39,8 +39,7 @@ class WeightPenalty(Technique):
     place = Place.GRADIENT
     position = Position.PENALTY
     charts = (
-        Chart("Penalties", "value", r"penalty/(?!.*(_share|_zeros)$)"),
-        Chart("Penalties", "share of the loss", r"penalty/.*_share$"),
+        *PENALTY_CHARTS,
         Chart("Penalties", "weights that are exactly zero", r"penalty/.*_zeros$", needs="shrinks"),
     )
     changes_gradients = True

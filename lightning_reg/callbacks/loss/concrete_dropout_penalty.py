@@ -9,7 +9,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_reg.callbacks.loss.loss_term import LossTerm, TermSession
-from lightning_reg.core.facts import Chart
+from lightning_reg.core.facts import PENALTY_CHARTS, SCHEDULE_CHART
 from lightning_reg.core.lightning import logs_now
 from lightning_reg.core.samples import training_samples
 from lightning_reg.core.schedules import StrengthSchedule
@@ -54,10 +54,7 @@ class ConcreteDropoutPenalty(LossTerm):
     """
 
     tag = "concrete_dropout"
-    charts = (
-        *LossTerm.charts,
-        Chart("Schedules", "strengths, rates and learning rates", r"(schedule/|dropout/|lr-|grad/noise$)"),
-    )
+    charts = (*PENALTY_CHARTS, SCHEDULE_CHART)
 
     def __init__(self, *, num_samples: int | None = None, schedule: StrengthSchedule | None = None) -> None:
         if num_samples is not None:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
-from lightning_reg.core.facts import Chart, Linear, Place
+from lightning_reg.core.facts import SCHEDULE_CHART, Linear, Place
 from lightning_reg.core.lightning import is_checkpointed, logs_now
 from lightning_reg.core.schedules import ScheduledStrength, StrengthSchedule, check_schedule
 from lightning_reg.core.session import Session
@@ -61,7 +61,7 @@ class LabelSmoothing(Technique):
     """
 
     place = Place.LOSS
-    charts = (Chart("Schedules", "strengths, rates and learning rates", r"(schedule/|dropout/|lr-|grad/noise$)"),)
+    charts = (SCHEDULE_CHART,)
     softens_predictions = True
     usual_ranges = (Linear("smoothing", 0.0, 0.2),)
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lightning_reg.core.facts import Chart, Place
+from lightning_reg.core.facts import PENALTY_CHARTS, Chart, Place
 from lightning_reg.core.lightning import logs_now
 from lightning_reg.core.schedules import ScheduledStrength, StrengthSchedule, check_schedule
 from lightning_reg.core.session import Session
@@ -28,10 +28,7 @@ class LossTerm(Technique):
     """
 
     place = Place.LOSS
-    charts: ClassVar[tuple[Chart, ...]] = (
-        Chart("Penalties", "value", r"penalty/(?!.*(_share|_zeros)$)"),
-        Chart("Penalties", "share of the loss", r"penalty/.*_share$"),
-    )
+    charts: ClassVar[tuple[Chart, ...]] = PENALTY_CHARTS
     tag: ClassVar[str]
 
     def __init__(self, *, schedule: StrengthSchedule | None) -> None:
