@@ -1,5 +1,6 @@
-"""Every configuration file runs for a few steps, on data that is shipped or made here."""
+"""Every configuration file runs for a few steps by the command in its first line, on data that is shipped or made."""
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,11 @@ import torch
 import yaml
 
 from lightning_reg.cli import main
+from lightning_reg.cli.fitting import all_settings
+from lightning_reg.cli.plan import command_of as command_of_pieces
+from lightning_reg.cli.search import parsed
+from lightning_reg.search.definition import read_search
+from lightning_reg.shipped import find_config, shipped_configs
 from tests.conftest import REPOSITORY
 from tests.data.test_sources import write_mnist
 
@@ -33,8 +39,8 @@ def stand_in(tmp_path, image_folder):
             root = image_folder(("all",), classes=3, size=32)
             files = sorted(file.relative_to(root).as_posix() for file in root.rglob("*.png"))
             rows = [f"{file},{number % 2},{number // 2 % 2}" for number, file in enumerate(files)]
-            (tmp_path / "labels.csv").write_text("\n".join(["file,first,second", *rows]))
-            return [f"--data.root={root}", f"--data.labels={tmp_path / 'labels.csv'}", "--data.val_size=0.25"]
+            (tmp_path / "labels.csv").write_text("\n".join(["file,cat,dog", *rows]))
+            return [f"--data.root={root}", "--data.val_size=0.25"]
         if name in ("cifar10", "image_folder"):
             root = image_folder(("train", "test"), classes=3, size=32)
             return ["--data.dataset=image_folder", f"--data.root={root}", "--data.val_size=0.25"]
@@ -43,9 +49,16 @@ def stand_in(tmp_path, image_folder):
     return options
 
 
+def command_of(path):
+    """The words behind ``lightning-reg`` in a configuration's first line."""
+    program, *words = shlex.split(path.read_text().splitlines()[0].removeprefix("# "))
+    assert program == "lightning-reg"
+    return words
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_configuration_runs(path, stand_in):
-    assert main(["fit", "--config", str(path), *SHORT, *stand_in(path)]) == 0
+    assert main([*command_of(path), *SHORT, *stand_in(path)]) == 0
     assert_checkpoints_are_data()
 
 
@@ -57,45 +70,59 @@ def assert_checkpoints_are_data():
         assert torch.load(checkpoint, weights_only=True)["callbacks"]
 
 
-def base_of(overlay):
-    words = overlay.read_text().splitlines()[0].split()
-    return REPOSITORY / words[words.index("--config") + 1]
-
-
 def bases_and_overlays():
     """What is shown on the MLP has to work on the CNN, too; what needs images or blocks, on the base it names."""
     for overlay in OVERLAYS:
-        bases = [base_of(overlay)]
-        if bases[0].stem == "digits_mlp":
-            bases.append(bases[0].with_stem("digits_cnn"))
-        for base in bases:
-            yield pytest.param(base, overlay, id=f"{base.stem}-{overlay.stem}")
+        base = command_of(overlay)[2]
+        for name in [base, "digits_cnn"] if base == "digits_mlp" else [base]:
+            yield pytest.param(name, overlay, id=f"{name}-{overlay.stem}")
 
 
 @pytest.mark.parametrize(("base", "overlay"), list(bases_and_overlays()))
 def test_technique_is_appended(base, overlay):
-    assert main(["fit", "--config", str(base), "--config", str(overlay), *SHORT]) == 0
+    assert main(["fit", "--config", base, "--config", str(overlay), *SHORT]) == 0
     assert_checkpoints_are_data()
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.stem)
 def test_technique_changes_the_run_that_its_command_names(overlay, capsys):
-    base = base_of(overlay)
+    words = command_of(overlay)
+    assert words[-2:] == ["--config", f"techniques/{overlay.stem}"]
     printed = []
-    for configs in ([base], [base, overlay]):
+    for command in (words[:-2], words):
         with pytest.raises(SystemExit):
-            main(["fit", *(word for path in configs for word in ("--config", str(path))), "--print_config"])
+            main([*command, "--print_config"])
         printed.append(capsys.readouterr().out)
     assert printed[0] != printed[1]
 
 
-@pytest.mark.parametrize("path", [*CONFIGS, *OVERLAYS], ids=lambda path: path.stem)
-def test_configuration_opens_with_its_command_and_what_it_is(path):
-    command, description = path.read_text().splitlines()[:2]
-    assert command.startswith("# python train.py fit --config configs/")
-    assert path.relative_to(REPOSITORY).as_posix() in command
-    assert description.startswith("# ")
-    assert description.endswith(".")
+@pytest.mark.parametrize(("name", "path"), shipped_configs().items(), ids=shipped_configs())
+def test_configuration_opens_with_its_command_and_what_it_is(name, path):
+    words = command_of(path)
+    kind = {"studies": "study", "search": "search"}.get(path.parent.name, "fit")
+    assert words[0] == kind
+    assert (name if kind == "fit" else path.stem) in words
+    if kind != "study":  # those have a title
+        description = path.read_text().splitlines()[1]
+        assert description.startswith("# ")
+        assert description.endswith(".")
+
+
+THEIRS = """
+from lightning.pytorch import LightningDataModule, LightningModule
+class Module(LightningModule): ...
+class Data(LightningDataModule): ...
+"""
+SEARCHES = sorted((REPOSITORY / "configs" / "search").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", SEARCHES, ids=lambda path: path.stem)
+def test_the_command_of_a_search_parses(path, tmp_path, monkeypatch):
+    (tmp_path / "my.py").write_text(THEIRS)
+    monkeypatch.syspath_prepend(tmp_path)
+    options, pieces = parsed(command_of(path)[1:])
+    definition = read_search(find_config("search file", options.file, within="search"))
+    assert all_settings(command_of_pieces((*definition.base, *pieces)))["model"]["class_path"]
 
 
 def test_every_callback_has_an_overlay():
