@@ -16,10 +16,9 @@ from unittest import mock
 
 import lightning.pytorch as pl
 
-from lightning_reg.cli import main
-from lightning_reg.cli import search as command
-from lightning_reg.search.python import InProcess
+from lightning_reg.cli import main, options
 from lightning_reg.search.running import _Loop
+from lightning_reg.studies.executor import InProcessExecutor
 
 
 class _Clock:
@@ -57,7 +56,7 @@ def measured(trials: int, clock: Callable[[], float]) -> list[float]:
         mock.patch.object(pl.Trainer, "fit", watch.timed(pl.Trainer.fit)),
         mock.patch.object(pl.Trainer, "validate", watch.timed(pl.Trainer.validate)),
         mock.patch.object(_Loop, "begin", watch.marking(_Loop.begin)),
-        mock.patch.object(command, "LocalExecutor", return_value=InProcess()),
+        mock.patch.object(options, "LocalExecutor", return_value=InProcessExecutor()),
     ):
         words = ["configs/search/digits.yaml", "--quick", "--no-confirm", "--output", str(Path(folder) / "search")]
         main(["search", *words, "--trials", str(trials)])
@@ -70,8 +69,8 @@ def run() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--cpu", action="store_true", help="count the process's own time, on a machine that is busy")
-    options = parser.parse_args()
-    found = measured(options.trials, time.process_time if options.cpu else time.perf_counter)
+    given = parser.parse_args()
+    found = measured(given.trials, time.process_time if given.cpu else time.perf_counter)
     print(
         f"beside fitting and validating, {len(found)} warm trials took {statistics.median(found):.3f} s each "
         f"(median; {min(found):.3f} to {max(found):.3f}), two splits each"

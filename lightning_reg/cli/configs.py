@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lightning_reg.cli.invocation import command_line
+from lightning_reg.cli.options import CommandParser
 from lightning_reg.plain_yaml import parsed_yaml
 from lightning_reg.settings import SettingError
 from lightning_reg.shipped import near_configs, shipped_configs
@@ -57,10 +58,9 @@ def described(files: Mapping[str, Path]) -> dict[str, str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"{command_line()} configs",
+    parser = CommandParser(
+        prog=command_line(["configs"]),
         description="List, show or copy the configurations that come with the package.",
-        allow_abbrev=False,
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="configurations, such as digits_mlp; default: all")
     parser.add_argument("--to", metavar="FOLDER", help="copy them there instead of showing them")

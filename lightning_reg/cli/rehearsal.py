@@ -5,7 +5,6 @@ Module, data and trainer are made as a trial makes them; one batch is trained on
 
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
-from itertools import combinations
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -16,7 +15,7 @@ from lightning_reg.cli.fitting import silence
 from lightning_reg.cli.trial import Fits
 from lightning_reg.data import InMemoryData
 from lightning_reg.search.overlay import absent_settings, names_of, with_cocktail
-from lightning_reg.search.prospects import Prospect, with_present
+from lightning_reg.search.prospects import Prospect, with_present, without_contradictions
 from lightning_reg.search.space import Space
 from lightning_reg.settings import SettingError, did_you_mean
 
@@ -87,11 +86,9 @@ class Rehearsed(Fits):
             measured = self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
             samples, has_test = self._counted.samples, self._has_test()
             self.space, absent = with_present(self.space, self.model)
-            space, notes = self._without_contradictions()
-            notes = [*absent, *notes]
-        return Rehearsal(
-            tuple(name for metrics in measured for name in metrics), samples, has_test, space, tuple(notes)
-        )
+            space, notes = without_contradictions(self.space, lambda *names: self._prospect(*names).contradictions())
+        metrics = tuple(name for metrics in measured for name in metrics)
+        return Rehearsal(metrics, samples, has_test, space, (*absent, *notes))
 
     def _has_test(self) -> bool:
         if isinstance(self.datamodule, InMemoryData):
@@ -148,40 +145,6 @@ class Rehearsed(Fits):
         self.config = self.parse(settings)
         trainer = self.parser.instantiate_classes(self.config)["fit"]["trainer"]
         return replace(plain, callbacks=[*plain.callbacks, *trainer["callbacks"]])
-
-    def _without_contradictions(self) -> tuple[Space, list[str]]:
-        notes: list[str] = []
-        known = set(self._prospect().contradictions())
-        left_out: set[str] = set()
-        alone: dict[str, set[str]] = {}
-        for name, switch in self.space.switches.items():
-            try:
-                found = self._prospect(name).contradictions()
-            except SettingError as error:
-                if not switch.is_optional:
-                    raise SettingError(f"switch {name!r}: {error}") from error
-                notes.append(f"{name} is left out: {error}")
-                left_out.add(name)
-                continue
-            alone[name] = set(found)
-            new = [sentence for what, sentence in found.items() if what not in known]
-            if new:
-                notes.append(f"{name} is left out: {new[0]}")
-                left_out.add(name)
-        space = self.space.without(left_out) if left_out else self.space
-        conflicts: set[frozenset[str]] = set()
-        for first, second in combinations(space.switches, 2):
-            if not space.are_compatible(first, second):
-                continue
-            try:
-                found = self._prospect(first, second).contradictions()
-            except SettingError as error:
-                found = {str(error): str(error)}
-            new = [sentence for what, sentence in found.items() if what not in known | alone[first] | alone[second]]
-            if new:
-                conflicts.add(frozenset((first, second)))
-                notes.append(f"{first} and {second} are never tried together: {new[0]}")
-        return replace(space, conflicts=space.conflicts | conflicts), notes
 
 
 def fitting_space(space: Space, base: Mapping[str, Any]) -> tuple[Space, list[str]]:

@@ -1,24 +1,18 @@
 """The command ``study``: variants of one run, over seeds, and a report of what each is worth."""
 
 import argparse
-import importlib.metadata
-import platform
 import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
-
-from typing_extensions import override
 
 from lightning_reg.cli.invocation import command_line
+from lightning_reg.cli.options import CommandParser, add_places, check_places, executor_of, versions
 from lightning_reg.files import read_yaml
-from lightning_reg.settings import SettingError, check_choice, check_count, check_range, did_you_mean
+from lightning_reg.settings import SettingError, check_choice
 from lightning_reg.shipped import find_config
 from lightning_reg.studies.definition import Definition, Form, read_study
 from lightning_reg.studies.execution import Perform, execute
-from lightning_reg.studies.executor import Executor, LocalExecutor, RayExecutor
-from lightning_reg.studies.machine import processor
 from lightning_reg.studies.outcome import Failure, Outcome
 from lightning_reg.studies.report import check_can_draw, headline, number, write_report
 from lightning_reg.studies.runs import Run, computations, compute
@@ -50,18 +44,10 @@ def study(args: Sequence[str]) -> int:
         read_study(options.file)  # which says what is wrong
         print(dumped(read_yaml("study file", options.file)), end="")
         return 0
-    _check_places(options)
+    check_places(options)
     check_can_draw()  # rather than when all has been computed
     definition = _chosen(options)
-    perform: Perform
-    if definition.function:
-        runs, perform = computations(definition), compute
-    else:
-        # Late: the parser of computations needs nothing of Lightning.
-        from lightning_reg.cli.fitting import fit
-        from lightning_reg.cli.plan import fits
-
-        runs, perform = fits(definition), fit
+    runs, perform = _runs(definition)
     store = Store(_folder(options, definition), definition.study.name)
     store.check()
     _announce(definition, runs, store, quick=options.quick)
@@ -69,7 +55,7 @@ def study(args: Sequence[str]) -> int:
     failures: list[Failure] = []
     if not all(map(store.has_result, runs)):  # a finished study writes nothing but its report
         try:
-            with _executor(options) as executor, store.locked():
+            with executor_of(options) as executor, store.locked():
                 failures = execute(runs, store, perform, executor, metric=definition.study.metric)
         except KeyboardInterrupt:
             done = sum(map(store.has_result, runs))
@@ -84,7 +70,7 @@ def study(args: Sequence[str]) -> int:
         failures=failures,
         command=command,
         commands=_commands(runs),
-        versions=_versions(),
+        versions=versions(_PACKAGES),
         seconds=sum(result.seconds for result in results),
         quick=options.quick,
     )
@@ -94,12 +80,10 @@ def study(args: Sequence[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Returns the parser of what follows ``study``."""
-    made = _Parser(
+    made = CommandParser(
         prog=command_line(["study"]),
         description="Run variants of one run over seeds, and report what each is worth.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=keys_help(),
-        allow_abbrev=False,
     )
     add = made.add_argument
     add("file", metavar="FILE", help="the study: a file, or the name of one that is shipped, such as dropout")
@@ -108,38 +92,10 @@ def parser() -> argparse.ArgumentParser:
     add("--root", metavar="FOLDER", help="where the data set lies, or is downloaded to; default: data")
     add("--seeds", type=int, metavar="N", help="how many seeds, from 0 on")
     add("--only", nargs="+", default=[], metavar="VARIANT", help="some of the variants")
-    add("--jobs", type=int, default=1, metavar="N", help="runs at once, each with its share of the cores; default: 1")
-    add("--cluster", metavar="ADDRESS", help="do the runs on a Ray cluster: auto, HOST:PORT, or local")
-    add("--gpus-per-run", type=float, metavar="N", help="how many GPUs of the cluster each run has; default: 0")
+    add_places(made, "runs")
     add("--output", metavar="FOLDER", help="where results and the report go; default: runs/studies/NAME")
     add("--print_config", action="store_true", help="print the file with all defaults, and run nothing")
     return made
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one sentence, with what was probably meant."""
-
-    @override
-    def error(self, message: str) -> NoReturn:
-        unknown = message.partition("unrecognized arguments: ")[2].split()
-        known = [option for action in self._actions for option in action.option_strings]
-        hint = did_you_mean(unknown[0].partition("=")[0], known) if unknown else ""
-        raise SettingError(f"study: {message}{hint or f'; see {command_line()} study --help'}")
-
-
-def _check_places(options: argparse.Namespace) -> None:
-    check_count("jobs", options.jobs)
-    if options.cluster is None and options.gpus_per_run is not None:
-        raise SettingError("gpus_per_run must be left out without --cluster")
-    if options.cluster is not None and options.jobs != 1:
-        raise SettingError("jobs must be left out with --cluster, where as many runs are done as its cores allow")
-    check_range("gpus_per_run", options.gpus_per_run or 0, low=0)
-
-
-def _executor(options: argparse.Namespace) -> Executor:
-    if options.cluster is None:
-        return LocalExecutor(options.jobs)
-    return RayExecutor(options.cluster, gpus_per_run=options.gpus_per_run or 0)
 
 
 def _chosen(options: argparse.Namespace) -> Definition:
@@ -162,6 +118,17 @@ def _chosen(options: argparse.Namespace) -> Definition:
     return definition if options.seeds is None else definition.with_seeds(options.seeds)
 
 
+def _runs(definition: Definition) -> tuple[list[Run], Perform]:
+    """Returns the runs of a study, and what does one."""
+    if definition.function:
+        return computations(definition), compute
+    # Late: computations need neither Lightning nor the command line's parser.
+    from lightning_reg.cli.fitting import fit
+    from lightning_reg.cli.plan import fits
+
+    return fits(definition), fit
+
+
 def _folder(options: argparse.Namespace, definition: Definition) -> Path:
     """Returns where results go: each form has its own folder, lest a trial's report replaces that of a long study."""
     if options.output is not None:
@@ -173,11 +140,11 @@ def _folder(options: argparse.Namespace, definition: Definition) -> Path:
 
 
 def _announce(definition: Definition, runs: Sequence[Run], store: Store, *, quick: bool) -> None:
-    study_ = definition.study
+    asked = definition.study
     results = [result for run in runs if (result := store.result(run)) is not None]
     left = len(runs) - len(results)
-    print(f"{study_.title}{', in short' if quick else ''}\n{study_.question}".rstrip())
-    counts = f"{_counted(len(study_.variants), 'variant')}, {_counted(len(study_.seeds), 'seed')}"
+    print(f"{asked.title}{', in short' if quick else ''}\n{asked.question}".rstrip())
+    counts = f"{_counted(len(asked.variants), 'variant')}, {_counted(len(asked.seeds), 'seed')}"
     print(f"{_counted(len(runs), 'run')}: {counts}; {len(results)} done already")
     if not left:
         return
@@ -187,7 +154,7 @@ def _announce(definition: Definition, runs: Sequence[Run], store: Store, *, quic
     elif definition.minutes is not None:
         print(f"They take about {duration(60 * definition.minutes)} on two cores.")
     else:
-        print("How long they take is told when the first is done.")
+        print("How long they take is seen when the first is done.")
 
 
 def _counted(number: int, what: str) -> str:
@@ -200,14 +167,6 @@ def _commands(runs: Sequence[Run]) -> dict[str, str]:
         if run.command and run.variant not in commands:
             commands[run.variant] = command_line(["fit", *run.command])
     return commands
-
-
-def _versions() -> dict[str, str]:
-    import lightning_reg
-
-    found = {"lightning_reg": lightning_reg.__version__}
-    found |= {package: importlib.metadata.version(package) for package in _PACKAGES}
-    return {**found, "Python": platform.python_version(), "processor": processor()}
 
 
 def _report(outcome: Outcome, folder: Path) -> None:
@@ -233,7 +192,7 @@ def _table(outcome: Outcome) -> list[str]:
     for variant in outcome.study.variants:
         text = "no run has ended well"
         if variant in found:
-            each = found[variant]
-            text = f"{number(metric, each.mean, each.error)} ({_counted(len(each.values), 'seed')})"
+            summary = found[variant]
+            text = f"{number(metric, summary.mean, summary.error)} ({_counted(len(summary.values), 'seed')})"
         rows.append([variant, text])
     return table(rows)

@@ -39,7 +39,7 @@ _OF_A_RUN = {
     "checkpoint.dirpath": "checkpoint.dirpath",
 }
 
-__all__ = ["Fits", "fit_trial", "for_trials"]
+__all__ = ["Fits", "as_yaml", "fit_trial", "for_trials"]
 
 
 def for_trials(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -185,6 +185,15 @@ class Fits(RegularizationCLI):
 def _fits() -> Fits:
     """One of a process: what takes long is building the parser."""
     return Fits()
+
+
+def as_yaml(settings: Mapping[str, Any]) -> str:
+    """Returns a configuration for ``fit``, without what is as it would be anyway.
+
+    Args:
+        settings: Of a fit, as plain values.
+    """
+    return _fits().as_yaml(settings)
 
 
 def fit_trial(run: Run, folder: Path) -> Measured:

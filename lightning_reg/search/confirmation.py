@@ -13,7 +13,7 @@ from lightning_reg.search.space import Cocktail, Space
 from lightning_reg.search.trials import Tried
 from lightning_reg.studies.definition import Piece
 
-__all__ = ["FIRST_SEED", "best_alone", "confirmation_file", "confirmation_metric", "variants_of"]
+__all__ = ["FIRST_SEED", "best_alone", "compared", "confirmation_file", "confirmation_metric", "variants_of"]
 
 FIRST_SEED = 1000
 """Of the confirmation; trials have smaller ones."""
@@ -44,6 +44,24 @@ def best_alone(tried: Sequence[Tried], *, prefers_less: bool) -> Tried | None:
     return min(alone, key=lambda candidate: sign * float(candidate.value or 0.0), default=None)
 
 
+def compared(cocktail: Cocktail, alone: Tried | None, *, has_base: bool = False) -> dict[str, Cocktail | None]:
+    """Returns the cocktails that are compared, by name: the best, plain, each part left out, the best technique alone.
+
+    Args:
+        alone: The best single technique.
+        has_base: Whether the base as it is, None, stands among them.
+    """
+    found: dict[str, Cocktail | None] = {COCKTAIL: cocktail, "plain": {}}
+    if has_base:
+        found["base"] = None
+    if len(cocktail) > 1:
+        for switch in cocktail:
+            found[without(switch)] = {name: values for name, values in cocktail.items() if name != switch}
+    if alone is not None and alone.cocktail not in found.values():
+        found[alone.name] = alone.cocktail
+    return found
+
+
 def variants_of(space: Space, base: Mapping[str, Any], cocktail: Cocktail, alone: Tried | None) -> dict[str, Any]:
     """Returns what each variant changes in the base, by names on the command line; no two are the same.
 
@@ -51,14 +69,8 @@ def variants_of(space: Space, base: Mapping[str, Any], cocktail: Cocktail, alone
         base: Settings as a configuration has them.
         alone: The best single technique.
     """
-    cocktails: dict[str, Cocktail | None] = {COCKTAIL: cocktail, "plain": {}, "base": None}
-    if len(cocktail) > 1:
-        for switch in cocktail:
-            cocktails[without(switch)] = {name: values for name, values in cocktail.items() if name != switch}
-    if alone is not None:
-        cocktails[alone.name] = alone.cocktail
     found: dict[str, Any] = {}
-    for name, candidate in cocktails.items():
+    for name, candidate in compared(cocktail, alone, has_base=True).items():
         changed = {} if candidate is None else differences(space, base, with_cocktail(space, base, candidate))
         if changed not in found.values():
             found[name] = changed

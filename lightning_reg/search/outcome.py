@@ -8,7 +8,8 @@ from typing import Any
 from lightning_reg.search.space import Cocktail, Space
 from lightning_reg.search.trials import Tried
 from lightning_reg.search.words import in_words
-from lightning_reg.studies.statistics import Comparison, Summary, holm, paired
+from lightning_reg.studies.outcome import Result
+from lightning_reg.studies.statistics import Comparison, Summary, holm_corrected, paired
 
 __all__ = ["Confirmation", "Part", "SearchOutcome", "as_json", "confirmed"]
 
@@ -109,7 +110,7 @@ def without(switch: str) -> str:
 
 
 def confirmed(
-    values: Mapping[str, Mapping[int, float]],
+    results: Sequence[Result],
     metric: str,
     seeds: Sequence[int],
     cocktail: Cocktail,
@@ -119,37 +120,35 @@ def confirmed(
     """Returns what the confirmation's runs say; None where the cocktail has no result.
 
     Args:
-        values: Of the metric by variant and seed; ``cocktail`` and ``without ...`` among the variants.
+        results: Of the runs; ``cocktail`` and ``without ...`` are among their variants.
         seeds: That were asked for.
         prefers_less: Whether less of the metric is better.
 
-    >>> found = confirmed(
-    ...     {"cocktail": {0: 0.9, 1: 0.92}, "without l1": {0: 0.8, 1: 0.81}, "plain": {0: 0.7, 1: 0.73}},
-    ...     "test/accuracy", [0, 1], {"l1": {}}, prefers_less=False,
-    ... )
+    >>> measured = {"cocktail": [0.9, 0.92], "without l1": [0.8, 0.81], "plain": [0.7, 0.73]}
+    >>> results = [
+    ...     Result(variant, seed, {"test/accuracy": value})
+    ...     for variant, values in measured.items()
+    ...     for seed, value in enumerate(values)
+    ... ]
+    >>> found = confirmed(results, "test/accuracy", [0, 1], {"l1": {}}, prefers_less=False)
     >>> found.parts[0].switch, round(found.parts[0].gain, 3), found.parts[0].earns
     ('l1', 0.105, True)
     """
-    values = {
-        name: {seed: value for seed, value in by_seed.items() if math.isfinite(value)}
-        for name, by_seed in values.items()
-    }
-    if not values.get(COCKTAIL):
+    values: dict[str, dict[int, float]] = {}
+    for result in results:
+        if math.isfinite(result.metrics[metric]):
+            values.setdefault(result.variant, {})[result.seed] = result.metrics[metric]
+    if COCKTAIL not in values:
         return None
-    others = [name for name in values if name != COCKTAIL and values[name]]
-    compared = [paired(values[COCKTAIL], values[name], name) for name in others]
-    corrected = holm(entry.p for entry in compared)
-    comparisons = {
-        name: Comparison(entry.other, entry.pairs, entry.difference, entry.error, p, entry.exact_p)
-        for name, entry, p in zip(others, compared, corrected, strict=True)
-    }
-    summaries = {name: Summary.of(by_seed) for name, by_seed in values.items() if by_seed}
+    others = [name for name in values if name != COCKTAIL]
+    corrected = holm_corrected([paired(values[COCKTAIL], values[name], name) for name in others])
+    comparisons = dict(zip(others, corrected, strict=True))
+    summaries = {name: Summary.of(by_seed) for name, by_seed in values.items()}
     sign = -1 if prefers_less else 1
     parts = []
     for switch in cocktail:
-        name = without(switch)
         # Of a cocktail of one part the rest is plain.
-        name = name if name in comparisons else "plain" if len(cocktail) == 1 and "plain" in comparisons else name
+        name = "plain" if len(cocktail) == 1 and without(switch) not in comparisons else without(switch)
         if name in comparisons:
             found = comparisons[name]
             gain = sign * found.difference

@@ -1,8 +1,9 @@
 """What the audit would say of a run that hasn't begun."""
 
 import contextlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -11,8 +12,9 @@ from torch.optim import Optimizer
 from lightning_reg.audit.contradictions import contradictions
 from lightning_reg.audit.inventory import take_inventory
 from lightning_reg.search.space import Space
+from lightning_reg.settings import SettingError
 
-__all__ = ["Prospect", "with_present"]
+__all__ = ["Prospect", "with_present", "without_contradictions"]
 
 
 @dataclass
@@ -56,6 +58,54 @@ class _View:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._trainer, name)
+
+
+def without_contradictions(
+    space: Space, contradictions_with: Callable[..., Mapping[str, str]]
+) -> tuple[Space, list[str]]:
+    """Returns a space without the switches that the audit would warn of, and with the pairs that it would warn of.
+
+    Args:
+        contradictions_with: Returns what works against itself where the switches of some names are on, as
+            :meth:`Prospect.contradictions`. A SettingError says that they can't be on.
+
+    Returns:
+        The space, and what was left out and why.
+
+    Raises:
+        SettingError: If a switch can't be on and isn't optional.
+    """
+    known = set(contradictions_with())
+    alone: dict[str, set[str]] = {}
+    left_out: list[str] = []
+    notes: list[str] = []
+    for name, switch in space.switches.items():
+        try:
+            found = contradictions_with(name)
+        except SettingError as error:
+            if not switch.is_optional:
+                raise SettingError(f"switch {name!r}: {error}") from error
+            found, reasons = {}, [str(error)]
+        else:
+            reasons = [sentence for what, sentence in found.items() if what not in known]
+        alone[name] = set(found)
+        if reasons:
+            left_out.append(name)
+            notes.append(f"{name} is left out: {reasons[0]}")
+    kept = space.without(left_out) if left_out else space
+    conflicts: set[frozenset[str]] = set()
+    for first, second in combinations(kept.switches, 2):
+        if not kept.are_compatible(first, second):
+            continue
+        try:
+            found = contradictions_with(first, second)
+        except SettingError as error:
+            found = {str(error): str(error)}
+        reasons = [sentence for what, sentence in found.items() if what not in known | alone[first] | alone[second]]
+        if reasons:
+            conflicts.add(frozenset((first, second)))
+            notes.append(f"{first} and {second} are never tried together: {reasons[0]}")
+    return replace(kept, conflicts=kept.conflicts | conflicts), notes
 
 
 def with_present(space: Space, module: LightningModule) -> tuple[Space, list[str]]:

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 
+from lightning_reg.search.first_trials import First
 from lightning_reg.search.space import Cocktail
 from lightning_reg.search.storage import silenced
-from lightning_reg.search.trials import First, Proposal, Trials, Tried
+from lightning_reg.search.trials import Proposal, Trials, Tried
 from lightning_reg.settings import SettingError, check_choice
 from lightning_reg.studies.execution import Attempt, Perform, attempt_of, submit
 from lightning_reg.studies.executor import Executor

@@ -233,6 +233,10 @@ class Space:
         """Returns the cocktail of one switch at its usual strengths."""
         return {name: self.switches[name].usual()}
 
+    def callbacks_of(self, cocktail: Cocktail) -> list[dict[str, Any]]:
+        """Returns a cocktail's callbacks as a configuration has them."""
+        return [entry for name, values in cocktail.items() for entry in self.switches[name].realized(values)[1]]
+
     def suggest(self, trial: Asked) -> dict[str, dict[str, Any]]:
         """Returns the cocktail that a trial proposes: never one that holds a conflict."""
         chosen: dict[str, dict[str, Any]] = {}

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from lightning_reg.search.first_trials import First
 from lightning_reg.search.space import Cocktail, Space
 from lightning_reg.search.storage import Driver
 
@@ -15,23 +16,9 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
     from optuna.trial import FrozenTrial
 
-__all__ = ["First", "Proposal", "Trials", "Tried", "position_of", "seed_of"]
+__all__ = ["Proposal", "Trials", "Tried", "position_of", "seed_of"]
 
 _RANDOM = 5  # cocktails at random between the first trials and those that the sampler models
-
-
-@dataclass(frozen=True)
-class First:
-    """A cocktail that is tried before the sampler proposes any.
-
-    Attributes:
-        kind: ``plain``, ``base``, ``preset`` or ``alone``.
-        cocktail: None for the base as it is.
-    """
-
-    kind: str
-    name: str
-    cocktail: Cocktail | None
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,14 @@
-"""Where tasks are done: in processes of this machine, or on the machines of a Ray cluster."""
+"""Where tasks are done: in this process, or in others of this machine."""
 
 import contextlib
-import logging
 import os
 import queue
 import signal
-import socket
 import sys
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future, InvalidStateError, ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -19,9 +17,9 @@ from typing import Any, TypeVar
 
 from typing_extensions import Self, override
 
-from lightning_reg.settings import SettingError, check_count, check_range
+from lightning_reg.settings import check_count
 
-__all__ = ["Executor", "LocalExecutor", "RayExecutor", "WorkerDiedError"]
+__all__ = ["Executor", "InProcessExecutor", "LocalExecutor", "WorkerDiedError", "use_threads"]
 
 T = TypeVar("T")
 
@@ -71,6 +69,30 @@ class Executor(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close(at_once=kind is not None)
+
+
+class InProcessExecutor(Executor):
+    """Tasks in this very process, one after the other, each when it is submitted."""
+
+    is_local = True
+
+    @property
+    @override
+    def slots(self) -> int:
+        return 1
+
+    @override
+    def submit(self, task: Callable[..., T], /, *arguments: Any) -> "Future[T]":
+        future: Future[T] = Future()
+        try:
+            future.set_result(task(*arguments))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+    @override
+    def close(self, *, at_once: bool = False) -> None:
+        pass
 
 
 class LocalExecutor(Executor):
@@ -183,10 +205,15 @@ def _start_worker(lifeline: Connection, threads: int | None) -> None:
         os.setpgid(0, 0)  # with what tasks start, loaders' workers and the like, so that all of it can be ended
     threading.Thread(target=_end_with, args=(lifeline,), daemon=True).start()
     if threads is not None:
-        _use_threads(threads)
+        use_threads(threads)
 
 
-def _use_threads(count: int) -> None:
+def use_threads(count: int) -> None:
+    """Lets this process compute with so many threads.
+
+    Args:
+        count: How many.
+    """
     os.environ["OMP_NUM_THREADS"] = str(count)  # by which numpy and torch go when they are imported
     if "torch" in sys.modules:  # by the main module, or an earlier task
         sys.modules["torch"].set_num_threads(count)
@@ -198,110 +225,3 @@ def _end_with(lifeline: Connection) -> None:
     if hasattr(os, "killpg"):
         os.killpg(0, signal.SIGKILL)
     os._exit(1)
-
-
-class RayExecutor(Executor):
-    """Tasks on the machines of a Ray cluster, one a core.
-
-    Tasks start in the current folder where a machine has it, and hand back what they return: no file system has to be
-    shared. Those of a machine that is lost are done again on another.
-
-    Args:
-        address: ``auto`` for the cluster that this machine belongs to, ``HOST:PORT``, or ``local`` for one of this
-            machine alone that ends with the executor.
-        gpus_per_run: How many GPUs a task has, a fraction if several share one; 0 for the CPU.
-
-    Raises:
-        SettingError: If Ray isn't installed, there is no such cluster, or none of its machines has that many GPUs.
-    """
-
-    is_local = False
-
-    def __init__(self, address: str = "auto", *, gpus_per_run: float = 0) -> None:
-        check_range("gpus_per_run", gpus_per_run, low=0)
-        try:
-            import ray
-        except ImportError as error:
-            raise SettingError("cluster needs Ray; install it by pip install 'lightning-reg[cluster]'") from error
-        self._ray: Any = ray
-        self._unfinished: dict[Future[Any], Any] = {}
-        self._gpus = gpus_per_run
-        self._owns_connection = not ray.is_initialized()
-        if self._owns_connection:
-            try:
-                _check_reachable(address)
-                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-            except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-                reason = str(error).strip().partition("\n")[0]
-                raise SettingError(
-                    f"cluster must be auto or the address of a running Ray cluster, but is {address!r}: {reason}"
-                ) from error
-        if not any(map(self._fitting, self._ray.nodes())):
-            self.close()
-            raise SettingError(f"gpus_per_run must be at most what a machine of the cluster has, but is {gpus_per_run}")
-        # A task is done again if its machine is lost, three times at the most, lest one that kills machines kills all.
-        self._task = self._ray.remote(num_cpus=1, num_gpus=gpus_per_run, max_retries=3)(_do_there)
-
-    def _fitting(self, node: Mapping[str, Any]) -> int:
-        """Returns how many tasks a machine can do at once."""
-        resources = node["Resources"]
-        fitting = [resources.get("CPU", 0.0)] + ([resources.get("GPU", 0.0) / self._gpus] if self._gpus else [])
-        return int(min(fitting)) if node["Alive"] else 0
-
-    @property
-    @override
-    def slots(self) -> int:
-        return max(sum(map(self._fitting, self._ray.nodes())), 1)
-
-    @override
-    def submit(self, task: Callable[..., T], /, *arguments: Any) -> "Future[T]":
-        reference = self._task.remote(os.getcwd(), task, arguments)
-        future: Future[T] = Future()
-        future.set_running_or_notify_cancel()
-        self._unfinished[future] = reference
-        reference.future().add_done_callback(lambda ended: self._hand_over(ended, future))
-        return future
-
-    def _hand_over(self, ended: "Future[T]", future: "Future[T]") -> None:
-        self._unfinished.pop(future, None)
-        error = ended.exception()
-        exceptions = self._ray.exceptions
-        with contextlib.suppress(InvalidStateError):  # it was given up meanwhile
-            if error is None:
-                future.set_result(ended.result())
-            elif isinstance(error, exceptions.RayError) and not isinstance(error, exceptions.RayTaskError):
-                future.set_exception(WorkerDiedError("the process that did it was killed, or its machine is gone"))
-            else:
-                future.set_exception(getattr(error, "cause", error))
-
-    @override
-    def close(self, *, at_once: bool = False) -> None:
-        unfinished, self._unfinished = self._unfinished, {}
-        for future, reference in unfinished.items():
-            if at_once:
-                self._ray.cancel(reference, force=True)
-                with contextlib.suppress(InvalidStateError):  # it has just ended
-                    future.set_exception(WorkerDiedError("the executor was closed"))
-            else:
-                self._ray.wait([reference])
-        if self._owns_connection:
-            self._owns_connection = False
-            self._ray.shutdown()
-
-
-def _check_reachable(address: str) -> None:
-    """Raises if nobody answers at an address, for which Ray itself would wait minutes."""
-    if address in ("auto", "local"):
-        return
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or "/" in host:
-        raise ValueError("it must be auto, local or HOST:PORT")
-    with socket.create_connection((host, int(port)), timeout=5):
-        pass
-
-
-def _do_there(folder: str, task: Callable[..., T], arguments: tuple[Any, ...]) -> T:
-    _use_threads(1)  # it has one core; Ray says so itself only where the machine's environment says nothing else
-    with contextlib.suppress(OSError):
-        os.chdir(folder)
-    return task(*arguments)

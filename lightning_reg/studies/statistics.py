@@ -16,6 +16,7 @@ __all__ = [
     "against_baseline",
     "best_of",
     "holm",
+    "holm_corrected",
     "mean_and_error",
     "paired",
     "summaries",
@@ -177,19 +178,20 @@ def holm(ps: Iterable[float]) -> list[float]:
     return corrected
 
 
+def holm_corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Returns comparisons with both of their p-values corrected for the number of comparisons, by :func:`holm`."""
+    ps, exact = holm(compared.p for compared in comparisons), holm(compared.exact_p for compared in comparisons)
+    return [replace(compared, p=p, exact_p=other) for compared, p, other in zip(comparisons, ps, exact, strict=True)]
+
+
 def against_baseline(outcome: Outcome, metric: str) -> dict[str, Comparison]:
     """Compares every other variant with the baseline; empty where that has no result."""
     found, baseline = summaries(outcome, metric), outcome.study.baseline
     if baseline not in found:
         return {}
     others = [variant for variant in found if variant != baseline]
-    return dict(
-        zip(
-            others,
-            _corrected([paired(found[other].values, found[baseline].values, baseline) for other in others]),
-            strict=True,
-        )
-    )
+    comparisons = [paired(found[other].values, found[baseline].values, baseline) for other in others]
+    return dict(zip(others, holm_corrected(comparisons), strict=True))
 
 
 def best_of(outcome: Outcome, metric: str) -> Best | None:
@@ -202,14 +204,9 @@ def best_of(outcome: Outcome, metric: str) -> Best | None:
     best, others = ranked[0], ranked[1:]
     if not others:
         return Best(best, None, None, ())
-    comparisons = _corrected([paired(found[best].values, found[other].values, other) for other in others])
+    comparisons = holm_corrected([paired(found[best].values, found[other].values, other) for other in others])
     # Where seeds are missing, the pairs may tell the contrary of the means.
     undecided = [
         compared for compared in comparisons if not (compared.is_significant and sign * compared.difference > 0)
     ]
     return Best(best, others[0], comparisons[0], tuple(undecided))
-
-
-def _corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    ps, exact = holm(compared.p for compared in comparisons), holm(compared.exact_p for compared in comparisons)
-    return [replace(compared, p=p, exact_p=other) for compared, p, other in zip(comparisons, ps, exact, strict=True)]

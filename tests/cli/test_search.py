@@ -8,10 +8,11 @@ import pytest
 import yaml
 
 from lightning_reg.cli import main, trial
-from lightning_reg.cli.search import first_trials, set_split
+from lightning_reg.cli.search_job import set_split
+from lightning_reg.search.first_trials import first_trials
 from lightning_reg.search.space_file import read_space
+from lightning_reg.studies.executor import InProcessExecutor
 from tests.conftest import REPOSITORY
-from tests.studies.helpers import Here
 
 SPACE = {
     "title": "Small",
@@ -52,7 +53,7 @@ FOLDER = Path("runs/search/example")
 @pytest.fixture
 def here(monkeypatch):
     """Trials are done in this very process: what a worker of its own would import takes seconds."""
-    monkeypatch.setattr("lightning_reg.cli.search.LocalExecutor", lambda _: Here())
+    monkeypatch.setattr("lightning_reg.cli.options.LocalExecutor", lambda _: InProcessExecutor())
 
 
 @pytest.fixture
@@ -256,7 +257,10 @@ def test_callbacks_are_found_for_a_module_that_no_one_here_wrote(here, tmp_path,
     (tmp_path / "their_project.py").write_text(FOREIGN)
     monkeypatch.syspath_prepend(tmp_path)
     path = Path("attach.yaml")
-    path.write_text(yaml.safe_dump({"space": "attach", "metric": "val_error", "folds": 1, "trials": 40, "confirm": 0}))
+    switches = read_space("attach").switches
+    trials = 3 * (1 + len(switches))  # so many that the plain run and each technique alone are a third
+    settings = {"space": "attach", "metric": "val_error", "folds": 1, "trials": trials, "confirm": 0}
+    path.write_text(yaml.safe_dump(settings))
     base = ["--model", "their_project.TheirNet", "--data=their_project.TheirRows", "--trainer.max_epochs", "1"]
     assert main(["search", str(path)]) == 2
     assert "error: base is missing" in capsys.readouterr().err
@@ -264,5 +268,5 @@ def test_callbacks_are_found_for_a_module_that_no_one_here_wrote(here, tmp_path,
     assert main(["search", str(path), *base, *quiet]) == 0
     content = json.loads(Path("runs/search/attach/search.json").read_text())
     alone = [trial for trial in content["trials"] if trial["kind"] == "alone"]
-    assert len(alone) == len(read_space("attach").switches)
+    assert len(alone) == len(switches)
     assert [trial["message"] for trial in alone if trial["value"] is None] == []  # all of them attach

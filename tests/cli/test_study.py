@@ -18,9 +18,9 @@ from lightning_reg.cli import fitting, main, summary
 from lightning_reg.cli.plan import fits
 from lightning_reg.data import ImageData
 from lightning_reg.studies.definition import read_study
+from lightning_reg.studies.executor import InProcessExecutor
 from lightning_reg.studies.store import Store
 from tests.conftest import REPOSITORY
-from tests.studies.helpers import Here
 from tests.studies.processes import is_alive, wait_for
 
 BASE = REPOSITORY / "configs" / "digits_mlp.yaml"
@@ -59,7 +59,7 @@ def outcomes(monkeypatch, here):
 @pytest.fixture
 def here(monkeypatch):
     """Runs are done in this very process: what a worker of its own would import takes seconds."""
-    monkeypatch.setattr("lightning_reg.cli.study.LocalExecutor", lambda _: Here())
+    monkeypatch.setattr("lightning_reg.cli.options.LocalExecutor", lambda _: InProcessExecutor())
 
 
 @pytest.fixture
@@ -205,7 +205,7 @@ def test_the_short_form_on_other_data_has_its_own_settings_after_all_others(outc
     command = outcomes[0].commands["plain"]
     assert command.index("train_size 15") < command.index("max_epochs 1") < command.index("train_size 12")
     assert len(outcomes[0].results[0].curves["train/loss"]) == 1
-    assert "How long they take is told when the first is done." in capsys.readouterr().out
+    assert "How long they take is seen when the first is done." in capsys.readouterr().out
 
 
 def test_a_failing_variant_is_told_and_the_others_finish(outcomes, trained, capsys):

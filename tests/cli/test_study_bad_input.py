@@ -10,9 +10,9 @@ import yaml
 from lightning_reg.cli import fitting, main
 from lightning_reg.cli.plan import fits
 from lightning_reg.studies.definition import read_study
+from lightning_reg.studies.executor import InProcessExecutor
 from lightning_reg.studies.store import Store
 from tests.cli.test_study import BASE, write
-from tests.studies.helpers import Here
 
 FIT = fitting.fit
 
@@ -147,7 +147,7 @@ def test_another_study_s_folder(capsys):
 
 def test_a_metric_that_is_not_measured(capsys, monkeypatch):
     monkeypatch.setattr(fitting, "fit", FIT)
-    monkeypatch.setattr("lightning_reg.cli.study.LocalExecutor", lambda _: Here())
+    monkeypatch.setattr("lightning_reg.cli.options.LocalExecutor", lambda _: InProcessExecutor())
     assert main(["study", write(metric="test/acuracy", seeds=1), "--output", "there"]) == 2
     assert "metric must be one of " in (error := capsys.readouterr().err)
     assert "did you mean 'test/accuracy'" in error

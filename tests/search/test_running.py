@@ -8,11 +8,10 @@ import pytest
 from lightning_reg.search.running import Budget, Goal, do_trials
 from lightning_reg.search.storage import Driver
 from lightning_reg.settings import SettingError
-from lightning_reg.studies.executor import LocalExecutor
+from lightning_reg.studies.executor import InProcessExecutor, LocalExecutor
 from lightning_reg.studies.runs import Measured
 from lightning_reg.studies.store import Store
 from tests.search.helpers import first_of, make_runs, make_space, make_trials, perform, quality
-from tests.studies.helpers import Here
 from tests.studies.processes import python
 
 GOAL = Goal("val/accuracy", prefers_less=False, splits=1)
@@ -20,7 +19,7 @@ GOAL = Goal("val/accuracy", prefers_less=False, splits=1)
 
 def go(folder, do=perform, count=8, *, goal=GOAL, executor=None, runs=None, only=(), **budget):
     driver = Driver(folder)
-    with driver.alive(), executor or Here() as used:
+    with driver.alive(), executor or InProcessExecutor() as used:
         trials = make_trials(folder, driver=driver, prunes=goal.prunes)
         do_trials(
             trials,

@@ -2,31 +2,11 @@
 
 import os
 import threading
-from concurrent.futures import Future
 from pathlib import Path
 
-from lightning_reg.studies.executor import Executor
 from lightning_reg.studies.runs import Measured, Run
 from lightning_reg.studies.store import Store, result_text
 from tests.studies.processes import wait_for
-
-
-class Here(Executor):
-    """Does tasks in this very process, when they are submitted."""
-
-    is_local = True
-    slots = 1
-
-    def submit(self, task, /, *arguments):
-        future = Future()
-        try:
-            future.set_result(task(*arguments))
-        except Exception as error:
-            future.set_exception(error)
-        return future
-
-    def close(self, *, at_once=False):
-        pass
 
 
 def make_runs(count=4):

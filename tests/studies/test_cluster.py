@@ -14,10 +14,11 @@ import yaml
 
 from lightning_reg.cli import main
 from lightning_reg.settings import SettingError
+from lightning_reg.studies.cluster import RayExecutor
 from lightning_reg.studies.execution import execute
-from lightning_reg.studies.executor import RayExecutor, WorkerDiedError
+from lightning_reg.studies.executor import InProcessExecutor, WorkerDiedError
 from tests.conftest import REPOSITORY
-from tests.studies.helpers import Here, do, do_elsewhere, make_runs, open_store
+from tests.studies.helpers import do, do_elsewhere, make_runs, open_store
 from tests.studies.processes import die, held, hold, is_alive, python, wait_for
 
 pytest.importorskip("ray", reason="Ray isn't installed: pip install 'lightning-reg[cluster]'")
@@ -67,7 +68,7 @@ def test_a_run_whose_process_is_killed_is_done_again_and_one_that_always_dies_is
 
 DRIVER = """
 from tests.studies.processes import hold
-from lightning_reg.studies.executor import RayExecutor, WorkerDiedError
+from lightning_reg.studies.cluster import RayExecutor
 executor = RayExecutor({address!r})
 [executor.submit(hold, {folder!r}) for _ in range(2)]
 input()
@@ -104,7 +105,7 @@ def test_a_study_comes_to_the_same_on_a_cluster_and_here(cluster, monkeypatch):
     study = {"base": base, "variants": {"plain": {}}, "seeds": 1}
     Path("small.yaml").write_text(yaml.safe_dump(study))
     monkeypatch.setattr("lightning_reg.cli.study.write_report", lambda _, folder: folder)
-    monkeypatch.setattr("lightning_reg.cli.study.LocalExecutor", lambda _: Here())
+    monkeypatch.setattr("lightning_reg.cli.options.LocalExecutor", lambda _: InProcessExecutor())
     assert main(["study", "small.yaml", "--output", "there", "--cluster", cluster.address]) == 0
     assert main(["study", "small.yaml", "--output", "here"]) == 0
     there, here = (json.loads(next(Path(name).glob("runs/*/result.json")).read_text()) for name in ("there", "here"))
@@ -149,4 +150,4 @@ def test_all_runs_are_done_and_recorded_once_when_a_node_is_killed_in_the_middle
     for result in results:
         assert str(store.folder) not in result.collected["folder"]
         assert result.collected["command"] == ["--config", "trainer:\n  max_epochs: 3\n", "--model.drop_prob", "0.5"]
-    assert execute(runs, store, do, Here(), quiet=True) == []  # there is nothing left to do
+    assert execute(runs, store, do, InProcessExecutor(), quiet=True) == []  # there is nothing left to do

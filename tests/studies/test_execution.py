@@ -10,10 +10,9 @@ import pytest
 from lightning_reg.settings import SettingError
 from lightning_reg.studies import store as store_module
 from lightning_reg.studies.execution import execute
-from lightning_reg.studies.executor import LocalExecutor
+from lightning_reg.studies.executor import InProcessExecutor, LocalExecutor
 from lightning_reg.studies.store import Store
 from tests.studies.helpers import (
-    Here,
     collect_a_lock,
     die_at_two,
     do,
@@ -29,7 +28,7 @@ pytestmark = pytest.mark.timeout(180)
 
 
 def run(store, perform, runs, executor=None, **settings):
-    with executor or Here() as used:
+    with executor or InProcessExecutor() as used:
         return execute(runs, store, perform, used, quiet=True, **settings)
 
 

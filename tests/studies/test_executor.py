@@ -10,7 +10,8 @@ import time
 import pytest
 
 from lightning_reg.settings import SettingError
-from lightning_reg.studies.executor import LocalExecutor, RayExecutor, WorkerDiedError
+from lightning_reg.studies.cluster import RayExecutor
+from lightning_reg.studies.executor import LocalExecutor, WorkerDiedError
 from tests.studies.processes import held, hold, is_alive, python, wait_for
 
 pytestmark = pytest.mark.timeout(120)

@@ -1,0 +1,154 @@
+"""One search, from its first trial to what it hands over."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+
+from lightning_reg.search.definition import SearchDefinition
+from lightning_reg.search.first_trials import First, alone, first_trials
+from lightning_reg.search.folder import SearchFolder
+from lightning_reg.search.outcome import Confirmation, SearchOutcome
+from lightning_reg.search.running import Budget, Goal, do_trials
+from lightning_reg.search.space import Cocktail
+from lightning_reg.search.storage import Driver, silenced, stored
+from lightning_reg.search.trials import Trials
+from lightning_reg.studies.execution import Perform
+from lightning_reg.studies.executor import Executor
+from lightning_reg.studies.outcome import Failure
+from lightning_reg.studies.runs import Run, key_of
+from lightning_reg.studies.store import Store
+
+__all__ = ["SearchJob"]
+
+
+class SearchJob(ABC):
+    """A search whose runs a subclass makes and does.
+
+    Args:
+        definition: What is searched.
+        folder: Where everything goes.
+        storage: Address of a database that several drivers share; the journal in the folder where None.
+        quiet: Whether progress bars are left out.
+    """
+
+    has_base = False
+    """Whether the base differs from the plain run, in which all switches are off."""
+
+    command = ""
+    """What goes on with the search when it is called again; empty from Python."""
+
+    def __init__(
+        self, definition: SearchDefinition, folder: SearchFolder, *, storage: str | None = None, quiet: bool = False
+    ) -> None:
+        self.definition = definition
+        self.folder = folder
+        self.storage = storage
+        self.quiet = quiet
+        self.space = definition.space
+        self.splits = definition.folds or 1
+        self.notes: list[str] = []
+
+    @property
+    @abstractmethod
+    def perform(self) -> Perform:
+        """What does a run of a trial."""
+
+    @abstractmethod
+    def rehearse(self) -> None:
+        """Finds what can't be used, and sets what only the module and its data tell: space, splits, notes."""
+
+    @abstractmethod
+    def runs(self, name: str, cocktail: Cocktail | None) -> list[Run]:
+        """Returns the runs of a trial, one a split.
+
+        Args:
+            name: Of the trial.
+            cocktail: None for the base as it is.
+        """
+
+    @abstractmethod
+    def executor(self) -> Executor:
+        """Returns where runs are done."""
+
+    @abstractmethod
+    def confirm(self, outcome: SearchOutcome, executor: Executor) -> tuple[Confirmation | None, list[Failure]]:
+        """Returns what fresh seeds say of the best cocktail, and the runs that failed."""
+
+    @abstractmethod
+    def hand_over(self, outcome: SearchOutcome) -> None:
+        """Writes what the search has found."""
+
+    def versions(self) -> dict[str, str]:
+        """Returns the versions of what took part, by name."""
+        return {}
+
+    def do(self) -> tuple[SearchOutcome, list[Failure]]:
+        """Searches, or goes on with it; returns what came of it, and the runs of the confirmation that failed.
+
+        Raises:
+            SettingError: If something can't be used, or the disk is full.
+            KeyboardInterrupt: When interrupted; what is finished is kept.
+        """
+        self.folder.check()
+        if self.storage is not None:
+            with stored(self.folder.path, self.storage):  # whether it can be reached, before anything is made
+                pass
+        self.rehearse()
+        self.folder.make()
+        driver = Driver(self.folder.path)
+        failures: list[Failure] = []
+        with (
+            self.folder.reported(),
+            driver.alive(),
+            silenced(),
+            stored(self.folder.path, self.storage) as storage,
+            self.executor() as executor,
+        ):
+            trials = Trials(
+                storage,
+                f"{self.definition.name}-{key_of(self.folder.parts)}",
+                self.space,
+                first_trials(self.space, self.definition.trials, has_base=self.has_base),
+                prefers_less=self.definition.prefers_less,
+                seed=self.definition.seed,
+                driver=driver,
+                prunes=self.definition.prune,
+            )
+            outcome = self._search(trials, executor)
+            self.hand_over(outcome)  # before what may be interrupted
+            if self.definition.confirm and outcome.best is not None and outcome.best.cocktail:
+                outcome = self._search(trials, executor, only=alone(self.space))
+                confirmation, failures = self.confirm(outcome, executor)
+                outcome = replace(outcome, confirmation=confirmation)
+                self.hand_over(outcome)
+        return outcome, failures
+
+    def _search(self, trials: Trials, executor: Executor, *, only: Sequence[First] = ()) -> SearchOutcome:
+        definition = self.definition
+        do_trials(
+            trials,
+            Store(self.folder.path, definition.name),
+            self.runs,
+            self.perform,
+            executor,
+            Goal(definition.metric, definition.prefers_less, self.splits, prunes=definition.prune),
+            Budget(definition.trials, definition.minutes, definition.max_step_time),
+            quiet=self.quiet,
+            only=only,
+        )
+        tried = trials.tried
+        return SearchOutcome(
+            name=definition.name,
+            title=definition.title,
+            space=self.space,
+            metric=definition.metric,
+            prefers_less=definition.prefers_less,
+            splits=self.splits,
+            seed=definition.seed,
+            tried=tried,
+            best=trials.best(tried),
+            importances=trials.importances(),
+            notes=self.notes,
+            command=self.command,
+            versions=self.versions(),
+        )
