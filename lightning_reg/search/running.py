@@ -101,15 +101,61 @@ class _Loop:
         self.goal = goal
         self.budget = budget
         self.active: list[_Trial] = []
+        self.extra: int | None = None  # trials beyond the budget that wait; None where those of the budget are done
         self.began = time.monotonic()
         self.durations: list[float] = []
         self.plain_step: float | None = None
 
+    def do(self, only: Sequence[First], *, quiet: bool) -> None:
+        """Does trials: those of some cocktails, or the budget's where none are named."""
+        from tqdm import tqdm
+
+        self.trials.adopt_orphans()
+        total, done = self.budget.trials, min(self.trials.begun, self.budget.trials)
+        if only:
+            total, done = sum(self.trials.enqueue(first, is_extra=True) for first in only), 0
+            self.extra = total
+            if not total:
+                return
+        tried = self.trials.tried
+        self.plain_step = next((candidate.step_seconds for candidate in tried if candidate.kind == "plain"), None)
+        beat = time.monotonic()
+        with tqdm(total=total, initial=done, desc=self.store.name, unit="trial", disable=quiet, smoothing=0) as bar:
+            while self.active or self.may_begin():
+                ended = [*self.filled(), *self.collected()]
+                tried += ended
+                for candidate in ended:
+                    _check_plain(candidate)
+                    bar.update()
+                if ended:
+                    bar.set_postfix_str(self.progress(tried))
+                if time.monotonic() - beat > _HEARTBEAT:
+                    beat = time.monotonic()
+                    self.trials.heartbeat([candidate.proposal for candidate in self.active])
+
+    def may_begin(self) -> bool:
+        if self.extra is not None:
+            return self.extra > 0
+        return self.trials.begun < self.budget.trials and self.has_time()
+
     def has_time(self) -> bool:
         return self.budget.minutes is None or time.monotonic() - self.began < 60 * self.budget.minutes
 
+    def filled(self) -> Iterator[Tried]:
+        """Begins trials until all slots are busy; yields those that need nothing done."""
+        while len(self.active) < self.executor.slots and self.may_begin():
+            yield from self.begin()
+
+    def collected(self) -> Iterator[Tried]:
+        """Waits a moment for splits that end; yields the trials that have ended with them."""
+        futures = [candidate.future for candidate in self.active if candidate.future is not None]
+        for future in wait(futures, timeout=1.0, return_when=FIRST_COMPLETED).done:
+            yield from self.settle(next(candidate for candidate in self.active if candidate.future is future))
+
     def begin(self) -> Iterator[Tried]:
         """Proposes a trial, and submits its first split that hasn't been measured."""
+        if self.extra is not None:
+            self.extra -= 1
         proposal = self.trials.ask()
         trial = _Trial(proposal, self.make_runs(proposal.name, proposal.cocktail))
         self.active.append(trial)
@@ -180,9 +226,29 @@ class _Loop:
         self.store.write_result(run, attempt.result)
         yield from self.go_on(trial)
 
+    def give_up(self) -> None:
+        """Ends what is being done, so that the next driver finds it as it was."""
+        self.executor.close(at_once=True)
+        for trial in self.active:
+            if trial.future is not None and not self.store.has_result(trial.run):
+                self.store.discard(trial.run)
+        with contextlib.suppress(Exception), silenced():  # whatever can't be said now is found by the next driver
+            self.trials.release([candidate.proposal for candidate in self.active])
+
+    def progress(self, tried: Sequence[Tried]) -> str:
+        """Returns the best trial so far, and how long the rest takes."""
+        from lightning_reg.search.words import shown_value
+
+        best = self.trials.best(tried)
+        if best is None:
+            return ""
+        left = self.left()
+        shown = f"best {shown_value(self.goal.metric, best.value)}: {best.name}"
+        return f"{shown}; about {duration(left)} left" if left else shown
+
     def left(self) -> float | None:
         """Returns how many seconds the rest of the budget takes; None where nothing tells."""
-        if not self.durations:
+        if not self.durations or self.extra is not None:
             return None
         rest = max(self.budget.trials - self.trials.begun, 0) + len(self.active)
         by_trials = rest * statistics.fmean(self.durations) / self.executor.slots
@@ -218,78 +284,17 @@ def do_trials(
         SettingError: If the disk is full, the metric isn't measured, or the plain trial fails.
         KeyboardInterrupt: When interrupted; what is finished is kept.
     """
-    from tqdm import tqdm
-
     loop = _Loop(trials, store, make_runs, perform, executor, goal, budget)
-    waiting = 0
     try:
         with silenced():
-            trials.adopt_orphans()
-            waiting = sum(trials.enqueue(first, is_extra=True) for first in only)
-            if only and not waiting:
-                return
-            tried = trials.tried
-            loop.plain_step = next((candidate.step_seconds for candidate in tried if candidate.kind == "plain"), None)
-            total = waiting if only else budget.trials
-            with tqdm(
-                total=total,
-                initial=0 if only else min(trials.begun, total),
-                desc=store.name,
-                unit="trial",
-                disable=quiet,
-                smoothing=0,
-            ) as bar:
-                beat = time.monotonic()
-                while True:
-                    ended: list[Tried] = []
-                    while len(loop.active) < executor.slots and (waiting > 0 or (not only and _may_begin(loop))):
-                        waiting -= 1
-                        ended += loop.begin()
-                    for future in wait(_futures(loop), timeout=1.0, return_when=FIRST_COMPLETED).done:
-                        trial = next(candidate for candidate in loop.active if candidate.future is future)
-                        ended += loop.settle(trial)
-                    tried += ended
-                    for candidate in ended:
-                        _check_plain(candidate)
-                        bar.update()
-                    if ended:
-                        _show(bar, trials, goal, tried, None if only else loop.left())
-                    if not loop.active and waiting <= 0 and (only or not _may_begin(loop)):
-                        return
-                    if time.monotonic() - beat > _HEARTBEAT:
-                        beat = time.monotonic()
-                        trials.heartbeat([candidate.proposal for candidate in loop.active])
+            loop.do(only, quiet=quiet)
     except BaseException as error:
-        executor.close(at_once=True)
-        for trial in loop.active:
-            if trial.future is not None and not store.has_result(trial.run):
-                store.discard(trial.run)
-        with contextlib.suppress(Exception), silenced():  # whatever can't be said now is found by the next driver
-            trials.release([candidate.proposal for candidate in loop.active])
+        loop.give_up()
         if isinstance(error, Exception) and is_disk_full(error, store.folder):
             raise full_disk(store.folder) from error
         raise
 
 
-def _may_begin(loop: _Loop) -> bool:
-    return loop.trials.begun < loop.budget.trials and loop.has_time()
-
-
-def _futures(loop: _Loop) -> list[Future[Attempt]]:
-    return [candidate.future for candidate in loop.active if candidate.future is not None]
-
-
 def _check_plain(tried: Tried) -> None:
     if tried.kind == "plain" and tried.value is None:
         raise SettingError(f"the base without any of the space's switches must train, but failed: {tried.message}")
-
-
-def _show(bar: "object", trials: Trials, goal: Goal, tried: Sequence[Tried], left: float | None) -> None:
-    from lightning_reg.search.words import shown_value
-
-    best = trials.best(tried)
-    if best is not None:
-        words = [f"best {shown_value(goal.metric, best.value)}: {best.name}"]
-        if left:
-            words.append(f"about {duration(left)} left")
-        bar.set_postfix_str("; ".join(words))  # type: ignore[attr-defined]  # tqdm has no types
