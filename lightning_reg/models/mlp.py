@@ -15,7 +15,8 @@ __all__ = ["MLP"]
 class MLP(Supervised):
     """A multilayer perceptron that classifies; images are flattened, categories of a table embedded.
 
-    Each hidden layer is: weights, normalization, activation, dropout.
+    Each hidden layer is: weights, normalization, activation, dropout. A residual network has the same layers, in blocks
+    of normalization, activation, dropout and weights; what a block computes is added to what came in.
 
     Args:
         input_shape: Shape of one sample; taken from the data module on the command line.
@@ -34,10 +35,20 @@ class MLP(Supervised):
         categories: How many categories each of the last columns of a table has, code 0 included, where they are to be
             embedded; taken from the data module on the command line.
         embed_dim: Width of the vector that a category becomes, at least 1.
+        residual: Whether each hidden layer after the first is added to what came in; where the widths differ, what
+            comes in goes through weights of its own.
+        stochastic_depth_prob: Probability that the last residual branch is dropped for a sample, in [0, 1]; those
+            before it have less, linearly.
+        shake_drop_prob: Probability that the last residual branch is disturbed for a sample by ShakeDrop, likewise;
+            best with ``norm="batch"``.
         settings: What every model has: those of :class:`Supervised`, but its ``network``.
 
     Raises:
-        SettingError: If a name isn't known or a number is out of its range.
+        SettingError: If a name isn't known, a number is out of its range, or there are no branches to drop.
+
+    Reference:
+        Residual branches: Kaiming He, Xiangyu Zhang, Shaoqing Ren, Jian Sun, ECCV 2016, arXiv:1603.05027. ShakeDrop:
+        Yoshihiro Yamada, Masakazu Iwamura, Takuya Akiba, Koichi Kise, IEEE Access 2019, arXiv:1802.02375.
 
     >>> import torch
     >>> module = MLP(input_shape=(1, 8, 8), num_classes=10, hidden_sizes=[32], norm="batch", drop_prob=0.2)
@@ -45,7 +56,7 @@ class MLP(Supervised):
     torch.Size([2, 10])
     """
 
-    structure = ("activation", "norm", "hidden_sizes")
+    structure = ("activation", "norm", "hidden_sizes", "residual")
 
     def __init__(
         self,
@@ -59,6 +70,9 @@ class MLP(Supervised):
         init: str | Callable[[Tensor], Any] = "auto",
         categories: Sequence[int] = (),
         embed_dim: int = 8,
+        residual: bool = False,
+        stochastic_depth_prob: float = 0.0,
+        shake_drop_prob: float = 0.0,
         **settings: Any,
     ) -> None:
         network: Any = partial(
@@ -72,5 +86,8 @@ class MLP(Supervised):
             init=init,
             categories=categories,
             embed_dim=embed_dim,
+            residual=residual,
+            stochastic_depth_prob=stochastic_depth_prob,
+            shake_drop_prob=shake_drop_prob,
         )
         super().__init__(network, input_shape=input_shape, **settings)

@@ -29,9 +29,10 @@ from lightning_reg.nn.layers.normalization import (
     GhostBatchNorm,
     StandardizedWeight,
 )
+from lightning_reg.nn.layers.shake_drop import ShakeDrop
 from lightning_reg.nn.layers.weight_drop import WeightDropGRU, WeightDropLSTM, WeightDropRNN
 from lightning_reg.nn.monte_carlo import MonteCarloPrediction, monte_carlo_predict
-from lightning_reg.nn.networks.blocks import convolutional_network, dense_network
+from lightning_reg.nn.networks.blocks import ResidualBlock, convolutional_network, dense_network
 from lightning_reg.nn.networks.recurrent import recurrent_network
 from lightning_reg.nn.networks.tabular import TabularEmbedding
 from lightning_reg.nn.networks.transformer import Attention, FeedForward, TransformerBlock, transformer_network
@@ -58,6 +59,8 @@ __all__ = [
     "GhostBatchNorm",
     "LayerScale",
     "MonteCarloPrediction",
+    "ResidualBlock",
+    "ShakeDrop",
     "SpatialDropout",
     "StandardizedWeight",
     "StochasticDepth",

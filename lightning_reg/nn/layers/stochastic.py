@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -90,6 +91,14 @@ class StochasticLayer(nn.Module, ABC):
         if stream is None or not stream.serves(like):
             return draw(kind, like, shape, float(p))
         return stream.draw(kind, like, shape, p)
+
+    def draw_uniform(self, inputs: Tensor, shape: Sequence[int]) -> Tensor:
+        """Returns random numbers on [0, 1) in 32 bits, of which rates are a share, whatever the inputs have.
+
+        Args:
+            inputs: What the device is taken from.
+        """
+        return self.draw("uniform", inputs.new_empty(0, dtype=torch.float32), shape)
 
 
 def check_rank(layer: nn.Module, inputs: Tensor, wanted: str, *, least: int, most: int | None = None) -> None:

@@ -3,14 +3,44 @@
 import math
 from collections.abc import Callable, Sequence
 
-from torch import nn
+from torch import Tensor, nn
+from typing_extensions import override
 
 from lightning_reg.init.initialization import Initializer, initialize_
 from lightning_reg.nn.factories import drop_weights_or_inputs, make_activation, make_dropout, make_norm
+from lightning_reg.nn.layers.dropout import StochasticDepth, linear_rates
+from lightning_reg.nn.layers.shake_drop import ShakeDrop
 from lightning_reg.nn.networks.tabular import TabularEmbedding
-from lightning_reg.settings import SettingError, check_count
+from lightning_reg.settings import SettingError, check_count, check_range
 
-__all__ = ["convolutional_network", "dense_network"]
+__all__ = ["ResidualBlock", "convolutional_network", "dense_network"]
+
+
+class ResidualBlock(nn.Module):
+    """Adds what a branch computes to what comes in.
+
+    Args:
+        branch: From the block's inputs to its outputs.
+        shortcut: What the inputs go through where their shape isn't that of the outputs; None where it is.
+
+    Reference:
+        Kaiming He, Xiangyu Zhang, Shaoqing Ren, Jian Sun: Identity Mappings in Deep Residual Networks, ECCV 2016,
+        arXiv:1603.05027.
+
+    >>> import torch
+    >>> ResidualBlock(nn.Tanh())(torch.ones(2)).tolist()
+    [1.7615941762924194, 1.7615941762924194]
+    """
+
+    def __init__(self, branch: nn.Module, shortcut: nn.Module | None = None) -> None:
+        super().__init__()
+        self.branch = branch
+        self.shortcut = shortcut
+
+    @override
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = (inputs if self.shortcut is None else self.shortcut(inputs)) + self.branch(inputs)
+        return outputs
 
 
 def dense_network(
@@ -25,8 +55,14 @@ def dense_network(
     init: str | Initializer = "auto",
     categories: Sequence[int] = (),
     embed_dim: int = 8,
+    residual: bool = False,
+    stochastic_depth_prob: float = 0.0,
+    shake_drop_prob: float = 0.0,
 ) -> nn.Sequential:
     """A multilayer perceptron on flattened inputs, or on a table's rows whose categories are embedded.
+
+    Residual or not, the layers and their order are the same. The blocks of a residual network are normalization,
+    activation, dropout and weights; what they add to is what the first hidden layer's weights compute.
 
     Args:
         input_shape: Shape of one sample.
@@ -41,12 +77,19 @@ def dense_network(
         categories: How many categories each of the last columns of a table has, see
             :class:`lightning_reg.nn.TabularEmbedding`; none where all inputs are numbers.
         embed_dim: Width of the vector that a category becomes.
+        residual: Whether each hidden layer after the first is added to what came in; where the widths differ, what
+            comes in goes through weights of its own.
+        stochastic_depth_prob: Probability that the last residual block's branch is dropped from a sample, in [0, 1];
+            those before it have less, linearly. See :class:`lightning_reg.nn.StochasticDepth`.
+        shake_drop_prob: Probability that the last residual block's branch is disturbed by
+            :class:`lightning_reg.nn.ShakeDrop` instead, likewise.
 
     Returns:
         A module from (N, *input_shape) to (N, num_outputs).
 
     Raises:
-        SettingError: If a name isn't known, a number is out of its range, or ``categories`` don't fit the input.
+        SettingError: If a name isn't known, a number is out of its range, ``categories`` don't fit the input, or
+            branches are to be dropped where there are none.
 
     >>> dense_network((1, 8, 8), 10, hidden_sizes=[32], norm="layer", drop_prob=0.2)
     Sequential(
@@ -59,25 +102,54 @@ def dense_network(
     )
     """
     first = _embedding(input_shape, categories, embed_dim) if categories else None
+    rates = _branch_rates(len(hidden_sizes), residual, stochastic_depth_prob, shake_drop_prob)
     layers: list[nn.Module] = [first or nn.Flatten()]
     width = first.out_features if first else math.prod(input_shape)
+    between: list[nn.Module] = []  # what stands between the weights of two layers
     for hidden, size in enumerate(hidden_sizes):
         check_count("each of hidden_sizes", size)
         norm_layer = make_norm(norm, size)
-        weights = nn.Linear(width, size, bias=not _shifts(norm_layer))
-        layers += [
-            drop_weights_or_inputs(dropout, drop_prob, weights) if hidden else weights,
-            norm_layer,
-            make_activation(activation),
-            make_dropout(dropout, drop_prob),
-        ]
+        weights: nn.Module = nn.Linear(width, size, bias=not _shifts(norm_layer))
+        weights = drop_weights_or_inputs(dropout, drop_prob, weights) if hidden else weights
+        if residual and hidden:
+            branch = _without_identities([*between, weights, *_branch_end(rates[hidden - 1], shake_drop_prob > 0)])
+            layers.append(ResidualBlock(branch, None if width == size else nn.Linear(width, size, bias=False)))
+        else:
+            layers += [*between, weights]
+        between = [norm_layer, make_activation(activation), make_dropout(dropout, drop_prob)]
         width = size
     head = nn.Linear(width, num_outputs)
-    layers.append(drop_weights_or_inputs(dropout, drop_prob, head) if hidden_sizes else head)
+    layers += [*between, drop_weights_or_inputs(dropout, drop_prob, head) if hidden_sizes else head]
     network = _assemble(layers, init, activation)
     if first:
         first.clear_missing()  # which a scheme for embeddings has drawn, too
     return network
+
+
+def _branch_rates(hidden: int, residual: bool, stochastic_depth_prob: float, shake_drop_prob: float) -> list[float]:
+    """Returns the probability of each residual branch to be dropped or disturbed."""
+    probabilities = {"stochastic_depth_prob": stochastic_depth_prob, "shake_drop_prob": shake_drop_prob}
+    for name, p in probabilities.items():
+        check_range(name, p, low=0, high=1)
+        if p and not residual:
+            raise SettingError(f"{name} must be 0 without residual, because there are no branches to drop, but is {p}")
+    if residual and hidden < 2:
+        raise SettingError(
+            "hidden_sizes must name at least two layers with residual, of which the first makes what others add to, "
+            f"but names {hidden}"
+        )
+    if all(probabilities.values()):
+        raise SettingError(
+            "stochastic_depth_prob or shake_drop_prob must be 0: either drops the branches, but they are "
+            f"{stochastic_depth_prob} and {shake_drop_prob}"
+        )
+    return linear_rates(max(probabilities.values()), max(hidden - 1, 0))
+
+
+def _branch_end(rate: float, is_shaken: bool) -> list[nn.Module]:
+    if not rate:
+        return []
+    return [ShakeDrop(rate) if is_shaken else StochasticDepth(rate)]
 
 
 def convolutional_network(
@@ -167,6 +239,10 @@ def _shifts(norm_layer: nn.Module) -> bool:
 def _assemble(
     layers: Sequence[nn.Module], init: str | Initializer, activation: str | Callable[[], nn.Module]
 ) -> nn.Sequential:
-    network = nn.Sequential(*[layer for layer in layers if not isinstance(layer, nn.Identity)])
+    network = _without_identities(layers)
     initialize_(network, init, make_activation(activation))
     return network
+
+
+def _without_identities(layers: Sequence[nn.Module]) -> nn.Sequential:
+    return nn.Sequential(*[layer for layer in layers if not isinstance(layer, nn.Identity)])

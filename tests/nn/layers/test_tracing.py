@@ -14,6 +14,7 @@ from lightning_reg.nn import (
     GaussianDropout,
     GaussianNoise,
     GhostBatchNorm,
+    ShakeDrop,
     SpatialDropout,
     StochasticDepth,
     VariationalDropout,
@@ -32,6 +33,7 @@ LAYERS = {
     "spatial": (lambda: SpatialDropout(0.5), IMAGES),
     "variational": (lambda: VariationalDropout(0.5), SEQUENCES),
     "stochastic depth": (lambda: StochasticDepth(0.5), ROWS),
+    "ShakeDrop": (lambda: ShakeDrop(0.5), ROWS),
     "Gaussian dropout": (lambda: GaussianDropout(0.5), ROWS),
     "Gaussian noise": (lambda: GaussianNoise(0.5), ROWS),
     "drop block": (lambda: DropBlock(0.5, block_size=2), IMAGES),
@@ -44,6 +46,10 @@ LAYERS = {
     "dropped recurrent weights": (lambda: WeightDropLSTM(6, 4, p=0.5, batch_first=True), SEQUENCES),
     "attention": (lambda: Attention(embed_dim=6, num_heads=2, attention_drop_prob=0.1), SEQUENCES),
     "MLP": (lambda: dense_network((6,), 3, hidden_sizes=(8,), drop_prob=0.2), ROWS),
+    "residual MLP": (
+        lambda: dense_network((6,), 3, hidden_sizes=(8, 8), residual=True, stochastic_depth_prob=0.5),
+        ROWS,
+    ),
     "CNN": (
         lambda: convolutional_network((3, 8, 8), 3, channels=(4,), dropout="drop_block", drop_prob=0.2),
         IMAGES,

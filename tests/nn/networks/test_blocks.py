@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_reg.nn import ConcreteDropout, DropBlock2d, convolutional_network, dense_network
+from lightning_reg.nn import (
+    ConcreteDropout,
+    DropBlock2d,
+    ResidualBlock,
+    ShakeDrop,
+    StochasticDepth,
+    convolutional_network,
+    dense_network,
+)
 from lightning_reg.nn.layers.drop_connect import DropConnect
 from lightning_reg.settings import SettingError
 
@@ -105,3 +113,67 @@ def test_concrete_dropout_leaves_initialization_as_it_is():
         torch.manual_seed(0)
         heads.append(dense_network((300,), 200, hidden_sizes=[400], dropout=dropout, drop_prob=drop_prob)[-1])
     assert torch.equal(heads[0].weight, heads[1].layer.weight)
+
+
+def test_a_residual_network_adds_the_same_layers_to_what_comes_in():
+    """By hand, in float64: h = W x; h += W a(n(h)) for each block, with weights of its own where the width differs."""
+    torch.manual_seed(0)
+    network = dense_network((4,), 2, hidden_sizes=[6, 6, 5], norm="layer", activation="tanh", residual=True).double()
+    plain = dense_network((4,), 2, hidden_sizes=[6, 6, 5], norm="layer", activation="tanh")
+    assert kinds(network) == ["Flatten", "Linear", "ResidualBlock", "ResidualBlock", "LayerNorm", "Tanh", "Linear"]
+    assert sum(weight.numel() for weight in network.parameters()) == 6 * 5 + sum(w.numel() for w in plain.parameters())
+    inputs = torch.randn(7, 4, dtype=torch.float64)
+    weights = [parameter.detach() for parameter in network.parameters()]
+    first, (scale1, shift1, second), (scale2, shift2, third, shortcut), (scale3, shift3, head, bias) = (
+        weights[0],
+        weights[1:4],
+        weights[4:8],
+        weights[8:],
+    )
+
+    def normalized(hidden, scale, shift):
+        rows = []
+        for row in hidden:
+            centered = row - row.mean()
+            rows.append(centered / (centered.square().mean() + 1e-5).sqrt() * scale + shift)
+        return torch.stack(rows)
+
+    hidden = inputs @ first.T
+    hidden = hidden + normalized(hidden, scale1, shift1).tanh() @ second.T
+    hidden = hidden @ shortcut.T + normalized(hidden, scale2, shift2).tanh() @ third.T
+    expected = normalized(hidden, scale3, shift3).tanh() @ head.T + bias
+    torch.testing.assert_close(network(inputs), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("setting", "kind"), [("stochastic_depth_prob", StochasticDepth), ("shake_drop_prob", ShakeDrop)]
+)
+def test_branches_are_dropped_the_deeper_the_more_often(setting, kind):
+    network = dense_network((4,), 2, hidden_sizes=[6, 6, 6], drop_prob=0.1, residual=True, **{setting: 0.4})
+    dropping = [layer for layer in network.modules() if isinstance(layer, kind)]
+    assert [layer.p for layer in dropping] == [0.2, 0.4]
+    blocks = [layer for layer in network if isinstance(layer, ResidualBlock)]
+    assert [block.branch[-1] for block in blocks] == dropping
+    assert network.train()(torch.randn(3, 4)).shape == (3, 2)
+
+
+def test_a_residual_network_whose_branches_are_all_dropped_is_that_of_its_shortcuts():
+    torch.manual_seed(0)
+    network = dense_network((4,), 2, hidden_sizes=[6, 6], norm="layer", residual=True, stochastic_depth_prob=1.0)
+    inputs = torch.randn(3, 4)
+    hidden = network[1](inputs)
+    assert torch.equal(network.train()(inputs), network[5](network[4](network[3](hidden))))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"hidden_sizes": [8]}, "hidden_sizes must name at least two layers with residual, .* but names 1"),
+        ({"residual": False, "shake_drop_prob": 0.1}, "shake_drop_prob must be 0 without residual"),
+        ({"shake_drop_prob": 0.1, "stochastic_depth_prob": 0.2}, "either drops the branches, but they are 0.2 and 0.1"),
+        ({"stochastic_depth_prob": 1.2}, r"stochastic_depth_prob must be in \[0, 1\]"),
+    ],
+)
+def test_branches_that_cannot_be_dropped_are_refused(settings, message):
+    with pytest.raises(SettingError, match=message):
+        dense_network((4,), 2, **{"hidden_sizes": [6, 6], "residual": True, **settings})
