@@ -21,7 +21,7 @@ from lightning_reg.audit.introspection import described, shown, telling_settings
 from lightning_reg.core.facts import Place
 from lightning_reg.core.lightning import callbacks_of, twins
 from lightning_reg.core.technique import Technique
-from lightning_reg.nn.insertion import Insertion
+from lightning_reg.nn.insertion import insertions
 from lightning_reg.nn.rates import is_stochastic, rates
 from lightning_reg.optim import OwnedParameter, is_normalization, owned_parameters
 
@@ -223,12 +223,8 @@ def _forward_rows(pl_module: LightningModule) -> Iterator[Row]:
         yield Row("forward", kind, f"{shown_rate} in {_layers(len(values))}")
     rated = {id(rate.holder) for rate in rates(pl_module)}
     others = [submodule for submodule in pl_module.modules() if is_stochastic(submodule) and id(submodule) not in rated]
-    others += [
-        hook.layer
-        for submodule in pl_module.modules()
-        for hook in submodule._forward_hooks.values()
-        if isinstance(hook, Insertion) and is_stochastic(hook.layer) and id(hook.layer) not in rated
-    ]
+    inserted = [hook.layer for hook in insertions(pl_module)]
+    others += [layer for layer in inserted if is_stochastic(layer) and id(layer) not in rated]
     for kind, count in Counter(type(other).__name__ for other in others).items():
         yield Row("forward", kind, f"in {_layers(count)}")
     norms = Counter(

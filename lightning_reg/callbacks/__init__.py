@@ -13,6 +13,7 @@ from lightning_reg.callbacks.forward.insert_drop_block import InsertDropBlock
 from lightning_reg.callbacks.forward.insert_drop_connect import InsertDropConnect
 from lightning_reg.callbacks.forward.insert_dropout import InsertDropout
 from lightning_reg.callbacks.forward.insert_stochastic_depth import InsertStochasticDepth
+from lightning_reg.callbacks.forward.insert_token_dropout import InsertTokenDropout
 from lightning_reg.callbacks.forward.manifold_mixup import ManifoldMixup
 from lightning_reg.callbacks.forward.replace_norm import ReplaceNorm
 from lightning_reg.callbacks.forward.spectral_normalization import SpectralNormalization
@@ -77,6 +78,7 @@ __all__ = [
     "InsertDropConnect",
     "InsertDropout",
     "InsertStochasticDepth",
+    "InsertTokenDropout",
     "JacobianPenalty",
     "L1Penalty",
     "L2Penalty",

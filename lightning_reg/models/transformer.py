@@ -37,6 +37,8 @@ class TransformerClassifier(Supervised):
         attention_drop_prob: Probability that an attention weight is dropped, in [0, 1].
         stochastic_depth_prob: Probability that a branch of the last block is dropped for a sample, in [0, 1]; those
             before it have less, linearly.
+        token_drop_prob: Share of tokens that is dropped before the first block in training, in [0, 1]; a class token
+            stays.
         layer_scale: What a learned factor for each feature at the end of each branch begins with, above 0: 0.1 is usual
             for 12 blocks, 1e-4 for 24 and more; none where None.
         init: Initialization: auto (normal with σ = .02), default (torch's), zeros, uniform, normal, truncated_normal,
@@ -52,7 +54,8 @@ class TransformerClassifier(Supervised):
 
     Reference:
         Ashish Vaswani et al.: Attention Is All You Need, NeurIPS 2017, arXiv:1706.03762. Pre-norm: Ruibin Xiong et
-        al., ICML 2020, arXiv:2002.04745. Patches: Alexey Dosovitskiy et al., ICLR 2021, arXiv:2010.11929.
+        al., ICML 2020, arXiv:2002.04745. Patches: Alexey Dosovitskiy et al., ICLR 2021, arXiv:2010.11929. Dropout of
+        tokens: Yue Liu et al., WACV 2023, arXiv:2208.07220.
 
     >>> import torch
     >>> module = TransformerClassifier(input_shape=(1, 8, 8), num_classes=10, patch_size=2, depth=2, norm="rms")
@@ -77,6 +80,7 @@ class TransformerClassifier(Supervised):
         drop_prob: float = 0.0,
         attention_drop_prob: float = 0.0,
         stochastic_depth_prob: float = 0.0,
+        token_drop_prob: float = 0.0,
         layer_scale: float | None = None,
         init: str | Callable[[Tensor], Any] = "auto",
         pool: Literal["mean", "class_token"] = "mean",
@@ -96,6 +100,7 @@ class TransformerClassifier(Supervised):
             drop_prob=drop_prob,
             attention_drop_prob=attention_drop_prob,
             stochastic_depth_prob=stochastic_depth_prob,
+            token_drop_prob=token_drop_prob,
             layer_scale=layer_scale,
             init=init,
             pool=pool,

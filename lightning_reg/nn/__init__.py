@@ -30,6 +30,7 @@ from lightning_reg.nn.layers.normalization import (
     StandardizedWeight,
 )
 from lightning_reg.nn.layers.shake_drop import ShakeDrop
+from lightning_reg.nn.layers.token_dropout import TokenDropout
 from lightning_reg.nn.layers.weight_drop import WeightDropGRU, WeightDropLSTM, WeightDropRNN
 from lightning_reg.nn.monte_carlo import MonteCarloPrediction, monte_carlo_predict
 from lightning_reg.nn.networks.blocks import ResidualBlock, convolutional_network, dense_network
@@ -65,6 +66,7 @@ __all__ = [
     "StandardizedWeight",
     "StochasticDepth",
     "TabularEmbedding",
+    "TokenDropout",
     "TransformerBlock",
     "VariationalDropout",
     "WeightDropGRU",

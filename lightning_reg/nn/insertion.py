@@ -5,11 +5,12 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils.hooks import RemovableHandle
 
 from lightning_reg.nn.layers.stochastic import Lease, StochasticLayer
 from lightning_reg.settings import SettingError
 
-__all__ = ["Insertion", "insertions"]
+__all__ = ["Insertion", "insertions", "insertions_at"]
 
 
 class Insertion:
@@ -51,15 +52,21 @@ class Insertion:
         self.has_run = False
         """Whether anything was perturbed; torch.compile doesn't run hooks of what it compiled before them."""
 
-    def __call__(self, host: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> Any:
-        """Returns what the host returned, perturbed in training."""
+    def attach(self, host: nn.Module) -> RemovableHandle:
+        """Puts itself on a module."""
+        return host.register_forward_hook(self, with_kwargs=True)
+
+    def acts(self, host: nn.Module) -> bool:
+        """Whether it perturbs now; it notes that the host runs."""
         if self.has_ended:
-            return output
+            return False
         self.layer.training = (self.mode_of or host).training or self.is_forced
-        if not self.layer.training:
-            return output
-        self.has_run = True
-        if self.layer.is_idle:
+        self.has_run = self.has_run or self.layer.training
+        return self.layer.training and not self.layer.is_idle
+
+    def __call__(self, host: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any = None) -> Any:
+        """Returns what the host returned, perturbed in training."""
+        if not self.acts(host):
             return output
         if self.residual:
             return self._perturbed_block((*inputs, *named.values()), output)
@@ -97,8 +104,14 @@ class Insertion:
 def insertions(module: nn.Module) -> Iterator[Insertion]:
     """Yields everything that is inserted behind a module or those below it."""
     for submodule in module.modules():
-        hooks = (hook for hook in submodule._forward_hooks.values() if isinstance(hook, Insertion))
-        yield from (hook for hook in hooks if not hook.has_ended)
+        yield from insertions_at(submodule)
+
+
+def insertions_at(module: nn.Module) -> Iterator[Insertion]:
+    """Yields everything that is inserted at a module itself."""
+    for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
+        if isinstance(hook, Insertion) and not hook.has_ended:
+            yield hook
 
 
 def _with_first_tensor(output: Any, change: Callable[[Tensor], Tensor], name: str) -> Any:

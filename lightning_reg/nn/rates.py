@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from lightning_reg.nn.insertion import Insertion
+from lightning_reg.nn.insertion import insertions_at
 from lightning_reg.nn.layers.concrete_dropout import ConcreteDropout
 from lightning_reg.nn.layers.drop_connect import DropConnect
 from lightning_reg.nn.layers.stochastic import StochasticLayer
@@ -52,9 +52,8 @@ def rates(module: nn.Module) -> Iterator[Rate]:
         if not name and _is_named_so(submodule):
             continue  # a whole network that is called so
         yield from (Rate(name, submodule, attribute) for attribute in _rate_attributes(submodule))
-        for hook in submodule._forward_hooks.values():
-            if isinstance(hook, Insertion) and not hook.has_ended:
-                yield from (Rate(name, hook.layer, attribute) for attribute in _rate_attributes(hook.layer))
+        for hook in insertions_at(submodule):
+            yield from (Rate(name, hook.layer, attribute) for attribute in _rate_attributes(hook.layer))
 
 
 def is_stochastic(module: nn.Module) -> bool:

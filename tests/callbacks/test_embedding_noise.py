@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from lightning_reg.callbacks import EmbeddingNoise
-from lightning_reg.core.streams import random_stream
 from lightning_reg.functional.dropout import embedding_noise
 from lightning_reg.settings import SettingError
+from tests.conformance.draws import generator_of
 from tests.conformance.problem import SomebodysModule, Textbook, loader, samples
 from tests.conformance.technique import Technique
 from tests.helpers import quiet_trainer
@@ -33,14 +33,6 @@ def with_tokens(model):
     model.frozen = Tokens()
 
 
-def splitmix(seed):
-    """The first number of SplitMix64, as its paper has it, less the sign."""
-    word = (seed + 0x9E3779B97F4A7C15) & (2**64 - 1)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
-        word = ((word ^ (word >> shift)) * factor) & (2**64 - 1)
-    return word & (2**63 - 1)
-
-
 def noisy(model):
     layer = model.frozen.embedding
     embed = layer.forward
@@ -49,9 +41,7 @@ def noisy(model):
         outputs = embed(tokens)
         if not model.training:
             return outputs
-        seeds = random_stream(3, model.rank, model.epoch, model.batch, "EmbeddingNoise", 0)
-        generator = torch.Generator().manual_seed(splitmix(seeds.getrandbits(62)))
-        noise = torch.empty_like(outputs).uniform_(generator=generator) * 2 - 1
+        noise = torch.empty_like(outputs).uniform_(generator=generator_of("EmbeddingNoise", model)) * 2 - 1
         rows = []
         for row, added, own in zip(outputs, noise, tokens, strict=True):
             length = max(sum(1 for token in own.tolist() if token != PADDING), 1)

@@ -53,6 +53,7 @@ from lightning_reg.callbacks import (
 from lightning_reg.core.streams import random_stream
 from lightning_reg.nn import ConcreteDropout
 from lightning_reg.transforms import Mixup
+from tests.conformance.draws import generator_of, kept
 from tests.conformance.problem import BATCHES, EPOCHS, LEARNING_RATE, Textbook, matrices, network, trainable
 from tests.conformance.technique import OFF, UNRUN, UNTRAINED, Technique, penalty
 from tests.helpers import PACKAGE
@@ -300,21 +301,6 @@ def averaged_or_trained(model):
     return getattr(model, "average", list(model.parameters()))
 
 
-def splitmix(seed):
-    """The first number of SplitMix64, as its paper has it, less the sign."""
-    word = (seed + 0x9E3779B97F4A7C15) & (2**64 - 1)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
-        word = ((word ^ (word >> shift)) * factor) & (2**64 - 1)
-    return word & (2**63 - 1)
-
-
-def kept(name, model, like, shape, p):
-    """1 for what is kept, drawn as the documentation says: from seed, rank, epoch and batch."""
-    seeds = random_stream(3, model.rank, model.epoch, model.batch, name, 0)
-    generator = torch.Generator().manual_seed(splitmix(seeds.getrandbits(62)))
-    return like.new_empty(shape).bernoulli_(1 - p, generator=generator)
-
-
 def dropped_features(model, rate=lambda _: 0.4):
     features = model.features
 
@@ -343,9 +329,8 @@ class DroppedBlocks(nn.Module):
             return maps
         # (keep + 3 keep²) / 4 = 0.7
         keep = (-1 + (1 + 12 * 4 * 0.7) ** 0.5) / 6
-        seeds = random_stream(3, self.model[0].rank, self.model[0].epoch, self.model[0].batch, "InsertDropBlock", 0)
-        generator = torch.Generator().manual_seed(splitmix(seeds.getrandbits(62)))
-        seed = torch.empty(maps.shape).bernoulli_(1 - keep, generator=generator) == 1
+        drawn = generator_of("InsertDropBlock", self.model[0])
+        seed = torch.empty(maps.shape).bernoulli_(1 - keep, generator=drawn) == 1
         dropped = seed.clone()
         dropped[:, :, 1:] |= seed[:, :, :-1]
         return (maps * (~dropped) / torch.tensor([keep, keep**2, keep**2, keep**2])).to(maps.dtype)

@@ -17,6 +17,7 @@ from lightning_reg.callbacks import (
     InsertDropConnect,
     InsertDropout,
     InsertStochasticDepth,
+    InsertTokenDropout,
     Lookahead,
     ManifoldMixup,
     MaxNorm,
@@ -63,6 +64,7 @@ SETTINGS = {
     "InsertDropConnect": lambda _: InsertDropConnect(p=0.4, include=("*hidden",), seed=3),
     "InsertDropout": lambda _: InsertDropout(p=0.4, include=("*act",), seed=3),
     "InsertStochasticDepth": lambda _: InsertStochasticDepth(p=0.4, include=("*act",), seed=3),
+    "InsertTokenDropout": lambda _: InsertTokenDropout(p=0.5, types=("TransformerEncoderLayer",), seed=3),
     "L2Penalty scheduled": lambda _: callbacks.L2Penalty(weight=0.05, schedule=StrengthSchedule(kind="linear")),
     "ManifoldMixup": lambda project: ManifoldMixup(
         layers=("*act",), input_key=project.input_key, target_key=project.target_key, seed=3

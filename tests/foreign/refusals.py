@@ -42,6 +42,7 @@ REFUSALS = [
     (("ConfidencePenalty", "LogitPenalty*"), ("batch a tensor", "variational", "centered teacher"), "cross_entropy"),
     (("LabelSmoothing*",), WITHOUT_LABELS, "class indices"),
     (("EmbeddingNoise",), ANY, "include must choose modules of type Embedding"),
+    (("InsertTokenDropout",), ANY, "types must be of modules that there are"),
     (("SharpnessAwareMinimization of norms",), ANY, "no normalization layer has weights"),
     (("RegMixup",), MANUAL, "automatic_optimization"),
     (("RegMixup",), WITHOUT_LABELS, "the loss must be computed by a function of torch's"),

@@ -93,7 +93,7 @@ class _BehindTokens(Insertion):
     padding: int | None = None
 
     @override
-    def __call__(self, host: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> Any:
+    def __call__(self, host: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any = None) -> Any:
         padding = getattr(host, "padding_idx", None) if self.padding is None else self.padding
         tokens = next((entry for entry in (*inputs, *named.values()) if isinstance(entry, Tensor)), None)
         layer: Any = self.layer

@@ -174,7 +174,7 @@ def inserted(
         make: Makes a layer, given its place among all in the order of the modules' names, from 0, and their number.
         seed: What the random numbers start from; that of ``seed_everything`` where None.
         residual: Whether the modules are whole residual blocks.
-        insertion: The hook that is put behind each.
+        insertion: The hook that is put on each.
     """
     session = StochasticSession(surgery, run, seed=seed)
     chosen = surgery.selected(run.module)
@@ -187,7 +187,7 @@ def inserted(
         mode_of = holders[module] if is_normalization(module) else None
         hook = insertion(layer, name, residual=residual, mode_of=mode_of, lease=session.lease)
         session.acting[name] = hook
-        run.until_end(module.register_forward_hook(hook, with_kwargs=True))
+        run.until_end(hook.attach(module))
     what = repr(layers[0]) if len(set(map(repr, layers))) == 1 else f"{layers[0]!r} ... {layers[-1]!r}"
     session.changes = [(what, name) for name in chosen]
     return session

@@ -12,6 +12,7 @@ from lightning_reg.init.initialization import Initializer, initialize_
 from lightning_reg.nn.factories import make_activation
 from lightning_reg.nn.layers.dropout import StochasticDepth, linear_rates
 from lightning_reg.nn.layers.layer_scale import LayerScale
+from lightning_reg.nn.layers.token_dropout import TokenDropout
 from lightning_reg.nn.layers.tracing import traced_whole
 from lightning_reg.nn.networks.sequences import (
     SequencePool,
@@ -229,6 +230,7 @@ def transformer_network(
     drop_prob: float = 0.0,
     attention_drop_prob: float = 0.0,
     stochastic_depth_prob: float = 0.0,
+    token_drop_prob: float = 0.0,
     layer_scale: float | None = None,
     init: str | Initializer = "auto",
     pool: Literal["mean", "class_token"] = "mean",
@@ -251,6 +253,8 @@ def transformer_network(
         attention_drop_prob: Probability that an attention weight is dropped, in [0, 1].
         stochastic_depth_prob: Probability that a branch of the last block is dropped, in [0, 1]; those before it have
             less, linearly.
+        token_drop_prob: Share of tokens that is dropped before the first block, in [0, 1], see
+            :class:`lightning_reg.nn.TokenDropout`; a class token stays.
         layer_scale: Initial value of a learned factor for each feature at the end of each branch, above 0, see
             :class:`lightning_reg.nn.LayerScale`; there is no factor where None.
         init: See :func:`lightning_reg.init.initialization.initialize_`; ``"auto"`` is normal with σ = .02.
@@ -271,10 +275,14 @@ def transformer_network(
     check_count("depth", depth)
     check_range("mlp_ratio", mlp_ratio, low=0, low_open=True)
     check_range("stochastic_depth_prob", stochastic_depth_prob, low=0, high=1)
+    check_range("token_drop_prob", token_drop_prob, low=0, high=1)
+    has_class_token = pool == "class_token"
     layers: dict[str, nn.Module] = {
-        "embedding": TokenEmbedding(input_shape, embed_dim, patch_size=patch_size, class_token=pool == "class_token"),
+        "embedding": TokenEmbedding(input_shape, embed_dim, patch_size=patch_size, class_token=has_class_token),
         "dropout": make_sequence_dropout(dropout, drop_prob),
     }
+    if token_drop_prob:
+        layers["token_dropout"] = TokenDropout(token_drop_prob, num_prefix_tokens=int(has_class_token))
     for index, rate in enumerate(linear_rates(stochastic_depth_prob, depth)):
         layers[f"block{index}"] = TransformerBlock(
             embed_dim,
