@@ -147,7 +147,8 @@ TECHNIQUES: Peers = {
     ],
 }
 _ATTACHED_ANY_TIME = (Place.LOSS, Place.GRADIENT, Place.WEIGHTS)
-_NOT_TIMED = ("ConcreteDropoutPenalty", "StochasticWeightAverage")  # need layers, or an end, of their own
+# They need layers, an optimizer, or an end of their own.
+_NOT_TIMED = ("ConcreteDropoutPenalty", "StochasticWeightAverage", "SnapshotEnsemble", "ScheduleFreeMode")
 
 
 def _collected() -> Peers:

@@ -303,7 +303,7 @@ def _stopping_at_the_worst(found: Inventory) -> Iterator[Contradiction]:
 def _average_never_begins(found: Inventory) -> Iterator[Contradiction]:
     epochs = found.trainer.max_epochs
     for callback in (technique for technique in found.techniques() if technique.averages_weights):
-        begins = getattr(callback, "start_step", 0) + getattr(callback, "every_n_steps", 1)
+        begins = getattr(callback, "start_step", 0) + (getattr(callback, "every_n_steps", 1) or 1)
         is_late = epochs is not None and 0 < epochs <= getattr(callback, "start_epoch", 0)
         if is_late or (begins > 1 and 0 < found.trainer.estimated_stepping_batches < begins):
             yield Contradiction(
@@ -332,6 +332,17 @@ def _stopping_by_raw_weights(found: Inventory) -> Iterator[Contradiction]:
                 f"{type(callback).__name__} with StochasticWeightAveraging",
                 "validation sees the trained weights and never the average, so it may stop before averaging begins",
                 "Use ExponentialMovingAverage, which validates the average, or don't stop early",
+            )
+
+
+def _stopping_at_a_restart(found: Inventory) -> Iterator[Contradiction]:
+    for technique in (technique for technique in found.techniques() if technique.restarts_rate):
+        for callback in found.of(EarlyStopping):
+            yield Contradiction(
+                f"{type(callback).__name__} with {type(technique).__name__}",
+                "the learning rate jumps up when a cycle begins and the loss with it, which may be taken for the end "
+                "before the last cycles have ended",
+                "Let training run to its end",
             )
 
 
@@ -369,5 +380,6 @@ _CHECKS: tuple[Callable[[Inventory], Iterator[Contradiction]], ...] = (
     _average_never_begins,
     _patience_never_runs_out,
     _stopping_by_raw_weights,
+    _stopping_at_a_restart,
     _decay_of_unit_norms,
 )

@@ -43,6 +43,7 @@ from lightning_reg.callbacks.weights.exponential_moving_average import Exponenti
 from lightning_reg.callbacks.weights.lookahead import Lookahead
 from lightning_reg.callbacks.weights.max_norm import MaxNorm
 from lightning_reg.callbacks.weights.non_negative import NonNegative
+from lightning_reg.callbacks.weights.snapshot_ensemble import SnapshotEnsemble
 from lightning_reg.callbacks.weights.stochastic_weight_average import StochasticWeightAverage
 from lightning_reg.callbacks.weights.unit_norm import UnitNorm
 from lightning_reg.core.schedules import StrengthSchedule
@@ -95,6 +96,7 @@ __all__ = [
     "RegularizationAudit",
     "ReplaceNorm",
     "SharpnessAwareMinimization",
+    "SnapshotEnsemble",
     "SpectralNormalization",
     "StochasticWeightAverage",
     "StrengthSchedule",

@@ -55,6 +55,7 @@ class Technique(Callback):
         clips_gradients: Whether it shortens gradients.
         fixes_lengths: Whether it scales weights to a length after each step.
         softens_predictions: Whether it asks for less confident predictions.
+        restarts_rate: Whether it raises the learning rate again and again.
         freezes_batch_norm: Whether it takes running statistics for those of the batch.
     """
 
@@ -68,6 +69,7 @@ class Technique(Callback):
     clips_gradients: ClassVar[bool] = False
     fixes_lengths: ClassVar[bool] = False
     softens_predictions: ClassVar[bool] = False
+    restarts_rate: ClassVar[bool] = False
     freezes_batch_norm: ClassVar[bool] = False
 
     @property

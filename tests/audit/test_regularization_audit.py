@@ -22,6 +22,7 @@ from lightning_reg.callbacks import (
     L1Penalty,
     L2Penalty,
     RegularizationAudit,
+    SnapshotEnsemble,
     StrengthSchedule,
     UnitNorm,
 )
@@ -138,6 +139,11 @@ CONTRADICTIONS = {
     "_stopping_by_training_data": lambda: (Module(), [EarlyStopping("train_loss")], {}),
     "_stopping_at_the_worst": lambda: (LogsAccuracy(), [EarlyStopping("val_accuracy")], {}),
     "_average_never_begins": lambda: (Module(), [ExponentialMovingAverage(start_step=5)], {}),
+    "_stopping_at_a_restart": lambda: (
+        Module(),
+        [EarlyStopping("val_loss", patience=2), SnapshotEnsemble(cycles=2)],
+        {},
+    ),
     "_patience_never_runs_out": lambda: (Module(), [EarlyStopping("val_loss", patience=5)], {}),
     "_stopping_by_raw_weights": lambda: (
         Module(),

@@ -197,6 +197,7 @@ class Textbook:
         sharpen: Replaces the gradients before anything else is done to them, given the model and what accumulates the
             window's gradients anew.
         evaluated: Weights that are evaluated, and remain, for each parameter of the model; where None, the trained.
+        rate: From the step and the number of all steps to what the learning rate is multiplied by.
     """
 
     term: Callable[[Network, torch.Tensor, torch.Tensor], torch.Tensor | float] = lambda *_: 0.0
@@ -210,6 +211,7 @@ class Textbook:
     )
     sharpen: Callable[[Network, Callable[[], None]], None] = lambda *_: None
     evaluated: Callable[[Network], list[torch.Tensor]] | None = None
+    rate: Callable[[int, int], float] = lambda *_: 1.0
 
 
 def weights_of(module):
@@ -229,6 +231,7 @@ def textbook_loop(setting, textbook, processes=1, prepare=None):
     model = network(prepare)
     textbook.change(model)
     result, memory, step = Result(start=weights_of(model)), {}, 0
+    steps = EPOCHS * -(-BATCHES // setting.accumulate)
     optimizer = torch.optim.SGD(trainable(model), lr=LEARNING_RATE, momentum=0.9)
     dtype = DTYPES[setting.precision]
     scale = scaler() if dtype == torch.float16 else torch.amp.GradScaler("cpu", enabled=False)
@@ -267,6 +270,7 @@ def textbook_loop(setting, textbook, processes=1, prepare=None):
             window.append((epoch, index, inputs, labels))
             backward(*window[-1])
             if (index + 1) % setting.accumulate == 0 or index + 1 == BATCHES:
+                optimizer.param_groups[0]["lr"] = LEARNING_RATE * textbook.rate(step, steps)
                 scale.unscale_(optimizer)
                 textbook.sharpen(model, functools.partial(again, window))
                 window = []

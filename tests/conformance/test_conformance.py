@@ -244,11 +244,19 @@ def test_global_random_stream_is_left_alone(name):
     assert torch.equal(*states)
 
 
+class InterruptSecondBatch(Callback):
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if batch_idx == 1:
+            raise InterruptedError
+
+
 @pytest.mark.parametrize("name", TECHNIQUES)
 def test_logged_loss_stays_the_users(name):
     """In the first step; in later ones the weights differ, as they should."""
     technique = TECHNIQUES[name]
-    _, trainer = fit(Setting(), name, technique.attached(), max_epochs=1, limit_train_batches=1)
+    trainer = Setting().trainer([*technique.attached(), InterruptSecondBatch()])
+    with pytest.raises(InterruptedError):
+        trainer.fit(Setting().module(prepare=technique.prepare), loader(), loader())
     inputs, labels = (part[:BATCH_SIZE] for part in samples().tensors)
     model = network(technique.prepare)
     technique.textbook.change(model)

@@ -62,6 +62,14 @@ REFUSALS = [
     (("InputGradientPenalty", "JacobianPenalty"), ("compiled*",), "must not be compiled"),
     (("RDrop",), ANY, "one row a sample"),
     (("RDrop",), ANY, "no layer that is stochastic"),
+    # Who predicts with several networks has to know of one what it returns, and who drives the rate drives it alone.
+    (("SnapshotEnsemble",), MANUAL, "automatic_optimization"),
+    (("SnapshotEnsemble",), ("carries recurrent state*", "variational"), "must call one network"),
+    (("SnapshotEnsemble",), ("momentum encoder*",), "class_dim must be the dimension of the classes"),
+    (("SnapshotEnsemble",), ("centered teacher", "focal loss"), "outputs must be 'logits'"),
+    (("SnapshotEnsemble",), ("iterable data", "endless data"), "must say how long training is"),
+    (("SnapshotEnsemble",), ("plateau scheduler",), "must return no scheduler of the learning rate"),
+    (("SnapshotEnsemble",), ("warm-up in optimizer_step",), "the learning rate must be left to"),
     # One clips, not two.
     (("GradientClipping*",), ("looks at clipping",), "gradient_clip_val must be left out"),
     (("GradientClipping*",), ("scheduler by hand",), "clip_gradients must not be called"),

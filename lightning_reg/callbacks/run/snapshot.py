@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
+from lightning_reg.callbacks.weights.averages.registered import is_expanded
 from lightning_reg.core.lightning import average_model, callbacks_of, twins
 
 __all__ = [
@@ -80,15 +81,9 @@ def _load(module: nn.Module, state: dict[str, Any], *, strict: bool) -> None:
     for prefix, part in module.named_modules():
         for name, buffer in part.named_buffers(recurse=False):
             # Nothing can be written into one that was expanded, whose entries share memory.
-            if f"{prefix}.{name}".removeprefix(".") in state and _is_expanded(buffer):
+            if f"{prefix}.{name}".removeprefix(".") in state and is_expanded(buffer):
                 setattr(part, name, buffer.clone(memory_format=torch.contiguous_format))
     module.load_state_dict(state, strict=strict)
-
-
-def _is_expanded(tensor: Tensor) -> bool:
-    if tensor.layout != torch.strided:
-        return False
-    return any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 def weights_of_checkpoint(

@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from lightning_reg.callbacks.weights.averages.average_session import AverageSession
 from lightning_reg.callbacks.weights.averages.averaging import Buffers, Validate, WeightAverage
+from lightning_reg.callbacks.weights.rates import set_rate
 from lightning_reg.core.session import kept
 from lightning_reg.core.step import Run
 from lightning_reg.functional.averaging import Annealing, annealed, cyclic, mean_update_
@@ -194,11 +195,7 @@ class StochasticAverageSession(AverageSession):
         for optimizer, rates in zip(trainer.optimizers, self.rates_before, strict=True):
             for index, group in enumerate(optimizer.param_groups):
                 before = rates[index] if index < len(rates) else lr  # a group that has come since
-                rate = self._rate(lr, before)
-                if isinstance(group["lr"], Tensor):
-                    group["lr"].fill_(rate)
-                else:
-                    group["lr"] = rate
+                set_rate(group, self._rate(lr, before))
 
     def _rate(self, lr: float, before: float) -> float:
         technique, trainer = self.technique, self.run.trainer

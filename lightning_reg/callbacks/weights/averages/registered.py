@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
@@ -12,6 +13,7 @@ from lightning_reg.optim import is_normalization
 
 __all__ = [
     "Registered",
+    "is_expanded",
     "is_sharded",
     "norm_statistics",
     "registered_in",
@@ -117,6 +119,13 @@ def spectral_vectors(module: nn.Module) -> list[tuple[str, str, str, int]]:
                 at = f"{start}{hook.name}"
                 found.append((f"{at}_orig", f"{at}_u", f"{at}_v", hook.dim))
     return [(plain_name(weight), plain_name(u), plain_name(v), dim) for weight, u, v, dim in found]
+
+
+def is_expanded(tensor: Tensor) -> bool:
+    """Whether entries of a tensor share memory, so that nothing can be written into it."""
+    if tensor.layout != torch.strided:
+        return False
+    return any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 def is_sharded(module: nn.Module) -> bool:

@@ -17,7 +17,7 @@ from lightning_reg.core.hooks import add_forward_hook, add_forward_pre_hook
 from lightning_reg.core.lightning import compiled_call, is_compiled
 from lightning_reg.core.step import Run
 
-__all__ = ["Call", "RememberedInputs", "batch_norms"]
+__all__ = ["Call", "RememberedInputs", "batch_norms", "networks_of"]
 
 _MOST_BYTES = 2**29  # some 10,000 images of CIFAR's size at the least, or 900 of ImageNet's
 _PLAIN = (type(None), bool, int, float, str)
@@ -235,7 +235,7 @@ class RememberedInputs:
 
 def _called(module: nn.Module, norms: Mapping[str, _BatchNorm]) -> list[str]:
     """Returns the names of modules that a training step may call: networks, and whatever has BatchNorm in it."""
-    names = {"", *_networks(module)}
+    names = {"", *networks_of(module)}
     if is_compiled(module):  # as little as possible in the midst of what is compiled
         return sorted(names)
     for name in norms:
@@ -246,10 +246,16 @@ def _called(module: nn.Module, norms: Mapping[str, _BatchNorm]) -> list[str]:
     return sorted(name for name in names if not any(name != outer and _is_within(name, outer) for outer in compiled))
 
 
-def _networks(module: nn.Module, prefix: str = "") -> Iterator[str]:
+def networks_of(module: nn.Module, prefix: str = "") -> Iterator[str]:
+    """Yields the names of the networks that a module consists of: its children, in lists and dicts, too; no metrics.
+
+    Args:
+        module: Whose children.
+        prefix: Before their names.
+    """
     for name, child in module.named_children():
         if isinstance(child, (nn.ModuleList, nn.ModuleDict)):
-            yield from _networks(child, f"{prefix}{name}.")
+            yield from networks_of(child, f"{prefix}{name}.")
         elif not isinstance(child, Metric):
             yield f"{prefix}{name}"
 

@@ -1,0 +1,76 @@
+"""The one network whose output the steps of a module use, and what is put in the place of that output."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from lightning_reg.callbacks.weights.averages.remembered_inputs import networks_of
+from lightning_reg.core.lightning import compiled_call
+from lightning_reg.core.step import Run
+from lightning_reg.settings import SettingError
+
+__all__ = ["NetworkCalls"]
+
+Answer = Callable[[str, nn.Module, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+_STEPS = ("training_step", "validation_step", "test_step", "predict_step")
+
+
+class NetworkCalls:
+    """Stands around the outermost calls of networks within a module's steps, from its making to the run's end.
+
+    A network is the module itself, or a child of it that has parameters. A step may call one of them, as often as it
+    likes: what several return and the step puts together isn't the output of any.
+
+    Args:
+        run: Of a fit or an evaluation, whose module is complete.
+        technique: Named in messages.
+        answer: Called with the step's name, the network, its call, and the call's arguments, once an outermost call;
+            returns what the step is given.
+        matters: Whether a network has anything that differs between weights; calls of others are left alone.
+    """
+
+    def __init__(self, run: Run, technique: str, answer: Answer, matters: Callable[[nn.Module], bool]) -> None:
+        self._technique = technique
+        self._answer = answer
+        self._matters = matters
+        self._step = ""  # that is running
+        self._called = ""  # the network that it has called
+        self._is_within = False  # an outermost call
+        module = run.module
+        for step in _STEPS:
+            run.around(module, step, partial(self._run_step, step))
+        for name in ["", *networks_of(module)]:
+            network = module.get_submodule(name)
+            if any(True for _ in network.parameters()):
+                run.around(network, compiled_call(network) or "forward", partial(self._call, name, network))
+
+    def _run_step(self, step: str, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        before, self._step, self._called, self._is_within = self._step, step, "", False
+        try:
+            output = inner(*args, **kwargs)
+        finally:
+            called, self._step, self._is_within = self._called, before, False
+        if not called and step != "training_step":  # which may skip a batch
+            raise SettingError(
+                f"{step} must call the module or a network that is its child with {self._technique}, which takes its "
+                "output for the prediction"
+            )
+        return output
+
+    def _call(self, name: str, network: nn.Module, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if not self._step or self._is_within or not self._matters(network):
+            return inner(*args, **kwargs)
+        shown = f"self.{name}" if name else "self"
+        if self._called not in ("", shown):
+            raise SettingError(
+                f"{self._step} must call one network with {self._technique}, which takes its output for the "
+                f"prediction, but calls {self._called} and {shown}; let forward call both, and the step self(...)"
+            )
+        self._called = shown
+        self._is_within = True
+        try:
+            return self._answer(self._step, network, inner, args, kwargs)
+        finally:
+            self._is_within = False

@@ -1,0 +1,122 @@
+"""What a network's outputs mean, seen in a training step, and how those of several networks become one."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from typing_extensions import override
+
+from lightning_reg.functional.ensembles import log_mean_sigmoid, log_mean_softmax
+from lightning_reg.settings import SettingError
+
+__all__ = ["LossSeen", "Meaning", "Outputs", "meaning_of"]
+
+Outputs = Literal["auto", "logits", "binary_logits", "values"]
+
+_KINDS: dict[Callable[..., Any], str] = {
+    F.cross_entropy: "logits",
+    F.nll_loss: "logits",  # log probabilities are logits of themselves
+    F.binary_cross_entropy_with_logits: "binary_logits",
+    F.binary_cross_entropy: "values",
+    F.mse_loss: "values",
+    F.l1_loss: "values",
+    F.smooth_l1_loss: "values",
+    F.huber_loss: "values",
+    F.gaussian_nll_loss: "values",
+    F.poisson_nll_loss: "values",
+}
+
+
+class LossSeen(TorchFunctionMode):
+    """Notes the first loss function of torch's that a training step calls, and the shape of its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kind: str | None = None
+        self.shape: tuple[int, ...] = ()
+
+    @override
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self.kind is None and func in _KINDS and torch.is_grad_enabled():  # else it is a metric
+            given = args[0] if args else kwargs.get("input")
+            self.kind, self.shape = _KINDS[func], tuple(given.shape) if isinstance(given, Tensor) else ()
+        return func(*args, **kwargs)
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What a network's outputs are.
+
+    Attributes:
+        kind: One of ``"logits"``, ``"binary_logits"`` and ``"values"``.
+        class_dim: Dimension of the classes, where there are any.
+    """
+
+    kind: str
+    class_dim: int = 1
+
+    def mean(self, outputs: Sequence[Any]) -> Any:
+        """Returns what stands for the mean of several networks' probabilities, or of their values.
+
+        Args:
+            outputs: Of the networks, for one batch.
+        """
+        if len(outputs) == 1:
+            return outputs[0]
+        if self.kind == "logits":
+            return log_mean_softmax(outputs, self.class_dim)
+        return log_mean_sigmoid(outputs) if self.kind == "binary_logits" else torch.stack(list(outputs)).mean(0)
+
+
+def meaning_of(technique: str, given: Outputs, class_dim: int | None, output: Any, seen: LossSeen) -> Meaning:
+    """Returns what outputs are, from settings and from what a training step did with them.
+
+    Args:
+        technique: Named in messages.
+        given: The setting ``outputs``.
+        class_dim: The setting ``class_dim``.
+        output: Of the network.
+        seen: The loss that the step called.
+
+    Raises:
+        SettingError: If it can't be told, or the output isn't a tensor.
+    """
+    if not isinstance(output, Tensor) or not output.is_floating_point() or output.ndim == 0:
+        raise SettingError(
+            f"the network must return a tensor of one row a sample with {technique}, but returns "
+            + (f"one of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}")
+        )
+    kind = seen.kind if given == "auto" else given
+    if kind is None:
+        raise SettingError(
+            "outputs must be 'logits', 'binary_logits' or 'values' where the training step calls no loss function of "
+            "torch's outside of compiled code, but is 'auto'"
+        )
+    if kind != "logits":
+        return Meaning(kind)
+    if class_dim is None:
+        class_dim = _class_dim(tuple(output.shape), seen.shape)
+    if class_dim is None or not -output.ndim <= class_dim < output.ndim:
+        raise SettingError(
+            f"class_dim must be the dimension of the classes in outputs of shape {tuple(output.shape)}, but is "
+            f"{class_dim}"
+        )
+    return Meaning(kind, class_dim)
+
+
+def _class_dim(shape: tuple[int, ...], at_the_loss: tuple[int, ...]) -> int | None:
+    """Returns the dimension of the classes; None where it can't be told."""
+    usual = 1 if len(shape) > 1 else 0
+    if not at_the_loss or shape == at_the_loss:
+        return usual
+    # Of sequences, (N, T, C) are often joined to (N · T, C), or turned to (N, C, T).
+    classes = at_the_loss[1] if len(at_the_loss) > 1 else at_the_loss[0]
+    found = [dim for dim, size in enumerate(shape) if size == classes]
+    return found[-1] if len(found) == 1 or (found and found[-1] == len(shape) - 1) else None

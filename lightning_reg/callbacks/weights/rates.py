@@ -1,0 +1,20 @@
+"""Learning rates that a technique sets by itself."""
+
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["set_rate"]
+
+
+def set_rate(group: dict[str, Any], rate: float) -> None:
+    """Gives a parameter group a learning rate, in the tensor where it has one, which compiled steps read.
+
+    Args:
+        group: Of an optimizer.
+        rate: The learning rate.
+    """
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate
