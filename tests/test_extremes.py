@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_reg.callbacks import (
     ActivityPenalty,
+    AdversarialTraining,
     BatchMixing,
     CautiousWeightDecay,
     ConfidencePenalty,
@@ -98,6 +99,7 @@ NOTHING = {
     "orthogonal": lambda: OrthogonalPenalty(weight=0.0),
     "L2-SP": lambda: L2SPPenalty(weight=0.0),
     "activity": lambda: ActivityPenalty(l1=0.0, l2=0.0, temporal=0.0),
+    "adversarial": lambda: AdversarialTraining(eps=0.0),
     "confidence": lambda: ConfidencePenalty(weight=0.0),
     "logits": lambda: LogitPenalty(weight=0.0),
     "logits, z": lambda: LogitPenalty(kind="z", weight=0.0),

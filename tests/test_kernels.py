@@ -27,6 +27,7 @@ GROWS = {
     "InsertDropConnect": 3,
     "RDrop, with dropout": 3,  # the dropout that it needs, for each activation
     "DecorrelationPenalty": 17,  # for each activation: a covariance of its features, forward and backward
+    "AdversarialTraining": 5,  # a second pass forward, and backward to the inputs
     "InputGradientPenalty": 4,  # a second pass backward, through the first
     "JacobianPenalty": 4,
     TOGETHER: 8.5,

@@ -29,6 +29,7 @@ from lightning_reg.callbacks.gradient.l2_sp_penalty import L2SPPenalty
 from lightning_reg.callbacks.gradient.orthogonal_penalty import OrthogonalPenalty
 from lightning_reg.callbacks.gradient.sharpness_aware_minimization import SharpnessAwareMinimization
 from lightning_reg.callbacks.loss.activity_penalty import ActivityPenalty
+from lightning_reg.callbacks.loss.adversarial_training import AdversarialTraining
 from lightning_reg.callbacks.loss.concrete_dropout_penalty import ConcreteDropoutPenalty
 from lightning_reg.callbacks.loss.confidence_penalty import ConfidencePenalty
 from lightning_reg.callbacks.loss.decorrelation_penalty import DecorrelationPenalty
@@ -56,6 +57,7 @@ from lightning_reg.monitors.weight_distribution import WeightDistribution
 __all__ = [
     "ActivationStats",
     "ActivityPenalty",
+    "AdversarialTraining",
     "BatchImages",
     "BatchMixing",
     "BestWeightsEarlyStopping",

@@ -41,6 +41,7 @@ PUBLIC = sorted(
 
 # By name, from a project to what is attached. A technique that isn't here has its settings of the conformance suite.
 SETTINGS = {
+    "AdversarialTraining": lambda project: callbacks.AdversarialTraining(eps=0.3, input_key=project.input_key),
     "BatchMixing": lambda project: BatchMixing(
         Mixup(alpha=0.7), input_key=project.input_key, target_key=project.target_key, seed=3
     ),

@@ -25,7 +25,15 @@ BEFORE_THE_STEP = (
     "SharpnessAwareMinimization*",
     "CautiousWeightDecay",
 )
-LOSS_TERMS = ("LogitPenalty*", "RDrop", "DecorrelationPenalty", "JacobianPenalty", "InputGradientPenalty")
+LOSS_TERMS = (
+    "LogitPenalty*",
+    "RDrop",
+    "DecorrelationPenalty",
+    "JacobianPenalty",
+    "InputGradientPenalty",
+    "AdversarialTraining*",
+)
+NEED_INPUTS = ("InputGradientPenalty", "JacobianPenalty", "AdversarialTraining*")
 
 # Globs over techniques and over projects, and what the sentence has to say.
 REFUSALS = [
@@ -57,8 +65,8 @@ REFUSALS = [
     (("ManifoldMixup",), ANY, "matches no module"),
     (("ManifoldMixup",), ANY, "layers must be of modules"),
     (("RDrop", "JacobianPenalty"), WITHOUT_LABELS, "cross_entropy"),
-    (("InputGradientPenalty", "JacobianPenalty"), ANY, "input_key"),
-    (("InputGradientPenalty", "JacobianPenalty"), ANY, "inputs must be what"),
+    (NEED_INPUTS, ANY, "input_key"),
+    (NEED_INPUTS, ANY, "inputs must be what"),
     (("InputGradientPenalty", "JacobianPenalty"), ("compiled*",), "must not be compiled"),
     (("RDrop",), ANY, "one row a sample"),
     (("RDrop",), ANY, "no layer that is stochastic"),

@@ -52,11 +52,12 @@ class Moment:
     copied: list[Copied]
 
     @torch.no_grad()
-    def put_back(self, moving: Set[str]) -> None:
+    def put_back(self, moving: Set[str], *, silently: bool = False) -> None:
         """Puts it back with its loggers silent, whatever is remembered of other moments.
 
         Args:
             moving: Names of tensors that may have changed without a sign.
+            silently: Whether autograd isn't to know, so that graphs which hold on to a tensor stay usable.
         """
         for holder, kept, writers in self.contents:
             latest, holder.kept = holder.kept, kept
@@ -66,9 +67,12 @@ class Moment:
             for key, stand_in in writers:
                 holder.owner[key] = stand_in
         _write(
-            copied
-            for copied in self.copied
-            if copied.name in moving or copied.tensor.is_inference() or _is_changed(copied)
+            (
+                copied
+                for copied in self.copied
+                if copied.name in moving or copied.tensor.is_inference() or _is_changed(copied)
+            ),
+            silently=silently,
         )
 
 
@@ -198,12 +202,16 @@ class HeldState:
         return [copied.name for copied in self._copied if _is_changed(copied)]
 
     @torch.no_grad()
-    def put_back(self) -> None:
-        """Puts back everything, as often as wanted."""
+    def put_back(self, *, silently: bool = False) -> None:
+        """Puts back everything, as often as wanted.
+
+        Args:
+            silently: Whether autograd isn't to know, so that graphs which hold on to a tensor stay usable.
+        """
         for node in self._order:
             if not node.holder.is_same():
                 node.holder.put_back()
-        _write(self._copied)
+        _write(self._copied, silently=silently)
         for tensor, grad in self._grads:
             tensor.grad = grad
 
@@ -224,7 +232,7 @@ def _is_changed(copied: Copied) -> bool:
     return mark(copied.tensor) != copied.mark
 
 
-def _write(copies: Iterable[Copied]) -> None:
+def _write(copies: Iterable[Copied], *, silently: bool) -> None:
     to, of = [], []
     for copied in copies:
         tensor = copied.tensor
@@ -234,7 +242,8 @@ def _write(copies: Iterable[Copied]) -> None:
             continue
         if _address(tensor) != _address(copied.memory):
             tensor.data = copied.memory
-        to.append(local(_dense(copied.memory)))  # shards are written each by its own process
+        memory = local(_dense(copied.memory))  # shards are written each by its own process
+        to.append(memory.data if silently else memory)  # of which a version is counted apart
         of.append(local(copied.copy))
     if to:
         torch._foreach_copy_(to, of)

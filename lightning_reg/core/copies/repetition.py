@@ -1,0 +1,233 @@
+"""Running a training step again, so that everything but what it returns counts once."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
+
+from lightning_reg.core.copies.held_state import Copied, HeldState, Moment, mark, size_of
+from lightning_reg.core.gradients import local
+from lightning_reg.core.lightning import logs_now, random_states, set_random_states
+from lightning_reg.core.step import Run
+
+__all__ = ["FirstPass", "Repetition", "loss_of"]
+
+_SMALL = 2**20  # bytes that are copied unasked
+_LEARNING = 4  # windows in which tensors on accelerators are compared by value, which makes the host wait
+
+
+@dataclass(frozen=True)
+class FirstPass:
+    """What a training step was given, and drew random numbers from.
+
+    Attributes:
+        arguments: Of the training step.
+        held: What is in them.
+        before: What else there was.
+        index: Number of the batch in its epoch.
+        random: States of the global random streams.
+        loss: What it returned; None where the batch is skipped.
+        lost: Names of what the step has changed of its arguments, and of which there is no copy.
+    """
+
+    arguments: tuple[Any, ...]
+    held: HeldState
+    before: Moment
+    index: int
+    random: dict[str, Any]
+    loss: Tensor | None
+    lost: list[str]
+
+
+class Repetition:
+    """Remembers what training steps begin with, and lets them begin there again.
+
+    All passes get the same batches and draw the same random numbers. But the first, none is to have a consequence.
+    Parameters that optimizers train are left to the caller. All else that the module holds (a teacher, a queue, a
+    hidden state) is in a repeated pass as it was in the first, and afterwards as the first has left it. For that,
+    tensors that have been seen to change are copied, with every pass.
+
+    Args:
+        run: The fit.
+        further: Of other objects whose state counts once, by name.
+        keeps_graphs: Whether graphs of repeated passes are to live when what they have changed is put back.
+    """
+
+    def __init__(self, run: Run, further: Mapping[str, Any] | None = None, *, keeps_graphs: bool = False) -> None:
+        self._run = run
+        self._keeps_graphs = keeps_graphs
+        self._held = HeldState({"module": run.module, **(further or {})}, self._owned)
+        self._before: dict[int, tuple[Tensor, tuple[int, int]]] = {}
+        self._compared: list[Tensor] = []
+        self._sums: dict[torch.device, Tensor] = {}
+        self._moving: set[str] = set()  # names of tensors that a first pass has changed
+        self._of_batches: set[str] = set()  # the same of those in batches
+        self._names: dict[int, str] = {}
+        self._windows = 0
+        self._copies_all = False
+        run.around(run.module, "log", self._unless_running)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Repetition":
+        """Returns itself: a copy of the module, whose ``log`` leads here, takes no memory of a step along."""
+        return self
+
+    def first(
+        self, training_step: Callable[..., Any], arguments: tuple[Any, ...], window: Sequence[FirstPass] = ()
+    ) -> tuple[Any, FirstPass]:
+        """Runs a training step for the first time; returns its output, and what is needed to run it again.
+
+        Args:
+            training_step: Called with the arguments.
+            arguments: By position.
+            window: Those that ran before and are to be run again with it.
+        """
+        tensors = self._held.look()
+        if not window:
+            self._note(tensors)
+        known = {} if not window else self._unmoved(window[-1].before)
+        before = self._held.moment(tensors, lambda name: self._copies_all or name in self._moving, known)
+        held = HeldState({"batch": arguments})
+        held.keep(lambda name, tensor: self._windows == 1 or size_of(tensor) <= _SMALL or name in self._of_batches)
+        random = random_states()
+        output = training_step(*arguments)
+        lost = held.changed()
+        self._of_batches.update(lost, held.changed_copies())
+        loss = loss_of(output)
+        index = self._run.trainer.fit_loop.epoch_loop.batch_idx
+        loss = None if loss is None else loss.detach()
+        return output, FirstPass(arguments, held, before, index, random, loss, lost)
+
+    def begin(self, first: FirstPass) -> None:
+        """Puts everything to where a training step began, within :meth:`counted_once`.
+
+        Args:
+            first: The step's first pass.
+        """
+        first.held.put_back(silently=self._keeps_graphs)
+        first.before.put_back(self._moving, silently=self._keeps_graphs)
+        self._run.begins_again(first.index)
+        set_random_states(first.random)
+
+    def _unless_running(self, log: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return None if self._run.is_again else log(*args, **kwargs)
+
+    # What the module holds
+
+    def _owned(self) -> set[int]:
+        # Those that are not trained (a teacher's among all the module's) are moved by the step, if at all.
+        groups = (group for optimizer in self._run.trainer.optimizers for group in optimizer.param_groups)
+        return {id(parameter) for group in groups for parameter in group["params"] if parameter.requires_grad}
+
+    def _size_of_weights(self) -> int:
+        groups = (group for optimizer in self._run.trainer.optimizers for group in optimizer.param_groups)
+        return sum(size_of(parameter) for group in groups for parameter in group["params"])
+
+    def _note(self, tensors: list[tuple[str, Tensor]]) -> None:
+        """Notes what there is before the first pass."""
+        self._windows += 1
+        self._before = {id(tensor): (tensor, mark(tensor)) for _, tensor in tensors}
+        self._names = {id(tensor): name for name, tensor in tensors}
+        # A teacher that begins as its student doesn't move in a first pass, but does in a second one.
+        size = sum(size_of(tensor) for _, tensor in tensors)
+        self._copies_all = self._windows <= _LEARNING and size <= max(self._size_of_weights(), _SMALL)
+        # Version counters don't see what is written by ``.data``, as teachers often are.
+        by_value = self._windows <= _LEARNING or logs_now(self._run.trainer)
+        self._compared = [
+            tensor
+            for name, tensor in tensors
+            if name not in self._moving and _has_sum(tensor) and (by_value or tensor.device.type == "cpu")
+        ]
+        self._sums = _sums(self._compared)
+
+    def _moved_silently(self) -> set[int]:
+        now = _sums(self._compared)
+        if all(torch.equal(sums, now[device]) for device, sums in self._sums.items()):
+            return set()
+        both = ((tensor, _sums([tensor])[tensor.device]) for tensor in self._compared)
+        before = {device: iter(sums.unbind()) for device, sums in self._sums.items()}
+        return {id(tensor) for tensor, value in both if not torch.equal(value[0], next(before[tensor.device]))}
+
+    def _unmoved(self, moment: Moment, silently: Set[int] = frozenset()) -> dict[int, Copied]:
+        """Returns the copies, by ``id`` of the tensor, of those that don't change without a sign."""
+        return {
+            id(copied.tensor): copied
+            for copied in moment.copied
+            if copied.name not in self._moving and id(copied.tensor) not in silently
+        }
+
+    @contextmanager
+    def counted_once(self, window: Sequence[FirstPass]) -> Iterator[None]:
+        """Enters a context in which steps begin again; afterwards all is as the first passes have left it.
+
+        Args:
+            window: The first passes, in their order.
+        """
+        trainer, loggers = self._run.trainer, self._run.trainer.loggers
+        random = random_states()
+        silently = self._moved_silently()
+        to_be_written = {id(copied.tensor) for first in window for copied in first.before.copied}
+        known = {} if not window else self._unmoved(window[-1].before, silently)
+
+        def is_copied(name: str, tensor: Tensor) -> bool:
+            before = self._before.get(id(tensor))
+            if before is None:  # it is new
+                return id(tensor) in to_be_written or name in self._moving or size_of(tensor) <= _SMALL
+            if before[1] != mark(tensor) or id(tensor) in silently:
+                self._moving.add(name)
+            return self._copies_all or name in self._moving or id(tensor) in to_be_written
+
+        self._held.keep(is_copied, known)
+        self._held.set_aside()
+        trainer.loggers = [DummyLogger() for _ in loggers]
+        was_again, self._run.is_again = self._run.is_again, True
+        try:
+            yield
+        finally:
+            self._run.is_again = was_again
+            trainer.loggers = loggers
+            self._moving.update(self._held.changed_copies())
+            by_value = {self._names[key] for key in self._moved_silently()} - self._moving
+            surprises = sorted({*self._held.changed(), *(() if self._copies_all else by_value)})
+            self._moving.update(by_value)
+            self._held.put_back(silently=self._keeps_graphs)
+            self._held.forget()
+            self._before, self._names, self._compared, self._sums = {}, {}, [], {}
+            set_random_states(random)
+        if surprises:
+            self._moving.update(surprises)
+            rank_zero_warn(
+                f"{', '.join(surprises)} changed when the step was run again, but not when it was run first, and so "
+                "changed once too often; from now on it is put back"
+            )
+
+
+def _has_sum(tensor: Tensor) -> bool:
+    plain = tensor.layout == torch.strided and tensor.device.type != "meta" and tensor.is_leaf
+    return plain and not tensor.is_complex() and tensor.numel() > 0 and not tensor.is_inference()
+
+
+@torch.no_grad()
+def _sums(tensors: list[Tensor]) -> dict[torch.device, Tensor]:
+    """Returns the sums of absolute values, by device."""
+    devices: dict[torch.device, list[Tensor]] = {}
+    for tensor in tensors:
+        devices.setdefault(tensor.device, []).append(_floating(local(tensor)))
+    return {
+        device: torch.stack([norm.float() for norm in torch._foreach_norm(group, 1)])
+        for device, group in devices.items()
+    }
+
+
+def _floating(tensor: Tensor) -> Tensor:
+    return tensor if tensor.is_floating_point() else tensor.double()
+
+
+def loss_of(output: Any) -> Tensor | None:
+    """Returns the loss among what a training step returned; None where the batch is skipped."""
+    loss: Tensor | None = output.get("loss") if isinstance(output, Mapping) else output
+    return loss
