@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from lightning_reg.audit.inventory import technique_settings
+from lightning_reg.cli.advice import advice_lines, signs_in, signs_of, situation_of
 from lightning_reg.cli.figures import write_figures
 from lightning_reg.cli.runs import run_folders
 from lightning_reg.core.metric_names import is_accuracy, lower_is_better, short_name
@@ -51,6 +53,9 @@ def summarize(
     # Before the best checkpoint is loaded, and the callbacks' state of then with it.
     reasons = [getattr(callback, "stopping_reason_message", None) for callback in _callbacks(trainer)]
     log_dir = trainer.log_dir  # on every rank: they agree on it
+    signs = signs_of(trainer)
+    # Optimizers are none where processes were forked, and this one's trainer has trained nothing.
+    situation = situation_of(trainer, model, data) if trainer.optimizers else None
     measured_path = best_path
     if best_path and best_epoch is None:
         rank_zero_warn(f"{best_path} can't be loaded as data: what is measured are the weights in memory")
@@ -67,6 +72,9 @@ def summarize(
         if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
             rows.append(("TensorBoard", f"tensorboard --logdir {_relative(run_folders(trainer))}"))
         print("\n" + "\n".join([*metric_lines(results), "", *table(rows)]))
+        if situation is not None:
+            advice = advice_lines(replace(situation, signs=signs_in(results) if signs is None else signs))
+            print("\n".join(["", *advice] if advice else []), end="\n" if advice else "")
         write_figures(trainer, log_dir, results)
     final = {f"final/{split}_{name}": value for split, metrics in results.items() for name, value in metrics.items()}
     log_final_metrics(trainer, model, data, final, technique_settings(trainer))

@@ -105,7 +105,7 @@ def is_underfitting(
     >>> is_underfitting([2.3, 2.29, 2.28], [2.3, 2.3, 2.29])
     True
     """
-    if len(train) < 2:
+    if len(train) < (1 if train_accuracy else 2):
         return False
     fits_badly = train_accuracy[-1] < low if train_accuracy else train[0] - train[-1] < flat * abs(train[0])
     return fits_badly and validation[-1] - train[-1] < flat * abs(train[-1])

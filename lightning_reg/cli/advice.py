@@ -1,0 +1,307 @@
+"""What to try next where a network over- or underfits: the rules behind the summary of a fit and docs/guide.md."""
+
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
+
+from lightning_reg.audit.inventory import take_inventory
+from lightning_reg.callbacks import GeneralizationGap
+from lightning_reg.cli.invocation import invocation
+from lightning_reg.core.lightning import callbacks_of
+from lightning_reg.core.metric_names import lower_is_better
+from lightning_reg.data import TabularData
+from lightning_reg.monitors.fitting_signals import Curves, find_signals
+from lightning_reg.nn.rates import rates
+
+__all__ = ["REMEDIES", "Remedy", "Situation", "advice_lines", "remedies", "signs_in", "signs_of", "situation_of"]
+
+_MOST = 3
+_FEW_SAMPLES = 8  # in a batch, of which BatchNorm's statistics would be mostly noise
+_LEAST_DECAY = 0.01  # torch's default for AdamW, which hardly regularizes
+
+
+@dataclass(frozen=True)
+class Situation:
+    """A run that has ended, as far as the rules ask.
+
+    Attributes:
+        signs: Names of the signs that were seen, those of :class:`~lightning_reg.monitors.GeneralizationGap`.
+        model: The model's settings that the command line can change, by name.
+        data: The data module's, likewise.
+        is_image: Whether inputs are images with more than one row.
+        is_table: Whether they are rows of a table that the data module reads.
+        classifies: Whether one class of several is predicted.
+        drop_prob: Largest rate of dropping in the network.
+        weight_decay: Largest decay of the optimizers.
+        label_smoothing: Largest that was found.
+        penalizes: Whether a callback penalizes the size of weights.
+        softens: Whether a callback asks for less confident predictions.
+        mixes: Whether samples are mixed.
+        averages: Whether a callback averages weights.
+        stops_early: Whether a callback stops training.
+        stopped: Whether it did.
+        batch_size: Samples in a batch, None where the loader doesn't tell.
+        max_epochs: Of the run, None where it has no such limit.
+    """
+
+    signs: frozenset[str] = frozenset()
+    model: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
+    is_image: bool = False
+    is_table: bool = False
+    classifies: bool = True
+    drop_prob: float = 0.0
+    weight_decay: float = 0.0
+    label_smoothing: float = 0.0
+    penalizes: bool = False
+    softens: bool = False
+    mixes: bool = False
+    averages: bool = False
+    stops_early: bool = False
+    stopped: bool = False
+    batch_size: int | None = None
+    max_epochs: int | None = None
+
+    @property
+    def overfits(self) -> bool:
+        """Whether what was learned of the training data doesn't hold elsewhere."""
+        return bool(self.signs & {"overfitting", "memorization"})
+
+    @property
+    def underfits(self) -> bool:
+        """Whether not even the training data is learned, or training ended too soon."""
+        return not self.overfits and bool(self.signs & {"underfitting", "unfinished"})
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """Something to try.
+
+    Attributes:
+        name: What it is, in a word or two.
+        why: Why it may help, and what is known of it.
+        options: What is appended to the command, in a situation in which it makes sense; nothing elsewhere.
+    """
+
+    name: str
+    why: str
+    options: Callable[[Situation], Sequence[str]]
+
+
+def _overlay(name: str) -> list[str]:
+    return ["--config", f"techniques/{name}"]
+
+
+def _is_untouched(found: Situation, setting: str) -> bool:
+    return setting in found.data and found.data[setting] in (None, "none")
+
+
+def _augment(found: Situation) -> Sequence[str]:
+    return _overlay("augmentation_basic") if found.is_image and _is_untouched(found, "augment") else []
+
+
+def _norm(found: Situation) -> Sequence[str]:
+    few = found.batch_size is not None and found.batch_size < _FEW_SAMPLES
+    takes = found.model.get("norm") == "none" and found.model.get("activation") != "selu"
+    return ["--model.norm", "layer" if few else "batch"] if takes else []
+
+
+def _drop(found: Situation) -> Sequence[str]:
+    takes = "drop_prob" in found.model and found.model.get("activation") != "selu"
+    return ["--model.drop_prob", "0.3"] if takes and not found.drop_prob else []
+
+
+def _mix(found: Situation) -> Sequence[str]:
+    if found.mixes or not _is_untouched(found, "mix"):
+        return []
+    return _overlay("row_cutmix" if found.is_table else "mixup")
+
+
+def _decay(found: Situation) -> Sequence[str]:
+    small = "weight_decay" in found.model and found.weight_decay <= _LEAST_DECAY and not found.penalizes
+    return ["--model.weight_decay", "0.1"] if small else []
+
+
+def _average(found: Situation) -> Sequence[str]:
+    return [] if found.averages else _overlay("exponential_moving_average")
+
+
+def _smooth(found: Situation) -> Sequence[str]:
+    takes = found.classifies and "label_smoothing" in found.model
+    return ["--model.label_smoothing", "0.1"] if takes and not (found.label_smoothing or found.softens) else []
+
+
+def _stop(found: Situation) -> Sequence[str]:
+    if found.stops_early or "overfitting" not in found.signs:
+        return []
+    return ["--trainer.callbacks+=BestWeightsEarlyStopping", "--trainer.callbacks.monitor=val/loss"]
+
+
+def _train_longer(found: Situation) -> Sequence[str]:
+    longer = found.max_epochs is not None and found.max_epochs > 0 and not found.stopped
+    return ["--trainer.max_epochs", str(2 * (found.max_epochs or 0))] if longer else []
+
+
+def _drop_less(found: Situation) -> Sequence[str]:
+    takes = "drop_prob" in found.model and found.drop_prob > 0 and "underfitting" in found.signs
+    return ["--model.drop_prob", f"{found.drop_prob / 2:.2g}" if found.drop_prob > 0.1 else "0.0"] if takes else []
+
+
+def _disturb_less(found: Situation) -> Sequence[str]:
+    if "underfitting" not in found.signs:
+        return []
+    disturbed = [name for name in ("augment", "mix") if name in found.data and not _is_untouched(found, name)]
+    return [word for name in disturbed for word in (f"--data.{name}", "null")]
+
+
+def _widen(found: Situation) -> Sequence[str]:
+    if "underfitting" not in found.signs:
+        return []
+    for name in ("hidden_sizes", "channels"):
+        sizes = found.model.get(name)
+        if sizes:
+            return [f"--model.{name}", f"[{', '.join(str(2 * size) for size in sizes)}]"]
+    return ["--model.hidden_size", str(2 * found.model["hidden_size"])] if "hidden_size" in found.model else []
+
+
+REMEDIES: Mapping[str, tuple[Remedy, ...]] = {
+    "overfitting": (
+        Remedy("early stopping", "training goes on after validation has turned; costs nothing", _stop),
+        Remedy("BatchNorm", "the noise of batch statistics regularizes, and training gets faster", _norm),
+        Remedy("mixing", "no sample is seen twice, and what is between samples is learned, too", _mix),
+        Remedy("dropout", "no unit can rely on another; the classic for dense layers", _drop),
+        Remedy("augmentation", "more images, if what it changes doesn't matter to the label", _augment),
+        Remedy("weight decay", "smaller weights, smoother functions; AdamW's default is next to nothing", _decay),
+        Remedy(
+            "averaged weights", "a mean over many steps lies flatter than the last one; costs next to nothing", _average
+        ),
+        Remedy("label smoothing", "keeps a network from being too sure", _smooth),
+    ),
+    "underfitting": (
+        Remedy("less disturbed data", "what is mixed and augmented takes longer to learn", _disturb_less),
+        Remedy("less dropout", "a network that doesn't fit its training data needs all of its units", _drop_less),
+        Remedy("longer training", "validation may still get better", _train_longer),
+        Remedy("a larger network", "where training data isn't fitted, it isn't a regularizer that is missing", _widen),
+    ),
+}
+"""By the sign that they are for, in the order in which they are proposed."""
+
+
+def remedies(found: Situation) -> list[tuple[Remedy, Sequence[str]]]:
+    """Returns what to try, and what to append to the command for it; the first ones first.
+
+    Args:
+        found: The run that has ended.
+    """
+    if not (found.overfits or found.underfits):
+        return []
+    of_sign = REMEDIES["overfitting" if found.overfits else "underfitting"]
+    options = [(remedy, remedy.options(found)) for remedy in of_sign]
+    return [(remedy, words) for remedy, words in options if words][:_MOST]
+
+
+def signs_of(trainer: Trainer) -> frozenset[str] | None:
+    """Returns the names of the signs that a run has shown; None where no callback has measured the gap.
+
+    Args:
+        trainer: That has just fitted.
+    """
+    gaps = [callback for callback in callbacks_of(trainer) if isinstance(callback, GeneralizationGap)]
+    measured = [callback for callback in gaps if callback.curves.epochs]
+    return frozenset(signal.name for callback in measured for signal in callback.signals) if measured else None
+
+
+def signs_in(results: Mapping[str, Mapping[str, float]]) -> frozenset[str]:
+    """Returns the names of the signs that the best weights alone show, without the way that led to them.
+
+    Args:
+        results: By split, then by metric.
+
+    >>> parts = {"train": {"accuracy": 1.0, "loss": 0.01}, "validation": {"accuracy": 0.9, "loss": 0.4}}
+    >>> sorted(signs_in(parts))
+    ['memorization']
+    """
+    train, validation = results.get("train", {}), results.get("validation", {})
+    names = [name for name in train if name in validation]
+    if not names:
+        return frozenset()
+    curves = Curves(
+        epochs=[0],
+        train={name: [train[name]] for name in names},
+        validation={name: [validation[name]] for name in names},
+        lower_is_better={name: lower_is_better(name) for name in names},
+    )
+    return frozenset(signal.name for signal in find_signals(curves, weights=0, samples=None, patience=1))
+
+
+def situation_of(trainer: Trainer, model: LightningModule, data: LightningDataModule | None) -> Situation:
+    """Returns what the rules ask of a run, but for its signs.
+
+    Args:
+        trainer: That has just fitted.
+        data: That it was fitted to.
+    """
+    found = take_inventory(trainer, model)
+    techniques = found.techniques()
+    return Situation(
+        model=dict(model.hparams),
+        data={name: getattr(data, name) for name in ("augment", "mix") if hasattr(data, name)},
+        is_image=min(_image_size(data)) > 1,
+        is_table=isinstance(data, TabularData),
+        classifies=getattr(data, "task", None) == "classification",
+        drop_prob=max((rate.value for rate in rates(model)), default=0.0),
+        weight_decay=max((group.weight_decay for group in found.groups), default=0.0),
+        label_smoothing=found.label_smoothing,
+        penalizes=any(technique.l2_strength > 0 for technique in techniques),
+        softens=any(technique.softens_predictions for technique in techniques),
+        mixes=bool(found.mixing),
+        averages=any(getattr(callback, "averages_weights", False) for callback in found.callbacks),
+        stops_early=bool(found.of(EarlyStopping)),
+        stopped=trainer.should_stop and trainer.current_epoch != trainer.max_epochs,
+        batch_size=found.batch_size,
+        max_epochs=trainer.max_epochs,
+    )
+
+
+def _image_size(data: object) -> Sequence[int]:
+    shape = getattr(data, "input_shape", None) or ()
+    return shape[1:] if len(shape) == 3 else (1,)  # (C, H, W)
+
+
+def advice_lines(found: Situation) -> list[str]:
+    """Returns what the summary of a fit ends with: what was seen, and commands to try next.
+
+    Args:
+        found: The run that has ended.
+    """
+    proposed = remedies(found)
+    if not proposed:
+        return []
+    lines = [f"{_verdict(found)}. To try next, one at a time:"]
+    for remedy, options in proposed:
+        lines += [f"  # {remedy.name}: {remedy.why}", f"  {_command(options)}"]
+    return lines
+
+
+def _verdict(found: Situation) -> str:
+    if found.overfits:
+        return "It overfits"
+    return "It underfits" if "underfitting" in found.signs else "It was still learning"
+
+
+def _command(options: Sequence[str]) -> str:
+    """Returns the command that this process was called by, with options that take the place of earlier ones."""
+    replaced = {"--ckpt_path", *(word for word in options if word.startswith("--") and word != "--config")}
+    words = iter(sys.argv[1:])
+    kept = []
+    for word in words:
+        if word in replaced:
+            next(words, None)
+        elif word.partition("=")[0] not in replaced:
+            kept.append(word)
+    return shlex.join([*invocation(), *kept, *options])
