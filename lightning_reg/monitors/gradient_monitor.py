@@ -277,7 +277,8 @@ class GradientMonitorSession(Session[GradientMonitor]):
     def _device(self, index: int) -> torch.device:
         # Of any parameter: toggle_optimizer freezes all those of the other optimizers for a while.
         groups = self.run.trainer.optimizers[index].param_groups
-        return next(parameter.device for group in groups for parameter in group["params"])
+        device: torch.device = next(parameter.device for group in groups for parameter in group["params"])
+        return device
 
     def _count_if_skipped(self, index: int) -> None:
         """Counts a step that a gradient scaler didn't let the optimizer make; that is known without a look at it."""
