@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from lightning_reg.functional.gradients import norms_of
+from lightning_reg.functional.norms import norms_of
 from lightning_reg.settings import SettingError
 
 __all__ = [

@@ -7,7 +7,7 @@ from typing import Literal
 from lightning.pytorch import LightningModule, Trainer
 
 from lightning_reg.core.lightning import planned_epochs
-from lightning_reg.functional.averaging import annealed
+from lightning_reg.functional.annealing import annealed
 from lightning_reg.settings import SettingError, check_choice, check_count, check_range
 
 __all__ = ["ScheduledStrength", "StrengthSchedule", "check_never_zero", "check_schedule"]

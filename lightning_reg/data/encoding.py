@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_reg.data.columns import Column
 from lightning_reg.data.tables import Table
-from lightning_reg.functional.statistics import normal_scores, quantile_knots
+from lightning_reg.functional.preparation import normal_scores, quantile_knots
 from lightning_reg.settings import SettingError
 
 __all__ = ["Scaling", "TableEncoder"]

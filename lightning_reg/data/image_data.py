@@ -19,7 +19,7 @@ from lightning_reg.data.pipeline import ImagePipeline, chosen_augmentation
 from lightning_reg.data.row_splits import RowSplitter
 from lightning_reg.data.sources import SOURCES
 from lightning_reg.data.targets import Targets, Task
-from lightning_reg.functional.statistics import channel_mean_and_std
+from lightning_reg.functional.preparation import channel_mean_and_std
 from lightning_reg.settings import SettingError, check_choice, check_count
 from lightning_reg.transforms import Augmentation, Mixing
 

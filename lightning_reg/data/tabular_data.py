@@ -18,7 +18,7 @@ from lightning_reg.data.loader import SampleDataset
 from lightning_reg.data.row_splits import RowSplitter
 from lightning_reg.data.tables import NAMED_TABLES, named_table, read_table
 from lightning_reg.data.targets import targets_of
-from lightning_reg.functional.categories import one_hot_columns
+from lightning_reg.functional.preparation import one_hot_columns
 from lightning_reg.settings import SettingError, check_choice, check_count
 from lightning_reg.transforms import Mixing, RowMixing
 

@@ -2,25 +2,18 @@ r"""Averages of weights over training, in place and many tensors at a time."""
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 __all__ = [
-    "Annealing",
-    "annealed",
-    "cyclic",
     "decay_of_half_life",
     "ema_update_",
     "half_life_of_decay",
     "lookahead_",
     "mean_update_",
-    "singular_vectors",
     "warmed_up_decay",
 ]
-
-Annealing = Literal["linear", "cosine"]
 
 
 @torch.no_grad()
@@ -136,70 +129,3 @@ def half_life_of_decay(decay: float) -> float:
     692.8
     """
     return -1 / math.log2(decay)
-
-
-def annealed(start: float, end: float, progress: float, kind: Annealing = "cosine") -> float:
-    r"""Returns a value on its way from start to end.
-
-    .. math:: (1 - \alpha) s + \alpha e, \quad \alpha = t \text{ or } (1 - \cos \pi t) / 2
-
-    Args:
-        start: s, in any units.
-        end: e, in the same.
-        progress: t; 0 and less is the start, 1 and more the end.
-        kind: Straight, or slow at both ends.
-
-    >>> annealed(1.0, 0.0, 0.25, "linear")
-    0.75
-    """
-    t = max(0.0, min(1.0, progress))
-    alpha = t if kind == "linear" else (1 - math.cos(math.pi * t)) / 2
-    return end * alpha + start * (1 - alpha)
-
-
-def cyclic(high: float, low: float, step: int, length: int) -> float:
-    r"""Returns a learning rate that falls to its lowest at the end of each cycle, and starts anew.
-
-    .. math:: (1 - t) \, \eta_1 + t \, \eta_2, \quad t = ((i \bmod c) + 1) / c
-
-    Args:
-        high: Upper learning rate η₁, where a cycle begins.
-        low: η₂, reached in the last step of a cycle.
-        step: i, counted from 0.
-        length: c, steps in a cycle.
-
-    Reference:
-        Pavel Izmailov et al.: Averaging Weights Leads to Wider Optima and Better Generalization, UAI 2018,
-        arXiv:1803.05407.
-
-    >>> [cyclic(1.0, 0.0, step, 2) for step in range(3)]
-    [0.5, 0.0, 0.5]
-    """
-    t = (step % length + 1) / length
-    return (1 - t) * high + t * low
-
-
-@torch.no_grad()
-def singular_vectors(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Returns the singular vectors of the largest singular value.
-
-    .. math:: W v = \sigma u, \quad W^\top u = \sigma v
-
-    Args:
-        matrix: W, (m, n), floating point.
-
-    Returns:
-        u, (m,), and v, (n,), of length 1.
-
-    >>> u, v = singular_vectors(torch.diag(torch.tensor([1.0, 3.0])))
-    >>> u.abs(), (u @ v).abs()
-    (tensor([0., 1.]), tensor(1.))
-    """
-    # The eigenvectors of the smaller of W Wᵀ and Wᵀ W; the largest one is well conditioned.
-    precise = matrix.double() if matrix.device.type != "mps" else matrix.float()
-    is_tall = precise.shape[0] > precise.shape[1]
-    short = precise.T if is_tall else precise  # (min(m, n), max(m, n))
-    first = torch.linalg.eigh(short @ short.T).eigenvectors[:, -1]
-    second = torch.nn.functional.normalize(short.T @ first, dim=0)
-    u, v = (second, first) if is_tall else (first, second)
-    return u.to(matrix.dtype), v.to(matrix.dtype)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_reg.functional.blocks import BLOCK, cache_sized
-from lightning_reg.functional.unit_factors import unit_factors
+from lightning_reg.functional.norms import norm, unit_factors
 
 __all__ = [
     "add_elastic_net_gradient_",
@@ -48,7 +48,7 @@ def l1_penalty(weights: Sequence[Tensor], strength: float) -> Tensor:
     >>> l1_penalty([torch.tensor([3.0, -4.0])], 0.1)
     tensor(0.7000)
     """
-    return strength * torch.stack([_norm(weight, 1) for weight in weights]).sum()
+    return strength * torch.stack([norm(weight, 1) for weight in weights]).sum()
 
 
 def l2_penalty(weights: Sequence[Tensor], strength: float) -> Tensor:
@@ -71,7 +71,7 @@ def l2_penalty(weights: Sequence[Tensor], strength: float) -> Tensor:
     >>> l2_penalty([torch.tensor([3.0, 4.0])], 0.1)
     tensor(1.2500)
     """
-    return strength / 2 * torch.stack([_norm(weight, 2) for weight in weights]).square().sum()
+    return strength / 2 * torch.stack([norm(weight, 2) for weight in weights]).square().sum()
 
 
 def elastic_net_penalty(weights: Sequence[Tensor], l1: float, l2: float) -> Tensor:
@@ -157,7 +157,7 @@ def group_lasso_penalty(groups: Sequence[Tensor], strength: float) -> Tensor:
     >>> group_lasso_penalty([torch.tensor([[3.0, 4.0], [0.0, 0.0]])], 1.0)
     tensor(7.0711)
     """
-    sums = [group[0].numel() ** 0.5 * _norm(group, 2, dim=range(1, group.ndim)).sum() for group in groups]
+    sums = [group[0].numel() ** 0.5 * norm(group, 2, dim=range(1, group.ndim)).sum() for group in groups]
     return strength * torch.stack(sums).sum()
 
 
@@ -246,14 +246,6 @@ def _add_scaled_(gradients: Sequence[Tensor], terms: Sequence[Tensor], strength:
         torch._foreach_add_(list(gradients), torch._foreach_mul(list(terms), strength))
     else:
         torch._foreach_add_(list(gradients), list(terms), alpha=strength)
-
-
-def _norm(weight: Tensor, order: int, dim: Sequence[int] | None = None, *, keepdim: bool = False) -> Tensor:
-    # At least in float32: a sum of squares in 16 bits has lost its last digits.
-    dtype = torch.promote_types(weight.dtype, torch.float32)
-    axes = None if dim is None else tuple(dim)
-    norm: Tensor = torch.linalg.vector_norm(weight, order, dim=axes, keepdim=keepdim, dtype=dtype)
-    return norm
 
 
 def _signs(weights: Sequence[Tensor]) -> Sequence[Tensor]:

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_reg.functional.blocks import cache_sized
-from lightning_reg.functional.gradients import unit_norms
-from lightning_reg.functional.unit_factors import unit_factors
+from lightning_reg.functional.norms import unit_factors, unit_norms
 
 __all__ = ["group_soft_threshold_", "max_norm_", "non_negative_", "soft_threshold_", "unit_norm_"]
 

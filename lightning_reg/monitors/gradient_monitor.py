@@ -20,7 +20,7 @@ from lightning_reg.core.selection import as_patterns, plain_name, select_layers
 from lightning_reg.core.session import Session
 from lightning_reg.core.step import Run, Step, trainable
 from lightning_reg.core.technique import Technique
-from lightning_reg.functional.gradients import total_norm
+from lightning_reg.functional.norms import total_norm
 from lightning_reg.monitors.measurement import Measurement, NotFinite, OptimizerRecord, SeenClip, StepCounts, is_shorter
 from lightning_reg.optim import owned_parameters
 from lightning_reg.settings import check_count

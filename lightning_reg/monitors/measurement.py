@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_reg.core.gradients import gradient_norms, whole
-from lightning_reg.functional.gradients import total_norm
+from lightning_reg.functional.norms import total_norm
 
 __all__ = ["Measurement", "NotFinite", "OptimizerRecord", "SeenClip", "StepCounts", "is_shorter"]
 

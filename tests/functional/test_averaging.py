@@ -2,17 +2,13 @@
 
 import pytest
 import torch
-from torch.optim.swa_utils import SWALR
 
 from lightning_reg.functional.averaging import (
-    annealed,
-    cyclic,
     decay_of_half_life,
     ema_update_,
     half_life_of_decay,
     lookahead_,
     mean_update_,
-    singular_vectors,
     warmed_up_decay,
 )
 
@@ -69,26 +65,3 @@ def test_lookahead_goes_a_part_of_the_way():
     lookahead_(slow, fast, 0.3)
     torch.testing.assert_close(slow, expected)
     assert all(torch.equal(*values) for values in zip(slow, fast, strict=True))
-
-
-@pytest.mark.parametrize(("kind", "theirs"), [("cosine", "cos"), ("linear", "linear")])
-def test_rate_is_annealed_as_torchs_scheduler_does(kind, theirs):
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.5)
-    scheduler = SWALR(optimizer, swa_lr=0.05, anneal_epochs=4, anneal_strategy=theirs)
-    for epoch in range(7):
-        assert optimizer.param_groups[0]["lr"] == pytest.approx(annealed(0.5, 0.05, epoch / 4, kind), rel=1e-9)
-        optimizer.step()
-        scheduler.step()
-
-
-def test_cycle_ends_at_its_lowest():
-    rates = [cyclic(1.0, 0.1, step, 3) for step in range(6)]
-    assert rates == pytest.approx([0.7, 0.4, 0.1] * 2)
-
-
-@pytest.mark.parametrize("shape", [(5, 3), (3, 5), (4, 4), (1, 6)])
-def test_singular_vectors_are_those_of_the_decomposition(shape):
-    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    u, v = singular_vectors(matrix)
-    assert (u @ matrix @ v).item() == pytest.approx(torch.linalg.svdvals(matrix)[0].item(), rel=1e-12)
-    torch.testing.assert_close(torch.stack([u.norm(), v.norm()]), torch.ones(2, dtype=torch.float64))

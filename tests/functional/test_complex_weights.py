@@ -5,15 +5,10 @@ import torch
 from torch import nn
 
 from lightning_reg.functional import penalties
-from lightning_reg.functional.gradients import (
-    add_noise_,
-    centralize_,
-    clip_adaptively_,
-    norms_of,
-    scale_,
-    shrinking_factor,
-    total_norm,
-)
+from lightning_reg.functional.centralization import centralize_
+from lightning_reg.functional.clipping import clip_adaptively_, scale_, shrinking_factor
+from lightning_reg.functional.gradient_noise import add_noise_
+from lightning_reg.functional.norms import norms_of, total_norm
 from lightning_reg.functional.orthogonality import add_orthogonal_gradient_, orthogonal_penalty
 from lightning_reg.functional.penalties import (
     add_elastic_net_gradient_,

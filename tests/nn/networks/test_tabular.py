@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_reg.functional.categories import one_hot_columns
+from lightning_reg.functional.preparation import one_hot_columns
 from lightning_reg.models import MLP
 from lightning_reg.nn import TabularEmbedding, dense_network
 from lightning_reg.settings import SettingError

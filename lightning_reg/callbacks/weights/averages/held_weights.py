@@ -9,7 +9,7 @@ from torch.distributed.tensor import DTensor
 
 from lightning_reg.callbacks.weights.averages.registered import reshard, spectral_vectors, state_names, tensors_of
 from lightning_reg.core.gradients import local, to_shard, whole
-from lightning_reg.functional.averaging import singular_vectors
+from lightning_reg.functional.spectrum import singular_vectors
 
 __all__ = ["HeldWeights"]
 
