@@ -130,4 +130,4 @@ def tables(options: Options) -> Iterator[Table]:
         totals = [sum(count for op, count in found.items() if op not in WAITS) for found in counts]
         growth = (totals[1] - totals[0]) / (tensors[1] - tensors[0])
         table.add(name, *map(str, totals), f"{growth:.2f}", str(sum(counts[1][op] for op in WAITS)))
-    return iter([table])
+    yield table

@@ -25,6 +25,7 @@ class Workload(LightningModule):
             torch.randn(batch_size, *shape, generator=generator),
             torch.randint(0, 10, (batch_size,), generator=generator),
         )
+        # Whether the next step adds a penalty to its loss; a peer that is timed sets it before each step.
         self.penalty = False
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:

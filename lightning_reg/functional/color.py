@@ -129,6 +129,8 @@ def blur(images: Tensor, sigmas: Tensor, kernel_size: int) -> Tensor:
             [0., 1., 0.],
             [0., 0., 1.]])
     """
+    if not images.numel():
+        return images
     n, channels, height, width = images.shape
     reach = kernel_size // 2
     offsets = torch.arange(-reach, reach + 1, device=images.device, dtype=images.dtype)

@@ -207,8 +207,9 @@ def test_basic_with_everything_off_is_the_identity():
     assert torch.equal(augmentation(images(4), stream=Random(0)), images(4).float().mul(1 / 255))
 
 
-def test_empty_batch_passes():
-    assert BasicAugmentation()(images(0), stream=Random(0)).shape == (0, 3, 16, 16)
+@pytest.mark.parametrize("augmentation", [BasicAugmentation(), AdvancedAugmentation()])
+def test_empty_batch_passes(augmentation):
+    assert augmentation(images(0), stream=Random(0)).shape == (0, 3, 16, 16)
 
 
 def test_erasing_is_after_normalization_and_in_a_quarter_of_the_images():
