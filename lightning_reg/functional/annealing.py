@@ -28,7 +28,7 @@ def annealed(start: float, end: float, progress: float, kind: Annealing = "cosin
 
 
 def cyclic(high: float, low: float, step: int, length: int) -> float:
-    r"""Returns a learning rate that falls to its lowest at the end of each cycle, and starts anew.
+    r"""Returns a learning rate that falls to its lowest at the end of each cycle, and restarts.
 
     .. math:: (1 - t) \, \eta_1 + t \, \eta_2, \quad t = ((i \bmod c) + 1) / c
 

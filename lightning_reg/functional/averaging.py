@@ -37,7 +37,7 @@ def ema_update_(averages: Sequence[Tensor], values: Sequence[Tensor], decay: flo
 
 @torch.no_grad()
 def mean_update_(averages: Sequence[Tensor], values: Sequence[Tensor], count: int) -> None:
-    r"""Takes one more value into means in which all weigh the same, in place.
+    r"""Adds one more value to means of equally weighted values, in place.
 
     .. math:: a \leftarrow a + (w - a) / (n + 1)
 
@@ -56,7 +56,7 @@ def mean_update_(averages: Sequence[Tensor], values: Sequence[Tensor], count: in
 
 @torch.no_grad()
 def lookahead_(slow: Sequence[Tensor], fast: Sequence[Tensor], alpha: float) -> None:
-    r"""Moves slow weights toward fast ones, and the fast ones back to where the slow ones are then; in place.
+    r"""Moves slow weights toward fast ones, and sets the fast ones to the slow ones; in place.
 
     .. math:: \phi \leftarrow \phi + \alpha (\theta - \phi), \quad \theta \leftarrow \phi
 
@@ -104,7 +104,7 @@ def warmed_up_decay(decay: float, updates: int) -> float:
 
 
 def decay_of_half_life(half_life: float) -> float:
-    r"""Returns the decay at which a value counts half after so many updates.
+    r"""Returns the decay at which a value counts half after a number of updates.
 
     .. math:: d = 2^{-1/h}
 
@@ -118,7 +118,7 @@ def decay_of_half_life(half_life: float) -> float:
 
 
 def half_life_of_decay(decay: float) -> float:
-    r"""Returns after how many updates a value counts half.
+    r"""Returns the number of updates after which a value counts half.
 
     .. math:: h = -1 / \log_2 d
 

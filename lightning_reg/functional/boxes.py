@@ -13,11 +13,11 @@ Box = tuple[int, int, int, int]
 
 
 def box_around(row: int, column: int, height: int, width: int, *, within: tuple[int, int]) -> Box:
-    """Returns the box of a size around a middle, cut off at the image's border: top, bottom, left, right.
+    """Returns the box of a given size around a center, cut off at the image's border: top, bottom, left, right.
 
     Args:
-        row: Row of the box's middle, in pixels.
-        column: Column of the box's middle, in pixels.
+        row: Row of the box's center, in pixels.
+        column: Column of the box's center, in pixels.
         height: Height of the box, in pixels.
         width: Width of the box, in pixels.
         within: Height and width of the image.
@@ -30,7 +30,7 @@ def box_around(row: int, column: int, height: int, width: int, *, within: tuple[
 
 
 def random_box(stream: Random, height: int, width: int, *, within: tuple[int, int]) -> Box:
-    """Returns a box around a middle that may be any pixel, cut off at the border.
+    """Returns a box around a center that may be any pixel, cut off at the border.
 
     Args:
         stream: Where random numbers come from.

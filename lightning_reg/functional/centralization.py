@@ -10,7 +10,7 @@ __all__ = ["centralize_"]
 
 @torch.no_grad()
 def centralize_(gradients: Sequence[Tensor]) -> None:
-    r"""Takes its mean away from the gradient of every unit, in place.
+    r"""Subtracts the mean from the gradient of every unit, in place.
 
     .. math:: g_u \leftarrow g_u - \frac{1}{n_u} \sum_i g_{u,i}
 

@@ -51,7 +51,7 @@ def remember_(history: Tensor, count: Tensor, norm: Tensor) -> None:
 def zscore_thresholds_(
     moments: Tensor, norm: Tensor, *, z_threshold: float, alpha: float, warmup_steps: int
 ) -> tuple[Tensor, Tensor]:
-    r"""Finds what a norm that sticks out is to be shortened to, and updates the running moments in place.
+    r"""Returns the norm that an outlier is shortened to, and updates the running moments in place.
 
     .. math::
         z = \frac{\lVert g \rVert - \mu}{\sigma}, \qquad
@@ -72,8 +72,8 @@ def zscore_thresholds_(
         warmup_steps: Steps without clipping at the start, at least 1.
 
     Returns:
-        Two scalars: the norm beyond which gradients are shortened, μ + σ z_τ (infinity while warming up), and what this
-        norm is to be shortened to.
+        Two scalars: the norm beyond which gradients are shortened, μ + σ z_τ (infinity while warming up), and ‖g‖*, the
+        norm that these gradients are shortened to.
 
     Reference:
         Abhay Kumar, Louis Owen, Nilabhra Roy Chowdhury, Fabian Güra: ZClip: Adaptive Spike Mitigation for LLM
@@ -87,8 +87,8 @@ def zscore_thresholds_(
     warm = seen >= warmup_steps
     deviation = variance.sqrt()
     z = (norm - mean) / deviation.clamp(min=1e-6)
-    sticks_out = warm & (z > z_threshold)
-    target = torch.where(sticks_out, mean + deviation * z_threshold**2 / z, norm)
+    is_outlier = warm & (z > z_threshold)
+    target = torch.where(is_outlier, mean + deviation * z_threshold**2 / z, norm)
 
     running_mean = alpha * mean + (1 - alpha) * target
     running_variance = alpha * variance + (1 - alpha) * (target - running_mean).square()

@@ -16,7 +16,7 @@ Number = float | Tensor
 
 
 def shrinking_factor(norm: Tensor, target: Number) -> Tensor:
-    r"""What gradients are multiplied by so that their norm is at most ``target``.
+    r"""Returns the factor that makes the norm of gradients at most ``target``.
 
     .. math:: c = \min\left(1, \frac{\tau}{\lVert g \rVert + 10^{-6}}\right)
 
@@ -56,7 +56,7 @@ def scale_(gradients: Sequence[Tensor], factor: Tensor) -> None:
 
 @torch.no_grad()
 def clip_by_value_(gradients: Sequence[Tensor], max_value: Number, *, keep_nonfinite: bool = False) -> None:
-    r"""Cuts every entry off at ±max_value, in place.
+    r"""Clamps every entry to ±max_value, in place.
 
     .. math:: g_i \leftarrow \max(-v, \min(v, g_i))
 

@@ -73,7 +73,7 @@ def jitter_colors_(
 
 
 def shift_hue_(images: Tensor, shift: Tensor) -> Tensor:
-    r"""Turns hues on the circle of colors, in place; value and saturation of HSV stay.
+    r"""Rotates hues on the circle of colors, in place; value and saturation of HSV stay.
 
     Neither a hue nor a division is needed. With M the largest and m the smallest of a pixel's channels, and C = M - m,
     red is :math:`d = (C + g + b - r - m) / C` sixths of the circle away from a pixel, to the side that the sign of

@@ -1,4 +1,4 @@
-r"""DropBlock: neighboring units of a feature map are dropped together, at exactly the rate that is asked for.
+r"""DropBlock: neighboring units of a feature map are dropped together, at exactly a given rate.
 
 A seed may lie anywhere in the map, and drops the block of side b around it, clipped at the border. A position x that
 n(x) seeds would cover is kept with probability (1 − γ)^n(x), fewer at the border than in the middle. So the rate γ of
@@ -18,7 +18,7 @@ __all__ = ["drop_block", "seed_rate"]
 
 
 def drop_block(inputs: Tensor, seeds: Tensor, block_size: int, gamma: float | Tensor) -> Tensor:
-    r"""Drops the block around every seed and divides what is kept by the probability with which it is.
+    r"""Drops the block around every seed and divides what is kept by its probability to be kept.
 
     .. math::
         y_x = \frac{m_x \, i_x}{(1 - \gamma)^{n(x)}}, \quad m_x = \prod_{s \in B(x)} (1 - z_s), \quad n(x) = |B(x)|

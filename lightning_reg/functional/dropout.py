@@ -1,4 +1,4 @@
-r"""Dropout and its relatives, given the random numbers: what is kept, or by how much it is disturbed.
+r"""Dropout, plain and Gaussian.
 
 All keep the expectation: what survives is divided by the probability with which it does.
 """
@@ -90,7 +90,7 @@ _FEW = 2**16  # below it, a mask of the inputs' own precision costs less than a 
 
 
 class _Kept(Function):
-    """Inputs · keep / survival, linear in the inputs; in few passes, from two bytes a unit.
+    """Computes inputs · keep / survival in few passes, and keeps two bytes a unit for the backward pass.
 
     Multiplication of floats by whole numbers is a slow path of torch's.
     """

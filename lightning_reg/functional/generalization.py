@@ -1,4 +1,4 @@
-"""Why models err on what they haven't seen: bias, variance and noise, from many models of one kind."""
+"""Bias, variance and noise of a kind of model, estimated from many models of it."""
 
 from typing import NamedTuple
 
@@ -47,7 +47,7 @@ class ZeroOneParts(NamedTuple):
 
 
 def decompose_squared_error(predictions: Tensor, truth: Tensor, noise: float = 0.0) -> SquaredErrorParts:
-    r"""Takes the expected squared error of one kind of model apart, from models that were fitted to different samples.
+    r"""Decomposes the expected squared error of a kind of model, from models that were fitted to different samples.
 
     .. math::
         E (f(x) - y)^2 = \underbrace{(E f(x) - t(x))^2}_\text{bias²}
@@ -86,7 +86,7 @@ def decompose_squared_error(predictions: Tensor, truth: Tensor, noise: float = 0
 
 
 def decompose_zero_one_error(predictions: Tensor, targets: Tensor) -> ZeroOneParts:
-    r"""Takes the expected share of wrong answers of one kind of model apart, as Domingos does.
+    r"""Decomposes the expected share of wrong answers of a kind of model, as Domingos does.
 
     With the main prediction m, the one that most models give (the smallest of several):
 

@@ -10,7 +10,7 @@ __all__ = ["flip_rotate_shift", "resized_crop"]
 def flip_rotate_shift(images: Tensor, flips: Tensor, angles: Tensor, shifts: Tensor) -> Tensor:
     r"""Flips, then rotates, then cuts out a shifted part, all in one read; what comes from outside is 0.
 
-    A pixel at column x and row y of the result, counted from the image's middle, is the nearest one to
+    A pixel at column x and row y of the result, counted from the image's center, is the nearest one to
 
     .. math:: R(a) \, (x + s_x, \; y + s_y)^\top
 
@@ -34,17 +34,17 @@ def flip_rotate_shift(images: Tensor, flips: Tensor, angles: Tensor, shifts: Ten
     n, channels, height, width = images.shape
     rows = torch.arange(height, device=images.device) + shifts[:, :1]  # (N, H), in the rotated image
     columns = torch.arange(width, device=images.device) + shifts[:, 1:]  # (N, W)
-    middle_y, middle_x = (height - 1) / 2, (width - 1) / 2
-    down, right = rows - middle_y, columns - middle_x
+    center_y, center_x = (height - 1) / 2, (width - 1) / 2
+    down, right = rows - center_y, columns - center_x
     cos, sin = angles.cos().unsqueeze(1), angles.sin().unsqueeze(1)
-    # Mirroring is a change of sign of where a pixel comes from, counted from the middle.
+    # Mirroring is a change of sign of where a pixel comes from, counted from the center.
     across, upright = (1 - 2 * flips.to(angles.dtype)).chunk(2, dim=1)
     # What lies in the border of the rotated image is sent far outside.
     far = 4 * (height + width)
     beside = (columns < 0) | (columns >= width)
     above_or_below = (rows < 0) | (rows >= height)
-    from_x = (across * cos * right + middle_x).masked_fill_(beside, far).unsqueeze(1)  # (N, 1, W)
-    from_y = (upright * cos * down + middle_y).masked_fill_(above_or_below, far).unsqueeze(2)  # (N, H, 1)
+    from_x = (across * cos * right + center_x).masked_fill_(beside, far).unsqueeze(1)  # (N, 1, W)
+    from_y = (upright * cos * down + center_y).masked_fill_(above_or_below, far).unsqueeze(2)  # (N, H, 1)
     source_x = from_x - (across * sin * down).unsqueeze(2)  # (N, H, W)
     source_y = from_y + (upright * sin * right).unsqueeze(1)
     # One pixel of border holds the zeros: rows -1 and H, columns -1 and W.
@@ -78,13 +78,13 @@ def resized_crop(images: Tensor, boxes: Tensor, mirrored: Tensor) -> Tensor:
 
     def source(size: int, start: Tensor, length: Tensor) -> Tensor:
         """Where pixels come from, (N, size): the box's outermost ones reach to its edge."""
-        middles = (torch.arange(size, device=images.device, dtype=images.dtype) + 0.5) * length / size - 0.5
-        return start + torch.minimum(middles.clamp(min=0), length - 1)
+        centers = (torch.arange(size, device=images.device, dtype=images.dtype) + 0.5) * length / size - 0.5
+        return start + torch.minimum(centers.clamp(min=0), length - 1)
 
     columns = source(width, left, box_width)
     columns = torch.where(mirrored.bool().unsqueeze(1), columns.flip(1), columns)
     rows = source(height, top, box_height)
-    # grid_sample counts from -1 to 1, from the middle of the first pixel to that of the last.
+    # grid_sample counts from -1 to 1, from the center of the first pixel to that of the last.
     x, y = (2 * at / max(size - 1, 1) - 1 for at, size in ((columns, width), (rows, height)))
     shape = (-1, height, width)
     grid = torch.stack((x.unsqueeze(1).expand(shape), y.unsqueeze(2).expand(shape)), dim=-1)  # (N, H, W, 2)

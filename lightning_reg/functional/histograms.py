@@ -1,4 +1,4 @@
-"""Histograms that can be added up, whatever the range of what comes: bins by sign, exponent and leading bits."""
+"""Histograms that can be added up, whatever the range of the values: bins by sign, exponent and leading bits."""
 
 import torch
 from torch import Tensor
@@ -24,8 +24,8 @@ def fine_histogram(values: Tensor, *, most: int | None = None) -> Tensor:
 
     Args:
         values: Floating-point values of any shape.
-        most: Where there are more values, about so many are taken, evenly spaced, and each counts as often as it has
-            to. The share of a bin then has a standard error of at most 0.5 / √most.
+        most: Where there are more values, about so many are taken, evenly spaced, and each counts for those that
+            are left out, too. The share of a bin then has a standard error of at most 0.5 / √most.
 
     Returns:
         (FINE_BINS,), float64 (float32 where the device has none).
@@ -59,7 +59,7 @@ def wide_dtype(device: torch.device) -> torch.dtype:
 
 
 def _stride(total: int, most: int) -> int:
-    """Returns a step that leaves at most about ``most``, and that doesn't fall in with the sizes of maps."""
+    """Returns a step that leaves about ``most`` values, and that shares no small factor with the sizes of maps."""
     stride = -(-total // most)
     while stride > 1 and any(stride % factor == 0 for factor in (2, 3, 5, 7)):
         stride += 1
@@ -108,11 +108,11 @@ def rebinned(counts: Tensor, edges: Tensor) -> Tensor:
 
 
 def quantiles(counts: Tensor, shares: Tensor) -> Tensor:
-    """Returns below which value so many of a fine histogram's values lie, to 3 %.
+    """Returns quantiles of the values of a fine histogram, to 3 %.
 
     Args:
         counts: (FINE_BINS,).
-        shares: (K,), each in [0, 1].
+        shares: (K,), the share of the values below each quantile, in [0, 1].
 
     Returns:
         (K,), float64; the middle of the bin.

@@ -1,4 +1,4 @@
-"""What curves of training and validation tell of over- and underfitting."""
+"""Signs of over- and underfitting in curves of training and validation."""
 
 import math
 from collections.abc import Sequence
@@ -67,8 +67,8 @@ def memorization_start(
     Args:
         train: Accuracy on training data, in [0, 1], measurement by measurement.
         validation: Accuracy on validation data, at the same times.
-        high: What counts as near 1.
-        apart: What counts as far.
+        high: Accuracy from which on it is near 1.
+        apart: Difference beyond which it is far above.
 
     Returns:
         Index of the measurement from which on it holds to the end; None where it doesn't hold there.

@@ -1,4 +1,4 @@
-"""Random numbers for one layer, which nobody else's draws disturb, also inside a compiled graph."""
+"""Random numbers for one layer that other draws don't disturb, also inside a compiled graph."""
 
 import math
 from collections.abc import Sequence
@@ -75,7 +75,7 @@ class NoiseStream:
         self._is_ambiguous = False
 
     def start(self, seed: int) -> None:
-        """Starts anew.
+        """Restarts the draws from a seed.
 
         Args:
             seed: A whole number of at most 62 bits.
@@ -86,7 +86,7 @@ class NoiseStream:
         self._is_ambiguous = False
 
     def advance(self) -> None:
-        """Starts anew from the next seed, in compiled code without compiling anew."""
+        """Restarts the draws from the next seed; compiled code isn't compiled again for it."""
         self._number += 1
         self._seed.add_(1)
         self._draws = 0
@@ -133,7 +133,7 @@ class NoiseStream:
         return draw(kind, like, shape, float(p), _generator(like.device, self._number, index))
 
     def _repeated(self) -> int:
-        """Which draw is to be repeated in the backward pass; checkpoints are recomputed in an order nobody knows."""
+        """Returns which draw the backward pass repeats; the order in which checkpoints are recomputed isn't known."""
         if self._draws > 1 or self._is_ambiguous:
             raise SettingError(_AMBIGUOUS)
         return 0

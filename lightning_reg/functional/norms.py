@@ -83,7 +83,7 @@ def unit_norms(units: Tensor) -> Tensor:
 
 
 def unit_factors(units: Sequence[Tensor], factor_of: Callable[[Tensor], Tensor]) -> list[Tensor]:
-    """Returns what a function makes of the norm of every unit, for each tensor in a shape that broadcasts to its own.
+    """Applies a function to the norms of all units, and returns for each tensor a factor that broadcasts to its shape.
 
     What is done to a norm takes several operations; done for each tensor, they would cost more than the norms do.
 

@@ -1,4 +1,4 @@
-"""Bringing data into the form that networks read: scales of channels, normal scores of columns, categories as ones."""
+"""Preparing data for networks: statistics of channels, normal scores of columns, one-hot categories."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ __all__ = ["channel_mean_and_std", "normal_scores", "one_hot_columns", "quantile
 
 
 def channel_mean_and_std(images: Tensor, indices: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel of byte images, on the scale of [0, 1].
+    """Returns mean and standard deviation of each channel of byte images, on the scale of [0, 1].
 
     Exact, and in little memory: an image of bytes has at most 256 values, so counts say everything.
 
@@ -37,7 +37,7 @@ def channel_mean_and_std(images: Tensor, indices: Tensor | None = None) -> tuple
 
 
 def quantile_knots(values: Tensor, count: int = 1000) -> Tensor:
-    """Evenly spaced quantiles of each column, from its smallest value to its largest.
+    """Returns evenly spaced quantiles of each column, from its smallest value to its largest.
 
     Args:
         values: (N, D), float64; NaN is left out, and every column has something else.

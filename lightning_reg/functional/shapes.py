@@ -1,4 +1,4 @@
-"""What shape a tensor must have, and one clear sentence when it has another."""
+"""Checks of the shapes of tensors, with one clear sentence where one doesn't fit."""
 
 from collections.abc import Sequence
 

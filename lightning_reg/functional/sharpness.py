@@ -1,4 +1,4 @@
-r"""Climbing to where the loss is highest nearby, from where sharpness-aware minimization descends.
+r"""The ascent of sharpness-aware minimization: to where the loss is highest nearby, and back.
 
 Nothing here moves a number to the host. A climb is made in three steps, so that lengths can be summed over processes in
 between: :func:`scale_to_weights_` (adaptive ones only), :func:`climbing_factor` of the gradient's length, and
@@ -37,7 +37,7 @@ def scale_to_weights_(gradients: Sequence[Tensor], weights: Sequence[Tensor], et
 
 
 def climbing_factor(length: Tensor, rho: float) -> Tensor:
-    r"""Returns what gradients are multiplied by so that their length is ρ.
+    r"""Returns the factor that gives gradients the length ρ.
 
     .. math:: c = \rho \, / \, \lVert g \rVert
 
@@ -62,7 +62,7 @@ def climb_(
     factor: Tensor,
     eta: float | None = None,
 ) -> None:
-    r"""Keeps weights as they are, and moves them by a step of given length along gradients, in place.
+    r"""Copies weights, then moves them along gradients by a step of given length, in place.
 
     .. math:: w \leftarrow w + c \, g \quad \text{or, where adaptive,} \quad w \leftarrow w + c \, T g
 

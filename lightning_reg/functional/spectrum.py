@@ -1,4 +1,4 @@
-"""What a matrix stretches most, and in how many directions."""
+"""The largest singular value of a matrix: its vectors, and how much of the matrix it accounts for."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""What a tensor holds, as a few numbers that can be added up over its parts."""
+"""Summary statistics of tensors, which can be combined over their parts."""
 
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ _BLOCK = 131_072
 
 
 class Summary(NamedTuple):
-    """What a tensor holds, as numbers.
+    """Summary statistics of a tensor.
 
     Attributes:
         number: Number of elements of the tensor.

@@ -19,7 +19,7 @@ _ACTIVATIONS = tuple(
 
 
 def following_activations(module: nn.Module) -> dict[nn.Module, nn.Module | None]:
-    """Returns what follows each linear or convolutional layer that stands in an ``nn.Sequential``.
+    """Returns what follows each linear or convolutional layer in an ``nn.Sequential``.
 
     Normalization, dropout, pooling and reshaping on the way are passed by. Chains inside chains are read as one.
 

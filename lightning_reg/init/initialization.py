@@ -43,7 +43,7 @@ _LIKE_RELU = (nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Mish, nn.ELU, nn.CELU, nn.
 
 @dataclass(frozen=True)
 class VarianceScaling:
-    """Draws weights whose variance goes by how many inputs or outputs they connect.
+    """Draws weights whose variance depends on how many inputs or outputs they connect.
 
     Called with a tensor alone, it takes its shape for (outputs, inputs, *kernel), as torch.nn.init does.
 

@@ -1,4 +1,4 @@
-"""Initial weights by what a batch becomes on its way through the network, and how large it is on the way."""
+"""Initial weights scaled by a batch that runs through the network, and the scale of its activations."""
 
 import math
 import sys
@@ -22,7 +22,7 @@ _EPSILON = torch.finfo(torch.float32).eps  # the least precise type that varianc
 
 
 class LSUVResult(NamedTuple):
-    """What :func:`lsuv_` reached.
+    """Result of :func:`lsuv_`.
 
     Attributes:
         variances: Variance of the outputs of every layer that was scaled, in the order in which they ran.
@@ -62,7 +62,7 @@ def lsuv_(
         orthogonal: Whether weights are made orthogonal, and biases 0, in layers that run; else both are only scaled.
 
     Returns:
-        What was reached, and which layers were left.
+        The variances that were reached, and the layers that were left as they are.
 
     Raises:
         SettingError: If outputs of a layer are all the same, or not finite, no layer runs, or a layer's outputs don't
@@ -206,7 +206,7 @@ def _observed(
     after: Callable[[nn.Module, Tensor], Tensor | None],
     before: Callable[[nn.Module], None] | None = None,
 ) -> Iterator[None]:
-    """Calls back when layers run; inside, only norms are in training mode, and afterwards all is as it was."""
+    """Calls functions before and after layers run, with norms alone in training mode, and restores everything."""
     modes = [(submodule, submodule.training) for submodule in module.modules()]
     norms = [submodule for submodule in module.modules() if isinstance(submodule, nn.modules.batchnorm._NormBase)]
     statistics = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers(recurse=False)]

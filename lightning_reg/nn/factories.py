@@ -185,7 +185,7 @@ def drop_weights_or_inputs(dropout: str | Callable[[float], nn.Module], p: float
 
 
 def _made(name: str, make: Callable[..., Any], *arguments: float) -> nn.Module:
-    """Calls what a user gave, and says so in the user's words where it makes no layer."""
+    """Calls a function that the user gave, and names it where it makes no layer."""
     call = f"{getattr(make, '__name__', make)}({', '.join(map(str, arguments))})"
     try:
         layer = make(*arguments)

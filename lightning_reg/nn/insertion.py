@@ -14,7 +14,7 @@ __all__ = ["Insertion", "insertions", "insertions_at"]
 
 
 class Insertion:
-    """A forward hook that sends what a module returns through a stochastic layer.
+    """A forward hook that passes the output of a module through a stochastic layer.
 
     The layer isn't registered anywhere, because modules that iterate over their children would run it; its mode is that
     of its host, so that a part of a network that is frozen in evaluation mode stays undisturbed.
@@ -65,7 +65,7 @@ class Insertion:
         return self.layer.training and not self.layer.is_idle
 
     def __call__(self, host: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any = None) -> Any:
-        """Returns what the host returned, perturbed in training."""
+        """Returns the output of the host, perturbed in training."""
         if not self.acts(host):
             return output
         if self.residual:

@@ -16,7 +16,7 @@ __all__ = ["MonteCarloPrediction", "monte_carlo_predict", "stochastic_passes"]
 
 
 class MonteCarloPrediction(NamedTuple):
-    """What several stochastic passes say of each sample.
+    """Mean and uncertainty of several stochastic passes, for each sample.
 
     Attributes:
         mean: Mean of the passes' probabilities (N, C, ...), or of their values.
@@ -40,7 +40,7 @@ def monte_carlo_predict(
     class_dim: int = 1,
     transform: Callable[[Tensor], Tensor] | None = None,
 ) -> MonteCarloPrediction:
-    """Predicts with dropout turned on, several times.
+    """Predicts several times with dropout turned on.
 
     Nothing but dropout is turned on: BatchNorm stays in evaluation mode, and every module's mode is what it was
     afterwards, also after an exception. No gradients.
@@ -99,7 +99,7 @@ def monte_carlo_predict(
 
 @contextmanager
 def stochastic_passes(model: nn.Module) -> Iterator[list[NoiseStream]]:
-    """Evaluates a model with what drops or disturbs something turned on, and restores every mode.
+    """Turns on whatever drops or disturbs something in a model that is evaluated, and restores every mode.
 
     Args:
         model: Its modules' modes are changed for the time being.

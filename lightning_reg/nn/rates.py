@@ -33,10 +33,10 @@ class Rate:
         return float(getattr(self.holder, self.attribute))
 
     def move(self, value: float) -> None:
-        """Gives the layer another rate.
+        """Sets the rate.
 
         Args:
-            value: The rate, in [0, 1).
+            value: Probability, in [0, 1).
         """
         setattr(self.holder, self.attribute, value)
 

@@ -17,7 +17,7 @@ NOTHING: Box = (0, 0, 0, 0)
 
 
 class Cutout(Mixing):
-    """Fills a square of every image, around a middle that may be any pixel; targets stay as they are.
+    """Fills a square of every image, around a center that may be any pixel; targets stay as they are.
 
     Args:
         size: Side of the square: pixels, or a fraction of the shorter side in [0, 1]. It is cut off at the border;

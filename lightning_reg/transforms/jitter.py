@@ -1,4 +1,4 @@
-"""Color jitter: what is drawn for a batch, and how it is applied."""
+"""Color jitter: the draw for a batch, and its application."""
 
 from dataclasses import dataclass
 

@@ -29,7 +29,7 @@ class Draw:
     minor_weight: Tensor | None = None
 
     def targets(self, targets: Tensor) -> Tensor:
-        """Returns the targets' mixture.
+        """Returns the mixed targets.
 
         Args:
             targets: (N, ...), of a floating dtype.
@@ -123,7 +123,7 @@ class Mixing(ABC):
 
 
 def on_device(values: Sequence[float], inputs: Tensor) -> Tensor:
-    """Returns numbers of the host where the inputs lie, by one transfer that isn't waited for.
+    """Returns numbers of the host on the device of the inputs, by one transfer that isn't waited for.
 
     Args:
         values: A number a sample, or one.

@@ -14,12 +14,12 @@ __all__ = ["MixupOrCutMix"]
 
 
 class MixupOrCutMix(Mixing):
-    """Mixes each batch by ``Mixup`` or by ``CutMix``, as a coin falls.
+    """Mixes each batch by ``Mixup`` or by ``CutMix``, at random.
 
     Args:
-        mixup_alpha: ``alpha`` of Mixup; with 0, batches that fall to Mixup stay as they are.
-        cutmix_alpha: ``alpha`` of CutMix; with 0, batches that fall to CutMix stay as they are.
-        switch_prob: Probability that it is CutMix, in [0, 1].
+        mixup_alpha: ``alpha`` of Mixup; with 0, its batches stay as they are.
+        cutmix_alpha: ``alpha`` of CutMix; with 0, its batches stay as they are.
+        switch_prob: Probability of CutMix rather than Mixup, in [0, 1].
         prob: Probability that a batch is mixed at all, in [0, 1].
         per_sample: Whether every sample draws a weight or box of its own.
 
@@ -59,7 +59,7 @@ class MixupOrCutMix(Mixing):
 
     @override
     def draw(self, inputs: Tensor, *, stream: Random) -> Draw | None:
-        spatial_size(inputs, "MixupOrCutMix")  # an error now, rather than when the coin falls on CutMix
+        spatial_size(inputs, "MixupOrCutMix")  # an error now, rather than at the first batch for CutMix
         if stream.random() >= self.prob:
             return None
         chosen = self._cutmix if stream.random() < self.switch_prob else self._mixup

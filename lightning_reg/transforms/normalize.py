@@ -1,4 +1,4 @@
-"""From stored images to what a network reads."""
+"""Normalization of images."""
 
 import torch
 from torch import Tensor

@@ -15,7 +15,7 @@ PRESETS = ("none", "basic", "advanced", "randaugment", "trivialaugment", "augmix
 def preset(
     name: str, *, input_shape: tuple[int, int, int], flips: Collection[str] = ("horizontal", "vertical")
 ) -> tuple[Augmentation | None, list[str]]:
-    """Returns an augmentation by name, without what would harm images of a kind.
+    """Returns an augmentation by name, without the changes that would harm images of this kind.
 
     - ``none``: None.
     - ``basic``: :class:`BasicAugmentation`. Small images get a border of an eighth of their shorter side, rounded up,
@@ -30,7 +30,7 @@ def preset(
         flips: Which flips leave images what they are: horizontal, vertical.
 
     Returns:
-        The augmentation, and what of it is off, for a message.
+        The augmentation, and the names of its changes that are off, for a message.
 
     Raises:
         SettingError: If the name isn't known.

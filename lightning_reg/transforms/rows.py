@@ -44,11 +44,11 @@ class RowMixing(Mixing):
         self.origins = None if origins is None else tuple(origins)
 
     def of_table(self: R, origins: Sequence[int], blanks: Tensor) -> R:
-        """Returns the same for a table whose columns are encoded.
+        """Returns a copy for a table whose columns are encoded.
 
         Args:
             origins: As for the class; those that the user gave are kept.
-            blanks: (D,), what stands for nothing in each input column.
+            blanks: (D,), the value of a blank in each input column.
         """
         bound = copy.copy(self)
         bound.origins = tuple(origins) if self.origins is None else self.origins

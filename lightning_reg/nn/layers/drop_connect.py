@@ -23,7 +23,7 @@ __all__ = [
 
 
 class DropConnect(nn.Module):
-    """What layers with DropConnect have in common: in training, weights are dropped by themselves.
+    """Base class of layers with DropConnect: in training, each weight is dropped by itself.
 
     The parameters, and so the keys of checkpoints, are those of the plain layer. One mask serves the whole batch, so
     that it stays one matrix multiplication; the paper draws one for each sample.

@@ -1,4 +1,4 @@
-"""The dropout family: what perturbs activations in training and hands them on in evaluation."""
+"""The dropout family: layers that perturb activations in training and hand them on in evaluation."""
 
 from collections.abc import Sequence
 from typing import ClassVar, Literal

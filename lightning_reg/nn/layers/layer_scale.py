@@ -1,4 +1,4 @@
-"""A learned size of what a residual branch adds."""
+"""A learned scale of a residual branch."""
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ __all__ = ["LayerScale"]
 
 
 class LayerScale(nn.Module):
-    r"""Multiplies every feature by a learned number that begins small, at the end of a residual branch.
+    r"""Multiplies every feature by a learned scale that begins small, at the end of a residual branch.
 
     .. math:: y = \operatorname{diag}(\gamma) \, x, \qquad \gamma_i = \epsilon \text{ at the beginning}
 

@@ -1,4 +1,4 @@
-"""What all layers that perturb activations in training have in common."""
+"""Base class of layers that perturb activations in training."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ class Lease:
         self.has_ended = False
 
     def end(self) -> None:
-        """Ends it, for good."""
+        """Ends the lease."""
         self.has_ended = True
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Lease":

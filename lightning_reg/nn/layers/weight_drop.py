@@ -1,4 +1,4 @@
-"""Dropout of the recurrent matrix of torch's recurrent modules."""
+"""Dropout of the recurrent matrices of torch's recurrent modules."""
 
 from typing import Any
 
@@ -43,7 +43,7 @@ class WeightDrop(DropConnect, nn.RNNBase):
     @override
     @traced_whole
     def forward(self, input: Tensor | PackedSequence, hx: Any = None) -> Any:
-        """Returns what torch's module returns, with one mask for all time steps.
+        """Returns the outputs and the state of torch's module, with one mask for all time steps.
 
         Args:
             input: (T, N, F), or (N, T, F) with ``batch_first``, or packed.

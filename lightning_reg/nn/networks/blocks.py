@@ -1,4 +1,4 @@
-"""Stacks of layers in the order that works: weights, normalization, activation, dropout."""
+"""Stacks of layers in the usual order: weights, normalization, activation, dropout."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -232,7 +232,7 @@ def _embedding(input_shape: Sequence[int], categories: Sequence[int], embed_dim:
 
 
 def _shifts(norm_layer: nn.Module) -> bool:
-    """Whether a normalization has a shift of its own, which makes a bias before it idle."""
+    """Whether a normalization has a shift of its own, which makes a bias before it superfluous."""
     return getattr(norm_layer, "bias", None) is not None
 
 

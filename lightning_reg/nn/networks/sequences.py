@@ -1,4 +1,4 @@
-"""What networks over sequences (N, T, F) have in common: images as sequences, norm, dropout and pooling over time."""
+"""Parts of networks over sequences (N, T, F): images as sequences, norm, dropout and pooling over time."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping

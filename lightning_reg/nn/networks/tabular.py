@@ -1,4 +1,4 @@
-"""What a network reads of a table: numbers as they are, categories as vectors that are learned."""
+"""Rows of a table as inputs of a network: numbers as they are, categories as learned vectors."""
 
 from collections.abc import Sequence
 

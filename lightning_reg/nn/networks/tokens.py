@@ -1,4 +1,4 @@
-"""What a transformer reads: patches of an image or time steps of a sequence, with their positions."""
+"""Tokens of a transformer: patches of an image or time steps of a sequence, with their positions."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ __all__ = ["TokenEmbedding"]
 
 
 class TokenEmbedding(nn.Module):
-    """Makes tokens of an image's patches or of a sequence's time steps, and adds what is learned for each position.
+    """Makes tokens of an image's patches or of a sequence's time steps, and adds a learned vector for each position.
 
     Args:
         input_shape: (C, H, W) of one image or (T, F) of one sequence.

@@ -27,7 +27,7 @@ __all__ = ["Attention", "FeedForward", "TransformerBlock", "transformer_network"
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention: every token takes from all tokens, most from those that match what it asks for.
+    """Multi-head self-attention: every token gets a mean of all values, weighted by how well keys match its query.
 
     Each of the heads computes softmax(QKᵀ / √d) V with d = embed_dim / num_heads features of its own.
 
@@ -206,7 +206,7 @@ def _branch_end(
     stochastic_depth_prob: float,
     scale: tuple[int, float] | None,
 ) -> nn.Sequential:
-    """What every residual branch ends with: dropout of features, their size, then dropout of the whole branch."""
+    """Returns the end of a residual branch: dropout of features, their scale, then dropout of the whole branch."""
     layers: dict[str, nn.Module] = {"dropout": make_sequence_dropout(dropout, drop_prob)}
     if scale is not None:
         features, init_value = scale
