@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 from lightning_reg.callbacks import InputGradientPenalty
 from lightning_reg.functional.input_penalties import input_gradient_penalty
 from lightning_reg.settings import SettingError
-from tests.conformance.problem import SomebodysModule, Textbook, loader
+from tests.conformance.problem import Setting, SomebodysModule, Textbook, loader
 from tests.conformance.technique import Technique
 from tests.helpers import quiet_trainer
 
@@ -107,6 +107,24 @@ def test_what_can_not_be_differentiated_is_refused(module, inputs, message):
     trainer = quiet_trainer(InputGradientPenalty(weight=0.1), limit_val_batches=0)
     with pytest.raises(SettingError, match=message):
         trainer.fit(module, batches, batches)
+
+
+class OfManyPositions(SomebodysModule):
+    """Has gradients as small as those of a mean over a quarter of a million positions."""
+
+    def training_step(self, batch, batch_idx):
+        return 2.0**-18 * super().training_step(batch, batch_idx)
+
+
+def test_small_gradients_are_scaled_in_sixteen_bits_as_those_of_the_loss_are():
+    values = []
+    for setting in (Setting("16-mixed"), Setting()):
+        trainer = setting.trainer(
+            [InputGradientPenalty(weight=1.0)], limit_train_batches=1, limit_val_batches=0, log_every_n_steps=1
+        )
+        trainer.fit(OfManyPositions(prepare=away_from_the_border), loader(), loader())
+        values.append(trainer.callback_metrics["penalty/input_gradient"])
+    torch.testing.assert_close(*values, rtol=0.02, atol=0)  # a dozen roundings, each by 2⁻¹¹, and the square
 
 
 def test_bad_settings_are_refused_at_once():

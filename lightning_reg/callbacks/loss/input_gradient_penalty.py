@@ -9,6 +9,7 @@ from lightning_reg.callbacks.loss.input_term import InputTermSession
 from lightning_reg.callbacks.loss.loss_term import LossTerm
 from lightning_reg.core.batches import Key, check_key
 from lightning_reg.core.facts import Log
+from lightning_reg.core.lightning import scaler_scale
 from lightning_reg.core.schedules import StrengthSchedule
 from lightning_reg.core.step import Run
 from lightning_reg.functional.input_penalties import input_gradient_penalty
@@ -84,4 +85,8 @@ class InputGradientSession(InputTermSession):
 
     @override
     def term_of(self, loss: Tensor) -> Tensor:
-        return input_gradient_penalty(loss, self.inputs, self.technique.weight)
+        scale = scaler_scale(self.run.trainer, loss.device)
+        if scale is None:
+            return input_gradient_penalty(loss, self.inputs, self.technique.weight)
+        # Gradients by activations in 16 bits would vanish, as those of the loss would.
+        return input_gradient_penalty(scale * loss, self.inputs, self.technique.weight) / scale.square()
