@@ -64,8 +64,14 @@ def gradient_norms(parameters: Sequence[nn.Parameter], norm_type: float = 2.0) -
     """
     gradients = [gradient_values(parameter) for parameter in parameters]
     if any(isinstance(gradient, DTensor) for gradient in gradients):
-        return torch.stack([whole(torch.linalg.vector_norm(gradient, norm_type)) for gradient in gradients])
+        return torch.stack([_norm_of_shards(gradient, norm_type) for gradient in gradients])
     return norms_of(gradients, norm_type)
+
+
+def _norm_of_shards(gradient: Tensor, norm_type: float) -> Tensor:
+    # Sums of squares in 16 bits lose digits, and overflow in float16.
+    dtype = torch.promote_types(gradient.dtype, torch.float32)
+    return whole(torch.linalg.vector_norm(gradient, norm_type, dtype=dtype))
 
 
 def local(tensor: Tensor) -> Tensor:

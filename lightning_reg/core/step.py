@@ -289,13 +289,13 @@ class Run:
 
     def zero_grad(self, optimizer: Optimizer) -> None:
         """Gradients are about to be cleared."""
+        self._begin_window()
         self._tell("zero_grad", optimizer)
 
     def before_backward(self, loss: Tensor) -> None:
         """Notes the loss, before its gradients are added to those of the window."""
-        if not any_gradient(self.trainer):  # then none of the passes so far reaches a step
-            self._passes = 0
-            self._served = set()
+        if not any_gradient(self.trainer):  # somebody else has cleared them
+            self._begin_window()
         self.loss = unscaled_loss(self.trainer, loss) if logs_now(self.trainer) else None
         self._tell("before_backward", loss)
 
@@ -314,6 +314,10 @@ class Run:
         self._tell("before_step", step)
         if step.share:
             self._served = self._served | set(step.parameters)
+
+    def _begin_window(self) -> None:
+        self._passes = 0  # none of those so far reaches a step
+        self._served = set()
 
     def _close_window(self) -> float:
         passes, self._passes = self._passes, 0

@@ -310,10 +310,25 @@ def test_reentrant_checkpointing_and_packed_sequences_are_refused():
         def training_step(self, batch, batch_idx):
             return self.rnn(pack_padded_sequence(batch[0].view(-1, 3, 2), [3] * 8, batch_first=True))[0].data.sum()
 
+    class HandsOn(nn.Module):
+        def forward(self, packed):
+            return packed
+
+    class PacksFirst(SomebodysModule):
+        def __init__(self):
+            super().__init__()
+            self.same = HandsOn()
+
+        def training_step(self, batch, batch_idx):
+            packed = self.same(pack_padded_sequence(batch[0].view(-1, 3, 2), [3] * 8, batch_first=True))
+            return self.network(packed.data.reshape(8, 6)).square().mean()
+
     with pytest.raises(SettingError, match="reentrant checkpointing runs, can't be watched"):
         fit(Reentrant(), ActivityPenalty(l1=1.0))
     with pytest.raises(SettingError, match="temporal must be 0 for packed sequences"):
         fit(Packs(), ActivityPenalty(temporal=1.0, include="rnn"))
+    with pytest.raises(SettingError, match="temporal must be 0 for packed sequences"):
+        fit(PacksFirst(), ActivityPenalty(temporal=1.0, include="same"))
 
 
 def test_a_copy_of_the_module_is_not_watched():

@@ -184,6 +184,30 @@ def test_batches_without_a_loss_bring_no_penalty(accumulate):
     assert_equal_weights(module, expected)
 
 
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_gradients_that_are_cleared_before_a_step_bring_no_penalty(set_to_none):
+    class StepsEverySecondTime(Branches):
+        def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure):
+            if batch_idx % 2:
+                optimizer.step(closure=optimizer_closure)
+            else:
+                optimizer_closure()  # whose gradients the next batch clears
+
+        def optimizer_zero_grad(self, epoch, batch_idx, optimizer):
+            optimizer.zero_grad(set_to_none=set_to_none)
+
+    module = StepsEverySecondTime()
+    quiet_trainer(L2Penalty(weight=STRENGTH)).fit(module, batches())
+    expected = Branches()
+    optimizer = expected.configure_optimizers()
+    for batch in batches()[1::2]:
+        optimizer.zero_grad()
+        penalty = STRENGTH / 2 * sum((weight**2).sum() for weight in (expected.taken.weight, expected.idle.weight))
+        (expected.training_step(batch, 0) + penalty).backward()
+        optimizer.step()
+    assert_equal_weights(module, expected)
+
+
 def test_sparse_gradients_are_penalized_as_in_the_loss():
     class Lookup(Branches):
         def __init__(self):

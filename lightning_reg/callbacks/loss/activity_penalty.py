@@ -108,7 +108,8 @@ class ActivitySession(ActivationsSession):
 
     @override
     def noted(self, module: nn.Module, output: Any, activations: Tensor) -> int:
-        if self.technique.temporal and isinstance(output, (tuple, list)) and isinstance(output[0], PackedSequence):
+        first = output[0] if isinstance(output, (tuple, list)) else None
+        if self.technique.temporal and any(isinstance(value, PackedSequence) for value in (output, first)):
             raise SettingError("temporal must be 0 for packed sequences, whose steps don't lie along one dimension")
         if isinstance(module, nn.RNNBase):
             return activations.ndim - 2 if module.batch_first else 0
