@@ -468,9 +468,9 @@ def _scaler(trainer: Trainer) -> GradScaler | None:
 
 
 def is_checkpointed() -> bool:
-    """Tells whether what runs at this moment does so within activation checkpointing.
+    """Whether the code that runs now runs within activation checkpointing, which torch has no public way to ask.
 
-    Reason: there is no public way to ask, and what is computed again in the backward pass isn't watched there.
+    What is computed again in the backward pass isn't seen by what watches the training step.
     """
     frame = sys._getframe(1)
     while frame is not None:

@@ -78,7 +78,7 @@ def select_parameters(
 
 
 class ChoosesParameters(Protocol):
-    """A technique that is told which parameters it is for."""
+    """A technique whose settings choose parameters."""
 
     include: tuple[str, ...]
     exclude: tuple[str, ...]

@@ -166,8 +166,8 @@ class Step:
 class Run:
     """One fit of one trainer, with the sessions of its techniques.
 
-    Lightning tells every callback of everything. The first technique in the trainer's list, the leader, passes it on;
-    so all techniques act at one place of the list, in the order of their positions, and the list stays the user's.
+    Lightning calls the hooks of every callback. The first technique in the trainer's list, the leader, passes its calls
+    on; so all techniques act at one place of the list, in the order of their positions, and the list stays the user's.
 
     Attributes:
         module: The module that it fits.

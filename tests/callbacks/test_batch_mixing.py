@@ -201,12 +201,12 @@ def test_each_sample_with_a_weight_of_its_own(reduction, weight, ignored):
     logits, partners = module.network(draw.change(inputs_of((4,)))), LABELS.roll(1)
     expected = 0.0
     for share, labels in ((1 - draw.minor_weight, LABELS), (draw.minor_weight, partners)):
-        each = F.cross_entropy(
+        losses = F.cross_entropy(
             logits, labels, weight=weight, ignore_index=ignored, label_smoothing=0.1, reduction="none"
         )
         of_classes = torch.ones(CLASSES) if weight is None else weight
         counted = of_classes[labels] * (labels != ignored)
-        expected = expected + (share * each).sum() / (counted.sum() if reduction == "mean" else 1)
+        expected = expected + (share * losses).sum() / (counted.sum() if reduction == "mean" else 1)
     torch.testing.assert_close(module.losses[0], expected.detach(), rtol=0, atol=1e-6)
 
 
@@ -261,7 +261,7 @@ def test_weighted_elements_divide_by_their_weights():
 
     module, (draw,), _ = trained(Mixup(per_sample=True), weighted, NUMBERS)
     logits, w = module.network(draw.change(inputs_of((4,)))), draw.minor_weight[:, None]
-    own, other = ((logits - each) ** 2 * NUMBERS for each in (NUMBERS, NUMBERS.roll(1, 0)))
+    own, other = ((logits - numbers) ** 2 * NUMBERS for numbers in (NUMBERS, NUMBERS.roll(1, 0)))
     expected = ((1 - w) * own + w * other).sum() / NUMBERS.sum()
     torch.testing.assert_close(module.losses[0], expected.detach(), rtol=0, atol=1e-6)
 
@@ -426,8 +426,8 @@ def test_mixing_stops_after_so_many_epochs():
 def test_the_users_batch_is_left_alone():
     batch = {"x": inputs_of((4,)), "y": LABELS.clone()}
     before = dict(batch)
-    contents = {name: each.clone() for name, each in batch.items()}
-    module = Theirs(F.cross_entropy, lambda each: (each["x"], each["y"]), (4,))
+    contents = {name: part.clone() for name, part in batch.items()}
+    module = Theirs(F.cross_entropy, lambda batch: (batch["x"], batch["y"]), (4,))
     trainer = quiet_trainer(BatchMixing(Mixup(), input_key="x", target_key="y"), max_epochs=2)
     loader = DataLoader([batch], batch_size=None)
     trainer.fit(module, loader, loader)
@@ -523,7 +523,7 @@ def test_a_loss_in_compiled_code_is_refused():
 def test_parts_that_are_not_there(settings, message):
     batch = {"x": inputs_of((4,)), "y": LABELS}
     loader = DataLoader([batch | {"none": None}], batch_size=None)
-    module = Theirs(F.cross_entropy, lambda each: (each["x"], each["y"]), (4,))
+    module = Theirs(F.cross_entropy, lambda batch: (batch["x"], batch["y"]), (4,))
     with pytest.raises(SettingError, match=message):
         quiet_trainer(BatchMixing(Mixup(), **settings)).fit(module, loader, DataLoader([batch], batch_size=None))
 

@@ -63,7 +63,7 @@ def test_inserted_layers_are_turned_on_by_monte_carlo_with_their_seed():
     assert quiet_trainer(InsertDropout(p=0.5, types="ReLU")).predict(module, loader())[0].max() > 0
     module.net[3].eval()
     inserted = [InsertDropout(p=0.5, types="ReLU", seed=seed) for seed in (0, 0, 1)]
-    stds = [quiet_trainer(each).predict(module, loader())[0] for each in inserted]
+    stds = [quiet_trainer(callback).predict(module, loader())[0] for callback in inserted]
     assert torch.equal(stds[0], stds[1])
     assert not torch.equal(stds[0], stds[2])
 

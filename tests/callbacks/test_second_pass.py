@@ -241,7 +241,7 @@ def test_gradients_are_masked_in_both_passes(by_module, accumulate):
         for above in (False, True):
             at = [weight.clone().requires_grad_() for weight in weights]
             if above:
-                length = torch.cat([each.flatten() for each in expected]).norm()
+                length = torch.cat([gradient.flatten() for gradient in expected]).norm()
                 at = [(w + 0.1 * g / length).requires_grad_() for w, g in zip(weights, expected, strict=True)]
             loss = sum(F.cross_entropy(F.linear(batch[0], *at), batch[1]) for batch in batches) / accumulate
             expected = list(torch.autograd.grad(loss, at))

@@ -101,15 +101,15 @@ def test_nothing_is_written_twice(tmp_path):
     fitted(module, logger=logger, log_every_n_steps=1)
     events = EventAccumulator(str(tmp_path))
     events.Reload()
-    assert [Scalar.step for Scalar in events.Scalars("directly")] == list(range(BATCHES))
-    rises = [Scalar.value for Scalar in events.Scalars("sharpness/loss_rise")]
+    assert [scalar.step for scalar in events.Scalars("directly")] == list(range(BATCHES))
+    rises = [scalar.value for scalar in events.Scalars("sharpness/loss_rise")]
     expected = [
         F.cross_entropy(second, labels) - F.cross_entropy(first, labels)
         for (_, _, first), (_, _, second), (_, labels) in zip(
             Theirs.every[::2], Theirs.every[1::2], loader(), strict=True
         )
     ]
-    assert rises == pytest.approx([each.item() for each in expected], abs=1e-6)
+    assert rises == pytest.approx([rise.item() for rise in expected], abs=1e-6)
     assert min(rises) > 0
 
 
@@ -140,7 +140,7 @@ def test_random_numbers_are_the_same_in_both_passes_and_of_each_micro_batch():
     fitted(module, *callbacks, accumulate_grad_batches=BATCHES)
     assert torch.equal(torch.get_rng_state(), after)
     first, second = Theirs.every[:BATCHES], Theirs.every[BATCHES:]
-    assert [each[0] for each in second] == list(range(BATCHES))
+    assert [batch_idx for batch_idx, *_ in second] == list(range(BATCHES))
     assert all(torch.equal(one[1], two[1]) for one, two in zip(first, second, strict=True))
     for drawn in (masks, inserted):
         assert all(torch.equal(*pair) for pair in zip(drawn[:BATCHES], drawn[BATCHES:], strict=True))
@@ -234,11 +234,11 @@ def test_a_dictionary_is_an_output_and_skipped_batches_stay_skipped():
 
     start = [weight.detach().clone() for weight in weights]
     slopes = half_the_gradient()
-    length = torch.cat([each.flatten() for each in slopes]).norm()
+    length = torch.cat([slope.flatten() for slope in slopes]).norm()
     with torch.no_grad():
         for weight, slope in zip(weights, slopes, strict=True):
             weight.add_(RHO * slope / length)
-    expected = [each - 0.1 * slope for each, slope in zip(start, half_the_gradient(), strict=True)]
+    expected = [weight - 0.1 * slope for weight, slope in zip(start, half_the_gradient(), strict=True)]
     torch.testing.assert_close([parameter.detach() for parameter in module.parameters()], expected, rtol=0, atol=1e-6)
 
 
@@ -246,7 +246,7 @@ def test_interval_leaves_the_steps_between_as_they_are():
     module = Theirs(nn.ReLU())
     Theirs.every = []
     quiet_trainer(SharpnessAwareMinimization(interval=3), max_epochs=2).fit(module, loader())
-    assert [each[0] for each in Theirs.every] == [0, 1, 2, 2, 3, 0, 1, 1, 2, 3]
+    assert [batch_idx for batch_idx, *_ in Theirs.every] == [0, 1, 2, 2, 3, 0, 1, 1, 2, 3]
 
 
 def test_what_is_compiled_as_a_whole_is_not_compiled_anew_with_every_step():

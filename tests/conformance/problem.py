@@ -255,8 +255,8 @@ def textbook_loop(setting, textbook, processes=1, prepare=None):
     def again(window):
         optimizer.zero_grad()
         buffers = [buffer.clone() for buffer in model.buffers()]
-        for each in window:
-            backward(*each)
+        for micro_batch in window:
+            backward(*micro_batch)
         for buffer, before in zip(model.buffers(), buffers, strict=True):
             buffer.copy_(before)
         for parameter in trainable(model):

@@ -99,11 +99,11 @@ def mixup(per_sample):
         mixed = torch.stack([(1 - w) * inputs[i] + w * inputs[i - 1] for i, w in enumerate(minor)])
 
         def loss_of(logits):
-            each = [
+            losses = [
                 (1 - w) * F.cross_entropy(logits[i], labels[i]) + w * F.cross_entropy(logits[i], labels[i - 1])
                 for i, w in enumerate(minor)
             ]
-            return torch.stack(each).mean()
+            return torch.stack(losses).mean()
 
         return mixed, loss_of
 
@@ -149,8 +149,8 @@ def clip_value(model, step, memory):
 
 
 def clip_adaptively(model, step, memory):
-    for each in (model.first, model.hidden):
-        for gradient, unit in zip(each.weight.grad, each.weight.detach(), strict=True):
+    for layer in (model.first, model.hidden):
+        for gradient, unit in zip(layer.weight.grad, layer.weight.detach(), strict=True):
             longest = 0.05 * max(unit.norm(), 1e-3)
             if gradient.norm() > longest:
                 gradient.mul_(longest / gradient.norm())

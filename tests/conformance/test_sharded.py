@@ -34,8 +34,8 @@ def test_techniques_on_shards_equal_the_textbooks_loop(tmp_path):
         norms.append(torch.nn.utils.clip_grad_norm_(trainable(model), 0.1).item())
 
     def after_step(model, share):
-        for each in (soft_threshold, lookahead, moving_average):
-            each(model, share)
+        for change in (soft_threshold, lookahead, moving_average):
+            change(model, share)
 
     by_hand = textbook_loop(
         Setting(),

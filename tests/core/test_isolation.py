@@ -310,7 +310,7 @@ def test_a_module_that_is_compiled_as_a_whole_is_copied_uncompiled():
 def test_what_cannot_be_copied_is_refused_by_name(where):
     module = Keeps(lambda m: None, lambda m: None)
     owner = module if where == "module.it" else module.layer
-    setattr(owner, where.rpartition(".")[2], (each for each in "ab"))
+    setattr(owner, where.rpartition(".")[2], (letter for letter in "ab"))
     trainer = quiet_trainer()
     with pytest.raises(
         SettingError, match=f"{where} must be something that can be copied with this.* but is generator"

@@ -142,9 +142,9 @@ def test_copies_carry_settings_and_state_but_no_run(copied):
     copies.append(copied(counter))
     quiet_trainer(counter, Copies(), max_epochs=1).fit(SomebodysModule(), loader(), loader())
     copies.append(copied(counter))
-    assert [each.name for each in copies] == ["mine"] * 3
-    assert [each.state_dict().get("steps") for each in copies] == [None, 3, 6]
-    assert all(each.session is None for each in copies)
+    assert [made.name for made in copies] == ["mine"] * 3
+    assert [made.state_dict().get("steps") for made in copies] == [None, 3, 6]
+    assert all(made.session is None for made in copies)
 
 
 def test_a_step_that_calls_the_one_above_it_counts_once():

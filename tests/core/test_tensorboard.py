@@ -182,7 +182,7 @@ def scalars(logger, folder):
     logger.save()
     _, found = events(folder)
     return {
-        tag: [(Scalar.step, repr(Scalar.value)) for Scalar in found.Scalars(tag)] for tag in found.Tags()["scalars"]
+        tag: [(scalar.step, repr(scalar.value)) for scalar in found.Scalars(tag)] for tag in found.Tags()["scalars"]
     }
 
 

@@ -30,8 +30,8 @@ from tests.helpers import quiet_trainer
 
 def _collected():
     modules = [
-        importlib.import_module(f"{projects.__name__}.{iter_module.name}")
-        for iter_module in pkgutil.iter_modules(projects.__path__)
+        importlib.import_module(f"{projects.__name__}.{found.name}")
+        for found in pkgutil.iter_modules(projects.__path__)
     ]
     return {name: project for module in modules for name, project in module.PROJECTS.items()}
 
@@ -148,7 +148,7 @@ def listening():
     finally:
         for logger in loggers:
             logger.removeHandler(handler)
-        said |= {str(each.message) for each in caught}
+        said |= {str(warning.message) for warning in caught}
         said |= {line for line in printed.getvalue().splitlines() if line.strip()}
 
 

@@ -45,7 +45,8 @@ def variant(name, **changes):
 def test_masked_rows_stay_where_they_are_under_sharpness():
     torch.manual_seed(0)
     start = PROJECTS["gradient mask"].make().network.first.weight[:3]
-    for outcome in (fit(PROJECTS["gradient mask"], each) for each in ([], [SharpnessAwareMinimization(rho=0.5)])):
+    for attached in ([], [SharpnessAwareMinimization(rho=0.5)]):
+        outcome = fit(PROJECTS["gradient mask"], attached)
         assert outcome.module.network.first.weight[:3].equal(start)
 
 
@@ -193,8 +194,8 @@ def test_a_focal_loss_is_mixed_between_its_two_values_or_refused():
     network = Sees().network
 
     def focal(logits, of):
-        each = F.cross_entropy(logits, of, reduction="none")
-        return ((1 - (-each).exp()) ** 2 * each).mean()
+        losses = F.cross_entropy(logits, of, reduction="none")
+        return ((1 - (-losses).exp()) ** 2 * losses).mean()
 
     logits = network(seen[0])
     ((1 - share) * focal(logits, targets) + share * focal(logits, partners)).backward()

@@ -24,7 +24,7 @@ def test_leaves_no_trace(name, project):
         assert outcome.tags - plain.tags or outcome.said - plain.said
     averages = name.startswith("StochasticWeightAverage")  # BatchNorm's statistics are recomputed for the mean
     tolerance = ROUNDING if name.startswith(("Sharpness", "Exponential", "Stochastic")) else 0.0
-    one, other = (state_of(each.module, statistics=not averages) for each in (plain, outcome))
+    one, other = (state_of(fitted.module, statistics=not averages) for fitted in (plain, outcome))
     assert not differences(one, other, tolerance)
     for tag in {tag for _, tag, _ in plain.logged} - {"epoch"}:  # which Lightning adds to whatever is logged
         before, after = plain.values_of(tag), outcome.values_of(tag)

@@ -1,4 +1,4 @@
-"""Mixup, CutMix and their fellows on a project that exists."""
+"""Mixup, CutMix and the other transforms that mix, on a project that exists."""
 
 from collections.abc import Callable
 from contextlib import ExitStack

@@ -285,7 +285,7 @@ class _Pair:
     has_gradient: bool
 
     def is_changed(self) -> bool:
-        """Tells whether it was changed since, which what stands behind it wasn't."""
+        """Whether it was changed since, without what stands behind it."""
         return _version(self.value) != self.version or self.value.requires_grad != self.has_gradient
 
 

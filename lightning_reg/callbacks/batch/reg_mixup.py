@@ -27,7 +27,8 @@ class RegMixup(BatchMixing):
     Evaluation is left alone.
 
     When to use: for classifiers that are to be calibrated, and to notice inputs unlike those of training, where Mixup
-    alone loses confidence on clean samples. When not: where a step's time or memory is short; beside another mixing.
+    alone loses confidence on clean samples. When not: where a step's time or memory is short; beside another mixing;
+    where the loss is a sum over samples rather than a mean.
 
     Cost: a training step of twice the batch, in compute and in memory of activations. No state.
 

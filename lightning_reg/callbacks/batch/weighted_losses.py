@@ -51,27 +51,27 @@ def weighted(loss: Callable[..., Tensor], share: Tensor, args: Any, kwargs: dict
     Raises:
         SettingError: If the loss has no value for each sample.
     """
-    each = loss(*args, **{**kwargs, "reduction": "none"})  # (N, ...)
-    if not each.ndim or len(each) != len(share):
+    values = loss(*args, **{**kwargs, "reduction": "none"})  # (N, ...)
+    if not values.ndim or len(values) != len(share):
         raise SettingError(
             f"per_sample must be False where the loss isn't computed of whole samples: the batch has {len(share)}, the "
-            f"loss's values have shape {tuple(each.shape)}"
+            f"loss's values have shape {tuple(values.shape)}"
         )
-    total = (share.to(each.dtype).view(-1, *[1] * (each.ndim - 1)) * each).sum()
-    return total if kwargs.get("reduction") == "sum" else total / _divisor(loss, each, args, kwargs)
+    total = (share.to(values.dtype).view(-1, *[1] * (values.ndim - 1)) * values).sum()
+    return total if kwargs.get("reduction") == "sum" else total / _divisor(loss, values, args, kwargs)
 
 
-def _divisor(loss: Callable[..., Tensor], each: Tensor, args: Any, kwargs: dict[str, Any]) -> Tensor | int:
-    """What a mean divides by."""
+def _divisor(loss: Callable[..., Tensor], values: Tensor, args: Any, kwargs: dict[str, Any]) -> Tensor | int:
+    """Returns what a mean divides by."""
     named = _by_name(args, kwargs)
     target: Tensor = named["target"]
     weight: Tensor | None = named.get("weight")
     if kwargs.get("reduction") == "batchmean":
-        return len(each)
+        return len(values)
     if loss in (F.mse_loss, F.l1_loss) and weight is not None:
         return weight.sum()
     if loss not in (F.cross_entropy, F.nll_loss) or target.is_floating_point():
-        return each.numel()
+        return values.numel()
     counted = target != named.get("ignore_index", IGNORED)
     of_classes = 1 if weight is None else weight.gather(0, target.clamp(min=0).flatten()).view_as(target)
     total: Tensor = (of_classes * counted).sum()
@@ -79,7 +79,7 @@ def _divisor(loss: Callable[..., Tensor], each: Tensor, args: Any, kwargs: dict[
 
 
 def check_classes(loss: Callable[..., Tensor], args: Any, kwargs: dict[str, Any]) -> None:
-    """Says which sample has a label that is none: torch tells the label alone."""
+    """Raises with the first sample whose label is that of no class: torch names the label alone."""
     named = _by_name(args, kwargs)
     scores, labels = named["input"], named["target"]
     if loss in (F.cross_entropy, F.nll_loss) and not labels.is_floating_point() and scores.ndim > 1:

@@ -22,7 +22,7 @@ class DropoutSchedule(Technique):
     """Moves the rate of every dropout-like layer: up (a curriculum) or down (annealing).
 
     What it does: before each training batch, every rate is its own value times the schedule's factor. It knows torch's
-    dropout, attention and recurrent layers, this package's, what ``InsertDropout`` and its fellows inserted, and the
+    dropout, attention and recurrent layers, this package's, what ``InsertDropout`` and its like insert, and the
     layers of others that have "drop" in their name and a rate. When training ends, rates are what they were.
 
     When to use: rising, so that a network fits before it is regularized; falling, so that it ends on the network that

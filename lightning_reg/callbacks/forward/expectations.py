@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["disappointed"]
+__all__ = ["unmet_expectation"]
 
 
-def disappointed(parent: nn.Module, leaf: str, new: nn.Module) -> str | None:
-    """Returns in words what a module's forward asks of a child that the child has and its successor hasn't.
+def unmet_expectation(parent: nn.Module, leaf: str, new: nn.Module) -> str | None:
+    """Returns in words what a module's forward asks of a child that the child meets and its successor doesn't.
 
     The source of ``forward`` and of the methods that it calls is read; where there is none, nothing is known.
 
@@ -22,7 +22,7 @@ def disappointed(parent: nn.Module, leaf: str, new: nn.Module) -> str | None:
         leaf: Name of the child in it.
         new: What is to come in the child's place.
 
-    >>> disappointed(nn.Sequential(nn.BatchNorm2d(4)), "0", nn.GroupNorm(2, 4)) is None
+    >>> unmet_expectation(nn.Sequential(nn.BatchNorm2d(4)), "0", nn.GroupNorm(2, 4)) is None
     True
     """
     old = getattr(parent, leaf)

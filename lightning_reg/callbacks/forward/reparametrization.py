@@ -40,15 +40,15 @@ def reparametrized(
             raise SettingError(
                 f"include must name layers whose weight has two dimensions or more, but {name} has {shape}"
             )
-        if not isinstance(layer, DropConnect) and _computes_itself(layer) and not _is_named(layer, surgery):
-            raise SettingError(
-                f"exclude must name {name}, a {type(layer).__name__}, which computes with its weight in a way of its "
-                f"own, so that it needn't be {adjective} there; or types must name that class"
-            )
         if isinstance(layer, DropConnect):
             raise SettingError(
                 f"exclude must name {name} in InsertDropConnect or in {type(surgery).__name__}: dropped weights are no "
                 f"longer {adjective}"
+            )
+        if _computes_itself(layer) and not _is_named(layer, surgery):
+            raise SettingError(
+                f"exclude must name {name}, a {type(layer).__name__}, which computes with its weight in a way of its "
+                f"own, so that it needn't be {adjective} there; or types must name that class"
             )
     changes = [(f"{type(layer).__name__}, {adjective}", name) for name, layer in chosen.items()]
     before = set(run.module.parameters())

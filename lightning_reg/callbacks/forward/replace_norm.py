@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from typing_extensions import override
 
-from lightning_reg.callbacks.forward.expectations import disappointed
+from lightning_reg.callbacks.forward.expectations import unmet_expectation
 from lightning_reg.callbacks.forward.surgery import Surgery, SurgerySession
 from lightning_reg.core.facts import Choice
 from lightning_reg.core.step import Run
@@ -84,7 +84,7 @@ class ReplaceNorm(Surgery):
             if child in new
         ]
         for parent, leaf, child in places:  # before anything is replaced
-            asked = disappointed(parent, leaf, new[child])
+            asked = unmet_expectation(parent, leaf, new[child])
             if asked is not None:
                 raise SettingError(
                     f"exclude must name {names[child]}, a {type(child).__name__} that a {type(new[child]).__name__} "
@@ -96,7 +96,7 @@ class ReplaceNorm(Surgery):
         return SurgerySession(self, run, changes=changes, made=set(run.module.parameters()) - before)
 
     def _left(self, pl_module: LightningModule) -> dict[str, nn.Module]:
-        """What is chosen and isn't what it would be replaced by: the next stage, or another trainer, finds it done."""
+        """Returns what is chosen and not yet replaced: the next stage, or another trainer, finds some of it done."""
         done = {module for module in pl_module.modules() if vars(module).get(_MARK) == repr(self.norm)}
         try:
             chosen = self.selected(pl_module)
@@ -104,7 +104,7 @@ class ReplaceNorm(Surgery):
             if done:
                 return {}
             raise
-        return {name: parameter for name, parameter in chosen.items() if parameter not in done}
+        return {name: module for name, module in chosen.items() if module not in done}
 
     def _replacement(self, name: str, old: nn.Module) -> nn.Module:
         if any(not isinstance(child, nn.Identity) for child in old.children()):

@@ -32,7 +32,7 @@ class ElasticNetPenalty(WeightPenalty):
     Deviates from the paper: λ₂/2 Σw², not λ₂ Σw², so that λ₂ is what weight decay calls it; no rescaling afterwards.
 
     Args:
-        l1: Strength λ₁, at least 0, which where None it is; 1e-6 to 1e-4 is usual.
+        l1: Strength λ₁, at least 0; 0 where None. 1e-6 to 1e-4 is usual.
         l2: Strength λ₂, likewise; 1e-5 to 1e-3 is usual.
         proximal: Whether the L1 part shrinks weights after the step, to exact zeros.
         include: Globs over parameter names that are penalized.

@@ -39,7 +39,7 @@ class ActivityPenalty(LossTerm):
     module's own output; to have dropout in it, name the dropout layer behind.
 
     Args:
-        l1: Strength λ₁, at least 0, which where None it is.
+        l1: Strength λ₁, at least 0; 0 where None.
         l2: Strength λ₂, likewise; for AR 2 is usual.
         temporal: Strength λ₃, likewise; for TAR 1 is usual.
         include: Globs over module names; where empty, all activation modules. Of a module that returns several tensors

@@ -49,7 +49,7 @@ class TermSession(Session[LossTerm]):
     Attributes:
         strength: What the term is multiplied by.
         name: Tag of what is logged.
-        is_checked: Whether the term could be had once.
+        is_checked: Whether the term has been computed once, and so can be.
     """
 
     strength: ScheduledStrength = field(init=False)

@@ -171,7 +171,7 @@ def silent_stand_in(value: Any) -> Any:
     """Returns what takes everything that is written and keeps nothing, for what is written to; else :data:`WRITTEN`."""
     if isinstance(value, twins(Logger)):  # type: ignore[type-abstract]
         return DummyLogger()
-    if hasattr(type(value), "add_scalar"):  # a TensorBoard writer, whose ever
+    if hasattr(type(value), "add_scalar"):  # a TensorBoard writer of anybody's
         return DummyExperiment()
     if type(value) is _CSV_WRITER:
         return csv.writer(io.StringIO())

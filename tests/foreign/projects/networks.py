@@ -136,8 +136,8 @@ class Focal(SomebodysClassifier):
     """Its loss isn't linear in the one that torch computes."""
 
     def training_step(self, batch, batch_idx):
-        each = F.cross_entropy(self(batch[0]), batch[1], reduction="none")
-        loss = ((1 - (-each).exp()) ** 2 * each).mean()
+        losses = F.cross_entropy(self(batch[0]), batch[1], reduction="none")
+        loss = ((1 - (-losses).exp()) ** 2 * losses).mean()
         self.log("train_loss", loss)
         return loss
 
