@@ -222,6 +222,46 @@ def test_decision_that_had_to_wait_is_taken_back_when_the_metric_improves():
     assert fit(losses, stock, min_epochs=4)[1].current_epoch == 4
 
 
+@pytest.mark.slow
+def test_in_the_other_package_it_stops_and_takes_a_decision_back():
+    """In a process of its own: with both packages, short names of classes are ambiguous."""
+    pytest.importorskip("pytorch_lightning")
+    script = """
+import torch
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
+from lightning_reg.pytorch_lightning import BestWeightsEarlyStopping
+
+class Scripted(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.losses = iter([3.0, 4.0, 4.0, 1.0, 2.0, 2.0, 2.0, 2.0])
+        self.others = iter([1.0, 1.0, 1.0, 1.0, 2.0, 3.0, 4.0, 5.0])
+    def training_step(self, batch, batch_idx):
+        return -self.weight
+    def validation_step(self, batch, batch_idx):
+        self.log_dict({"val_loss": torch.tensor(next(self.losses)), "other": torch.tensor(next(self.others))})
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=1.0)
+
+def fit(**how):
+    stopping = BestWeightsEarlyStopping("val_loss", patience=2, **how)
+    beside = BestWeightsEarlyStopping("other", mode="max", patience=9)  # whose state has a key of its own
+    off = {name: False for name in ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")}
+    trainer = pl.Trainer(
+        accelerator="cpu", callbacks=[stopping, beside], min_epochs=4, max_epochs=8, num_sanity_val_steps=0, **off
+    )
+    trainer.fit(Scripted(), [torch.zeros(1)], [torch.zeros(1)])
+    return trainer.current_epoch, stopping.best_epoch, stopping.stopping_reason
+
+# What is decided in epoch 2 has to wait, and is taken back in epoch 3.
+assert fit() == (6, 3, EarlyStoppingReason.PATIENCE_EXHAUSTED), fit()
+assert fit(also={"other": "max"}) == (8, 3, EarlyStoppingReason.NOT_STOPPED), fit(also={"other": "max"})
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120, cwd=REPOSITORY)
+
+
 @pytest.mark.parametrize("limits", [{"min_epochs": 5}, {"min_steps": 9}], ids=str)
 def test_decision_that_still_holds_stops_at_the_minimum_as_lightnings_does(limits):
     losses = [3.0, *[4.0] * 9]

@@ -4,9 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, StochasticWeightAveraging
-from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
@@ -106,7 +105,14 @@ class RestoresBestWeights(Technique, _EarlyStopping):
     @property
     def _stock(self) -> Any:
         """Lightning's own methods, which come after ours."""
-        return super(Technique, self)
+        # Those of the other package come after lightning's Callback, too, whose hooks do nothing.
+        return super(Technique if isinstance(self, EarlyStopping) else Callback, self)
+
+    @property
+    @override
+    def state_key(self) -> str:
+        key: str = self._stock.state_key
+        return key
 
     @property
     @override
@@ -405,7 +411,7 @@ class StoppingSession(Session[RestoresBestWeights]):
             if not any(other.wait_count >= other.patience for other in others if other is not technique):
                 trainer.should_stop = False
             technique.stopped_epoch, technique.stopping_reason_message = 0, None
-            technique.stopping_reason = EarlyStoppingReason.NOT_STOPPED
+            technique.stopping_reason = type(technique.stopping_reason).NOT_STOPPED  # of its own package
         self.has_asked = stops and (self.has_asked or not had_to_stop)
 
     def say_that_nothing_stops(self) -> None:
