@@ -1,10 +1,11 @@
 """Combinations of techniques that work against each other: each with the reason and the remedy."""
 
+import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, StochasticWeightAveraging, WeightAveraging
 from torch import nn
 from torchmetrics import Metric
@@ -60,9 +61,8 @@ def monitors_not_logged(callbacks: list[Callback], logged: list[str]) -> Iterato
     """
     for callback in callbacks:
         monitor = getattr(callback, "monitor", None)
-        refuses = isinstance(callback, twins(EarlyStopping)) and getattr(
-            callback, "strict", False
-        )  # by an error of its own
+        # A strict one raises an error of its own.
+        refuses = isinstance(callback, twins(EarlyStopping)) and getattr(callback, "strict", False)
         for name in [monitor] if isinstance(monitor, str) and not refuses else []:
             if name not in logged:
                 yield Contradiction(
@@ -314,15 +314,32 @@ def _average_never_begins(found: Inventory) -> Iterator[Contradiction]:
 
 
 def _patience_never_runs_out(found: Inventory) -> Iterator[Contradiction]:
-    epochs = found.trainer.max_epochs
     for callback in found.of(EarlyStopping):
-        patience = getattr(callback, "patience", 0)
-        if epochs is not None and 0 < epochs <= patience:
+        patience, checks = getattr(callback, "patience", 0), _checks(found.trainer, callback)
+        if checks <= patience and checks < math.inf:
+            of_epochs = found.trainer.max_epochs == checks
             yield Contradiction(
-                f"{type(callback).__name__} with patience {patience} in {epochs} epochs",
+                f"{type(callback).__name__} with patience {patience} in {checks} {'epochs' if of_epochs else 'checks'}",
                 "it can't run out, so training is never stopped",
                 "Train longer, or choose a shorter patience",
             )
+
+
+def _checks(trainer: Trainer, callback: Callback) -> float:
+    """How often early stopping looks at its metric in the whole fit; infinity where that isn't known."""
+    epochs, every = trainer.max_epochs, trainer.check_val_every_n_epoch
+    if epochs is None or epochs <= 0:
+        return math.inf
+    if getattr(callback, "_check_on_train_epoch_end", False):
+        return epochs
+    interval, batches = trainer.val_check_interval, trainer.num_training_batches
+    if every is not None and isinstance(interval, float) and interval == 1:
+        return epochs // every
+    between = trainer.val_check_batch
+    if between is None or math.isinf(batches):
+        return math.inf
+    # Where every is None, batches are counted through all epochs.
+    return epochs * batches // between if every is None else epochs // every * (batches // between)
 
 
 def _stopping_by_raw_weights(found: Inventory) -> Iterator[Contradiction]:

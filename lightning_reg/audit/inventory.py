@@ -28,6 +28,8 @@ from lightning_reg.optim import OwnedParameter, is_normalization, owned_paramete
 __all__ = ["DecayGroup", "Inventory", "Row", "reparametrizations", "take_inventory", "technique_settings"]
 
 _PLACES = ("batch", "forward", "loss", "gradient", "weights", "run")
+# Optimizers that shrink weights beside their step, by a part of their names.
+_DECOUPLED = ("AdamW", "Adafactor", "Lion", "Muon")
 _LIGHTNINGS_PLACES: dict[type[Callback], str] = {
     EarlyStopping: "run",
     GradientAccumulationScheduler: "gradient",
@@ -67,7 +69,7 @@ class DecayGroup:
     @property
     def is_decoupled(self) -> bool:
         """Whether weights shrink beside the step, rather than through the gradient."""
-        return "AdamW" in type(self.optimizer).__name__ or bool(
+        return any(name in type(self.optimizer).__name__ for name in _DECOUPLED) or bool(
             self.optimizer.param_groups[0].get("decoupled_weight_decay", False)
         )
 
@@ -291,14 +293,14 @@ def _weight_rows(found: Inventory) -> Iterator[Row]:
         name = type(optimizer).__name__
         decayed = [part for part in groups if part.weight_decay]
         if not decayed:
-            yield Row("weights", f"{name}", "no weight decay")
+            yield Row("weights", name, "no weight decay")
             continue
         total = sum(parameter.parameter.numel() for group in groups for parameter in group.parameters)
         for group in decayed:
             weights = sum(parameter.parameter.numel() for parameter in group.parameters)
             kind = "weight decay" if group.is_decoupled else "L2 through the gradient"
             share = f"all {total:,} weights" if weights == total else f"{weights:,} of {total:,} weights"
-            yield Row("weights", f"{name}", f"{kind} {group.weight_decay:.6g} on {share}")
+            yield Row("weights", name, f"{kind} {group.weight_decay:.6g} on {share}")
 
 
 def _run_rows(trainer: Trainer) -> Iterator[Row]:

@@ -160,12 +160,12 @@ def test_contradiction_is_named_alone(name, capsys):
     module, callbacks, settings = CONTRADICTIONS[name]()
     audit = audited(module, *callbacks, **settings)
     assert len(audit.contradictions) == 1, whats(audit)
-    (each,) = audit.contradictions
-    assert each.what
-    assert each.reason
-    assert each.remedy
+    (contradiction,) = audit.contradictions
+    assert contradiction.what
+    assert contradiction.reason
+    assert contradiction.remedy
     printed = " ".join(capsys.readouterr().out.split())
-    assert f"1. {each}" in printed
+    assert f"1. {contradiction}" in printed
 
 
 def test_every_check_has_a_case():
@@ -202,8 +202,15 @@ def test_every_check_has_a_case():
                 reason="this torch has no decoupled weight decay in Adam",
             ),
         ),
+        pytest.param(lambda: Module(optimizer=grouped(torch.optim.Adafactor)), [], {}, id="Adafactor, decoupled"),
         pytest.param(lambda: Module(optimizer=grouped(torch.optim.SGD)), [L2Penalty(weight=0.0)], {}, id="L2 of 0"),
         pytest.param(Module, [EarlyStopping("val_loss", patience=4)], {}, id="patience that can run out"),
+        pytest.param(
+            Module,
+            [EarlyStopping("val_loss", patience=9)],
+            {"limit_train_batches": 2, "val_check_interval": 0.5},
+            id="patience that can run out by several checks an epoch",
+        ),
         pytest.param(Module, [EMAWeightAveraging()], {}, id="average alone"),
         pytest.param(Module, [ExponentialMovingAverage(start_step=4)], {}, id="average of the last step"),
         pytest.param(lambda: Module(label_smoothing=0.1), [], {}, id="label smoothing alone"),
@@ -211,6 +218,11 @@ def test_every_check_has_a_case():
 )
 def test_nothing_is_said_where_nothing_contradicts(module, callbacks, settings):
     assert whats(audited(module(), *callbacks, **settings)) == []
+
+
+def test_patience_is_compared_with_how_often_is_checked():
+    audit = audited(Module(), EarlyStopping("val_loss", patience=2), check_val_every_n_epoch=2)
+    assert whats(audit) == ["EarlyStopping with patience 2 in 2 checks"]
 
 
 def rows(audit):
