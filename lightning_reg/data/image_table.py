@@ -66,7 +66,13 @@ class ImageTable:
         names = rows.columns[_FILE]
         if names.missing.any():
             raise SettingError(f"column 'file' of {rows.origin} must have a name in every row, but lacks one")
-        files = [root / names.written(row) for row in range(len(rows))]
+        written = [Path(names.written(row)) for row in range(len(rows))]
+        outside = next((path for path in written if path.is_absolute() or ".." in path.parts), None)
+        if outside is not None:
+            raise SettingError(
+                f"column 'file' of {rows.origin} must say where images lie below root, but has {str(outside)!r}"
+            )
+        files = [root / path for path in written]
         repeated = [path for path, count in Counter(files).items() if count > 1]
         if repeated:
             name = repeated[0].relative_to(root).as_posix()

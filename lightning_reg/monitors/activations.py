@@ -102,12 +102,12 @@ def select_watched(
     """
     chosen = select_modules(module, include=include, exclude=exclude, types=types)
     if tuple(include) == ("*",) and not types:
-        return {name: parameter for name, parameter in chosen.items() if not any(True for _ in parameter.children())}
+        return {name: submodule for name, submodule in chosen.items() if not any(True for _ in submodule.children())}
     return chosen
 
 
 class ActivationWatch:
-    """Keeps sums of what modules return, for as long as it is told to.
+    """Keeps sums of what modules return while ``is_measuring`` is set.
 
     Hooks write to nothing but lists, and where they don't measure they do nothing: torch.compile takes them into its
     graph without a break.

@@ -32,7 +32,7 @@ class BatchImages(Technique):
     they had before normalization where the data module says its constants (``mean_and_std``, as ``ImageData`` does),
     else stretched from the batch's smallest value to its largest. Rows of features are shown as strips.
 
-    When to use it: always, with images. Most mistakes of a data pipeline are seen at a glance: labels that don't
+    When to use: always, with images. Most mistakes of a data pipeline are seen at a glance: labels that don't
     belong, colors that are gone, augmentation that destroys what is to be learned. When not: where inputs aren't
     numbers.
 
@@ -51,7 +51,8 @@ class BatchImages(Technique):
     Raises:
         SettingError: If a number is out of its range, or the batch hasn't got what a key says.
 
-    >>> image = BatchImages(every_n_epochs=10)
+    >>> BatchImages(every_n_epochs=10).max_samples
+    24
     """
 
     place = Place.RUN
@@ -152,7 +153,7 @@ def _captions(targets: Tensor, minor: Tensor | None, names: Sequence[str], most:
     def named(index: int) -> str:
         return names[index] if 0 <= index < len(names) else str(index)
 
-    if targets.is_floating_point():
+    if targets.is_floating_point() or _are_several(targets):
         rows = targets.float().flatten(1).cpu()[:most] if targets.ndim > 1 else targets.float().cpu()[:most, None]
         if rows.shape[1] == 1:  # regression
             return [[f"{value:.4g}"] for value in rows[:, 0].tolist()]
@@ -170,6 +171,11 @@ def _captions(targets: Tensor, minor: Tensor | None, names: Sequence[str], most:
         [f"{1 - share:.2f} {named(label)}", f"{share:.2f} {named(partner)}"]
         for (label, partner), share in zip(pairs, shares, strict=True)
     ]
+
+
+def _are_several(targets: Tensor) -> bool:
+    """Whether targets are several labels a sample, of which each is there or not."""
+    return targets.ndim == 2 and targets.shape[1] > 1 and bool(((targets == 0) | (targets == 1)).all())
 
 
 def _shown(inputs: Tensor, constants: tuple[Tensor, Tensor] | None) -> Tensor:

@@ -223,15 +223,18 @@ class _Measuring(Session[GeneralizationGap]):
     def _measure(self) -> None:
         self._load()
         trainer, module = self.run.trainer, self.run.module
-        name = type(self.technique).__name__
-        train, validation = (evaluate(trainer, module, self.loaders[split], name) for split in ("train", "validation"))
+        technique = type(self.technique).__name__
+        train, validation = (
+            evaluate(trainer, module, self.loaders[split], technique) for split in ("train", "validation")
+        )
         self.samples = {"train": train.samples, "validation": validation.samples}
         self.lower_is_better = validation.lower_is_better
         self.epochs.append(trainer.current_epoch)
         prefix = f"gap{self.technique.suffix(trainer)}"
-        for name in (name for name in validation if name in train):
-            if name in validation.sums and train.samples != validation.samples:
-                continue  # of more samples it is more
+        for name in validation:
+            is_more_of_more = name in validation.sums and train.samples != validation.samples
+            if name not in train or is_more_of_more:
+                continue
             gap = generalization_gap(train[name], validation[name], lower_is_better=self.lower_is_better[name])
             self.measured |= {
                 f"{prefix}/{name}": gap,
@@ -276,7 +279,7 @@ def _charts(trainer: Trainer, curves: Curves) -> list[Chart]:
     """Returns the loss, and the accuracy or what else there is first, each with the best epoch and the end."""
     others = [name for name in curves.train if name != curves.loss]
     shown = [curves.loss, curves.accuracy or next(iter(others), None)]
-    stopped = trainer.should_stop and trainer.current_epoch + 1 != trainer.max_epochs
+    stopped = trainer.should_stop and trainer.current_epoch != trainer.max_epochs  # here it counts whole epochs
     marks = {
         f"best, epoch {curves.epochs[curves.best]}": curves.epochs[curves.best],
         f"{'stopped' if stopped else 'end'}, epoch {curves.epochs[-1]}": curves.epochs[-1],

@@ -121,7 +121,7 @@ class WeightSession(Session[WeightDistribution]):
 
     types: dict[str, str] = field(init=False)  # of the layers that hold the parameters
     suffix: str = field(init=False)
-    told: bool = False  # how many parameters are left out
+    has_said: bool = False  # how many parameters are left out
     before: dict[str, Tensor] = field(default_factory=dict)  # copies from the start of a measured step
     warned: set[str] = field(default_factory=set)
     tags: set[str] = field(default_factory=set)
@@ -146,8 +146,8 @@ class WeightSession(Session[WeightDistribution]):
             if parameter.is_floating_point() or parameter.is_complex()
         }
         largest = set(sorted(chosen, key=lambda name: -chosen[name].numel())[: technique.max_parameters])
-        if len(chosen) > len(largest) and not self.told:
-            self.told = True
+        if len(chosen) > len(largest) and not self.has_said:
+            self.has_said = True
             rank_zero_info(
                 f"WeightDistribution shows the {len(largest)} largest parameters, without {len(chosen) - len(largest)} "
                 "others"

@@ -277,7 +277,7 @@ def test_only_what_the_algorithm_uses_is_shown():
 def test_a_metric_that_nobody_logs_is_named_after_the_first_epoch():
     said = "EarlyStopping watches 'val_los', which was never logged: it never acts. Watch one of .*train_loss, val_loss"
     with pytest.warns(UserWarning, match=said):
-        audit = audited(Module(), EarlyStopping("val_los", strict=False), check_val_every_n_epoch=2)
+        audit = audited(Module(), EarlyStopping("val_los", strict=False, patience=1), check_val_every_n_epoch=2)
     assert len(audit.contradictions) == 1
 
 

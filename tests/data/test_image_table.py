@@ -119,6 +119,11 @@ def test_folds_hold_every_training_image_out_once():
             "must name each image once, but names '0/00",
         ),
         (
+            {"file": ["../0/00.png"] + [f"{row}" for row in range(39)]},
+            {},
+            "column 'file' of labels.csv must say where images lie below root, but has '../0/00.png'",
+        ),
+        (
             {"file": [None] + [f"{row}" for row in range(39)]},
             {},
             "column 'file' of labels.csv must have a name in every",

@@ -67,7 +67,7 @@ class Recorder(LightningModule):
     def training_step(self, batch, batch_idx):
         if self.stop_at == (self.current_epoch, batch_idx):
             raise InterruptedError
-        self.batches.append([each.clone() for each in batch])
+        self.batches.append([tensor.clone() for tensor in batch])
         return self.weight * batch[0].mean()
 
     def validation_step(self, batch, batch_idx):
@@ -404,7 +404,7 @@ def test_parquet_gives_what_csv_gives(table, tmp_path):
     parquet.write_table(columns, tmp_path / "table.parquet")
     for categorical in ("one_hot", "embed"):
         text, binary = (
-            set_up(path=each, target="label", categorical=categorical) for each in (path, tmp_path / "table.parquet")
+            set_up(path=file, target="label", categorical=categorical) for file in (path, tmp_path / "table.parquet")
         )
         for split in ("train", "test"):
             for one, two in zip(part(text, split), part(binary, split), strict=True):

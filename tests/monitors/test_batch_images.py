@@ -165,8 +165,12 @@ def test_batches_of_any_kind(make, keys, tmp_path, drawn):
         (torch.tensor([0.5, 1.25, -3.0, 10000.0]), [["0.5"], ["1.25"], ["-3"], ["1e+04"]]),
         (torch.tensor([[0.5]] * 4), [["0.5"]] * 4),
         (torch.tensor([[1], [0], [2], [0]]), [["1"], ["0"], ["2"], ["0"]]),
+        (
+            torch.tensor([[0, 1, 1], [0, 0, 1], [0, 0, 0], [1, 0, 0]]),
+            [["1.00 1", "1.00 2"], ["1.00 2"], [], ["1.00 0"]],
+        ),
     ],
-    ids=["soft", "one-hot", "values", "column", "column of labels"],
+    ids=["soft", "one-hot", "values", "column", "column of labels", "several labels"],
 )
 def test_targets_of_any_kind(targets, captions, tmp_path, drawn):
     fit(BatchImages(), [(batch()[0], targets)], tmp_path)

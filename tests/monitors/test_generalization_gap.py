@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import EMAWeightAveraging
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 from torchmetrics import MetricCollection
@@ -24,6 +24,7 @@ from lightning_reg.callbacks import GeneralizationGap
 from lightning_reg.cli.summary import TrainingPart
 from lightning_reg.data import ImageData
 from lightning_reg.models import MLP
+from lightning_reg.monitors import generalization_gap
 from lightning_reg.settings import SettingError
 from tests.helpers import quiet_trainer
 
@@ -170,7 +171,7 @@ class Augments(LightningDataModule):
 
     @staticmethod
     def mix(batch):
-        return torch.stack([each[0] for each in batch]) * 0, torch.stack([each[1] for each in batch])
+        return torch.stack([inputs for inputs, _ in batch]) * 0, torch.stack([label for _, label in batch])
 
     def val_dataloader(self):
         return DataLoader(self.Noisy(*samples(30, seed=2).tensors), 16)
@@ -385,7 +386,7 @@ def test_what_the_user_counts_with_own_meters_is_as_without_it():
 
 def test_what_cannot_be_copied_is_refused_before_training():
     module = Somebodys()
-    module.stream = (each for each in "ab")
+    module.stream = (letter for letter in "ab")
     with pytest.raises(SettingError, match=r"module\.stream must be something that can be copied with Generalization"):
         fit(GeneralizationGap(), module=module)
     assert module.trainer.global_step == 0
@@ -450,6 +451,19 @@ def test_signs_of_overfitting_are_seen_and_printed(capsys):
     assert "Training and validation data measured alike, on 40 and 40 samples" in printed
     assert f"- overfitting from epoch {overfitting.epoch} on: the validation loss rose" in printed
     assert max(len(line) for line in printed.splitlines()) <= 100
+
+
+@pytest.mark.parametrize(("last", "mark"), [(2, "stopped, epoch 2"), (3, "end, epoch 3")])
+def test_the_end_of_the_curves_says_whether_training_was_stopped(last, mark, tmp_path, monkeypatch):
+    class Stops(Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            trainer.should_stop = trainer.current_epoch == last
+
+    charts = []
+    monkeypatch.setattr(generalization_gap, "draw", lambda drawn: charts.extend(drawn) or torch.zeros(1, 1, 3))
+    monkeypatch.setattr(generalization_gap, "log_image", lambda *_: None)
+    fit(GeneralizationGap(), Stops(), max_epochs=4, logger=TensorBoardLogger(tmp_path), log_every_n_steps=1)
+    assert {mark in chart.marks for chart in charts} == {True}
 
 
 def test_signs_of_underfitting_are_seen(capsys):

@@ -118,7 +118,7 @@ def test_stable_rank_and_groups_by_type():
         if isinstance(part, nn.Linear)
         for parameter in part.parameters()
     }
-    together = torch.cat([each.detach().flatten() for each in linear.values()])
+    together = torch.cat([weight.detach().flatten() for weight in linear.values()])
     assert_describes(seen[0], "weight_by_type/Linear", together)
     assert "weight_by_type/LayerNorm/std" in seen[0]
 
@@ -140,7 +140,7 @@ def test_what_is_not_finite_is_named_once_and_nothing_crashes(tmp_path):
         seen, _ = watched(
             WeightDistribution(every_n_steps=1, stable_rank=True), module=module, logger=TensorBoardLogger(tmp_path)
         )
-    assert sum("isn't finite" in str(each.message) for each in said) == 1
+    assert sum("isn't finite" in str(warning.message) for warning in said) == 1
     assert not any("unused.weight" in tag for tag in seen[-1])
     assert "weight/network.head.weight/mean" in seen[-1]
 
