@@ -9,7 +9,7 @@ from torch.utils.data import Dataset, IterableDataset, Subset, default_collate
 from typing_extensions import override
 
 from lightning_reg.core.hyperparameters import save_plain_hyperparameters
-from lightning_reg.data.in_memory import InMemoryData, check_mix
+from lightning_reg.data.in_memory import InMemoryData
 from lightning_reg.data.splits import chosen_count, stratified_split
 from lightning_reg.data.targets import Task
 from lightning_reg.settings import SettingError, check_choice, check_count
@@ -67,23 +67,17 @@ class DatasetData(InMemoryData):
         pin_memory: bool = False,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            batch_size=batch_size,
+            mix=mix,
+            mix_epochs=mix_epochs,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            seed=seed,
+        )
         check_choice("task", task, ["auto", "classification", "regression", "multilabel"])
-        check_count("batch_size", batch_size)
-        check_count("num_workers", num_workers, low=0)
         if num_classes is not None:
             check_count("num_classes", num_classes, low=2)
-        if mix_epochs is not None:
-            check_count("mix_epochs", mix_epochs, low=0)
-        check_count("seed", seed, low=0)
-        self.batch_size = batch_size
-        check_mix(mix)
-        self.mix = mix
-        self.mix_epochs = mix_epochs
-        self.num_workers = num_workers
-        self.pin_memory = pin_memory
-        self.seed = seed
-        self._said: set[str] = set()
         named = (("val", val), ("test", test))
         given = {"train": train, **{name: dataset for name, dataset in named if dataset is not None}}
         samples = {name: _first(name, dataset) for name, dataset in given.items()}
@@ -100,11 +94,6 @@ class DatasetData(InMemoryData):
         self._splits = given if val is not None else {**given, **_held_out(train, val_size, seed, self.classes)}
         # What the model says, too, and may say otherwise: Lightning refuses two values of one name.
         save_plain_hyperparameters(self, ignore=["task", "num_classes"])
-
-    @property
-    def num_classes(self) -> int | None:
-        """Number of classes, or of labels of which a sample has any number; None for regression."""
-        return len(self.classes) or None
 
     @override
     def _collate(self, batch: Any) -> Any:

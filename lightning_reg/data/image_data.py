@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_reg.core.hyperparameters import save_plain_hyperparameters
 from lightning_reg.data.folders import ClassFolders
 from lightning_reg.data.image_table import ImageTable
-from lightning_reg.data.in_memory import InMemoryData, check_mix
+from lightning_reg.data.in_memory import InMemoryData
 from lightning_reg.data.loader import SampleDataset
 from lightning_reg.data.parts import image_splits
 from lightning_reg.data.pipeline import ImagePipeline, chosen_augmentation
@@ -20,7 +19,7 @@ from lightning_reg.data.row_splits import RowSplitter
 from lightning_reg.data.sources import SOURCES
 from lightning_reg.data.targets import Targets, Task
 from lightning_reg.functional.preparation import channel_mean_and_std
-from lightning_reg.settings import SettingError, check_choice, check_count
+from lightning_reg.settings import SettingError, check_choice
 from lightning_reg.transforms import Augmentation, Mixing
 
 __all__ = ["ImageData"]
@@ -83,6 +82,8 @@ class ImageData(InMemoryData):
     ((1, 8, 8), 10)
     """
 
+    _splits: dict[str, SampleDataset]
+
     def __init__(
         self,
         *,
@@ -109,28 +110,23 @@ class ImageData(InMemoryData):
         pin_memory: bool = False,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            batch_size=batch_size,
+            mix=mix,
+            mix_epochs=mix_epochs,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            seed=seed,
+        )
         check_choice("dataset", dataset, [*SOURCES, "image_folder"])
         check_choice("normalization", normalization, ["auto", "known", "train", "none"])
-        check_count("batch_size", batch_size)
-        check_count("num_workers", num_workers, low=0)
-        if mix_epochs is not None:
-            check_count("mix_epochs", mix_epochs, low=0)
-        check_count("seed", seed, low=0)
+        check_choice("task", task, ["auto", "classification", "regression", "multilabel"])
         self.dataset = dataset
         self.root = Path(root)
-        self.batch_size = batch_size
         self.val_size = val_size
         self.train_size = train_size
         self.normalization = normalization
-        check_mix(mix)
-        self.mix = mix
-        self.mix_epochs = mix_epochs
         self.download = download
-        self.num_workers = num_workers
-        self.pin_memory = pin_memory
-        self.seed = seed
-        check_choice("task", task, ["auto", "classification", "regression", "multilabel"])
         self._splitter = RowSplitter(
             val_size=val_size,
             test_size=None,
@@ -171,15 +167,8 @@ class ImageData(InMemoryData):
         augmentation, self._off = chosen_augmentation(augment, input_shape=self.input_shape, flips=source.flips)
         self.augment = augment
         self._pipeline = ImagePipeline(augmentation)
-        self._splits: dict[str, SampleDataset] = {}
-        self._said: set[str] = set()
         # What the model says, too, and may say otherwise: Lightning refuses two values of one name.
         save_plain_hyperparameters(self, ignore=["task"])
-
-    @property
-    def num_classes(self) -> int | None:
-        """Number of classes, or of labels of which an image has any number; None for regression."""
-        return len(self.classes) or None
 
     @property
     def mean_and_std(self) -> tuple[Tensor, Tensor] | None:
@@ -275,13 +264,7 @@ class ImageData(InMemoryData):
                 f"dataset must have the checkpoint's classes, {', '.join(state_dict['classes'][:10]) or 'none'}, but "
                 f"has {', '.join(self.classes[:10]) or 'none'}"
             )
-        for name, value in self._split_settings().items():
-            trained = state_dict["split"].get(name, value)  # those of earlier versions have no folds
-            if trained != value:
-                rank_zero_warn(
-                    f"The checkpoint was trained with {name} {trained}, not {value}: among the "
-                    "images held out now may be some that it was trained on"
-                )
+        self._warn_of_another_split(state_dict["split"], self._split_settings())
         # A model belongs with the constants that it was trained with, whatever is measured today.
         if "mean" in state_dict and self.normalization != "none":
             mean, std = torch.tensor(state_dict["mean"]), torch.tensor(state_dict["std"])
@@ -289,8 +272,7 @@ class ImageData(InMemoryData):
             self._say_constants("of the checkpoint", mean, std)
 
     def _split_settings(self) -> dict[str, Any]:
-        folds = {name: getattr(self._splitter, name) for name in ("folds", "fold", "repeat")}
-        return {"dataset": self.dataset, "val_size": self.val_size, "seed": self.seed, **folds}
+        return {"dataset": self.dataset, **self._splitter.settings}
 
     def _say_constants(self, origin: str, mean: Tensor, std: Tensor) -> None:
         numbers = [", ".join(f"{value:.4f}" for value in values.tolist()) for values in (mean, std)]

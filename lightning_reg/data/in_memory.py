@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
@@ -16,20 +16,10 @@ from lightning_reg.core.streams import random_stream
 from lightning_reg.data.loader import Batch, ResumableLoader, SampleDataset, ShuffledSampler, as_fetched
 from lightning_reg.data.targets import Task
 from lightning_reg.functional.mixing import soft_targets
-from lightning_reg.settings import SettingError
+from lightning_reg.settings import SettingError, check_count
 from lightning_reg.transforms import Mixing
 
-__all__ = ["InMemoryData", "check_mix"]
-
-
-def check_mix(mix: object) -> None:
-    """Raises unless something mixes batches, or nothing is to.
-
-    Raises:
-        SettingError: With what it has to be.
-    """
-    if mix is not None and not isinstance(mix, Mixing):
-        raise SettingError(f"mix must be a transform such as Mixup(), but is {mix!r}")
+__all__ = ["InMemoryData"]
 
 
 class InMemoryData(LightningDataModule, ABC):
@@ -55,7 +45,38 @@ class InMemoryData(LightningDataModule, ABC):
     mix_epochs: int | None
     seed: int
     _splits: Mapping[str, Dataset[Any]]
-    _said: set[str]
+
+    def __init__(
+        self,
+        *,
+        batch_size: int,
+        mix: Mixing | None,
+        mix_epochs: int | None,
+        num_workers: int,
+        pin_memory: bool,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        check_count("batch_size", batch_size)
+        if mix is not None and not isinstance(mix, Mixing):
+            raise SettingError(f"mix must be a transform such as Mixup(), but is {mix!r}")
+        if mix_epochs is not None:
+            check_count("mix_epochs", mix_epochs, low=0)
+        check_count("num_workers", num_workers, low=0)
+        check_count("seed", seed, low=0)
+        self.batch_size = batch_size
+        self.mix = mix
+        self.mix_epochs = mix_epochs
+        self.num_workers = num_workers
+        self.pin_memory = pin_memory
+        self.seed = seed
+        self._splits = {}
+        self._said: set[str] = set()
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes, or of labels of which a sample has any number; None for regression."""
+        return len(self.classes) or None
 
     def _collate(self, batch: Any) -> Any:
         """Makes a batch of what a data set returned."""
@@ -193,6 +214,16 @@ class InMemoryData(LightningDataModule, ABC):
         trainer: Any = self.trainer
         progress = trainer.fit_loop.epoch_loop.batch_progress.current
         return random_stream(self.seed, trainer.global_rank, trainer.current_epoch, progress.ready, name)
+
+    def _warn_of_another_split(self, trained: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+        """Warns where a checkpoint's samples were split otherwise; settings that it doesn't have count as equal."""
+        for name, value in now.items():
+            before = trained.get(name, value)
+            if before != value:
+                rank_zero_warn(
+                    f"The checkpoint was trained with {name} {before}, not {value}: among the samples held out now may "
+                    "be some that it was trained on"
+                )
 
     def _say(self, message: str) -> None:
         if message not in self._said:

@@ -9,7 +9,7 @@ from torch.nn.functional import conv1d, pad
 from typing_extensions import override
 
 from lightning_reg.core.hyperparameters import save_plain_hyperparameters
-from lightning_reg.data.in_memory import InMemoryData, check_mix
+from lightning_reg.data.in_memory import InMemoryData
 from lightning_reg.data.loader import SampleDataset
 from lightning_reg.data.row_splits import RowSplitter
 from lightning_reg.data.targets import Targets, Task
@@ -117,6 +117,8 @@ class Mnist1DData(InMemoryData):
     ('classification', 10, (40,))
     """
 
+    _splits: dict[str, SampleDataset]
+
     def __init__(
         self,
         *,
@@ -137,30 +139,24 @@ class Mnist1DData(InMemoryData):
         pin_memory: bool = False,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            batch_size=batch_size,
+            mix=mix,
+            mix_epochs=mix_epochs,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            seed=seed,
+        )
         check_count("samples", samples, low=len(_TEMPLATES))
         check_range("difficulty", difficulty, low=0, high=2)
         check_range("noise", noise, low=0)
         check_choice("shape", shape, list(_SHAPES))
-        check_count("batch_size", batch_size)
-        check_count("num_workers", num_workers, low=0)
-        if mix_epochs is not None:
-            check_count("mix_epochs", mix_epochs, low=0)
-        check_count("seed", seed, low=0)
         self.task: Task = "classification"
         self.classes = tuple("0123456789")
-        self.num_classes = len(self.classes)
         self.num_targets = None
         self.input_shape: tuple[int, ...] = _SHAPES[shape]
-        self.batch_size = batch_size
-        check_mix(mix)
-        self.mix = mix
-        self.mix_epochs = mix_epochs
-        self.num_workers = num_workers
-        self.pin_memory = pin_memory
-        self.seed = seed
         self._made = {"samples": samples, "difficulty": difficulty, "noise": noise}
-        splitter = RowSplitter(
+        self._splitter = RowSplitter(
             val_size=val_size,
             test_size=test_size,
             train_size=train_size,
@@ -170,9 +166,7 @@ class Mnist1DData(InMemoryData):
             seed=seed,
         )
         labels = torch.arange(samples) % len(_TEMPLATES)
-        self._rows = splitter.split(Targets("classification", self.classes, labels))
-        self._splits: dict[str, SampleDataset] = {}
-        self._said: set[str] = set()
+        self._rows = self._splitter.split(Targets("classification", self.classes, labels))
         self._mean_and_std: tuple[float, float] | None = None
         save_plain_hyperparameters(self)
 
@@ -201,13 +195,18 @@ class Mnist1DData(InMemoryData):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"made": self._made, "mean_and_std": None if self._mean_and_std is None else list(self._mean_and_std)}
+        return {
+            "made": self._made,
+            "split": self._splitter.settings,
+            "mean_and_std": None if self._mean_and_std is None else list(self._mean_and_std),
+        }
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for name, value in self._made.items():
             if state_dict["made"][name] != value:
                 raise SettingError(f"{name} must be {state_dict['made'][name]}, as in the checkpoint, but is {value}")
+        self._warn_of_another_split(state_dict.get("split", {}), self._splitter.settings)
         if state_dict["mean_and_std"] is not None:
             mean, std = state_dict["mean_and_std"]
             if not math.isclose(std, 0):

@@ -1,7 +1,8 @@
 """Which rows of a table are trained on, validated on and tested on: at random, by group, or by time."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,6 +51,11 @@ class RowSplitter:
         check_count("folds", self.folds, low=2)
         if self.fold >= self.folds:
             raise SettingError(f"fold must be in [0, {self.folds - 1}] for {self.folds} folds, but is {self.fold}")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides which rows are held out."""
+        return {name: value for name, value in asdict(self).items() if name != "train_size"}
 
     def split(
         self, targets: Targets, *, groups: Tensor | None = None, times: Tensor | None = None

@@ -1,7 +1,6 @@
 """Tables: a file or a frame of one's own, or a table by name."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,13 +12,13 @@ from typing_extensions import override
 
 from lightning_reg.core.hyperparameters import save_plain_hyperparameters
 from lightning_reg.data.encoding import Scaling, TableEncoder
-from lightning_reg.data.in_memory import InMemoryData, check_mix
+from lightning_reg.data.in_memory import InMemoryData
 from lightning_reg.data.loader import SampleDataset
 from lightning_reg.data.row_splits import RowSplitter
 from lightning_reg.data.tables import NAMED_TABLES, named_table, read_table
 from lightning_reg.data.targets import targets_of
 from lightning_reg.functional.preparation import one_hot_columns
-from lightning_reg.settings import SettingError, check_choice, check_count
+from lightning_reg.settings import SettingError, check_choice
 from lightning_reg.transforms import Mixing, RowMixing
 
 __all__ = ["TabularData"]
@@ -83,6 +82,8 @@ class TabularData(InMemoryData):
     ((13,), 3)
     """
 
+    _splits: dict[str, SampleDataset]
+
     def __init__(
         self,
         *,
@@ -112,7 +113,14 @@ class TabularData(InMemoryData):
         pin_memory: bool = False,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            batch_size=batch_size,
+            mix=mix,
+            mix_epochs=mix_epochs,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            seed=seed,
+        )
         targets = [target] if isinstance(target, str) else list(target or ())
         _check_source(dataset, path, table, targets, [*ignore, *as_category, group_column, time_column])
         check_choice("task", task, ["auto", "classification", "regression", "multilabel"])
@@ -120,11 +128,6 @@ class TabularData(InMemoryData):
             raise SettingError("group_column and time_column must not both be given: rows are split by one of them")
         check_choice("numeric", numeric, ["standard", "quantile", "none"])
         check_choice("categorical", categorical, ["one_hot", "embed"])
-        check_count("batch_size", batch_size)
-        check_count("num_workers", num_workers, low=0)
-        if mix_epochs is not None:
-            check_count("mix_epochs", mix_epochs, low=0)
-        check_count("seed", seed, low=0)
         self.dataset = dataset
         self.path = None if path is None else Path(path)
         self.target = target
@@ -132,7 +135,6 @@ class TabularData(InMemoryData):
         self.as_category = tuple(as_category)
         self.numeric = numeric
         self.categorical = categorical
-        self.batch_size = batch_size
         self.val_size = val_size
         self.test_size = test_size
         self.train_size = train_size
@@ -147,14 +149,6 @@ class TabularData(InMemoryData):
             repeat=repeat,
             seed=seed,
         )
-        check_mix(mix)
-        self.mix = mix
-        self.mix_epochs = mix_epochs
-        self.num_workers = num_workers
-        self.pin_memory = pin_memory
-        self.seed = seed
-        self._splits: dict[str, SampleDataset] = {}
-        self._said: set[str] = set()
         self._row_mixing: RowMixing | None = None
         # What the model says, too, and may say otherwise: Lightning refuses two values of one name.
         save_plain_hyperparameters(self, ignore=["task"])
@@ -195,11 +189,6 @@ class TabularData(InMemoryData):
                 f"{column.kind}, such as {column.written(0)!r}"
             )
         return torch.from_numpy(column.values)
-
-    @property
-    def num_classes(self) -> int | None:
-        """Number of classes, or of labels of which a row has any number; None for regression."""
-        return len(self.classes) or None
 
     @property
     def num_targets(self) -> int | None:
@@ -303,13 +292,7 @@ class TabularData(InMemoryData):
                 raise SettingError(
                     f"{name} must be {state_dict['settings'][name]}, as in the checkpoint, but is {value}"
                 )
-        for name, value in self._split_settings().items():
-            trained = state_dict["split"].get(name, value)
-            if trained != value:
-                rank_zero_warn(
-                    f"The checkpoint was trained with {name} {trained}, not {value}: among the rows "
-                    "held out now may be some that it was trained on"
-                )
+        self._warn_of_another_split(state_dict["split"], self._split_settings())
         # A model belongs with the constants that it was trained with, whatever is measured today.
         self._encoder = TableEncoder.from_state_dict(state_dict["encoder"])
         self._encode()
@@ -320,7 +303,7 @@ class TabularData(InMemoryData):
             "table": self.dataset or (self._table.origin if self.path is None else str(self.path)),
             "group_column": self.group_column,
             "time_column": self.time_column,
-            **{name: value for name, value in asdict(self._splitter).items() if name != "train_size"},
+            **self._splitter.settings,
         }
 
     def _encoding_settings(self) -> dict[str, Any]:

@@ -35,8 +35,8 @@ def together():
 
 
 def after_step(model, share):
-    for each in (max_norm, lookahead, moving_average):
-        each(model, share)
+    for change in (max_norm, lookahead, moving_average):
+        change(model, share)
 
 
 BY_HAND = Textbook(

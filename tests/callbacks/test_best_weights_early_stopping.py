@@ -132,8 +132,8 @@ def test_after_a_resume_without_a_best_checkpoint_it_says_so_and_leaves_the_weig
 
 def test_best_checkpoint_of_another_epoch_is_not_taken_for_the_best(tmp_path):
     losses = [3.0, 1.0, 2.0, 2.2, 2.5]
-    each, elsewhere = checkpoints(tmp_path)[1], ModelCheckpoint(tmp_path / "new", "best", monitor="val_loss")
-    fit(losses, BestWeightsEarlyStopping("val_loss", patience=9), each, max_epochs=3)
+    beside, elsewhere = checkpoints(tmp_path)[1], ModelCheckpoint(tmp_path / "new", "best", monitor="val_loss")
+    fit(losses, BestWeightsEarlyStopping("val_loss", patience=9), beside, max_epochs=3)
     with pytest.warns(UserWarning, match="no best checkpoint of that epoch"):
         weight, _ = fit(
             losses,

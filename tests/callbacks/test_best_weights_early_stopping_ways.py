@@ -283,7 +283,7 @@ def test_without_validation_it_says_that_it_is_idle_and_lets_training_go_on():
     stopping = BestWeightsEarlyStopping("val_loss")
     with pytest.warns(UserWarning, match="val_loss isn't logged, and limit_val_batches is 0") as warned:
         module, trainer = fit([1.0, 1.0], stopping, limit_val_batches=0)
-    assert sum("limit_val_batches" in str(each.message) for each in warned) == 1
+    assert sum("limit_val_batches" in str(warning.message) for warning in warned) == 1
     assert trainer.current_epoch == 2
     assert module.weight.item() == 2
 
@@ -310,7 +310,7 @@ def test_memory_of_one_copy_is_used_again_and_given_back(monkeypatch):
 
     def spied(self, trainer, pl_module):
         take(self, trainer, pl_module)
-        assert sum(each.numel() for each in self.state.values()) == 1
+        assert sum(tensor.numel() for tensor in self.state.values()) == 1
         places.append(self.state["weight"].data_ptr())
 
     take = WeightSnapshot.take

@@ -61,7 +61,7 @@ def test_same_epochs_messages_and_state(losses, settings, caplog):
 def test_same_arguments_in_the_same_places_with_the_same_defaults():
     stock = list(inspect.signature(EarlyStopping).parameters.values())
     ours = list(inspect.signature(BestWeightsEarlyStopping).parameters.values())
-    assert [(each.name, each.default, each.kind) for each in stock] == [
+    assert [(parameter.name, parameter.default, parameter.kind) for parameter in stock] == [
         (our.name, our.default, our.kind) for our in ours[: len(stock)]
     ]
     assert all(our.kind == our.KEYWORD_ONLY for our in ours[len(stock) :])

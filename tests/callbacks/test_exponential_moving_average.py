@@ -141,8 +141,8 @@ def test_spectral_norm_holds_for_the_average(style, tmp_path):
     )
     loaded = module()
     loaded.load_state_dict(torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"])
-    for each in (*norms[1:], norm(fitted), norm(loaded)):
-        assert each == pytest.approx(1, abs=1e-5)
+    for length in (*norms[1:], norm(fitted), norm(loaded)):
+        assert length == pytest.approx(1, abs=1e-5)
     # Without the callback training would have gone elsewhere: power iteration goes on with its own vectors.
     plain, _ = fit(module=module(), max_epochs=4)
     raw, average = module(), ExponentialMovingAverage(decay=0.9)

@@ -37,7 +37,7 @@ def test_other_structure_than_the_checkpoints_is_refused_even_if_the_shapes_fit(
 
 
 def test_other_split_than_the_checkpoints_is_noticed(trained):
-    with pytest.warns(UserWarning, match="trained with seed 0, not 3: among the images held out now"):
+    with pytest.warns(UserWarning, match="trained with seed 0, not 3: among the samples held out now"):
         assert run("validate", "--ckpt_path", "best", "--data.seed", "3") == 0
 
 

@@ -76,7 +76,7 @@ class AverageSession(Session[WeightAverage]):
         raise NotImplementedError
 
     def is_due(self) -> bool:
-        """Says, once a training batch, whether the weights are taken into the average now."""
+        """Counts a training batch that has ended, and returns whether weights are taken into the average after it."""
         raise NotImplementedError
 
     def update_(self, averages: Sequence[Tensor], values: Sequence[Tensor]) -> None:
