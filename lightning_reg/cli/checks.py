@@ -1,13 +1,12 @@
 """What the parser lets through and can only be a mistake."""
 
-import contextlib
 import inspect
 import math
 import os
 import pkgutil
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, get_args
 
@@ -22,21 +21,20 @@ from lightning_reg.cli.explanation import SECTIONS, described, hint_of, paramete
 from lightning_reg.core.technique import Technique
 from lightning_reg.settings import SettingError, check_count, check_range
 
-__all__ = ["check_devices", "check_settings", "within_memory"]
+__all__ = ["FROM_DATA", "check_devices", "check_settings", "within_memory"]
 
-_FROM_DATA = ("num_classes", "input_shape", "categories")
-"""What the model is told when it is made."""
+FROM_DATA = ("num_classes", "num_targets", "input_shape", "categories")
+"""Arguments of a model that the data module gives."""
 
 _GIB = 2**30
 _WIDEST = 2**28
 
 
-def check_settings(config: Mapping[str, Any], names_from_data: tuple[str, ...] = _FROM_DATA) -> None:
+def check_settings(config: Mapping[str, Any]) -> None:
     """Raises for settings that have the right type and can only be a mistake.
 
     Args:
         config: All settings of a command.
-        names_from_data: Of the model's arguments, those that the data gives it.
 
     Raises:
         SettingError: With the setting.
@@ -47,7 +45,7 @@ def check_settings(config: Mapping[str, Any], names_from_data: tuple[str, ...] =
         _check_nulls(section, owner, config[section], ())
     _check_size("", config)
     for section in ("model", "data"):
-        _check_object(section, config.get(section), names_from_data)
+        _check_object(section, config.get(section), FROM_DATA)
     trainer = config["trainer"]
     _check_callbacks(trainer)
     _check_trainer(trainer)
@@ -191,21 +189,20 @@ def check_devices(trainer: Trainer) -> None:
         )
 
 
-@contextlib.contextmanager
-def within_memory(setting: str) -> Iterator[None]:
-    """Raises for a tensor that this machine's memory can't hold, before it is allocated.
+def within_memory(setting: str) -> TorchFunctionMode:
+    """Returns a context in which a tensor that this machine's memory can't hold is refused before it is allocated.
 
     Args:
         setting: What is being made.
 
-    Raises:
-        SettingError: With the size.
+    Returns:
+        What raises a SettingError with the size.
     """
-    with _WithinMemory(setting):
-        yield
+    return _WithinMemory(setting)
 
 
-_MAKERS = {torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.eye, torch.arange}
+# Those whose arguments begin with the size; arange begins with where it starts and ends.
+_MAKERS = {torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn}
 
 
 class _WithinMemory(TorchFunctionMode):
@@ -216,15 +213,17 @@ class _WithinMemory(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in _MAKERS:
+        if func in _MAKERS and torch.device(kwargs.get("device") or "cpu").type == "cpu":
             size = kwargs.get("size", args if args and isinstance(args[0], int) else (*args, ())[0])
-            size = (size,) if isinstance(size, int) else size
             if isinstance(size, (tuple, list)) and all(isinstance(length, int) for length in size):
-                wanted = math.prod(size) * (kwargs.get("dtype") or torch.get_default_dtype()).itemsize
-                # The width of a layer, before the matrix that it has to have.
-                is_too_wide = len(size) == 1 and size[0] > _WIDEST
-                if (wanted > self.memory or is_too_wide) and torch.device(kwargs.get("device") or "cpu").type == "cpu":
-                    found = f"a tensor of {' × '.join(f'{length:,}' for length in size)}, {wanted / _GIB:,.0f} GiB"
-                    limit = f"this machine's {self.memory / _GIB:.0f} GiB of memory"
-                    raise SettingError(f"{self.setting} must fit into {limit}, but has {found}")
+                self.check(size, kwargs.get("dtype") or torch.get_default_dtype())
         return func(*args, **kwargs)
+
+    def check(self, size: Sequence[int], dtype: torch.dtype) -> None:
+        wanted = math.prod(size) * dtype.itemsize
+        # The width of a layer, before the matrix that it has to have.
+        is_too_wide = len(size) == 1 and size[0] > _WIDEST
+        if wanted > self.memory or is_too_wide:
+            found = f"a tensor of {' × '.join(f'{length:,}' for length in size)}, {wanted / _GIB:,.0f} GiB"
+            limit = f"this machine's {self.memory / _GIB:.0f} GiB of memory"
+            raise SettingError(f"{self.setting} must fit into {limit}, but has {found}")

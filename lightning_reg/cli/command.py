@@ -2,8 +2,6 @@
 
 import os
 import pkgutil
-import re
-import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -20,10 +18,11 @@ import lightning_reg.callbacks
 import lightning_reg.transforms  # noqa: F401
 from lightning_reg.callbacks import RegularizationAudit
 from lightning_reg.cli.answers import Beginning, answered
-from lightning_reg.cli.checks import check_devices, check_settings, within_memory
+from lightning_reg.cli.checks import FROM_DATA, check_devices, check_settings, within_memory
 from lightning_reg.cli.explanation import as_plain
 from lightning_reg.cli.figures import write_figures
 from lightning_reg.cli.interruption import InterruptBetweenBatches
+from lightning_reg.cli.invocation import command_line
 from lightning_reg.cli.networks import fitting_network
 from lightning_reg.cli.parser import BriefParser
 from lightning_reg.cli.predictions import PredictionSettings, use_samples, write_predictions
@@ -91,7 +90,7 @@ class RegularizationCLI(LightningCLI):
             }
         )
         parser.add_class_arguments(PredictionSettings, "prediction")
-        for name in ("num_classes", "num_targets", "input_shape", "categories"):
+        for name in FROM_DATA:
             parser.link_arguments(
                 "data", f"model.init_args.{name}", compute_fn=self._from_data(name), apply_on="instantiate"
             )
@@ -124,6 +123,7 @@ class RegularizationCLI(LightningCLI):
 
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        self.words = sys.argv[1:] if args is None else list(cast("Sequence[str]", args))
         with answered({}):
             # Without LightningCLI's warning about calls from within Python.
             self.config = parser.parse_args(cast("Sequence[str] | None", args))
@@ -239,7 +239,7 @@ class RegularizationCLI(LightningCLI):
                 if isinstance(callback, ModelCheckpoint) and callback.filename == "last"
             ]
             if any(saved):
-                print(f"\nInterrupted. To go on:\n  {_resume_command(saved[0])}")
+                print(f"\nInterrupted. To go on:\n  {_resume_command(self.words, saved[0])}")
             else:
                 print("\nInterrupted, before there was anything to save.")
             raise SystemExit(130) from None  # what a shell expects of an interrupted program
@@ -299,7 +299,17 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, (list, tuple)) else value
 
 
-def _resume_command(checkpoint: str) -> str:
-    path = os.path.relpath(checkpoint)
-    command = re.sub(r" --ckpt_path[ =]\S+", "", shlex.join(["python", *sys.argv]))
-    return f"{command} --ckpt_path {shlex.quote(path)}"
+def _resume_command(words: Sequence[str], checkpoint: str) -> str:
+    """Returns the command that goes on from a checkpoint, in the place of the one that it may have begun with.
+
+    >>> _resume_command(["fit", "--ckpt_path", "old runs/last.ckpt", "--config=a.yaml"], "new runs/last.ckpt")
+    "lightning-reg fit --config=a.yaml --ckpt_path 'new runs/last.ckpt'"
+    """
+    kept = []
+    left = iter(words)
+    for word in left:
+        if word == "--ckpt_path":
+            next(left, None)
+        elif not word.startswith("--ckpt_path="):
+            kept.append(word)
+    return command_line([*kept, "--ckpt_path", os.path.relpath(checkpoint)])

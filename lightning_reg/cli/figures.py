@@ -7,6 +7,8 @@ from pathlib import Path
 
 from lightning.pytorch import Trainer
 
+from lightning_reg.files import write_atomically
+
 __all__ = ["write_figures"]
 
 
@@ -28,4 +30,4 @@ def write_figures(trainer: Trainer, log_dir: str | None, results: Mapping[str, M
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     for split, metrics in results.items():
         known[split] = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-    path.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+    write_atomically(path, json.dumps(known, indent=1) + "\n")

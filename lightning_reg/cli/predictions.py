@@ -77,7 +77,7 @@ def write_predictions(trainer: Trainer, datamodule: LightningDataModule | None, 
         names = datamodule.sample_names("test")[:count]
     folder = Path(trainer.log_dir or trainer.default_root_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "predictions.csv").open("w", newline="") as file:
+    with (folder / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["sample", *columns])
         writer.writerows(zip(names, *columns.values(), strict=True))

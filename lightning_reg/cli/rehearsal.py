@@ -63,7 +63,7 @@ class Rehearsed(Fits):
 
     @override
     def further_callbacks(self, callbacks: Sequence[Callback]) -> list[Callback]:
-        self._own = list(callbacks)
+        self._callbacks = list(callbacks)
         self._counted = _Counted()
         return [self._counted]
 
@@ -126,13 +126,12 @@ class Rehearsed(Fits):
         return replace(joined, trainer=second.trainer) if "trainer" in changed else joined
 
     def _of_settings(self, names: tuple[str, ...]) -> Prospect:
+        base = list(self._prospect().callbacks) if names else []
         cocktail = {name: self.space.switches[name].usual() for name in names}
         self.make(with_cocktail(self.space, self.base, cocktail))
-        plain = self._made.get("")
-        own = self._own
-        if plain is not None and not any(self.space.switches[name].callbacks for name in names):
-            own = list(plain.callbacks)  # the same callbacks: so that those that are added can be told from them
-        return Prospect(self.model, own, self.datamodule, self.trainer)
+        # The base's are the same objects in every run, so that those that switches add can be told from them.
+        callbacks = [*base, *self._callbacks[len(base) :]]
+        return Prospect(self.model, callbacks, self.datamodule, self.trainer)
 
     def _of_callbacks(self, names: tuple[str, ...]) -> Prospect:
         """Of switches that add callbacks alone: module and data stay those of the plain run."""

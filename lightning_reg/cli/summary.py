@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
@@ -18,6 +18,7 @@ from lightning_reg.audit.inventory import technique_settings
 from lightning_reg.cli.advice import advice_lines, signs_in, signs_of, situation_of
 from lightning_reg.cli.figures import write_figures
 from lightning_reg.cli.runs import run_folders
+from lightning_reg.core.lightning import callbacks_of
 from lightning_reg.core.metric_names import is_accuracy, lower_is_better, short_name
 from lightning_reg.core.tensorboard import log_final_metrics
 from lightning_reg.data import InMemoryData
@@ -51,7 +52,7 @@ def summarize(
         epochs = 0 if last_epoch is None else last_epoch + 1
     early = trainer.should_stop and epochs != trainer.max_epochs
     # Before the best checkpoint is loaded, and the callbacks' state of then with it.
-    reasons = [getattr(callback, "stopping_reason_message", None) for callback in _callbacks(trainer)]
+    reasons = [getattr(callback, "stopping_reason_message", None) for callback in callbacks_of(trainer)]
     log_dir = trainer.log_dir  # on every rank: they agree on it
     signs = signs_of(trainer)
     # Optimizers are none where processes were forked, and this one's trainer has trained nothing.
@@ -78,11 +79,6 @@ def summarize(
         write_figures(trainer, log_dir, results)
     final = {f"final/{split}_{name}": value for split, metrics in results.items() for name, value in metrics.items()}
     log_final_metrics(trainer, model, data, final, technique_settings(trainer))
-
-
-def _callbacks(trainer: Trainer) -> list[Callback]:
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set outside the class
-    return callbacks
 
 
 def _epoch_of(path: str, *, weights_only: bool) -> int | None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lightning_reg.cli import main
+from lightning_reg.cli.checks import within_memory
 from tests.cli.helpers import MLP_CONFIG, SHORT, run
 
 pytestmark = pytest.mark.timeout(120)  # what waits for a pipe waits forever
@@ -285,3 +286,8 @@ def test_fault_in_code_of_the_users_keeps_its_traceback(broken, tmp_path, monkey
         error = error.__cause__
     assert str(error) == "a fault of mine"
     assert Path(traceback.extract_tb(error.__traceback__)[-1].filename).name == "theirs_that_break.py"
+
+
+def test_numbers_from_a_start_to_an_end_are_no_size():
+    with within_memory("model"):
+        assert torch.arange(10**7, 10**7 + 2).tolist() == [10**7, 10**7 + 1]

@@ -8,9 +8,13 @@ import pytest
 import yaml
 
 from lightning_reg.cli import main, trial
+from lightning_reg.cli.fitting import all_settings
+from lightning_reg.cli.rehearsal import Rehearsed
+from lightning_reg.cli.search import parsed
 from lightning_reg.cli.search_job import set_split
+from lightning_reg.cli.trial import for_trials
 from lightning_reg.search.first_trials import first_trials
-from lightning_reg.search.space_file import read_space
+from lightning_reg.search.space_file import read_space, space_of
 from lightning_reg.studies.executor import InProcessExecutor
 from tests.conftest import REPOSITORY
 
@@ -157,6 +161,32 @@ def test_splits_leave_the_test_part_alone():
     assert foreign == {"data": {"init_args": {"path": "x"}}, "seed_everything": 1}
 
 
+def test_options_of_fit_are_pieces_of_the_base():
+    words = ["digits", "--trainer.max_steps", "-1", "--quick", "--trainer.callbacks+=L1Penalty", "-c", "a.yaml"]
+    options, pieces = parsed(words)
+    assert (options.file, options.quick) == ("digits", True)
+    assert pieces == [{"trainer.max_steps": "-1"}, {"trainer.callbacks+": "L1Penalty"}, Path("a.yaml")]
+
+
+def test_callbacks_of_the_base_count_once_in_every_pair():
+    """Two of Lightning's averages would be a contradiction; the base has one."""
+    average = {"class_path": "lightning.pytorch.callbacks.EMAWeightAveraging"}
+    base = for_trials(all_settings(["--config", "digits_mlp", "--trainer.callbacks", json.dumps([average])]))
+    scheduled = {"class_path": "DropoutSchedule", "init_args": {"schedule": {"class_path": "StrengthSchedule"}}}
+    space = space_of(
+        "x",
+        {
+            "switches": {
+                "noise": {"callback": "GradientNoise"},
+                "dropout": {"set": {"model.drop_prob": 0.1}, "callbacks": [scheduled]},
+            }
+        },
+    )
+    found = Rehearsed(space, base).rehearse()
+    assert found.space.conflicts == frozenset()
+    assert found.notes == ()
+
+
 def test_first_trials_take_a_third_at_the_most():
     space = read_space("tabular")
     names = [trial.name for trial in first_trials(space, 30, has_base=True)]
@@ -200,6 +230,8 @@ BAD = [
     ({}, ["--trials", "1"], "trials must be a whole number of at least 3, but is 1"),
     ({}, ["--max-step-time", "0"], r"max_step_time must be in \(0, ∞\), but is 0.0"),
     ({}, ["--jobs", "0"], "jobs must be a whole number of at least 1, but is 0"),
+    ({}, ["--jobs", "many"], "argument --jobs: invalid int value: 'many'; see lightning-reg search --help"),
+    ({}, ["digits"], "search: unrecognized argument digits"),
     ({}, ["--trails", "5"], "unrecognized argument --trails; did you mean '--trials'"),
     ({}, ["--storage", "postgresql://me:secret@127.0.0.1:1/x"], r"storage must be a database .*me:\*\*\*@"),
     ({}, ["--output", "example.yaml"], "output must be a folder, but 'example.yaml' is a file"),

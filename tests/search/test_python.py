@@ -1,6 +1,7 @@
 """The search from Python, in a project that knows nothing of the command line."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_reg.search import search
+from lightning_reg.search.python_run import seeded
 from lightning_reg.settings import SettingError
 
 SPACE = {
@@ -96,6 +98,15 @@ def test_a_search_finds_callbacks_and_confirms_them(tmp_path):
     compile((tmp_path / "s" / "best.py").read_text(), "best.py", "exec")
 
 
+def test_a_run_that_fails_leaves_seeds_and_streams_alone(monkeypatch):
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+    state = torch.random.get_rng_state()
+    with pytest.raises(ZeroDivisionError), seeded(3):
+        torch.rand(1) / (1 // 0)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert "PL_GLOBAL_SEED" not in os.environ
+
+
 def test_a_search_goes_on_where_it_was(tmp_path):
     whole = go(tmp_path / "whole")
     count = 0
@@ -122,6 +133,10 @@ def nothing(callbacks, trial):
     return None
 
 
+def three_loaders(callbacks, trial):
+    return *make(callbacks, trial)[:2], loaders(0) + loaders(1)[:1]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -131,6 +146,7 @@ def nothing(callbacks, trial):
         ({"exclude": ["l3"]}, "exclude must be one of l1, noise, clipping, l2, but is 'l3'"),
         ({"exclude": ["l1", "noise", "clipping", "l2"]}, "must have at least one switch, but all are left out"),
         ({"trials": 0}, "trials must be a whole number of at least 3"),
+        ({"do": three_loaders}, "make must return a data module, or two loaders, but returned 3 of them"),
         ({"do": nothing}, "make must return .trainer, module, data., but returned NoneType"),
         ({"storage": "postgresql://me:secret@127.0.0.1:1/x"}, r"storage must be a database .*me:\*\*\*@"),
     ],
