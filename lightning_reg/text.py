@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Sequence
 
-__all__ = ["duration", "table"]
+__all__ = ["counted", "duration", "table"]
 
 
 def table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = (), indent: str = "", width: int = 0) -> list[str]:
@@ -45,6 +45,18 @@ def table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = (), indent: s
         else:
             lines.append(line)
     return lines
+
+
+def counted(number: int, noun: str) -> str:
+    """Returns a number of things.
+
+    Args:
+        noun: One of them, whose plural ends in s.
+
+    >>> counted(1, "seed"), counted(3, "seed")
+    ('1 seed', '3 seeds')
+    """
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:

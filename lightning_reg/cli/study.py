@@ -19,7 +19,7 @@ from lightning_reg.studies.runs import Run, computations, compute
 from lightning_reg.studies.statistics import summaries
 from lightning_reg.studies.store import Store, full_disk, is_disk_full
 from lightning_reg.studies.study_file import dumped, keys_help
-from lightning_reg.text import duration, table
+from lightning_reg.text import counted, duration, table
 
 __all__ = ["parser", "study"]
 
@@ -144,8 +144,8 @@ def _announce(definition: Definition, runs: Sequence[Run], store: Store, *, quic
     results = [result for run in runs if (result := store.result(run)) is not None]
     left = len(runs) - len(results)
     print(f"{asked.title}{', in short' if quick else ''}\n{asked.question}".rstrip())
-    counts = f"{_counted(len(asked.variants), 'variant')}, {_counted(len(asked.seeds), 'seed')}"
-    print(f"{_counted(len(runs), 'run')}: {counts}; {len(results)} done already")
+    counts = f"{counted(len(asked.variants), 'variant')}, {counted(len(asked.seeds), 'seed')}"
+    print(f"{counted(len(runs), 'run')}: {counts}; {len(results)} done already")
     if not left:
         return
     if results:
@@ -155,10 +155,6 @@ def _announce(definition: Definition, runs: Sequence[Run], store: Store, *, quic
         print(f"They take about {duration(60 * definition.minutes)} on two cores.")
     else:
         print("How long they take is seen when the first is done.")
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _commands(runs: Sequence[Run]) -> dict[str, str]:
@@ -193,6 +189,6 @@ def _table(outcome: Outcome) -> list[str]:
         text = "no run has ended well"
         if variant in found:
             summary = found[variant]
-            text = f"{number(metric, summary.mean, summary.error)} ({_counted(len(summary.values), 'seed')})"
+            text = f"{number(metric, summary.mean, summary.error)} ({counted(len(summary.values), 'seed')})"
         rows.append([variant, text])
     return table(rows)

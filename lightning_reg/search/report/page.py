@@ -2,61 +2,44 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
 
 from lightning_reg.search.outcome import COCKTAIL, SearchOutcome
 from lightning_reg.search.report.charts import sections
 from lightning_reg.search.trials import Tried
 from lightning_reg.search.words import shown_value
 from lightning_reg.studies.report.numbers import difference_in_words, number, p_value, readable
-from lightning_reg.text import duration
+from lightning_reg.studies.report.page import rendered
+from lightning_reg.studies.report.tables import Row
+from lightning_reg.text import counted, duration
 
 __all__ = ["headline", "page"]
 
 _MOST_ROWS = 15
 
 
-@dataclass(frozen=True)
-class _Row:
-    name: str
-    cells: list[str]
-    is_best: bool = False
-    note: str = ""
-
-
 def page(outcome: SearchOutcome, python: str, configuration: str) -> str:
     """Returns the page's HTML, with style sheet, script and charts in it.
 
     Args:
-        outcome: What is told.
+        outcome: What came of the search.
         python: The cocktail as code; empty where there is none.
         configuration: The cocktail as YAML; empty where there is none.
     """
-    import jinja2
-
-    loaders = [
-        jinja2.PackageLoader(package, package_path="") for package in (__package__, "lightning_reg.studies.report")
-    ]
-    environment = jinja2.Environment(
-        loader=jinja2.ChoiceLoader(loaders),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template("search.html").render(
+    return rendered(
+        "search.html",
+        __package__,
+        title=outcome.title,
+        question="",
         outcome=outcome,
         extent=_extent(outcome),
         headline=list(headline(outcome)),
         confirmation=_confirmation(outcome),
-        parts=_parts(outcome),
         trials=_trials(outcome),
         failures=[entry for entry in outcome.tried if entry.value is None],
         sections=list(sections(outcome)),
         python=python,
         configuration=configuration,
+        beside="Everything here is in search.json, too.",
     )
 
 
@@ -64,7 +47,7 @@ def _extent(outcome: SearchOutcome) -> str:
     seconds = math.fsum(entry.seconds for entry in outcome.tried)
     splits = "one validation split" if outcome.splits == 1 else f"{outcome.splits} validation splits"
     return (
-        f"{len(outcome.tried)} trials on {splits}, judged by {outcome.metric} "
+        f"{counted(len(outcome.tried), 'trial')} on {splits}, judged by {outcome.metric} "
         f"({'less' if outcome.prefers_less else 'more'} is better); {duration(seconds)} of computing."
     )
 
@@ -118,7 +101,7 @@ def _against(outcome: SearchOutcome, name: str) -> str:
     return f"; {difference_in_words(confirmation.metric, found)} against {name} ({judged})"
 
 
-def _confirmation(outcome: SearchOutcome) -> list[_Row]:
+def _confirmation(outcome: SearchOutcome) -> list[Row]:
     confirmation = outcome.confirmation
     if confirmation is None:
         return []
@@ -132,19 +115,11 @@ def _confirmation(outcome: SearchOutcome) -> list[_Row]:
             cells += ["", "", ""]
         else:
             cells += [difference_in_words(confirmation.metric, found), p_value(found.p), p_value(found.exact_p)]
-        rows.append(_Row(name, cells, is_best=name == best))
+        rows.append(Row(name, cells, is_best=name == best))
     return rows
 
 
-def _parts(outcome: SearchOutcome) -> list[dict[str, Any]]:
-    if outcome.confirmation is None:
-        return []
-    return [
-        {"title": outcome.space.switches[part.switch].title, "earns": part.earns} for part in outcome.confirmation.parts
-    ]
-
-
-def _trials(outcome: SearchOutcome) -> list[_Row]:
+def _trials(outcome: SearchOutcome) -> list[Row]:
     """Returns the best trials, and those that everything is compared with."""
     sign = -1 if outcome.prefers_less else 1
     valued = [entry for entry in outcome.tried if entry.value is not None]
@@ -154,9 +129,9 @@ def _trials(outcome: SearchOutcome) -> list[_Row]:
     return [_trial_row(outcome, entry, plain) for entry in shown]
 
 
-def _trial_row(outcome: SearchOutcome, tried: Tried, plain: float | None) -> _Row:
+def _trial_row(outcome: SearchOutcome, tried: Tried, plain: float | None) -> Row:
     cost = "–" if plain is None or tried.step_seconds is None else f"{tried.step_seconds / plain:.2f} ×"
-    return _Row(
+    return Row(
         tried.name,
         [shown_value(outcome.metric, tried.value), cost, outcome.words(tried.cocktail)],
         is_best=tried is outcome.best,

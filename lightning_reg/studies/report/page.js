@@ -36,8 +36,8 @@ function pointsOf(svg) {
   for (const series of svg.querySelectorAll(".series")) {
     const texts = (series.dataset.texts || "").split("\n");
     const markers = [...series.querySelectorAll("use")].map((use) => [use.getAttribute("x"), use.getAttribute("y")]);
-    const path = [...series.querySelectorAll("path")].find((each) => !each.closest("defs"));
-    const corners = path ? [...path.getAttribute("d").matchAll(/[ML] (\S+) (\S+)/g)].map((each) => each.slice(1)) : [];
+    const path = [...series.querySelectorAll("path")].find((path) => !path.closest("defs"));
+    const corners = path ? [...path.getAttribute("d").matchAll(/[ML] (\S+) (\S+)/g)].map((corner) => corner.slice(1)) : [];
     (markers.length ? markers : corners).forEach(([left, top], index) => {
       const [px, py] = [parseFloat(left), parseFloat(top)];
       if (!x.within(px) || !y.within(py)) return;

@@ -1,45 +1,60 @@
 """The page itself: a template filled with what came of a study; it needs nothing but itself."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from lightning_reg.studies.outcome import Outcome
 from lightning_reg.studies.report.charts import Section
 from lightning_reg.studies.report.figures import line_style
 from lightning_reg.studies.report.tables import tables
 from lightning_reg.studies.report.words import headline
-from lightning_reg.text import duration
+from lightning_reg.text import counted, duration
 
-__all__ = ["page"]
+__all__ = ["page", "rendered"]
 
 
 def page(outcome: Outcome, sections: Sequence[Section]) -> str:
     """Returns the page's HTML, with style sheet, script and charts in it."""
+    return rendered(
+        "page.html",
+        title=outcome.study.title,
+        question=outcome.study.question,
+        outcome=outcome,
+        extent=_extent(outcome),
+        headline=headline(outcome),
+        tables=list(tables(outcome)),
+        sections=sections,
+        variants=outcome.study.variants,
+        beside="Every run is a line of results.csv beside this page.",
+    )
+
+
+def rendered(template: str, package: str | None = __package__, **values: Any) -> str:
+    """Returns a page's HTML.
+
+    Args:
+        template: Its file's name; it extends this package's ``base.html``.
+        package: In which the template lies.
+        values: What the template shows.
+    """
     import jinja2
 
+    loaders = [jinja2.PackageLoader(name, package_path="") for name in dict.fromkeys((package, __package__))]
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader(__package__, package_path=""),
+        loader=jinja2.ChoiceLoader(loaders),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return environment.get_template("page.html").render(
-        outcome=outcome,
-        study=outcome.study,
-        extent=_extent(outcome),
-        headline=headline(outcome),
-        failures=outcome.failures,
-        tables=list(tables(outcome)),
-        sections=sections,
-        line_style=line_style,
-    )
+    environment.globals["line_style"] = line_style
+    return environment.get_template(template).render(values)
 
 
 def _extent(outcome: Outcome) -> str:
     study, ended = outcome.study, len(outcome.results)
     runs = len(study.variants) * len(study.seeds)
     form = "short form (--quick)" if outcome.quick else "full form"
-    seeds = "1 seed" if len(study.seeds) == 1 else f"{len(study.seeds)} seeds"
-    many = f"{len(study.variants)} variants × {seeds}"
-    return f"{many}, {form}; {ended} of {runs} runs ended; {duration(outcome.seconds)} of computing."
+    many = f"{counted(len(study.variants), 'variant')} × {counted(len(study.seeds), 'seed')}"
+    return f"{many}, {form}; {ended} of {counted(runs, 'run')} ended; {duration(outcome.seconds)} of computing."

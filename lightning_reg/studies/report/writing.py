@@ -50,7 +50,7 @@ def _runs(outcome: Outcome) -> str:
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(["variant", "seed", *metrics, "seconds"])
-    for result in sorted(outcome.results, key=lambda each: (order[each.variant], each.seed)):
+    for result in sorted(outcome.results, key=lambda result: (order[result.variant], result.seed)):
         values = [repr(result.metrics[name]) if name in result.metrics else "" for name in metrics]
         writer.writerow([result.variant, result.seed, *values, f"{result.seconds:.3f}"])
     return text.getvalue()
