@@ -215,7 +215,7 @@ class RegularizationCLI(LightningCLI):
                 f"checkpoint.filename must have names of metrics in braces, but is {filename!r}: {error}"
             ) from error
         if isinstance(self.datamodule, InMemoryData) and self.trainer.is_global_zero:
-            # What a checkpoint says of the data is told when it is restored.
+            # Of a checkpoint the data module says what it is when it is restored.
             with answered(self.settings), quiet() if run["ckpt_path"] else nullcontext():
                 self.datamodule.prepare_data()
                 self.datamodule.setup(str(self.subcommand))

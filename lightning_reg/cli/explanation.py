@@ -1,4 +1,4 @@
-"""What a parser's refusal comes to in one sentence: the setting, what it may be, what it is, and what looks like it."""
+"""A parser's refusal in one sentence: the setting, what it may be, what it is, and what looks like it."""
 
 import ast
 import inspect
@@ -38,7 +38,8 @@ _NESTED = re.compile(r"NestedArg\(key='([\w.]+)', val=(.*)\)\Z", re.DOTALL)
 _UNKNOWN = re.compile(r"[Oo]ption '([^']+)'|unrecognized arguments?: (\S+)")
 _MAKER = re.compile(r"class_path='([\w.]+)'")
 _RENAMED: Mapping[str, str] = {"BatchPicture": "BatchImages"}
-"""What names of before are called now, where nothing but this tells."""
+"""Names of today by those of before, where the two don't look alike."""
+_CONTAINERS = ("builtins", "collections.abc", "typing")
 _MISSING = object()
 
 
@@ -203,9 +204,6 @@ def _a(noun: str) -> str:
     return f"{'an' if noun[0] in 'AEIOU' else 'a'} {noun}"
 
 
-_CONTAINERS = ("builtins", "collections.abc", "typing")
-
-
 def _classes_in(hint: Any) -> list[type]:
     """Classes of which an annotation allows an object that is written as its class's name with arguments."""
     origin, args = get_origin(hint), get_args(hint)
@@ -277,9 +275,9 @@ def _fault_of_name(path: str, name: str, classes: tuple[type, ...], kind: str) -
 def _names(classes: tuple[type, ...]) -> dict[str, list[type]]:
     """Returns all that is imported of some classes by their short names."""
     found: dict[str, list[type]] = {}
-    for fromkey in dict.fromkeys(_with_subclasses(classes)):
-        if not fromkey.__name__.startswith("_"):
-            found.setdefault(fromkey.__name__, []).append(fromkey)
+    for kind in dict.fromkeys(_with_subclasses(classes)):
+        if not kind.__name__.startswith("_"):
+            found.setdefault(kind.__name__, []).append(kind)
     return found
 
 

@@ -37,7 +37,7 @@ from lightning_reg.studies.runs import Measured, Run
 
 __all__ = ["RaisingParser", "UnparsableError", "all_settings", "content_of", "fit", "resolve", "silence"]
 
-# Where a run writes and what it shows says nothing about what it comes to.
+# Where a run writes and what it shows makes no difference to its results.
 _NO_CONTENT = {
     "trainer": ("logger", "default_root_dir", "enable_progress_bar", "enable_model_summary", "devices"),
     "checkpoint": ("dirpath",),
@@ -45,7 +45,7 @@ _NO_CONTENT = {
 
 
 class UnparsableError(SystemExit):
-    """What a parser ends with; errors it would take for a type that doesn't fit, and wrap in what it thinks of that."""
+    """Ends a parser; an exception of another kind it would take for a type that doesn't match, and try the next."""
 
 
 class RaisingParser(BriefParser):
@@ -81,7 +81,7 @@ class _Resolved(RegularizationCLI):
 
 
 def all_settings(command: Sequence[str], *, unset: bool = True) -> dict[str, Any]:
-    """Returns all settings that arguments come to, as plain values.
+    """Returns all settings of a command, defaults included, as plain values.
 
     Args:
         command: What follows ``fit`` on the command line.
@@ -101,7 +101,7 @@ def all_settings(command: Sequence[str], *, unset: bool = True) -> dict[str, Any
         raise SettingError(
             f"trainer.devices must be 1 in a study, whose runs can be spread by --jobs, but is {devices}"
         )
-    return deepcopy(settings)
+    return settings
 
 
 def content_of(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def content_of(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def resolve(command: Sequence[str]) -> dict[str, Any]:
-    """Returns all settings that arguments come to, as plain values, without those that change no result.
+    """Returns all settings of a command that make a difference to its results, as plain values.
 
     Args:
         command: What follows ``fit`` on the command line.

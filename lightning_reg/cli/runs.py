@@ -231,11 +231,10 @@ def load_with(trainer: Trainer, *, weights_only: bool) -> None:
     Args:
         weights_only: Whether a file that holds more than data is refused.
     """
-    load = trainer.strategy.load_checkpoint
+    load, chosen = trainer.strategy.load_checkpoint, weights_only
 
     @wraps(load)
-    def load_checkpoint(checkpoint_path: Any, weights_only: bool | None = weights_only) -> Any:
+    def load_checkpoint(checkpoint_path: Any, weights_only: bool | None = None) -> Any:
         return load(checkpoint_path, weights_only=chosen if weights_only is None else weights_only)
 
-    chosen = weights_only
     trainer.strategy.load_checkpoint = load_checkpoint  # type: ignore[method-assign]

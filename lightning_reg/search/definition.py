@@ -1,7 +1,7 @@
 """A search as its file defines it, checked before anything runs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,15 +113,6 @@ class SearchDefinition:
         return {name: key_of(content) for name, content in contents.items()}
 
 
-@dataclass
-class _File:
-    """A search file's content, with what --quick changes of it."""
-
-    content: dict[str, Any]
-    path: Path
-    bases: list[Any] = field(default_factory=list)
-
-
 def read_search(path: str | Path, *, quick: bool = False) -> SearchDefinition:
     """Reads a search file and checks all that can be checked without its configuration.
 
@@ -134,20 +125,16 @@ def read_search(path: str | Path, *, quick: bool = False) -> SearchDefinition:
     path = Path(path)
     content = read_yaml("search file", path)
     try:
-        return _definition(_file(content, path, quick=quick))
+        _check_keys("the file", content, tuple(KEYS))
+        bases = [content.get("base")]
+        short = content.get("quick") or {}
+        _check_keys("quick", short, _QUICK)
+        if quick:
+            bases.append(short.get("base"))
+            content = {**content, **short}
+        return _definition(content, bases, path)
     except SettingError as error:
         raise SettingError(f"search file {str(path)!r}: {error}") from error
-
-
-def _file(content: Any, path: Path, *, quick: bool) -> _File:
-    _check_keys("the file", content, tuple(KEYS))
-    short = content.get("quick") or {}
-    _check_keys("quick", short, _QUICK)
-    bases = [content.get("base")]
-    if quick:
-        bases.append(short.get("base"))
-        content = {**content, **{key: value for key, value in short.items() if key != "base"}}
-    return _File(content, path, bases)
 
 
 def _check_keys(where: str, content: Any, known: Sequence[str]) -> None:
@@ -159,8 +146,7 @@ def _check_keys(where: str, content: Any, known: Sequence[str]) -> None:
             raise SettingError(f"{where} has {key!r}, which is none of {', '.join(known)}{hint}")
 
 
-def _definition(file: _File) -> SearchDefinition:
-    content, path = file.content, file.path
+def _definition(content: Mapping[str, Any], bases: Sequence[Any], path: Path) -> SearchDefinition:
     for name in ("space", "metric"):
         if content.get(name) is None:
             raise SettingError(f"{name} is missing")
@@ -179,7 +165,7 @@ def _definition(file: _File) -> SearchDefinition:
     return SearchDefinition(
         name=path.stem,
         title=" ".join(str(content.get("title") or path.stem).split()),
-        base=tuple(piece for base in file.bases for piece in pieces("base", base, path)),
+        base=tuple(piece for base in bases for piece in pieces("base", base, path)),
         space=_space(content, path),
         metric=content["metric"],
         prefers_less=lower_is_better(content["metric"]) if better is None else better == "lower",

@@ -13,14 +13,13 @@ from lightning_reg.studies.store import full_disk, is_disk_full
 __all__ = ["SearchFolder"]
 
 _FILE = "search.json"
-_WORDS = {"base": "base", "space": "space", "metric": "metric", "folds": "folds", "seed": "seed"}
 
 
 class SearchFolder:
     """Where a search's files lie.
 
     Args:
-        parts: Keys of what makes it the search that it is.
+        parts: Keys of what makes it the search that it is, by the name of the setting.
     """
 
     def __init__(self, path: Path, name: str, parts: Mapping[str, str]) -> None:
@@ -49,7 +48,7 @@ class SearchFolder:
             raise SettingError(f"output must be a search's folder, but {shown} doesn't say of which")
         if identity.get("name") != self.name:
             raise SettingError(f"output must be a folder of {self.name!r}, but {shown} is of {identity.get('name')!r}")
-        changed = [_WORDS[part] for part, key in self.parts.items() if identity["parts"].get(part) != key]
+        changed = [part for part, key in self.parts.items() if identity["parts"].get(part) != key]
         if changed:
             raise SettingError(
                 f"output must be a folder of this very search, but {shown} is of one with another "

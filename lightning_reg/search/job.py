@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from lightning_reg.search.definition import SearchDefinition
 from lightning_reg.search.first_trials import First, alone, first_trials
@@ -11,12 +12,14 @@ from lightning_reg.search.outcome import Confirmation, SearchOutcome
 from lightning_reg.search.running import Budget, Goal, do_trials
 from lightning_reg.search.space import Cocktail
 from lightning_reg.search.storage import Driver, silenced, stored
-from lightning_reg.search.trials import Trials
 from lightning_reg.studies.execution import Perform
 from lightning_reg.studies.executor import Executor
 from lightning_reg.studies.outcome import Failure
 from lightning_reg.studies.runs import Run, key_of
 from lightning_reg.studies.store import Store
+
+if TYPE_CHECKING:
+    from lightning_reg.search.trials import Trials
 
 __all__ = ["SearchJob"]
 
@@ -89,6 +92,8 @@ class SearchJob(ABC):
             SettingError: If something can't be used, or the disk is full.
             KeyboardInterrupt: When interrupted; what is finished is kept.
         """
+        from lightning_reg.search.trials import Trials  # which imports Optuna
+
         self.folder.check()
         if self.storage is not None:
             with stored(self.folder.path, self.storage):  # whether it can be reached, before anything is made
@@ -123,7 +128,7 @@ class SearchJob(ABC):
                 self.hand_over(outcome)
         return outcome, failures
 
-    def _search(self, trials: Trials, executor: Executor, *, only: Sequence[First] = ()) -> SearchOutcome:
+    def _search(self, trials: "Trials", executor: Executor, *, only: Sequence[First] = ()) -> SearchOutcome:
         definition = self.definition
         do_trials(
             trials,

@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from lightning_reg.search.first_trials import First
 from lightning_reg.search.space import Cocktail
 from lightning_reg.search.storage import silenced
-from lightning_reg.search.trials import Proposal, Trials, Tried
+from lightning_reg.search.tried import Proposal, Tried
 from lightning_reg.settings import SettingError, check_choice
 from lightning_reg.studies.execution import Attempt, Perform, attempt_of, submit
 from lightning_reg.studies.executor import Executor
@@ -19,6 +20,9 @@ from lightning_reg.studies.outcome import Result
 from lightning_reg.studies.runs import Run
 from lightning_reg.studies.store import Store, full_disk, is_disk_full
 from lightning_reg.text import duration
+
+if TYPE_CHECKING:
+    from lightning_reg.search.trials import Trials  # which imports Optuna
 
 __all__ = ["STEP_SECONDS", "Budget", "Goal", "do_trials"]
 
@@ -85,7 +89,7 @@ class _Trial:
 class _Loop:
     def __init__(
         self,
-        trials: Trials,
+        trials: "Trials",
         store: Store,
         make_runs: MakeRuns,
         perform: Perform,
@@ -258,7 +262,7 @@ class _Loop:
 
 
 def do_trials(
-    trials: Trials,
+    trials: "Trials",
     store: Store,
     make_runs: MakeRuns,
     perform: Perform,

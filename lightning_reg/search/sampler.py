@@ -1,5 +1,6 @@
 """The sampler: TPE, seeded anew for each trial, so that a search goes the same way whatever interrupted it."""
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,9 +9,7 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
-from lightning_reg.search.trials import position_of, seed_of
-
-__all__ = ["PositionedSampler"]
+__all__ = ["PositionedSampler", "position_of"]
 
 
 class PositionedSampler(BaseSampler):
@@ -27,7 +26,7 @@ class PositionedSampler(BaseSampler):
 
     def _made(self, position: int) -> TPESampler:
         return TPESampler(
-            seed=seed_of(self._seed, position),
+            seed=_seed_of(self._seed, position),
             n_startup_trials=self._startup,
             multivariate=True,
             group=True,
@@ -62,3 +61,22 @@ class PositionedSampler(BaseSampler):
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         """Ends a trial."""
         self._sampler.after_trial(study, trial, state, values)
+
+
+def _seed_of(seed: int, position: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}/{position}".encode()).digest()[:4], "big")
+
+
+def position_of(trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> int:
+    """Returns which of the search's trials one is: a replacement has its orphan's place.
+
+    Args:
+        trials: All that there are.
+    """
+    if "replaces" in trial.user_attrs:
+        return int(trial.user_attrs["position"])
+    extra = sum(
+        other.number < trial.number and ("replaces" in other.user_attrs or "twin" in other.user_attrs)
+        for other in trials
+    )
+    return trial.number - extra

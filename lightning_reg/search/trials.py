@@ -1,76 +1,23 @@
-"""Trials: proposed, told, kept, and proposed anew where the process that was at them is gone."""
+"""The trials of a search in Optuna's storage: proposed, told, and proposed anew where the process at them is gone."""
 
-import hashlib
 import math
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
+
+import optuna
+from optuna.storages import BaseStorage, _heartbeat
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from lightning_reg.search.first_trials import First
-from lightning_reg.search.space import Cocktail, Space
+from lightning_reg.search.sampler import PositionedSampler, position_of
+from lightning_reg.search.space import Space
 from lightning_reg.search.storage import Driver
+from lightning_reg.search.tried import Proposal, Tried
 
-if TYPE_CHECKING:
-    from optuna import Study, Trial
-    from optuna.storages import BaseStorage
-    from optuna.trial import FrozenTrial
-
-__all__ = ["Proposal", "Trials", "Tried", "position_of", "seed_of"]
+__all__ = ["Trials"]
 
 _RANDOM = 5  # cocktails at random between the first trials and those that the sampler models
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """A trial that has been proposed.
-
-    Attributes:
-        position: Which of the search's trials it is, from 0.
-        kind: ``search``, or that of a first trial.
-        cocktail: None for the base as it is.
-    """
-
-    position: int
-    kind: str
-    name: str
-    cocktail: Cocktail | None
-    trial: "Trial" = field(repr=False, compare=False)
-
-
-@dataclass(frozen=True)
-class Tried:
-    """A trial that has ended.
-
-    Attributes:
-        position: Which of the search's trials it is, from 0.
-        kind: ``search``, ``plain``, ``base``, ``preset`` or ``alone``.
-        cocktail: None for the base as it is.
-        value: Mean of the metric over splits; None where it failed.
-        values: Of each split that was measured.
-        seconds: Of all its runs.
-        step_seconds: Of a training step; None where it isn't known.
-        excess: By how much its step takes longer than it may, in plain steps; None where it may take any time.
-        parameters: As the sampler knows the cocktail.
-        message: Why it failed, or was pruned.
-    """
-
-    position: int
-    kind: str
-    name: str
-    cocktail: Cocktail | None
-    value: float | None
-    values: Sequence[float] = ()
-    seconds: float = 0.0
-    step_seconds: float | None = None
-    excess: float | None = None
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    message: str = ""
-
-
-def seed_of(seed: int, position: int) -> int:
-    """Returns the seed of the sampler for one trial."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{position}".encode()).digest()[:4], "big")
 
 
 class Trials:
@@ -86,7 +33,7 @@ class Trials:
 
     def __init__(
         self,
-        storage: "BaseStorage",
+        storage: BaseStorage,
         name: str,
         space: Space,
         first: Sequence[First],
@@ -96,15 +43,11 @@ class Trials:
         driver: Driver,
         prunes: bool = False,
     ) -> None:
-        import optuna
-
-        from lightning_reg.search.sampler import PositionedSampler
-
         self._space = space
         self._first = first
         self._driver = driver
         self._prefers_less = prefers_less
-        self._study: Study = optuna.create_study(
+        self._study = optuna.create_study(
             storage=storage,
             study_name=name,
             direction="minimize" if prefers_less else "maximize",
@@ -116,11 +59,8 @@ class Trials:
 
     def adopt_orphans(self) -> int:
         """Fails the trials of drivers that are dead, and has them proposed anew; returns how many there were."""
-        import optuna
-        from optuna.trial import TrialState
-
         optuna.storages.fail_stale_trials(self._study)  # by heartbeat, where the storage has one
-        has_heartbeat = optuna.storages._heartbeat.is_heartbeat_enabled(self._storage)
+        has_heartbeat = _heartbeat.is_heartbeat_enabled(self._storage)
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             is_dead = self._driver.is_dead(trial.user_attrs.get("driver", ""))
             # Of a journal all drivers share the folder: one without a lock file there has ended.
@@ -147,8 +87,6 @@ class Trials:
 
     def ask(self) -> Proposal:
         """Returns the next trial: one that was left behind, one of the first, or what the sampler proposes."""
-        from optuna.trial import TrialState
-
         while True:
             trials = self._study.get_trials(deepcopy=False)
             if not any(trial.state == TrialState.WAITING for trial in trials):
@@ -170,8 +108,6 @@ class Trials:
         Args:
             is_extra: Whether it is none of the budget's.
         """
-        from optuna.trial import TrialState
-
         for trial in self._study.get_trials(deepcopy=False):
             if trial.user_attrs.get("first") == first.name and trial.state != TrialState.FAIL:
                 return trial.state == TrialState.WAITING
@@ -180,16 +116,14 @@ class Trials:
         self._study.enqueue_trial(parameters, user_attrs=attributes)
         return True
 
-    def _is_twin(self, trial: "Trial") -> bool:
-        from optuna.trial import TrialState
-
+    def _is_twin(self, trial: Trial) -> bool:
         name = trial.user_attrs.get("first")
         return name is not None and any(
             other.number < trial.number and other.user_attrs.get("first") == name and other.state != TrialState.FAIL
             for other in self._study.get_trials(deepcopy=False)
         )
 
-    def _proposal(self, trial: "Trial") -> Proposal:
+    def _proposal(self, trial: Trial) -> Proposal:
         trials = self._study.get_trials(deepcopy=False)
         position = position_of(trials[trial.number], trials)
         kind = trial.user_attrs.get("kind", "search")
@@ -202,8 +136,6 @@ class Trials:
 
     def heartbeat(self, proposals: Sequence[Proposal]) -> None:
         """Says that trials are being done, to a storage that asks."""
-        from optuna.storages import _heartbeat
-
         if _heartbeat.is_heartbeat_enabled(self._storage):
             for proposal in proposals:
                 self._storage.record_heartbeat(proposal.trial._trial_id)  # type: ignore[attr-defined]  # it has one
@@ -232,8 +164,6 @@ class Trials:
             excess: By how much its step takes longer than it may; None where it may take any time.
             message: Why it failed or was pruned; empty where it is whole.
         """
-        from optuna.trial import TrialState
-
         trial = proposal.trial
         trial.set_user_attr("values", list(values))
         trial.set_user_attr("seconds", seconds)
@@ -249,24 +179,18 @@ class Trials:
 
     def release(self, proposals: Sequence[Proposal]) -> None:
         """Gives up trials that haven't ended, so that they are proposed anew."""
-        from optuna.trial import TrialState
-
         for proposal in proposals:
             self._study.tell(proposal.trial, state=TrialState.FAIL, skip_if_finished=True)
 
     @property
     def tried(self) -> list[Tried]:
         """The trials that have ended, by position."""
-        from optuna.trial import TrialState
-
         ended = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
         return sorted(map(_tried, ended), key=lambda result: result.position)
 
     @property
     def begun(self) -> int:
         """How many of the budget's trials have been proposed, by this driver and others, without those left behind."""
-        from optuna.trial import TrialState
-
         states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
         proposed = self._study.get_trials(deepcopy=False, states=states)
         return sum("extra" not in trial.user_attrs for trial in proposed)
@@ -283,9 +207,6 @@ class Trials:
 
     def importances(self) -> dict[str, float]:
         """Returns how much each switch and strength mattered, by conditional PED-ANOVA; empty with too few trials."""
-        import optuna
-        from optuna.trial import TrialState
-
         ended = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         if len([trial for trial in ended if trial.params]) < 2 * _RANDOM:
             return {}
@@ -298,22 +219,7 @@ class Trials:
         return {name: float(value) for name, value in found.items() if math.isfinite(value)}
 
 
-def position_of(trial: "FrozenTrial", trials: "Sequence[FrozenTrial]") -> int:
-    """Returns which of the search's trials one is: a replacement has its orphan's place.
-
-    Args:
-        trials: All that there are.
-    """
-    if "replaces" in trial.user_attrs:
-        return int(trial.user_attrs["position"])
-    extra = sum(
-        other.number < trial.number and ("replaces" in other.user_attrs or "twin" in other.user_attrs)
-        for other in trials
-    )
-    return trial.number - extra
-
-
-def _tried(trial: "FrozenTrial") -> Tried:
+def _tried(trial: FrozenTrial) -> Tried:
     attributes = trial.user_attrs
     return Tried(
         position=int(attributes["position"]),

@@ -1,15 +1,17 @@
 """The charts of a search."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lightning_reg.core.charts import make_logarithmic
 from lightning_reg.search.outcome import SearchOutcome
 from lightning_reg.search.ranges import Interval
-from lightning_reg.search.trials import Tried
+from lightning_reg.search.tried import Tried
 from lightning_reg.search.words import shown_strength, shown_value
 from lightning_reg.studies.report.charts import Section
-from lightning_reg.studies.report.figures import BLUE, GRAY, ORANGE, Chart, drawing, factor_of, label_of, shade
+from lightning_reg.studies.report.figures import BLUE, GRAY, ORANGE, Chart, drawing, label_of, shade
+from lightning_reg.studies.report.numbers import factor_of
 
 __all__ = ["sections"]
 
@@ -70,7 +72,7 @@ def _history(outcome: SearchOutcome) -> Iterator[Chart]:
 
 
 def _importances(outcome: SearchOutcome) -> Iterator[Chart]:
-    found = sorted(outcome.importances.items(), key=lambda found: -found[1])[:_MOST_BARS]
+    found = sorted(outcome.importances.items(), key=lambda item: -item[1])[:_MOST_BARS]
     found = [(name, value) for name, value in found if value > 0]
     if not found:
         return
@@ -130,8 +132,6 @@ def _height(outcome: SearchOutcome, switch: str, tried: Tried) -> float:
 
 
 def _share(range_: Any, value: Any) -> float:
-    import math
-
     if not isinstance(range_, Interval):
         options = list(range_.values)
         return options.index(value) / max(len(options) - 1, 1) if value in options else 0.5
@@ -144,13 +144,12 @@ def _share(range_: Any, value: Any) -> float:
 def _strengths(outcome: SearchOutcome) -> Iterator[Chart]:
     for switch in outcome.space.switches.values():
         for strength in switch.strengths:
+            if not isinstance(strength.range, Interval):
+                continue
             tried = [
-                trial
-                for trial in _valued(outcome)
-                if strength.name in ((trial.cocktail or {}).get(switch.name) or {})
-                and isinstance(strength.range, Interval)
+                trial for trial in _valued(outcome) if strength.name in ((trial.cocktail or {}).get(switch.name) or {})
             ]
-            if len(tried) < _FEWEST_POINTS or not isinstance(strength.range, Interval):
+            if len(tried) < _FEWEST_POINTS:
                 continue
             where = [float((trial.cocktail or {})[switch.name][strength.name]) for trial in tried]
             with drawing() as drawn:

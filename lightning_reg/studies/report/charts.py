@@ -20,14 +20,13 @@ from lightning_reg.studies.report.figures import (
     Chart,
     Drawing,
     drawing,
-    factor_of,
     file_names,
     label_of,
     name_line,
     shade,
     thinned,
 )
-from lightning_reg.studies.report.numbers import number, readable
+from lightning_reg.studies.report.numbers import factor_of, number, readable
 from lightning_reg.studies.statistics import Summary, mean_and_error, summaries
 
 __all__ = ["Section", "sections"]

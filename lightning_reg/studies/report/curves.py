@@ -13,13 +13,13 @@ from lightning_reg.studies.report.figures import (
     Chart,
     Drawing,
     drawing,
-    factor_of,
     file_names,
     label_of,
     line_style,
     name_line,
     thinned,
 )
+from lightning_reg.studies.report.numbers import factor_of
 
 __all__ = ["curve_names", "curves"]
 

@@ -31,7 +31,6 @@ __all__ = [
     "Drawing",
     "check_can_draw",
     "drawing",
-    "factor_of",
     "file_names",
     "label_of",
     "line_style",
@@ -272,15 +271,6 @@ def thinned(values: Sequence[Value], lines: int) -> list[Value]:
     """
     every = max(math.ceil(len(values) / max(_MOST_POINTS // max(lines, 1), _FEWEST_POINTS)), 1)
     return [value for index, value in enumerate(values) if index % every == 0 or index == len(values) - 1]
-
-
-def factor_of(metric: str) -> float:
-    """Returns what values of a metric are multiplied by where they are shown: accuracies are in percent.
-
-    Args:
-        metric: Its name, with or without the split.
-    """
-    return 100 if is_accuracy(metric) else 1
 
 
 def label_of(metric: str) -> str:

@@ -5,7 +5,7 @@ import math
 from lightning_reg.core.metric_names import is_accuracy
 from lightning_reg.studies.statistics import Comparison
 
-__all__ = ["difference_in_words", "number", "p_value", "readable"]
+__all__ = ["difference_in_words", "factor_of", "gap_in_words", "number", "p_value", "readable"]
 
 
 def readable(metric: str) -> str:
@@ -18,6 +18,15 @@ def readable(metric: str) -> str:
     ('test accuracy', 'bias squared')
     """
     return metric.replace("/", " ").replace("_", " ")
+
+
+def factor_of(metric: str) -> float:
+    """Returns what values of a metric are multiplied by where they are shown: accuracies are in percent.
+
+    Args:
+        metric: Its name, with or without the split.
+    """
+    return 100 if is_accuracy(metric) else 1
 
 
 def number(metric: str, value: float, error: float = math.nan) -> str:
@@ -34,7 +43,7 @@ def number(metric: str, value: float, error: float = math.nan) -> str:
     if math.isnan(value):
         return "–"
     if is_accuracy(metric):
-        value, error, unit = 100 * value, 100 * error, " %"
+        value, error, unit = factor_of(metric) * value, factor_of(metric) * error, " %"
         shown = [f"{value:.2f}"] if math.isnan(error) else [f"{value:.2f}", f"{error:.2f}"]
     else:
         unit = ""
@@ -53,11 +62,23 @@ def difference_in_words(metric: str, comparison: Comparison) -> str:
     """
     if math.isnan(comparison.difference):
         return "–"
-    factor = 100 if is_accuracy(metric) else 1
-    value, error = factor * comparison.difference, factor * comparison.error
-    shown = f"{abs(value):.2f}" if is_accuracy(metric) else f"{abs(value):.3g}"
+    return ("+" if comparison.difference > 0 else "") + gap_in_words(metric, comparison.difference, comparison.error)
+
+
+def gap_in_words(metric: str, value: float, error: float) -> str:
+    """Returns a gap with its standard error, of accuracies in percentage points.
+
+    Args:
+        metric: In which there is a gap.
+        error: NaN where there is none.
+
+    >>> gap_in_words("loss", -0.1234, 0.0123)
+    '−0.123 ± 0.012'
+    """
+    value, error = factor_of(metric) * value, factor_of(metric) * error
+    shown = f"{value:.2f}" if is_accuracy(metric) else f"{value:.3g}"
     scatter = "" if math.isnan(error) else f" ± {error:.2f}" if is_accuracy(metric) else f" ± {error:.2g}"
-    return ("+" if value > 0 else "−" if value < 0 else "") + shown + scatter
+    return shown.replace("-", "−") + scatter
 
 
 def p_value(p: float) -> str:

@@ -12,6 +12,8 @@ from lightning_reg.text import counted, duration
 
 __all__ = ["page", "rendered"]
 
+_HERE = "lightning_reg.studies.report"
+
 
 def page(outcome: Outcome, sections: Sequence[Section]) -> str:
     """Returns the page's HTML, with style sheet, script and charts in it."""
@@ -29,7 +31,7 @@ def page(outcome: Outcome, sections: Sequence[Section]) -> str:
     )
 
 
-def rendered(template: str, package: str | None = __package__, **values: Any) -> str:
+def rendered(template: str, package: str = _HERE, **values: Any) -> str:
     """Returns a page's HTML.
 
     Args:
@@ -39,7 +41,7 @@ def rendered(template: str, package: str | None = __package__, **values: Any) ->
     """
     import jinja2
 
-    loaders = [jinja2.PackageLoader(name, package_path="") for name in dict.fromkeys((package, __package__))]
+    loaders = [jinja2.PackageLoader(name, package_path="") for name in dict.fromkeys((package, _HERE))]
     environment = jinja2.Environment(
         loader=jinja2.ChoiceLoader(loaders),
         autoescape=True,

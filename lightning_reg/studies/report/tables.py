@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from lightning_reg.core.metric_names import is_accuracy
 from lightning_reg.studies.outcome import Outcome, collected
 from lightning_reg.studies.report.decomposition import parts_of
-from lightning_reg.studies.report.numbers import difference_in_words, number, p_value, readable
+from lightning_reg.studies.report.numbers import difference_in_words, gap_in_words, number, p_value, readable
 from lightning_reg.studies.report.words import gaps
 from lightning_reg.studies.statistics import (
     SIGNIFICANT,
     Comparison,
-    Summary,
     against_baseline,
     best_of,
     mean_and_error,
@@ -27,7 +26,7 @@ _ENOUGH = 5  # models whose most frequent answer means something
 
 @dataclass(frozen=True)
 class Row:
-    """What is told of one variant.
+    """The line of one variant.
 
     Attributes:
         cells: All but the first.
@@ -84,7 +83,8 @@ def _results(outcome: Outcome) -> Iterator[Table]:
         if compared:
             cells += _compared(metric, compared.get(variant), has_exact)
         if gap:
-            cells.append(_gap(metric, gap[variant]) if variant in gap else "–")
+            found_gap = gap.get(variant)
+            cells.append("–" if found_gap is None else gap_in_words(metric, found_gap.mean, found_gap.error))
         cells += [values.get(variant, "–") for values in extra.values()]
         cells.append(duration(mean_and_error([run.seconds for run in outcome.results if run.variant == variant])[0]))
         is_best = best is not None and best.is_certain and best.variant == variant
@@ -110,12 +110,6 @@ def _counted(outcome: Outcome, variant: str, numbers: int) -> str:
         return ""
     missing = f", {ended - numbers} gave no number" if ended > numbers else ""
     return f"{numbers} of {seeds} seeds{missing}"
-
-
-def _gap(metric: str, gap: Summary) -> str:
-    factor, form = (100, ".2f") if is_accuracy(metric) else (1, ".3g")
-    scatter = "" if math.isnan(gap.error) else f" ± {factor * gap.error:{'.2f' if factor == 100 else '.2g'}}"
-    return f"{factor * gap.mean:{form}}".replace("-", "−") + scatter
 
 
 def _extra_columns(outcome: Outcome) -> dict[str, dict[str, str]]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from lightning_reg.core.metric_names import is_accuracy
 from lightning_reg.functional.learning_curves import generalization_gap
 from lightning_reg.studies.outcome import Outcome, collected
-from lightning_reg.studies.report.numbers import difference_in_words, number, p_value, readable
+from lightning_reg.studies.report.numbers import difference_in_words, factor_of, number, p_value, readable
 from lightning_reg.studies.statistics import (
     Best,
     Comparison,
@@ -139,8 +139,7 @@ def _about_gaps(outcome: Outcome) -> Iterator[str]:
         return
     metric = outcome.study.metric
     unit = " points" if is_accuracy(metric) else ""
-    factor = 100 if is_accuracy(metric) else 1
-    shown = {name: f"{factor * entry.mean:.3g}{unit}" for name, entry in found.items()}
+    shown = {name: f"{factor_of(metric) * entry.mean:.3g}{unit}" for name, entry in found.items()}
     widest, smallest = max(found, key=lambda name: found[name].mean), min(found, key=lambda name: found[name].mean)
     compared = paired(found[widest].values, found[smallest].values, smallest)
     # These two were chosen among all pairs for being far apart.
