@@ -168,8 +168,8 @@ def _only(technique: Callable[..., Callback], settings: dict[str, Any]) -> list[
 
 
 TECHNIQUES = {**TECHNIQUES, **_collected()}
-NEEDS_MAPS = ("InsertDropBlock",)
 NEEDS_POOLING = ("InsertDropBlock",)
+HAVE_POOLING = ("cnn", "resnet50")
 ACTS_IN_FORWARD = ("Insert", "ActivityPenalty", "ConfidencePenalty", "DecorrelationPenalty", "ManifoldMixup", "RDrop")
 REFUSES_COMPILED = ("InputGradientPenalty", "JacobianPenalty")
 
@@ -299,14 +299,15 @@ def tables(options: Options) -> Iterator[Table]:
     if options.compiled:  # hooks that are attached after the first step aren't part of compiled code
         left_out = ACTS_IN_FORWARD + REFUSES_COMPILED
         techniques = {name: make for name, make in techniques.items() if not name.startswith(left_out)}
-    chosen = list(options.workloads)[: 1 if options.quick else None]
-    for name in ["tiny"] if options.smallest else chosen:
-        suited = {
-            technique: make for technique, make in techniques.items() if name != "mlp" or technique not in NEEDS_MAPS
+    workloads = list(options.workloads)[: 1 if options.quick else None]
+    for name in ["tiny"] if options.smallest else workloads:
+        chosen = {
+            technique: make
+            for technique, make in techniques.items()
+            if name in HAVE_POOLING or technique not in NEEDS_POOLING
         }
-        suited = {each: make for each, make in suited.items() if name != "tiny" or each not in NEEDS_POOLING}
-        if suited:
-            yield _table(name, suited, options)
+        if chosen:
+            yield _table(name, chosen, options)
 
 
 def _table(workload: str, techniques: Peers, options: Options) -> Table:

@@ -263,4 +263,4 @@ def test_infinite_gradients_stay_as_they_are_where_nothing_is_clipped():
 
     trained(GradientClipping(max_norm=torch.inf), Infinite(), epochs=1)
     assert clipped
-    assert all(torch.equal(each, gradient) for each in clipped)
+    assert all(torch.equal(found, gradient) for found in clipped)

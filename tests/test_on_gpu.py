@@ -51,7 +51,9 @@ def test_mixing(mix, channels_last):
 
 
 @pytest.mark.usefixtures("_waiting_is_an_error")
-@pytest.mark.parametrize("augment", [BasicAugmentation(), AdvancedAugmentation()], ids=lambda each: type(each).__name__)
+@pytest.mark.parametrize(
+    "augment", [BasicAugmentation(), AdvancedAugmentation()], ids=lambda augment: type(augment).__name__
+)
 def test_augmentation(augment):
     images = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     on_gpu = augment(images.pin_memory().cuda(non_blocking=True), stream=Random(0))

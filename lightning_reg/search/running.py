@@ -86,29 +86,28 @@ class _Trial:
         return self.runs[len(self.results)]
 
 
+@dataclass
 class _Loop:
-    def __init__(
-        self,
-        trials: "Trials",
-        store: Store,
-        make_runs: MakeRuns,
-        perform: Perform,
-        executor: Executor,
-        goal: Goal,
-        budget: Budget,
-    ) -> None:
-        self.trials = trials
-        self.store = store
-        self.make_runs = make_runs
-        self.perform = perform
-        self.executor = executor
-        self.goal = goal
-        self.budget = budget
-        self.active: list[_Trial] = []
-        self.extra: int | None = None  # trials beyond the budget that wait; None where those of the budget are done
-        self.began = time.monotonic()
-        self.durations: list[float] = []
-        self.plain_step: float | None = None
+    """What is being done.
+
+    Attributes:
+        extra: How many trials beyond the budget wait; None where those of the budget are done.
+        durations: Of the trials that have ended, in seconds.
+        plain_step: How long a step of the plain run takes; None where it isn't known.
+    """
+
+    trials: "Trials"
+    store: Store
+    make_runs: MakeRuns
+    perform: Perform
+    executor: Executor
+    goal: Goal
+    budget: Budget
+    active: list[_Trial] = field(default_factory=list)
+    extra: int | None = None
+    began: float = field(default_factory=time.monotonic)
+    durations: list[float] = field(default_factory=list)
+    plain_step: float | None = None
 
     def do(self, only: Sequence[First], *, quiet: bool) -> None:
         """Does trials: those of some cocktails, or the budget's where none are named."""

@@ -9,7 +9,8 @@ from lightning_reg import callbacks
 from lightning_reg.core.technique import Technique
 from lightning_reg.files import read_yaml
 from lightning_reg.search.ranges import Options, as_range, declared, is_range
-from lightning_reg.search.space import Space, Switch
+from lightning_reg.search.space import Space
+from lightning_reg.search.switch import Switch
 from lightning_reg.settings import SettingError, did_you_mean
 
 __all__ = ["SHIPPED", "read_space", "space_of"]

@@ -1,4 +1,4 @@
-"""``python train.py search``: from a file to a configuration that is ready to train."""
+"""``lightning-reg search``: from a file to a configuration that is ready to train."""
 
 import json
 import re

@@ -108,7 +108,7 @@ def test_a_study_is_run_and_reported(outcomes, trained, capsys):
     assert len(result.collected["activations"]["layers"]) == 2
     assert outcome.command == "lightning-reg study example.yaml"
     assert {"torch", "lightning", "Python", "processor", "lightning_reg"} <= set(outcome.versions)
-    assert outcome.seconds == pytest.approx(sum(each.seconds for each in outcome.results))
+    assert outcome.seconds == pytest.approx(sum(result.seconds for result in outcome.results))
     assert not [name for name in files() if name.endswith(".ckpt") or "tfevents" in name]
 
 

@@ -39,7 +39,9 @@ def test_a_table_of_numbers_is_trained_on_measured_and_predicted_in_its_unit(cap
     assert set(written) == {"train", "validation", "test"}
     for name in ("mae", "rmse", "r2"):
         shown = re.search(rf"^{name} +(\S+) +(\S+) +(\S+)", printed, re.MULTILINE).groups()
-        assert [float(value) for value in shown] == pytest.approx([each[name] for each in written.values()], abs=1e-4)
+        assert [float(value) for value in shown] == pytest.approx(
+            [metrics[name] for metrics in written.values()], abs=1e-4
+        )
     assert run("predict", *options, "--ckpt_path", "best", config=TABLE) == 0
     predicted = [float(row["prediction"]) for row in predictions()]
     data = TabularData(dataset="diabetes", val_size=0.15)
@@ -119,7 +121,7 @@ def test_what_does_not_fit_the_data_is_one_sentence_before_training(options, mes
     model = [] if "--model" in options else ["--model", "MLP"]
     assert run("fit", *model, *options, config=str(path)) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith(message)
-    assert [each.name for each in Path().iterdir() if each.name != "table.yaml"] == []
+    assert [path.name for path in Path().iterdir() if path.name != "table.yaml"] == []
 
 
 def test_somebodys_network_has_as_many_outputs_as_the_data_has_classes(image_folder, capsys):

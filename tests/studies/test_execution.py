@@ -33,7 +33,7 @@ def run(store, perform, runs, executor=None, **settings):
 
 
 def accuracies(store, runs):
-    return [store.result(each).metrics["test/accuracy"] for each in runs]
+    return [store.result(run).metrics["test/accuracy"] for run in runs]
 
 
 def test_every_run_is_done_once_and_not_again(tmp_path):
@@ -48,7 +48,7 @@ def test_a_failed_run_is_told_the_others_finish_and_it_is_tried_again_next_time(
     store, runs = open_store(tmp_path / "study"), make_runs()
     (failure,) = run(store, fail_once, runs)
     assert (failure.variant, failure.seed, failure.message) == ("a", 1, "ValueError: no luck")
-    assert [store.has_result(each) for each in runs] == [True, False, True, True]
+    assert [store.has_result(run) for run in runs] == [True, False, True, True]
     text = (store.run_folder(runs[1]) / "failure.txt").read_text()
     assert "fail_once" in text
     assert "Traceback" in text
@@ -145,7 +145,7 @@ def test_a_full_disk_ends_the_study_and_loses_nothing(tmp_path, monkeypatch, whe
     monkeypatch.setattr(Store, "prepare", prepare_or_not)
     with pytest.raises(SettingError, match=r"^the disk of .* is full; what is finished is kept"):
         run(store, train_or_not, runs)
-    assert [store.has_result(each) for each in runs] == [True, True, False, False]
+    assert [store.has_result(run) for run in runs] == [True, True, False, False]
     assert not store.run_folder(runs[2]).exists()  # it isn't the run's fault
     is_full = False
     assert run(store, train_or_not, runs) == []
@@ -176,7 +176,7 @@ def test_a_worker_that_is_killed_is_told_and_the_others_finish(tmp_path, jobs):
     store, runs = open_store(tmp_path / "study"), make_runs(4)
     (failure,) = run(store, die_at_two, runs, LocalExecutor(jobs))
     assert (failure.seed, failure.message) == (2, "the process that did it was killed")
-    assert [store.has_result(each) for each in runs] == [True, True, False, True]
+    assert [store.has_result(run) for run in runs] == [True, True, False, True]
     assert run(store, do, runs) == []
     assert sorted(seed for seed, _ in noted(store)) == [0, 1, 2, 2, 3]
 
@@ -209,5 +209,5 @@ def test_kill_9_of_the_driver_repeats_nothing_that_is_finished_and_frees_the_fol
         wait_for(lambda: not any(map(is_alive, workers)), seconds=2 - (time.monotonic() - killed))
         assert run(store, do, runs) == []
     assert sorted(seed for seed, _ in noted(store)[len(before) :]) == [1, 2, 3, 4, 5]
-    assert accuracies(store, runs) == [each.seed / 10 for each in runs]
+    assert accuracies(store, runs) == [run.seed / 10 for run in runs]
     assert {path.name for path in store.folder.glob("runs/*/*")} == {"result.json"}

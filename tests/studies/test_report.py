@@ -118,8 +118,8 @@ def test_gaps_that_scatter_are_called_chance():
     gaps = {"a": [0.10, 0.02, 0.06, 0.04], "b": [0.03, 0.09, 0.05, 0.07]}
     runs = [
         Result(name, seed, {"train/accuracy": 1.0, "test/accuracy": 1 - gap})
-        for name, each in gaps.items()
-        for seed, gap in enumerate(each)
+        for name, by_seed in gaps.items()
+        for seed, gap in enumerate(by_seed)
     ]
     words = " ".join(headline(Outcome(study(["a", "b"]), runs)))
     assert "Gaps of accuracy between training and test lie from 5.5 points to 6 points, within chance, p = " in words
@@ -232,8 +232,8 @@ def whole(tmp_path_factory):
         study(list(variants), axis=Axis("strength", [1e-3, 1e-2, 1e-1], logarithmic=True)),
         results(variants, collected=everything)[:-1],
         [Failure("0.5", 3, "loss is <nan>")],
-        command="python train.py study some.yaml",
-        commands={name: f"python train.py fit --name '{name}'" for name in variants},
+        command="lightning-reg study some.yaml",
+        commands={name: f"lightning-reg fit --name '{name}'" for name in variants},
         versions={"torch": "2", "Python": "3"},
         seconds=100.0,
     )
@@ -284,8 +284,8 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 def charts_of(text):
     """By what is said of them to those who don't see them."""
-    drawn = [ElementTree.fromstring(each) for each in re.findall(r"<svg.*?</svg>", text, re.DOTALL)]
-    return {share.get("aria-label"): share for share in drawn}
+    drawn = [ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", text, re.DOTALL)]
+    return {chart.get("aria-label"): chart for chart in drawn}
 
 
 def values_of(chart, series):
@@ -296,7 +296,7 @@ def values_of(chart, series):
         *numbers, scale = chart.get(f"data-{name}").split()
         start, end, first, last = map(float, numbers)
         assert scale == "linear"
-        values.append([first + (float(each) - start) / (end - start) * (last - first) for each in place])
+        values.append([first + (float(number) - start) / (end - start) * (last - first) for number in place])
     return list(zip(*values, strict=True))
 
 
@@ -304,7 +304,7 @@ def test_the_page_knows_the_values_that_it_draws(whole):
     _, path = whole
     charts = charts_of(path.read_text(encoding="utf-8"))
     (chart,) = [chart for told, chart in charts.items() if told.startswith("accuracy of L1 <b> against epochs")]
-    shown = {each.get("data-label"): values_of(chart, each) for each in chart.iter() if each.get("class") == "series"}
+    shown = {line.get("data-label"): values_of(chart, line) for line in chart.iter() if line.get("class") == "series"}
     assert set(shown) == {"train", "validation"}
     for split, points in shown.items():
         for point, (epoch, value) in zip(points, CURVES[f"{split}/accuracy"], strict=True):
@@ -316,7 +316,8 @@ def test_the_page_knows_the_values_that_it_draws(whole):
 def test_every_variant_of_a_legend_has_a_line_and_a_button(whole):
     outcome, path = whole
     text = path.read_text(encoding="utf-8")
-    (figure,) = [each for each in re.findall(r"<figure.*?</figure>", text, re.DOTALL) if "loss of all variants" in each]
+    figures = re.findall(r"<figure.*?</figure>", text, re.DOTALL)
+    (figure,) = [figure for figure in figures if "loss of all variants" in figure]
     lines = re.findall(r'class="series" data-label="([^"]+), validation" data-variant="(\d)"', figure)
     buttons = re.findall(r'<button type="button" data-variant="(\d)".*?</span>(.*?)</button>', figure, re.DOTALL)
     names = [name.replace("<", "&lt;").replace(">", "&gt;") for name in outcome.study.variants]
@@ -329,7 +330,7 @@ def test_logarithmic_axes_have_numbers_and_no_formulas(whole):
     _, path = whole
     charts = charts_of(path.read_text(encoding="utf-8"))
     weights = next(chart for told, chart in charts.items() if told.startswith("Histogram"))
-    texts = [each.text for each in weights.iter(f"{SVG}text")]
+    texts = [element.text for element in weights.iter(f"{SVG}text")]
     assert "10" in texts
     assert not [text for text in texts if "$" in text]
 
@@ -341,7 +342,7 @@ def test_a_page_of_many_variants_and_epochs_stays_small(tmp_path):
     path = write_report(Outcome(study(list(names)), results(names, curves=curves)), tmp_path)
     assert path.stat().st_size < 500_000  # and as much again for what was collected
     chart = next(c for told, c in charts_of(path.read_text()).items() if told.startswith("loss of variant 3 "))
-    points = values_of(chart, next(each for each in chart.iter() if each.get("class") == "series"))
+    points = values_of(chart, next(line for line in chart.iter() if line.get("class") == "series"))
     assert points[0][0] == pytest.approx(0, abs=0.01)
     assert points[-1] == pytest.approx((299, math.exp(-299 / 50)), abs=0.01)
 
@@ -366,10 +367,10 @@ def test_every_run_is_a_line_of_the_table(whole):
 
 def test_every_image_is_a_file_too_and_old_ones_go(whole, tmp_path):
     _, path = whole
-    images = sorted(each.name for each in (path.parent / "plots").iterdir())
+    images = sorted(image.name for image in (path.parent / "plots").iterdir())
     assert len(images) == path.read_text().count("<figure")
     assert {"every-run.png", "parts-of-the-error.png", "curve-loss-none.png", "weights-l1-b.png"} <= set(images)
-    assert all(each.read_bytes().startswith(b"\x89PNG") for each in (path.parent / "plots").iterdir())
+    assert all(image.read_bytes().startswith(b"\x89PNG") for image in (path.parent / "plots").iterdir())
     (tmp_path / "plots").mkdir()
     (tmp_path / "plots" / "old.png").touch()
     write_report(Outcome(study(["a"]), []), tmp_path)

@@ -93,7 +93,7 @@ def test_holm_by_its_definition():
                 if p > level / (len(ps) - k):
                     break
                 rejected.add(p)
-            assert {p for p, each in zip(ps, corrected, strict=True) if each <= level} == rejected
+            assert {p for p, changed in zip(ps, corrected, strict=True) if changed <= level} == rejected
     assert holm([math.nan, 0.04]) == [pytest.approx(math.nan, nan_ok=True), 0.04]
 
 
