@@ -32,6 +32,7 @@ class RNN(Supervised):
         drop_prob: Its probability, in [0, 1].
         weight_drop_prob: Probability that an entry of a recurrent matrix is dropped, for all time steps of a forward
             pass, in [0, 1].
+        zoneout_prob: Probability that a unit keeps its state from the time step before, in [0, 1]; not both.
         init: Initialization: auto (orthogonal recurrent weights, an open forget gate), default (torch's), zeros,
             uniform, normal, truncated_normal, small_normal, xavier_normal, xavier_uniform, kaiming_normal,
             kaiming_uniform, kaiming_normal_fan_out, kaiming_uniform_fan_out, lecun_normal, orthogonal, lsuv
@@ -45,7 +46,8 @@ class RNN(Supervised):
 
     Reference:
         Variational dropout: Yarin Gal, Zoubin Ghahramani, NeurIPS 2016, arXiv:1512.05287. Dropped recurrent weights:
-        Stephen Merity, Nitish Shirish Keskar, Richard Socher, ICLR 2018, arXiv:1708.02182.
+        Stephen Merity, Nitish Shirish Keskar, Richard Socher, ICLR 2018, arXiv:1708.02182. Zoneout: David Krueger et
+        al., ICLR 2017, arXiv:1606.01305.
 
     >>> import torch
     >>> module = RNN(input_shape=(1, 8, 8), num_classes=10, cell="gru", hidden_size=16, drop_prob=0.2)
@@ -67,6 +69,7 @@ class RNN(Supervised):
         dropout: str | Callable[[float], nn.Module] = "variational",
         drop_prob: float = 0.0,
         weight_drop_prob: float = 0.0,
+        zoneout_prob: float = 0.0,
         init: str | Callable[[Tensor], Any] = "auto",
         pool: Literal["last", "mean", "max"] = "last",
         **settings: Any,
@@ -82,6 +85,7 @@ class RNN(Supervised):
             dropout=dropout,
             drop_prob=drop_prob,
             weight_drop_prob=weight_drop_prob,
+            zoneout_prob=zoneout_prob,
             init=init,
             pool=pool,
         )

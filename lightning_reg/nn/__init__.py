@@ -32,6 +32,7 @@ from lightning_reg.nn.layers.normalization import (
 from lightning_reg.nn.layers.shake_drop import ShakeDrop
 from lightning_reg.nn.layers.token_dropout import TokenDropout
 from lightning_reg.nn.layers.weight_drop import WeightDropGRU, WeightDropLSTM, WeightDropRNN
+from lightning_reg.nn.layers.zoneout import ZoneoutGRU, ZoneoutLSTM, ZoneoutRNN
 from lightning_reg.nn.monte_carlo import MonteCarloPrediction, monte_carlo_predict
 from lightning_reg.nn.networks.blocks import ResidualBlock, convolutional_network, dense_network
 from lightning_reg.nn.networks.recurrent import recurrent_network
@@ -72,6 +73,9 @@ __all__ = [
     "WeightDropGRU",
     "WeightDropLSTM",
     "WeightDropRNN",
+    "ZoneoutGRU",
+    "ZoneoutLSTM",
+    "ZoneoutRNN",
     "concrete_penalty",
     "convolutional_network",
     "dense_network",

@@ -10,6 +10,7 @@ from lightning_reg.nn.insertion import insertions_at
 from lightning_reg.nn.layers.concrete_dropout import ConcreteDropout
 from lightning_reg.nn.layers.drop_connect import DropConnect
 from lightning_reg.nn.layers.stochastic import StochasticLayer
+from lightning_reg.nn.layers.zoneout import Zoneout
 
 __all__ = ["Rate", "is_stochastic", "rates"]
 
@@ -70,12 +71,15 @@ def is_stochastic(module: nn.Module) -> bool:
     return isinstance(module, ConcreteDropout) or any(getattr(module, name) > 0 for name in _rate_attributes(module))
 
 
+_DROPPING = (StochasticLayer, DropConnect, Zoneout, nn.modules.dropout._DropoutNd)
+
+
 def _rate_attributes(module: nn.Module) -> list[str]:
     names: list[str] = ["attention_drop_prob"]
     if isinstance(module, (nn.MultiheadAttention, nn.RNNBase)):
         names.append("dropout")
-    if isinstance(module, (StochasticLayer, DropConnect, nn.modules.dropout._DropoutNd)) or _is_named_so(module):
-        names += ["p", "drop_prob", "rate"]
+    if isinstance(module, _DROPPING) or _is_named_so(module):
+        names += ["p", "p_cell", "drop_prob", "rate"]
     return [name for name in names if _is_number(vars(module).get(name))]
 
 

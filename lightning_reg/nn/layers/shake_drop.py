@@ -7,7 +7,7 @@ from typing_extensions import override
 
 from lightning_reg.functional.branches import shake_drop, shake_drop_expectation
 from lightning_reg.nn.layers.dropout import RatedLayer
-from lightning_reg.nn.layers.stochastic import check_rank
+from lightning_reg.nn.layers.stochastic import check_rank, uniform_from
 from lightning_reg.nn.layers.tracing import traced_whole
 from lightning_reg.settings import SettingError, check_range
 
@@ -60,7 +60,7 @@ class ShakeDrop(RatedLayer):
     @override
     def perturb(self, inputs: Tensor) -> Tensor:
         check_rank(self, inputs, "(N, ...)", least=1)
-        uniform = self.draw_uniform(inputs, (3, len(inputs), *[1] * (inputs.ndim - 1)))
+        uniform = uniform_from(self.stream, inputs, (3, len(inputs), *[1] * (inputs.ndim - 1)))
         return shake_drop(inputs, uniform, self.p, self.alpha, self.beta)
 
     @override

@@ -12,7 +12,7 @@ from lightning_reg.functional.noise import NoiseStream, draw
 from lightning_reg.nn.layers.tracing import traced_whole
 from lightning_reg.settings import SettingError
 
-__all__ = ["Lease", "StochasticLayer", "check_rank"]
+__all__ = ["Lease", "StochasticLayer", "check_rank", "uniform_from"]
 
 
 class Lease:
@@ -87,18 +87,23 @@ class StochasticLayer(nn.Module, ABC):
             like: What the dtype and the device are taken from.
             p: Probability of a 1, for ``"bernoulli"`` and ``"bits"``.
         """
-        stream = self.stream
-        if stream is None or not stream.serves(like):
-            return draw(kind, like, shape, float(p))
-        return stream.draw(kind, like, shape, p)
+        return _drawn(self.stream, kind, like, shape, p)
 
-    def draw_uniform(self, inputs: Tensor, shape: Sequence[int]) -> Tensor:
-        """Returns random numbers on [0, 1) in 32 bits, of which rates are a share, whatever the inputs have.
 
-        Args:
-            inputs: What the device is taken from.
-        """
-        return self.draw("uniform", inputs.new_empty(0, dtype=torch.float32), shape)
+def uniform_from(stream: NoiseStream | None, inputs: Tensor, shape: Sequence[int]) -> Tensor:
+    """Returns random numbers on [0, 1) in 32 bits, of which rates are a share, whatever the inputs have.
+
+    Args:
+        stream: Where they come from; torch's global stream where None.
+        inputs: What the device is taken from.
+    """
+    return _drawn(stream, "uniform", inputs.new_empty(0, dtype=torch.float32), shape, 0.0)
+
+
+def _drawn(stream: NoiseStream | None, kind: str, like: Tensor, shape: Sequence[int], p: float | Tensor) -> Tensor:
+    if stream is None or not stream.serves(like):
+        return draw(kind, like, shape, float(p))
+    return stream.draw(kind, like, shape, p)
 
 
 def check_rank(layer: nn.Module, inputs: Tensor, wanted: str, *, least: int, most: int | None = None) -> None:

@@ -7,7 +7,7 @@ from typing_extensions import override
 
 from lightning_reg.functional.tokens import gathered, kept_tokens
 from lightning_reg.nn.layers.dropout import RatedLayer
-from lightning_reg.nn.layers.stochastic import check_rank
+from lightning_reg.nn.layers.stochastic import check_rank, uniform_from
 from lightning_reg.nn.layers.tracing import traced_whole
 from lightning_reg.settings import check_count
 
@@ -73,7 +73,7 @@ class TokenDropout(RatedLayer):
         """
         check_rank(self, inputs, "(N, T, E)", least=3, most=3)
         prefix = min(self.num_prefix_tokens, inputs.shape[1])
-        uniform = self.draw_uniform(inputs, (len(inputs), inputs.shape[1] - prefix))
+        uniform = uniform_from(self.stream, inputs, (len(inputs), inputs.shape[1] - prefix))
         behind = None if padding is None else padding[:, prefix:]
         return kept_tokens(uniform, self.p, prefix=prefix, padding=behind)
 

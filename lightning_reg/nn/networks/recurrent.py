@@ -1,6 +1,7 @@
 """Stacks of recurrent layers with norm and dropout between them."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from typing_extensions import override
 from lightning_reg.init.initialization import Initializer, initialize_
 from lightning_reg.nn.layers.tracing import traced_whole
 from lightning_reg.nn.layers.weight_drop import WeightDrop, WeightDropGRU, WeightDropLSTM, WeightDropRNN
+from lightning_reg.nn.layers.zoneout import Zoneout, ZoneoutGRU, ZoneoutLSTM, ZoneoutRNN
 from lightning_reg.nn.networks.sequences import (
     ImageRows,
     SequencePool,
@@ -21,10 +23,10 @@ from lightning_reg.settings import SettingError, check_choice, check_count, chec
 __all__ = ["RecurrentLayer", "recurrent_network"]
 
 
-_CELLS: dict[str, tuple[type[nn.RNNBase], type[WeightDrop]]] = {
-    "lstm": (nn.LSTM, WeightDropLSTM),
-    "gru": (nn.GRU, WeightDropGRU),
-    "rnn": (nn.RNN, WeightDropRNN),
+_CELLS: dict[str, tuple[type[nn.RNNBase], type[WeightDrop], type[Zoneout]]] = {
+    "lstm": (nn.LSTM, WeightDropLSTM, ZoneoutLSTM),
+    "gru": (nn.GRU, WeightDropGRU, ZoneoutGRU),
+    "rnn": (nn.RNN, WeightDropRNN, ZoneoutRNN),
 }
 
 
@@ -62,6 +64,7 @@ def recurrent_network(
     dropout: str | Callable[[float], nn.Module] = "variational",
     drop_prob: float = 0.0,
     weight_drop_prob: float = 0.0,
+    zoneout_prob: float = 0.0,
     init: str | Initializer = "auto",
     pool: Literal["last", "mean", "max"] = "last",
 ) -> nn.Sequential:
@@ -80,6 +83,8 @@ def recurrent_network(
         dropout: Dropout after it, see :func:`make_sequence_dropout`.
         drop_prob: Its probability, in [0, 1].
         weight_drop_prob: Probability that an entry of a recurrent matrix is dropped, in [0, 1].
+        zoneout_prob: Probability that a unit keeps its state from the time step before, in [0, 1], see
+            :class:`lightning_reg.nn.ZoneoutLSTM`.
         init: See :func:`lightning_reg.init.initialization.initialize_`; ``"auto"`` is for tanh.
         pool: Which time steps the last layer reads, see :class:`SequencePool`.
 
@@ -87,7 +92,8 @@ def recurrent_network(
         A module from (N, *input_shape) to (N, num_outputs).
 
     Raises:
-        SettingError: If a name isn't known, a number is out of its range, or the shape is neither.
+        SettingError: If a name isn't known, a number is out of its range, weights are to be dropped and states kept, or
+            the shape is neither.
 
     >>> import torch
     >>> network = recurrent_network((1, 8, 8), 10, hidden_size=16, num_layers=2, norm="layer", drop_prob=0.2)
@@ -104,12 +110,17 @@ def recurrent_network(
     check_count("hidden_size", hidden_size)
     check_count("num_layers", num_layers)
     check_range("weight_drop_prob", weight_drop_prob, low=0, high=1)
+    check_range("zoneout_prob", zoneout_prob, low=0, high=1)
+    if weight_drop_prob and zoneout_prob:
+        raise SettingError(
+            "weight_drop_prob or zoneout_prob must be 0, because no recurrent layer does both, but they are "
+            f"{weight_drop_prob} and {zoneout_prob}"
+        )
     width = input_shape[-1] if len(input_shape) == 2 else input_shape[0] * input_shape[2]
+    make = _maker(cell, weight_drop_prob, zoneout_prob, bidirectional=bidirectional)
     layers: dict[str, nn.Module] = {"rows": ImageRows()}
     for index in range(num_layers):
-        layers[f"recurrent{index}"] = RecurrentLayer(
-            _make_cell(cell, width, hidden_size, bidirectional=bidirectional, weight_drop_prob=weight_drop_prob)
-        )
+        layers[f"recurrent{index}"] = RecurrentLayer(make(width, hidden_size))
         width = 2 * hidden_size if bidirectional else hidden_size
         layers[f"norm{index}"] = make_sequence_norm(norm, width)
         layers[f"dropout{index}"] = make_sequence_dropout(dropout, drop_prob)
@@ -120,11 +131,13 @@ def recurrent_network(
     return network
 
 
-def _make_cell(
-    cell: str, input_size: int, hidden_size: int, *, bidirectional: bool, weight_drop_prob: float
-) -> nn.RNNBase:
-    plain, dropping = _CELLS[cell]
-    if weight_drop_prob:
-        return dropping(input_size, hidden_size, p=weight_drop_prob, batch_first=True, bidirectional=bidirectional)
+def _maker(
+    cell: str, weight_drop_prob: float, zoneout_prob: float, *, bidirectional: bool
+) -> Callable[[int, int], nn.RNNBase]:
+    plain, dropping, zoning = _CELLS[cell]
     make: Callable[..., nn.RNNBase] = plain
-    return make(input_size, hidden_size, batch_first=True, bidirectional=bidirectional)
+    if weight_drop_prob:
+        make = partial(dropping, p=weight_drop_prob)
+    elif zoneout_prob:
+        make = partial(zoning, p=zoneout_prob)
+    return partial(make, batch_first=True, bidirectional=bidirectional)

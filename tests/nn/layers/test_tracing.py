@@ -20,6 +20,7 @@ from lightning_reg.nn import (
     TokenDropout,
     VariationalDropout,
     WeightDropLSTM,
+    ZoneoutLSTM,
     convolutional_network,
     dense_network,
     drop_connected,
@@ -46,6 +47,7 @@ LAYERS = {
     "filter response": (lambda: FilterResponseNorm(3), IMAGES),
     "channels first": (lambda: ChannelsFirstLayerNorm(3), IMAGES),
     "dropped recurrent weights": (lambda: WeightDropLSTM(6, 4, p=0.5, batch_first=True), SEQUENCES),
+    "zoneout": (lambda: ZoneoutLSTM(6, 4, p=0.5, batch_first=True), SEQUENCES),
     "attention": (lambda: Attention(embed_dim=6, num_heads=2, attention_drop_prob=0.1), SEQUENCES),
     "MLP": (lambda: dense_network((6,), 3, hidden_sizes=(8,), drop_prob=0.2), ROWS),
     "residual MLP": (
