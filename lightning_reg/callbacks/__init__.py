@@ -12,6 +12,7 @@ from lightning_reg.callbacks.forward.freeze_batch_norm import FreezeBatchNorm
 from lightning_reg.callbacks.forward.insert_drop_block import InsertDropBlock
 from lightning_reg.callbacks.forward.insert_drop_connect import InsertDropConnect
 from lightning_reg.callbacks.forward.insert_dropout import InsertDropout
+from lightning_reg.callbacks.forward.insert_layer_drop import InsertLayerDrop
 from lightning_reg.callbacks.forward.insert_stochastic_depth import InsertStochasticDepth
 from lightning_reg.callbacks.forward.insert_token_dropout import InsertTokenDropout
 from lightning_reg.callbacks.forward.manifold_mixup import ManifoldMixup
@@ -80,6 +81,7 @@ __all__ = [
     "InsertDropBlock",
     "InsertDropConnect",
     "InsertDropout",
+    "InsertLayerDrop",
     "InsertStochasticDepth",
     "InsertTokenDropout",
     "JacobianPenalty",

@@ -6,6 +6,7 @@ from lightning_reg.core.streams import base_seed, random_stream
 from lightning_reg.functional.noise import NoiseStream
 from lightning_reg.nn.layers.concrete_dropout import ConcreteDropout
 from lightning_reg.nn.layers.drop_connect import DropConnect
+from lightning_reg.nn.layers.layer_drop import LayerDrop
 from lightning_reg.nn.layers.stochastic import StochasticLayer
 from lightning_reg.nn.layers.zoneout import Zoneout
 
@@ -35,7 +36,7 @@ class KeyedMasks:
     """
 
     def __init__(self, network: nn.Module) -> None:
-        dropping = (StochasticLayer, DropConnect, ConcreteDropout, Zoneout)
+        dropping = (StochasticLayer, DropConnect, ConcreteDropout, LayerDrop, Zoneout)
         layers = [layer for layer in network.modules() if isinstance(layer, dropping)]
         # What a technique has put in has a stream that serves everywhere; ours may be left from a fit that failed.
         free = [layer for layer in layers if layer.stream is None or layer.stream.on_cpu_only]

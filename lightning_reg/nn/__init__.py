@@ -21,6 +21,7 @@ from lightning_reg.nn.layers.dropout import (
     VariationalDropout,
     linear_rates,
 )
+from lightning_reg.nn.layers.layer_drop import LayerDrop
 from lightning_reg.nn.layers.layer_scale import LayerScale
 from lightning_reg.nn.layers.normalization import (
     ChannelsFirstLayerNorm,
@@ -59,6 +60,7 @@ __all__ = [
     "GaussianDropout",
     "GaussianNoise",
     "GhostBatchNorm",
+    "LayerDrop",
     "LayerScale",
     "MonteCarloPrediction",
     "ResidualBlock",

@@ -92,11 +92,10 @@ class Insertion:
                 shape = None if start is None else tuple(start.shape)
                 raise SettingError(
                     f"include must name residual blocks, whose inputs and outputs have the same shape, but {self.name} "
-                    f"makes {tuple(end.shape)} of {shape}; leave it out, or name the end of its residual branch and "
-                    "set at='branch'"
+                    f"makes {tuple(end.shape)} of {shape}; leave it out, or name the end of its residual branch for "
+                    "InsertStochasticDepth(at='branch')"
                 )
-            change: Tensor = self.layer(end - start)
-            return start + change
+            return self.layer.perturb_block(start, end)
 
         return _with_first_tensor(output, perturbed, self.name)
 

@@ -70,6 +70,15 @@ class StochasticLayer(nn.Module, ABC):
             inputs: Tensor of any rank that the layer takes.
         """
 
+    def perturb_block(self, start: Tensor, end: Tensor) -> Tensor:
+        """Returns what a residual block returns, with what it has added perturbed.
+
+        Args:
+            start: What the block was given.
+            end: What it returns, of the same shape.
+        """
+        return start + self.perturb(end - start)
+
     @override
     @traced_whole
     def forward(self, inputs: Tensor) -> Tensor:
