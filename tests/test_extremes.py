@@ -25,6 +25,7 @@ from lightning_reg.callbacks import (
     InsertDropBlock,
     InsertDropConnect,
     InsertDropout,
+    InsertLayerDrop,
     InsertStochasticDepth,
     L1Penalty,
     L2Penalty,
@@ -33,6 +34,7 @@ from lightning_reg.callbacks import (
     LogitPenalty,
     Lookahead,
     MaxNorm,
+    Mixout,
     OrthogonalPenalty,
     SharpnessAwareMinimization,
 )
@@ -128,6 +130,8 @@ NOTHING = {
     "DropConnect": lambda: InsertDropConnect(p=0.0, include=("network.3",)),
     "DropBlock": lambda: InsertDropBlock(p=0.0, include=("network.1",)),
     "stochastic depth": lambda: InsertStochasticDepth(p=0.0, include=("network.1",)),
+    "LayerDrop": lambda: InsertLayerDrop(p=0.0, include=("network.1",)),
+    "mixout": lambda: Mixout(p=0.0, include=("network.3",)),
 }
 
 

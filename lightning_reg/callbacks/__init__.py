@@ -16,6 +16,7 @@ from lightning_reg.callbacks.forward.insert_layer_drop import InsertLayerDrop
 from lightning_reg.callbacks.forward.insert_stochastic_depth import InsertStochasticDepth
 from lightning_reg.callbacks.forward.insert_token_dropout import InsertTokenDropout
 from lightning_reg.callbacks.forward.manifold_mixup import ManifoldMixup
+from lightning_reg.callbacks.forward.mixout import Mixout
 from lightning_reg.callbacks.forward.replace_norm import ReplaceNorm
 from lightning_reg.callbacks.forward.spectral_normalization import SpectralNormalization
 from lightning_reg.callbacks.forward.weight_standardization import WeightStandardization
@@ -93,6 +94,7 @@ __all__ = [
     "Lookahead",
     "ManifoldMixup",
     "MaxNorm",
+    "Mixout",
     "NonNegative",
     "OrthogonalPenalty",
     "RDrop",

@@ -21,6 +21,7 @@ __all__ = [
     "gaussian_dropout",
     "keep_and_rescale",
     "mask_shape",
+    "mixout",
 ]
 
 
@@ -48,6 +49,31 @@ def dropout(inputs: Tensor, p: float, stream: NoiseStream | None = None) -> Tens
     if _is_left_to_torch(inputs, p):
         return torch.dropout(inputs, p, True)
     return keep_and_rescale(inputs, draw("bits", inputs.detach(), inputs.shape, 1 - p), p)
+
+
+def mixout(weight: Tensor, start: Tensor, p: float, stream: NoiseStream | None = None) -> Tensor:
+    r"""Swaps weights for others at random, and moves the rest so that the expectation stays.
+
+    .. math::
+        \tilde{w}_i = \frac{m_i w^0_i + (1 - m_i) w_i - p \, w^0_i}{1 - p}
+        = w^0_i + \frac{1 - m_i}{1 - p} (w_i - w^0_i), \quad m_i \sim \mathrm{Bernoulli}(p)
+
+    That is dropout of the way from w⁰ to w; with w⁰ = 0 it is dropout of the weights.
+
+    Args:
+        weight: w, of any shape.
+        start: w⁰, of the same shape.
+        p: Probability that a weight is swapped, in [0, 1].
+        stream: Where random numbers come from; torch's global stream where None.
+
+    Reference:
+        Cheolhyoung Lee, Kyunghyun Cho, Wanmo Kang: Mixout: Effective Regularization to Finetune Large-scale Pretrained
+        Language Models, ICLR 2020, arXiv:1909.11299.
+
+    >>> mixout(torch.full((10_000,), 3.0), torch.ones(10_000), 0.5).unique()
+    tensor([1., 5.])
+    """
+    return start + dropout(weight - start, p, stream)
 
 
 def _is_left_to_torch(inputs: Tensor, p: float) -> bool:

@@ -11,7 +11,7 @@ from lightning_reg.nn.factories import (
 )
 from lightning_reg.nn.layers.concrete_dropout import ConcreteDropout, concrete_penalty
 from lightning_reg.nn.layers.drop_block import DropBlock, DropBlock1d, DropBlock2d, DropBlock3d
-from lightning_reg.nn.layers.drop_connect import DropConnect, drop_connected
+from lightning_reg.nn.layers.drop_connect import DropConnect, drop_connected, mixed_out
 from lightning_reg.nn.layers.dropout import (
     Dropout,
     GaussianDropout,
@@ -86,6 +86,7 @@ __all__ = [
     "make_activation",
     "make_dropout",
     "make_norm",
+    "mixed_out",
     "monte_carlo_predict",
     "recurrent_network",
     "transformer_network",

@@ -22,6 +22,7 @@ from lightning_reg.callbacks import (
     Lookahead,
     ManifoldMixup,
     MaxNorm,
+    Mixout,
     ReplaceNorm,
     SharpnessAwareMinimization,
     SpectralNormalization,
@@ -73,6 +74,7 @@ SETTINGS = {
         layers=("*act",), input_key=project.input_key, target_key=project.target_key, seed=3
     ),
     "MaxNorm": lambda _: MaxNorm(max_norm=0.3),
+    "Mixout": lambda _: Mixout(p=0.4, include=("*hidden",), seed=3),
     "RegMixup": lambda project: callbacks.RegMixup(input_key=project.input_key, target_key=project.target_key, seed=3),
     "ReplaceNorm": lambda _: ReplaceNorm(norm="layer", include=("*norm",)),
     "SpectralNormalization": lambda _: SpectralNormalization(include=("*hidden",), seed=3),

@@ -88,7 +88,7 @@ REFUSALS = [
     (("DropoutSchedule",), RECURRENT, "must have a layer with a rate above 0"),
     (("InsertDropBlock",), ANY, "Conv2d"),
     (("InsertDropConnect", "SpectralNormalization", "WeightStandardization"), ("low-rank adapters",), "must name"),
-    (("InsertDropConnect",), ("low-rank adapters",), "chooses LowRankLinear"),
+    (("InsertDropConnect", "Mixout"), ("low-rank adapters",), "chooses LowRankLinear"),
     (("GroupLassoPenalty*",), ("convolutions",), "a grouped convolution"),
     # Statistics of data that the step alone can read, or that has no end.
     (("StochasticWeightAverage*",), (*MANUAL, "step with an iterator"), "buffers must be 'copy' or 'average'"),

@@ -1,18 +1,15 @@
 """DropConnect in a network that was built without."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from torch import nn
-from torch.nn.utils.parametrize import is_parametrized
 from typing_extensions import override
 
+from lightning_reg.callbacks.forward.dropped_weights import SUITED, drop_weights, has_plain_weights
 from lightning_reg.callbacks.forward.insertion import StochasticSession, check_stochastic
 from lightning_reg.callbacks.forward.surgery import Surgery
 from lightning_reg.core.facts import Linear
 from lightning_reg.core.step import Run
-from lightning_reg.nn.layers.drop_connect import DROP_CONNECTED, DropConnect, drop_connected, plain_again
-from lightning_reg.settings import SettingError
 
 __all__ = ["InsertDropConnect"]
 
@@ -53,7 +50,7 @@ class InsertDropConnect(Surgery):
     """
 
     usual_ranges = (Linear("p", 0.05, 0.5),)
-    suited = ", ".join(kind.__name__ for kind in DROP_CONNECTED)
+    suited = SUITED
 
     def __init__(
         self,
@@ -71,27 +68,10 @@ class InsertDropConnect(Surgery):
 
     @override
     def suits(self, module: nn.Module) -> bool:
-        # Torch's own alone: nobody knows how a subclass uses its weights.
-        return type(module) in DROP_CONNECTED or (is_parametrized(module) and isinstance(module, tuple(DROP_CONNECTED)))
+        return has_plain_weights(module)
 
     @override
     def new_session(self, run: Run) -> StochasticSession:
         session = StochasticSession(self, run, seed=self.seed)
-        for name, module in self.selected(run.module).items():
-            if is_parametrized(module):
-                raise SettingError(f"exclude must name {name}, whose weights are computed from others")
-            layer = drop_connected(module, self.p)
-            run.until_end(_Dropping(layer))
-            layer.stream = session.new_stream()
-            layer.lease = session.lease
-            session.acting[name] = layer
-            session.changes.append((f"DropConnect(p={self.p})", name))
+        drop_weights(session, self.p, "DropConnect")
         return session
-
-
-@dataclass(frozen=True)
-class _Dropping:
-    layer: DropConnect
-
-    def remove(self) -> None:
-        plain_again(self.layer)

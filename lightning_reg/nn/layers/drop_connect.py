@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
-from lightning_reg.functional.dropout import dropout
+from lightning_reg.functional.dropout import dropout, mixout
 from lightning_reg.functional.noise import NoiseStream
 from lightning_reg.nn.layers.stochastic import Lease
 from lightning_reg.nn.layers.tracing import traced_whole
@@ -18,6 +18,7 @@ __all__ = [
     "DropConnectConv3d",
     "DropConnectLinear",
     "drop_connected",
+    "mixed_out",
     "plain_again",
 ]
 
@@ -44,13 +45,27 @@ class DropConnect(nn.Module):
     lease: Lease | None = None
     """How long it drops, in copies of the layer, too; always where None."""
 
+    weight: Tensor
+
+    swaps: bool = False
+    """Whether weights are swapped for ``start`` rather than dropped; nothing is done while there is none."""
+
+    start: Tensor | None = None
+    """Weights that dropped ones are swapped for, of the same shape; zeros where None."""
+
     def dropped(self, weight: Tensor) -> Tensor:
         """Returns the weights that are used now."""
         if self.training:
             self.has_run = True
         if not self.training or self.p == 0 or (self.lease is not None and self.lease.has_ended):
             return weight
-        return dropout(weight, self.p, self.stream)
+        if not self.swaps:
+            return dropout(weight, self.p, self.stream)
+        if self.start is None:
+            return weight
+        if self.start.device != weight.device:
+            self.start = self.start.to(weight.device)
+        return mixout(weight, self.start.to(weight.dtype), self.p, self.stream)
 
     @override
     def extra_repr(self) -> str:
@@ -133,6 +148,31 @@ def drop_connected(layer: nn.Module, p: float) -> DropConnect:
     return layer  # type: ignore[return-value]
 
 
+def mixed_out(layer: nn.Module, p: float) -> DropConnect:
+    """Makes a plain layer swap its weights for those that it has now, at random in training, in place (Mixout).
+
+    Checkpoints hold the weights alone, not those that it starts from.
+
+    Args:
+        layer: A Linear, Conv1d, Conv2d or Conv3d of torch's own, with pretrained weights.
+        p: Probability that a weight is swapped, in [0, 1].
+
+    Raises:
+        SettingError: If the layer is of another type, or ``p`` is out of its range.
+
+    Reference:
+        Cheolhyoung Lee, Kyunghyun Cho, Wanmo Kang: Mixout: Effective Regularization to Finetune Large-scale Pretrained
+        Language Models, ICLR 2020, arXiv:1909.11299.
+
+    >>> layer = mixed_out(nn.Linear(4, 2), 0.9)
+    >>> layer.dropped(layer.weight).equal(layer.weight)  # which it starts from
+    True
+    """
+    mixing = drop_connected(layer, p)
+    mixing.swaps, mixing.start = True, mixing.weight.detach().clone()
+    return mixing
+
+
 def plain_again(layer: DropConnect) -> None:
     """Undoes :func:`drop_connected`.
 
@@ -140,6 +180,6 @@ def plain_again(layer: DropConnect) -> None:
         layer: Layer that drops its weights.
     """
     plain = {dropping: kind for kind, dropping in DROP_CONNECTED.items()}
-    for name in ("p", "stream", "lease", "has_run"):
+    for name in ("p", "stream", "lease", "has_run", "swaps", "start"):
         vars(layer).pop(name, None)
     layer.__class__ = plain[type(layer)]  # type: ignore[assignment]
