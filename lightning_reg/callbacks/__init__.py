@@ -43,6 +43,7 @@ from lightning_reg.callbacks.loss.r_drop import RDrop
 from lightning_reg.callbacks.run.best_weights_early_stopping import BestWeightsEarlyStopping
 from lightning_reg.callbacks.weights.cautious_weight_decay import CautiousWeightDecay
 from lightning_reg.callbacks.weights.exponential_moving_average import ExponentialMovingAverage
+from lightning_reg.callbacks.weights.latest_weight_average import LatestWeightAverage
 from lightning_reg.callbacks.weights.lookahead import Lookahead
 from lightning_reg.callbacks.weights.max_norm import MaxNorm
 from lightning_reg.callbacks.weights.non_negative import NonNegative
@@ -90,6 +91,7 @@ __all__ = [
     "L2Penalty",
     "L2SPPenalty",
     "LabelSmoothing",
+    "LatestWeightAverage",
     "LogitPenalty",
     "Lookahead",
     "ManifoldMixup",

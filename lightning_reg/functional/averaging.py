@@ -10,6 +10,7 @@ __all__ = [
     "decay_of_half_life",
     "ema_update_",
     "half_life_of_decay",
+    "latest_mean_",
     "lookahead_",
     "mean_update_",
     "warmed_up_decay",
@@ -55,6 +56,34 @@ def mean_update_(averages: Sequence[Tensor], values: Sequence[Tensor], count: in
 
 
 @torch.no_grad()
+def latest_mean_(averages: Sequence[Tensor], latest: Sequence[Sequence[Tensor]]) -> None:
+    r"""Writes the mean of several values into averages.
+
+    .. math:: a \leftarrow \frac{1}{K} \sum_k w_k
+
+    Computed anew rather than moved, so that no rounding adds up over training.
+
+    Args:
+        averages: a, floating-point tensors of any shapes; at least one.
+        latest: K times w, of the same shapes; in a lower precision they are read in that of the averages.
+
+    Reference:
+        Jean Kaddour: Stop Wasting My Time! Saving Days of ImageNet and BERT Training with Latest Weight Averaging,
+        2022, arXiv:2209.14981.
+
+    >>> mean = torch.tensor([9.0])
+    >>> latest_mean_([mean], [[torch.tensor([1.0])], [torch.tensor([4.0])]])
+    >>> mean
+    tensor([2.5000])
+    """
+    averages = list(averages)
+    torch._foreach_copy_(averages, list(latest[0]))
+    for values in latest[1:]:
+        torch._foreach_add_(averages, _read(averages, values))
+    torch._foreach_div_(averages, len(latest))
+
+
+@torch.no_grad()
 def lookahead_(slow: Sequence[Tensor], fast: Sequence[Tensor], alpha: float) -> None:
     r"""Moves slow weights toward fast ones, and sets the fast ones to the slow ones; in place.
 
@@ -79,10 +108,13 @@ def lookahead_(slow: Sequence[Tensor], fast: Sequence[Tensor], alpha: float) -> 
 
 
 def _lerp_(averages: Sequence[Tensor], values: Sequence[Tensor], weight: float) -> None:
+    torch._foreach_lerp_(list(averages), _read(averages, values), weight)
+
+
+def _read(averages: Sequence[Tensor], values: Sequence[Tensor]) -> list[Tensor]:
     # Of many small tensors, a cast to what they are takes as long as the rest.
     pairs = zip(averages, values, strict=True)
-    read = [value if value.dtype == average.dtype else value.to(average.dtype) for average, value in pairs]
-    torch._foreach_lerp_(list(averages), read, weight)
+    return [value if value.dtype == average.dtype else value.to(average.dtype) for average, value in pairs]
 
 
 def warmed_up_decay(decay: float, updates: int) -> float:

@@ -61,7 +61,8 @@ class AverageSession(Session[WeightAverage]):
     saved_at: tuple[int, int] = (-1, -1)  # updates and steps when a checkpoint's statistics were recomputed
     places: list[Registered] = field(default_factory=list)  # of all parameters
     trainable: list[bool] = field(default_factory=list)
-    averaged: tuple[list[Tensor], list[Tensor]] = field(default_factory=lambda: ([], []))
+    names: list[str] = field(default_factory=list)  # of what is averaged
+    averaged: tuple[list[Tensor], list[Tensor]] = field(default_factory=lambda: ([], []))  # the averages, the weights
     has_shards: bool = False  # whether any of those is spread over processes
 
     def __post_init__(self) -> None:
@@ -175,6 +176,7 @@ class AverageSession(Session[WeightAverage]):
             for name in [*averaged, *self._computed(tensors)]:
                 if name in tensors and name not in self.held.values:
                     self.held.add(name, tensors[name])
+        self.names = averaged
         self.averaged = [local(self.held.values[name]) for name in averaged], [tensors[name] for name in averaged]
         self.has_shards = any(isinstance(tensor, DTensor) for tensor in self.averaged[1])
 
