@@ -32,8 +32,9 @@ GROWS = {
     "JacobianPenalty": 4,
     TOGETHER: 8.5,
 }
-# On the CPU, where it costs nothing, whether anything is to be shortened is asked.
-MAY_ASK = ("GradientClipping", SAM, TOGETHER)
+# On the CPU, where it costs nothing, whether anything is to be shortened is asked, and whether a
+# step that is run again has changed what the module holds.
+MAY_ASK = ("GradientClipping", SAM, "AdversarialTraining", TOGETHER)
 NAMES = [name for name in TECHNIQUES if not name.startswith("  ") and name != "InsertDropBlock"]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_reg.settings import SettingError
 
-__all__ = ["Key", "check_key", "doubled", "part_of", "with_parts"]
+__all__ = ["Key", "check_key", "doubled", "number_of_rows", "part_of", "rows_of", "with_parts"]
 
 Key = int | str | tuple[Callable[[Any], Tensor], Callable[[Any, Tensor], Any]]
 """Where a part of a batch is: an index, a name, or a getter and a setter, which returns a batch with another part."""
@@ -126,6 +126,23 @@ def doubled(batch: Any, *, technique: str) -> Any:
     >>> doubled({"x": torch.tensor([1, 2])}, technique="RDrop")
     {'x': tensor([1, 2, 1, 2])}
     """
+    number_of_rows(batch, doing=f"{technique} can repeat them")
+    return apply_to_collection(batch, Tensor, lambda tensor: torch.cat((tensor, tensor)))
+
+
+def number_of_rows(batch: Any, *, doing: str) -> int:
+    """Returns how many samples a batch has.
+
+    Args:
+        batch: As for :func:`doubled`.
+        doing: What is to be possible, for the message.
+
+    Raises:
+        SettingError: If it has no tensors, or they don't have as many rows.
+
+    >>> number_of_rows([torch.ones(3, 2), torch.ones(3)], doing="they can be chosen")
+    3
+    """
     shapes: list[tuple[int, ...]] = []
     apply_to_collection(batch, Tensor, lambda tensor: shapes.append(tuple(tensor.shape)))
     if not shapes or len({shape[:1] for shape in shapes}) > 1 or not shapes[0]:
@@ -133,7 +150,19 @@ def doubled(batch: Any, *, technique: str) -> Any:
             f"tensors of shapes {', '.join(map(str, shapes))}" if shapes else f"none: it is a {type(batch).__name__}"
         )
         raise SettingError(
-            f"the batch must be made of tensors that have one row a sample, so that {technique} can repeat them, but "
-            f"has {found}"
+            f"the batch must be made of tensors that have one row a sample, so that {doing}, but has {found}"
         )
-    return apply_to_collection(batch, Tensor, lambda tensor: torch.cat((tensor, tensor)))
+    return shapes[0][0]
+
+
+def rows_of(batch: Any, rows: Tensor) -> Any:
+    """Returns a batch of the same kind with some of its samples.
+
+    Args:
+        batch: For which there is a :func:`number_of_rows`.
+        rows: Indices of the samples.
+
+    >>> rows_of({"x": torch.tensor([1, 2, 3])}, torch.tensor([0, 2]))
+    {'x': tensor([1, 3])}
+    """
+    return apply_to_collection(batch, Tensor, lambda tensor: tensor.index_select(0, rows.to(tensor.device)))

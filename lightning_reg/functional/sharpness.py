@@ -5,6 +5,7 @@ between: :func:`scale_to_weights_` (adaptive ones only), :func:`climbing_factor`
 :func:`climb_`.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from lightning_reg.functional.blocks import BLOCK, cache_sized
 
-__all__ = ["climb_", "climbing_factor", "gradients_of_climb", "scale_to_weights_"]
+__all__ = ["climb_", "climbing_factor", "gradients_of_climb", "hardest", "scale_to_weights_"]
 
 
 @torch.no_grad()
@@ -119,6 +120,22 @@ def gradients_of_climb(
         torch._foreach_mul_(sizes, sizes)
         torch._foreach_div_(gradients, sizes)
     return list(gradients)
+
+
+def hardest(losses: Tensor, fraction: float) -> Tensor:
+    r"""Returns the samples with the largest losses, :math:`\lceil \gamma N \rceil` of them, in their order.
+
+    Args:
+        losses: (N,), of each sample.
+        fraction: γ, in (0, 1].
+
+    Returns:
+        Their indices, at least one.
+
+    >>> hardest(torch.tensor([0.1, 2.0, 0.3, 1.0]), 0.5)
+    tensor([1, 3])
+    """
+    return losses.topk(math.ceil(fraction * len(losses))).indices.sort().values
 
 
 def _portions(*tensors: Sequence[Tensor]) -> Iterator[tuple[list[Tensor], ...]]:

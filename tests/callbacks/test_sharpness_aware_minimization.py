@@ -1,5 +1,7 @@
 """SAM beside what the conformance suite asks: what counts once, what is drawn twice alike, and what overflows."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -323,6 +325,50 @@ def test_flattened_weights_are_refused():
 def test_settings_out_of_range(settings, message):
     with pytest.raises(SettingError, match=message):
         SharpnessAwareMinimization(**settings)
+
+
+class Totals(Theirs):
+    """Has a loss that isn't torch's."""
+
+    def training_step(self, batch, batch_idx):
+        return self.network(batch[0]).square().mean()
+
+
+class Pairs(Theirs):
+    """Has a tensor in its batch that isn't of samples."""
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        return [*batch, torch.zeros(3)]
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch[:2], batch_idx)
+
+
+@pytest.mark.parametrize("interval", [1, 3])
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [(Totals, "fraction must be 1 where the training step calls none of cross_entropy"), (Pairs, "one row a sample")],
+)
+def test_samples_that_can_not_be_chosen_are_refused_at_the_first_batch(module, message, interval):
+    with pytest.raises(SettingError, match=message):
+        quiet_trainer(SharpnessAwareMinimization(fraction=0.5, interval=interval)).fit(module(), loader())
+
+
+class Plain(Theirs):
+    """Has a batch that AUROC might have nothing to say of."""
+
+    def training_step(self, batch, batch_idx):
+        self.every.append((batch_idx, *batch))
+        return F.cross_entropy(self.network(batch[0]), batch[1])
+
+
+def test_the_second_pass_has_its_share_of_the_samples():
+    Theirs.every = []
+    trainer = quiet_trainer(SharpnessAwareMinimization(rho=1e-4, fraction=0.3), log_every_n_steps=1)
+    trainer.fit(Plain(), loader())
+    sizes = [len(inputs) for _, inputs, _ in Theirs.every]
+    assert sizes == [BATCH_SIZE, math.ceil(0.3 * BATCH_SIZE)] * (len(sizes) // 2)
+    assert abs(trainer.callback_metrics["sharpness/loss_rise"]) < 1e-3  # compared with the same samples
 
 
 def test_only_norms_needs_some_with_weights():

@@ -54,7 +54,7 @@ from lightning_reg.core.streams import random_stream
 from lightning_reg.nn import ConcreteDropout
 from lightning_reg.transforms import Mixup
 from tests.conformance.draws import generator_of, kept
-from tests.conformance.problem import BATCHES, EPOCHS, LEARNING_RATE, Textbook, matrices, network, trainable
+from tests.conformance.problem import BATCHES, EPOCHS, LEARNING_RATE, Network, Textbook, matrices, network, trainable
 from tests.conformance.technique import OFF, UNRUN, UNTRAINED, Technique, penalty
 from tests.helpers import PACKAGE
 
@@ -246,6 +246,43 @@ def sharpness(rho, scale=torch.ones_like):
                 weight.copy_(start)
 
     return sharpen
+
+
+class Spread(Network):
+    """Has losses that lie further apart, because rounding may change which are the largest."""
+
+    def forward(self, inputs):
+        return super().forward(inputs) + 0.5 * inputs[:, 3:]
+
+
+def spread(model):
+    model.__class__ = Spread
+
+
+def sharpness_of_the_hardest(rho):
+    """Climbs as always; the gradients up there are of the half of each batch with the largest losses."""
+
+    def mix(model, inputs, labels):
+        chosen = getattr(model, "hardest", {}).get((model.batch, model.rank))
+        if chosen is not None:
+            inputs, labels = inputs[chosen], labels[chosen]
+
+        def loss_of(logits):
+            losses = F.cross_entropy(logits, labels, reduction="none")
+            model.losses = {**getattr(model, "losses", {}), (model.batch, model.rank): losses.detach()}
+            return losses.mean()
+
+        return inputs, loss_of
+
+    def sharpen(model, again):
+        model.hardest = {
+            place: sorted(range(len(losses)), key=losses.tolist().__getitem__)[len(losses) // 2 :]
+            for place, losses in model.losses.items()
+        }
+        sharpness(rho)(model, again)
+        model.hardest, model.losses = {}, {}
+
+    return Textbook(mix=mix, sharpen=sharpen)
 
 
 def sharpness_of_norms(rho):
@@ -616,6 +653,13 @@ TECHNIQUES = {
         lambda: SharpnessAwareMinimization(rho=0.5, only="norm"),
         lambda: SharpnessAwareMinimization(only="norm", interval=1000),
         Textbook(sharpen=sharpness_of_norms(0.5)),
+        second=lambda: Lookahead(k=2, alpha=1.0),
+    ),
+    "SharpnessAwareMinimization of the hardest": Technique(
+        lambda: SharpnessAwareMinimization(rho=0.1, fraction=0.5),
+        lambda: SharpnessAwareMinimization(fraction=0.5, interval=1000),
+        sharpness_of_the_hardest(0.1),
+        prepare=spread,
         second=lambda: Lookahead(k=2, alpha=1.0),
     ),
     "SharpnessAwareMinimization friendly": Technique(

@@ -2,21 +2,43 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from typing_extensions import override
 
+from lightning_reg.callbacks.batch.weighted_losses import LOSSES, settings_of
+from lightning_reg.core.batches import number_of_rows, rows_of
 from lightning_reg.core.copies.repetition import FirstPass, Repetition, loss_of
 from lightning_reg.core.lightning import callbacks_of, is_overridden, scaler_scale, without_gradient_sync
 from lightning_reg.core.step import Run
 from lightning_reg.core.technique import Technique
+from lightning_reg.functional.sharpness import hardest
+from lightning_reg.settings import SettingError
 
 __all__ = ["SecondPass"]
 
 _BACKWARD_HOOKS = ("on_before_backward", "on_after_backward")
+
+
+@dataclass(frozen=True)
+class _MicroBatch:
+    """A training step that is to be run again.
+
+    Attributes:
+        first: Its first pass.
+        rows: The samples that it is run again with; all where None.
+        loss: Of these in the first pass; None where there was none.
+    """
+
+    first: FirstPass
+    rows: Tensor | None
+    loss: Tensor | None
 
 
 class SecondPass:
@@ -27,12 +49,15 @@ class SecondPass:
 
     Args:
         is_wanted: Whether the step that is being made ready will ask for it; else nothing is remembered.
+        fraction: Share of the samples that are run again, those with the largest losses.
     """
 
-    def __init__(self, run: Run, is_wanted: Callable[[], bool]) -> None:
+    def __init__(self, run: Run, is_wanted: Callable[[], bool], *, fraction: float = 1.0) -> None:
+        self._fraction = fraction
+        self._is_checked = fraction == 1  # whether samples could be chosen once
         self._run = run
         self._is_wanted = is_wanted
-        self._window: list[FirstPass] = []
+        self._window: list[_MicroBatch] = []
         self._hooked = [callback for callback in callbacks_of(run.trainer) if _hooks_backward(callback)]
         self._repetition = Repetition(run, {type(callback).__name__: vars(callback) for callback in self._hooked})
         # Around the strategy's, because layers around the module's own may be added later.
@@ -44,7 +69,7 @@ class SecondPass:
 
     def is_possible(self) -> bool:
         """Whether there is a window that can be run again; else it is forgotten, with a warning."""
-        lost = [name for first in self._window for name in first.lost]
+        lost = [name for micro_batch in self._window for name in micro_batch.first.lost]
         if lost:
             self._window = []
             rank_zero_warn(
@@ -63,19 +88,21 @@ class SecondPass:
         """
         window, self._window = self._window, []
         differences = []
-        with self._repetition.counted_once(window):
-            for first in window:
-                is_last = first is window[-1]
+        with self._repetition.counted_once([micro_batch.first for micro_batch in window]):
+            for micro_batch in window:
+                is_last = micro_batch is window[-1]
                 with nullcontext() if is_last else without_gradient_sync(self._run.trainer):
-                    loss = self._again(first)
-                if loss is not None and first.loss is not None:
-                    differences.append(loss.detach() - first.loss)
+                    loss = self._again(micro_batch)
+                if loss is not None and micro_batch.loss is not None:
+                    differences.append(loss.detach() - micro_batch.loss)
         return torch.stack(differences).mean() if differences else None
 
-    def _again(self, first: FirstPass) -> Tensor | None:
+    def _again(self, micro_batch: _MicroBatch) -> Tensor | None:
         trainer, module = self._run.trainer, self._run.module
-        self._repetition.begin(first)
-        loss = loss_of(trainer.strategy.training_step(*first.arguments))
+        self._repetition.begin(micro_batch.first)
+        batch, *others = micro_batch.first.arguments
+        batch = batch if micro_batch.rows is None else rows_of(batch, micro_batch.rows)
+        loss = loss_of(trainer.strategy.training_step(batch, *others))
         if loss is None:  # this batch is skipped
             return None
         scale = scaler_scale(trainer, loss.device)
@@ -93,11 +120,62 @@ class SecondPass:
         return loss
 
     def _remember(self, training_step: Callable[..., Any], *args: Any) -> Any:
-        if self._run.is_again or not self._is_wanted():
+        is_wanted = self._is_wanted()
+        if self._run.is_again or (self._is_checked and not is_wanted):
             return training_step(*args)
-        output, first = self._repetition.first(training_step, args, self._window)
-        self._window.append(first)
+        before = [micro_batch.first for micro_batch in self._window]
+        if self._fraction == 1:
+            output, first = self._repetition.first(training_step, args, before)
+            self._window.append(_MicroBatch(first, None, first.loss))
+            return output
+        count = number_of_rows(args[0], doing="a part of them can be run again, as fraction asks")
+        with _Losses(count) as losses:
+            output, first = self._repetition.first(training_step, args, before)
+        if first.loss is not None:
+            self._is_checked = True
+            values = losses.of_samples()
+            rows = hardest(values, self._fraction)
+            loss = first.loss + values[rows].mean() - values.mean()
+            self._window += [_MicroBatch(first, rows, loss)] if is_wanted else []
         return output
+
+
+class _Losses(TorchFunctionMode):
+    """Notes each sample's loss where a loss function of torch's is called; everything runs as it would.
+
+    Args:
+        count: How many samples there are.
+    """
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self._count = count
+        self._values: list[Tensor] = []
+
+    @override
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in LOSSES and torch.is_grad_enabled():  # else it is a metric
+            with torch.no_grad():
+                values = func(*args, **{**settings_of(kwargs or {}), "reduction": "none"})
+            if values.ndim and len(values) == self._count:
+                self._values.append(values.flatten(1).mean(1) if values.ndim > 1 else values)
+        return func(*args, **(kwargs or {}))
+
+    def of_samples(self) -> Tensor:
+        """Returns (N,): the losses of each sample, summed.
+
+        Raises:
+            SettingError: If none was seen.
+        """
+        if not self._values:
+            names = ", ".join(loss.__name__ for loss in LOSSES)
+            raise SettingError(
+                f"fraction must be 1 where the training step calls none of {names} with one row for each of the "
+                f"batch's {self._count} samples: by these losses those are chosen that are run again"
+            )
+        return torch.stack(self._values).sum(0)
 
 
 def _hooks_backward(callback: Callback) -> bool:
