@@ -42,6 +42,7 @@ __all__ = [
     "is_checkpointed",
     "is_compiled",
     "is_compiled_whole",
+    "is_logged_now",
     "is_overridden",
     "log_metrics",
     "logs_now",
@@ -379,6 +380,16 @@ def validate_apart(trainer: Trainer, module: LightningModule) -> tuple[dict[str,
         for owner, name, value in before:
             setattr(owner, name, value)
         loop.batch_progress.load_state_dict(progress)
+
+
+def is_logged_now(trainer: Trainer, name: str) -> bool:
+    """Whether a metric was logged in the loop that the trainer is in, not left from before; nothing public tells.
+
+    Args:
+        trainer: At the end of a validation, or of a training epoch.
+        name: Of the metric.
+    """
+    return trainer._results is not None and name in trainer._logger_connector.metrics["callback"]
 
 
 def log_metrics(trainer: Trainer, metrics: dict[str, Any], logged: set[str]) -> None:

@@ -10,6 +10,7 @@ __all__ = [
     "lowest",
     "memorization_start",
     "overfitting_start",
+    "smoothed",
 ]
 
 
@@ -135,6 +136,27 @@ def lowest(values: Sequence[float]) -> int | None:
     """
     finite = [index for index, value in enumerate(values) if math.isfinite(value)]
     return min(finite, key=lambda index: values[index], default=None)
+
+
+def smoothed(average: float, value: float, count: int, smoothing: float) -> tuple[float, float]:
+    r"""Takes a value into an exponential moving average of a curve.
+
+    .. math:: m_t = \beta m_{t-1} + (1 - \beta) v_t, \qquad \hat{m}_t = m_t / (1 - \beta^t)
+
+    Args:
+        average: m of the values before; 0 where there were none.
+        value: v.
+        count: t, how many values there are with this one, at least 1.
+        smoothing: β, in [0, 1).
+
+    Returns:
+        m, and what it is without the zero that it began with, a weighted mean of the values.
+
+    >>> smoothed(0.0, 4.0, 1, 0.5)
+    (2.0, 4.0)
+    """
+    average = smoothing * average + (1 - smoothing) * value
+    return average, average / (1 - smoothing**count)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -59,6 +59,51 @@ def test_weights_are_those_of_the_best_epoch(losses, patience, best, epochs):
     assert trainer.current_epoch == epochs
 
 
+def averages(losses, smoothing):
+    """Weighted means of all values so far, by the textbook's sum."""
+    means = []
+    for end in range(1, len(losses) + 1):
+        weights = [smoothing ** (end - 1 - index) for index in range(end)]
+        total = sum(weight * loss for weight, loss in zip(weights, losses[:end], strict=True))
+        means.append(total / sum(weights))
+    return means
+
+
+LUCKY = [3.0, 2.0, 0.4, 2.0, 1.4, 1.2, 1.1, 1.5, 1.9, 2.1]
+
+
+@pytest.mark.parametrize("at_epoch_end", [None, True, False])
+def test_a_smoothed_monitor_is_not_taken_in_by_one_lucky_epoch(at_epoch_end):
+    settings = {"patience": 4, "check_on_train_epoch_end": at_epoch_end}
+    lucky, smooth = (BestWeightsEarlyStopping("val_loss", **settings, smoothing=beta) for beta in (0.0, 0.6))
+    assert fit(LUCKY, lucky)[0] == 3
+    weight, trainer = fit(LUCKY, smooth)
+    expected = averages(LUCKY, 0.6)
+    best = min(range(len(LUCKY)), key=expected.__getitem__)
+    assert (smooth.best_epoch, weight) == (best, best + 1)
+    assert smooth.best_score.item() == pytest.approx(expected[best])
+    assert trainer.current_epoch == len(LUCKY)
+    assert trainer.callback_metrics["val_loss_smoothed"].item() == pytest.approx(expected[-1])
+
+
+def test_a_smoothed_monitor_goes_on_after_a_resume(tmp_path):
+    def run(epochs, path=None):
+        stopping = BestWeightsEarlyStopping("val_loss", patience=9, smoothing=0.6, restore_best_weights=False)
+        saving = ModelCheckpoint(tmp_path, save_last=True)
+        return fit(LUCKY, stopping, saving, max_epochs=epochs, ckpt_path=path)[1].callback_metrics
+
+    run(4)
+    resumed = run(8, tmp_path / "last.ckpt")["val_loss_smoothed"]
+    assert resumed.item() == pytest.approx(averages(LUCKY, 0.6)[7])
+
+
+def test_a_smoothed_monitor_stops_at_a_nan():
+    stopping = BestWeightsEarlyStopping("val_loss", patience=9, smoothing=0.6)
+    assert fit([3.0, 1.0, NAN, 0.5], stopping)[1].current_epoch == 3
+    with pytest.raises(SettingError, match=r"smoothing must be in \[0, 1\), but is 1"):
+        BestWeightsEarlyStopping("val_loss", smoothing=1)
+
+
 def test_stops_when_lightnings_own_does_and_keeps_its_state():
     losses = [5.0, 4.0, 4.5, 3.9, 4.0, 4.0, 4.0, 1.0]
     settings = {"patience": 3, "min_delta": 0.3}

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, StochasticWeightAveraging
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
@@ -19,11 +20,20 @@ from lightning_reg.callbacks.run.snapshot import (
 )
 from lightning_reg.callbacks.run.stopping import Decision, Progress, decide
 from lightning_reg.core.facts import Place, Position
-from lightning_reg.core.lightning import callbacks_of, flattens_parameters, package_of, twin, twins
+from lightning_reg.core.lightning import (
+    callbacks_of,
+    flattens_parameters,
+    is_logged_now,
+    log_metrics,
+    package_of,
+    twin,
+    twins,
+)
 from lightning_reg.core.metric_names import higher_is_better
 from lightning_reg.core.session import Session, kept
 from lightning_reg.core.step import Run
 from lightning_reg.core.technique import Technique
+from lightning_reg.functional.learning_curves import smoothed
 from lightning_reg.settings import MonitorError, SettingError, check_choice, check_count, check_range
 
 __all__ = ["BestWeightsEarlyStopping", "RestoresBestWeights"]
@@ -71,6 +81,7 @@ class RestoresBestWeights(Technique, _EarlyStopping):
         baseline: float | None = None,
         also: Mapping[str, Literal["min", "max"]] | None = None,
         stalled: Literal["all", "any"] = "all",
+        smoothing: float = 0.0,
     ) -> None:
         Technique.__init__(self)
         if not patience >= 0:  # any number, infinity included, as Lightning takes it
@@ -79,6 +90,7 @@ class RestoresBestWeights(Technique, _EarlyStopping):
         if baseline is not None:
             check_range("baseline", baseline)
         check_choice("stalled", stalled, ["all", "any"])
+        check_range("smoothing", smoothing, low=0, high=1, high_open=True)
         for name, direction in (also or {}).items():
             check_choice(f"also[{name!r}]", direction, ["min", "max"])
             if name == monitor:
@@ -101,6 +113,7 @@ class RestoresBestWeights(Technique, _EarlyStopping):
         self.baseline = baseline
         self.also = dict(also or {})
         self.stalled = stalled
+        self.smoothing = smoothing
 
     @property
     def _stock(self) -> Any:
@@ -167,18 +180,27 @@ class RestoresBestWeights(Technique, _EarlyStopping):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         Technique.on_validation_end(self, trainer, pl_module)
         if self.session is None or not self.session.comes_last:
-            self.keep_the_best(trainer)
+            self.keep_the_best(trainer, is_checked=not self.checks_at_epoch_end)
         self._stock.on_validation_end(trainer, pl_module)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         Technique.on_train_epoch_end(self, trainer, pl_module)
         # What validation logged was looked at then, and no equal value counts as better now.
-        self.keep_the_best(trainer)
+        self.keep_the_best(trainer, is_checked=self.checks_at_epoch_end)
         self._stock.on_train_epoch_end(trainer, pl_module)
 
-    def keep_the_best(self, trainer: Trainer) -> None:
-        """Looks whether the weights that were measured are the best so far."""
+    @property
+    def checks_at_epoch_end(self) -> bool:
+        """Whether stopping is decided at the end of the training epoch rather than of validation."""
+        return bool(self._check_on_train_epoch_end)
+
+    def keep_the_best(self, trainer: Trainer, *, is_checked: bool) -> None:
+        """Looks whether the weights that were measured are the best so far.
+
+        Args:
+            is_checked: Whether it is now that stopping is decided.
+        """
         is_too_early = trainer.current_epoch < self.start_from_epoch
         session = self.session
         if session is None or self._should_skip_check(trainer) or is_too_early or trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -186,8 +208,12 @@ class RestoresBestWeights(Technique, _EarlyStopping):
         logged = trainer.callback_metrics.get(self.monitor)
         # Without sync_dist every rank has a value of its own; they have to agree on what to restore.
         value = trainer.strategy.broadcast(None if logged is None else logged.detach().squeeze().cpu())
-        if value is not None and value.isfinite():
+        if value is None or not value.isfinite():
+            return
+        if not self.smoothing:
             session.keep_if_best(value)
+        elif is_checked or is_logged_now(trainer, self.monitor):  # else it is the value from before
+            session.keep_if_best(session.smoothed(value))
 
     @override
     def _run_early_stopping_check(self, trainer: Trainer) -> None:
@@ -207,7 +233,11 @@ class RestoresBestWeights(Technique, _EarlyStopping):
         if not is_logged:
             return
         session.progress_of(logged)
-        stops, reason = self._evaluate_stopping_criteria(logged[self.monitor].squeeze())
+        current = logged[self.monitor].squeeze()
+        if self.smoothing:
+            agreed = trainer.strategy.broadcast(current.detach().cpu())
+            current = session.smoothed(agreed).to(current) if agreed.isfinite() else current
+        stops, reason = self._evaluate_stopping_criteria(current)
         stops = trainer.strategy.reduce_boolean_decision(stops, all=False)  # all processes stop if any does
         session.apply(stops)
         if stops:
@@ -250,7 +280,7 @@ class BestWeightsEarlyStopping(RestoresBestWeights, EarlyStopping):
     weights stay, for a checkpoint to go on from.
 
     When to use: nearly always; it is the cheapest regularizer there is. When not: with so little validation data that
-    the metric is mostly noise; the best epoch is then the luckiest one.
+    the metric is mostly noise; the best epoch is then the luckiest one, unless ``smoothing`` averages luck away.
 
     Cost: one copy of the model's state in the host's memory, refreshed when the metric improves. Nothing in
     checkpoints but epoch, step and score; after a resume without further improvement the best weights come from a
@@ -283,8 +313,14 @@ class BestWeightsEarlyStopping(RestoresBestWeights, EarlyStopping):
         start_from_epoch: Epochs, counted from 0, before which nothing is checked and no weights count as best.
         baseline: Value to beat: an improvement that stays behind it resets no patience.
         also: Further metrics that are watched, by name, with the mode of each; any improvement of theirs counts.
+        smoothing: β, in [0, 1): the monitor's exponential moving average m ← βm + (1 − β)v, divided by 1 − βᵗ, takes
+            its place, for stopping, thresholds, baseline and for which weights are best; 0.5 to 0.8 where the metric
+            is noisy, 0 for none. Values before ``start_from_epoch`` are left out.
         stalled: Whether training stops when ``"all"`` of the metrics have stopped improving for ``patience`` checks or
             when ``"any"`` of them has.
+
+    Logs:
+        The monitor's name with ``_smoothed``, where there is smoothing.
 
     Raises:
         SettingError: If a setting is out of its range, or the strategy flattens parameters.
@@ -308,6 +344,9 @@ class StoppingSession(Session[RestoresBestWeights]):
     best_value: Tensor | None = kept(default=None)
     bests: dict[str, Tensor] = kept(default_factory=dict)  # of the further metrics
     waits: dict[str, int] = kept(default_factory=dict)
+    average: float = kept(default=0.0)  # of the monitor, where it is smoothed
+    count: int = kept(default=0)  # how many values are in it
+    latest: tuple[int, float, float] = kept(default=(-1, 0.0, 0.0))  # step, value, and what it is smoothed
     snapshot: WeightSnapshot = field(default_factory=WeightSnapshot)
     has_asked: bool = False  # to stop, before that was possible
     has_said: bool = False  # that nothing is validated
@@ -376,6 +415,22 @@ class StoppingSession(Session[RestoresBestWeights]):
             self.best_epoch, self.best_step = trainer.current_epoch, trainer.global_step
             if technique.restore_best_weights:
                 self.snapshot.take(trainer, self.run.module)
+
+    def smoothed(self, value: Tensor) -> Tensor:
+        """Takes a value into the monitor's average, once however often it is asked, and returns what that is then.
+
+        Args:
+            value: Finite, the same in all processes.
+        """
+        technique, trainer = self.technique, self.run.trainer
+        step, seen, result = self.latest
+        if (step, seen) != (trainer.global_step, float(value)):
+            self.count += 1
+            self.average, result = smoothed(self.average, float(value), self.count, technique.smoothing)
+            self.latest = trainer.global_step, float(value), result
+            name = f"{technique.monitor}_smoothed"
+            log_metrics(trainer, {name: torch.tensor(result)}, {name})
+        return value.new_tensor(result)
 
     # Stopping
 
@@ -447,7 +502,7 @@ class StoppingSession(Session[RestoresBestWeights]):
         rank_zero_info(f"Restored the weights of epoch {self.best_epoch} ({technique.monitor} = {self.best_value:.4f})")
 
     def _keep_late(self, on_validation_end: Callable[[], Any]) -> Any:
-        self.technique.keep_the_best(self.run.trainer)
+        self.technique.keep_the_best(self.run.trainer, is_checked=not self.technique.checks_at_epoch_end)
         return on_validation_end()
 
     def _restore_again(self, on_train_end: Callable[[], Any]) -> Any:
