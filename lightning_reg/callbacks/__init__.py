@@ -41,6 +41,7 @@ from lightning_reg.callbacks.loss.label_smoothing import LabelSmoothing
 from lightning_reg.callbacks.loss.logit_penalty import LogitPenalty
 from lightning_reg.callbacks.loss.r_drop import RDrop
 from lightning_reg.callbacks.run.best_weights_early_stopping import BestWeightsEarlyStopping
+from lightning_reg.callbacks.run.temperature_scaling import TemperatureScaling
 from lightning_reg.callbacks.weights.cautious_weight_decay import CautiousWeightDecay
 from lightning_reg.callbacks.weights.exponential_moving_average import ExponentialMovingAverage
 from lightning_reg.callbacks.weights.latest_weight_average import LatestWeightAverage
@@ -108,6 +109,7 @@ __all__ = [
     "SpectralNormalization",
     "StochasticWeightAverage",
     "StrengthSchedule",
+    "TemperatureScaling",
     "UnitNorm",
     "WeightDistribution",
     "WeightStandardization",

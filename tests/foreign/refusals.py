@@ -51,6 +51,9 @@ REFUSALS = [
     (("LabelSmoothing*",), WITHOUT_LABELS, "class indices"),
     (("EmbeddingNoise",), ANY, "include must choose modules of type Embedding"),
     (("InsertTokenDropout",), ANY, "types must be of modules that there are"),
+    (("EmbeddingNoise",), ANY, "types must be of modules that there are"),
+    (("SharpnessAwareMinimization of the hardest",), ANY, "fraction must be 1 where"),
+    (("SharpnessAwareMinimization of the hardest",), ANY, "one row a sample"),
     (("SharpnessAwareMinimization of norms",), ANY, "no normalization layer has weights"),
     (("RegMixup",), MANUAL, "automatic_optimization"),
     (("RegMixup",), WITHOUT_LABELS, "the loss must be computed by a function of torch's"),
@@ -78,6 +81,10 @@ REFUSALS = [
     (("SnapshotEnsemble",), ("iterable data", "endless data"), "must say how long training is"),
     (("SnapshotEnsemble",), ("plateau scheduler",), "must return no scheduler of the learning rate"),
     (("SnapshotEnsemble",), ("warm-up in optimizer_step",), "the learning rate must be left to"),
+    # Probabilities of classes, on data that is held back.
+    (("TemperatureScaling",), ANY, "limit_val_batches must be above 0"),
+    (("TemperatureScaling",), ANY, "validation_step must call cross_entropy"),
+    (("TemperatureScaling",), ANY, "deploy must be False"),
     # One clips, not two.
     (("GradientClipping*",), ("looks at clipping",), "gradient_clip_val must be left out"),
     (("GradientClipping*",), ("scheduler by hand",), "clip_gradients must not be called"),
