@@ -3,6 +3,7 @@
 A page for each technique is written at build time, from its card, its declared facts and its overlay.
 """
 
+import hashlib
 import inspect
 import re
 import sys
@@ -19,16 +20,46 @@ from lightning_reg.core.facts import Choice
 from lightning_reg.core.technique import Technique
 
 sys.path.insert(0, str(Path(__file__).parent))
+import drawing
 import generate  # what else is read off the classes
+import playground
+import remedies
 
 project = "lightning-reg"
 version = release = lightning_reg.__version__
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton", "sphinx_design"]
-exclude_patterns = ["benchmarks", "tags.template.md", "generate.py", "conf.py"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+    "sphinx_design",
+    "sphinx_gallery.gen_gallery",
+]
+exclude_patterns = ["benchmarks", "tags.template.md", "*.py", "gallery", "textbook", "built/remedies"]
+# Scripts that run when the site is built: again where one has changed, or the library has.
+sphinx_gallery_conf = {
+    "examples_dirs": ["gallery", "textbook"],
+    "gallery_dirs": ["built/gallery", "built/textbook"],
+    "filename_pattern": r"(plot|derive)_\d",
+    "within_subsection_order": "FileNameSortKey",
+    "image_scrapers": ("figures.light_and_dark",),
+    "reset_modules": ("figures.prepare",),
+    "reset_modules_order": "before",
+    "capture_repr": (),
+    "download_all_examples": False,
+    "show_memory": False,
+    "show_signature": False,
+    "write_computation_times": False,
+    "min_reported_time": 1000,
+    "remove_config_comments": True,
+    "plot_gallery": True,
+    "log_level": {"backreference_missing": "debug"},
+}
 html_theme = "furo"
 html_title = "lightning-reg"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_js_files = [("play.js", {"defer": "defer"})]
 html_math_renderer = "mathml"
 html_show_sourcelink = False
 html_show_copyright = False
@@ -48,6 +79,7 @@ suppress_warnings = ["myst.xref_missing"]
 
 _DOCS = Path(__file__).parent
 _CARDS = _DOCS / "cards"
+_BUILT = _DOCS / "built"
 
 
 def _write_cards(_: Sphinx) -> None:
@@ -63,7 +95,33 @@ def _write_cards(_: Sphinx) -> None:
     _write(_CARDS / "index.md", f"# Cards of the callbacks\n\n{toc}\n")
 
 
+def _write_pages(_: Sphinx) -> None:
+    """Writes what pages are made of by facts and by grids."""
+    _write(_BUILT / "step.md", drawing.page())
+    for sign, table in remedies.tables().items():
+        _write(_BUILT / "remedies" / f"{sign}.md", table)
+    playground.write(_BUILT / "play", _library())
+
+
+def _forget_what_an_older_library_drew(_: Sphinx) -> None:
+    """Lets scripts run again that haven't changed, where the library has."""
+    stamp = _BUILT / "library.txt"
+    if not stamp.exists() or stamp.read_text(encoding="utf-8") != _library():
+        for digest in _BUILT.glob("*/*.md5"):
+            digest.unlink()
+        _write(stamp, _library())
+
+
+def _library() -> str:
+    """Returns a digest of the library's code."""
+    digest = hashlib.sha256()
+    for path in sorted((_DOCS.parent / "lightning_reg").rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
 def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists() or path.read_text(encoding="utf-8") != text:  # else Sphinx would read it anew
         path.write_text(text, encoding="utf-8")
 
@@ -134,6 +192,8 @@ def _skip(_app: Sphinx, _what: str, _name: str, thing: Any, skip: bool, _options
 def setup(app: Sphinx) -> None:
     """Lets Sphinx write cards before it reads pages, and formulas as MathML, which browsers draw by themselves."""
     app.add_html_math_renderer("mathml", (_visit_math, None), (_visit_displayed_math, None))
+    app.connect("builder-inited", _forget_what_an_older_library_drew, priority=100)  # before the gallery looks
     app.connect("builder-inited", _write_cards)
+    app.connect("builder-inited", _write_pages)
     app.connect("autodoc-process-docstring", _escape)
     app.connect("autodoc-skip-member", _skip)

@@ -19,11 +19,11 @@ from lightning_reg import nn as layers
 from lightning_reg.core.facts import Choice, Place, Range
 from lightning_reg.core.technique import Technique
 
-__all__ = ["example", "pages"]
+__all__ = ["PLACES", "example", "first_sentence", "monitors", "pages", "techniques"]
 
 ROOT = Path(__file__).parents[1]
 _BEGIN, _END = "<!-- techniques: python docs/generate.py -->", "<!-- end of techniques -->"
-_PLACES = {
+PLACES = {
     Place.BATCH: "inputs and targets",
     Place.FORWARD: "activations, and weights in use",
     Place.LOSS: "a term that needs activations, logits or a graph",
@@ -42,11 +42,13 @@ def pages() -> dict[Path, str]:
     }
 
 
-def _techniques() -> list[type[Technique]]:
+def techniques() -> list[type[Technique]]:
+    """Returns the callbacks that change a training, in alphabetical order."""
     return [thing for thing in _classes(callbacks) if issubclass(thing, Technique) and not thing.only_watches]
 
 
-def _monitors() -> list[type[Technique]]:
+def monitors() -> list[type[Technique]]:
+    """Returns the callbacks that watch, in alphabetical order."""
     return [thing for thing in _classes(callbacks) if issubclass(thing, Technique) and thing.only_watches]
 
 
@@ -68,10 +70,10 @@ def _readme() -> str:
     before, _, rest = text.partition(_BEGIN)
     _, _, after = rest.partition(_END)
     rows = [
-        (place.value, _names(thing for thing in _techniques() if thing.place is place), _beside(place))
+        (place.value, _names(thing for thing in techniques() if thing.place is place), _beside(place))
         for place in Place
     ]
-    rows += [("to look", _names(_monitors()), "`train.py fit` ends with a summary of all three parts")]
+    rows += [("to look", _names(monitors()), "`train.py fit` ends with a summary of all three parts")]
     table = _table(("place", "callbacks", "and without a callback"), rows)
     return f"{before}{_BEGIN}\n{table}\n{_END}{after}"
 
@@ -102,10 +104,10 @@ def _techniques_page() -> str:
         "card in its docstring: what it does, when to use it and when not, what it costs, how it deviates from the "
         "paper.",
     ]
-    for place, what in _PLACES.items():
-        chosen = [thing for thing in _techniques() if thing.place is place]
+    for place, what in PLACES.items():
+        chosen = [thing for thing in techniques() if thing.place is place]
         parts += [f"## {place.value.capitalize()}: {what}", _cards(chosen)]
-    parts += ["## Monitors and the audit: they watch, and change nothing", _cards(_monitors())]
+    parts += ["## Monitors and the audit: they watch, and change nothing", _cards(monitors())]
     parts += ["## Transforms of a batch (`lightning_reg.transforms`)", _cards(_transforms())]
     parts += ["## Layers (`lightning_reg.nn`)", _cards(_layers())]
     parts += ["## Models (`lightning_reg.models`)", _cards(_of(models, LightningModule))]
@@ -118,7 +120,7 @@ def _of(room: object, base: type) -> list[type]:
 
 def _cards(things: Iterable[type]) -> str:
     rows = [
-        (f"`{thing.__name__}`", _first_sentence(thing), example(thing), _ranges(getattr(thing, "usual_ranges", ())))
+        (f"`{thing.__name__}`", first_sentence(thing), example(thing), _ranges(getattr(thing, "usual_ranges", ())))
         for thing in things
     ]
     titles = ("name", "what it does", "example", "usual range")
@@ -127,7 +129,8 @@ def _cards(things: Iterable[type]) -> str:
     return _table(titles, rows)
 
 
-def _first_sentence(thing: type) -> str:
+def first_sentence(thing: type) -> str:
+    """Returns what a class does, as its card begins."""
     return _markdown((inspect.getdoc(thing) or "").splitlines()[0])
 
 
@@ -151,7 +154,7 @@ def _ranges(usual: Iterable[Range]) -> str:
 
 def _tags_page() -> str:
     template = (ROOT / "docs" / "tags.template.md").read_text(encoding="utf-8")
-    rows = [(f"`{thing.__name__}`", _logs(thing)) for thing in [*_techniques(), *_monitors()] if _logs(thing)]
+    rows = [(f"`{thing.__name__}`", _logs(thing)) for thing in [*techniques(), *monitors()] if _logs(thing)]
     return template.replace("{{tags}}", _table(("callback", "what it logs"), rows))
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
     from lightning_reg.optim import *  # noqa: F403
     from lightning_reg.transforms import *  # noqa: F403
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 @cache

@@ -5,6 +5,7 @@ import shlex
 
 import pytest
 
+from lightning_reg import callbacks
 from lightning_reg.cli import main
 from lightning_reg.cli.study import parser
 from lightning_reg.search.definition import read_search
@@ -55,10 +56,23 @@ def test_commands_parse(monkeypatch, image_folder):
         assert exit_status.value.code == 0, command
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def source_of(target):
+    """Returns what a page that is made when the site is built is made of."""
+    built = re.search(r"docs/(cards|built)/(?:(gallery|textbook)/)?(\w+)\.(?:md|rst)$", str(target))
+    if built is None:
+        return target
+    folder, scripts, name = built.groups()
+    if folder == "cards":
+        return REPOSITORY / "docs" / ("conf.py" if name == "index" or name in callbacks.__all__ else f"cards/{name}.md")
+    if scripts:
+        return REPOSITORY / "docs" / scripts / ("README.rst" if name == "index" else f"{name}.py")
+    return REPOSITORY / "docs" / {"step": "drawing.py"}.get(name, name)
+
+
+@pytest.mark.parametrize("page", [*PAGES, REPOSITORY / "SECURITY.md"], ids=lambda page: page.name)
 def test_files_and_headings_that_are_linked_exist(page):
     for link, heading in re.findall(r"\]\((?!http)([^)#]*)(?:#([^)]*))?\)", page.read_text()):
-        target = page.parent / link if link else page
+        target = source_of((page.parent / link).resolve()) if link else page
         assert target.exists(), link
         if heading:
             titles = re.findall(r"^#+ (.*)$", target.read_text(), flags=re.MULTILINE)

@@ -1,0 +1,107 @@
+"""
+Dropout: units that can't rely on each other
+============================================
+
+The same network that learns 100 digits by heart, with dropout built in, and put into somebody else's network.
+"""
+
+# %%
+# Overfit on purpose
+# ------------------
+
+import matplotlib.pyplot as plt
+import torch
+from lightning.pytorch import Trainer
+from torch import nn
+
+from lightning_reg.callbacks import GeneralizationGap, InsertDropout
+from lightning_reg.data import ImageData
+from lightning_reg.models import MLP, Classifier
+from lightning_reg.nn import monte_carlo_predict
+
+
+def fit(make, *callbacks):
+    torch.manual_seed(0)
+    data = ImageData(dataset="digits", train_size=100, val_size=0.2, batch_size=25, seed=0)
+    model = make(data)
+    gap = GeneralizationGap(every_n_epochs=2, max_samples=300, verbose=False)
+    trainer = Trainer(
+        max_epochs=40,
+        callbacks=[gap, *callbacks],
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=4,
+    )
+    trainer.fit(model, datamodule=data)
+    test = trainer.test(model, datamodule=data, verbose=False)[0]
+    return model, data, gap.curves, test["test/accuracy"], test["test/loss"]
+
+
+def mlp(rate):
+    return lambda data: MLP(input_shape=data.input_shape, num_classes=10, hidden_sizes=[256, 128], drop_prob=rate)
+
+
+fits = {"nothing": fit(mlp(0.0)), "dropout 0.5": fit(mlp(0.5))}
+
+# %%
+# Somebody else's network
+# -----------------------
+# It has no dropout, and nobody edits its code. ``InsertDropout`` puts it behind the ReLUs while it is trained;
+# afterwards the network is what it was.
+
+
+def somebodys(_):
+    network = nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, 10)
+    )
+    return Classifier(network, num_classes=10)
+
+
+fits["inserted 0.5"] = fit(somebodys, InsertDropout(p=0.5, types=("ReLU",)))
+for name, (_, _, curves, accuracy, loss) in fits.items():
+    print(
+        f"{name}: training loss {curves.train['loss'][-1]:.3f}, test loss {loss:.3f}, accuracy {100 * accuracy:.1f} %"
+    )
+
+# %%
+figure, axes = plt.subplots(1, 3, sharey=True)
+for axis, (name, (_, _, curves, _, _)) in zip(axes, fits.items(), strict=True):
+    axis.plot(curves.epochs, curves.train["loss"], label="training")
+    axis.plot(curves.epochs, curves.validation["loss"], label="validation")
+    axis.set(xlabel="epoch", title=name, yscale="log")
+axes[0].set_ylabel("loss")
+axes[0].legend()
+plt.show()
+
+# %%
+# Dropout in evaluation
+# ---------------------
+# The same layers, left on, tell what the network doesn't know: fifty predictions of each image, by fifty masks. Where
+# they disagree, it is wrong more often.
+
+model, data, *_ = fits["dropout 0.5"]
+batches = [data.on_after_batch_transfer(batch, 0) for batch in data.evaluation_dataloader("test")]
+images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+predicted = monte_carlo_predict(model.eval(), images, num_samples=50)
+
+right = (predicted.mean.argmax(1) == labels).float()
+by_doubt = right[predicted.mutual_information.argsort()].tensor_split(5)
+shares = [100 * part.mean().item() for part in by_doubt]
+print(
+    "accuracy from the fifth with the least disagreement to that with the most:", [f"{share:.0f} %" for share in shares]
+)
+if shares[0] <= shares[-1]:
+    raise ArithmeticError("disagreement says nothing")
+
+figure, axes = plt.subplots(figsize=(5, 2.6))
+axes.bar(range(1, 6), shares)
+axes.set(xlabel="fifth of the test images, by disagreement", ylabel="accuracy, %", title="What it knows, and what not")
+plt.show()
+
+# %%
+# From the command line: ``--model.drop_prob 0.5``, or ``--config techniques/insert_dropout`` for any network.
+# Derived: :doc:`/built/textbook/derive_2_dropout`.

@@ -1,0 +1,42 @@
+"""The tables of the decision guide, made of the rules by which the command line gives advice."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lightning_reg.cli.advice import REMEDIES, Situation
+
+__all__ = ["tables"]
+
+_MODEL: Mapping[str, Any] = {
+    "hidden_sizes": [256, 128],
+    "norm": "none",
+    "activation": "relu",
+    "drop_prob": 0.3,
+    "label_smoothing": 0.0,
+    "weight_decay": None,
+}
+_OVER: Mapping[str, Any] = {"signs": frozenset({"overfitting"}), "model": _MODEL, "max_epochs": 50}
+_UNDER = {**_OVER, "signs": frozenset({"underfitting"}), "drop_prob": 0.3}
+_SITUATIONS: Mapping[str, Mapping[str, Situation]] = {
+    "overfitting": {
+        "images": Situation(**_OVER, data={"augment": None, "mix": None}, is_image=True),
+        "rows": Situation(**_OVER, data={"mix": None}, is_table=True),
+    },
+    "underfitting": {
+        "images": Situation(**_UNDER, data={"augment": "basic", "mix": None}, is_image=True),
+        "rows": Situation(**_UNDER, data={"mix": "RowCutMix"}, is_table=True),
+    },
+}
+
+
+def tables() -> Mapping[str, str]:
+    """Returns a table in Markdown for each sign."""
+    return {sign: _table(sign, situations) for sign, situations in _SITUATIONS.items()}
+
+
+def _table(sign: str, situations: Mapping[str, Situation]) -> str:
+    rows = ["| what | why | on images, append | on rows, append |", "|---|---|---|---|"]
+    for remedy in REMEDIES[sign]:
+        options = [" ".join(remedy.options(situation)) for situation in situations.values()]
+        rows.append(f"| {remedy.name} | {remedy.why} | {' | '.join(f'`{text}`' if text else '' for text in options)} |")
+    return "\n".join(rows) + "\n"
