@@ -12,7 +12,7 @@ __all__ = ["charts_for"]
 
 Charts = dict[str, dict[str, list[str]]]
 
-# The order of the page. What a technique logs, it declares itself.
+# The order of the page, with other categories behind. What a technique logs, it declares itself.
 _CATEGORIES = ("Generalization", "Training", "Penalties", "Gradients", "Activations", "Weights", "Schedules")
 _ALWAYS = (
     Chart("Training", "loss", r"(train|val|valid)[/_]loss(_epoch)?$"),
@@ -31,7 +31,7 @@ def charts_for(callbacks: Sequence[Callback]) -> Charts:
     """
     charts = [*_ALWAYS, *(chart for callback in callbacks for chart in _charts_of(callback))]
     layout: Charts = {}
-    for category in _CATEGORIES:
+    for category in dict.fromkeys([*_CATEGORIES, *(chart.category for chart in charts)]):
         for chart in charts:
             if chart.category == category:
                 layout.setdefault(category, {})[chart.title] = [chart.tags]

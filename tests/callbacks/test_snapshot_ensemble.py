@@ -166,6 +166,11 @@ class Numbers(Labels):
         return F.mse_loss(self(inputs), F.one_hot(labels, 3).float())
 
 
+class Sigmoids(Labels):
+    def training_loss(self, inputs, labels):
+        return F.binary_cross_entropy(self(inputs).sigmoid(), F.one_hot(labels, 3).float())
+
+
 class Sequences(Labels):
     """Logits (N, T, C), joined for the loss."""
 
@@ -183,6 +188,7 @@ class Sequences(Labels):
     ("kind", "probabilities", "mean"),
     [
         (Labels, torch.sigmoid, torch.sigmoid),
+        (Sigmoids, torch.sigmoid, torch.sigmoid),
         (Numbers, lambda outputs: outputs, lambda outputs: outputs),
         (Sequences, lambda outputs: outputs.softmax(2), lambda outputs: outputs.softmax(2)),
     ],
@@ -192,7 +198,7 @@ def test_the_loss_tells_what_is_averaged(kind, probabilities, mean):
     _, copies = by_hand(module=kind())
     with torch.no_grad():
         expected = torch.stack(
-            [torch.cat([probabilities(each(inputs).double()) for inputs, _ in loader()]) for each in copies[-3:]]
+            [torch.cat([probabilities(copied(inputs).double()) for inputs, _ in loader()]) for copied in copies[-3:]]
         ).mean(0)
     predicted = mean(torch.cat(trainer.predict(module, loader())).double())
     torch.testing.assert_close(predicted, expected, rtol=0, atol=1e-5)

@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
@@ -17,9 +18,11 @@ from lightning_reg.callbacks import (
     L2Penalty,
     NonNegative,
     RegularizationAudit,
+    SnapshotEnsemble,
     StrengthSchedule,
     UnitNorm,
 )
+from lightning_reg.core.facts import Chart
 from lightning_reg.core.tensorboard import Histogram, log_histograms, log_image, log_layout, log_text, write_scalars
 from tests.helpers import quiet_trainer
 from tests.monitors.test_generalization_gap import fit
@@ -68,6 +71,15 @@ def test_every_chart_has_curves(tmp_path):
         for title, (pattern,) in within.items():
             assert any(re.match(pattern, tag) for tag in tags["scalars"]), (category, title)
     assert "norm by layer" not in charts_for([GradientMonitor()])["Gradients"]
+
+
+def test_a_chart_of_a_category_of_its_own_comes_last():
+    class Somebodys(Callback):
+        charts = (Chart("Attention", "entropy", "attention/entropy"),)
+
+    charts = charts_for([Somebodys(), SnapshotEnsemble(cycles=3)])
+    assert list(charts) == ["Training", "Schedules", "Attention"]
+    assert charts["Attention"] == {"entropy": ["attention/entropy"]}
 
 
 def test_hyperparameters_tell_techniques_apart():

@@ -21,7 +21,7 @@ _KINDS: dict[Callable[..., Any], str] = {
     F.cross_entropy: "logits",
     F.nll_loss: "logits",  # log probabilities are logits of themselves
     F.binary_cross_entropy_with_logits: "binary_logits",
-    F.binary_cross_entropy: "values",
+    F.binary_cross_entropy: "probabilities",
     F.mse_loss: "values",
     F.l1_loss: "values",
     F.smooth_l1_loss: "values",
@@ -32,12 +32,17 @@ _KINDS: dict[Callable[..., Any], str] = {
 
 
 class LossSeen(TorchFunctionMode):
-    """Notes the first loss function of torch's that a training step calls, and the shape of its input."""
+    """Notes the first loss function of torch's that a training step calls, and its input."""
 
     def __init__(self) -> None:
         super().__init__()
         self.kind: str | None = None
-        self.shape: tuple[int, ...] = ()
+        self.given: Tensor | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the loss's input."""
+        return () if self.given is None else tuple(self.given.shape)
 
     @override
     def __torch_function__(
@@ -46,7 +51,7 @@ class LossSeen(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.kind is None and func in _KINDS and torch.is_grad_enabled():  # else it is a metric
             given = args[0] if args else kwargs.get("input")
-            self.kind, self.shape = _KINDS[func], tuple(given.shape) if isinstance(given, Tensor) else ()
+            self.kind, self.given = _KINDS[func], given.detach() if isinstance(given, Tensor) else None
         return func(*args, **kwargs)
 
 
@@ -99,6 +104,8 @@ def meaning_of(technique: str, given: Outputs, class_dim: int | None, output: An
             "outputs must be 'logits', 'binary_logits' or 'values' where the training step calls no loss function of "
             "torch's outside of compiled code, but is 'auto'"
         )
+    if kind == "probabilities":
+        kind = "binary_logits" if _are_logits_of(output, seen.given) else "values"
     if kind != "logits":
         return Meaning(kind)
     if class_dim is None:
@@ -109,6 +116,14 @@ def meaning_of(technique: str, given: Outputs, class_dim: int | None, output: An
             f"{class_dim}"
         )
     return Meaning(kind, class_dim)
+
+
+def _are_logits_of(output: Tensor, probabilities: Tensor | None) -> bool:
+    """Whether a training step has made probabilities of a network's output itself."""
+    if probabilities is None or probabilities.numel() != output.numel():
+        return False
+    made = output.detach().float().sigmoid().flatten()
+    return torch.allclose(made, probabilities.float().flatten(), atol=1e-2)  # the step may compute in 16 bits
 
 
 def _class_dim(shape: tuple[int, ...], at_the_loss: tuple[int, ...]) -> int | None:

@@ -119,7 +119,7 @@ class SnapshotEnsemble(Technique):
     position = Position.AVERAGING
     restarts_rate = True
     usual_ranges = (Linear("cycles", 3, 6), Choice("growth", (1.0, 2.0)))
-    charts = (Chart("snapshots", "Learning rate", r"snapshot/lr"),)
+    charts = (Chart("Schedules", "learning rate of the cycles", r"snapshot/lr$"),)
 
     def __init__(
         self,
