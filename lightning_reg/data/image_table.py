@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_reg.data.columns import Column
 from lightning_reg.data.folders import check_folder, first_shape, read_images
 from lightning_reg.data.sources import LabeledImages
-from lightning_reg.data.tables import read_table
+from lightning_reg.data.tables import Table, read_table
 from lightning_reg.data.targets import targets_of
 from lightning_reg.settings import SettingError
 
@@ -61,47 +62,17 @@ class ImageTable:
         self.cache = cache
         splitters = {} if group_column is None else {"group_column": group_column}
         rows = read_table(
-            table, targets, as_category=[_FILE], splitters=splitters, only=[_FILE, _PART, *targets, *splitters.values()]
+            table, targets, needed=[_FILE], splitters=splitters, only=[_FILE, _PART, *targets, *splitters.values()]
         )
-        names = rows.columns[_FILE]
-        if names.missing.any():
-            raise SettingError(f"column 'file' of {rows.origin} must have a name in every row, but lacks one")
-        written = [Path(names.written(row)) for row in range(len(rows))]
-        outside = next((path for path in written if path.is_absolute() or ".." in path.parts), None)
-        if outside is not None:
-            raise SettingError(
-                f"column 'file' of {rows.origin} must say where images lie below root, but has {str(outside)!r}"
-            )
-        files = [root / path for path in written]
-        repeated = [path for path, count in Counter(files).items() if count > 1]
-        if repeated:
-            name = repeated[0].relative_to(root).as_posix()
-            raise SettingError(f"column 'file' of {rows.origin} must name each image once, but names {name!r} again")
         found = targets_of({name: rows.columns[name] for name in targets}, task=task)
         self.task, self.classes = found.task, found.classes
         self.num_targets = None if found.task == "classification" else found.values[0].numel()
-        parts = ["train"] * len(rows)
-        if _PART in rows.columns:
-            column = rows.columns[_PART]
-            parts = [column.written(row) if not column.missing[row] else "" for row in range(len(rows))]
-            unknown = next((part for part in parts if part not in _PARTS), None)
-            if unknown is not None or "train" not in parts:
-                problem = "has no train" if unknown is None else f"has {unknown!r}"
-                raise SettingError(f"column 'part' of {rows.origin} must be train, val or test, but {problem}")
+        self._files, self._targets = _files(rows, root), found.values
+        parts = _parts(rows)
         self._rows = {part: [row for row, given in enumerate(parts) if given == part] for part in _PARTS}
-        self._files, self._targets = files, found.values
         self.groups: Tensor | None = None
         if group_column is not None:
-            column = rows.columns[group_column]
-            _, groups = np.unique(column.values, return_inverse=True)
-            place: dict[int, str] = {}
-            for row, (group, part) in enumerate(zip(groups.tolist(), parts, strict=True)):
-                if place.setdefault(group, part) != part:
-                    raise SettingError(
-                        f"group_column must have no group in two parts, but {column.written(row)!r} is in "
-                        f"{place[group]} and {part}"
-                    )
-            self.groups = torch.from_numpy(groups)[self._rows["train"]]
+            self.groups = _groups(rows.columns[group_column], parts)[self._rows["train"]]
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -135,3 +106,46 @@ class ImageTable:
         if train is None:
             raise SettingError("column 'part' must be train in some rows")
         return train, val, test
+
+
+def _files(rows: Table, root: Path) -> list[Path]:
+    names = rows.columns[_FILE]
+    if names.missing.any():
+        raise SettingError(f"column 'file' of {rows.origin} must have a name in every row, but lacks one")
+    written = [Path(names.written(row)) for row in range(len(rows))]
+    outside = next((path for path in written if path.is_absolute() or ".." in path.parts), None)
+    if outside is not None:
+        raise SettingError(
+            f"column 'file' of {rows.origin} must say where images lie below root, but has {str(outside)!r}"
+        )
+    repeated = next((path for path, count in Counter(written).items() if count > 1), None)
+    if repeated is not None:
+        raise SettingError(
+            f"column 'file' of {rows.origin} must name each image once, but names {repeated.as_posix()!r} again"
+        )
+    return [root / path for path in written]
+
+
+def _parts(rows: Table) -> list[str]:
+    if _PART not in rows.columns:
+        return ["train"] * len(rows)
+    column = rows.columns[_PART]
+    parts = [column.written(row) if not column.missing[row] else "" for row in range(len(rows))]
+    unknown = next((part for part in parts if part not in _PARTS), None)
+    if unknown is not None or "train" not in parts:
+        problem = "has no train" if unknown is None else f"has {unknown!r}"
+        raise SettingError(f"column 'part' of {rows.origin} must be train, val or test, but {problem}")
+    return parts
+
+
+def _groups(column: Column, parts: Sequence[str]) -> Tensor:
+    """Returns the group of each row, as a whole number."""
+    _, groups = np.unique(column.values, return_inverse=True)
+    place: dict[int, str] = {}
+    for row, (group, part) in enumerate(zip(groups.tolist(), parts, strict=True)):
+        if place.setdefault(group, part) != part:
+            raise SettingError(
+                f"group_column must have no group in two parts, but {column.written(row)!r} is in {place[group]} and "
+                f"{part}"
+            )
+    return torch.from_numpy(groups)

@@ -116,6 +116,7 @@ def read_table(
     *,
     ignore: Sequence[str] = (),
     as_category: Sequence[str] = (),
+    needed: Sequence[str] = (),
     splitters: Mapping[str, str] | None = None,
     only: Sequence[str] | None = None,
 ) -> Table:
@@ -127,6 +128,7 @@ def read_table(
         targets: Names of the columns to predict.
         ignore: Columns to leave out.
         as_category: Columns whose values are names even where they look like numbers.
+        needed: Columns of text that no setting names.
         splitters: Columns that say how rows are split, by the setting that names them.
         only: The columns that are looked at, as far as there are such; all where None.
 
@@ -140,10 +142,13 @@ def read_table(
         for setting, names in wanted:
             for name in names:
                 _check_name(raw, setting, name)
+        for name in needed:
+            if name not in raw.names:
+                raise SettingError(f"{raw.origin} must have a column {name!r}, but has {', '.join(raw.names)}")
         _check_roles(targets, ignore, splitters)
         if not raw.query("SELECT count(*) FROM t")[0][0]:
             raise SettingError(f"{raw.origin} must have rows, but has none")
-        row_numbers = raw.row_numbers([*targets, *as_category, *splitters.values()])
+        row_numbers = raw.row_numbers([*targets, *as_category, *needed, *splitters.values()])
         left_out = {*ignore, *row_numbers, *(() if only is None else set(raw.names) - set(only))}
         if "" in raw.names and "" not in left_out:
             raise SettingError(
@@ -151,7 +156,7 @@ def read_table(
                 f"{len(raw.names)} has none"
             )
         positions = [position for position, name in enumerate(raw.names) if name not in left_out]
-        texts = {position for position in positions if raw.names[position] in as_category}
+        texts = {position for position in positions if raw.names[position] in (*as_category, *needed)}
         found = read_columns(raw, positions, as_text=texts)
         columns = {raw.names[position]: column for position, column in zip(positions, found, strict=True)}
         notes = [f"column {name!r} of {raw.origin} is left out: pandas' row numbers" for name in row_numbers]

@@ -157,6 +157,14 @@ def test_tables_that_do_not_fit_are_one_sentence(labeled, columns, settings, mes
     assert "\n" not in str(error.value)
 
 
+def test_table_without_a_column_of_files_is_refused(labeled):
+    settings = labeled()
+    renamed = pandas.read_csv(settings["labels"]).rename(columns={"file": "image"})
+    renamed.to_csv(settings["labels"], index=False)
+    with pytest.raises(SettingError, match=r"labels\.csv must have a column 'file', but has image, sky, sea"):
+        ImageData(**settings, target="age")
+
+
 def test_image_that_is_missing_or_a_pipe_is_named(labeled, tmp_path):
     settings = labeled()
     (tmp_path / "images" / "1" / "07.png").unlink()
