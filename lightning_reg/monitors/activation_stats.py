@@ -195,6 +195,9 @@ class ActivationSession(Session[ActivationStats]):
     @override
     def batch_starts(self, batch_idx: int) -> None:
         every, trainer = self.technique.every_n_steps, self.run.trainer
+        if self.run.is_again:  # the second pass of SAM, say, with other weights
+            self.watch.is_measuring = False
+            return
         self.is_measured = logs_now(trainer) if every is None else step_number(trainer) % every == 0
         self.watch.is_measuring = self.is_measured
 
@@ -204,7 +207,8 @@ class ActivationSession(Session[ActivationStats]):
 
     @override
     def after_backward(self) -> None:
-        self.watch.is_measuring = self.is_measured  # under manual optimization there may be more to come
+        # Under manual optimization there may be more to come.
+        self.watch.is_measuring = self.is_measured and not self.run.is_again
 
     @override
     def batch_ends(self, outputs: Any, batch_idx: int) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, DistributedSampler
 
-from lightning_reg.callbacks import ActivationStats
+from lightning_reg.callbacks import ActivationStats, SharpnessAwareMinimization
 from lightning_reg.monitors import activations
 from lightning_reg.settings import SettingError
 from tests.conformance.problem import Setting, SomebodysModule, loader, network, samples
@@ -330,6 +330,14 @@ def test_columns_of_a_long_fit_stay_equally_far_apart(tmp_path, monkeypatch):
     assert few["steps"] == [1, 5, 9]
     assert few["columns"].keys() == {"network.first"}
     assert torch.equal(few["columns"]["network.first"], whole["columns"]["network.first"][::4])
+
+
+def test_a_batch_that_is_run_again_is_not_counted_again():
+    alone = watched(SomebodysModule(), ActivationStats(), limit_train_batches=1)
+    recorder = Recorder()
+    callbacks = [SharpnessAwareMinimization(rho=2.0), ActivationStats(), recorder]
+    quiet_trainer(*callbacks, log_every_n_steps=1, limit_train_batches=1).fit(SomebodysModule(), loader(), loader())
+    assert recorder.seen == alone
 
 
 @pytest.mark.filterwarnings("ignore:ActivationStats watches modules of which none ran")
