@@ -138,7 +138,7 @@ def _soft_targets_for_hard_labels(found: Inventory) -> Iterator[Contradiction]:
     if takers:
         yield Contradiction(
             f"The data's mixing gives probabilities as targets, and the module has {', '.join(sorted(set(takers)))}",
-            "these take class indices; with probabilities a metric is wrong without a word, and a loss fails",
+            "these take class indices; with probabilities a metric is silently wrong, and a loss fails",
             "Leave mix out of the data and add the callback BatchMixing, which keeps class indices in the batch",
         )
 

@@ -21,8 +21,8 @@ __all__ = ["DatasetData"]
 class DatasetData(InMemoryData):
     """Torch Datasets whose samples are (inputs, target): the order, the resuming and the mixing of our data modules.
 
-    What is to be predicted is told by the first training sample: a whole number is a class, a fraction a number, a
-    vector several of either kind. Nothing is scaled: what a dataset returns is what a network reads.
+    The first training sample decides what is predicted: a whole number is a class, a fraction a number, a vector
+    several of either kind. Nothing is scaled: what a dataset returns is what a network reads.
 
     Args:
         train: To train on. Samples are (inputs, target).

@@ -128,7 +128,7 @@ def _read_idx(path: Path) -> Tensor:
             values: Tensor = read_sn3_pascalvincent_tensor(plain.name if path.suffix == ".gz" else str(path))
     except SettingError:
         raise
-    except Exception as error:  # of a damaged file it can raise anything, assertions without a word among it
+    except Exception as error:  # of a damaged file it can raise anything, assertions without a message included
         reason = str(error) or "its size isn't what it says"
         raise SettingError(f"{path} can't be read as an idx file: {reason}") from error
     if values.dtype != torch.uint8:

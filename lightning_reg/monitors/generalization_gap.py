@@ -136,7 +136,7 @@ class GeneralizationGap(Technique):
         raise error
 
     def tell(self, trainer: Trainer, measured: "Measurements") -> None:
-        """Logs and prints what a fit's measurements came to.
+        """Logs and prints the measurements of a fit.
 
         Args:
             trainer: When training has ended.
@@ -153,7 +153,7 @@ class GeneralizationGap(Technique):
 
 @dataclass(frozen=True)
 class Measurements:
-    """What a fit's measurements came to.
+    """The measurements of a fit.
 
     Attributes:
         samples: On how many samples, by ``train`` and ``validation``.
@@ -184,7 +184,7 @@ class _Measuring(Session[GeneralizationGap]):
     is_off: bool = False
 
     def __post_init__(self) -> None:
-        # Before any callback is told: where averaged weights are validated, they leave the module then.
+        # Before the hooks of callbacks, some of which take averaged weights out of the module.
         self.run.around(*validation_epoch_end(self.run.trainer), self._measure_first)
 
     def _isolated(self) -> AbstractContextManager[Any]:

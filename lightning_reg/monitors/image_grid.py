@@ -55,6 +55,6 @@ def _tile(image: Tensor) -> Image.Image:
     longest = max(height, width)
     scale = min(1.0, _LARGEST / longest) if longest >= _SMALLEST else math.ceil(_SMALLEST / longest)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    # A strip of features would be a hair's breadth.
+    # A strip of features would be a few pixels high.
     size = (max(size[0], _LINE), max(size[1], _LINE))
     return tile.resize(size, Image.Resampling.NEAREST)

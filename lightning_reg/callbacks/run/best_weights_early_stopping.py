@@ -362,8 +362,8 @@ class StoppingSession(Session[RestoresBestWeights]):
                     f"BestWeightsEarlyStopping keeps the weights with the lowest {name}, which by its name is better "
                     "where it is higher: set mode='max'"
                 )
-        # Callbacks that aren't ours change places of weights when they are told, perhaps after this one. The strategy
-        # is told when all callbacks have been.
+        # Callbacks that aren't ours swap weights in their own hooks, perhaps after this one; the strategy's hooks come
+        # after those of all callbacks.
         self.comes_last = any(
             not isinstance(averaging_callback, Technique)
             for averaging_callback in averaging_callbacks(self.run.trainer)
@@ -454,7 +454,7 @@ class StoppingSession(Session[RestoresBestWeights]):
                 )
 
     def apply(self, stops: bool) -> None:
-        """Tells the trainer, or takes back what it was told and had to defer until ``min_epochs``."""
+        """Asks the trainer to stop, or takes back what it was asked and had to defer until ``min_epochs``."""
         technique, trainer = self.technique, self.run.trainer
         had_to_stop = trainer.should_stop
         trainer.should_stop = had_to_stop or stops

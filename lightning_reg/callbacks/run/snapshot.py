@@ -67,8 +67,8 @@ def load_weights(trainer: Trainer, pl_module: LightningModule, state: dict[str, 
         state: A ``state_dict``.
     """
     _load(pl_module, state, strict=pl_module.strict_loading)
-    # Lightning's own put their average into the module when they are told of the training's end, perhaps after this,
-    # and into checkpoints even later.
+    # Lightning's own put their average into the module in on_train_end, perhaps after this, and into checkpoints even
+    # later.
     for callback in callbacks_of(trainer):
         average = average_model(callback)
         if isinstance(callback, twins(WeightAveraging)) and average is not None:

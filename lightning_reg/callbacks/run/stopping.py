@@ -37,7 +37,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Decision:
-    """What a check comes to.
+    """The outcome of a check.
 
     Attributes:
         reason: In one sentence; None where there is nothing to say.
@@ -56,11 +56,11 @@ def decide(
     patience: int,
     stalled: Literal["all", "any"],
 ) -> Decision:
-    """Returns what the monitor and the further metrics come to together.
+    """Returns the decision of the monitor and the further metrics together.
 
     Args:
         monitor: Name of the first metric.
-        alone: What the monitor's patience comes to.
+        alone: The decision of the monitor's patience alone.
         waits: Its checks without improvement.
         others: The further metrics, by name, after this check.
         patience: Checks without improvement after which a metric has stalled.

@@ -17,7 +17,7 @@ class Prediction(NamedTuple):
         value: Probabilities (N, C), or numbers (N,) or (N, T).
         std: Standard deviation of each value, of the same shape: that of stochastic passes, with what the network
             itself says of the noise in a number.
-        entropy: In nats (N,), all there is of uncertainty about the class; None where there are no classes.
+        entropy: Total uncertainty about the class, in nats (N,); None where there are no classes.
         mutual_information: Part of the entropy that comes from not knowing the weights (N,).
     """
 

@@ -35,7 +35,7 @@ __all__ = ["AverageSession", "Averaged"]
 
 @dataclass(frozen=True)
 class Averaged:
-    """What averaging came to.
+    """The average of a fit.
 
     Attributes:
         updates: How often weights were taken into the average.

@@ -14,8 +14,8 @@ __all__ = ["report_validation"]
 def report_validation(trainer: Trainer, module: LightningModule, prefix: str) -> None:
     """Validates once more than the fit does, and logs what the module logs with a prefix before each name.
 
-    Call where validation is about to run. No callback takes notice, so that nobody's patience is counted twice; neither
-    do loggers, the global random streams and the loop's counters. The prefixed metrics can be monitored.
+    Call where validation is about to run. No callback is called, so that no patience is counted twice; loggers, the
+    global random streams and the loop's counters stay as they are. The prefixed metrics can be monitored.
 
     Args:
         module: A copy of its module, with the weights that are reported on.

@@ -1,4 +1,4 @@
-"""BatchNorm's statistics for weights that nobody has trained with, from the inputs that modules had in training."""
+"""BatchNorm's statistics for averaged weights, from the inputs that modules had in training."""
 
 from collections.abc import Iterator, Mapping
 
