@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
+from lightning_reg.core.charts import pixels
 from lightning_reg.core.copies.isolation import copy_module, isolated
 from lightning_reg.core.facts import Chart, Place
 from lightning_reg.core.lightning import instance_number, validate_apart
@@ -224,8 +225,13 @@ class TemperatureSession(Session[TemperatureScaling]):
             float(multiclass_calibration_error(scaled.softmax(1), labels, logits.shape[1], n_bins=self.technique.bins))
             for scaled in (logits, logits / temperature)
         )
-        losses = (scaled_loss(logits, labels, divisor) for divisor in (1.0, temperature))
-        return Calibration(temperature, *losses, before, after)
+        return Calibration(
+            temperature,
+            loss=scaled_loss(logits, labels, 1.0),
+            loss_scaled=scaled_loss(logits, labels, temperature),
+            error=before,
+            error_scaled=after,
+        )
 
     def _end(self, on_train_end: Callable[[], Any]) -> Any:
         output = on_train_end()
@@ -313,11 +319,9 @@ def _diagram(sums: Tensor, found: Calibration) -> Tensor:
     Args:
         sums: (2, 3, K), of :func:`reliability`.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 3.6), dpi=100, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
     titles = (f"before: error {found.error:.3f}", f"T = {found.temperature:.2f}: error {found.error_scaled:.3f}")
     for axes, (counts, confidences, right), title in zip(figure.subplots(1, 2), sums.double(), titles, strict=True):
         filled = counts > 0
@@ -327,7 +331,4 @@ def _diagram(sums: Tensor, found: Calibration) -> Tensor:
         axes.plot((confidences / counts)[filled].numpy(), (right / counts)[filled].numpy(), "k.", markersize=4)
         axes.plot([0, 1], [0, 1], "--", color="gray", linewidth=1)
         axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy", title=title)
-    canvas.draw()
-    return torch.frombuffer(bytearray(canvas.buffer_rgba()), dtype=torch.uint8).view(
-        canvas.get_width_height()[1], canvas.get_width_height()[0], 4
-    )[..., :3]
+    return pixels(figure)
