@@ -52,6 +52,7 @@ __all__ = [
     "planned_epochs",
     "prepared",
     "random_states",
+    "refuse_compiled_whole",
     "remove_forward_hook",
     "scaler_scale",
     "set_callbacks",
@@ -305,6 +306,22 @@ def set_random_states(states: dict[str, Any]) -> None:
 def is_compiled_whole(module: torch.nn.Module) -> bool:
     """Whether a LightningModule was compiled by ``torch.compile``, its training step included."""
     return getattr(module, "_compiler_ctx", None) is not None
+
+
+def refuse_compiled_whole(module: torch.nn.Module, technique: str) -> None:
+    """Raises if a LightningModule was compiled as a whole, where a technique has to see calls in its training step.
+
+    Args:
+        technique: Named in the message.
+
+    Raises:
+        SettingError: With what to compile instead.
+    """
+    if is_compiled_whole(module):
+        raise SettingError(
+            f"the module must not be compiled as a whole with {technique}, which has to see how its loss is computed; "
+            "compile the network in it: self.network.compile()"
+        )
 
 
 def is_compiled(module: torch.nn.Module) -> bool:

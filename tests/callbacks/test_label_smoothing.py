@@ -126,6 +126,12 @@ def test_a_loss_that_smooths_by_itself_is_refused():
         fit(nn.CrossEntropyLoss(label_smoothing=0.2), LabelSmoothing(smoothing=0.1))
 
 
+def test_a_module_that_is_compiled_as_a_whole_is_refused():
+    module = torch.compile(SomebodysModule(), backend="eager")
+    with pytest.raises(SettingError, match="must not be compiled as a whole with LabelSmoothing"):
+        quiet_trainer(LabelSmoothing(smoothing=0.1)).fit(module, loader(), loader())
+
+
 def test_a_loss_within_checkpointing_is_refused():
     def recomputed(logits, labels):
         return checkpoint(F.cross_entropy, logits, labels, use_reentrant=False)

@@ -15,7 +15,7 @@ from lightning_reg.callbacks.batch.loss_interpolation import InterpolatedLosses
 from lightning_reg.callbacks.batch.weighted_losses import LOSSES
 from lightning_reg.core.batches import Key, check_key, part_of, with_parts
 from lightning_reg.core.facts import Place
-from lightning_reg.core.lightning import compiled_call, instance_number, is_compiled, is_compiled_whole
+from lightning_reg.core.lightning import compiled_call, instance_number, is_compiled, refuse_compiled_whole
 from lightning_reg.core.session import Session
 from lightning_reg.core.step import Run
 from lightning_reg.core.streams import base_seed, check_seed, random_stream
@@ -132,11 +132,7 @@ class MixingSession(Session[BatchMixing]):
 
     def __post_init__(self) -> None:
         run = self.run
-        if is_compiled_whole(run.module):
-            raise SettingError(
-                f"the module must not be compiled as a whole with {self.name}, which has to see how its loss is "
-                "computed; compile the network in it: self.network.compile()"
-            )
+        refuse_compiled_whole(run.module, self.name)
         self.number = instance_number(run.trainer, self.technique)
         run.around(run.module, "training_step", self._step, innermost=self.innermost)
         for handle in _leave_compiled_alone(run.module):

@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
 from lightning_reg.core.facts import SCHEDULE_CHART, Linear, Place
-from lightning_reg.core.lightning import is_checkpointed, logs_now
+from lightning_reg.core.lightning import is_checkpointed, logs_now, refuse_compiled_whole
 from lightning_reg.core.schedules import ScheduledStrength, StrengthSchedule, check_schedule
 from lightning_reg.core.session import Session
 from lightning_reg.core.step import Run
@@ -47,9 +47,9 @@ class LabelSmoothing(Technique):
         ``schedule/label_smoothing``, the factor, where there is a schedule, at the steps the trainer logs.
 
     Raises:
-        SettingError: If ``smoothing``, or what the schedule makes of it, is out of its range; at the first batch, if
-            the training step computes neither loss of class indices, smooths them itself, or computes it within
-            activation checkpointing.
+        SettingError: If ``smoothing``, or what the schedule makes of it, is out of its range, or the module is compiled
+            as a whole; at the first batch, if the training step computes neither loss of class indices, smooths them
+            itself, or computes it within activation checkpointing.
 
     Reference:
         Christian Szegedy, Vincent Vanhoucke, Sergey Ioffe, Jonathon Shlens, Zbigniew Wojna: Rethinking the Inception
@@ -96,6 +96,7 @@ class SmoothingSession(Session[LabelSmoothing]):
 
     def __post_init__(self) -> None:
         technique, run = self.technique, self.run
+        refuse_compiled_whole(run.module, type(technique).__name__)
         self.factor = ScheduledStrength(technique.schedule, run.trainer)
         self.name = "label_smoothing" + technique.suffix(run.trainer)
         run.around(run.module, "training_step", self._step)
