@@ -39,7 +39,7 @@ def part_of(batch: Any, key: Key, *, name: str) -> Tensor:
     """Returns one tensor of a batch.
 
     Args:
-        batch: A list, tuple, named tuple, mapping, data class, or any object with attributes.
+        batch: A list, tuple, named tuple, mapping, data class, or any object with attributes; a tensor is its only part.
         name: The argument that says so, for messages.
 
     Raises:
@@ -50,6 +50,8 @@ def part_of(batch: Any, key: Key, *, name: str) -> Tensor:
     Traceback (most recent call last):
     lightning_reg.settings.SettingError: input_key must be one of 'x', the batch's keys, but is 'y'
     """
+    if isinstance(batch, Tensor) and not isinstance(key, tuple | list):
+        batch = (batch,)
     try:
         if isinstance(key, tuple | list):
             part = key[0](batch)
@@ -84,6 +86,8 @@ def with_parts(batch: Any, parts: Sequence[tuple[Key, Tensor]]) -> Any:
 def _with_part(batch: Any, key: Key, value: Tensor) -> Any:
     if isinstance(key, tuple | list):
         return key[1](batch, value)
+    if isinstance(batch, Tensor):
+        return value
     if isinstance(batch, tuple):
         index = batch._fields.index(key) if isinstance(key, str) else key  # type: ignore[attr-defined]  # a named tuple
         parts = list(batch)

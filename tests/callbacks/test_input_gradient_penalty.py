@@ -80,6 +80,25 @@ def test_the_users_batch_stays_as_it_is():
     assert not inputs.requires_grad
 
 
+class OfTensors(SomebodysModule):
+    """Has batches that are tensors."""
+
+    def training_step(self, batch, batch_idx):
+        return self.network(batch).square().mean()
+
+
+def test_a_batch_that_is_a_tensor_is_its_only_part():
+    batch, model = next(iter(loader()))[0], SomebodysModule().network
+    trainer = quiet_trainer(InputGradientPenalty(weight=0.1), log_every_n_steps=1, limit_val_batches=0)
+    before = batch.clone()
+    trainer.fit(OfTensors(), of_one(batch), of_one(batch))
+    inputs = before.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(model(inputs).square().mean(), inputs)
+    expected = 0.1 * (len(inputs) * gradient).square().sum() / len(inputs)
+    torch.testing.assert_close(trainer.callback_metrics["penalty/input_gradient"], expected)
+    assert batch.equal(before)
+
+
 class OfWholeNumbers(SomebodysModule):
     """Reads whole numbers."""
 

@@ -123,6 +123,15 @@ def test_a_dropout_that_never_drops_is_refused():
         fit(SomebodysModule(prepare=idle), RDrop(weight=1.0))
 
 
+def test_logits_of_an_odd_number_of_samples_are_refused():
+    class LeavesOneOut(SomebodysModule):
+        def training_step(self, batch, batch_idx):
+            return F.cross_entropy(self.network(batch[0])[1:], batch[1][1:])
+
+    with pytest.raises(SettingError, match=r"must hand on the logits of all samples, .* but has 15, an odd number"):
+        fit(LeavesOneOut(prepare=uneven), RDrop(weight=1.0))
+
+
 def test_a_batch_without_one_row_a_sample_is_refused():
     with pytest.raises(SettingError, match=r"one row a sample, .* tensors of shapes \(8, 6\), \(3,\)"):
         doubled([torch.zeros(8, 6), torch.zeros(3)], technique="RDrop")

@@ -44,6 +44,7 @@ REFUSALS = [
     (BEFORE_THE_STEP, ("LBFGS",), "LBFGS"),
     # What isn't in the batch or the loss can't be mixed.
     (("BatchMixing*",), WITHOUT_LABELS, "the loss must be computed by a function of torch's"),
+    (("BatchMixing*", "RegMixup", "ManifoldMixup"), ("batch a tensor",), "target_key must be an index below 1"),
     (("BatchMixing*",), ("focal loss",), "loss"),
     (("BatchMixing*",), ("batch of graphs",), "as many samples"),
     (("BatchMixing*", "BatchImages"), ("step with an iterator",), "input_key"),
