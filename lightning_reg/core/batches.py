@@ -39,7 +39,8 @@ def part_of(batch: Any, key: Key, *, name: str) -> Tensor:
     """Returns one tensor of a batch.
 
     Args:
-        batch: A list, tuple, named tuple, mapping, data class, or any object with attributes; a tensor is its only part.
+        batch: A list, tuple, named tuple, mapping, data class, or any object with attributes. A tensor is a batch of
+            one part.
         name: The argument that says so, for messages.
 
     Raises:

@@ -16,7 +16,7 @@ from lightning_reg.core.lightning import instance_number, is_compiled, logs_now,
 from lightning_reg.core.schedules import ScheduledStrength, StrengthSchedule, check_schedule
 from lightning_reg.core.session import Session, kept
 from lightning_reg.core.step import Run
-from lightning_reg.core.streams import base_seed, random_stream
+from lightning_reg.core.streams import base_seed, check_seed, random_stream
 from lightning_reg.core.technique import Technique
 from lightning_reg.functional.adversarial import gradient_by_inputs, random_start, range_of, sign_step, within
 from lightning_reg.settings import SettingError, check_count, check_range
@@ -103,8 +103,7 @@ class AdversarialTraining(Technique):
             check_range("step_size", step_size, low=0, low_open=True)
         check_range("clean_weight", clean_weight, low=0, high=1, high_open=True)
         check_key("input_key", input_key)
-        if seed is not None:
-            check_count("seed", seed, low=0)
+        check_seed(seed)
         check_schedule(schedule)
         self.eps = eps
         self.steps = steps
@@ -184,15 +183,14 @@ class AdversarialSession(Session[AdversarialTraining]):
             self.is_attached = True
             self.run.around(self.run.module, "training_step", self._step)
 
-    def _step(self, training_step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _step(self, training_step: Callable[..., Any], batch: Any, *args: Any, **kwargs: Any) -> Any:
         technique, trainer = self.technique, self.run.trainer
         if logs_now(trainer):
             self.factor.log(self.run.module, self.name)
         eps = technique.eps * self.factor.now(trainer)
         # The first step is looked at even where a schedule begins at 0: what can't be attacked is an error now.
         if technique.eps == 0 or (eps == 0 and self.is_checked):
-            return training_step(*args, **kwargs)
-        batch = args[0] if args else kwargs["batch"]
+            return training_step(batch, *args, **kwargs)
         inputs = part_of(batch, technique.input_key, name="input_key")
         if not inputs.is_floating_point() or not inputs.ndim:
             raise SettingError(
@@ -202,7 +200,7 @@ class AdversarialSession(Session[AdversarialTraining]):
         self._note_range(inputs)
 
         def on(given: Any) -> Any:
-            return training_step(given, *args[1:], **kwargs) if args else training_step(**{**kwargs, "batch": given})
+            return training_step(given, *args, **kwargs)
 
         # torch.compile looks for a gradient at what it is given, which a copy hasn't, and warns.
         step = partial(_at, on, technique.input_key, batch, copies=not self._is_compiled())
