@@ -57,12 +57,14 @@ from lightning_reg.callbacks import (
     InsertDropBlock,
     InsertDropConnect,
     InsertDropout,
+    InsertLayerDrop,
     L1Penalty,
     L2Penalty,
     L2SPPenalty,
     Lookahead,
     ManifoldMixup,
     MaxNorm,
+    Mixout,
     NonNegative,
     OrthogonalPenalty,
     RDrop,
@@ -128,6 +130,8 @@ TECHNIQUES: Peers = {
     "InsertDropout": lambda: [InsertDropout(types=("ReLU",))],
     "InsertDropout(spatial)": lambda: [InsertDropout(types=("ReLU",), kind="spatial")],
     "InsertDropConnect": lambda: [InsertDropConnect()],
+    "Mixout": lambda: [Mixout()],
+    "InsertLayerDrop": lambda: [InsertLayerDrop(types=("ReLU",))],
     "InsertDropBlock": lambda: [InsertDropBlock(types=("MaxPool2d",))],
     TOGETHER: lambda: [
         ElasticNetPenalty(l1=L1, l2=L2),
@@ -170,7 +174,9 @@ def _only(technique: Callable[..., Callback], settings: dict[str, Any]) -> list[
 TECHNIQUES = {**TECHNIQUES, **_collected()}
 NEEDS_POOLING = ("InsertDropBlock",)
 HAVE_POOLING = ("cnn", "resnet50")
-ACTS_IN_FORWARD = ("Insert", "ActivityPenalty", "ConfidencePenalty", "DecorrelationPenalty", "ManifoldMixup", "RDrop")
+ACTS_IN_FORWARD = (
+    *("Insert", "Mixout", "ActivityPenalty", "ConfidencePenalty", "DecorrelationPenalty", "ManifoldMixup", "RDrop"),
+)
 REFUSES_COMPILED = ("InputGradientPenalty", "JacobianPenalty")
 
 

@@ -25,6 +25,8 @@ GROWS = {
     "InsertDropout": 3,  # for each activation
     "InsertDropout(spatial)": 2.5,
     "InsertDropConnect": 3,
+    "Mixout": 4,
+    "InsertLayerDrop": 3.5,  # for each activation
     "RDrop, with dropout": 3,  # the dropout that it needs, for each activation
     "DecorrelationPenalty": 17,  # for each activation: a covariance of its features, forward and backward
     "AdversarialTraining": 5,  # a second pass forward, and backward to the inputs

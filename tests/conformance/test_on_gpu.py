@@ -14,7 +14,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:GPU available but not used:UserWarning"),
 ]
 # Their random numbers come from the device's own generator.
-DRAWS_ON_DEVICE = ("ConcreteDropoutPenalty", "GradientNoise", "Insert")
+DRAWS_ON_DEVICE = ("ConcreteDropoutPenalty", "EmbeddingNoise", "GradientNoise", "Insert", "Mixout")
 
 
 class Errors(Callback):

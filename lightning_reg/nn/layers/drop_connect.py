@@ -69,7 +69,7 @@ class DropConnect(nn.Module):
 
     @override
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, p={self.p}"
+        return f"{super().extra_repr()}, p={self.p}" + (", swaps=True" if self.swaps else "")
 
 
 class DropConnectLinear(DropConnect, nn.Linear):
