@@ -95,6 +95,11 @@ class Insertion:
                     f"makes {tuple(end.shape)} of {shape}; leave it out, or name the end of its residual branch for "
                     "InsertStochasticDepth(at='branch')"
                 )
+            if end is start:
+                raise SettingError(
+                    f"include must leave {self.name} out: it hands on its input, changed in place or not at all, so "
+                    "that what it adds isn't known"
+                )
             return self.layer.perturb_block(start, end)
 
         return _with_first_tensor(output, perturbed, self.name)

@@ -9,6 +9,7 @@ from lightning_reg.callbacks import (
     FreezeBatchNorm,
     InsertDropConnect,
     InsertDropout,
+    InsertLayerDrop,
     InsertStochasticDepth,
     ReplaceNorm,
     SpectralNormalization,
@@ -52,6 +53,14 @@ def test_dropped_blocks_hand_their_inputs_on():
 
     fit(None, Look(p=0.999, include=("*.encoder_layer_0",)), module=module)
     assert torch.equal(inputs[0], outputs[0])
+
+
+@pytest.mark.parametrize("callback", [InsertStochasticDepth, InsertLayerDrop])
+def test_what_works_in_place_is_no_block(callback):
+    with pytest.raises(
+        SettingError, match=r"include must leave net\.3\.1 out: it hands on its input, changed in place"
+    ):
+        fit(sequential, callback(include=("net.3.1",)))
 
 
 def test_inserted_layers_are_turned_on_by_monte_carlo_with_their_seed():
