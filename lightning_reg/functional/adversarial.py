@@ -3,9 +3,7 @@
 import torch
 from torch import Tensor
 
-from lightning_reg.settings import SettingError
-
-__all__ = ["gradient_by_inputs", "random_start", "range_of", "sign_step", "within"]
+__all__ = ["random_start", "range_of", "sign_step", "within"]
 
 
 def sign_step(inputs: Tensor, gradient: Tensor, original: Tensor, *, eps: float, step_size: float) -> Tensor:
@@ -86,26 +84,3 @@ def random_start(inputs: Tensor, eps: float, *, generator: torch.Generator) -> T
     """
     drawn = torch.rand(inputs.shape, generator=generator).mul_(2 * eps).sub_(eps)
     return inputs + drawn.to(inputs, non_blocking=True)
-
-
-def gradient_by_inputs(loss: Tensor, inputs: Tensor, *, keep_graph: bool) -> Tensor:
-    """Returns the loss's gradient by its inputs.
-
-    Args:
-        loss: A scalar.
-        inputs: (N, ...), with a gradient.
-        keep_graph: Whether the loss is differentiated again.
-
-    Raises:
-        SettingError: If the loss doesn't depend on them.
-
-    >>> inputs = torch.tensor([2.0], requires_grad=True)
-    >>> gradient_by_inputs((inputs**2).sum(), inputs, keep_graph=False)
-    tensor([4.])
-    """
-    found = (
-        torch.autograd.grad(loss, inputs, retain_graph=keep_graph, allow_unused=True)[0] if loss.requires_grad else None
-    )
-    if found is None:
-        raise SettingError("inputs must be what the loss is computed of, but it doesn't depend on them")
-    return found

@@ -3,7 +3,7 @@
 import math
 from typing import Literal
 
-__all__ = ["Annealing", "annealed", "cyclic"]
+__all__ = ["Annealing", "annealed", "cycle_ends", "cyclic"]
 
 Annealing = Literal["linear", "cosine"]
 
@@ -47,3 +47,21 @@ def cyclic(high: float, low: float, step: int, length: int) -> float:
     """
     t = (step % length + 1) / length
     return (1 - t) * high + t * low
+
+
+def cycle_ends(steps: int, cycles: int, growth: float = 1.0) -> list[int]:
+    r"""Returns the number of steps after which each cycle ends; the last one ends with training.
+
+    .. math:: e_i = \operatorname{round}\left(T \sum_{j \le i} g^j \big/ \sum_{j < M} g^j\right)
+
+    Args:
+        steps: T, steps of the whole training.
+        cycles: M, number of cycles.
+        growth: g, length of a cycle divided by that of the one before.
+
+    >>> cycle_ends(100, 3), cycle_ends(105, 3, growth=2)
+    ([33, 67, 100], [15, 45, 105])
+    """
+    lengths = [growth**index for index in range(cycles)]
+    total = sum(lengths)
+    return [round(steps * sum(lengths[: index + 1]) / total) for index in range(cycles)]

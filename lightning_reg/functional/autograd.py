@@ -1,11 +1,39 @@
-"""How a function is being run, which decides whether it may bring a gradient of its own."""
+"""How a function is being run, which decides whether it may bring a gradient of its own; gradients by inputs."""
 
 import torch
+from torch import Tensor
 
-__all__ = ["is_traced_or_transformed"]
+from lightning_reg.settings import SettingError
+
+__all__ = ["gradient_by_inputs", "is_traced_or_transformed"]
 
 
 def is_traced_or_transformed() -> bool:
     """Whether torch.compile traces this, or torch.func transforms it: then the plain formula has to run."""
     # torch has no public function for the second.
     return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def gradient_by_inputs(loss: Tensor, inputs: Tensor, *, keep_graph: bool = False, create_graph: bool = False) -> Tensor:
+    """Returns the gradient of a scalar by the inputs that it was computed of.
+
+    Args:
+        loss: A scalar.
+        inputs: (N, ...), with a gradient.
+        keep_graph: Whether the loss is differentiated again.
+        create_graph: Whether the gradient itself is differentiated; the graph of the loss is kept then, too.
+
+    Raises:
+        SettingError: If the loss doesn't depend on the inputs.
+
+    >>> inputs = torch.tensor([2.0], requires_grad=True)
+    >>> gradient_by_inputs((inputs**2).sum(), inputs)
+    tensor([4.])
+    """
+    found = None
+    if loss.requires_grad:
+        keep = keep_graph or create_graph
+        found = torch.autograd.grad(loss, inputs, retain_graph=keep, create_graph=create_graph, allow_unused=True)[0]
+    if found is None:
+        raise SettingError("inputs must be what the loss is computed of, but it doesn't depend on them")
+    return found

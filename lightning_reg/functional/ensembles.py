@@ -1,4 +1,4 @@
-r"""Predictions of several networks as one, and the cycles in which one training visits them."""
+"""Predictions of several networks as one."""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["cosine_factor", "cycle_ends", "log_mean_sigmoid", "log_mean_softmax"]
+__all__ = ["log_mean_sigmoid", "log_mean_softmax"]
 
 
 def log_mean_softmax(logits: Sequence[Tensor], dim: int = 1) -> Tensor:
@@ -53,40 +53,3 @@ def log_mean_sigmoid(logits: Sequence[Tensor]) -> Tensor:
 
 def _precise(logits: Tensor) -> Tensor:
     return logits.float() if torch.finfo(logits.dtype).bits < 32 else logits
-
-
-def cycle_ends(steps: int, cycles: int, growth: float = 1.0) -> list[int]:
-    r"""Returns after how many steps each cycle ends; the last one ends with training.
-
-    .. math:: e_i = \operatorname{round}\left(T \sum_{j \le i} g^j \big/ \sum_{j < M} g^j\right)
-
-    Args:
-        steps: T, of the whole training.
-        cycles: M.
-        growth: g, how many times as long as the one before a cycle is.
-
-    >>> cycle_ends(100, 3), cycle_ends(105, 3, growth=2)
-    ([33, 67, 100], [15, 45, 105])
-    """
-    lengths = [growth**index for index in range(cycles)]
-    total = sum(lengths)
-    return [round(steps * sum(lengths[: index + 1]) / total) for index in range(cycles)]
-
-
-def cosine_factor(step: int, length: int, floor: float = 0.0) -> float:
-    r"""Returns what a cycle multiplies the learning rate by: it begins at 1 and falls along half a wave.
-
-    .. math:: f + (1 - f) (1 + \cos(\pi t / c)) / 2
-
-    Args:
-        step: t, counted from 0 in each cycle.
-        length: c, steps of the cycle.
-        floor: f, where it would be after the cycle's last step.
-
-    Reference:
-        Gao Huang et al.: Snapshot Ensembles: Train 1, Get M for Free, ICLR 2017, arXiv:1704.00109, equation 2.
-
-    >>> [round(cosine_factor(step, 4), 3) for step in range(4)]
-    [1.0, 0.854, 0.5, 0.146]
-    """
-    return floor + (1 - floor) * (1 + math.cos(math.pi * step / length)) / 2

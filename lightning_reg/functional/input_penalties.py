@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from lightning_reg.settings import SettingError
+from lightning_reg.functional.autograd import gradient_by_inputs
 
 __all__ = ["input_gradient_penalty", "jacobian_penalty", "random_directions", "unit_directions"]
 
@@ -36,7 +36,7 @@ def input_gradient_penalty(loss: Tensor, inputs: Tensor, strength: float) -> Ten
     >>> float(input_gradient_penalty((3 * inputs).mean(), inputs, 1.0))
     9.0
     """
-    return strength * len(inputs) * _gradient(loss, inputs).square().sum()
+    return strength * len(inputs) * gradient_by_inputs(loss, inputs, create_graph=True).square().sum()
 
 
 def jacobian_penalty(outputs: Tensor, inputs: Tensor, strength: float, *, directions: Tensor) -> Tensor:
@@ -66,7 +66,10 @@ def jacobian_penalty(outputs: Tensor, inputs: Tensor, strength: float, *, direct
     >>> float(jacobian_penalty(3 * inputs, inputs, 1.0, directions=unit_directions(inputs)))
     18.0
     """
-    total = sum(_gradient((outputs * direction).sum(), inputs).square().sum() for direction in directions)
+    total = sum(
+        gradient_by_inputs((outputs * direction).sum(), inputs, create_graph=True).square().sum()
+        for direction in directions
+    )
     return strength / (2 * len(directions) * len(inputs)) * torch.as_tensor(total)
 
 
@@ -101,10 +104,3 @@ def unit_directions(outputs: Tensor) -> Tensor:
     classes = outputs.shape[1]
     units = torch.eye(classes, device=outputs.device) * math.sqrt(classes)
     return units.unsqueeze(1).expand(classes, *outputs.shape)
-
-
-def _gradient(of: Tensor, inputs: Tensor) -> Tensor:
-    found = torch.autograd.grad(of, inputs, create_graph=True, allow_unused=True)[0] if of.requires_grad else None
-    if found is None:
-        raise SettingError("inputs must be what the loss is computed of, but it doesn't depend on them")
-    return found

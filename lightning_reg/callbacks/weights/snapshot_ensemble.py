@@ -37,7 +37,7 @@ from lightning_reg.core.lightning import (
 from lightning_reg.core.session import Session, kept, plain
 from lightning_reg.core.step import Run
 from lightning_reg.core.technique import Technique
-from lightning_reg.functional.ensembles import cosine_factor, cycle_ends
+from lightning_reg.functional.annealing import annealed, cycle_ends
 from lightning_reg.settings import SettingError, check_choice, check_count, check_range
 
 __all__ = ["SnapshotEnsemble", "Snapshots"]
@@ -297,7 +297,7 @@ class SnapshotSession(Session[SnapshotEnsemble]):
             return
         start = max((end for end in self.boundaries if end <= now), default=0)
         length = next(end for end in self.boundaries if end > now) - start
-        factor = cosine_factor(now - start, length, self.technique.floor)
+        factor = annealed(1.0, self.technique.floor, (now - start) / length)
         groups = [group for optimizer in self.run.trainer.optimizers for group in optimizer.param_groups]
         self.rates += [float(group["lr"]) for group in groups[len(self.rates) :]]  # one that has come since, too
         for group, rate in zip(groups, self.rates, strict=False):
