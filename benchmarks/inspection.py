@@ -20,8 +20,8 @@ from benchmarks.timing import alternate, median_ratio, quartiles, quiet
 from benchmarks.workloads import WORKLOADS
 from lightning_reg.callbacks import WeightDistribution
 from lightning_reg.core.step import Run
-from lightning_reg.functional.activations import unit_sums
-from lightning_reg.functional.histograms import fine_histogram
+from lightning_reg.functional.measures.activations import unit_sums
+from lightning_reg.functional.measures.histograms import fine_histogram
 
 ADD_HISTOGRAM = "SummaryWriter.add_histogram, histogram alone"
 ONE_READ = "one read: its sum"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks.tables import Options, Table
 from benchmarks.timing import alternate, copy_bandwidth, median_ratio, peer, quartiles
-from lightning_reg.functional.mixing import soft_targets
+from lightning_reg.functional.batch.mixing import soft_targets
 from lightning_reg.transforms import CutMix, Mixing, Mixup, MixupOrCutMix
 
 CLASSES = 1000

@@ -14,13 +14,13 @@ from torch import nn
 
 from benchmarks.tables import Options, Table
 from benchmarks.timing import alternate, copy_bandwidth, quartiles
-from lightning_reg.functional.averaging import ema_update_
-from lightning_reg.functional.clipping import clip_by_value_, scale_, shrinking_factor
-from lightning_reg.functional.histograms import linear_histogram
+from lightning_reg.functional.gradient.clipping import clip_by_value_, scale_, shrinking_factor
+from lightning_reg.functional.gradient.penalties import add_elastic_net_gradient_
+from lightning_reg.functional.measures.histograms import linear_histogram
+from lightning_reg.functional.measures.statistics import summarized
 from lightning_reg.functional.norms import norms_of, total_norm
-from lightning_reg.functional.penalties import add_elastic_net_gradient_
-from lightning_reg.functional.proximal import soft_threshold_
-from lightning_reg.functional.statistics import summarized
+from lightning_reg.functional.weights.averaging import ema_update_
+from lightning_reg.functional.weights.proximal import soft_threshold_
 
 __all__ = ["PASSES", "Pass", "Weights"]
 

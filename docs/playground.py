@@ -140,7 +140,7 @@ def _alpha() -> Plot:
 
 def _half_life() -> Plot:
     """The share that each of the last steps has in an exponential moving average."""
-    from lightning_reg.functional.averaging import decay_of_half_life
+    from lightning_reg.functional.weights.averaging import decay_of_half_life
 
     half_lives = [1, 2, 3, 5, 7, 10, 15, 20, 30, 40, 60, 80, 100]
     steps = torch.arange(201)
@@ -171,7 +171,7 @@ def _l1_path() -> Plot:
     from sklearn.datasets import load_diabetes
     from sklearn.linear_model import lasso_path
 
-    from lightning_reg.functional.proximal import soft_threshold_
+    from lightning_reg.functional.weights.proximal import soft_threshold_
 
     table = load_diabetes()
     inputs, targets = torch.tensor(table.data), torch.tensor(table.target)
@@ -227,7 +227,7 @@ def _rho() -> Plot:
     """Descent by the gradient at the worst point nearby, for radii of the neighborhood."""
     from contourpy import contour_generator
 
-    from lightning_reg.functional.sharpness import climb_, climbing_factor
+    from lightning_reg.functional.gradient.sharpness import climb_, climbing_factor
 
     xs, ys = torch.linspace(-1.8, 1.8, 73), torch.linspace(-1.2, 1.2, 61)
     heights = _landscape(torch.stack(torch.meshgrid(xs, ys, indexing="xy"), -1))

@@ -23,7 +23,7 @@ callbacks add, without a graph; here both forms stand beside each other.
 
 import torch
 
-from lightning_reg.functional.penalties import add_elastic_net_gradient_, elastic_net_penalty, l2_penalty
+from lightning_reg.functional.gradient.penalties import add_elastic_net_gradient_, elastic_net_penalty, l2_penalty
 
 weights = torch.linspace(-2, 2, 9, dtype=torch.float64).requires_grad_()
 loss = (3 * weights - 1).square().sum()
@@ -70,7 +70,7 @@ print("added in place:", [round(value, 3) for value in gradient.tolist()])
 #
 # The check looks for the minimum by brute force, on a fine grid.
 
-from lightning_reg.functional.proximal import soft_threshold_
+from lightning_reg.functional.weights.proximal import soft_threshold_
 
 steps = torch.linspace(-2, 2, 81, dtype=torch.float64)
 shrunk = steps.clone()

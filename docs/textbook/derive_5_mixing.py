@@ -25,7 +25,7 @@ Both train on samples that nobody has seen, made of two, and on targets that are
 import torch
 from torch.nn import functional as F
 
-from lightning_reg.functional.mixing import mix_with_previous, paste_from_previous, soft_targets
+from lightning_reg.functional.batch.mixing import mix_with_previous, paste_from_previous, soft_targets
 
 generator = torch.Generator().manual_seed(0)
 images = torch.rand(6, 1, 8, 8, generator=generator, dtype=torch.float64)

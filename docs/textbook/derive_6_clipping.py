@@ -23,7 +23,8 @@ Now and then a gradient is so large that one step undoes a thousand. Clipping bo
 
 import torch
 
-from lightning_reg.functional.gradients import clip_by_value_, norms_of, scale_, shrinking_factor, total_norm
+from lightning_reg.functional.gradient.clipping import clip_by_value_, scale_, shrinking_factor
+from lightning_reg.functional.norms import norms_of, total_norm
 
 torch.manual_seed(0)
 gradients = [torch.randn(30, 20, dtype=torch.float64), torch.randn(20, dtype=torch.float64)]

@@ -23,7 +23,7 @@ from lightning_reg.core.metric_names import is_accuracy, lower_is_better, short_
 from lightning_reg.core.tensorboard import log_final_metrics
 from lightning_reg.data import InMemoryData
 from lightning_reg.files import read_checkpoint
-from lightning_reg.functional.learning_curves import generalization_gap
+from lightning_reg.functional.measures.learning_curves import generalization_gap
 from lightning_reg.settings import SettingError
 from lightning_reg.text import table
 

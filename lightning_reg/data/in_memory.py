@@ -15,7 +15,7 @@ from typing_extensions import override
 from lightning_reg.core.streams import random_stream
 from lightning_reg.data.loader import Batch, ResumableLoader, SampleDataset, ShuffledSampler, as_fetched
 from lightning_reg.data.targets import Task
-from lightning_reg.functional.mixing import soft_targets
+from lightning_reg.functional.batch.mixing import soft_targets
 from lightning_reg.settings import SettingError, check_count
 from lightning_reg.transforms import Mixing
 

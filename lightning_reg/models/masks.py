@@ -3,7 +3,7 @@
 from torch import nn
 
 from lightning_reg.core.streams import base_seed, random_stream
-from lightning_reg.functional.noise import NoiseStream
+from lightning_reg.functional.forward.noise import NoiseStream
 from lightning_reg.nn.layers.concrete_dropout import ConcreteDropout
 from lightning_reg.nn.layers.drop_connect import DropConnect
 from lightning_reg.nn.layers.layer_drop import LayerDrop

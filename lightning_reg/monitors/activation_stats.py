@@ -18,7 +18,7 @@ from lightning_reg.core.session import Session, kept
 from lightning_reg.core.step import Run
 from lightning_reg.core.technique import Technique
 from lightning_reg.core.tensorboard import Histogram, has_tensorboard, log_histograms, log_image
-from lightning_reg.functional.histograms import fine_edges, quantiles, rebinned
+from lightning_reg.functional.measures.histograms import fine_edges, quantiles, rebinned
 from lightning_reg.monitors.activations import ActivationWatch, Seen, Sums, select_watched
 from lightning_reg.monitors.colorful_dimension import COLUMN_BINS, column_edges, draw_columns
 from lightning_reg.monitors.gathering import gather

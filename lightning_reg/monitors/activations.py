@@ -11,8 +11,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from lightning_reg.core.hooks import ForwardHook, add_forward_hook
 from lightning_reg.core.selection import select_modules
-from lightning_reg.functional.activations import UnitSums, unit_sums
-from lightning_reg.functional.histograms import fine_histogram
+from lightning_reg.functional.measures.activations import UnitSums, unit_sums
+from lightning_reg.functional.measures.histograms import fine_histogram
 
 __all__ = ["ActivationWatch", "Seen", "Sums", "select_watched"]
 

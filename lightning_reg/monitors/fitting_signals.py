@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from lightning_reg.core.metric_names import is_accuracy
-from lightning_reg.functional.learning_curves import (
+from lightning_reg.functional.measures.learning_curves import (
     generalization_gap,
     is_underfitting,
     is_unfinished,

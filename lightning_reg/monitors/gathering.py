@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from lightning_reg.functional.histograms import FINE_BINS, wide_dtype
+from lightning_reg.functional.measures.histograms import FINE_BINS, wide_dtype
 from lightning_reg.monitors.activations import Seen, Sums
 
 __all__ = ["Gathered", "gather"]

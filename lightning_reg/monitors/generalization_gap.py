@@ -18,7 +18,7 @@ from lightning_reg.core.session import Session, kept
 from lightning_reg.core.step import Run
 from lightning_reg.core.technique import Technique
 from lightning_reg.core.tensorboard import log_image, log_text, takes_images
-from lightning_reg.functional.learning_curves import generalization_gap
+from lightning_reg.functional.measures.learning_curves import generalization_gap
 from lightning_reg.monitors.clean_evaluation import clean_loaders, evaluate
 from lightning_reg.monitors.fitting_signals import Curves, Signal, find_signals, summary_lines
 from lightning_reg.settings import SettingError, check_count

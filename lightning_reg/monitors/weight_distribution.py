@@ -19,9 +19,9 @@ from lightning_reg.core.session import Session
 from lightning_reg.core.step import Run
 from lightning_reg.core.technique import Technique
 from lightning_reg.core.tensorboard import Histogram, has_tensorboard, log_histograms
-from lightning_reg.functional.histograms import linear_histogram
+from lightning_reg.functional.measures.histograms import linear_histogram
+from lightning_reg.functional.measures.statistics import Summary, combined, summarized
 from lightning_reg.functional.spectrum import stable_rank
-from lightning_reg.functional.statistics import Summary, combined, summarized
 from lightning_reg.optim import owned_parameters
 from lightning_reg.settings import check_count
 

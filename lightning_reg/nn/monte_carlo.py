@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_reg.functional.noise import NoiseStream
+from lightning_reg.functional.forward.noise import NoiseStream
 from lightning_reg.nn.insertion import insertions
 from lightning_reg.nn.rates import is_stochastic
 from lightning_reg.settings import SettingError, check_choice, check_count

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
-from lightning_reg.functional.tokens import gathered
+from lightning_reg.functional.forward.tokens import gathered
 from lightning_reg.nn.insertion import Insertion
 from lightning_reg.nn.layers.token_dropout import TokenDropout
 from lightning_reg.settings import SettingError

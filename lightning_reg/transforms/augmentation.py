@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_reg.functional.color import blur
-from lightning_reg.functional.geometry import flip_rotate_shift, resized_crop
+from lightning_reg.functional.batch.color import blur
+from lightning_reg.functional.batch.geometry import flip_rotate_shift, resized_crop
 from lightning_reg.settings import SettingError, check_count, check_range
 from lightning_reg.transforms.draws import box_sizes, generator_of, scaled_to_unit
 from lightning_reg.transforms.erasing import RandomErasing

@@ -6,8 +6,8 @@ from random import Random
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_reg.functional.boxes import Box, random_box
-from lightning_reg.functional.mixing import paste_from_previous
+from lightning_reg.functional.batch.boxes import Box, random_box
+from lightning_reg.functional.batch.mixing import paste_from_previous
 from lightning_reg.settings import check_range
 from lightning_reg.transforms.mixing import Draw, Mixing, on_device, spatial_size
 

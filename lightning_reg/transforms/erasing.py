@@ -7,7 +7,7 @@ from random import Random
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_reg.functional.boxes import Box, fill_boxes, random_box
+from lightning_reg.functional.batch.boxes import Box, fill_boxes, random_box
 from lightning_reg.settings import SettingError, check_count, check_range
 from lightning_reg.transforms.mixing import Draw, Mixing, spatial_size
 

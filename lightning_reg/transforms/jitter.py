@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_reg.functional.color import BRIGHTNESS, CONTRAST, SATURATION, jitter_colors_
+from lightning_reg.functional.batch.color import BRIGHTNESS, CONTRAST, SATURATION, jitter_colors_
 from lightning_reg.settings import check_range
 
 __all__ = ["ColorJitter", "JitterDraw"]

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lightning_reg.functional.mixing import mix_with_previous, soft_targets
+from lightning_reg.functional.batch.mixing import mix_with_previous, soft_targets
 from lightning_reg.settings import SettingError
 
 __all__ = ["Draw", "Mixing", "on_device", "spatial_size"]

@@ -6,7 +6,7 @@ from random import Random
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_reg.functional.mixing import mix_with_previous
+from lightning_reg.functional.batch.mixing import mix_with_previous
 from lightning_reg.settings import check_range
 from lightning_reg.transforms.mixing import Draw, Mixing, on_device
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_reg.functional.rows import blank_columns, drawn_columns, paste_columns_from_previous
+from lightning_reg.functional.batch.rows import blank_columns, drawn_columns, paste_columns_from_previous
 from lightning_reg.settings import SettingError, check_count, check_range
 from lightning_reg.transforms.draws import generator_of
 from lightning_reg.transforms.mixing import Draw, Mixing, on_device

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_reg.callbacks import AdversarialTraining, BatchMixing, RDrop, StrengthSchedule
-from lightning_reg.functional.adversarial import random_start, range_of, sign_step
+from lightning_reg.functional.loss.adversarial import random_start, range_of, sign_step
 from lightning_reg.settings import SettingError
 from lightning_reg.transforms import Mixup
 from tests.conformance.problem import BATCH_SIZE, SomebodysModule, Textbook, loader, samples

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightning_reg.callbacks import CautiousWeightDecay
-from lightning_reg.functional.cautious_decay import decay_cautiously_
+from lightning_reg.functional.weights.cautious_decay import decay_cautiously_
 from lightning_reg.settings import SettingError
 from tests.conformance.problem import LEARNING_RATE, Textbook, matrices
 from tests.conformance.technique import Technique

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lightning_reg.callbacks import DecorrelationPenalty
-from lightning_reg.functional.output_penalties import decorrelation_penalty
+from lightning_reg.functional.loss.output_penalties import decorrelation_penalty
 from lightning_reg.settings import SettingError
 from tests.conformance.problem import SomebodysModule, Textbook, loader
 from tests.conformance.technique import Technique

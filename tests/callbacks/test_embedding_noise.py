@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lightning_reg.callbacks import EmbeddingNoise
-from lightning_reg.functional.token_noise import embedding_noise
+from lightning_reg.functional.forward.token_noise import embedding_noise
 from lightning_reg.settings import SettingError
 from tests.conformance.draws import generator_of
 from tests.conformance.problem import SomebodysModule, Textbook, loader, samples

@@ -26,7 +26,7 @@ from lightning_reg.callbacks import (
     MaxNorm,
     UnitNorm,
 )
-from lightning_reg.functional.output_penalties import entropy
+from lightning_reg.functional.loss.output_penalties import entropy
 from lightning_reg.settings import SettingError
 from tests.conformance.problem import (
     Setting,

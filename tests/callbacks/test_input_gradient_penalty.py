@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
 from lightning_reg.callbacks import InputGradientPenalty
-from lightning_reg.functional.input_penalties import input_gradient_penalty
+from lightning_reg.functional.loss.input_penalties import input_gradient_penalty
 from lightning_reg.settings import SettingError
 from tests.conformance.problem import Setting, SomebodysModule, Textbook, loader
 from tests.conformance.technique import Technique

@@ -7,7 +7,7 @@ from torch import nn
 
 from lightning_reg.callbacks import JacobianPenalty
 from lightning_reg.core.streams import random_stream
-from lightning_reg.functional.input_penalties import jacobian_penalty, random_directions, unit_directions
+from lightning_reg.functional.loss.input_penalties import jacobian_penalty, random_directions, unit_directions
 from lightning_reg.settings import SettingError
 from tests.conformance.problem import SomebodysModule, Textbook, loader
 from tests.conformance.technique import Technique

@@ -5,7 +5,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_reg.callbacks import LatestWeightAverage
-from lightning_reg.functional.averaging import latest_mean_
+from lightning_reg.functional.weights.averaging import latest_mean_
 from lightning_reg.settings import SettingError
 from tests.callbacks.averaged import Normed, by_hand, equal, fit, state, trained, val_loss
 from tests.conformance.problem import BATCHES, Textbook, resumable_loader

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from lightning_reg.callbacks import BatchMixing, LogitPenalty
-from lightning_reg.functional.output_penalties import max_logit_penalty, z_loss
+from lightning_reg.functional.loss.output_penalties import max_logit_penalty, z_loss
 from lightning_reg.settings import SettingError
 from lightning_reg.transforms import Mixup
 from tests.conformance.problem import SomebodysModule, Textbook, loader

@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from lightning_reg.callbacks import ActivityPenalty, ConfidencePenalty, StrengthSchedule
-from lightning_reg.functional.output_penalties import entropy
+from lightning_reg.functional.loss.output_penalties import entropy
 from lightning_reg.settings import SettingError
 from tests.conformance.problem import SomebodysModule, loader, network, samples
 from tests.helpers import quiet_trainer

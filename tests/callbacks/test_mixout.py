@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from lightning_reg.callbacks import InsertDropConnect, Mixout
-from lightning_reg.functional.dropout import mixout
-from lightning_reg.functional.noise import NoiseStream
+from lightning_reg.functional.forward.dropout import mixout
+from lightning_reg.functional.forward.noise import NoiseStream
 from lightning_reg.nn import drop_connected, mixed_out, monte_carlo_predict
 from lightning_reg.nn.layers.drop_connect import plain_again
 from lightning_reg.settings import SettingError

@@ -7,7 +7,7 @@ from torch import nn
 
 from lightning_reg.callbacks import BatchMixing, InsertDropout, RDrop
 from lightning_reg.core.batches import doubled
-from lightning_reg.functional.output_penalties import symmetric_divergence
+from lightning_reg.functional.loss.output_penalties import symmetric_divergence
 from lightning_reg.settings import SettingError
 from lightning_reg.transforms import Mixup
 from tests.conformance.problem import SomebodysModule, Textbook, loader

@@ -11,7 +11,7 @@ from torch import nn
 
 from lightning_reg.callbacks import ExponentialMovingAverage, Lookahead, SnapshotEnsemble
 from lightning_reg.functional.annealing import cycle_ends
-from lightning_reg.functional.ensembles import log_mean_sigmoid, log_mean_softmax
+from lightning_reg.functional.weights.ensembles import log_mean_sigmoid, log_mean_softmax
 from lightning_reg.settings import SettingError
 from tests.callbacks.averaged import Normed, equal, fit, state
 from tests.conformance.problem import BATCHES, EPOCHS, Textbook, loader, resumable_loader

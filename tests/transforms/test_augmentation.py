@@ -12,7 +12,7 @@ import torchvision.transforms.v2.functional as tv
 from scipy.stats import ks_2samp
 from torchvision.transforms import v2
 
-from lightning_reg.functional.color import SATURATION
+from lightning_reg.functional.batch.color import SATURATION
 from lightning_reg.settings import SettingError
 from lightning_reg.transforms import PRESETS, AdvancedAugmentation, BasicAugmentation, PerSampleAugmentation, preset
 from lightning_reg.transforms.draws import box_sizes

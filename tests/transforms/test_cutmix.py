@@ -5,8 +5,8 @@ import pytest
 import scipy.stats
 import torch
 
-from lightning_reg.functional.boxes import fill_boxes
-from lightning_reg.functional.mixing import paste_from_previous
+from lightning_reg.functional.batch.boxes import fill_boxes
+from lightning_reg.functional.batch.mixing import paste_from_previous
 from lightning_reg.settings import SettingError
 from lightning_reg.transforms import CutMix, Mixup, MixupOrCutMix
 

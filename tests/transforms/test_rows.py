@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lightning_reg.callbacks import BatchMixing
-from lightning_reg.functional.rows import drawn_columns
+from lightning_reg.functional.batch.rows import drawn_columns
 from lightning_reg.settings import SettingError
 from lightning_reg.transforms import RowCutMix, RowCutout
 from tests.conformance.problem import SomebodysModule, loader

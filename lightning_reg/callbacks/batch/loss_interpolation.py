@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from lightning_reg.callbacks.batch.followed_functions import is_linear, is_of_elements, is_pure, is_repeated, writes
 from lightning_reg.callbacks.batch.weighted_losses import LOSSES, check_classes, settings_of, weighted
 from lightning_reg.core.lightning import is_checkpointed
-from lightning_reg.functional.mixing import previous
+from lightning_reg.functional.batch.mixing import previous
 from lightning_reg.settings import SettingError
 
 __all__ = ["InterpolatedLosses"]

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn._reduction import legacy_get_string
 
-from lightning_reg.functional.mixing import check_labels
+from lightning_reg.functional.batch.mixing import check_labels
 from lightning_reg.settings import SettingError
 
 __all__ = ["LOSSES", "check_classes", "settings_of", "weighted"]

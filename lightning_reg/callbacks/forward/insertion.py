@@ -14,7 +14,7 @@ from lightning_reg.callbacks.forward.surgery import Surgery, SurgerySession
 from lightning_reg.core.lightning import instance_number, is_compiled
 from lightning_reg.core.step import Run
 from lightning_reg.core.streams import base_seed, check_seed, random_stream
-from lightning_reg.functional.noise import NoiseStream
+from lightning_reg.functional.forward.noise import NoiseStream
 from lightning_reg.nn.insertion import Insertion, insertions
 from lightning_reg.nn.layers.drop_connect import DropConnect
 from lightning_reg.nn.layers.stochastic import Lease, StochasticLayer

@@ -17,7 +17,7 @@ from lightning_reg.core.hooks import add_forward_hook
 from lightning_reg.core.lightning import is_compiled
 from lightning_reg.core.selection import as_patterns, select_modules
 from lightning_reg.core.step import Run
-from lightning_reg.functional.mixing import mix_with_previous
+from lightning_reg.functional.batch.mixing import mix_with_previous
 from lightning_reg.settings import SettingError
 from lightning_reg.transforms import Draw, Mixup
 

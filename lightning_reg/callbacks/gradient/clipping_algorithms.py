@@ -10,8 +10,8 @@ from typing_extensions import override
 from lightning_reg.core.gradients import gradient_norms, gradient_values, local
 from lightning_reg.core.selection import Selection
 from lightning_reg.core.step import Clip, Step
-from lightning_reg.functional.clip_thresholds import percentile_threshold, remember_, zscore_thresholds_
-from lightning_reg.functional.clipping import clip_adaptively_, clip_by_value_, scale_, shrinking_factor
+from lightning_reg.functional.gradient.clip_thresholds import percentile_threshold, remember_, zscore_thresholds_
+from lightning_reg.functional.gradient.clipping import clip_adaptively_, clip_by_value_, scale_, shrinking_factor
 from lightning_reg.functional.norms import total_norm
 from lightning_reg.settings import check_count, check_range
 

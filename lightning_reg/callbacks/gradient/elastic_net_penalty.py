@@ -8,8 +8,8 @@ from typing_extensions import override
 from lightning_reg.callbacks.gradient.weight_penalty import WeightPenalty
 from lightning_reg.core.facts import Log
 from lightning_reg.core.schedules import StrengthSchedule
-from lightning_reg.functional.penalties import add_elastic_net_gradient_, elastic_net_penalty
-from lightning_reg.functional.proximal import soft_threshold_
+from lightning_reg.functional.gradient.penalties import add_elastic_net_gradient_, elastic_net_penalty
+from lightning_reg.functional.weights.proximal import soft_threshold_
 from lightning_reg.settings import SettingError, check_range
 
 __all__ = ["ElasticNetPenalty"]

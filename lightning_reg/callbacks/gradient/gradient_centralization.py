@@ -11,7 +11,7 @@ from lightning_reg.core.selection import Selection, as_patterns
 from lightning_reg.core.session import Session
 from lightning_reg.core.step import Run, Step
 from lightning_reg.core.technique import Technique
-from lightning_reg.functional.centralization import centralize_
+from lightning_reg.functional.gradient.centralization import centralize_
 
 __all__ = ["GradientCentralization"]
 

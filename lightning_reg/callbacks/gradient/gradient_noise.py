@@ -17,7 +17,7 @@ from lightning_reg.core.session import Session
 from lightning_reg.core.step import Run, Step
 from lightning_reg.core.streams import base_seed, check_seed, random_stream
 from lightning_reg.core.technique import Technique
-from lightning_reg.functional.gradient_noise import add_noise_, add_signs_
+from lightning_reg.functional.gradient.gradient_noise import add_noise_, add_signs_
 from lightning_reg.settings import check_choice, check_range
 
 __all__ = ["GradientNoise"]

@@ -9,8 +9,8 @@ from typing_extensions import override
 from lightning_reg.callbacks.gradient.weight_penalty import WeightPenalty
 from lightning_reg.core.facts import Log
 from lightning_reg.core.schedules import StrengthSchedule
-from lightning_reg.functional.penalties import add_group_lasso_gradient_, group_lasso_penalty
-from lightning_reg.functional.proximal import group_soft_threshold_
+from lightning_reg.functional.gradient.penalties import add_group_lasso_gradient_, group_lasso_penalty
+from lightning_reg.functional.weights.proximal import group_soft_threshold_
 from lightning_reg.settings import check_choice, check_range
 
 __all__ = ["GroupLassoPenalty"]

@@ -8,7 +8,7 @@ from typing_extensions import override
 from lightning_reg.callbacks.gradient.weight_penalty import WeightPenalty
 from lightning_reg.core.facts import Log
 from lightning_reg.core.schedules import StrengthSchedule
-from lightning_reg.functional.penalties import add_elastic_net_gradient_, l2_penalty
+from lightning_reg.functional.gradient.penalties import add_elastic_net_gradient_, l2_penalty
 from lightning_reg.settings import check_range
 
 __all__ = ["L2Penalty"]

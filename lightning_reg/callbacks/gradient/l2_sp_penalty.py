@@ -15,7 +15,7 @@ from lightning_reg.core.schedules import StrengthSchedule
 from lightning_reg.core.session import kept
 from lightning_reg.core.step import Run
 from lightning_reg.core.technique import Technique
-from lightning_reg.functional.penalties import add_l2_sp_gradient_, l2_sp_penalty
+from lightning_reg.functional.gradient.penalties import add_l2_sp_gradient_, l2_sp_penalty
 from lightning_reg.settings import SettingError, check_range
 
 __all__ = ["L2SPPenalty"]

@@ -13,7 +13,7 @@ from lightning_reg.core.facts import Log
 from lightning_reg.core.schedules import StrengthSchedule
 from lightning_reg.core.step import Run
 from lightning_reg.core.streams import base_seed, check_seed, random_stream
-from lightning_reg.functional.orthogonality import (
+from lightning_reg.functional.gradient.orthogonality import (
     add_orthogonal_gradient_,
     add_probed_orthogonal_gradient_,
     orthogonal_penalty,

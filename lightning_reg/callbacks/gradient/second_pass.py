@@ -18,7 +18,7 @@ from lightning_reg.core.copies.repetition import FirstPass, Repetition, loss_of
 from lightning_reg.core.lightning import callbacks_of, is_overridden, scaler_scale, without_gradient_sync
 from lightning_reg.core.step import Run
 from lightning_reg.core.technique import Technique
-from lightning_reg.functional.sharpness import hardest
+from lightning_reg.functional.gradient.sharpness import hardest
 from lightning_reg.settings import SettingError
 
 __all__ = ["SecondPass"]

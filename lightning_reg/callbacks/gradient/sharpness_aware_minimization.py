@@ -18,8 +18,8 @@ from lightning_reg.core.lightning import callbacks_of, flattens_parameters, scal
 from lightning_reg.core.session import Session, kept
 from lightning_reg.core.step import Run, Step
 from lightning_reg.core.technique import Technique
+from lightning_reg.functional.gradient.sharpness import climb_, climbing_factor, gradients_of_climb, scale_to_weights_
 from lightning_reg.functional.norms import total_norm
-from lightning_reg.functional.sharpness import climb_, climbing_factor, gradients_of_climb, scale_to_weights_
 from lightning_reg.optim import owned_parameters
 from lightning_reg.settings import SettingError, check_choice, check_count, check_range
 

@@ -14,7 +14,7 @@ from lightning_reg.core.facts import Log
 from lightning_reg.core.schedules import StrengthSchedule
 from lightning_reg.core.selection import as_patterns
 from lightning_reg.core.step import Run
-from lightning_reg.functional.output_penalties import activity_penalty, temporal_activity_penalty
+from lightning_reg.functional.loss.output_penalties import activity_penalty, temporal_activity_penalty
 from lightning_reg.settings import SettingError, check_range
 
 __all__ = ["ActivityPenalty"]

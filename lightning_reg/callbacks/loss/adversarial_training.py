@@ -18,8 +18,8 @@ from lightning_reg.core.session import Session, kept
 from lightning_reg.core.step import Run
 from lightning_reg.core.streams import base_seed, check_seed, random_stream
 from lightning_reg.core.technique import Technique
-from lightning_reg.functional.adversarial import random_start, range_of, sign_step, within
 from lightning_reg.functional.autograd import gradient_by_inputs
+from lightning_reg.functional.loss.adversarial import random_start, range_of, sign_step, within
 from lightning_reg.settings import SettingError, check_count, check_range
 
 __all__ = ["AdversarialTraining"]

@@ -8,7 +8,7 @@ from lightning_reg.callbacks.loss.loss_term import LossTerm
 from lightning_reg.core.facts import Log
 from lightning_reg.core.schedules import StrengthSchedule
 from lightning_reg.core.step import Run
-from lightning_reg.functional.output_penalties import confidence_penalty
+from lightning_reg.functional.loss.output_penalties import confidence_penalty
 from lightning_reg.settings import check_range
 
 __all__ = ["ConfidencePenalty"]

@@ -12,7 +12,7 @@ from lightning_reg.core.facts import Log
 from lightning_reg.core.lightning import scaler_scale
 from lightning_reg.core.schedules import StrengthSchedule
 from lightning_reg.core.step import Run
-from lightning_reg.functional.input_penalties import input_gradient_penalty
+from lightning_reg.functional.loss.input_penalties import input_gradient_penalty
 from lightning_reg.settings import check_range
 
 __all__ = ["InputGradientPenalty"]

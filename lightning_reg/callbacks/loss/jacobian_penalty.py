@@ -18,7 +18,7 @@ from lightning_reg.core.lightning import instance_number
 from lightning_reg.core.schedules import StrengthSchedule
 from lightning_reg.core.step import Run
 from lightning_reg.core.streams import base_seed, check_seed, random_stream
-from lightning_reg.functional.input_penalties import jacobian_penalty, random_directions, unit_directions
+from lightning_reg.functional.loss.input_penalties import jacobian_penalty, random_directions, unit_directions
 from lightning_reg.settings import SettingError, check_count, check_range
 
 __all__ = ["JacobianPenalty"]

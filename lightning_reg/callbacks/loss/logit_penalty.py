@@ -10,7 +10,7 @@ from lightning_reg.callbacks.loss.loss_term import LossTerm
 from lightning_reg.core.facts import Choice, Log
 from lightning_reg.core.schedules import StrengthSchedule
 from lightning_reg.core.step import Run
-from lightning_reg.functional.output_penalties import max_logit_penalty, z_loss
+from lightning_reg.functional.loss.output_penalties import max_logit_penalty, z_loss
 from lightning_reg.settings import check_choice, check_range
 
 __all__ = ["LogitPenalty"]

@@ -15,7 +15,7 @@ from lightning_reg.core.batches import doubled
 from lightning_reg.core.facts import Log
 from lightning_reg.core.schedules import StrengthSchedule
 from lightning_reg.core.step import Run
-from lightning_reg.functional.output_penalties import symmetric_divergence
+from lightning_reg.functional.loss.output_penalties import symmetric_divergence
 from lightning_reg.nn.rates import is_stochastic, rates
 from lightning_reg.settings import SettingError, check_range
 

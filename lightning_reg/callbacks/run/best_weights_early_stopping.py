@@ -33,7 +33,7 @@ from lightning_reg.core.metric_names import higher_is_better
 from lightning_reg.core.session import Session, kept
 from lightning_reg.core.step import Run
 from lightning_reg.core.technique import Technique
-from lightning_reg.functional.learning_curves import smoothed
+from lightning_reg.functional.measures.learning_curves import smoothed
 from lightning_reg.settings import MonitorError, SettingError, check_choice, check_count, check_range
 
 __all__ = ["BestWeightsEarlyStopping", "RestoresBestWeights"]

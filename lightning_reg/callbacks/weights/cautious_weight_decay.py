@@ -14,7 +14,7 @@ from lightning_reg.core.selection import Selection, as_patterns
 from lightning_reg.core.session import Session
 from lightning_reg.core.step import Run, Step
 from lightning_reg.core.technique import Technique
-from lightning_reg.functional.cautious_decay import decay_cautiously_
+from lightning_reg.functional.weights.cautious_decay import decay_cautiously_
 from lightning_reg.settings import SettingError, check_range
 
 __all__ = ["CautiousWeightDecay"]

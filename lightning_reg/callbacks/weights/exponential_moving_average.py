@@ -13,7 +13,7 @@ from lightning_reg.callbacks.weights.averages.average_session import AverageSess
 from lightning_reg.callbacks.weights.averages.averaging import Buffers, Validate, WeightAverage
 from lightning_reg.core.session import kept
 from lightning_reg.core.step import Run
-from lightning_reg.functional.averaging import decay_of_half_life, ema_update_, warmed_up_decay
+from lightning_reg.functional.weights.averaging import decay_of_half_life, ema_update_, warmed_up_decay
 from lightning_reg.settings import SettingError, check_choice, check_count, check_range
 
 __all__ = ["ExponentialMovingAverage"]

@@ -17,7 +17,7 @@ from lightning_reg.core.facts import Linear
 from lightning_reg.core.gradients import local, to_shard, whole
 from lightning_reg.core.session import kept
 from lightning_reg.core.step import Run
-from lightning_reg.functional.averaging import latest_mean_
+from lightning_reg.functional.weights.averaging import latest_mean_
 from lightning_reg.settings import SettingError, check_count
 
 __all__ = ["LatestWeightAverage"]

@@ -19,7 +19,7 @@ from lightning_reg.core.lightning import instance_number
 from lightning_reg.core.session import Session, kept
 from lightning_reg.core.step import Run, Step
 from lightning_reg.core.technique import Technique
-from lightning_reg.functional.averaging import lookahead_
+from lightning_reg.functional.weights.averaging import lookahead_
 from lightning_reg.settings import check_count, check_range
 
 __all__ = ["Lookahead"]

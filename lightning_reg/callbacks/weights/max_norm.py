@@ -9,7 +9,7 @@ from typing_extensions import override
 from lightning_reg.callbacks.weights.constraint import Constraint
 from lightning_reg.core.facts import Log
 from lightning_reg.core.schedules import StrengthSchedule, check_never_zero
-from lightning_reg.functional.proximal import max_norm_
+from lightning_reg.functional.weights.proximal import max_norm_
 from lightning_reg.settings import check_choice, check_range
 
 __all__ = ["MaxNorm"]

@@ -8,7 +8,7 @@ from typing_extensions import override
 from lightning_reg.callbacks.weights.constraint import Constraint, ConstraintSession
 from lightning_reg.core.gradients import refuse_complex
 from lightning_reg.core.step import Run
-from lightning_reg.functional.proximal import non_negative_
+from lightning_reg.functional.weights.proximal import non_negative_
 
 __all__ = ["NonNegative"]
 

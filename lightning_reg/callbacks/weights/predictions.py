@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
-from lightning_reg.functional.ensembles import log_mean_sigmoid, log_mean_softmax
+from lightning_reg.functional.weights.ensembles import log_mean_sigmoid, log_mean_softmax
 from lightning_reg.settings import SettingError
 
 __all__ = ["LossSeen", "Meaning", "Outputs", "meaning_of"]

@@ -15,7 +15,7 @@ from lightning_reg.callbacks.weights.rates import set_rate
 from lightning_reg.core.session import kept
 from lightning_reg.core.step import Run
 from lightning_reg.functional.annealing import Annealing, annealed, cyclic
-from lightning_reg.functional.averaging import mean_update_
+from lightning_reg.functional.weights.averaging import mean_update_
 from lightning_reg.settings import SettingError, check_choice, check_count, check_range
 
 __all__ = ["StochasticWeightAverage"]

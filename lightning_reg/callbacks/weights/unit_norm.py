@@ -7,7 +7,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_reg.callbacks.weights.constraint import Constraint
-from lightning_reg.functional.proximal import unit_norm_
+from lightning_reg.functional.weights.proximal import unit_norm_
 from lightning_reg.settings import check_choice
 
 __all__ = ["UnitNorm"]

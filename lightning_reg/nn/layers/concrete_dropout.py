@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_reg.functional.concrete_dropout import concrete_mask, concrete_regularization
-from lightning_reg.functional.dropout import mask_shape
-from lightning_reg.functional.noise import NoiseStream, draw
+from lightning_reg.functional.forward.concrete_dropout import concrete_mask, concrete_regularization
+from lightning_reg.functional.forward.dropout import mask_shape
+from lightning_reg.functional.forward.noise import NoiseStream, draw
 from lightning_reg.nn.layers.tracing import traced_whole
 from lightning_reg.settings import SettingError, check_range
 

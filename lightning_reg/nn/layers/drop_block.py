@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_reg.functional.drop_block import drop_block, seed_rate
-from lightning_reg.functional.dropout import mask_shape
+from lightning_reg.functional.forward.drop_block import drop_block, seed_rate
+from lightning_reg.functional.forward.dropout import mask_shape
 from lightning_reg.nn.layers.dropout import RatedLayer
 from lightning_reg.nn.layers.stochastic import check_rank
 from lightning_reg.settings import check_count
@@ -37,7 +37,7 @@ class DropBlock(RatedLayer):
 
     Reference:
         Golnaz Ghiasi, Tsung-Yi Lin, Quoc V. Le: DropBlock: A regularization method for convolutional networks, NeurIPS
-        2018, arXiv:1810.12890. How it deviates: :func:`lightning_reg.functional.drop_block.drop_block`.
+        2018, arXiv:1810.12890. How it deviates: :func:`lightning_reg.functional.forward.drop_block.drop_block`.
 
     >>> DropBlock(0.1, block_size=3)(torch.ones(2, 4, 8, 8)).shape
     torch.Size([2, 4, 8, 8])

@@ -4,8 +4,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
-from lightning_reg.functional.dropout import dropout, mixout
-from lightning_reg.functional.noise import NoiseStream
+from lightning_reg.functional.forward.dropout import dropout, mixout
+from lightning_reg.functional.forward.noise import NoiseStream
 from lightning_reg.nn.layers.stochastic import Lease
 from lightning_reg.nn.layers.tracing import traced_whole
 from lightning_reg.settings import SettingError, check_range

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_reg.functional.dropout import dropout, gaussian_dropout, keep_and_rescale, mask_shape
+from lightning_reg.functional.forward.dropout import dropout, gaussian_dropout, keep_and_rescale, mask_shape
 from lightning_reg.nn.layers.stochastic import StochasticLayer, check_rank
 from lightning_reg.nn.layers.tracing import traced_whole
 from lightning_reg.settings import SettingError, check_choice, check_count, check_range

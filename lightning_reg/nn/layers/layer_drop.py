@@ -8,7 +8,7 @@ from torch.autograd import Function
 from typing_extensions import override
 
 from lightning_reg.functional.autograd import is_traced_or_transformed
-from lightning_reg.functional.noise import NoiseStream
+from lightning_reg.functional.forward.noise import NoiseStream
 from lightning_reg.nn.layers.dropout import RatedLayer
 from lightning_reg.nn.layers.stochastic import uniform_from
 from lightning_reg.nn.layers.tracing import traced_whole

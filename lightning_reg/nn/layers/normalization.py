@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import override
 
-from lightning_reg.functional.normalization import (
+from lightning_reg.functional.forward.normalization import (
     channels_first_layer_norm,
     channels_first_rms_norm,
     filter_response_norm,

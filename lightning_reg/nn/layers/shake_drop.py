@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_reg.functional.branches import shake_drop, shake_drop_expectation
+from lightning_reg.functional.forward.branches import shake_drop, shake_drop_expectation
 from lightning_reg.nn.layers.dropout import RatedLayer
 from lightning_reg.nn.layers.stochastic import check_rank, uniform_from
 from lightning_reg.nn.layers.tracing import traced_whole

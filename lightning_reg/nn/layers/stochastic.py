@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_reg.functional.noise import NoiseStream, draw
+from lightning_reg.functional.forward.noise import NoiseStream, draw
 from lightning_reg.nn.layers.tracing import traced_whole
 from lightning_reg.settings import SettingError
 
@@ -90,7 +90,7 @@ class StochasticLayer(nn.Module, ABC):
         return self.perturb(inputs) if self.training and not self.is_idle else inputs
 
     def draw(self, kind: str, like: Tensor, shape: Sequence[int], p: float | Tensor = 0.0) -> Tensor:
-        """Returns random numbers, see :func:`lightning_reg.functional.noise.draw`.
+        """Returns random numbers, see :func:`lightning_reg.functional.forward.noise.draw`.
 
         Args:
             like: What the dtype and the device are taken from.

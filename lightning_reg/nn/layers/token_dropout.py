@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_reg.functional.tokens import gathered, kept_tokens
+from lightning_reg.functional.forward.tokens import gathered, kept_tokens
 from lightning_reg.nn.layers.dropout import RatedLayer
 from lightning_reg.nn.layers.stochastic import check_rank, uniform_from
 from lightning_reg.nn.layers.tracing import traced_whole

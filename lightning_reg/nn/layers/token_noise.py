@@ -3,7 +3,7 @@
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_reg.functional.token_noise import embedding_noise
+from lightning_reg.functional.forward.token_noise import embedding_noise
 from lightning_reg.nn.layers.stochastic import StochasticLayer, check_rank
 from lightning_reg.settings import check_range
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_reg.functional.generalization import decompose_squared_error
+from lightning_reg.functional.measures.generalization import decompose_squared_error
 from lightning_reg.settings import SettingError, check_count, check_range
 
 __all__ = ["ridge_regression"]

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from lightning_reg.functional.generalization import decompose_squared_error, decompose_zero_one_error
+from lightning_reg.functional.measures.generalization import decompose_squared_error, decompose_zero_one_error
 from lightning_reg.studies.outcome import Outcome, collected
 from lightning_reg.studies.statistics import mean_and_error
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from lightning_reg.core.metric_names import is_accuracy
-from lightning_reg.functional.learning_curves import generalization_gap
+from lightning_reg.functional.measures.learning_curves import generalization_gap
 from lightning_reg.studies.outcome import Outcome, collected
 from lightning_reg.studies.report.numbers import difference_in_words, factor_of, number, p_value, readable
 from lightning_reg.studies.statistics import (

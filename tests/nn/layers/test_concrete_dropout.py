@@ -5,7 +5,7 @@ import torch
 from scipy.optimize import minimize
 from torch import nn
 
-from lightning_reg.functional.concrete_dropout import concrete_mask
+from lightning_reg.functional.forward.concrete_dropout import concrete_mask
 from lightning_reg.nn import ConcreteDropout, concrete_penalty
 from lightning_reg.optim import weight_decay_groups
 from lightning_reg.settings import SettingError

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_reg.functional.noise import NoiseStream
+from lightning_reg.functional.forward.noise import NoiseStream
 from lightning_reg.models.masks import KeyedMasks
 from lightning_reg.nn import LayerDrop, ResidualBlock, monte_carlo_predict
 from lightning_reg.settings import SettingError

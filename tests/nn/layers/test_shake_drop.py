@@ -7,7 +7,7 @@ import torch
 from torch.autograd import forward_ad
 from torch.func import grad, vmap
 
-from lightning_reg.functional.branches import shake_drop
+from lightning_reg.functional.forward.branches import shake_drop
 from lightning_reg.nn import ShakeDrop
 from lightning_reg.settings import SettingError
 

@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from lightning_reg.functional.tokens import kept_count, kept_tokens
+from lightning_reg.functional.forward.tokens import kept_count, kept_tokens
 from lightning_reg.nn import TokenDropout, monte_carlo_predict, transformer_network
 from lightning_reg.settings import SettingError
 

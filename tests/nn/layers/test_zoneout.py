@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from lightning_reg.functional.noise import NoiseStream
+from lightning_reg.functional.forward.noise import NoiseStream
 from lightning_reg.models.masks import KeyedMasks
 from lightning_reg.nn import ZoneoutGRU, ZoneoutLSTM, ZoneoutRNN, monte_carlo_predict, recurrent_network
 from lightning_reg.nn.rates import is_stochastic, rates

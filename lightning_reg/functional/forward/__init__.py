@@ -1,0 +1,1 @@
+"""Activations and weights in use: random masks and noise, normalization."""

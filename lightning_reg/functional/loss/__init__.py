@@ -1,0 +1,1 @@
+"""Terms of a loss, and inputs that raise it."""

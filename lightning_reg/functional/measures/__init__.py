@@ -1,0 +1,1 @@
+"""What is measured and shown: activations, weights, learning curves, errors of several models."""

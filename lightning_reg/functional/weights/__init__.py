@@ -1,0 +1,1 @@
+"""Weights after the optimizer's step: proximal operators, constraints, decay, averages, ensembles."""
