@@ -1,10 +1,12 @@
 """The site: ``sphinx-build docs FOLDER`` makes it of these pages and of the docstrings, and loads nothing else.
 
-A page for each technique is written at build time, from its card, its declared facts and its overlay.
+A page for each technique is written at build time, from its card, its declared facts and its overlay; so are pages
+of the modules with formulas and layers.
 """
 
 import hashlib
 import inspect
+import pkgutil
 import re
 import sys
 from pathlib import Path
@@ -15,6 +17,10 @@ from docutils import nodes
 from sphinx.application import Sphinx
 
 import lightning_reg
+import lightning_reg.functional
+import lightning_reg.init
+import lightning_reg.nn
+import lightning_reg.optim
 from lightning_reg import callbacks
 from lightning_reg.core.facts import Choice
 from lightning_reg.core.technique import Technique
@@ -120,6 +126,30 @@ def _library() -> str:
     return digest.hexdigest()
 
 
+# Pages of all modules of some packages: their titles, and the packages or modules.
+_MODULES = {
+    "functional": ("Functional: the formulas", (lightning_reg.functional,)),
+    "layers": ("Layers, initialization, parameter groups", (lightning_reg.nn, lightning_reg.init, lightning_reg.optim)),
+}
+
+
+def _write_modules(_: Sphinx) -> None:
+    """Writes the pages of modules, each with what it exports."""
+    for page, (title, packages) in _MODULES.items():
+        names = [
+            found.name
+            for package in packages
+            for found in pkgutil.walk_packages(getattr(package, "__path__", []), f"{package.__name__}.")
+            if not found.ispkg
+        ]
+        names += [module.__name__ for module in packages if not hasattr(module, "__path__")]
+        parts = [
+            f"## {name.removeprefix('lightning_reg.')}\n\n```{{eval-rst}}\n.. automodule:: {name}\n   :members:\n```"
+            for name in names
+        ]
+        _write(_DOCS / "api" / f"{page}.md", "\n\n".join([f"# {title}", *parts]) + "\n")
+
+
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists() or path.read_text(encoding="utf-8") != text:  # else Sphinx would read it anew
@@ -190,10 +220,11 @@ def _skip(_app: Sphinx, _what: str, _name: str, thing: Any, skip: bool, _options
 
 
 def setup(app: Sphinx) -> None:
-    """Lets Sphinx write cards before it reads pages, and formulas as MathML, which browsers draw by themselves."""
+    """Lets Sphinx write generated pages first, and formulas as MathML, which browsers draw by themselves."""
     app.add_html_math_renderer("mathml", (_visit_math, None), (_visit_displayed_math, None))
     app.connect("builder-inited", _forget_what_an_older_library_drew, priority=100)  # before the gallery looks
     app.connect("builder-inited", _write_cards)
     app.connect("builder-inited", _write_pages)
+    app.connect("builder-inited", _write_modules)
     app.connect("autodoc-process-docstring", _escape)
     app.connect("autodoc-skip-member", _skip)

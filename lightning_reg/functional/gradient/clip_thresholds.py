@@ -72,8 +72,8 @@ def zscore_thresholds_(
         warmup_steps: Steps without clipping at the start, at least 1.
 
     Returns:
-        Two scalars: the norm beyond which gradients are shortened, μ + σ z_τ (infinity while warming up), and ‖g‖*, the
-        norm that these gradients are shortened to.
+        Two scalars: the norm beyond which gradients are shortened, μ + σ z_τ (infinity while warming up), and the norm
+        that these gradients are shortened to.
 
     Reference:
         Abhay Kumar, Louis Owen, Nilabhra Roy Chowdhury, Fabian Güra: ZClip: Adaptive Spike Mitigation for LLM

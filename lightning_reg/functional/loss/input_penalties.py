@@ -49,7 +49,7 @@ def jacobian_penalty(outputs: Tensor, inputs: Tensor, strength: float, *, direct
         outputs: (N, C) or (N, C, ...).
         inputs: (N, ...), with a gradient.
         strength: λ, at least 0.
-        directions: v, (K, *outputs.shape): from :func:`random_directions`, of which the estimate is unbiased, or from
+        directions: v, (K, N, C, ...): from :func:`random_directions`, of which the estimate is unbiased, or from
             :func:`unit_directions`, with which it is exact.
 
     Returns:
