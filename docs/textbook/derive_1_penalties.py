@@ -45,7 +45,7 @@ print("a step on loss + penalty equals decay and a step on the loss, to", float(
 # absolute value has no derivative; 0 is one of its subgradients, and the one that torch takes. The elastic net is the
 # sum of both. This is the code that adds its gradient, once for each optimizer step:
 #
-# .. literalinclude:: /../lightning_reg/functional/penalties.py
+# .. literalinclude:: /../lightning_reg/functional/gradient/penalties.py
 #    :pyobject: add_elastic_net_gradient_
 #    :lines: 1-3, 22-
 

@@ -18,7 +18,7 @@ Both train on samples that nobody has seen, made of two, and on targets that are
 #
 # which is how ``BatchMixing`` can mix the batches of a project whose loss and metrics want class indices.
 #
-# .. literalinclude:: /../lightning_reg/functional/mixing.py
+# .. literalinclude:: /../lightning_reg/functional/batch/mixing.py
 #    :pyobject: mix_with_previous
 #    :lines: 1, 22-
 

@@ -17,7 +17,7 @@ Now and then a gradient is so large that one step undoes a thousand. Clipping bo
 # taken over all parameters; the norm of the parts' norms is that of the whole,
 # :math:`\lVert g \rVert^2 = \sum_k \lVert g_k \rVert^2`.
 #
-# .. literalinclude:: /../lightning_reg/functional/gradients.py
+# .. literalinclude:: /../lightning_reg/functional/gradient/clipping.py
 #    :pyobject: shrinking_factor
 #    :lines: 1-2, 20-
 

@@ -8,7 +8,7 @@ from torch import nn
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from lightning_reg.callbacks import BestWeightsEarlyStopping, ExponentialMovingAverage, TemperatureScaling
-from lightning_reg.functional.calibration import best_temperature, reliability, scaled_loss
+from lightning_reg.functional.measures.calibration import best_temperature, reliability, scaled_loss
 from lightning_reg.settings import SettingError
 from tests.conformance.problem import SomebodysModule, Textbook, loader, samples
 from tests.conformance.technique import Technique

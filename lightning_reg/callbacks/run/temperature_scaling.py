@@ -21,7 +21,7 @@ from lightning_reg.core.session import Session, kept
 from lightning_reg.core.step import Run
 from lightning_reg.core.technique import Technique
 from lightning_reg.core.tensorboard import log_image
-from lightning_reg.functional.calibration import best_temperature, reliability, scaled_loss
+from lightning_reg.functional.measures.calibration import best_temperature, reliability, scaled_loss
 from lightning_reg.settings import SettingError, check_count
 
 __all__ = ["Calibration", "TemperatureScaling"]

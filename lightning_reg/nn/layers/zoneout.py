@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 from typing_extensions import override
 
 from lightning_reg.functional.forward.noise import NoiseStream
-from lightning_reg.functional.recurrent import zoneout
+from lightning_reg.functional.forward.recurrent import zoneout
 from lightning_reg.nn.layers.stochastic import uniform_from
 from lightning_reg.nn.layers.tracing import traced_whole
 from lightning_reg.settings import check_range
