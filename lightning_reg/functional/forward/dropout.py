@@ -1,4 +1,4 @@
-r"""Dropout, plain and Gaussian.
+r"""Dropout, plain and Gaussian, and Mixout.
 
 All keep the expectation: what survives is divided by the probability with which it does.
 """

@@ -24,7 +24,7 @@ def random_weights(seed=0):
     return [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in SHAPES]
 
 
-def gram(weight):
+def excess(weight):
     flat = weight.flatten(1)
     gram = flat @ flat.T if len(flat) <= flat.shape[1] else flat.T @ flat
     return gram - torch.eye(len(gram), dtype=flat.dtype)
@@ -55,7 +55,7 @@ PENALTIES = {
     ),
     "orthogonal": (
         lambda w: orthogonal_penalty(w, 0.3),
-        lambda w: 0.3 * sum((gram(weight) ** 2).sum() for weight in w),
+        lambda w: 0.3 * sum((excess(weight) ** 2).sum() for weight in w),
         lambda g, w, factor: add_orthogonal_gradient_(g, w, 0.3 * factor),
     ),
     "l2_sp": (
