@@ -73,7 +73,7 @@ def _readme() -> str:
         (place.value, _names(thing for thing in techniques() if thing.place is place), _beside(place))
         for place in Place
     ]
-    rows += [("to look", _names(monitors()), "`train.py fit` ends with a summary of all three parts")]
+    rows += [("to look", _names(monitors()), "`fit` ends with a summary of all three parts")]
     table = _table(("place", "callbacks", "and without a callback"), rows)
     return f"{before}{_BEGIN}\n{table}\n{_END}{after}"
 

@@ -1,6 +1,5 @@
 """What to try next where a network over- or underfits: the rules behind the summary of a fit and docs/guide.md."""
 
-import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 
 from lightning_reg.audit.inventory import take_inventory
 from lightning_reg.callbacks import GeneralizationGap
-from lightning_reg.cli.invocation import invocation
+from lightning_reg.cli.invocation import changed_command
 from lightning_reg.core.lightning import callbacks_of
 from lightning_reg.core.metric_names import lower_is_better
 from lightning_reg.data import TabularData
@@ -284,7 +283,8 @@ def advice_lines(found: Situation) -> list[str]:
         return []
     lines = [f"{_verdict(found)}. To try next, one at a time:"]
     for remedy, options in proposed:
-        lines += [f"  # {remedy.name}: {remedy.why}", f"  {_command(options)}"]
+        command = changed_command(sys.argv[1:], options, without=["--ckpt_path"])
+        lines += [f"  # {remedy.name}: {remedy.why}", f"  {command}"]
     return lines
 
 
@@ -292,16 +292,3 @@ def _verdict(found: Situation) -> str:
     if found.overfits:
         return "It overfits"
     return "It underfits" if "underfitting" in found.signs else "It was still learning"
-
-
-def _command(options: Sequence[str]) -> str:
-    """Returns the command that this process was called by, with options that take the place of earlier ones."""
-    replaced = {"--ckpt_path", *(word for word in options if word.startswith("--") and word != "--config")}
-    words = iter(sys.argv[1:])
-    kept = []
-    for word in words:
-        if word in replaced:
-            next(words, None)
-        elif word.partition("=")[0] not in replaced:
-            kept.append(word)
-    return shlex.join([*invocation(), *kept, *options])

@@ -22,7 +22,7 @@ from lightning_reg.cli.checks import FROM_DATA, check_devices, check_settings, w
 from lightning_reg.cli.explanation import as_plain
 from lightning_reg.cli.figures import write_figures
 from lightning_reg.cli.interruption import InterruptBetweenBatches
-from lightning_reg.cli.invocation import command_line
+from lightning_reg.cli.invocation import changed_command
 from lightning_reg.cli.networks import fitting_network
 from lightning_reg.cli.parser import BriefParser
 from lightning_reg.cli.predictions import PredictionSettings, use_samples, write_predictions
@@ -239,7 +239,8 @@ class RegularizationCLI(LightningCLI):
                 if isinstance(callback, ModelCheckpoint) and callback.filename == "last"
             ]
             if any(saved):
-                print(f"\nInterrupted. To go on:\n  {_resume_command(self.words, saved[0])}")
+                command = changed_command(self.words, ["--ckpt_path", os.path.relpath(saved[0])])
+                print(f"\nInterrupted. To go on:\n  {command}")
             else:
                 print("\nInterrupted, before there was anything to save.")
             raise SystemExit(130) from None  # what a shell expects of an interrupted program
@@ -297,19 +298,3 @@ def _default(model: Any, name: str) -> Any:
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, (list, tuple)) else value
-
-
-def _resume_command(words: Sequence[str], checkpoint: str) -> str:
-    """Returns the command that goes on from a checkpoint, in the place of the one that it may have begun with.
-
-    >>> _resume_command(["fit", "--ckpt_path", "old runs/last.ckpt", "--config=a.yaml"], "new runs/last.ckpt")
-    "lightning-reg fit --config=a.yaml --ckpt_path 'new runs/last.ckpt'"
-    """
-    kept = []
-    left = iter(words)
-    for word in left:
-        if word == "--ckpt_path":
-            next(left, None)
-        elif not word.startswith("--ckpt_path="):
-            kept.append(word)
-    return command_line([*kept, "--ckpt_path", os.path.relpath(checkpoint)])

@@ -2,10 +2,10 @@
 
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import PurePath
 
-__all__ = ["command_line", "invocation"]
+__all__ = ["changed_command", "command_line", "invocation"]
 
 
 def invocation() -> list[str]:
@@ -26,3 +26,25 @@ def command_line(words: Iterable[str] = ()) -> str:
         words: What follows the words by which the command line was called.
     """
     return shlex.join([*invocation(), *words])
+
+
+def changed_command(words: Iterable[str], options: Sequence[str], *, without: Collection[str] = ()) -> str:
+    """Returns a command with further options, which take the place of those of the same names; configurations add up.
+
+    Args:
+        words: What follows the words by which the command line was called.
+        options: What is appended.
+        without: Options that are left out.
+
+    >>> changed_command(["fit", "--ckpt_path", "old runs/last.ckpt", "--config=a.yaml"], ["--ckpt_path", "new runs/a"])
+    "lightning-reg fit --config=a.yaml --ckpt_path 'new runs/a'"
+    """
+    replaced = {*without, *(word for word in options if word.startswith("--") and word != "--config")}
+    kept = []
+    left = iter(words)
+    for word in left:
+        if word in replaced:
+            next(left, None)  # its value
+        elif word.partition("=")[0] not in replaced:
+            kept.append(word)
+    return command_line([*kept, *options])
