@@ -151,7 +151,7 @@ class SearchJob(ABC):
             splits=self.splits,
             seed=definition.seed,
             tried=tried,
-            best=trials.best(tried),
+            best=trials.best(tried, step_times=definition.max_step_time),
             importances=trials.importances(),
             notes=self.notes,
             command=self.command,

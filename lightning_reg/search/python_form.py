@@ -1,6 +1,7 @@
 """A cocktail as Python code for a Trainer of one's own."""
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -54,7 +55,7 @@ def _made(value: Any, imports: dict[str, set[str]]) -> str:
         ]
         return f"{name}({', '.join(arguments)})"
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return f"{value:.4g}" if math.isfinite(value) else f"float('{value}')"
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(_made(item, imports) for item in value)}]"
     if isinstance(value, Mapping):

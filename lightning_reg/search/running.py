@@ -93,7 +93,6 @@ class _Loop:
     Attributes:
         extra: How many trials beyond the budget wait; None where those of the budget are done.
         durations: Of the trials that have ended, in seconds.
-        plain_step: How long a step of the plain run takes; None where it isn't known.
     """
 
     trials: "Trials"
@@ -107,7 +106,6 @@ class _Loop:
     extra: int | None = None
     began: float = field(default_factory=time.monotonic)
     durations: list[float] = field(default_factory=list)
-    plain_step: float | None = None
 
     def do(self, only: Sequence[First], *, quiet: bool) -> None:
         """Does trials: those of some cocktails, or the budget's where none are named."""
@@ -121,7 +119,6 @@ class _Loop:
             if not total:
                 return
         tried = self.trials.tried
-        self.plain_step = next((candidate.step_seconds for candidate in tried if candidate.kind == "plain"), None)
         beat = time.monotonic()
         with tqdm(total=total, initial=done, desc=self.store.name, unit="trial", disable=quiet, smoothing=0) as bar:
             while self.active or self.may_begin():
@@ -195,11 +192,10 @@ class _Loop:
         values = [result.metrics[self.goal.metric] for result in trial.results]
         steps = [result.metrics[STEP_SECONDS] for result in trial.results if STEP_SECONDS in result.metrics]
         step = statistics.median(steps) if steps else None
-        if trial.proposal.kind == "plain" and step is not None:
-            self.plain_step = step
         excess = None
-        if self.budget.step_times is not None and self.plain_step is not None and step is not None:
-            excess = step / self.plain_step - self.budget.step_times
+        if self.budget.step_times is not None and step is not None:
+            plain = step if trial.proposal.kind == "plain" else self.plain_step()
+            excess = None if plain is None else step / plain - self.budget.step_times
         seconds = math.fsum(result.seconds for result in trial.results)
         self.trials.tell(
             trial.proposal,
@@ -210,6 +206,10 @@ class _Loop:
             message=message,
         )
         self.durations.append(seconds)
+
+    def plain_step(self) -> float | None:
+        """Returns how long a step of the plain run takes; None before that has ended, here or in another driver."""
+        return next((result.step_seconds for result in self.trials.tried if result.kind == "plain"), None)
 
     def ended(self, trial: _Trial) -> Tried:
         self.active.remove(trial)
@@ -242,7 +242,7 @@ class _Loop:
         """Returns the best trial so far, and how long the rest takes."""
         from lightning_reg.search.words import shown_value
 
-        best = self.trials.best(tried)
+        best = self.trials.best(tried, step_times=self.budget.step_times)
         if best is None:
             return ""
         left = self.left()

@@ -195,13 +195,21 @@ class Trials:
         proposed = self._study.get_trials(deepcopy=False, states=states)
         return sum("extra" not in trial.user_attrs for trial in proposed)
 
-    def best(self, tried: Sequence[Tried]) -> Tried | None:
+    def best(self, tried: Sequence[Tried], *, step_times: float | None = None) -> Tried | None:
         """Returns the best of some trials whose steps take no longer than they may; None where none has a value.
 
         Args:
-            tried: Some that have ended.
+            tried: Trials that have ended, the plain one among them.
+            step_times: How many times as long as the plain one a step may take; what the trials themselves say where
+                None. They may have ended before the plain one.
         """
-        valued = [result for result in tried if result.value is not None and (result.excess or 0.0) <= 0]
+        plain = next((result.step_seconds for result in tried if result.kind == "plain"), None)
+        most = math.inf if step_times is None or plain is None else step_times * plain
+        valued = [
+            result
+            for result in tried
+            if result.value is not None and (result.excess or 0.0) <= 0 and (result.step_seconds or 0.0) <= most
+        ]
         sign = 1 if self._prefers_less else -1
         return min(valued, key=lambda result: (sign * float(result.value or 0.0), result.position), default=None)
 

@@ -127,3 +127,14 @@ def test_a_step_that_takes_too_long_can_t_win(tmp_path):
         for excess, value in ((-0.5, 0.5), (0.2, 0.9)):
             trials.tell(trials.ask(), [value], seconds=1.0, step_seconds=0.1, excess=excess)
     assert trials.best(trials.tried).value == pytest.approx(0.5)
+
+
+def test_a_step_that_takes_too_long_can_t_win_where_the_plain_run_ended_later(tmp_path):
+    """With several jobs or drivers: what a step may take wasn't known when the trial ended."""
+    trials = make_trials(tmp_path)
+    with silenced():
+        plain, base = trials.ask(), trials.ask()
+        trials.tell(base, [0.9], seconds=1.0, step_seconds=0.1)
+        trials.tell(plain, [0.5], seconds=1.0, step_seconds=0.01)
+    assert trials.best(trials.tried).name == "base"
+    assert trials.best(trials.tried, step_times=1.5).name == "plain"
