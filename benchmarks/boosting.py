@@ -31,8 +31,8 @@ def trained(path: Path, repeat: int, further: list[str]) -> float:
     """Returns the test part's balanced accuracy of the configuration as it is.
 
     Args:
-        path: Of the table.
-        repeat: Which of its splits.
+        path: The table's file.
+        repeat: Number of the split.
         further: Options of the command line.
     """
     options: dict[str, Any] = {
@@ -59,8 +59,8 @@ def boosted(path: Path, repeat: int) -> float:
     """Returns the same of gradient boosting.
 
     Args:
-        path: Of the table.
-        repeat: Which of its splits.
+        path: The table's file.
+        repeat: Number of the split.
     """
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.metrics import balanced_accuracy_score

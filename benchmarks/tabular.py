@@ -26,7 +26,7 @@ def tables(options: Options) -> Iterator[Table]:
     """Returns the table of this benchmark.
 
     Args:
-        options: How it is run.
+        options: How to run.
     """
     rows = _SMALLEST_ROWS if options.smallest else _QUICK_ROWS if options.quick else _ROWS
     table = Table(

@@ -35,7 +35,7 @@ def use_samples(model: LightningModule, settings: PredictionSettings) -> None:
     """Lets a model predict as the settings say.
 
     Args:
-        settings: Of ``prediction``.
+        settings: Those of ``prediction``.
 
     Raises:
         SettingError: If samples are asked of a module that isn't one of ours, or aren't a number of runs.

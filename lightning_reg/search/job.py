@@ -28,8 +28,8 @@ class SearchJob(ABC):
     """A search whose runs a subclass makes and does.
 
     Args:
-        definition: What is searched.
-        folder: Where everything goes.
+        definition: What the search's file, or its caller, asks for.
+        folder: The search's folder.
         storage: Address of a database that several drivers share; the journal in the folder where None.
         quiet: Whether progress bars are left out.
     """
@@ -65,7 +65,7 @@ class SearchJob(ABC):
         """Returns the runs of a trial, one a split.
 
         Args:
-            name: Of the trial.
+            name: The trial's name.
             cocktail: None for the base as it is.
         """
 

@@ -19,8 +19,8 @@ class Part:
     """What a part of the cocktail is worth.
 
     Attributes:
-        without: Of the cocktail without it.
-        comparison: Of the cocktail with that; positive differences are in the metric's own direction.
+        without: Summary of the cocktail without it.
+        comparison: The whole cocktail compared with that one; differences are those of the metric, whatever is better.
         gain: By how much the cocktail is better, whichever direction is.
         earns: Whether leaving it out costs more than a standard error.
     """
@@ -64,7 +64,7 @@ class SearchOutcome:
         splits: On how many validation splits each was measured.
         tried: All trials that have ended, by position.
         best: The best of them; None where none has a value.
-        importances: By switch and strength.
+        importances: How much each switch and each strength mattered, by name.
         notes: What was left out, and what decides over what the base has.
         confirmation: None where there was none.
     """
@@ -104,7 +104,7 @@ def without(switch: str) -> str:
     """Returns the name of the variant that lacks a part.
 
     Args:
-        switch: That is left out.
+        switch: The part that is left out.
     """
     return f"without {switch}"
 
@@ -121,7 +121,7 @@ def confirmed(
 
     Args:
         results: Of the runs; ``cocktail`` and ``without ...`` are among their variants.
-        seeds: That were asked for.
+        seeds: Those of the confirmation.
         prefers_less: Whether less of the metric is better.
 
     >>> measured = {"cocktail": [0.9, 0.92], "without l1": [0.8, 0.81], "plain": [0.7, 0.73]}

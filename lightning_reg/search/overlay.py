@@ -104,7 +104,7 @@ def class_of(entry: Mapping[str, Any]) -> type | None:
     """Returns the class of a callback of a configuration; None where it can't be imported.
 
     Args:
-        entry: With its ``class_path``.
+        entry: A mapping with ``class_path``.
     """
     try:
         found = pkgutil.resolve_name(str(entry.get("class_path")))

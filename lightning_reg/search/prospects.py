@@ -22,9 +22,9 @@ class Prospect:
     """A run with all that the audit looks at, none of which has been begun.
 
     Attributes:
-        module: That would be trained.
-        datamodule: If there is one.
-        trainer: Whose settings are those of the run.
+        module: The module that would be trained.
+        datamodule: Its data module, if there is one.
+        trainer: A trainer with the run's settings.
     """
 
     module: LightningModule
@@ -113,7 +113,7 @@ def with_present(space: Space, module: LightningModule) -> tuple[Space, list[str
 
     Args:
         space: With ``present: [ReLU, GELU]`` in the place of types.
-        module: That would be trained.
+        module: The module that would be trained.
     """
     there = {type(layer).__name__ for layer in module.modules()}
     switches, left_out, notes = {}, [], []

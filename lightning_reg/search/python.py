@@ -37,8 +37,8 @@ class Found:
     """What a search has found.
 
     Attributes:
-        outcome: All of it.
-        folder: Where the report lies.
+        outcome: All trials, the best one and the confirmation.
+        folder: The search's folder, in which the report lies.
     """
 
     outcome: SearchOutcome
@@ -97,7 +97,7 @@ def search(
         confirm: With how many fresh seeds the cocktail is compared with none and with each part left out; 0 for none.
         test_metric: By which that is judged, as it is logged in a test; ``metric`` where None.
         max_step_time: How many times as long as the plain one a training step may take.
-        output: Where everything goes.
+        output: Folder of the search: trials, report, results.
         storage: A database that several drivers share, instead of a journal in the folder.
         quiet: Whether the progress bar is left out.
 

@@ -25,9 +25,9 @@ class SearchTrial:
     """The trial that a run belongs to, for the function that builds the run.
 
     Attributes:
-        name: Of the trial.
-        split: Which of the splits, or repetitions, it is; of the confirmation -1.
-        seed: Of the split, for whoever splits data at random; it has been set globally, too.
+        name: The trial's name.
+        split: Number of the split, or repetition, from 0; -1 in the confirmation.
+        seed: The split's seed, for whoever splits data at random; it has been set globally, too.
     """
 
     name: str
@@ -69,8 +69,7 @@ def build(make: Make, callbacks: list[Callback], trial: SearchTrial) -> Built:
     """Calls the user's function.
 
     Args:
-        make: The function.
-        callbacks: Of the cocktail.
+        callbacks: The cocktail's.
 
     Raises:
         SettingError: If it returns something else, or the trainer lacks one of the callbacks.
@@ -115,8 +114,8 @@ def perform(run: Run, _: Path) -> Measured:
     """Does a run that a user's function builds.
 
     Args:
-        run: With the function and its callbacks among the arguments.
-        _: The run's folder; where anything is written is the function's to say.
+        run: Has the function and its callbacks among the arguments.
+        _: The run's folder, of which the user's function knows nothing.
     """
     arguments = run.arguments
     timer = StepTimer()

@@ -177,7 +177,7 @@ def declared(found: facts.Range) -> Range:
     """Returns the range that a technique declares of itself.
 
     Args:
-        found: Of its ``usual_ranges``.
+        found: One of its ``usual_ranges``.
 
     >>> declared(facts.Log("weight", 1e-6, 1e-2)).usual
     0.0001

@@ -52,7 +52,7 @@ class Goal:
     """What a trial is judged by.
 
     Attributes:
-        metric: As it is logged.
+        metric: Name of a metric, as it is logged.
         prefers_less: Whether less of it is better.
         splits: How many splits, or repetitions, a trial is measured on.
         prunes: Whether a trial may be ended by its first splits.
@@ -277,7 +277,7 @@ def do_trials(
     Args:
         store: Where results of runs go.
         make_runs: Makes the runs of a trial.
-        executor: Where they are done.
+        executor: Does them.
         goal: What a trial is judged by.
         budget: When the search ends.
         quiet: Whether the progress bar is left out.

@@ -16,7 +16,7 @@ class PositionedSampler(BaseSampler):
     """TPE whose random numbers belong to the search's seed and the trial's position.
 
     Args:
-        startup: How many trials have ended before it models any.
+        startup: Number of trials that are drawn at random before TPE models any.
     """
 
     def __init__(self, seed: int, *, startup: int) -> None:
@@ -71,7 +71,7 @@ def position_of(trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> int:
     """Returns which of the search's trials one is: a replacement has its orphan's place.
 
     Args:
-        trials: All that there are.
+        trials: All trials of the search.
     """
     if "replaces" in trial.user_attrs:
         return int(trial.user_attrs["position"])

@@ -113,7 +113,7 @@ class Space:
         """Returns what a trial has to propose for a cocktail to come of it.
 
         Args:
-            cocktail: Whose switches are compatible.
+            cocktail: One whose switches are compatible.
         """
         recorder = _Recorder(self, cocktail)
         if self.suggest(recorder) != {name: dict(cocktail[name]) for name in self.switches if name in cocktail}:
@@ -124,8 +124,8 @@ class Space:
         """Returns a cocktail with all of its strengths.
 
         Args:
-            cocktail: As it was written.
-            where: Its name, for messages.
+            cocktail: Switches with some of their strengths.
+            where: What messages call it.
 
         Raises:
             SettingError: If there is no such switch or strength, or two of them can't be on together.

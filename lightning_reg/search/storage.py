@@ -58,7 +58,7 @@ def open_storage(folder: Path, url: str | None = None) -> "BaseStorage":
 
     Args:
         folder: Of the search, which exists.
-        url: Of a database that Optuna knows; the journal of the folder where None.
+        url: Address of a database that Optuna knows; the journal of the folder where None.
 
     Raises:
         SettingError: If it is out of reach.
@@ -82,7 +82,7 @@ def stored(folder: Path, url: str | None = None) -> Iterator["BaseStorage"]:
 
     Args:
         folder: Of the search, which exists; of a database any.
-        url: As for :func:`open_storage`.
+        url: Address of a database that Optuna knows; the journal of the folder where None.
 
     Raises:
         SettingError: If it is out of reach.

@@ -17,8 +17,8 @@ class Strength:
     """A setting of a switch that a trial chooses.
 
     Attributes:
-        name: Unique in its switch.
-        range: From which it is chosen.
+        name: Its name, unique in the switch.
+        range: The values that it is chosen from.
         needs: Names of choices with the option that each must have for this one to be asked.
     """
 
@@ -44,7 +44,7 @@ class Switch:
         without: What is set where it is off.
         callbacks: Callbacks that it adds, as a configuration has them; where it is off, the base's of these classes
             are left out.
-        group: Of which one switch is on at the most; alone where None.
+        group: Name of a group, of which one switch is on at the most; None where it stands alone.
         is_optional: Whether it is passed over where the base can't have it, rather than refused.
     """
 
@@ -90,10 +90,10 @@ class Switch:
         return values
 
     def realized(self, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """Returns the settings and the callbacks that the switch comes to.
+        """Returns the settings and the callbacks of the switch at some strengths.
 
         Args:
-            values: Its strengths by name.
+            values: Strengths by name.
         """
         names = dict(zip(*self._paths(), strict=True))
         content = _filled({"set": self.settings, "callbacks": list(self.callbacks)}, (), names, values)

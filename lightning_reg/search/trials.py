@@ -24,9 +24,9 @@ class Trials:
     """The trials of a search, in a storage that survives whatever happens to this process.
 
     Args:
-        name: Of the search in the storage.
-        space: That cocktails are of.
-        first: What is tried first.
+        name: The search's name in the storage.
+        space: The space that cocktails are proposed from.
+        first: Cocktails that are tried first.
         prefers_less: Whether less of the metric is better.
         prunes: Whether a trial may be ended by what its first splits measured.
     """
@@ -159,8 +159,8 @@ class Trials:
 
         Args:
             values: Of the metric, by split; of one that failed or was pruned those that there are.
-            seconds: Of all its runs.
-            step_seconds: Of a training step.
+            seconds: Duration of all its runs.
+            step_seconds: Duration of a training step.
             excess: By how much its step takes longer than it may; None where it may take any time.
             message: Why it failed or was pruned; empty where it is whole.
         """

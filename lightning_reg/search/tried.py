@@ -39,8 +39,8 @@ class Tried:
         cocktail: None for the base as it is.
         value: Mean of the metric over splits; None where it failed.
         values: Of each split that was measured.
-        seconds: Of all its runs.
-        step_seconds: Of a training step; None where it isn't known.
+        seconds: Duration of all its runs.
+        step_seconds: Duration of a training step; None where it isn't known.
         excess: By how much its step takes longer than it may, in plain steps; None where it may take any time.
         parameters: As the sampler knows the cocktail.
         message: Why it failed, or was pruned.

@@ -209,11 +209,7 @@ def _start_worker(lifeline: Connection, threads: int | None) -> None:
 
 
 def use_threads(count: int) -> None:
-    """Lets this process compute with so many threads.
-
-    Args:
-        count: How many.
-    """
+    """Lets this process compute with a number of threads."""
     os.environ["OMP_NUM_THREADS"] = str(count)  # by which numpy and torch go when they are imported
     if "torch" in sys.modules:  # by the main module, or an earlier task
         sys.modules["torch"].set_num_threads(count)

@@ -122,8 +122,8 @@ def paired(first: Mapping[int, float], second: Mapping[int, float], other: str =
     """Compares two variants by a paired t-test and, with few pairs, by an exact permutation test of signs.
 
     Args:
-        second: Those that it is compared with.
-        other: The name of these.
+        second: The other variant's values, likewise by seed.
+        other: The other variant's name.
 
     >>> comparison = paired({0: 2.0, 1: 3.0, 2: 4.5}, {0: 1.0, 1: 2.0, 2: 3.0})
     >>> round(comparison.difference, 3), round(comparison.p, 3), comparison.exact_p

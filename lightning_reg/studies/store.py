@@ -129,7 +129,7 @@ class Store:
         """Makes the folder of a run that is about to be done, without what an earlier attempt has left.
 
         Args:
-            run: That has no result.
+            run: One without a result.
         """
         self.discard(run)
         self.run_folder(run).mkdir(parents=True, exist_ok=True)
@@ -138,7 +138,7 @@ class Store:
         """Removes all that an attempt at a run has left.
 
         Args:
-            run: That nothing is at.
+            run: One that no process is at.
         """
         shutil.rmtree(self.run_folder(run), ignore_errors=True)
 

@@ -240,8 +240,8 @@ def shade(index: int, count: int) -> tuple[float, float, float]:
     """Returns one of a series of colors from blue to orange, for layers or the like.
 
     Args:
-        index: From 0.
-        count: How many there are.
+        index: Position in the series, from 0.
+        count: Length of the series.
     """
     ends = (0.0, 0.45, 0.70), (0.84, 0.37, 0.0)
     t = index / max(count - 1, 1)

@@ -29,7 +29,7 @@ class Row:
     """The line of one variant.
 
     Attributes:
-        cells: All but the first.
+        cells: Texts of all columns but the first.
         is_best: Whether it is marked as the best.
     """
 
