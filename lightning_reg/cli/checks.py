@@ -18,13 +18,11 @@ from torch.overrides import TorchFunctionMode
 
 import lightning_reg.callbacks
 from lightning_reg.cli.explanation import SECTIONS, described, hint_of, parameters_of, shown
+from lightning_reg.cli.links import FROM_DATA
 from lightning_reg.core.technique import Technique
 from lightning_reg.settings import SettingError, check_count, check_range
 
-__all__ = ["FROM_DATA", "check_devices", "check_settings", "within_memory"]
-
-FROM_DATA = ("num_classes", "num_targets", "input_shape", "categories")
-"""Arguments of a model that the data module gives."""
+__all__ = ["check_devices", "check_settings", "within_memory"]
 
 _GIB = 2**30
 _WIDEST = 2**28

@@ -1,11 +1,9 @@
 """LightningCLI with checked links between data and model, checkpoints by name, and a summary of every fit."""
 
 import os
-import pkgutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from inspect import Parameter, signature
 from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -18,11 +16,12 @@ import lightning_reg.callbacks
 import lightning_reg.transforms  # noqa: F401
 from lightning_reg.callbacks import RegularizationAudit
 from lightning_reg.cli.answers import Beginning, answered
-from lightning_reg.cli.checks import FROM_DATA, check_devices, check_settings, within_memory
+from lightning_reg.cli.checks import check_devices, check_settings, within_memory
 from lightning_reg.cli.explanation import as_plain
 from lightning_reg.cli.figures import write_figures
 from lightning_reg.cli.interruption import InterruptBetweenBatches
 from lightning_reg.cli.invocation import changed_command
+from lightning_reg.cli.links import FROM_DATA, argument_from_data
 from lightning_reg.cli.networks import fitting_network
 from lightning_reg.cli.parser import BriefParser
 from lightning_reg.cli.predictions import PredictionSettings, use_samples, write_predictions
@@ -96,28 +95,8 @@ class RegularizationCLI(LightningCLI):
             )
 
     def _from_data(self, name: str) -> Callable[[LightningDataModule], Any]:
-        """Returns what gives the model's argument: the data's value, unless one given by hand contradicts it."""
-
         def value(data: LightningDataModule) -> Any:
-            model = self._get(self.config, "model")
-            given = (model.get("init_args") or {}).get(name)
-            offered = getattr(data, name, None)
-            default = _default(pkgutil.resolve_name(model["class_path"]), name)
-            if offered is None:
-                if name == "num_classes" and default is Parameter.empty and isinstance(data, InMemoryData):
-                    raise SettingError(
-                        f"model must predict numbers for this data, but is {model['class_path']}, which classifies; "
-                        "use a model such as MLP, or set data.task to classification where numbers are classes"
-                    )
-                if given is None and default is Parameter.empty:
-                    raise SettingError(f"model.{name} must be given, because {type(data).__name__} doesn't tell it")
-                return given
-            by_hand = given is not None and _plain(given) != _plain(default)
-            if by_hand and _plain(given) != _plain(offered):
-                raise SettingError(
-                    f"model.{name} must be {_plain(offered)}, as the data has it, or be left out, but is {given}"
-                )
-            return offered
+            return argument_from_data(name, self._get(self.config, "model"), data)
 
         return value
 
@@ -285,16 +264,3 @@ class RegularizationCLI(LightningCLI):
             use_samples(self.model, self.config_init["predict"]["prediction"])
             batches = self.trainer.predict(**{**settings, "return_predictions": True})
             write_predictions(self.trainer, self.datamodule, batches)
-
-
-def _default(model: Any, name: str) -> Any:
-    """Returns the default of an argument, which a class may hand on to the class it inherits from."""
-    for base in getattr(model, "__mro__", [model]):
-        parameter = signature(base).parameters.get(name)
-        if parameter is not None:
-            return parameter.default
-    return None
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, (list, tuple)) else value

@@ -1,4 +1,4 @@
-"""Somebody else's network, told how many outputs and channels the data needs."""
+"""Outputs and channels of somebody else's network, as the data needs them."""
 
 import pkgutil
 from inspect import isclass

@@ -137,4 +137,4 @@ def _check_collected(name: str, content: Mapping[str, Any], collect: Sequence[st
     path = str((content.get("data") or {}).get("class_path"))
     kind = pkgutil.resolve_name(path)
     if not (isinstance(kind, type) and issubclass(kind, InMemoryData)):
-        raise SettingError(f"{name}: collect must leave out predictions, whose targets {path} doesn't tell")
+        raise SettingError(f"{name}: collect must leave out predictions, because {path} doesn't give their targets")

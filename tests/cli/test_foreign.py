@@ -64,7 +64,7 @@ def test_foreign_module_and_data_train_and_are_measured_as_far_as_they_go(foreig
 
 def test_argument_that_foreign_data_does_not_tell_is_asked_for(foreign, capsys):
     assert main([*foreign, "--model", "MLP"]) == 2
-    assert "model.input_shape must be given, because TheirData doesn't tell it" in capsys.readouterr().err
+    assert "model.input_shape must be given, because TheirData has no input_shape" in capsys.readouterr().err
 
 
 def test_predictions_that_are_no_probabilities_are_refused(foreign, capsys):
