@@ -87,7 +87,7 @@ def _beside(place: Place) -> str:
     if place is Place.LOSS:
         return "`label_smoothing=`"
     if place is Place.WEIGHTS:
-        return "`weight_decay=`, `weight_decay_groups`"
+        return "`weight_decay=`, `weight_decay_groups`, `CheckpointSoup` of several checkpoints"
     if place is Place.RUN:
         return "`StrengthSchedule` for any strength: `L2Penalty(weight=1e-3, schedule=...)`"
     return ""

@@ -43,6 +43,7 @@ from lightning_reg.callbacks.loss.r_drop import RDrop
 from lightning_reg.callbacks.run.best_weights_early_stopping import BestWeightsEarlyStopping
 from lightning_reg.callbacks.run.temperature_scaling import TemperatureScaling
 from lightning_reg.callbacks.weights.cautious_weight_decay import CautiousWeightDecay
+from lightning_reg.callbacks.weights.checkpoint_soup import CheckpointSoup
 from lightning_reg.callbacks.weights.exponential_moving_average import ExponentialMovingAverage
 from lightning_reg.callbacks.weights.latest_weight_average import LatestWeightAverage
 from lightning_reg.callbacks.weights.lookahead import Lookahead
@@ -51,6 +52,7 @@ from lightning_reg.callbacks.weights.non_negative import NonNegative
 from lightning_reg.callbacks.weights.snapshot_ensemble import SnapshotEnsemble
 from lightning_reg.callbacks.weights.stochastic_weight_average import StochasticWeightAverage
 from lightning_reg.callbacks.weights.unit_norm import UnitNorm
+from lightning_reg.callbacks.weights.wise_ft import WiSEFT
 from lightning_reg.core.schedules import StrengthSchedule
 from lightning_reg.monitors.activation_stats import ActivationStats
 from lightning_reg.monitors.batch_images import BatchImages
@@ -66,6 +68,7 @@ __all__ = [
     "BatchMixing",
     "BestWeightsEarlyStopping",
     "CautiousWeightDecay",
+    "CheckpointSoup",
     "ConcreteDropoutPenalty",
     "ConfidencePenalty",
     "DecorrelationPenalty",
@@ -113,4 +116,5 @@ __all__ = [
     "UnitNorm",
     "WeightDistribution",
     "WeightStandardization",
+    "WiSEFT",
 ]

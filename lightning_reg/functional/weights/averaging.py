@@ -10,8 +10,10 @@ __all__ = [
     "decay_of_half_life",
     "ema_update_",
     "half_life_of_decay",
+    "interpolate_",
     "latest_mean_",
     "lookahead_",
+    "mean_of",
     "mean_update_",
     "warmed_up_decay",
 ]
@@ -53,6 +55,46 @@ def mean_update_(averages: Sequence[Tensor], values: Sequence[Tensor], count: in
     tensor([2.])
     """
     _lerp_(averages, values, 1 / (count + 1))
+
+
+@torch.no_grad()
+def interpolate_(averages: Sequence[Tensor], starts: Sequence[Tensor], ends: Sequence[Tensor], alpha: float) -> None:
+    r"""Writes what lies between two sets of weights, in place; to the bit one of them at either end.
+
+    .. math:: a \leftarrow (1 - \alpha) \, \theta_0 + \alpha \, \theta_1
+
+    Args:
+        averages: a, floating-point tensors of any shapes; at least one.
+        starts: θ₀, of the same shapes; in a lower precision they are read in that of the averages.
+        ends: θ₁, likewise.
+        alpha: α, in [0, 1].
+
+    >>> between = torch.tensor([9.0])
+    >>> interpolate_([between], [torch.tensor([0.0])], [torch.tensor([4.0])], 0.25)
+    >>> between
+    tensor([1.])
+    """
+    torch._foreach_copy_(list(averages), list(starts))
+    _lerp_(averages, ends, alpha)
+
+
+@torch.no_grad()
+def mean_of(values: Sequence[Tensor]) -> Tensor:
+    r"""Returns the mean of weights, computed in 64 bits and rounded once.
+
+    .. math:: \frac{1}{K} \sum_k w_k
+
+    Args:
+        values: K floating-point or complex tensors w of one shape, at least one.
+
+    >>> mean_of([torch.tensor([1.0]), torch.tensor([2.0])])
+    tensor([1.5000])
+    """
+    wide = torch.complex128 if values[0].is_complex() else torch.float64
+    total = values[0].to(wide, copy=True)
+    for value in values[1:]:
+        total += value
+    return (total / len(values)).to(values[0].dtype)
 
 
 @torch.no_grad()
