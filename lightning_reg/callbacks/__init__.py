@@ -49,6 +49,7 @@ from lightning_reg.callbacks.weights.latest_weight_average import LatestWeightAv
 from lightning_reg.callbacks.weights.lookahead import Lookahead
 from lightning_reg.callbacks.weights.max_norm import MaxNorm
 from lightning_reg.callbacks.weights.non_negative import NonNegative
+from lightning_reg.callbacks.weights.schedule_free_mode import ScheduleFreeMode
 from lightning_reg.callbacks.weights.snapshot_ensemble import SnapshotEnsemble
 from lightning_reg.callbacks.weights.stochastic_weight_average import StochasticWeightAverage
 from lightning_reg.callbacks.weights.unit_norm import UnitNorm
@@ -107,6 +108,7 @@ __all__ = [
     "RegMixup",
     "RegularizationAudit",
     "ReplaceNorm",
+    "ScheduleFreeMode",
     "SharpnessAwareMinimization",
     "SnapshotEnsemble",
     "SpectralNormalization",

@@ -90,6 +90,8 @@ class SomebodysModule(LightningModule):
         self.log("val_loss", F.cross_entropy(self.network(batch[0]), batch[1]))
 
     def configure_optimizers(self):
+        if hasattr(self.network, "make_optimizer"):
+            return self.network.make_optimizer(self.parameters())
         return torch.optim.SGD(self.parameters(), lr=LEARNING_RATE, momentum=0.9, fused=self.fused)
 
 
@@ -197,6 +199,7 @@ class Textbook:
         sharpen: Replaces the gradients before anything else is done to them, given the model and what accumulates the
             window's gradients anew.
         evaluated: Weights that are evaluated, and remain, for each parameter of the model; where None, the trained.
+        optimizer: Makes the optimizer.
         rate: From the step and the number of all steps to what the learning rate is multiplied by.
     """
 
@@ -211,6 +214,9 @@ class Textbook:
     )
     sharpen: Callable[[Network, Callable[[], None]], None] = lambda *_: None
     evaluated: Callable[[Network], list[torch.Tensor]] | None = None
+    optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer] = lambda parameters: torch.optim.SGD(
+        parameters, lr=LEARNING_RATE, momentum=0.9
+    )
     rate: Callable[[int, int], float] = lambda *_: 1.0
 
 
@@ -232,7 +238,7 @@ def textbook_loop(setting, textbook, processes=1, prepare=None):
     textbook.change(model)
     result, memory, step = Result(start=weights_of(model)), {}, 0
     steps = EPOCHS * -(-BATCHES // setting.accumulate)
-    optimizer = torch.optim.SGD(trainable(model), lr=LEARNING_RATE, momentum=0.9)
+    optimizer = textbook.optimizer(trainable(model))
     dtype = DTYPES[setting.precision]
     scale = scaler() if dtype == torch.float16 else torch.amp.GradScaler("cpu", enabled=False)
     # As Lightning does: each use of a tied weight is rounded by itself.

@@ -86,6 +86,7 @@ REFUSALS = [
     (("TemperatureScaling",), ANY, "limit_val_batches must be above 0"),
     (("TemperatureScaling",), ANY, "validation_step must call cross_entropy"),
     (("TemperatureScaling",), ANY, "deploy must be False"),
+    (("ScheduleFreeMode",), ANY, "optimizer must be schedule-free"),
     # One clips, not two.
     (("GradientClipping*",), ("looks at clipping",), "gradient_clip_val must be left out"),
     (("GradientClipping*",), ("scheduler by hand",), "clip_gradients must not be called"),
