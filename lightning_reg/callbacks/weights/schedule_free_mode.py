@@ -22,7 +22,7 @@ from lightning_reg.core.facts import Place, Position
 from lightning_reg.core.gradients import local, to_shard
 from lightning_reg.core.lightning import callbacks_of, flattens_parameters, instance_number, twins
 from lightning_reg.core.session import Session, plain
-from lightning_reg.core.step import Run, Step
+from lightning_reg.core.step import Run
 from lightning_reg.core.technique import Technique
 from lightning_reg.settings import SettingError, check_choice
 
@@ -148,7 +148,7 @@ class ScheduleFreeSession(Session[ScheduleFreeMode]):
     statistics: dict[str, Tensor] = field(default_factory=dict)  # of the average as it is now
     inputs: RememberedInputs = field(init=False)
     is_in: bool = False  # whether the module has the average
-    is_stale: bool = True  # whether the optimizer has stepped since the statistics were computed
+    is_stale: bool = True  # whether there were batches since the statistics were computed
     has_started: bool = False
     is_final: bool = False  # whether training has ended, and the module keeps the average
 
@@ -161,13 +161,14 @@ class ScheduleFreeSession(Session[ScheduleFreeMode]):
     @override
     def kept(self) -> dict[str, Any]:
         trained = self.trained if self.is_in else self.loaded or self._now()
-        return {"trained": dict(trained), "inputs": self.inputs.kept()}
+        return {"trained": dict(trained), "statistics": dict(self.statistics), "inputs": self.inputs.kept()}
 
     @override
     def load(self, state: Mapping[str, Any]) -> None:
         self.loaded = dict(state["trained"])
+        self.statistics = dict(state["statistics"])
         self.inputs.load(state["inputs"])
-        self.trained, self.is_in, self.is_stale = {}, False, True
+        self.trained, self.is_in, self.is_stale = {}, False, False
         if self.has_started:  # a finder, in the middle of a fit
             self._train()
 
@@ -185,12 +186,9 @@ class ScheduleFreeSession(Session[ScheduleFreeMode]):
         self.inputs.batch_starts(wanted=self.technique.buffers == "recompute")
 
     @override
-    def after_step(self, step: Step) -> None:
-        self.is_stale = True
-
-    @override
     def batch_ends(self, outputs: Any, batch_idx: int) -> None:
         self.inputs.batch_ends()
+        self.is_stale = True
 
     @override
     def validation_starts(self) -> None:

@@ -200,9 +200,9 @@ class InterpolationSession(AverageSession):
         return super()._validate(inner, *args, **kwargs)
 
     @override
-    def _state_dict(self, inner: Any) -> dict[str, Any]:
+    def recompute_for_checkpoint(self) -> None:
         self._follow()
-        return super()._state_dict(inner)
+        super().recompute_for_checkpoint()
 
     # What it does
 
