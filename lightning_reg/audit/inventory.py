@@ -1,5 +1,6 @@
 """What regularizes a run: found in its trainer, module, optimizers and data, whoever put it there."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from lightning_reg.audit.introspection import described, shown, telling_settings
 from lightning_reg.core.facts import Place
 from lightning_reg.core.lightning import callbacks_of, twins
 from lightning_reg.core.technique import Technique
+from lightning_reg.functional.weights.cautious_decay import decay_timescale
 from lightning_reg.nn.insertion import insertions
 from lightning_reg.nn.rates import is_stochastic, rates
 from lightning_reg.optim import OwnedParameter, is_normalization, owned_parameters
@@ -60,11 +62,13 @@ class DecayGroup:
     Attributes:
         weight_decay: Its strength, 0 where the optimizer has none.
         parameters: Those in the group that belong to the module.
+        highest_rate: Its learning rate, or the highest one that its scheduler tells; 0 where it has none.
     """
 
     optimizer: Optimizer
     weight_decay: float
     parameters: list[OwnedParameter]
+    highest_rate: float = 0.0
 
     @property
     def is_decoupled(self) -> bool:
@@ -281,6 +285,7 @@ def _decay_groups(trainer: Trainer, pl_module: LightningModule) -> list[DecayGro
             optimizer,
             float(group.get("weight_decay") or 0.0),
             [owned[id(parameter)] for parameter in group["params"] if id(parameter) in owned],
+            max(float(group.get(rate) or 0.0) for rate in ("lr", "initial_lr", "max_lr")),
         )
         for optimizer in trainer.optimizers
         for group in optimizer.param_groups
@@ -300,7 +305,16 @@ def _weight_rows(found: Inventory) -> Iterator[Row]:
             weights = sum(parameter.parameter.numel() for parameter in group.parameters)
             kind = "weight decay" if group.is_decoupled else "L2 through the gradient"
             share = f"all {total:,} weights" if weights == total else f"{weights:,} of {total:,} weights"
-            yield Row("weights", name, f"{kind} {group.weight_decay:.6g} on {share}")
+            span = _timescale(found.trainer, group)
+            yield Row("weights", name, f"{kind} {group.weight_decay:.6g} on {share}{span}")
+
+
+def _timescale(trainer: Trainer, group: DecayGroup) -> str:
+    """Returns over how many epochs decoupled decay averages updates at the highest learning rate, in words."""
+    steps = trainer.num_training_batches / trainer.accumulate_grad_batches
+    if not group.is_decoupled or not group.highest_rate or math.isinf(steps) or not steps:
+        return ""
+    return f", timescale {decay_timescale(group.highest_rate, group.weight_decay, math.ceil(steps)):.3g} epochs"
 
 
 def _run_rows(trainer: Trainer) -> Iterator[Row]:

@@ -260,7 +260,7 @@ def test_everything_is_found(capsys):
     assert found["label smoothing"] == ("loss", "0.1")
     assert found["L1Penalty"] == ("gradient", "weight 0.001, schedule StrengthSchedule(kind cosine)")
     assert found["clipping by the Trainer"] == ("gradient", "norm 0.5")
-    assert found["AdamW"] == ("weights", "weight decay 0.1 on 59 of 78 weights")
+    assert found["AdamW"] == ("weights", "weight decay 0.1 on 59 of 78 weights, timescale 100 epochs")
     assert found["length"] == ("run", "at most 9 epochs")
     assert found["EarlyStopping"] == ("run", "monitor val_loss, patience 2")
     assert found["SomebodysClipping"][0] == "run"

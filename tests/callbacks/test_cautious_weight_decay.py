@@ -1,13 +1,17 @@
 """Weight decay where the optimizer moves toward zero as well."""
 
+import copy
+import math
+
 import pytest
 import torch
 
 from lightning_reg.callbacks import CautiousWeightDecay
-from lightning_reg.functional.weights.cautious_decay import decay_cautiously_
+from lightning_reg.functional.weights.cautious_decay import corrected_rate, decay_cautiously_, decay_timescale
 from lightning_reg.settings import SettingError
-from tests.conformance.problem import LEARNING_RATE, Textbook, matrices
+from tests.conformance.problem import BATCHES, LEARNING_RATE, SomebodysModule, Textbook, loader, matrices
 from tests.conformance.technique import Technique
+from tests.helpers import quiet_trainer
 
 
 def keep(model, step, memory):
@@ -49,6 +53,37 @@ def test_small_weights_in_16_bits_decay_only_where_the_step_agrees(dtype):
     weight = moved.clone()
     decay_cautiously_([weight], [before], 0.5)
     torch.testing.assert_close(weight, torch.where(torch.tensor([False, True] * 2), moved - before / 2, moved))
+
+
+class Stands(SomebodysModule):
+    """Has no gradient but zeros, and a learning rate that falls."""
+
+    def training_step(self, batch, batch_idx):
+        return 0.0 * super().training_step(batch, batch_idx)
+
+    def configure_optimizers(self):
+        optimizer = super().configure_optimizers()
+        return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 0.5**epoch)]
+
+
+def test_where_a_normalization_follows_decay_falls_with_the_square_of_the_rate():
+    module = Stands()
+    before = copy.deepcopy(module.network)
+    decay = CautiousWeightDecay(weight=0.3, corrected=("network.first.*",))
+    quiet_trainer(decay, max_epochs=3, limit_val_batches=0).fit(module, loader(), loader())
+    for name, power in (("first", 2), ("head", 1)):
+        left = math.prod((1 - 0.3 * LEARNING_RATE * 0.5 ** (power * epoch)) ** BATCHES for epoch in range(3))
+        torch.testing.assert_close(module.network.get_submodule(name).weight, before.get_submodule(name).weight * left)
+
+
+def test_a_corrected_rate_and_a_timescale():
+    assert corrected_rate(0.02, 0.1) == pytest.approx(0.004)
+    assert corrected_rate(torch.tensor(0.02), torch.tensor(0.1)).item() == pytest.approx(0.004)
+    assert corrected_rate(0.0, 0.0) == corrected_rate(torch.tensor(0.0), torch.tensor(0.0)) == 0
+    assert decay_timescale(1e-3, 0.05, 200) == pytest.approx(100)
+    decay = CautiousWeightDecay(weight=0.3, corrected=("nowhere",))
+    with pytest.raises(SettingError, match="'nowhere' matches no parameter"):
+        quiet_trainer(decay, limit_val_batches=0).fit(Stands(), loader(), loader())
 
 
 def test_negative_strength_is_refused():

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from lightning_reg.callbacks import BatchMixing, LogitPenalty
-from lightning_reg.functional.loss.output_penalties import max_logit_penalty, z_loss
+from lightning_reg.functional.loss.output_penalties import max_logit_penalty, normalized_logits, z_loss
 from lightning_reg.settings import SettingError
 from lightning_reg.transforms import Mixup
 from tests.conformance.problem import SomebodysModule, Textbook, loader
@@ -22,6 +22,15 @@ def squared_log_partition(model, inputs, logits):
     return 0.2 * (logits.float().exp().sum(1).log() ** 2).mean()
 
 
+def of_one_length(model, inputs, labels):
+    def loss_of(logits):
+        values = logits.float()
+        scaled = torch.stack([row / (0.5 * (row.square().sum().sqrt() + 1e-7)) for row in values])
+        return 0.25 * F.cross_entropy(logits, labels) + 0.75 * F.cross_entropy(scaled, labels)
+
+    return inputs, loss_of
+
+
 CONFORMANCE = {
     "LogitPenalty": Technique(
         lambda: LogitPenalty(weight=0.3), lambda: LogitPenalty(weight=0.0), Textbook(term=maxsup)
@@ -30,6 +39,11 @@ CONFORMANCE = {
         lambda: LogitPenalty(kind="z", weight=0.2),
         lambda: LogitPenalty(kind="z", weight=0.0),
         Textbook(term=squared_log_partition),
+    ),
+    "LogitPenalty norm": Technique(
+        lambda: LogitPenalty(kind="norm", weight=0.75, temperature=0.5),
+        lambda: LogitPenalty(kind="norm", weight=0.0),
+        Textbook(mix=of_one_length),
     ),
 }
 
@@ -95,6 +109,40 @@ def test_log_probabilities_have_a_largest_one_but_no_partition():
         fit(Normalizes(), LogitPenalty(kind="z", weight=0.1))
 
 
+def test_normalized_logits_have_one_length_and_a_masked_class_none_in_float64():
+    logits = torch.randn(5, 4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    torch.testing.assert_close(normalized_logits(logits, 0.2), F.normalize(logits, dim=1) / 0.2, rtol=1e-6, atol=0)
+    torch.testing.assert_close(normalized_logits(1000 * logits, 0.2), normalized_logits(logits, 0.2), rtol=1e-6, atol=0)
+    assert torch.autograd.gradcheck(lambda values: normalized_logits(values, 0.2), logits)
+    masked = torch.tensor([[3.0, 4.0, -torch.inf]])
+    assert normalized_logits(masked, 1.0).tolist()[0] == pytest.approx([0.6, 0.8, -torch.inf])
+    assert normalized_logits(masked.half(), 1.0).dtype == torch.float32
+    F.cross_entropy(
+        normalized_logits(zeros := torch.zeros(2, 3, requires_grad=True), 0.04), torch.tensor([0, 1])
+    ).backward()
+    assert zeros.grad.isfinite().all()
+
+
+class Weighs(SomebodysModule):
+    """Uses half of its loss."""
+
+    def training_step(self, batch, batch_idx):
+        return 0.5 * super().training_step(batch, batch_idx)
+
+
+def test_whatever_becomes_of_the_loss_becomes_of_that_of_normalized_logits():
+    """So a step by half of it is a step of half the length."""
+    ways = []
+    for module in (SomebodysModule(), Weighs()):
+        before = module.network.head.weight.detach().clone()
+        trainer = quiet_trainer(
+            LogitPenalty(kind="norm", weight=1.0), limit_train_batches=1, limit_val_batches=0, max_epochs=1
+        )
+        trainer.fit(module, loader(), loader())
+        ways.append(module.network.head.weight.detach() - before)
+    torch.testing.assert_close(ways[1], 0.5 * ways[0], rtol=1e-4, atol=1e-7)
+
+
 def test_beside_mixing_it_counts_once():
     torch.manual_seed(0)
     mixing = BatchMixing(Mixup(alpha=1.0))
@@ -114,7 +162,9 @@ def test_beside_mixing_it_counts_once():
     ("settings", "message"),
     [
         ({"weight": -1.0}, r"weight must be in \[0, ∞\), but is -1.0"),
-        ({"weight": 0.1, "kind": "norm"}, "kind must be"),
+        ({"weight": 0.1, "kind": "l2"}, "kind must be"),
+        ({"weight": 1.1, "kind": "norm"}, r"weight times the schedule's factor must be in \[0, 1\], but is 1.1"),
+        ({"weight": 1.0, "kind": "norm", "temperature": 0.0}, r"temperature must be in \(0, ∞\)"),
     ],
 )
 def test_bad_settings_are_refused_at_once(settings, message):

@@ -1,56 +1,69 @@
-"""A penalty on the size of logits."""
+"""A penalty on the size of logits, or a loss that doesn't see it."""
 
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
 from lightning_reg.callbacks.loss.logits import LogitsSession
-from lightning_reg.callbacks.loss.loss_term import LossTerm
+from lightning_reg.callbacks.loss.loss_term import LossTerm, TermSession
 from lightning_reg.core.facts import Choice, Log
 from lightning_reg.core.schedules import StrengthSchedule
 from lightning_reg.core.step import Run
-from lightning_reg.functional.loss.output_penalties import max_logit_penalty, z_loss
-from lightning_reg.settings import check_choice, check_range
+from lightning_reg.functional.loss.output_penalties import max_logit_penalty, normalized_logits, z_loss
+from lightning_reg.settings import SettingError, check_choice, check_range
 
 __all__ = ["LogitPenalty"]
 
 
 class LogitPenalty(LossTerm):
-    """Keeps logits small: the largest one above their mean (MaxSup), or the log of the softmax's denominator (z-loss).
+    """Keeps logits small: MaxSup, the z-loss, or a cross entropy of logits of one length (LogitNorm).
 
     What it does: takes the logits that the module's training step hands to ``cross_entropy``, and adds the mean over
     samples of λ (max z − mean z), or of λ log²Σeᶻ, to the loss that goes into backward. No name and no code of the
     module is needed, and the loss that it logs stays clean. Several such calls in a step are each penalized; targets
     that they ignore aren't. Computed in at least 32 bits, also under autocast.
 
+    ``"norm"`` is no penalty but another loss: where ``cross_entropy`` is called of logits z, λ of it becomes that of
+    z / (τ‖z‖), with the very targets, class weights and smoothing; with λ = 1 it is LogitNorm. So growing logits lower
+    the loss no more. What the module logs of its loss is that, as if it had asked for it; validation stays as it is.
+
     When to use: ``"max"`` in place of label smoothing. Both ask for less confident predictions, but MaxSup does so
     whether the prediction is right or wrong, and features stay apart within a class, so that they transfer better.
-    ``"z"`` where logits drift, with many classes or in 16 bits. When not: beside label smoothing or Mixup, which do
-    the same as ``"max"``.
+    ``"z"`` where logits drift, with many classes or in 16 bits. ``"norm"`` for confidences that tell unfamiliar inputs
+    from familiar ones; what it trains is underconfident, which ``TemperatureScaling`` mends. When not: beside label
+    smoothing or Mixup, which do the same as ``"max"``.
 
-    Cost: one pass over the logits. No state.
+    Cost: one pass over the logits; with ``"norm"`` a second cross entropy. No state.
 
     Args:
-        kind: ``"max"`` for MaxSup, ``"z"`` for the z-loss.
-        weight: Strength λ, at least 0; 0.1 to 0.5 is usual for ``"max"``, 1e-4 for ``"z"``.
+        kind: ``"max"`` for MaxSup, ``"z"`` for the z-loss, ``"norm"`` for LogitNorm.
+        weight: Strength λ, at least 0; 0.1 to 0.5 is usual for ``"max"``, 1e-4 for ``"z"``, 1 for ``"norm"``, where it
+            is a share.
+        temperature: τ of ``"norm"``, above 0: 0.04 is the paper's for CIFAR-10; larger for few classes.
         schedule: What the strength is multiplied by as training goes on; constant where None.
 
     Logs:
-        ``penalty/logit``, its value, and ``penalty/logit_share``, its share of loss plus penalty, at the steps the
-        trainer logs.
+        ``penalty/logit``, its value (with ``"norm"`` by how much the loss is higher than that of the logits), and
+        ``penalty/logit_share``, its share of loss plus penalty (not with ``"norm"``), at the steps the trainer logs.
 
     Raises:
-        SettingError: If ``kind`` is neither, ``weight`` is negative or not finite, the module optimizes manually, or
-            its first training step doesn't call ``cross_entropy``. With ``"max"`` ``nll_loss`` does as well; of
-            log-probabilities the z-loss would be 0.
+        SettingError: If a setting is out of its range, the module optimizes manually, or its first training step
+            doesn't call ``cross_entropy``. With ``"max"`` ``nll_loss`` does as well; of log-probabilities the z-loss
+            would be 0.
 
     Reference:
         Yuxuan Zhou, Heng Li, Zhi-Qi Cheng, Xudong Yan, Yifei Dong, Mario Fritz, Margret Keuper: MaxSup: Overcoming
         Representation Collapse in Label Smoothing, 2025, arXiv:2502.15798. Alexandre de Brébisson, Pascal Vincent: The
         Z-loss: a shift and scale invariant classification loss belonging to the Spherical Family, 2016,
         arXiv:1604.08859; as a term beside cross entropy: Aakanksha Chowdhery et al.: PaLM: Scaling Language Modeling
-        with Pathways, 2022, arXiv:2204.02311.
+        with Pathways, 2022, arXiv:2204.02311. Hongxin Wei, Renchunzi Xie, Hao Cheng, Lei Feng, Bo An, Yixuan Li:
+        Mitigating Neural Network Overconfidence with Logit Normalization, ICML 2022, arXiv:2205.09310.
 
     >>> LogitPenalty(kind="max", weight=0.2).weight
     0.2
@@ -61,13 +74,28 @@ class LogitPenalty(LossTerm):
     usual_ranges = (Choice("kind", ("max", "z")), Log("weight", 1e-4, 0.5))
 
     def __init__(
-        self, *, kind: Literal["max", "z"] = "max", weight: float, schedule: StrengthSchedule | None = None
+        self,
+        *,
+        kind: Literal["max", "z", "norm"] = "max",
+        weight: float,
+        temperature: float = 0.04,
+        schedule: StrengthSchedule | None = None,
     ) -> None:
-        check_choice("kind", kind, ("max", "z"))
+        check_choice("kind", kind, ("max", "z", "norm"))
         check_range("weight", weight, low=0)
+        check_range("temperature", temperature, low=0, low_open=True)
+        if kind == "norm":
+            largest = weight * (1.0 if schedule is None else max(schedule.bounds))
+            check_range("weight times the schedule's factor", largest, low=0, high=1)
         super().__init__(schedule=schedule)
         self.kind = kind
         self.weight = weight
+        self.temperature = temperature
+
+    @property
+    def used_settings(self) -> tuple[str, ...]:
+        """Names of the settings that mean something; for tables."""
+        return ("kind", "weight", *(("temperature",) if self.kind == "norm" else ()), "schedule")
 
     @property
     @override
@@ -75,9 +103,67 @@ class LogitPenalty(LossTerm):
         return self.weight == 0
 
     @override
-    def new_session(self, run: Run) -> LogitsSession:
+    def new_session(self, run: Run) -> TermSession:
+        if self.kind == "norm":
+            return NormalizedSession(self, run)
         return LogitsSession(self, run, self._penalty, takes_log_probabilities=self.kind == "max")
 
     def _penalty(self, logits: Tensor, counted: Tensor | None) -> Tensor:
         penalty = max_logit_penalty if self.kind == "max" else z_loss
         return penalty(logits, self.weight, counted=counted)
+
+
+@dataclass(eq=False)
+class NormalizedSession(TermSession):
+    """One fit in which losses are of logits of one length."""
+
+    technique: LogitPenalty
+
+    @override
+    def _step(self, training_step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        share = self.technique.weight * self.strength.now(self.run.trainer)
+        if self.technique.is_idle or (share == 0 and self.is_checked):
+            self._log({})
+            return training_step(*args, **kwargs)
+        # In the very call, because what becomes of the loss (mixing, a weight) has to become of this one, too.
+        with _NormalizedLosses(share, self.technique.temperature) as losses:
+            output = training_step(*args, **kwargs)
+        if output is None:  # this batch is skipped
+            return output
+        if not losses.rises:
+            raise SettingError(
+                "weight must be left out, because the training step doesn't call cross_entropy, whose input "
+                "LogitPenalty takes for the logits"
+            )
+        self.is_checked = True
+        self._log({"": torch.stack(losses.rises).sum()})
+        return output
+
+
+class _NormalizedLosses(TorchFunctionMode):
+    """Lets a share of each cross entropy be that of normalized logits; everything else runs as it would.
+
+    Attributes:
+        rises: By how much each is higher than that of the logits themselves.
+    """
+
+    def __init__(self, share: float, temperature: float) -> None:
+        super().__init__()
+        self._share = share
+        self._temperature = temperature
+        self.rises: list[Tensor] = []
+
+    @override
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is not F.cross_entropy or not torch.is_grad_enabled():  # else it is a metric
+            return func(*args, **kwargs)
+        loss = func(*args, **kwargs)
+        logits, rest = (args[0], args[1:]) if args else (kwargs["input"], ())
+        others = {name: value for name, value in kwargs.items() if name != "input"}
+        changed = func(normalized_logits(logits, self._temperature), *rest, **others)
+        total = torch.lerp(loss, changed.to(loss), self._share)
+        self.rises.append((total - loss).detach().mean())
+        return total

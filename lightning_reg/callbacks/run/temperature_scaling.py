@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
@@ -302,7 +303,8 @@ def _validate(trainer: Trainer, copied: LightningModule) -> None:
     """Runs the fit's validation with a copy of the module, behind the end of training."""
     trainer.validating = True
     try:
-        validate_apart(trainer, copied)
+        with isolate_rng():  # which a loader draws from
+            validate_apart(trainer, copied)
     finally:
         trainer.training = True
 

@@ -14,7 +14,7 @@ from lightning_reg.core.selection import Selection, as_patterns
 from lightning_reg.core.session import Session
 from lightning_reg.core.step import Run, Step
 from lightning_reg.core.technique import Technique
-from lightning_reg.functional.weights.cautious_decay import decay_cautiously_
+from lightning_reg.functional.weights.cautious_decay import corrected_rate, decay_cautiously_
 from lightning_reg.settings import SettingError, check_range
 
 __all__ = ["CautiousWeightDecay"]
@@ -29,6 +29,10 @@ class CautiousWeightDecay(Technique):
     When to use: in the place of an optimizer's ``weight_decay``, at the same strength. When not: beside it; set that to
     0.
 
+    ``corrected`` names weights that a normalization follows, which is most of them but for the head: their decay is
+    λη²/η_max rather than λη, so that gradients don't grow as the learning rate falls. η_max is what the group's
+    scheduler says (``max_lr`` or ``initial_lr``), and never below η.
+
     Cost: one copy of the decayed weights, and two passes over them per optimizer step. No state.
 
     Interacts with: learning-rate schedules, since decay is λ times the group's learning rate, as in AdamW.
@@ -38,6 +42,7 @@ class CautiousWeightDecay(Technique):
         include: Globs over parameter names that are decayed.
         exclude: Globs over parameter names that are not.
         exclude_norm_and_bias: Whether biases and the parameters of normalization layers are spared.
+        corrected: Globs over names of those decayed weights that a normalization follows; none where empty.
         schedule: What the strength is multiplied by as training goes on; constant where None.
 
     Logs:
@@ -49,7 +54,8 @@ class CautiousWeightDecay(Technique):
 
     Reference:
         Lizhang Chen, Jonathan Li, Kaizhao Liang, Baiyu Su, Cong Xie, Nuo Wang Pierse, Chen Liang, Ni Lao, Qiang Liu:
-        Cautious Weight Decay, 2025, arXiv:2510.12402.
+        Cautious Weight Decay, 2025, arXiv:2510.12402. Aaron Defazio: Why Gradients Rapidly Increase Near the End of
+        Training, 2025, arXiv:2506.02285.
 
     >>> CautiousWeightDecay(weight=0.01).weight
     0.01
@@ -67,6 +73,7 @@ class CautiousWeightDecay(Technique):
         include: Sequence[str] = ("*",),
         exclude: Sequence[str] = (),
         exclude_norm_and_bias: bool = True,
+        corrected: Sequence[str] = (),
         schedule: StrengthSchedule | None = None,
     ) -> None:
         check_range("weight", weight, low=0)
@@ -76,6 +83,7 @@ class CautiousWeightDecay(Technique):
         self.include = as_patterns("include", include)
         self.exclude = as_patterns("exclude", exclude)
         self.exclude_norm_and_bias = exclude_norm_and_bias
+        self.corrected = as_patterns("corrected", corrected) if corrected else ()
         self.schedule = schedule
 
     @override
@@ -88,12 +96,15 @@ class CautiousSession(Session[CautiousWeightDecay]):
     """One fit: the weights as they were before the step that is being made."""
 
     selection: Selection = field(init=False)
+    corrected: Selection | None = field(init=False)
     strength: ScheduledStrength = field(init=False)
     before: dict[nn.Parameter, Tensor] = field(default_factory=dict)
     factor: float = 0.0
 
     def __post_init__(self) -> None:
         self.selection = Selection.by(self.technique, self.run.module)
+        patterns, module = self.technique.corrected, self.run.module
+        self.corrected = Selection(module, include=patterns, exclude=self.technique.exclude) if patterns else None
         self.strength = ScheduledStrength(self.technique.schedule, self.run.trainer)
         name = type(self.technique).__name__
         refuse_complex(self.selection.names, name, "exclude it")
@@ -126,8 +137,15 @@ class CautiousSession(Session[CautiousWeightDecay]):
         chosen = set(self.selection.of(step.parameters))
         for group in step.optimizer.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter in chosen]
-            if parameters:
-                # A fused optimizer skips by itself: then the weights haven't moved, and nothing is decayed.
-                share = group["lr"] * self.factor * (1 if step.skipped is None else 1 - step.skipped)
-                before = [self.before[parameter] for parameter in parameters]
-                decay_cautiously_([local(parameter) for parameter in parameters], before, share)
+            corrected = [] if self.corrected is None else self.corrected.of(parameters)
+            known = set(corrected)
+            self._decay(step, [parameter for parameter in parameters if parameter not in known], group["lr"])
+            highest = max(group["lr"], *(group.get(name) or 0.0 for name in ("initial_lr", "max_lr")))
+            self._decay(step, corrected, corrected_rate(group["lr"], highest))
+
+    def _decay(self, step: Step, parameters: list[nn.Parameter], rate: float | Tensor) -> None:
+        if parameters:
+            # A fused optimizer skips by itself: then the weights haven't moved, and nothing is decayed.
+            share = rate * self.factor * (1 if step.skipped is None else 1 - step.skipped)
+            before = [self.before[parameter] for parameter in parameters]
+            decay_cautiously_([local(parameter) for parameter in parameters], before, share)

@@ -16,6 +16,7 @@ __all__ = [
     "decorrelation_penalty",
     "entropy",
     "max_logit_penalty",
+    "normalized_logits",
     "symmetric_divergence",
     "temporal_activity_penalty",
     "z_loss",
@@ -241,6 +242,30 @@ def z_loss(logits: Tensor, strength: float, *, counted: Tensor | None = None) ->
     tensor(0.4805)
     """
     return strength * _mean(_at_least_float32(logits).logsumexp(1 if logits.ndim > 1 else 0).square(), counted)
+
+
+def normalized_logits(logits: Tensor, temperature: float) -> Tensor:
+    r"""Returns logits of length :math:`1 / \tau`, whatever their own length (LogitNorm).
+
+    .. math:: \hat{z} = \frac{z}{\tau \, (\| z \| + 10^{-7})}
+
+    Args:
+        logits: z, (N, C) or (N, C, ...); classes of −∞ have no part in the length.
+        temperature: τ, above 0.
+
+    Returns:
+        A tensor of the same shape, at least in float32.
+
+    Reference:
+        Hongxin Wei, Renchunzi Xie, Hao Cheng, Lei Feng, Bo An, Yixuan Li: Mitigating Neural Network Overconfidence with
+        Logit Normalization, ICML 2022, arXiv:2205.09310.
+
+    >>> normalized_logits(torch.tensor([[3.0, -4.0]]), 0.5)
+    tensor([[ 1.2000, -1.6000]])
+    """
+    values = _at_least_float32(logits)
+    lengths = torch.linalg.vector_norm(values.masked_fill(values.isneginf(), 0), dim=1, keepdim=True)
+    return values / (temperature * (lengths + 1e-7))
 
 
 def symmetric_divergence(logits: Tensor, others: Tensor, strength: float, *, counted: Tensor | None = None) -> Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["decay_cautiously_"]
+__all__ = ["corrected_rate", "decay_cautiously_", "decay_timescale"]
 
 
 @torch.no_grad()
@@ -36,3 +36,45 @@ def decay_cautiously_(weights: Sequence[Tensor], before: Sequence[Tensor], share
     decay = [torch.where(agreement >= 0, old, 0) for agreement, old in zip(agrees, before, strict=True)]
     torch._foreach_mul_(decay, share)
     torch._foreach_sub_(list(weights), decay)
+
+
+def corrected_rate(rate: float | Tensor, highest: float | Tensor) -> float | Tensor:
+    r"""Returns what decay is multiplied by in the place of the learning rate, :math:`\eta^2 / \eta_\text{max}`.
+
+    Weights that a normalization follows settle where gradients have :math:`\sqrt{2 \lambda / \eta}` times their
+    length. So gradients grow as a schedule's rate falls, unless λ falls with it.
+
+    Args:
+        rate: η, of this step.
+        highest: η_max, of the whole schedule, at least η.
+
+    Returns:
+        0 where both are 0.
+
+    Reference:
+        Aaron Defazio: Why Gradients Rapidly Increase Near the End of Training, 2025, arXiv:2506.02285.
+
+    >>> corrected_rate(0.5, 1.0)
+    0.25
+    """
+    if isinstance(highest, Tensor):
+        return torch.where(highest > 0, rate * (rate / highest), torch.zeros_like(highest))
+    return rate * (rate / highest) if highest else 0.0
+
+
+def decay_timescale(rate: float, weight: float, steps: float) -> float:
+    r"""Returns over how many epochs decoupled weight decay averages updates, :math:`1 / (\eta \lambda M)`.
+
+    Args:
+        rate: Learning rate η, above 0.
+        weight: Weight decay λ, above 0.
+        steps: Optimizer steps M in an epoch.
+
+    Reference:
+        Xi Wang, Laurence Aitchison: How to set AdamW's weight decay as you scale model and dataset size, 2024,
+        arXiv:2405.13698.
+
+    >>> round(decay_timescale(1e-3, 0.1, 500), 3)
+    20.0
+    """
+    return 1 / (rate * weight * steps)
