@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lightning.pytorch.utilities.seed import isolate_rng
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
@@ -174,10 +175,13 @@ class TemperatureSession(Session[TemperatureScaling]):
         self.logits = _Logits()
 
     def _step(self, validation_step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        searches = self.technique.deploy and not self.head
+        # A step may change its batch.
+        given = apply_to_collection((args, kwargs), Tensor, torch.clone) if searches else None
         with self.logits:
             output = validation_step(*args, **kwargs)
-        if self.technique.deploy and not self.head:
-            self._find_head(args, kwargs)
+        if given is not None:
+            self._find_head(*given)
         return output
 
     def _find_head(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
