@@ -102,6 +102,7 @@ TECHNIQUES: Peers = {
     "  Lightning's EMAWeightAveraging": lambda: [EMAWeightAveraging(decay=0.999)],
     "Lookahead": lambda: [Lookahead()],
     SAM: lambda: [SharpnessAwareMinimization()],
+    "SharpnessAwareMinimization(fraction=0.5)": lambda: [SharpnessAwareMinimization(fraction=0.5)],
     "SharpnessAwareMinimization(adaptive)": lambda: [SharpnessAwareMinimization(adaptive=True)],
     "GradientCentralization": lambda: [GradientCentralization()],
     "GradientNoise": lambda: [GradientNoise(eta=1e-6)],

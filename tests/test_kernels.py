@@ -20,6 +20,7 @@ GROWS = {
     "ActivityPenalty": 4,  # for each activation
     "GradientClipping(adaptive)": 4.5,
     SAM: 3,  # a second pass forward and backward
+    f"{SAM}(fraction=0.5)": 3,
     f"{SAM}(adaptive)": 3,
     "ActivationStats, every step": 38,  # for each activation
     "InsertDropout": 3,  # for each activation

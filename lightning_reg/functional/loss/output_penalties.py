@@ -264,7 +264,7 @@ def normalized_logits(logits: Tensor, temperature: float) -> Tensor:
     tensor([[ 1.2000, -1.6000]])
     """
     values = _at_least_float32(logits)
-    lengths = torch.linalg.vector_norm(values.masked_fill(values.isneginf(), 0), dim=1, keepdim=True)
+    lengths: Tensor = torch.linalg.vector_norm(values.masked_fill(values.isneginf(), 0), dim=1, keepdim=True)
     return values / (temperature * (lengths + 1e-7))
 
 
