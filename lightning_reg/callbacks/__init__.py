@@ -5,6 +5,7 @@ Monitors and the audit have rooms of their own (:mod:`lightning_reg.monitors`, :
 
 from lightning_reg.audit.regularization_audit import RegularizationAudit
 from lightning_reg.callbacks.batch.batch_mixing import BatchMixing
+from lightning_reg.callbacks.batch.progressive_resizing import ProgressiveResizing
 from lightning_reg.callbacks.batch.reg_mixup import RegMixup
 from lightning_reg.callbacks.forward.dropout_schedule import DropoutSchedule
 from lightning_reg.callbacks.forward.embedding_noise import EmbeddingNoise
@@ -104,6 +105,7 @@ __all__ = [
     "Mixout",
     "NonNegative",
     "OrthogonalPenalty",
+    "ProgressiveResizing",
     "RDrop",
     "RegMixup",
     "RegularizationAudit",

@@ -75,6 +75,7 @@ SETTINGS = {
     ),
     "MaxNorm": lambda _: MaxNorm(max_norm=0.3),
     "Mixout": lambda _: Mixout(p=0.4, include=("*hidden",), seed=3),
+    "ProgressiveResizing": lambda project: callbacks.ProgressiveResizing(stages=2, input_key=project.input_key),
     "RegMixup": lambda project: callbacks.RegMixup(input_key=project.input_key, target_key=project.target_key, seed=3),
     "ReplaceNorm": lambda _: ReplaceNorm(norm="layer", include=("*norm",)),
     "SpectralNormalization": lambda _: SpectralNormalization(include=("*hidden",), seed=3),

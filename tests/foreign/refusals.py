@@ -82,6 +82,10 @@ REFUSALS = [
     (("SnapshotEnsemble",), ("iterable data", "endless data"), "must say how long training is"),
     (("SnapshotEnsemble",), ("plateau scheduler",), "must return no scheduler of the learning rate"),
     (("SnapshotEnsemble",), ("warm-up in optimizer_step",), "the learning rate must be left to"),
+    # Images, in a training of which the length is known.
+    (("ProgressiveResizing",), ANY, "input_key"),
+    (("ProgressiveResizing",), ANY, "max_epochs or max_steps must be given"),
+    (("ProgressiveResizing",), ANY, "start must be 1 where"),
     # Probabilities of classes, on data that is held back.
     (("TemperatureScaling",), ANY, "limit_val_batches must be above 0"),
     (("TemperatureScaling",), ANY, "validation_step must call cross_entropy"),

@@ -1,0 +1,134 @@
+"""Training that begins with small images."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from typing_extensions import override
+
+from lightning_reg.core.batches import Key, check_key, part_of, with_parts
+from lightning_reg.core.facts import Linear, Place
+from lightning_reg.core.lightning import logs_now, planned_epochs
+from lightning_reg.core.session import Session
+from lightning_reg.core.step import Run
+from lightning_reg.core.technique import Technique
+from lightning_reg.functional.resizing import progressive_sides, resized
+from lightning_reg.settings import SettingError, check_count, check_range
+
+__all__ = ["ProgressiveResizing"]
+
+
+class ProgressiveResizing(Technique):
+    """Trains on small images first, and on larger ones from stage to stage.
+
+    What it does: the training step is given the batch's images in the size of the stage that training is in, from
+    ``start`` times their sides to all of them, in ``stages`` steps of as many epochs. Validation and test have the full
+    size, as has the last stage.
+
+    When to use: where a training on images has to be shorter: a side of one half is a fourth of the computing. Together
+    with regularization that grows alike, as the paper has it, since small images need less: ``DropoutSchedule`` or any
+    strength with ``StrengthSchedule(kind="linear")``, which the overlay shows. When not: where details of a few pixels
+    decide; for networks that take one size alone, whose last layer sees a flattened map.
+
+    Cost: one interpolation of the inputs; the rest of the step costs less. No state.
+
+    Interacts with: Mixing and ``AdversarialTraining``, which see whichever size those see that were listed before them.
+    Compiled networks are compiled once more for the first other size. Position embeddings have to be interpolated by
+    the network.
+
+    Deviates from the paper: the stages' strengths of augmentation, dropout and Mixup are schedules of their own.
+
+    Args:
+        start: Share of the sides that the first stage has, in (0, 1]; where it is 1 images stay as they are.
+        stages: How many sizes there are, at least 2.
+        multiple_of: What sides are rounded to multiples of, at least 1: the network's stride, or its patches' side.
+        input_key: Where the images are in a batch: an index, a name, or a getter and a setter.
+
+    Logs:
+        ``schedule/image_side``, the larger side of the images, at the steps the trainer logs.
+
+    Raises:
+        SettingError: If a setting is out of its range, or training has no planned end; at the first batch, if it has no
+            images (N, C, H, W) of a floating dtype, or the network doesn't take smaller ones.
+
+    Reference:
+        Mingxing Tan, Quoc V. Le: EfficientNetV2: Smaller Models and Faster Training, ICML 2021, arXiv:2104.00298.
+
+    >>> ProgressiveResizing(start=0.5).stages
+    4
+    """
+
+    place = Place.BATCH
+    usual_ranges = (Linear("start", 0.4, 0.8),)
+
+    def __init__(self, *, start: float = 0.5, stages: int = 4, multiple_of: int = 1, input_key: Key = 0) -> None:
+        super().__init__()
+        check_range("start", start, low=0, high=1, low_open=True)
+        check_count("stages", stages, low=2)
+        check_count("multiple_of", multiple_of)
+        check_key("input_key", input_key)
+        self.start = start
+        self.stages = stages
+        self.multiple_of = multiple_of
+        self.input_key = input_key
+
+    @override
+    def new_session(self, run: Run) -> "ResizingSession":
+        return ResizingSession(self, run)
+
+
+@dataclass(eq=False)
+class ResizingSession(Session[ProgressiveResizing]):
+    """One fit.
+
+    Attributes:
+        epochs: How many are planned.
+        is_checked: Whether the network has taken smaller images.
+    """
+
+    epochs: float = field(init=False)
+    is_checked: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        self.epochs = planned_epochs(self.run.trainer)
+        if math.isinf(self.epochs):
+            raise SettingError(
+                f"max_epochs or max_steps must be given with {type(self.technique).__name__}, whose stages share the "
+                "training among them"
+            )
+        self.run.around(self.run.module, "training_step", self._step)
+
+    def _step(self, training_step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        technique = self.technique
+        if technique.start == 1:
+            return training_step(*args, **kwargs)
+        batch = args[0] if args else kwargs["batch"]
+        images = part_of(batch, technique.input_key, name="input_key")
+        if images.ndim != 4 or not images.is_floating_point():
+            raise SettingError(
+                f"input_key must lead to images (N, C, H, W) of a floating dtype, but {type(technique).__name__} finds "
+                f"{images.dtype} of shape {tuple(images.shape)}"
+            )
+        done = self.run.trainer.current_epoch / self.epochs
+        full = (images.shape[2], images.shape[3])
+        sides = progressive_sides(
+            full, done, start=technique.start, stages=technique.stages, multiple_of=technique.multiple_of
+        )
+        if logs_now(self.run.trainer):
+            self.run.log(f"schedule/image_side{technique.suffix(self.run.trainer)}", float(max(sides)))
+        if sides == full:
+            return training_step(*args, **kwargs)
+        batch = with_parts(batch, [(technique.input_key, resized(images, sides))])
+        try:
+            output = training_step(batch, *args[1:], **kwargs) if args else training_step(**{**kwargs, "batch": batch})
+        except (RuntimeError, ValueError) as error:
+            if self.is_checked or isinstance(error, (torch.OutOfMemoryError, SettingError)):
+                raise
+            raise SettingError(
+                f"start must be 1 where the network takes images of one size alone: it was trained on {full[0]} × "
+                f"{full[1]}, and of {sides[0]} × {sides[1]} it says {str(error).splitlines()[0]}"
+            ) from error
+        self.is_checked = True
+        return output

@@ -1,0 +1,129 @@
+"""Images that grow over training."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_reg.callbacks import ProgressiveResizing
+from lightning_reg.functional.resizing import progressive_sides, resized
+from lightning_reg.settings import SettingError
+from tests.conformance.problem import EPOCHS, SomebodysModule, Textbook
+from tests.conformance.technique import Technique
+from tests.helpers import quiet_trainer
+
+# The problem's rows as images of one line, filled up with zeros where they are shorter.
+AS_IMAGES = (
+    lambda batch: batch[0].view(len(batch[0]), 1, 1, -1),
+    lambda batch, images: [F.pad(images.flatten(1), (0, 6 - images.shape[-1])), *batch[1:]],
+)
+WIDTHS = (2, 4, 6)  # of the three epochs, from a third
+
+
+def triangles(length, width):
+    """What a filter without aliasing makes of a line: each pixel a mean, weighted by triangles as wide as two of it."""
+    scale = length / width
+    weights = [
+        [max(0.0, 1 - abs(pixel + 0.5 - (place + 0.5) * scale) / scale) for pixel in range(length)]
+        for place in range(width)
+    ]
+    return torch.tensor([[weight / sum(row) for weight in row] for row in weights])
+
+
+def smaller(model, inputs, labels):
+    width = WIDTHS[model.epoch]
+    rows = inputs if width == 6 else inputs @ triangles(6, width).T
+    return F.pad(rows, (0, 6 - width)), lambda logits: F.cross_entropy(logits, labels)
+
+
+CONFORMANCE = {
+    "ProgressiveResizing": Technique(
+        lambda: ProgressiveResizing(start=1 / 3, stages=EPOCHS, input_key=AS_IMAGES),
+        lambda: ProgressiveResizing(start=1.0, input_key=AS_IMAGES),
+        Textbook(mix=smaller),
+    ),
+}
+
+
+def test_images_shrink_by_triangles_and_stay_where_they_have_the_size():
+    images = torch.rand(2, 3, 8, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    rows, columns = triangles(8, 3).double(), triangles(6, 4).double()
+    torch.testing.assert_close(resized(images, (3, 4)), rows @ images @ columns.T, rtol=1e-5, atol=1e-6)
+    assert resized(images, (8, 6)) is images
+
+
+def test_sides_are_those_of_the_stages():
+    def sides(done):
+        return progressive_sides((40, 20), done, start=0.5, stages=3, multiple_of=4)
+
+    assert [sides(done) for done in (0, 0.3, 0.34, 0.6, 0.67, 0.99)] == [
+        (20, 8),
+        (20, 8),
+        (32, 16),
+        (32, 16),
+        (40, 20),
+        (40, 20),
+    ]
+    assert progressive_sides((2, 2), 0.0, start=0.01, stages=2, multiple_of=4) == (2, 2)
+
+
+class Pools(SomebodysModule):
+    """Takes images of any size, or of one alone."""
+
+    def __init__(self, head):
+        super().__init__()
+        self.network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), *head)
+        self.seen, self.validated = [], set()
+
+    def training_step(self, batch, batch_idx):
+        self.seen.append(tuple(batch[0].shape[2:]))
+        return super().training_step(batch, batch_idx)
+
+    def validation_step(self, batch, batch_idx):
+        self.validated.add(tuple(batch[0].shape[2:]))
+        super().validation_step(batch, batch_idx)
+
+
+def images(**settings):
+    return DataLoader(TensorDataset(torch.rand(8, 1, 8, 8, **settings), torch.arange(8) % 3), batch_size=8)
+
+
+def test_training_alone_sees_small_images():
+    module = Pools((nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)))
+    trainer = quiet_trainer(ProgressiveResizing(stages=2), max_epochs=4, log_every_n_steps=1)
+    trainer.fit(module, images(), images())
+    assert module.seen == [(4, 4), (4, 4), (8, 8), (8, 8)]
+    assert module.validated == {(8, 8)}
+    assert trainer.callback_metrics["schedule/image_side"] == 8
+
+
+@pytest.mark.parametrize(
+    ("head", "loader", "settings", "message"),
+    [
+        (
+            (nn.Flatten(), nn.Linear(256, 3)),
+            images,
+            {"max_epochs": 2},
+            "start must be 1 where .* 8 × 8, and of 4 × 4 it",
+        ),
+        ((nn.Flatten(), nn.Linear(256, 3)), images, {"max_epochs": -1}, "max_epochs or max_steps must be given"),
+        (
+            (nn.Flatten(), nn.Linear(256, 3)),
+            lambda: DataLoader(TensorDataset(torch.rand(8, 6), torch.arange(8) % 3), batch_size=8),
+            {"max_epochs": 2},
+            r"input_key must lead to images \(N, C, H, W\) of a floating dtype",
+        ),
+    ],
+)
+def test_what_has_no_sizes_is_refused_at_the_first_batch(head, loader, settings, message):
+    trainer = quiet_trainer(ProgressiveResizing(), limit_val_batches=0, log_every_n_steps=1, **settings)
+    with pytest.raises(SettingError, match=message):
+        trainer.fit(Pools(head), loader(), loader())
+
+
+def test_bad_settings_are_refused_at_once():
+    with pytest.raises(SettingError, match=r"start must be in \(0, 1\], but is 0"):
+        ProgressiveResizing(start=0)
+    with pytest.raises(SettingError, match="stages must be"):
+        ProgressiveResizing(stages=1)
