@@ -1,5 +1,7 @@
 """A temperature that is fitted on validation data and divides the last layer's weights."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,8 +19,8 @@ from tests.helpers import quiet_trainer
 
 
 def by_search(logits, labels):
-    """Golden sections of log T, where the loss has one valley."""
-    low, high, ratio = -5.0, 5.0, (5**0.5 - 1) / 2
+    """Golden sections of log T up to the bounds, where the loss has one valley."""
+    low, high, ratio = -math.log(100), math.log(100), (5**0.5 - 1) / 2
 
     def loss(place):
         return F.cross_entropy(logits.double() / torch.tensor(place).double().exp(), labels).item()
@@ -31,11 +33,21 @@ def by_search(logits, labels):
 
 def logits_of(model):
     inputs, labels = samples().tensors
-    was_training = model.training
-    with torch.no_grad():
+    was_training, dtype = model.training, getattr(model, "dtype", None)
+    with torch.no_grad(), torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
         logits = model.eval()(inputs)
     model.train(was_training)
-    return logits, labels
+    return logits.float(), labels
+
+
+def in_this_precision(model, inputs, labels):
+    """The plain loss, which is computed in the precision that validation has, too."""
+
+    def loss_of(logits):
+        model.dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+        return F.cross_entropy(logits, labels)
+
+    return inputs, loss_of
 
 
 def scaled_head(model):
@@ -47,7 +59,9 @@ def scaled_head(model):
 
 CONFORMANCE = {
     "TemperatureScaling": Technique(
-        TemperatureScaling, lambda: TemperatureScaling(deploy=False), Textbook(evaluated=scaled_head)
+        TemperatureScaling,
+        lambda: TemperatureScaling(deploy=False),
+        Textbook(mix=in_this_precision, evaluated=scaled_head),
     ),
 }
 
