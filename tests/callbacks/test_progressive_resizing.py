@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_reg.callbacks import ProgressiveResizing
-from lightning_reg.functional.resizing import progressive_sides, resized
+from lightning_reg.functional.batch.resizing import progressive_sides, resized
 from lightning_reg.settings import SettingError
 from tests.conformance.problem import EPOCHS, SomebodysModule, Textbook
 from tests.conformance.technique import Technique

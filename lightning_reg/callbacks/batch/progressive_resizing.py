@@ -14,7 +14,7 @@ from lightning_reg.core.lightning import logs_now, planned_epochs
 from lightning_reg.core.session import Session
 from lightning_reg.core.step import Run
 from lightning_reg.core.technique import Technique
-from lightning_reg.functional.resizing import progressive_sides, resized
+from lightning_reg.functional.batch.resizing import progressive_sides, resized
 from lightning_reg.settings import SettingError, check_count, check_range
 
 __all__ = ["ProgressiveResizing"]
