@@ -1,6 +1,6 @@
 """The page of the training step: a drawing of its places, and who acts where, from declared facts."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import generate
 
@@ -21,15 +21,17 @@ _INSIDE = {
     Place.RUN: "when training ends, and with what",
 }
 _TOP = 100
-_ORDER = {
+_BEFORE = {
     Position.SHARPNESS: "replaces the gradient of the loss by that of worse weights nearby, before anything is added",
-    Position.PENALTY: "adds its gradient to the loss's",
+    Position.PENALTY: "adds its gradient to the loss's; where it is proximal, shrinks weights right behind the step",
     Position.CENTRALIZATION: "takes the mean of what the loss and the penalties came to",
     Position.NOISE: "is added last, so that nothing averages it out",
-    Position.CONSTRAINT: "acts behind the step, where penalties have shrunk weights, before updates are measured",
-    Position.MEASUREMENT: "watches: gradients before clipping, updates behind the step",
+    Position.MEASUREMENT: "watches: gradients before clipping, and behind the step what it has changed",
     Position.CLIPPING: "bounds what has come together",
-    Position.LOOKAHEAD: "goes back a part of the way, behind the step and its constraints",
+}
+_BEHIND = {
+    Position.CONSTRAINT: "acts where the optimizer and the penalties have moved weights, before updates are measured",
+    Position.LOOKAHEAD: "goes back a part of the way",
     Position.AVERAGING: "sees the weights as the batch leaves them",
     Position.RESTORING: "has the last word, when training has ended",
 }
@@ -72,16 +74,24 @@ def _link(technique: type[Technique]) -> str:
 def _order() -> str:
     """Returns the table of what happens around the optimizer's step, from its first to its last."""
     everybody = [*generate.techniques(), *generate.monitors()]
-    rows = ["| | who | what |", "|---|---|---|"]
-    for number, (position, what) in enumerate(_ORDER.items(), 1):
-        who = [technique for technique in everybody if technique.position is position]
-        rows.append(f"| {number} | {', '.join(_link(technique) for technique in who)} | {what} |")
+
+    def rows(order: Mapping[Position, str]) -> list[str]:
+        who = {position: [kind for kind in everybody if kind.position is position] for position in order}
+        return [f"| {', '.join(map(_link, who[position]))} | {what} |" for position, what in order.items()]
+
+    table = [
+        "| who, in this order | what |",
+        "|---|---|",
+        *rows(_BEFORE),
+        "| **the optimizer's step** | |",
+        *rows(_BEHIND),
+    ]
     text = (
         "Around the optimizer's step there is an order, and it is the same whatever the order of the user's list: each "
         "class declares its `position`, and `core/step.py` goes through them. What acts on batches, layers and the "
         "loss has none."
     )
-    return "\n\n".join(["## The order around the step", text, "\n".join(rows)])
+    return "\n\n".join(["## The order around the step", text, "\n".join(table)])
 
 
 def _drawing() -> str:

@@ -21,6 +21,7 @@ __all__ = ["REMEDIES", "Remedy", "Situation", "advice_lines", "remedies", "signs
 
 _MOST = 3
 _FEW_SAMPLES = 8  # in a batch, of which BatchNorm's statistics would be mostly noise
+_LEAST_PIXELS = 16  # on digits of 8×8 augmentation costs accuracy, configs/studies/first_aid.yaml
 _LEAST_DECAY = 0.01  # torch's default for AdamW, which hardly regularizes
 
 
@@ -32,7 +33,7 @@ class Situation:
         signs: Names of the signs that were seen, those of :class:`~lightning_reg.monitors.GeneralizationGap`.
         model: The model's settings that the command line can change, by name.
         data: The data module's, likewise.
-        is_image: Whether inputs are images with more than one row.
+        is_image: Whether inputs are images that are large enough to be changed and still be seen.
         is_table: Whether they are rows of a table that the data module reads.
         classifies: Whether one class of several is predicted.
         drop_prob: Largest rate of dropping in the network.
@@ -171,15 +172,15 @@ def _widen(found: Situation) -> Sequence[str]:
 REMEDIES: Mapping[str, tuple[Remedy, ...]] = {
     "overfitting": (
         Remedy("early stopping", "training goes on after validation has turned; costs nothing", _stop),
-        Remedy("BatchNorm", "the noise of batch statistics regularizes, and training gets faster", _norm),
         Remedy("mixing", "no sample is seen twice, and what is between samples is learned, too", _mix),
+        Remedy("normalization", "the noise of BatchNorm's statistics regularizes, and training gets faster", _norm),
+        Remedy("augmentation", "more images, where what it changes doesn't matter to the label", _augment),
         Remedy("dropout", "no unit can rely on another; the classic for dense layers", _drop),
-        Remedy("augmentation", "more images, if what it changes doesn't matter to the label", _augment),
-        Remedy("weight decay", "smaller weights, smoother functions; AdamW's default is next to nothing", _decay),
         Remedy(
-            "averaged weights", "a mean over many steps lies flatter than the last one; costs next to nothing", _average
+            "averaged weights", "a mean over many steps is calmer than the last one; costs next to nothing", _average
         ),
         Remedy("label smoothing", "keeps a network from being too sure", _smooth),
+        Remedy("weight decay", "smaller weights, smoother functions; AdamW's default is next to nothing", _decay),
     ),
     "underfitting": (
         Remedy("less disturbed data", "what is mixed and augmented takes longer to learn", _disturb_less),
@@ -250,7 +251,7 @@ def situation_of(trainer: Trainer, model: LightningModule, data: LightningDataMo
     return Situation(
         model=dict(model.hparams),
         data={name: getattr(data, name) for name in ("augment", "mix") if hasattr(data, name)},
-        is_image=min(_image_size(data)) > 1,
+        is_image=min(_image_size(data)) >= _LEAST_PIXELS,
         is_table=isinstance(data, TabularData),
         classifies=getattr(data, "task", None) == "classification",
         drop_prob=max((rate.value for rate in rates(model)), default=0.0),

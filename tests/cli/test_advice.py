@@ -28,12 +28,12 @@ def test_nothing_is_proposed_without_a_sign():
 
 
 def test_what_is_there_already_is_not_proposed():
-    assert names(**OVERFITS) == ["early stopping", "BatchNorm", "mixing"]
+    assert names(**OVERFITS) == ["early stopping", "mixing", "normalization"]
     model = PLAIN | {"norm": "batch", "weight_decay": None}
     there = OVERFITS | {"stops_early": True, "model": model, "mixes": True}
-    assert names(**there) == ["dropout", "weight decay", "averaged weights"]
-    there |= {"drop_prob": 0.3, "weight_decay": 0.1, "averages": True}
-    assert names(**there) == ["label smoothing"]
+    assert names(**there) == ["dropout", "averaged weights", "label smoothing"]
+    there |= {"drop_prob": 0.3, "averages": True, "label_smoothing": 0.1}
+    assert names(**there) == ["weight decay"]
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_what_would_work_against_itself_is_not_proposed(settings, name):
 def test_small_batches_get_layer_norm_and_tables_a_mixing_of_columns():
     few = Situation(frozenset({"memorization"}), model=PLAIN, data={"mix": None}, is_table=True, batch_size=4)
     options = {remedy.name: words for remedy, words in remedies(few)}
-    assert options["BatchNorm"] == ["--model.norm", "layer"]
+    assert options["normalization"] == ["--model.norm", "layer"]
     assert options["mixing"] == ["--config", "techniques/row_cutmix"]
 
 
