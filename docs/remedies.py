@@ -35,8 +35,14 @@ def tables() -> Mapping[str, str]:
 
 
 def _table(sign: str, situations: Mapping[str, Situation]) -> str:
-    rows = ["| what | why | on images, append | on rows, append |", "|---|---|---|---|"]
+    rows = ["| what | append |", "|---|---|"]
     for remedy in REMEDIES[sign]:
-        options = [" ".join(remedy.options(situation)) for situation in situations.values()]
-        rows.append(f"| {remedy.name} | {remedy.why} | {' | '.join(f'`{text}`' if text else '' for text in options)} |")
+        options = {kind: " ".join(remedy.options(situation)) for kind, situation in situations.items()}
+        alike = len(set(options.values())) == 1
+        told = [
+            f"`{text}`" if alike else f"on {kind} `{text}`"
+            for kind, text in options.items()
+            if text and (not alike or kind == "images")
+        ]
+        rows.append(f"| **{remedy.name}**: {remedy.why} | {'<br>'.join(told)} |")
     return "\n".join(rows) + "\n"

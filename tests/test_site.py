@@ -37,7 +37,7 @@ def test_the_order_around_the_step_has_every_position_once(site):
 
 def test_the_guide_has_every_rule_with_what_to_append(site):
     for sign, table in site("remedies").tables().items():
-        rows = {line.split(" | ")[0].strip("| "): line for line in table.splitlines()[2:]}
+        rows = {line.partition("**: ")[0].strip("| *"): line for line in table.splitlines()[2:]}
         assert list(rows) == [remedy.name for remedy in REMEDIES[sign]]
         assert all("`--" in line for line in rows.values())
 

@@ -2,7 +2,7 @@
 
 // Charts with sliders: what a chart shows for each position was computed when the site was built.
 const COLORS = ["#3b82c4", "#e07b39", "#3a9d5d", "#a864c4", "#c9a227", "#d6577d", "#5aa9a3", "#8a6d3b", "#7f7fd5", "#888888"];
-const [WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM] = [640, 320, 58, 12, 12, 46];
+const [WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM] = [640, 340, 66, 14, 36, 52];
 
 function element(name, attributes, parent, text) {
   const made = document.createElementNS("http://www.w3.org/2000/svg", name);
@@ -49,15 +49,14 @@ function play(figure) {
     element("clipPath", { id: clip }, element("defs", {}, svg)));
   for (const tick of data.x.ticks) {
     element("line", { x1: x(tick), x2: x(tick), y1: TOP, y2: HEIGHT - BOTTOM, class: "play-grid" }, svg);
-    element("text", { x: x(tick), y: HEIGHT - BOTTOM + 18, "text-anchor": "middle" }, svg, String(tick).replace("-", "−"));
+    element("text", { x: x(tick), y: HEIGHT - BOTTOM + 20, "text-anchor": "middle" }, svg, String(tick).replace("-", "−"));
   }
   for (const tick of data.y.ticks) {
     element("line", { x1: LEFT, x2: WIDTH - RIGHT, y1: y(tick), y2: y(tick), class: "play-grid" }, svg);
     element("text", { x: LEFT - 8, y: y(tick) + 4, "text-anchor": "end" }, svg, String(tick).replace("-", "−"));
   }
   element("text", { x: (LEFT + WIDTH - RIGHT) / 2, y: HEIGHT - 6, "text-anchor": "middle" }, svg, data.x.label);
-  element("text", { x: 0, y: 0, "text-anchor": "middle", transform: `translate(14 ${(TOP + HEIGHT - BOTTOM) / 2}) rotate(-90)` },
-    svg, data.y.label);
+  element("text", { x: LEFT, y: 18 }, svg, data.y.label);
   const fixed = element("g", { "clip-path": `url(#${clip})` }, svg);
   const moving = element("g", { "clip-path": `url(#${clip})` }, svg);
   for (const line of data.lines || []) draw(line, fixed);

@@ -2,12 +2,14 @@
 Dropout: units that can't rely on each other
 ============================================
 
-The same network that learns 100 digits by heart, with dropout built in, and put into somebody else's network.
+A network that learns its samples by heart, with dropout built in, and put into somebody else's network.
 """
 
 # %%
 # Overfit on purpose
 # ------------------
+# Generated signals of forty numbers in ten classes, 600 to learn from: a dense network learns all of them by heart, and
+# is sure of itself on others, of which it gets most wrong.
 
 import matplotlib.pyplot as plt
 import torch
@@ -15,14 +17,18 @@ from lightning.pytorch import Trainer
 from torch import nn
 
 from lightning_reg.callbacks import GeneralizationGap, InsertDropout
-from lightning_reg.data import ImageData
+from lightning_reg.data import Mnist1DData
 from lightning_reg.models import MLP, Classifier
 from lightning_reg.nn import monte_carlo_predict
 
 
+def adam(parameters):
+    return torch.optim.AdamW(parameters, lr=0.003)
+
+
 def fit(make, *callbacks):
     torch.manual_seed(0)
-    data = ImageData(dataset="digits", train_size=100, val_size=0.2, batch_size=25, seed=0)
+    data = Mnist1DData(samples=3000, train_size=600, val_size=500, batch_size=60, seed=0)
     model = make(data)
     gap = GeneralizationGap(every_n_epochs=2, max_samples=300, verbose=False)
     trainer = Trainer(
@@ -34,7 +40,7 @@ def fit(make, *callbacks):
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        log_every_n_steps=4,
+        log_every_n_steps=10,
     )
     trainer.fit(model, datamodule=data)
     test = trainer.test(model, datamodule=data, verbose=False)[0]
@@ -42,10 +48,12 @@ def fit(make, *callbacks):
 
 
 def mlp(rate):
-    return lambda data: MLP(input_shape=data.input_shape, num_classes=10, hidden_sizes=[256, 128], drop_prob=rate)
+    return lambda data: MLP(
+        input_shape=data.input_shape, num_classes=10, hidden_sizes=[128, 128], drop_prob=rate, optimizer=adam
+    )
 
 
-fits = {"nothing": fit(mlp(0.0)), "dropout 0.5": fit(mlp(0.5))}
+fits = {"nothing": fit(mlp(0.0)), "dropout 0.3": fit(mlp(0.3))}
 
 # %%
 # Somebody else's network
@@ -55,13 +63,11 @@ fits = {"nothing": fit(mlp(0.0)), "dropout 0.5": fit(mlp(0.5))}
 
 
 def somebodys(_):
-    network = nn.Sequential(
-        nn.Flatten(), nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, 10)
-    )
-    return Classifier(network, num_classes=10)
+    network = nn.Sequential(nn.Linear(40, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10))
+    return Classifier(network, num_classes=10, optimizer=adam)
 
 
-fits["inserted 0.5"] = fit(somebodys, InsertDropout(p=0.5, types=("ReLU",)))
+fits["inserted 0.3"] = fit(somebodys, InsertDropout(p=0.3, types=("ReLU",)))
 for name, (_, _, curves, accuracy, loss) in fits.items():
     print(
         f"{name}: training loss {curves.train['loss'][-1]:.3f}, test loss {loss:.3f}, accuracy {100 * accuracy:.1f} %"
@@ -80,13 +86,13 @@ plt.show()
 # %%
 # Dropout in evaluation
 # ---------------------
-# The same layers, left on, tell what the network doesn't know: fifty predictions of each image, by fifty masks. Where
+# The same layers, left on, tell what the network doesn't know: fifty predictions of each signal, by fifty masks. Where
 # they disagree, it is wrong more often.
 
-model, data, *_ = fits["dropout 0.5"]
+model, data, *_ = fits["dropout 0.3"]
 batches = [data.on_after_batch_transfer(batch, 0) for batch in data.evaluation_dataloader("test")]
-images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
-predicted = monte_carlo_predict(model.eval(), images, num_samples=50)
+signals, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+predicted = monte_carlo_predict(model.eval(), signals, num_samples=50)
 
 right = (predicted.mean.argmax(1) == labels).float()
 by_doubt = right[predicted.mutual_information.argsort()].tensor_split(5)
@@ -94,14 +100,16 @@ shares = [100 * part.mean().item() for part in by_doubt]
 print(
     "accuracy from the fifth with the least disagreement to that with the most:", [f"{share:.0f} %" for share in shares]
 )
+if fits["dropout 0.3"][4] > 0.9 * fits["nothing"][4]:
+    raise ArithmeticError("dropout has mended nothing")
 if shares[0] <= shares[-1]:
     raise ArithmeticError("disagreement says nothing")
 
 figure, axes = plt.subplots(figsize=(5, 2.6))
 axes.bar(range(1, 6), shares)
-axes.set(xlabel="fifth of the test images, by disagreement", ylabel="accuracy, %", title="What it knows, and what not")
+axes.set(xlabel="fifth of the test signals, by disagreement", ylabel="accuracy, %", title="What it knows, and what not")
 plt.show()
 
 # %%
-# From the command line: ``--model.drop_prob 0.5``, or ``--config techniques/insert_dropout`` for any network.
+# From the command line: ``--model.drop_prob 0.3``, or ``--config techniques/insert_dropout`` for any network.
 # Derived: :doc:`/built/textbook/derive_2_dropout`.

@@ -9,7 +9,7 @@ A network that learns its samples by heart can't if it never sees one twice.
 # Overfit on purpose
 # ------------------
 # Generated signals of forty numbers in ten classes, 600 to learn from. Classes differ in shape alone, and a dense
-# network knows nothing of shapes: it learns all 600 by heart, and is sure of itself on others, of which it gets half
+# network knows nothing of shapes: it learns all 600 by heart, and is sure of itself on others, of which it gets most
 # wrong.
 
 import matplotlib.pyplot as plt
@@ -19,7 +19,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning_reg.callbacks import GeneralizationGap
 from lightning_reg.data import Mnist1DData
 from lightning_reg.models import MLP
-from lightning_reg.transforms import CutMix, Mixup
+from lightning_reg.transforms import Mixup, RowCutMix
 
 
 class FirstBatch(Callback):
@@ -27,7 +27,7 @@ class FirstBatch(Callback):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if trainer.global_step == 0:
-            self.images, self.targets = batch
+            self.signals, self.targets = batch
 
 
 def adam(parameters):
@@ -36,7 +36,7 @@ def adam(parameters):
 
 def fit(mix=None):
     torch.manual_seed(0)
-    data = Mnist1DData(samples=3000, train_size=600, val_size=500, shape="image", batch_size=60, seed=0, mix=mix)
+    data = Mnist1DData(samples=3000, train_size=600, val_size=500, batch_size=60, seed=0, mix=mix)
     model = MLP(input_shape=data.input_shape, num_classes=10, hidden_sizes=[128, 128], optimizer=adam)
     gap, first = GeneralizationGap(every_n_epochs=2, max_samples=300, verbose=False), FirstBatch()
     trainer = Trainer(
@@ -55,7 +55,7 @@ def fit(mix=None):
     return first, gap.curves, test
 
 
-fits = {"nothing": fit(), "Mixup": fit(Mixup(alpha=1.0)), "CutMix": fit(CutMix(alpha=1.0))}
+fits = {"nothing": fit(), "Mixup": fit(Mixup(alpha=1.0)), "RowCutMix": fit(RowCutMix(alpha=1.0))}
 for name, (_, curves, test) in fits.items():
     print(
         f"{name}: training loss {curves.train['loss'][-1]:.3f}, test loss {test['test/loss']:.3f}, "
@@ -81,8 +81,8 @@ def told(target):
 
 figure, axes = plt.subplots(3, 3, figsize=(7.2, 4.2), sharex=True, sharey=True)
 for row, (name, (first, _, _)) in zip(axes, fits.items(), strict=True):
-    for axis, image, target in zip(row, first.images, first.targets, strict=False):
-        axis.plot(image.flatten())
+    for axis, signal, target in zip(row, first.signals, first.targets, strict=False):
+        axis.plot(signal)
         axis.set(xticks=[], yticks=[])
         axis.set_title(f"class {told(target)}", fontsize=9)
     row[0].set_ylabel(name)
@@ -104,7 +104,7 @@ axes[0].set_ylabel("loss on clean samples")
 axes[0].legend()
 plt.show()
 
-if min(fits[name][2]["test/loss"] for name in ("Mixup", "CutMix")) > 0.9 * fits["nothing"][2]["test/loss"]:
+if min(fits[name][2]["test/loss"] for name in ("Mixup", "RowCutMix")) > 0.9 * fits["nothing"][2]["test/loss"]:
     raise ArithmeticError("mixing has mended nothing")
 
 # %%

@@ -68,7 +68,7 @@ found = search(
     make,
     space=space,
     metric="val/loss",
-    test_metric="test/accuracy",
+    test_metric="test/loss",
     trials=6,
     confirm=2,
     output=tempfile.mkdtemp(),
@@ -79,7 +79,7 @@ print(found)
 # %%
 # What it hands over are callbacks, made anew, for a trainer of one's own; and what was tried.
 
-print(found.callbacks())
+print([type(callback).__name__ for callback in found.callbacks()])
 
 # %%
 tried = [trial for trial in found.outcome.tried if trial.value is not None]
@@ -87,7 +87,7 @@ figure, axes = plt.subplots(figsize=(6, 3))
 for trial in tried:
     best = trial.position == found.outcome.best.position
     axes.barh(trial.position, trial.value, color="C1" if best else "C0")
-    axes.text(0, trial.position, "  " + (" + ".join(trial.cocktail or {}) or trial.name), va="center", fontsize=8)
+    axes.text(0, trial.position, "  " + (" + ".join(trial.cocktail or {}) or "nothing"), va="center", fontsize=8)
 axes.set(xlabel="validation loss", ylabel="trial", title="What was tried; the best in another color")
 axes.invert_yaxis()
 plt.show()
@@ -103,7 +103,7 @@ confirmation = found.outcome.confirmation
 if confirmation is None:
     raise ArithmeticError("the plain run was best: there is nothing to confirm")
 for variant, summary in confirmation.summaries.items():
-    print(f"{variant}: {confirmation.metric} {summary.mean:.3f}")
+    print(f"{variant}: {confirmation.metric} {summary.mean:.2f}")
 
 # %%
 # From the command line: ``python train.py search configs/search/digits.yaml --quick``; see :doc:`/searching`.

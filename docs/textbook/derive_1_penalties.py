@@ -46,6 +46,7 @@ print("a step on loss + penalty equals decay and a step on the loss, to", float(
 # sum of both. This is the code that adds its gradient, once for each optimizer step:
 #
 # .. literalinclude:: /../lightning_reg/functional/gradient/penalties.py
+#    :caption: lightning_reg/functional/gradient/penalties.py
 #    :pyobject: add_elastic_net_gradient_
 #    :lines: 1-3, 22-
 

@@ -24,10 +24,14 @@ In training every unit is dropped with probability :math:`p`: a mask :math:`m_i`
 # .. math:: y_i = \frac{m_i}{1 - p} \, x_i \text{ in training}, \qquad y_i = x_i \text{ in evaluation}
 #
 # .. literalinclude:: /../lightning_reg/functional/reference/dropout.py
+#    :caption: lightning_reg/functional/reference/dropout.py
 #    :pyobject: InvertedDropout.forward
+#    :dedent: 4
 #
 # .. literalinclude:: /../lightning_reg/functional/reference/dropout.py
+#    :caption: lightning_reg/functional/reference/dropout.py
 #    :pyobject: OriginalDropout.forward
+#    :dedent: 4
 
 import torch
 
@@ -71,7 +75,9 @@ print("variance", trained.var(0).numpy().round(2), "expected", expected.numpy().
 # .. math:: \frac{\partial L}{\partial x_i} = \frac{m_i}{1 - p} \, \frac{\partial L}{\partial y_i}
 #
 # .. literalinclude:: /../lightning_reg/functional/reference/dropout.py
+#    :caption: lightning_reg/functional/reference/dropout.py
 #    :pyobject: InvertedDropout.backward
+#    :dedent: 4
 #
 # The check differentiates the formula by autograd, which knows nothing of the code above.
 

@@ -17,7 +17,9 @@ is over what the statistics are taken: BatchNorm over the samples of a batch, La
 #    y_i = \gamma \, \hat x_i + \beta
 #
 # .. literalinclude:: /../lightning_reg/functional/reference/batch_norm.py
+#    :caption: lightning_reg/functional/reference/batch_norm.py
 #    :pyobject: BatchNormInTraining.forward
+#    :dedent: 4
 
 import torch
 from torch.nn import functional as F
@@ -102,7 +104,9 @@ for name, by_hand, by_torch in zip(
 # The same lines as they stand in the library, for any number of positions, and differentiable once more:
 #
 # .. literalinclude:: /../lightning_reg/functional/reference/batch_norm.py
+#    :caption: lightning_reg/functional/reference/batch_norm.py
 #    :pyobject: BatchNormInTraining.backward
+#    :dedent: 4
 
 ours = torch.autograd.grad(outputs, (inputs, gamma, beta), outer)
 for by_ours, by_torch in zip(ours, of_torch, strict=True):
@@ -144,7 +148,9 @@ if along_constant > 1e-12 or along_normalized > 1e-4:
 # Nothing is shared by samples: it does the same in evaluation, and with a batch of one.
 #
 # .. literalinclude:: /../lightning_reg/functional/reference/layer_norm.py
+#    :caption: lightning_reg/functional/reference/layer_norm.py
 #    :pyobject: LayerNormFunction.backward
+#    :dedent: 4
 
 ours = layer_norm(inputs, (4,), gamma, beta)
 torchs = F.layer_norm(inputs, (4,), gamma, beta)
@@ -169,7 +175,9 @@ print("LayerNorm equals torch's, forward and backward, and a sample alone is wha
 #    + \frac{\partial L}{\partial s} \, \frac{2 \, x_i}{m}
 #
 # .. literalinclude:: /../lightning_reg/functional/reference/rms_norm.py
+#    :caption: lightning_reg/functional/reference/rms_norm.py
 #    :pyobject: RMSNormFunction.backward
+#    :dedent: 4
 
 ours = rms_norm(inputs, (4,), gamma, eps=1e-6)
 torchs = F.rms_norm(inputs, (4,), gamma, eps=1e-6)

@@ -27,7 +27,9 @@ What decides whether a deep network learns at all is whether signals keep their 
 # The rule in general is :math:`v = \text{gain}^2 / n`, where the gain makes up for what the activation takes away.
 #
 # .. literalinclude:: /../lightning_reg/init/initialization.py
+#    :caption: lightning_reg/init/initialization.py
 #    :pyobject: VarianceScaling.__call__
+#    :dedent: 4
 
 import torch
 from torch import nn

@@ -19,6 +19,7 @@ Both train on samples that nobody has seen, made of two, and on targets that are
 # which is how ``BatchMixing`` can mix the batches of a project whose loss and metrics want class indices.
 #
 # .. literalinclude:: /../lightning_reg/functional/batch/mixing.py
+#    :caption: lightning_reg/functional/batch/mixing.py
 #    :pyobject: mix_with_previous
 #    :lines: 1, 22-
 
@@ -76,7 +77,9 @@ for alpha in (0.2, 0.4, 1.0, 4.0):
 # middle is any pixel, so it is cut off at the border, and :math:`s` is counted after that.
 #
 # .. literalinclude:: /../lightning_reg/transforms/cutmix.py
+#    :caption: lightning_reg/transforms/cutmix.py
 #    :pyobject: CutMix.draw
+#    :dedent: 4
 
 from lightning_reg.transforms import CutMix
 

@@ -18,6 +18,7 @@ Now and then a gradient is so large that one step undoes a thousand. Clipping bo
 # :math:`\lVert g \rVert^2 = \sum_k \lVert g_k \rVert^2`.
 #
 # .. literalinclude:: /../lightning_reg/functional/gradient/clipping.py
+#    :caption: lightning_reg/functional/gradient/clipping.py
 #    :pyobject: shrinking_factor
 #    :lines: 1-2, 20-
 
