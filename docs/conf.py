@@ -213,7 +213,7 @@ def _escape(_app: Sphinx, _what: str, _name: str, _thing: Any, _options: Any, li
 
 
 def _escaped(text: str) -> str:
-    return re.sub(r"(?<=[( ])\*(?=[a-z_]+[),])", r"\\*", text.replace("|", r"\|").replace("‖*", r"‖\*"))
+    return re.sub(r"(?<=[( ])\*(?=[a-z_.]+[),])", r"\\*", text.replace("|", r"\|").replace("‖*", r"‖\*"))
 
 
 def _skip(_app: Sphinx, _what: str, _name: str, thing: Any, skip: bool, _options: Any) -> bool:
