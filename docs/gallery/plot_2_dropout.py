@@ -86,8 +86,8 @@ plt.show()
 # %%
 # Dropout in evaluation
 # ---------------------
-# The same layers, left on, tell what the network doesn't know: fifty predictions of each signal, by fifty masks. Where
-# they disagree, it is wrong more often.
+# The same layers, left on: fifty predictions of each signal, by fifty masks. The entropy of their mean says how
+# undecided they are together; where it is high, the network is wrong more often.
 
 model, data, *_ = fits["dropout 0.3"]
 batches = [data.on_after_batch_transfer(batch, 0) for batch in data.evaluation_dataloader("test")]
@@ -95,19 +95,17 @@ signals, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
 predicted = monte_carlo_predict(model.eval(), signals, num_samples=50)
 
 right = (predicted.mean.argmax(1) == labels).float()
-by_doubt = right[predicted.mutual_information.argsort()].tensor_split(5)
+by_doubt = right[predicted.predictive_entropy.argsort()].tensor_split(5)
 shares = [100 * part.mean().item() for part in by_doubt]
-print(
-    "accuracy from the fifth with the least disagreement to that with the most:", [f"{share:.0f} %" for share in shares]
-)
+print("accuracy, from the fifth that is most decided to the least:", [f"{share:.0f} %" for share in shares])
 if fits["dropout 0.3"][4] > 0.9 * fits["nothing"][4]:
     raise ArithmeticError("dropout has mended nothing")
 if shares[0] <= shares[-1]:
-    raise ArithmeticError("disagreement says nothing")
+    raise ArithmeticError("what is undecided is right as often")
 
 figure, axes = plt.subplots(figsize=(5, 2.6))
 axes.bar(range(1, 6), shares)
-axes.set(xlabel="fifth of the test signals, by disagreement", ylabel="accuracy, %", title="What it knows, and what not")
+axes.set(xlabel="fifth of the test signals, by entropy", ylabel="accuracy, %", title="What it knows, and what not")
 plt.show()
 
 # %%

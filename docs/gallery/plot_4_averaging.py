@@ -21,7 +21,7 @@ from lightning_reg.models import MLP
 
 
 def sgd(parameters):
-    return torch.optim.SGD(parameters, lr=0.4, momentum=0.5)
+    return torch.optim.SGD(parameters, lr=0.15, momentum=0.9)
 
 
 class Recorder(Callback):
@@ -49,7 +49,7 @@ def fit(*callbacks):
     )
     recorder = Recorder()
     trainer = Trainer(
-        max_epochs=20,
+        max_epochs=15,
         callbacks=[*callbacks, recorder],
         accelerator="cpu",
         logger=False,
@@ -74,7 +74,9 @@ plain, plain_test = fit()
 
 average = ExponentialMovingAverage(half_life=2.0, half_life_unit="epoch", validate="both")
 averaged, averaged_test = fit(average)
-_, swa_test = fit(StochasticWeightAverage(start=0.5, lr=0.2, anneal_epochs=1))
+_, swa_test = fit(StochasticWeightAverage(start=0.5, lr=0.02, anneal_epochs=1))
+if sum(averaged["ema/val/accuracy"]) <= sum(averaged["val/accuracy"]):
+    raise ArithmeticError("the average is no better than what it averages")
 print("measured:", sorted(averaged))
 print(f"test accuracy: last step {100 * plain_test:.1f} %, EMA {100 * averaged_test:.1f} %, SWA {100 * swa_test:.1f} %")
 

@@ -48,7 +48,6 @@ print("a step on loss + penalty equals decay and a step on the loss, to", float(
 # .. literalinclude:: /../lightning_reg/functional/gradient/penalties.py
 #    :caption: lightning_reg/functional/gradient/penalties.py
 #    :pyobject: add_elastic_net_gradient_
-#    :lines: 1-3, 22-
 
 gradient = torch.zeros_like(weights)
 add_elastic_net_gradient_([gradient], [weights.detach()], l1=0.1, l2=0.5)

@@ -21,7 +21,6 @@ Both train on samples that nobody has seen, made of two, and on targets that are
 # .. literalinclude:: /../lightning_reg/functional/batch/mixing.py
 #    :caption: lightning_reg/functional/batch/mixing.py
 #    :pyobject: mix_with_previous
-#    :lines: 1, 22-
 
 import torch
 from torch.nn import functional as F

@@ -20,7 +20,6 @@ Now and then a gradient is so large that one step undoes a thousand. Clipping bo
 # .. literalinclude:: /../lightning_reg/functional/gradient/clipping.py
 #    :caption: lightning_reg/functional/gradient/clipping.py
 #    :pyobject: shrinking_factor
-#    :lines: 1-2, 20-
 
 import torch
 
