@@ -252,7 +252,7 @@ def _rho() -> Plot:
     for radius, track, end in zip(radii.tolist(), tracks, ends, strict=True):
         frames.append(
             {
-                "lines": [_line(track[::3, 0], track[::3, 1], 1)],
+                "lines": [_line(track[::3, 0], track[::3, 1], 1, thin=True)],
                 "dots": [[float(f"{value:.3f}") for value in point.tolist()] for point in (track[0], end)],
                 "text": f"ρ = {radius:.2f}: after 600 steps it is at {end[0]:.2f} on the floor of the valley, where "
                 f"the curvature across is {_curvature(end[0]):.1f}.",

@@ -9,7 +9,7 @@ last hundred isn't.
 # %%
 # A run that jumps about
 # ----------------------
-# 300 digits in batches of ten; plain gradient descent with a learning rate that is too high to settle.
+# 300 digits in batches of ten; gradient descent with momentum, at a learning rate that is too high to settle.
 
 import matplotlib.pyplot as plt
 import torch
@@ -69,8 +69,8 @@ plain, plain_test = fit()
 # Averaged
 # --------
 # ``ExponentialMovingAverage(validate="both")`` validates the trained weights and their average in one run: the trained
-# ones take the same steps as before, since an average looks on. ``StochasticWeightAverage`` takes the mean of the last
-# quarter's epochs, at a learning rate of its own.
+# ones take the same steps as before, since an average looks on. ``StochasticWeightAverage`` takes the mean of the second
+# half's epochs, at a learning rate of its own.
 
 average = ExponentialMovingAverage(half_life=2.0, half_life_unit="epoch", validate="both")
 averaged, averaged_test = fit(average)
