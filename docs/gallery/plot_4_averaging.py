@@ -69,8 +69,8 @@ plain, plain_test = fit()
 # Averaged
 # --------
 # ``ExponentialMovingAverage(validate="both")`` validates the trained weights and their average in one run: the trained
-# ones take the same steps as before, since an average looks on. ``StochasticWeightAverage`` takes the mean of the second
-# half's epochs, at a learning rate of its own.
+# ones take the same steps as before, since an average looks on. ``StochasticWeightAverage`` takes the mean of the
+# second half's epochs, at a learning rate of its own.
 
 average = ExponentialMovingAverage(half_life=2.0, half_life_unit="epoch", validate="both")
 averaged, averaged_test = fit(average)

@@ -16,8 +16,8 @@ from lightning_reg.callbacks.weights.averages.registered import spectral_vectors
 from lightning_reg.callbacks.weights.averages.remembered_inputs import batch_norms
 from lightning_reg.core.lightning import callbacks_of, is_overridden, set_callbacks
 from lightning_reg.files import read_checkpoint
-from lightning_reg.functional.averaging import mean_of
 from lightning_reg.functional.spectrum import singular_vectors
+from lightning_reg.functional.weights.averaging import mean_of
 from lightning_reg.settings import SettingError, check_choice
 
 __all__ = ["CheckpointSoup", "Soup"]

@@ -20,7 +20,7 @@ from lightning_reg.core.lightning import log_metrics, validate_apart
 from lightning_reg.core.selection import as_patterns, select_names
 from lightning_reg.core.session import kept
 from lightning_reg.core.step import Run, Step
-from lightning_reg.functional.averaging import interpolate_
+from lightning_reg.functional.weights.averaging import interpolate_
 from lightning_reg.settings import SettingError, check_choice, check_range
 
 __all__ = ["Interpolated", "WiSEFT"]
