@@ -24,7 +24,7 @@ def progressive_sides(
         Mingxing Tan, Quoc V. Le: EfficientNetV2: Smaller Models and Faster Training, ICML 2021, arXiv:2104.00298.
 
     >>> [progressive_sides((32, 48), done, start=0.5, stages=3, multiple_of=8) for done in (0.0, 0.5, 0.9)]
-    [(16, 24), (24, 40), (32, 48)]
+    [(16, 24), (24, 32), (32, 48)]
     """
     stage = min(int(done * stages), stages - 1)
     if stage == stages - 1:
