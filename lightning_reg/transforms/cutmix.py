@@ -17,7 +17,8 @@ __all__ = ["CutMix"]
 class CutMix(Mixing):
     """Pastes a box of another image into every image, and mixes their targets by area.
 
-    For images (N, C, H, W), or anything whose last two axes are spatial. Targets are as for ``Mixup``.
+    For images (N, C, H, W), or anything whose last two axes are spatial. Of signals, whose height or width is 1, a
+    stretch is pasted. Targets are as for ``Mixup``.
 
     Args:
         alpha: Parameter of the Beta(alpha, alpha) that the part that stays is drawn from; at least 0. The box covers
@@ -61,5 +62,7 @@ class CutMix(Mixing):
         return Draw(partial(paste_from_previous, boxes=boxes), minor if self.per_sample else minor[0])
 
     def _box(self, height: int, width: int, stream: Random) -> Box:
-        side = (1 - stream.betavariate(self.alpha, self.alpha)) ** 0.5
-        return random_box(stream, int(height * side), int(width * side), within=(height, width))
+        share = 1 - stream.betavariate(self.alpha, self.alpha)
+        side = share if 1 in (height, width) else share**0.5
+        sides = [1 if length == 1 else int(length * side) for length in (height, width)]
+        return random_box(stream, *sides, within=(height, width))

@@ -71,6 +71,19 @@ def test_box_covers_what_beta_draws_before_it_is_cut_off():
     assert scipy.stats.ks_2samp(found, expected.tolist()).pvalue > 1e-3
 
 
+@pytest.mark.parametrize("shape", [(1, 64), (64, 1)])
+def test_of_a_signal_a_stretch_is_pasted_that_beta_draws(shape):
+    """Kolmogorov-Smirnov at 1e-3, as above, with a stretch of the share 1-λ of the signal."""
+    stream, length, mix = Random(0), 64, CutMix(alpha=1.0)
+    found = [mix.draw(torch.empty(2, 1, *shape), stream=stream).minor_weight.item() for _ in range(2000)]
+    generator = torch.Generator().manual_seed(0)
+    stretch = (torch.rand(100_000, generator=generator) * length).floor()
+    middle = (torch.rand(100_000, generator=generator) * length).floor()
+    pasted = (middle + stretch - stretch // 2).clamp(max=length) - (middle - stretch // 2).clamp(min=0)
+    area = pasted / length
+    assert scipy.stats.ks_2samp(found, torch.minimum(area, 1 - area).tolist()).pvalue > 1e-3
+
+
 @pytest.mark.parametrize("mix", MIXES, ids=repr)
 def test_arguments_and_global_stream_are_left_alone_and_the_memory_format_kept(mix):
     inputs = torch.randn(5, 3, 6, 6).to(memory_format=torch.channels_last)
