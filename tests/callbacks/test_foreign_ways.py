@@ -479,6 +479,9 @@ def test_everything_together_resumes_to_the_bit(tmp_path):
         left_out += ("SharpnessAwareMinimization ", "BatchMixing per sample")
         # Of what doubles the batch or mixes within the network, and BatchMixing, one is enough.
         left_out += ("RDrop", "RegMixup", "ManifoldMixup", "LabelSmoothing ")
+        # What decides which weights are evaluated stands alone, of what drops weights one is enough, and a temperature
+        # is found where a linear layer makes the logits.
+        left_out += ("SnapshotEnsemble", "ScheduleFreeMode", "Mixout", "AdversarialTraining ", "TemperatureScaling")
         together = [
             callback
             for name, technique in TECHNIQUES.items()

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from lightning_reg.callbacks import ManifoldMixup, SharpnessAwareMinimization
+from lightning_reg.callbacks import AdversarialTraining, ManifoldMixup, SharpnessAwareMinimization
 from lightning_reg.core.streams import random_stream
 from lightning_reg.settings import SettingError
 from tests.conformance.problem import SomebodysModule, Textbook, loader, weights_of
@@ -192,3 +192,16 @@ def test_a_single_type_may_stand_alone_and_have_its_import_path(types):
 def test_bad_settings_are_refused_at_once():
     with pytest.raises(SettingError, match=r"alpha must be in \[0, ∞\), but is -1"):
         ManifoldMixup(alpha=-1)
+
+
+def test_an_adversarial_pass_is_mixed_as_the_clean_one():
+    """At a very small ε both passes have the same loss, and so have their gradients: nothing changes."""
+
+    def weights(*beside):
+        module = SomebodysModule()
+        quiet_trainer(ManifoldMixup(layers=LAYERS, include_input=False), *beside).fit(module, loader(), loader())
+        return weights_of(module)
+
+    attacked = weights(AdversarialTraining(eps=1e-12, clip=None))
+    for mixed, both in zip(weights(), attacked, strict=True):
+        torch.testing.assert_close(both, mixed, rtol=1e-4, atol=1e-5)

@@ -182,8 +182,9 @@ class ManifoldSession(MixingSession):
         """
         if not self.is_on:
             return output
+        weight = self.weights[index].clone()  # a batch that runs again writes before this pass goes backward
         if torch.compiler.is_compiling():
-            return mix_with_previous(output, self.weights[index])
+            return mix_with_previous(output, weight)
         if index != self.picked:
             return output
         self.runs += 1
@@ -193,7 +194,7 @@ class ManifoldSession(MixingSession):
                 f"layers must be of modules that return one tensor with {self.size} rows, one a sample, with "
                 f"ManifoldMixup, but {list(self.layers)[index]} returns one of {found}"
             )
-        return mix_with_previous(output, self.weights[index])
+        return mix_with_previous(output, weight)
 
 
 def _outermost(modules: dict[str, nn.Module]) -> dict[str, nn.Module]:

@@ -200,7 +200,7 @@ class RememberedInputs:
                 call.chained[index] = found[2:]
                 leaves[index] = None
                 continue
-            if leaf.grad_fn is not None:
+            if _is_of_weights(leaf):
                 if not has_norms:
                     return None
                 self._estimated.add(name or "forward")
@@ -231,6 +231,20 @@ class RememberedInputs:
 
 
 # Which calls
+
+
+def _is_of_weights(tensor: Tensor) -> bool:
+    """Whether a tensor was computed from parameters, rather than from inputs that have gradients of their own."""
+    seen, left = set(), [tensor.grad_fn]
+    while left:
+        node = left.pop()
+        if node is None or node in seen:
+            continue
+        if isinstance(getattr(node, "variable", None), nn.Parameter):
+            return True
+        seen.add(node)
+        left += [before for before, _ in node.next_functions]
+    return False
 
 
 def _called(module: nn.Module, norms: Mapping[str, _BatchNorm]) -> list[str]:
