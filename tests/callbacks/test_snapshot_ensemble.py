@@ -54,7 +54,7 @@ def by_hand(epochs=4, cycles=4, module=None, rate=0.1):
     return module, copies
 
 
-class Classifier(Normed):
+class Labeled(Normed):
     def training_loss(self, inputs, labels):
         return F.cross_entropy(self(inputs), labels)
 
@@ -72,8 +72,8 @@ def labels():
 
 def test_fit_test_and_predict_have_the_mean_of_the_probabilities_of_whole_networks():
     ensemble = SnapshotEnsemble(cycles=4, last=3)
-    module, trainer = fit(ensemble, module=Classifier(), max_epochs=4)
-    trained, copies = by_hand(module=Classifier())
+    module, trainer = fit(ensemble, module=Labeled(), max_epochs=4)
+    trained, copies = by_hand(module=Labeled())
     torch.testing.assert_close(dict(module.state_dict()), dict(trained.state_dict()), rtol=0, atol=1e-6)
     expected = mean_probabilities(copies[-3:])
     loss, before = F.nll_loss(expected.log(), labels()).item(), state(module)
@@ -90,7 +90,7 @@ def test_fit_test_and_predict_have_the_mean_of_the_probabilities_of_whole_networ
 def test_validations_of_the_fit_see_the_snapshots_so_far_and_leave_training_alone():
     losses = []
 
-    class Watches(Classifier):
+    class Watches(Labeled):
         def on_validation_epoch_end(self):
             losses.append(self.trainer.callback_metrics.get("val_loss", torch.zeros(())).item())
 
@@ -104,7 +104,7 @@ def test_validations_of_the_fit_see_the_snapshots_so_far_and_leave_training_alon
     module, trainer = run()
     other, plain = run(validate="trained")
     assert equal(state(module), state(other))
-    _, copies = by_hand(module=Classifier())
+    _, copies = by_hand(module=Labeled())
     last = F.nll_loss(mean_probabilities(copies[-1:]).log(), labels()).item()
     assert plain.callback_metrics["val_loss"].item() == pytest.approx(last, abs=1e-5)
     assert trainer.callback_metrics["val_loss"].item() != pytest.approx(last, abs=1e-3)
@@ -115,19 +115,19 @@ def test_validations_of_the_fit_see_the_snapshots_so_far_and_leave_training_alon
 
 def test_a_checkpoint_is_the_set_in_a_new_trainer_and_another_module(tmp_path):
     ensemble = SnapshotEnsemble(cycles=3)
-    module, trainer = fit(ensemble, module=Classifier())
+    module, trainer = fit(ensemble, module=Labeled())
     tested = trainer.test(module, loader(), verbose=False)[0]["test_loss"]
     trainer.save_checkpoint(tmp_path / "set.ckpt")
     for again in (SnapshotEnsemble(cycles=3), ensemble):
-        other = Classifier(rate=0.3)
+        other = Labeled(rate=0.3)
         (metrics,) = quiet_trainer(again).test(other, loader(), ckpt_path=tmp_path / "set.ckpt", verbose=False)
         assert metrics["test_loss"] == pytest.approx(tested, abs=1e-7)
 
 
 def test_without_snapshots_of_the_module_its_own_weights_are_evaluated_and_that_is_said(tmp_path):
     ensemble = SnapshotEnsemble(cycles=3)
-    _, trainer = fit(ensemble, module=Classifier())
-    other = Classifier()
+    _, trainer = fit(ensemble, module=Labeled())
+    other = Labeled()
     plain = quiet_trainer().test(other, loader(), verbose=False)
     with pytest.warns(UserWarning, match="has no snapshots of this module"):
         assert trainer.test(other, loader(), verbose=False) == plain
@@ -143,7 +143,7 @@ def test_resumed_anywhere_has_the_same_set(step, tmp_path):
     def run(**how):
         saves = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, every_n_train_steps=1, enable_version_counter=False)
         ensemble = SnapshotEnsemble(cycles=3, growth=2)
-        module, _ = fit(ensemble, saves, module=Classifier(), train=resumable_loader, enable_checkpointing=True, **how)
+        module, _ = fit(ensemble, saves, module=Labeled(), train=resumable_loader, enable_checkpointing=True, **how)
         return state(module), [dict(snapshot) for snapshot in ensemble.snapshots]
 
     whole, snapshots = run()
@@ -154,7 +154,7 @@ def test_resumed_anywhere_has_the_same_set(step, tmp_path):
     assert all(equal(one, other) for one, other in zip(again, snapshots, strict=True))
 
 
-class Labels(Classifier):
+class Labels(Labeled):
     def training_loss(self, inputs, labels):
         return F.binary_cross_entropy_with_logits(self(inputs), F.one_hot(labels, 3).float())
 
@@ -229,19 +229,19 @@ def test_cycles_share_the_training(steps, growth):
 
 @pytest.mark.parametrize("in_place", [True, False])
 def test_compiled_networks_take_part(in_place):
-    module = Classifier()
+    module = Labeled()
     if in_place:
         module.net.compile(backend="aot_eager")
     else:
         module.net = torch.compile(module.net, backend="aot_eager")
     _, trainer = fit(SnapshotEnsemble(cycles=2), module=module, max_epochs=2)
-    _, plain = fit(SnapshotEnsemble(cycles=2), module=Classifier(), max_epochs=2)
+    _, plain = fit(SnapshotEnsemble(cycles=2), module=Labeled(), max_epochs=2)
     assert trainer.callback_metrics["val_loss"].item() == pytest.approx(
         plain.callback_metrics["val_loss"].item(), abs=1e-6
     )
 
 
-class TwoNetworks(Classifier):
+class TwoNetworks(Labeled):
     def training_step(self, batch, batch_idx):
         return F.cross_entropy(self.head(self.net(batch[0])), batch[1])
 
@@ -250,13 +250,13 @@ class TwoNetworks(Classifier):
         self.head = nn.Linear(3, 3)
 
 
-class Scheduled(Classifier):
+class Scheduled(Labeled):
     def configure_optimizers(self):
         optimizer = super().configure_optimizers()
         return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1)]
 
 
-class Tuples(Classifier):
+class Tuples(Labeled):
     def forward(self, inputs):
         return super().forward(inputs), inputs
 
@@ -267,12 +267,12 @@ class Tuples(Classifier):
         self(batch[0])
 
 
-class OwnLoss(Classifier):
+class OwnLoss(Labeled):
     def training_step(self, batch, batch_idx):
         return -self(batch[0]).log_softmax(1)[:, 0].mean()
 
 
-class Manual(Classifier):
+class Manual(Labeled):
     automatic_optimization = False
 
 
@@ -284,10 +284,10 @@ class Manual(Classifier):
         (Tuples, {}, "must return a tensor of one row a sample .* but returns a tuple"),
         (OwnLoss, {}, "outputs must be 'logits', 'binary_logits' or 'values'"),
         (Manual, {}, "automatic_optimization must be True"),
-        (Classifier, {"max_steps": 5, "max_epochs": -1}, "at least 2 of the 5 optimizer steps to each, but is 3"),
-        (Classifier, {"max_epochs": -1}, "must say how long training is"),
-        (Classifier, {"callbacks": [ExponentialMovingAverage()]}, "must not have a ExponentialMovingAverage"),
-        (Classifier, {"callbacks": [SnapshotEnsemble(cycles=2)]}, "must not have a SnapshotEnsemble"),
+        (Labeled, {"max_steps": 5, "max_epochs": -1}, "at least 2 of the 5 optimizer steps to each, but is 3"),
+        (Labeled, {"max_epochs": -1}, "must say how long training is"),
+        (Labeled, {"callbacks": [ExponentialMovingAverage()]}, "must not have a ExponentialMovingAverage"),
+        (Labeled, {"callbacks": [SnapshotEnsemble(cycles=2)]}, "must not have a SnapshotEnsemble"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_sentence(make, settings, message):
@@ -298,10 +298,10 @@ def test_what_cannot_be_is_refused_in_one_sentence(make, settings, message):
 
 
 def test_a_training_of_another_length_is_refused_on_resume(tmp_path):
-    _, trainer = fit(SnapshotEnsemble(cycles=2), module=Classifier(), max_epochs=EPOCHS)
+    _, trainer = fit(SnapshotEnsemble(cycles=2), module=Labeled(), max_epochs=EPOCHS)
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     with pytest.raises(SettingError, match="max_epochs must leave training as long as it was"):
-        fit(SnapshotEnsemble(cycles=2), module=Classifier(), max_epochs=5, ckpt_path=tmp_path / "last.ckpt")
+        fit(SnapshotEnsemble(cycles=2), module=Labeled(), max_epochs=5, ckpt_path=tmp_path / "last.ckpt")
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ def test_passes_that_cannot_be_are_refused(samples, message, capsys):
 )
 def test_what_does_not_fit_the_data_is_one_sentence_before_training(options, message, capsys, tmp_path):
     path = tmp_path / "table.yaml"
-    path.write_text("data: {class_path: TabularData, init_args: {dataset: diabetes}}\n")
+    path.write_text("seed_everything: 0\ndata: {class_path: TabularData, init_args: {dataset: diabetes}}\n")
     model = [] if "--model" in options else ["--model", "MLP"]
     assert run("fit", *model, *options, config=str(path)) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith(message)
@@ -154,7 +154,7 @@ def test_channels_and_outputs_are_filled_in_where_they_are_named_so():
 
 
 def digits_alone():
-    Path("digits.yaml").write_text("data: {class_path: ImageData, init_args: {dataset: digits}}\n")
+    Path("digits.yaml").write_text("seed_everything: 0\ndata: {class_path: ImageData, init_args: {dataset: digits}}\n")
     return "digits.yaml"
 
 
