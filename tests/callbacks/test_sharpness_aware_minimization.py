@@ -354,6 +354,21 @@ def test_samples_that_can_not_be_chosen_are_refused_at_the_first_batch(module, m
         quiet_trainer(SharpnessAwareMinimization(fraction=0.5, interval=interval)).fit(module(), loader())
 
 
+class Carries(Theirs):
+    """Adds a state of the batch before."""
+
+    state = 0.0
+
+    def training_step(self, batch, batch_idx):
+        self.state = self.state + batch[0].detach()
+        return super().training_step([batch[0] + self.state, *batch[1:]], batch_idx)
+
+
+def test_a_step_that_fails_on_a_part_of_the_samples_is_refused():
+    with pytest.raises(SettingError, match=r"fraction must be 1 where the training step fails on a part .*: The size"):
+        quiet_trainer(SharpnessAwareMinimization(fraction=0.5)).fit(Carries(), loader())
+
+
 class Plain(Theirs):
     """Has a batch that AUROC might have nothing to say of."""
 

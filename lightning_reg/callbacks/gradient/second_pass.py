@@ -100,9 +100,7 @@ class SecondPass:
     def _again(self, micro_batch: _MicroBatch) -> Tensor | None:
         trainer, module = self._run.trainer, self._run.module
         self._repetition.begin(micro_batch.first)
-        batch, *others = micro_batch.first.arguments
-        batch = batch if micro_batch.rows is None else rows_of(batch, micro_batch.rows)
-        loss = loss_of(trainer.strategy.training_step(batch, *others))
+        loss = loss_of(self._step_again(micro_batch))
         if loss is None:  # this batch is skipped
             return None
         scale = scaler_scale(trainer, loss.device)
@@ -118,6 +116,22 @@ class SecondPass:
             callback.on_after_backward(trainer, module)
         module.on_after_backward()
         return loss
+
+    def _step_again(self, micro_batch: _MicroBatch) -> Any:
+        training_step = self._run.trainer.strategy.training_step
+        batch, *others = micro_batch.first.arguments
+        if micro_batch.rows is None:
+            return training_step(batch, *others)
+        try:
+            return training_step(rows_of(batch, micro_batch.rows), *others)
+        except (RuntimeError, ValueError, IndexError) as error:
+            if isinstance(error, SettingError | torch.OutOfMemoryError):
+                raise
+            reason = " ".join(str(error).split())
+            raise SettingError(
+                "fraction must be 1 where the training step fails on a part of its batch's samples, such as one that "
+                f"carries a state from batch to batch: {reason}"
+            ) from error
 
     def _remember(self, training_step: Callable[..., Any], *args: Any) -> Any:
         is_wanted = self._is_wanted()
