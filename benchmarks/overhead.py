@@ -61,6 +61,7 @@ from lightning_reg.callbacks import (
     L1Penalty,
     L2Penalty,
     L2SPPenalty,
+    LatestWeightAverage,
     Lookahead,
     ManifoldMixup,
     MaxNorm,
@@ -132,6 +133,7 @@ TECHNIQUES: Peers = {
     "InsertDropout(spatial)": lambda: [InsertDropout(types=("ReLU",), kind="spatial")],
     "InsertDropConnect": lambda: [InsertDropConnect()],
     "Mixout": lambda: [Mixout()],
+    "LatestWeightAverage": lambda: [LatestWeightAverage(every_n_steps=10)],
     "InsertLayerDrop": lambda: [InsertLayerDrop(types=("ReLU",))],
     "InsertDropBlock": lambda: [InsertDropBlock(types=("MaxPool2d",))],
     TOGETHER: lambda: [
