@@ -314,7 +314,8 @@ def _timescale(trainer: Trainer, group: DecayGroup) -> str:
     steps = trainer.num_training_batches / trainer.accumulate_grad_batches
     if not group.is_decoupled or not group.highest_rate or math.isinf(steps) or not steps:
         return ""
-    return f", timescale {decay_timescale(group.highest_rate, group.weight_decay, math.ceil(steps)):.3g} epochs"
+    epochs = decay_timescale(group.highest_rate, group.weight_decay, math.ceil(steps))
+    return f", timescale {epochs:,.0f} epochs" if epochs >= 100 else f", timescale {epochs:.3g} epochs"
 
 
 def _run_rows(trainer: Trainer) -> Iterator[Row]:

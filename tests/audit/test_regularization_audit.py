@@ -229,6 +229,17 @@ def rows(audit):
     return {row.technique: (row.place, row.settings) for row in audit.rows}
 
 
+@pytest.mark.parametrize(("decay", "words"), [(0.01, "100,000 epochs"), (30.0, "33.3 epochs")])
+def test_the_timescale_of_decay_is_a_plain_number(decay, words):
+    """One step an epoch at a learning rate of 1e-3."""
+    module = Module(
+        optimizer=lambda module: torch.optim.AdamW(
+            [{"params": [module.network[0].weight, module.network[1].weight], "weight_decay": decay}], lr=1e-3
+        )
+    )
+    assert rows(audited(module, verbose=False))["AdamW"][1].endswith(f", timescale {words}")
+
+
 def test_everything_is_found(capsys):
     class Augmented(TensorDataset):
         transform = nn.Sequential(nn.Identity())
