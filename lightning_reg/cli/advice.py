@@ -44,7 +44,6 @@ class Situation:
         mixes: Whether samples are mixed.
         averages: Whether a callback averages weights.
         stops_early: Whether a callback stops training.
-        stopped: Whether it did.
         batch_size: Samples in a batch, None where the loader doesn't tell.
         max_epochs: Of the run, None where it has no such limit.
     """

@@ -33,7 +33,6 @@ def changed_command(words: Iterable[str], options: Sequence[str], *, without: Co
 
     Args:
         words: What follows the words by which the command line was called.
-        options: What is appended.
         without: Options that are left out.
 
     >>> changed_command(["fit", "--ckpt_path", "old runs/last.ckpt", "--config=a.yaml"], ["--ckpt_path", "new runs/a"])

@@ -51,7 +51,6 @@ class CommandJob(SearchJob):
     Args:
         definition: What its file says, and its options in place of that.
         pieces: Of the configuration of what is trained.
-        options: The command's options.
         command: Goes on with the search when it is given again.
     """
 
@@ -193,7 +192,6 @@ def set_split(settings: dict[str, Any], split: int, splits: int, seed: int) -> N
     Args:
         settings: Of a fit; they are changed.
         split: Number of the split, from 0.
-        splits: Number of splits.
     """
     settings["seed_everything"] = seed + split
     arguments = (settings.get("data") or {}).get("init_args") or {}

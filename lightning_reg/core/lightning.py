@@ -404,7 +404,6 @@ def is_logged_now(trainer: Trainer, name: str) -> bool:
 
     Args:
         trainer: At the end of a validation, or of a training epoch.
-        name: Of the metric.
     """
     return trainer._results is not None and name in trainer._logger_connector.metrics["callback"]
 

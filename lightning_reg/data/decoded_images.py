@@ -34,10 +34,8 @@ def decoded_once(
     full or read-only costs the time of decoding, nothing else.
 
     Args:
-        paths: Of the images.
         shape: (3, H, W) of each.
         image_size: What they are scaled to, if they are.
-        decode: Decodes them.
 
     Returns:
         (N, 3, H, W), uint8, mapped from the file; what is written to it stays in memory.

@@ -29,7 +29,6 @@ class SearchJob(ABC):
 
     Args:
         definition: What the search's file, or its caller, asks for.
-        folder: The search's folder.
         storage: Address of a database that several drivers share; the journal in the folder where None.
         quiet: Whether progress bars are left out.
     """
@@ -65,7 +64,6 @@ class SearchJob(ABC):
         """Returns the runs of a trial, one a split.
 
         Args:
-            name: The trial's name.
             cocktail: None for the base as it is.
         """
 

@@ -68,9 +68,6 @@ class Built:
 def build(make: Make, callbacks: list[Callback], trial: SearchTrial) -> Built:
     """Calls the user's function.
 
-    Args:
-        callbacks: The cocktail's.
-
     Raises:
         SettingError: If it returns something else, or the trainer lacks one of the callbacks.
     """

@@ -277,7 +277,6 @@ def do_trials(
     Args:
         store: Where results of runs go.
         make_runs: Makes the runs of a trial.
-        executor: Does them.
         goal: What a trial is judged by.
         budget: When the search ends.
         quiet: Whether the progress bar is left out.

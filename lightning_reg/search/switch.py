@@ -90,11 +90,7 @@ class Switch:
         return values
 
     def realized(self, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """Returns the settings and the callbacks of the switch at some strengths.
-
-        Args:
-            values: Strengths by name.
-        """
+        """Returns the settings and the callbacks of the switch at some strengths."""
         names = dict(zip(*self._paths(), strict=True))
         content = _filled({"set": self.settings, "callbacks": list(self.callbacks)}, (), names, values)
         return content["set"], content["callbacks"]

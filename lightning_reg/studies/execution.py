@@ -99,7 +99,6 @@ def submit(run: Run, store: Store, perform: Perform, executor: Executor) -> Futu
 
     Args:
         run: That is done; its folder is there.
-        executor: Does the run.
     """
     if executor.is_local:
         return executor.submit(_attempt, perform, run, store.run_folder(run))

@@ -25,7 +25,6 @@ def drop_weights(session: StochasticSession, p: float, what: str) -> dict[str, D
     """Makes the layers that a technique's settings choose drop their weights, until the run ends.
 
     Args:
-        session: Of the technique.
         p: Probability that a weight is dropped.
         what: They become, for the summary.
 

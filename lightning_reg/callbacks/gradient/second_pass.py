@@ -31,7 +31,6 @@ class _MicroBatch:
     """A training step that is to be run again.
 
     Attributes:
-        first: Its first pass.
         rows: The samples that it is run again with; all where None.
         loss: Of these in the first pass; None where there was none.
     """

@@ -215,7 +215,6 @@ class AdversarialSession(Session[AdversarialTraining]):
 
         Args:
             step: From inputs to what the training step returns.
-            batch: The user's own.
             inputs: Those of the batch.
             eps: ε, at this moment.
         """

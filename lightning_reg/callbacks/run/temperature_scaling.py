@@ -38,9 +38,7 @@ class Calibration:
     Attributes:
         temperature: T, by which logits are divided.
         loss: Mean negative log-likelihood before.
-        loss_scaled: The same after.
         error: Expected calibration error before.
-        error_scaled: The same after.
     """
 
     temperature: float

@@ -37,7 +37,6 @@ class Soup:
         ingredients: The checkpoints that it is the mean of, in the order in which they were taken in.
         scores: The monitored metric of each checkpoint alone, by path; empty where nothing was validated.
         score: That of the soup; None where nothing was validated.
-        state_dict: Its weights.
     """
 
     ingredients: tuple[Path, ...]
@@ -121,7 +120,6 @@ class CheckpointSoup:
             trainer: That validates; nothing is written to its loggers.
             model: Of which all checkpoints are.
             checkpoints: Paths of at least two.
-            datamodule: Has the data.
             val_dataloaders: Or these have it; else the model.
             train_dataloaders: Data for BatchNorm's statistics; the data module's or the model's own where None.
 
@@ -205,11 +203,7 @@ class _Kitchen:
             self._trainer.loggers = loggers
 
     def validated(self, monitor: str) -> float:
-        """Returns a metric of the model as it is.
-
-        Args:
-            monitor: Its name.
-        """
+        """Returns a metric of the model as it is."""
         self._trainer.validate(self.model, dataloaders=self._val, datamodule=self._datamodule, verbose=False)
         metrics = self._trainer.callback_metrics
         if monitor not in metrics:

@@ -25,7 +25,6 @@ class NetworkCalls:
 
     Args:
         run: Of a fit or an evaluation, whose module is complete.
-        technique: Named in messages.
         answer: Called with the step's name, the network, its call, and the call's arguments, once an outermost call;
             returns what the step is given.
         matters: Whether a network has anything that differs between weights; calls of others are left alone.

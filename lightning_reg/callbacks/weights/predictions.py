@@ -84,10 +84,8 @@ def meaning_of(technique: str, given: Outputs, class_dim: int | None, output: An
     """Returns what outputs are, from settings and from what a training step did with them.
 
     Args:
-        technique: Named in messages.
         given: The setting ``outputs``.
         class_dim: The setting ``class_dim``.
-        output: Of the network.
         seen: The loss that the step called.
 
     Raises:

@@ -8,12 +8,7 @@ __all__ = ["set_rate"]
 
 
 def set_rate(group: dict[str, Any], rate: float) -> None:
-    """Gives a parameter group a learning rate, in the tensor where it has one, which compiled steps read.
-
-    Args:
-        group: Of an optimizer.
-        rate: The learning rate.
-    """
+    """Gives a parameter group a learning rate, in the tensor where it has one, which compiled steps read."""
     if isinstance(group["lr"], Tensor):
         group["lr"].fill_(rate)
     else:

@@ -243,11 +243,7 @@ class ScheduleFreeSession(Session[ScheduleFreeMode]):
         self._train()
 
     def save_into(self, state_dict: dict[str, Any]) -> None:
-        """Puts the average in the place of the trained weights.
-
-        Args:
-            state_dict: The module's.
-        """
+        """Puts the average in the place of the trained weights."""
         if self.is_in:
             return
         names = state_names(self.run.module)

@@ -53,7 +53,6 @@ class Repetition:
     tensors that have been seen to change are copied, with every pass.
 
     Args:
-        run: The fit.
         further: Of other objects whose state counts once, by name.
         keeps_graphs: Whether graphs of repeated passes are to live when what they have changed is put back.
     """
@@ -83,7 +82,6 @@ class Repetition:
 
         Args:
             training_step: Called with the arguments.
-            arguments: By position.
             window: Those that ran before and are to be run again with it.
         """
         tensors = self._held.look()

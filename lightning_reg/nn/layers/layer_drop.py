@@ -111,9 +111,6 @@ class SkippedBlock(RatedLayer):
 def left_out(inputs: Tensor, block: nn.Module) -> Tensor:
     """Returns the inputs of a block that isn't run, whose weights get gradients of 0.
 
-    Args:
-        block: A module.
-
     >>> block, inputs = nn.Linear(2, 2), torch.ones(1, 2)
     >>> left_out(inputs, block).sum().backward()
     >>> block.bias.grad

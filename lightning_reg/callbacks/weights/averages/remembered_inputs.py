@@ -261,12 +261,7 @@ def _called(module: nn.Module, norms: Mapping[str, _BatchNorm]) -> list[str]:
 
 
 def networks_of(module: nn.Module, prefix: str = "") -> Iterator[str]:
-    """Yields the names of the networks that a module consists of: its children, in lists and dicts, too; no metrics.
-
-    Args:
-        module: Whose children.
-        prefix: Before their names.
-    """
+    """Yields the names of the networks that a module consists of: its children, in lists and dicts, too; no metrics."""
     for name, child in module.named_children():
         if isinstance(child, (nn.ModuleList, nn.ModuleDict)):
             yield from networks_of(child, f"{prefix}{name}.")
