@@ -182,9 +182,8 @@ class ManifoldSession(MixingSession):
         """
         if not self.is_on:
             return output
-        weight = self.weights[index].clone()  # a batch that runs again writes before this pass goes backward
         if torch.compiler.is_compiling():
-            return mix_with_previous(output, weight)
+            return self._with_previous(output, index)
         if index != self.picked:
             return output
         self.runs += 1
@@ -194,7 +193,11 @@ class ManifoldSession(MixingSession):
                 f"layers must be of modules that return one tensor with {self.size} rows, one a sample, with "
                 f"ManifoldMixup, but {list(self.layers)[index]} returns one of {found}"
             )
-        return mix_with_previous(output, weight)
+        return self._with_previous(output, index)
+
+    def _with_previous(self, output: Tensor, index: int) -> Tensor:
+        # A copy: where a batch runs again, weights are written before this pass has gone backward.
+        return mix_with_previous(output, self.weights[index].clone())
 
 
 def _outermost(modules: dict[str, nn.Module]) -> dict[str, nn.Module]:
