@@ -46,28 +46,16 @@ MATRIX = [
 ] + [Setting("16-mixed", accumulate, None, compiled, True) for accumulate, compiled in product([1, 4], [False, True])]
 # That watching changes no weights is seen in three settings as well as in thirty.
 WATCHED = [Setting(accumulate=4, clip="norm"), Setting(compiled=True), Setting("16-mixed", fused=True)]
-# Of a technique with other settings, a second word in its name, every pair of what differs is seen once.
-PAIRS = [
-    Setting("32-true", 1, None, True),
-    Setting("32-true", 4, "norm"),
-    Setting("bf16-mixed", 1, "value"),
-    Setting("bf16-mixed", 4, None, True),
-    Setting("16-mixed", 1, "norm"),
-    Setting("16-mixed", 4, "value"),
-    Setting("16-mixed", 4, None, True, True),
-]
 
 
-def settings_of(name):
-    if all(getattr(callback, "only_watches", False) for callback in TECHNIQUES[name].attached()):
-        return WATCHED
-    return PAIRS if " " in name else MATRIX
+def only_watches(name):
+    return all(getattr(callback, "only_watches", False) for callback in TECHNIQUES[name].attached())
 
 
 CELLS = [
     (name, setting)
     for name in TECHNIQUES
-    for setting in settings_of(name)
+    for setting in (WATCHED if only_watches(name) else MATRIX)
     if not (TECHNIQUES[name].clips and setting.clip)
     if TECHNIQUES[name].compiles or not setting.compiled
 ]

@@ -10,8 +10,7 @@ from tests.foreign.attached import NAMES, PUBLIC, make, only_watches
 from tests.foreign.fitting import PROJECTS, counts_of, differences, fit, fit_or_refusal, fitted_plainly, is_finite
 from tests.foreign.refusals import may_refuse
 
-# One or two of each place in the training step; the others are on every fourth project where there is little time, and
-# techniques with other settings, a second word in their names, only there.
+# One or two of each place in the training step; the others are on every fourth project where there is little time.
 EVERYWHERE = {
     "ActivityPenalty",
     "BatchMixing",
@@ -31,8 +30,7 @@ def cells():
     techniques = [name for name in NAMES if not only_watches(name)]  # the others are seen in test_traceless.py
     for (row, name), (column, project) in product(enumerate(techniques), enumerate(PROJECTS)):
         is_quick = name in EVERYWHERE or (row + column) % 4 == 0
-        if is_quick or " " not in name:
-            yield pytest.param(name, project, id=f"{name}-{project}", marks=() if is_quick else pytest.mark.slow)
+        yield pytest.param(name, project, id=f"{name}-{project}", marks=() if is_quick else pytest.mark.slow)
 
 
 def test_every_callback_is_here():
