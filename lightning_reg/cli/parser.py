@@ -78,10 +78,11 @@ class NamedConfigFile(ActionConfigFile):
 
 
 class BriefHelp(DefaultHelpFormatter):
-    """Help that names a few subclasses of a type, instead of all two hundred modules of torch."""
+    """Help that names a few subclasses of a type, and none of torch's two hundred modules."""
 
     def _expand_help(self, action: Action) -> str:
-        return re.sub(r"(known subclasses: (?:[^,)]+, ){4})[^)]*", r"\1...", super()._expand_help(action))
+        text = re.sub(r",\s+known subclasses: torch\.nn\.Module,[^)]*", "", super()._expand_help(action))
+        return re.sub(r"(known subclasses: (?:[^,)]+, ){2})[^)]*", r"\1...", text)
 
 
 class BriefParser(LightningArgumentParser):

@@ -56,9 +56,8 @@ class ImageData(InMemoryData):
         fold: Which of the folds, from 0.
         repeat: Which of all such partitions into folds.
         image_size: Height and width in pixels for an image folder; has to be set where its images differ in size.
-        cache: Whether the images of a folder, where there are a thousand or more, are kept as they were decoded in the
-            user's cache directory (``$XDG_CACHE_HOME`` or ``~/.cache``, N · 3 · H · W bytes), and mapped from there the
-            next time. They are decoded anew where a file has another size or time of change.
+        cache: Whether decoded images of a folder, from a thousand on, are kept in ``$XDG_CACHE_HOME`` or ``~/.cache``;
+            a file of another size or time of change is decoded anew.
         normalization: Where mean and standard deviation per channel come from: ``known`` constants of the data set,
             the ``train`` images that are used, ``none``, or ``auto``: known ones where there are any. Which it was
             is said when training starts, and checkpoints keep them.
