@@ -656,9 +656,9 @@ TECHNIQUES = {
         second=lambda: Lookahead(k=2, alpha=1.0),
     ),
     "SharpnessAwareMinimization of the hardest": Technique(
-        lambda: SharpnessAwareMinimization(rho=0.1, fraction=0.5),
+        lambda: SharpnessAwareMinimization(rho=0.05, fraction=0.5),
         lambda: SharpnessAwareMinimization(fraction=0.5, interval=1000),
-        sharpness_of_the_hardest(0.1),
+        sharpness_of_the_hardest(0.05),
         prepare=spread,
         second=lambda: Lookahead(k=2, alpha=1.0),
     ),
