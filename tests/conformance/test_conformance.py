@@ -30,7 +30,6 @@ from tests.conformance.problem import (
 )
 from tests.conformance.technique import as_list
 from tests.conformance.techniques import TECHNIQUES
-from tests.conformance.two_processes import MOST
 from tests.helpers import of_package
 
 ModelCheckpoint = of_package(pytorch.callbacks.ModelCheckpoint)
@@ -114,9 +113,8 @@ def fits_in_two_processes(tmp_path_factory):
         if not folder.exists():
             folder.mkdir()
             torch.save(CELLS_OF_TWO, folder / "fits.pt")
-            for first in range(0, len(CELLS_OF_TWO), MOST):
-                command = [sys.executable, "-m", "tests.conformance.two_processes", str(folder), str(first)]
-                subprocess.run(command, check=True, timeout=1800, cwd=Path(__file__).parents[2])
+            command = [sys.executable, "-m", "tests.conformance.two_processes", str(folder)]
+            subprocess.run(command, check=True, timeout=1800, cwd=Path(__file__).parents[2])
     return folder
 
 

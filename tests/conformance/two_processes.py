@@ -14,14 +14,15 @@ from tests.helpers import of_package
 
 DDPStrategy = of_package(strategies.DDPStrategy)
 
-MOST = 150
-"""Fits of one process: of a process that had forked a thousand children, some with compiled networks aborted."""
-
 
 def run(name, setting, path):
     """Leaves the weights at ``path``."""
 
     class Shares(SomebodysModule):
+        def setup(self, stage):
+            # A fork makes torch's thread pool anew at its first use, which aborts where two threads of autograd are it.
+            torch.set_num_threads(1)
+
         def validation_step(self, batch, batch_idx):
             loss = torch.nn.functional.cross_entropy(self.network(batch[0]), batch[1])
             self.log("val_loss", loss, sync_dist=True)
@@ -43,11 +44,11 @@ def run(name, setting, path):
     trainer.fit(setting.module(Shares, technique.prepare))
 
 
-def main(folder, first):
-    """Reads the list of fits from the folder, does `MOST` of them from one on, and goes on where one fails."""
+def main(folder):
+    """Reads the list of fits from the folder, and goes on where one fails."""
     torch.set_num_threads(1)  # a forked process hangs on its parent's thread pool otherwise
     fits = torch.load(folder / "fits.pt", weights_only=False)
-    for index, (name, setting) in enumerate(fits[first : first + MOST], start=first):
+    for index, (name, setting) in enumerate(fits):
         try:
             run(name, setting, folder / f"{index}.pt")
         except Exception:  # noqa: PERF203
@@ -55,4 +56,4 @@ def main(folder, first):
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]))
