@@ -75,6 +75,18 @@ def test_a_greedy_soup_takes_what_makes_it_no_worse(tuned):
     assert dict(soup.scores) == pytest.approx(alone, abs=1e-5)
 
 
+def test_a_checkpoint_of_nan_is_never_the_first_ingredient(tuned, tmp_path):
+    spoiled = torch.load(tuned[0], weights_only=True)
+    spoiled["state_dict"]["net.0.weight"].fill_(torch.nan)
+    torch.save(spoiled, tmp_path / "spoiled.ckpt")
+    paths = [tmp_path / "spoiled.ckpt", *tuned[1:3]]
+    for mode in ("min", "max"):
+        soup = CheckpointSoup(mode=mode, buffers="average").cook(
+            quiet_trainer(), Normed(), paths, val_dataloaders=loader()
+        )
+        assert paths[0] not in soup.ingredients
+
+
 def test_a_soup_is_saved_and_tested_as_any_checkpoint(tuned, tmp_path):
     module = Normed()
     soup = CheckpointSoup(greedy=False, buffers="average").cook(quiet_trainer(), module, tuned[:3])

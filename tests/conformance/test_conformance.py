@@ -105,14 +105,16 @@ def test_equals_the_textbooks_loop(name, setting):
 
 
 @pytest.fixture(scope="module")
-def fits_in_two_processes(tmp_path_factory):
-    """All of them one after the other from one process, which is slow to start; once for all of xdist's workers."""
+def fits_in_two_processes(request, tmp_path_factory):
+    """What is asked for, one after the other from one process, which is slow to start; once for all xdist's workers."""
     shared = tmp_path_factory.getbasetemp()
     folder = (shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared) / "two_processes"
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
             folder.mkdir()
-            torch.save(CELLS_OF_TWO, folder / "fits.pt")
+            asked = [item for item in request.session.items if "fits_in_two_processes" in item.fixturenames]
+            fits = [(item.callspec.params["name"], item.callspec.params["setting"]) for item in asked]
+            torch.save({CELLS_OF_TWO.index(cell): cell for cell in fits}, folder / "fits.pt")
             command = [sys.executable, "-m", "tests.conformance.two_processes", str(folder)]
             subprocess.run(command, check=True, timeout=1800, cwd=Path(__file__).parents[2])
     return folder

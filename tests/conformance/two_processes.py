@@ -45,10 +45,10 @@ def run(name, setting, path):
 
 
 def main(folder):
-    """Reads the list of fits from the folder, and goes on where one fails."""
+    """Reads fits by their number from the folder, and goes on where one fails."""
     torch.set_num_threads(1)  # a forked process hangs on its parent's thread pool otherwise
     fits = torch.load(folder / "fits.pt", weights_only=False)
-    for index, (name, setting) in enumerate(fits):
+    for index, (name, setting) in fits.items():
         try:
             run(name, setting, folder / f"{index}.pt")
         except Exception:  # noqa: PERF203

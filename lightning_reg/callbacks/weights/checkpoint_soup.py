@@ -1,5 +1,6 @@
 """The mean of the weights of several trainings of one model, from their checkpoints."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -139,7 +140,8 @@ class CheckpointSoup:
                 soup = self._serve(kitchen, list(found.values()))
                 return Soup(tuple(found), {}, None, soup)
             scores = {path: self._score(kitchen, weights) for path, weights in found.items()}
-            ranked = sorted(found, key=lambda path: scores[path], reverse=self.mode == "max")
+            sign = 1 if self.mode == "min" else -1
+            ranked = sorted(found, key=lambda path: (math.isnan(scores[path]), sign * scores[path]))
             taken, best = [ranked[0]], scores[ranked[0]]
             for path in ranked[1:]:
                 self._serve(kitchen, [found[name] for name in (*taken, path)])
