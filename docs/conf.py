@@ -1,18 +1,19 @@
 """The site: ``sphinx-build docs FOLDER`` makes it of these pages and of the docstrings, and loads nothing else.
 
-A page for each technique is written at build time, from its card, its declared facts and its overlay; so are pages
-of the modules with formulas and layers.
+A page for each technique is written at build time, from its card, its declared facts, its overlay, what was measured of
+it, and with a plot of what it does; so are pages of the modules with formulas and layers.
 """
 
 import hashlib
-import inspect
 import pkgutil
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import latex2mathml.converter
+import matplotlib as mpl  # noqa: TID253  draws what pages show
 from docutils import nodes
 from sphinx.application import Sphinx
 
@@ -21,15 +22,17 @@ import lightning_reg.functional
 import lightning_reg.init
 import lightning_reg.nn
 import lightning_reg.optim
-from lightning_reg import callbacks
 from lightning_reg.core.facts import Choice
 from lightning_reg.core.technique import Technique
 
 sys.path.insert(0, str(Path(__file__).parent))
 import drawing
+import figures
 import generate  # what else is read off the classes
 import playground
+import plots
 import remedies
+import worth
 
 project = "lightning-reg"
 version = release = lightning_reg.__version__
@@ -90,15 +93,53 @@ _BUILT = _DOCS / "built"
 
 def _write_cards(_: Sphinx) -> None:
     """Writes a page for each technique and monitor, and the list of them."""
-    _CARDS.mkdir(exist_ok=True)
-    listed = []
-    for name in callbacks.__all__:
-        technique = getattr(callbacks, name)
-        if inspect.isclass(technique) and issubclass(technique, Technique):
-            _write(_CARDS / f"{name}.md", _card(technique))
-            listed.append(name)
-    toc = "\n".join(["```{toctree}", ":maxdepth: 1", "", *listed, "```"])
-    _write(_CARDS / "index.md", f"# Cards of the callbacks\n\n{toc}\n")
+    kinds = [*generate.techniques(), *generate.monitors()]
+    captions = plots.write(_BUILT / "plots", kinds, _library())
+    for technique in kinds:
+        _write(_CARDS / f"{technique.__name__}.md", _card(technique, captions.get(technique.__name__)))
+    with mpl.rc_context(plots.STYLE):
+        figures.written(worth.chart(), _BUILT / "plots" / "cost-against-gain")
+    _write(_CARDS / "index.md", _cards(sorted(technique.__name__ for technique in kinds)))
+
+
+def _cards(names: Iterable[str]) -> str:
+    toc = "\n".join(["```{toctree}", ":hidden:", ":maxdepth: 1", "", *names, "```"])
+    lists = [
+        f"**{place.value.capitalize()}**: {', '.join(f'[]({technique.__name__}.md)' for technique in chosen)}"
+        for place in generate.PLACES
+        if (chosen := [technique for technique in generate.techniques() if technique.place is place])
+    ]
+    lists.append(f"**Monitors**: {', '.join(f'[]({monitor.__name__}.md)' for monitor in generate.monitors())}")
+    text = (
+        "What a step costs with a technique, and what that brought, where a study of ours has measured both. Costs are "
+        "those of the [benchmark](../benchmarks.md) whose network is most like the study's, gains are differences from "
+        "the same run without it, with their standard errors. Most of them are within chance, and all of them are of "
+        "small data: what *your* network needs, a [search](../searching.md) finds."
+    )
+    caption = "Left how long a step takes beside a bare one, right how much the test accuracy gains."
+    return (
+        "\n\n".join(
+            [
+                "# Cards of the callbacks",
+                *lists,
+                "## Cost against gain",
+                text,
+                _picture("cost-against-gain", caption),
+                worth.table(),
+                toc,
+            ]
+        )
+        + "\n"
+    )
+
+
+def _picture(name: str, caption: str) -> str:
+    """Returns a drawing that was written for light and for dark pages, with the sentence below it."""
+    images = [
+        f"```{{image}} ../built/plots/{file}.svg\n:alt: {caption}\n:class: {where} figure\n```"
+        for file, where in ((name, "only-light"), (f"{name}_dark", "only-dark"))
+    ]
+    return "\n".join([":::{div} plot", *images, "", caption, ":::"])
 
 
 def _write_pages(_: Sphinx) -> None:
@@ -158,7 +199,7 @@ def _write(path: Path, text: str) -> None:
         path.write_text(text, encoding="utf-8")
 
 
-def _card(technique: type[Technique]) -> str:
+def _card(technique: type[Technique], caption: str | None) -> str:
     name = technique.__name__
     place = "watches a run" if technique.only_watches else f"acts on the {technique.place.value}"
     facts = [f"- **Where in the step**: {place}."]
@@ -174,7 +215,8 @@ def _card(technique: type[Technique]) -> str:
         tabs += [_tab("YAML", "yaml", body), _tab("Command line", "bash", command)]
     code = "\n".join(["::::{tab-set}", *tabs, "::::"])
     docs = f"```{{eval-rst}}\n.. autoclass:: lightning_reg.callbacks.{name}\n```"
-    return "\n\n".join([f"# {name}", "\n".join(facts), code, docs]) + "\n"
+    picture = [] if caption is None else [_picture(name, caption)]
+    return "\n\n".join([f"# {name}", "\n".join([*facts, *worth.facts(technique)]), *picture, code, docs]) + "\n"
 
 
 def _tab(title: str, language: str, code: str) -> str:

@@ -1,4 +1,4 @@
-"""Figures of the gallery: one drawing, written twice, for light and for dark pages."""
+"""Figures of the gallery and of the cards: one drawing, written twice, for light and for dark pages."""
 
 import os
 import re
@@ -7,18 +7,18 @@ from typing import Any
 
 import matplotlib as mpl  # noqa: TID253  # what it is for
 
-__all__ = ["light_and_dark", "prepare"]
+__all__ = ["COLORS", "INK", "STYLE", "light_and_dark", "prepare", "quiet", "written"]
 
 # Line colors that are read on white and on near black; everything else is ink, which is replaced.
 COLORS = ["#3b82c4", "#e07b39", "#3a9d5d", "#a864c4", "#c9a227", "#d6577d"]
-_INK, _LIGHT_INK, _DARK_INK = "#012345", "#24292f", "#d0d4da"
-_STYLE = {
+INK, _LIGHT_INK, _DARK_INK = "#012345", "#24292f", "#d0d4da"
+STYLE = {
     "axes.prop_cycle": mpl.cycler(color=COLORS),
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
-    "axes.titlecolor": _INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
     "axes.titlesize": "medium",
     "axes.facecolor": "none",
     "figure.facecolor": "none",
@@ -26,32 +26,38 @@ _STYLE = {
     "figure.constrained_layout.use": True,
     "font.size": 10,
     "legend.frameon": False,
-    "legend.labelcolor": _INK,
-    "patch.edgecolor": _INK,
+    "legend.labelcolor": INK,
+    "patch.edgecolor": INK,
     "savefig.facecolor": "none",
     "svg.fonttype": "path",  # the same on every machine
     "svg.hashsalt": "lightning-reg",  # and in every build
-    "text.color": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
 }
 
 
 def prepare(_gallery_conf: dict[str, Any], _script: str) -> None:
     """Gives every script the same seed and style, and keeps what Lightning says of its trainers to itself."""
-    import logging
-    import warnings
-
     import torch
 
     mpl.rcdefaults()
     mpl.use("agg")
-    mpl.rcParams.update(_STYLE)
+    mpl.rcParams.update(STYLE)
     torch.manual_seed(0)
     torch.set_num_threads(1)
+    quiet()
+
+
+def quiet() -> None:
+    """Keeps what Lightning says of its trainers to itself."""
+    import logging
+    import warnings
+
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=".*does not have many workers")
+    warnings.filterwarnings("ignore", message="You defined a `validation_step` but have no")
     warnings.filterwarnings("ignore", message="`isinstance.treespec, LeafSpec.` is deprecated")
 
 
@@ -65,16 +71,30 @@ def light_and_dark(_block: Any, block_vars: dict[str, Any], gallery_conf: dict[s
 
     shown = []
     for number, path in zip(plt.get_fignums(), block_vars["image_path_iterator"], strict=False):
-        light = Path(path).with_suffix(".svg")
-        dark = light.with_name(f"{light.stem}_dark.svg")
         figure = plt.figure(number)
-        figure.savefig(light, format="svg", metadata={"Date": None})
-        text = light.read_text(encoding="utf-8")
-        light.write_text(text.replace(_INK, _LIGHT_INK), encoding="utf-8")
-        dark.write_text(text.replace(_INK, _DARK_INK), encoding="utf-8")
+        light, dark = written(figure, Path(path))
         title = re.sub(r"\s+", " ", "; ".join(filter(None, (axes.get_title() for axes in figure.axes)))) or "figure"
         for file, where in ((light, "only-light"), (dark, "only-dark")):
             source = os.path.relpath(file, gallery_conf["src_dir"]).replace(os.sep, "/")
             shown.append(f".. image:: /{source}\n   :alt: {title}\n   :class: {where} figure\n")
     plt.close("all")
     return "\n".join(shown)
+
+
+def written(figure: Any, path: Path) -> tuple[Path, Path]:
+    """Writes a figure as SVG, with dark ink and with light.
+
+    Args:
+        figure: Drawn in :data:`STYLE`.
+        path: Whose name the files have, but for their ends.
+
+    Returns:
+        The file for light pages, and that for dark ones.
+    """
+    light = path.with_suffix(".svg")
+    dark = light.with_name(f"{light.stem}_dark.svg")
+    figure.savefig(light, format="svg", metadata={"Date": None})
+    text = light.read_text(encoding="utf-8")
+    light.write_text(text.replace(INK, _LIGHT_INK), encoding="utf-8")
+    dark.write_text(text.replace(INK, _DARK_INK), encoding="utf-8")
+    return light, dark

@@ -1,0 +1,294 @@
+"""What techniques cost a step, and what they brought in studies: read off what was measured, for their pages."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import figures
+from matplotlib.figure import Figure  # noqa: TID253  what it is for
+from matplotlib.lines import Line2D  # noqa: TID253
+
+from lightning_reg.core.technique import Technique
+
+__all__ = ["Gain", "chart", "costs", "facts", "gains", "table"]
+
+_DOCS = Path(__file__).parent
+_WORKLOADS = ("mlp", "cnn")
+
+
+@dataclass(frozen=True)
+class _Study:
+    """A table of docs/studies.md: what it was measured on, and which callbacks its rows are about.
+
+    Attributes:
+        heading: Of the section.
+        on: The data and the network.
+        workload: Which of the benchmark's networks is most like it.
+        column: Where the difference stands, whose sign is that of the row's variant.
+        callbacks: Class and setting that a variant differs in, by the variant.
+        is_left_out: Whether variants leave a technique out rather than put it in.
+        unit: Of the difference.
+    """
+
+    heading: str
+    on: str
+    workload: str
+    column: str
+    callbacks: Mapping[str, tuple[str, str]]
+    is_left_out: bool = False
+    unit: str = "points"
+
+
+_LEFT_OUT = {"without dropout": ("InsertDropout", ""), "without clipping": ("GradientClipping", "")}
+_STUDIES = (
+    _Study(
+        "First aid on digits",
+        "300 digits, an MLP",
+        "mlp",
+        "difference from nothing, points",
+        {
+            "Mixup": ("BatchMixing", "Mixup"),
+            "CutMix": ("BatchMixing", "CutMix"),
+            "label smoothing": ("LabelSmoothing", ""),
+            "SAM": ("SharpnessAwareMinimization", ""),
+            "averaged weights": ("ExponentialMovingAverage", ""),
+            "dropout 0.5": ("InsertDropout", ""),
+        },
+    ),
+    _Study(
+        "The ablation on digits",
+        "300 digits, a CNN that has four others",
+        "cnn",
+        "difference, points",
+        _LEFT_OUT,
+        is_left_out=True,
+    ),
+    _Study(
+        "The ablation on CIFAR-10",
+        "5,000 images of CIFAR-10, a CNN that has four others",
+        "cnn",
+        "difference, points",
+        _LEFT_OUT,
+        is_left_out=True,
+    ),
+    _Study(
+        "Dropout and weight decay on diabetes",
+        "442 patients, an MLP",
+        "mlp",
+        "difference",
+        {"dropout": ("InsertDropout", "")},
+        unit="of R²",
+    ),
+)
+# The columns of benchmarks.flatness: their data, and the benchmark's network that is most like theirs.
+_FLATNESS = {
+    "digits": ("300 digits, an MLP with BatchNorm", "mlp"),
+    "CIFAR-10": ("5,000 images of CIFAR-10, a CNN", "cnn"),
+}
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What a technique brought in one study.
+
+    Attributes:
+        technique: Its class's name.
+        setting: What was set, where there are several rows of one class.
+        value: Difference from the same run without it; better where positive.
+        error: Its standard error.
+        unit: Of both.
+        on: The data and the network.
+        workload: Which of the benchmark's networks is most like it.
+        link: Where it is told.
+    """
+
+    technique: str
+    setting: str
+    value: float
+    error: float
+    unit: str
+    on: str
+    workload: str
+    link: str
+
+    def __str__(self) -> str:
+        """The number as text, with its sign."""
+        digits = 3 if self.unit == "of R²" else 2 if self.error < 1 else 1
+        sign = "+" if self.value > 0 else "−" if self.value < 0 else ""
+        return f"{sign}{abs(self.value):.{digits}f} ± {self.error:.{digits}f}"
+
+
+@cache
+def gains() -> Sequence[Gain]:
+    """Returns every difference that a study of ours has measured of a callback.
+
+    Raises:
+        KeyError: If a table of the studies has no longer what is read off it.
+    """
+    return [gain for study in _STUDIES for gain in _of_study(study)] + list(_of_flatness())
+
+
+def _of_study(study: _Study) -> list[Gain]:
+    text = (_DOCS / "studies.md").read_text(encoding="utf-8")
+    section = text.partition(f"\n## {study.heading}\n")[2].partition("\n## ")[0]
+    titles, *rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line.startswith("| ")
+    ]
+    by_name = {row[0]: dict(zip(titles, row, strict=True)) for row in rows}
+    link = "studies.md#" + re.sub(r"[^\w-]", "", study.heading.lower().replace(" ", "-"))
+    found = []
+    for variant, (name, setting) in study.callbacks.items():
+        value, error = _number(by_name[variant][study.column])
+        sign = -1 if study.is_left_out else 1
+        found.append(Gain(name, setting, sign * value, error, study.unit, study.on, study.workload, link))
+    return found
+
+
+def _of_flatness() -> list[Gain]:
+    measured = _benchmark("accuracy", "flatness", "")
+    bare = dict(zip(measured["columns"], measured["rows"][0], strict=True))
+    found = []
+    for row in measured["rows"][1:]:
+        call = re.fullmatch(r"`(\w+)\((.*)\)`", row[0])
+        for title, (on, workload) in _FLATNESS.items() if call else ():
+            value, error = _number(row[measured["columns"].index(title)])
+            base, base_error = _number(bare[title])
+            found.append(
+                Gain(
+                    call[1],
+                    call[2],
+                    value - base,
+                    (error**2 + base_error**2) ** 0.5,
+                    "points",
+                    on,
+                    workload,
+                    "benchmarks.md#what-techniques-are-worth",
+                )
+            )
+    return found
+
+
+def _number(cell: str) -> tuple[float, float]:
+    value, _, error = cell.removesuffix(" %").replace("−", "-").partition(" ± ")
+    return float(value), float(error)
+
+
+@cache
+def costs() -> Mapping[tuple[str, str], Mapping[str, float]]:
+    """Returns how long a step takes with a technique beside one without, by its class and setting, and by network."""
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for workload in _WORKLOADS:
+        measured = _benchmark("cpu", "overhead", workload)
+        for name, ratio, *_ in measured["rows"]:
+            row = re.fullmatch(r"([A-Z]\w+)(?:\((.*)\)|, (.*))?", name)
+            if row:
+                found.setdefault((row[1], row[2] or row[3] or ""), {})[workload] = float(ratio)
+    return found
+
+
+def _benchmark(file: str, name: str, title: str) -> dict:
+    data = json.loads((_DOCS / "benchmarks" / f"{file}.json").read_text(encoding="utf-8"))
+    return next(table for table in data["benchmarks"][name] if table["title"].endswith(title))
+
+
+def facts(kind: type[Technique]) -> list[str]:
+    """Returns what a technique's page says of its cost and of what it brought, in Markdown.
+
+    Args:
+        kind: The technique's class.
+    """
+    cost = _cost_of(kind.__name__)
+    lines = [f"- **A step takes**: {cost} ([measured](../benchmarks.md) on a CPU)."] if cost else []
+    found = [gain for gain in gains() if gain.technique == kind.__name__]
+    if found:
+        rows = [
+            f"| [{gain.on}](../{gain.link}){_told(gain)} | {_cost_there(gain)} | {gain} {gain.unit} |" for gain in found
+        ]
+        lines += ["", "| on | a step takes | what it brought |", "|---|---|---|", *rows]
+    elif not kind.only_watches:
+        lines.append("- **What it brings**: no [study](../studies.md) of ours has measured it yet.")
+    return lines
+
+
+def _told(gain: Gain) -> str:
+    if not gain.setting:
+        return ""
+    return f", {gain.setting}" if gain.setting.isidentifier() else f", `{gain.setting}`"
+
+
+def _cost_there(gain: Gain) -> str:
+    cost = next((cost for other, cost in _compared() if other is gain), None)
+    return "" if cost is None else f"{cost:.2f} ×"
+
+
+def _cost_of(name: str) -> str:
+    rows = [(setting, ratios) for (owner, setting), ratios in costs().items() if owner == name]
+    told = []
+    for setting, ratios in rows:
+        by_network = ", ".join(f"{ratio:.2f} × ({workload.upper()})" for workload, ratio in ratios.items())
+        told.append(f"`{setting}` {by_network}" if setting and len(rows) > 1 else by_network)
+    return "; ".join(told)
+
+
+def _plain(setting: str) -> str:
+    return setting if re.fullmatch(r"\w+", setting) else f"`{setting}`"
+
+
+def _compared() -> list[tuple[Gain, float]]:
+    """Returns gains beside the cost of a step on the like of that network, where both are known."""
+    found = []
+    for gain in gains():
+        adaptive = "adaptive=True" in gain.setting
+        choices = [("adaptive" if adaptive else ""), *([] if adaptive else ["norm"])]
+        ratios = next((costs()[key] for choice in choices if (key := (gain.technique, choice)) in costs()), {})
+        if gain.workload in ratios:
+            found.append((gain, ratios[gain.workload]))
+    return found
+
+
+def chart() -> Figure:
+    """Draws what a step costs with each technique, and beside it what that brought."""
+    rows: dict[str, list[tuple[Gain, float]]] = {}
+    compared = [(gain, cost) for gain, cost in _compared() if gain.unit == "points"]
+    for gain, cost in compared:
+        name = f"{gain.technique}, adaptive" if "adaptive=True" in gain.setting else gain.technique
+        rows.setdefault(name, []).append((gain, cost))
+    names = sorted(rows, key=lambda name: -max(cost for _, cost in rows[name]))
+    grounds = list(dict.fromkeys(gain.on for gain, _ in compared))
+    figure = Figure(figsize=(6.0, 0.5 * len(names) + 1.9), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1, 1.5))
+    for place, name in enumerate(names):
+        for gain, cost in rows[name]:
+            color = figures.COLORS[grounds.index(gain.on)]
+            y = place + 0.14 * (2 - grounds.index(gain.on))
+            left.plot([1, cost], [y, y], color=color, linewidth=2)
+            left.plot(cost, y, "o", color=color, markersize=4)
+            right.errorbar(gain.value, y, xerr=gain.error, fmt="o", markersize=4, linewidth=1.2, color=color)
+    for axes, middle in ((left, 1), (right, 0)):
+        axes.axvline(middle, color=figures.INK, alpha=0.4, linewidth=0.8)
+        for border in range(1, len(names)):
+            axes.axhline(border - 0.5, color=figures.INK, alpha=0.15, linewidth=0.6)
+    left.set(yticks=range(len(names)), yticklabels=names, xlabel="× a bare step", title="cost")
+    right.set(xlabel="points of test accuracy", title="gain", ylim=(-0.5, len(names) - 0.5))
+    right.set_xscale("symlog", linthresh=1, linscale=1.2)
+    right.set_xticks([-10, -3, -1, 0, 1, 3, 10], ["−10", "−3", "−1", "0", "+1", "+3", "+10"])
+    right.minorticks_off()
+    dots = [
+        Line2D([], [], marker="o", linestyle="", color=color) for color, _ in zip(figures.COLORS, grounds, strict=False)
+    ]
+    figure.legend(dots, grounds, loc="outside lower center", ncols=2, fontsize="small")
+    return figure
+
+
+def table() -> str:
+    """Returns the chart's numbers, and all others that were measured, as a table in Markdown."""
+    rows = ["| callback | on | a step takes | what it brought |", "|---|---|---|---|"]
+    rows += [
+        f"| [`{gain.technique}`]({gain.technique}.md){_told(gain)} | [{gain.on}](../{gain.link}) | {_cost_there(gain)} "
+        f"| {gain} {gain.unit} |"
+        for gain in sorted(gains(), key=lambda gain: gain.technique)
+    ]
+    return "\n".join(rows)
