@@ -216,7 +216,8 @@ def _card(technique: type[Technique], caption: str | None) -> str:
     code = "\n".join(["::::{tab-set}", *tabs, "::::"])
     docs = f"```{{eval-rst}}\n.. autoclass:: lightning_reg.callbacks.{name}\n```"
     picture = [] if caption is None else [_picture(name, caption)]
-    return "\n\n".join([f"# {name}", "\n".join([*facts, *worth.facts(technique)]), *picture, code, docs]) + "\n"
+    facts += worth.facts(technique)
+    return "\n\n".join([f"# {name}", "\n".join(facts), *picture, *worth.rows(technique), code, docs]) + "\n"
 
 
 def _tab(title: str, language: str, code: str) -> str:

@@ -50,14 +50,13 @@ def prepare(_gallery_conf: dict[str, Any], _script: str) -> None:
 
 
 def quiet() -> None:
-    """Keeps what Lightning says of its trainers to itself."""
+    """Keeps what Lightning says of its trainers to itself, from now on."""
     import logging
     import warnings
 
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=".*does not have many workers")
-    warnings.filterwarnings("ignore", message="You defined a `validation_step` but have no")
     warnings.filterwarnings("ignore", message="`isinstance.treespec, LeafSpec.` is deprecated")
 
 

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D  # noqa: TID253
 
 from lightning_reg.core.technique import Technique
 
-__all__ = ["Gain", "chart", "costs", "facts", "gains", "table"]
+__all__ = ["Gain", "chart", "costs", "facts", "gains", "rows", "table"]
 
 _DOCS = Path(__file__).parent
 _WORKLOADS = ("mlp", "cnn")
@@ -115,10 +115,12 @@ class Gain:
     link: str
 
     def __str__(self) -> str:
-        """The number as text, with its sign."""
+        """The number with its sign, its error and its unit, which stay in one line."""
         digits = 3 if self.unit == "of R²" else 2 if self.error < 1 else 1
         sign = "+" if self.value > 0 else "−" if self.value < 0 else ""
-        return f"{sign}{abs(self.value):.{digits}f} ± {self.error:.{digits}f}"
+        return f"{sign}{abs(self.value):.{digits}f} ± {self.error:.{digits}f} {self.unit}".replace(
+            " ", "\N{NO-BREAK SPACE}"
+        )
 
 
 @cache
@@ -195,22 +197,34 @@ def _benchmark(file: str, name: str, title: str) -> dict:
 
 
 def facts(kind: type[Technique]) -> list[str]:
-    """Returns what a technique's page says of its cost and of what it brought, in Markdown.
+    """Returns what a technique's page says of its cost, and whether it is known what it brings, as a list in Markdown.
 
     Args:
         kind: The technique's class.
     """
     cost = _cost_of(kind.__name__)
     lines = [f"- **A step takes**: {cost} ([measured](../benchmarks.md) on a CPU)."] if cost else []
-    found = [gain for gain in gains() if gain.technique == kind.__name__]
-    if found:
-        rows = [
-            f"| [{gain.on}](../{gain.link}){_told(gain)} | {_cost_there(gain)} | {gain} {gain.unit} |" for gain in found
-        ]
-        lines += ["", "| on | a step takes | what it brought |", "|---|---|---|", *rows]
-    elif not kind.only_watches:
+    if not _of(kind) and not kind.only_watches:
         lines.append("- **What it brings**: no [study](../studies.md) of ours has measured it yet.")
     return lines
+
+
+def rows(kind: type[Technique]) -> list[str]:
+    """Returns a table of what a technique brought and what a step cost for it; nothing where no study has it.
+
+    Args:
+        kind: The technique's class.
+    """
+    lines = [f"| [{gain.on}](../{gain.link}){_told(gain)} | {_cost_there(gain)} | {gain} |" for gain in _of(kind)]
+    return (
+        ["\n".join(["| cost against gain: on | a step takes | what it brought |", "|---|---|---|", *lines])]
+        if lines
+        else []
+    )
+
+
+def _of(kind: type[Technique]) -> list[Gain]:
+    return [gain for gain in gains() if gain.technique == kind.__name__]
 
 
 def _told(gain: Gain) -> str:
@@ -221,14 +235,16 @@ def _told(gain: Gain) -> str:
 
 def _cost_there(gain: Gain) -> str:
     cost = next((cost for other, cost in _compared() if other is gain), None)
-    return "" if cost is None else f"{cost:.2f} ×"
+    return "" if cost is None else f"{cost:.2f}\N{NO-BREAK SPACE}×"
 
 
 def _cost_of(name: str) -> str:
     rows = [(setting, ratios) for (owner, setting), ratios in costs().items() if owner == name]
     told = []
     for setting, ratios in rows:
-        by_network = ", ".join(f"{ratio:.2f} × ({workload.upper()})" for workload, ratio in ratios.items())
+        by_network = ", ".join(
+            f"{ratio:.2f}\N{NO-BREAK SPACE}× ({workload.upper()})" for workload, ratio in ratios.items()
+        )
         told.append(f"`{setting}` {by_network}" if setting and len(rows) > 1 else by_network)
     return "; ".join(told)
 
@@ -258,28 +274,29 @@ def chart() -> Figure:
         rows.setdefault(name, []).append((gain, cost))
     names = sorted(rows, key=lambda name: -max(cost for _, cost in rows[name]))
     grounds = list(dict.fromkeys(gain.on for gain, _ in compared))
-    figure = Figure(figsize=(6.0, 0.5 * len(names) + 1.9), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1, 1.5))
+    figure = Figure(figsize=(4.8, 0.55 * len(names) + 2.0), layout="constrained")  # letters are read on a phone, too
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1, 1.3))
     for place, name in enumerate(names):
+        left.text(0.02, place + 0.42, name, transform=left.get_yaxis_transform(), va="top")
         for gain, cost in rows[name]:
             color = figures.COLORS[grounds.index(gain.on)]
-            y = place + 0.14 * (2 - grounds.index(gain.on))
+            y = place + 0.05 - 0.1 * grounds.index(gain.on)
             left.plot([1, cost], [y, y], color=color, linewidth=2)
             left.plot(cost, y, "o", color=color, markersize=4)
             right.errorbar(gain.value, y, xerr=gain.error, fmt="o", markersize=4, linewidth=1.2, color=color)
     for axes, middle in ((left, 1), (right, 0)):
-        axes.axvline(middle, color=figures.INK, alpha=0.4, linewidth=0.8)
+        axes.axvline(middle, ymax=0.99, color=figures.INK, alpha=0.4, linewidth=0.8)
         for border in range(1, len(names)):
             axes.axhline(border - 0.5, color=figures.INK, alpha=0.15, linewidth=0.6)
-    left.set(yticks=range(len(names)), yticklabels=names, xlabel="× a bare step", title="cost")
+    left.set(yticks=[], xlabel="time of a step / of a bare one", title="cost", xlim=(0.9, None))
     right.set(xlabel="points of test accuracy", title="gain", ylim=(-0.5, len(names) - 0.5))
-    right.set_xscale("symlog", linthresh=1, linscale=1.2)
-    right.set_xticks([-10, -3, -1, 0, 1, 3, 10], ["−10", "−3", "−1", "0", "+1", "+3", "+10"])
+    right.tick_params(left=False)
+    right.set_xscale("symlog", linthresh=1, linscale=0.8)
+    right.set_xticks([-10, -1, 0, 1, 10], ["−10", "−1", "0", "+1", "+10"])
     right.minorticks_off()
-    dots = [
-        Line2D([], [], marker="o", linestyle="", color=color) for color, _ in zip(figures.COLORS, grounds, strict=False)
-    ]
-    figure.legend(dots, grounds, loc="outside lower center", ncols=2, fontsize="small")
+    colors = figures.COLORS[: len(grounds)]
+    dots = [Line2D([], [], marker="o", linestyle="", color=color) for color in colors]
+    figure.legend(dots, grounds, loc="outside lower left", fontsize="small")
     return figure
 
 
@@ -288,7 +305,7 @@ def table() -> str:
     rows = ["| callback | on | a step takes | what it brought |", "|---|---|---|---|"]
     rows += [
         f"| [`{gain.technique}`]({gain.technique}.md){_told(gain)} | [{gain.on}](../{gain.link}) | {_cost_there(gain)} "
-        f"| {gain} {gain.unit} |"
+        f"| {gain} |"
         for gain in sorted(gains(), key=lambda gain: gain.technique)
     ]
     return "\n".join(rows)

@@ -50,6 +50,95 @@ def test_a_chart_has_a_frame_for_every_position_of_its_sliders(site, name):
     assert "NaN" not in json.dumps(chart)
 
 
+def kinds(site):
+    generate = site("generate")
+    return [*generate.techniques(), *generate.monitors()]
+
+
+def test_everybody_has_a_plot_or_a_reason_why_not(site):
+    plots, drawer = site("plots"), site("plots.registry").drawer
+    bare = {kind.__name__ for kind in kinds(site) if kind.__name__ in plots.WITHOUT}
+    assert bare == set(plots.WITHOUT)  # none is left of a technique that is gone
+    assert all(plots.WITHOUT.values())
+    assert [kind.__name__ for kind in kinds(site) if drawer(kind) is None and kind.__name__ not in bare] == []
+
+
+def test_what_has_no_plot_of_its_own_is_drawn_as_its_family_or_its_place_is(site):
+    """The site's build draws the others, too."""
+    plots, registry = site("plots"), site("plots.registry")
+    shared = [
+        kind
+        for kind in kinds(site)
+        if registry.drawer(kind) is not registry.own(kind) and kind.__name__ not in plots.WITHOUT
+    ]
+    assert len(shared) > 5
+    for kind in shared:
+        figure, sentence = plots.draw(kind)
+        assert sentence.endswith(".")
+        assert figure.axes
+        assert all(axes.has_data() or axes.texts for axes in figure.axes), kind.__name__
+
+
+@pytest.mark.parametrize("place", ["batch", "gradient", "weights"])
+def test_a_place_draws_what_nobody_else_does(site, place):
+    from matplotlib.figure import Figure
+
+    from lightning_reg.callbacks import GradientCentralization, Lookahead, ProgressiveResizing
+
+    kind = {"batch": ProgressiveResizing, "gradient": GradientCentralization, "weights": Lookahead}[place]
+    site("plots")  # whoever draws registers
+    figure = Figure()
+    assert site("plots.registry").of_place(kind)(kind, figure).endswith(".")
+    images = [axes.images[0].get_array() for axes in figure.axes if axes.images]
+    lines = [line.get_ydata() for axes in figure.axes[1:] for line in axes.lines[:2]]
+    without, with_it = (images[0], images[5]) if images else lines
+    assert without.shape != with_it.shape or (without != with_it).any()
+
+
+def test_a_kind_that_nothing_draws_is_an_error(site):
+    from lightning_reg.core.technique import Technique
+
+    class Nowhere(Technique):
+        place = None
+
+    with pytest.raises(LookupError, match=r"nothing draws Nowhere: register a function in docs/plots"):
+        site("plots").draw(Nowhere)
+
+
+def test_gains_are_those_of_the_studies_and_costs_those_of_the_benchmark(site):
+    worth = site("worth")
+    page = (REPOSITORY / "docs" / "studies.md").read_text(encoding="utf-8")
+    told = {(gain.technique, gain.on, gain.setting): str(gain).split("\N{NO-BREAK SPACE}") for gain in worth.gains()}
+    digits, cifar = "300 digits, an MLP", "5,000 images of CIFAR-10, a CNN that has four others"
+    for variant, key in {
+        "SAM": ("SharpnessAwareMinimization", digits, ""),
+        "Mixup": ("BatchMixing", digits, "Mixup"),
+        "dropout": ("InsertDropout", "442 patients, an MLP", ""),
+    }.items():
+        assert re.search(rf"^\| {variant} \|[^|]*\| {re.escape(' '.join(told[key][:3]))} \|", page, re.MULTILINE)
+    # Left out of a run that has all: what is gained without it is lost with it.
+    value, _, error, _ = told["InsertDropout", cifar, ""]
+    assert value.startswith("−")
+    assert f"| without dropout | 53.33 ± 0.21 % | {value.replace('−', '+')} ± {error} |" in page
+    for (name, setting), ratios in worth.costs().items():
+        if not setting:
+            rows = (REPOSITORY / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+            assert all(f"| {name} | {ratio:.3f} |" in rows for ratio in ratios.values())
+
+
+def test_a_page_says_what_a_technique_costs_and_brings(site):
+    from lightning_reg.callbacks import L1Penalty, SharpnessAwareMinimization
+
+    worth = site("worth")
+    assert worth.rows(L1Penalty) == []
+    assert "no [study]" in worth.facts(L1Penalty)[-1]
+    assert "no [study]" not in "".join(worth.facts(SharpnessAwareMinimization))
+    assert worth.rows(SharpnessAwareMinimization)[0].count("\n") >= 2
+    drawn = worth.chart()
+    names = {text.get_text() for text in drawn.axes[0].texts}
+    assert {"SharpnessAwareMinimization", "ExponentialMovingAverage"} <= names
+
+
 def test_pages_load_nothing_from_elsewhere():
     """What the build makes is looked through by .ci/docs."""
     for path in (REPOSITORY / "docs" / "_static").iterdir():

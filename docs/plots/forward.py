@@ -32,7 +32,7 @@ from lightning_reg.functional.forward.token_noise import embedding_noise
 from lightning_reg.nn import DropConnect, TokenDropout
 from lightning_reg.nn.factories import make_norm
 from plots.registry import Kind, draws, usual
-from plots.scenes import AMOUNTS, BETWEEN, FAINT, SIGNED, Module, digits, fit, image
+from plots.scenes import AMOUNTS, BETWEEN, FAINT, SIGNED, Module, Validated, digits, fit, image
 
 
 class _Maps(nn.Module):
@@ -238,7 +238,7 @@ def frozen(kind: Kind, figure: Figure) -> str:
         generator = torch.Generator().manual_seed(0)
         batches = [(1.5 + torch.randn(4, 1, generator=generator), torch.zeros(4, dtype=torch.long)) for _ in range(60)]
         feed = iter(batches)
-        module = Module(network, lambda network, _, feed=feed: _loss(network, next(feed)), looked)
+        module = Validated(network, lambda network, _, feed=feed: _loss(network, next(feed)), looked)
         fit(module, batches[:1], *techniques, epochs=60, validation=batches[:1])
         axes.plot(means, label=label)
     axes.set(xlabel="step", ylabel="running mean")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_reg.core.technique import Technique
 from plots.registry import Kind, usual
-from plots.scenes import FAINT, Module, fit
+from plots.scenes import FAINT, Validated, fit
 
 __all__ = ["Track", "follow", "path", "show"]
 
@@ -52,7 +52,7 @@ def follow(
         return torch.optim.SGD(parameters, lr=0.12)
 
     torch.manual_seed(0)
-    module = Module(network, loss, look, optimizer or descent)
+    module = Validated(network, loss, look, optimizer or descent)
     fit(module, [torch.zeros(1)], *techniques, track, epochs=steps, validation=[torch.zeros(1)])
     return track
 

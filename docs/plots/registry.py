@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from lightning_reg.core.facts import Log, Place, middle
 from lightning_reg.core.technique import Technique
 
-__all__ = ["Draw", "drawer", "draws", "usual"]
+__all__ = ["Draw", "drawer", "draws", "of_place", "own", "usual"]
 
 Kind = type[Technique]
 Draw = Callable[[Kind, Figure], str]
@@ -33,16 +33,24 @@ def draws(*what: type[Technique] | Place | str) -> Callable[[Draw], Draw]:
     return register
 
 
+def own(kind: Kind) -> Draw | None:
+    """Returns what draws one class alone; None where there is no such function."""
+    return _OF_CLASSES.get(kind)
+
+
+def of_place(kind: Kind) -> Draw | None:
+    """Returns what draws who has no other in the place of the step where a technique acts."""
+    return _OF_PLACES.get(_WATCHES if kind.only_watches else kind.place)
+
+
 def drawer(kind: Kind) -> Draw | None:
     """Returns what draws a technique's plot; None where nothing does.
 
     Args:
         kind: The technique's class.
     """
-    for base in kind.__mro__:
-        if base in _OF_CLASSES:
-            return _OF_CLASSES[base]
-    return _OF_PLACES.get(_WATCHES if kind.only_watches else kind.place)
+    of_classes = (_OF_CLASSES[base] for base in kind.__mro__ if base in _OF_CLASSES)
+    return next(of_classes, of_place(kind))
 
 
 def usual(kind: Kind, strength: float | None = None, *, highest: bool = False, **settings: Any) -> Technique:

@@ -26,7 +26,7 @@ from lightning_reg.functional.measures.calibration import best_temperature, reli
 from lightning_reg.functional.measures.histograms import linear_histogram
 from plots.batch import mixed
 from plots.registry import Kind, draws, usual
-from plots.scenes import FAINT, Curves, Module, cross_entropy, fit, moons
+from plots.scenes import FAINT, Curves, Validated, cross_entropy, fit, moons
 
 _EPOCHS = 40
 
@@ -47,10 +47,10 @@ def _adam(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.Adam(parameters, lr=0.003)
 
 
-def _watched(*techniques: Callback, epochs: int = _EPOCHS) -> tuple[dict[str, list[tuple[int, float]]], Module]:
+def _watched(*techniques: Callback, epochs: int = _EPOCHS) -> tuple[dict[str, list[tuple[int, float]]], Validated]:
     """Returns what a fit that learns forty points by heart has logged."""
     curves = Curves()
-    module = Module(_network(), cross_entropy, cross_entropy, _adam)
+    module = Validated(_network(), cross_entropy, cross_entropy, _adam)
     places, labels = moons(40, seed=2)
     flipped = torch.where(torch.arange(40) % 8 == 0, 1 - labels, labels)  # a tenth of the labels are wrong
     batches = list(zip(places.split(10), flipped.split(10), strict=True))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-__all__ = ["AMOUNTS", "BETWEEN", "FAINT", "SIGNED", "Curves", "Module", "digits", "fit", "image", "moons"]
+__all__ = ["AMOUNTS", "BETWEEN", "FAINT", "SIGNED", "Curves", "Module", "Validated", "digits", "fit", "image", "moons"]
 
 # Maps of color that are see-through where there is nothing, so that they are read on light and on dark pages.
 AMOUNTS = LinearSegmentedColormap.from_list("amounts", [(*to_rgba(figures.COLORS[0])[:3], 0.1), figures.COLORS[0]])
@@ -31,20 +31,18 @@ class Module(LightningModule):
     Args:
         network: Any.
         loss: Of the network and a batch.
-        validate: What is called in a validation step with the network and a batch; logs nothing.
-        optimizer: Makes one of parameters.
+        optimizer: Makes one of parameters; descent that stays where it is where None.
     """
 
     def __init__(
         self,
         network: nn.Module,
         loss: Callable[[nn.Module, Any], Tensor],
-        validate: Callable[[nn.Module, Any], Any] | None = None,
         optimizer: Callable[[Iterable[nn.Parameter]], Any] | None = None,
     ) -> None:
         super().__init__()
         self.network = network
-        self._loss, self._validate, self._optimizer = loss, validate, optimizer
+        self._loss, self._optimizer = loss, optimizer
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Returns the loss, and logs it."""
@@ -52,18 +50,38 @@ class Module(LightningModule):
         self.log("train/loss", loss, batch_size=1)
         return loss
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Looks at the network, and logs what comes of it where that is a tensor."""
-        if self._validate is not None:
-            found = self._validate(self.network, batch)
-            if isinstance(found, Tensor):
-                self.log("val/loss", found, batch_size=1)
-
     def configure_optimizers(self) -> Any:
-        """Returns gradient descent, where nothing else was asked for."""
+        """Returns the optimizer."""
         if self._optimizer is not None:
             return self._optimizer(self.parameters())
         return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+class Validated(Module):
+    """A network that a function looks at in validation.
+
+    Args:
+        network: Any.
+        loss: Of the network and a batch.
+        validate: Likewise; a tensor that it returns is logged as a loss.
+        optimizer: Makes one of parameters; descent that stays where it is where None.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        loss: Callable[[nn.Module, Any], Tensor],
+        validate: Callable[[nn.Module, Any], Tensor | None],
+        optimizer: Callable[[Iterable[nn.Parameter]], Any] | None = None,
+    ) -> None:
+        super().__init__(network, loss, optimizer)
+        self._validate = validate
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Looks."""
+        found = self._validate(self.network, batch)
+        if found is not None:
+            self.log("val/loss", found, batch_size=1)
 
 
 class Curves(Logger):

@@ -34,7 +34,7 @@ rate, strength = 0.01, 0.5
 stepped = weights - rate * gradient
 decayed = (1 - rate * strength) * weights - rate * loss_gradient
 torch.testing.assert_close(stepped, decayed, rtol=0, atol=1e-14)
-print("a step on loss + penalty equals decay and a step on the loss, to", float((stepped - decayed).abs().max()))
+print("a step on loss + penalty equals decay and a step on the loss, to", (stepped - decayed).abs().max().item())
 
 # %%
 # L1: weights shrink by a constant
