@@ -28,7 +28,9 @@ from lightning_reg.core.technique import Technique
 sys.path.insert(0, str(Path(__file__).parent))
 import drawing
 import figures
+import formulas
 import generate  # what else is read off the classes
+import interactions
 import playground
 import plots
 import remedies
@@ -217,7 +219,9 @@ def _card(technique: type[Technique], caption: str | None) -> str:
     docs = f"```{{eval-rst}}\n.. autoclass:: lightning_reg.callbacks.{name}\n```"
     picture = [] if caption is None else [_picture(name, caption)]
     facts += worth.facts(technique)
-    return "\n\n".join([f"# {name}", "\n".join(facts), *picture, *worth.rows(technique), code, docs]) + "\n"
+    parts = [f"# {name}", "\n".join(facts), *picture, *worth.rows(technique), code, docs]
+    parts += [*interactions.section(technique), *formulas.section(technique)]
+    return "\n\n".join(parts) + "\n"
 
 
 def _tab(title: str, language: str, code: str) -> str:

@@ -2,12 +2,14 @@
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl  # noqa: TID253  # what it is for
 
-__all__ = ["COLORS", "INK", "STYLE", "light_and_dark", "prepare", "quiet", "written"]
+__all__ = ["COLORS", "INK", "STYLE", "light_and_dark", "prepare", "quiet", "undisturbed", "written"]
 
 # Line colors that are read on white and on near black; everything else is ink, which is replaced.
 COLORS = ["#3b82c4", "#e07b39", "#3a9d5d", "#a864c4", "#c9a227", "#d6577d"]
@@ -58,6 +60,25 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=".*does not have many workers")
     warnings.filterwarnings("ignore", message="`isinstance.treespec, LeafSpec.` is deprecated")
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Leaves random numbers, warnings and what Lightning says as they were."""
+    import logging
+    import warnings
+
+    import torch
+
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    with torch.random.fork_rng(devices=()), warnings.catch_warnings():
+        quiet()
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
 
 
 def light_and_dark(_block: Any, block_vars: dict[str, Any], gallery_conf: dict[str, Any]) -> str:

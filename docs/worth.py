@@ -277,7 +277,7 @@ def chart() -> Figure:
     figure = Figure(figsize=(4.8, 0.55 * len(names) + 2.0), layout="constrained")  # letters are read on a phone, too
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1, 1.3))
     for place, name in enumerate(names):
-        left.text(0.02, place + 0.42, name, transform=left.get_yaxis_transform(), va="top")
+        left.text(0.02, place + 0.42, name, transform=left.get_yaxis_transform(), va="top", in_layout=False)
         for gain, cost in rows[name]:
             color = figures.COLORS[grounds.index(gain.on)]
             y = place + 0.05 - 0.1 * grounds.index(gain.on)
@@ -288,7 +288,7 @@ def chart() -> Figure:
         axes.axvline(middle, ymax=0.99, color=figures.INK, alpha=0.4, linewidth=0.8)
         for border in range(1, len(names)):
             axes.axhline(border - 0.5, color=figures.INK, alpha=0.15, linewidth=0.6)
-    left.set(yticks=[], xlabel="time of a step / of a bare one", title="cost", xlim=(0.9, None))
+    left.set(yticks=[], xlabel="× a bare step", title="cost", xlim=(0.9, None))
     right.set(xlabel="points of test accuracy", title="gain", ylim=(-0.5, len(names) - 0.5))
     right.tick_params(left=False)
     right.set_xscale("symlog", linthresh=1, linscale=0.8)

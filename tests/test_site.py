@@ -139,6 +139,34 @@ def test_a_page_says_what_a_technique_costs_and_brings(site):
     assert {"SharpnessAwareMinimization", "ExponentialMovingAverage"} <= names
 
 
+def test_a_page_has_the_formulas_of_what_a_technique_is_made_of(site):
+    from lightning_reg.callbacks import GradientClipping, InsertDropBlock, L1Penalty, LabelSmoothing
+
+    section = site("formulas").section
+    (of_penalty,) = section(L1Penalty)
+    assert r"P(w) = \lambda \sum_i |w_i|" in of_penalty
+    names = re.findall(r":func:`(\w+)", of_penalty)
+    assert names == ["l1_penalty", "add_elastic_net_gradient_", "soft_threshold_"]
+    (of_layer,) = section(InsertDropBlock)  # of the layer that it inserts
+    assert ":func:`drop_block() <lightning_reg.functional.forward.drop_block.drop_block>`" in of_layer
+    assert "shrinking_factor()" in section(GradientClipping)[0]
+    assert section(LabelSmoothing) == []
+
+
+def test_a_page_has_what_the_audit_says_of_a_technique_beside_others(site):
+    from lightning_reg.callbacks import L2Penalty, MaxNorm, UnitNorm
+
+    section = site("interactions").section
+    (of_penalty,) = section(L2Penalty)
+    assert re.findall(r"^- (.*?):", of_penalty, re.MULTILINE) == [
+        "L2Penalty under Adam",
+        "L2Penalty and the optimizer's weight decay",
+        "UnitNorm with L2Penalty",
+    ]
+    assert "UnitNorm with weight decay" in section(UnitNorm)[0]
+    assert section(MaxNorm) == []
+
+
 def test_pages_load_nothing_from_elsewhere():
     """What the build makes is looked through by .ci/docs."""
     for path in (REPOSITORY / "docs" / "_static").iterdir():

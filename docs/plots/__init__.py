@@ -7,10 +7,6 @@ of a loss over its logit, of maps, of samples, of the charts that it declares.
 
 import hashlib
 import json
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import figures
@@ -43,22 +39,8 @@ def draw(kind: type[Technique]) -> tuple[Figure, str]:
     if by is None:
         raise LookupError(f"nothing draws {kind.__name__}: register a function in docs/plots")
     figure = Figure(figsize=_SIZE, layout="constrained")
-    with _undisturbed():
+    with figures.undisturbed():
         return figure, by(kind, figure)
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Leaves random numbers, warnings and what Lightning says as they were."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    with torch.random.fork_rng(devices=()), warnings.catch_warnings():
-        figures.quiet()
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
 
 
 def write(folder: Path, kinds: list[type[Technique]], library: str) -> dict[str, str]:

@@ -13,7 +13,7 @@ from lightning_reg.core.technique import Technique
 from lightning_reg.functional.batch.resizing import progressive_sides, resized
 from lightning_reg.transforms import CutMix, Cutout, Mixup
 from plots.registry import Kind, draws, usual
-from plots.scenes import Module, digits, fit, image
+from plots.scenes import Module, digits, fit, image, in_a_row
 
 _COUNT = 5
 
@@ -97,7 +97,7 @@ def stages(kind: Kind, figure: Figure) -> str:
     """A photograph-like image in each stage."""
     technique = kind(start=0.4)
     picture = digits()[0][3:4].repeat_interleave(4, 2).repeat_interleave(4, 3)
-    axes = figure.subplots(1, technique.stages)
+    axes = in_a_row(figure, technique.stages)
     for stage, panel in enumerate(axes):
         sides = progressive_sides((32, 32), (stage + 0.5) / technique.stages, start=0.4, stages=technique.stages)
         image(panel, resized(picture, sides)[0, 0], f"{sides[0]}×{sides[1]}")

@@ -32,7 +32,7 @@ from lightning_reg.functional.forward.token_noise import embedding_noise
 from lightning_reg.nn import DropConnect, TokenDropout
 from lightning_reg.nn.factories import make_norm
 from plots.registry import Kind, draws, usual
-from plots.scenes import AMOUNTS, BETWEEN, FAINT, SIGNED, Module, Validated, digits, fit, image
+from plots.scenes import AMOUNTS, BETWEEN, FAINT, SIGNED, Module, Validated, digits, fit, image, in_a_row
 
 
 class _Maps(nn.Module):
@@ -136,7 +136,7 @@ def tokens(kind: Kind, figure: Figure) -> str:
     """The patches of an image that are kept in three steps."""
     torch.manual_seed(0)
     layer = TokenDropout(0.5)
-    axes = figure.subplots(1, 4)
+    axes = in_a_row(figure, 4)
     picture = digits()[0][3, 0]
     image(axes[0], picture, "64 tokens", cmap=AMOUNTS)
     for panel in axes[1:]:
@@ -166,7 +166,7 @@ def embeddings(kind: Kind, figure: Figure) -> str:
 
 
 def _weights_in_use(figure: Figure, drawn: Callable[[Tensor], Tensor], weight: Tensor, titles: Sequence[str]) -> None:
-    axes = figure.subplots(1, 4)
+    axes = in_a_row(figure, 4)
     image(axes[0], weight, titles[0], cmap=SIGNED, low=-2, high=2)
     for panel, title in zip(axes[1:], titles[1:], strict=True):
         image(panel, drawn(weight), title, cmap=SIGNED, low=-2, high=2)
@@ -195,7 +195,7 @@ def mixed_out(kind: Kind, figure: Figure) -> str:
     torch.manual_seed(0)
     start = torch.randn(8, 8)
     trained = start + 0.9 * torch.randn(8, 8)
-    axes = figure.subplots(1, 4)
+    axes = in_a_row(figure, 4)
     panels = {
         "pretrained": start,
         "trained": trained,

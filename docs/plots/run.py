@@ -72,7 +72,7 @@ def charts(kind: Kind, figure: Figure) -> str:
         for tag in tags[:4]:
             panel.plot(*zip(*points[tag], strict=True), label=tag.split("/")[-2].removeprefix("network."))
         panel.set(title=chart.title, xlabel="step")
-        panel.legend(fontsize="x-small")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
     return "What it draws of a small network, a line for each layer, while that learns forty points by heart."
 
 

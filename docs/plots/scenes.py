@@ -1,4 +1,4 @@
-"""What plots are drawn of: fits, by the Trainer itself, of networks so small that each takes a fraction of a second."""
+"""What plots are drawn of: fits, by the Trainer, of networks so small that each takes a fraction of a second."""
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
@@ -10,11 +10,25 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_rgba
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-__all__ = ["AMOUNTS", "BETWEEN", "FAINT", "SIGNED", "Curves", "Module", "Validated", "digits", "fit", "image", "moons"]
+__all__ = [
+    "AMOUNTS",
+    "BETWEEN",
+    "FAINT",
+    "SIGNED",
+    "Curves",
+    "Module",
+    "Validated",
+    "digits",
+    "fit",
+    "image",
+    "in_a_row",
+    "moons",
+]
 
 # Maps of color that are see-through where there is nothing, so that they are read on light and on dark pages.
 AMOUNTS = LinearSegmentedColormap.from_list("amounts", [(*to_rgba(figures.COLORS[0])[:3], 0.1), figures.COLORS[0]])
@@ -162,6 +176,13 @@ def image(axes: Axes, values: Tensor, title: str = "", *, cmap: Any = "gray", lo
     axes.title.set_fontsize("small")
     for spine in axes.spines.values():
         spine.set(visible=True, alpha=0.3)
+
+
+def in_a_row(figure: Figure, count: int) -> Sequence[Axes]:
+    """Returns axes for small images, in a figure that is no higher than they are."""
+    figure.set_size_inches(4.8, 5.6 / count)
+    axes: Sequence[Axes] = figure.subplots(1, count)
+    return axes
 
 
 def cross_entropy(network: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
