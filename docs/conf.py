@@ -22,7 +22,7 @@ import lightning_reg.functional
 import lightning_reg.init
 import lightning_reg.nn
 import lightning_reg.optim
-from lightning_reg.core.facts import Choice
+from lightning_reg.core.facts import Choice, Place
 from lightning_reg.core.technique import Technique
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -203,7 +203,11 @@ def _write(path: Path, text: str) -> None:
 
 def _card(technique: type[Technique], caption: str | None) -> str:
     name = technique.__name__
-    place = "watches a run" if technique.only_watches else f"acts on the {technique.place.value}"
+    place = (
+        "watches a run"
+        if technique.only_watches
+        else f"acts on the {technique.place.value}{' pass' * (technique.place is Place.FORWARD)}"
+    )
     facts = [f"- **Where in the step**: {place}."]
     for usual in technique.usual_ranges:
         found = ", ".join(map(str, usual.values)) if isinstance(usual, Choice) else f"{usual.low:g} to {usual.high:g}"
@@ -220,7 +224,7 @@ def _card(technique: type[Technique], caption: str | None) -> str:
     picture = [] if caption is None else [_picture(name, caption)]
     facts += worth.facts(technique)
     parts = [f"# {name}", "\n".join(facts), *picture, *worth.rows(technique), code, docs]
-    parts += [*interactions.section(technique), *formulas.section(technique)]
+    parts += [*formulas.section(technique), *interactions.section(technique)]
     return "\n\n".join(parts) + "\n"
 
 

@@ -66,4 +66,4 @@ def section(kind: type[Technique]) -> list[str]:
         for module, beside in _runs():
             found |= Prospect(module, [*beside, _instance(kind)], None, trainer).contradictions()
     lines = [f"- {text}" for what, text in found.items() if kind.__name__ in what]
-    return ["\n".join(["## What the [audit](RegularizationAudit.md) warns of", "", *lines])] if lines else []
+    return ["\n".join(["## What the audit warns of", "", *lines])] if lines else []

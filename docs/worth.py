@@ -118,9 +118,8 @@ class Gain:
         """The number with its sign, its error and its unit, which stay in one line."""
         digits = 3 if self.unit == "of R²" else 2 if self.error < 1 else 1
         sign = "+" if self.value > 0 else "−" if self.value < 0 else ""
-        return f"{sign}{abs(self.value):.{digits}f} ± {self.error:.{digits}f} {self.unit}".replace(
-            " ", "\N{NO-BREAK SPACE}"
-        )
+        text = f"{sign}{abs(self.value):.{digits}f} ± {self.error:.{digits}f} {self.unit}"
+        return text.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 @cache
@@ -152,24 +151,15 @@ def _of_study(study: _Study) -> list[Gain]:
 def _of_flatness() -> list[Gain]:
     measured = _benchmark("accuracy", "flatness", "")
     bare = dict(zip(measured["columns"], measured["rows"][0], strict=True))
+    link = "benchmarks.md#what-techniques-are-worth"
     found = []
     for row in measured["rows"][1:]:
         call = re.fullmatch(r"`(\w+)\((.*)\)`", row[0])
         for title, (on, workload) in _FLATNESS.items() if call else ():
             value, error = _number(row[measured["columns"].index(title)])
             base, base_error = _number(bare[title])
-            found.append(
-                Gain(
-                    call[1],
-                    call[2],
-                    value - base,
-                    (error**2 + base_error**2) ** 0.5,
-                    "points",
-                    on,
-                    workload,
-                    "benchmarks.md#what-techniques-are-worth",
-                )
-            )
+            of_both = (error**2 + base_error**2) ** 0.5  # seeds of the two aren't paired in that table
+            found.append(Gain(call[1], call[2], value - base, of_both, "points", on, workload, link))
     return found
 
 
@@ -216,11 +206,8 @@ def rows(kind: type[Technique]) -> list[str]:
         kind: The technique's class.
     """
     lines = [f"| [{gain.on}](../{gain.link}){_told(gain)} | {_cost_there(gain)} | {gain} |" for gain in _of(kind)]
-    return (
-        ["\n".join(["| cost against gain: on | a step takes | what it brought |", "|---|---|---|", *lines])]
-        if lines
-        else []
-    )
+    head = ["| cost against gain: on | a step takes | what it brought |", "|---|---|---|"]
+    return ["\n".join([*head, *lines])] if lines else []
 
 
 def _of(kind: type[Technique]) -> list[Gain]:

@@ -15,7 +15,7 @@ import torch
 from matplotlib.figure import Figure
 
 from lightning_reg.core.technique import Technique
-from plots import batch, forward, gradient, loss, run, weights  # noqa: F401  they register what they draw
+from plots import batch, forward, gradient, layers, loss, run, weights  # noqa: F401  they register what they draw
 from plots.registry import drawer
 
 __all__ = ["STYLE", "WITHOUT", "draw", "write"]

@@ -13,7 +13,7 @@ from lightning_reg.core.technique import Technique
 from lightning_reg.functional.batch.resizing import progressive_sides, resized
 from lightning_reg.transforms import CutMix, Cutout, Mixup
 from plots.registry import Kind, draws, usual
-from plots.scenes import Module, digits, fit, image, in_a_row
+from plots.scenes import Module, cross_entropy, digits, fit, image, in_a_row
 
 _COUNT = 5
 
@@ -34,12 +34,8 @@ class _Seeing(nn.Module):
 def _seen(*techniques: Technique) -> Tensor:
     torch.manual_seed(0)
     network = _Seeing()
-    fit(Module(network, _loss), [_first()], *techniques)
+    fit(Module(network, cross_entropy), [_first()], *techniques)
     return network.seen
-
-
-def _loss(network: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    return nn.functional.cross_entropy(network(batch[0]), batch[1])
 
 
 def _first() -> tuple[Tensor, Tensor]:

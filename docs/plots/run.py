@@ -1,5 +1,6 @@
 """When training ends, and what monitors show."""
 
+import inspect
 import re
 from collections import OrderedDict
 from typing import Any
@@ -52,7 +53,7 @@ def _watched(*techniques: Callback, epochs: int = _EPOCHS) -> tuple[dict[str, li
     curves = Curves()
     module = Validated(_network(), cross_entropy, cross_entropy, _adam)
     places, labels = moons(40, seed=2)
-    flipped = torch.where(torch.arange(40) % 8 == 0, 1 - labels, labels)  # a tenth of the labels are wrong
+    flipped = torch.where(torch.arange(40) % 10 == 0, 1 - labels, labels)  # a tenth of the labels are wrong
     batches = list(zip(places.split(10), flipped.split(10), strict=True))
     fit(module, batches, *techniques, epochs=epochs, validation=[moons(400, seed=3)], logger=curves)
     return curves.points, module
@@ -61,16 +62,22 @@ def _watched(*techniques: Callback, epochs: int = _EPOCHS) -> tuple[dict[str, li
 @draws("watches", Place.RUN)
 def charts(kind: Kind, figure: Figure) -> str:
     """The first two charts that a class declares, of a small fit."""
-    points, _ = _watched(usual(kind, **({"every_n_steps": 1} if kind.only_watches else {})))
+    often = {"every_n_steps": 1} if "every_n_steps" in inspect.signature(kind).parameters else {}
+    points, _ = _watched(usual(kind, **often))
     drawn = [
         (chart, [tag for tag in points if re.match(chart.tags, tag)])
         for chart in kind.charts
         if any(re.match(chart.tags, tag) for tag in points)
     ][:2]
-    axes = figure.subplots(1, max(len(drawn), 1), squeeze=False)[0]
-    for panel, (chart, tags) in zip(axes, drawn, strict=False):
+    if not drawn:
+        raise LookupError(f"{kind.__name__} has logged nothing that its charts show: draw it by a function of its own")
+    axes = figure.subplots(1, len(drawn), squeeze=False)[0]
+    for panel, (chart, tags) in zip(axes, drawn, strict=True):
         for tag in tags[:4]:
-            panel.plot(*zip(*points[tag], strict=True), label=tag.split("/")[-2].removeprefix("network."))
+            panel.plot(
+                *zip(*points[tag], strict=True),
+                label=tag.rpartition("/")[0].rpartition("/")[2].removeprefix("network."),
+            )
         panel.set(title=chart.title, xlabel="step")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
     return "What it draws of a small network, a line for each layer, while that learns forty points by heart."

@@ -23,6 +23,7 @@ __all__ = [
     "Curves",
     "Module",
     "Validated",
+    "cross_entropy",
     "digits",
     "fit",
     "image",
