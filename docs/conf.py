@@ -89,6 +89,7 @@ copybutton_only_copy_prompt_lines = True
 suppress_warnings = ["myst.xref_missing"]
 
 _DOCS = Path(__file__).parent
+_PLACE_NAMES = {Place.FORWARD: "forward pass"}  # others are called what they are
 _CARDS = _DOCS / "cards"
 _BUILT = _DOCS / "built"
 
@@ -206,7 +207,7 @@ def _card(technique: type[Technique], caption: str | None) -> str:
     place = (
         "watches a run"
         if technique.only_watches
-        else f"acts on the {technique.place.value}{' pass' * (technique.place is Place.FORWARD)}"
+        else f"acts on the {_PLACE_NAMES.get(technique.place, technique.place.value)}"
     )
     facts = [f"- **Where in the step**: {place}."]
     for usual in technique.usual_ranges:

@@ -222,50 +222,49 @@ def _told(gain: Gain) -> str:
 
 def _cost_there(gain: Gain) -> str:
     cost = next((cost for other, cost in _compared() if other is gain), None)
-    return "" if cost is None else f"{cost:.2f}\N{NO-BREAK SPACE}×"
+    return "" if cost is None else _times(cost)
 
 
 def _cost_of(name: str) -> str:
-    rows = [(setting, ratios) for (owner, setting), ratios in costs().items() if owner == name]
+    of_settings = {setting: ratios for (owner, setting), ratios in costs().items() if owner == name}
     told = []
-    for setting, ratios in rows:
-        by_network = ", ".join(
-            f"{ratio:.2f}\N{NO-BREAK SPACE}× ({workload.upper()})" for workload, ratio in ratios.items()
-        )
-        told.append(f"`{setting}` {by_network}" if setting and len(rows) > 1 else by_network)
+    for setting, ratios in of_settings.items():
+        by_network = ", ".join(f"{_times(ratio)} ({workload.upper()})" for workload, ratio in ratios.items())
+        told.append(f"`{setting}` {by_network}" if setting and len(of_settings) > 1 else by_network)
     return "; ".join(told)
 
 
-def _plain(setting: str) -> str:
-    return setting if re.fullmatch(r"\w+", setting) else f"`{setting}`"
+def _times(ratio: float) -> str:
+    return f"{ratio:.2f}\N{NO-BREAK SPACE}×"
 
 
 def _compared() -> list[tuple[Gain, float]]:
     """Returns gains beside the cost of a step on the like of that network, where both are known."""
     found = []
     for gain in gains():
-        adaptive = "adaptive=True" in gain.setting
-        choices = [("adaptive" if adaptive else ""), *([] if adaptive else ["norm"])]
-        ratios = next((costs()[key] for choice in choices if (key := (gain.technique, choice)) in costs()), {})
-        if gain.workload in ratios:
-            found.append((gain, ratios[gain.workload]))
+        # Of rows of the benchmark that have a setting, what studies use: SAM as they say, clipping by norm.
+        settings = ("adaptive",) if "adaptive=True" in gain.setting else ("", "norm")
+        for setting in settings:
+            ratio = costs().get((gain.technique, setting), {}).get(gain.workload)
+            if ratio is not None:
+                found.append((gain, ratio))
     return found
 
 
 def chart() -> Figure:
     """Draws what a step costs with each technique, and beside it what that brought."""
-    rows: dict[str, list[tuple[Gain, float]]] = {}
+    measured: dict[str, list[tuple[Gain, float]]] = {}
     compared = [(gain, cost) for gain, cost in _compared() if gain.unit == "points"]
     for gain, cost in compared:
         name = f"{gain.technique}, adaptive" if "adaptive=True" in gain.setting else gain.technique
-        rows.setdefault(name, []).append((gain, cost))
-    names = sorted(rows, key=lambda name: -max(cost for _, cost in rows[name]))
+        measured.setdefault(name, []).append((gain, cost))
+    names = sorted(measured, key=lambda name: -max(cost for _, cost in measured[name]))
     grounds = list(dict.fromkeys(gain.on for gain, _ in compared))
     figure = Figure(figsize=(4.8, 0.55 * len(names) + 2.0), layout="constrained")  # letters are read on a phone, too
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1, 1.3))
     for place, name in enumerate(names):
         left.text(0.02, place + 0.42, name, transform=left.get_yaxis_transform(), va="top", in_layout=False)
-        for gain, cost in rows[name]:
+        for gain, cost in measured[name]:
             color = figures.COLORS[grounds.index(gain.on)]
             y = place + 0.05 - 0.1 * grounds.index(gain.on)
             left.plot([1, cost], [y, y], color=color, linewidth=2)
