@@ -270,8 +270,8 @@ def chart() -> Figure:
             left.plot([1, cost], [y, y], color=color, linewidth=2)
             left.plot(cost, y, "o", color=color, markersize=4)
             right.errorbar(gain.value, y, xerr=gain.error, fmt="o", markersize=4, linewidth=1.2, color=color)
-    for axes, middle in ((left, 1), (right, 0)):
-        axes.axvline(middle, ymax=0.99, color=figures.INK, alpha=0.4, linewidth=0.8)
+    right.axvline(0, color=figures.INK, alpha=0.4, linewidth=0.8)
+    for axes in (left, right):
         for border in range(1, len(names)):
             axes.axhline(border - 0.5, color=figures.INK, alpha=0.15, linewidth=0.6)
     left.set(yticks=[], xlabel="× a bare step", title="cost", xlim=(0.9, None))
