@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, StochasticWeightAveraging, WeightAveraging
@@ -265,6 +266,25 @@ def _softened_twice(found: Inventory) -> Iterator[Contradiction]:
         )
 
 
+def _mixed_twice(found: Inventory) -> Iterator[Contradiction]:
+    of_data = getattr(getattr(found.trainer, "datamodule", None), "mix", None)
+    mixes = [(f"the data's {type(of_data).__name__}", of_data)]
+    mixes += [(type(callback).__name__, getattr(callback, "mix", None)) for callback in found.callbacks]
+    mixing = [name for name, mix in mixes if _mixes_samples(mix)]
+    if len(mixing) > 1:
+        yield Contradiction(
+            f"Samples are mixed by {' and '.join(mixing)}",
+            "each mixes what the others have mixed, so a sample keeps less than half of itself and of its label",
+            "Keep one of them, or let MixupOrCutMix draw which it is for each batch",
+        )
+
+
+def _mixes_samples(mix: Any) -> bool:
+    """Whether a transform mixes samples with one another: it may blank parts of one, or be switched off."""
+    is_on = all(getattr(mix, name, 1) != 0 for name in ("alpha", "prob"))
+    return is_on and bool(getattr(mix, "needs_partner", False))
+
+
 def _stopping_without_validation(found: Inventory) -> Iterator[Contradiction]:
     if found.trainer.enable_validation:
         return
@@ -391,6 +411,7 @@ _CHECKS: tuple[Callable[[Inventory], Iterator[Contradiction]], ...] = (
     _high_rates,
     _small_batches,
     _softened_twice,
+    _mixed_twice,
     _stopping_without_validation,
     _stopping_by_training_data,
     _stopping_at_the_worst,

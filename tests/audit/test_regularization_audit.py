@@ -13,6 +13,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_reg.audit.contradictions import _CHECKS
 from lightning_reg.callbacks import (
+    BatchMixing,
     ConfidencePenalty,
     ElasticNetPenalty,
     ExponentialMovingAverage,
@@ -21,6 +22,7 @@ from lightning_reg.callbacks import (
     InsertDropout,
     L1Penalty,
     L2Penalty,
+    ManifoldMixup,
     RegularizationAudit,
     SnapshotEnsemble,
     StrengthSchedule,
@@ -28,7 +30,7 @@ from lightning_reg.callbacks import (
 )
 from lightning_reg.cli.command import RegularizationCLI
 from lightning_reg.optim import weight_decay_groups
-from lightning_reg.transforms import Mixup
+from lightning_reg.transforms import Mixup, RowCutout
 from tests.conftest import REPOSITORY
 from tests.helpers import quiet_trainer
 
@@ -131,6 +133,7 @@ CONTRADICTIONS = {
     "_high_rates": lambda: (Module(nn.Dropout(0.95)), [], {}),
     "_small_batches": lambda: (Module(nn.BatchNorm1d(8)), [], {"batch_size": 4}),
     "_softened_twice": lambda: (Module(label_smoothing=0.1), [ConfidencePenalty(weight=0.1)], {}),
+    "_mixed_twice": lambda: (Module(nn.ReLU()), [ManifoldMixup(types=("ReLU",)), BatchMixing(Mixup(alpha=0.4))], {}),
     "_stopping_without_validation": lambda: (
         Module(),
         [EarlyStopping("norm_of_weights", check_on_train_epoch_end=False)],
@@ -214,6 +217,12 @@ def test_every_check_has_a_case():
         pytest.param(Module, [EMAWeightAveraging()], {}, id="average alone"),
         pytest.param(Module, [ExponentialMovingAverage(start_step=4)], {}, id="average of the last step"),
         pytest.param(lambda: Module(label_smoothing=0.1), [], {}, id="label smoothing alone"),
+        pytest.param(
+            lambda: Module(nn.ReLU()),
+            [BatchMixing(RowCutout()), ManifoldMixup(types=("ReLU",)), BatchMixing(Mixup(alpha=0.0))],
+            {},
+            id="one of three mixes",
+        ),
     ],
 )
 def test_nothing_is_said_where_nothing_contradicts(module, callbacks, settings):

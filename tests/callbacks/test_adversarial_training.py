@@ -213,6 +213,13 @@ def test_what_can_not_be_attacked_is_refused(module, inputs, message):
         trainer.fit(module, of_one(inputs), of_one(inputs))
 
 
+def test_a_second_attack_is_refused_before_the_first_batch():
+    module = Looks()
+    with pytest.raises(SettingError, match="callbacks must hold one AdversarialTraining with eps above 0, but hold 2"):
+        fit(module, AdversarialTraining(eps=0.1), AdversarialTraining(eps=0.2))
+    assert module.counted == 0
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

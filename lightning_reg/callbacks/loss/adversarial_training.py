@@ -12,7 +12,7 @@ from typing_extensions import override
 from lightning_reg.core.batches import Key, check_key, part_of, with_parts
 from lightning_reg.core.copies.repetition import Repetition, loss_of
 from lightning_reg.core.facts import Chart, Log, Place
-from lightning_reg.core.lightning import instance_number, is_compiled, logs_now, scaler_scale
+from lightning_reg.core.lightning import callbacks_of, instance_number, is_compiled, logs_now, scaler_scale
 from lightning_reg.core.schedules import ScheduledStrength, StrengthSchedule, check_schedule
 from lightning_reg.core.session import Session, kept
 from lightning_reg.core.step import Run
@@ -68,8 +68,8 @@ class AdversarialTraining(Technique):
         logs.
 
     Raises:
-        SettingError: If a setting is out of its range or the module optimizes manually; at the first batch, if its
-            inputs aren't of a floating dtype, or the loss doesn't depend on them.
+        SettingError: If a setting is out of its range, the module optimizes manually, or a second one attacks, too; at
+            the first batch, if its inputs aren't of a floating dtype, or the loss doesn't depend on them.
 
     Reference:
         Ian J. Goodfellow, Jonathon Shlens, Christian Szegedy: Explaining and Harnessing Adversarial Examples, ICLR
@@ -171,6 +171,14 @@ class AdversarialSession(Session[AdversarialTraining]):
             raise SettingError(
                 f"automatic_optimization must be True with {type(technique).__name__}: under manual optimization the "
                 "adversarial loss can't reach the one that you hand to manual_backward"
+            )
+        attacks = [
+            other for other in callbacks_of(run.trainer) if isinstance(other, AdversarialTraining) and other.eps > 0
+        ]
+        if technique.eps > 0 and len(attacks) > 1:
+            raise SettingError(
+                f"callbacks must hold one {type(technique).__name__} with eps above 0, but hold {len(attacks)}: each "
+                "moves the inputs that the other takes the gradient by"
             )
         self.factor = ScheduledStrength(technique.schedule, run.trainer)
         self.name = "adversarial" + technique.suffix(run.trainer)
