@@ -33,6 +33,7 @@ from lightning_reg.callbacks.gradient.orthogonal_penalty import OrthogonalPenalt
 from lightning_reg.callbacks.gradient.sharpness_aware_minimization import SharpnessAwareMinimization
 from lightning_reg.callbacks.loss.activity_penalty import ActivityPenalty
 from lightning_reg.callbacks.loss.adversarial_training import AdversarialTraining
+from lightning_reg.callbacks.loss.augmentation_consistency import AugmentationConsistency
 from lightning_reg.callbacks.loss.concrete_dropout_penalty import ConcreteDropoutPenalty
 from lightning_reg.callbacks.loss.confidence_penalty import ConfidencePenalty
 from lightning_reg.callbacks.loss.decorrelation_penalty import DecorrelationPenalty
@@ -66,6 +67,7 @@ __all__ = [
     "ActivationStats",
     "ActivityPenalty",
     "AdversarialTraining",
+    "AugmentationConsistency",
     "BatchImages",
     "BatchMixing",
     "BestWeightsEarlyStopping",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_reg.settings import SettingError
 
-__all__ = ["Key", "check_key", "doubled", "number_of_rows", "part_of", "rows_of", "with_parts"]
+__all__ = ["Key", "check_key", "number_of_rows", "part_of", "repeated", "rows_of", "with_parts"]
 
 Key = int | str | tuple[Callable[[Any], Tensor], Callable[[Any, Tensor], Any]]
 """Where a part of a batch is: an index, a name, or a getter and a setter, which returns a batch with another part."""
@@ -118,28 +118,29 @@ def _there_is(batch: Any) -> str:
     return f"where the tensor is in a batch that is a {type(batch).__name__}; a getter and a setter can say it"
 
 
-def doubled(batch: Any, *, technique: str) -> Any:
-    """Returns a batch that has every sample twice: all of them, and all of them again.
+def repeated(batch: Any, times: int, *, technique: str) -> Any:
+    """Returns a batch that has every sample several times: all of them, and all of them again.
 
     Args:
         batch: Tensors with one row a sample, in lists, tuples, mappings or data classes.
+        times: How often it has each, at least 1.
         technique: That asks, for the message.
 
     Raises:
         SettingError: If it has no tensors, or they don't have as many rows.
 
-    >>> doubled({"x": torch.tensor([1, 2])}, technique="RDrop")
+    >>> repeated({"x": torch.tensor([1, 2])}, 2, technique="RDrop")
     {'x': tensor([1, 2, 1, 2])}
     """
     number_of_rows(batch, doing=f"{technique} can repeat them")
-    return apply_to_collection(batch, Tensor, lambda tensor: torch.cat((tensor, tensor)))
+    return apply_to_collection(batch, Tensor, lambda tensor: torch.cat([tensor] * times))
 
 
 def number_of_rows(batch: Any, *, doing: str) -> int:
     """Returns how many samples a batch has.
 
     Args:
-        batch: As for :func:`doubled`.
+        batch: As for :func:`repeated`.
         doing: What is to be possible, for the message.
 
     Raises:

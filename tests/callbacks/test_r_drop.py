@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lightning_reg.callbacks import BatchMixing, InsertDropout, RDrop
-from lightning_reg.core.batches import doubled
+from lightning_reg.core.batches import repeated
 from lightning_reg.functional.loss.output_penalties import symmetric_divergence
 from lightning_reg.settings import SettingError
 from lightning_reg.transforms import Mixup
@@ -134,9 +134,9 @@ def test_logits_of_an_odd_number_of_samples_are_refused():
 
 def test_a_batch_without_one_row_a_sample_is_refused():
     with pytest.raises(SettingError, match=r"one row a sample, .* tensors of shapes \(8, 6\), \(3,\)"):
-        doubled([torch.zeros(8, 6), torch.zeros(3)], technique="RDrop")
+        repeated([torch.zeros(8, 6), torch.zeros(3)], 2, technique="RDrop")
     with pytest.raises(SettingError, match="but has none: it is a str"):
-        doubled("text", technique="RDrop")
+        repeated("text", 2, technique="RDrop")
 
 
 def test_bad_settings_are_refused_at_once():

@@ -23,7 +23,7 @@ EVERYWHERE = {
     "StochasticWeightAverage",
 }
 
-SEE_SAMPLES_TWICE = {"RDrop", "RegMixup"}
+SEE_SAMPLES_TWICE = {"RDrop", "RegMixup", "AugmentationConsistency"}
 
 
 def cells():

@@ -9,7 +9,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_reg.callbacks.batch.batch_mixing import BatchMixing, MixingSession
-from lightning_reg.core.batches import Key, doubled, part_of, with_parts
+from lightning_reg.core.batches import Key, part_of, repeated, with_parts
 from lightning_reg.core.facts import Log
 from lightning_reg.core.step import Run
 from lightning_reg.settings import SettingError
@@ -98,7 +98,7 @@ class RegMixupSession(MixingSession):
     @override
     def _mixed(self, batch: Any, inputs: Tensor, targets: Tensor, draw: Draw) -> tuple[Any, Tensor, Tensor | None]:
         technique = self.technique
-        batch = doubled(batch, technique=type(self.technique).__name__)
+        batch = repeated(batch, 2, technique=type(self.technique).__name__)
         rows = len(part_of(batch, technique.input_key, name="input_key"))
         if rows != 2 * len(inputs):
             raise SettingError(

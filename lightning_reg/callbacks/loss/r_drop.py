@@ -11,7 +11,7 @@ from typing_extensions import override
 from lightning_reg.callbacks.forward.dropout_schedule import DropoutSchedule
 from lightning_reg.callbacks.loss.logits import LogitsSession
 from lightning_reg.callbacks.loss.loss_term import LossTerm
-from lightning_reg.core.batches import doubled
+from lightning_reg.core.batches import repeated
 from lightning_reg.core.facts import Log
 from lightning_reg.core.schedules import StrengthSchedule
 from lightning_reg.core.step import Run
@@ -107,7 +107,7 @@ class RDropSession(LogitsSession):
 
     @override
     def watched_batch(self, batch: Any) -> Any:
-        return doubled(batch, technique=type(self.technique).__name__)
+        return repeated(batch, 2, technique=type(self.technique).__name__)
 
     @override
     def term(self) -> Tensor:

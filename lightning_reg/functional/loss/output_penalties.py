@@ -1,5 +1,7 @@
 r"""Penalties on what a network puts out: activations and predicted distributions. They need a graph."""
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ __all__ = [
     "confidence_penalty",
     "decorrelation_penalty",
     "entropy",
+    "jensen_shannon_divergence",
     "max_logit_penalty",
     "normalized_logits",
     "symmetric_divergence",
@@ -295,6 +298,36 @@ def symmetric_divergence(logits: Tensor, others: Tensor, strength: float, *, cou
     # A class masked with -inf in both adds nothing; the difference of two infinities would be NaN.
     p, q = (values.clamp(min=torch.finfo(values.dtype).min) for values in (p, q))
     return strength / 2 * _mean(((p.exp() - q.exp()) * (p - q)).sum(dim), counted)
+
+
+def jensen_shannon_divergence(views: Sequence[Tensor], strength: float, *, counted: Tensor | None = None) -> Tensor:
+    r"""How far the predictions of several views of the same samples lie apart, times the strength (AugMix).
+
+    .. math:: P = \frac{\lambda}{N} \sum_n \frac{1}{K} \sum_k KL(p_{nk} \| m_n), \qquad
+        m_n = \frac{1}{K} \sum_k p_{nk}
+
+    Args:
+        views: Logits of each view, at least one, as :func:`entropy` takes them.
+        strength: λ, at least 0.
+        counted: As :func:`entropy` takes it.
+
+    Returns:
+        A scalar tensor, from 0, where all views are predicted alike, to λ ln K.
+
+    Reference:
+        Dan Hendrycks, Norman Mu, Ekin D. Cubuk, et al.: AugMix: A Simple Data Processing Method to Improve Robustness
+        and Uncertainty, ICLR 2020, arXiv:1912.02781.
+
+    >>> jensen_shannon_divergence([torch.tensor([[100.0, 0.0]]), torch.tensor([[0.0, 100.0]])], 1.0)
+    tensor(0.6931)
+    """
+    values = torch.stack([_at_least_float32(logits) for logits in views])  # (K, N, C, ...)
+    dim = 2 if values.ndim > 2 else 1
+    logs = values.log_softmax(dim)
+    # A class masked with -inf in all adds nothing; the difference of two infinities would be NaN.
+    logs = logs.clamp(min=torch.finfo(logs.dtype).min)
+    of_mean = logs.logsumexp(0) - math.log(len(views))
+    return strength * _mean((logs.exp() * (logs - of_mean)).sum(dim).mean(0), counted)
 
 
 def _nothing(values: Tensor) -> Tensor:
