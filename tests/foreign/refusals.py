@@ -28,6 +28,7 @@ BEFORE_THE_STEP = (
 LOSS_TERMS = (
     "LogitPenalty*",
     "RDrop",
+    "AugmentationConsistency*",
     "DecorrelationPenalty",
     "JacobianPenalty",
     "InputGradientPenalty",
@@ -68,11 +69,13 @@ REFUSALS = [
     (("ManifoldMixup",), ("batch of graphs",), "as many samples"),
     (("ManifoldMixup",), ANY, "matches no module"),
     (("ManifoldMixup",), ANY, "layers must be of modules"),
-    (("RDrop", "JacobianPenalty"), WITHOUT_LABELS, "cross_entropy"),
+    (("RDrop", "AugmentationConsistency*", "JacobianPenalty"), WITHOUT_LABELS, "cross_entropy"),
     (NEED_INPUTS, ANY, "input_key"),
     (NEED_INPUTS, ANY, "inputs must be what"),
     (("InputGradientPenalty", "JacobianPenalty"), ("compiled*",), "must not be compiled"),
-    (("RDrop",), ANY, "one row a sample"),
+    (("RDrop", "AugmentationConsistency*"), ANY, "one row a sample"),
+    (("AugmentationConsistency*",), ANY, "input_key"),
+    (("AugmentationConsistency*",), ("momentum encoder and queue",), "views must be fewer"),
     (("RDrop",), ANY, "no layer that is stochastic"),
     # Who predicts with several networks has to know of one what it returns, and who drives the rate drives it alone.
     (("SnapshotEnsemble",), MANUAL, "automatic_optimization"),

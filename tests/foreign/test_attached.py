@@ -23,7 +23,7 @@ EVERYWHERE = {
     "StochasticWeightAverage",
 }
 
-SEE_SAMPLES_TWICE = {"RDrop", "RegMixup", "AugmentationConsistency"}
+SEE_SAMPLES_AGAIN = {"RDrop", "RegMixup", "AugmentationConsistency"}
 
 
 def cells():
@@ -68,6 +68,6 @@ def test_trains_or_refuses(name, project):
     assert is_finite(outcome.module)
     assert acts(name, outcome, plain)
     found = differences(counts_of(plain.module), counts_of(outcome.module))
-    if name in SEE_SAMPLES_TWICE:
+    if name.split()[0] in SEE_SAMPLES_AGAIN:
         found = [line for line in found if "samples_seen" not in line]
     assert not found

@@ -219,7 +219,15 @@ class ConsistencySession(LogitsSession):
         if self.technique.loss_of == "clean" and self.strength.now(self.run.trainer) == 0:
             self._log({})
             return training_step(batch, *args, **kwargs)
-        return super()._step(training_step, batch, *args, **kwargs)
+        try:
+            return super()._step(training_step, batch, *args, **kwargs)
+        except (RuntimeError, ValueError) as error:
+            if self.is_checked or isinstance(error, (torch.OutOfMemoryError, SettingError)):
+                raise
+            raise SettingError(
+                "views must be fewer, or none, where the training step takes batches of one size alone: of "
+                f"{self.technique.views} times the batch it says {str(error).splitlines()[0]}"
+            ) from error
 
     @override
     def watched_batch(self, batch: Any) -> Any:
