@@ -9,7 +9,7 @@ from lightning_reg.settings import SettingError, first_in_chain
 
 __all__ = ["main"]
 
-_COMMANDS = ("configs", "search", "study")  # beside LightningCLI's own: a function in a module of its name
+_COMMANDS = ("configs", "search", "soup", "study")  # beside LightningCLI's own: a function in a module of its name
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -38,6 +38,7 @@ def overview() -> str:
                 ("fit --config FILE --ckpt_path last", "go on from the newest run's last checkpoint"),
                 ("validate|test --config FILE --ckpt_path best", "measure the newest run's best checkpoint"),
                 ("predict --config FILE --ckpt_path best", "write predictions.csv"),
+                ("soup CHECKPOINT CHECKPOINT ... --config FILE", "average checkpoints of one model into soup.ckpt"),
                 ("study FILE [--quick]", "variants of one run over seeds, and a report of what each is worth"),
                 (
                     "search FILE [--quick]",

@@ -1,11 +1,11 @@
 """The mean of the weights of several trainings of one model, from their checkpoints."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -16,6 +16,7 @@ from lightning_reg.callbacks.weights.averages.averaging import CHECKPOINT_KEY
 from lightning_reg.callbacks.weights.averages.registered import spectral_vectors, tensors_of
 from lightning_reg.callbacks.weights.averages.remembered_inputs import batch_norms
 from lightning_reg.core.lightning import callbacks_of, is_overridden, set_callbacks
+from lightning_reg.core.wrapping import around
 from lightning_reg.files import read_checkpoint
 from lightning_reg.functional.spectrum import singular_vectors
 from lightning_reg.functional.weights.averaging import mean_of
@@ -62,7 +63,8 @@ class CheckpointSoup:
     What it does: a uniform soup is the mean of all checkpoints. A greedy one validates each, begins with the best, and
     takes in the next best ones as long as the soup's metric becomes no worse. BatchNorm's statistics are recomputed for
     each mean by passing training data through the module's validation step; singular vectors of spectral normalization
-    are computed anew. It costs no more at prediction than one model.
+    are computed anew. It costs no more at prediction than one model. From the command line it is
+    ``lightning-reg soup CHECKPOINT CHECKPOINT ... --config FILE``, which saves a checkpoint.
 
     When to use: for several fine-tunings of one pretrained model, with other hyperparameters, seeds or data orders, in
     the place of the best of them; for several checkpoints of one long run. When not: for trainings from different
@@ -228,21 +230,26 @@ class _Kitchen:
         """Passes training data through the validation step, with BatchNorm alone in training mode."""
         if not batch_norms(self.model):
             return
-        data, trainer = self._train, self._trainer
-        if data is None and self._datamodule is not None:
-            self._datamodule.trainer = trainer
-            self._datamodule.setup("fit")
-            data = self._datamodule.train_dataloader()
-        elif data is None:
+        trainer, data, datamodule = self._trainer, self._train, None
+        if data is None and self._datamodule is None:
             data = self.model.train_dataloader()
         callbacks, limit = callbacks_of(trainer), trainer.limit_val_batches
-        try:
+        with ExitStack() as stack:
+            if data is None and self._datamodule is not None:
+                # In the place of its validation data, so that what it does to batches is done to these.
+                datamodule = self._datamodule
+                stack.callback(around(datamodule, "val_dataloader", self._training_data).remove)
+            stack.callback(set_callbacks, trainer, callbacks)
+            stack.callback(setattr, trainer, "limit_val_batches", limit)
             set_callbacks(trainer, [*callbacks, _Statistics()])
             trainer.limit_val_batches = trainer.limit_train_batches
-            trainer.validate(self.model, dataloaders=data, verbose=False)
-        finally:
-            set_callbacks(trainer, callbacks)
-            trainer.limit_val_batches = limit
+            trainer.validate(self.model, dataloaders=data, datamodule=datamodule, verbose=False)
+
+    def _training_data(self, val_dataloader: Callable[[], Any]) -> Any:
+        """Returns the data module's training data, whatever its validation data are."""
+        datamodule = cast("LightningDataModule", self._datamodule)
+        datamodule.setup("fit")
+        return datamodule.train_dataloader()
 
 
 class _Statistics(Callback):
