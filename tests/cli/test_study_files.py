@@ -13,10 +13,12 @@ from tests.conftest import REPOSITORY
 STUDIES = sorted((REPOSITORY / "configs" / "studies").glob("*.yaml"))
 TINY = {
     "trainer.max_epochs": 1,
+    "trainer.check_val_every_n_epoch": 1,
     "trainer.limit_train_batches": 2,
     "trainer.limit_val_batches": 1,
     "trainer.limit_test_batches": 1,
 }
+SEVERAL = {"trainer.max_epochs": 3, "trainer.limit_train_batches": 5}  # cycles need some steps each
 
 
 @pytest.fixture
@@ -34,7 +36,8 @@ def test_study_runs(definition, tmp_path):
         run = computations(definition)[0]
         assert definition.study.metric in compute(run).metrics
         return
-    runs = fits(definition.on(TINY))
+    has_cycles = definition.study.name in ("wave2_snapshots", "wave2_weights")
+    runs = fits(definition.on({**TINY, **(SEVERAL if has_cycles else {})}))
     assert [run.variant for run in runs] == list(definition.study.variants)
     for run in runs:
         # Loading in a new process takes seconds, and is tested in tests/cli/test_study.py.
