@@ -278,7 +278,8 @@ class ConsistencySession(LogitsSession):
 
     def _constants(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Returns mean and deviation of the channels, which go with the inputs."""
-        given = self.technique.normalization or getattr(self.run.trainer.datamodule, "mean_and_std", None)
+        data = getattr(self.run.trainer, "datamodule", None)
+        given = self.technique.normalization or getattr(data, "mean_and_std", None)
         constants = [torch.as_tensor(numbers).to(inputs) for numbers in given or ((0.0,), (1.0,))]
         if len(constants[0]) not in (1, inputs.shape[1]):
             raise SettingError(
