@@ -27,7 +27,7 @@ class InputGradientPenalty(LossTerm):
 
     When to use: against small disturbances of the inputs, on small data sets, for explanations by gradients that are
     less noisy. When not: where a step's time is short; on inputs of whole numbers; where the loss is a sum over samples
-    rather than a mean.
+    rather than a mean; for accuracy on clean inputs, which it didn't raise in the study ``wave2_loss``.
 
     Cost: about two more backward passes, and the memory of their graph. No state.
 

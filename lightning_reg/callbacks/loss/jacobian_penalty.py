@@ -34,7 +34,8 @@ class JacobianPenalty(LossTerm):
 
     When to use: for predictions that hold under noise and small attacks, on small data sets. Unlike
     ``InputGradientPenalty`` it doesn't fade where the loss has become small. When not: where a step's time is short; on
-    inputs of whole numbers.
+    inputs of whole numbers; for accuracy on clean inputs, which it lowered by nearly five points at a strength of 0.01
+    in the study ``wave2_loss``.
 
     Cost: about two more backward passes a projection, and the memory of their graph. No state.
 

@@ -37,7 +37,8 @@ class LogitPenalty(LossTerm):
     whether the prediction is right or wrong, and features stay apart within a class, so that they transfer better.
     ``"z"`` where logits drift, with many classes or in 16 bits. ``"norm"`` for confidences that tell unfamiliar inputs
     from familiar ones; what it trains is underconfident, which ``TemperatureScaling`` mends. When not: beside label
-    smoothing or Mixup, which do the same as ``"max"``.
+    smoothing or Mixup, which do the same as ``"max"``; for accuracy on small data, where in the study ``wave2_loss``
+    neither ``"max"`` nor label smoothing brought any.
 
     Cost: one pass over the logits; with ``"norm"`` a second cross entropy. No state.
 

@@ -35,7 +35,8 @@ class LatestWeightAverage(WeightAverage):
 
     When to use: in the place of an ``ExponentialMovingAverage``, whose tail never ends; to see long before the end of
     training what a lower rate would bring. It is best together with a learning rate that is annealed, not instead of it
-    (Ajroldi, Orvieto, Geiping, arXiv:2502.06761). When not: where ``window`` copies don't fit into memory; across a
+    (Ajroldi, Orvieto, Geiping, arXiv:2502.06761), though at the very end, where the rate is 0 and snapshots hardly
+    differ, it brings nothing. When not: where ``window`` copies don't fit into memory; across a
     jump of the learning rate, which puts a mean between two valleys.
 
     Cost: ``window`` copies of the trainable weights and one of the average, in memory and in checkpoints; nothing in a
