@@ -34,8 +34,8 @@ class ManifoldMixup(BatchMixing):
 
     When to use: for classifiers that are trained long, where mixing inputs alone begins to underfit; behind stages or
     blocks, not behind each of their layers. In 60 epochs on small data it brought two points, and so no more than
-    ``Mixup`` of inputs (study ``wave2_forward``). When not: beside ``BatchMixing`` or a data module's ``mix``; with layers
-    that return several tensors, or a time axis first.
+    ``Mixup`` of inputs (study ``wave2_forward``). When not: beside ``BatchMixing`` or a data module's ``mix``; with
+    layers that return several tensors, or a time axis first.
 
     Cost: one pass over the hidden states of the drawn layer, and a second evaluation of the loss. No state.
 

@@ -72,8 +72,8 @@ class SnapshotEnsemble(Technique):
     When to use: for several networks at the price of training one; where training is long enough for each cycle to
     converge. On 40 tables it was among the best single regularizers (Kadra et al., arXiv:2106.11189). When not: where
     prediction has to cost one pass; in short trainings, which are better spent in one cycle: in the studies
-    ``wave2_weights`` and ``wave2_snapshots``, of 630 and 1,260 steps, three cycles came out 0.6 to 5.9 points behind one,
-    since the first snapshots are worse than the last; equal cycles less far than doubling ones.
+    ``wave2_weights`` and ``wave2_snapshots``, of 630 and 1,260 steps, three cycles came out 0.6 to 5.9 points behind
+    one, since the first snapshots are worse than the last; equal cycles less far than doubling ones.
 
     Cost: ``last`` copies of parameters and buffers, in memory and in checkpoints; nothing in a training step. An
     evaluation takes ``last`` forward passes and copies the weights of each in and out.
