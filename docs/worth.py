@@ -24,7 +24,7 @@ class _Study:
     """A table of docs/studies.md: what it was measured on, and which callbacks its rows are about.
 
     Attributes:
-        heading: Of the section.
+        heading: Of the section, and perhaps behind a slash the words in bold before one of its tables.
         on: The data and the network.
         workload: Which of the benchmark's networks is most like it.
         column: Where the difference stands, whose sign is that of the row's variant.
@@ -42,6 +42,7 @@ class _Study:
     unit: str = "points"
 
 
+_SIGNALS = "1,200 generated signals, an MLP"
 _LEFT_OUT = {"without dropout": ("InsertDropout", ""), "without clipping": ("GradientClipping", "")}
 _STUDIES = (
     _Study(
@@ -81,6 +82,67 @@ _STUDIES = (
         "difference",
         {"dropout": ("InsertDropout", "")},
         unit="of R²",
+    ),
+    _Study(
+        "Techniques on small data/Rows of a table",
+        "199 tumors, an MLP",
+        "mlp",
+        "difference, points",
+        {
+            "Mixup": ("BatchMixing", "Mixup"),
+            "RowCutMix": ("BatchMixing", "RowCutMix"),
+            "RowCutout": ("BatchMixing", "RowCutout"),
+            "RegMixup": ("RegMixup", ""),
+            "label smoothing": ("LabelSmoothing", ""),
+        },
+    ),
+    _Study(
+        "Techniques on small data/Hidden states",
+        _SIGNALS,
+        "mlp",
+        "difference, points",
+        {
+            "Mixup of inputs": ("BatchMixing", "Mixup"),
+            "ManifoldMixup": ("ManifoldMixup", ""),
+            "stochastic depth": ("InsertStochasticDepth", ""),
+            "LayerDrop": ("InsertLayerDrop", ""),
+        },
+    ),
+    _Study(
+        "Techniques on small data/Terms of the loss",
+        _SIGNALS,
+        "mlp",
+        "difference, points",
+        {
+            "R-Drop": ("RDrop", ""),
+            "input gradient": ("InputGradientPenalty", ""),
+            "Jacobian": ("JacobianPenalty", ""),
+            "adversarial": ("AdversarialTraining", ""),
+            "label smoothing": ("LabelSmoothing", ""),
+            "MaxSup": ("LogitPenalty", ""),
+            "decorrelation": ("DecorrelationPenalty", ""),
+        },
+    ),
+    _Study(
+        "Techniques on small data/Gradients",
+        _SIGNALS,
+        "mlp",
+        "difference, points",
+        {"without SAM": ("SharpnessAwareMinimization", "")},
+        is_left_out=True,
+    ),
+    _Study(
+        "Techniques on small data/Weights",
+        _SIGNALS,
+        "mlp",
+        "difference, points",
+        {
+            "three snapshots, equal": ("SnapshotEnsemble", "growth=1.0"),
+            "three snapshots, doubling": ("SnapshotEnsemble", "growth=2.0"),
+            "latest weights": ("LatestWeightAverage", ""),
+            "moving average": ("ExponentialMovingAverage", ""),
+            "cautious decay": ("CautiousWeightDecay", ""),
+        },
     ),
 )
 # The columns of benchmarks.flatness: their data, and the benchmark's network that is most like theirs.
@@ -134,12 +196,15 @@ def gains() -> Sequence[Gain]:
 
 def _of_study(study: _Study) -> list[Gain]:
     text = (_DOCS / "studies.md").read_text(encoding="utf-8")
-    section = text.partition(f"\n## {study.heading}\n")[2].partition("\n## ")[0]
+    heading, _, lead = study.heading.partition("/")
+    section = text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    if lead:
+        section = section.partition(f"\n**{lead}**")[2].partition("\n**")[0]
     titles, *rows = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line.startswith("| ")
     ]
     by_name = {row[0]: dict(zip(titles, row, strict=True)) for row in rows}
-    link = "studies.md#" + re.sub(r"[^\w-]", "", study.heading.lower().replace(" ", "-"))
+    link = "studies.md#" + re.sub(r"[^\w-]", "", heading.lower().replace(" ", "-"))
     found = []
     for variant, (name, setting) in study.callbacks.items():
         value, error = _number(by_name[variant][study.column])
@@ -266,7 +331,7 @@ def chart() -> Figure:
         left.text(0.02, place + 0.42, name, transform=left.get_yaxis_transform(), va="top", in_layout=False)
         for gain, cost in measured[name]:
             color = figures.COLORS[grounds.index(gain.on)]
-            y = place + 0.05 - 0.1 * grounds.index(gain.on)
+            y = place + 0.1 - 0.5 * grounds.index(gain.on) / len(grounds)
             left.plot([1, cost], [y, y], color=color, linewidth=2)
             left.plot(cost, y, "o", color=color, markersize=4)
             right.errorbar(gain.value, y, xerr=gain.error, fmt="o", markersize=4, linewidth=1.2, color=color)
