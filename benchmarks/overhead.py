@@ -45,6 +45,7 @@ from lightning_reg import callbacks
 from lightning_reg.callbacks import (
     ActivationStats,
     ActivityPenalty,
+    AugmentationConsistency,
     BatchMixing,
     ConfidencePenalty,
     ElasticNetPenalty,
@@ -127,6 +128,7 @@ TECHNIQUES: Peers = {
     "ActivationStats, steps that don't log": lambda: [ActivationStats()],
     "WeightDistribution, steps that don't log": lambda: [WeightDistribution(every_n_steps=1_000_000)],
     "BatchMixing": lambda: [BatchMixing(Mixup(alpha=0.4))],
+    "AugmentationConsistency": lambda: [AugmentationConsistency(normalization=((0.5,), (0.1,)))],
     "ManifoldMixup": lambda: [ManifoldMixup(types=("ReLU",))],
     "RDrop, with dropout": lambda: [RDrop(weight=1.0), InsertDropout(types=("ReLU",))],
     "InsertDropout": lambda: [InsertDropout(types=("ReLU",))],
@@ -175,8 +177,8 @@ def _only(technique: Callable[..., Callback], settings: dict[str, Any]) -> list[
 
 
 TECHNIQUES = {**TECHNIQUES, **_collected()}
-NEEDS_POOLING = ("InsertDropBlock",)
-HAVE_POOLING = ("cnn", "resnet50")
+NEEDS_IMAGES = ("InsertDropBlock", "AugmentationConsistency")
+HAVE_IMAGES = ("cnn", "resnet50")
 ACTS_IN_FORWARD = (
     *("Insert", "Mixout", "ActivityPenalty", "ConfidencePenalty", "DecorrelationPenalty", "ManifoldMixup", "RDrop"),
 )
@@ -313,7 +315,7 @@ def tables(options: Options) -> Iterator[Table]:
         chosen = {
             technique: make
             for technique, make in techniques.items()
-            if name in HAVE_POOLING or technique not in NEEDS_POOLING
+            if name in HAVE_IMAGES or technique not in NEEDS_IMAGES
         }
         if chosen:
             yield _table(name, chosen, options)
