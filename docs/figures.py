@@ -12,7 +12,7 @@ import matplotlib as mpl  # noqa: TID253  # what it is for
 __all__ = ["COLORS", "INK", "STYLE", "light_and_dark", "prepare", "quiet", "undisturbed", "written"]
 
 # Line colors that are read on white and on near black; everything else is ink, which is replaced.
-COLORS = ["#3b82c4", "#e07b39", "#3a9d5d", "#a864c4", "#c9a227", "#d6577d"]
+COLORS = ["#3b82c4", "#e07b39", "#3a9d5d", "#a864c4", "#c9a227", "#d6577d", "#5f8f99", "#8c6d5a"]
 INK, _LIGHT_INK, _DARK_INK = "#012345", "#24292f", "#d0d4da"
 STYLE = {
     "axes.prop_cycle": mpl.cycler(color=COLORS),

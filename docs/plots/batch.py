@@ -7,7 +7,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from lightning_reg.callbacks import BatchMixing, ProgressiveResizing, RegMixup
+from lightning_reg.callbacks import AugmentationConsistency, BatchMixing, ProgressiveResizing, RegMixup
 from lightning_reg.core.facts import Place
 from lightning_reg.core.technique import Technique
 from lightning_reg.functional.batch.resizing import progressive_sides, resized
@@ -86,6 +86,14 @@ def beside(kind: Kind, figure: Figure) -> str:
     seen = _seen(kind(alpha=10.0))
     _shown(figure, {"clean": seen[:_COUNT], "mixed": seen[_COUNT:]})
     return "The batch that one forward pass is given: clean samples, and the same mixed about half and half (α = 10)."
+
+
+@draws(AugmentationConsistency)
+def views(kind: Kind, figure: Figure) -> str:
+    """The batch with its views."""
+    seen = _seen(kind())
+    _shown(figure, {"clean": seen[:_COUNT], "augmented": seen[_COUNT : 2 * _COUNT], "and again": seen[2 * _COUNT :]})
+    return "The batch that one forward pass is given: each sample as it is, and two views of it, to be predicted alike."
 
 
 @draws(ProgressiveResizing)
