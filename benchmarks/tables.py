@@ -82,7 +82,9 @@ class Table:
 
     def markdown(self) -> str:
         """Returns it for a page."""
-        header = [f"| {' | '.join(self.columns)} |", f"|{'---|' + '---:|' * (len(self.columns) - 1)}"]
+        cells = [[shown(row[place]) for row in self.rows] for place in range(1, len(self.columns))]
+        rules = ["---", *("---" if any(map(_is_word, column)) else "---:" for column in cells)]
+        header = [f"| {' | '.join(self.columns)} |", f"|{'|'.join(rules)}|"]
         # Rows that belong to the one above begin with blanks.
         rows = [
             [("&ensp;" if str(row[0]).startswith(" ") else "") + shown(row[0]).strip(), *map(shown, row[1:])]
@@ -126,3 +128,8 @@ def machine(device: str) -> str:
         hardware = f"{torch.cuda.get_device_name(device)}; {hardware}"
     versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}, Lightning {lightning.__version__}"
     return f"{hardware}; Python {platform.python_version()}, {versions}"
+
+
+def _is_word(text: str) -> bool:
+    """Whether a cell is to be read, rather than a number with its unit or a blank."""
+    return any(map(str.isalpha, text)) and not any(map(str.isdigit, text))
