@@ -14,7 +14,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader
 
-from benchmarks.overhead import TECHNIQUES, TOGETHER
+from benchmarks.overhead import NEEDS_IMAGES, TECHNIQUES, TOGETHER
 from benchmarks.tables import Options, Table
 from benchmarks.timing import quiet
 from benchmarks.workloads import Endless, Workload
@@ -122,7 +122,7 @@ def tables(options: Options) -> Iterator[Table]:
         note="Beyond a bare step. A wait is a result that the host asks for; on a GPU it would have to be waited for.",
     )
     for name, make in TECHNIQUES.items():
-        if options.only.lower() not in name.lower() or name.startswith("  ") or name == "InsertDropBlock":
+        if options.only.lower() not in name.lower() or name.startswith("  ") or name in NEEDS_IMAGES:
             continue
         if options.smallest and name not in ("L2Penalty", TOGETHER):
             continue

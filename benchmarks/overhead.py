@@ -94,6 +94,7 @@ TECHNIQUES: Peers = {
     "GroupLassoPenalty": lambda: [GroupLassoPenalty(weight=L1)],
     "L2SPPenalty": lambda: [L2SPPenalty(weight=L2)],
     "OrthogonalPenalty": lambda: [OrthogonalPenalty(weight=L2)],
+    "OrthogonalPenalty(probes=8)": lambda: [OrthogonalPenalty(weight=L2, probes=8)],
     "MaxNorm": lambda: [MaxNorm()],
     "UnitNorm": lambda: [UnitNorm()],
     "NonNegative": lambda: [NonNegative()],
@@ -108,6 +109,7 @@ TECHNIQUES: Peers = {
     "SharpnessAwareMinimization(adaptive)": lambda: [SharpnessAwareMinimization(adaptive=True)],
     "GradientCentralization": lambda: [GradientCentralization()],
     "GradientNoise": lambda: [GradientNoise(eta=1e-6)],
+    "GradientNoise(rademacher)": lambda: [GradientNoise(eta=1e-6, distribution="rademacher")],
     "GradientClipping(norm)": lambda: [GradientClipping(max_norm=1e-3)],
     "  with GradientMonitor at every step": lambda: [
         GradientClipping(max_norm=1e-3),

@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.kernels import WAITS, beyond_bare
-from benchmarks.overhead import SAM, TECHNIQUES, TOGETHER
+from benchmarks.overhead import NEEDS_IMAGES, SAM, TECHNIQUES, TOGETHER
 
 FEW, MANY = 4, 12  # layers
 TENSORS = 2 * (MANY - FEW)
@@ -15,7 +15,9 @@ GROWS = {
     "UnitNorm": 1,
     "GradientCentralization": 1,  # a mean of a matrix's units, and taking it away
     "OrthogonalPenalty": 2.5,  # matrix products
+    "OrthogonalPenalty(probes=8)": 5.5,  # a draw of eight vectors, and products with them
     "CautiousWeightDecay": 1,  # a comparison with a number and a choice
+    "GradientNoise(rademacher)": 6,  # bits, of which signs are made
     "GradientNoise": 3,  # a tensor's numbers are those that torch would draw for it
     "ActivityPenalty": 4,  # for each activation
     "GradientClipping(adaptive)": 4.5,
@@ -38,7 +40,7 @@ GROWS = {
 # On the CPU, where it costs nothing, whether anything is to be shortened is asked, and whether a
 # step that is run again has changed what the module holds.
 MAY_ASK = ("GradientClipping", SAM, "AdversarialTraining", TOGETHER)
-NAMES = [name for name in TECHNIQUES if not name.startswith("  ") and name != "InsertDropBlock"]
+NAMES = [name for name in TECHNIQUES if not name.startswith("  ") and name not in NEEDS_IMAGES]
 
 
 @pytest.mark.parametrize("name", NAMES)
