@@ -91,10 +91,19 @@ def explained(message: str, options: Iterable[str] = ()) -> str:
         return f"{option} is no setting{of_which}" + (f"; did you mean {near[0]}?" if near else "")
     if hint is not None and value is not _MISSING and "Expected" in message:
         return f"{path}{of_class} must be {described(hint)}, but is {shown(value)}"
+    if nested and value is _MISSING and _classes_in(hint):
+        kinds = " or ".join(dict.fromkeys(_a(kind.__name__) for kind in _classes_in(hint)))
+        return f"{path} must name {kinds} before {path}.{nested[1]} can be set: --{path} NAME"
+    return _as_told(f"{path}{of_class}", message)
+
+
+def _as_told(place: str, message: str) -> str:
+    """What a parser says, in its own words but for a value of another class."""
     expected = _OF_CLASS.match(message)
     if expected:  # of an annotation that only type checkers can read
-        return f"{path}{of_class} must be {_a(expected[1])}, but is {shown(_read(expected[2]))}"
-    return f"{path}{of_class}: {' '.join(message.split())}" if path else " ".join(message.split())
+        return f"{place} must be {_a(expected[1])}, but is {shown(_read(expected[2]))}"
+    told = " ".join(message.split())
+    return f"{place}: {told}" if place else told
 
 
 def _hint(owner: Any, key: str) -> Any:

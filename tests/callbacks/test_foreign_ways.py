@@ -477,8 +477,8 @@ def test_everything_together_resumes_to_the_bit(tmp_path):
         left_out = ("GradientClipping ", "UnitNorm", "NonNegative", "BestWeights", "WeightStandardization")
         # A second is refused; of two that mix, one by sample, it is warned that one doesn't see the other's partners.
         left_out += ("SharpnessAwareMinimization ", "BatchMixing per sample")
-        # Of what doubles the batch or mixes within the network, and BatchMixing, one is enough.
-        left_out += ("RDrop", "RegMixup", "ManifoldMixup", "LabelSmoothing ")
+        # Of what repeats the batch or mixes within the network, and BatchMixing, one is enough.
+        left_out += ("RDrop", "RegMixup", "AugmentationConsistency", "ManifoldMixup", "LabelSmoothing ")
         # What decides which weights are evaluated stands alone, of what drops weights one is enough, and a temperature
         # is found where a linear layer makes the logits.
         left_out += ("SnapshotEnsemble", "ScheduleFreeMode", "Mixout", "AdversarialTraining ", "TemperatureScaling")

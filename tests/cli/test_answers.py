@@ -82,6 +82,8 @@ SETTINGS = [
     ("--trainer.strategy foo", "trainer.strategy is 'foo': .*invalid strategy"),
     ("--trainer.precision fp16", "trainer.precision must be one of .*16-mixed.*, but is 'fp16'"),
     ("--trainer.profiler foo", "trainer.profiler is 'foo'"),
+    ("--trainer.profiler.dirpath foo", "must name a Profiler before trainer.profiler.dirpath can be set"),
+    ("--data.mix.alpha 1", "data.mix must name a Mixing before data.mix.alpha can be set: --data.mix NAME"),
     ("--trainer.accumulate_grad_batches 0", r"trainer.accumulate_grad_batches must be in \(0, ∞\), but is 0"),
     ("--trainer.val_check_interval 0", r"trainer.val_check_interval must be in \(0, ∞\), but is 0"),
     ("--trainer.gradient_clip_val -1", r"trainer.gradient_clip_val must be in \[0, ∞\), but is -1"),
