@@ -14,6 +14,7 @@ __all__ = ["fitting_network"]
 
 _OUTPUTS = ("num_classes", "num_outputs")
 _CHANNELS = ("in_channels", "in_chans", "num_channels")
+_TIMMS = ("num_classes", "in_chans")
 
 
 def fitting_network(network: Any, model: Supervised) -> nn.Module | None:
@@ -31,15 +32,18 @@ def fitting_network(network: Any, model: Supervised) -> nn.Module | None:
     """
     if not isinstance(network, Namespace) or "class_path" not in network:
         return None
-    given: dict[str, Any] = dict(network.get("init_args") or {})
+    path, handed_on = network["class_path"], dict(network.get("dict_kwargs") or {})
+    given: dict[str, Any] = {**(network.get("init_args") or {}), **handed_on}
     shape = model.input_shape or ()
     needed: dict[str, int] = dict.fromkeys(_OUTPUTS, model.num_outputs)
     if len(shape) == 3:
         needed |= dict.fromkeys(_CHANNELS, shape[0])
+    if _is_timms(path):  # whose functions hand on what they don't name, all of them these two
+        handed_on = {**{name: needed[name] for name in _TIMMS if name in needed and name not in given}, **handed_on}
     changed = {name: value for name, value in needed.items() if name in given and given[name] != value}
-    if not changed:
+    if not changed and handed_on == dict(network.get("dict_kwargs") or {}):
         return None
-    defaults = _defaults(network["class_path"])
+    defaults = _defaults(path)
     for name, value in changed.items():
         if given[name] != defaults.get(name):
             raise SettingError(
@@ -47,11 +51,15 @@ def fitting_network(network: Any, model: Supervised) -> nn.Module | None:
             )
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(nn.Module, "network")
-    configured = parser.parse_object(
-        {"network": {"class_path": network["class_path"], "init_args": {**given, **changed}}}
-    )
+    settings = {name: value for name, value in {**given, **changed}.items() if name not in handed_on}
+    configured = parser.parse_object({"network": {"class_path": path, "init_args": settings, "dict_kwargs": handed_on}})
     made: nn.Module = parser.instantiate(configured).network
     return made
+
+
+def _is_timms(path: str) -> bool:
+    """Whether it is one of timm's functions, which make networks."""
+    return path.partition(".")[0] == "timm" and not isclass(pkgutil.resolve_name(path))
 
 
 def _defaults(class_path: str) -> dict[str, Any]:

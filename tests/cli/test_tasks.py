@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -151,6 +152,38 @@ def test_channels_and_outputs_are_filled_in_where_they_are_named_so():
     assert run("fit", *options, "--trainer.callbacks", "null", config=digits_alone()) == 0
     model = Supervised(torch.nn.Identity(), num_targets=2, input_shape=(5, 8, 8))
     assert fitting_network("torch.nn.Identity", model) is None
+
+
+TIMMS = """
+import torch
+
+def narrow(pretrained: bool = False, **kwargs) -> torch.nn.Module:
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(kwargs.get("in_chans", 3), 2, 3),
+        torch.nn.Flatten(),
+        torch.nn.Linear(72, kwargs.get("num_classes", 9)),
+    )
+
+def wide(num_classes: int = 1000, **kwargs) -> torch.nn.Module:
+    return narrow(num_classes=num_classes, **kwargs)
+"""
+
+
+def test_timms_functions_are_handed_channels_and_outputs_that_they_do_not_name(tmp_path, monkeypatch, capsys):
+    package = tmp_path / "packages" / "timm"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(TIMMS)
+    monkeypatch.syspath_prepend(package.parent)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "timm"]:
+        monkeypatch.delitem(sys.modules, name)
+    options = ["--model", "Supervised", "--trainer.max_epochs", "1", "--model.network"]
+    for name in ("timm.narrow", "timm.wide"):
+        assert run("fit", *options, name, config=digits_alone()) == 0
+    capsys.readouterr()
+    assert run("fit", *options, "timm.narrow", "--model.network.dict_kwargs.in_chans", "2", config="digits.yaml") == 2
+    error = "error: model.network.in_chans must be 1, as the data has it, or be left out, but is 2"
+    assert capsys.readouterr().err.splitlines()[-1] == error
+    sys.modules.pop("timm")
 
 
 def digits_alone():
