@@ -11,6 +11,9 @@ from PIL import Image
 # Two cores: threads that wait for one another cost more than they bring, and hang processes that fork.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Autograd looks once, at its first pass backward, for devices that want a thread. A compiler makes one known; with that
+# thread no process could be forked any more.
+torch.zeros(1, requires_grad=True).sum().backward()
 
 REPOSITORY = Path(__file__).parent.parent
 
