@@ -231,6 +231,8 @@ class ImageData(InMemoryData):
 
     @override
     def _without(self, split: str) -> str:
+        if isinstance(self._folder, ImageTable):
+            return f"labels must have a column part with rows that are {split!r} for this, but has none"
         return f"root {str(self.root)!r} must have a folder {split!r} for this, but has none"
 
     @override

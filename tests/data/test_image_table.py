@@ -87,6 +87,13 @@ def test_parts_are_the_tables(labeled):
         assert numbers_of(data, split)[0] == [number for number, part in enumerate(parts) if part == split]
 
 
+def test_a_table_without_a_part_is_told_how_it_would_have_one(labeled):
+    data = ImageData(**labeled(), target="age")
+    data.setup("fit")
+    with pytest.raises(SettingError, match="labels must have a column part with rows that are 'test' for this"):
+        data.test_dataloader()
+
+
 def test_group_is_never_on_both_sides(labeled):
     data = ImageData(**labeled(), target="age", group_column="person", folds=3, fold=1)
     data.setup("fit")
