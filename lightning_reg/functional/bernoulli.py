@@ -1,4 +1,4 @@
-"""Ones and zeros on the CPU, several from each random number of a generator."""
+"""Ones and zeros, and signs, on the CPU, several from each random number of a generator."""
 
 import math
 from functools import lru_cache
@@ -7,12 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["bernoulli_int16", "is_faster"]
+__all__ = ["bernoulli_int16", "is_faster", "random_signs"]
 
 _FEWEST = 2**14  # fewer are drawn by torch, which takes fewer calls for them
 _RARE = 1 / 64  # below it, the distances between the rare ones are fewer numbers than all of them
 _RAREST = 2.0**-30  # below it, torch's geometric distribution runs out of digits
 _LEVELS = 2**16
+_INTEGERS = {16: torch.int16, 32: torch.int32, 64: torch.int64}
 _MANY = 2**14  # from here on, NumPy's SFC64 is faster than torch's Mersenne Twister, though it has to be made first
 
 
@@ -45,6 +46,25 @@ def bernoulli_int16(numel: int, p: float, generator: torch.Generator | None = No
     threshold, rest = divmod(p * _LEVELS, 1)
     threshold += (words[-1].item() + 2**63) / 2**64 < rest
     return words.view(torch.int16)[:numel].lt_(int(threshold) - _LEVELS // 2)
+
+
+def random_signs(numel: int, dtype: torch.dtype, generator: torch.Generator | None = None) -> Tensor:
+    """Returns floats of random bits whose signs are independent and equally probable, (numel,) on the CPU.
+
+    Each bit of a 64-bit random number is one sign. Only the signs mean something, as for :func:`torch.copysign`.
+
+    Args:
+        numel: Number of signs that are drawn.
+        dtype: Real floating dtype of 16, 32 or 64 bits.
+        generator: Where random numbers come from; torch's global stream where None.
+
+    >>> random_signs(3, torch.float32).shape
+    torch.Size([3])
+    """
+    bits = 8 * dtype.itemsize
+    words = _words(-(-numel // 64), generator).view(_INTEGERS[bits])
+    shifts = torch.arange(bits, dtype=words.dtype).unsqueeze(1)
+    return (words << shifts).view(dtype).flatten()[:numel]
 
 
 def is_faster(numel: int, p: float) -> bool:

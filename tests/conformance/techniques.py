@@ -6,6 +6,7 @@ A technique that is in neither fails the suite.
 import importlib
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -185,12 +186,15 @@ def noise(model, step, memory):
 
 
 def signs(model, step, memory):
-    """σ or −σ; which, is what the test of the draw says (tests/functional/test_bernoulli.py)."""
+    """σ or −σ by a random bit: the first bits of all words of the dtype's width, then the second ones, and so on."""
     generator = torch.Generator().manual_seed(random_stream(3, 0, step, "gradient noise", 0, 0).getrandbits(63))
     for weight in trainable(model):
         if weight.grad is not None:
-            ones = torch.empty(weight.numel(), dtype=torch.int16).bernoulli_(0.5, generator=generator)
-            weight.grad.add_((2.0 * ones.view(weight.shape) - 1) * (0.01 / (1 + step) ** 0.55) ** 0.5)
+            words = torch.empty(-(-weight.numel() // 64), dtype=torch.int64).random_(-(2**63), None, generator=generator)
+            octets = words.numpy().view(np.uint8).reshape(-1, weight.grad.itemsize)[:, ::-1]  # the highest first
+            bits = np.unpackbits(octets, axis=1).T.flatten()[: weight.numel()]
+            sign = 1 - 2.0 * torch.from_numpy(bits).to(weight.grad).view(weight.shape)
+            weight.grad.add_(sign * (0.01 / (1 + step) ** 0.55) ** 0.5)
 
 
 def centralize(model, step, memory):

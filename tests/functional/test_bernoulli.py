@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightning_reg.functional import bernoulli
-from lightning_reg.functional.bernoulli import bernoulli_int16, is_faster
+from lightning_reg.functional.bernoulli import bernoulli_int16, is_faster, random_signs
 
 MANY = 2_000_000
 # By torch, by lanes of torch's and of NumPy's generator, by distances, of rare ones and of rare zeros.
@@ -125,3 +125,23 @@ def test_where_torch_draws_in_threads_it_is_left_to_it(monkeypatch):
     ours, theirs = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
     expected = torch.empty(2**15, dtype=torch.int16).bernoulli_(0.3, generator=theirs)
     assert torch.equal(bernoulli_int16(2**15, 0.3, ours), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("numel", [2**18, MANY])  # by torch's and by NumPy's generator
+def test_signs_are_fair_and_independent_of_one_another(dtype, numel):
+    signs = torch.copysign(torch.ones(()), random_signs(numel, dtype).float()).double()
+    bits = 8 * dtype.itemsize
+    words = len(signs) // bits
+    assert signs.shape == (numel,)
+    for part in (signs, *signs[: bits * words].view(bits, words)):  # all, and those made of one bit
+        assert abs(part.sum()) <= 4.5 * math.sqrt(len(part))
+    for distance in (1, 2, 3, 7, words, 2 * words, 64):
+        assert abs((signs[distance:] * signs[:-distance]).sum()) <= 4.5 * math.sqrt(numel)
+
+
+def test_signs_of_a_size_that_fills_no_word_come_from_the_generator_given():
+    drawn = [random_signs(67, torch.float32, torch.Generator().manual_seed(seed)).signbit() for seed in (1, 1, 2)]
+    assert drawn[0].shape == (67,)
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_reg.functional.bernoulli import bernoulli_int16
+from lightning_reg.functional.bernoulli import random_signs
+from lightning_reg.functional.blocks import BLOCK
 
 __all__ = ["add_noise_", "add_signs_"]
 
@@ -60,7 +61,10 @@ def add_signs_(gradients: Sequence[Tensor], deviation: Number, generator: torch.
         parts = torch.view_as_real(gradient) if gradient.is_complex() else gradient
         size = deviation / math.sqrt(2) if gradient.is_complex() else deviation
         if parts.device.type == "cpu":
-            signs = bernoulli_int16(parts.numel(), 0.5, generator).view(parts.shape).to(parts.dtype)
+            signed = torch.as_tensor(size, dtype=parts.dtype)
+            for piece in parts.view(-1).split(BLOCK) if parts.is_contiguous() else [parts]:
+                signs = random_signs(piece.numel(), piece.dtype, generator).view(piece.shape)
+                piece.add_(torch.copysign(signed, signs))
         else:
             signs = torch.empty_like(parts).bernoulli_(0.5, generator=generator)
-        parts.add_(signs.mul_(2).sub_(1).mul_(size))
+            parts.add_(signs.mul_(2).sub_(1).mul_(size))
