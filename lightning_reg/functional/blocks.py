@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 
+import torch
 from torch import Tensor
 
-__all__ = ["BLOCK", "cache_sized"]
+__all__ = ["BLOCK", "cache_sized", "portions"]
 
 BLOCK = 262_144
 """Elements of a portion: three tensors of as many together (3 MB) stay in the cache."""
@@ -36,3 +37,23 @@ def cache_sized(tensors: Sequence[Tensor], block: int = BLOCK) -> Iterator[slice
         elements += size
     if tensors:
         yield slice(start, len(tensors))
+
+
+def portions(*tensors: Sequence[Tensor]) -> Iterator[tuple[list[Tensor], ...]]:
+    """Yields runs of tensors as :func:`cache_sized` does, and a large tensor in pieces of ``BLOCK`` elements.
+
+    Args:
+        tensors: Lists of equal length; those at the same place have one shape, and what is done is done entry by entry.
+
+    >>> weights, kept = [torch.zeros(2), torch.zeros(BLOCK + 1)], [torch.ones(2), torch.ones(BLOCK + 1)]
+    >>> [[len(piece) for piece in pieces] for pieces, _ in portions(weights, kept)]
+    [[2], [262144], [1]]
+    """
+    for part in cache_sized(tensors[0]):
+        runs = [list(values[part]) for values in tensors]
+        firsts = [run[0] for run in runs]
+        if len(runs[0]) == 1 and all(first.device.type == "cpu" and first.is_contiguous() for first in firsts):
+            for pieces in zip(*(torch.split(first.view(-1), BLOCK) for first in firsts), strict=True):
+                yield tuple([piece] for piece in pieces)
+        else:
+            yield tuple(runs)

@@ -6,12 +6,12 @@ between: :func:`scale_to_weights_` (adaptive ones only), :func:`climbing_factor`
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from lightning_reg.functional.blocks import BLOCK, cache_sized
+from lightning_reg.functional.blocks import portions
 
 __all__ = ["climb_", "climbing_factor", "gradients_of_climb", "hardest", "scale_to_weights_"]
 
@@ -32,9 +32,8 @@ def scale_to_weights_(gradients: Sequence[Tensor], weights: Sequence[Tensor], et
     >>> gradient
     tensor([2.5000, 0.5000])
     """
-    for part in cache_sized(weights):
-        for slopes, values in _portions(gradients[part], weights[part]):
-            torch._foreach_mul_(slopes, _sizes(values, eta))
+    for slopes, values in portions(gradients, weights):
+        torch._foreach_mul_(slopes, _sizes(values, eta))
 
 
 def climbing_factor(length: Tensor, rho: float) -> Tensor:
@@ -87,13 +86,12 @@ def climb_(
     >>> weight, kept
     (tensor([1.5000]), tensor([1.]))
     """
-    for part in cache_sized(weights):
-        for values, slopes, kept in _portions(weights[part], gradients[part], before[part]):
-            torch._foreach_copy_(kept, values)
-            steps = torch._foreach_mul(slopes, factor)
-            if eta is not None:
-                torch._foreach_mul_(steps, _sizes(kept, eta))
-            torch._foreach_add_(values, steps)
+    for values, slopes, kept in portions(weights, gradients, before):
+        torch._foreach_copy_(kept, values)
+        steps = torch._foreach_mul(slopes, factor)
+        if eta is not None:
+            torch._foreach_mul_(steps, _sizes(kept, eta))
+        torch._foreach_add_(values, steps)
 
 
 @torch.no_grad()
@@ -136,16 +134,6 @@ def hardest(losses: Tensor, fraction: float) -> Tensor:
     tensor([1, 3])
     """
     return losses.topk(math.ceil(fraction * len(losses))).indices.sort().values
-
-
-def _portions(*tensors: Sequence[Tensor]) -> Iterator[tuple[list[Tensor], ...]]:
-    """Yields them as they are, or one large tensor of each in portions that stay in a CPU's cache."""
-    firsts = [tensor[0] for tensor in tensors]
-    if len(tensors[0]) == 1 and all(first.device.type == "cpu" and first.is_contiguous() for first in firsts):
-        for pieces in zip(*(torch.split(first.view(-1), BLOCK) for first in firsts), strict=True):
-            yield tuple([piece] for piece in pieces)
-    else:
-        yield tuple(map(list, tensors))
 
 
 def _sizes(weights: Sequence[Tensor], eta: float) -> list[Tensor]:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_reg.functional.blocks import portions
+
 __all__ = ["corrected_rate", "decay_cautiously_", "decay_timescale"]
 
 
@@ -29,13 +31,16 @@ def decay_cautiously_(weights: Sequence[Tensor], before: Sequence[Tensor], share
     >>> weight
     tensor([0.4000, 1.1000])
     """
-    # Of the step its sign alone: in 16 bits a product of two small numbers would be 0, and count as agreement.
-    agrees = torch._foreach_sub(list(before), list(weights))
-    torch._foreach_sign_(agrees)
-    torch._foreach_mul_(agrees, list(before))
-    decay = [torch.where(agreement >= 0, old, 0) for agreement, old in zip(agrees, before, strict=True)]
-    torch._foreach_mul_(decay, share)
-    torch._foreach_sub_(list(weights), decay)
+    for values, old in portions(weights, before):
+        # Of the step its sign alone: in 16 bits a product of two small numbers would be 0, and count as agreement.
+        signs = torch._foreach_sub(old, values)
+        torch._foreach_sign_(signs)
+        disagree = torch._foreach_mul(signs, old)
+        torch._foreach_clamp_max_(disagree, 0)
+        # x where they agree, and x - s s x = 0 where they don't: on a CPU a choice by a mask takes longer.
+        decay = torch._foreach_addcmul(old, signs, disagree, value=-1)
+        torch._foreach_mul_(decay, share)
+        torch._foreach_sub_(values, decay)
 
 
 def corrected_rate(rate: float | Tensor, highest: float | Tensor) -> float | Tensor:
