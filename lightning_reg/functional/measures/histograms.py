@@ -37,16 +37,18 @@ def fine_histogram(values: Tensor, *, most: int | None = None) -> Tensor:
     flat = values.detach().reshape(-1)
     total = flat.numel()
     stride = 1 if most is None else _stride(total, most)
-    flat = flat[::stride].float().contiguous()
-    magnitudes = flat.view(torch.int32).bitwise_and(0x7FFFFFFF).bitwise_right_shift_(23 - _LEADING_BITS)
-    magnitudes = magnitudes.sub_(_LOWEST).clamp_(0, _MAGNITUDES - 1)
-    bins = torch.where(flat < 0, _MAGNITUDES - 1 - magnitudes, _MAGNITUDES + magnitudes)
-    if flat.device.type == "cpu" and not torch.compiler.is_compiling():
+    bits = flat[::stride].float().contiguous().view(torch.int32)
+    magnitudes = bits.bitwise_and(0x7FFFFFFF)
+    # -1 below zero (and not of -0), else 0. A choice by a mask would take a CPU longer than all the rest.
+    negative = magnitudes.neg().bitwise_and_(bits).bitwise_right_shift_(31)
+    bins = magnitudes.bitwise_right_shift_(23 - _LEADING_BITS).sub_(_LOWEST).clamp_(0, _MAGNITUDES - 1)
+    bins = bins.bitwise_xor_(negative).add_(_MAGNITUDES)  # of m, -1 - m where it is negative
+    if bins.device.type == "cpu" and not torch.compiler.is_compiling():
         counts = torch.bincount(bins, minlength=FINE_BINS).double()
     else:  # bincount waits for the device, and breaks a compiled graph
-        counts = torch.zeros(FINE_BINS, dtype=torch.int32, device=flat.device)
-        counts = counts.scatter_add(0, bins.long(), torch.ones_like(bins)).to(wide_dtype(flat.device))
-    return counts * (total / max(flat.numel(), 1)) if stride > 1 else counts
+        counts = torch.zeros(FINE_BINS, dtype=torch.int32, device=bins.device)
+        counts = counts.scatter_add(0, bins.long(), torch.ones_like(bins)).to(wide_dtype(bins.device))
+    return counts * (total / max(bins.numel(), 1)) if stride > 1 else counts
 
 
 def wide_dtype(device: torch.device) -> torch.dtype:
