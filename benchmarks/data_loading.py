@@ -1,15 +1,16 @@
 """Images from memory to the network: our loader and augmentation beside the usual ones, sample by sample.
 
-``python -m benchmarks data_loading`` times an epoch without augmentation, an epoch with ``basic``, and what part of a
-training epoch of ``configs/cifar10_cnn.yaml`` is spent waiting for data. The usual loader is torchvision's as its
-documentation uses it, with as many worker processes as there are cores. Images are random bytes, unless ``--data``
-names a folder for the last table; what they show makes no difference to the time.
+``python -m benchmarks data_loading`` times an epoch without augmentation, epochs with ``basic`` and ``advanced``, one
+of photographs with ``advanced``, and what part of a training epoch of ``configs/cifar10_cnn.yaml`` is spent waiting for
+data. The usual loader is torchvision's as its documentation uses it, with as many worker processes as there are cores.
+Images are random bytes, unless ``--data`` names a folder for the last table; what they show makes no difference to the
+time.
 """
 
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -30,10 +31,12 @@ from lightning_reg.data import ImageData
 from lightning_reg.data.loader import ResumableLoader, SampleDataset, ShuffledSampler, as_fetched
 from lightning_reg.data.pipeline import ImagePipeline
 from lightning_reg.models import CNN
-from lightning_reg.transforms import BasicAugmentation, Mixup
+from lightning_reg.transforms import AdvancedAugmentation, BasicAugmentation, Mixup
+from lightning_reg.transforms.augmentation import kernel_size
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 BATCH_SIZE = 128
+PHOTOGRAPH, PHOTOGRAPHS = 224, 32  # width, and how many are in a batch
 BASIC = (
     v2.RandomHorizontalFlip(),
     v2.RandomVerticalFlip(),
@@ -42,6 +45,23 @@ BASIC = (
     v2.ColorJitter(0.2, 0.2, 0.2, 0.1),
     v2.RandomGrayscale(0.1),
 )
+
+
+def advanced_of(size: int) -> tuple[v2.Transform, ...]:
+    """Returns what ``advanced`` does before normalization, by torchvision.
+
+    Args:
+        size: Width of the images, in pixels.
+    """
+    return (
+        v2.RandomResizedCrop(size),
+        v2.RandomHorizontalFlip(),
+        v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
+        v2.RandomGrayscale(0.2),
+        v2.RandomApply([v2.GaussianBlur(kernel_size(size, size), (0.1, 2.0))]),
+    )
+
+
 CONFIG = Path(__file__).parents[1] / "configs" / "cifar10_cnn.yaml"
 
 
@@ -53,15 +73,18 @@ class UsualDataset(Dataset[tuple[Tensor, int]]):
         labels: (N,).
         transforms: Before conversion to float and normalization.
         as_pil: Whether images start as PIL images, as torchvision's data sets hand them out, rather than as tensors.
+        after: What comes after normalization.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor, transforms: Iterable[Any], *, as_pil: bool) -> None:
+    def __init__(
+        self, images: Tensor, labels: Tensor, transforms: Iterable[Any], *, as_pil: bool, after: Sequence[Any] = ()
+    ) -> None:
         arrays = images.permute(0, 2, 3, 1).squeeze(3).numpy() if as_pil else ()
         self.images: list[Any] = [Image.fromarray(array) for array in arrays] if as_pil else list(images)
         self.labels = labels.tolist()
         channels = images.shape[1]
         end = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN[:channels], STD[:channels])]
-        self.transform = v2.Compose([*transforms, *end])
+        self.transform = v2.Compose([*transforms, *end, *after])
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -70,21 +93,24 @@ class UsualDataset(Dataset[tuple[Tensor, int]]):
         return self.transform(self.images[index]), self.labels[index]
 
 
-def usual_epoch(dataset: UsualDataset, workers: int, device: str) -> Callable[[], float]:
+def usual_epoch(dataset: UsualDataset, workers: int, device: str, batch_size: int = BATCH_SIZE) -> Callable[[], float]:
     """Returns an epoch of the usual loader.
 
     Args:
         dataset: That is loaded.
         workers: Processes that load it.
         device: That batches are sent to.
+        batch_size: Samples in a batch.
     """
     loader = DataLoader(
-        dataset, batch_size=BATCH_SIZE, shuffle=True, num_workers=workers, persistent_workers=workers > 0
+        dataset, batch_size=batch_size, shuffle=True, num_workers=workers, persistent_workers=workers > 0
     )
     return lambda: summed(images.to(device, non_blocking=True) for images, _ in loader)
 
 
-def our_epoch(images: Tensor, labels: Tensor, pipeline: ImagePipeline, device: str) -> Callable[[], float]:
+def our_epoch(
+    images: Tensor, labels: Tensor, pipeline: ImagePipeline, device: str, batch_size: int = BATCH_SIZE
+) -> Callable[[], float]:
     """Returns an epoch of our loader, with what it leaves to the device.
 
     Args:
@@ -92,12 +118,13 @@ def our_epoch(images: Tensor, labels: Tensor, pipeline: ImagePipeline, device: s
         labels: (N,).
         pipeline: Augments and normalizes.
         device: That batches are sent to.
+        batch_size: Samples in a batch.
     """
     dataset = SampleDataset(images, labels)
     loader = ResumableLoader(
         dataset,
         sampler=ShuffledSampler(dataset, num_replicas=1, rank=0, seed=0),
-        batch_size=BATCH_SIZE,
+        batch_size=batch_size,
         collate_fn=as_fetched,
     )
     streams = Random(0)
@@ -186,12 +213,37 @@ def tables(options: Options) -> Iterator[Table]:
         },
         count,
     )
+    photographs = torch.randint(
+        0, 256, (max(count // 25, 16), 3, PHOTOGRAPH, PHOTOGRAPH), dtype=torch.uint8, generator=generator
+    )
+    for images, batch_size in ((colored, BATCH_SIZE), (photographs, PHOTOGRAPHS)):
+        count, size = len(images), images.shape[-1]
+        advanced = ImagePipeline(AdvancedAugmentation())
+        advanced.mean_and_std = torch.tensor(MEAN), torch.tensor(STD)
+        erasing = (v2.RandomErasing(0.25),)
+        pils = UsualDataset(images, labels[:count], advanced_of(size), as_pil=True, after=erasing)
+        yield _epochs(
+            options,
+            f"An epoch of {count:,} color images of {size}×{size}, augmented as advanced does",
+            {
+                "ours": our_epoch(images, labels[:count], advanced, options.device, batch_size),
+                f"torchvision, PIL, {workers} workers": usual_epoch(pils, workers, options.device, batch_size),
+            },
+            count,
+            batch_size,
+        )
     yield _waiting(options)
 
 
-def _epochs(options: Options, title: str, members: dict[str, Callable[[], float]], count: int) -> Table:
+def _epochs(
+    options: Options,
+    title: str,
+    members: dict[str, Callable[[], float]],
+    count: int,
+    batch_size: int = BATCH_SIZE,
+) -> Table:
     table = Table(
-        f"{title}, batches of {BATCH_SIZE}", ["loader", "s", "quartiles", "images a second", "ours faster by"]
+        f"{title}, batches of {batch_size}", ["loader", "s", "quartiles", "images a second", "ours faster by"]
     )
     seconds = alternate(members, rounds=options.rounds(3, 1), device=options.device)
     for name, times in seconds.items():

@@ -1,6 +1,7 @@
 """Augmentation of images: every sample by a draw of its own, a batch in one go, on the device."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from math import log, radians
 from random import Random
 
@@ -16,6 +17,8 @@ from lightning_reg.transforms.erasing import RandomErasing
 from lightning_reg.transforms.jitter import ColorJitter
 
 __all__ = ["AdvancedAugmentation", "Augmentation", "BasicAugmentation"]
+
+_PORTION = 2**19  # numbers of images that are worked on at a time on a CPU: they stay in its cache
 
 
 class Augmentation(ABC):
@@ -104,8 +107,12 @@ class BasicAugmentation(Augmentation):
         drawn = self.jitter.draw(count, images.shape[1], generator)
         # One transfer from the host, which knows no wait.
         rows = torch.cat((flips, angles, shifts, drawn.rows)).to(images.device, non_blocking=True)
-        moved = flip_rotate_shift(images, rows[:2].T, rows[2], rows[3:5].T)
-        return drawn.apply_(scaled_to_unit(moved), rows[5:])
+
+        def changed(images: Tensor, rows: Tensor) -> Tensor:
+            moved = flip_rotate_shift(images, rows[:2].T, rows[2], rows[3:5].T)
+            return drawn.apply_(scaled_to_unit(moved), rows[5:])
+
+        return _in_portions(changed, images, rows)
 
 
 class AdvancedAugmentation(Augmentation):
@@ -190,14 +197,30 @@ class AdvancedAugmentation(Augmentation):
         drawn = self.jitter.draw(count, images.shape[1], generator)
         own = torch.stack((tops, lefts, heights, widths, mirrored, sigmas))
         rows = torch.cat((own, drawn.rows)).to(images.device, non_blocking=True)
-        cut = resized_crop(scaled_to_unit(images), rows[:4].T, rows[4])
-        jittered = drawn.apply_(cut, rows[6:])
-        return blur(jittered, rows[5], kernel_size(height, width)) if self.blur_prob else jittered
+
+        def changed(images: Tensor, rows: Tensor) -> Tensor:
+            cut = resized_crop(scaled_to_unit(images), rows[:4].T, rows[4])
+            jittered = drawn.apply_(cut, rows[6:])
+            return blur(jittered, rows[5], kernel_size(height, width)) if self.blur_prob else jittered
+
+        return _in_portions(changed, images, rows)
 
     @override
     def after_normalization(self, images: Tensor, *, stream: Random) -> Tensor:
         erased = RandomErasing(prob=self.erasing_prob).draw(images, stream=stream)
         return images if erased is None else erased.change(images)
+
+
+def _in_portions(change: Callable[[Tensor, Tensor], Tensor], images: Tensor, rows: Tensor) -> Tensor:
+    """Changes images by what was drawn for them, (..., N): photographs on a CPU a few at a time."""
+    most = len(images)
+    if images.device.type == "cpu" and most:
+        most = max(_PORTION // images[0].numel(), 1)
+    if most >= len(images):
+        return change(images, rows)
+    return torch.cat(
+        [change(*part) for part in zip(torch.split(images, most), torch.split(rows, most, -1), strict=True)]
+    )
 
 
 def kernel_size(height: int, width: int) -> int:

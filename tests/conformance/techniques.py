@@ -190,7 +190,9 @@ def signs(model, step, memory):
     generator = torch.Generator().manual_seed(random_stream(3, 0, step, "gradient noise", 0, 0).getrandbits(63))
     for weight in trainable(model):
         if weight.grad is not None:
-            words = torch.empty(-(-weight.numel() // 64), dtype=torch.int64).random_(-(2**63), None, generator=generator)
+            words = torch.empty(-(-weight.numel() // 64), dtype=torch.int64).random_(
+                -(2**63), None, generator=generator
+            )
             octets = words.numpy().view(np.uint8).reshape(-1, weight.grad.itemsize)[:, ::-1]  # the highest first
             bits = np.unpackbits(octets, axis=1).T.flatten()[: weight.numel()]
             sign = 1 - 2.0 * torch.from_numpy(bits).to(weight.grad).view(weight.shape)

@@ -186,6 +186,14 @@ def test_preset_leaves_streams_and_images_alone_and_repeats(name, channels):
     assert np.array_equal(np.random.get_state()[1], states[2])
 
 
+@pytest.mark.parametrize("augment", [BasicAugmentation(), AdvancedAugmentation()])
+def test_photographs_that_are_changed_a_few_at_a_time_are_those_of_the_whole_batch(augment, monkeypatch):
+    batch = images(9)
+    whole = augment(batch, stream=Random(3))
+    monkeypatch.setattr("lightning_reg.transforms.augmentation._PORTION", 2 * batch[0].numel())
+    torch.testing.assert_close(augment(batch, stream=Random(3)), whole, rtol=0, atol=32 * EPS)
+
+
 @pytest.mark.parametrize("name", [name for name in PRESETS if name != "none"])
 def test_every_sample_draws_for_itself(name):
     augmentation, _ = preset(name, input_shape=(3, 16, 16))

@@ -9,6 +9,8 @@ __all__ = ["BRIGHTNESS", "CONTRAST", "HUE", "SATURATION", "blur", "grayscale", "
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 """Which change of colors is meant, as :func:`jitter_colors_` counts them."""
 
+_PIECE = 32  # pixels of a row that are blurred by one product
+
 
 def grayscale(images: Tensor) -> Tensor:
     """Returns how light each pixel is to the eye: 0.2989 red + 0.587 green + 0.114 blue.
@@ -64,7 +66,8 @@ def jitter_colors_(
     for round_index in range(len(kinds) + 1):
         if hue is not None and round_index == hue_at:
             shift_hue_(images, hue)
-        if round_index < len(kinds):
+        # What a portion of a batch leaves as it is costs a CPU nothing; elsewhere asking would be a wait.
+        if round_index < len(kinds) and (images.device.type != "cpu" or (factors[round_index] != 1).any()):
             gray = grayscale(images)
             shift = to_mean[round_index] * gray.mean((2, 3), keepdim=True)
             reference = (gray * to_pixel[round_index]).add_(shift)  # (N, 1, H, W)
@@ -129,16 +132,27 @@ def blur(images: Tensor, sigmas: Tensor, kernel_size: int) -> Tensor:
             [0., 1., 0.],
             [0., 0., 1.]])
     """
+    if images.device.type == "cpu" and not sigmas.all():  # elsewhere asking would be a wait
+        chosen = sigmas.nonzero().flatten()
+        return images.index_copy(0, chosen, blur(images[chosen], sigmas[chosen], kernel_size))
     if not images.numel():
         return images
-    n, channels, height, width = images.shape
     reach = kernel_size // 2
     offsets = torch.arange(-reach, reach + 1, device=images.device, dtype=images.dtype)
     # So narrow that neighbors get exactly 0, where σ is 0.
     narrow = sigmas.to(images.dtype).clamp(min=1e-3).unsqueeze(1)
     weights = (-0.5 * (offsets / narrow).square()).softmax(1)  # (N, K)
-    weights = weights.repeat_interleave(channels, 0).unsqueeze(1)  # (N · C, 1, K)
-    bordered = F.pad(images, (reach, reach, reach, reach), mode="reflect").view(1, n * channels, -1, width + 2 * reach)
-    blurred = F.conv2d(bordered, weights.unsqueeze(3), groups=n * channels)
-    blurred = F.conv2d(blurred, weights.unsqueeze(2), groups=n * channels)
-    return blurred.view(n, channels, height, width)
+    bordered = F.pad(images, (reach, reach, reach, reach), mode="reflect")
+    # By products of pieces of rows, then of columns, with a matrix that holds the weights, in each of its columns one
+    # pixel further: several times as fast as a convolution with a filter for each image.
+    n, channels, height, width = images.shape
+    length = _PIECE + kernel_size - 1
+    bordered = F.pad(bordered, (0, -width % _PIECE, 0, -height % _PIECE))
+    taps = torch.arange(length, device=images.device).unsqueeze(1) - torch.arange(_PIECE, device=images.device)
+    is_within = (taps >= 0) & (taps < kernel_size)
+    bands = weights[:, taps.clamp(0, kernel_size - 1)] * is_within  # (N, length, piece)
+    rows = bordered.unfold(3, length, _PIECE)  # (N, C, rows, pieces, length)
+    blurred = (rows.flatten(1, 3) @ bands).view(n, channels, bordered.shape[2], -1)
+    columns = blurred[..., :width].unfold(2, length, _PIECE).mT  # (N, C, pieces, length, W)
+    blurred = bands.mT[:, None, None] @ columns
+    return blurred.flatten(2, 3)[:, :, :height]

@@ -91,3 +91,12 @@ def test_blur_is_torchvisions_with_a_width_for_each_image(kernel_size):
         expected = tv.gaussian_blur(before[index], [kernel_size] * 2, [sigmas[index].item()] * 2)
         # Sums of K² products of weights that sum to 1.
         torch.testing.assert_close(result[index], expected, rtol=0, atol=kernel_size**2 * EPS)
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 33), (70, 45), (12, 130)])
+def test_blur_of_images_of_any_size_is_torchvisions(height, width):
+    before = torch.rand(2, 3, height, width, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    result = blur(before, torch.tensor([0.7, 3.0]), 9)
+    for index, sigma in enumerate((0.7, 3.0)):
+        expected = tv.gaussian_blur(before[index], [9, 9], [sigma, sigma])
+        torch.testing.assert_close(result[index], expected, rtol=0, atol=81 * EPS)
