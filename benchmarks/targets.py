@@ -48,7 +48,9 @@ def _bandwidth(what: str, rows: str) -> Target:
 
 _BY_WEIGHTS = "Cost by the number of weights"
 _DROPOUT = "Dropout by the number of units"
-_BASIC = "An epoch of 50,000 color images"
+_BASIC = "An epoch of 50,000 color images of 32×32, augmented as basic"
+_ADVANCED = "An epoch of 50,000 color images of 32×32, augmented as advanced"
+_PHOTOGRAPHS = "An epoch of 2,000 color images of 224×224, augmented as advanced"
 # Our techniques at their defaults: not what belongs to the row above, not what is measured at every step.
 _EACH = r"(?!\s|SharpnessAware|fourteen|.*every step).*"
 _EMA, _SAM = "ExponentialMovingAverage", "SharpnessAwareMinimization"
@@ -58,6 +60,12 @@ TARGETS = (
     _step("fourteen of them together", "cnn", "fourteen.*", 1.05),
     _step("SAM", "cnn", _SAM, 2.05),
     _step("SAM", "mlp", _SAM, 2.05),
+    _step("SAM by half of the samples", "cnn", rf"{_SAM}\(fraction=0.5\)", 1.65),
+    _step("SAM by half of the samples", "mlp", rf"{_SAM}\(fraction=0.5\)", 1.65),
+    _step("orthogonality by eight random vectors", "mlp", r"OrthogonalPenalty\(probes=8\)", 1.3),
+    _step("noise of two values", "mlp", r"GradientNoise\(rademacher\)", 1.2),
+    _step("hidden layers mixed", "mlp", "ManifoldMixup", 1.1),
+    _step("logits penalized", "mlp", "LogitPenalty", 1.03),
     _step("elastic net", "mlp", "ElasticNetPenalty", 1.12),
     _step("moving average", "mlp", _EMA, 1.08),
     _step("moving average", "cnn", _EMA, 1.02),
@@ -100,6 +108,10 @@ TARGETS = (
     Target("CutMix beside torchvision's", "mixing", "CutMix of", "  torchvision's.*", "CutMix / this", 0.85),
     Target("CutMix beside timm's", "mixing", "CutMix of", "  timm's.*", "CutMix / this", 0.85),
     Target("basic augmentation beside torchvision", "data_loading", _BASIC, "torchvision.*", "ours faster", 10, True),
+    Target(
+        "advanced augmentation beside torchvision", "data_loading", _ADVANCED, "torchvision.*", "ours faster", 10, True
+    ),
+    Target("the same, photographs", "data_loading", _PHOTOGRAPHS, "torchvision.*", "ours faster", 3, True),
     Target("waiting for data, basic, %", "data_loading", "What part", "basic", "waiting, %", 5),
     _bandwidth("elastic net", "elastic net.*"),
     _bandwidth("clipping by norm", "clipping by norm"),

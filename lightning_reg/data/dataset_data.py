@@ -1,19 +1,20 @@
 """Somebody's own torch Datasets, for our models and commands."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset, Subset, default_collate
 from typing_extensions import override
 
 from lightning_reg.core.hyperparameters import save_plain_hyperparameters
 from lightning_reg.data.in_memory import InMemoryData
+from lightning_reg.data.pipeline import Augment, ImagePipeline, chosen_augmentation
 from lightning_reg.data.splits import chosen_count, stratified_split
 from lightning_reg.data.targets import Task
-from lightning_reg.settings import SettingError, check_choice, check_count
-from lightning_reg.transforms import Mixing
+from lightning_reg.settings import SettingError, check_choice, check_count, check_range
+from lightning_reg.transforms import Augmentation, Mixing
 
 __all__ = ["DatasetData"]
 
@@ -22,7 +23,8 @@ class DatasetData(InMemoryData):
     """Torch Datasets whose samples are (inputs, target): the order, the resuming and the mixing of our data modules.
 
     The first training sample decides what is predicted: a whole number is a class, a fraction a number, a vector
-    several of either kind. Nothing is scaled: what a dataset returns is what a network reads.
+    several of either kind. Nothing is scaled: what a dataset returns is what a network reads, unless ``augment`` or
+    ``mean`` and ``std`` are given; then images are bytes or floats on [0, 1] until they are on the device.
 
     Args:
         train: To train on. Samples are (inputs, target).
@@ -35,6 +37,11 @@ class DatasetData(InMemoryData):
         batch_size: Samples in a batch, for each process.
         val_size: Part of ``train`` that is held out where there is no ``val``: a number or a fraction. Stratified where
             the dataset has ``targets``.
+        augment: Changes every training image at random, on the device, before it is normalized and mixed: none, basic,
+            advanced, randaugment, trivialaugment or augmix (see :func:`lightning_reg.transforms.preset`), an
+            ``Augmentation``, or a list of transforms that are applied to one sample after the other.
+        mean: What is subtracted from each channel of images on [0, 1], on the device.
+        std: What the rest is divided by, for each channel.
         mix: Mixes every training batch, on the device.
         mix_epochs: How many epochs are mixed, before samples stay as they are; all where None.
         num_workers: Processes that fetch batches.
@@ -42,7 +49,8 @@ class DatasetData(InMemoryData):
         seed: Of the split, the order and the mixing.
 
     Raises:
-        SettingError: If a dataset has no length or no samples, or its samples aren't pairs of numbers.
+        SettingError: If a dataset has no length or no samples, its samples aren't pairs of numbers, or they aren't
+            images on [0, 1] where these are asked for.
 
     >>> from torch.utils.data import TensorDataset
     >>> train = TensorDataset(torch.randn(40, 3), torch.arange(40) % 4)
@@ -61,6 +69,9 @@ class DatasetData(InMemoryData):
         num_classes: int | None = None,
         batch_size: int = 128,
         val_size: int | float = 0.1,
+        augment: str | Augmentation | list[nn.Module | Callable[[Tensor], Tensor]] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
         mix: Mixing | None = None,
         mix_epochs: int | None = None,
         num_workers: int = 0,
@@ -88,12 +99,21 @@ class DatasetData(InMemoryData):
                     f"{name} must have samples as train has, {_shown(inputs, target)}, but has {_shown(others, other)}"
                 )
         self.input_shape = tuple(inputs.shape)
+        self._pipeline = _pipeline_of(inputs, augment, mean, std)
         self.task = _task_of(target) if task == "auto" else task
         self.num_targets = None if self.task == "classification" else target.numel()
         self.classes = _class_names(train, target, self.task, num_classes)
         self._splits = given if val is not None else {**given, **_held_out(train, val_size, seed, self.classes)}
         # What the model says, too, and may say otherwise: Lightning refuses two values of one name.
         save_plain_hyperparameters(self, ignore=["task", "num_classes"])
+
+    @override
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        if self._pipeline is not None and not isinstance(batch, Tensor):  # else a model's example input
+            images, targets = batch
+            trains = self.trainer is not None and self.trainer.training
+            batch = self._pipeline(images, self._stream if trains else None), targets
+        return super().on_after_batch_transfer(batch, dataloader_idx)
 
     @override
     def _collate(self, batch: Any) -> Any:
@@ -130,6 +150,41 @@ def _first(name: str, dataset: Any) -> tuple[Tensor, Tensor]:
             "such as torchvision's ToImage and ToDtype"
         ) from error
     return inputs, target
+
+
+def _pipeline_of(
+    sample: Tensor, augment: Augment | None, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> ImagePipeline | None:
+    """Returns what is done to images on the device; None where samples are what the network reads."""
+    if augment is None and mean is None and std is None:
+        return None
+    if mean is None or std is None:
+        if mean is not None or std is not None:
+            raise SettingError("mean and std must be given together")
+        mean, std = [0.0], [1.0]
+    if sample.ndim != 3:
+        raise SettingError(
+            "augment, mean and std must be left out where samples aren't images (channels, height, width), but the "
+            f"first has the shape {tuple(sample.shape)}"
+        )
+    low, high = sample.min().item(), sample.max().item()
+    if sample.dtype != torch.uint8 and not (sample.is_floating_point() and low >= 0 and high <= 1):
+        raise SettingError(
+            "train must have images of bytes or of floats on [0, 1] with augment, mean and std, but its first has "
+            f"{sample.dtype} from {low:.4g} to {high:.4g}; leave what normalizes out of the dataset's transform"
+        )
+    channels, height, width = sample.shape
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) not in (1, channels):
+            raise SettingError(f"{name} must have {channels} values, one a channel, but has {len(values)}")
+        for value in values:
+            check_range(name, value, low=0, high=1, low_open=name == "std")
+    augmentation, _ = chosen_augmentation(
+        augment, input_shape=(channels, height, width), flips=("horizontal", "vertical")
+    )
+    pipeline = ImagePipeline(augmentation)
+    pipeline.mean_and_std = torch.tensor(list(mean)), torch.tensor(list(std))
+    return pipeline
 
 
 def _shown(inputs: Tensor, target: Tensor) -> str:

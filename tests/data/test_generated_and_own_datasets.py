@@ -5,6 +5,7 @@ import torch
 import torchvision.datasets
 import torchvision.models
 import torchvision.transforms.v2
+from lightning.pytorch import Callback
 from sklearn.linear_model import LogisticRegression
 from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
@@ -13,7 +14,7 @@ from lightning_reg.data import DatasetData, Mnist1DData
 from lightning_reg.data.mnist1d import mnist1d
 from lightning_reg.models import CNN, MLP, RNN, Classifier
 from lightning_reg.settings import SettingError
-from lightning_reg.transforms import CutMix, Mixup
+from lightning_reg.transforms import BasicAugmentation, CutMix, Mixup
 from tests.helpers import quiet_trainer
 
 
@@ -144,6 +145,54 @@ def test_names_of_classes_are_the_datasets():
     assert DatasetData(train=Own(classes=["a", "b", "c"])).classes == ("a", "b", "c")
 
 
+def byte_images(count=24):
+    images = torch.randint(0, 256, (count, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return TensorDataset(images, torch.arange(count) % 3)
+
+
+class Inputs(Callback):
+    """Keeps what the network reads in the first epoch's steps."""
+
+    def __init__(self):
+        self.trained, self.validated = [], []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.trained.append(batch)
+
+    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
+        self.validated.append(batch)
+
+
+def test_images_are_augmented_normalized_and_mixed_behind_their_transfer():
+    bytes_, mean, std = byte_images(), [0.4, 0.5, 0.6], [0.2, 0.3, 0.25]
+    plain = ((bytes_.tensors[0] / 255) - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    seen = {}
+    for name, settings in {
+        "plain": {},
+        "augmented": {"augment": "basic"},
+        "again": {"augment": "basic"},
+        "mixed": {"augment": BasicAugmentation(), "mix": CutMix()},
+    }.items():
+        data = DatasetData(train=bytes_, val=bytes_, batch_size=24, mean=mean, std=std, **settings)
+        inputs = Inputs()
+        model = CNN(input_shape=data.input_shape, num_classes=3, channels=[4])
+        quiet_trainer(inputs, max_epochs=1).fit(model, datamodule=data)
+        torch.testing.assert_close(inputs.validated[0][0], plain, rtol=1e-5, atol=1e-5)
+        seen[name] = inputs.trained[0]
+    order = (seen["plain"][0].flatten(1).unsqueeze(1) - plain.flatten(1)).abs().sum(2).argmin(1)
+    torch.testing.assert_close(seen["plain"][0], plain[order], rtol=1e-5, atol=1e-5)
+    assert torch.equal(seen["augmented"][0], seen["again"][0])
+    assert not torch.equal(seen["augmented"][0], seen["plain"][0])
+    assert torch.equal(seen["augmented"][1], seen["plain"][1])
+    assert seen["mixed"][1].shape == (24, 3)
+
+
+def test_bytes_that_are_not_augmented_become_fractions():
+    data = DatasetData(train=byte_images(), val=byte_images(), augment="none")
+    images, _ = data.on_after_batch_transfer(byte_images()[:4], 0)
+    torch.testing.assert_close(images, byte_images().tensors[0][:4] / 255)
+
+
 class Streamed(IterableDataset):
     def __iter__(self):
         return iter(())
@@ -165,6 +214,18 @@ class Streamed(IterableDataset):
             r"val must have samples as train has, inputs \(4,\)",
         ),
         ({"train": Own(), "num_classes": 3, "val_size": 1.0}, "val_size must leave samples to train on"),
+        ({"train": Own(), "num_classes": 3, "augment": "basic"}, r"where samples aren't images .* the shape \(4,\)"),
+        (
+            {"train": TensorDataset(torch.full((9, 3, 4, 4), -2.0), torch.arange(9) % 3), "augment": "basic"},
+            r"floats on \[0, 1\] .* torch\.float32 from -2 to -2; leave what normalizes out",
+        ),
+        ({"train": byte_images(), "augment": "strong"}, "augment must be one of none, basic"),
+        ({"train": byte_images(), "mean": [0.5]}, "mean and std must be given together"),
+        (
+            {"train": byte_images(), "mean": [0.5, 0.5], "std": [0.2]},
+            "mean must have 3 values, one a channel, but has 2",
+        ),
+        ({"train": byte_images(), "mean": [0.5], "std": [0.0]}, r"std must be in \(0, 1\], but is 0\.0"),
     ],
 )
 def test_bad_datasets_are_one_sentence(settings, message):
