@@ -28,6 +28,7 @@ BENCHMARKS = {
     "inspection": "logging weights and reading activations",
     "layers": "layers that drop something",
     "kernels": "operations that each technique dispatches, and waits for results",
+    "communication": "what techniques send between processes that share out weights",
     "data_loading": "images from memory to the network, augmented",
     "tabular": "a table from a file to tensors, beside the engine's own read",
 }

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Partial, Replicate, distribute_tensor
 
 from lightning_reg.functional.norms import norms_of
 from lightning_reg.settings import SettingError
@@ -62,16 +63,43 @@ def gradient_norms(parameters: Sequence[nn.Parameter], norm_type: float = 2.0) -
     Returns:
         A tensor (len(parameters),).
     """
-    gradients = [gradient_values(parameter) for parameter in parameters]
-    if any(isinstance(gradient, DTensor) for gradient in gradients):
-        return torch.stack([_norm_of_shards(gradient, norm_type) for gradient in gradients])
-    return norms_of(gradients, norm_type)
+    gradients = [_summed(gradient_values(parameter)) for parameter in parameters]
+    norms = norms_of([_part(gradient) for gradient in gradients], norm_type)
+    shared: dict[tuple[DeviceMesh, tuple[bool, ...]], list[int]] = {}
+    for index, gradient in enumerate(gradients):
+        if isinstance(gradient, DTensor):
+            is_shared = tuple(not placement.is_replicate() for placement in gradient.placements)
+            shared.setdefault((gradient.device_mesh, is_shared), []).append(index)
+    whole_norms = list(norms.unbind()) if shared else []
+    for (mesh, is_shared), indices in shared.items():
+        of_parts = torch.stack([whole_norms[index] for index in indices])
+        for index, value in zip(indices, _over_processes(of_parts, norm_type, mesh, is_shared).unbind(), strict=True):
+            whole_norms[index] = value
+    return torch.stack(whole_norms) if shared else norms
 
 
-def _norm_of_shards(gradient: Tensor, norm_type: float) -> Tensor:
-    # Sums of squares in 16 bits lose digits, and overflow in float16.
-    dtype = torch.promote_types(gradient.dtype, torch.float32)
-    return whole(torch.linalg.vector_norm(gradient, norm_type, dtype=dtype))
+def _summed(gradient: Tensor) -> Tensor:
+    """Returns a gradient of which every process holds a summand (tensor parallelism has such) as their sum."""
+    if not isinstance(gradient, DTensor) or not any(placement.is_partial() for placement in gradient.placements):
+        return gradient
+    placements = [Replicate() if placement.is_partial() else placement for placement in gradient.placements]
+    return gradient.redistribute(placements=placements)
+
+
+def _part(gradient: Tensor) -> Tensor:
+    """Returns what this process has of a gradient, and a zero where that is nothing: it has no largest entry."""
+    part = local(gradient)
+    return part if part.numel() else part.new_zeros(1)
+
+
+def _over_processes(norms: Tensor, norm_type: float, mesh: DeviceMesh, is_shared: tuple[bool, ...]) -> Tensor:
+    """Returns norms of whole tensors from those of this process's parts, by one reduction for all of them."""
+    is_largest = norm_type == torch.inf
+    values = norms if is_largest else norms.double() ** norm_type
+    partial = Partial("max" if is_largest else "sum")
+    placements = [partial if shared else Replicate() for shared in is_shared]
+    found = DTensor.from_local(values, mesh, placements, run_check=False).full_tensor()
+    return found if is_largest else (found ** (1 / norm_type)).to(norms.dtype)
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -140,11 +168,12 @@ def refuse_complex(names: Mapping[nn.Parameter, str], technique: str, instead: s
             )
 
 
-def refuse_sharded(names: Mapping[nn.Parameter, str], technique: str) -> None:
+def refuse_sharded(names: Mapping[nn.Parameter, str], technique: str, instead: str = "use DDP, or exclude it") -> None:
     """Raises if a parameter is spread over processes, where a technique needs it whole.
 
     Args:
         technique: Named in the message.
+        instead: What else there is, for the message.
 
     Raises:
         SettingError: With what to use instead.
@@ -152,6 +181,5 @@ def refuse_sharded(names: Mapping[nn.Parameter, str], technique: str) -> None:
     for parameter, name in names.items():
         if isinstance(parameter, DTensor):
             raise SettingError(
-                f"strategy must keep weights whole with {technique}, but {name} is sharded over processes; use DDP, or "
-                "exclude it"
+                f"strategy must keep weights whole with {technique}, but {name} is sharded over processes; {instead}"
             )

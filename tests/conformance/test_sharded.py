@@ -1,5 +1,6 @@
 """Weights that are sharded over processes: what works by entry works on shards, the rest is refused."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +54,30 @@ def test_techniques_on_shards_equal_the_textbooks_loop(tmp_path):
     assert "ema_2/val_loss" in logged
     assert logged["grad/norm"] == pytest.approx(norms[5], rel=1e-5)
     assert logged["grad/norm_clipped"] == pytest.approx(0.1, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_norm_is_one_collective_and_what_acts_entry_by_entry_sends_nothing(tmp_path):
+    path, only = (
+        tmp_path / "sent.json",
+        "Penalty|ExponentialMovingAverage|GradientNoise|GradientClipping(norm)|Lookahead",
+    )
+    command = [sys.executable, "-m", "benchmarks.communication", str(path), only]
+    subprocess.run(command, check=True, timeout=200, cwd=Path(__file__).parents[2])
+    found = json.loads(path.read_text())
+    calls, size = found.pop("")
+    assert calls == 2  # weights are gathered, gradients are shared out
+    tensors = 6
+    assert found.pop("GradientClipping(norm)") == [calls + 1, size + 8 * tensors]
+    refused = {name: said for name, said in found.items() if isinstance(said, str)}
+    assert refused.keys() == {
+        *("GroupLassoPenalty", "OrthogonalPenalty", "OrthogonalPenalty(probes=8)"),
+        *("InputGradientPenalty", "JacobianPenalty"),
+    }
+    assert all("network.0.weight is sharded over processes; use DDP" in said for said in refused.values())
+    entrywise = {name: sent for name, sent in found.items() if name not in refused}
+    assert len(entrywise) >= 10
+    assert all(sent == [calls, size] for sent in entrywise.values())
 
 
 def test_what_needs_whole_weights_is_refused():

@@ -190,7 +190,7 @@ class _Climbing(Session[SharpnessAwareMinimization]):
                 raise SettingError('only must be left out, but is "norm", and no normalization layer has weights')
         if technique.friendly:
             self.names = {parameter: name for name, parameter in module.named_parameters()}
-            refuse_sharded(self.names, f"{type(technique).__name__}(friendly=True)")
+            refuse_sharded(self.names, f"{type(technique).__name__}(friendly=True)", "use DDP")
 
     @override
     @torch.no_grad()

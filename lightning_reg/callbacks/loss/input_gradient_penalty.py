@@ -45,8 +45,9 @@ class InputGradientPenalty(LossTerm):
         the steps the trainer logs.
 
     Raises:
-        SettingError: If ``weight`` is negative or not finite, the module optimizes manually or is compiled; at the
-            first batch, if its inputs aren't of a floating dtype, or the loss doesn't depend on them.
+        SettingError: If ``weight`` is negative or not finite, the module optimizes manually or is compiled, or weights
+            are sharded; at the first batch, if its inputs aren't of a floating dtype, or the loss doesn't depend on
+            them.
 
     Reference:
         Harris Drucker, Yann Le Cun: Improving Generalization Performance Using Double Backpropagation, IEEE

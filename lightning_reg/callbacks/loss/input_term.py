@@ -8,6 +8,7 @@ from typing_extensions import override
 
 from lightning_reg.callbacks.loss.loss_term import TermSession
 from lightning_reg.core.batches import Key, part_of, with_parts
+from lightning_reg.core.gradients import refuse_sharded
 from lightning_reg.core.lightning import is_compiled
 from lightning_reg.settings import SettingError
 
@@ -29,11 +30,16 @@ class InputTermSession(TermSession):
     @override
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.technique.is_idle and any(map(is_compiled, self.run.module.modules())):
+        if self.technique.is_idle:
+            return
+        module, name = self.run.module, type(self.technique).__name__
+        if any(map(is_compiled, module.modules())):
             raise SettingError(
-                f"the module must not be compiled with {type(self.technique).__name__}, whose term is differentiated "
-                "twice, which compiled code can't be; leave out torch.compile"
+                f"the module must not be compiled with {name}, whose term is differentiated twice, which compiled code "
+                "can't be; leave out torch.compile"
             )
+        # FSDP lets go of whole weights after the first pass backward.
+        refuse_sharded({weight: path for path, weight in module.named_parameters()}, name, "use DDP")
 
     @override
     def watched_batch(self, batch: Any) -> Any:

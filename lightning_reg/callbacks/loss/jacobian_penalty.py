@@ -56,9 +56,9 @@ class JacobianPenalty(LossTerm):
         the trainer logs.
 
     Raises:
-        SettingError: If a setting is out of its range, the module optimizes manually or is compiled; at the first
-            batch, if its inputs aren't of a floating dtype, the training step doesn't call ``cross_entropy``, or the
-            logits don't depend on the inputs.
+        SettingError: If a setting is out of its range, the module optimizes manually or is compiled, or weights are
+            sharded; at the first batch, if its inputs aren't of a floating dtype, the training step doesn't call
+            ``cross_entropy``, or the logits don't depend on the inputs.
 
     Reference:
         Judy Hoffman, Daniel A. Roberts, Sho Yaida: Robust Learning with Jacobian Regularization, 2019,
