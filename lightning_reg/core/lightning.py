@@ -290,7 +290,9 @@ def average_model(callback: Callback) -> Any:
 
 def random_states() -> dict[str, Any]:
     """Returns the states of all global random streams: torch's, numpy's, Python's."""
-    states: dict[str, Any] = _collect_rng_states()
+    # Asking whether there is a GPU loads its driver's library, at every call.
+    uses_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # of torch
+    states: dict[str, Any] = _collect_rng_states(include_cuda=uses_cuda)
     return states
 
 

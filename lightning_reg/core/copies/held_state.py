@@ -52,15 +52,19 @@ class Moment:
     copied: list[Copied]
 
     @torch.no_grad()
-    def put_back(self, moving: Set[str], *, silently: bool = False) -> None:
+    def put_back(self, moving: Set[str], *, silently: bool = False, is_looked_at: bool = False) -> None:
         """Puts it back with its loggers silent, whatever is remembered of other moments.
 
         Args:
             moving: Names of tensors that may have changed without a sign.
             silently: Whether autograd isn't to know, so that graphs which hold on to a tensor stay usable.
+            is_looked_at: Whether nothing can have changed since all was last looked at, and set aside.
         """
         for holder, kept, writers in self.contents:
-            latest, holder.kept = holder.kept, kept
+            latest = holder.kept
+            if is_looked_at and latest is kept:
+                continue
+            holder.kept = kept
             if not holder.is_same():
                 holder.put_back()
             holder.kept = latest
@@ -92,6 +96,9 @@ class HeldState:
         self._leave_out = leave_out
         self._table: dict[int, tuple[Any, list[_Node]]] = {}  # by id, with what has it
         self._order: list[_Node] = []
+        self._changing: list[_Node] = []  # those of them whose holder can have changed
+        self._seen: set[_Node] = set()
+        self._tensors: dict[int, tuple[str, Tensor]] = {}
         self._copied: list[Copied] = []
         self._watched: list[tuple[str, Tensor, Any]] = []
         self._grads: list[tuple[Tensor, Tensor | None]] = []
@@ -99,24 +106,54 @@ class HeldState:
 
     def look(self) -> list[tuple[str, Tensor]]:
         """Looks at everything that is reachable now; returns the tensors, with names."""
-        stack = [node for name, root in self._roots.items() for node in self._nodes(root, name)]
-        seen: set[int] = set()
-        self._order = []
+        if not self._order or not self._looked_again():
+            self._look_around()
+        left_out = self._leave_out()
+        return [entry for key, entry in self._tensors.items() if key not in left_out]
+
+    def _looked_again(self) -> bool:
+        """Looks into what has changed; returns whether all holders are still there, as is usual from step to step."""
+        are_new = False
+        for node in list(self._changing):
+            if not node.holder.is_same():
+                children, tensors = node.children, node.tensors
+                self._look_into(node)
+                if node.children != children:
+                    if not set(children).issubset(node.children):
+                        return False
+                    self._walk(node.children)
+                    are_new = True
+                are_new = are_new or len(tensors) != len(node.tensors) or any(map(_differ, tensors, node.tensors))
+        if are_new:
+            self._find_tensors()
+        return True
+
+    def _look_around(self) -> None:
+        self._order, self._changing, self._seen = [], [], set()
+        self._walk([node for name, root in self._roots.items() for node in self._nodes(root, name)])
+        # Forget what can't be reached anymore.
+        if len(self._seen) < sum(len(nodes) for _, nodes in self._table.values()):
+            self._table = {key: entry for key, entry in self._table.items() if entry[1][0] in self._seen}
+        self._find_tensors()
+
+    def _walk(self, nodes: Iterable[_Node]) -> None:
+        """Looks into nodes, and what can be reached from them, that haven't been seen."""
+        stack = list(nodes)
         while stack:
             node = stack.pop()
-            if id(node) in seen:
+            if node in self._seen:
                 continue
-            seen.add(id(node))
+            self._seen.add(node)
             self._order.append(node)
             holder = node.holder
+            if holder.can_change:
+                self._changing.append(node)
             if holder.is_new or not holder.is_same():
                 self._look_into(node)
             stack.extend(node.children)
-        if len(seen) < sum(len(nodes) for _, nodes in self._table.values()):  # forget what can't be reached anymore
-            self._table = {key: entry for key, entry in self._table.items() if id(entry[1][0]) in seen}
-        left_out = self._leave_out()
-        found = {id(tensor): (name, tensor) for node in self._order for name, tensor in node.tensors}
-        return [entry for key, entry in found.items() if key not in left_out]
+
+    def _find_tensors(self) -> None:
+        self._tensors = {id(tensor): (name, tensor) for node in self._order for name, tensor in node.tensors}
 
     def _look_into(self, node: _Node) -> None:
         holder = node.holder
@@ -180,7 +217,7 @@ class HeldState:
             known: Copies that are taken where the tensor hasn't changed since, by its ``id``.
         """
         copied = [_copied(name, tensor, known) for name, tensor in tensors if tensor.is_inference() or is_copied(name)]
-        return Moment([(node.holder, node.holder.kept, node.writers) for node in self._order], copied)
+        return Moment([(node.holder, node.holder.kept, node.writers) for node in self._changing], copied)
 
     def set_aside(self) -> None:
         """Takes gradients off tensors that nobody else looks after, and silences loggers, after :meth:`keep`."""
@@ -189,7 +226,7 @@ class HeldState:
             if tensor.requires_grad and tensor.is_leaf:
                 self._grads.append((tensor, tensor.grad))
                 tensor.grad = None
-        for node in self._order:
+        for node in self._changing:
             for key, stand_in in node.writers:
                 node.holder.owner[key] = stand_in
 
@@ -208,7 +245,7 @@ class HeldState:
         Args:
             silently: Whether autograd isn't to know, so that graphs which hold on to a tensor stay usable.
         """
-        for node in self._order:
+        for node in self._changing:
             if not node.holder.is_same():
                 node.holder.put_back()
         _write(self._copied, silently=silently)
@@ -218,6 +255,10 @@ class HeldState:
     def forget(self) -> None:
         """Lets go of copies."""
         self._copied, self._watched, self._grads = [], [], []
+
+
+def _differ(one: tuple[str, Tensor], other: tuple[str, Tensor]) -> bool:
+    return one[1] is not other[1] or one[0] != other[0]
 
 
 def _copied(name: str, tensor: Tensor, known: Mapping[int, Copied]) -> Copied:

@@ -53,6 +53,8 @@ class Holder:
         path: Its name, for messages.
     """
 
+    can_change = True
+
     def __init__(self, owner: Any, path: str) -> None:
         self.owner = owner
         self.path = path
@@ -81,7 +83,13 @@ class _Mapping(Holder):
 
     def is_same(self) -> bool:
         before, now = self.kept, self.owner
-        return len(before) == len(now) and all(map(is_, before.values(), now.values())) and all(map(is_, before, now))
+        if len(before) != len(now):
+            return False
+        return not now or (all(map(is_, before.values(), now.values())) and self.has_same_keys())
+
+    def has_same_keys(self) -> bool:
+        """Whether its keys are the very same, in the same order."""
+        return all(map(is_, self.kept, self.owner))
 
     def put_back(self) -> None:
         self.owner.clear()
@@ -91,7 +99,12 @@ class _Mapping(Holder):
         return ((key, f"{self.path}[{key!r}]", value) for key, value in self.kept.items())
 
 
-class _Attributes(_Mapping):
+class _ByName(_Mapping):
+    def has_same_keys(self) -> bool:
+        return [*self.kept] == [*self.owner]  # of text, which is quicker than one by one
+
+
+class _Attributes(_ByName):
     """What ``vars`` returns."""
 
     # What hooks keep is not the module's, and hooks are somebody's way to see both passes. The first three are holders
@@ -108,7 +121,7 @@ class _Attributes(_Mapping):
         return ((name, f"{self.path}.{name}", value) for name, value in self.kept.items() if name not in self.hidden)
 
 
-class _Children(_Mapping):
+class _Children(_ByName):
     """Parameters, buffers or modules."""
 
     def entries(self) -> Iterable[tuple[Any, str, Any]]:
@@ -147,6 +160,8 @@ class _Set(Holder):
 
 class _Fixed(Holder):
     """What can't be changed, but may hold what can."""
+
+    can_change = False
 
     def entries(self) -> Iterable[tuple[Any, str, Any]]:
         owner = self.owner

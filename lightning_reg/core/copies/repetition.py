@@ -14,6 +14,7 @@ from lightning_reg.core.copies.held_state import Copied, HeldState, Moment, mark
 from lightning_reg.core.gradients import local
 from lightning_reg.core.lightning import logs_now, random_states, set_random_states
 from lightning_reg.core.step import Run
+from lightning_reg.functional.norms import norms_of
 
 __all__ = ["FirstPass", "Repetition", "loss_of"]
 
@@ -69,6 +70,7 @@ class Repetition:
         self._names: dict[int, str] = {}
         self._windows = 0
         self._copies_all = False
+        self._is_looked_at = False  # whether no pass has run since what the module holds was looked at
         run.around(run.module, "log", self._unless_running)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Repetition":
@@ -107,7 +109,8 @@ class Repetition:
             first: The step's first pass.
         """
         first.held.put_back(silently=self._keeps_graphs)
-        first.before.put_back(self._moving, silently=self._keeps_graphs)
+        first.before.put_back(self._moving, silently=self._keeps_graphs, is_looked_at=self._is_looked_at)
+        self._is_looked_at = False
         self._run.begins_again(first.index)
         set_random_states(first.random)
 
@@ -181,6 +184,7 @@ class Repetition:
 
         self._held.keep(is_copied, known)
         self._held.set_aside()
+        self._is_looked_at = True
         trainer.loggers = [DummyLogger() for _ in loggers]
         was_again, self._run.is_again = self._run.is_again, True
         try:
@@ -214,15 +218,9 @@ def _sums(tensors: list[Tensor]) -> dict[torch.device, Tensor]:
     """Returns the sums of absolute values, by device."""
     devices: dict[torch.device, list[Tensor]] = {}
     for tensor in tensors:
-        devices.setdefault(tensor.device, []).append(_floating(local(tensor)))
-    return {
-        device: torch.stack([norm.float() for norm in torch._foreach_norm(group, 1)])
-        for device, group in devices.items()
-    }
-
-
-def _floating(tensor: Tensor) -> Tensor:
-    return tensor if tensor.is_floating_point() else tensor.double()
+        part = local(tensor)
+        devices.setdefault(part.device, []).append(part if part.is_floating_point() else part.double())
+    return {device: norms_of(group, 1).float() for device, group in devices.items()}
 
 
 def loss_of(output: Any) -> Tensor | None:
