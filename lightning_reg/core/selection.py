@@ -4,6 +4,7 @@ import functools
 import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
+from operator import is_
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -127,6 +128,7 @@ class Selection:
         self._by_unit = by_unit
         self._group = group
         self._known: set[nn.Parameter] = set()
+        self._latest: tuple[list[nn.Parameter], list[nn.Parameter]] = [], []  # that were asked for, and of them chosen
         self._dims: dict[nn.Parameter, int] | None = None  # worked out where they are asked for
         self.names: dict[nn.Parameter, str] = {}
         self._renew()
@@ -152,10 +154,15 @@ class Selection:
 
     def of(self, parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
         """Returns those that are chosen."""
-        if not self._known.issuperset(parameters):
-            self._renew()
-            self._known.update(parameters)
-        return [parameter for parameter in parameters if parameter in self.names]
+        asked, chosen = self._latest
+        # As at the step before: of thousands of tensors that is told sooner than each is looked up.
+        if len(asked) != len(parameters) or not all(map(is_, asked, parameters)):
+            if not self._known.issuperset(parameters):
+                self._renew()
+                self._known.update(parameters)
+            chosen = [parameter for parameter in parameters if parameter in self.names]
+            self._latest = list(parameters), chosen
+        return list(chosen)
 
     def units(self, tensors: Sequence[Tensor], parameters: Sequence[nn.Parameter]) -> list[Tensor]:
         """Returns views whose first dimension counts the units; every entry of a vector is one.
@@ -173,6 +180,7 @@ class Selection:
         chosen = self._choose()
         self.names = {parameter: name for name, parameter in chosen.items()}
         self._known = set(self._module.parameters())
+        self._latest = [], []
         self._dims = None
         if self._by_unit:
             check_units(chosen, unit_dims(self._module, self._group))
