@@ -63,19 +63,25 @@ def gradient_norms(parameters: Sequence[nn.Parameter], norm_type: float = 2.0) -
     Returns:
         A tensor (len(parameters),).
     """
-    gradients = [_summed(gradient_values(parameter)) for parameter in parameters]
-    norms = norms_of([_part(gradient) for gradient in gradients], norm_type)
+    gradients = [gradient_values(parameter) for parameter in parameters]
+    if any(isinstance(gradient, DTensor) for gradient in gradients):
+        return _norms_of_shards([_summed(gradient) for gradient in gradients], norm_type)
+    return norms_of(gradients, norm_type)
+
+
+def _norms_of_shards(gradients: list[Tensor], norm_type: float) -> Tensor:
+    """Returns the norms of whole tensors by one reduction over processes for all that are shared out alike."""
+    norms = list(norms_of([_part(gradient) for gradient in gradients], norm_type).unbind())
     shared: dict[tuple[DeviceMesh, tuple[bool, ...]], list[int]] = {}
     for index, gradient in enumerate(gradients):
         if isinstance(gradient, DTensor):
             is_shared = tuple(not placement.is_replicate() for placement in gradient.placements)
             shared.setdefault((gradient.device_mesh, is_shared), []).append(index)
-    whole_norms = list(norms.unbind()) if shared else []
     for (mesh, is_shared), indices in shared.items():
-        of_parts = torch.stack([whole_norms[index] for index in indices])
+        of_parts = torch.stack([norms[index] for index in indices])
         for index, value in zip(indices, _over_processes(of_parts, norm_type, mesh, is_shared).unbind(), strict=True):
-            whole_norms[index] = value
-    return torch.stack(whole_norms) if shared else norms
+            norms[index] = value
+    return torch.stack(norms)
 
 
 def _summed(gradient: Tensor) -> Tensor:
@@ -93,7 +99,6 @@ def _part(gradient: Tensor) -> Tensor:
 
 
 def _over_processes(norms: Tensor, norm_type: float, mesh: DeviceMesh, is_shared: tuple[bool, ...]) -> Tensor:
-    """Returns norms of whole tensors from those of this process's parts, by one reduction for all of them."""
     is_largest = norm_type == torch.inf
     values = norms if is_largest else norms.double() ** norm_type
     partial = Partial("max" if is_largest else "sum")
