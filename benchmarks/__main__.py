@@ -22,6 +22,7 @@ BENCHMARKS = {
     "step": "a training step of a small network",
     "overhead": "what each technique adds to a training step",
     "scaling": "cost by the number of weights and tensors",
+    "small": "what techniques add to a step of many small tensors, beside foreach calls alone",
     "mixing": "Mixup and CutMix of images",
     "memory": "what techniques hold in memory",
     "monitors": "all monitors at their default cadence",

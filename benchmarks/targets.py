@@ -113,6 +113,7 @@ TARGETS = (
     ),
     Target("the same, photographs", "data_loading", _PHOTOGRAPHS, "torchvision.*", "ours faster", 3, True),
     Target("waiting for data, basic, %", "data_loading", "What part", "basic", "waiting, %", 5),
+    Target("3,000 small tensors, beside foreach calls alone", "small", "What techniques add", ".*", "ratio", 2),
     _bandwidth("elastic net", "elastic net.*"),
     _bandwidth("clipping by norm", "clipping by norm"),
     _bandwidth("moving average", "moving.*"),

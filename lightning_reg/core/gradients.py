@@ -20,6 +20,7 @@ __all__ = [
     "shard_of",
     "to_shard",
     "whole",
+    "without_graph",
 ]
 
 
@@ -50,7 +51,7 @@ def gradient_values(parameter: nn.Parameter) -> Tensor:
         return gradient._values().detach()
     if gradient.is_conj():
         parameter.grad = gradient = gradient.resolve_conj()
-    return gradient.detach()
+    return without_graph(gradient)
 
 
 def gradient_norms(parameters: Sequence[nn.Parameter], norm_type: float = 2.0) -> Tensor:
@@ -113,8 +114,17 @@ def local(tensor: Tensor) -> Tensor:
     Args:
         tensor: A parameter or a gradient.
     """
-    detached = tensor.detach()
+    detached = without_graph(tensor)
     return detached.to_local() if isinstance(detached, DTensor) else detached
+
+
+def without_graph(tensor: Tensor) -> Tensor:
+    """Returns a tensor that no graph is recorded of, sharing its memory: usually a gradient itself is one.
+
+    Args:
+        tensor: A parameter or a gradient.
+    """
+    return tensor.detach() if tensor.requires_grad else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:

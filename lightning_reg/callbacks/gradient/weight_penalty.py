@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import SparseAdam
 from typing_extensions import override
 
@@ -138,6 +139,7 @@ class PenaltySession(Session[WeightPenalty]):
     # When it acts
 
     @override
+    @torch.no_grad()
     def before_step(self, step: Step) -> None:
         self.due = None
         scheduled = self.strength.now(self.run.trainer)
@@ -158,6 +160,7 @@ class PenaltySession(Session[WeightPenalty]):
             self.due = penalized, factor
 
     @override
+    @torch.no_grad()
     def after_step(self, step: Step) -> None:
         if self.due is None:
             return
@@ -176,7 +179,8 @@ class PenaltySession(Session[WeightPenalty]):
         """Returns views of this process's parts, as the penalty wants to see them."""
         if self.technique.by_unit:
             return self.selection.units(tensors, parameters)
-        return [local(tensor) for tensor in tensors]
+        # Nothing records a graph here. A view without one, of each of thousands of weights, costs more than arithmetic.
+        return [local(tensor) if isinstance(tensor, DTensor) else tensor for tensor in tensors]
 
     def _log(self, step: Step, scheduled: float) -> None:
         # Of all optimizers together, also of those that toggle_optimizer froze for the moment.
