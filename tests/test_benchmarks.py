@@ -4,10 +4,12 @@ import json
 
 import pytest
 
+from benchmarks import cocktail
 from benchmarks.__main__ import BENCHMARKS, main
 from benchmarks.page import PAGE, rendered
 from benchmarks.tables import Table
 from benchmarks.targets import judged
+from tests.conftest import REPOSITORY
 
 SLOW = ("startup",)  # starts processes
 
@@ -124,3 +126,10 @@ def test_the_page_in_docs_is_what_was_measured():
 def test_every_target_has_a_figure_in_the_run_that_is_shown():
     measured = json.loads((PAGE.parent / "benchmarks" / "cpu.json").read_text(encoding="utf-8"))["benchmarks"]
     assert [row[0] for row in judged(measured).rows if row[3] == "not measured"] == []
+
+
+def test_page_of_the_cocktail_is_made_of_what_was_measured():
+    results = json.loads((REPOSITORY / cocktail.MEASURED).read_text())
+    assert (REPOSITORY / "docs" / "cocktail.md").read_text(encoding="utf-8") == cocktail.page(results)
+    ranks = cocktail._ranks({"a": {"plain": 1, "dropout": 2, "cocktail": 4, "boosting": 2}})
+    assert ranks == {"plain": [4.0], "dropout": [2.5], "cocktail": [1.0], "boosting": [2.5]}
