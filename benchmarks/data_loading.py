@@ -1,10 +1,10 @@
 """Images from memory to the network: our loader and augmentation beside the usual ones, sample by sample.
 
 ``python -m benchmarks data_loading`` times an epoch without augmentation, epochs with ``basic`` and ``advanced``, one
-of photographs with ``advanced``, and what part of a training epoch of ``configs/cifar10_cnn.yaml`` is spent waiting for
-data. The usual loader is torchvision's as its documentation uses it, with as many worker processes as there are cores.
-Images are random bytes, unless ``--data`` names a folder for the last table; what they show makes no difference to the
-time.
+of photographs with ``advanced``, epochs of photographs from disk, and what part of a training epoch of
+``configs/cifar10_cnn.yaml`` is spent waiting for data. The usual loader is torchvision's as its documentation uses it,
+with as many worker processes as there are cores. Images are random, unless ``--data`` names a folder for the last
+table; what they show makes no difference to the time.
 """
 
 import os
@@ -17,21 +17,24 @@ from random import Random
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 from PIL import Image
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Subset
+from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 from typing_extensions import override
 
 from benchmarks.tables import Options, Table
 from benchmarks.timing import alternate, median_ratio, quartiles, quiet, wait
-from lightning_reg.data import ImageData
+from lightning_reg.data import DatasetData, ImageData
 from lightning_reg.data.loader import ResumableLoader, SampleDataset, ShuffledSampler, as_fetched
 from lightning_reg.data.pipeline import ImagePipeline
 from lightning_reg.models import CNN
-from lightning_reg.transforms import AdvancedAugmentation, BasicAugmentation, Mixup
+from lightning_reg.transforms import AdvancedAugmentation, BasicAugmentation, CutMix, Mixing, Mixup
 from lightning_reg.transforms.augmentation import kernel_size
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -232,6 +235,7 @@ def tables(options: Options) -> Iterator[Table]:
             count,
             batch_size,
         )
+    yield _from_disk(options, workers)
     yield _waiting(options)
 
 
@@ -251,6 +255,103 @@ def _epochs(
         ratio = None if name == "ours" else median_ratio(times, seconds["ours"])
         table.add(name, median, f"{low:.2f} to {high:.2f}", count / median, ratio)
     return table
+
+
+class Pooled(LightningModule):
+    """The mean of each channel, classified: a network that takes hardly any time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, 2)
+
+    @override
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return F.cross_entropy(self.head(batch[0].mean((2, 3))), batch[1])
+
+    @override
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+class Pace(Callback):
+    """Measures how long batches take from the first one on.
+
+    Attributes:
+        times: When each was done.
+    """
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
+    ) -> None:
+        wait(str(pl_module.device))
+        self.times.append(time.perf_counter())
+
+
+def _from_disk(options: Options, workers: int) -> Table:
+    count = 64 if options.smallest else 640 if options.quick else 20_000
+    batch_size = 16 if options.smallest else PHOTOGRAPHS
+    table = Table(
+        f"An epoch of {count:,} photographs of 500×400 from disk, made 224×224, by {workers} workers, batches of "
+        f"{batch_size}",
+        ["what is done", "images a second", "of decoding and resizing alone"],
+    )
+    transform = v2.Compose([v2.Resize((PHOTOGRAPH, PHOTOGRAPH)), v2.PILToTensor()])
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        images = ImageFolder(str(_photographs(Path(folder), count)), transform=transform)
+        loader = DataLoader(images, batch_size=batch_size, shuffle=True, num_workers=workers)
+        times = [time.perf_counter() for _ in loader]
+        alone = batch_size * (len(times) - 1) / (times[-1] - times[0])
+        table.add("decoding and resizing alone", alone, "1.00")
+        how: dict[str, tuple[str, Mixing | None]] = {
+            "a Trainer's epoch": ("none", None),
+            "  augmented as basic does, mixed by CutMix": ("basic", CutMix()),
+            "  augmented as advanced does, mixed by CutMix": ("advanced", CutMix()),
+        }
+        for name, (augment, mix) in how.items():
+            data = DatasetData(
+                train=images,
+                val=Subset(images, [0]),
+                batch_size=batch_size,
+                num_workers=workers,
+                augment=augment,
+                mean=MEAN,
+                std=STD,
+                mix=mix,
+            )
+            pace = Pace()
+            Trainer(
+                accelerator="gpu" if options.device.startswith("cuda") else "cpu",
+                devices=1,
+                max_epochs=1,
+                limit_val_batches=0,
+                callbacks=[pace],
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+            ).fit(Pooled(), datamodule=data)
+            rate = batch_size * (len(pace.times) - 1) / (pace.times[-1] - pace.times[0])
+            table.add(name, rate, f"{rate / alone:.2f}")
+    return table
+
+
+def _photographs(folder: Path, count: int) -> Path:
+    """Writes smooth random images as JPEG files in two classes: 500 at most, the others are further names of them."""
+    generator = torch.Generator().manual_seed(0)
+    for index in range(count):
+        place = folder / f"class_{index % 2}"
+        place.mkdir(exist_ok=True)
+        path = place / f"{index:06}.jpg"
+        if index >= 500:
+            path.hardlink_to(folder / f"class_{index % 2}" / f"{index % 500:06}.jpg")
+            continue
+        coarse = torch.randint(0, 256, (40, 50, 3), dtype=torch.uint8, generator=generator)
+        Image.fromarray(coarse.numpy()).resize((500, 400), Image.Resampling.BICUBIC).save(path, quality=90)
+    return folder
 
 
 def _waiting(options: Options) -> Table:
