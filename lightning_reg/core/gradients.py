@@ -122,9 +122,10 @@ def without_graph(tensor: Tensor) -> Tensor:
     """Returns a tensor that no graph is recorded of, sharing its memory: usually a gradient itself is one.
 
     Args:
-        tensor: A parameter or a gradient.
+        tensor: A parameter, a buffer or a gradient.
     """
-    return tensor.detach() if tensor.requires_grad else tensor
+    # A view of what was made in inference mode may be written to outside of it, it itself may not.
+    return tensor.detach() if tensor.requires_grad or tensor.is_inference() else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
