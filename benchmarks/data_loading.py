@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import yaml
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from PIL import Image
 from torch import Tensor, nn
@@ -323,20 +323,32 @@ def _from_disk(options: Options, workers: int) -> Table:
                 mix=mix,
             )
             pace = Pace()
-            Trainer(
-                accelerator="gpu" if options.device.startswith("cuda") else "cpu",
-                devices=1,
-                max_epochs=1,
-                limit_val_batches=0,
-                callbacks=[pace],
-                logger=False,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-            ).fit(Pooled(), datamodule=data)
+            _fit(Pooled(), data, pace, options)
             rate = batch_size * (len(pace.times) - 1) / (pace.times[-1] - pace.times[0])
             table.add(name, rate, f"{rate / alone:.2f}")
     return table
+
+
+def _fit(
+    network: LightningModule,
+    data: LightningDataModule,
+    watching: Callback,
+    options: Options,
+    batches: int | None = None,
+) -> None:
+    """Trains for an epoch, or for its first batches, without anything but a callback that looks on."""
+    Trainer(
+        accelerator="gpu" if options.device.startswith("cuda") else "cpu",
+        devices=1,
+        max_epochs=1,
+        limit_train_batches=batches,
+        limit_val_batches=0,
+        callbacks=[watching],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    ).fit(network, datamodule=data)
 
 
 def _photographs(folder: Path, count: int) -> Path:
@@ -379,18 +391,7 @@ def _waiting(options: Options) -> Table:
             )
             network = CNN(input_shape=data.input_shape, num_classes=data.num_classes, **model)
             waiting = Waiting(warm_up=2)
-            Trainer(
-                accelerator="gpu" if options.device.startswith("cuda") else "cpu",
-                devices=1,
-                max_epochs=1,
-                limit_train_batches=steps + 1,  # the first is number 0
-                limit_val_batches=0,
-                callbacks=[waiting],
-                logger=False,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-            ).fit(network, datamodule=data)
+            _fit(network, data, waiting, options, batches=steps + 1)  # the first is number 0
             trained, waited = (1e3 * time / (steps - 2) for time in (waiting.trained, waiting.waited))
             table.add(augment, trained, waited, 100 * waited / (trained + waited))
     return table

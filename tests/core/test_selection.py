@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_reg.core.selection import select_parameters
+from lightning_reg.core.selection import Selection, select_parameters
 from lightning_reg.settings import SettingError
 
 
@@ -55,3 +55,17 @@ def test_names_inside_a_compiled_submodule_are_the_users():
 def test_patterns_that_choose_nothing_are_refused(settings, message):
     with pytest.raises(SettingError, match=message):
         select_parameters(Block(), **settings)
+
+
+def test_what_is_chosen_follows_what_is_asked_for_from_step_to_step():
+    block = Block()
+    chosen = Selection(block, include=("*",), exclude=("second.*",), exclude_norm_and_bias=False)
+    everything, frozen = list(block.parameters()), [block.norm.weight, block.second.bias]
+    expected = [block.first.weight, block.first.bias, block.norm.weight, block.norm.bias]
+    for _ in range(2):
+        found = chosen.of(everything)
+        assert [id(parameter) for parameter in found] == [id(parameter) for parameter in expected]
+        found.clear()  # the caller's own
+        assert [id(parameter) for parameter in chosen.of(frozen)] == [id(block.norm.weight)]
+    block.third = nn.Linear(4, 4)
+    assert any(parameter is block.third.weight for parameter in chosen.of(list(block.parameters())))

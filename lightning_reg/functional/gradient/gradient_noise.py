@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_reg.functional.bernoulli import random_signs
-from lightning_reg.functional.blocks import BLOCK
+from lightning_reg.functional.blocks import portions
 
 __all__ = ["add_noise_", "add_signs_"]
 
@@ -62,7 +62,7 @@ def add_signs_(gradients: Sequence[Tensor], deviation: Number, generator: torch.
         size = deviation / math.sqrt(2) if gradient.is_complex() else deviation
         if parts.device.type == "cpu":
             signed = torch.as_tensor(size, dtype=parts.dtype)
-            for piece in torch.split(parts.view(-1), BLOCK) if parts.is_contiguous() else [parts]:
+            for ([piece],) in portions([parts]):
                 signs = random_signs(piece.numel(), piece.dtype, generator).view(piece.shape)
                 piece.add_(torch.copysign(signed, signs))
         else:
