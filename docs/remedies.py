@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lightning_reg.cli.advice import REMEDIES, Situation
+from lightning_reg.cli.results.advice import REMEDIES, Situation
 
 __all__ = ["tables"]
 

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from lightning_reg.cli.advice import REMEDIES
+from lightning_reg.cli.results.advice import REMEDIES
 from lightning_reg.core.facts import Position
 from tests.conftest import REPOSITORY
 

@@ -15,16 +15,17 @@ from typing_extensions import override
 import lightning_reg.callbacks
 import lightning_reg.transforms  # noqa: F401
 from lightning_reg.callbacks import RegularizationAudit
-from lightning_reg.cli.answers import Beginning, answered
-from lightning_reg.cli.checks import check_devices, check_settings, within_memory
-from lightning_reg.cli.explanation import as_plain
-from lightning_reg.cli.figures import write_figures
+from lightning_reg.cli.answers.checks import check_devices, check_settings, within_memory
+from lightning_reg.cli.answers.exceptions import Beginning, answered
+from lightning_reg.cli.answers.explanation import as_plain
 from lightning_reg.cli.interruption import InterruptBetweenBatches
 from lightning_reg.cli.invocation import changed_command
 from lightning_reg.cli.links import FROM_DATA, argument_from_data
 from lightning_reg.cli.networks import fitting_network
 from lightning_reg.cli.parser import BriefParser
-from lightning_reg.cli.predictions import PredictionSettings, use_samples, write_predictions
+from lightning_reg.cli.results.figures import write_figures
+from lightning_reg.cli.results.predictions import PredictionSettings, use_samples, write_predictions
+from lightning_reg.cli.results.summary import quiet, summarize
 from lightning_reg.cli.runs import (
     check_can_go_on,
     check_writable,
@@ -34,7 +35,6 @@ from lightning_reg.cli.runs import (
     nothing_half_written,
     read_for,
 )
-from lightning_reg.cli.summary import quiet, summarize
 from lightning_reg.core.lightning import callbacks_of
 from lightning_reg.core.metric_names import higher_is_better, short_name
 from lightning_reg.data import InMemoryData

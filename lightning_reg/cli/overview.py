@@ -4,7 +4,7 @@ import inspect
 from types import ModuleType
 
 import lightning_reg
-from lightning_reg.cli.configs import described
+from lightning_reg.cli.commands.configs import described
 from lightning_reg.cli.invocation import command_line
 from lightning_reg.shipped import shipped_configs
 from lightning_reg.text import table
@@ -25,8 +25,8 @@ def overview() -> str:
     from lightning.pytorch import Callback
 
     from lightning_reg import callbacks, models, transforms
-    from lightning_reg.data.sources import SOURCES
-    from lightning_reg.data.tables import NAMED_TABLES
+    from lightning_reg.data.images.sources import SOURCES
+    from lightning_reg.data.tables.sources import NAMED_TABLES
 
     sections = [
         f"lightning_reg {lightning_reg.__version__}: regularized networks from the command line",

@@ -13,7 +13,7 @@ from jsonargparse.typing import register_type
 from lightning.pytorch.cli import LightningArgumentParser
 from typing_extensions import override
 
-from lightning_reg.cli.explanation import explained
+from lightning_reg.cli.answers.explanation import explained
 from lightning_reg.cli.invocation import command_line
 from lightning_reg.files import check_yaml, read_text
 from lightning_reg.settings import SettingError, first_in_chain

@@ -1,9 +1,9 @@
 """Data modules: where images and tables come from, how they are split, and a loader that fetches a batch at once."""
 
 from lightning_reg.data.dataset_data import DatasetData
-from lightning_reg.data.image_data import ImageData
+from lightning_reg.data.images.image_data import ImageData
 from lightning_reg.data.in_memory import InMemoryData
 from lightning_reg.data.mnist1d import Mnist1DData
-from lightning_reg.data.tabular_data import TabularData
+from lightning_reg.data.tables.tabular_data import TabularData
 
 __all__ = ["DatasetData", "ImageData", "InMemoryData", "Mnist1DData", "TabularData"]

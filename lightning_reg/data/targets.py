@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_reg.data.columns import Column, as_text
+from lightning_reg.data.tables.columns import Column, as_text
 from lightning_reg.settings import SettingError
 
 __all__ = ["Targets", "Task", "targets_of"]
@@ -55,7 +55,7 @@ def targets_of(columns: Mapping[str, Column], *, task: str, names: Sequence[str]
     Raises:
         SettingError: If the task doesn't go with the targets.
 
-    >>> from lightning_reg.data.columns import column_of_numbers
+    >>> from lightning_reg.data.tables.columns import column_of_numbers
     >>> targets_of({"grade": column_of_numbers([7, 3, 7])}, task="auto")
     Targets(task='classification', classes=('3', '7'), values=tensor([1, 0, 1]))
     """

@@ -9,8 +9,8 @@ import yaml
 from lightning_reg.core.metric_names import short_name
 from lightning_reg.search.outcome import COCKTAIL, without
 from lightning_reg.search.overlay import differences, with_cocktail
-from lightning_reg.search.space import Cocktail, Space
-from lightning_reg.search.tried import Tried
+from lightning_reg.search.spaces.space import Cocktail, Space
+from lightning_reg.search.trials.tried import Tried
 from lightning_reg.studies.definition import Piece
 
 __all__ = ["FIRST_SEED", "best_alone", "compared", "confirmation_file", "confirmation_metric", "variants_of"]

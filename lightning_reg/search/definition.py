@@ -7,8 +7,8 @@ from typing import Any
 
 from lightning_reg.core.metric_names import lower_is_better
 from lightning_reg.files import read_yaml
-from lightning_reg.search.space import Space
-from lightning_reg.search.space_file import read_space
+from lightning_reg.search.spaces.space import Space
+from lightning_reg.search.spaces.space_file import read_space
 from lightning_reg.settings import SettingError, check_choice, check_count, check_range, did_you_mean
 from lightning_reg.studies.definition import Piece, pieces
 from lightning_reg.studies.runs import key_of

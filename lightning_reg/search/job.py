@@ -6,12 +6,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lightning_reg.search.definition import SearchDefinition
-from lightning_reg.search.first_trials import First, alone, first_trials
 from lightning_reg.search.folder import SearchFolder
 from lightning_reg.search.outcome import Confirmation, SearchOutcome
-from lightning_reg.search.running import Budget, Goal, do_trials
-from lightning_reg.search.space import Cocktail
-from lightning_reg.search.storage import Driver, silenced, stored
+from lightning_reg.search.spaces.space import Cocktail
+from lightning_reg.search.trials.first_trials import First, alone, first_trials
+from lightning_reg.search.trials.running import Budget, Goal, do_trials
+from lightning_reg.search.trials.storage import Driver, silenced, stored
 from lightning_reg.studies.execution import Perform
 from lightning_reg.studies.executor import Executor
 from lightning_reg.studies.outcome import Failure
@@ -19,7 +19,7 @@ from lightning_reg.studies.runs import Run, key_of
 from lightning_reg.studies.store import Store
 
 if TYPE_CHECKING:
-    from lightning_reg.search.trials import Trials
+    from lightning_reg.search.trials.trials import Trials
 
 __all__ = ["SearchJob"]
 
@@ -90,7 +90,7 @@ class SearchJob(ABC):
             SettingError: If something can't be used, or the disk is full.
             KeyboardInterrupt: When interrupted; what is finished is kept.
         """
-        from lightning_reg.search.trials import Trials  # which imports Optuna
+        from lightning_reg.search.trials.trials import Trials  # which imports Optuna
 
         self.folder.check()
         if self.storage is not None:

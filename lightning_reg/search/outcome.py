@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from lightning_reg.search.space import Cocktail, Space
-from lightning_reg.search.tried import Tried
+from lightning_reg.search.spaces.space import Cocktail, Space
+from lightning_reg.search.trials.tried import Tried
 from lightning_reg.search.words import in_words
 from lightning_reg.studies.outcome import Result
 from lightning_reg.studies.statistics import Comparison, Summary, holm_corrected, paired

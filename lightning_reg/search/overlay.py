@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
-from lightning_reg.search.space import Cocktail, Space
-from lightning_reg.search.switch import Switch
+from lightning_reg.search.spaces.space import Cocktail, Space
+from lightning_reg.search.spaces.switch import Switch
 from lightning_reg.settings import SettingError, did_you_mean
 
 __all__ = [

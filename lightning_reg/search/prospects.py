@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from lightning_reg.audit.contradictions import contradictions
 from lightning_reg.audit.inventory import take_inventory
-from lightning_reg.search.space import Space
+from lightning_reg.search.spaces.space import Space
 from lightning_reg.settings import SettingError
 
 __all__ = ["Prospect", "with_present", "without_contradictions"]

@@ -19,9 +19,9 @@ from lightning_reg.search.prospects import Prospect, with_present, without_contr
 from lightning_reg.search.python_form import python_form
 from lightning_reg.search.python_run import Make, SearchTrial, build, made_of, perform, seeded
 from lightning_reg.search.report import page
-from lightning_reg.search.space import Cocktail, Space
-from lightning_reg.search.space_file import read_space
-from lightning_reg.search.storage import check_installed
+from lightning_reg.search.spaces.space import Cocktail, Space
+from lightning_reg.search.spaces.space_file import read_space
+from lightning_reg.search.trials.storage import check_installed
 from lightning_reg.settings import SettingError, check_choice, check_count
 from lightning_reg.studies.execution import Perform, execute
 from lightning_reg.studies.executor import Executor, InProcessExecutor, LocalExecutor

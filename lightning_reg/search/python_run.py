@@ -11,9 +11,9 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 
 from lightning_reg.core.lightning import callbacks_of, random_states, set_random_states
 from lightning_reg.search.overlay import class_of
-from lightning_reg.search.running import STEP_SECONDS
-from lightning_reg.search.space import Cocktail, Space
+from lightning_reg.search.spaces.space import Cocktail, Space
 from lightning_reg.search.step_timer import StepTimer
+from lightning_reg.search.trials.running import STEP_SECONDS
 from lightning_reg.settings import SettingError
 from lightning_reg.studies.runs import Measured, Run
 

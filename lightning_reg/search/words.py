@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lightning_reg.search.space import Cocktail, Space
+from lightning_reg.search.spaces.space import Cocktail, Space
 from lightning_reg.studies.report.numbers import number
 
 __all__ = ["in_words", "shown_strength", "shown_value"]

@@ -10,8 +10,8 @@ from lightning.pytorch import Callback
 from lightning_reg.audit.contradictions import contradictions
 from lightning_reg.audit.inventory import take_inventory
 from lightning_reg.cli import main
-from lightning_reg.cli.advice import REMEDIES, Situation, advice_lines, remedies, signs_in
 from lightning_reg.cli.command import RegularizationCLI
+from lightning_reg.cli.results.advice import REMEDIES, Situation, advice_lines, remedies, signs_in
 
 PLAIN = {"hidden_sizes": [8], "norm": "none", "activation": "relu", "drop_prob": 0.0, "label_smoothing": 0.0}
 OVERFITS = {"signs": frozenset({"overfitting"}), "model": PLAIN | {"weight_decay": None}, "data": {"mix": None}}

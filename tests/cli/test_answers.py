@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lightning_reg.cli import main
-from lightning_reg.cli.checks import within_memory
+from lightning_reg.cli.answers.checks import within_memory
 from tests.cli.helpers import MLP_CONFIG, SHORT, run
 
 pytestmark = pytest.mark.timeout(120)  # what waits for a pipe waits forever

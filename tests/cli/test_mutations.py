@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 from lightning.pytorch import LightningModule
 
-from lightning_reg.cli.fitting import resolve
 from lightning_reg.cli.runs import read_for
+from lightning_reg.cli.unattended.fitting import resolve
 from lightning_reg.settings import SettingError
 from tests.cli.helpers import MLP_CONFIG
 

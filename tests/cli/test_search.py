@@ -7,14 +7,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lightning_reg.cli import main, trial
-from lightning_reg.cli.fitting import all_settings
-from lightning_reg.cli.rehearsal import Rehearsed
-from lightning_reg.cli.search import parsed
-from lightning_reg.cli.search_job import set_split
-from lightning_reg.cli.trial import for_trials
-from lightning_reg.search.first_trials import first_trials
-from lightning_reg.search.space_file import read_space, space_of
+from lightning_reg.cli import main
+from lightning_reg.cli.commands.search import parsed
+from lightning_reg.cli.commands.search_job import set_split
+from lightning_reg.cli.unattended import trial
+from lightning_reg.cli.unattended.fitting import all_settings
+from lightning_reg.cli.unattended.rehearsal import Rehearsed
+from lightning_reg.cli.unattended.trial import for_trials
+from lightning_reg.search.spaces.space_file import read_space, space_of
+from lightning_reg.search.trials.first_trials import first_trials
 from lightning_reg.studies.executor import InProcessExecutor
 from tests.conftest import REPOSITORY
 
@@ -57,7 +58,7 @@ FOLDER = Path("runs/search/example")
 @pytest.fixture
 def here(monkeypatch):
     """Trials are done in this very process: what a worker of its own would import takes seconds."""
-    monkeypatch.setattr("lightning_reg.cli.options.LocalExecutor", lambda _: InProcessExecutor())
+    monkeypatch.setattr("lightning_reg.cli.commands.options.LocalExecutor", lambda _: InProcessExecutor())
 
 
 @pytest.fixture

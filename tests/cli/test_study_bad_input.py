@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lightning_reg.cli import fitting, main
-from lightning_reg.cli.plan import fits
+from lightning_reg.cli import main
+from lightning_reg.cli.unattended import fitting
+from lightning_reg.cli.unattended.plan import fits
 from lightning_reg.studies.definition import read_study
 from lightning_reg.studies.executor import InProcessExecutor
 from lightning_reg.studies.store import Store
@@ -147,7 +148,7 @@ def test_another_study_s_folder(capsys):
 
 def test_a_metric_that_is_not_measured(capsys, monkeypatch):
     monkeypatch.setattr(fitting, "fit", FIT)
-    monkeypatch.setattr("lightning_reg.cli.options.LocalExecutor", lambda _: InProcessExecutor())
+    monkeypatch.setattr("lightning_reg.cli.commands.options.LocalExecutor", lambda _: InProcessExecutor())
     assert main(["study", write(metric="test/acuracy", seeds=1), "--output", "there"]) == 2
     assert "metric must be one of " in (error := capsys.readouterr().err)
     assert "did you mean 'test/accuracy'" in error

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from lightning_reg.cli.fitting import fit
-from lightning_reg.cli.plan import fits
+from lightning_reg.cli.unattended.fitting import fit
+from lightning_reg.cli.unattended.plan import fits
 from lightning_reg.studies.definition import read_study
 from lightning_reg.studies.runs import computations, compute
 from tests.conftest import REPOSITORY

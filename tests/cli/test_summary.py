@@ -1,4 +1,4 @@
-from lightning_reg.cli.summary import metric_lines
+from lightning_reg.cli.results.summary import metric_lines
 
 
 def test_gap_is_how_much_worse_validation_is():

@@ -7,9 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from lightning_reg.data import ImageData, decoded_images, folders
-from lightning_reg.data.decoded_images import cache_folder
-from lightning_reg.data.folders import ClassFolders
+from lightning_reg.data import ImageData
+from lightning_reg.data.images import decoded_images, folders
+from lightning_reg.data.images.decoded_images import cache_folder
+from lightning_reg.data.images.folders import ClassFolders
 from lightning_reg.settings import SettingError
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lightning_reg.data.folders import ClassFolders
+from lightning_reg.data.images.folders import ClassFolders
 from lightning_reg.settings import SettingError
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 import torchvision
 
-from lightning_reg.data import sources
-from lightning_reg.data.sources import SOURCES
+from lightning_reg.data.images import sources
+from lightning_reg.data.images.sources import SOURCES
 from lightning_reg.settings import SettingError
 
 

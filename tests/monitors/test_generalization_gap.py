@@ -21,7 +21,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC
 
 from lightning_reg.callbacks import GeneralizationGap
-from lightning_reg.cli.summary import TrainingPart
+from lightning_reg.cli.results.summary import TrainingPart
 from lightning_reg.data import ImageData
 from lightning_reg.models import MLP
 from lightning_reg.monitors import generalization_gap

@@ -1,10 +1,10 @@
 """Searches that take no time."""
 
-from lightning_reg.search.first_trials import First
 from lightning_reg.search.overlay import with_cocktail
-from lightning_reg.search.space_file import space_of
-from lightning_reg.search.storage import Driver, open_storage, silenced
-from lightning_reg.search.trials import Trials
+from lightning_reg.search.spaces.space_file import space_of
+from lightning_reg.search.trials.first_trials import First
+from lightning_reg.search.trials.storage import Driver, open_storage, silenced
+from lightning_reg.search.trials.trials import Trials
 from lightning_reg.studies.runs import Measured, Run, key_of
 
 SPACE = {

@@ -13,7 +13,7 @@ from lightning_reg.search.overlay import (
     value_of,
     with_cocktail,
 )
-from lightning_reg.search.space_file import space_of
+from lightning_reg.search.spaces.space_file import space_of
 from lightning_reg.settings import SettingError
 from tests.search.helpers import BASE, make_space
 

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from lightning_reg.search import search, storage
-from lightning_reg.search.storage import Driver, silenced, stored
-from lightning_reg.search.trials import Trials
+from lightning_reg.search import search
+from lightning_reg.search.trials import storage
+from lightning_reg.search.trials.storage import Driver, silenced, stored
+from lightning_reg.search.trials.trials import Trials
 from lightning_reg.settings import SettingError
 from tests.search.helpers import first_of, make_space
 from tests.search.test_python import SPACE, make

@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from lightning_reg.search.running import Budget, Goal, do_trials
-from lightning_reg.search.storage import Driver
+from lightning_reg.search.trials.running import Budget, Goal, do_trials
+from lightning_reg.search.trials.storage import Driver
 from lightning_reg.settings import SettingError
 from lightning_reg.studies.executor import InProcessExecutor, LocalExecutor
 from lightning_reg.studies.runs import Measured

@@ -10,8 +10,8 @@ from torch import nn
 
 from lightning_reg import callbacks
 from lightning_reg.search.prospects import with_present
-from lightning_reg.search.ranges import Interval, Options, as_range
-from lightning_reg.search.space_file import SHIPPED, read_space, space_of
+from lightning_reg.search.spaces.ranges import Interval, Options, as_range
+from lightning_reg.search.spaces.space_file import SHIPPED, read_space, space_of
 from lightning_reg.settings import SettingError
 from tests.search.helpers import SPACE, make_space
 from tests.search.test_python import Net

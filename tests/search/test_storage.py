@@ -2,7 +2,7 @@
 
 import pytest
 
-from lightning_reg.search.storage import Driver, masked, open_storage, silenced, stored
+from lightning_reg.search.trials.storage import Driver, masked, open_storage, silenced, stored
 from lightning_reg.settings import SettingError
 from tests.search.helpers import make_trials
 from tests.search.test_trials import ask_and_tell

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lightning_reg.search.storage import Driver, silenced
+from lightning_reg.search.trials.storage import Driver, silenced
 from tests.search.helpers import make_trials, quality
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from lightning_reg.core.charts import make_logarithmic
 from lightning_reg.search.outcome import SearchOutcome
-from lightning_reg.search.ranges import Interval
-from lightning_reg.search.tried import Tried
+from lightning_reg.search.spaces.ranges import Interval
+from lightning_reg.search.trials.tried import Tried
 from lightning_reg.search.words import shown_strength, shown_value
 from lightning_reg.studies.report.charts import Section
 from lightning_reg.studies.report.figures import BLUE, GRAY, ORANGE, Chart, drawing, label_of, shade

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from lightning_reg.search.outcome import COCKTAIL, SearchOutcome
 from lightning_reg.search.report.charts import sections
-from lightning_reg.search.tried import Tried
+from lightning_reg.search.trials.tried import Tried
 from lightning_reg.search.words import shown_value
 from lightning_reg.studies.report.numbers import difference_in_words, number, p_value, readable
 from lightning_reg.studies.report.page import rendered

@@ -1,0 +1,1 @@
+"""What a bad setting is answered with: one sentence."""

@@ -1,0 +1,227 @@
+"""What the parser lets through and can only be a mistake."""
+
+import inspect
+import math
+import os
+import pkgutil
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+from typing import Any, get_args
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.accelerators import CPUAccelerator
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.overrides import TorchFunctionMode
+
+import lightning_reg.callbacks
+from lightning_reg.cli.answers.explanation import SECTIONS, described, hint_of, parameters_of, shown
+from lightning_reg.cli.links import FROM_DATA
+from lightning_reg.core.technique import Technique
+from lightning_reg.settings import SettingError, check_count, check_range
+
+__all__ = ["check_devices", "check_settings", "within_memory"]
+
+_GIB = 2**30
+_WIDEST = 2**28
+
+
+def check_settings(config: Mapping[str, Any]) -> None:
+    """Raises for settings that have the right type and can only be a mistake.
+
+    Args:
+        config: All settings of a command.
+
+    Raises:
+        SettingError: With the setting.
+    """
+    for section, owner in SECTIONS.items():
+        if not isinstance(config.get(section), Mapping):
+            raise SettingError(f"{section} must be a mapping of settings, but is {shown(config.get(section))}")
+        _check_nulls(section, owner, config[section], ())
+    _check_size("", config)
+    for section in ("model", "data"):
+        _check_object(section, config.get(section), FROM_DATA)
+    trainer = config["trainer"]
+    _check_callbacks(trainer)
+    _check_trainer(trainer)
+    _check_inside("checkpoint.filename", config["checkpoint"].get("filename"))
+    loggers = trainer.get("logger")
+    for logger in loggers if isinstance(loggers, list) else [loggers]:
+        arguments = logger.get("init_args") or {} if isinstance(logger, Mapping) else {}
+        for name in ("name", "version", "sub_dir"):
+            _check_inside(f"trainer.logger.{name}", arguments.get(name))
+    workers = ((config.get("data") or {}).get("init_args") or {}).get("num_workers")
+    most = max(64, 8 * (os.cpu_count() or 1))
+    if isinstance(workers, int) and workers > most:
+        machine = f"this machine with {os.cpu_count()} processors"
+        raise SettingError(f"data.num_workers must be at most {most} on {machine}, but is {workers}")
+
+
+def _check_callbacks(trainer: Mapping[str, Any]) -> None:
+    callbacks = trainer.get("callbacks") or []
+    for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
+        _check_object("trainer.callbacks", callback, ())
+        _check_start(callback, trainer.get("max_epochs"))
+        kind = pkgutil.resolve_name(callback["class_path"])
+        if _is_base(kind):
+            raise SettingError(
+                f"trainer.callbacks must name a technique, but {kind.__name__} is only what several have in common"
+            )
+        if kind is Callback:
+            raise SettingError("trainer.callbacks must name a Callback by class_path, but has one that does nothing")
+
+
+def _check_trainer(trainer: Mapping[str, Any]) -> None:
+    for number, least in (("log_every_n_steps", 0), ("check_val_every_n_epoch", 1), ("num_sanity_val_steps", -1)):
+        if trainer.get(number) is not None:
+            check_count(f"trainer.{number}", trainer[number], low=least)
+    if trainer.get("gradient_clip_val") is not None:
+        check_range("trainer.gradient_clip_val", trainer["gradient_clip_val"], low=0)
+    for number in ("accumulate_grad_batches", "val_check_interval"):
+        value = trainer.get(number)
+        if isinstance(value, (int, float)):
+            check_range(f"trainer.{number}", value, low=0, low_open=True)
+    for unit in ("epochs", "steps"):
+        low, high = trainer.get(f"min_{unit}"), trainer.get(f"max_{unit}")
+        if isinstance(low, int) and isinstance(high, int) and 0 <= high < low:
+            raise SettingError(f"trainer.min_{unit} must be at most max_{unit}, which is {high}, but is {low}")
+
+
+def _is_base(kind: Any) -> bool:
+    """Whether a class is one of ours that nobody attaches, because others are made of it."""
+    is_ours = isinstance(kind, type) and issubclass(kind, Technique) and kind.__module__.startswith("lightning_reg.")
+    return is_ours and kind.__name__ not in lightning_reg.callbacks.__all__
+
+
+def _check_start(callback: Mapping[str, Any], epochs: Any) -> None:
+    """Raises where a callback would begin only when training has ended, as Lightning's averages say."""
+    for name, value in (callback.get("init_args") or {}).items():
+        is_start = {"start", "starting"} & set(name.split("_")) and "epoch" in name.split("_")
+        if is_start and isinstance(value, int) and isinstance(epochs, int) and 0 < epochs <= value:
+            raise SettingError(
+                f"{name} of {callback['class_path']} must be before the end of training, epoch {epochs}, but is {value}"
+            )
+
+
+def _check_inside(name: str, value: Any) -> None:
+    """Raises where a name would put files somewhere else than into its folder."""
+    if isinstance(value, str) and (".." in PurePath(value).parts or PurePath(value).is_absolute()):
+        raise SettingError(f"{name} must be a name within the run's folder, but is {value!r}")
+
+
+def _check_size(path: str, value: Any) -> None:
+    if isinstance(value, (Mapping, list, tuple)):
+        for name, entry in value.items() if isinstance(value, Mapping) else enumerate(value):
+            _check_size(f"{path}.{name}" if path else str(name), entry)
+    elif isinstance(value, int) and abs(value) > sys.maxsize:
+        raise SettingError(f"{path.replace('.init_args', '')} must be at most {sys.maxsize}, but is {value}")
+
+
+def _check_scheduler(path: str, owner: Any, arguments: Mapping[str, Any]) -> None:
+    """Tries a schedule for two steps on an optimizer of one weight: some divide by their settings only then."""
+    if not (isinstance(owner, type) and issubclass(owner, LRScheduler)) or issubclass(owner, ReduceLROnPlateau):
+        return
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1, momentum=0.9)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            schedule = owner(optimizer, **arguments)
+            for _ in range(2):
+                optimizer.step()
+                schedule.step()
+    except NotImplementedError as error:
+        raise SettingError(
+            f"{path} must be a schedule, but {owner.__name__} is only what schedules have in common"
+        ) from error
+    except (ArithmeticError, ValueError) as error:
+        raise SettingError(f"{path} can't be used with {dict(arguments)}: {type(error).__name__}: {error}") from error
+    except Exception:  # with the real optimizer it may do
+        pass
+
+
+def _check_object(path: str, value: Any, given: tuple[str, ...]) -> None:
+    """Checks an object that is written as its class with arguments, and those that lie in it."""
+    if not isinstance(value, Mapping) or not isinstance(value.get("class_path"), str):
+        return
+    try:
+        owner = pkgutil.resolve_name(value["class_path"])
+    except (ImportError, AttributeError, ValueError):
+        return
+    arguments = value.get("init_args")
+    if not isinstance(arguments, Mapping):
+        return
+    _check_nulls(path, owner, arguments, given)
+    _check_scheduler(path, owner, arguments)
+    for name, argument in arguments.items():
+        _check_object(f"{path}.{name}", argument, ())
+
+
+def _check_nulls(path: str, owner: Any, arguments: Any, given: tuple[str, ...]) -> None:
+    parameters = parameters_of(owner)
+    for name, value in arguments.items():
+        default = parameters[name].default if name in parameters else inspect.Parameter.empty
+        if value is not None or default in (None, inspect.Parameter.empty) or name in given:
+            continue
+        hint = hint_of(owner, name)
+        if hint is not None and hint is not Any and type(None) not in get_args(hint):
+            raise SettingError(f"{path}.{name} must be {described(hint)}, but is null")
+
+
+def check_devices(trainer: Trainer) -> None:
+    """Raises for more processes on the CPU than it could ever serve.
+
+    Args:
+        trainer: That would start them.
+
+    Raises:
+        SettingError: With how many there may be.
+    """
+    processors = os.cpu_count() or 1
+    if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > max(8, 2 * processors):
+        raise SettingError(
+            f"trainer.devices must be at most {max(8, 2 * processors)} on this machine with {processors} processors, "
+            f"but is {trainer.num_devices}"
+        )
+
+
+def within_memory(setting: str) -> TorchFunctionMode:
+    """Returns a context in which a tensor that this machine's memory can't hold is refused before it is allocated.
+
+    Args:
+        setting: What is being made.
+
+    Returns:
+        What raises a SettingError with the size.
+    """
+    return _WithinMemory(setting)
+
+
+# Those whose arguments begin with the size; arange begins with where it starts and ends.
+_MAKERS = {torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn}
+
+
+class _WithinMemory(TorchFunctionMode):
+    def __init__(self, setting: str) -> None:
+        super().__init__()
+        self.setting = setting
+        self.memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _MAKERS and torch.device(kwargs.get("device") or "cpu").type == "cpu":
+            size = kwargs.get("size", args if args and isinstance(args[0], int) else (*args, ())[0])
+            if isinstance(size, (tuple, list)) and all(isinstance(length, int) for length in size):
+                self.check(size, kwargs.get("dtype") or torch.get_default_dtype())
+        return func(*args, **kwargs)
+
+    def check(self, size: Sequence[int], dtype: torch.dtype) -> None:
+        wanted = math.prod(size) * dtype.itemsize
+        # The width of a layer, before the matrix that it has to have.
+        is_too_wide = len(size) == 1 and size[0] > _WIDEST
+        if wanted > self.memory or is_too_wide:
+            found = f"a tensor of {' × '.join(f'{length:,}' for length in size)}, {wanted / _GIB:,.0f} GiB"
+            limit = f"this machine's {self.memory / _GIB:.0f} GiB of memory"
+            raise SettingError(f"{self.setting} must fit into {limit}, but has {found}")

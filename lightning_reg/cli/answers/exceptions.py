@@ -1,0 +1,199 @@
+"""What Lightning, torch and others raise while a run is built, as an answer to who wrote the settings."""
+
+import contextlib
+import pkgutil
+import re
+import sysconfig
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.connectors import checkpoint_connector
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from typing_extensions import override
+
+import lightning_reg
+from lightning_reg.cli.answers.explanation import SECTIONS, shown
+from lightning_reg.settings import SettingError, first_in_chain
+
+__all__ = ["Beginning", "answered"]
+
+_OURS = Path(lightning_reg.__file__).parent
+_INSTALLED = tuple(Path(sysconfig.get_paths()[name]) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+_MOST = 600
+"""Letters of an answer; some libraries print what they were given."""
+
+
+class Beginning(Callback):
+    """Knows whether the first batch has been asked for: from then on an exception is no answer to settings.
+
+    Args:
+        last: Saves when an exception ends the fit: from the beginning of training on, lest the checkpoint that is to be
+            gone on from is written over, and not if settings are at fault.
+        monitor: Metric that has to be there after the first epoch.
+    """
+
+    def __init__(self, last: ModelCheckpoint | None = None, monitor: str | None = None) -> None:
+        self.has_begun = False
+        self.at_fit_start: Callable[[], None] = lambda: None
+        """Called when there are optimizers, and before their state is restored."""
+        self._last = last
+        self._monitor = monitor
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.at_fit_start()
+
+    @override
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.has_begun = True
+
+    @override
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.has_begun = False  # Lightning looks at the training data only now
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.has_begun = True
+        if self._last is not None:
+            self._last.save_on_exception = True
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        logged = sorted(trainer.callback_metrics)
+        is_usual = trainer.val_check_interval == 1.0 and trainer.check_val_every_n_epoch == 1
+        if self._monitor is not None and is_usual and trainer.current_epoch == 0 and self._monitor not in logged:
+            raise SettingError(
+                f"checkpoint.monitor must be a metric that is logged, {', '.join(logged)}, but is {self._monitor!r}"
+            )
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        is_first_epoch = trainer.current_epoch == 0
+        if (
+            self._last is not None
+            and is_first_epoch
+            and isinstance(exception, (SettingError, MisconfigurationException))
+        ):
+            self._last.save_on_exception = False
+
+    @override
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.has_begun = True
+
+    @override
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.has_begun = True
+
+    @override
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.has_begun = True
+
+
+@contextlib.contextmanager
+def answered(
+    config: Mapping[str, Any], beginning: Beginning | None = None, checkpoint: str | None = None
+) -> Iterator[None]:
+    """Turns what others raise while a run is built into one sentence with the setting's name.
+
+    The user's own code keeps its traceback, and so does ours: that is a fault of the library's. Only what is restored
+    from a checkpoint is data that ours may fail over.
+
+    Args:
+        config: All settings of a command.
+        beginning: Says when nothing is being built anymore.
+
+    Raises:
+        SettingError: In place of what was raised.
+    """
+    try:
+        yield
+    except Exception as error:
+        if (beginning is not None and beginning.has_begun) or first_in_chain(error, (SettingError,)):
+            raise
+        chain = _chain(error)
+        cause = chain[-1]
+        frames = [frame for raised in chain for frame, _ in traceback.walk_tb(raised.__traceback__)]
+        if cause.__traceback__ is None or _is_users(frames[-1]):
+            raise
+        is_restoring = any(frame.f_globals.get("__name__") == checkpoint_connector.__name__ for frame in frames)
+        if checkpoint is not None and is_restoring:
+            raise SettingError(
+                f"ckpt_path {checkpoint!r} can't be restored: {_sentence(cause, always=True)}"
+            ) from error
+        if _is_within(frames[-1], _OURS):
+            raise
+        place = _setting(config, frames, str(cause))
+        raise SettingError(f"{place}: {_sentence(cause)}" if place else _sentence(cause)) from error
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """Returns an error and its causes, of which a parser has made it."""
+    chain = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    return chain
+
+
+def _is_within(frame: FrameType, *folders: Path) -> bool:
+    file = Path(frame.f_code.co_filename)
+    return any(file.is_relative_to(folder) for folder in folders)
+
+
+def _is_users(frame: FrameType) -> bool:
+    is_built_in = frame.f_code.co_filename.startswith("<frozen")
+    return not is_built_in and not _is_within(frame, _OURS, *_INSTALLED)
+
+
+def _sentence(error: BaseException, *, always: bool = False) -> str:
+    """What an exception says, with its kind where that says more."""
+    text = " ".join(str(error).split())
+    if always or not text or isinstance(error, (KeyError, AttributeError, TypeError)):
+        text = f"{type(error).__name__}{f': {text}' if text else ''}"
+    return text if len(text) <= _MOST else f"{text[:_MOST]}..."
+
+
+def _setting(config: Mapping[str, Any], frames: list[FrameType], message: str) -> str:
+    """Returns the setting that an exception speaks of: the object that was being made, and its argument if one fits."""
+    objects = dict(_objects(config))
+    for frame in reversed(frames):
+        made = frame.f_locals.get("self")
+        found = [path for path, entry in objects.items() if made is not None and _is_made(frame, made, entry)]
+        if found:
+            path = found[0]
+            arguments = objects[path].get("init_args") or {}
+            break
+        section = next((name for name, kind in SECTIONS.items() if isinstance(made, kind)), None)
+        if frame.f_code.co_name == "__init__" and section is not None:
+            path, arguments = section, config.get(section) or {}
+            break
+    else:
+        return ""
+    words = set(re.findall(r"[\w.+-]+", message))
+    named = [name for name in arguments if name in words]
+    meant = named or [name for name, value in arguments.items() if value not in (None, "") and str(value) in words]
+    return f"{path}.{meant[0]} is {shown(arguments[meant[0]])}" if len(meant) == 1 else path
+
+
+def _is_made(frame: FrameType, made: Any, entry: Mapping[str, Any]) -> bool:
+    try:
+        kind = pkgutil.resolve_name(entry["class_path"])
+    except (ImportError, AttributeError, ValueError):
+        return False
+    return frame.f_code.co_name == "__init__" and isinstance(kind, type) and isinstance(made, kind)
+
+
+def _objects(config: Any, path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yields all that is written as its class with arguments, with its setting's name."""
+    if isinstance(config, list):
+        for entry in config:
+            yield from _objects(entry, path)
+    elif isinstance(config, Mapping):
+        if isinstance(config.get("class_path"), str):
+            yield path, config
+        for name, entry in config.items():
+            yield from _objects(entry, path if name == "init_args" else f"{path}.{name}" if path else name)

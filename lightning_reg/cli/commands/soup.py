@@ -1,0 +1,103 @@
+"""The command ``soup``: the mean of the weights of several checkpoints of one model."""
+
+import argparse
+from collections.abc import Sequence
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from typing_extensions import override
+
+from lightning_reg.callbacks import CheckpointSoup
+from lightning_reg.callbacks.weights.checkpoint_soup import Soup
+from lightning_reg.cli.command import RegularizationCLI
+from lightning_reg.cli.commands.options import CommandParser
+from lightning_reg.cli.invocation import command_line
+from lightning_reg.settings import SettingError
+from lightning_reg.text import table
+
+__all__ = ["soup"]
+
+
+def soup(args: Sequence[str]) -> int:
+    """Makes a soup of checkpoints, and saves it as a checkpoint.
+
+    Args:
+        args: What follows ``soup``.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        SettingError: For whatever can't be used, before anything is written.
+    """
+    named = list(takewhile(lambda word: not word.startswith("-"), args))
+    options, words = _parser().parse_known_args(args[len(named) :])
+    if len(named) < 2:
+        raise SettingError(
+            f"soup: at least two checkpoints must be named, before any option, but there are {len(named)}"
+        )
+    output = Path(options.output)
+    if output.suffix != ".ckpt" or output.exists() or not output.parent.is_dir():
+        raise SettingError(
+            f"output must be a new file that ends in .ckpt, in a folder that exists, but is {options.output!r}"
+        )
+    cooked = _Cook(named, options, words).soup
+    cooked.save(output)
+    rows = [["checkpoint", *(["score"] if cooked.scores else []), "in the soup"]]
+    for path in map(Path, dict.fromkeys(named)):
+        score = [f"{cooked.scores[path]:.4f}"] if cooked.scores else []
+        rows.append([str(path), *score, "yes" if path in cooked.ingredients else "no"])
+    if cooked.score is not None:
+        rows.append(["soup", f"{cooked.score:.4f}", ""])
+    print("\n".join(table(rows)))
+    print(f"\nsaved: {output}\nTo measure it:\n  {command_line(['test', *words, '--ckpt_path', str(output)])}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    made = CommandParser(
+        prog=command_line(["soup"]),
+        usage="%(prog)s CHECKPOINT CHECKPOINT ... [--uniform] [--buffers WHICH] [--output FILE] --config FILE",
+        description="Average the weights of several checkpoints of one model, those that help or all of them.",
+        epilog="Other options are those that the model was trained with: --config FILE, --model.hidden_sizes ...\n"
+        "What is compared is --checkpoint.monitor, on a validation part that all trainings held out (data.seed).",
+    )
+    add = made.add_argument
+    add("--uniform", action="store_true", help="take all of them, rather than those that make validation no worse")
+    add(
+        "--buffers",
+        choices=("recompute", "average"),
+        default="recompute",
+        help="BatchNorm's statistics: recompute them of training data (default), or average them",
+    )
+    add("--output", metavar="FILE", default="soup.ckpt", help="where the soup is saved; default: soup.ckpt")
+    return made
+
+
+class _Cook(RegularizationCLI):
+    """Sets up a validation, and makes a soup in its place.
+
+    Args:
+        checkpoints: Paths of the ingredients.
+        options: Of the command's own parser.
+        words: What follows ``validate``.
+    """
+
+    def __init__(self, checkpoints: Sequence[str], options: argparse.Namespace, words: Sequence[str]) -> None:
+        self.checkpoints = checkpoints
+        self.options = options
+        first = checkpoints[0]  # whose constants the data module takes, and which fits the model
+        super().__init__(["validate", *words, "--ckpt_path", first, "--trainer.logger", "false"])
+
+    @override
+    def validate(self, **settings: Any) -> None:
+        monitored = self._get(self.config_init, "checkpoint")
+        maker = CheckpointSoup(
+            greedy=not self.options.uniform,
+            monitor=str(monitored.monitor),
+            mode=monitored.mode,
+            buffers=self.options.buffers,
+        )
+        with self._answering(settings):
+            self.soup: Soup = maker.cook(self.trainer, self.model, self.checkpoints, datamodule=self.datamodule)

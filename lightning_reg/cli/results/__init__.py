@@ -1,0 +1,1 @@
+"""What a run leaves in the terminal and in its folder."""

@@ -1,0 +1,243 @@
+"""Anybody's own images: a folder a split, in it a folder a class."""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from lightning_reg.data.images.decoded_images import FEW_IMAGES, decoded_once
+from lightning_reg.data.images.sources import LabeledImages
+from lightning_reg.data.targets import Task
+from lightning_reg.files import opened
+from lightning_reg.settings import SettingError, check_count
+
+__all__ = ["ClassFolders", "check_folder", "first_shape", "read_images"]
+
+
+@dataclass(frozen=True)
+class ClassFolders:
+    """A folder with ``train/`` and perhaps ``val/`` and ``test/``, each with a folder a class.
+
+    All images are read into memory once, as RGB: N · 3 · H · W bytes. What is transparent becomes white.
+
+    Args:
+        image_size: Height and width in pixels: the shorter side is scaled to it and the middle is cut out. Where
+            None, all images have to be of one size already.
+        cache: Whether decoded images are kept on disk.
+
+    Raises:
+        SettingError: If the folder doesn't exist or has fewer than two classes.
+    """
+
+    root: Path
+    image_size: int | None = None
+    cache: bool = False
+    flips: ClassVar[tuple[str, ...]] = ("horizontal", "vertical")  # nothing is known against either
+
+    def __post_init__(self) -> None:
+        check_folder(self.root, self.image_size)
+        if not (self.root / "train").is_dir():
+            raise SettingError(
+                f"root {str(self.root)!r} must have a folder 'train' with a folder for each class, but has "
+                f"{_listed(self.root)}"
+            )
+        if len(self.classes) < 2:
+            raise SettingError(
+                f"{str(self.root / 'train')!r} must have at least two folders, one for each class, but has "
+                f"{_listed(self.root / 'train')}"
+            )
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes in alphabetical order."""
+        return _folders(self.root / "train")
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(3, H, W) of one image."""
+        return first_shape(self._labeled("train")[0][0], self.image_size)
+
+    @property
+    def task(self) -> Task:
+        """What is predicted: the folder that an image is in."""
+        return "classification"
+
+    @property
+    def num_targets(self) -> None:
+        """None: an image has one class."""
+
+    @property
+    def groups(self) -> None:
+        """None: nothing is known of images that belong together."""
+
+    def has(self, split: str) -> bool:
+        """Returns whether there is a folder for a split."""
+        return (self.root / split).is_dir()
+
+    def load(self) -> tuple[LabeledImages, LabeledImages | None, LabeledImages | None]:
+        """Reads the training, validation and test images into memory; None where there is no folder for them.
+
+        Raises:
+            SettingError: If an image is broken or of another size, or classes differ from those of ``train``.
+        """
+        parts = [self._load(split) if self.has(split) else None for split in ("val", "test")]
+        return self._load("train"), parts[0], parts[1]
+
+    def _load(self, split: str) -> LabeledImages:
+        found = self._labeled(split)
+        images = read_images([path for path, _ in found], self.input_shape, self.image_size, cache=self.cache)
+        return LabeledImages(images, torch.tensor([label for _, label in found]))
+
+    def files(self, split: str) -> list[Path]:
+        """Returns the images of a split, in the order they are loaded.
+
+        Args:
+            split: train, val or test.
+
+        Raises:
+            SettingError: If there are none, or classes differ from those of ``train``.
+        """
+        return [Path(path) for path, _ in self._labeled(split)]
+
+    @cached_property
+    def _listed(self) -> dict[str, list[tuple[str, int]]]:
+        """Paths with their labels, of the splits that have been looked at: a large folder is listed once."""
+        return {}
+
+    def _labeled(self, split: str) -> list[tuple[str, int]]:
+        if split not in self._listed:
+            self._listed[split] = self._list(split)
+        return self._listed[split]
+
+    def _list(self, split: str) -> list[tuple[str, int]]:
+        folder = self.root / split
+        unknown = sorted(set(_folders(folder)) - set(self.classes))
+        if unknown:
+            raise SettingError(f"{str(folder)!r} has a class {unknown[0]!r} that 'train' doesn't have")
+        endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+        files = [
+            (path, label)
+            for label, name in enumerate(self.classes)
+            for path in _below(folder / name)
+            if os.path.splitext(path)[1].lower() in endings
+        ]
+        present = {label for _, label in files}
+        empty = [name for label, name in enumerate(self.classes) if label not in present]
+        if not files or (split == "train" and empty):
+            where = folder / empty[0] if files else folder
+            raise SettingError(f"{str(where)!r} has no images, of any format that Pillow reads")
+        return files
+
+
+def check_folder(root: Path, image_size: int | None) -> None:
+    """Raises unless the folder exists and the size can be one.
+
+    Args:
+        image_size: Height and width in pixels, or None.
+
+    Raises:
+        SettingError: If either isn't so.
+    """
+    if image_size is not None:
+        check_count("image_size", image_size)
+    if not root.is_dir():
+        raise SettingError(f"root must be a folder that exists, but is {str(root)!r}")
+
+
+def first_shape(first: str | Path, image_size: int | None) -> tuple[int, int, int]:
+    """Returns (3, H, W) of all images by the first of them, or by the size that they are scaled to."""
+    if image_size is not None:
+        return (3, image_size, image_size)
+    shape = _read(first, None).shape
+    return (3, shape[1], shape[2])
+
+
+def read_images(
+    paths: Sequence[str | Path], shape: tuple[int, int, int], image_size: int | None, *, cache: bool = False
+) -> Tensor:
+    """Reads images into memory.
+
+    Args:
+        shape: (3, H, W) that each must have.
+        image_size: That they are scaled to, where it isn't None.
+        cache: Whether they are kept as they were decoded, and read from there the next time.
+
+    Returns:
+        (N, 3, H, W), uint8.
+
+    Raises:
+        SettingError: If one isn't there, is broken or of another shape.
+    """
+    if cache and len(paths) >= FEW_IMAGES:
+        return decoded_once(paths, shape, image_size, lambda: _decoded(paths, shape, image_size))
+    return _decoded(paths, shape, image_size)
+
+
+def _decoded(paths: Sequence[str | Path], shape: tuple[int, int, int], image_size: int | None) -> Tensor:
+    images = torch.empty((len(paths), *shape), dtype=torch.uint8)
+
+    def fill(position: int) -> None:
+        image = _read(paths[position], image_size)
+        if tuple(image.shape) != shape:
+            raise SettingError(
+                f"image_size must be set where images differ in size: {paths[position]} is {tuple(image.shape)}, "
+                f"another is {shape}"
+            )
+        images[position] = image
+
+    with ThreadPoolExecutor() as pool:  # decoding releases the interpreter's lock
+        for _ in pool.map(fill, range(len(paths))):
+            pass
+    return images
+
+
+def _read(path: str | Path, image_size: int | None) -> Tensor:
+    try:
+        # Reading anything but a regular file, such as a pipe, may wait forever.
+        with opened("image", path) as content, Image.open(content) as file:
+            image = ImageOps.exif_transpose(file)
+            if image.mode.startswith("I;16"):  # Pillow's own conversion would cut off at 255
+                image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+            elif image.mode in ("I", "F"):
+                raise ValueError(f"its pixels are 32-bit numbers (mode {image.mode}) of unknown range")
+            if image.has_transparency_data:  # else what shines through would be whatever lies below, often black
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            image = image.convert("RGB")
+    except SettingError:
+        raise
+    except Exception as error:  # of a damaged file Pillow's readers can raise anything
+        raise SettingError(f"{path} can't be read as an image: {error}") from error
+    if image_size is not None:
+        image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (3, H, W)
+
+
+def _below(folder: Path) -> list[str]:
+    """Files at any depth, links to folders followed, each folder once; what is hidden is passed over."""
+    found: list[str] = []
+    seen: set[str] = set()
+    for where, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(where)
+        folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
+        found += [os.path.join(where, name) for name in names if not name.startswith(".") and real not in seen]
+        seen.add(real)
+    return sorted(found, key=lambda path: path.split(os.sep))  # as paths are ordered: folder by folder
+
+
+def _folders(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")))
+
+
+def _listed(folder: Path, most: int = 5) -> str:
+    names = sorted(entry.name for entry in folder.iterdir())
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more if names else "nothing"
