@@ -1,1 +1,1 @@
-"""What things cost, side by side with what a user would pick instead."""
+"""Benchmarks of speed, memory and accuracy, compared with the alternatives that a user would pick."""

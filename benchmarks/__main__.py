@@ -1,8 +1,8 @@
-"""Runs benchmarks, and prints and writes what they measured.
+"""Runs benchmarks, and prints and saves their results.
 
-``python -m benchmarks`` runs all of them, ``python -m benchmarks overhead scaling`` some. ``--quick`` is for a look, in
-minutes. ``--device cuda`` runs them on a GPU. ``--json`` and ``--markdown`` name files that the tables are written to;
-what a JSON file holds already stays, but for rows that are measured again.
+``python -m benchmarks`` runs all of them, ``python -m benchmarks overhead scaling`` some. ``--quick`` gives rough
+results within minutes. ``--device cuda`` runs them on a GPU. ``--json`` and ``--markdown`` name files for the tables;
+an existing JSON file is updated: rows that are measured again replace the old ones.
 """
 
 import argparse
@@ -36,10 +36,10 @@ BENCHMARKS = {
 
 
 def main(args: list[str] | None = None) -> int:
-    """Runs what was asked for.
+    """Runs the selected benchmarks.
 
     Args:
-        args: Arguments of the command line; those of the process where None.
+        args: Command-line arguments; ``sys.argv[1:]`` if None.
 
     Returns:
         The exit status.
@@ -108,7 +108,7 @@ def _write(data: Path | None, page: Path | None, where: str, measured: dict[str,
 
 
 def _merged(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns tables of both, rows of the newer run in the place of the older one's: some may be measured again."""
+    """Merges the tables of two runs; rows of the newer run replace those of the older one."""
     by_title = {table["title"]: table for table in before}
     for table in now:
         old = by_title.get(table["title"])

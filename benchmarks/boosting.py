@@ -1,9 +1,9 @@
-"""The default MLP for tables beside gradient boosting, on tables of one's own.
+"""The default MLP for tables compared with gradient boosting, on the user's tables.
 
-``python -m benchmarks.boosting FOLDER`` takes every ``NAME.csv`` or ``NAME.csv.gz`` of a folder, whose last column
-``class`` is predicted, and prints the mean balanced accuracy over repeated splits: of ``configs/tabular_mlp.yaml`` as
-it is, and of scikit-learn's ``HistGradientBoostingClassifier`` with its defaults, on the same training rows, encoded
-the same way.
+``python -m benchmarks.boosting FOLDER`` reads every ``NAME.csv`` or ``NAME.csv.gz`` in a folder, predicts its column
+``class``, and prints the mean balanced accuracy over repeated splits: of the unchanged ``configs/tabular_mlp.yaml``,
+and of scikit-learn's ``HistGradientBoostingClassifier`` with its defaults, on the same training rows with the same
+encoding.
 """
 
 import argparse
@@ -28,12 +28,12 @@ __all__ = ["boosted", "trained"]
 
 
 def trained(path: Path, repeat: int, further: list[str]) -> float:
-    """Returns the test part's balanced accuracy of the configuration as it is.
+    """Returns the test balanced accuracy of the MLP configuration.
 
     Args:
-        path: The table's file.
-        repeat: Number of the split.
-        further: Options of the command line.
+        path: File of the table.
+        repeat: Index of the split.
+        further: Additional command-line options.
     """
     options: dict[str, Any] = {
         "config": find_config("config", "tabular_mlp").resolve(),
@@ -56,11 +56,11 @@ def trained(path: Path, repeat: int, further: list[str]) -> float:
 
 
 def boosted(path: Path, repeat: int) -> float:
-    """Returns the same of gradient boosting.
+    """Returns the test balanced accuracy of gradient boosting.
 
     Args:
-        path: The table's file.
-        repeat: Number of the split.
+        path: File of the table.
+        repeat: Index of the split.
     """
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.metrics import balanced_accuracy_score
@@ -81,7 +81,7 @@ def _rows(data: TabularData, split: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def main() -> None:
-    """Prints a table."""
+    """Prints a line per table, and the mean difference."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", nargs="*", default=[], help="names of tables")

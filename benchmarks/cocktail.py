@@ -1,13 +1,13 @@
-"""What the cocktail is worth on tables: ``python -m benchmarks.cocktail --tables FOLDER``.
+"""The regularization cocktail compared with other methods: ``python -m benchmarks.cocktail --tables FOLDER``.
 
-One net for all (3×256, batches of 128, 60 epochs of AdamW with a cosine). Of each table one stratified fifth is set
-aside for testing before anything else; searches see the rest alone. Each method has the same number of trials: the
-cocktail, dropout alone, and gradient boosting (scikit-learn's). What each has found is trained with five fresh
-training and validation parts of the rest, and measured on the test part; the plain net stands beside them.
+The network is always the same (3×256, batches of 128, 60 epochs of AdamW with a cosine schedule). A stratified fifth of
+each table is set aside for testing first; searches only use the rest. Each method has the same number of trials: the
+cocktail, dropout alone, and gradient boosting (scikit-learn's). The best trial of each is refitted on five new
+training and validation splits of the rest, and evaluated on the test split, as is the plain network.
 
-Every piece, a method on a table, is a JSON file of its own under the output. A piece that has been measured, there or
-in docs/benchmarks/cocktail.json, isn't done again, and one that was interrupted goes on. ``--minutes`` ends after the
-piece at hand. ``--page`` writes docs/benchmarks/cocktail.json and docs/cocktail.md. Numbers are those of one machine
+Every piece, a method on a table, has its own JSON file in the output folder. Pieces that have been measured, there or
+in docs/benchmarks/cocktail.json, are skipped, and interrupted ones are resumed. With ``--minutes`` no new piece starts
+after that time. ``--page`` writes docs/benchmarks/cocktail.json and docs/cocktail.md. The results are for one machine
 and one choice of test rows.
 """
 
@@ -32,7 +32,7 @@ METHODS = ("plain", "dropout", "cocktail", "boosting")
 METRIC = "balanced_accuracy"
 MEASURED = Path("docs/benchmarks/cocktail.json")
 SEEDS = tuple(range(1000, 1005))
-MOST_ROWS = 7500  # of which 6,000 aren't for testing
+MOST_ROWS = 7500  # 6,000 of them for training and validation
 FEW_ROWS = 2000
 # Published balanced accuracies of one split each (Kadra et al. 2021): cocktail, XGBoost.
 PUBLISHED: Mapping[str, tuple[float, float]] = {
@@ -52,8 +52,8 @@ each has found was fitted five times with fresh seeds and splits of the rest, an
 
 
 def sampled(source: Path, folder: Path) -> Path:
-    """Returns the table that all methods have: the source's rows, or as many as may be, drawn once."""
-    import pandas as pd  # type: ignore[import-untyped]  # of the tests' extra
+    """Returns the table that all methods use: the source's rows, or a fixed sample of them if there are too many."""
+    import pandas as pd  # type: ignore[import-untyped]  # from the tests' extra
     from sklearn.model_selection import train_test_split
 
     path = folder / "table.csv"
@@ -67,12 +67,12 @@ def sampled(source: Path, folder: Path) -> Path:
 
 
 def data_settings(path: Path) -> dict[str, Any]:
-    """Returns where the rows are, which are for testing, and which for validation."""
+    """Returns the data settings: the file of the rows, and the sizes of the test and validation splits."""
     return {"path": str(path), "target": "class", "task": "classification", "test_size": 0.2, "val_size": 0.2}
 
 
 def base_settings(path: Path, epochs: int) -> dict[str, Any]:
-    """Returns the one net, as a configuration."""
+    """Returns the configuration of the plain network."""
     return {
         "seed_everything": 0,
         "trainer": {"max_epochs": epochs, "logger": False, "callbacks": [], "accelerator": "cpu"},
@@ -93,7 +93,7 @@ def base_settings(path: Path, epochs: int) -> dict[str, Any]:
 
 
 def searched(folder: Path, method: str, path: Path, options: argparse.Namespace) -> Path:
-    """Returns the configuration that a search has found."""
+    """Runs a search and returns the path of the best configuration."""
     place = folder / method
     place.mkdir(exist_ok=True)
     base = place / "base.yaml"
@@ -115,7 +115,7 @@ def searched(folder: Path, method: str, path: Path, options: argparse.Namespace)
 
 
 def refitted(folder: Path, method: str, configuration: Path, jobs: int) -> list[float]:
-    """Returns what a configuration comes to on the test part, with fresh training and validation parts."""
+    """Returns the test metric of a configuration, refitted on new training and validation splits."""
     place = folder / method
     file = place / "refit.yaml"
     study = {
@@ -135,7 +135,7 @@ def refitted(folder: Path, method: str, configuration: Path, jobs: int) -> list[
 
 
 def boosted(path: Path, trials: int) -> list[float]:
-    """Returns what gradient boosting comes to, tuned by as many trials on the same rows."""
+    """Returns the test metric of gradient boosting, tuned by as many trials on the same rows."""
     import optuna
     import pandas as pd
     from sklearn.ensemble import HistGradientBoostingClassifier
@@ -177,7 +177,7 @@ def boosted(path: Path, trials: int) -> list[float]:
 
 
 def piece(source: Path, method: str, options: argparse.Namespace) -> None:
-    """Measures a method on a table."""
+    """Evaluates a method on a table, and writes the result."""
     name = source.name.partition(".")[0]
     folder = Path(options.output) / name
     start = time.perf_counter()
@@ -207,7 +207,7 @@ def piece(source: Path, method: str, options: argparse.Namespace) -> None:
 
 
 def measured_pieces(output: Path) -> dict[tuple[str, str], Mapping[str, Any]]:
-    """Returns what has been measured, by table and method: kept with the documents, or in a folder of results."""
+    """Returns the results by table and method, from docs/benchmarks and from the output folder."""
     kept = read_json("results", MEASURED) if MEASURED.exists() else []
     results = [*kept, *(read_json("result", path) for path in output.glob("*/*.json"))]
     return {(result["table"], result["method"]): result for result in sorted(results, key=_place)}
@@ -218,7 +218,7 @@ def _place(result: Mapping[str, Any]) -> tuple[str, int]:
 
 
 def page(results: Sequence[Mapping[str, Any]]) -> str:
-    """Returns docs/cocktail.md, of those tables that all methods have been measured on."""
+    """Returns the text of docs/cocktail.md, for the tables that all methods have been evaluated on."""
     means: dict[str, dict[str, float]] = {}
     for result in results:
         means.setdefault(result["table"], {})[result["method"]] = 100 * statistics.fmean(result["values"])
@@ -285,7 +285,7 @@ def _comparisons(whole: Mapping[str, Mapping[str, float]]) -> list[str]:
 
 
 def run() -> None:
-    """Does the pieces that are left."""
+    """Runs the remaining pieces."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--tables", help="folder of tables, CSV with a column class; perhaps with .gz behind")

@@ -1,9 +1,8 @@
-"""What techniques send between processes, beyond what a step sends itself, counted where weights are sharded (FSDP2).
+"""Communication between processes that techniques add to a training step with sharded weights (FSDP2).
 
-``python -m benchmarks communication`` trains a small network in two processes on the CPU, and counts in a step that
-doesn't log what reaches torch's collectives: how often, and how many bytes a process hands over. What acts entry by
-entry needs nothing; a norm needs one number. A process that holds a part of a matrix can't do what asks for whole ones:
-that is refused.
+``python -m benchmarks communication`` trains a small network in two processes on the CPU, and counts the calls of
+torch's collectives, and the bytes that a process passes to them, in a step that doesn't log. Elementwise techniques
+send nothing; a norm sends one number. Techniques that need whole matrices raise an error on sharded weights.
 """
 
 import json
@@ -34,14 +33,14 @@ from lightning_reg.settings import SettingError
 
 __all__ = ["sent"]
 
-STEP = 3  # that is counted: the first ones prepare
+STEP = 3  # the step that is counted, after warm-up
 WIDTH = 64
 REFUSED = "refused"
 _SENDS_NOTHING = ("barrier", "wait_tensor", "_wrap_tensor_autograd")
 
 
 class Counted(TorchDispatchMode, Callback):
-    """Counts what one step hands to collectives."""
+    """Counts the calls of collectives in one step, and the bytes passed to them."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # of torch
@@ -53,7 +52,7 @@ class Counted(TorchDispatchMode, Callback):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if any(issubclass(kind, DTensor) for kind in types):
-            return NotImplemented  # what it does to its own part comes here next
+            return NotImplemented  # its operation on the local shard is dispatched here next
         namespace, _, name = func.name().partition("::")
         is_collective = namespace in ("c10d", "_c10d_functional") and name not in _SENDS_NOTHING
         if self.counts and is_collective:
@@ -74,13 +73,13 @@ class Counted(TorchDispatchMode, Callback):
 
 
 def _handed_over(name: str, args: tuple[Any, ...]) -> Any:
-    """Returns what a process gives, among the arguments of a collective: some name first what they write to."""
+    """Returns the input of a collective among its arguments; some collectives take their output first."""
     writes_first = ("_allgather_base_", "allgather_", "_reduce_scatter_base_", "reduce_scatter_", "alltoall_base_")
     return args[1] if name.startswith(writes_first) else args[0]
 
 
 class Sharded(Workload):
-    """An MLP of three layers, whose weights lie half in each process."""
+    """An MLP of three layers, with one half of the weights in each process."""
 
     def __init__(self) -> None:
         layers = [nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, 10)]
@@ -93,10 +92,10 @@ class Sharded(Workload):
 
 
 def sent(make: Callable[[], list[Callback]]) -> tuple[int, int] | str:
-    """Returns how often a step calls a collective, and the bytes that a process hands over; or that it is refused.
+    """Returns the number of collective calls in a step and the bytes that a process sends; or the error message.
 
     Args:
-        make: Makes the callbacks.
+        make: Function that creates the callbacks.
     """
     torch.manual_seed(0)
     counted, module = Counted(), Sharded()
@@ -123,11 +122,7 @@ def sent(make: Callable[[], list[Callback]]) -> tuple[int, int] | str:
 
 
 def tables(options: Options) -> Iterator[Table]:
-    """Yields one table.
-
-    Args:
-        options: How to run.
-    """
+    """Yields one table."""
     table = Table(
         "What a step of sharded weights sends beyond a bare one, in two processes (FSDP2)",
         ["technique", "collectives", "bytes"],
@@ -150,11 +145,11 @@ def tables(options: Options) -> Iterator[Table]:
 
 
 def _main(path: str, only: str) -> None:
-    """Counts in two processes, of which the first writes what was found.
+    """Counts in two processes, the first of which writes the results.
 
     Args:
-        path: Of the file.
-        only: What names of techniques are to contain, or, behind a bar, may contain instead.
+        path: Path of the results file.
+        only: Text that the names of techniques must contain, or several alternatives separated by ``|``.
     """
     torch.set_num_threads(1)
     chosen = {

@@ -1,10 +1,10 @@
-"""Images from memory to the network: our loader and augmentation beside the usual ones, sample by sample.
+"""Data loading: our batched loader and augmentation compared with the usual per-sample ones.
 
 ``python -m benchmarks data_loading`` times an epoch without augmentation, epochs with ``basic`` and ``advanced``, one
-of photographs with ``advanced``, epochs of photographs from disk, and what part of a training epoch of
-``configs/cifar10_cnn.yaml`` is spent waiting for data. The usual loader is torchvision's as its documentation uses it,
-with as many worker processes as there are cores. Images are random, unless ``--data`` names a folder for the last
-table; what they show makes no difference to the time.
+of photographs with ``advanced``, epochs of photographs from disk, and the share of a training epoch of
+``configs/cifar10_cnn.yaml`` that is spent waiting for data. The usual loader follows torchvision's documentation, with
+one worker process per core. Images are random, unless ``--data`` names a folder for the last table; their content
+doesn't affect the times.
 """
 
 import os
@@ -39,7 +39,7 @@ from lightning_reg.transforms.augmentation import kernel_size
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 BATCH_SIZE = 128
-PHOTOGRAPH, PHOTOGRAPHS = 224, 32  # width, and how many are in a batch
+PHOTOGRAPH, PHOTOGRAPHS = 224, 32  # width, and batch size
 BASIC = (
     v2.RandomHorizontalFlip(),
     v2.RandomVerticalFlip(),
@@ -51,7 +51,7 @@ BASIC = (
 
 
 def advanced_of(size: int) -> tuple[v2.Transform, ...]:
-    """Returns what ``advanced`` does before normalization, by torchvision.
+    """Returns torchvision's equivalent of ``advanced``, up to normalization.
 
     Args:
         size: Width of the images, in pixels.
@@ -69,14 +69,14 @@ CONFIG = Path(__file__).parents[1] / "configs" / "cifar10_cnn.yaml"
 
 
 class UsualDataset(Dataset[tuple[Tensor, int]]):
-    """What torchvision's documentation does for each sample.
+    """A data set with per-sample transforms, as in torchvision's documentation.
 
     Args:
-        images: (N, C, H, W), uint8.
-        labels: (N,).
-        transforms: Before conversion to float and normalization.
-        as_pil: Whether images start as PIL images, as torchvision's data sets hand them out, rather than as tensors.
-        after: What comes after normalization.
+        images: Images (N, C, H, W), uint8.
+        labels: Labels (N,).
+        transforms: Transforms before conversion to float and normalization.
+        as_pil: Whether images are PIL images, as in torchvision's data sets, rather than tensors.
+        after: Transforms after normalization.
     """
 
     def __init__(
@@ -97,13 +97,13 @@ class UsualDataset(Dataset[tuple[Tensor, int]]):
 
 
 def usual_epoch(dataset: UsualDataset, workers: int, device: str, batch_size: int = BATCH_SIZE) -> Callable[[], float]:
-    """Returns an epoch of the usual loader.
+    """Returns a function that loads an epoch with the usual loader.
 
     Args:
-        dataset: That is loaded.
-        workers: Processes that load it.
-        device: That batches are sent to.
-        batch_size: Samples in a batch.
+        dataset: Data set to load.
+        workers: Number of worker processes.
+        device: Device of the batches.
+        batch_size: Number of samples in a batch.
     """
     loader = DataLoader(
         dataset, batch_size=batch_size, shuffle=True, num_workers=workers, persistent_workers=workers > 0
@@ -114,14 +114,14 @@ def usual_epoch(dataset: UsualDataset, workers: int, device: str, batch_size: in
 def our_epoch(
     images: Tensor, labels: Tensor, pipeline: ImagePipeline, device: str, batch_size: int = BATCH_SIZE
 ) -> Callable[[], float]:
-    """Returns an epoch of our loader, with what it leaves to the device.
+    """Returns a function that loads an epoch with our loader, including augmentation on the device.
 
     Args:
-        images: (N, C, H, W), uint8.
-        labels: (N,).
-        pipeline: Augments and normalizes.
-        device: That batches are sent to.
-        batch_size: Samples in a batch.
+        images: Images (N, C, H, W), uint8.
+        labels: Labels (N,).
+        pipeline: Augmentation and normalization.
+        device: Device of the batches.
+        batch_size: Number of samples in a batch.
     """
     dataset = SampleDataset(images, labels)
     loader = ResumableLoader(
@@ -135,22 +135,18 @@ def our_epoch(
 
 
 def summed(batches: Iterable[Tensor]) -> float:
-    """Reads every batch, so that nothing is left undone.
-
-    Args:
-        batches: Of an epoch.
-    """
+    """Sums all batches of an epoch, so that all pending work is done."""
     return float(torch.stack([batch.sum(dtype=torch.float64) for batch in batches]).sum())
 
 
 class Waiting(Callback):
     """Measures how long training waits for its next batch: from the end of a step to the beginning of the next.
 
-    That includes fetching it, its transfer, augmentation and mixing. The first steps, in which memory is found and
-    kernels are chosen, aren't counted.
+    This includes loading, transfer, augmentation and mixing. The first steps, in which memory is allocated and kernels
+    are selected, aren't counted.
 
     Args:
-        warm_up: How many steps aren't counted.
+        warm_up: Number of steps that aren't counted.
     """
 
     def __init__(self, warm_up: int) -> None:
@@ -177,11 +173,7 @@ class Waiting(Callback):
 
 
 def tables(options: Options) -> Iterator[Table]:
-    """Yields the times of epochs, then the share of waiting.
-
-    Args:
-        options: How to run.
-    """
+    """Yields the times of epochs, then the share of time spent waiting for data."""
     count = 256 if options.smallest else 4_000 if options.quick else 50_000
     workers = 0 if options.smallest else os.cpu_count() or 1
     generator = torch.Generator().manual_seed(0)
@@ -258,7 +250,7 @@ def _epochs(
 
 
 class Pooled(LightningModule):
-    """The mean of each channel, classified: a network that takes hardly any time."""
+    """A linear classifier of the channel means: a network with negligible step time."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -274,10 +266,10 @@ class Pooled(LightningModule):
 
 
 class Pace(Callback):
-    """Measures how long batches take from the first one on.
+    """Records when batches are finished.
 
     Attributes:
-        times: When each was done.
+        times: Time at the end of each batch in seconds.
     """
 
     def __init__(self) -> None:
@@ -336,7 +328,7 @@ def _fit(
     options: Options,
     batches: int | None = None,
 ) -> None:
-    """Trains for an epoch, or for its first batches, without anything but a callback that looks on."""
+    """Trains for an epoch, or for its first batches, with a single callback that measures."""
     Trainer(
         accelerator="gpu" if options.device.startswith("cuda") else "cpu",
         devices=1,
@@ -352,7 +344,7 @@ def _fit(
 
 
 def _photographs(folder: Path, count: int) -> Path:
-    """Writes smooth random images as JPEG files in two classes: 500 at most, the others are further names of them."""
+    """Writes smooth random images as JPEG files in two classes: at most 500, the others are hard links to them."""
     generator = torch.Generator().manual_seed(0)
     for index in range(count):
         place = folder / f"class_{index % 2}"
@@ -391,14 +383,14 @@ def _waiting(options: Options) -> Table:
             )
             network = CNN(input_shape=data.input_shape, num_classes=data.num_classes, **model)
             waiting = Waiting(warm_up=2)
-            _fit(network, data, waiting, options, batches=steps + 1)  # the first is number 0
+            _fit(network, data, waiting, options, batches=steps + 1)  # batches are counted from 0
             trained, waited = (1e3 * time / (steps - 2) for time in (waiting.trained, waiting.waited))
             table.add(augment, trained, waited, 100 * waited / (trained + waited))
     return table
 
 
 def _written(folder: Path, count: int) -> Path:
-    """Writes random images, a folder a class, as many as the steps need and a tenth for validation."""
+    """Writes random images, one folder per class: as many as the steps need, and some for validation."""
     generator = torch.Generator().manual_seed(0)
     for index in range(int(count * 1.2)):
         place = folder / "train" / f"class_{index % 10}"

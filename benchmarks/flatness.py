@@ -1,10 +1,10 @@
-"""What averaging weights and looking for flat minima is worth: test accuracy with each technique, and without.
+"""Test accuracy with and without techniques that average weights or look for flat minima.
 
 ``python -m benchmarks.flatness`` trains an MLP 64-256-128-10 on 300 of the 1,797 handwritten digits, five seeds each.
 ``python -m benchmarks.flatness --data images`` trains a CNN on 5,000 images of a folder with ``train/<class>/`` and
-``test/<class>/`` in it, three seeds each; the docs tell of CIFAR-10. Learning rates are constant, so that the last
-weights are as noisy as averages are good for, and the same for all. Printed is the mean of the accuracy on the whole
-test part with its standard error over seeds, each of which draws the subset, the weights and the order of batches.
+``test/<class>/`` in it, three seeds each; the docs report CIFAR-10. Learning rates are the same for all, and constant,
+so that the last weights are noisy enough for averages to help. It prints the mean accuracy on the whole test split with
+its standard error over seeds, each of which determines the subset, the initial weights and the order of batches.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from lightning_reg.models import CNN, MLP, Supervised
 
 __all__ = ["VARIANTS", "trained"]
 
-# A variant is a line here; what it takes beside the default is its callbacks alone.
+# Variants differ from the default only in their callbacks.
 VARIANTS: dict[str, Callable[[], list[Callback]]] = {
     "none": list,
     "ExponentialMovingAverage": lambda: [ExponentialMovingAverage(half_life=3.0, half_life_unit="epoch")],
@@ -47,14 +47,14 @@ VARIANTS: dict[str, Callable[[], list[Callback]]] = {
 
 @dataclass(frozen=True)
 class Task:
-    """What is learned.
+    """A data set and a model to train on it.
 
     Attributes:
-        title: What it is.
-        seeds: How many times each variant trains.
-        epochs: How long.
-        data: Makes the data of one seed.
-        model: Makes the model.
+        title: Description of data and model.
+        seeds: Number of seeds per variant.
+        epochs: Number of epochs.
+        data: Function that creates the data module of a seed.
+        model: Function that creates the model.
     """
 
     title: str
@@ -65,7 +65,7 @@ class Task:
 
 
 def digits() -> Task:
-    """300 handwritten digits and an MLP."""
+    """Returns the task of 300 handwritten digits and an MLP."""
     return Task(
         "300 digits, MLP 64-256-128-10 with BatchNorm",
         seeds=5,
@@ -81,7 +81,7 @@ def digits() -> Task:
 
 
 def images(root: str) -> Task:
-    """5,000 images of 32×32 and a small CNN.
+    """Returns the task of 5,000 images of 32×32 and a small CNN.
 
     Args:
         root: Folder with ``train/<class>/`` and ``test/<class>/``.
@@ -104,12 +104,12 @@ def images(root: str) -> Task:
 
 
 def trained(task: Task, data: ImageData, callbacks: list[Callback]) -> float:
-    """Returns the accuracy on the test part.
+    """Trains a model and returns its test accuracy.
 
     Args:
-        task: What is learned.
-        data: Of one seed, which is that of the weights, too.
-        callbacks: That are attached.
+        task: Task that provides model and epochs.
+        data: Data module of one seed, which also seeds the weights.
+        callbacks: Callbacks of the trainer.
     """
     seed_everything(data.seed, verbose=False)
     model = task.model()
@@ -129,7 +129,7 @@ def trained(task: Task, data: ImageData, callbacks: list[Callback]) -> float:
 
 
 def main() -> None:
-    """Prints a table."""
+    """Prints a line per variant."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", help="folder of images; the digits where it is left out")
     parser.add_argument("--only", default="", help="train the variants whose name contains this")

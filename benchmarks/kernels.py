@@ -1,8 +1,8 @@
-"""What a GPU pays for, counted on the CPU: operations that a technique dispatches in a step, and waits for results.
+"""Operations that a technique dispatches in a step, and host syncs: costs on a GPU, counted on the CPU.
 
-``python -m benchmarks kernels`` trains networks of few and of many tensors, and counts in a step that doesn't log what
-torch's profiler sees beyond a bare step. What only makes a view or takes memory isn't counted, nor what an operation
-over a list of tensors does within. Where the count grows, a technique does something for each tensor.
+``python -m benchmarks kernels`` trains networks with few and with many tensors, and counts the operations that torch's
+profiler records beyond a bare step, in a step that doesn't log. Views and memory allocations aren't counted, nor are
+operations within one over a list of tensors. A count that grows shows that a technique loops over tensors.
 """
 
 from collections import Counter
@@ -21,7 +21,7 @@ from benchmarks.workloads import Endless, Workload
 
 __all__ = ["WAITS", "beyond_bare", "operations"]
 
-STEP = 3  # that is counted: the first ones prepare
+STEP = 3  # the step that is counted, after warm-up
 WAITS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::equal")
 _FREE = {
     *("view", "reshape", "_unsafe_view", "view_as", "expand", "expand_as", "as_strided", "slice", "select", "narrow"),
@@ -53,16 +53,16 @@ class _Ends(Callback):
 
 
 def deep(layers: int) -> Workload:
-    """A network of many small tensors: a weight and a bias a layer, 8 wide, on batches of 4."""
+    """Returns a network of many small tensors: a weight and a bias per layer, 8 wide, on batches of 4."""
     blocks = [layer for _ in range(layers) for layer in (nn.Linear(8, 8), nn.ReLU())]
     return Workload(nn.Sequential(*blocks, nn.Linear(8, 10)), (8,), 4)
 
 
 def operations(make: Callable[[], list[Callback]], workload: Workload) -> Counter[str]:
-    """Returns how often a step that doesn't log dispatches each operation.
+    """Counts the operations that a step dispatches, by name, in a step that doesn't log.
 
     Args:
-        make: Makes the callbacks.
+        make: Function that creates the callbacks.
         workload: Network to train.
     """
     counted = profile(activities=[ProfilerActivity.CPU])
@@ -93,27 +93,23 @@ def _counts(event: Any) -> bool:
             return False
         parent = parent.cpu_parent
     if event.name == "aten::to" and not event.cpu_children:
-        return False  # it is there already
+        return False  # a conversion without effect
     return event.name.removeprefix("aten::") not in _FREE
 
 
 def beyond_bare(make: Callable[[], list[Callback]], layers: int) -> Counter[str]:
-    """Returns what callbacks dispatch in a step beyond a bare one.
+    """Counts the operations that callbacks add to a bare step.
 
     Args:
-        make: Makes the callbacks.
-        layers: Number of layers of the network.
+        make: Function that creates the callbacks.
+        layers: Number of hidden layers of the network.
     """
     found, bare = operations(make, deep(layers)), operations(list, deep(layers))
     return Counter({name: found[name] - bare[name] for name in {*found, *bare} if found[name] != bare[name]})
 
 
 def tables(options: Options) -> Iterator[Table]:
-    """Yields one table.
-
-    Args:
-        options: How to run.
-    """
+    """Yields one table."""
     few, many = (2, 4) if options.smallest else (10, 40)
     tensors = [2 * (layers + 1) for layers in (few, many)]
     table = Table(

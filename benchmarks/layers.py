@@ -1,7 +1,7 @@
-"""Layers that drop something, beside what a user would pick instead, forward and backward.
+"""Dropout layers compared with the alternatives that a user would pick, forward and backward.
 
-``python -m benchmarks layers`` times dropout by the number of units, then each group on maps of 64×64×32×32. Then it
-measures which share of small maps the three implementations of DropBlock drop, against what they were asked for.
+``python -m benchmarks layers`` times dropout by the number of units, then each group of layers on maps of 64×64×32×32.
+Then it measures the share that three implementations of DropBlock drop from small maps, against the requested one.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ P, BLOCK = 0.1, 7
 
 
 def groups() -> dict[str, dict[str, Layer]]:
-    """Layers that do the same, ours first."""
+    """Returns groups of equivalent layers, ours first."""
     vision, timm = peer("torchvision.ops", "DropBlock2d"), peer("timm.layers", "DropBlock2d")
     rows, paths = peer("torchvision.ops", "StochasticDepth"), peer("timm.layers", "DropPath")
     blocks: dict[str, Layer] = {"DropBlock2d": DropBlock2d(P, block_size=BLOCK)}
@@ -48,11 +48,7 @@ def by_hand(inputs: Tensor) -> Tensor:
 
 
 def tables(options: Options) -> Iterator[Table]:
-    """Yields the times, then the shares that are dropped.
-
-    Args:
-        options: How to run.
-    """
+    """Yields the times, then the dropped shares."""
     yield _by_units(options)
     yield _times(options)
     yield _shares(100 if options.smallest else 2_000 if options.quick else 20_000)
@@ -67,7 +63,7 @@ def _by_units(options: Options) -> Table:
     for units in (10, 1_000) if options.smallest else (10, 1_000, 10_000, 30_000, 100_000, 10**6, 4 * 10**6):
         inputs = torch.randn(units, device=options.device, requires_grad=True)
         gradient = torch.randn_like(inputs)
-        calls = max(1, min(20, 10**5 // units))  # of few units, one is too short to be timed
+        calls = max(1, min(20, 10**5 // units))  # with few units, a single call is too short to be timed
         layers: dict[str, Layer] = {"ours": Dropout(P), "torch's": nn.Dropout(P)}
         members = {name: _repeated(_pass(layer, inputs, gradient), calls) for name, layer in layers.items()}
         seconds = alternate(members, rounds=options.rounds(60, 9), device=options.device)

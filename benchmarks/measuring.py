@@ -1,8 +1,8 @@
-"""What it costs to measure training and validation alike, in steps of training.
+"""Cost of measuring the generalization gap, in training steps.
 
 ``python -m benchmarks.measuring`` trains the workloads of ``benchmarks.workloads`` in one fit of short epochs, each
-followed by one measurement of ``GeneralizationGap`` at its default of 1,024 samples a part, and times both. Printed
-are the medians, and what that makes of an epoch of 60,000 samples with one measurement.
+followed by one measurement of ``GeneralizationGap`` at its default of 1,024 samples per split, and times both. It
+prints the medians, and the resulting duration of an epoch of 60,000 samples with one measurement.
 """
 
 import argparse
@@ -20,11 +20,11 @@ from benchmarks.workloads import WORKLOADS
 from lightning_reg.callbacks import GeneralizationGap
 
 SAMPLES = 60_000
-EPOCH = 12  # steps that are timed
+EPOCH = 12  # timed steps
 
 
 class Repeated(Dataset[tuple[Tensor, Tensor]]):
-    """One batch's samples, over and over."""
+    """The samples of one batch, repeated."""
 
     def __init__(self, batch: tuple[Tensor, Tensor], count: int) -> None:
         self.inputs, self.labels = batch
@@ -38,14 +38,14 @@ class Repeated(Dataset[tuple[Tensor, Tensor]]):
 
 
 class Timed(GeneralizationGap):
-    """Notes how long each measurement takes."""
+    """Records the duration of each measurement."""
 
     def __init__(self) -> None:
         super().__init__(verbose=False)
         self.seconds: list[float] = []
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measures and times it."""
+        """Measures the gap, and times the measurement."""
         start = time.perf_counter()
         super().on_validation_epoch_end(trainer, pl_module)
         if not trainer.sanity_checking:
@@ -53,14 +53,14 @@ class Timed(GeneralizationGap):
 
 
 class Steps(Callback):
-    """Notes how long each step takes, data included."""
+    """Records the duration of each step, including data loading."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
         self._before = 0.0
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """Ends a step."""
+        """Records the duration of a step."""
         now = time.perf_counter()
         if trainer.fit_loop.epoch_loop.batch_idx > 0:
             self.seconds.append(now - self._before)
@@ -68,7 +68,7 @@ class Steps(Callback):
 
 
 def measure(name: str, epochs: int) -> None:
-    """Prints a line for one workload."""
+    """Runs one workload and prints its line."""
     workload = WORKLOADS[name]()
     size = len(workload.batch[0])
     gap, steps = Timed(), Steps()
@@ -100,7 +100,7 @@ def measure(name: str, epochs: int) -> None:
 
 
 def main() -> None:
-    """Prints a line a workload."""
+    """Prints a line per workload."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--workload", choices=list(WORKLOADS), nargs="*", default=["mlp", "cnn"])
     parser.add_argument("--epochs", type=int, default=5)

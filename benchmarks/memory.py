@@ -1,8 +1,8 @@
-"""What techniques hold in memory, in copies of the weights.
+"""Memory of techniques, in copies of the weights.
 
-``python -m benchmarks memory`` trains the MLP of 5.8 M weights for a few steps with each, and without any. On a CPU
-every tensor that an operation makes is followed until it is gone; on a GPU the device's allocator is asked. Held is
-what is there between two steps beyond what a bare run has; the peak is within a step, likewise.
+``python -m benchmarks memory`` trains the MLP of 5.8 M weights for a few steps with each technique, and without any. On
+a CPU every tensor that an operation creates is tracked until it is freed; on a GPU the device's allocator is queried.
+``held`` is the memory between two steps beyond that of a bare run, the peak the memory within a step beyond it.
 """
 
 import tempfile
@@ -56,7 +56,7 @@ TECHNIQUES: dict[str, Callable[[], list[Callback]]] = {
 
 
 class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Follows the memory of every tensor that operations make on a CPU."""
+    """Tracks the memory of every tensor that operations create on a CPU."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -66,7 +66,7 @@ class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Runs an operation and looks at what it made."""
+        """Runs an operation and tracks the tensors that it returns."""
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
@@ -76,7 +76,7 @@ class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def bytes(self) -> int:
-        """Returns the bytes that are alive."""
+        """Returns the number of bytes in use."""
         self._alive = {
             storage: size
             for storage, size in self._alive.items()
@@ -86,14 +86,14 @@ class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class Meter:
-    """Reads what is held and the peak, in the last step."""
+    """Measures the memory held before the last step, and the peak within it."""
 
     def __init__(self, allocations: Allocations | None) -> None:
         self._allocations = allocations
         self.held = self.peak = 0
 
     def begin(self) -> None:
-        """Notes what is held and begins a peak anew, so that the last step counts."""
+        """Records the held memory and resets the peak at the beginning of a step."""
         if self._allocations:
             self.held = self._allocations.bytes()
             self._allocations.peak = 0
@@ -102,30 +102,30 @@ class Meter:
             torch.cuda.reset_peak_memory_stats()
 
     def end(self) -> None:
-        """Notes the peak."""
+        """Records the peak at the end of a step."""
         self.peak = self._allocations.peak if self._allocations else torch.cuda.max_memory_allocated()
 
 
 class First(Callback):
-    """Comes before all others.
+    """The first callback, which starts the meter.
 
     Args:
-        meter: That begins with a step.
+        meter: Meter to start at the beginning of each step.
     """
 
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Begins."""
+        """Starts the meter."""
         self._meter.begin()
 
 
 class Last(Callback):
-    """Comes after all others, some of which work when a step has ended.
+    """The last callback, which stops the meter after all others have acted at the end of a step.
 
     Args:
-        meter: That ends with a step.
+        meter: Meter to stop at the end of each step.
     """
 
     def __init__(self, meter: Meter) -> None:
@@ -134,12 +134,12 @@ class Last(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
-        """Ends."""
+        """Stops the meter."""
         self._meter.end()
 
 
 def measured(callbacks: list[Callback], options: Options) -> tuple[int, int, int]:
-    """Returns the bytes that are held, those at the peak, and those of the weights."""
+    """Returns the bytes held between steps, the peak bytes, and the bytes of the weights."""
     workload = WORKLOADS["tiny" if options.smallest else "mlp"]()
     on_cpu = torch.device(options.device).type == "cpu"
     allocations = Allocations() if on_cpu else None
@@ -155,7 +155,7 @@ def measured(callbacks: list[Callback], options: Options) -> tuple[int, int, int
             limit_val_batches=1,
             num_sanity_val_steps=0,
             callbacks=[First(meter), *callbacks, Last(meter)],
-            logger=TensorBoardLogger(folder),  # else monitors would take no histograms
+            logger=TensorBoardLogger(folder),  # otherwise monitors would compute no histograms
             log_every_n_steps=1,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -168,11 +168,7 @@ def measured(callbacks: list[Callback], options: Options) -> tuple[int, int, int
 
 
 def tables(options: Options) -> Iterator[Table]:
-    """Yields one table.
-
-    Args:
-        options: How to run.
-    """
+    """Yields a table of techniques, and one of monitors."""
     held, peak, weights = measured([], options)
     table = Table(
         "Memory of techniques",
@@ -188,7 +184,7 @@ def tables(options: Options) -> Iterator[Table]:
 
 
 def _monitors(held: int, peak: int, options: Options) -> Table:
-    """What monitors keep grows with bins and layers, not with weights or activations."""
+    """Returns the table of monitors, whose memory grows with bins and layers, not with weights or activations."""
     table = Table(
         "Memory of monitors",
         ["monitor", "held, kB", "at the peak, kB"],

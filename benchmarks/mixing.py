@@ -1,8 +1,8 @@
-"""Mixup and CutMix on a batch of images, beside torchvision's and timm's.
+"""Mixup and CutMix of a batch of images, compared with torchvision's and timm's.
 
-``python -m benchmarks mixing`` mixes 128×3×224×224 with labels of 1,000 classes. The least that must be done is to read
-every image and its partner and to write the result; how near a transform comes to the time of that is printed, too,
-by the speed of a copy in the same run.
+``python -m benchmarks mixing`` mixes 128×3×224×224 with labels of 1,000 classes. Any implementation must read every
+image and its partner and write the result; the time of that, from the speed of a copy in the same run, is the limit
+that transforms are compared with.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,16 +18,12 @@ from lightning_reg.functional.batch.mixing import soft_targets
 from lightning_reg.transforms import CutMix, Mixing, Mixup, MixupOrCutMix
 
 CLASSES = 1000
-# How often each number is read or written at the least: both operands, and the result.
+# Least number of reads and writes per element: both operands, and the result.
 LEAST = 3
 
 
 def tables(options: Options) -> Iterator[Table]:
-    """Yields a table for Mixup and one for CutMix.
-
-    Args:
-        options: How to run.
-    """
+    """Yields a table for Mixup and one for CutMix."""
     shape = (4, 3, 8, 8) if options.smallest else (128, 3, 224, 224)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(shape, generator=generator).to(options.device)
@@ -46,7 +42,7 @@ def tables(options: Options) -> Iterator[Table]:
             members[f"  torchvision's v2.{of_vision.__name__}"] = partial(transform, images, labels)
         if timm:
             settings = {"mixup_alpha": float(name == "Mixup"), "cutmix_alpha": float(name == "CutMix")}
-            for mode in ("batch", "elem"):  # both write into their input
+            for mode in ("batch", "elem"):  # both modes modify their input in place
                 mixer = timm(**settings, num_classes=CLASSES, mode=mode)
                 members[f"  timm's Mixup(mode={mode!r})"] = partial(mixer, images, labels)
         if name == "CutMix":

@@ -1,8 +1,8 @@
-"""What our models cost beside a bare Lightning module that does the same.
+"""Step time of our models compared with an equivalent bare Lightning module.
 
-``python -m benchmarks models`` trains both on random images of MNIST's shape through the Trainer, in turns, a fit at
-a time, and compares the time of a step. The bare module logs what ours logs: the loss and torchmetrics' accuracy, once
-an epoch, on the progress bar.
+``python -m benchmarks models`` trains both on random images of MNIST's shape with the Trainer, alternating between
+fits, and compares the time of a step. The bare module logs the same as ours: the loss and torchmetrics' accuracy, once
+per epoch, on the progress bar.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,7 +24,7 @@ SIZES = (512, 256)
 
 
 class Bare(LightningModule):
-    """What a user would write."""
+    """A module as a user would write it."""
 
     def __init__(self, *, metric: bool) -> None:
         super().__init__()
@@ -46,16 +46,12 @@ class Bare(LightningModule):
         return loss
 
     def configure_optimizers(self) -> Optimizer:
-        """Returns what ours has by default."""
+        """Returns the default optimizer of our models."""
         return torch.optim.AdamW(self.parameters(), lr=1e-3)
 
 
 def tables(options: Options) -> Iterator[Table]:
-    """Yields one table.
-
-    Args:
-        options: How to run.
-    """
+    """Yields one table."""
     ours = partial(MLP, input_shape=(1, 28, 28), num_classes=10, hidden_sizes=SIZES, drop_prob=0.2, norm="batch")
     members: dict[str, Callable[[], LightningModule]] = {
         "MLP": ours,

@@ -1,9 +1,9 @@
-"""What all monitors together cost at their default cadence.
+"""Cost of all monitors together at their default intervals.
 
 ``python -m benchmarks monitors`` trains each workload for a hundred steps, with and without ``GradientMonitor``,
-``ActivationStats`` and ``WeightDistribution`` at their defaults, in turns, a fit at a time, with TensorBoard as the
-logger. Steps that log are among those that are timed, in their due share. ``GeneralizationGap`` measures once an epoch:
-``python -m benchmarks.measuring`` times it.
+``ActivationStats`` and ``WeightDistribution`` at their defaults, alternating between fits, with TensorBoard as the
+logger. The timed steps include a representative share of steps that log. ``GeneralizationGap`` measures once per epoch
+and is timed by ``python -m benchmarks.measuring``.
 """
 
 import tempfile
@@ -28,17 +28,13 @@ MEMBERS: dict[str, Callable[[], list[Callback]]] = {
 
 
 def tables(options: Options) -> Iterator[Table]:
-    """Yields a table a workload.
-
-    Args:
-        options: How to run.
-    """
+    """Yields one table per workload."""
     for workload in ["tiny"] if options.smallest else ["mlp"] if options.quick else ["mlp", "cnn"]:
         yield _table(workload, options)
 
 
 def _table(workload: str, options: Options) -> Table:
-    # As many steps as the rarest monitor needs to log once, and those that warm up.
+    # Enough steps for the least frequent monitor to log once, after the warm-up.
     steps = WARM_UP + (4 if options.smallest else 100) + 1
     seconds: dict[str, list[float]] = {name: [] for name in MEMBERS}
     for _ in range(options.rounds(5, 1)):

@@ -1,16 +1,16 @@
-"""What each technique adds to a training step, beside what a user would write.
+"""Time that each technique adds to a training step, compared with code that a user would write.
 
 ``python -m benchmarks overhead`` trains each workload in one fit of a Lightning Trainer. Blocks of bare steps alternate
-with blocks of the same steps with one technique attached, in changing order, so that drift of the machine cancels, and
-the ratio of each pair of neighboring blocks is taken; the median over pairs is printed, with quartiles.
+with blocks of the same steps with one technique attached, in random order, so that drift of the machine cancels out.
+It prints the median of the ratios of neighboring blocks, with quartiles.
 
 Workloads: an MLP 784-2048-2048-10 with batches of 128 (5.8 M weights), a CNN of three blocks on 32×32 with batches of
-64 (0.3 M weights), and, with ``--workload resnet50``, a ResNet-50 (25.6 M weights) on 64×64 with batches of 8 for what
-is bound by the number of weights. Data are random numbers. What stands beside: the textbook's penalty in the loss,
-plain ``torch._foreach`` calls, ``clip_grad_norm_``, Lightning's averages, and timm's ``adaptive_clip_grad`` and
-``ModelEmaV3`` where timm is installed.
+64 (0.3 M weights), and, with ``--workload resnet50``, a ResNet-50 (23.5 M weights) on 64×64 with batches of 8 for
+techniques whose cost depends on the number of weights. Data are random numbers. The alternatives: the textbook's
+penalty in the loss, plain ``torch._foreach`` calls, ``clip_grad_norm_``, Lightning's averages, and timm's
+``adaptive_clip_grad`` and ``ModelEmaV3`` if timm is installed.
 
-On a GPU it is counted, too, how often a step made the host wait for the device.
+On a GPU it also counts how often a step makes the host wait for the device.
 """
 
 import importlib.util
@@ -158,12 +158,12 @@ TECHNIQUES: Peers = {
     ],
 }
 _ATTACHED_ANY_TIME = (Place.LOSS, Place.GRADIENT, Place.WEIGHTS)
-# They need layers, an optimizer, or an end of their own.
+# They need special layers, a special optimizer, or the end of training.
 _NOT_TIMED = ("ConcreteDropoutPenalty", "StochasticWeightAverage", "SnapshotEnsemble", "ScheduleFreeMode")
 
 
 def _collected() -> Peers:
-    """Returns techniques that no row above names, at their usual strengths."""
+    """Returns techniques without a row above, at their usual strengths."""
     rows: Peers = {}
     for name in callbacks.__all__:
         technique = getattr(callbacks, name)
@@ -188,7 +188,7 @@ REFUSES_COMPILED = ("InputGradientPenalty", "JacobianPenalty")
 
 
 class Alternation(Callback):
-    """Attaches and releases one technique after the other while a fit goes on, and times blocks of steps."""
+    """Attaches and detaches techniques one after the other during a fit, and times blocks of steps."""
 
     def __init__(self, techniques: Peers, *, steps: int, pairs: int, device: str) -> None:
         self.ratios: dict[str, list[float]] = {name: [] for name in techniques}
@@ -209,7 +209,7 @@ class Alternation(Callback):
         self._seen: list[warnings.WarningMessage] = []
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Begins a block."""
+        """Starts a block at its first step."""
         if batch_idx % (self._steps + 1) == 0:
             self._block += 1
             if self._block == len(self._plan):
@@ -220,7 +220,7 @@ class Alternation(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
-        """Ends a block; its first step isn't timed."""
+        """Starts timing after the first step of a block, and ends the block after its last."""
         within = batch_idx % (self._steps + 1)
         if within == 0:
             self._listen()
@@ -238,7 +238,7 @@ class Alternation(Callback):
         trainer.callbacks = [self, *self._attached]  # type: ignore[attr-defined]  # set outside the class
         for callback in self._attached:
             callback.setup(trainer, pl_module, "fit")
-        pl_module.setup("fit")  # behind which layers are changed
+        pl_module.setup("fit")  # layers are replaced after it
         for hook in ("on_fit_start", "on_train_start"):
             for callback in self._attached:
                 getattr(callback, hook)(trainer, pl_module)
@@ -249,14 +249,14 @@ class Alternation(Callback):
         trainer.callbacks = [self]  # type: ignore[attr-defined]
 
     def _listen(self) -> None:
-        """From here on torch warns of whatever waits for a GPU."""
+        """Makes torch warn about every operation that waits for the GPU."""
         if torch.device(self._device).type == "cuda":
             self._seen = self._watch.__enter__()
             warnings.simplefilter("always")
             torch.cuda.set_sync_debug_mode("warn")
 
     def _heard(self) -> int:
-        """How often something waited since."""
+        """Returns the number of operations that have waited since :meth:`_listen`."""
         if torch.device(self._device).type != "cuda":
             return 0
         torch.cuda.set_sync_debug_mode("default")
@@ -277,7 +277,7 @@ class Alternation(Callback):
 
 
 def measure(workload: Workload, techniques: Peers, options: Options, *, steps: int, pairs: int) -> Alternation:
-    """Returns the ratios of each technique."""
+    """Trains a workload and returns the callback with the ratios of each technique."""
     device = torch.device(options.device)
     alternation = Alternation(techniques, steps=steps, pairs=pairs, device=options.device)
     if options.compiled:
@@ -288,7 +288,7 @@ def measure(workload: Workload, techniques: Peers, options: Options, *, steps: i
             devices=1,
             max_epochs=1,
             callbacks=[alternation],
-            logger=TensorBoardLogger(folder),  # else histograms wouldn't be taken
+            logger=TensorBoardLogger(folder),  # otherwise no histograms would be computed
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -300,16 +300,12 @@ def measure(workload: Workload, techniques: Peers, options: Options, *, steps: i
 
 
 def tables(options: Options) -> Iterator[Table]:
-    """Yields a table a workload.
-
-    Args:
-        options: How to run.
-    """
+    """Yields one table per workload."""
     techniques = {name: make for name, make in TECHNIQUES.items() if options.only.lower() in name.lower()}
     if importlib.util.find_spec("timm") is None:
         techniques = {name: make for name, make in techniques.items() if "timm" not in name}
         print("timm isn't installed; what is timed beside it stands alone")
-    if options.compiled:  # hooks that are attached after the first step aren't part of compiled code
+    if options.compiled:  # hooks attached after the first step aren't part of the compiled code
         left_out = ACTS_IN_FORWARD + REFUSES_COMPILED
         techniques = {name: make for name, make in techniques.items() if not name.startswith(left_out)}
     workloads = list(options.workloads)[: 1 if options.quick else None]

@@ -1,8 +1,8 @@
-"""Makes docs/benchmarks.md of what runs have measured.
+"""Generates docs/benchmarks.md from the results of benchmarks.
 
-``python -m benchmarks.page`` fills docs/benchmarks/template.md: ``{{cpu: mixing}}`` stands for the tables of a
-benchmark in docs/benchmarks/cpu.json, ``{{cpu: machine}}`` for what it was measured on, ``{{cpu: targets}}`` for what
-was wanted.
+``python -m benchmarks.page`` fills docs/benchmarks/template.md: ``{{cpu: mixing}}`` is replaced by the tables of a
+benchmark in docs/benchmarks/cpu.json, ``{{cpu: machine}}`` by the machine of that run, ``{{cpu: targets}}`` by the
+comparison with the targets.
 """
 
 import json
@@ -22,13 +22,13 @@ _PLACE = re.compile(r"\{\{(\w+): (\w+)\}\}")
 
 
 def rendered(folder: Path = _DOCS / "benchmarks") -> str:
-    """Returns the page.
+    """Returns the text of the page.
 
     Args:
-        folder: With the template and what was measured.
+        folder: Folder of the template and the results.
 
     Raises:
-        KeyError: If the template names what wasn't measured.
+        KeyError: If the template refers to a benchmark without results.
     """
 
     @cache

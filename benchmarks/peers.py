@@ -1,4 +1,4 @@
-"""What a user would write instead of a technique, as callbacks."""
+"""Alternatives to techniques that a user would write, as callbacks."""
 
 import importlib
 from typing import Any
@@ -23,10 +23,10 @@ __all__ = [
 
 
 class Textbook(Callback):
-    """The penalty as a textbook writes it: into the loss, through autograd."""
+    """The penalty as in a textbook: added to the loss, with gradients by autograd."""
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Switches it on for one step."""
+        """Enables the penalty for one step."""
         if isinstance(pl_module, Workload):
             pl_module.penalty = True
 
@@ -36,7 +36,7 @@ class ForeachElasticNet(Callback):
 
     @torch.no_grad()
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Adds it."""
+        """Adds the penalty's gradient."""
         weights: list[Tensor] = [parameter for parameter in pl_module.parameters() if parameter.ndim > 1]
         gradients = [weight.grad for weight in weights if weight.grad is not None]
         torch._foreach_add_(gradients, torch._foreach_sign(weights), alpha=L1)
@@ -68,7 +68,7 @@ class TimmEma(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
-        """Updates it."""
+        """Updates the average."""
         if isinstance(pl_module, Workload):
             if self.average is None:
                 self.average = importlib.import_module("timm.utils").ModelEmaV3(pl_module.network, decay=0.999)
@@ -76,29 +76,29 @@ class TimmEma(Callback):
 
 
 class HookedOneByOne(Callback):
-    """What users write: hooks that take mean, deviation and zeros, each brought to the CPU at once."""
+    """Hooks as users write them: mean, standard deviation and share of zeros, each read by ``.item()``."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Registers them."""
+        """Registers the hooks."""
         leaves = [module for module in pl_module.modules() if not list(module.children())]
         self.handles = [leaf.register_forward_hook(self.look) for leaf in leaves]
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Removes them."""
+        """Removes the hooks."""
         for handle in self.handles:
             handle.remove()
 
     @torch.no_grad()
     def look(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
-        """Takes them."""
+        """Computes the statistics."""
         self.found = output.mean().item(), output.std().item(), (output == 0).float().mean().item()
 
 
 class HookedInFourPasses(HookedOneByOne):
-    """The same with an operation for each, histogram included, and nothing brought to the CPU."""
+    """Hooks that compute each statistic and a histogram by one operation, without a host sync."""
 
     @torch.no_grad()
     def look(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
-        """Takes them."""
+        """Computes the statistics."""
         norm, nonzero = torch.linalg.vector_norm(output), torch.count_nonzero(output)
         self.kept = output.sum(), norm, nonzero, torch.histc(output, 64, -10, 10)

@@ -1,7 +1,7 @@
-"""How cost grows with the number of weights and of tensors, as a fraction of what memory allows.
+"""Cost by the number of weights and of tensors, relative to the memory bandwidth.
 
-``python -m benchmarks scaling`` runs the passes over weights and gradients that techniques make once a step. Each has a
-least number of bytes that it must read and write; the time that a plain copy takes for as many is the limit that it is
+``python -m benchmarks scaling`` runs the passes over weights and gradients that techniques make once per step. Each
+must read and write a minimum number of bytes; the time of a plain copy of as many bytes is the limit that it is
 compared with.
 """
 
@@ -29,9 +29,9 @@ class Weights:
     """Weights and gradients to work on.
 
     Args:
-        numel: Numbers in all.
-        tensors: Over how many they are spread.
-        device: Of torch.
+        numel: Total number of weights.
+        tensors: Number of tensors that they are split into.
+        device: Device of torch.
     """
 
     def __init__(self, numel: int, tensors: int, device: str) -> None:
@@ -45,11 +45,11 @@ class Weights:
 
 @dataclass(frozen=True)
 class Pass:
-    """Something that is done once a step.
+    """An operation that techniques perform once per step.
 
     Attributes:
-        run: Does it.
-        touched: How often each number is read or written at the least.
+        run: Function that performs the operation.
+        touched: Least number of reads and writes per element.
     """
 
     run: Callable[[Weights], object]
@@ -58,7 +58,7 @@ class Pass:
 
 def _clip(weights: Weights) -> None:
     norm = total_norm(norms_of(weights.gradients))
-    scale_(weights.gradients, shrinking_factor(norm, 0.99999 * norm))  # a factor of 1 would be left out
+    scale_(weights.gradients, shrinking_factor(norm, 0.99999 * norm))  # a factor of 1 would be skipped
 
 
 def _distribution(weights: Weights) -> list[torch.Tensor]:
@@ -82,11 +82,7 @@ PASSES: dict[str, Pass] = {
 
 
 def tables(options: Options) -> Iterator[Table]:
-    """Yields a table by number of weights and one by number of tensors.
-
-    Args:
-        options: How to run.
-    """
+    """Yields a table by number of weights and one by number of tensors."""
     bandwidth = copy_bandwidth(options.device, numel=1_000 if options.smallest else 32_000_000)
     largest = 3 if options.smallest else 7 if options.quick else 8
     by_numel = [(f"10^{power}", 10**power, min(50, 10**power)) for power in range(min(5, largest), largest + 1)]

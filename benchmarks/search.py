@@ -1,7 +1,7 @@
-"""What a search adds to its trials: ``python -m benchmarks.search``.
+"""Overhead of a search per trial: ``python -m benchmarks.search``.
 
-A search of digits in this process, whose trials are timed as a whole and within the Trainer: the difference is asking,
-telling, parsing, making module, data and trainer, and keeping the results.
+A search on digits runs in this process, and its trials are timed as a whole and within the Trainer. The difference is
+the sampler, parsing, the creation of module, data and trainer, and the storage of results.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from lightning_reg.studies.executor import InProcessExecutor
 
 
 class _Clock:
-    """Adds up the time within some functions, as the process's own where the machine is busy."""
+    """Accumulates the time within some functions."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.clock = clock
@@ -31,7 +31,7 @@ class _Clock:
         self.marks: list[tuple[float, float]] = []
 
     def timed(self, function: Any) -> Any:
-        @functools.wraps(function)  # the command line reads its arguments
+        @functools.wraps(function)  # the command line inspects the signature
         def wrapped(*arguments: Any, **settings: Any) -> Any:
             start = self.clock()
             try:
@@ -50,7 +50,7 @@ class _Clock:
 
 
 def measured(trials: int, clock: Callable[[], float]) -> list[float]:
-    """Returns the seconds that each trial took beside fitting and validating; the first are left out as warm-up."""
+    """Returns the seconds of each trial apart from fitting and validating, without the first five as warm-up."""
     watch = _Clock(clock)
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -66,7 +66,7 @@ def measured(trials: int, clock: Callable[[], float]) -> list[float]:
 
 
 def run() -> None:
-    """Prints what came of it."""
+    """Prints the median and range of the overhead."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--cpu", action="store_true", help="count the process's own time, on a machine that is busy")

@@ -1,7 +1,7 @@
-"""Many small tensors, where calls cost more than arithmetic: techniques beside foreach calls that do the same alone.
+"""Techniques on many small tensors, where call overhead dominates, compared with plain foreach calls.
 
-``python -m benchmarks small`` trains 3,000 matrices of 15×20, and times what each technique adds to a step and what its
-arithmetic adds, written down as one callback of torch's operations over lists.
+``python -m benchmarks small`` trains 3,000 matrices of 15×20, and times what each technique adds to a step, and what
+the same arithmetic adds as a minimal callback of torch's foreach operations.
 """
 
 from collections.abc import Callable, Iterator
@@ -45,10 +45,10 @@ class Mean(nn.Module):
 
 
 class OnGradients(Callback):
-    """Changes all gradients before a step.
+    """Changes all gradients before an optimizer step.
 
     Args:
-        change: Given weights and gradients, changes the latter in place.
+        change: Function of weights and gradients that changes the gradients in place.
     """
 
     def __init__(self, change: Callable[[list[Tensor], list[Tensor]], object]) -> None:
@@ -62,10 +62,10 @@ class OnGradients(Callback):
 
 
 class OnWeights(Callback):
-    """Does something with all weights after a step.
+    """Applies a function to all weights after a step.
 
     Args:
-        change: Given weights and the copies of them that were made at first.
+        change: Function of the weights and of copies of them that were made after the first step.
     """
 
     def __init__(self, change: Callable[[list[Tensor], list[Tensor]], object]) -> None:
@@ -125,11 +125,7 @@ def _made(make: Callable[[], Callback]) -> list[Callback]:
 
 
 def tables(options: Options) -> Iterator[Table]:
-    """Yields one table.
-
-    Args:
-        options: How to run.
-    """
+    """Yields one table."""
     count = 30 if options.smallest else 3_000
     workload = Workload(Mean(count), (ROWS,), 8)
     techniques: Peers = {}

@@ -1,9 +1,9 @@
-"""Whether L1 makes weights exactly zero: by its subgradient, by its proximal step, and without it.
+"""Sparsity of weights under an L1 penalty: by its subgradient, by its proximal step, and without it.
 
 ``python -m benchmarks.sparsity`` trains an MLP 64-256-128-10 on the 1,797 handwritten digits with each, for several
-seeds, and prints test accuracy and the fraction of weights (biases aside) that are exactly zero. The optimizer is SGD
-with momentum 0.9, which multiplies the pull of a gradient by ten, but not that of a proximal step: so a subgradient of
-a tenth of the strength pulls as much.
+seeds, and prints test accuracy and the fraction of weights (without biases) that are exactly zero. The optimizer is SGD
+with momentum 0.9, which multiplies the effect of a gradient by ten, but not that of a proximal step: a subgradient with
+a tenth of the strength has the same effect.
 """
 
 import argparse
@@ -24,12 +24,12 @@ __all__ = ["trained"]
 
 
 def trained(penalty: L1Penalty | None, *, seed: int, epochs: int) -> tuple[float, float]:
-    """Returns test accuracy and the fraction of weights that are exactly zero.
+    """Trains an MLP; returns its test accuracy and the fraction of weights that are exactly zero.
 
     Args:
-        penalty: That is attached, if any.
-        seed: Of the initial weights and of the shuffling.
-        epochs: How long it trains.
+        penalty: The penalty, or None.
+        seed: Seed of the initial weights and of the data.
+        epochs: Number of epochs.
     """
     seed_everything(seed, verbose=False)
     data = ImageData(dataset="digits", batch_size=64, seed=seed)
@@ -61,7 +61,7 @@ def trained(penalty: L1Penalty | None, *, seed: int, epochs: int) -> tuple[float
 
 
 def main() -> None:
-    """Prints a table."""
+    """Prints a line per variant."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--weight", type=float, default=0.007, help="strength λ of the proximal step")
     parser.add_argument("--epochs", type=int, default=60)

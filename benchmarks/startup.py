@@ -1,7 +1,7 @@
-"""How long it takes until training begins: imports, and the command line up to its first step.
+"""Startup time: imports, and the command line up to the first training step.
 
-``python -m benchmarks startup`` starts new processes, in turns. Beside ours: importing torch, Lightning and
-torchvision, which any project that trains on images does.
+``python -m benchmarks startup`` starts new processes, alternating between variants. The reference is importing torch,
+Lightning and torchvision, as every project that trains on images does.
 """
 
 import statistics
@@ -15,7 +15,7 @@ from benchmarks.tables import Options, Table
 from benchmarks.timing import alternate, median_ratio
 
 REPOSITORY = Path(__file__).parent.parent
-# Stops the process at the first training step, so that what comes after it isn't measured.
+# Ends the process at the first training step, so that nothing after it is measured.
 FIRST_STEP = """
 import os
 from lightning.pytorch import LightningModule
@@ -24,15 +24,11 @@ from lightning_reg.models.supervised import Supervised
 Supervised.training_step = lambda *_: os._exit({reached})
 main(["fit", "--config", "configs/digits_mlp.yaml", "--trainer.logger.save_dir", {folder!r}])
 """
-REACHED = 7  # the exit status by which a process says that it came so far
+REACHED = 7  # exit status of a process that has reached the first step
 
 
 def tables(options: Options) -> Iterator[Table]:
-    """Yields one table.
-
-    Args:
-        options: How to run.
-    """
+    """Yields one table."""
     with tempfile.TemporaryDirectory() as folder:
         training = FIRST_STEP.format(folder=folder, reached=REACHED)
         members = {

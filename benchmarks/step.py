@@ -1,7 +1,7 @@
-"""What a training step of a small network costs in our models, beside a bare Lightning module and a loop by hand.
+"""Step time of our models with a small network, compared with a bare Lightning module and a hand-written loop.
 
-``python -m benchmarks step --threads 1`` trains 64-128-64-10 on batches of 32 in turns, a fit at a time, in
-one process. The bare module computes its loss and logs nothing; ours also has the epoch's loss and metrics to report.
+``python -m benchmarks step --threads 1`` trains 64-128-64-10 on batches of 32 in one process, alternating between
+fits. The bare module computes its loss and logs nothing; ours also log the epoch's loss and metrics.
 """
 
 import time
@@ -23,7 +23,7 @@ FEATURES, SIZES, OUTPUTS, BATCH = 64, (128, 64), 10, 32
 
 
 def network() -> nn.Sequential:
-    """Returns what all members train."""
+    """Returns the network that all members train."""
     layers: list[nn.Module] = [nn.Flatten()]
     for inputs, outputs in zip((FEATURES, *SIZES), SIZES, strict=False):
         layers += [nn.Linear(inputs, outputs), nn.ReLU()]
@@ -31,7 +31,7 @@ def network() -> nn.Sequential:
 
 
 class Bare(LightningModule):
-    """The least that Lightning trains."""
+    """A minimal Lightning module."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,12 +42,12 @@ class Bare(LightningModule):
         return F.cross_entropy(self.network(batch[0]), batch[1])
 
     def configure_optimizers(self) -> Optimizer:
-        """Returns what ours has by default."""
+        """Returns the default optimizer of our models."""
         return torch.optim.AdamW(self.parameters(), lr=1e-3)
 
 
 def by_hand(batch: tuple[Tensor, Tensor], steps: int, device: str) -> float:
-    """Returns the seconds of a step of a loop."""
+    """Returns the seconds per step of a hand-written loop."""
     model = network().to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     start = 0.0
@@ -64,11 +64,7 @@ def by_hand(batch: tuple[Tensor, Tensor], steps: int, device: str) -> float:
 
 
 def tables(options: Options) -> Iterator[Table]:
-    """Yields one table.
-
-    Args:
-        options: How to run.
-    """
+    """Yields one table."""
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(BATCH, FEATURES, generator=generator).to(options.device)
     numbers = torch.randn(BATCH, OUTPUTS, generator=generator).to(options.device)

@@ -1,4 +1,4 @@
-"""The time of a training step through the Trainer."""
+"""Time of a training step with the Trainer."""
 
 import time
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ WARM_UP = 5
 
 
 class _Stopwatch(Callback):
-    """Takes the time from the end of the warm-up to the end of the last step."""
+    """Measures the time from the end of the warm-up to the end of the last step."""
 
     def __init__(self, device: str) -> None:
         self.device = device
@@ -47,15 +47,15 @@ def step_time(
     callbacks: Sequence[Callback] = (),
     logger: Logger | None = None,
 ) -> float:
-    """Returns the seconds of a step, on the average over a fit.
+    """Returns the mean seconds per step of a fit.
 
     Args:
         module: Module to train.
         batch: Inputs and targets of every step.
-        steps: Number of steps of the fit, of which the first ones warm up.
+        steps: Number of steps of the fit, including the warm-up.
         device: Device of torch.
         callbacks: Callbacks of the trainer.
-        logger: Logger of the trainer; none where None.
+        logger: Logger of the trainer, or None.
     """
     watch = _Stopwatch(device)
     inputs, targets = (part.to(device) for part in batch)

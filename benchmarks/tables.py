@@ -1,4 +1,4 @@
-"""What a benchmark returns: tables, which are printed, written as JSON and made into Markdown."""
+"""Tables of results, which can be printed, saved as JSON and converted to Markdown."""
 
 import os
 import platform
@@ -18,16 +18,16 @@ Cell = str | float | None
 
 @dataclass(frozen=True)
 class Options:
-    """How benchmarks are run.
+    """Options of benchmarks.
 
     Attributes:
-        device: Device of torch, such as cpu or cuda.
-        quick: Whether few rounds are enough, for a look.
-        smallest: Whether only that it runs counts, and no number.
-        compiled: Whether networks are compiled, where a benchmark trains one.
-        only: Techniques whose name contains this.
-        workloads: Names of what is trained where techniques are timed in a training step.
-        data: Folder of images, a folder a class below ``train``; random numbers stand in where None.
+        device: Device of torch, such as ``cpu`` or ``cuda``.
+        quick: Whether to run few rounds, for rough results.
+        smallest: Whether to run only a smoke test, without meaningful results.
+        compiled: Whether to compile networks that are trained.
+        only: Text that the names of techniques must contain.
+        workloads: Names of the networks in which techniques are timed.
+        data: Folder of images, with one folder per class in ``train``; random images if None.
     """
 
     device: str = "cpu"
@@ -39,11 +39,11 @@ class Options:
     data: str | None = None
 
     def rounds(self, full: int, quick: int) -> int:
-        """Returns how often something is repeated.
+        """Returns the number of repetitions: one in a smoke test.
 
         Args:
-            full: In a full run.
-            quick: In a quick one.
+            full: Number in a full run.
+            quick: Number in a quick run.
         """
         return 1 if self.smallest else quick if self.quick else full
 
@@ -54,8 +54,8 @@ class Table:
 
     Attributes:
         title: What was measured.
-        columns: Names of the columns; the first is that of the rows.
-        rows: A cell a column: text, a number, or None where there is none.
+        columns: Names of the columns; the first column has the names of the rows.
+        rows: Rows with one cell per column: text, a number, or None if empty.
         note: Explanation below the title, if any.
     """
 
@@ -68,24 +68,24 @@ class Table:
         """Adds a row.
 
         Args:
-            cells: As many as there are columns.
+            cells: Cells of the row, one per column.
         """
         if len(cells) != len(self.columns):
             raise ValueError(f"a row must have {len(self.columns)} cells, but has {len(cells)}")
         self.rows.append(list(cells))
 
     def text(self) -> str:
-        """Returns it for a terminal."""
+        """Returns the table as aligned text."""
         rows = [[shown(cell) for cell in row] for row in self.rows]
         lines = table([self.columns, *rows], right=range(1, len(self.columns)), indent="  ")
         return "\n".join([self.title, *([self.note] if self.note else []), *lines])
 
     def markdown(self) -> str:
-        """Returns it for a page."""
+        """Returns the table as Markdown."""
         cells = [[shown(row[place]) for row in self.rows] for place in range(1, len(self.columns))]
         rules = ["---", *("---" if any(map(_is_word, column)) else "---:" for column in cells)]
         header = [f"| {' | '.join(self.columns)} |", f"|{'|'.join(rules)}|"]
-        # Rows that belong to the one above begin with blanks.
+        # Names of rows that belong to the one above are indented.
         rows = [
             [("&ensp;" if str(row[0]).startswith(" ") else "") + shown(row[0]).strip(), *map(shown, row[1:])]
             for row in self.rows
@@ -94,15 +94,12 @@ class Table:
         return "\n".join([f"### {self.title}", "", *([self.note, ""] if self.note else []), *header, *body, ""])
 
     def data(self) -> dict[str, Any]:
-        """Returns it for JSON."""
+        """Returns the table as plain values for JSON."""
         return asdict(self)
 
 
 def shown(cell: Cell) -> str:
-    """Returns a cell as a person reads it: three digits, or two behind the point.
-
-    Args:
-        cell: Cell of a table.
+    """Formats a cell: with two decimals from 0.1 to 100, otherwise three digits or an integer.
 
     >>> shown(1.234), shown(123.4), shown(0.00123), shown(None)
     ('1.23', '123', '0.00123', '')
@@ -115,7 +112,7 @@ def shown(cell: Cell) -> str:
 
 
 def machine(device: str) -> str:
-    """Says on what and with what it was measured.
+    """Describes the machine and the versions of the software.
 
     Args:
         device: Device of torch.
@@ -131,5 +128,5 @@ def machine(device: str) -> str:
 
 
 def _is_word(text: str) -> bool:
-    """Whether a cell is to be read, rather than a number with its unit or a blank."""
+    """Whether a cell is text, rather than a number with its unit or empty."""
     return any(map(str.isalpha, text)) and not any(map(str.isdigit, text))

@@ -1,8 +1,8 @@
-"""A table from a file to tensors, beside the engine's own read.
+"""Time and memory to read a table into tensors, compared with DuckDB alone.
 
-``python -m benchmarks tabular`` writes a table of 17 columns of numbers, two of text and a target, reads it
-once by DuckDB alone (as text, then each column of numbers as float32), once by ``TabularData``, in two processes,
-and says how long that takes and by how much memory grows at its peak, in multiples of the tensors that come out.
+``python -m benchmarks tabular`` writes a table of 17 numeric columns, two text columns and a target, reads it once with
+DuckDB alone (as text, then each numeric column as float32) and once with ``TabularData``, in two processes, and reports
+the time and the peak growth of memory, in multiples of the size of the resulting tensors.
 """
 
 import json
@@ -23,11 +23,7 @@ _NUMBERS = 17
 
 
 def tables(options: Options) -> Iterator[Table]:
-    """Returns the table of this benchmark.
-
-    Args:
-        options: How to run.
-    """
+    """Yields one table."""
     rows = _SMALLEST_ROWS if options.smallest else _QUICK_ROWS if options.quick else _ROWS
     table = Table(
         f"A table of {rows:,} rows and {_NUMBERS + 3} columns, read from CSV",
@@ -74,7 +70,7 @@ READERS: dict[str, Callable[[Path], Any]] = {"DuckDB": _by_engine, "TabularData"
 
 
 def _peak() -> int:
-    """Bytes that the process has held at the most."""
+    """Returns the peak memory of the process in bytes."""
     status = Path("/proc/self/status").read_text()
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) * 1024
 
@@ -83,7 +79,7 @@ def _measure(name: str, path: Path) -> None:
     import duckdb
     import sklearn.model_selection
 
-    import lightning_reg.data  # noqa: F401  # the time of imports isn't that of reading
+    import lightning_reg.data  # noqa: F401  # imported before timing
 
     del duckdb, sklearn
     begin, before = time.perf_counter(), _peak()

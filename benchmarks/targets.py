@@ -1,4 +1,4 @@
-"""What was wanted of speed and memory, and whether a run of the suite shows it."""
+"""Targets for speed and memory, and whether the results of a run meet them."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -14,17 +14,17 @@ Benchmarks = Mapping[str, Sequence[Mapping[str, Any]]]
 
 @dataclass(frozen=True)
 class Target:
-    """A bound on one figure, or on each of several.
+    """A bound on one result, or on each of several.
 
     Attributes:
-        what: In words.
-        benchmark: Where the figure is.
-        title: How its table's title begins.
-        rows: A pattern that the names of its rows match as a whole.
-        column: A pattern that the name of its column begins with.
-        bound: What it is to be at most, or at least.
-        at_least: Whether more is better.
-        other: A row whose figure the rows' is divided by.
+        what: Description of the target.
+        benchmark: Name of the benchmark.
+        title: Prefix of the table's title.
+        rows: Regular expression for the full names of the rows.
+        column: Prefix of the column's name; ``#`` and an index select one of several such columns.
+        bound: Upper bound of the result, or lower bound if ``at_least``.
+        at_least: Whether the bound is a lower one.
+        other: Name of a row whose result the others are divided by; not divided if empty.
     """
 
     what: str
@@ -51,7 +51,7 @@ _DROPOUT = "Dropout by the number of units"
 _BASIC = "An epoch of 50,000 color images of 32×32, augmented as basic"
 _ADVANCED = "An epoch of 50,000 color images of 32×32, augmented as advanced"
 _PHOTOGRAPHS = "An epoch of 2,000 color images of 224×224, augmented as advanced"
-# Our techniques at their defaults: not what belongs to the row above, not what is measured at every step.
+# Our techniques at their defaults, without the indented alternatives and without monitors at every step.
 _EACH = r"(?!\s|SharpnessAware|fourteen|.*every step).*"
 _EMA, _SAM = "ExponentialMovingAverage", "SharpnessAwareMinimization"
 
@@ -121,10 +121,10 @@ TARGETS = (
 
 
 def judged(benchmarks: Benchmarks) -> Table:
-    """Returns what was wanted, what was measured, and whether that is enough.
+    """Returns a table of the targets, the results, and whether they are met.
 
     Args:
-        benchmarks: The tables of a run, by benchmark.
+        benchmarks: Tables of a run, by benchmark.
     """
     table = Table("Targets", ["what", "wanted", "measured", ""])
     for target in TARGETS:
@@ -172,13 +172,13 @@ def _figures(target: Target, benchmarks: Benchmarks) -> dict[str, float]:
                 continue
             if not target.other:
                 found[row] = value
-            elif other and value > 0 and other > 0:  # else what either adds is less than the noise
+            elif other and value > 0 and other > 0:  # otherwise the added time is below the noise
                 found[row] = value / other
     return found
 
 
 def _column(begins: str, columns: Sequence[str]) -> int | None:
-    """Returns which column is meant; where several are named alike, ``#`` says which of them, from 0."""
+    """Returns the index of a column by the prefix of its name; ``#`` and an index select one of several matches."""
     name, _, number = begins.partition("#")
     alike = [index for index, column in enumerate(columns) if index and column.startswith(name)]
     which = int(number or 0)

@@ -1,4 +1,4 @@
-"""Times of alternatives, taken in turns so that drift of the machine cancels."""
+"""Timing of alternatives in turns, so that drift of the machine cancels out."""
 
 import importlib
 import logging
@@ -18,12 +18,12 @@ __all__ = ["alternate", "copy_bandwidth", "median_ratio", "peer", "quartiles", "
 def alternate(
     members: Mapping[str, Callable[[], object]], *, rounds: int, device: str = "cpu"
 ) -> dict[str, list[float]]:
-    """Calls every member once a round, in changing order, and returns the seconds of each call.
+    """Calls every member once per round, in random order, and returns the seconds of each call.
 
     Args:
         members: Functions to call, by name.
-        rounds: Number of rounds that are counted; one before them warms up.
-        device: Device that the calls leave work on.
+        rounds: Number of timed rounds, after one for warm-up.
+        device: Device to synchronize with before and after each call.
     """
     seconds: dict[str, list[float]] = {name: [] for name in members}
     for number in range(rounds + 1):
@@ -38,7 +38,7 @@ def alternate(
 
 
 def wait(device: str) -> None:
-    """Waits until a device has done what it was given.
+    """Waits until a device has finished all work.
 
     Args:
         device: Device of torch.
@@ -49,7 +49,7 @@ def wait(device: str) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """What Lightning says and warns of isn't shown."""
+    """Suppresses warnings and Lightning's info messages."""
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     with warnings.catch_warnings():
@@ -62,11 +62,7 @@ def quiet() -> Iterator[None]:
 
 
 def quartiles(values: list[float]) -> tuple[float, float, float]:
-    """Returns the lower quartile, the median and the upper quartile.
-
-    Args:
-        values: At least one.
-    """
+    """Returns the lower quartile, the median and the upper quartile of at least one value."""
     if len(values) < 2:
         return (values[0],) * 3
     low, median, high = statistics.quantiles(values, n=4)
@@ -74,17 +70,17 @@ def quartiles(values: list[float]) -> tuple[float, float, float]:
 
 
 def median_ratio(some: list[float], others: list[float]) -> float:
-    """Returns the median of the ratios of neighbors.
+    """Returns the median of the ratios of paired values.
 
     Args:
         some: Numerators.
-        others: Denominators, as many.
+        others: Denominators, as many as numerators.
     """
     return statistics.median(a / b for a, b in zip(some, others, strict=True))
 
 
 def peer(module: str, name: str) -> Any | None:
-    """Returns something of another library, or None, saying so, where that isn't installed.
+    """Imports an object from another library; prints a message and returns None if that isn't installed.
 
     Args:
         module: Name of the library's module.
@@ -98,12 +94,12 @@ def peer(module: str, name: str) -> Any | None:
 
 
 def copy_bandwidth(device: str = "cpu", *, numel: int = 32_000_000, rounds: int = 9) -> float:
-    """Returns bytes a second that a copy reads and writes, together.
+    """Returns the bandwidth of a copy in bytes per second, reads and writes together.
 
     Args:
         device: Device of torch.
-        numel: float32 numbers that are copied; more than any cache holds.
-        rounds: Number of copies, of which the median counts.
+        numel: Number of float32 values to copy, larger than any cache.
+        rounds: Number of copies, over which the median is taken.
     """
     source, target = torch.randn(numel, device=device), torch.empty(numel, device=device)
     times = alternate({"copy": lambda: target.copy_(source)}, rounds=rounds, device=device)["copy"]

@@ -1,4 +1,4 @@
-"""Networks whose training steps are timed, on random numbers."""
+"""Networks for timing training steps, on random data."""
 
 from collections.abc import Callable, Iterator
 
@@ -15,7 +15,7 @@ L1, L2 = 1e-6, 1e-5
 
 
 class Workload(LightningModule):
-    """Classifies random images."""
+    """A module that classifies random images."""
 
     def __init__(self, network: nn.Module, shape: tuple[int, ...], batch_size: int) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class Workload(LightningModule):
             torch.randn(batch_size, *shape, generator=generator),
             torch.randint(0, 10, (batch_size,), generator=generator),
         )
-        # Whether the next step adds a penalty to its loss; a peer that is timed sets it before each step.
+        # Whether the next step adds a penalty to its loss; benchmarks.peers.Textbook sets it before each step.
         self.penalty = False
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -43,12 +43,12 @@ class Workload(LightningModule):
         self.log("val_loss", F.cross_entropy(self.network(batch[0]), batch[1]))
 
     def configure_optimizers(self) -> Optimizer:
-        """Returns plain SGD with momentum, whose step costs least."""
+        """Returns SGD with momentum, as a cheap optimizer."""
         return torch.optim.SGD(self.parameters(), lr=1e-4, momentum=0.9)
 
 
 class Endless(IterableDataset[tuple[Tensor, Tensor]]):
-    """The same batch, endlessly, so that loading isn't measured."""
+    """The same batch, repeated forever, so that loading isn't measured."""
 
     def __init__(self, batch: tuple[Tensor, Tensor]) -> None:
         self.batch = batch
@@ -59,13 +59,13 @@ class Endless(IterableDataset[tuple[Tensor, Tensor]]):
 
 
 def mlp() -> Workload:
-    """784-2048-2048-10, batches of 128: 5.8 M weights."""
+    """Returns an MLP 784-2048-2048-10 with batches of 128: 5.8 M weights."""
     layers = [nn.Linear(784, 2048), nn.ReLU(), nn.Linear(2048, 2048), nn.ReLU(), nn.Linear(2048, 10)]
     return Workload(nn.Sequential(*layers), (784,), 128)
 
 
 def cnn() -> Workload:
-    """Three blocks of two convolutions on 32×32, batches of 64: 0.3 M weights."""
+    """Returns a CNN of three blocks of two convolutions on 32×32, with batches of 64: 0.3 M weights."""
     layers: list[nn.Module] = []
     for inputs, outputs in ((3, 32), (32, 64), (64, 128)):
         for channels in (inputs, outputs):
@@ -75,14 +75,14 @@ def cnn() -> Workload:
 
 
 def resnet50() -> Workload:
-    """Torchvision's ResNet-50 on 64×64, batches of 8: 25.6 M weights."""
+    """Returns torchvision's ResNet-50 on 64×64, with batches of 8: 23.5 M weights for 10 classes."""
     from torchvision.models import resnet50
 
     return Workload(resnet50(num_classes=10), (3, 64, 64), 8)
 
 
 def tiny() -> Workload:
-    """8-8-10, batches of 4: to see that a benchmark runs."""
+    """Returns a tiny CNN on 4×4 with batches of 4, for smoke tests."""
     return Workload(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Flatten(), nn.Linear(64, 10)), (3, 4, 4), 4)
 
 

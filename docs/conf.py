@@ -1,7 +1,7 @@
-"""The site: ``sphinx-build docs FOLDER`` makes it of these pages and of the docstrings, and loads nothing else.
+"""Configuration of the site: ``sphinx-build docs FOLDER`` builds it from these pages and the docstrings, offline.
 
-A page for each technique is written at build time, from its card, its declared facts, its overlay, what was measured of
-it, and with a plot of what it does; so are pages of the modules with formulas and layers.
+A page for each technique is generated at build time, from its docstring, its declared facts, its overlay and its
+measurements, with a plot of its effect; so are pages of the modules with formulas and layers.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import latex2mathml.converter
-import matplotlib as mpl  # noqa: TID253  draws what pages show
+import matplotlib as mpl  # noqa: TID253  for the plots of pages
 from docutils import nodes
 from sphinx.application import Sphinx
 
@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import drawing
 import figures
 import formulas
-import generate  # what else is read off the classes
+import generate  # the other pages generated from the classes
 import interactions
 import playground
 import plots
@@ -47,7 +47,7 @@ extensions = [
     "sphinx_gallery.gen_gallery",
 ]
 exclude_patterns = ["benchmarks", "tags.template.md", "*.py", "gallery", "textbook", "built/remedies"]
-# Scripts that run when the site is built: again where one has changed, or the library has.
+# Scripts that run when the site is built, if they or the library have changed.
 sphinx_gallery_conf = {
     "examples_dirs": ["gallery", "textbook"],
     "gallery_dirs": ["built/gallery", "built/textbook"],
@@ -78,24 +78,24 @@ myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 napoleon_custom_sections = [("Logs", "notes_style"), ("Reference", "notes_style")]
 napoleon_google_docstring, napoleon_numpy_docstring = True, False
-napoleon_use_ivar = True  # attributes are told once, in their class
+napoleon_use_ivar = True  # attributes are documented once, in their class
 autodoc_inherit_docstrings = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
 autodoc_preserve_defaults = True
 copybutton_prompt_text = ">>> "
 copybutton_only_copy_prompt_lines = True
-# Pages also link to files of the repository, which a test follows.
+# Pages also link to files of the repository, which are checked by a test.
 suppress_warnings = ["myst.xref_missing"]
 
 _DOCS = Path(__file__).parent
-_PLACE_NAMES = {Place.FORWARD: "forward pass"}  # others are called what they are
+_PLACE_NAMES = {Place.FORWARD: "forward pass"}  # the others are named by their values
 _CARDS = _DOCS / "cards"
 _BUILT = _DOCS / "built"
 
 
 def _write_cards(_: Sphinx) -> None:
-    """Writes a page for each technique and monitor, and the list of them."""
+    """Writes a page for each technique and monitor, and their index."""
     kinds = [*generate.techniques(), *generate.monitors()]
     captions = plots.write(_BUILT / "plots", kinds, _library())
     for technique in kinds:
@@ -137,7 +137,7 @@ def _cards(names: Iterable[str]) -> str:
 
 
 def _picture(name: str, caption: str) -> str:
-    """Returns a drawing that was written for light and for dark pages, with the sentence below it."""
+    """Returns the Markdown of an image in its light and dark versions, with a caption."""
     images = [
         f"```{{image}} ../built/plots/{file}.svg\n:alt: {caption}\n:class: {where} figure\n```"
         for file, where in ((name, "only-light"), (f"{name}_dark", "only-dark"))
@@ -146,7 +146,7 @@ def _picture(name: str, caption: str) -> str:
 
 
 def _write_pages(_: Sphinx) -> None:
-    """Writes what pages are made of by facts and by grids."""
+    """Writes the generated pages and the parts that other pages include."""
     _write(_BUILT / "step.md", drawing.page())
     for sign, table in remedies.tables().items():
         _write(_BUILT / "remedies" / f"{sign}.md", table)
@@ -154,7 +154,7 @@ def _write_pages(_: Sphinx) -> None:
 
 
 def _forget_what_an_older_library_drew(_: Sphinx) -> None:
-    """Lets scripts run again that haven't changed, where the library has."""
+    """Makes unchanged scripts run again if the library has changed."""
     stamp = _BUILT / "library.txt"
     if not stamp.exists() or stamp.read_text(encoding="utf-8") != _library():
         for digest in _BUILT.glob("*/*.md5"):
@@ -163,7 +163,7 @@ def _forget_what_an_older_library_drew(_: Sphinx) -> None:
 
 
 def _library() -> str:
-    """Returns a digest of the library's code, but for the command line, which no script uses."""
+    """Returns a digest of the library's code without the command line, which no script uses."""
     digest = hashlib.sha256()
     library = _DOCS.parent / "lightning_reg"
     for path in sorted(library.rglob("*.py")):
@@ -172,7 +172,7 @@ def _library() -> str:
     return digest.hexdigest()
 
 
-# Pages of all modules of some packages: their titles, and the packages or modules.
+# Pages of modules: their titles, and their packages or modules.
 _MODULES = {
     "functional": ("Functional: the formulas", (lightning_reg.functional,)),
     "layers": ("Layers, initialization, parameter groups", (lightning_reg.nn, lightning_reg.init, lightning_reg.optim)),
@@ -180,7 +180,7 @@ _MODULES = {
 
 
 def _write_modules(_: Sphinx) -> None:
-    """Writes the pages of modules, each with what it exports."""
+    """Writes the pages of modules, with their public members."""
     for page, (title, packages) in _MODULES.items():
         names = [
             found.name
@@ -198,7 +198,7 @@ def _write_modules(_: Sphinx) -> None:
 
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists() or path.read_text(encoding="utf-8") != text:  # else Sphinx would read it anew
+    if not path.exists() or path.read_text(encoding="utf-8") != text:  # otherwise Sphinx would read it again
         path.write_text(text, encoding="utf-8")
 
 
@@ -251,8 +251,8 @@ def _visit_displayed_math(self: Any, node: nodes.Node) -> None:
 
 
 def _escape(_app: Sphinx, _what: str, _name: str, _thing: Any, _options: Any, lines: list[str]) -> None:
-    """Escapes absolute values and stars of shapes, which would be markup, outside of formulas and code."""
-    formula: int | None = None  # how far its directive is indented
+    """Escapes vertical bars and asterisks that would be markup, outside of formulas and code."""
+    formula: int | None = None  # indentation of its directive
     for index, line in enumerate(lines):
         indent = len(line) - len(line.lstrip())
         if line.lstrip().startswith(".. math::"):
@@ -269,14 +269,14 @@ def _escaped(text: str) -> str:
 
 
 def _skip(_app: Sphinx, _what: str, _name: str, thing: Any, skip: bool, _options: Any) -> bool:
-    """Leaves out the fields of named tuples, which their class explains."""
+    """Skips the fields of named tuples, which their class documents."""
     return skip or type(thing).__name__ == "_tuplegetter"
 
 
 def setup(app: Sphinx) -> None:
-    """Lets Sphinx write generated pages first, and formulas as MathML, which browsers draw by themselves."""
+    """Registers the generation of pages, and formulas as MathML, which browsers render natively."""
     app.add_html_math_renderer("mathml", (_visit_math, None), (_visit_displayed_math, None))
-    app.connect("builder-inited", _forget_what_an_older_library_drew, priority=100)  # before the gallery looks
+    app.connect("builder-inited", _forget_what_an_older_library_drew, priority=100)  # before the gallery checks
     app.connect("builder-inited", _write_cards)
     app.connect("builder-inited", _write_pages)
     app.connect("builder-inited", _write_modules)

@@ -1,4 +1,4 @@
-"""The page of the training step: a drawing of its places, and who acts where, from declared facts."""
+"""The page of the training step: a diagram of its places, and the techniques that act there, from declared facts."""
 
 from collections.abc import Iterable, Mapping
 
@@ -38,7 +38,7 @@ _BEHIND = {
 
 
 def page() -> str:
-    """Returns the page, in Markdown."""
+    """Returns the page as Markdown."""
     parts = [
         "# The step",
         "Every technique acts in one place of the training step, and says which. Click on a place: who acts there?",
@@ -63,7 +63,7 @@ def _section(place: Place) -> str:
 
 
 def _list(techniques: Iterable[type[Technique]]) -> str:
-    # Links of code, which a reader recognizes in the lists of the API, too.
+    # Links formatted as code, as in the lists of the API.
     return "\n".join(f"- {_link(technique)}: {generate.first_sentence(technique)}" for technique in techniques)
 
 
@@ -72,7 +72,7 @@ def _link(technique: type[Technique]) -> str:
 
 
 def _order() -> str:
-    """Returns the table of what happens around the optimizer's step, from its first to its last."""
+    """Returns the section with the order of actions around the optimizer's step."""
     everybody = [*generate.techniques(), *generate.monitors()]
 
     def rows(order: Mapping[Position, str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Figures of the gallery and of the cards: one drawing, written twice, for light and for dark pages."""
+"""Figures of the gallery and of the cards, saved in a light and a dark version."""
 
 import os
 import re
@@ -11,7 +11,7 @@ import matplotlib as mpl  # noqa: TID253  # what it is for
 
 __all__ = ["COLORS", "INK", "STYLE", "light_and_dark", "prepare", "quiet", "undisturbed", "written"]
 
-# Line colors that are read on white and on near black; everything else is ink, which is replaced.
+# Line colors that are legible on white and on near black; everything else has the ink color, which is replaced.
 COLORS = ["#3b82c4", "#e07b39", "#3a9d5d", "#a864c4", "#c9a227", "#d6577d", "#5f8f99", "#8c6d5a"]
 INK, _LIGHT_INK, _DARK_INK = "#012345", "#24292f", "#d0d4da"
 STYLE = {
@@ -40,7 +40,7 @@ STYLE = {
 
 
 def prepare(_gallery_conf: dict[str, Any], _script: str) -> None:
-    """Gives every script the same seed and style, and keeps what Lightning says of its trainers to itself."""
+    """Sets the same seed and style for every script, and suppresses Lightning's messages."""
     import torch
 
     mpl.rcdefaults()
@@ -52,7 +52,7 @@ def prepare(_gallery_conf: dict[str, Any], _script: str) -> None:
 
 
 def quiet() -> None:
-    """Keeps what Lightning says of its trainers to itself, from now on."""
+    """Suppresses Lightning's messages from now on."""
     import logging
     import warnings
 
@@ -64,7 +64,7 @@ def quiet() -> None:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Leaves random numbers, warnings and what Lightning says as they were."""
+    """Suppresses Lightning's messages within a context, and restores random state, warnings and log levels after it."""
     import logging
     import warnings
 
@@ -82,10 +82,10 @@ def undisturbed() -> Iterator[None]:
 
 
 def light_and_dark(_block: Any, block_vars: dict[str, Any], gallery_conf: dict[str, Any]) -> str:
-    """Writes each open figure as SVG, once with dark ink and once with light, of which furo shows one.
+    """Saves each open figure as SVG, once with dark ink and once with light ink, one of which furo shows.
 
     Returns:
-        The reStructuredText that shows the figures of one block of a script.
+        reStructuredText that shows the figures of one block of a script.
     """
     import matplotlib.pyplot as plt
 
@@ -102,14 +102,14 @@ def light_and_dark(_block: Any, block_vars: dict[str, Any], gallery_conf: dict[s
 
 
 def written(figure: Any, path: Path) -> tuple[Path, Path]:
-    """Writes a figure as SVG, with dark ink and with light.
+    """Saves a figure as SVG, with dark ink and with light ink.
 
     Args:
-        figure: Drawn in :data:`STYLE`.
-        path: Whose name the files have, but for their ends.
+        figure: Figure in the style of :data:`STYLE`.
+        path: Path of the files, whose suffix is replaced.
 
     Returns:
-        The file for light pages, and that for dark ones.
+        The files for light and for dark pages.
     """
     light = path.with_suffix(".svg")
     dark = light.with_name(f"{light.stem}_dark.svg")

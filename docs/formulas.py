@@ -1,4 +1,4 @@
-"""The formulas of a technique: those of the functions that it, or a layer, transform or helper of its, is made of."""
+"""The formulas of a technique: of the functions that it uses directly, or through a layer, transform or helper."""
 
 import inspect
 import re
@@ -12,15 +12,15 @@ from lightning_reg.core.technique import Technique
 __all__ = ["section"]
 
 _FUNCTIONAL = "lightning_reg.functional."
-# Where else than beside the technique there is what it is made of.
+# Packages outside the technique's own whose code counts as a part of it.
 _ROOMS = ("lightning_reg.nn.layers.", "lightning_reg.transforms.")
 
 
 def section(technique: type[Technique]) -> list[str]:
-    """Returns a section of a technique's page, in Markdown; nothing where it is made of no formula.
+    """Returns the section of formulas for a technique's page as Markdown; empty if it has no formula.
 
     Args:
-        technique: Its class.
+        technique: Class of the technique.
     """
     lines = []
     for function in sorted(_functions(technique), key=_place):
@@ -41,7 +41,7 @@ def _functions(technique: type[Technique]) -> set[FunctionType]:
     found = set(_imported(module))
     for thing in _things(module):
         home = sys.modules[thing.__module__]
-        if thing.__module__.startswith(f"{module.__package__}."):  # a helper, which has no other user
+        if thing.__module__.startswith(f"{module.__package__}."):  # a helper, which only this technique uses
             found |= set(_imported(home))
         elif thing.__module__.startswith(_ROOMS):
             bases = inspect.getmro(thing) if inspect.isclass(thing) else (thing,)
@@ -51,7 +51,7 @@ def _functions(technique: type[Technique]) -> set[FunctionType]:
 
 
 def _things(module: ModuleType) -> Iterator[Any]:
-    """Yields the classes and functions that a module imports, or names by the module that it imports."""
+    """Yields the classes and functions of a module's namespace, and those it uses from modules that it imports."""
     text = inspect.getsource(module)
     for thing in vars(module).values():
         if inspect.ismodule(thing):

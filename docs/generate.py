@@ -1,7 +1,7 @@
-"""Makes the pages that list what there is: docs/techniques.md, docs/tags.md and the table in the README.
+"""Generates the lists of techniques: docs/techniques.md, docs/tags.md and the table in the README.
 
-``python docs/generate.py`` writes them. Everything in them is read from the classes: the place that a technique
-declares, its usual ranges, the first sentence of its docstring, its example, and what it logs.
+``python docs/generate.py`` writes them. Their content is read from the classes: the place that a technique declares,
+its usual ranges, the first sentence of its docstring, its example, and what it logs.
 """
 
 import ast
@@ -34,7 +34,7 @@ PLACES = {
 
 
 def pages() -> dict[Path, str]:
-    """Returns the text of every generated page, by its file."""
+    """Returns the text of each generated page, by its file."""
     return {
         ROOT / "docs" / "techniques.md": _techniques_page(),
         ROOT / "docs" / "tags.md": _tags_page(),
@@ -43,12 +43,12 @@ def pages() -> dict[Path, str]:
 
 
 def techniques() -> list[type[Technique]]:
-    """Returns the callbacks that change a training, in alphabetical order."""
+    """Returns the callbacks that affect training, in alphabetical order."""
     return [thing for thing in _classes(callbacks) if issubclass(thing, Technique) and not thing.only_watches]
 
 
 def monitors() -> list[type[Technique]]:
-    """Returns the callbacks that watch, in alphabetical order."""
+    """Returns the callbacks that only monitor, in alphabetical order."""
     return [thing for thing in _classes(callbacks) if issubclass(thing, Technique) and thing.only_watches]
 
 
@@ -130,18 +130,18 @@ def _cards(things: Iterable[type]) -> str:
 
 
 def _link(thing: type) -> str:
-    """Returns a name, which leads to its card where the site has one."""
+    """Returns the name of a class, linked to its card if the site has one."""
     name = f"`{thing.__name__}`"
     return f"[{name}](cards/{thing.__name__}.md)" if issubclass(thing, Technique) else name
 
 
 def first_sentence(thing: type) -> str:
-    """Returns what a class does, as its card begins."""
+    """Returns the first line of a class's docstring as Markdown."""
     return _markdown((inspect.getdoc(thing) or "").splitlines()[0])
 
 
 def example(thing: type) -> str:
-    """Returns how an instance is made, as the doctest of its card does it."""
+    """Returns the expression that creates an instance in the doctest of a class."""
     for example in doctest.DocTestParser().get_examples(inspect.getdoc(thing) or ""):
         for node in ast.walk(ast.parse(example.source)):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == thing.__name__:
@@ -165,7 +165,7 @@ def _tags_page() -> str:
 
 
 def _logs(thing: type) -> str:
-    """Returns what a card says under Logs, in one line."""
+    """Returns the Logs section of a docstring, in one line."""
     found = re.search(
         r"^Logs:((?: .+\n|\n    .*\n)(?:[ \w].*\n|\n(?=    ))*)", f"{inspect.getdoc(thing)}\n", re.MULTILINE
     )

@@ -1,4 +1,4 @@
-"""What the audit says of a technique beside others: it is asked, of runs that are made and not trained."""
+"""The audit's warnings about a technique combined with others, obtained from runs that are created but not trained."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -29,7 +29,7 @@ class _Run(LightningModule):
 
 
 def _runs() -> Sequence[tuple[LightningModule, list[Callback]]]:
-    """Returns runs that a technique may be added to: what the audit's rules are about."""
+    """Returns runs to which a technique is added, chosen for the audit's rules."""
     sgd = torch.optim.SGD
     beside: Sequence[Callback] = (
         EarlyStopping("val/loss"),
@@ -48,17 +48,17 @@ def _runs() -> Sequence[tuple[LightningModule, list[Callback]]]:
 
 
 def _instance(kind: type[Technique]) -> Technique:
-    """Returns a technique as the doctest of its card makes it."""
+    """Returns a technique, created as in its doctest."""
     names = {**{name: getattr(callbacks, name) for name in callbacks.__all__}, **vars(transforms)}
     made: Technique = eval(generate.example(kind).strip("`"), names)
     return made
 
 
 def section(kind: type[Technique]) -> list[str]:
-    """Returns a section of a technique's page, in Markdown; nothing where the audit warns of nothing.
+    """Returns the section of the audit's warnings for a technique's page as Markdown; empty if there are none.
 
     Args:
-        kind: The technique's class.
+        kind: Class of the technique.
     """
     found: dict[str, str] = {}
     with figures.undisturbed():

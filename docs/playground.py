@@ -1,7 +1,7 @@
-"""Grids behind the sliders of docs/play.md, computed when the site is built; the page only looks them up.
+"""Data of the interactive charts in docs/play.md, precomputed for all slider positions when the site is built.
 
-Each is a chart with sliders. A frame is what the chart shows for one position of all of them: lines, a vertical, dots,
-and a sentence. docs/_static/play.js draws it, and knows nothing of what it means.
+Each chart has sliders. A frame is the content of the chart for one position of all sliders: lines, a vertical line,
+dots, and a sentence. docs/_static/play.js draws frames, independently of their meaning.
 """
 
 import hashlib
@@ -21,11 +21,11 @@ Plot = dict[str, Any]
 
 
 def write(folder: Path, library: str) -> None:
-    """Writes each chart as a part of a page, where its code or the library has changed.
+    """Writes each chart as a part of a page, if this module or the library has changed.
 
     Args:
-        folder: Where to.
-        library: A digest of the library's code.
+        folder: Output folder.
+        library: Digest of the library's code.
     """
     digest = hashlib.sha256((library + Path(__file__).read_text(encoding="utf-8")).encode()).hexdigest()
     stamp = folder / "digest.txt"
@@ -54,7 +54,7 @@ def _line(x: Tensor, y: Tensor, color: int, name: str = "", **more: Any) -> dict
 
 
 def _dropout() -> Plot:
-    """Networks of several widths and rates on 100 digits: training and test accuracy."""
+    """Returns the chart of training and test accuracy for several widths and dropout rates, on 100 digits."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -83,7 +83,7 @@ def _dropout() -> Plot:
 
 
 def _trained(images: Tensor, labels: Tensor, width: int, rates: Tensor, seeds: int) -> tuple[Tensor, Tensor]:
-    """Trains all rates and seeds at once; returns mean accuracies on the first 100 digits and on the rest, by rate."""
+    """Trains all rates and seeds in parallel; returns mean accuracies on the first 100 digits and the rest, by rate."""
     generator = torch.Generator().manual_seed(width)
     count, train = len(rates) * seeds, 100
     rate = rates.repeat_interleave(seeds).view(-1, 1, 1)
@@ -112,7 +112,7 @@ def _trained(images: Tensor, labels: Tensor, width: int, rates: Tensor, seeds: i
 
 
 def _alpha() -> Plot:
-    """The density of Beta(α, α), of which Mixup and CutMix draw λ."""
+    """Returns the chart of the density of Beta(α, α), from which Mixup and CutMix draw λ."""
     from scipy.stats import beta
 
     alphas = [float(f"{10**exponent:.2g}") for exponent in torch.linspace(-1.3, 0.9, 23).tolist()]
@@ -139,7 +139,7 @@ def _alpha() -> Plot:
 
 
 def _half_life() -> Plot:
-    """The share that each of the last steps has in an exponential moving average."""
+    """Returns the chart of the weight that each of the last steps has in an exponential moving average."""
     from lightning_reg.functional.weights.averaging import decay_of_half_life
 
     half_lives = [1, 2, 3, 5, 7, 10, 15, 20, 30, 40, 60, 80, 100]
@@ -167,7 +167,7 @@ def _half_life() -> Plot:
 
 
 def _l1_path() -> Plot:
-    """Weights of a linear model of diabetes under an L1 penalty, by proximal gradient descent."""
+    """Returns the chart of the weights of a linear model under an L1 penalty, by proximal gradient descent."""
     from sklearn.datasets import load_diabetes
     from sklearn.linear_model import lasso_path
 
@@ -182,9 +182,9 @@ def _l1_path() -> Plot:
     rate = 1 / torch.linalg.matrix_norm(inputs, 2).square() * count
     paths = torch.zeros(len(strengths), inputs.shape[1], dtype=torch.float64)
     products, correlations = inputs.T @ inputs / count, inputs.T @ targets / count
-    for _ in range(3000):  # all strengths at once, each a row
+    for _ in range(3000):  # all strengths in parallel, one per row
         paths -= rate * (paths @ products - correlations)
-        shrunk = paths / strengths.unsqueeze(1)  # so that one threshold serves all
+        shrunk = paths / strengths.unsqueeze(1)  # so that all have the same threshold
         soft_threshold_([shrunk], rate.item())
         paths = shrunk * strengths.unsqueeze(1)
     _, theirs, _ = lasso_path(inputs.numpy(), targets.numpy(), alphas=strengths.flip(0).numpy(), tol=1e-10)
@@ -214,7 +214,7 @@ def _l1_path() -> Plot:
 
 
 def _landscape(place: Tensor) -> Tensor:
-    """A valley that is narrow on the left, where it is deepest, and wide on the right."""
+    """Returns the height of a valley that is narrow and deepest on the left, and wide on the right."""
     x, y = place[..., 0], place[..., 1]
     return 0.5 * _curvature(x) * y.square() + 0.02 * (x + 1.2).square()
 
@@ -224,7 +224,7 @@ def _curvature(x: Tensor) -> Tensor:
 
 
 def _rho() -> Plot:
-    """Descent by the gradient at the worst point nearby, for radii of the neighborhood."""
+    """Returns the chart of sharpness-aware descent for several radii of the neighborhood."""
     from contourpy import contour_generator
 
     from lightning_reg.functional.gradient.sharpness import climb_, climbing_factor
@@ -239,7 +239,7 @@ def _rho() -> Plot:
     ]
     radii = torch.linspace(0, 0.5, 26)
     place, path = torch.tensor([-1.5, 0.9]).repeat(len(radii), 1), []
-    for _ in range(600):  # all radii at once
+    for _ in range(600):  # all radii in parallel
         path.append(place)
         slope = _slope(place)
         there = place.clone()
@@ -247,7 +247,7 @@ def _rho() -> Plot:
             climb_([row], [gradient], [torch.empty_like(row)], climbing_factor(gradient.norm(), radius))
         place = place - 0.05 * _slope(there)
     tracks = torch.stack(path, 1)  # (radii, steps, 2)
-    ends = tracks[:, -100:].mean(1)  # it goes back and forth around the floor
+    ends = tracks[:, -100:].mean(1)  # averaged, because it oscillates around the floor
     frames = []
     for radius, track, end in zip(radii.tolist(), tracks, ends, strict=True):
         frames.append(

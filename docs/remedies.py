@@ -1,4 +1,4 @@
-"""The tables of the decision guide, made of the rules by which the command line gives advice."""
+"""The tables of the decision guide, generated from the rules of the command line's advice."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -30,7 +30,7 @@ _SITUATIONS: Mapping[str, Mapping[str, Situation]] = {
 
 
 def tables() -> Mapping[str, str]:
-    """Returns a table in Markdown for each sign."""
+    """Returns a table for each signal as Markdown."""
     return {sign: _table(sign, situations) for sign, situations in _SITUATIONS.items()}
 
 

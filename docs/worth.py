@@ -1,4 +1,4 @@
-"""What techniques cost a step, and what they brought in studies: read off what was measured, for their pages."""
+"""Costs of techniques per step and their gains in studies, from the measured results, for the pages of techniques."""
 
 import json
 import re
@@ -21,16 +21,16 @@ _WORKLOADS = ("mlp", "cnn")
 
 @dataclass(frozen=True)
 class _Study:
-    """A table of docs/studies.md: what it was measured on, and which callbacks its rows are about.
+    """A table of docs/studies.md: its data and network, and the callbacks of its rows.
 
     Attributes:
-        heading: Of the section, and perhaps behind a slash the words in bold before one of its tables.
-        on: The data and the network.
-        workload: Which of the benchmark's networks is most like it.
-        column: Where the difference stands, whose sign is that of the row's variant.
-        callbacks: Class and setting that a variant differs in, by the variant.
-        is_left_out: Whether variants leave a technique out rather than put it in.
-        unit: Of the difference.
+        heading: Heading of the section, optionally followed by a slash and the bold words before one of its tables.
+        on: Description of data and network.
+        workload: Name of the benchmark's most similar network.
+        column: Title of the column with the difference, the variant minus what it is compared with.
+        callbacks: Class and setting of the callback in which a variant differs, by variant.
+        is_left_out: Whether variants remove a technique instead of adding it.
+        unit: Unit of the difference.
     """
 
     heading: str
@@ -145,7 +145,7 @@ _STUDIES = (
         },
     ),
 )
-# The columns of benchmarks.flatness: their data, and the benchmark's network that is most like theirs.
+# The columns of benchmarks.flatness: description of data and network, and the benchmark's most similar network.
 _FLATNESS = {
     "digits": ("300 digits, an MLP with BatchNorm", "mlp"),
     "CIFAR-10": ("5,000 images of CIFAR-10, a CNN", "cnn"),
@@ -154,17 +154,17 @@ _FLATNESS = {
 
 @dataclass(frozen=True)
 class Gain:
-    """What a technique brought in one study.
+    """The gain by a technique in one study.
 
     Attributes:
-        technique: Its class's name.
-        setting: What was set, where there are several rows of one class.
-        value: Difference from the same run without it; better where positive.
-        error: Its standard error.
-        unit: Of both.
-        on: The data and the network.
-        workload: Which of the benchmark's networks is most like it.
-        link: Where it is told.
+        technique: Name of the class.
+        setting: Setting of the technique, to distinguish several rows of one class.
+        value: Difference from the same run without the technique; positive is better.
+        error: Standard error of the difference.
+        unit: Unit of both.
+        on: Description of data and network.
+        workload: Name of the benchmark's most similar network.
+        link: Link to the study.
     """
 
     technique: str
@@ -177,7 +177,7 @@ class Gain:
     link: str
 
     def __str__(self) -> str:
-        """The number with its sign, its error and its unit, which stay in one line."""
+        """Returns the value with its sign, error and unit, joined by non-breaking spaces."""
         digits = 3 if self.unit == "of R²" else 2 if self.error < 1 else 1
         sign = "+" if self.value > 0 else "−" if self.value < 0 else ""
         text = f"{sign}{abs(self.value):.{digits}f} ± {self.error:.{digits}f} {self.unit}"
@@ -186,10 +186,10 @@ class Gain:
 
 @cache
 def gains() -> Sequence[Gain]:
-    """Returns every difference that a study of ours has measured of a callback.
+    """Returns all gains by callbacks that our studies have measured.
 
     Raises:
-        KeyError: If a table of the studies has no longer what is read off it.
+        KeyError: If a table of the studies no longer has an expected row or column.
     """
     return [gain for study in _STUDIES for gain in _of_study(study)] + list(_of_flatness())
 
@@ -223,7 +223,7 @@ def _of_flatness() -> list[Gain]:
         for title, (on, workload) in _FLATNESS.items() if call else ():
             value, error = _number(row[measured["columns"].index(title)])
             base, base_error = _number(bare[title])
-            of_both = (error**2 + base_error**2) ** 0.5  # seeds of the two aren't paired in that table
+            of_both = (error**2 + base_error**2) ** 0.5  # the two aren't paired by seeds in that table
             found.append(Gain(call[1], call[2], value - base, of_both, "points", on, workload, link))
     return found
 
@@ -235,7 +235,7 @@ def _number(cell: str) -> tuple[float, float]:
 
 @cache
 def costs() -> Mapping[tuple[str, str], Mapping[str, float]]:
-    """Returns how long a step takes with a technique beside one without, by its class and setting, and by network."""
+    """Returns step times relative to a bare step, by a technique's class and setting, and by network."""
     found: dict[tuple[str, str], dict[str, float]] = {}
     for workload in _WORKLOADS:
         measured = _benchmark("cpu", "overhead", workload)
@@ -252,10 +252,10 @@ def _benchmark(file: str, name: str, title: str) -> dict:
 
 
 def facts(kind: type[Technique]) -> list[str]:
-    """Returns what a technique's page says of its cost, and whether it is known what it brings, as a list in Markdown.
+    """Returns list items for a technique's page as Markdown: its cost, and a note if its gain hasn't been measured.
 
     Args:
-        kind: The technique's class.
+        kind: Class of the technique.
     """
     cost = _cost_of(kind.__name__)
     lines = [f"- **A step takes**: {cost} ([measured](../benchmarks.md) on a CPU)."] if cost else []
@@ -265,10 +265,10 @@ def facts(kind: type[Technique]) -> list[str]:
 
 
 def rows(kind: type[Technique]) -> list[str]:
-    """Returns a table of what a technique brought and what a step cost for it; nothing where no study has it.
+    """Returns a table of a technique's gains and costs as Markdown; empty if no study has measured it.
 
     Args:
-        kind: The technique's class.
+        kind: Class of the technique.
     """
     lines = [f"| [{gain.on}](../{gain.link}){_told(gain)} | {_cost_there(gain)} | {gain} |" for gain in _of(kind)]
     head = ["| cost against gain: on | a step takes | what it brought |", "|---|---|---|"]
@@ -304,10 +304,10 @@ def _times(ratio: float) -> str:
 
 
 def _compared() -> list[tuple[Gain, float]]:
-    """Returns gains beside the cost of a step on the like of that network, where both are known."""
+    """Returns gains with the cost of a step on the most similar network, if both are known."""
     found = []
     for gain in gains():
-        # Of rows of the benchmark that have a setting, what studies use: SAM as they say, clipping by norm.
+        # The benchmark's rows with the settings that studies use: SAM as in the study, clipping by norm.
         settings = ("adaptive",) if "adaptive=True" in gain.setting else ("", "norm")
         for setting in settings:
             ratio = costs().get((gain.technique, setting), {}).get(gain.workload)
@@ -317,7 +317,7 @@ def _compared() -> list[tuple[Gain, float]]:
 
 
 def chart() -> Figure:
-    """Draws what a step costs with each technique, and beside it what that brought."""
+    """Draws the cost of a step with each technique, and next to it the gain."""
     measured: dict[str, list[tuple[Gain, float]]] = {}
     compared = [(gain, cost) for gain, cost in _compared() if gain.unit == "points"]
     for gain, cost in compared:
@@ -325,7 +325,7 @@ def chart() -> Figure:
         measured.setdefault(name, []).append((gain, cost))
     names = sorted(measured, key=lambda name: -max(cost for _, cost in measured[name]))
     grounds = list(dict.fromkeys(gain.on for gain, _ in compared))
-    figure = Figure(figsize=(4.8, 0.55 * len(names) + 2.0), layout="constrained")  # letters are read on a phone, too
+    figure = Figure(figsize=(4.8, 0.55 * len(names) + 2.0), layout="constrained")  # text is legible on a phone, too
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1, 1.3))
     for place, name in enumerate(names):
         left.text(0.02, place + 0.42, name, transform=left.get_yaxis_transform(), va="top", in_layout=False)
@@ -352,7 +352,7 @@ def chart() -> Figure:
 
 
 def table() -> str:
-    """Returns the chart's numbers, and all others that were measured, as a table in Markdown."""
+    """Returns all measured gains, including those in the chart, as a table in Markdown."""
     rows = ["| callback | on | a step takes | what it brought |", "|---|---|---|---|"]
     rows += [
         f"| [`{gain.technique}`]({gain.technique}.md){_told(gain)} | [{gain.on}](../{gain.link}) | {_cost_there(gain)} "

@@ -1,7 +1,7 @@
 """Every regularization technique as PyTorch Lightning callbacks, layers, models and data modules.
 
 Everything public can be imported from here: ``from lightning_reg import L2Penalty, Mixup``. The package that exports a
-name is imported when the name is asked for, so ``import lightning_reg`` alone costs nothing.
+name is imported on first access, so ``import lightning_reg`` alone costs nothing.
 
 >>> import lightning_reg
 >>> lightning_reg.L2Penalty(weight=1e-4).weight
@@ -29,7 +29,7 @@ __version__ = "0.2.0"
 
 @cache
 def _exports() -> dict[str, str]:
-    """Returns the module that exports each public name, read off their sources: importing them would import torch."""
+    """Returns the module that exports each public name, parsed from the sources: importing them would import torch."""
     exports: dict[str, str] = {}
     for statement in ast.walk(ast.parse(Path(__file__).read_text(encoding="utf-8"))):
         if isinstance(statement, ast.ImportFrom) and statement.names[0].name == "*":
@@ -59,5 +59,5 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *_exports()})
 
 
-if not TYPE_CHECKING:  # with a __getattr__, type checkers would take any name for one that there is
+if not TYPE_CHECKING:  # with a __getattr__, type checkers would accept any name
     __getattr__ = _exported

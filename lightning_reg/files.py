@@ -1,4 +1,4 @@
-"""Reading untrusted files as data within limits, and writing files whole or not at all."""
+"""Reading untrusted files as data within limits, and writing files atomically."""
 
 import contextlib
 import json
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 MAX_TEXT = 2**20
-"""Bytes of a configuration; what people write by hand has a hundredth of it."""
+"""Largest size of a configuration in bytes, a hundred times that of a hand-written one."""
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
@@ -43,11 +43,11 @@ _PICKLE = b"\x80"
 
 
 class UntrustedError(SettingError):
-    """A checkpoint holds more than data; nothing of it has been run."""
+    """A checkpoint holds more than data; none of it has been executed."""
 
 
 class CutOffError(SettingError):
-    """The end of a checkpoint is missing, as after a kill in the middle of writing it."""
+    """A checkpoint is truncated, as when the process that wrote it was killed."""
 
 
 @contextlib.contextmanager
@@ -57,11 +57,11 @@ def opened(name: str, path: str | Path, *, limit: int | None = None) -> Iterator
     Reading a named pipe or a device may wait forever, never end, or change something.
 
     Args:
-        name: The setting or the kind of file, as the user knows it.
-        limit: Size in bytes that a file of this kind never has.
+        name: Name of the setting or the kind of file, for error messages.
+        limit: Largest allowed size in bytes.
 
     Raises:
-        SettingError: If there is no such file, it isn't a regular one, can't be read, or is too large.
+        SettingError: If the file doesn't exist, isn't a regular one, can't be read, or is too large.
 
     >>> with opened("config", "/dev/zero") as file:
     ...     file.read()
@@ -70,11 +70,11 @@ def opened(name: str, path: str | Path, *, limit: int | None = None) -> Iterator
     """
     try:
         _check_regular(name, path, os.stat(path))
-        # Without waiting, should a pipe have taken the file's place meanwhile.
+        # Without blocking, in case a pipe has replaced the file meanwhile.
         file = os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb")
     except FileNotFoundError as error:
         raise SettingError(f"{name} must be a file that exists, but is {str(path)!r}") from error
-    except (OSError, ValueError) as error:  # a ValueError where the path has a zero byte
+    except (OSError, ValueError) as error:  # a ValueError where the path has a null byte
         if isinstance(error, SettingError):
             raise
         raise SettingError(f"{name} {str(path)!r} can't be read: {getattr(error, 'strerror', error)}") from error
@@ -93,36 +93,36 @@ def _check_regular(name: str, path: str | Path, found: os.stat_result) -> None:
 
 
 def read_text(name: str, path: str | Path, *, limit: int = MAX_TEXT) -> str:
-    """Returns the text of a file in UTF-8.
+    """Returns the text of a UTF-8 file.
 
     Args:
-        name: The setting or the kind of file, as the user knows it.
-        limit: Size in bytes that a file of this kind never has.
+        name: Name of the setting or the kind of file, for error messages.
+        limit: Largest allowed size in bytes.
 
     Raises:
-        SettingError: As `opened`, and if it isn't text in UTF-8.
+        SettingError: As `opened`, and if it isn't UTF-8 text.
     """
     with opened(name, path, limit=limit) as file:
         try:
             content = file.read(limit + 1)
         except OSError as error:
             raise SettingError(f"{name} {str(path)!r} can't be read: {error.strerror}") from error
-    if len(content) > limit:  # it has grown since it was opened, or never says its size, as files below /proc
+    if len(content) > limit:  # it has grown since it was opened, or reports no size, as files below /proc
         raise SettingError(f"{name} must have at most {limit:,} bytes, but {str(path)!r} has more")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        start = error.start + len(content) - len(error.object)  # counted behind a byte order mark
+        start = error.start + len(content) - len(error.object)  # the decoder counts from after a byte order mark
         found = f"its byte {start} is {content[start]:#04x}"
         raise SettingError(f"{name} must be text in UTF-8, but {str(path)!r} isn't: {found}") from error
 
 
 def read_json(name: str, path: str | Path, *, limit: int = 2**28) -> Any:
-    """Returns what a JSON file holds.
+    """Returns the parsed content of a JSON file.
 
     Args:
-        name: The setting or the kind of file, as the user knows it.
-        limit: Size in bytes that a file of this kind never has.
+        name: Name of the setting or the kind of file, for error messages.
+        limit: Largest allowed size in bytes.
 
     Raises:
         SettingError: As `read_text`, and if it isn't JSON.
@@ -136,10 +136,10 @@ def read_json(name: str, path: str | Path, *, limit: int = 2**28) -> Any:
 
 
 def read_yaml(name: str, path: str | Path) -> Any:
-    """Returns what a YAML file holds.
+    """Returns the parsed content of a YAML file.
 
     Args:
-        name: The setting or the kind of file, as the user knows it.
+        name: Name of the setting or the kind of file, for error messages.
 
     Raises:
         SettingError: As `read_text` and `check_yaml`, with the file's name.
@@ -148,16 +148,16 @@ def read_yaml(name: str, path: str | Path) -> Any:
 
 
 def read_checkpoint(name: str, path: str | Path, *, weights_only: bool = True) -> Any:
-    """Returns what a file of ``torch.save`` holds, with tensors on the CPU that are read from it when they are used.
+    """Returns the content of a ``torch.save`` file, with tensors on the CPU, memory-mapped where the format allows.
 
     Args:
-        name: The setting or the kind of file, as the user knows it.
-        weights_only: Whether a file that holds more than data is refused; otherwise it can run any program.
+        name: Name of the setting or the kind of file, for error messages.
+        weights_only: Whether to refuse a file that holds more than data; loading such a file can run arbitrary code.
 
     Raises:
-        UntrustedError: If it holds more than data, with what it holds; nothing has been run then.
-        CutOffError: If its end is missing, with the newest checkpoint beside it that can be read.
-        SettingError: As `opened`, and if it isn't a file of ``torch.save``.
+        UntrustedError: If it holds more than data, which the message lists; none of it has been executed.
+        CutOffError: If it is truncated; the message names the newest readable checkpoint beside it.
+        SettingError: As `opened`, and if it isn't a ``torch.save`` file.
     """
     try:
         return _loaded(name, path, weights_only=weights_only)
@@ -180,11 +180,11 @@ def _loaded(name: str, path: str | Path, *, weights_only: bool) -> Any:
     try:
         if weights_only and is_archive and (more := sorted(get_unsafe_globals_in_checkpoint(path))):
             raise _untrusted(f"{shown} holds more than data: {', '.join(more[:5])}{' ...' if len(more) > 5 else ''}")
-        # Older files of torch.save are no archives, and can't be mapped into memory.
+        # Legacy torch.save files aren't zip archives and can't be memory-mapped.
         return torch.load(path, map_location="cpu", weights_only=weights_only, mmap=is_archive)
     except SettingError:
         raise
-    except Exception as error:  # of a damaged file torch's reader can raise anything
+    except Exception as error:  # torch's reader can raise anything on a damaged file
         if not weights_only and (is_archive or start[:1] == _PICKLE):
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise SettingError(f"{shown} can't be loaded: {reason}") from error
@@ -201,15 +201,15 @@ def _untrusted(found: str) -> UntrustedError:
 
 
 def _has_end(file: BinaryIO) -> bool:
-    """Whether an archive has its table of contents, which is written last."""
+    """Whether a zip archive has its central directory, which is written last."""
     try:
         return zipfile.is_zipfile(file)
-    except zipfile.BadZipFile:  # damaged, but there
+    except zipfile.BadZipFile:  # damaged, but present
         return True
 
 
 def _check_archive(shown: str, file: BinaryIO, size: int) -> None:
-    """Raises if a small archive says that it becomes a large one: torch compresses nothing."""
+    """Raises if the records claim more bytes than the archive has, as in a zip bomb: torch doesn't compress."""
     try:
         with zipfile.ZipFile(file) as archive:
             records = archive.infolist()
@@ -231,13 +231,13 @@ def _newest_readable_beside(path: Path, *, weights_only: bool) -> Path | None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Writes a file that is there whole or not at all, also when the machine goes off.
+    """Writes a file completely or not at all, even if the machine loses power.
 
     Args:
-        path: Replaced if it exists. Processes that write it at the same time don't disturb one another: the last wins.
+        path: File to write, replaced if it exists. With concurrent writers, the last one wins.
         text: The content, written as UTF-8 with line endings as they are.
     """
-    # Not by tempfile, whose files nobody else may read: a study may be that of several people.
+    # Not with tempfile, whose files only their owner may read: several people may share a study.
     temporary = path.with_name(f".{path.name}-{secrets.token_hex(8)}")
     try:
         with temporary.open("x", encoding="utf-8", newline="") as file:
@@ -248,7 +248,7 @@ def write_atomically(path: Path, text: str) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    # The folder's entry, too; not every system lets a folder be opened.
+    # Sync the directory entry, too; not every system can open a directory.
     with contextlib.suppress(OSError):
         folder = os.open(path.parent, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""Parameter groups: what weight decay applies to."""
+"""Parameter groups for weight decay and layer-wise learning rates."""
 
 import fnmatch
 import re
@@ -25,7 +25,7 @@ _TORCH_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.R
 _MIXING = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd, nn.Embedding, nn.EmbeddingBag)
 # "Norm" or "Normalization" as a word: neither "NormedLinear" nor "NormalRegression" normalizes anything.
 _NORM = re.compile(r"([Nn]orm|NORM)(alization)?(?![a-z])")
-# What timm spares by name: shifts, tokens and positions that are added, and scales.
+# What timm excludes by name: shifts, tokens and positions that are added, and scales.
 _SHIFT = re.compile(
     r"(^|_)(bias|biases|(cls|class|dist|distill|reg|mask)_tokens?|class_embedding|"
     r"(pos|position|positional)_(embed|embedding|embeddings))(_|\d|$)"
@@ -36,13 +36,13 @@ _NUMBERED = re.compile(r"(?P<stem>(?:.*?\.)??[a-zA-Z_]*\.?)(?P<block>\d+)\.")
 
 @dataclass(frozen=True)
 class OwnedParameter:
-    """A parameter and the places it is used in.
+    """A parameter and the modules that hold it.
 
     Attributes:
-        name: Its qualified name, the first one where it has several.
+        name: Qualified name, the first one where it has several.
         parameter: The parameter itself, not a copy.
-        owners: Every module that holds it, with its name there; more than one where weights are tied.
-        is_declared: Whether a module above it names it in ``no_weight_decay()``, as timm's do.
+        owners: Every module that holds it, with its name there; several where weights are tied.
+        is_declared: Whether a module above it names it in ``no_weight_decay()``, as timm's models do.
     """
 
     name: str
@@ -52,7 +52,7 @@ class OwnedParameter:
 
     @property
     def is_norm_or_bias(self) -> bool:
-        """Whether it shifts or scales activations rather than mixing them: what decay and penalties spare."""
+        """Whether it shifts or scales activations rather than mixing them; decay and penalties skip such parameters."""
         return self.is_declared or any(self._shifts_or_scales(name, owner) for name, owner in self.owners)
 
     def _shifts_or_scales(self, name: str, owner: nn.Module) -> bool:
@@ -72,22 +72,22 @@ class OwnedParameter:
 
     @property
     def is_embedding(self) -> bool:
-        """Whether rows of it are looked up, also where it is tied to an output layer."""
+        """Whether its rows are looked up, even if it is tied to an output layer."""
         return any(isinstance(owner, (nn.Embedding, nn.EmbeddingBag)) for _, owner in self.owners)
 
 
 def is_normalization(module: nn.Module) -> bool:
-    """Whether a module normalizes activations, torch's own or anybody's.
+    """Whether a module normalizes activations, be it torch's or another library's.
 
     Args:
-        module: The module itself; those below it don't count.
+        module: The module to check; its submodules don't count.
 
     >>> is_normalization(nn.BatchNorm2d(4)), is_normalization(nn.Linear(4, 4))
     (True, False)
     """
     if isinstance(module, _TORCH_NORMS):
         return True
-    # Every model library brings RMSNorms and LayerNorms of its own that share no base class: known by their name, but
+    # Every model library has its own RMSNorms and LayerNorms, without a common base class: recognized by name, but
     # not where they hold a matrix, as a fused "LayerNormLinear" does.
     named = not isinstance(module, _MIXING) and any(_NORM.search(kind.__name__) for kind in type(module).__mro__)
     own = module.parameters(recurse=False)
@@ -120,7 +120,7 @@ def owned_parameters(module: nn.Module) -> list[OwnedParameter]:
 
 
 def _declared(module: nn.Module) -> set[nn.Parameter]:
-    """Returns the parameters that modules name in ``no_weight_decay()``, by their names below themselves."""
+    """Returns the parameters that modules name in ``no_weight_decay()``, relative to themselves."""
     declared: set[nn.Parameter] = set()
     for holder in module.modules():
         declare = getattr(holder, "no_weight_decay", None)
@@ -202,9 +202,9 @@ def layer_decay_groups(
 
     Args:
         module: Module whose parameters are grouped; frozen ones are left out.
-        decay: γ, factor from one layer to the one before it, in (0, 1]; 0.65 to 0.9 is usual for transformers.
-        lr: η, learning rate of the last layer.
-        weight_decay: As for :func:`weight_decay_groups`, which decides what is decayed.
+        decay: Factor γ from one layer to the one before it, in (0, 1]; 0.65 to 0.9 is usual for transformers.
+        lr: Learning rate η of the last layer, at least 0.
+        weight_decay: Strength of weight decay, as for :func:`weight_decay_groups`, which decides what is decayed.
         exclude: Globs over parameter names that aren't decayed either, or a single one.
         verbose: Whether to print a table of depth, learning rate and parameters.
 
@@ -212,7 +212,7 @@ def layer_decay_groups(
         Groups for a torch optimizer, at most two for each layer: ``depth_0_decay``, ``depth_0_no_decay`` and so on.
 
     Raises:
-        SettingError: If a number is out of its range, or a glob matches nothing.
+        SettingError: If a number is out of range, or a glob matches nothing.
 
     Reference:
         Kevin Clark, Minh-Thang Luong, Quoc V. Le, Christopher D. Manning: ELECTRA: Pre-training Text Encoders as
@@ -245,7 +245,7 @@ def layer_decay_groups(
 
 
 def _depths(module: nn.Module) -> dict[str, int]:
-    """Returns the depth of every parameter, by its name: which block it is in, of those that are numbered."""
+    """Returns the depth of every parameter by name: the position of its numbered block."""
     names = [owned.name for owned in owned_parameters(module)]
     stems: dict[str, list[str]] = {}
     for name in names:
@@ -273,7 +273,7 @@ def _depths(module: nn.Module) -> dict[str, int]:
 
 
 def weight_decay_table(module: nn.Module, *, exclude: str | Sequence[str] = ()) -> str:
-    """Returns a table of every parameter, and whether :func:`weight_decay_groups` decays it, or why not.
+    """Returns a table of all parameters that says whether :func:`weight_decay_groups` decays each, or why not.
 
     Args:
         module: Module whose parameters are listed.

@@ -1,4 +1,4 @@
-"""Reading untrusted YAML as plain values, within limits that are checked before any value is made."""
+"""Reading untrusted YAML as plain values, within limits that are checked before any value is constructed."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -15,11 +15,11 @@ _MAX_DEPTH = 64
 _MAX_NODES = 100_000
 _PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "seq", "map")}
 
-_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the second where libyaml is missing
+_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the latter where libyaml is missing
 
 
 class _Loader(_SafeLoader):  # type: ignore[misc]  # yaml has no types
-    """Reads 1e-4 as a number, as command lines do; YAML 1.1 requires a point in it."""
+    """Reads 1e-4 as a number, as command lines do; YAML 1.1 requires a decimal point."""
 
 
 _Loader.add_implicit_resolver(
@@ -28,10 +28,10 @@ _Loader.add_implicit_resolver(
 
 
 def parsed_yaml(name: str, text: str) -> Any:
-    """Returns what a text of YAML says.
+    """Returns the plain values of a YAML text.
 
     Args:
-        name: What the text is, for the message.
+        name: Name of the text, for error messages.
 
     Raises:
         SettingError: As `check_yaml`.
@@ -55,13 +55,13 @@ class _Open:
 
 
 def check_yaml(name: str, text: str) -> None:
-    """Raises unless a text is one YAML document of plain values that any program can walk through.
+    """Raises unless a text is a single YAML document of plain values, within limits of depth and size.
 
-    It is checked while it is read, event by event, so that nothing large is made of it; an alias counts as many values
-    as it stands for.
+    Parser events are checked one by one, before anything large is constructed; an alias counts as many values as it
+    stands for.
 
     Args:
-        name: What the text is, for the message.
+        name: Name of the text, for error messages.
 
     Raises:
         SettingError: If it isn't YAML or has tags (``!!python/...``), with a ``YAMLError`` as the cause; or if it has a
@@ -80,7 +80,7 @@ def check_yaml(name: str, text: str) -> None:
 
 def _check_events(name: str, text: str) -> None:
     open_: list[_Open] = [_Open(None, is_mapping=False)]
-    sizes: dict[str, int] = {}  # of what each anchor stands for, with all its aliases written out
+    sizes: dict[str, int] = {}  # of what each anchor stands for, with all aliases expanded
     documents = 0
     for event in yaml.parse(text, Loader=_SafeLoader):
         line = f"line {event.start_mark.line + 1}"
@@ -136,7 +136,7 @@ def _check_node(name: str, line: str, event: yaml.NodeEvent, parent: _Open) -> N
 
 
 def _one_line(error: Exception) -> str:
-    """Returns what is wrong and where, without the excerpt of the text that YAML adds."""
+    """Returns the problem and its position, without the excerpt that YAML adds."""
     problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
     if problem is None:
         return " ".join(str(error).split())

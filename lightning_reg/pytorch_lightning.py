@@ -1,7 +1,7 @@
-"""The early stopping for projects that import ``pytorch_lightning``; all other callbacks serve both packages.
+"""Early stopping for projects that import ``pytorch_lightning``; all other callbacks work with both packages.
 
-Lightning finds early stopping by its own class, and the two packages have a class each. This one is made when it is
-asked for: two classes of one short name would be ambiguous on a command line that knows both.
+Lightning recognizes early stopping by its own class, which differs between the two packages. The class is created on
+first access: two classes of one short name would be ambiguous on a command line that knows both.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""What a setting may be, and one clear sentence when it is something else."""
+"""Validation of settings; error messages name the argument, the allowed values and the value given."""
 
 import difflib
 import math
@@ -29,17 +29,17 @@ class SettingError(ValueError):
 
 
 class MonitorError(SettingError, RuntimeError):
-    """A metric that is watched was never logged; also a ``RuntimeError``, which Lightning raises for this."""
+    """A monitored metric was never logged; also a ``RuntimeError``, which Lightning raises in this case."""
 
 
 def first_in_chain(error: BaseException | None, kinds: tuple[type[BaseException], ...]) -> BaseException | None:
-    """Returns the first of an error and its causes that is of one of some types; None where there is none.
+    """Returns the first exception in a chain of causes that is of the given types, or None.
 
-    A parser reports a class that can't be made as a type that doesn't match, and has the reason as the cause.
+    The argument parser reports a class that can't be instantiated as a type mismatch, with the reason as the cause.
 
     Args:
-        error: What was raised, if anything.
-        kinds: Types of errors, of which the first in the chain is returned.
+        error: The raised exception, if any.
+        kinds: Exception types to look for.
 
     >>> try:
     ...     raise ValueError("of no type") from SettingError("rate is 2")
@@ -56,7 +56,7 @@ def near_matches(value: str, options: Iterable[str], *, most: int = 3) -> list[s
     """Returns the options that look like ``value``, best first.
 
     Args:
-        most: How many to return at the most.
+        most: Largest number of matches.
 
     >>> near_matches("digitz", ["digits", "mnist"])
     ['digits']
@@ -65,10 +65,10 @@ def near_matches(value: str, options: Iterable[str], *, most: int = 3) -> list[s
 
 
 def did_you_mean(value: str, options: Iterable[str], *, most: int = 1) -> str:
-    """Returns the end of a message that names the options which look like ``value``; nothing where none does.
+    """Returns the end of a message that suggests options that look like ``value``; empty where none does.
 
     Args:
-        most: How many to name at the most.
+        most: Largest number of options named.
 
     >>> did_you_mean("digitz", ["digits", "mnist"])
     "; did you mean 'digits'?"
@@ -81,7 +81,7 @@ def check_choice(name: str, value: str, options: Sequence[str]) -> None:
     """Raises unless ``value`` is one of ``options``.
 
     Args:
-        name: The argument, as the user writes it.
+        name: Name of the argument, as the user writes it.
 
     Raises:
         SettingError: With the options and the nearest one.
@@ -108,7 +108,7 @@ def check_range(
     """Raises unless ``value`` is a number between ``low`` and ``high``.
 
     Args:
-        name: The argument, as the user writes it.
+        name: Name of the argument, as the user writes it.
         low_open: Whether ``low`` itself is excluded.
         high_open: Whether ``high`` itself is excluded.
         infinite: Whether a value may be infinite.
@@ -136,7 +136,7 @@ def check_count(name: str, value: int, *, low: int = 1) -> None:
     """Raises unless ``value`` is a whole number of at least ``low``.
 
     Args:
-        name: The argument, as the user writes it.
+        name: Name of the argument, as the user writes it.
 
     Raises:
         SettingError: With the bound and the value.
@@ -150,13 +150,13 @@ def check_count(name: str, value: int, *, low: int = 1) -> None:
 
 
 def as_patterns(name: str, value: str | Sequence[str]) -> tuple[str, ...]:
-    """Returns globs as a tuple; a single one may be given as text.
+    """Returns globs as a tuple; a single one may be given as a string.
 
     Args:
-        name: The argument, as the user writes it.
+        name: Name of the argument, as the user writes it.
 
     Raises:
-        SettingError: If it is neither.
+        SettingError: If the value is neither.
 
     >>> as_patterns("include", "head.*")
     ('head.*',)
@@ -168,16 +168,16 @@ def as_patterns(name: str, value: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def named_or_imported(name: str, value: Any, options: Sequence[str]) -> Any:
-    """Returns one of the names, or the object that a dotted import path means; anything but text passes through.
+    """Returns a known name or the object at a dotted import path; anything but a string passes through.
 
     So a YAML file can say ``norm: batch`` as well as ``norm: torch.nn.LazyBatchNorm1d``.
 
     Args:
-        name: The argument, as the user writes it.
-        options: The names that are known.
+        name: Name of the argument, as the user writes it.
+        options: Known names.
 
     Raises:
-        SettingError: If the name isn't known or the path can't be imported.
+        SettingError: If the name is unknown or the path can't be imported.
 
     >>> named_or_imported("norm", "math.sqrt", ["batch"])(4)
     2.0
@@ -191,14 +191,14 @@ def named_or_imported(name: str, value: Any, options: Sequence[str]) -> Any:
 
 
 def imported(name: str, path: str, allowed: str = "the import path of a callable") -> Any:
-    """Returns the callable that a dotted import path means.
+    """Returns the callable at a dotted import path.
 
     Args:
-        name: The argument, as the user writes it.
-        allowed: What it must be, for the message.
+        name: Name of the argument, as the user writes it.
+        allowed: The allowed values, for the error message.
 
     Raises:
-        SettingError: If the path can't be imported, or means something else.
+        SettingError: If the path can't be imported or isn't that of a callable.
 
     >>> imported("function", "math.sqrt")(4)
     2.0

@@ -1,4 +1,4 @@
-"""The configurations that come with the package, by name."""
+"""The configurations shipped with the package, by name."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,7 @@ _SUFFIX = ".yaml"
 
 
 def configs_folder() -> Path:
-    """Returns the folder of the shipped configurations: in an installed package its own, in a checkout the one beside.
+    """Returns the folder of the shipped configurations: inside an installed package, beside the package in a checkout.
 
     >>> (configs_folder() / "digits_mlp.yaml").is_file()
     True
@@ -22,7 +22,7 @@ def configs_folder() -> Path:
 
 
 def shipped_configs() -> dict[str, Path]:
-    """Returns the shipped configurations by name: their paths in the folder, without the ending.
+    """Returns the shipped configurations by name: their paths in the folder, without the suffix.
 
     >>> [name for name in shipped_configs() if name in ("digits_mlp", "studies/dropout", "techniques/mixup")]
     ['digits_mlp', 'studies/dropout', 'techniques/mixup']
@@ -33,12 +33,12 @@ def shipped_configs() -> dict[str, Path]:
 
 
 def find_config(argument: str, name: str, *, within: str = "") -> Path:
-    """Returns the file that a path, or the name of a shipped configuration, stands for; a file that exists comes first.
+    """Returns the file at a path, or of the shipped configuration of that name; an existing file takes precedence.
 
     Args:
-        argument: What the name was given for, for the message.
+        argument: Name of the argument, for error messages.
         name: A path, or the name of a shipped configuration, with or without ``.yaml``.
-        within: Folder of the shipped configurations whose name may be left out.
+        within: Folder of shipped configurations that the name may leave out.
 
     Raises:
         SettingError: If there is neither such a file nor such a configuration.
@@ -50,7 +50,7 @@ def find_config(argument: str, name: str, *, within: str = "") -> Path:
     lightning_reg.settings.SettingError: config must be a file that exists, or the name of a shipped configuration, but
     is 'mixup'; did you mean 'techniques/mixup'?
     """
-    # Not by pathlib, which raises for a text that is too long for a name. A device or a pipe is refused by its reader.
+    # Not with pathlib, which raises for a string that is too long for a name. The reader refuses a device or a pipe.
     if os.path.exists(name) and not os.path.isdir(name):
         return Path(name)
     shipped = shipped_configs()
@@ -65,7 +65,7 @@ def find_config(argument: str, name: str, *, within: str = "") -> Path:
 
 
 def near_configs(name: str) -> str:
-    """Returns the end of a message that names the shipped configurations which ``name`` may stand for.
+    """Returns the end of a message that suggests the shipped configurations that ``name`` may mean.
 
     >>> near_configs("mixup")
     "; did you mean 'techniques/mixup'?"

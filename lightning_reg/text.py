@@ -11,12 +11,12 @@ def table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = (), indent: s
 
     Args:
         rows: Cells by row, the same number in each; a header is a row like any other.
-        right: Indices of the columns that are aligned to the right, as numbers are.
-        indent: Start of every line.
-        width: Wrap the last column so that lines have at most this many characters; don't wrap where 0.
+        right: Indices of the right-aligned columns, such as numbers.
+        indent: Prefix of every line.
+        width: Longest line in characters, for which the last column is wrapped; 0 for no wrapping.
 
     Returns:
-        The lines, without spaces at their ends.
+        The lines, without trailing spaces.
 
     >>> print("\n".join(table([["layer", "mean"], ["network.0", "0.1"]], right=[1])))
     layer      mean
@@ -32,7 +32,7 @@ def table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = (), indent: s
         line = indent + "  ".join(cells).rstrip()
         if width and len(line) > width and row[-1]:
             start = indent + "".join(f"{cell}  " for cell in cells[:-1])
-            # Where the first columns fill most of the line, a long word goes beyond it rather than into pieces.
+            # Where the first columns fill most of the line, a long word overflows rather than being broken.
             long_words = len(start) < width // 2
             lines += textwrap.wrap(
                 row[-1],
@@ -48,10 +48,10 @@ def table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = (), indent: s
 
 
 def counted(number: int, noun: str) -> str:
-    """Returns a number of things.
+    """Returns a number with its noun, in the singular or the plural.
 
     Args:
-        noun: One of them, whose plural ends in s.
+        noun: The singular of a noun whose plural ends in s.
 
     >>> counted(1, "seed"), counted(3, "seed")
     ('1 seed', '3 seeds')
@@ -60,10 +60,10 @@ def counted(number: int, noun: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Returns a time in milliseconds, seconds, minutes or hours, by how long it is.
+    """Returns a duration as text, in milliseconds, seconds, minutes or hours depending on its length.
 
     Args:
-        seconds: At least 0.
+        seconds: Duration, at least 0.
 
     >>> duration(0.0213), duration(3.21), duration(125), duration(7300)
     ('21 ms', '3.2 s', '2 min 5 s', '2 h 1 min')

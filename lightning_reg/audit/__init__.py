@@ -1,1 +1,1 @@
-"""What regularizes a run, and what in it works against itself."""
+"""An audit of what regularizes a run, and of techniques in it that work against each other."""

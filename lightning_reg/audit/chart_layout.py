@@ -1,4 +1,4 @@
-"""Which curves belong into one chart, on TensorBoard's page of custom scalars."""
+"""Layout of the charts on TensorBoard's page of custom scalars."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ __all__ = ["charts_for"]
 
 Charts = dict[str, dict[str, list[str]]]
 
-# The order of the page, with other categories behind. What a technique logs, it declares itself.
+# The order of the page; other categories follow. Techniques declare their own charts.
 _CATEGORIES = ("Generalization", "Training", "Penalties", "Gradients", "Activations", "Weights", "Schedules")
 _ALWAYS = (
     Chart("Training", "loss", r"(train|val|valid)[/_]loss(_epoch)?$"),
@@ -21,10 +21,10 @@ _ALWAYS = (
 
 
 def charts_for(callbacks: Sequence[Callback]) -> Charts:
-    """Returns the charts for which there will be curves: by category, then by title, regular expressions over tags.
+    """Returns the charts that will have curves: regular expressions over tags, by category and title.
 
     Args:
-        callbacks: All those of the trainer.
+        callbacks: All callbacks of the trainer.
 
     >>> list(charts_for([]))
     ['Training']

@@ -33,7 +33,7 @@ class Contradiction:
     Attributes:
         what: The combination, as it was found.
         reason: Why it works against itself.
-        remedy: What to do instead.
+        remedy: Advice on what to do instead.
     """
 
     what: str
@@ -45,24 +45,20 @@ class Contradiction:
 
 
 def contradictions(found: Inventory) -> list[Contradiction]:
-    """Returns every combination among what was found that works against itself.
-
-    Args:
-        found: What regularizes the run.
-    """
+    """Returns every combination in an inventory that works against itself."""
     return [contradiction for check in _CHECKS for contradiction in check(found)]
 
 
 def monitors_not_logged(callbacks: list[Callback], logged: list[str]) -> Iterator[Contradiction]:
-    """Yields a contradiction for each metric that a callback watches and nobody has logged.
+    """Yields a contradiction for each metric that a callback watches and nothing has logged.
 
     Args:
-        callbacks: Of the trainer, when every stage has run once.
-        logged: Names of the metrics that there are.
+        callbacks: The trainer's callbacks, after every stage has run once.
+        logged: Names of the metrics that were logged.
     """
     for callback in callbacks:
         monitor = getattr(callback, "monitor", None)
-        # A strict one raises an error of its own.
+        # Strict early stopping raises an error of its own.
         refuses = isinstance(callback, twins(EarlyStopping)) and getattr(callback, "strict", False)
         for name in [monitor] if isinstance(monitor, str) and not refuses else []:
             if name not in logged:
@@ -74,13 +70,13 @@ def monitors_not_logged(callbacks: list[Callback], logged: list[str]) -> Iterato
 
 
 def _two_clippers(found: Inventory) -> Iterator[Contradiction]:
-    # Several of ours stand beside one another on gradients that don't overlap; they refuse anything else themselves.
+    # Several of ours may clip gradients that don't overlap; they refuse anything else themselves.
     ours = [
         type(callback).__name__
         for callback in found.callbacks
         if isinstance(callback, Technique) and callback.clips_gradients
     ]
-    # Of somebody's callback nothing but its name tells.
+    # Other callbacks are recognized by their names alone.
     others = [type(callback).__name__ for callback in found.callbacks if not isinstance(callback, Technique)]
     somebodys = [name for name in others if "clip" in name.lower()]
     clippers = [*ours, *somebodys]
@@ -280,7 +276,7 @@ def _mixed_twice(found: Inventory) -> Iterator[Contradiction]:
 
 
 def _mixes_samples(mix: Any) -> bool:
-    """Whether a transform mixes samples with one another: it may blank parts of one, or be switched off."""
+    """Whether a transform mixes samples with one another: some only blank parts of one, or are switched off."""
     is_on = all(getattr(mix, name, 1) != 0 for name in ("alpha", "prob"))
     return is_on and bool(getattr(mix, "needs_partner", False))
 
@@ -346,7 +342,7 @@ def _patience_never_runs_out(found: Inventory) -> Iterator[Contradiction]:
 
 
 def _checks(trainer: Trainer, callback: Callback) -> float:
-    """How often early stopping looks at its metric in the whole fit; infinity where that isn't known."""
+    """Returns the number of early stopping's checks in the whole fit; infinity where it isn't known."""
     epochs, every = trainer.max_epochs, trainer.check_val_every_n_epoch
     if epochs is None or epochs <= 0:
         return math.inf

@@ -1,4 +1,4 @@
-"""What an object was made with, read from the arguments of its constructor."""
+"""Settings of an object, read from the arguments of its constructor."""
 
 import inspect
 from collections.abc import Iterable, Mapping
@@ -26,7 +26,7 @@ def settings_of(made: object) -> dict[str, Any]:
 
 
 def telling_settings(made: object) -> dict[str, Any]:
-    """Returns the settings that say something: the two first ones, and those that aren't the default.
+    """Returns the informative settings: the first two, and those that differ from the default.
 
     >>> from torch import nn
     >>> telling_settings(nn.LayerNorm(8, eps=1e-6))
@@ -42,7 +42,7 @@ def telling_settings(made: object) -> dict[str, Any]:
 
 
 def described(made: object) -> str:
-    """Returns the settings that say something as text.
+    """Returns the informative settings as text.
 
     >>> from torch import nn
     >>> described(nn.LayerNorm(8, eps=1e-6))

@@ -1,4 +1,4 @@
-"""What regularizes a run: found in its trainer, module, optimizers and data, whoever put it there."""
+"""Inventory of what regularizes a run, found in its trainer, module, optimizers and data."""
 
 import math
 from collections import Counter
@@ -30,7 +30,7 @@ from lightning_reg.optim import OwnedParameter, is_normalization, owned_paramete
 __all__ = ["DecayGroup", "Inventory", "Row", "reparametrizations", "take_inventory", "technique_settings"]
 
 _PLACES = ("batch", "forward", "loss", "gradient", "weights", "run")
-# Optimizers that shrink weights beside their step, by a part of their names.
+# Parts of the names of optimizers with decoupled weight decay.
 _DECOUPLED = ("AdamW", "Adafactor", "Lion", "Muon")
 _LIGHTNINGS_PLACES: dict[type[Callback], str] = {
     EarlyStopping: "run",
@@ -43,11 +43,11 @@ _LIGHTNINGS_PLACES: dict[type[Callback], str] = {
 
 @dataclass(frozen=True)
 class Row:
-    """One thing that regularizes.
+    """One regularizer of a run.
 
     Attributes:
-        place: Of the training step where it acts.
-        settings: How strong it is, in words.
+        place: Place in the training step where it acts.
+        settings: Its settings, in words.
     """
 
     place: str
@@ -60,9 +60,9 @@ class DecayGroup:
     """A parameter group of an optimizer, and how it is decayed.
 
     Attributes:
-        weight_decay: Its strength, 0 where the optimizer has none.
-        parameters: Those in the group that belong to the module.
-        highest_rate: Its learning rate, or the highest one that its scheduler tells; 0 where it has none.
+        weight_decay: Strength of the decay, 0 where the optimizer has none.
+        parameters: Parameters of the group that belong to the module.
+        highest_rate: Largest of the group's ``lr``, ``initial_lr`` and ``max_lr``; 0 where it has none.
     """
 
     optimizer: Optimizer
@@ -86,8 +86,8 @@ class Inventory:
         groups: Parameter groups of all optimizers.
         mixing: Transforms that mix samples, of the data module and of callbacks.
         mixes_labels: Whether training targets arrive in the training step as probabilities.
-        label_smoothing: Largest that was found, 0 where there is none.
-        batch_size: Samples in a batch of one process, None where the loader doesn't tell.
+        label_smoothing: Largest label smoothing that was found, 0 where there is none.
+        batch_size: Samples in a batch of one process; None where the loader has no batch size.
     """
 
     trainer: Trainer
@@ -101,15 +101,11 @@ class Inventory:
     rows: list[Row] = field(default_factory=list)
 
     def of(self, *kinds: type[Callback]) -> list[Callback]:
-        """Returns the callbacks of some classes of Lightning's, of either package.
-
-        Args:
-            kinds: Classes of ``lightning``.
-        """
+        """Returns the callbacks of some classes, which are ``lightning``'s; also those of the other package's twins."""
         return [callback for callback in self.callbacks if isinstance(callback, twins(*kinds))]
 
     def techniques(self) -> list[Technique]:
-        """Returns the callbacks that are ours, and so tell what they do."""
+        """Returns this package's callbacks, which declare what they do."""
         return [callback for callback in self.callbacks if isinstance(callback, Technique)]
 
     def layers(self, *kinds: type[nn.Module]) -> list[nn.Module]:
@@ -121,7 +117,7 @@ def take_inventory(trainer: Trainer, pl_module: LightningModule) -> Inventory:
     """Finds everything that regularizes a run.
 
     Args:
-        trainer: Whose fit has started, with optimizers and loaders.
+        trainer: Trainer whose fit has started, with optimizers and loaders.
         pl_module: The module, after callbacks have changed its layers.
     """
     found = Inventory(trainer, pl_module, callbacks_of(trainer))
@@ -149,7 +145,7 @@ def technique_settings(trainer: Trainer) -> dict[str, bool | int | float | str]:
     """Returns the settings of every technique that changes the training, so that runs can be compared by them.
 
     Args:
-        trainer: With its callbacks, and its data module if there is one.
+        trainer: Trainer with its callbacks, and its data module if there is one.
     """
     found: dict[str, bool | int | float | str] = {}
     for title, value in _data_techniques(getattr(trainer, "datamodule", None)):
@@ -177,7 +173,7 @@ def _data_techniques(data: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _place_of(callback: Callback) -> str | None:
-    place = getattr(callback, "place", None)  # ours say so
+    place = getattr(callback, "place", None)  # techniques declare it
     if isinstance(place, Place):
         return place.value
     for kind, name in _LIGHTNINGS_PLACES.items():
@@ -310,7 +306,7 @@ def _weight_rows(found: Inventory) -> Iterator[Row]:
 
 
 def _timescale(trainer: Trainer, group: DecayGroup) -> str:
-    """Returns over how many epochs decoupled decay averages updates at the highest learning rate, in words."""
+    """Returns, in words, the number of epochs over which decoupled decay averages updates at the highest rate."""
     steps = trainer.num_training_batches / trainer.accumulate_grad_batches
     if not group.is_decoupled or not group.highest_rate or math.isinf(steps) or not steps:
         return ""

@@ -1,4 +1,4 @@
-"""A table of everything that regularizes a run, and of what in it works against itself."""
+"""A table of everything that regularizes a run, and of techniques in it that work against each other."""
 
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass, field
@@ -30,18 +30,18 @@ class RegularizationAudit(Technique):
     What it does: when training starts it looks through the trainer, the module, the optimizers and the data for all
     that regularizes: batch size, augmentation, mixing; layers that drop something, norms, reparametrized and frozen
     weights; label smoothing and penalties; clipping; the decay of each parameter group, constraints, averages; early
-    stopping. Of combinations that work against each other it names the reason and the remedy. That a metric is watched
-    which nobody logs is said after the first epoch.
+    stopping. For combinations that work against each other it gives the reason and the remedy. Metrics that a callback
+    watches and nothing logs are reported after the first epoch.
 
-    When to use: always; for runs of yours it is the record, for runs of others the first thing to read. When not: never
+    When to use: always; for your own runs it is the record, for others' runs the first thing to read. When not: never
     in the way; it changes nothing.
 
     Cost: a walk over the module when training starts. State: none.
 
     Args:
         verbose: Whether the table is printed.
-        warn: Whether it looks for what works against itself; said below the table, or as Python warnings where
-            ``verbose`` is off.
+        warn: Whether it looks for combinations that work against each other; they are reported below the table, or as
+            Python warnings where ``verbose`` is off.
         final_metrics: Whether the last metrics are logged beside all settings when the fit ends, so that TensorBoard's
             HParams page compares runs by technique; the command line does that itself, with the best weights.
 
@@ -71,12 +71,12 @@ class RegularizationAudit(Technique):
 
     @property
     def rows(self) -> list[Row]:
-        """What the latest fit is regularized by."""
+        """Rows of the latest fit's table."""
         return [] if self.last_result is None else list(self.last_result.rows)
 
     @property
     def contradictions(self) -> list[Contradiction]:
-        """What in the latest fit works against itself."""
+        """Combinations in the latest fit that work against each other."""
         return [] if self.last_result is None else list(self.last_result.contradictions)
 
     @override
@@ -86,7 +86,7 @@ class RegularizationAudit(Technique):
 
 @dataclass(frozen=True)
 class AuditResult:
-    """What an audit has found."""
+    """Result of an audit."""
 
     rows: tuple[Row, ...]
     contradictions: tuple[Contradiction, ...]
@@ -94,7 +94,7 @@ class AuditResult:
 
 @dataclass(eq=False)
 class AuditSession(Session[RegularizationAudit]):
-    """One fit. A configuration and its overlay may each bring an audit: the first speaks."""
+    """One fit. A configuration and its overlay may each bring an audit: only the first reports."""
 
     is_first: bool = field(init=False)
     rows: list[Row] = field(default_factory=list)
@@ -165,8 +165,8 @@ def text_table(title: str, rows: Sequence[Row], found: Sequence[Contradiction]) 
     """Returns the audit as plain text of at most 100 columns.
 
     Args:
-        rows: What regularizes, sorted by place.
-        found: What works against itself.
+        rows: Rows of the table, sorted by place.
+        found: Combinations that work against each other.
 
     >>> print(text_table("Regularization of MLP", [Row("loss", "label smoothing", "0.1")], []))
     Regularization of MLP
@@ -189,8 +189,8 @@ def markdown_table(title: str, rows: Sequence[Row], found: Sequence[Contradictio
     """Returns the audit as Markdown.
 
     Args:
-        rows: What regularizes, sorted by place.
-        found: What works against itself.
+        rows: Rows of the table, sorted by place.
+        found: Combinations that work against each other.
 
     >>> print(markdown_table("Regularization of MLP", [Row("loss", "label smoothing", "0.1")], []))
     **Regularization of MLP**

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from typing_extensions import override
 
-# Importing them makes their short names known to the parser: --model MLP, --trainer.callbacks+=L2Penalty.
+# These imports register short names with the parser: --model MLP, --trainer.callbacks+=L2Penalty.
 import lightning_reg.callbacks
 import lightning_reg.transforms  # noqa: F401
 from lightning_reg.callbacks import RegularizationAudit
@@ -47,21 +47,22 @@ __all__ = ["RegularizationCLI"]
 class RegularizationCLI(LightningCLI):
     """LightningCLI for any LightningModule and LightningDataModule, ours by their short names.
 
-    Beside what LightningCLI does:
+    In addition to LightningCLI:
 
-    - what the model has to know of the data (``num_classes``, ``num_targets``, ``input_shape``, ``categories``)
-      comes from the data module, and a value given by hand that contradicts the data is an error; so
-      do a network's ``num_classes`` and ``in_channels`` where it names them so;
+    - model arguments that describe the data (``num_classes``, ``num_targets``, ``input_shape``, ``categories``) are
+      taken from the data module, as are a third-party network's ``num_classes`` and ``in_channels``; an explicitly set
+      value that contradicts the data is an error;
     - the best checkpoint (``--checkpoint.monitor``) and the last one are kept as ``best.ckpt`` and ``last.ckpt``, also
       when a run is interrupted, and ``--ckpt_path best`` and ``--ckpt_path last`` find those of the newest run;
     - ``fit`` ends with a table, ``predict`` writes a CSV file.
 
     Args:
-        args: What would follow the script's name on the command line; the process's own arguments where None.
+        args: Words after the script's name; ``sys.argv[1:]`` if None.
+        parser_class: Class of the argument parser.
     """
 
     keeps_last = True
-    """Whether the last checkpoint is kept, too, from which a run can go on."""
+    """Whether to keep the last checkpoint as well, from which a run can be resumed."""
 
     def __init__(
         self, args: Sequence[str] | None = None, *, parser_class: type[LightningArgumentParser] = BriefParser
@@ -72,7 +73,7 @@ class RegularizationCLI(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             parser_class=parser_class,
-            auto_configure_optimizers=False,  # there is one way to set the optimizer: the model's argument
+            auto_configure_optimizers=False,  # the optimizer is set by the model's argument only
             save_config_kwargs={"overwrite": True},  # a run without a logger has no folder of its own
             args=None if args is None else list(args),
         )
@@ -104,7 +105,7 @@ class RegularizationCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         self.words = sys.argv[1:] if args is None else list(cast("Sequence[str]", args))
         with answered({}):
-            # Without LightningCLI's warning about calls from within Python.
+            # Avoids LightningCLI's warning about calls from Python.
             self.config = parser.parse_args(cast("Sequence[str] | None", args))
         self.settings: dict[str, Any] = as_plain(self.config[self.config["subcommand"]])
         check_settings(self.settings)
@@ -122,10 +123,10 @@ class RegularizationCLI(LightningCLI):
 
     @override
     def _parse_ckpt_path(self) -> None:
-        """Leaves the configuration as it is given.
+        """Leaves the configuration unchanged.
 
-        LightningCLI would replace the model's settings by those in the checkpoint, whatever the command line says. Here
-        the command line says what is built, and a checkpoint that doesn't fit is an error.
+        LightningCLI would replace the model's settings with those in the checkpoint, whatever the command line says.
+        Here the command line decides what is built, and a checkpoint that doesn't match is an error.
         """
 
     @override
@@ -143,13 +144,13 @@ class RegularizationCLI(LightningCLI):
                 asked.get("every_n_train_steps") or asked.get("train_time_interval")
             )
             self.beginning = Beginning(last, best.monitor if is_each_epoch else None)
-            # The first is the one that Lightning reports.
+            # Lightning reports the first ModelCheckpoint.
             callbacks = [best, *([last] if self.keeps_last else []), *callbacks]
         callbacks = [self.beginning, *callbacks, *self.further_callbacks(callbacks)]
         if self.subcommand == "fit":
             callbacks.append(InterruptBetweenBatches())
         if self.subcommand != "fit":
-            self.save_config_callback = None  # config.yaml says how a model was trained
+            self.save_config_callback = None  # config.yaml records how a model was trained
         try:
             return super().instantiate_trainer(callbacks=callbacks, **kwargs)
         except RuntimeError as error:
@@ -160,12 +161,12 @@ class RegularizationCLI(LightningCLI):
             ) from error
 
     def further_callbacks(self, callbacks: Sequence[Callback]) -> list[Callback]:
-        """Returns what joins the callbacks that were asked for."""
+        """Returns callbacks to add to the configured ones."""
         return []
 
     @override
     def after_instantiate_classes(self) -> None:
-        """Finds what can be found to be unusable before any logger opens a folder."""
+        """Validates the settings as far as possible before any logger creates a folder."""
         if isinstance(self.model, Supervised):
             configured = self._get(self.config, "model").get("init_args") or {}
             network = fitting_network(configured.get("network"), self.model)
@@ -173,7 +174,7 @@ class RegularizationCLI(LightningCLI):
                 self.model.use_network(network)
         run = self.config_init[self.subcommand]
         check_devices(self.trainer)
-        # A checkpoint is data, unless the user says that it may be more.
+        # A checkpoint is loaded as data only, unless the user allows more.
         run["weights_only"] = run["weights_only"] is not False
         load_with(self.trainer, weights_only=run["weights_only"])
         if run["ckpt_path"]:
@@ -194,7 +195,7 @@ class RegularizationCLI(LightningCLI):
                 f"checkpoint.filename must have names of metrics in braces, but is {filename!r}: {error}"
             ) from error
         if isinstance(self.datamodule, InMemoryData) and self.trainer.is_global_zero:
-            # Of a checkpoint the data module says what it is when it is restored.
+            # With a checkpoint, the data module prints its messages when it is restored.
             with answered(self.settings), quiet() if run["ckpt_path"] else nullcontext():
                 self.datamodule.prepare_data()
                 self.datamodule.setup(str(self.subcommand))
@@ -202,10 +203,10 @@ class RegularizationCLI(LightningCLI):
                     self.datamodule.test_dataloader()
 
     def fit(self, **settings: Any) -> None:
-        """Trains; when interrupted, says how to go on."""
+        """Trains; when interrupted, prints the command that resumes."""
         for callback in callbacks_of(self.trainer):
             if isinstance(callback, RegularizationAudit):
-                callback.final_metrics = False  # the summary logs them, of the best weights
+                callback.final_metrics = False  # the summary logs those of the best weights
         try:
             with self._answering(settings):
                 self.trainer.fit(**settings)
@@ -222,7 +223,7 @@ class RegularizationCLI(LightningCLI):
                 print(f"\nInterrupted. To go on:\n  {command}")
             else:
                 print("\nInterrupted, before there was anything to save.")
-            raise SystemExit(130) from None  # what a shell expects of an interrupted program
+            raise SystemExit(130) from None  # the status that shells expect of an interrupted program
 
     @contextmanager
     def _answering(self, settings: Mapping[str, Any]) -> Iterator[None]:
@@ -243,12 +244,12 @@ class RegularizationCLI(LightningCLI):
             )
 
     def validate(self, **settings: Any) -> None:
-        """Measures on the validation part."""
+        """Evaluates on the validation split."""
         with self._answering(settings):
             self.trainer.validate(**settings)
 
     def test(self, **settings: Any) -> None:
-        """Measures on the test part."""
+        """Evaluates on the test split and writes the metrics to ``metrics.json``."""
         with self._answering(settings):
             results = self.trainer.test(**settings)
             log_dir = self.trainer.log_dir  # on every rank: they agree on it
@@ -257,7 +258,7 @@ class RegularizationCLI(LightningCLI):
                 write_figures(self.trainer, log_dir, {"test": metrics})
 
     def predict(self, **settings: Any) -> None:
-        """Predicts the test part and writes a CSV file."""
+        """Predicts the test split and writes a CSV file."""
         if self.trainer.world_size > 1:
             raise SettingError(f"trainer.devices must be 1 for predict, but there are {self.trainer.world_size}")
         with self._answering(settings):

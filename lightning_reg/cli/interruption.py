@@ -1,4 +1,4 @@
-"""Ctrl-C at a place that training can go on from exactly."""
+"""Ctrl-C handling that stops training where it can be resumed exactly."""
 
 import signal
 import threading
@@ -12,11 +12,11 @@ __all__ = ["InterruptBetweenBatches"]
 
 
 class InterruptBetweenBatches(Callback):
-    """Lets the first Ctrl-C wait for the end of a training batch; the second interrupts at once.
+    """Defers the first Ctrl-C to the end of the current training batch; the second one interrupts at once.
 
-    In the midst of a batch the optimizer may have stepped while the loop hasn't counted it yet, and the checkpoint that
-    is saved then would repeat that step; in the midst of a validation its metrics would be lost. Several processes are
-    interrupted as they are, because they can't agree on a batch.
+    In the middle of a batch the optimizer may have taken a step that the loop hasn't counted yet, so a run resumed from
+    a checkpoint saved then would repeat that step; in the middle of validation its metrics would be lost. Multi-process
+    runs are interrupted immediately, because the processes can't agree on a batch.
     """
 
     def __init__(self) -> None:

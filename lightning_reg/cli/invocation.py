@@ -1,4 +1,4 @@
-"""How the command line was called, for commands that are shown to be called again."""
+"""How the command line was invoked, for printing commands the user can run again."""
 
 import shlex
 import sys
@@ -9,31 +9,31 @@ __all__ = ["changed_command", "command_line", "invocation"]
 
 
 def invocation() -> list[str]:
-    """Returns the words before the subcommand: a script's, the module's, or those of the installed command."""
+    """Returns the words before the subcommand: of a script, of ``python -m``, or of the installed command."""
     script = sys.argv[0] if sys.argv else ""
     path = PurePath(script)
     if path.name == "__main__.py" and path.parent.name == "lightning_reg":
         return ["python", "-m", "lightning_reg"]
     if path.suffix == ".py" and path.name != "__main__.py":
         return ["python", script]
-    return ["lightning-reg"]  # also where another program has called us
+    return ["lightning-reg"]  # also when called from another program
 
 
 def command_line(words: Iterable[str] = ()) -> str:
-    """Returns a command as a shell takes it.
+    """Returns a command line, quoted for a shell.
 
     Args:
-        words: What follows the words by which the command line was called.
+        words: Words after :func:`invocation`, starting with the subcommand.
     """
     return shlex.join([*invocation(), *words])
 
 
 def changed_command(words: Iterable[str], options: Sequence[str], *, without: Collection[str] = ()) -> str:
-    """Returns a command with further options, which take the place of those of the same names; configurations add up.
+    """Returns a command with additional options, which replace those of the same name; configurations accumulate.
 
     Args:
-        words: What follows the words by which the command line was called.
-        without: Options that are left out.
+        words: Words after :func:`invocation`, starting with the subcommand.
+        without: Names of options to remove.
 
     >>> changed_command(["fit", "--ckpt_path", "old runs/last.ckpt", "--config=a.yaml"], ["--ckpt_path", "new runs/a"])
     "lightning-reg fit --config=a.yaml --ckpt_path 'new runs/a'"

@@ -1,4 +1,4 @@
-"""Links between data and model: arguments of the model that the data module gives."""
+"""Links between data and model: model arguments that are taken from the data module."""
 
 import pkgutil
 from collections.abc import Mapping
@@ -13,18 +13,18 @@ from lightning_reg.settings import SettingError
 __all__ = ["FROM_DATA", "argument_from_data"]
 
 FROM_DATA = ("num_classes", "num_targets", "input_shape", "categories")
-"""Arguments of a model that the data module gives, where it has attributes of these names."""
+"""Model arguments that are taken from the data module if it has an attribute of that name."""
 
 
 def argument_from_data(name: str, model: Mapping[str, Any], data: LightningDataModule) -> Any:
-    """Returns an argument of the model: the data's value, unless one given by hand contradicts it.
+    """Returns the value of a model argument: the data module's, unless an explicitly set one contradicts it.
 
     Args:
         name: One of :data:`FROM_DATA`.
         model: The model's configuration: ``class_path`` and ``init_args``.
 
     Raises:
-        SettingError: If the data contradicts what was given, or nothing gives what the model needs.
+        SettingError: If the data contradicts the configured value, or a required argument has no value.
     """
     given = (model.get("init_args") or {}).get(name)
     offered = getattr(data, name, None)
@@ -47,7 +47,7 @@ def argument_from_data(name: str, model: Mapping[str, Any], data: LightningDataM
 
 
 def _default(model: Any, name: str) -> Any:
-    """Returns the default of an argument, which a class may hand on to the class it inherits from."""
+    """Returns the default of an argument, which may be defined by a base class."""
     for base in getattr(model, "__mro__", [model]):
         parameter = signature(base).parameters.get(name)
         if parameter is not None:

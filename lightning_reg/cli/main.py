@@ -1,4 +1,4 @@
-"""Entry point: parses, runs, and turns foreseeable errors into one sentence."""
+"""Entry point: parses, runs, and reports expected errors in one sentence."""
 
 import importlib
 import sys
@@ -9,17 +9,18 @@ from lightning_reg.settings import SettingError, first_in_chain
 
 __all__ = ["main"]
 
-_COMMANDS = ("configs", "search", "soup", "study")  # beside LightningCLI's own: a function in a module of its name
+_COMMANDS = ("configs", "search", "soup", "study")  # besides LightningCLI's: a function in a module of its name
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Runs the command line.
 
     Args:
-        args: What would follow ``lightning-reg``; the process's own arguments where None.
+        args: Words after ``lightning-reg``; ``sys.argv[1:]`` if None.
 
     Returns:
-        The exit status: 0 if all went well, 1 if runs of a study failed, 2 for a setting that can't be used.
+        The exit status: 0 on success, 1 if runs of a study or of a search's confirmation failed, 2 for an invalid
+        setting, 130 if interrupted.
     """
     words = sys.argv[1:] if args is None else list(args)
     if not words:
@@ -27,14 +28,14 @@ def main(args: Sequence[str] | None = None) -> int:
 
         print(overview())
         return 0
-    # Our loader fetches a whole batch by one index operation; worker processes would only slow it down.
+    # Our loader fetches a whole batch in one indexing operation; worker processes would only slow it down.
     warnings.filterwarnings("ignore", message=".*does not have many workers")
-    # A resumed run writes where it wrote before.
+    # A resumed run writes into its previous folder.
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
-    # Lightning still calls torch's old pytree name on newer torch.
+    # Lightning still uses torch's old pytree name on newer torch.
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", category=FutureWarning)
     try:
-        # Imported late, so that the overview appears at once and Ctrl-C is quiet from the start.
+        # Imported late, so that the overview appears at once and Ctrl-C never prints a traceback.
         if words[0] in _COMMANDS:
             module = importlib.import_module(f"lightning_reg.cli.commands.{words[0]}")
             status: int = getattr(module, words[0])(words[1:])

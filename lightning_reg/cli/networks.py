@@ -1,4 +1,4 @@
-"""Outputs and channels of somebody else's network, as the data needs them."""
+"""Adapts the outputs and input channels of third-party networks to the data."""
 
 import pkgutil
 from inspect import isclass
@@ -18,17 +18,17 @@ _TIMMS = ("num_classes", "in_chans")
 
 
 def fitting_network(network: Any, model: Supervised) -> nn.Module | None:
-    """Returns a network with as many outputs and channels as the data needs, where its arguments name them.
+    """Returns the network rebuilt with the number of outputs and channels that the data needs.
 
     Args:
-        network: Its configuration: the path of a class or a function, and arguments.
-        model: That was made with the network as it is configured, and knows the data.
+        network: Configuration of the network: import path of a class or a function, and its arguments.
+        model: Model built with the network as configured; it knows the data.
 
     Returns:
-        The network; None where the configured one is right, or it isn't said so by one of the usual names.
+        The network; None if the configured one fits already, or its arguments have none of the usual names.
 
     Raises:
-        SettingError: If a value was given that contradicts the data.
+        SettingError: If an explicitly set value contradicts the data.
     """
     if not isinstance(network, Namespace) or "class_path" not in network:
         return None
@@ -38,7 +38,7 @@ def fitting_network(network: Any, model: Supervised) -> nn.Module | None:
     needed: dict[str, int] = dict.fromkeys(_OUTPUTS, model.num_outputs)
     if len(shape) == 3:
         needed |= dict.fromkeys(_CHANNELS, shape[0])
-    if _is_timms(path):  # whose functions hand on what they don't name, all of them these two
+    if _is_timms(path):  # timm's functions pass on arguments that they don't name, including these two
         handed_on = {**{name: needed[name] for name in _TIMMS if name in needed and name not in given}, **handed_on}
     changed = {name: value for name, value in needed.items() if name in given and given[name] != value}
     if not changed and handed_on == dict(network.get("dict_kwargs") or {}):
@@ -58,12 +58,12 @@ def fitting_network(network: Any, model: Supervised) -> nn.Module | None:
 
 
 def _is_timms(path: str) -> bool:
-    """Whether it is one of timm's functions, which make networks."""
+    """Whether a path names one of timm's functions, which create networks."""
     return path.partition(".")[0] == "timm" and not isclass(pkgutil.resolve_name(path))
 
 
 def _defaults(class_path: str) -> dict[str, Any]:
-    """Returns the defaults of a class's or a function's arguments, those of functions it hands them on to included."""
+    """Returns the default arguments of a class or function, including those of functions it passes them on to."""
     made = pkgutil.resolve_name(class_path)
     parser = ArgumentParser()
     add = parser.add_class_arguments if isclass(made) else parser.add_function_arguments

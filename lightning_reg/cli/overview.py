@@ -1,4 +1,4 @@
-"""What the command line says where it is given nothing."""
+"""The overview that the command line prints when called without arguments."""
 
 import inspect
 from types import ModuleType
@@ -21,7 +21,7 @@ _FOLDERS = {
 
 
 def overview() -> str:
-    """Returns what there is, read off the package and its configurations."""
+    """Returns the overview text, generated from the package and its configurations."""
     from lightning.pytorch import Callback
 
     from lightning_reg import callbacks, models, transforms
@@ -75,7 +75,7 @@ def _table(title: str, rows: list[tuple[str, str]]) -> str:
 
 
 def _described(folder: str) -> list[tuple[str, str]]:
-    """Returns names and descriptions of the shipped configurations in one folder."""
+    """Returns the names and descriptions of the shipped configurations in one folder."""
     files = {name: file for name, file in shipped_configs().items() if name.rpartition("/")[0] == folder}
     return list(described(files).items())
 

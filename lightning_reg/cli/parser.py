@@ -1,4 +1,4 @@
-"""A parser whose help and errors can be read."""
+"""An argument parser with readable help and error messages."""
 
 import re
 import sys
@@ -32,12 +32,12 @@ def _as_number(value: Any) -> Any:
     return value
 
 
-# torchvision annotates arguments with it, and jsonargparse couldn't write them into the run's configuration.
+# torchvision annotates arguments with Number, which jsonargparse couldn't write into the run's configuration.
 register_type(Number, serializer=_as_number, deserializer=_as_number, type_check=_is_number)
 
 
 def _read_text(path: Any) -> str:
-    """Opens a configuration as every file of strangers is opened; addresses and standard input stay the parser's."""
+    """Reads a configuration with our checks for untrusted files; URLs and standard input are left to the parser."""
     if path.is_url or path.is_fsspec or path.relative == "-":
         return str(_read_anything(path))
     text = read_text("config", path.absolute)
@@ -45,8 +45,8 @@ def _read_text(path: Any) -> str:
     return text
 
 
-# The one place through which the parser reads configurations, those named on the command line and those in others.
-_READER = "read_text" if hasattr(ConfigPath, "read_text") else "get_content"  # as it is called before 4.42
+# The one place where the parser reads configurations, both those on the command line and those nested in others.
+_READER = "read_text" if hasattr(ConfigPath, "read_text") else "get_content"  # its name before 4.42
 _read_anything = getattr(ConfigPath, _READER)
 setattr(ConfigPath, _READER, _read_text)
 
@@ -59,7 +59,7 @@ def _load_yaml(text: str) -> Any:
     except SettingError as error:
         if not isinstance(error.__cause__, yaml.YAMLError):
             raise
-        # Of a single value the parser thinks that it is text then.
+        # The parser then treats the value as text.
     return _load_anything(text)
 
 
@@ -67,18 +67,18 @@ set_loader("yaml", _load_yaml, (yaml.YAMLError,))
 
 
 class NamedConfigFile(ActionConfigFile):
-    """A configuration by its path, by the name of one that is shipped, or as text."""
+    """Accepts a configuration by its path, by the name of a shipped one, or as text."""
 
     @override
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
-        # Addresses, a text of YAML and standard input aren't names.
+        # URLs, YAML text and standard input aren't names.
         is_name = isinstance(values, str) and re.fullmatch(r"[\w./-]+", values) and values != "-"
         path = str(find_config("config", values)) if is_name else values
         super().__call__(parser, cfg, path, option_string)  # type: ignore[no-untyped-call]
 
 
 class BriefHelp(DefaultHelpFormatter):
-    """Help that names a few subclasses of a type, and none of torch's two hundred modules."""
+    """Help formatter that lists only a few subclasses of a type, and none of torch's two hundred modules."""
 
     def _expand_help(self, action: Action) -> str:
         text = re.sub(r",\s+known subclasses: torch\.nn\.Module,[^)]*", "", super()._expand_help(action))
@@ -86,7 +86,7 @@ class BriefHelp(DefaultHelpFormatter):
 
 
 class BriefParser(LightningArgumentParser):
-    """LightningCLI's parser with help in brief, and a usage line instead of a wall before every error."""
+    """LightningCLI's parser with short help texts and one-sentence error messages."""
 
     @override
     def __init__(self, **settings: Any) -> None:
@@ -101,27 +101,28 @@ class BriefParser(LightningArgumentParser):
 
     @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Says in one sentence what is wrong."""
-        if not self.exit_on_error:  # a parser of one class's arguments, whose refusal is an answer to another parser
+        """Reports an error in one sentence."""
+        if not self.exit_on_error:  # the parser of one class's arguments, whose error is handled by another parser
             super().error(message, ex)
         self.refuse(self.explained(message, ex))
 
     def explained(self, message: str, ex: Exception | None = None) -> str:
-        """Returns what is wrong in one sentence.
+        """Returns an error message in one sentence.
 
         Args:
-            ex: What it was made of.
+            message: The parser's message.
+            ex: Exception that caused the error.
         """
         foreseen = first_in_chain(ex, (SettingError,))
         return str(foreseen) if foreseen else explained(message, self.setting_names())
 
     def refuse(self, sentence: str) -> NoReturn:
-        """Ends the process."""
+        """Prints an error message and exits with status 2."""
         print(f"error: {sentence}", file=sys.stderr)
         self.exit(2)
 
     def setting_names(self) -> list[str]:
-        """Returns the names of all settings that have a place of their own, of this command and of those below it."""
+        """Returns the names of all options of this command and of its subcommands."""
         names = []
         for action in self._actions:
             if isinstance(action.choices, dict):

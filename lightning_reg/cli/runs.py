@@ -1,4 +1,4 @@
-"""Where runs lie: output folders and checkpoints by name."""
+"""Output folders of runs, and checkpoints by name."""
 
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -37,23 +37,23 @@ _LAYOUT: Mapping[str, type] = {
     "loops": Mapping,
     "lr_schedulers": list,
 }
-"""What Lightning writes; a part may be absent, but nothing else may be in its place."""
+"""Types of the entries of a Lightning checkpoint; an entry may be missing, but not have another type."""
 
 
 def run_folders(trainer: Trainer) -> Path:
-    """Returns the folder under which the runs of this configuration lie."""
+    """Returns the folder that contains the runs of this configuration."""
     root = getattr(trainer.logger, "root_dir", None) or trainer.default_root_dir
     return Path(root)
 
 
 def check_writable(trainer: Trainer, checkpoints: str | None = None) -> None:
-    """Raises if a folder that the run will write to can't be written.
+    """Checks that every folder the run will write to is writable.
 
     Args:
         checkpoints: Folder for checkpoints if it isn't the run's.
 
     Raises:
-        SettingError: With the folder and why.
+        SettingError: If a folder isn't writable, with the reason.
     """
     folders = [
         (f"{type(logger).__name__}'s save_dir", getattr(logger, "log_dir", logger.save_dir))
@@ -66,7 +66,7 @@ def check_writable(trainer: Trainer, checkpoints: str | None = None) -> None:
         if folder is None or "://" in str(folder):
             continue
         try:
-            # By writing, because permissions don't tell all: a full or a read-only disk, a folder of the kernel's.
+            # By writing, because permissions don't show a full or read-only disk, or a folder such as /proc.
             with tempfile.TemporaryFile(dir=_nearest_existing(Path(folder))):
                 pass
         except OSError as error:
@@ -84,11 +84,7 @@ def _nearest_existing(folder: Path) -> Path:
 
 @contextmanager
 def nothing_half_written(trainer: Trainer) -> Iterator[None]:
-    """Removes what was written to the run's folder if settings turn out to be unusable before there is a checkpoint.
-
-    Args:
-        trainer: That is about to run.
-    """
+    """Removes what was written to the run's folder if settings prove invalid before a checkpoint was saved."""
     folder = Path(trainer.log_dir).absolute() if trainer.log_dir else None
     parent = _nearest_existing(folder) if folder else None
     before = set(folder.rglob("*")) if folder else set()
@@ -98,7 +94,7 @@ def nothing_half_written(trainer: Trainer) -> Iterator[None]:
         written = [] if folder is None else sorted(set(folder.rglob("*")) - before, reverse=True)
         saved = any(path.suffix == ".ckpt" for path in written)
         if folder is not None and trainer.is_global_zero and not saved:
-            for path in written:  # what lies in a folder comes before it
+            for path in written:  # a folder's contents come before the folder
                 if path.is_dir():
                     path.rmdir()
                 else:
@@ -110,12 +106,12 @@ def nothing_half_written(trainer: Trainer) -> Iterator[None]:
 
 
 def find_checkpoint(trainer: Trainer, ckpt_path: str, dirpath: str | None = None) -> str:
-    """Turns ``best`` and ``last`` into the newest checkpoint of that name of this configuration's runs.
+    """Resolves ``best`` and ``last`` to the newest checkpoint of that name among this configuration's runs.
 
     Args:
-        trainer: Whose logger says where the runs lie.
-        ckpt_path: best, last, a file, or what else Lightning understands (an address, ``hpc``, ``registry``).
-        dirpath: Where checkpoints lie if not in their run's folder.
+        trainer: Trainer whose logger determines the folder of the runs.
+        ckpt_path: ``best``, ``last``, a file, or anything else Lightning accepts (a URL, ``hpc``, ``registry``).
+        dirpath: Folder of checkpoints if they aren't in their run's folder.
 
     Raises:
         SettingError: If there is no such checkpoint.
@@ -135,39 +131,41 @@ def find_checkpoint(trainer: Trainer, ckpt_path: str, dirpath: str | None = None
         return str(max(found, key=lambda file: file.stat().st_mtime))
     if not Path(path).exists():
         raise SettingError(f"ckpt_path must be best, last or a file that exists, but is {path!r}")
-    with opened("ckpt_path", path):  # a regular file that may be read
+    with opened("ckpt_path", path):  # checks that it is a regular, readable file
         return path
 
 
 def continue_run(trainer: Trainer, ckpt_path: str) -> None:
-    """Lets whatever is done with a checkpoint write into the folder of the run it comes from.
+    """Makes the trainer write into the folder of the run that a checkpoint comes from.
 
-    So a resumed run's curves go on in TensorBoard, and its best checkpoint stays the best of the whole run rather than
-    the best since the interruption; tests and predictions lie beside the model they belong to.
+    A resumed run thus continues its curves in TensorBoard, and its best checkpoint stays the best of the whole run
+    rather than the best since the interruption; tests and predictions are saved with the model they belong to.
 
     Args:
-        trainer: Whose loggers haven't opened a folder yet.
+        trainer: Trainer whose loggers haven't created a folder yet.
+        ckpt_path: File of the checkpoint.
     """
     run = Path(ckpt_path).absolute().parent.parent
     for logger in trainer.loggers:
-        # Not a CSVLogger: it would delete the curves that are there.
+        # Not a CSVLogger: it would delete the existing curves.
         if isinstance(logger, TensorBoardLogger) and Path(logger.root_dir).absolute() == run.parent:
-            logger._version = run.name  # it takes it in its constructor only
+            logger._version = run.name  # settable in its constructor only
 
 
 def read_for(command: str, path: str, model: LightningModule, *, weights_only: bool) -> Checkpoint:
-    """Returns what a checkpoint holds, where a command can use it; nothing of what lies at an address.
+    """Reads a checkpoint and checks that a command can use it; returns an empty mapping if it isn't a local file.
 
-    Whether it fits the model is seen when the model is complete.
+    Whether its weights match the model is checked later, when the model is complete.
 
     Args:
-        command: What is done with it: ``fit`` goes on from it.
-        path: Its file, or what else Lightning understands.
-        model: That it is loaded into.
-        weights_only: Whether a file that holds more than data is refused.
+        command: Name of the command; ``fit`` resumes from the checkpoint.
+        path: File of the checkpoint, or anything else Lightning accepts.
+        model: Model that the checkpoint will be loaded into.
+        weights_only: Whether to reject a file that holds more than data.
 
     Raises:
-        SettingError: If it isn't a checkpoint, or holds what nothing can be done with.
+        SettingError: If the file isn't a Lightning checkpoint, has NaNs among its weights, or, for ``fit``, lacks the
+            state to resume from.
     """
     if not Path(path).is_file():  # Lightning fetches it
         return {}
@@ -200,12 +198,12 @@ def _progress(shown: str, found: Checkpoint) -> tuple[int, int]:
 
 
 def check_can_go_on(path: str, checkpoint: Checkpoint, trainer: Trainer) -> None:
-    """Raises if a checkpoint's run has ended, or had other optimizers than those that are to go on.
+    """Checks that training can resume from a checkpoint.
 
     Raises:
-        SettingError: With how far the run has come, or with what its optimizers have and the others haven't.
+        SettingError: If its run has already reached ``max_epochs`` or ``max_steps``, or had another kind of optimizer.
     """
-    if checkpoint:  # nothing is known of one at an address
+    if checkpoint:  # empty if it isn't a local file
         epochs, steps = _progress(f"ckpt_path {path!r}", checkpoint)
         for name, limit, done in (("max_epochs", trainer.max_epochs, epochs), ("max_steps", trainer.max_steps, steps)):
             if limit is not None and 0 <= limit <= done:
@@ -215,7 +213,7 @@ def check_can_go_on(path: str, checkpoint: Checkpoint, trainer: Trainer) -> None
         if not groups or not all(isinstance(group, Mapping) for group in groups):
             raise SettingError(f"ckpt_path {path!r} holds no state of an optimizer's parameters")
         saved, present = set(groups[0]), set(optimizer.param_groups[0])
-        # Newer versions of torch have further settings: only where each has some of its own are they two kinds.
+        # Newer versions of torch add settings: the kinds differ only if each has settings that the other lacks.
         if saved - present and present - saved:
             raise SettingError(
                 f"ckpt_path {path!r} holds the state of another optimizer than {type(optimizer).__name__}: it has "
@@ -224,12 +222,14 @@ def check_can_go_on(path: str, checkpoint: Checkpoint, trainer: Trainer) -> None
 
 
 def load_with(trainer: Trainer, *, weights_only: bool) -> None:
-    """Lets everything that a trainer loads be loaded with one choice, where Lightning would choose by itself.
+    """Sets the default of ``weights_only`` for every checkpoint that a trainer loads.
 
-    It does for addresses of http, of which it runs what they hold, and where a strategy restores late.
+    Lightning otherwise chooses by itself for http addresses, whose files it unpickles in full, and for strategies that
+    restore after setup.
 
     Args:
-        weights_only: Whether a file that holds more than data is refused.
+        trainer: The trainer; its strategy's ``load_checkpoint`` is replaced.
+        weights_only: Whether to reject a file that holds more than data.
     """
     load, chosen = trainer.strategy.load_checkpoint, weights_only
 

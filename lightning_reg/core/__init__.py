@@ -1,1 +1,1 @@
-"""What every technique stands on: its lifetime, the optimizer step, and the one door to Lightning's private parts."""
+"""The base of every technique: its lifetime, the optimizer step, and the one door to Lightning's private parts."""

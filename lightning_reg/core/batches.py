@@ -1,4 +1,4 @@
-"""Reading and replacing parts of somebody else's batch, whatever container it is."""
+"""Reading and replacing parts of a batch, whatever container it is."""
 
 import copy
 import dataclasses
@@ -14,17 +14,17 @@ from lightning_reg.settings import SettingError
 __all__ = ["Key", "check_key", "number_of_rows", "part_of", "repeated", "rows_of", "with_parts"]
 
 Key = int | str | tuple[Callable[[Any], Tensor], Callable[[Any, Tensor], Any]]
-"""Where a part of a batch is: an index, a name, or a getter and a setter, which returns a batch with another part."""
+"""Position of a part in a batch: an index, a name, or a getter and a setter, which returns a batch with a new part."""
 
 
 def check_key(name: str, key: Key) -> None:
-    """Raises unless it can say where a part is.
+    """Raises if a key is invalid.
 
     Args:
-        name: The argument, as the user writes it.
+        name: Name of the argument, for the error message.
 
     Raises:
-        SettingError: With what is allowed.
+        SettingError: If it is no index, name, or pair of getter and setter.
 
     >>> check_key("input_key", 1.5)
     Traceback (most recent call last):
@@ -41,10 +41,10 @@ def part_of(batch: Any, key: Key, *, name: str) -> Tensor:
     Args:
         batch: A list, tuple, named tuple, mapping, data class, or any object with attributes. A tensor is a batch of
             one part.
-        name: The argument that says so, for messages.
+        name: Name of the argument that holds ``key``, for error messages.
 
     Raises:
-        SettingError: If it isn't there, or no tensor.
+        SettingError: If there is no such part, or it isn't a tensor.
 
     >>> import torch
     >>> part_of({"x": torch.ones(2)}, "y", name="input_key")
@@ -69,11 +69,11 @@ def part_of(batch: Any, key: Key, *, name: str) -> Tensor:
 
 
 def with_parts(batch: Any, parts: Sequence[tuple[Key, Tensor]]) -> Any:
-    """Returns a batch of the same kind with other parts; the one that is given stays as it is.
+    """Returns a batch of the same type with some parts replaced; the given batch isn't changed.
 
     Args:
-        batch: As for :func:`part_of`.
-        parts: Keys and what is put there.
+        batch: Batch as for :func:`part_of`.
+        parts: Pairs of a key and the new tensor.
 
     >>> import torch
     >>> with_parts([0, "kept"], [(0, torch.tensor(7))])
@@ -96,7 +96,7 @@ def _with_part(batch: Any, key: Key, value: Tensor) -> Any:
         return type(batch)(*parts) if hasattr(batch, "_fields") else tuple(parts)
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type) and isinstance(key, str):
         changed = copy.copy(batch)
-        object.__setattr__(changed, key, value)  # a frozen one, too
+        object.__setattr__(changed, key, value)  # also of a frozen one
         return changed
     changed = copy.copy(batch)
     if isinstance(key, str) and not isinstance(batch, Mapping):
@@ -119,15 +119,15 @@ def _there_is(batch: Any) -> str:
 
 
 def repeated(batch: Any, times: int, *, technique: str) -> Any:
-    """Returns a batch that has every sample several times: all of them, and all of them again.
+    """Returns a batch that has every sample several times: all samples, then all of them again.
 
     Args:
-        batch: Tensors with one row a sample, in lists, tuples, mappings or data classes.
-        times: How often it has each, at least 1.
-        technique: That asks, for the message.
+        batch: Tensors with one row per sample, in lists, tuples, mappings or data classes.
+        times: Number of repetitions, at least 1.
+        technique: Name of the calling technique, for the error message.
 
     Raises:
-        SettingError: If it has no tensors, or they don't have as many rows.
+        SettingError: If the batch has no tensors, or tensors with different numbers of rows.
 
     >>> repeated({"x": torch.tensor([1, 2])}, 2, technique="RDrop")
     {'x': tensor([1, 2, 1, 2])}
@@ -137,14 +137,14 @@ def repeated(batch: Any, times: int, *, technique: str) -> Any:
 
 
 def number_of_rows(batch: Any, *, doing: str) -> int:
-    """Returns how many samples a batch has.
+    """Returns the number of samples in a batch.
 
     Args:
-        batch: As for :func:`repeated`.
-        doing: What is to be possible, for the message.
+        batch: Batch as for :func:`repeated`.
+        doing: Clause that says what the rows are needed for, for the error message.
 
     Raises:
-        SettingError: If it has no tensors, or they don't have as many rows.
+        SettingError: If the batch has no tensors, or tensors with different numbers of rows.
 
     >>> number_of_rows([torch.ones(3, 2), torch.ones(3)], doing="they can be chosen")
     3
@@ -162,10 +162,10 @@ def number_of_rows(batch: Any, *, doing: str) -> int:
 
 
 def rows_of(batch: Any, rows: Tensor) -> Any:
-    """Returns a batch of the same kind with some of its samples.
+    """Returns a batch of the same type with some of its samples.
 
     Args:
-        batch: For which there is a :func:`number_of_rows`.
+        batch: Batch as for :func:`repeated`.
         rows: Indices of the samples.
 
     >>> rows_of({"x": torch.tensor([1, 2, 3])}, torch.tensor([0, 2]))

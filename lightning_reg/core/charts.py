@@ -1,4 +1,4 @@
-"""Line charts as images for loggers, drawn by matplotlib, which is imported only then."""
+"""Line charts as images for loggers, drawn by matplotlib, which is imported on first use."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,23 +16,23 @@ if TYPE_CHECKING:
 __all__ = ["PLAIN_TEXT", "Chart", "draw", "make_logarithmic", "pixels"]
 
 _WIDE = 20  # factor between values beyond which only a logarithmic axis shows both
-_COLORS = ("#0072b2", "#d55e00", "#008a66", "#a6478a")  # told apart by color-blind people, too
+_COLORS = ("#0072b2", "#d55e00", "#008a66", "#a6478a")  # distinguishable for color-blind people, too
 _DASHES = ("dashed", "dotted", "dashdot")
-# Names are somebody's, and may have a $ in them; no TeX, whatever somebody's own settings are.
+# Names are the user's, and may contain a $; no TeX, whatever the user's own settings are.
 PLAIN_TEXT: dict[Any, Any] = {"text.parse_math": False, "text.usetex": False}
 
 
 @dataclass(frozen=True)
 class Chart:
-    """Curves over common positions, and what happened where.
+    """Curves over a common horizontal axis, with marked positions.
 
-    The axis of values is logarithmic where they are positive and far apart.
+    The vertical axis is logarithmic if the values are positive and far apart.
 
     Attributes:
-        name: What the values are.
-        curves: By name, a value for each position; those that aren't finite are left out.
-        marks: Positions at which a vertical line stands, by what it says.
-        x_label: What the positions are.
+        name: Label of the vertical axis.
+        curves: Values at each position, by name of the curve; those that aren't finite are left out.
+        marks: Positions of vertical lines, by label.
+        x_label: Label of the horizontal axis.
     """
 
     name: str
@@ -46,7 +46,7 @@ def draw(charts: Sequence[Chart]) -> Tensor:
     """Draws charts below one another.
 
     Returns:
-        (260 × charts, 360, 3), uint8.
+        Image (260 × charts, 360, 3), uint8.
 
     >>> draw([Chart("loss", [0, 1], {"train": [1.0, 0.5]}, {"best": 1})]).shape
     torch.Size([260, 360, 3])
@@ -85,10 +85,10 @@ def _draw(chart: Chart, axes: "Axes") -> None:
 
 
 def make_logarithmic(axes: "Axes", name: str) -> None:
-    """Gives an axis a logarithmic scale with numbers that are plain text.
+    """Gives an axis a logarithmic scale with labels in plain text.
 
     Args:
-        name: Which of them, ``x`` or ``y``.
+        name: Name of the axis, ``x`` or ``y``.
     """
     from matplotlib.ticker import LogFormatter
 
@@ -99,13 +99,13 @@ def make_logarithmic(axes: "Axes", name: str) -> None:
 
 
 def pixels(figure: "Figure") -> Tensor:
-    """Returns what a figure looks like, (H, W, 3), uint8.
+    """Returns a figure as an image (H, W, 3), uint8.
 
     Args:
-        figure: Not one of pyplot's, which would stay in memory.
+        figure: Figure that wasn't made by pyplot, which would keep it in memory.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    canvas: Any = FigureCanvasAgg(figure)  # whose methods have no types
+    canvas: Any = FigureCanvasAgg(figure)  # its methods have no types
     canvas.draw()
     return torch.from_numpy(np.asarray(canvas.buffer_rgba())[..., :3].copy())

@@ -1,4 +1,4 @@
-"""What the gradient monitor asks of techniques that clip gradients."""
+"""The interface of techniques that clip gradients, for the gradient monitor."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -19,5 +19,5 @@ class ClippingSession(Session[T], Generic[T]):
 
     @property
     def cut_off(self) -> Collection[nn.Parameter]:
-        """Parameters whose gradients are cut off entry by entry, rather than scaled as a whole."""
+        """Parameters whose gradients are clipped entry by entry rather than scaled as a whole."""
         return ()

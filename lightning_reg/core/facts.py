@@ -1,4 +1,4 @@
-"""What a technique says of itself: the audit, the charts, the documentation and the search read it from its class."""
+"""What a technique's class declares about itself, for the audit, the charts, the documentation and the search."""
 
 import math
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ __all__ = [
 
 
 class Place(Enum):
-    """Where in a training step a technique acts."""
+    """Stage of the training step at which a technique acts."""
 
     BATCH = "batch"
     FORWARD = "forward"
@@ -38,7 +38,7 @@ class Position(IntEnum):
     CENTRALIZATION = 2
     NOISE = 3
     CONSTRAINT = 4  # after the step, where penalties have shrunk weights and before updates are measured
-    MEASUREMENT = 5  # before clipping; what is after it is measured later
+    MEASUREMENT = 5  # before clipping; values after clipping are measured later
     CLIPPING = 6
     LOOKAHEAD = 7  # after the step and its constraints, before averages
     AVERAGING = 8  # sees the weights as the batch leaves them
@@ -47,13 +47,12 @@ class Position(IntEnum):
 
 @dataclass(frozen=True)
 class Chart:
-    """Curves that belong into one chart of TensorBoard's custom scalars.
+    """Curves that share a chart of TensorBoard's custom scalars.
 
     Attributes:
-        category: Heading that the chart stands under.
-        title: Title of the chart.
+        category: Heading above the chart.
         tags: Regular expression over tags, matched from their beginning.
-        needs: Setting that has to be on for there to be curves; empty where none has.
+        needs: Attribute of the technique that must be true for the curves to exist; empty if there is none.
     """
 
     category: str
@@ -71,7 +70,7 @@ PENALTY_CHARTS = (
 
 @dataclass(frozen=True)
 class Log:
-    """A strength that is usually found between two values, searched by its logarithm."""
+    """Usual range of a strength, searched on a logarithmic scale."""
 
     setting: str
     low: float
@@ -80,7 +79,7 @@ class Log:
 
 @dataclass(frozen=True)
 class Linear:
-    """A setting that is usually found between two values; whole numbers where both are."""
+    """Usual range of a setting; integers only if both bounds are integers."""
 
     setting: str
     low: float
@@ -89,7 +88,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class Choice:
-    """A setting that is one of a few values."""
+    """Usual values of a setting that takes one of a few."""
 
     setting: str
     values: tuple[str | int | float | bool, ...]
@@ -99,10 +98,7 @@ Range = Log | Linear | Choice
 
 
 def middle(usual: Range) -> str | int | float | bool:
-    """Returns a setting from the middle of where it is usually found: a technique at its usual strength.
-
-    Args:
-        usual: Where the setting is usually found.
+    """Returns the middle of a usual range: a technique at its usual strength.
 
     >>> middle(Log("weight", 1e-4, 1e-2)), middle(Linear("k", 5, 10)), middle(Choice("kind", ("max", "z")))
     (0.001, 7, 'max')

@@ -1,4 +1,4 @@
-"""Reading and writing gradients between backward and the optimizer's step, exactly as a loop by hand would."""
+"""Reading and writing gradients between backward and the optimizer's step, exactly as a hand-written loop would."""
 
 from collections.abc import Mapping, Sequence
 
@@ -25,29 +25,30 @@ __all__ = [
 
 
 def dense_gradient(parameter: nn.Parameter) -> Tensor:
-    """Returns a gradient that a penalty of all weights can be added to.
+    """Returns a parameter's gradient as a dense tensor, to which the gradient of a weight penalty can be added.
 
-    It has one even where the loss has none: a branch that this batch didn't take, rows that it didn't look up.
+    A penalty has a gradient even where the loss has none: in a branch that this batch didn't take, in rows of an
+    embedding that it didn't look up.
 
     Args:
-        parameter: Whose ``grad`` is made if need be.
+        parameter: The parameter; its ``grad`` is created if it has none.
     """
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
     elif parameter.grad.is_sparse:
         parameter.grad = parameter.grad.to_dense()
-    elif parameter.grad.is_conj():  # torch's functions of many tensors at once don't write to those
+    elif parameter.grad.is_conj():  # torch's foreach functions don't write to those
         parameter.grad = parameter.grad.resolve_conj()
     return parameter.grad
 
 
 def gradient_values(parameter: nn.Parameter) -> Tensor:
-    """Returns the entries of a gradient, sharing its memory: of a sparse one those that it holds."""
+    """Returns the entries of a gradient, sharing its memory; of a sparse one, the stored entries."""
     gradient = parameter.grad
     if gradient is None:
         raise ValueError("the parameter has no gradient")
     if gradient.is_sparse:
-        parameter.grad = gradient = gradient.coalesce()  # the same gradient, every row once
+        parameter.grad = gradient = gradient.coalesce()  # the same gradient, with every row once
         return gradient._values().detach()
     if gradient.is_conj():
         parameter.grad = gradient = gradient.resolve_conj()
@@ -55,14 +56,14 @@ def gradient_values(parameter: nn.Parameter) -> Tensor:
 
 
 def gradient_norms(parameters: Sequence[nn.Parameter], norm_type: float = 2.0) -> Tensor:
-    """Returns the norms of the gradients, of sharded ones the whole norms.
+    """Returns the norms of the gradients; of sharded ones, those of the full tensors.
 
     Args:
-        parameters: At least one, each with a gradient.
+        parameters: At least one parameter, each with a gradient.
         norm_type: Order of the norm.
 
     Returns:
-        A tensor (len(parameters),).
+        Tensor (len(parameters),).
     """
     gradients = [gradient_values(parameter) for parameter in parameters]
     if any(isinstance(gradient, DTensor) for gradient in gradients):
@@ -71,7 +72,7 @@ def gradient_norms(parameters: Sequence[nn.Parameter], norm_type: float = 2.0) -
 
 
 def _norms_of_shards(gradients: list[Tensor], norm_type: float) -> Tensor:
-    """Returns the norms of whole tensors by one reduction over processes for all that are shared out alike."""
+    """Returns the norms of the full tensors, by one reduction over processes for all that are sharded alike."""
     norms = list(norms_of([_part(gradient) for gradient in gradients], norm_type).unbind())
     shared: dict[tuple[DeviceMesh, tuple[bool, ...]], list[int]] = {}
     for index, gradient in enumerate(gradients):
@@ -86,7 +87,7 @@ def _norms_of_shards(gradients: list[Tensor], norm_type: float) -> Tensor:
 
 
 def _summed(gradient: Tensor) -> Tensor:
-    """Returns a gradient of which every process holds a summand (tensor parallelism has such) as their sum."""
+    """Returns the sum of a gradient's partial values on all processes, as tensor parallelism leaves them."""
     if not isinstance(gradient, DTensor) or not any(placement.is_partial() for placement in gradient.placements):
         return gradient
     placements = [Replicate() if placement.is_partial() else placement for placement in gradient.placements]
@@ -94,7 +95,7 @@ def _summed(gradient: Tensor) -> Tensor:
 
 
 def _part(gradient: Tensor) -> Tensor:
-    """Returns what this process has of a gradient, and a zero where that is nothing: it has no largest entry."""
+    """Returns this process's shard of a gradient, or a zero if that is empty and so has no largest entry."""
     part = local(gradient)
     return part if part.numel() else part.new_zeros(1)
 
@@ -109,43 +110,28 @@ def _over_processes(norms: Tensor, norm_type: float, mesh: DeviceMesh, is_shared
 
 
 def local(tensor: Tensor) -> Tensor:
-    """Returns this process's part of a sharded tensor, sharing its memory; any other tensor as it is.
-
-    Args:
-        tensor: A parameter or a gradient.
-    """
+    """Returns this process's shard of a sharded tensor, sharing its memory; any other tensor as it is."""
     detached = without_graph(tensor)
     return detached.to_local() if isinstance(detached, DTensor) else detached
 
 
 def without_graph(tensor: Tensor) -> Tensor:
-    """Returns a tensor that no graph is recorded of, sharing its memory: usually a gradient itself is one.
-
-    Args:
-        tensor: A parameter, a buffer or a gradient.
-    """
-    # A view of what was made in inference mode may be written to outside of it, it itself may not.
+    """Returns a view of a tensor that autograd doesn't record, or the tensor itself if that holds for it already."""
+    # A view of a tensor made in inference mode may be written to outside of it; the tensor itself may not.
     return tensor.detach() if tensor.requires_grad or tensor.is_inference() else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """Returns all of a sharded tensor, which every process has to ask for; any other tensor as it is.
-
-    Args:
-        tensor: A parameter, a gradient or a norm.
-    """
+    """Returns the full tensor of a sharded one, which every process has to call; any other tensor as it is."""
     detached = tensor.detach()
     return detached.full_tensor() if isinstance(detached, DTensor) else detached
 
 
 def shard_of(tensor: Tensor) -> tuple[int, ...]:
-    """Returns which part of a sharded tensor this process has; equal where processes have copies of one part.
-
-    Args:
-        tensor: A parameter or a gradient.
+    """Returns the index of this process's shard of a tensor, the same for processes with copies of one shard.
 
     Returns:
-        The process's place along the dimensions of the mesh that share out the tensor; empty of a whole one.
+        Coordinates of the process along the dimensions of the mesh that shard the tensor; empty if it isn't sharded.
     """
     if not isinstance(tensor, DTensor):
         return ()
@@ -156,25 +142,25 @@ def shard_of(tensor: Tensor) -> tuple[int, ...]:
 
 
 def to_shard(full: Tensor, like: Tensor) -> Tensor:
-    """Returns a whole tensor where another one is, and sharded as it is.
+    """Returns a full tensor on the device of another one, and sharded like it.
 
     Args:
-        full: All of it, on every process.
-        like: A parameter or buffer.
+        full: Full tensor, the same on every process.
+        like: Parameter or buffer with the device and the sharding.
     """
     moved = full.to(like.device)
     return distribute_tensor(moved, like.device_mesh, like.placements) if isinstance(like, DTensor) else moved
 
 
 def refuse_complex(names: Mapping[nn.Parameter, str], technique: str, instead: str) -> None:
-    """Raises if a parameter is complex, where a technique needs numbers that have an order.
+    """Raises if a parameter is complex, for techniques that need ordered numbers.
 
     Args:
-        technique: Named in the message.
-        instead: What else there is, for the message.
+        technique: Name of the technique, for the error message.
+        instead: Alternative to suggest in the error message.
 
     Raises:
-        SettingError: With what to use instead.
+        SettingError: If a parameter is complex.
     """
     for parameter, name in names.items():
         if parameter.is_complex():
@@ -185,14 +171,14 @@ def refuse_complex(names: Mapping[nn.Parameter, str], technique: str, instead: s
 
 
 def refuse_sharded(names: Mapping[nn.Parameter, str], technique: str, instead: str = "use DDP, or exclude it") -> None:
-    """Raises if a parameter is spread over processes, where a technique needs it whole.
+    """Raises if a parameter is sharded over processes, for techniques that need full tensors.
 
     Args:
-        technique: Named in the message.
-        instead: What else there is, for the message.
+        technique: Name of the technique, for the error message.
+        instead: Alternative to suggest in the error message.
 
     Raises:
-        SettingError: With what to use instead.
+        SettingError: If a parameter is sharded.
     """
     for parameter, name in names.items():
         if isinstance(parameter, DTensor):

@@ -1,4 +1,4 @@
-"""Forward hooks on somebody else's module that no copy of it keeps."""
+"""Forward hooks that no copy of the hooked module keeps."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,21 +15,21 @@ __all__ = ["ForwardHook", "add_forward_hook", "add_forward_pre_hook"]
 class ForwardHook:
     """A hook of one run and one module, with a method ``remove`` as torch's handles have.
 
-    A deep copy of the module has it without effect, because torch copies hooks along, and loses it when the module's
-    own is removed. What is loaded from a pickle does nothing.
+    torch copies hooks along with the module: in a deep copy the hook has no effect, and it is removed together with the
+    module's own. A hook that is loaded from a pickle does nothing.
 
     Args:
-        copies: The modules that were copied with it.
+        copies: Modules that were copied with the hook.
     """
 
     def __init__(self, module: nn.Module, hook: Callable[..., Any], copies: "WeakSet[nn.Module]") -> None:
-        self._module = ref(module)  # a copy that nobody wants anymore goes at once
+        self._module = ref(module)  # so that an unused copy is freed at once
         self._hook = hook
         self._copies = copies
         self.handle: RemovableHandle | None = None
 
     def __call__(self, *args: Any) -> Any:
-        """Calls the hook, with what torch calls it with."""
+        """Calls the hook with torch's arguments."""
         return self._hook(*args)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
@@ -43,7 +43,7 @@ class ForwardHook:
         return _made_nothing, ()
 
     def remove(self) -> None:
-        """Removes it from the module and from all copies that were made of it; a second time does nothing."""
+        """Removes the hook from the module and from all its copies; a second call does nothing."""
         if self.handle is None:
             return
         self.handle.remove()
@@ -55,8 +55,8 @@ def add_forward_hook(module: nn.Module, hook: Callable[..., Any], **settings: bo
     """Registers a forward hook.
 
     Args:
-        hook: What is called behind its ``forward``.
-        settings: Those of torch's ``register_forward_hook``.
+        hook: Function called after the module's ``forward``.
+        settings: Keyword arguments of torch's ``register_forward_hook``.
     """
     held = ForwardHook(module, hook, WeakSet())
     held.handle = module.register_forward_hook(held, **settings)
@@ -67,7 +67,7 @@ def add_forward_pre_hook(module: nn.Module, hook: Callable[..., Any], **settings
     """Registers a hook before a module's ``forward``.
 
     Args:
-        settings: Those of torch's ``register_forward_pre_hook``.
+        settings: Keyword arguments of torch's ``register_forward_pre_hook``.
     """
     held = ForwardHook(module, hook, WeakSet())
     held.handle = module.register_forward_pre_hook(held, **settings)

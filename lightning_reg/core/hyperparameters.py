@@ -10,20 +10,20 @@ __all__ = ["save_plain_hyperparameters"]
 
 
 def save_plain_hyperparameters(module: LightningModule | LightningDataModule, ignore: Sequence[str] = ()) -> None:
-    """Saves the plain ones among the arguments of the ``__init__`` that calls this.
+    """Saves the plain arguments of the calling ``__init__`` as hyperparameters.
 
     Functions and classes (an optimizer, a norm given as a callable) are left out: torch refuses to load a checkpoint
     that contains them with ``weights_only=True``, its default, and so every resume would fail. From the command line
-    they are recorded all the same, as the text of the configuration.
+    they are still recorded, as text of the configuration.
 
     Args:
-        module: That is being constructed.
-        ignore: Arguments that are left out whatever they are.
+        module: Object under construction.
+        ignore: Names of arguments that are left out in any case.
     """
     caller = inspect.currentframe()
     frame = caller.f_back if caller else None
-    # Data is named beforehand as well, because Lightning copies whatever it saves. What can be called may be plain
-    # where the command line has it, as a class path; further settings are one dict here, and arguments there.
+    # Data is ignored in advance as well, because Lightning copies whatever it saves. A callable may be plain on the
+    # command line, as a class path; further settings are one dict here, and separate arguments there.
     local = frame.f_locals.items() if frame else ()
     others = [name for name, value in local if not (isinstance(value, dict) or callable(value) or _is_plain(value))]
     module.save_hyperparameters(ignore=[*ignore, *others], frame=frame)

@@ -1,7 +1,7 @@
-"""The one place that touches private parts of Lightning and torch, each with its reason.
+"""The one module that touches private parts of Lightning and torch, each with its reason.
 
-``pytorch_lightning`` is the same library under another name, with classes of its own. What is asked here is therefore
-what an object can do, and where only a class tells, :func:`twins` has the class of either package. A contract test
+``pytorch_lightning`` is the same library under another name, with classes of its own. The checks here are therefore for
+what an object can do; where only its class tells, :func:`twins` returns the class of either package. A contract test
 (``tests/core/test_lightning.py``) fails with a clear message when a new version moves one of these parts.
 """
 
@@ -71,7 +71,7 @@ __all__ = [
 
 T = TypeVar("T")
 
-# The two names under which Lightning is published, and those of its lower half.
+# The two names under which Lightning is published, and those of Fabric.
 _PACKAGES = (("lightning.pytorch", "pytorch_lightning"), ("lightning.fabric", "lightning_fabric"))
 _OLDEST = (2, 6)
 
@@ -80,13 +80,13 @@ _OLDEST = (2, 6)
 
 
 def twins(*classes: type[T]) -> tuple[type[T], ...]:
-    """Returns classes of ``lightning`` and, where ``pytorch_lightning`` is in use, the same classes of that package.
+    """Returns classes of ``lightning`` and, if ``pytorch_lightning`` is in use, the same classes of that package.
 
     Args:
-        classes: Of ``lightning``.
+        classes: Classes of ``lightning``.
 
     Returns:
-        What ``isinstance`` takes.
+        Tuple of classes for ``isinstance``.
     """
     return tuple(found for kind in classes for found in _both(kind))
 
@@ -95,7 +95,7 @@ def _both(kind: type[T]) -> Iterator[type[T]]:
     yield kind
     for ours, theirs in _PACKAGES:
         if kind.__module__.startswith(f"{ours}."):
-            # A package that nobody has imported has no instances; importing it takes seconds.
+            # A package that wasn't imported has no instances; importing it takes seconds.
             module = sys.modules.get(kind.__module__.replace(ours, theirs, 1))
             other = getattr(module, kind.__name__, None)
             if isinstance(other, type) and other is not kind:
@@ -109,11 +109,11 @@ def package_of(trainer: Trainer) -> str:
 
 
 def twin(kind: type[T], package: str) -> type[T]:
-    """Returns a class of ``lightning``, or the same class of ``pytorch_lightning``, which is imported for it.
+    """Returns a class of ``lightning``, or the same class of ``pytorch_lightning``, which is imported if needed.
 
     Args:
-        kind: A class of ``lightning``.
-        package: What :func:`package_of` returned.
+        kind: Class of ``lightning``.
+        package: Return value of :func:`package_of`.
     """
     if package == "lightning":
         return kind
@@ -123,10 +123,10 @@ def twin(kind: type[T], package: str) -> type[T]:
 
 
 def check_version(trainer: Trainer) -> None:
-    """Raises if the trainer belongs to a Lightning that is too old.
+    """Raises if the trainer's Lightning is too old.
 
     Raises:
-        SettingError: With the version that is needed.
+        SettingError: If its version is older than the oldest that is supported.
     """
     package = package_of(trainer)
     version: str = importlib.import_module(package).__version__
@@ -139,7 +139,7 @@ def is_overridden(owner: object, method: str) -> bool:
     """Whether a class that isn't Lightning's own defines a method.
 
     Args:
-        owner: A module, a data module or a callback.
+        owner: Module, data module or callback to inspect.
         method: Name of the method.
     """
     home = next((kind for kind in type(owner).__mro__ if method in vars(kind)), None)
@@ -154,27 +154,27 @@ def _is_lightnings(kind: type) -> bool:
 
 
 def callbacks_of(trainer: Trainer) -> list[Callback]:
-    """Returns the trainer's callbacks, which Lightning declares nowhere."""
+    """Returns the trainer's callbacks, an attribute that Lightning doesn't declare."""
     return cast("list[Callback]", trainer.callbacks)  # type: ignore[attr-defined]
 
 
 def set_callbacks(trainer: Trainer, callbacks: list[Callback]) -> None:
-    """Gives the trainer other callbacks for a while.
+    """Replaces the trainer's callbacks.
 
     Args:
-        callbacks: A new list: Lightning may be going through the old one.
+        callbacks: A new list, because Lightning may be iterating over the old one.
     """
     trainer.callbacks = callbacks  # type: ignore[attr-defined]
 
 
 def instance_number(trainer: Trainer, callback: Callback) -> int:
-    """Returns the place of a callback among those of its class, counted from 0."""
+    """Returns the index of a callback among those of its class."""
     same = [other for other in callbacks_of(trainer) if type(other) is type(callback)]
     return next((number for number, other in enumerate(same) if other is callback), 0)
 
 
 def instance_suffix(trainer: Trainer, callback: Callback) -> str:
-    """Returns what tells a callback's tags from those of others of its class: nothing where it is alone."""
+    """Returns the suffix of a callback's tags; empty if it is the only one of its class."""
     alone = sum(type(other) is type(callback) for other in callbacks_of(trainer)) <= 1
     return "" if alone else f"_{instance_number(trainer, callback) + 1}"
 
@@ -183,10 +183,10 @@ def instance_suffix(trainer: Trainer, callback: Callback) -> str:
 
 
 def silent_view(trainer: Trainer) -> Trainer:
-    """Returns a trainer for a copy of the module: what is asked of it is as in the trainer, what is logged is lost."""
+    """Returns a view of the trainer for a copy of the module: in the same state, but what it logs is discarded."""
     view = copy.copy(trainer)
     view.loggers = [DummyLogger() for _ in trainer.loggers]
-    # Which module is run, and whose hooks move a batch, Lightning looks up in these.
+    # Lightning looks up in these which module to run, and whose hooks move a batch.
     view._accelerator_connector = copy.copy(trainer._accelerator_connector)
     view._accelerator_connector.strategy = copy.copy(trainer.strategy)
     view._data_connector = copy.copy(trainer._data_connector)
@@ -195,72 +195,72 @@ def silent_view(trainer: Trainer) -> Trainer:
 
 
 def attach(view: Trainer, copied: LightningModule) -> None:
-    """Lets a copy of the module run with a view, by ``view.strategy``.
+    """Connects a copy of the module with a view, so that ``view.strategy`` runs the copy.
 
     Args:
-        view: What :func:`silent_view` returned.
+        view: Return value of :func:`silent_view`.
     """
     view.strategy._lightning_module = copied
-    view.strategy.model = copied  # without what wraps the module for several processes
+    view.strategy.model = copied  # without the wrapper for several processes
     if view._data_connector._datahook_selector is not None:
         view._data_connector._datahook_selector.model = copied
     copied.trainer = view
 
 
 def prepared(trainer: Trainer, module: LightningModule, batch: Any) -> Any:
-    """Returns a batch as a step gets it: in the precision, on the device, through the hooks of module and data module.
+    """Returns a batch as a step gets it: in its precision, on its device, after the hooks of module and data module.
 
     Args:
-        batch: As the loader gives it.
+        batch: Batch from the loader.
     """
     batch = module._on_before_batch_transfer(trainer.precision_plugin.convert_input(batch), dataloader_idx=0)
     return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
 
 
-# Where training stands
+# The position in training
 
 
 def validation_epoch_end(trainer: Trainer) -> tuple[object, str]:
-    """Returns the object and the name of the method that tells callbacks and module that a fit's validation ends.
+    """Returns the object and the name of the method that calls the hooks at the end of a fit's validation.
 
-    A layer around it comes before all callbacks, such as those that then take averaged weights out of the module.
+    A layer around it runs before all callbacks, such as those that then take averaged weights out of the module.
     """
     return trainer.fit_loop.epoch_loop.val_loop, "_on_evaluation_epoch_end"
 
 
 def logs_now(trainer: Trainer) -> bool:
-    """Whether the trainer logs the step that it is in; there is no public name for it.
+    """Whether the trainer logs the current step; there is no public API for it.
 
     Args:
-        trainer: Within a training batch.
+        trainer: Trainer within a training batch.
     """
     return bool(trainer._logger_connector.should_update_logs)
 
 
 def step_number(trainer: Trainer) -> int:
-    """Returns how many batches have stepped, this one included; ``global_step`` counts optimizers apart.
+    """Returns the number of batches that have stepped, this one included; ``global_step`` counts every optimizer.
 
     Args:
-        trainer: Within a training batch.
+        trainer: Trainer within a training batch.
     """
     return int(trainer.fit_loop.epoch_loop._batches_that_stepped) + 1
 
 
 def ends_a_step(trainer: Trainer) -> bool:
-    """Whether the optimizer has stepped with this batch, rather than gone on accumulating.
+    """Whether the optimizer steps with this batch rather than accumulating further.
 
     Args:
-        trainer: Within a training batch.
+        trainer: Trainer within a training batch.
     """
     return not trainer.fit_loop.epoch_loop._should_accumulate()
 
 
 def planned_epochs(trainer: Trainer) -> float:
-    """Returns how many epochs are planned, by ``max_epochs`` or ``max_steps``, whichever ends first; infinity if none.
+    """Returns the number of planned epochs by ``max_epochs`` or ``max_steps``, whichever ends first, or infinity.
 
     Args:
-        trainer: In a fit. Under manual optimization, where a batch may make any number of steps, ``max_steps`` counts
-            only where ``max_epochs`` isn't given, as if each batch made one.
+        trainer: Trainer in a fit. Under manual optimization, where a batch may make any number of steps, ``max_steps``
+            counts only if ``max_epochs`` isn't given, as if each batch made one.
     """
     epochs = math.inf if trainer.max_epochs is None or trainer.max_epochs < 0 else trainer.max_epochs
     if trainer.max_steps < 0 or (math.isfinite(epochs) and not trainer.lightning_module.automatic_optimization):
@@ -274,33 +274,33 @@ def planned_epochs(trainer: Trainer) -> float:
 
 
 def starts_processes(trainer: Trainer) -> bool:
-    """Whether the strategy forks or spawns the processes that train, so that this one doesn't see what they change."""
+    """Whether the strategy forks or spawns the training processes, so that this one doesn't see their changes."""
     return isinstance(trainer.strategy.launcher, twins(_MultiProcessingLauncher))
 
 
 def flattens_parameters(trainer: Trainer) -> bool:
-    """Whether the strategy joins parameters into flat ones (FSDP1, DeepSpeed), so that they have no names anymore."""
+    """Whether the strategy flattens parameters (FSDP1, DeepSpeed), so that they lose their names."""
     return isinstance(trainer.strategy, twins(FSDPStrategy, DeepSpeedStrategy))
 
 
 def average_model(callback: Callback) -> Any:
-    """Returns the model in which one of Lightning's own averages keeps its average; None where there is none."""
+    """Returns the averaged model of Lightning's own weight-averaging callbacks; None if there is none."""
     return getattr(callback, "_average_model", None)
 
 
 def random_states() -> dict[str, Any]:
-    """Returns the states of all global random streams: torch's, numpy's, Python's."""
-    # Asking whether there is a GPU loads its driver's library, at every call.
+    """Returns the states of all global random number generators: torch's, NumPy's and Python's."""
+    # Checking for a GPU loads its driver's library, at every call.
     uses_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # of torch
     states: dict[str, Any] = _collect_rng_states(include_cuda=uses_cuda)
     return states
 
 
 def set_random_states(states: dict[str, Any]) -> None:
-    """Puts the global random streams back.
+    """Restores the states of the global random number generators.
 
     Args:
-        states: What :func:`random_states` returned.
+        states: Return value of :func:`random_states`.
     """
     _set_rng_states(states)
 
@@ -311,13 +311,13 @@ def is_compiled_whole(module: torch.nn.Module) -> bool:
 
 
 def refuse_compiled_whole(module: torch.nn.Module, technique: str) -> None:
-    """Raises if a LightningModule was compiled as a whole, where a technique has to see calls in its training step.
+    """Raises if a LightningModule was compiled as a whole, for techniques that have to see its training step's calls.
 
     Args:
-        technique: Named in the message.
+        technique: Name of the technique, for the error message.
 
     Raises:
-        SettingError: With what to compile instead.
+        SettingError: If it was, with what to compile instead.
     """
     if is_compiled_whole(module):
         raise SettingError(
@@ -327,25 +327,25 @@ def refuse_compiled_whole(module: torch.nn.Module, technique: str) -> None:
 
 
 def is_compiled(module: torch.nn.Module) -> bool:
-    """Whether calls of a module go to compiled code, made by ``torch.compile`` or by its own ``compile``."""
+    """Whether calls of a module run compiled code, made by ``torch.compile`` or by its own ``compile``."""
     # Importing torch.compile's own class is slow.
     is_wrapped = type(module).__module__.startswith("torch._dynamo")
     return is_wrapped or is_compiled_whole(module) or compiled_call(module) is not None
 
 
 def compiled_call(module: torch.nn.Module) -> str | None:
-    """Returns the attribute that stands in for a module's call, None where it wasn't compiled by its own ``compile``.
+    """Returns the name of the attribute with a module's compiled call; None unless its own ``compile`` was used.
 
-    What is put around it isn't compiled, while hooks of such a module are.
+    A layer around this attribute isn't compiled, whereas hooks of such a module are.
     """
     return None if module._compiled_call_impl is None else "_compiled_call_impl"
 
 
 def remove_forward_hook(copied: torch.nn.Module, handle: RemovableHandle) -> None:
-    """Removes from a copy of a module a forward hook that was copied along: torch's handle removes the module's own.
+    """Removes a forward hook that was copied along from a copy of a module; torch's handle removes the original.
 
     Args:
-        handle: Of the module's hook, or pre-hook, which has the same number in the copy.
+        handle: Handle of the original hook or pre-hook, which has the same number in the copy.
     """
     for hooks in (
         copied._forward_hooks,
@@ -358,22 +358,22 @@ def remove_forward_hook(copied: torch.nn.Module, handle: RemovableHandle) -> Non
 
 
 def without_gradient_sync(trainer: Trainer) -> AbstractContextManager[None]:
-    """Returns a context in which backward passes aren't averaged over processes, where the strategy does that."""
+    """Returns a context in which backward passes don't average gradients over processes."""
     block = getattr(trainer.strategy, "block_backward_sync", None)
     return nullcontext() if block is None else cast("AbstractContextManager[None]", block())
 
 
 def validate_apart(trainer: Trainer, module: LightningModule) -> tuple[dict[str, Any], set[str]]:
-    """Runs the fit's validation once more, with another module; there is no public way.
+    """Runs the fit's validation once more, with another module; there is no public API for it.
 
-    No callback takes notice, loggers are handed nothing, and the loop and the trainer's metrics are as before.
+    Neither callbacks nor loggers are called, and the loop and the trainer's metrics are restored afterwards.
 
     Args:
-        trainer: Where its validation is about to run.
-        module: A copy of the trainer's, or that itself.
+        trainer: Trainer whose validation is about to run.
+        module: The trainer's module, or a copy of it.
 
     Returns:
-        The metrics that it logs, and the names of those that are for loggers.
+        The logged metrics, and the names of those that are for loggers.
     """
     loop, connector, strategy = trainer.fit_loop.epoch_loop.val_loop, trainer._logger_connector, trainer.strategy
     progress = loop.batch_progress.state_dict()
@@ -381,19 +381,19 @@ def validate_apart(trainer: Trainer, module: LightningModule) -> tuple[dict[str,
         (connector, "_callback_metrics", {}),
         (connector, "_logged_metrics", {}),
         (connector, "_progress_bar_metrics", {}),
-        (loop, "_results", type(loop._results)(training=False)),  # those there are refer to the module's metrics
+        (loop, "_results", type(loop._results)(training=False)),  # the existing ones refer to the module's metrics
         (trainer, "callbacks", []),
         (trainer, "loggers", [DummyLogger() for _ in trainer.loggers]),
     ]
     if module is not trainer.lightning_module:
         module.trainer = trainer
-        module._metric_attributes = None  # by the ids of the metrics that were copied
+        module._metric_attributes = None  # its keys are ids of the original's metrics
         replaced += [(strategy, "_lightning_module", module), (strategy, "model", module)]
     before = [(owner, name, getattr(owner, name)) for owner, name, _ in replaced]
     try:
         for owner, name, value in replaced:
             setattr(owner, name, value)
-        type(loop).run(loop)  # the loop's own method, without what stands around it
+        type(loop).run(loop)  # the loop's own method, without layers around it
         return dict(connector._callback_metrics), set(connector._logged_metrics)
     finally:
         for owner, name, value in before:
@@ -402,20 +402,20 @@ def validate_apart(trainer: Trainer, module: LightningModule) -> tuple[dict[str,
 
 
 def is_logged_now(trainer: Trainer, name: str) -> bool:
-    """Whether a metric was logged in the loop that the trainer is in, not left from before; nothing public tells.
+    """Whether a metric was logged in the current loop rather than an earlier one; there is no public API for it.
 
     Args:
-        trainer: At the end of a validation, or of a training epoch.
+        trainer: Trainer at the end of a validation or of a training epoch.
     """
     return trainer._results is not None and name in trainer._logger_connector.metrics["callback"]
 
 
 def log_metrics(trainer: Trainer, metrics: dict[str, Any], logged: set[str]) -> None:
-    """Hands over metrics as if a module had logged them; a callback can't log where validation has not begun.
+    """Logs metrics as if a module had logged them; a callback can't log before validation has begun.
 
     Args:
-        metrics: By name; early stopping and checkpoints can monitor them.
-        logged: Names of those that loggers get, too.
+        metrics: Values by name; early stopping and checkpoints can monitor them.
+        logged: Names of the metrics that loggers get, too.
     """
     connector = trainer._logger_connector
     connector._callback_metrics.update(metrics)
@@ -426,12 +426,12 @@ def log_metrics(trainer: Trainer, metrics: dict[str, Any], logged: set[str]) -> 
 
 
 def optimizer_index(trainer: Trainer, optimizer: Optimizer) -> int:
-    """Returns the place of an optimizer among the trainer's."""
+    """Returns the index of an optimizer among the trainer's."""
     return next(index for index, other in enumerate(trainer.optimizers) if other is optimizer)
 
 
 def optimizer_name(trainer: Trainer, optimizer: Optimizer) -> str:
-    """Returns what tells an optimizer's tags from those of others: nothing where it is alone."""
+    """Returns the suffix of an optimizer's tags; empty if it is the trainer's only one."""
     return f"_optimizer_{optimizer_index(trainer, optimizer) + 1}" if len(trainer.optimizers) > 1 else ""
 
 
@@ -442,35 +442,35 @@ def any_gradient(trainer: Trainer) -> bool:
 
 
 def toggled_parameters(module: LightningModule) -> dict[torch.nn.Parameter, bool]:
-    """Returns which parameters ``toggle_optimizer`` froze for the moment, with whether they are trained otherwise."""
+    """Returns the ``requires_grad`` that parameters had before ``toggle_optimizer`` froze some of them."""
     return getattr(module, "_param_requires_grad_state", {})
 
 
 def scaler_scale(trainer: Trainer, device: torch.device) -> Tensor | None:
-    """Returns the gradient scaler's scale, without a transfer to the host; None where there is no scaler.
+    """Returns the gradient scaler's scale, without a transfer to the host; None if there is no scaler.
 
     Args:
-        device: Where the scale is wanted.
+        device: Device of the result.
     """
     scaler = _scaler(trainer)
     return None if scaler is None else scaler.scale(torch.ones((), device=device))
 
 
 def gradient_scale(trainer: Trainer, optimizer: Optimizer) -> Tensor | None:
-    """Returns the scaler's scale where gradients still carry it in ``on_before_optimizer_step``.
+    """Returns the gradient scaler's scale if gradients still carry it in ``on_before_optimizer_step``.
 
-    That is so for optimizers that unscale by themselves, fused ones: what is added has to carry the scale, too.
+    They do with optimizers that unscale gradients themselves (fused ones): whatever is added must carry it, too.
 
     Args:
-        optimizer: The one that is about to step.
+        optimizer: Optimizer that is about to step.
 
     Returns:
-        A scalar on the optimizer's device, without a transfer to the host; None where there is no scale.
+        Scalar on the optimizer's device, without a transfer to the host; None if gradients carry no scale.
     """
     if not getattr(optimizer, "_step_supports_amp_scaling", False):
         return None
     scaler = _scaler(trainer)
-    # Who clips by hand has called scaler.unscale_ already.
+    # Code that clips by hand has called scaler.unscale_ already.
     if scaler is None or scaler._per_optimizer_states[id(optimizer)]["stage"] is not OptState.READY:
         return None
     return scaler_scale(
@@ -479,10 +479,10 @@ def gradient_scale(trainer: Trainer, optimizer: Optimizer) -> Tensor | None:
 
 
 def unscaled_loss(trainer: Trainer, loss: Tensor) -> Tensor:
-    """Returns the loss as the user's training step gave it, from what ``on_before_backward`` is handed.
+    """Returns the loss as the user's training step returned it, from the argument of ``on_before_backward``.
 
     Args:
-        loss: Multiplied by the gradient scaler's scale and divided by the number of accumulated batches.
+        loss: Loss times the gradient scaler's scale, divided by the number of accumulated batches.
     """
     loss = loss.detach()
     if trainer.lightning_module.automatic_optimization:
@@ -497,9 +497,9 @@ def _scaler(trainer: Trainer) -> GradScaler | None:
 
 
 def is_checkpointed() -> bool:
-    """Whether the code that runs now runs within activation checkpointing, which torch has no public way to ask.
+    """Whether the caller runs within activation checkpointing; torch has no public API for it.
 
-    What is computed again in the backward pass isn't seen by what watches the training step.
+    A technique that watches the training step doesn't see what is recomputed in the backward pass.
     """
     frame = sys._getframe(1)
     while frame is not None:

@@ -1,4 +1,4 @@
-"""What the name of a metric tells."""
+"""Properties of a metric that follow from its name."""
 
 import re
 
@@ -24,10 +24,7 @@ _ACCURACY = re.compile(r"(^|[^a-z])acc(uracy)?([^a-z]|$)")
 
 
 def short_name(name: str) -> str:
-    """Returns a metric's name without what says the split.
-
-    Args:
-        name: As it is logged.
+    """Returns a metric's name without the prefix of its split.
 
     >>> short_name("val/loss"), short_name("valid_acc"), short_name("f1")
     ('loss', 'acc', 'f1')
@@ -36,7 +33,7 @@ def short_name(name: str) -> str:
 
 
 def lower_is_better(name: str) -> bool:
-    """Whether a metric of this name is a loss or an error: whether one of its words is the name of one.
+    """Whether a metric is a loss or an error, judged by the words of its name.
 
     >>> lower_is_better("val/loss"), lower_is_better("ValWER"), lower_is_better("accuracy"), lower_is_better("tracer")
     (True, True, False, False)
@@ -45,7 +42,7 @@ def lower_is_better(name: str) -> bool:
 
 
 def higher_is_better(name: str) -> bool:
-    """Whether a metric of this name is surely better where it is higher: one of its words says so, and none otherwise.
+    """Whether higher is surely better: a word of the metric's name says so, and none says the opposite.
 
     >>> [higher_is_better(name) for name in ("val/accuracy", "valid_F1", "loss", "f1_loss", "vaccination", "speed")]
     [True, True, False, False, False, False]
@@ -55,7 +52,7 @@ def higher_is_better(name: str) -> bool:
 
 
 def is_accuracy(name: str) -> bool:
-    """Whether a metric of this name is a share of right answers.
+    """Whether a metric is an accuracy, judged by its name.
 
     >>> is_accuracy("val_acc"), is_accuracy("accuracy"), is_accuracy("acceleration")
     (True, True, False)

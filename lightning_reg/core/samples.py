@@ -1,4 +1,4 @@
-"""How many samples there are to train on."""
+"""The number of training samples."""
 
 from collections.abc import Sized
 
@@ -10,13 +10,13 @@ __all__ = ["training_samples"]
 
 
 def training_samples(trainer: Trainer) -> int:
-    """Returns how many samples an epoch has, over all processes.
+    """Returns the number of samples per epoch, over all processes.
 
     Args:
-        trainer: In a fit, whose training loader has a data set that knows its length.
+        trainer: Trainer in a fit.
 
     Raises:
-        SettingError: If it doesn't.
+        SettingError: If the training loader's data set has no length.
     """
     dataset = getattr(trainer.train_dataloader, "dataset", None)
     if not isinstance(dataset, Sized):

@@ -12,12 +12,12 @@ __all__ = ["log_scalars", "withdraw_scalars"]
 
 
 def log_scalars(trainer: Trainer, values: Mapping[str, float]) -> None:
-    """Hands scalars to every logger, and to ``callback_metrics``, as Lightning's own monitors do.
+    """Logs scalars to every logger and to ``callback_metrics``, as Lightning's own monitors do.
 
-    ``pl_module.log`` takes about 0.35 ms a value, hundreds of values as long as a step.
+    ``pl_module.log`` takes about 0.35 ms per value, so that hundreds of values take as long as a step.
 
     Args:
-        values: By tag; the same on all processes.
+        values: Scalars by tag; the same on all processes.
     """
     if not values:
         return
@@ -28,13 +28,13 @@ def log_scalars(trainer: Trainer, values: Mapping[str, float]) -> None:
 
 
 def withdraw_scalars(trainer: Trainer, tags: Iterable[str]) -> None:
-    """Takes scalars out of ``callback_metrics`` when a fit ends in a process that was forked or spawned for it.
+    """Removes scalars from ``callback_metrics`` when a fit ends in a forked or spawned process.
 
-    Lightning sends them to the process that started it through a pipe, which isn't read before this process ends: with
-    some hundreds the pipe is full, and both wait for ever.
+    Lightning sends them to the parent process through a pipe, which isn't read before this process ends: some hundreds
+    fill the pipe, and both processes wait forever.
 
     Args:
-        tags: That :func:`log_scalars` was given.
+        tags: Tags that were given to :func:`log_scalars`.
     """
     if starts_processes(trainer):
         for tag in tags:

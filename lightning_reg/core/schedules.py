@@ -1,4 +1,4 @@
-"""How strong a technique is, as training goes on."""
+"""Schedules of a technique's strength over the course of training."""
 
 import math
 from dataclasses import dataclass
@@ -18,25 +18,27 @@ _KINDS = ("constant", "linear", "cosine", "flat_cosine", "step")
 
 @dataclass(frozen=True, kw_only=True)
 class StrengthSchedule:
-    """What a technique's strength is multiplied by, from ``start`` to ``end``.
+    """Factor on a technique's strength that moves from ``start`` to ``end`` in the course of training.
 
-    Until ``begin`` the factor is ``start``; over the ``duration`` after it the factor goes to ``end``, and stays there.
-    It depends on where training stands alone, so there is nothing to save, and a resumed run goes on as it would have.
-    Every technique with a strength takes one as its argument ``schedule``, and logs the factor as
-    ``schedule/<technique>``.
+    The factor is ``start`` until ``begin``, moves to ``end`` over the following ``duration``, and stays there. It
+    depends only on the position in training, so there is no state to save, and a resumed run goes on as the
+    uninterrupted one. Every technique with a strength takes a schedule as its argument ``schedule``, and logs the
+    factor as ``schedule/<technique>``.
 
     When to use: to let a network fit before it is regularized (rising), or to end on the plain objective (falling).
 
     Args:
-        kind: ``"linear"``; ``"cosine"``: half a wave, slow at both ends; ``"flat_cosine"``: ``start`` for half of
-            ``duration``, then half a wave; ``"step"``: in ``jumps`` equal jumps at equal distances; ``"constant"``:
-            ``end`` as soon as ``begin`` is reached.
-        start: Factor at the beginning, at least 0; where None, 0, and 1 for ``"flat_cosine"``.
-        end: Factor at the end, at least 0; where None, 1, and 0 for ``"flat_cosine"``.
-        begin: When the factor starts to move, in ``unit``.
-        duration: How long it moves, in ``unit``; where None, to the end of training.
-        jumps: How many jumps ``"step"`` has; 4 where None. Of no other kind.
-        unit: ``"epoch"`` or ``"step"``; a step is one of the optimizer, or of any of several.
+        kind: Shape of the transition. ``"linear"``; ``"cosine"``: half a period, slow at both ends; ``"flat_cosine"``:
+            ``start`` for half of ``duration``, then half a period; ``"step"``: ``jumps`` equal jumps at equal
+            distances; ``"constant"``: ``end`` as soon as ``begin`` is reached.
+        start: Factor at the beginning, at least 0; if None, 0, or 1 for ``"flat_cosine"``.
+        end: Factor at the end, at least 0; if None, 1, or 0 for ``"flat_cosine"``.
+        begin: Epoch or step at which the factor starts to move, at least 0.
+        duration: Number of epochs or steps over which the factor moves, at least 1; if None, until the end of training.
+            Not for ``"constant"``.
+        jumps: Number of jumps of ``"step"``, at least 1; 4 if None. Not for other kinds.
+        unit: Unit of ``begin`` and ``duration``, ``"epoch"`` or ``"step"``. With several optimizers, a step of any of
+            them counts.
 
     Raises:
         SettingError: If a setting is out of its range.
@@ -74,7 +76,7 @@ class StrengthSchedule:
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """The factor at the beginning and at the end."""
+        """Factors at the beginning and at the end."""
         start, end = (1.0, 0.0) if self.kind == "flat_cosine" else (0.0, 1.0)
         return start if self.start is None else self.start, end if self.end is None else self.end
 
@@ -82,8 +84,8 @@ class StrengthSchedule:
         """Returns the factor.
 
         Args:
-            now: Epochs or steps that are done.
-            duration: How long the factor moves.
+            now: Number of finished epochs or steps.
+            duration: Number of epochs or steps over which the factor moves.
         """
         start, end = self.bounds
         if self.kind == "constant":
@@ -104,20 +106,17 @@ def check_schedule(schedule: StrengthSchedule | None) -> None:
     """Raises if an argument isn't a schedule.
 
     Raises:
-        SettingError: With what it has to be.
+        SettingError: If it is neither a :class:`StrengthSchedule` nor None.
     """
     if schedule is not None and not isinstance(schedule, StrengthSchedule):
         raise SettingError(f"schedule must be a StrengthSchedule, but is {schedule!r}")
 
 
 def check_never_zero(schedule: StrengthSchedule | None) -> None:
-    """Raises if a schedule multiplies by 0 what is a bound, which must be positive.
-
-    Args:
-        schedule: Of the technique, if it has one.
+    """Raises if a schedule starts or ends at 0, for techniques that multiply a threshold, which must be positive.
 
     Raises:
-        SettingError: With the argument.
+        SettingError: If ``start`` or ``end`` isn't positive.
     """
     check_schedule(schedule)
     if schedule is not None:
@@ -127,13 +126,10 @@ def check_never_zero(schedule: StrengthSchedule | None) -> None:
 
 
 class ScheduledStrength:
-    """What one technique's strength is multiplied by in one fit; always 1 where it has no schedule.
-
-    Args:
-        schedule: Of the technique, if it has one.
+    """Factor on one technique's strength in one fit; always 1 without a schedule.
 
     Raises:
-        SettingError: If the schedule is to end with training, and training has no end.
+        SettingError: If the schedule is to end with training, and the end isn't known or isn't after ``begin``.
     """
 
     def __init__(self, schedule: StrengthSchedule | None = None, trainer: Trainer | None = None) -> None:
@@ -141,7 +137,7 @@ class ScheduledStrength:
         self._duration = 0 if schedule is None or trainer is None else _duration(schedule, trainer)
 
     def now(self, trainer: Trainer) -> float:
-        """Returns the factor in the step that the trainer is in."""
+        """Returns the factor in the trainer's current step."""
         if self._schedule is None:
             return 1.0
         done = trainer.current_epoch if self._schedule.unit == "epoch" else trainer.global_step

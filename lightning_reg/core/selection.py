@@ -1,4 +1,4 @@
-"""Choosing parameters and modules of any module by globs over their qualified names."""
+"""Selecting a module's parameters and submodules by globs over their qualified names."""
 
 import functools
 import re
@@ -34,14 +34,14 @@ def select_parameters(
     exclude_norm_and_bias: bool = True,
     matrices_only: bool = False,
 ) -> dict[str, nn.Parameter]:
-    """Returns the parameters that the patterns choose, by qualified name.
+    """Returns the parameters that the patterns select, by qualified name.
 
     Args:
-        module: Whose parameters; tied ones count once, under their first name.
+        module: Module that has the parameters; tied ones count once, under their first name.
         include: Globs over qualified names, such as ``"encoder.*.weight"``; a parameter has to match one of them.
-        exclude: Globs likewise; a parameter that matches one of them is left out.
-        exclude_norm_and_bias: Whether biases and the parameters of normalization layers are left out.
-        matrices_only: Whether parameters with fewer than two dimensions are left out.
+        exclude: Globs over qualified names; a parameter that matches one of them is left out.
+        exclude_norm_and_bias: Whether to leave out biases and the parameters of normalization layers.
+        matrices_only: Whether to leave out parameters with fewer than two dimensions.
 
     Raises:
         SettingError: If a pattern matches nothing, or nothing is left; a technique is never silently inert.
@@ -79,7 +79,7 @@ def select_parameters(
 
 
 class ChoosesParameters(Protocol):
-    """A technique whose settings choose parameters."""
+    """A technique whose settings select parameters."""
 
     include: tuple[str, ...]
     exclude: tuple[str, ...]
@@ -87,16 +87,16 @@ class ChoosesParameters(Protocol):
 
 
 class Selection:
-    """The parameters that the patterns choose, chosen anew when the module has others.
+    """The parameters that the patterns select, selected again when the module has new ones.
 
-    Layers that somebody replaces in the middle of a fit bring parameters that an optimizer didn't have before.
+    Layers that are replaced in the middle of a fit bring parameters that the optimizer didn't have before.
 
     Args:
-        include: Globs over qualified names.
-        exclude: Globs likewise; a parameter that matches one of them is left out.
-        exclude_norm_and_bias: Whether biases and the parameters of normalization layers are left out.
-        by_unit: Whether matrices and filters alone are chosen, and have to have units.
-        group: Which weights make up a unit: those that lead into it, or those that lead out of it.
+        include: Globs over qualified names; a parameter has to match one of them.
+        exclude: Globs over qualified names; a parameter that matches one of them is left out.
+        exclude_norm_and_bias: Whether to leave out biases and the parameters of normalization layers.
+        by_unit: Whether to select only matrices and filters, which must have units.
+        group: ``"output"`` for units of the weights that lead into them, ``"input"`` for those that lead out of them.
 
     Raises:
         SettingError: As :func:`select_parameters`, or if a parameter has no units.
@@ -128,8 +128,8 @@ class Selection:
         self._by_unit = by_unit
         self._group = group
         self._known: set[nn.Parameter] = set()
-        self._latest: tuple[list[nn.Parameter], list[nn.Parameter]] = [], []  # that were asked for, and of them chosen
-        self._dims: dict[nn.Parameter, int] | None = None  # worked out where they are asked for
+        self._latest: tuple[list[nn.Parameter], list[nn.Parameter]] = [], []  # requested, and selected among them
+        self._dims: dict[nn.Parameter, int] | None = None  # computed on first use
         self.names: dict[nn.Parameter, str] = {}
         self._renew()
 
@@ -137,12 +137,7 @@ class Selection:
     def by(
         cls, settings: ChoosesParameters, module: nn.Module, *, by_unit: bool = False, group: str = "output"
     ) -> "Selection":
-        """Returns what a technique's settings choose.
-
-        Args:
-            by_unit: Whether matrices and filters alone are chosen, and have to have units.
-            group: Which weights make up a unit: those that lead into it, or those that lead out of it.
-        """
+        """Returns the selection that a technique's settings describe."""
         return cls(
             module,
             include=settings.include,
@@ -153,9 +148,9 @@ class Selection:
         )
 
     def of(self, parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
-        """Returns those that are chosen."""
+        """Returns the selected ones among the given parameters."""
         asked, chosen = self._latest
-        # As at the step before: of thousands of tensors that is told sooner than each is looked up.
+        # Usually the same as at the step before: comparing thousands of tensors is faster than looking each up.
         if len(asked) != len(parameters) or not all(map(is_, asked, parameters)):
             if not self._known.issuperset(parameters):
                 self._renew()
@@ -165,11 +160,11 @@ class Selection:
         return list(chosen)
 
     def units(self, tensors: Sequence[Tensor], parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-        """Returns views whose first dimension counts the units; every entry of a vector is one.
+        """Returns views whose first dimension indexes the units; every entry of a vector is a unit.
 
         Args:
-            tensors: The parameters, or what has their shapes.
-            parameters: The chosen parameters that they belong to.
+            tensors: The parameters, or tensors of their shapes.
+            parameters: Selected parameters that the tensors belong to.
         """
         if self._dims is None:
             self._dims = unit_dims(self._module, self._group)
@@ -187,14 +182,14 @@ class Selection:
 
 
 def unit_dims(module: nn.Module, group: str = "output") -> dict[nn.Parameter, int]:
-    """Returns along which dimension the units of each matrix lie; 0 but for transposed convolutions.
+    """Returns the dimension that indexes the units, for each parameter of two or more dimensions.
 
     Args:
-        module: Whose parameters of two or more dimensions.
-        group: ``"output"`` for the weights that lead into a unit, ``"input"`` for those that lead out of one.
+        group: ``"output"`` for units of the weights that lead into them: dimension 0, 1 for transposed convolutions.
+            ``"input"`` for units of the weights that lead out of them: the other of these two.
 
     Returns:
-        The dimension by parameter; without those of grouped convolutions whose units lie across groups.
+        Dimension by parameter, without grouped convolutions whose units lie across groups.
 
     >>> network = nn.Sequential(nn.Linear(4, 2), nn.ConvTranspose1d(2, 3, 1))
     >>> list(unit_dims(network).values())
@@ -206,19 +201,19 @@ def unit_dims(module: nn.Module, group: str = "output") -> dict[nn.Parameter, in
             transposed = any(isinstance(owner, nn.modules.conv._ConvTransposeNd) for _, owner in owned_parameter.owners)
             dim = int(transposed) if group == "output" else int(not transposed)
             if dim == 1 and any(getattr(owner, "groups", 1) > 1 for _, owner in owned_parameter.owners):
-                continue  # there the second dimension counts units within their group alone
+                continue  # there the second dimension indexes units within their group only
             dims[owned_parameter.parameter] = dim
     return dims
 
 
 def select_layers(module: nn.Module, patterns: Sequence[str], most: int) -> tuple[dict[str, list[nn.Parameter]], int]:
-    """Returns the parameters of each layer that the patterns choose, and how many layers were left out.
+    """Returns the parameters of each layer that the patterns select, and the number of layers left out.
 
     A layer is a module that holds parameters itself; tied ones count where they are found first.
 
     Args:
         patterns: Globs over names of layers.
-        most: How many to return at the most, those with the most parameters.
+        most: Largest number of layers to return; those with the most parameters are kept.
 
     Raises:
         SettingError: If a pattern matches nothing.
@@ -246,14 +241,14 @@ def select_modules(
     types: Sequence[str | type] = (),
     setting: str = "include",
 ) -> dict[str, nn.Module]:
-    """Returns the modules below ``module`` that the patterns choose, by qualified name.
+    """Returns the submodules that the patterns select, by qualified name.
 
     Args:
-        module: That is searched; shared ones count once, under their first name.
-        include: Globs over qualified names; a module has to match one of them.
-        exclude: Globs likewise; a module that matches one of them is left out.
-        types: Classes, or names of classes; where there are any, a module has to be of one of them.
-        setting: The argument that holds ``include``, as the user writes it, for messages.
+        module: Module to search; shared submodules count once, under their first name.
+        include: Globs over qualified names; a submodule has to match one of them.
+        exclude: Globs over qualified names; a submodule that matches one of them is left out.
+        types: Classes, or names of classes; unless empty, a submodule has to be an instance of one of them.
+        setting: Name of the argument that holds ``include``, for error messages.
 
     Raises:
         SettingError: If a pattern matches nothing, or nothing is left; a technique is never silently inert.
@@ -262,8 +257,8 @@ def select_modules(
     >>> select_modules(network, include=("1",))
     {'1': ReLU()}
     """
-    # A compiled module comes twice, as its wrapper and as itself: the later one, itself, is what fires hooks.
-    # What parametrizations are made of isn't a layer that anybody means.
+    # A compiled module appears twice, as its wrapper and as itself: the later one, itself, fires the hooks.
+    # The modules inside parametrizations aren't layers that a user means.
     named = {
         plain_name(name): submodule
         for name, submodule in module.named_modules()
@@ -286,14 +281,14 @@ def select_modules(
 def select_names(
     names: Sequence[str], *, include: Sequence[str], exclude: Sequence[str], kind: str, setting: str = "include"
 ) -> list[str]:
-    """Returns the names that the patterns choose.
+    """Returns the names that the patterns select.
 
     Args:
-        names: Qualified names of anything.
+        names: Qualified names to select from.
         include: Globs; a name has to match one of them.
         exclude: Globs; a name that matches one of them is left out.
-        kind: What the names are of, for messages.
-        setting: The argument that holds ``include``, as the user writes it, for messages.
+        kind: Noun for what has the names, for error messages.
+        setting: Name of the argument that holds ``include``, for error messages.
 
     Raises:
         SettingError: If a pattern matches nothing, or nothing is left.
@@ -339,10 +334,10 @@ def _check_patterns(
 
 
 def plain_name(name: str) -> str:
-    """Returns a name as the user wrote it.
+    """Returns a qualified name as the user wrote it, without the parts that torch adds.
 
     Args:
-        name: Of a parameter or a module, perhaps below what torch.compile wrapped, or parametrized.
+        name: Name of a parameter or module, possibly inside a compiled module, or of a parametrized parameter.
     """
     # torch.compile of an inner module puts "_orig_mod" into the names, which no user ever wrote, and a parametrization
     # "parametrizations.weight.original".
@@ -359,10 +354,10 @@ def check_units(selected: dict[str, nn.Parameter], dims: dict[nn.Parameter, int]
     """Raises if a parameter has no units.
 
     Args:
-        dims: What :func:`unit_dims` returned.
+        dims: Return value of :func:`unit_dims`.
 
     Raises:
-        SettingError: With what to do.
+        SettingError: If a parameter isn't among ``dims``.
     """
     for name, parameter in selected.items():
         if parameter not in dims:

@@ -1,4 +1,4 @@
-"""One run of one technique: what lives while a fit runs, and what a checkpoint keeps of it."""
+"""One run of one technique: its state during a fit, and the part of it that checkpoints keep."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["HOOKS", "Session", "kept", "plain"]
 _KEPT = "kept"
 T = TypeVar("T")
 
-# What a session can take part in, in the order in which it happens.
+# The hooks of a session, in the order in which they run.
 HOOKS = (
     "train_starts",
     "batch_starts",
@@ -50,14 +50,14 @@ def kept(*, default: Any = MISSING, default_factory: Callable[[], Any] | Any = M
 
     Args:
         default: Value at the start of a run.
-        default_factory: Makes that value, where it is mutable.
+        default_factory: Function that creates this value, for mutable ones.
     """
     return field(default=default, default_factory=default_factory, metadata={_KEPT: True})
 
 
 @dataclass(eq=False)
 class Session(Generic[T]):
-    """One run of one technique, made when a fit starts and dropped when it ends, however it ends.
+    """One run of one technique, created when a fit starts and dropped when it ends, however it ends.
 
     The hooks below do nothing here. :class:`lightning_reg.core.step.Run` calls those that a subclass overrides, for all
     techniques in the order of their positions.
@@ -72,21 +72,21 @@ class Session(Generic[T]):
     # Before and after the run
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Session[T]:
-        """Returns itself: a copy of the module, which hooks lead here from, takes no run along."""
+        """Returns the session itself, so that a copy of a module whose hooks refer to it doesn't copy the run."""
         return self
 
     def kept(self) -> dict[str, Any]:
-        """Returns what checkpoints keep, by name of the field."""
+        """Returns the fields that checkpoints keep, by name."""
         return {declared.name: getattr(self, declared.name) for declared in fields(self) if _KEPT in declared.metadata}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Takes what a checkpoint kept: before training starts, or in the middle of it.
+        """Loads the state from a checkpoint, before training starts or in the middle of it.
 
         Args:
-            state: What :meth:`kept` returned, on the CPU.
+            state: Return value of :meth:`kept`, on the CPU.
 
         Raises:
-            SettingError: If it was kept by a version with other fields.
+            SettingError: If it comes from a version with other fields.
         """
         names = {declared.name for declared in fields(self) if _KEPT in declared.metadata}
         if set(state) != names:
@@ -98,14 +98,14 @@ class Session(Generic[T]):
             setattr(self, name, value)
 
     def result(self) -> Any:
-        """Returns what users read when the run has ended, a small frozen record; None where there is nothing."""
+        """Returns the result of the run for users, a small frozen record; None if there is none."""
         return None
 
     def ends(self, exception: BaseException | None) -> None:
         """Runs when the run has ended, before its hooks are removed.
 
         Args:
-            exception: What ended it; None where it ended as planned.
+            exception: Exception that ended it; None if it ended as planned.
         """
 
     # During the run, in this order
@@ -121,11 +121,7 @@ class Session(Generic[T]):
         """
 
     def zero_grad(self, optimizer: Optimizer) -> None:
-        """Runs before gradients are cleared.
-
-        Args:
-            optimizer: The one whose gradients they are.
-        """
+        """Runs before an optimizer's gradients are cleared."""
 
     def before_backward(self, loss: Tensor) -> None:
         """Runs before each backward pass.
@@ -138,11 +134,7 @@ class Session(Generic[T]):
         """Runs after each backward pass."""
 
     def step_begins(self, step: Step) -> None:
-        """Runs before any technique acts on the gradients of a step.
-
-        Args:
-            step: The step that begins.
-        """
+        """Runs before any technique acts on the gradients of a step."""
 
     def before_step(self, step: Step) -> None:
         """Runs between backward and the optimizer's step.
@@ -152,13 +144,13 @@ class Session(Generic[T]):
         """
 
     def after_step(self, step: Step) -> None:
-        """Runs when the optimizer has stepped; not where a gradient scaler skips the step."""
+        """Runs after the optimizer's step, unless a gradient scaler skips it."""
 
     def batch_ends(self, outputs: Any, batch_idx: int) -> None:
         """Runs after each training batch.
 
         Args:
-            outputs: What the training step returned.
+            outputs: Return value of the training step.
             batch_idx: Number of the batch in its epoch.
         """
 
@@ -169,47 +161,32 @@ class Session(Generic[T]):
         """Runs before each validation of the fit, the sanity check included."""
 
     def validation_batch_starts(self, batch_idx: int, dataloader_idx: int) -> None:
-        """Runs before each validation batch of the fit.
-
-        Args:
-            batch_idx: Number of the batch.
-            dataloader_idx: Number of its loader.
-        """
+        """Runs before each validation batch of the fit."""
 
     def validation_batch_ends(self) -> None:
         """Runs after each validation batch of the fit."""
 
     def validation_epoch_ends(self) -> None:
-        """Runs when the last batch of a validation is done, where values of the whole can be logged."""
+        """Runs after the last batch of a validation, when values of the whole validation can be logged."""
 
     def validation_ends(self) -> None:
         """Runs after each validation of the fit, the sanity check included."""
 
     def test_batch_starts(self, batch_idx: int, dataloader_idx: int) -> None:
-        """Runs before each batch of a test.
-
-        Args:
-            batch_idx: Number of the batch.
-            dataloader_idx: Number of its loader.
-        """
+        """Runs before each batch of a test."""
 
     def predict_batch_starts(self, batch_idx: int, dataloader_idx: int) -> None:
-        """Runs before each batch of a prediction.
-
-        Args:
-            batch_idx: Number of the batch.
-            dataloader_idx: Number of its loader.
-        """
+        """Runs before each batch of a prediction."""
 
     def train_ends(self) -> None:
         """Runs when training has ended as planned."""
 
 
 def plain(value: Any) -> Any:
-    """Returns a value as a checkpoint keeps it: tensors whole, on the CPU, and copied.
+    """Returns a value as a checkpoint keeps it: with full, copied tensors on the CPU.
 
     Args:
-        value: A tensor, number or text, or dicts, lists and tuples of these.
+        value: A tensor, number or text, or a dict, list or tuple of these.
     """
     if isinstance(value, Tensor):
         tensor = value.detach()

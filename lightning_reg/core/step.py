@@ -1,4 +1,4 @@
-"""What happens around an optimizer step, written down once, in the order in which it happens."""
+"""Everything that happens around an optimizer step, in order."""
 
 from __future__ import annotations
 
@@ -37,23 +37,23 @@ _RUNS: WeakKeyDictionary[Trainer, Run] = WeakKeyDictionary()
 
 
 class _Handle(Protocol):
-    """What removes a hook; torch's handles are such."""
+    """A handle that removes a hook, as torch's do."""
 
     def remove(self) -> None: ...
 
 
 @dataclass(frozen=True)
 class Clip:
-    """What clipping did in one step; norms are without a gradient scaler's scale.
+    """Result of clipping in one step; norms are without a gradient scaler's scale.
 
     Attributes:
-        parameters: Those whose gradients were looked at.
-        threshold: Norm, or size of an entry, beyond which gradients were shortened.
-        clipped: Whether any was; None where it isn't known without looking at every entry.
-        norm: Their norm before clipping, where it was computed.
-        clipped_norm: Their norm after clipping, likewise.
-        by_entry: Whether single entries are cut off rather than a norm.
-        fraction: Share of this epoch's steps that were clipped, where it is counted.
+        parameters: Parameters whose gradients were considered.
+        threshold: Norm, share of the weights' norm, or absolute value of an entry above which gradients are clipped.
+        clipped: Whether any gradient was clipped; None if this isn't known without reading every entry.
+        norm: Total norm before clipping, if it was computed.
+        clipped_norm: Total norm after clipping, if it was computed.
+        by_entry: Whether single entries are clipped rather than a norm.
+        fraction: Fraction of this epoch's steps that were clipped, if it is counted.
     """
 
     parameters: list[nn.Parameter]
@@ -69,15 +69,14 @@ class Step:
     """One step of one optimizer, from its last backward pass on.
 
     Attributes:
-        optimizer: The one that steps.
-        share: How much of a penalty belongs into this step. Written into the loss, a penalty comes with every
+        share: Fraction of a penalty that belongs to this step. Written into the loss, a penalty comes with every
             micro-batch, divided like the loss by the number k of micro-batches in a window; so a step after n backward
             passes gets n/k of it: less than 1 in the last window of an epoch, after a resume in the middle of one, or
             where a training step returned no loss. Under manual optimization the user decides what a step is made of,
-            and it gets the whole.
+            and it is 1.
         logs: Whether the trainer logs this step.
-        loss: The user's own loss in the latest backward pass, where the trainer logs; else None.
-        clips: What our own clipping has done in this step.
+        loss: The user's own loss in the latest backward pass if the trainer logs, else None.
+        clips: Results of our own clipping in this step.
     """
 
     def __init__(self, run: Run, optimizer: Optimizer, share: float, served: set[nn.Parameter]) -> None:
@@ -92,22 +91,22 @@ class Step:
 
     @cached_property
     def index(self) -> int:
-        """Place of the optimizer among the trainer's."""
+        """Index of the optimizer among the trainer's."""
         return optimizer_index(self.run.trainer, self.optimizer)
 
     @cached_property
     def name(self) -> str:
-        """What tells the optimizer's tags from those of others; empty where it is alone."""
+        """Suffix of the optimizer's tags; empty if it is the trainer's only one."""
         return optimizer_name(self.run.trainer, self.optimizer)
 
     @cached_property
     def parameters(self) -> list[nn.Parameter]:
-        """The optimizer's parameters that are trained at this moment, in its order, without empty ones."""
+        """The optimizer's non-empty parameters that currently require a gradient, in its order."""
         return trainable(self.optimizer)
 
     @cached_property
     def fresh(self) -> set[nn.Parameter]:
-        """Those whose gradients no earlier step after the same backward pass has changed.
+        """Parameters whose gradients no earlier step after the same backward pass has changed.
 
         Two optimizers that share a parameter may both step after one backward pass: its gradient is changed once.
         """
@@ -115,17 +114,17 @@ class Step:
 
     @cached_property
     def scale(self) -> Tensor | None:
-        """The gradient scaler's scale where it is still in the gradients: what is added has to carry it, too."""
+        """The gradient scaler's scale if the gradients still carry it: whatever is added must carry it, too."""
         return gradient_scale(self.run.trainer, self.optimizer)
 
     def norms(self, parameters: list[nn.Parameter]) -> Tensor:
-        """Returns the Euclidean norms of the gradients as they are now, computed once as long as nobody changes them.
+        """Returns the Euclidean norms of the present gradients, cached until a gradient changes.
 
         Args:
-            parameters: At least one, each with a gradient.
+            parameters: At least one parameter, each with a gradient.
 
         Returns:
-            (len(parameters),), with the scale that is still in the gradients.
+            Tensor (len(parameters),), with the scale that the gradients still carry.
         """
         if self._norms is None or not _same(self._norms[0], _versions(parameters)):
             norms = gradient_norms(parameters)
@@ -133,29 +132,29 @@ class Step:
         return self._norms[1]
 
     def unscaled(self, value: Tensor) -> Tensor:
-        """Returns what was measured on gradients without the scale that is still in them.
+        """Returns a value measured on the gradients, divided by the scale that they still carry.
 
         Args:
-            value: A norm, or several.
+            value: A norm, or a tensor of several.
         """
         return value if self.scale is None else value / self.scale
 
     def scaled(self, factor: float | Tensor) -> float | Tensor:
-        """Returns a factor times the scale that is still in the gradients.
+        """Returns a factor times the scale that the gradients still carry.
 
         Args:
-            factor: What something is multiplied by before it is added to gradients.
+            factor: Factor on a term that is added to the gradients.
         """
         return factor if self.scale is None else factor * self.scale
 
     @property
     def skipped(self) -> Tensor | None:
-        """After a fused optimizer's step under a scaler: 1 where it skipped by itself, else 0; None for others."""
+        """After the step of a fused optimizer under a scaler: 1 if it skipped the step, else 0; None for others."""
         found: Tensor | None = getattr(self.optimizer, "found_inf", None)
         return None if found is None else found.squeeze()
 
     def log(self, name: str, value: Tensor | float) -> None:
-        """Logs a value as the module would.
+        """Logs a value through the module.
 
         Args:
             value: A scalar; tensors aren't moved to the host.
@@ -166,13 +165,13 @@ class Step:
 class Run:
     """One fit of one trainer, with the sessions of its techniques.
 
-    Lightning calls the hooks of every callback. The first technique in the trainer's list, the leader, passes its calls
-    on; so all techniques act at one place of the list, in the order of their positions, and the list stays the user's.
+    Lightning calls the hooks of every callback. The first technique in the trainer's list, the leader, forwards its
+    calls; so all techniques act at one place of the list, in the order of their positions, and the user's list isn't
+    reordered.
 
     Attributes:
-        module: The module that it fits.
-        loss: The user's own loss in the latest backward pass, where the trainer logs.
-        is_again: Whether a batch is being run again, which nothing counts.
+        loss: The user's own loss in the latest backward pass if the trainer logs, else None.
+        is_again: Whether a batch is being run again, which isn't counted.
     """
 
     def __init__(self, trainer: Trainer, module: LightningModule) -> None:
@@ -195,16 +194,12 @@ class Run:
 
     @staticmethod
     def of(trainer: Trainer) -> Run | None:
-        """Returns the run that a trainer is in, if one of our techniques takes part in it."""
+        """Returns the trainer's current run; None if none of our techniques takes part in it."""
         return _RUNS.get(trainer)
 
     @staticmethod
     def begun(trainer: Trainer, module: LightningModule) -> Run:
-        """Returns the run that a trainer is in; the first technique that asks begins it.
-
-        Args:
-            module: The module that it fits.
-        """
+        """Returns the trainer's current run, which is created for the first technique that asks."""
         run = _RUNS.get(trainer)
         if run is None:
             run = _RUNS[trainer] = Run(trainer, module)
@@ -212,17 +207,12 @@ class Run:
 
     @staticmethod
     def led_by(technique: Technique, trainer: Trainer) -> Run | None:
-        """Returns the run that a technique leads, None where another one does.
-
-        Args:
-            technique: The one that Lightning calls.
-            trainer: The trainer that calls it.
-        """
+        """Returns the trainer's current run if the technique leads it, else None."""
         run = _RUNS.get(trainer)
         return run if run is not None and run.leader is technique else None
 
     def join(self, technique: Technique, session: Session[Any]) -> None:
-        """Lets a technique take part."""
+        """Adds a technique and its session to the run."""
         self.leader = self.leader or technique
         self._members.append((technique, session))
         self._members.sort(key=lambda member: member[0].position)
@@ -234,11 +224,7 @@ class Run:
             ]
 
     def sessions_of(self, kind: type[S]) -> list[S]:
-        """Returns the sessions of a kind that have joined so far.
-
-        Args:
-            kind: A class of sessions.
-        """
+        """Returns the sessions of a class that have joined so far."""
         return [session for _, session in self._members if isinstance(session, kind)]
 
     def techniques(self) -> list[Technique]:
@@ -246,13 +232,13 @@ class Run:
         return [technique for technique, _ in self._members]
 
     def around(self, owner: object, name: str, layer: Layer, *, innermost: bool = False) -> None:
-        """Puts a layer around a method until the run ends.
+        """Wraps a method in a layer until the run ends.
 
         Args:
-            owner: The object whose method it is.
+            owner: Object that has the method.
             name: Name of the method.
-            layer: Called with what is inside it and the arguments.
-            innermost: Whether it goes next to the method instead, where it sees the arguments that the method gets.
+            layer: Function called with the next inner callable and the arguments.
+            innermost: Whether to put the layer directly around the method, where it sees the arguments of the method.
         """
         self.until_end(around(owner, name, layer, innermost=innermost))
 
@@ -260,12 +246,12 @@ class Run:
         """Removes a hook when the run ends.
 
         Args:
-            handle: What torch returns for a hook.
+            handle: Handle of the hook, such as torch's.
         """
         self._undo.callback(handle.remove)
 
     def log(self, name: str, value: Tensor | float) -> None:
-        """Logs a value as the module would; it is one value a step, of however many samples.
+        """Logs a value through the module, as one value per step whatever the batch size.
 
         Args:
             value: A scalar; tensors aren't moved to the host.
@@ -273,41 +259,41 @@ class Run:
         # Lightning can't find a batch size where training steps fetch their own batches.
         self.module.log(name, value, batch_size=1)
 
-    # What happens, in this order
+    # Hooks, in the order in which they run
 
     def train_starts(self) -> None:
-        """Hooks onto the optimizers."""
-        # Not earlier: a sharded optimizer's state is loaded after on_fit_start, by a step that isn't one.
+        """Registers hooks on the optimizers."""
+        # Not earlier: a sharded optimizer's state is loaded after on_fit_start, by a dummy step.
         for optimizer in self.trainer.optimizers:
             self._hook(optimizer)
         self._tell("train_starts")
 
     def batch_starts(self, batch_idx: int) -> None:
-        """Begins a batch; of what follows, all but this comes once a micro-batch or an optimizer."""
-        self._nesting.clear()  # whatever has failed in an earlier step
+        """Begins a training batch."""
+        self._nesting.clear()  # left from a step that raised
         self._tell("batch_starts", batch_idx)
 
     def zero_grad(self, optimizer: Optimizer) -> None:
-        """Gradients are about to be cleared."""
+        """Begins an accumulation window: gradients are about to be cleared."""
         self._begin_window()
         self._tell("zero_grad", optimizer)
 
     def before_backward(self, loss: Tensor) -> None:
-        """Notes the loss, before its gradients are added to those of the window."""
-        if not any_gradient(self.trainer):  # somebody else has cleared them
+        """Records the loss, before its gradients are added to those of the window."""
+        if not any_gradient(self.trainer):  # they were cleared elsewhere
             self._begin_window()
         self.loss = unscaled_loss(self.trainer, loss) if logs_now(self.trainer) else None
         self._tell("before_backward", loss)
 
     def after_backward(self) -> None:
-        """Counts a pass into the window."""
+        """Counts a backward pass of the window."""
         self._passes += 1
         self._saw_backward = True
         self._tell("after_backward")
 
     def before_step(self, optimizer: Optimizer) -> None:
-        """Everything that changes or measures gradients, in the order of positions."""
-        self._hook(optimizer)  # somebody may have made a new one
+        """Changes and measures gradients, in the order of the techniques' positions."""
+        self._hook(optimizer)  # it may have been created during the fit
         step = self._open[optimizer] = Step(self, optimizer, self._close_window(), self._served)
         # First sharpness, which replaces gradients; then penalties, centralization, noise, measurement, clipping.
         self._tell("step_begins", step)
@@ -316,18 +302,18 @@ class Run:
             self._served = self._served | set(step.parameters)
 
     def _begin_window(self) -> None:
-        self._passes = 0  # none of those so far reaches a step
+        self._passes = 0  # no earlier pass reaches a step
         self._served = set()
 
     def _close_window(self) -> float:
         passes, self._passes = self._passes, 0
-        # Who calls loss.backward() instead of self.manual_backward() doesn't tell us; then every step is a new one.
+        # We don't see loss.backward() called instead of self.manual_backward(); then every step is a new one.
         if passes or not self._saw_backward:
             self._served = set()
         return passes / self.trainer.accumulate_grad_batches if self.module.automatic_optimization else 1.0
 
     def after_step(self, optimizer: Optimizer) -> None:
-        """Proximal operators, constraints, measurement, Lookahead, averages; where a scaler skips, it isn't called."""
+        """Runs proximal operators, constraints, measurement, Lookahead, averages; not called if a scaler skips."""
         step = self._open.pop(optimizer, None)
         if step is None:
             self._refuse_unannounced()
@@ -335,58 +321,58 @@ class Run:
         self._tell("after_step", step)
 
     def batch_ends(self, outputs: Any, batch_idx: int) -> None:
-        """A step that is still open now was skipped by a gradient scaler."""
+        """Ends a training batch; a step that is still open was skipped by a gradient scaler."""
         self._tell("batch_ends", outputs, batch_idx)
         self._open.clear()
 
     def epoch_ends(self) -> None:
-        """After the last batch of an epoch, and its validation."""
+        """Ends an epoch, after its last batch and its validation."""
         self._tell("epoch_ends")
 
     def validation_starts(self) -> None:
-        """Averages are put into the module."""
+        """Begins a validation: averages are put into the module."""
         self._tell("validation_starts")
 
     def validation_batch_starts(self, batch_idx: int, dataloader_idx: int) -> None:
-        """A validation batch begins."""
+        """Begins a validation batch."""
         self._tell("validation_batch_starts", batch_idx, dataloader_idx)
 
     def validation_batch_ends(self) -> None:
-        """A validation batch has ended."""
+        """Ends a validation batch."""
         self._tell("validation_batch_ends")
 
     def validation_epoch_ends(self) -> None:
-        """What was measured in a validation is logged."""
+        """Ends the batches of a validation: its measurements are logged."""
         self._tell("validation_epoch_ends")
 
     def validation_ends(self) -> None:
-        """Trained weights are put back."""
+        """Ends a validation: trained weights are put back."""
         self._tell("validation_ends")
 
     def test_batch_starts(self, batch_idx: int, dataloader_idx: int) -> None:
-        """A test batch begins."""
+        """Begins a test batch."""
         self._tell("test_batch_starts", batch_idx, dataloader_idx)
 
     def predict_batch_starts(self, batch_idx: int, dataloader_idx: int) -> None:
-        """A prediction batch begins."""
+        """Begins a prediction batch."""
         self._tell("predict_batch_starts", batch_idx, dataloader_idx)
 
     def train_ends(self) -> None:
-        """Averages are put in for good; then the best weights are restored."""
+        """Ends training: averages are put in for good; then the best weights are restored."""
         self._tell("train_ends")
 
-    # A batch that is run again, for its gradients: it counts in no window
+    # A batch that is run again for its gradients counts in no window
 
     def begins_again(self, batch_idx: int) -> None:
-        """What is drawn for a batch is drawn once more, alike."""
+        """Begins a batch once more, with the same random numbers."""
         self._tell("batch_starts", batch_idx)
 
     def before_backward_again(self, loss: Tensor) -> None:
-        """The backward pass of a batch that is run again begins."""
+        """Begins the backward pass of a batch that is run again."""
         self._tell("before_backward", loss)
 
     def after_backward_again(self) -> None:
-        """The backward pass of a batch that is run again has ended."""
+        """Ends the backward pass of a batch that is run again."""
         self._tell("after_backward")
 
     # The end
@@ -395,7 +381,7 @@ class Run:
         """Drops all sessions and removes all hooks; safe to call again.
 
         Args:
-            exception: What ended the run; None where it ended as planned.
+            exception: Exception that ended the run; None if it ended as planned.
         """
         _RUNS.pop(self.trainer, None)
         members, self._members = self._members, []
@@ -405,7 +391,7 @@ class Run:
                 technique.session_ended(session)
         self._listeners = {hook: [] for hook in HOOKS}
 
-    # How the run knows
+    # Listeners, and hooks of optimizers
 
     def _tell(self, hook: str, *arguments: Any) -> None:
         for listener in self._listeners[hook]:
@@ -429,7 +415,7 @@ class Run:
         self._nesting[optimizer] = self._nesting.get(optimizer, 0) + 1
 
     def _step_left(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        # A step that calls super().step() is left twice.
+        # The hooks of a step that calls super().step() run twice.
         self._nesting[optimizer] = self._nesting.get(optimizer, 1) - 1
         if self._nesting[optimizer] == 0:
             self.after_step(optimizer)
@@ -455,6 +441,6 @@ def _same(before: list[tuple[Tensor | None, int]], now: list[tuple[Tensor | None
 
 
 def trainable(optimizer: Optimizer) -> list[nn.Parameter]:
-    """Returns an optimizer's parameters that are trained at this moment, in its order, without empty ones."""
+    """Returns an optimizer's non-empty parameters that currently require a gradient, in its order."""
     stepped: Iterable[nn.Parameter] = (weight for group in optimizer.param_groups for weight in group["params"])
     return [parameter for parameter in stepped if parameter.requires_grad and parameter.numel()]

@@ -1,4 +1,4 @@
-"""Random numbers that depend on where training stands, and on nothing else."""
+"""Random numbers that depend only on the position in training."""
 
 import hashlib
 import os
@@ -10,13 +10,13 @@ __all__ = ["base_seed", "check_seed", "random_stream"]
 
 
 def check_seed(seed: int | None) -> None:
-    """Raises unless random numbers can start from a seed.
+    """Raises if a seed is invalid.
 
     Args:
-        seed: A technique's own; None stands for the one of ``seed_everything``.
+        seed: Seed of a technique; None stands for that of ``seed_everything``.
 
     Raises:
-        SettingError: If it isn't a whole number of at least 0.
+        SettingError: If it isn't an integer of at least 0.
     """
     if seed is not None:
         check_count("seed", seed, low=0)
@@ -26,7 +26,7 @@ def base_seed(seed: int | None) -> int:
     """Returns the seed that a run's random numbers start from.
 
     Args:
-        seed: A technique's own; where None, the one of ``seed_everything``, and 0 where nobody called that.
+        seed: Seed of a technique; if None, that of ``seed_everything``, or 0 if that wasn't called.
 
     >>> base_seed(3)
     3
@@ -42,7 +42,7 @@ def random_stream(*key: int | str) -> Random:
     would have, without any state to save.
 
     Args:
-        key: Whole numbers and names that say where training stands.
+        key: Integers and names that identify the position in training.
 
     >>> random_stream(0, "mixup").random() == random_stream(0, "mixup").random()
     True

@@ -1,4 +1,4 @@
-"""A technique is its settings; a run of it is a session."""
+"""The base class of all techniques: a callback that holds settings, while a session holds the state of a run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,42 +21,42 @@ __all__ = ["Technique"]
 
 @dataclass(frozen=True)
 class _Waiting:
-    """State that a checkpoint handed over, for the next run."""
+    """State from a checkpoint, for the next run."""
 
     state: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class _Ended:
-    """What the last run left: for checkpoints that are saved after it, and for users."""
+    """Record of the last run, for checkpoints that are saved after it and for users."""
 
     kept: Mapping[str, Any]
     result: Any
 
 
 class Technique(Callback):
-    """A callback whose attributes are its settings. What lives during a fit is a :class:`Session`.
+    """A callback whose attributes are its settings. The state of a fit is in a :class:`Session`.
 
-    A subclass makes its session in :meth:`new_session`. Beside the settings there is one slot: state that waits for the
+    A subclass creates its session in :meth:`new_session`. Besides the settings there is one slot: the state for the
     next run, the live session, or the record of the last run.
 
-    What a class declares of itself below is read by the audit, the charts, the documentation and the search; nothing
-    knows a technique by the text of its name.
+    The audit, the charts, the documentation and the search read the class attributes below; none of them recognizes a
+    technique by its name.
 
     Attributes:
-        place: Where in a training step it acts.
-        position: When it acts around an optimizer step.
-        charts: What it logs, for TensorBoard's custom scalars.
-        usual_ranges: Where its settings are usually found.
+        place: Stage of the training step at which it acts.
+        position: Order in which it acts around an optimizer step.
+        charts: Charts of its logged values, for TensorBoard's custom scalars.
+        usual_ranges: Usual ranges of its settings.
         changes_gradients: Whether it changes or measures gradients before the step. Such a technique refuses optimizers
-            that evaluate the loss several times a step, and those that step behind Lightning's back.
+            that evaluate the loss several times per step, and those that step unseen by Lightning.
         only_watches: Whether training is the same without it.
         averages_weights: Whether it puts averaged weights into the module.
-        clips_gradients: Whether it shortens gradients.
-        fixes_lengths: Whether it scales weights to a length after each step.
-        softens_predictions: Whether it asks for less confident predictions.
-        restarts_rate: Whether it raises the learning rate again and again.
-        freezes_batch_norm: Whether it takes running statistics for those of the batch.
+        clips_gradients: Whether it clips gradients.
+        fixes_lengths: Whether it scales weights to a fixed norm after each step.
+        softens_predictions: Whether it makes predictions less confident.
+        restarts_rate: Whether it raises the learning rate repeatedly.
+        freezes_batch_norm: Whether BatchNorm normalizes by running statistics instead of the batch's.
     """
 
     place: ClassVar[Place]
@@ -74,17 +74,17 @@ class Technique(Callback):
 
     @property
     def l2_strength(self) -> float:
-        """Strength with which it shrinks weights in proportion to their size; 0 where it doesn't."""
+        """Strength of its L2 penalty; 0 if it has none."""
         return 0.0
 
     def __init__(self) -> None:
         self._slot: _Waiting | Session[Any] | _Ended = _Waiting({})
 
     def new_session(self, run: Run) -> Session[Any]:
-        """Returns the session of a fit that starts.
+        """Returns a session for a fit that starts.
 
         Args:
-            run: The fit, with its trainer, its module where its parameters are to stay, and its optimizers.
+            run: The fit; its module is on its device already, and its optimizers exist.
         """
         return Session(self, run)
 
@@ -100,41 +100,37 @@ class Technique(Callback):
 
     @property
     def last_result(self) -> Any:
-        """What the latest run handed over, or would at this moment; None where there was none."""
+        """Result of the latest run, or of the live one so far; None if there is none."""
         if isinstance(self._slot, Session):
             return self._slot.result()
         return self._slot.result if isinstance(self._slot, _Ended) else None
 
     def session_ended(self, session: Session[Any]) -> None:
-        """Keeps the record of a session that has ended.
-
-        Args:
-            session: The one that :meth:`new_session` made.
-        """
+        """Keeps the record of a session that has ended."""
         self._slot = _Ended(session.kept(), session.result())
 
-    # The slot: Lightning asks for state and hands it over at all times. A class whose session keeps something says
+    # The slot: Lightning saves and loads state at any time. A class whose session keeps state sets
     # ``state_dict = Technique.saved_state`` and ``load_state_dict = Technique.load_saved_state``; in this class they
-    # would make Lightning refuse two equal callbacks that keep nothing.
+    # would make Lightning refuse two equal callbacks without state.
 
     @property
     def kept(self) -> dict[str, Any]:
-        """What a checkpoint keeps, with the very tensors that are in use; empty where nothing has run yet."""
+        """State that a checkpoint keeps, with the live tensors rather than copies; empty if there is none yet."""
         slot = self._slot
         if isinstance(slot, Session):
             return slot.kept()
         return dict(slot.state if isinstance(slot, _Waiting) else slot.kept)
 
     def saved_state(self) -> dict[str, Any]:
-        """Returns what a checkpoint keeps, whenever it is asked for."""
+        """Returns the state that a checkpoint keeps; may be called at any time."""
         state: dict[str, Any] = self.kept
         return state if isinstance(self._slot, _Waiting) else plain(state)
 
     def load_saved_state(self, state_dict: dict[str, Any]) -> None:
-        """Takes what a checkpoint kept, now or for the next run.
+        """Loads a checkpoint's state into the live session, or keeps it for the next run.
 
         Args:
-            state_dict: What :meth:`saved_state` returned.
+            state_dict: Return value of :meth:`saved_state`.
         """
         if isinstance(self._slot, Session):  # a strategy that restores late, a finder in the middle of a fit
             self._slot.load(state_dict)
@@ -142,8 +138,8 @@ class Technique(Callback):
             self._slot = _Waiting(state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles carry settings and state, as a checkpoint would; never hooks."""
-        # Lightning gives every callback the module's own log and log_dict, and with them the module.
+        """Returns settings and state for copies and pickles, as a checkpoint would; never hooks."""
+        # Lightning sets the module's own log and log_dict on every callback, which refer to the module.
         settings = {name: value for name, value in vars(self).items() if name not in ("log", "log_dict")}
         return {**settings, "_slot": _Waiting(self.saved_state())}
 
@@ -153,7 +149,7 @@ class Technique(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         first = next((callback for callback in callbacks_of(trainer) if isinstance(callback, Technique)), self)
         stale = Run.of(trainer)
-        if stale is not None and first is self:  # of a fit that ended without a word
+        if stale is not None and first is self:  # of a fit that ended without teardown
             stale.end()
         if stage == "fit":
             check_version(trainer)
@@ -169,10 +165,10 @@ class Technique(Callback):
         self.begin(Run.begun(trainer, pl_module))
 
     def begin(self, run: Run) -> None:
-        """Makes the session and joins it to the run.
+        """Creates the session and adds it to the run.
 
         Args:
-            run: Of a fit, or of an evaluation in which the technique takes part.
+            run: Run of a fit, or of an evaluation in which the technique takes part.
         """
         waiting = self._slot.state if isinstance(self._slot, _Waiting) else {}
         session = self.new_session(run)
@@ -193,7 +189,7 @@ class Technique(Callback):
         if run is not None:
             run.end(exception)
 
-    # What the leader passes on
+    # Hooks that the leader forwards
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -292,5 +288,5 @@ class Technique(Callback):
             run.train_ends()
 
     def suffix(self, trainer: Trainer) -> str:
-        """Returns what tells its tags from those of others of its class: nothing where it is alone."""
+        """Returns the suffix of its tags; empty if it is the only callback of its class."""
         return instance_suffix(trainer, self)

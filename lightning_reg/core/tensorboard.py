@@ -1,4 +1,4 @@
-"""The one place that writes to loggers what Lightning doesn't: images, text, histograms, many scalars at once."""
+"""The one module that logs what Lightning doesn't: images, text, histograms, many scalars at once."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeGuard
@@ -36,10 +36,10 @@ def log_final_metrics(
     Does nothing for other loggers, which keep hyperparameters in their own way.
 
     Args:
-        trainer: Whose loggers are written to.
-        pl_module: Whose hyperparameters the run had.
-        data: Whose hyperparameters the run had, too.
-        techniques: Settings of callbacks, by name; ``lightning_reg.audit.inventory.technique_settings`` finds them.
+        trainer: Trainer whose loggers are written to.
+        pl_module: Module whose hyperparameters are written.
+        data: Data module whose hyperparameters are written, too, if there is one.
+        techniques: Settings of callbacks by name, as ``lightning_reg.audit.inventory.technique_settings`` returns them.
     """
     hyperparameters = {**(data.hparams if data is not None else {}), **pl_module.hparams, **(techniques or {})}
     settings = {name: value for name, value in hyperparameters.items() if not name.startswith("_")}
@@ -50,13 +50,13 @@ def log_final_metrics(
 
 
 class Histogram(NamedTuple):
-    """Counts between borders, and what TensorBoard shows beside them.
+    """Counts of values in bins, with the sums that TensorBoard shows beside them.
 
     Attributes:
-        counts: (K,), on the CPU.
-        edges: (K + 1,), ascending, on the CPU.
+        counts: Number of values in each bin, (K,), on the CPU.
+        edges: Edges of the bins, (K + 1,), ascending, on the CPU.
         total: Sum of all values.
-        squares: Sum of their squares.
+        squares: Sum of all squared values.
     """
 
     counts: Tensor
@@ -66,18 +66,18 @@ class Histogram(NamedTuple):
 
 
 def has_tensorboard(trainer: Trainer) -> bool:
-    """Whether there is a TensorBoard to write to; else there is no need to compute what only it can show."""
+    """Whether the trainer has a TensorBoard logger; else values that only TensorBoard shows needn't be computed."""
     return any(_is_tensorboard(logger) for logger in trainer.loggers)
 
 
 def log_histograms(trainer: Trainer, histograms: Mapping[str, Histogram], step: int) -> None:
-    """Writes histograms that have been counted already, all at once.
+    """Writes histograms with given counts, all at once.
 
     Args:
-        trainer: Whose TensorBoard loggers are written to; on other processes than the first nothing is.
-        histograms: By tag; those without a value are left out.
+        trainer: Trainer whose TensorBoard loggers are written to, by the first process only.
+        histograms: Histograms by tag; those without a value are left out.
     """
-    from torch.utils.tensorboard.summary import histogram_raw  # late: only who has such a logger needs it
+    from torch.utils.tensorboard.summary import histogram_raw  # late: needed only with such a logger
 
     loggers = [logger for logger in _loggers(trainer) if _is_tensorboard(logger)]
     if not loggers:
@@ -97,12 +97,12 @@ def log_histograms(trainer: Trainer, histograms: Mapping[str, Histogram], step: 
 
 
 def write_scalars(logger: Logger, values: Mapping[str, float], step: int) -> None:
-    """Hands scalars to a logger, as its ``log_metrics`` does; to a TensorBoard all at once.
+    """Writes scalars to a logger, as its ``log_metrics`` does; to TensorBoard all at once.
 
     Args:
-        logger: Of a trainer; on other processes than the first it writes nothing.
+        logger: Logger of a trainer; it writes nothing on processes other than the first.
     """
-    # Somebody's own kind of logger may do more with them.
+    # A subclass of the user's may do more with them.
     is_plain = not is_overridden(logger, "log_metrics")
     if _is_tensorboard(logger) and is_plain and not logger._prefix:
         from tensorboard.compat.proto.summary_pb2 import Summary
@@ -114,7 +114,7 @@ def write_scalars(logger: Logger, values: Mapping[str, float], step: int) -> Non
 
 @rank_zero_only
 def _write_event(logger: TensorBoardLogger, values: Sequence[Any], step: int) -> None:
-    """Writes values as one event: hundreds would wait, one after the other, for the thread that writes them."""
+    """Writes values as one event: hundreds of events would each wait for the writing thread."""
     from tensorboard.compat.proto.summary_pb2 import Summary
 
     logger.experiment._get_file_writer().add_summary(Summary(value=values), step)
@@ -128,13 +128,13 @@ def takes_images(logger: Logger) -> bool:
 
 
 def log_text(trainer: Trainer, tag: str, text: str) -> None:
-    """Writes text to every logger that takes some.
+    """Writes text to every logger that supports it.
 
     Args:
-        trainer: Whose loggers are written to, by the first process alone.
+        trainer: Trainer whose loggers are written to, by the first process only.
     """
     for logger in _loggers(trainer):
-        experiment: Any = getattr(logger, "experiment", None)  # somebody's logger may have none
+        experiment: Any = getattr(logger, "experiment", None)  # a custom logger may have none
         if _is_tensorboard(logger):
             experiment.add_text(tag, text, trainer.global_step)
         elif callable(getattr(logger, "log_text", None)):  # Weights & Biases, as a table of one cell
@@ -148,11 +148,11 @@ def log_text(trainer: Trainer, tag: str, text: str) -> None:
 
 
 def log_image(trainer: Trainer, tag: str, image: Tensor, step: int) -> None:
-    """Writes an image to every logger that takes some.
+    """Writes an image to every logger that supports it.
 
     Args:
-        trainer: Whose loggers are written to, by the first process alone.
-        image: (H, W, 3), uint8.
+        trainer: Trainer whose loggers are written to, by the first process only.
+        image: Image (H, W, 3), uint8.
     """
     if image.dtype != torch.uint8:
         raise TypeError(f"image must be of bytes, but is of {image.dtype}")
@@ -171,11 +171,11 @@ def log_image(trainer: Trainer, tag: str, image: Tensor, step: int) -> None:
 
 
 def log_layout(trainer: Trainer, charts: Mapping[str, Mapping[str, list[str]]]) -> None:
-    """Tells TensorBoard's page of custom scalars which curves to draw into one chart.
+    """Writes the layout of TensorBoard's custom scalars: which curves share a chart.
 
     Args:
-        trainer: Whose TensorBoard loggers are written to, by the first process alone. A logger keeps one layout.
-        charts: By category, then by title: regular expressions over tags. A chart without a curve is left empty.
+        trainer: Trainer whose TensorBoard loggers are written to, by the first process only. A logger keeps one layout.
+        charts: Regular expressions over tags, by category and by title. A chart without matching curves stays empty.
     """
     layout = {
         category: {title: ["Multiline", tags] for title, tags in within.items()} for category, within in charts.items()
@@ -190,6 +190,6 @@ def _is_tensorboard(logger: Any) -> TypeGuard[TensorBoardLogger]:
 
 
 def _loggers(trainer: Trainer) -> list[Any]:
-    """Returns the loggers to write to; on other processes than the first their experiments are dummies."""
+    """Returns the loggers to write to; none on processes other than the first, where experiments are dummies."""
     loggers: list[Logger] = trainer.loggers if trainer.is_global_zero else []
     return loggers

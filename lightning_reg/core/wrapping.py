@@ -1,4 +1,4 @@
-"""Standing around a method of somebody else's object: a module's ``training_step``, a trainer's clipping."""
+"""Wrapping a method of another object: a module's ``training_step``, a trainer's clipping."""
 
 import functools
 from collections.abc import Callable
@@ -6,19 +6,18 @@ from typing import Any
 
 __all__ = ["MethodHold", "around", "inside"]
 
-# Called with what is inside it and the arguments; returns what the method returned, or something else.
+# Called with the next inner callable and the arguments; returns its result, or a replacement.
 Layer = Callable[..., Any]
 
 
 class MethodHold:
-    """The one wrapper that stands in the place of a method, however many techniques are around it.
+    """The single wrapper that replaces a method, however many techniques wrap it.
 
-    A copy or a pickle of the owner has the method without it: what techniques put around it is of this run and of this
-    object alone.
+    Copies and pickles of the owner have the unwrapped method: the layers belong to this run and this object alone.
 
     Args:
-        owner: Whose method is wrapped. What stood on the instance (torch.compile keeps its own training step there) is
-            put back when the last layer is gone.
+        owner: Object whose method is wrapped. An instance attribute of that name (torch.compile keeps its own training
+            step there) is restored when the last layer is removed.
     """
 
     def __init__(self, owner: object, name: str) -> None:
@@ -31,7 +30,7 @@ class MethodHold:
         vars(owner)[name] = self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Calls the layers, the latest first, and inside them the method."""
+        """Calls the method within its layers, the latest outermost."""
         call = self.original
         for layer in self.layers:
             call = functools.partial(layer, call)
@@ -46,7 +45,7 @@ class MethodHold:
         if layer not in self.layers:
             return
         self.layers.remove(layer)
-        if not self.layers and vars(self.owner).get(self.name) is self:  # else somebody has wrapped it again
+        if not self.layers and vars(self.owner).get(self.name) is self:  # otherwise it was wrapped again
             del vars(self.owner)[self.name]
             if self.before is not None:
                 vars(self.owner)[self.name] = self.before
@@ -68,11 +67,11 @@ class Handle:
 
 
 def around(owner: object, name: str, layer: Layer, *, innermost: bool = False) -> Handle:
-    """Puts a layer around a method, the latest outermost, and returns a handle with a method ``remove``.
+    """Wraps a method in a layer, outside the existing ones, and returns a handle with a method ``remove``.
 
     Args:
-        layer: Called with the method inside it and the arguments.
-        innermost: Whether it goes next to the method instead, where it sees the arguments that the method gets.
+        layer: Function called with the next inner callable and the arguments.
+        innermost: Whether to put the layer directly around the method, where it sees the arguments of the method.
     """
     there = vars(owner).get(name)
     hold = there if isinstance(there, MethodHold) else MethodHold(owner, name)

@@ -1,4 +1,4 @@
-"""Data modules: where images and tables come from, how they are split, and a loader that fetches a batch at once."""
+"""Data modules for images and tables, their splits, and a loader that fetches a batch at once."""
 
 from lightning_reg.data.dataset_data import DatasetData
 from lightning_reg.data.images.image_data import ImageData

@@ -1,4 +1,4 @@
-"""Somebody's own torch Datasets, for our models and commands."""
+"""Data module for your own torch Datasets."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -22,31 +22,32 @@ __all__ = ["DatasetData"]
 class DatasetData(InMemoryData):
     """Torch Datasets whose samples are (inputs, target): the order, the resuming and the mixing of our data modules.
 
-    The first training sample decides what is predicted: a whole number is a class, a fraction a number, a vector
-    several of either kind. Nothing is scaled: what a dataset returns is what a network reads, unless ``augment`` or
-    ``mean`` and ``std`` are given; then images are bytes or floats on [0, 1] until they are on the device.
+    The first training sample decides what is predicted: an integer target is a class, a float a number, a vector
+    several labels or numbers. Inputs aren't scaled: the network reads what a dataset returns, unless ``augment`` or
+    ``mean`` and ``std`` are given; then images must be bytes or floats on [0, 1].
 
     Args:
-        train: To train on. Samples are (inputs, target).
-        val: To validate on; a part of ``train`` where None.
-        test: To test and predict on.
-        task: ``classification``, ``regression``, ``multilabel``, or ``auto``: several labels where the target is a
-            vector of 0 and 1, regression where it is another vector or a fraction, else classes.
-        num_classes: How many classes there are; may be left out where the dataset has ``classes`` or ``targets``, as
-            torchvision's have.
-        batch_size: Samples in a batch, for each process.
-        val_size: Part of ``train`` that is held out where there is no ``val``: a number or a fraction. Stratified where
-            the dataset has ``targets``.
-        augment: Changes every training image at random, on the device, before it is normalized and mixed: none, basic,
-            advanced, randaugment, trivialaugment or augmix (see :func:`lightning_reg.transforms.preset`), an
-            ``Augmentation``, or a list of transforms that are applied to one sample after the other.
-        mean: What is subtracted from each channel of images on [0, 1], on the device.
-        std: What the rest is divided by, for each channel.
-        mix: Mixes every training batch, on the device.
-        mix_epochs: How many epochs are mixed, before samples stay as they are; all where None.
-        num_workers: Processes that fetch batches.
-        pin_memory: Whether batches are put into pinned memory, for faster transfer to a GPU.
-        seed: Of the split, the order and the mixing.
+        train: Training dataset, with samples (inputs, target).
+        val: Validation dataset; None holds out a part of ``train``.
+        test: Dataset to test and predict on; None for none.
+        task: ``classification``, ``regression``, ``multilabel``, or ``auto``: multilabel where the target is a vector
+            of 0 and 1, regression where it is another vector or a float, else classification.
+        num_classes: Number of classes, at least 2; may be left out where the dataset has ``classes`` or ``targets``, as
+            torchvision's datasets do.
+        batch_size: Samples per batch and process.
+        val_size: Part of ``train`` to hold out where ``val`` is None: a number of samples or a fraction. Stratified
+            where the dataset has ``targets``.
+        augment: Random augmentation of every training image, on the device, before normalization and mixing: none,
+            basic, advanced, randaugment, trivialaugment or augmix (see :func:`lightning_reg.transforms.preset`), an
+            ``Augmentation``, or a list of transforms that are applied to one sample at a time.
+        mean: Mean of images on [0, 1], one value or one per channel, subtracted on the device; given together with
+            ``std``.
+        std: Standard deviation likewise, by which images are divided.
+        mix: Mixing of every training batch, on the device, such as ``Mixup``; None for none.
+        mix_epochs: Number of epochs with mixing, after which samples stay as they are; None mixes in all epochs.
+        num_workers: Worker processes that fetch batches; 0 fetches in the main process.
+        pin_memory: Whether to put batches into pinned memory, for faster transfer to a GPU.
+        seed: Seed of the split, the order, augmentation and mixing.
 
     Raises:
         SettingError: If a dataset has no length or no samples, its samples aren't pairs of numbers, or they aren't
@@ -104,7 +105,7 @@ class DatasetData(InMemoryData):
         self.num_targets = None if self.task == "classification" else target.numel()
         self.classes = _class_names(train, target, self.task, num_classes)
         self._splits = given if val is not None else {**given, **_held_out(train, val_size, seed, self.classes)}
-        # What the model says, too, and may say otherwise: Lightning refuses two values of one name.
+        # The model saves these too, perhaps with other values, and Lightning refuses two values of one name.
         save_plain_hyperparameters(self, ignore=["task", "num_classes"])
 
     @override
@@ -121,7 +122,7 @@ class DatasetData(InMemoryData):
 
     @override
     def sample_names(self, split: Literal["train", "val", "test"]) -> list[str]:
-        """Returns the position of each sample in its dataset, from 0."""
+        """Returns each sample's index in its dataset."""
         dataset: Any = self._splits[split]
         return [str(index) for index in (dataset.indices if isinstance(dataset, Subset) else range(len(dataset)))]
 
@@ -155,7 +156,7 @@ def _first(name: str, dataset: Any) -> tuple[Tensor, Tensor]:
 def _pipeline_of(
     sample: Tensor, augment: Augment | None, mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> ImagePipeline | None:
-    """Returns what is done to images on the device; None where samples are what the network reads."""
+    """Returns the processing of images on the device; None where the network reads samples as they are."""
     if augment is None and mean is None and std is None:
         return None
     if mean is None or std is None:
@@ -219,7 +220,7 @@ def _class_names(train: Any, target: Tensor, task: str, num_classes: int | None)
 
 
 def _labels(dataset: Any) -> Tensor | None:
-    """Class indices of all samples where the dataset has them without making the samples."""
+    """Returns the class indices of all samples, if the dataset has them without loading the samples."""
     targets = getattr(dataset, "targets", None)
     if targets is None and isinstance(getattr(dataset, "tensors", None), tuple):
         targets = dataset.tensors[-1]  # torch's TensorDataset

@@ -1,4 +1,4 @@
-"""What all data that lies in memory has in common: loaders, and where an epoch stands."""
+"""Base class of the data modules: loaders, and the position within an epoch."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -23,17 +23,17 @@ __all__ = ["InMemoryData"]
 
 
 class InMemoryData(LightningDataModule, ABC):
-    """Loads batches out of tensors, in an order that depends on the seed and the epoch alone and can be resumed.
+    """Loads batches from memory, in an order that depends on the seed and the epoch alone and can be resumed.
 
     Attributes:
-        task: classification, regression, or multilabel, where a sample has any number of labels.
+        task: ``classification``, ``regression``, or ``multilabel``, where a sample has any number of labels.
         classes: Names of the classes or labels, by index; none where targets are numbers.
-        batch_size: Samples in a batch, for each process.
-        num_workers: Processes that fetch batches.
+        batch_size: Samples per batch and process.
+        num_workers: Worker processes that fetch batches.
         pin_memory: Whether batches are put into pinned memory.
-        mix: What mixes training batches, if anything does.
-        mix_epochs: How many epochs are mixed; all where None.
-        seed: Of the order and of random numbers.
+        mix: Mixing of training batches; None for none.
+        mix_epochs: Number of epochs with mixing; None for all.
+        seed: Seed of the order and of random numbers.
     """
 
     task: Task
@@ -75,11 +75,11 @@ class InMemoryData(LightningDataModule, ABC):
 
     @property
     def num_classes(self) -> int | None:
-        """Number of classes, or of labels of which a sample has any number; None for regression."""
+        """Number of classes, or of labels for multilabel; None for regression."""
         return len(self.classes) or None
 
     def _collate(self, batch: Any) -> Any:
-        """Makes a batch of what a data set returned."""
+        """Returns a batch from what the dataset returned."""
         return as_fetched(batch)
 
     @override
@@ -99,7 +99,7 @@ class InMemoryData(LightningDataModule, ABC):
         """
 
     def training_targets(self) -> Tensor:
-        """Returns the targets of the training part, once it is set up, in no particular order."""
+        """Returns the targets of the training samples, after setup, in no particular order."""
         dataset: Any = self._splits["train"]
         if isinstance(dataset, SampleDataset):
             targets: Tensor = dataset.tensors[-1][dataset.indices]
@@ -117,8 +117,8 @@ class InMemoryData(LightningDataModule, ABC):
             seed=self.seed,
             position=self._batches_trained,
         )
-        # Worker processes read ahead, before Lightning sets the epoch of a run that is resumed. Its counter of epochs
-        # that were processed is right already, current_epoch isn't yet.
+        # Worker processes read ahead before Lightning sets the epoch of a resumed run. Its counter of processed epochs
+        # is right already, current_epoch isn't yet.
         if trainer:
             progress = trainer.fit_loop.epoch_progress.current
             sampler.set_epoch(progress.processed)  # type: ignore[attr-defined]  # Lightning types it too narrowly
@@ -151,7 +151,7 @@ class InMemoryData(LightningDataModule, ABC):
         loop = self.trainer.fit_loop
         progress = loop.epoch_loop.batch_progress.current
         processed: int = progress.processed  # type: ignore[attr-defined]  # Lightning types it too narrowly
-        return processed if processed < loop.max_batches else 0  # an epoch that is complete is followed by a new one
+        return processed if processed < loop.max_batches else 0  # a complete epoch is followed by a new one
 
     def evaluation_dataloader(self, split: Literal["train", "val", "test"]) -> DataLoader[Batch] | None:
         """Returns a split's samples in order, never mixed; None where there is no such split.
@@ -189,16 +189,16 @@ class InMemoryData(LightningDataModule, ABC):
 
     @abstractmethod
     def _without(self, split: str) -> str:
-        """Returns what to do where a split is needed and there is none."""
+        """Returns the error message for a split that is needed and missing."""
 
     def _mixes(self) -> bool:
-        """Whether the batch at hand is mixed."""
+        """Whether the current batch is mixed."""
         if self.mix is None or self.trainer is None or not self.trainer.training:
             return False
         return self.mix_epochs is None or self.trainer.current_epoch < self.mix_epochs
 
     def _mixed(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the batch at hand, mixed: class indices become probabilities where targets are mixed, too."""
+        """Returns the current batch, mixed: class indices become probabilities where targets are mixed, too."""
         if self.mix is None:
             return inputs, targets
         if self.mix.needs_partner and self.task == "classification":
@@ -206,17 +206,17 @@ class InMemoryData(LightningDataModule, ABC):
         return self._fitted(self.mix)(inputs, targets, stream=self._stream("mix"))
 
     def _fitted(self, mix: Mixing) -> Mixing:
-        """Returns what mixes these data."""
+        """Returns the mixing, adapted to the data."""
         return mix
 
     def _stream(self, name: str) -> Random:
-        """Returns random numbers for the training batch that is at hand."""
+        """Returns a random stream for the current training batch."""
         trainer: Any = self.trainer
         progress = trainer.fit_loop.epoch_loop.batch_progress.current
         return random_stream(self.seed, trainer.global_rank, trainer.current_epoch, progress.ready, name)
 
     def _warn_of_another_split(self, trained: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-        """Warns where a checkpoint's samples were split otherwise; settings that it doesn't have count as equal."""
+        """Warns if a checkpoint's samples were split differently; settings that it lacks count as equal."""
         for name, value in now.items():
             before = trained.get(name, value)
             if before != value:

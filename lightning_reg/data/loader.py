@@ -1,6 +1,6 @@
 """A loader that fetches a batch in one operation, in an order that can be resumed.
 
-The usual loader makes each sample by itself (decode, transform, normalize) and then stacks them. Small images and
+An ordinary loader makes one sample at a time (decode, transform, normalize) and then stacks them. Small images and
 tables fit into memory, so here they lie in one tensor, a batch is one index operation, and arithmetic is left to the
 device.
 """
@@ -22,8 +22,8 @@ class SampleDataset(Dataset[Batch]):
     """Samples in memory, or a subset of them.
 
     Args:
-        tensors: (N, ...) each, what belongs to the samples: images and labels, say.
-        indices: (M,), which of them belong here, in order; all where None. Nothing is copied.
+        tensors: Tensors (N, ...), such as images and labels.
+        indices: (M,), positions of the samples in the subset, in order; None for all. Nothing is copied.
 
     >>> dataset = SampleDataset(torch.zeros(9, 1, 2, 2), torch.arange(9), indices=torch.tensor([7, 8]))
     >>> dataset.__getitems__([1])[1]
@@ -43,21 +43,21 @@ class SampleDataset(Dataset[Batch]):
         return tuple(tensor[position] for tensor in self.tensors)
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """Returns a whole batch: of each tensor (B, ...)."""
+        """Returns a whole batch: (B, ...) of each tensor."""
         positions = self.indices[torch.as_tensor(indices)]
         return tuple(tensor.index_select(0, positions) for tensor in self.tensors)
 
 
 class ShuffledSampler(DistributedSampler[Batch]):
-    """torch's DistributedSampler, for one process too, which can start somewhere within an epoch.
+    """torch's DistributedSampler, also for a single process, that can start in the middle of an epoch.
 
-    Its order depends on the seed and the epoch alone, and not on the global random stream; so a run that is resumed
-    sees the batches that the uninterrupted one would have seen.
+    Its order depends on the seed and the epoch alone, not on the global random stream, so a resumed run sees the
+    batches that the uninterrupted one would have seen.
 
     Args:
-        rank: This process, from 0.
-        seed: Equal on all ranks.
-        position: Says how many batches of this epoch were trained on.
+        rank: Rank of this process, from 0.
+        seed: Seed of the order, equal on all ranks.
+        position: Function that returns the number of batches trained on in this epoch.
 
     >>> sampler = ShuffledSampler(range(4), num_replicas=1, rank=0, seed=0)
     >>> order = list(sampler)
@@ -89,24 +89,20 @@ class ShuffledSampler(DistributedSampler[Batch]):
 class ResumableLoader(DataLoader[Batch]):
     """A DataLoader whose position Lightning saves in checkpoints, so that an epoch can be resumed in its middle.
 
-    It is made like any DataLoader, with a :class:`ShuffledSampler`; with another sampler (Lightning puts a sequential
-    one in its place to overfit a few batches) it starts every epoch at its beginning.
+    It is constructed like any DataLoader, with a :class:`ShuffledSampler`; with another one (Lightning puts a
+    sequential sampler in its place to overfit a few batches) it starts every epoch at its beginning.
     """
 
     def state_dict(self) -> dict[str, int]:
-        """Returns where the epoch stands; Lightning looks for this method."""
+        """Returns the position within the epoch; Lightning looks for this method."""
         return {"batches": self.sampler.position() if isinstance(self.sampler, ShuffledSampler) else 0}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Lets the next epoch begin where the saved one stood."""
+        """Lets the next epoch start at the saved position."""
         if isinstance(self.sampler, ShuffledSampler):
             self.sampler.skip_once = state_dict["batches"] * (self.batch_size or 1)
 
 
 def as_fetched(batch: Any) -> Any:
-    """Returns the batch as the dataset made it; there is nothing left to collate.
-
-    Args:
-        batch: What the dataset returned.
-    """
+    """Returns the batch as the dataset returned it; there is nothing left to collate."""
     return batch

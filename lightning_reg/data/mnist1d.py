@@ -22,7 +22,7 @@ _LENGTH = 40
 _PADDING, _PADDING_SPREAD, _SHIFT = 48, 12, 48  # in points of the templates
 _AMPLITUDE_SPREAD, _SHEAR, _CORRELATED = 0.2, 0.75, 0.25
 _SHAPES = {"flat": (_LENGTH,), "sequence": (_LENGTH, 1), "image": (1, 1, _LENGTH)}
-# A curve for each class, drawn by hand; a reader may see the stroke of a digit in some.
+# A hand-drawn curve for each class; some resemble the stroke of a digit.
 _TEMPLATES = torch.tensor(
     [
         [0.2, 0.7, 1.0, 1.1, 1.1, 1.1, 1.1, 1.1, 1.1, 1.0, 0.7, 0.2],
@@ -40,19 +40,20 @@ _TEMPLATES = torch.tensor(
 
 
 def mnist1d(samples: int, *, difficulty: float = 1.0, noise: float = 0.02, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Returns signals (N, 40), float32, and their classes (N,), as many of each as of the others or one more.
+    """Returns signals (N, 40), float32, and their classes (N,), balanced up to one sample.
 
-    A signal is its class's template of 12 points, padded, scaled, shifted around, with correlated noise and noise of
-    each point, sheared, and read at 40 points. So classes differ in shape alone: a network that knows that a shifted
-    signal is the same one has an advantage, a linear one hardly learns anything.
+    A signal is its class's template of 12 points, padded, scaled, circularly shifted, with correlated noise and noise
+    of each point, sheared, and sampled at 40 points. So classes differ in shape alone: a network that is invariant to
+    shifts has an advantage, a linear one hardly learns anything.
 
-    The steps are the paper's, the templates and the generator our own: accuracies of the paper are not to be expected.
+    The steps are the paper's; the templates and the generator are our own, so accuracies differ from the paper's.
 
     Args:
-        difficulty: Scales the spread of padding, size, shift, shear and correlated noise: at 0 all signals of a class
-            are the same, at 1 they are about as different as the paper's.
-        noise: Standard deviation of the noise that each point has for itself.
-        seed: Of the random numbers.
+        samples: Number of signals N.
+        difficulty: Scale of the spread of padding, size, shift, shear and correlated noise: at 0 all signals of a class
+            are equal but for ``noise``, at 1 they differ about as much as the paper's.
+        noise: Standard deviation of the independent noise of each point.
+        seed: Seed of the random numbers.
 
     Reference:
         Sam Greydanus: Scaling down Deep Learning, 2020, arXiv:2011.14439.
@@ -70,7 +71,7 @@ def mnist1d(samples: int, *, difficulty: float = 1.0, noise: float = 0.02, seed:
     points = _TEMPLATES.shape[1]
     length = points + _PADDING + _PADDING_SPREAD * spread(samples, 1)  # (N, 1)
     shift = _SHIFT * (1 + spread(samples, 1)) / 2
-    # Where each of the points that are read lies in the template; beyond its ends there is the padding's zero.
+    # Position of each sampled point in the template; beyond its ends there is the padding's zero.
     place = (torch.linspace(0, 1, _LENGTH) * (length - 1) - shift).remainder(length) + 1  # (N, 40)
     padded = pad(_TEMPLATES, (1, 2))[classes]
     low = place.floor().clamp(max=points + 1).long()
@@ -87,30 +88,31 @@ def mnist1d(samples: int, *, difficulty: float = 1.0, noise: float = 0.02, seed:
 class Mnist1DData(InMemoryData):
     """Forty numbers in ten classes, generated: studies of regularization in seconds, without a file.
 
-    What a signal is made of: :func:`mnist1d`. Batches are (signals, classes), standardized by the training signals.
+    See :func:`mnist1d` for the signals. Batches are (signals, classes), standardized by the training signals.
 
     Args:
-        samples: How many signals there are in all.
-        difficulty: How different the signals of a class are: 0 for not at all, 1 for as the paper's.
-        noise: Standard deviation of the noise that each point has for itself.
+        samples: Total number of signals, at least 10.
+        difficulty: Spread of the signals of a class, in [0, 2]: 0 for none, 1 for about that of the paper.
+        noise: Standard deviation of the independent noise of each point, at least 0.
         shape: ``flat`` (40,), for an MLP; ``sequence`` (40, 1), for an RNN or a transformer; ``image`` (1, 1, 40), for
             convolutions.
-        batch_size: Signals in a batch, for each process.
-        val_size: Part of the training signals that is held out for validation, stratified: a number or a fraction.
-        test_size: Part of all signals that is held out for testing, the same one whatever the seed; None for no test.
-        train_size: How many of the remaining signals to train on: a number, a fraction, or all where None.
-        folds: For cross-validation: in how many parts all signals are split, instead of by ``test_size``. One of them
-            is for testing, or for validation where ``test_size`` is None.
-        fold: Which of the folds, from 0.
-        repeat: Which of all such test parts, or partitions into folds: for repeated splits.
-        mix: Mixes every training batch, on the device.
-        mix_epochs: How many epochs are mixed, before signals stay as they are; all where None.
-        num_workers: Processes that fetch batches; 0 is the fastest here.
-        pin_memory: Whether batches are put into pinned memory, for faster transfer to a GPU.
-        seed: Of splits, subsets, shuffling and mixing; the signals are the same for all seeds.
+        batch_size: Signals per batch and process.
+        val_size: Part of the training signals to hold out for validation, stratified: a number or a fraction.
+        test_size: Part of all signals to hold out for testing, the same whatever the seed: a number or a fraction; None
+            for no test.
+        train_size: Number or fraction of the remaining signals to train on; None for all.
+        folds: Number of folds of all signals for cross-validation, in place of ``test_size``. One of them is for
+            testing, or for validation where ``test_size`` is None. None for no folds.
+        fold: Index of the held-out fold, from 0.
+        repeat: Index of the test part, or of the partition into folds, for repeated splits.
+        mix: Mixing of every training batch, on the device, such as ``Mixup``; None for none.
+        mix_epochs: Number of epochs with mixing, after which signals stay as they are; None mixes in all epochs.
+        num_workers: Worker processes that fetch batches; 0 is the fastest here.
+        pin_memory: Whether to put batches into pinned memory, for faster transfer to a GPU.
+        seed: Seed of splits, subsets, shuffling and mixing; the signals are the same for all seeds.
 
     Raises:
-        SettingError: If a number is out of its range.
+        SettingError: If a number is out of range.
 
     >>> data = Mnist1DData(samples=200)
     >>> data.task, data.num_classes, data.input_shape
@@ -186,7 +188,7 @@ class Mnist1DData(InMemoryData):
 
     @override
     def sample_names(self, split: Literal["train", "val", "test"]) -> list[str]:
-        """Returns the position of each signal of a split among all, from 0, in the order of its evaluation loader."""
+        """Returns the index of each signal of a split among all signals, in the order of its evaluation loader."""
         return [str(row) for row in self._rows[split].tolist()]
 
     @override

@@ -1,4 +1,4 @@
-"""What is done to a batch between its transfer to the device and the network."""
+"""Processing of image batches on the device: augmentation and normalization."""
 
 from collections.abc import Callable, Collection, Sequence
 from random import Random
@@ -12,22 +12,22 @@ from lightning_reg.transforms import PRESETS, Augmentation, PerSampleAugmentatio
 __all__ = ["ImagePipeline", "chosen_augmentation"]
 
 Augment = Augmentation | str | Sequence[Callable[[Tensor], Tensor]]
-"""A preset by name, an augmentation, or transforms that are applied to one sample after the other."""
+"""A preset by name, an augmentation, or transforms that are applied to one sample at a time."""
 
 
 def chosen_augmentation(
     augment: Augment | None, *, input_shape: tuple[int, int, int], flips: Collection[str]
 ) -> tuple[Augmentation | None, list[str]]:
-    """Returns the augmentation that a setting means, and what of it is off.
+    """Returns the augmentation of a setting, and the names of its parts that are off.
 
     Args:
         augment: The setting; None or ``none`` for no augmentation.
         input_shape: (C, H, W) of an image.
-        flips: Which flips leave images what they are: horizontal, vertical. Asked for a preset alone: who builds an
-            augmentation has chosen its flips.
+        flips: Flips that preserve an image's class: horizontal, vertical. They apply to presets alone: an augmentation
+            object has its own.
 
     Raises:
-        SettingError: If it means none.
+        SettingError: If the setting is none of these.
     """
     if augment is None or isinstance(augment, Augmentation):
         return augment, []
@@ -41,7 +41,7 @@ def chosen_augmentation(
 
 
 class ImagePipeline:
-    """Images as they are stored become what a network reads: augmented in training, and normalized always."""
+    """Turns stored images into inputs of a network: augmented in training, and normalized always."""
 
     def __init__(self, augmentation: Augmentation | None) -> None:
         self.augmentation = augmentation
@@ -51,10 +51,10 @@ class ImagePipeline:
         """Returns normalized floats.
 
         Args:
-            images: (N, C, H, W), uint8.
-            stream: From a name to the random numbers of this training batch; None where it isn't one.
+            images: (N, C, H, W), uint8, or floats on [0, 1].
+            stream: Function from a name to the random stream of this training batch; None for other batches.
         """
-        if self.mean_and_std is None:  # not set up; nothing is known of the images
+        if self.mean_and_std is None:  # not set up yet
             return images
         mean, std = (values.to(images.device, non_blocking=True) for values in self.mean_and_std)
         self.mean_and_std = mean, std

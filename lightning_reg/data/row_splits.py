@@ -1,4 +1,4 @@
-"""Which rows of a table are trained on, validated on and tested on: at random, by group, or by time."""
+"""Splits of rows into training, validation and test parts: at random, by group, or by time."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -15,22 +15,22 @@ from lightning_reg.settings import SettingError, check_count
 __all__ = ["RowSplitter"]
 
 _STRATA = 10
-_GROUP_FOLDS = 20  # a part of groups is made of twentieths
+_GROUP_FOLDS = 20  # a part of whole groups is made of twentieths
 
 
 @dataclass(frozen=True)
 class RowSplitter:
-    """How the rows of a table are split; equal on every rank and in every run with these settings.
+    """A split of the rows of a table; equal on every rank and in every run with these settings.
 
     Args:
-        val_size: Part of the rows beside the test's that is for validation: a number or a fraction.
-        test_size: Part of all rows that is for testing; None for no test.
-        train_size: How many of the rest are trained on; all where None.
-        folds: In how many parts all rows are split, of which one is for testing, or for validation where ``test_size``
-            is None; None for no folds.
-        fold: Which of them, from 0.
-        repeat: Which of all such test parts or partitions into folds.
-        seed: Of the other parts.
+        val_size: Part of the rows outside the test part that is for validation: a number or a fraction.
+        test_size: Part of all rows that is for testing: a number or a fraction; None for no test.
+        train_size: Number or fraction of the remaining rows to train on; None for all.
+        folds: Number of folds of all rows, one of which is for testing, or for validation where ``test_size`` is None;
+            None for no folds.
+        fold: Index of the held-out fold, from 0.
+        repeat: Index of the test part or of the partition into folds.
+        seed: Seed of the other parts.
     """
 
     val_size: int | float
@@ -54,21 +54,22 @@ class RowSplitter:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides which rows are held out."""
+        """The settings that decide which rows are held out."""
         return {name: value for name, value in asdict(self).items() if name != "train_size"}
 
     def split(
         self, targets: Targets, *, groups: Tensor | None = None, times: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Returns sorted positions of the rows of each part: train, val and perhaps test.
+        """Returns the sorted row positions of each part: ``train``, ``val`` and perhaps ``test``.
 
         Args:
-            targets: What parts are stratified by: by class, by tenths of a number, or by combinations of labels.
-            groups: (N,), whole numbers; rows of one group are never in two parts.
-            times: (N,); what is held out is later than what is trained on, and rows of one time are in one part.
+            targets: Targets that parts are stratified by: by class, by deciles of a number, or by combinations of
+                labels.
+            groups: (N,), group indices; rows of one group are never in two parts.
+            times: (N,); held-out rows are later than training rows, and rows of equal time are in one part.
 
         Raises:
-            SettingError: If the sizes can't be, or a part would lack a class.
+            SettingError: If the sizes are impossible, or a part would lack a class.
         """
         if times is not None:
             rows = self._by_time(times)
@@ -96,7 +97,7 @@ class RowSplitter:
         return {**rows, "train": self.chosen(targets, rest)}
 
     def chosen(self, targets: Targets, rows: Tensor) -> Tensor:
-        """Returns those of the rows for training that are trained on: all, or as many as ``train_size`` says."""
+        """Returns the training rows in use: all of ``rows``, or as many as ``train_size`` says."""
         if self.train_size is None or chosen_count(self.train_size, len(rows), name="train_size") == len(rows):
             return rows
         chosen = _of_rows(targets, rows, self.train_size, folds=0, seed=self.seed, name="train_size", keeps_rest=False)
@@ -108,7 +109,7 @@ class RowSplitter:
         rest = times.argsort(stable=True)
         rows: dict[str, Tensor] = {}
         if self.folds is not None:
-            # Each fold is tested on by what came before it, so that the first rows are trained on in all of them.
+            # Each fold is tested after training on the rows before it, so the first rows are trained on in all folds.
             size = len(rest) / (self.folds + 1)
             begin, end = (_boundary(times[rest], round(size * (self.fold + more))) for more in (1, 2))
             rows["val" if self.test_size is None else "test"] = rest[
@@ -135,7 +136,7 @@ def _latest(times: Tensor, rows: Tensor, size: int | float, *, name: str) -> tup
 
 
 def _boundary(ordered: Tensor, wanted: int) -> int:
-    """The position nearest to the wanted one at which another time begins."""
+    """Returns the position nearest to the wanted one at which another time begins."""
     if wanted >= len(ordered):
         return len(ordered)
     low = int((ordered < ordered[wanted]).sum())
@@ -162,9 +163,9 @@ def _of_rows(
     name: str,
     keeps_rest: bool = True,
 ) -> Tensor:
-    """Returns for each of some rows its fold, or, where there are none, whether it is in the part of that size.
+    """Returns the fold of each row or, without folds, whether it is in the part of the given size.
 
-    The name is for messages; whether the other rows are used, too, and need all classes, is `keeps_rest`.
+    ``name`` is for messages; ``keeps_rest`` says whether the other rows are used, too, and need all classes.
     """
     if size is None:
         if folds > len(rows):
@@ -183,7 +184,7 @@ def _of_rows(
 def _of_groups(
     groups: Tensor, targets: Targets, rows: Tensor, size: int | float | None, *, folds: int, seed: int, name: str
 ) -> Tensor:
-    """As `_of_rows`, of whole groups, and as nearly stratified as these allow."""
+    """Does the same as `_of_rows` for whole groups, as nearly stratified as these allow."""
     from sklearn.model_selection import StratifiedGroupKFold
 
     members = groups[rows].numpy()
@@ -196,7 +197,7 @@ def _of_groups(
         )
     labels, _ = _strata(targets, rows, len(rows) // parts)
     fold = np.empty(len(rows), dtype=np.int64)
-    # It refuses classes that are rarer than folds; whether a part lacks one is looked at afterwards.
+    # It refuses classes that are rarer than folds; whether a part lacks one is checked afterwards.
     labels = torch.where(torch.bincount(labels)[labels] < parts, labels.new_full((), int(labels.mode().values)), labels)
     dealt = StratifiedGroupKFold(parts, shuffle=True, random_state=seed).split(members, labels.numpy(), members)
     for number, (_, chosen) in enumerate(dealt):
@@ -205,12 +206,12 @@ def _of_groups(
         return torch.from_numpy(fold)
     wanted = chosen_count(size, len(rows), name=name)
     reached = np.bincount(fold, minlength=parts).cumsum()
-    last = min(int(np.abs(reached - wanted).argmin()), parts - 2)  # somebody is left to train on
+    last = min(int(np.abs(reached - wanted).argmin()), parts - 2)  # some groups are left to train on
     return torch.from_numpy(fold <= last)
 
 
 def _check_classes(targets: Targets, rows: dict[str, Tensor]) -> None:
-    """Raises if the training rows lack a class, or all rows of a part are of one."""
+    """Raises if the training rows lack a class, or all rows of a part have the same one."""
     if targets.task == "regression":
         return
     if targets.task == "multilabel":

@@ -19,9 +19,9 @@ def stratified_split(
 
     Args:
         labels: (N,), class indices.
-        size: Of the chosen part: a number of samples, or a fraction in (0, 1].
-        seed: Which of all such splits.
-        name: The argument that asked for it, for messages.
+        size: Size of the chosen part: a number of samples, or a fraction in (0, 1].
+        seed: Seed of the split.
+        name: Name of the size's argument, for messages.
         classes: Names of the classes, for messages.
         keeps_rest: Whether the rest is used too, and so needs samples of every class.
 
@@ -29,7 +29,7 @@ def stratified_split(
         Sorted positions of the chosen part and of the rest.
 
     Raises:
-        SettingError: If ``size`` is out of its range or leaves a class without samples in a part that is used.
+        SettingError: If ``size`` is out of range or leaves a class without samples in a part that is used.
 
     >>> chosen, rest = stratified_split(torch.tensor([0, 0, 1, 1]), 0.5, seed=0, name="val_size", classes=["a", "b"])
     >>> len(chosen), len(rest)
@@ -55,12 +55,12 @@ def stratified_split(
 
 
 def stratified_folds(labels: Tensor, folds: int, *, seed: int, classes: Sequence[str]) -> Tensor:
-    """Returns the fold that each sample is in, (N,): of every class each fold has the same number, or one more.
+    """Returns the fold of each sample, (N,); every class is spread evenly over the folds, up to one sample.
 
     Args:
         labels: (N,), class indices.
-        folds: How many, at least 2.
-        seed: Which of all such partitions.
+        folds: Number of folds, at least 2.
+        seed: Seed of the partition.
         classes: Names of the classes, for messages.
 
     Raises:
@@ -83,7 +83,7 @@ def stratified_folds(labels: Tensor, folds: int, *, seed: int, classes: Sequence
 
 
 def _apportioned(available: Tensor, count: int) -> Tensor:
-    """Shares a number of samples among classes by their size; the largest remainders are rounded up."""
+    """Apportions a number of samples among classes by their size; the largest remainders are rounded up."""
     exact = available * (count / int(available.sum()))
     shares = exact.floor().long()
     remainders = (exact - shares).sort(descending=True, stable=True).indices
@@ -92,21 +92,21 @@ def _apportioned(available: Tensor, count: int) -> Tensor:
 
 
 def chosen_count(size: int | float, total: int, *, name: str) -> int:
-    """Returns the number of samples that a count or a fraction means.
+    """Returns the number of samples for a count or a fraction.
 
     Args:
         size: A whole number of samples, or a fraction in (0, 1].
-        total: How many there are.
-        name: The argument, for messages.
+        total: Number of available samples.
+        name: Name of the argument, for messages.
 
     Raises:
-        SettingError: If the size is out of its range or there are too few samples.
+        SettingError: If the size is out of range or there are too few samples.
 
     >>> chosen_count(0.25, 8, name="train_size")
     2
     """
     if isinstance(size, float) and size > 1 and size.is_integer():
-        size = int(size)  # which of a union's types a parser tries first is not for us to say
+        size = int(size)  # the parser may try float first for the union of int and float
     if isinstance(size, float):
         check_range(name, size, low=0, high=1, low_open=True)
         return max(round(size * total), 1)

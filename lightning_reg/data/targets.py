@@ -1,4 +1,4 @@
-"""What is to be predicted of a table: classes, numbers, or several labels that are there or not."""
+"""Targets of a table: classes, numbers, or several labels per row."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,13 +21,13 @@ _ROWS_A_CLASS = 3  # one each for training, validation and testing
 
 @dataclass(frozen=True)
 class Targets:
-    """What is to be predicted.
+    """Targets to predict, of all rows.
 
     Attributes:
-        task: What kind of prediction that is.
-        classes: Names of the classes, or of the labels of which a row has any number; none for regression.
-        values: Class indices (N,), int64; numbers (N,), or (N, T) for several, float32; for several labels (N, T),
-            float32, 1 where a row has the label.
+        task: Kind of prediction: classification, regression or multilabel.
+        classes: Names of the classes or, for multilabel, of the labels; empty for regression.
+        values: Class indices (N,), int64; for regression numbers (N,), or (N, T) for several, float32; for multilabel
+            (N, T), float32, 1 where a row has the label.
     """
 
     task: Task
@@ -36,24 +36,24 @@ class Targets:
 
     @property
     def order(self) -> Tensor:
-        """(N,), a number by which rows that are alike lie side by side: what splits are stratified by."""
+        """(N,), a sort key that puts similar rows side by side, by which splits are stratified."""
         if self.task == "multilabel":  # by the combination of labels
             return self.values.double() @ (2.0 ** torch.arange(self.values.shape[1], dtype=torch.float64))
         return self.values if self.values.ndim == 1 else self.values[:, 0]
 
 
 def targets_of(columns: Mapping[str, Column], *, task: str, names: Sequence[str] = ()) -> Targets:
-    """Returns what is to be predicted.
+    """Returns the targets of a table's columns.
 
     Args:
-        columns: The targets' by name, with a value in every row.
-        task: classification, regression, multilabel or auto. For one target auto means classes if it is text, truth
-            values, or at most 20 different whole numbers; for several it means labels if all are 0 and 1 or truth
-            values, and else regression.
-        names: Of the classes, in the order of their values, where they are known.
+        columns: Target columns by name, with a value in every row.
+        task: classification, regression, multilabel or auto. For one target, auto means classification if it is text,
+            boolean, or has at most 20 distinct whole numbers; for several it means multilabel if all are 0 and 1 or
+            boolean, and else regression.
+        names: Names of the classes, in the order of their values, where they are known.
 
     Raises:
-        SettingError: If the task doesn't go with the targets.
+        SettingError: If the task doesn't match the targets.
 
     >>> from lightning_reg.data.tables.columns import column_of_numbers
     >>> targets_of({"grade": column_of_numbers([7, 3, 7])}, task="auto")

@@ -1,1 +1,1 @@
-"""Pure tensor maths, one file a family, which layers, transforms and callbacks call."""
+"""Pure functions of tensors, which layers, transforms and callbacks call."""

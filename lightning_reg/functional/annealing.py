@@ -1,4 +1,4 @@
-"""Numbers that change in the course of training."""
+"""Schedules: values that change in the course of training."""
 
 import math
 from typing import Literal
@@ -9,15 +9,15 @@ Annealing = Literal["linear", "cosine"]
 
 
 def annealed(start: float, end: float, progress: float, kind: Annealing = "cosine") -> float:
-    r"""Returns a value on its way from start to end.
+    r"""Returns a value annealed from start to end.
 
     .. math:: (1 - \alpha) s + \alpha e, \quad \alpha = t \text{ or } (1 - \cos \pi t) / 2
 
     Args:
-        start: s, in any units.
-        end: e, in the same units.
-        progress: t; 0 and less is the start, 1 and more the end.
-        kind: ``"linear"``, or ``"cosine"``, which is slow at both ends.
+        start: First value s, in any unit.
+        end: Last value e, in the same unit.
+        progress: Fraction t of the way; below 0 the value is the start, above 1 the end.
+        kind: Shape of the curve: ``"linear"``, or ``"cosine"``, which is slow at both ends.
 
     >>> annealed(1.0, 0.0, 0.25, "linear")
     0.75
@@ -33,10 +33,10 @@ def cyclic(high: float, low: float, step: int, length: int) -> float:
     .. math:: (1 - t) \, \eta_1 + t \, \eta_2, \quad t = ((i \bmod c) + 1) / c
 
     Args:
-        high: Upper learning rate η₁, where a cycle begins.
-        low: η₂, reached in the last step of a cycle.
-        step: i, counted from 0.
-        length: c, steps in a cycle.
+        high: Highest learning rate η₁, from which a cycle falls.
+        low: Lowest learning rate η₂, reached in the last step of a cycle.
+        step: Step i, counted from 0.
+        length: Number c of steps in a cycle.
 
     Reference:
         Pavel Izmailov et al.: Averaging Weights Leads to Wider Optima and Better Generalization, UAI 2018,
@@ -55,9 +55,9 @@ def cycle_ends(steps: int, cycles: int, growth: float = 1.0) -> list[int]:
     .. math:: e_i = \operatorname{round}\left(T \sum_{j \le i} g^j \big/ \sum_{j < M} g^j\right)
 
     Args:
-        steps: T, steps of the whole training.
-        cycles: M, number of cycles.
-        growth: g, length of a cycle divided by that of the one before.
+        steps: Number T of steps of the whole training.
+        cycles: Number M of cycles.
+        growth: Ratio g of a cycle's length to that of the one before.
 
     >>> cycle_ends(100, 3), cycle_ends(105, 3, growth=2)
     ([33, 67, 100], [15, 45, 105])

@@ -1,4 +1,4 @@
-"""How a function is being run, which decides whether it may bring a gradient of its own; gradients by inputs."""
+"""Detection of tracing and of function transforms; gradients by inputs."""
 
 import torch
 from torch import Tensor
@@ -9,19 +9,19 @@ __all__ = ["gradient_by_inputs", "is_traced_or_transformed"]
 
 
 def is_traced_or_transformed() -> bool:
-    """Whether torch.compile traces this, or torch.func transforms it: then the plain formula has to run."""
-    # torch has no public function for the second.
+    """Whether torch.compile traces the caller or torch.func transforms it, so that a custom gradient can't be used."""
+    # torch has no public function for the latter.
     return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def gradient_by_inputs(loss: Tensor, inputs: Tensor, *, keep_graph: bool = False, create_graph: bool = False) -> Tensor:
-    """Returns the gradient of a scalar by the inputs that it was computed of.
+    """Returns the gradient of a scalar by the inputs that it was computed from.
 
     Args:
-        loss: A scalar.
-        inputs: (N, ...), with a gradient.
-        keep_graph: Whether the loss is differentiated again.
-        create_graph: Whether the gradient itself is differentiated; the graph of the loss is kept then, too.
+        loss: Scalar to differentiate.
+        inputs: (N, ...), requiring a gradient.
+        keep_graph: Whether the graph is kept, because the loss is differentiated again.
+        create_graph: Whether the gradient itself can be differentiated; implies ``keep_graph``.
 
     Raises:
         SettingError: If the loss doesn't depend on the inputs.

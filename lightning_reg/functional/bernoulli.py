@@ -1,4 +1,4 @@
-"""Ones and zeros, and signs, on the CPU, several from each random number of a generator."""
+"""Bernoulli numbers and random signs on the CPU, several from each number of a generator."""
 
 import math
 from functools import lru_cache
@@ -9,12 +9,12 @@ from torch import Tensor
 
 __all__ = ["bernoulli_int16", "is_faster", "random_signs"]
 
-_FEWEST = 2**14  # fewer are drawn by torch, which takes fewer calls for them
-_RARE = 1 / 64  # below it, the distances between the rare ones are fewer numbers than all of them
+_FEWEST = 2**14  # fewer are drawn by torch, which needs fewer calls for them
+_RARE = 1 / 64  # below it, it is cheaper to draw the distances between the rarer values
 _RAREST = 2.0**-30  # below it, torch's geometric distribution runs out of digits
 _LEVELS = 2**16
 _INTEGERS = {16: torch.int16, 32: torch.int32, 64: torch.int64}
-_MANY = 2**14  # from here on, NumPy's SFC64 is faster than torch's Mersenne Twister, though it has to be made first
+_MANY = 2**14  # from here on, NumPy's SFC64 is faster than torch's Mersenne Twister, construction included
 
 
 def bernoulli_int16(numel: int, p: float, generator: torch.Generator | None = None) -> Tensor:
@@ -27,13 +27,13 @@ def bernoulli_int16(numel: int, p: float, generator: torch.Generator | None = No
         m_i = [u_i < t], \quad t = \lfloor 65536 \, p \rfloor + b, \quad
         b \sim \mathrm{Bernoulli}(65536 \, p - \lfloor 65536 \, p \rfloor)
 
-    Sharing t gives two of them a correlation of at most 4e-9. What is rarer than 1 in 64 is placed by its distances,
-    which are geometrically distributed. Few are drawn by torch itself, one by one.
+    Sharing t gives two of them a correlation of at most 4e-9. Values rarer than 1 in 64 are placed by their distances,
+    which are geometrically distributed. Small numbers of values are drawn by torch itself.
 
     Args:
-        numel: Number of ones and zeros that are drawn.
+        numel: Number of values to draw.
         p: Probability of a 1, in [0, 1].
-        generator: Where random numbers come from; torch's global stream where None.
+        generator: Source of random numbers; torch's global stream where None.
 
     >>> bernoulli_int16(3, 1.0)
     tensor([1, 1, 1], dtype=torch.int16)
@@ -51,12 +51,12 @@ def bernoulli_int16(numel: int, p: float, generator: torch.Generator | None = No
 def random_signs(numel: int, dtype: torch.dtype, generator: torch.Generator | None = None) -> Tensor:
     """Returns floats of random bits whose signs are independent and equally probable, (numel,) on the CPU.
 
-    Each bit of a 64-bit random number is one sign. Only the signs mean something, as for :func:`torch.copysign`.
+    Each bit of a 64-bit random number is one sign. Only the signs are meaningful, as for :func:`torch.copysign`.
 
     Args:
-        numel: Number of signs that are drawn.
+        numel: Number of signs to draw.
         dtype: Real floating dtype of 16, 32 or 64 bits.
-        generator: Where random numbers come from; torch's global stream where None.
+        generator: Source of random numbers; torch's global stream where None.
 
     >>> random_signs(3, torch.float32).shape
     torch.Size([3])
@@ -68,10 +68,10 @@ def random_signs(numel: int, dtype: torch.dtype, generator: torch.Generator | No
 
 
 def is_faster(numel: int, p: float) -> bool:
-    """Whether :func:`bernoulli_int16` has a faster way than torch's own.
+    """Whether :func:`bernoulli_int16` has a faster method than torch.
 
     Args:
-        numel: Number of ones and zeros that are drawn.
+        numel: Number of values to draw.
         p: Probability of a 1.
     """
     rare = min(p, 1 - p)
@@ -79,9 +79,9 @@ def is_faster(numel: int, p: float) -> bool:
 
 
 def _words(count: int, generator: torch.Generator | None) -> Tensor:
-    """Random numbers of 64 bits, (count,): many are made by a faster generator, from a seed that is drawn."""
+    """Returns 64-bit random numbers, (count,): many come from a faster generator with a seed drawn from this one."""
     if count < _MANY:
-        # Without bounds it would draw 63 bits, and every fourth lane would be biased.
+        # Without bounds it would draw 63 bits, and every fourth 16-bit lane would be biased.
         return torch.empty(count, dtype=torch.int64).random_(-(2**63), None, generator=generator)
     seed = torch.empty((), dtype=torch.int64).random_(generator=generator).item()
     return torch.from_numpy(np.random.SFC64(int(seed)).random_raw(count).view(np.int64))
@@ -92,7 +92,7 @@ def _by_distances(numel: int, p: float, generator: torch.Generator | None) -> Te
     drawn = torch.full((numel,), int(p > 0.5), dtype=torch.int16)
     last, chunk = -1.0, _nearly_always_enough(numel * rare)
     while last < numel - 1:
-        # In 64-bit floats, which hold the sums exactly.
+        # In float64, which represents the sums exactly.
         distances = torch.empty(chunk, dtype=torch.float64).geometric_(rare, generator=generator)
         places = distances.cumsum(0).add_(last)
         last = places[-1].item()
@@ -106,7 +106,7 @@ def _nearly_always_enough(expected: float) -> int:
 
 @lru_cache(maxsize=1)
 def _draws_in_threads() -> bool:
-    """Whether torch takes a single number of the generator for all ones and zeros, and draws them in threads by MKL.
+    """Whether torch takes one number of the generator as a seed, and draws all values in threads with MKL.
 
     It does on Intel's CPUs; the state of the generator afterwards shows it.
     """

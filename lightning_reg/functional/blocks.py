@@ -1,4 +1,4 @@
-"""Portions of weights that stay in a CPU's cache, so that memory is read and written once."""
+"""Splits of tensors into portions that fit into a CPU's cache, so that memory is read and written once."""
 
 from collections.abc import Iterator, Sequence
 
@@ -8,18 +8,18 @@ from torch import Tensor
 __all__ = ["BLOCK", "cache_sized", "portions"]
 
 BLOCK = 262_144
-"""Elements of a portion: three tensors of as many together (3 MB) stay in the cache."""
+"""Number of elements of a portion: three float32 tensors of it (3 MB) fit into the cache."""
 
 
 def cache_sized(tensors: Sequence[Tensor], block: int = BLOCK) -> Iterator[slice]:
-    """Yields runs of neighbors that have at most ``block`` elements together; larger tensors one by one.
+    """Yields slices of consecutive tensors with at most ``block`` elements together; larger tensors one by one.
 
-    Many small tensors are worked on by one call each run, rather than one a tensor, and what is computed in between
-    is still in the cache when it is read. Elsewhere than on a CPU, where each call is a launch, there is one run.
+    Many small tensors are then processed by one call per run, rather than per tensor, and intermediate results are
+    still in the cache when they are read. Other devices than CPUs, where each call is a kernel launch, get one run.
 
     Args:
         tensors: Tensors of any shapes on one device.
-        block: Elements of a run.
+        block: Largest number of elements of a run.
 
     >>> import torch
     >>> list(cache_sized([torch.zeros(2), torch.zeros(2), torch.zeros(9), torch.zeros(1)], block=4))
@@ -43,7 +43,7 @@ def portions(*tensors: Sequence[Tensor]) -> Iterator[tuple[list[Tensor], ...]]:
     """Yields runs of tensors as :func:`cache_sized` does, and a large tensor in pieces of ``BLOCK`` elements.
 
     Args:
-        tensors: Lists of equal length; those at the same place have one shape, and what is done is done entry by entry.
+        tensors: Lists of equal length, with tensors of equal shape at the same position, for elementwise operations.
 
     >>> weights, kept = [torch.zeros(2), torch.zeros(BLOCK + 1)], [torch.ones(2), torch.ones(BLOCK + 1)]
     >>> [[len(piece) for piece in pieces] for pieces, _ in portions(weights, kept)]

@@ -1,4 +1,4 @@
-"""Norms of tensors and of the units in them, without a transfer to the host."""
+"""Norms of tensors and of their units, without a transfer to the host."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -18,8 +18,8 @@ def norm(tensor: Tensor, norm_type: float, dim: Sequence[int] | None = None, *, 
     Args:
         tensor: Real or complex tensor of any shape.
         norm_type: Order of the norm.
-        dim: Dimensions that are summed over; all where None.
-        keepdim: Whether the result keeps these dimensions, of size 1.
+        dim: Dimensions to reduce; None for all.
+        keepdim: Whether the result keeps these dimensions with size 1.
 
     >>> norm(torch.full((4,), 300.0, dtype=torch.float16), 2)
     tensor(600.)
@@ -34,7 +34,7 @@ def norms_of(tensors: Sequence[Tensor], norm_type: float = 2.0) -> Tensor:
     """Returns the norm of every tensor.
 
     Args:
-        tensors: At least one, on one device.
+        tensors: Tensors on one device; at least one.
         norm_type: Order of the norm; ``float("inf")`` for the largest absolute value.
 
     Returns:
@@ -44,13 +44,13 @@ def norms_of(tensors: Sequence[Tensor], norm_type: float = 2.0) -> Tensor:
     tensor([5., 2.])
     """
     dtype = functools.reduce(torch.promote_types, {tensor.dtype for tensor in tensors}, torch.float32)
-    if dtype.is_complex:  # which real tensors among the others refuse
+    if dtype.is_complex:  # a complex dtype isn't allowed for real tensors
         return torch.stack([norm(tensor, norm_type) for tensor in tensors])
     return torch.stack(torch._foreach_norm(list(tensors), norm_type, dtype=dtype))
 
 
 def total_norm(norms: Tensor, norm_type: float = 2.0) -> Tensor:
-    """Returns the norm of everything, from the norms of its parts.
+    """Returns the norm of a whole from the norms of its parts.
 
     Args:
         norms: Norms of the parts, as :func:`norms_of` returns them.
@@ -85,11 +85,11 @@ def unit_norms(units: Tensor) -> Tensor:
 def unit_factors(units: Sequence[Tensor], factor_of: Callable[[Tensor], Tensor]) -> list[Tensor]:
     """Applies a function to the norms of all units, and returns for each tensor a factor that broadcasts to its shape.
 
-    What is done to a norm takes several operations; done for each tensor, they would cost more than the norms do.
+    The function takes several operations, which would cost more than the norms if they ran for each tensor.
 
     Args:
-        units: Tensors whose first dimension counts the units.
-        factor_of: Function from norms (n,) to as many factors, each of its own norm alone.
+        units: Tensors (units, ...).
+        factor_of: Elementwise function from norms (n,) to factors (n,).
 
     >>> unit_factors([torch.tensor([[3.0, 4.0]]), torch.ones(2, 1)], torch.reciprocal)
     [tensor([[0.2000]]), tensor([[1.],

@@ -1,4 +1,4 @@
-"""Preparing data for networks: statistics of channels, normal scores of columns, one-hot categories."""
+"""Data preparation: statistics of channels, normal scores of columns, one-hot categories."""
 
 from collections.abc import Sequence
 
@@ -11,11 +11,11 @@ __all__ = ["channel_mean_and_std", "normal_scores", "one_hot_columns", "quantile
 def channel_mean_and_std(images: Tensor, indices: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Returns mean and standard deviation of each channel of byte images, on the scale of [0, 1].
 
-    Exact, and in little memory: an image of bytes has at most 256 values, so counts say everything.
+    Exact, and in little memory: bytes have only 256 values, so their counts are sufficient.
 
     Args:
         images: (N, C, H, W), uint8.
-        indices: (M,), which images count; all where None.
+        indices: (M,), indices of the images to use; None for all.
 
     Returns:
         Mean and standard deviation (of the population), (C,) each, float32. A channel that never changes gets a
@@ -40,8 +40,8 @@ def quantile_knots(values: Tensor, count: int = 1000) -> Tensor:
     """Returns evenly spaced quantiles of each column, from its smallest value to its largest.
 
     Args:
-        values: (N, D), float64; NaN is left out, and every column has something else.
-        count: How many quantiles at the most; as many as there are rows where that is less.
+        values: (N, D), float64; NaN is ignored, and every column must have another value.
+        count: Largest number of quantiles; fewer if there are fewer rows.
 
     Returns:
         (K, D), ascending.
@@ -53,7 +53,7 @@ def quantile_knots(values: Tensor, count: int = 1000) -> Tensor:
     ladders = []
     for column in values.T:
         ordered = column[~column.isnan()].sort().values  # torch.nanquantile refuses more than 2²⁴ values
-        position = steps * (len(ordered) - 1) / steps[-1]  # in this order exact where they divide
+        position = steps * (len(ordered) - 1) / steps[-1]  # exact in this order if divisible
         low = position.floor().long()
         high = (low + 1).clamp(max=len(ordered) - 1)
         ladders.append(torch.lerp(ordered[low], ordered[high], position - low))
@@ -66,11 +66,11 @@ def normal_scores(values: Tensor, knots: Tensor) -> Tensor:
     .. math:: z = \Phi^{-1}(\hat F(x))
 
     :math:`\hat F` is piecewise linear between the knots; a value that several knots share gets the middle of their
-    ranks. Beyond the outermost knots, and at them, z stops at ±5.2, where the rank is 10⁻⁷ from 0 or 1.
+    ranks. At and beyond the outermost knots, z is ±5.2, where the rank is 10⁻⁷ from 0 or 1.
 
     Args:
         values: (N, D), float64, without NaN.
-        knots: (K, D), ascending, see :func:`quantile_knots`.
+        knots: (K, D), ascending quantiles from :func:`quantile_knots`.
 
     Returns:
         (N, D).
@@ -80,14 +80,14 @@ def normal_scores(values: Tensor, knots: Tensor) -> Tensor:
     tensor([0.0000, 0.6745], dtype=torch.float64)
     """
     columns, ladders = values.T.contiguous(), knots.T.contiguous()  # (D, N), (D, K)
-    # Where knots are equal, coming from below and from above give different ranks: their mean is the middle.
+    # Where knots are equal, the limits from below and from above differ: their mean is the middle rank.
     rank = (_interpolated(columns, ladders, right=True) + _interpolated(columns, ladders, right=False)) / 2
     scores: Tensor = torch.special.ndtri(rank.clamp(1e-7, 1 - 1e-7))
     return scores.T
 
 
 def _interpolated(columns: Tensor, ladders: Tensor, *, right: bool) -> Tensor:
-    """Rank in [0, 1] of each value among its column's knots."""
+    """Returns the rank in [0, 1] of each value among its column's knots."""
     steps = ladders.shape[1] - 1
     upper = torch.searchsorted(ladders, columns, right=right).clamp(1, steps)
     low, high = ladders.gather(1, upper - 1), ladders.gather(1, upper)
@@ -102,7 +102,7 @@ def one_hot_columns(codes: Tensor, cardinalities: Sequence[int]) -> Tensor:
 
     Args:
         codes: (N, K), integers; those of column k are in [0, cardinalities[k]).
-        cardinalities: How many categories each of the K columns has.
+        cardinalities: Number of categories of each of the K columns.
 
     Returns:
         (N, sum of the cardinalities), float32.

@@ -1,4 +1,4 @@
-"""Checks of the shapes of tensors, with one clear sentence where one doesn't fit."""
+"""Checks of tensor shapes, with clear error messages."""
 
 from collections.abc import Sequence
 
@@ -13,9 +13,9 @@ def check_shape(name: str, tensor: Tensor | None, shape: Sequence[int]) -> None:
     """Raises unless a tensor has exactly this shape, or is None.
 
     Args:
-        name: The argument, as the user writes it.
-        tensor: The tensor, or None.
-        shape: The shape that it must have.
+        name: Name of the argument, as the user writes it.
+        tensor: The tensor to check, or None.
+        shape: Expected shape.
 
     Raises:
         SettingError: With both shapes.
@@ -55,7 +55,7 @@ def check_with_channels(inputs: Tensor, num_channels: int | None = None, *, posi
 
     Args:
         inputs: (N, C, ...).
-        num_channels: C; any number where it is None.
+        num_channels: Expected number of channels C; None for any.
         positions: Whether there must be at least one dimension after the channels.
 
     Raises:
@@ -74,7 +74,7 @@ def check_with_channels(inputs: Tensor, num_channels: int | None = None, *, posi
 
 
 def check_several_values(inputs: Tensor) -> None:
-    """Raises unless there are at least two values in a channel: of a single one, normalizing leaves nothing.
+    """Raises unless a channel has at least two values: normalizing a single one would always give 0.
 
     Args:
         inputs: (N, C, ...).

@@ -1,4 +1,4 @@
-"""The largest singular value of a matrix: its vectors, and how much of the matrix it accounts for."""
+"""Singular vectors of a matrix's largest singular value, and its stable rank."""
 
 import torch
 from torch import Tensor
@@ -13,10 +13,10 @@ def singular_vectors(matrix: Tensor) -> tuple[Tensor, Tensor]:
     .. math:: W v = \sigma u, \quad W^\top u = \sigma v
 
     Args:
-        matrix: W, (m, n), floating point.
+        matrix: Floating-point matrix W, (m, n).
 
     Returns:
-        u, (m,), and v, (n,), of length 1.
+        Unit vectors u, (m,), and v, (n,).
 
     >>> u, v = singular_vectors(torch.diag(torch.tensor([1.0, 3.0])))
     >>> u.abs(), (u @ v).abs()
@@ -34,15 +34,15 @@ def singular_vectors(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def stable_rank(matrix: Tensor, *, iterations: int = 20) -> Tensor:
-    r"""The squared Frobenius norm by the squared spectral norm: how many directions a matrix uses.
+    r"""The squared Frobenius norm divided by the squared spectral norm: the effective number of directions of a matrix.
 
     .. math:: \frac{\lVert W \rVert_F^2}{\lVert W \rVert_2^2} \in [1, \operatorname{rank} W]
 
-    The spectral norm is found by power iterations from the longest row, without a random number. It is approached from
-    below, so the rank from above; by some percent where several singular values are nearly the largest.
+    The spectral norm is computed by power iterations from the longest row, without random numbers. It is approached
+    from below, and so the rank from above, within some percent where several singular values are nearly the largest.
 
     Args:
-        matrix: (R, ...), taken as (R, C).
+        matrix: (R, ...), flattened to (R, C).
         iterations: Number of power iterations, at least 1.
 
     Returns:

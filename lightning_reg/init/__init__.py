@@ -1,4 +1,4 @@
-"""Initialization of whole modules: by name, by the activation that follows a layer, and by a batch (LSUV)."""
+"""Initialization of whole modules: by name, by the activation after a layer, and by a batch (LSUV)."""
 
 from lightning_reg.init.initialization import (
     INITIALIZATIONS,

@@ -1,4 +1,4 @@
-"""The matrices that a layer's weights consist of, and how many inputs and outputs each connects."""
+"""The matrices in a layer's weights, and their fans."""
 
 import itertools
 import math
@@ -14,7 +14,7 @@ from lightning_reg.settings import SettingError
 __all__ = ["WEIGHT_LAYERS", "LayerWeight", "layer_weights"]
 
 WEIGHT_LAYERS = (nn.Linear, _ConvNd)
-"""Layers whose output is linear in one weight tensor, plain, convolutional and transposed ones."""
+"""Layers whose output is linear in one weight tensor: linear, convolutional and transposed ones."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,11 +22,11 @@ class LayerWeight:
     """One weight tensor of a layer.
 
     Attributes:
-        parameter: The tensor, in the shape that its layer keeps it in.
-        blocks: Views of it that together hold every number once, each of the shape (outputs, inputs, *kernel).
-        fan_in: How many inputs reach one output, on the average over positions.
-        fan_out: How many outputs one input reaches, likewise.
-        is_recurrent: Whether it leads from one time step to the next.
+        parameter: The tensor, in its layer's shape.
+        blocks: Views that partition it, each of the shape (outputs, inputs, *kernel).
+        fan_in: Number of inputs that reach one output, averaged over positions.
+        fan_out: Number of outputs that one input reaches, likewise.
+        is_recurrent: Whether it connects one time step to the next.
     """
 
     parameter: nn.Parameter
@@ -37,27 +37,27 @@ class LayerWeight:
 
 
 def layer_weights(layer: nn.Module, name: str = "") -> list[LayerWeight]:
-    r"""Returns the weights of a linear, convolutional or recurrent layer or of an attention; nothing for others.
+    r"""Returns the weights of a linear, convolutional, recurrent or attention layer; none for others.
 
     .. math::
         n_{in} = \frac{C_{in}}{g} \prod_i k_i, \quad n_{out} = \frac{C_{out}}{g} \prod_i \frac{k_i}{s_i}
 
-    These are the fans of a convolution with g groups, kernel k and stride s: it is g convolutions side by side, each a
+    These are the fans of a convolution with g groups, kernel k and stride s: it is g parallel convolutions, each a
     block, and with a stride one input meets only every s-th position of the kernel. A transposed convolution has
 
     .. math::
         n_{in} = \frac{C_{in}}{g} \prod_i \frac{k_i}{s_i}, \quad n_{out} = \frac{C_{out}}{g} \prod_i k_i
 
-    and is, in every group, as many interleaved convolutions as there are positions in a stride: each makes every s-th
-    output from every s-th weight of the kernel, and is a block. Gates of recurrent layers, and the queries, keys and
-    values of an attention, are stacked in one tensor, but each is a matrix of its own. Padding is ignored.
+    and is, in every group, as many interleaved convolutions as there are positions in a stride: each computes every
+    s-th output from every s-th weight of the kernel, and is a block. Gates of recurrent layers, and the queries, keys
+    and values of attention, are stacked in one tensor, but each is a separate matrix. Padding is ignored.
 
-    torch's own fans take a tensor's shape for that of a convolution with one group and without a stride. They are right
+    torch computes fans from a tensor's shape as for a convolution with one group and without a stride. That is right
     for each block, except for the fan_out of convolutions with a stride.
 
     Args:
-        layer: The layer itself; those below it don't count.
-        name: Its qualified name, for messages.
+        layer: The layer; its submodules don't count.
+        name: Qualified name of the layer, for error messages.
 
     Raises:
         SettingError: If a weight is computed from other parameters, or has no shape yet.

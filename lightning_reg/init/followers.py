@@ -1,4 +1,4 @@
-"""Which activation follows a layer, as far as a network's structure tells."""
+"""Activations that follow layers, as far as a network's structure shows them."""
 
 import re
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from lightning_reg.init.fans import WEIGHT_LAYERS
 __all__ = ["NORMS", "following_activations"]
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-"""torch's own normalization layers."""
+"""torch's normalization layers."""
 
 _ACTIVATIONS = tuple(
     getattr(nn.modules.activation, name) for name in nn.modules.activation.__all__ if name != "MultiheadAttention"
@@ -19,14 +19,14 @@ _ACTIVATIONS = tuple(
 
 
 def following_activations(module: nn.Module) -> dict[nn.Module, nn.Module | None]:
-    """Returns what follows each linear or convolutional layer in an ``nn.Sequential``.
+    """Returns the activation that follows each linear or convolutional layer in an ``nn.Sequential``.
 
-    Normalization, dropout, pooling and reshaping on the way are passed by. Chains inside chains are read as one.
+    Normalization, dropout, pooling and reshaping in between are skipped. Nested Sequentials are read as one.
 
     Returns:
-        By layer: the activation; an Identity where there is none, because another layer with weights comes next or the
-        end of ``module``; None where something comes next that can't be seen through. Layers that stand elsewhere,
-        whose order is known to code alone, are left out.
+        Activation by layer; an Identity where there is none, because another layer with weights or the end of
+        ``module`` comes next; None where an unknown module comes next. Layers outside of a Sequential, whose order is
+        only known to code, are left out.
 
     >>> network = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Tanh(), nn.Linear(4, 2))
     >>> [type(activation).__name__ for activation in following_activations(network).values()]
@@ -34,7 +34,7 @@ def following_activations(module: nn.Module) -> dict[nn.Module, nn.Module | None
     """
     found: dict[nn.Module, nn.Module | None] = {}
     for chain in filter(_is_chain, module.modules()):
-        # Behind the last layer of all is nothing; what is behind a chain inside, only the code around it knows.
+        # Nothing follows the last layer of ``module``; only the surrounding code knows what follows an inner chain.
         behind: nn.Module | None = nn.Identity() if chain is module else None
         for layer in reversed(list(_links(chain))):
             if isinstance(layer, _ACTIVATIONS):
@@ -63,7 +63,7 @@ def _links(chain: nn.Sequential) -> Iterator[nn.Module]:
 
 
 def _is_passed_by(layer: nn.Module) -> bool:
-    """Whether a layer that is no activation is known to do no more than normalize, drop, pool or reshape."""
+    """Whether a layer that isn't an activation only normalizes, drops, pools or reshapes."""
     if isinstance(layer, NORMS):
         return True
     is_mixing = any(layer.children()) or any(parameter.ndim > 1 for parameter in layer.parameters())

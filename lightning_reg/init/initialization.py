@@ -1,13 +1,13 @@
-r"""Initial weights, by name and by the activation that follows.
+r"""Initialization of weights, by name and by the activation that follows.
 
-What decides is whether the variance of activations and gradients stays the same from layer to layer. With n inputs
-of variance s² and weights of variance v, a linear unit has variance n·v·s²: so v = gain²/n, where the gain makes up
-for what the activation takes away.
+The aim is that the variance of activations and gradients stays the same from layer to layer. With n inputs of
+variance s² and weights of variance v, a linear unit has variance n·v·s²: so v = gain²/n, where the gain makes up for
+the variance that the activation removes.
 
-What n is, tensors don't say by their shape alone: groups, strides, transposed convolutions and stacked gates change it.
-:func:`lightning_reg.init.fans.layer_weights` knows each layer's fans, and cuts its weights into blocks of the
-shape (outputs, inputs, *kernel). Schemes that go by fans (:class:`VarianceScaling`) are handed them; all others, a
-user's functions among them, fill one block at a time and read its shape as that of a plain layer.
+The number n can't be read off a tensor's shape alone: groups, strides, transposed convolutions and stacked gates change
+it. :func:`lightning_reg.init.fans.layer_weights` computes each layer's fans, and splits its weights into blocks of the
+shape (outputs, inputs, *kernel). Schemes that use fans (:class:`VarianceScaling`) get them as arguments; all others,
+including a user's functions, fill one block at a time and read its shape as that of a plain layer.
 """
 
 import fnmatch
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 Initializer = Callable[[Tensor], object]
-"""Fills a weight tensor in place, as the functions of torch.nn.init do."""
+"""A function that fills a weight tensor in place, like those of torch.nn.init."""
 
 _RELU_GAIN = math.sqrt(2)  # half of the activations' mean square is lost
 _LIKE_RELU = (nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Mish, nn.ELU, nn.CELU, nn.Hardswish, nn.Softplus)
@@ -43,18 +43,19 @@ _LIKE_RELU = (nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Mish, nn.ELU, nn.CELU, nn.
 
 @dataclass(frozen=True)
 class VarianceScaling:
-    """Draws weights whose variance depends on how many inputs or outputs they connect.
+    """Draws weights whose variance depends on the number of inputs or outputs that they connect.
 
-    Called with a tensor alone, it takes its shape for (outputs, inputs, *kernel), as torch.nn.init does.
+    Without fans as arguments, it reads the tensor's shape as (outputs, inputs, *kernel), as torch.nn.init does.
 
     Args:
-        gain: Factor that makes up for what the activation takes away; the standard deviation is gain/√fan. At least 0.
-        mode: ``"fan_in"`` keeps the variance of activations, ``"fan_out"`` that of gradients, ``"fan_average"`` is
-            halfway between.
-        distribution: ``"normal"`` or ``"uniform"``.
+        gain: Factor that makes up for the variance that the activation removes, at least 0; the standard deviation is
+            gain/√fan.
+        mode: Fan to scale by: ``"fan_in"`` preserves the variance of activations, ``"fan_out"`` that of gradients,
+            ``"fan_average"`` is a compromise.
+        distribution: Distribution of the weights: ``"normal"`` or ``"uniform"``.
 
     Raises:
-        SettingError: If an argument is out of its range.
+        SettingError: If an argument is out of range.
 
     >>> weight = torch.empty(100, 400)
     >>> VarianceScaling(1.0, "fan_in", "uniform")(weight)
@@ -75,12 +76,12 @@ class VarianceScaling:
         """Fills a tensor in place.
 
         Args:
-            weight: Tensor to fill, of at least two dimensions where a fan is counted by its shape.
-            fan_in: How many inputs reach one output; by the shape where None.
-            fan_out: How many outputs one input reaches; by the shape where None.
+            weight: Tensor to fill, of at least two dimensions where a fan is computed from its shape.
+            fan_in: Number of inputs that reach one output; computed from the shape where None.
+            fan_out: Number of outputs that one input reaches; computed from the shape where None.
 
         Raises:
-            SettingError: If a fan isn't known.
+            SettingError: If a fan is unknown.
         """
         if (fan_in is None or fan_out is None) and weight.ndim < 2:
             raise SettingError(
@@ -126,18 +127,18 @@ INITIALIZATIONS: dict[str, Initializer] = {
     "lecun_normal": VarianceScaling(1.0, "fan_in", "normal"),
     "orthogonal": _orthogonal_,
 }
-"""Every named scheme, as a function that fills one weight tensor in place."""
+"""Initialization schemes by name, as functions that fill one weight tensor in place."""
 
 
 def scheme_for_activation(activation: nn.Module) -> Initializer:
-    """Returns the scheme that keeps the variance through this activation.
+    """Returns the scheme that preserves the variance through an activation.
 
     Args:
         activation: The module that follows the weights.
 
     Returns:
         Kaiming normal (fan_in) for ReLU, its smooth relatives (GELU, SiLU, ...) and leaky ones with their slope; LeCun
-        normal for SELU; Xavier normal for sigmoid, tanh, no activation and whatever isn't known.
+        normal for SELU; Xavier normal for sigmoid, tanh, no activation and unknown ones.
 
     Reference:
         Xavier Glorot, Yoshua Bengio: Understanding the difficulty of training deep feedforward neural networks,
@@ -167,28 +168,28 @@ def _negative_slope(activation: nn.Module) -> float | None:
 
 @torch.no_grad()
 def initialize_(module: nn.Module, scheme: str | Initializer, activation: nn.Module) -> None:
-    """Initializes every linear, convolutional and recurrent layer and every attention below ``module``, in place.
+    """Initializes every linear, convolutional, recurrent and attention layer of a module, in place.
 
     Weights follow the scheme and biases become 0. Each group of a convolution, gate of a recurrent layer, and the
-    queries, keys and values of an attention are matrices of their own, as :func:`layer_weights` says. Normalization
-    layers keep what their constructors gave them (γ = 1, β = 0), and so does everything else. Embeddings do, too, but
-    with ``"small_normal"``, the guide for transformers, in which they are drawn like all weights.
+    queries, keys and values of attention are separate matrices, see :func:`layer_weights`. Normalization layers keep
+    the values from their constructors (γ = 1, β = 0), and so do all other modules, embeddings included, except that
+    ``"small_normal"``, the scheme for transformers, draws embeddings like all weights.
 
-    ``"auto"`` goes by the activation that follows, which is looked for in every ``nn.Sequential``, past
-    normalization, dropout, pooling and reshaping. A layer that runs straight into another one, or is the last of
-    ``module``, has none, and is Xavier's. Where code that can't be seen comes next, ``activation`` decides.
-    Recurrent layers get Xavier input weights, orthogonal recurrent weights, and a bias of 1 on an LSTM's forget gate,
-    which lets it remember from the beginning; attentions get Xavier weights.
+    ``"auto"`` depends on the activation that follows, which is searched in every ``nn.Sequential``, past normalization,
+    dropout, pooling and reshaping. A layer that is followed by another one, or is the last of ``module``, has none, and
+    gets Xavier weights. Where the next module is unknown, ``activation`` decides. Recurrent layers get Xavier input
+    weights, orthogonal recurrent weights, and a bias of 1 on an LSTM's forget gate, so that it remembers from the
+    start; attention gets Xavier weights.
 
     Args:
         module: Module whose layers are initialized.
-        scheme: ``"auto"``, ``"default"`` (what torch does; nothing is touched), a key of ``INITIALIZATIONS``,
-            ``"lsuv"`` (orthogonal weights, for ``lsuv_`` to scale when there is a batch), or a function (or its import
-            path) that fills a weight tensor of the shape (outputs, inputs, *kernel) in place.
-        activation: The activation between the layers where none is seen; only ``"auto"`` asks for it.
+        scheme: ``"auto"``, ``"default"`` (torch's initialization, nothing is changed), a key of ``INITIALIZATIONS``,
+            ``"lsuv"`` (orthogonal weights, for ``lsuv_`` to scale with a batch), or a function (or its import path)
+            that fills a weight tensor of the shape (outputs, inputs, *kernel) in place.
+        activation: Activation assumed where the following one is unknown; only used by ``"auto"``.
 
     Raises:
-        SettingError: If the scheme's name isn't known, or a weight is no plain parameter.
+        SettingError: If the scheme's name is unknown, or a weight isn't a plain parameter.
 
     Reference:
         Rafal Jozefowicz, Wojciech Zaremba, Ilya Sutskever: An Empirical Exploration of Recurrent Network
@@ -238,7 +239,7 @@ def _fill(weight: LayerWeight, fill: Initializer) -> None:
 
 def _zero_biases(layer: nn.Module) -> None:
     for name, parameter in layer.named_parameters(recurse=False):
-        # An attention's "bias_k" and "bias_v" are no shifts, but one more key and value.
+        # The "bias_k" and "bias_v" of attention aren't shifts, but an additional key and value.
         if name.startswith(("bias", "in_proj_bias")) and name not in ("bias_k", "bias_v"):
             parameter.zero_()
 
@@ -246,7 +247,7 @@ def _zero_biases(layer: nn.Module) -> None:
 def _open_forget_gate(layer: nn.Module) -> None:
     if isinstance(layer, (nn.LSTM, nn.LSTMCell)):
         for name, parameter in layer.named_parameters(recurse=False):
-            if name.startswith("bias_ih"):  # alone: torch adds another bias, that of the recurrent matrix
+            if name.startswith("bias_ih"):  # only this one: torch adds another bias, that of the recurrent matrix
                 parameter.chunk(4)[1].fill_(1.0)  # input, forget, cell, output
 
 
@@ -264,7 +265,7 @@ def _guide(
 def zero_residual_gamma_(module: nn.Module, include: str | Sequence[str | nn.Module]) -> list[str]:
     """Sets γ = 0 in the normalization layers that end residual branches, in place: every block starts as the identity.
 
-    The network is then shallow at first, and deepens as training asks for it.
+    The network is then shallow at first, and deepens in the course of training.
 
     Args:
         module: Module whose layers are initialized.
@@ -274,7 +275,7 @@ def zero_residual_gamma_(module: nn.Module, include: str | Sequence[str | nn.Mod
         Names of the layers, in the order of the module.
 
     Raises:
-        SettingError: If something in ``include`` is no normalization layer of the module with a γ.
+        SettingError: If an entry of ``include`` matches no normalization layer with a γ.
 
     Reference:
         Priya Goyal et al.: Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour, 2017, arXiv:1706.02677.

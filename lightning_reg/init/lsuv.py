@@ -1,4 +1,4 @@
-"""Initial weights scaled by a batch that runs through the network, and the scale of its activations."""
+"""LSUV: initial weights scaled by a batch of data; and the scale of a network's activations."""
 
 import math
 import sys
@@ -18,15 +18,15 @@ __all__ = ["LSUVResult", "activation_scale", "lsuv_"]
 
 Inputs = Tensor | tuple[Any, ...]
 
-_EPSILON = torch.finfo(torch.float32).eps  # the least precise type that variances are computed in
+_EPSILON = torch.finfo(torch.float32).eps  # the least precise dtype that variances are computed in
 
 
 class LSUVResult(NamedTuple):
     """Result of :func:`lsuv_`.
 
     Attributes:
-        variances: Variance of the outputs of every layer that was scaled, in the order in which they ran.
-        left: Names of layers that stay as they were, because they never ran or their weights belong to others, too.
+        variances: Variance of the outputs of every scaled layer by name, in the order in which they ran.
+        left: Names of layers that weren't scaled, because they never ran or share their weights with others.
     """
 
     variances: dict[str, float]
@@ -46,27 +46,27 @@ def lsuv_(
     .. math:: W \leftarrow W / \sigma, \quad b \leftarrow b / \sigma, \quad \sigma^2 = \operatorname{Var}[W x + b]
 
     Layers are the linear, convolutional and transposed ones, in the order in which they run; their outputs are those
-    before norm and activation, and the variance is that of all numbers in them. Dividing the weights divides the
-    outputs, so that one forward pass scales all layers: each hands on what it would now compute. A second pass finds
-    that all of them are right.
+    before norm and activation, and the variance is over all entries. Dividing the weights divides the outputs, so that
+    one forward pass scales all layers: each passes on its scaled outputs. A second pass confirms all variances.
 
-    The network runs without gradients, with dropout off, and normalization by the statistics of this batch, as it will
-    be in training. Its running statistics and every module's mode are as before in the end.
+    The network runs without gradients, with dropout off, and normalizes by the statistics of this batch, as it will in
+    training. Its running statistics and every module's mode are restored.
 
     Args:
         module: The network, whose ``forward`` takes the inputs.
         inputs: A batch of real data (N, ...), on the module's device; a tuple where there are several arguments.
-        tolerance: How far from 1 a variance may be, above 0.
-        max_iterations: How often weights are scaled at the most. Twice is more than enough, unless a layer computes
-            with something else than its weight.
-        orthogonal: Whether weights are made orthogonal, and biases 0, in layers that run; else both are only scaled.
+        tolerance: Largest deviation of a variance from 1, above 0.
+        max_iterations: Largest number of times that weights are scaled, at least 1. Two are enough, unless a layer
+            computes with something other than its weight.
+        orthogonal: Whether to first make weights orthogonal and biases 0 in layers that run, rather than only scale
+            them.
 
     Returns:
-        The variances that were reached, and the layers that were left as they are.
+        The final variances, and the layers that weren't scaled.
 
     Raises:
-        SettingError: If outputs of a layer are all the same, or not finite, no layer runs, or a layer's outputs don't
-            follow its weights. Some weights are changed by then.
+        SettingError: If outputs of a layer are constant or not finite, no layer runs, or a layer's outputs don't scale
+            with its weights. Some weights may have been changed by then.
 
     Reference:
         Dmytro Mishkin, Jiri Matas: All you need is a good init, ICLR 2016, arXiv:1511.06422.
@@ -80,7 +80,7 @@ def lsuv_(
     check_count("max_iterations", max_iterations)
     scaling = _Scaling(module, tolerance, orthogonal=orthogonal)
     with _observed(module, scaling.names, scaling.scale, scaling.prepare):
-        for _ in range(max_iterations + 1):  # the last one has to find nothing
+        for _ in range(max_iterations + 1):  # the last one only checks
             scaling.restart()
             _run(module, inputs)
             if not scaling.outside:
@@ -103,8 +103,8 @@ class _Scaling:
             submodule: name for name, submodule in module.named_modules() if isinstance(submodule, WEIGHT_LAYERS)
         }
         for layer, name in self.names.items():
-            layer_weights(layer, name)  # refuses what can't be scaled
-        # Scaling an embedding's weights in the layer that shares them would change what ran long before.
+            layer_weights(layer, name)  # raises if a weight can't be scaled
+        # Scaling an embedding's weights in the layer that shares them would change outputs of earlier modules.
         self.foreign = {
             parameter
             for submodule in module.modules()
@@ -132,7 +132,7 @@ class _Scaling:
         self.done.add(weight)
         name = self.names[layer]
         mean, variance = _mean_and_variance(output)
-        if not math.isfinite(variance) or variance <= (8 * _EPSILON * mean) ** 2:  # what rounding may leave
+        if not math.isfinite(variance) or variance <= (8 * _EPSILON * mean) ** 2:  # rounding errors of a constant
             what = f"all {mean:.4g}" if math.isfinite(variance) else "not finite"
             raise SettingError(f"inputs must let the outputs of every layer vary, but those of {name!r} are {what}")
         self.variances[name] = variance
@@ -148,21 +148,22 @@ class _Scaling:
 def activation_scale(
     module: nn.Module, inputs: Inputs, *, types: type[nn.Module] | tuple[type[nn.Module], ...] = WEIGHT_LAYERS
 ) -> dict[str, tuple[float, float]]:
-    """Returns mean and standard deviation of what the layers of a network return for a batch.
+    """Returns mean and standard deviation of the outputs of a network's layers for a batch.
 
-    The network runs as in :func:`lsuv_`, and nothing about it is changed.
+    The network runs as in :func:`lsuv_`, and isn't changed.
 
     Args:
         module: The network, whose ``forward`` takes the inputs.
         inputs: A batch (N, ...), on the module's device; a tuple where there are several arguments.
-        types: Classes of the layers; linear and convolutional ones by default, that is before norm and activation.
+        types: Classes of the layers; by default linear and convolutional ones, whose outputs are before norm and
+            activation.
 
     Returns:
-        (mean, standard deviation) by the layer's name, in the order in which they first run; of a layer that runs
-        several times, the first.
+        (mean, standard deviation) by the layer's name, in the order in which they first run; those of the first call
+        for a layer that runs several times.
 
     Raises:
-        SettingError: If a layer returns something else than a tensor.
+        SettingError: If a layer returns something other than a tensor.
 
     >>> network = nn.Sequential(nn.Linear(100, 400), nn.ReLU())
     >>> initialize_(network, "kaiming_normal", nn.ReLU())
@@ -193,7 +194,7 @@ def _mean_and_variance(output: Tensor) -> tuple[float, float]:
 
 
 def _run(module: nn.Module, inputs: Inputs) -> None:
-    # Compiled graphs would have to be compiled again for the hooks; there are none where the compiler wasn't loaded.
+    # Compiled graphs would be recompiled for the hooks; there are none if the compiler wasn't loaded.
     eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
     with torch.no_grad(), eager:
         module(*inputs) if isinstance(inputs, tuple) else module(inputs)
@@ -217,7 +218,7 @@ def _observed(
         for layer in layers:
             if before is not None:
                 handles.append(layer.register_forward_pre_hook(lambda layer, _: before(layer)))
-            # Before anybody else's hooks, who then get what the layer would return by itself.
+            # Before all other hooks, which then get the output that the scaled layer would return.
             handles.append(layer.register_forward_hook(lambda layer, _, output: after(layer, output), prepend=True))
         yield
     finally:

@@ -1,6 +1,6 @@
 """LightningModules: one training step around any network, and networks with pluggable parts.
 
-What they are trained for (classes, numbers, several labels) is a task of ``lightning_reg.models.tasks``.
+Their tasks (classification, regression, several labels) are in ``lightning_reg.models.tasks``.
 """
 
 from lightning_reg.models.classifier import Classifier

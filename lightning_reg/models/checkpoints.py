@@ -1,4 +1,4 @@
-"""Whether a checkpoint fits a model, said before torch says it at length."""
+"""Checks that a checkpoint matches a model, with shorter messages than torch's."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -11,13 +11,13 @@ __all__ = ["check_fits", "check_same_structure"]
 
 
 def check_same_structure(saved: Mapping[str, Any], present: Mapping[str, Any], names: Iterable[str]) -> None:
-    """Raises if a checkpoint's network computes something else than the model, though the weights' shapes may fit.
+    """Raises if a checkpoint's network computes something else than the model, although the weights' shapes may match.
 
     Args:
-        names: Of those that decide what the network computes.
+        names: Names of the hyperparameters that decide what the network computes.
 
     Raises:
-        SettingError: With the first that differs.
+        SettingError: With the first hyperparameter that differs.
 
     >>> check_same_structure({"activation": "tanh"}, {"activation": "relu"}, ["activation"])
     Traceback (most recent call last):
@@ -37,10 +37,10 @@ def check_fits(state: Mapping[str, Any], module: nn.Module) -> None:
 
     Args:
         state: The checkpoint's ``state_dict``.
-        module: What it is to be loaded into.
+        module: The module to load it into.
 
     Raises:
-        SettingError: With the first entry that differs and how many there are.
+        SettingError: With the first entry that differs and the number of them.
 
     >>> check_fits({"weight": nn.Linear(2, 3).weight}, nn.Linear(2, 4, bias=False))
     Traceback (most recent call last):

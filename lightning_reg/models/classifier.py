@@ -15,11 +15,11 @@ class Classifier(Supervised):
     """Trains any network to classify, with cross entropy; :class:`Supervised` that refuses anything else.
 
     Args:
-        network: From a batch of inputs to logits (N, num_classes).
-        settings: What every model has: those of :class:`Supervised`.
+        network: Module from a batch of inputs to logits (N, num_classes).
+        settings: Arguments of :class:`Supervised`.
 
     Raises:
-        SettingError: If the task is another, or a setting is out of its range.
+        SettingError: If the task is another, or a setting is out of range.
 
     >>> import torch
     >>> module = Classifier(nn.Linear(4, 3), num_classes=3)

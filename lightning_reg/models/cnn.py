@@ -26,19 +26,19 @@ class CNN(Supervised):
             callable from the number of channels to a module.
         activation: none, relu, leaky_relu, elu, selu, gelu, silu, mish, tanh, sigmoid, or any callable that returns a
             module.
-        dropout: Kind of dropout between stages: standard, spatial (whole channels), drop_block (squares of 7×7),
-            alpha, gaussian; drop_connect (weights), concrete (learns its rate for channels from ``drop_prob`` on); or
-            any callable from the probability to a module.
-        drop_prob: Its probability, in [0, 1].
+        dropout: Kind of dropout between stages: standard, spatial (whole channels), drop_block (squares of 7×7), alpha,
+            gaussian; drop_connect (weights), concrete (learns its rate for channels, starting at ``drop_prob``); or any
+            callable from the probability to a module.
+        drop_prob: Probability of that dropout, in [0, 1].
         head_drop_prob: Probability that a feature is dropped before the last layer, in [0, 1].
         init: Initialization: auto (by the activation), default (torch's), zeros, uniform, normal, truncated_normal,
             small_normal, xavier_normal, xavier_uniform, kaiming_normal, kaiming_uniform, kaiming_normal_fan_out,
             kaiming_uniform_fan_out, lecun_normal, orthogonal, lsuv (orthogonal, scaled by the first training batch), or
             a function that fills a weight tensor in place.
-        settings: What every model has: those of :class:`Supervised`, but its ``network``.
+        settings: Arguments of :class:`Supervised` other than ``network``.
 
     Raises:
-        SettingError: If a name isn't known, a number is out of its range, or the images are too small.
+        SettingError: If a name is unknown, a number is out of range, or the images are too small.
 
     >>> import torch
     >>> module = CNN(input_shape=(3, 32, 32), num_classes=10, channels=[8, 16])

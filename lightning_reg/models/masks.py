@@ -1,4 +1,4 @@
-"""What a model's own layers drop, as a function of where training stands."""
+"""Dropout masks of a model's own layers, as a function of the position in training."""
 
 from torch import nn
 
@@ -14,15 +14,15 @@ __all__ = ["KeyedMasks"]
 
 
 class KeyedMasks:
-    """Gives layers that drop something random numbers of their own for one training step after the other.
+    """Gives stochastic layers their own random streams, restarted at every training step.
 
-    They depend on the seed, the process, the epoch and the batch alone, so that a run that was interrupted goes on with
-    the masks that it would have had, and a step that is made again drops the same. So it is in eager code on the CPU;
-    compiled code and GPUs draw from torch's global stream, for which torch has fused kernels, as do layers of torch's
-    own: ``AlphaDropout``, and dropout inside of attention and of recurrent layers.
+    The streams depend on the seed, the process, the epoch and the batch alone, so that an interrupted run goes on with
+    the masks that it would have had, and a repeated step drops the same units. This holds for eager code on the CPU;
+    compiled code and GPUs draw from torch's global stream, for which torch has fused kernels, as do torch's own layers:
+    ``AlphaDropout``, and dropout inside attention and recurrent layers.
 
     Args:
-        network: Whose layers have no random numbers of their own yet.
+        network: The network; layers with a stream from elsewhere are left alone.
 
     >>> import torch
     >>> from lightning_reg.nn import Dropout
@@ -38,7 +38,7 @@ class KeyedMasks:
     def __init__(self, network: nn.Module) -> None:
         dropping = (StochasticLayer, DropConnect, ConcreteDropout, LayerDrop, Zoneout)
         layers = [layer for layer in network.modules() if isinstance(layer, dropping)]
-        # What a technique has put in has a stream that serves everywhere; ours may be left from a fit that failed.
+        # A layer inserted by a technique has a stream that serves everywhere; ours may be left from a fit that failed.
         free = [layer for layer in layers if layer.stream is None or layer.stream.on_cpu_only]
         self._streams = [(layer, NoiseStream(on_cpu_only=True)) for layer in free]
 
@@ -46,7 +46,7 @@ class KeyedMasks:
         """Starts a training step.
 
         Args:
-            key: Process, epoch and batch.
+            key: Rank of the process, epoch and batch.
         """
         if not self._streams:
             return
@@ -56,6 +56,6 @@ class KeyedMasks:
             layer.stream = stream
 
     def end(self) -> None:
-        """Ends it: from here on, layers draw from torch's global stream again."""
+        """Ends a training step: layers draw from torch's global stream again."""
         for layer, _ in self._streams:
             layer.stream = None

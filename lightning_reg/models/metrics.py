@@ -1,4 +1,4 @@
-"""Metrics that cost a training step next to nothing."""
+"""Metrics whose updates cost a training step next to nothing."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,13 +18,14 @@ _MOST_NUMBERS = 2**20
 
 
 class Deferred(WrapperMetric):
-    """Hands a metric many batches at once.
+    """Updates a metric with many batches at once.
 
     An update of a torchmetrics metric takes as long as the whole training step of a small network. Batches are
-    therefore kept, as they are, until 64 of them or a million numbers have come together or the metric is computed.
+    therefore kept, as they are, until 64 of them or a million numbers have accumulated or the metric is computed.
 
     Args:
-        measured: What it is updated with, from what is kept.
+        metric: The metric to update.
+        measured: Function from outputs and targets to the arguments of the metric's update.
     """
 
     def __init__(self, metric: Metric, measured: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
@@ -51,13 +52,13 @@ class Deferred(WrapperMetric):
 
     @override
     def compute(self) -> Any:
-        """Returns the metric over all that was kept and all that was handed over."""
+        """Returns the metric over all batches so far."""
         self._hand_over()
         return self.metric.compute()
 
     @override
     def reset(self) -> None:
-        """Forgets everything."""
+        """Resets the metric and drops the batches that were kept."""
         super().reset()
         self._waiting.clear()
         self.metric.reset()
@@ -70,7 +71,7 @@ def _joined(tensors: Sequence[Tensor]) -> Tensor:
 class SampleMean(Metric):
     """Mean over samples of a value that is known as the mean of each batch.
 
-    torchmetrics' own mean forgets the weights where it isn't to look for values that aren't numbers.
+    torchmetrics' ``MeanMetric`` ignores the weights where its check for NaN is off.
     """
 
     def __init__(self) -> None:
@@ -82,7 +83,7 @@ class SampleMean(Metric):
 
     @override
     def update(self, values: Tensor, counts: Tensor) -> None:
-        """Takes the means of batches, and of how many samples they are."""
+        """Adds the means of batches, with their numbers of samples."""
         counts = counts.to(self.total)
         self.total = self.total + (values.to(self.total) * counts).sum()
         self.samples = self.samples + counts.sum()
@@ -94,14 +95,14 @@ class SampleMean(Metric):
 
 
 class BalancedAccuracy(MulticlassConfusionMatrix):
-    """Mean over the classes that occur of the share of their samples that is classified right, as scikit-learn's.
+    """Mean recall over the classes that occur, as scikit-learn's ``balanced_accuracy_score``.
 
-    torchmetrics' macro accuracy counts a class that is predicted and doesn't occur as one that is always missed.
+    torchmetrics' macro accuracy counts a class that is predicted but doesn't occur with an accuracy of 0.
     """
 
     @override
     def compute(self) -> Tensor:
-        """Returns a value in [0, 1]."""
+        """Returns the balanced accuracy, in [0, 1]."""
         confusion = super().compute()
         samples = confusion.sum(1)
         recalls = confusion.diag() / samples.clamp(min=1)
@@ -112,7 +113,7 @@ class RootMeanSquaredError(MeanSquaredError):
     """Root mean squared error of each target, averaged over targets.
 
     Args:
-        num_targets: How many targets a sample has.
+        num_targets: Number of targets per sample.
     """
 
     def __init__(self, num_targets: int) -> None:
@@ -127,10 +128,10 @@ class RootMeanSquaredError(MeanSquaredError):
 class CenteredR2Score(R2Score):
     """R² whose sums are taken around a value near the targets' mean: around 0, float32 loses a small variance.
 
-    It isn't a number where there are fewer than two samples.
+    It is NaN for fewer than two samples.
 
     Args:
-        centered: Returns values less one near the targets' mean.
+        centered: Function that subtracts a value near the targets' mean.
     """
 
     def __init__(self, centered: Callable[[Tensor], Tensor]) -> None:
@@ -139,7 +140,7 @@ class CenteredR2Score(R2Score):
 
     @override
     def update(self, preds: Tensor, target: Tensor) -> None:
-        """Takes a batch in the targets' unit."""
+        """Adds a batch of predictions and targets in the targets' unit."""
         super().update(self.centered(preds), self.centered(target))
 
     @override

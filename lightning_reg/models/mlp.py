@@ -16,8 +16,8 @@ class MLP(Supervised):
     """A multilayer perceptron that classifies; images are flattened, categories of a table embedded.
 
     Each hidden layer is: weights, normalization, activation, dropout. A residual network has the same layers, in blocks
-    of normalization, activation, dropout and weights; what a block computes is added to what came in, projected where
-    widths differ. Its branches are dropped or disturbed by probabilities that rise linearly to that of the last one.
+    of normalization, activation, dropout and weights; the output of a block is added to its input, projected where
+    widths differ. Its branches are dropped or disturbed with probabilities that rise linearly to that of the last one.
 
     Args:
         input_shape: Shape of one sample; taken from the data module on the command line.
@@ -26,23 +26,23 @@ class MLP(Supervised):
             features to a module.
         activation: none, relu, leaky_relu, elu, selu, gelu, silu, mish, tanh, sigmoid, or any callable that returns a
             module.
-        dropout: standard, alpha, gaussian; drop_connect (weights), concrete (learns its rate); or any callable from the
-            probability to a module.
+        dropout: Kind of dropout: standard, alpha, gaussian; drop_connect (weights), concrete (learns its rate); or any
+            callable from the probability to a module.
         drop_prob: Probability that an activation is dropped, in [0, 1].
         init: Initialization: auto (by the activation), default (torch's), zeros, uniform, normal, truncated_normal,
             small_normal, xavier_normal, xavier_uniform, kaiming_normal, kaiming_uniform, kaiming_normal_fan_out,
             kaiming_uniform_fan_out, lecun_normal, orthogonal, lsuv (orthogonal, scaled by the first training batch), or
             a function that fills a weight tensor in place.
-        categories: Of each of the last columns that are embedded, how many there are, code 0 included; taken from the
-            data module on the command line.
+        categories: Number of categories of each of the last columns, which are embedded, code 0 included; taken from
+            the data module on the command line.
         embed_dim: Width of a category's vector, at least 1.
         residual: Whether each hidden layer after the first adds to its input.
         stochastic_depth_prob: Probability that the last branch is dropped, in [0, 1].
-        shake_drop_prob: Probability that ShakeDrop disturbs it, in [0, 1].
-        settings: What every model has: those of :class:`Supervised`, but its ``network``.
+        shake_drop_prob: Probability that ShakeDrop disturbs the last branch, in [0, 1]; not both.
+        settings: Arguments of :class:`Supervised` other than ``network``.
 
     Raises:
-        SettingError: If a name isn't known, a number is out of its range, or there are no branches to drop.
+        SettingError: If a name is unknown, a number is out of range, or there are no branches to drop.
 
     Reference:
         Residual branches: Kaiming He, Xiangyu Zhang, Shaoqing Ren, Jian Sun, ECCV 2016, arXiv:1603.05027. ShakeDrop:

@@ -16,33 +16,34 @@ class RNN(Supervised):
     """A recurrent network that classifies sequences, or images read row by row.
 
     Each layer is: an LSTM, GRU or tanh RNN, normalization, dropout. An image (C, H, W) is a sequence of H steps with
-    C·W features. Gradients through many steps can explode; the callback GradientClipping keeps them short.
+    C·W features. Gradients through many steps can explode; the callback GradientClipping bounds them.
 
     Args:
         input_shape: (time, features) of a sequence or (channels, height, width) of an image; taken from the data
             module on the command line.
-        cell: ``"lstm"``, ``"gru"``, or ``"rnn"`` (tanh).
+        cell: Kind of recurrent layer: ``"lstm"``, ``"gru"``, or ``"rnn"`` (tanh).
         hidden_size: Width of the state, in each direction.
-        num_layers: Recurrent layers on top of each other.
+        num_layers: Number of stacked recurrent layers.
         bidirectional: Whether each layer also reads backwards.
         norm: Normalization of each layer's outputs: none, layer, rms (each time step by itself), batch, ghost_batch,
             group, instance, filter_response (over time, too), or any callable from the number of features to a module.
         dropout: Kind of dropout after each layer: variational (a feature is dropped at all time steps), standard,
             alpha, gaussian, drop_block (stretches of 7 steps), or any callable from the probability to a module.
-        drop_prob: Its probability, in [0, 1].
+        drop_prob: Probability of that dropout, in [0, 1].
         weight_drop_prob: Probability that an entry of a recurrent matrix is dropped, for all time steps of a forward
             pass, in [0, 1].
-        zoneout_prob: Probability that a unit keeps its state from the time step before, in [0, 1]; not both.
+        zoneout_prob: Probability that a unit keeps its state from the previous time step, in [0, 1]; not together with
+            ``weight_drop_prob``.
         init: Initialization: auto (orthogonal recurrent weights, an open forget gate), default (torch's), zeros,
             uniform, normal, truncated_normal, small_normal, xavier_normal, xavier_uniform, kaiming_normal,
             kaiming_uniform, kaiming_normal_fan_out, kaiming_uniform_fan_out, lecun_normal, orthogonal, lsuv
             (orthogonal, scaled by the first training batch), or a function that fills a weight tensor in place.
-        pool: What the last linear layer sees: the ``"last"`` outputs (each direction's own), their ``"mean"`` or
+        pool: Input of the last linear layer: the ``"last"`` outputs (each direction's own), their ``"mean"`` or
             ``"max"`` over time.
-        settings: What every model has: those of :class:`Supervised`, but its ``network``.
+        settings: Arguments of :class:`Supervised` other than ``network``.
 
     Raises:
-        SettingError: If a name isn't known, a number is out of its range, or inputs are neither sequences nor images.
+        SettingError: If a name is unknown, a number is out of range, or inputs are neither sequences nor images.
 
     Reference:
         Variational dropout: Yarin Gal, Zoubin Ghahramani, NeurIPS 2016, arXiv:1512.05287. Dropped recurrent weights:

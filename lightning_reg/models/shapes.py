@@ -1,4 +1,4 @@
-"""Whether a network fits the data, said in one sentence before training."""
+"""Checks before training that a network matches the data."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,11 +14,11 @@ __all__ = ["check_network", "check_outputs"]
 def check_network(network: nn.Module, input_shape: Sequence[int], num_outputs: int) -> None:
     """Raises unless a network takes the data's samples and returns an output for each class or target.
 
-    It is run in evaluation mode on two samples of zeros, and stays as it is.
+    The network is run in evaluation mode on two samples of zeros and isn't changed.
 
     Args:
-        network: From (N, ...) to (N, outputs).
-        num_outputs: How many outputs the task needs.
+        network: Module from (N, *input_shape) to (N, num_outputs).
+        num_outputs: Number of outputs that the task needs.
 
     Raises:
         SettingError: With the shapes.
@@ -46,10 +46,10 @@ def _tried(network: nn.Module, input_shape: Sequence[int]) -> Any:
         network.eval()
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             try:
-                # Not the compiled one, which would be compiled for these two samples.
+                # Not the compiled call, which would be compiled for these two samples.
                 return network.forward(torch.zeros(2, *input_shape, dtype=tensor.dtype, device=tensor.device))
             except Exception:
-                # Tokens, say: what a network looks up must be whole numbers.
+                # Inputs may be tokens: an embedding needs integers.
                 if not any(isinstance(module, nn.Embedding) for module in network.modules()):
                     raise
                 return network.forward(torch.zeros(2, *input_shape, dtype=torch.int64, device=tensor.device))
@@ -67,7 +67,7 @@ def check_outputs(outputs: Any, num_outputs: int) -> None:
     """Raises unless outputs are (N, num_outputs), or (N,) for one.
 
     Args:
-        num_outputs: How many the task needs.
+        num_outputs: Number of outputs that the task needs.
 
     Raises:
         SettingError: With both shapes.

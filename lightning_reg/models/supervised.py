@@ -1,4 +1,4 @@
-"""The one training step: classification, regression and several labels, with any network."""
+"""The training step of all models: classification, regression and several labels, with any network."""
 
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -55,14 +55,14 @@ def default_optimizer(params: Iterable[Any]) -> torch.optim.Optimizer:
 def chosen_task(
     task: Task | TaskName, *, num_classes: int | None, num_targets: int | None, label_smoothing: float = 0.0
 ) -> Task:
-    """Returns the task that a setting means; of a task that is given, a copy.
+    """Returns the task for a setting; a copy where a task is given.
 
     Args:
-        task: A name, or ``auto``: classification where there are classes alone, regression where there are targets
-            alone, and several labels where there are both, as data modules have it.
-        num_classes: How many classes or labels there are.
-        num_targets: How many numbers or labels a sample has.
-        label_smoothing: For a task by name.
+        task: A task, its name, or ``auto``: classification where ``num_classes`` alone is given, regression where
+            ``num_targets`` alone is, multilabel where both are, as data modules set them.
+        num_classes: Number of classes or labels; None where there are none.
+        num_targets: Number of targets or labels per sample; None for classification.
+        label_smoothing: Label smoothing of a task given by name, in [0, 1].
 
     Raises:
         SettingError: If there is no such task, or it has no labels to smooth.
@@ -103,30 +103,30 @@ class Supervised(LightningModule):
 
     Logs ``train/loss``, ``val/loss``, ``test/loss`` and, under the same prefixes, the task's metrics, once an epoch:
     ``accuracy`` and ``balanced_accuracy`` for classification; ``mae``, ``rmse`` and ``r2`` for regression; ``f1`` and
-    ``mean_average_precision`` for several labels. Validation and test report the loss without label smoothing and
-    class weights, so that runs that differ in them can be compared. A network with ``ConcreteDropout`` gets the term by
-    which it learns its rates; they are logged as ``dropout/<layer>``. On the CPU, what its layers drop depends on seed,
-    process, epoch and batch alone, so that a run that was interrupted goes on as it would have, see ``KeyedMasks``.
+    ``mean_average_precision`` for several labels. Validation and test report the loss without label smoothing and class
+    weights, so that runs that differ in them can be compared. For a network with ``ConcreteDropout``, the term that its
+    rates are learned from is added to the loss; they are logged as ``dropout/<layer>``. On the CPU, dropout depends on
+    seed, process, epoch and batch alone, so that an interrupted run goes on as it would have, see ``KeyedMasks``.
 
     Args:
-        network: From a batch of inputs to outputs (N, outputs): logits of classes or labels; numbers, and their
-            variances for a Gaussian likelihood. In Python also a function that makes it from the number of outputs.
-        task: ``classification``, ``regression``, ``multilabel`` (several labels a sample), a ``Task`` with settings of
-            its own, or ``auto``: classification where ``num_classes`` is given, regression where ``num_targets`` is,
+        network: Module from a batch of inputs to outputs (N, outputs): logits of classes or labels; numbers, and their
+            variances for a Gaussian likelihood. In Python also a function from the number of outputs to such a module.
+        task: ``classification``, ``regression``, ``multilabel`` (several labels per sample), a ``Task`` with settings
+            of its own, or ``auto``: classification where ``num_classes`` is given, regression where ``num_targets`` is,
             several labels where both are.
         num_classes: Number of classes; taken from the data module on the command line.
-        num_targets: How many numbers or labels a sample has; taken from the data module on the command line.
-        input_shape: Shape of one sample, by which the network is tried before training; taken from the data module on
-            the command line.
+        num_targets: Number of targets or labels per sample; taken from the data module on the command line.
+        input_shape: Shape of one sample, with which the network is checked before training; taken from the data module
+            on the command line.
         label_smoothing: Share of the target that is spread evenly over all classes, in [0, 1].
-        optimizer: Makes the optimizer from parameter groups.
-        lr_scheduler: Makes the learning rate scheduler, stepped once an epoch.
+        optimizer: Function from parameter groups to an optimizer.
+        lr_scheduler: Function from the optimizer to a learning rate scheduler, which is stepped once per epoch.
         weight_decay: Strength of the optimizer's weight decay, at least 0; norms, biases and embeddings are left out.
             Where None, the optimizer's own setting applies to the rest.
-        compile: Whether the network is compiled by torch.compile; recurrent layers themselves stay as they are.
+        compile: Whether to compile the network with torch.compile; recurrent layers themselves aren't compiled.
 
     Raises:
-        SettingError: If an argument is out of its range, or the task lacks what it must know of the data.
+        SettingError: If an argument is out of range, or the task lacks the number of classes or targets.
 
     >>> module = Supervised(nn.Linear(4, 3), num_classes=3)
     >>> module(torch.zeros(2, 4)).shape
@@ -136,11 +136,11 @@ class Supervised(LightningModule):
     """
 
     structure: ClassVar[tuple[str, ...]] = ()
-    """Arguments that decide what the network computes though weights of the same shapes would fit: a checkpoint that
+    """Arguments that decide what the network computes although weights of the same shapes would load: a checkpoint that
     was trained with others is refused."""
 
     adds_concrete_penalty = True
-    """Whether the term by which ``ConcreteDropout`` learns is added here; the callback that does it says no."""
+    """Whether the penalty of ``ConcreteDropout`` is added here; the callback that adds it sets this to False."""
 
     def __init__(
         self,
@@ -167,7 +167,7 @@ class Supervised(LightningModule):
             )
         self.task = chosen_task(task, num_classes=num_classes, num_targets=num_targets, label_smoothing=label_smoothing)
         self.num_outputs = self.task.build(num_classes=num_classes, num_targets=num_targets)
-        # Not among the types of the argument: a parser would take somebody's function for one of these.
+        # Not among the types of the argument: the parser would take any user's function for one.
         make: Callable[[int], nn.Module] | None = None if isinstance(network, nn.Module) else network
         self._compiles = compile
         self.use_network(network if make is None else make(self.num_outputs))
@@ -182,10 +182,10 @@ class Supervised(LightningModule):
         self._masks: KeyedMasks | None = None  # of a fit
 
     def use_network(self, network: nn.Module) -> None:
-        """Trains another network instead; before a fit.
+        """Replaces the network, before a fit.
 
         Args:
-            network: From a batch of inputs to outputs (N, outputs).
+            network: Module from a batch of inputs to outputs (N, outputs).
         """
         self.network = network
         self._learns_rates = bool(concrete_layers(network))
@@ -198,16 +198,16 @@ class Supervised(LightningModule):
 
     @property
     def takes_soft_targets(self) -> bool:
-        """Whether loss and metrics are right for targets that were mixed; the audit asks."""
+        """Whether loss and metrics are correct for mixed targets; read by the audit."""
         return self.task.takes_soft_targets
 
     @override
     def setup(self, stage: str) -> None:
-        """Tries the network on two samples, so that one that doesn't fit the data is refused before anything else."""
+        """Runs the network on two samples, so that one that doesn't match the data is refused before anything else."""
         if self.input_shape is not None:
             check_network(self.network, self.input_shape, self.num_outputs)
 
-    @property  # type: ignore[misc]  # Lightning's can be set, too
+    @property  # type: ignore[misc]  # Lightning's has a setter, too
     def example_input_array(self) -> Tensor | None:  # type: ignore[override]
         """Two samples of zeros in the weights' precision, for Lightning's table of layers."""
         if self.input_shape is None:
@@ -241,7 +241,7 @@ class Supervised(LightningModule):
         return loss + self._concrete_penalty() if self._learns_rates and self.adds_concrete_penalty else loss
 
     def _concrete_penalty(self) -> Tensor:
-        """What layers that learn their rate of dropout add to the loss; the one that is logged stays clean."""
+        """Returns the penalty of layers that learn their dropout rate; the logged loss doesn't include it."""
         penalty = concrete_penalty(self.network, training_samples(self.trainer))
         self.log("penalty/concrete_dropout", penalty.detach())
         return penalty
@@ -262,7 +262,7 @@ class Supervised(LightningModule):
 
     @override
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor | Prediction:
-        """Returns probabilities (N, C), or numbers (N,) or (N, T); with how sure they are where that is known."""
+        """Returns probabilities (N, C), or numbers (N,) or (N, T); with their uncertainty where it is known."""
         inputs = batch[0]
         if self.predict_samples is not None:
             return self._uncertain_prediction(inputs, self.predict_samples)
@@ -272,7 +272,7 @@ class Supervised(LightningModule):
         return values if variances is None else Prediction(values, variances.sqrt())
 
     def _uncertain_prediction(self, inputs: Tensor, samples: int) -> Prediction:
-        noise: list[Tensor] = []  # what single passes say of the noise in the targets
+        noise: list[Tensor] = []  # predicted variances of the targets, pass by pass
 
         def predicted(outputs: Tensor) -> Tensor:
             variances = self.task.variances(outputs)
@@ -288,12 +288,12 @@ class Supervised(LightningModule):
         inputs, targets = batch
         outputs = self(inputs)
         if batch_idx == 0:
-            self._logged.discard(stage)  # whoever runs this step by himself starts no epoch
+            self._logged.discard(stage)  # a step that is called directly starts no epoch
             check_outputs(outputs, self.num_outputs)
         self._measure(stage, self.task.plain_loss(outputs, targets), outputs, targets)
 
     def _measure(self, stage: str, loss: Tensor, outputs: Tensor, targets: Tensor) -> None:
-        """Takes a batch into the epoch's metrics; Lightning asks these for their values when the epoch ends."""
+        """Updates the epoch's metrics with a batch; Lightning computes them when the epoch ends."""
         metrics: Any = self._metrics[stage]
         outputs = outputs.detach().clone()  # compiled code may write the next batch's into the same memory
         for name, metric in metrics.items():
@@ -332,7 +332,7 @@ class Supervised(LightningModule):
         if scheduler is None:
             return optimizer
         if isinstance(scheduler, ReduceLROnPlateau):
-            monitor = getattr(scheduler, "monitor", "val/loss")  # Lightning's subclass brings one, torch's doesn't
+            monitor = getattr(scheduler, "monitor", "val/loss")  # Lightning's subclass has one, torch's class doesn't
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": monitor}}
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler}}
 
@@ -354,7 +354,7 @@ class Supervised(LightningModule):
 
     @override
     def on_train_start(self) -> None:
-        """Tells the task the training targets, and says where a checkpoint brought other settings of the optimizer."""
+        """Gives the task the training targets, and warns if a checkpoint restored other optimizer settings."""
         self._logged.discard("fit")  # where an epoch is resumed in its middle, it has no start
         self._masks = None if self._compiles else KeyedMasks(self.network)
         if self.task.needs_targets:
@@ -362,7 +362,7 @@ class Supervised(LightningModule):
         optimizer = self.optimizers(use_pl_optimizer=False)
         if self.trainer.ckpt_path is None or not isinstance(optimizer, torch.optim.Optimizer):
             return
-        # A scheduler moves the rate, so what it started from is compared; one that keeps no record of that isn't.
+        # A scheduler changes the rate, so its initial rate is compared; one that keeps no record of that isn't.
         rate = "lr" if self._lr_scheduler is None else "initial_lr"
         for asked, restored in zip(self._configured, optimizer.param_groups, strict=True):
             for name in (rate, "weight_decay"):
@@ -375,7 +375,7 @@ class Supervised(LightningModule):
 
     @override
     def on_train_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Scales the weights by the first batch where the initialization asks for it."""
+        """Scales the weights by the first batch if the initialization is LSUV."""
         if self.hparams.get("init") != "lsuv" or self._is_scaled:
             return
         self._is_scaled = True
@@ -400,7 +400,7 @@ class Supervised(LightningModule):
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._is_scaled = True
-        # Only under a trainer: load_from_checkpoint knows by itself whether it is to be strict.
+        # Only under a trainer: load_from_checkpoint has its own argument for strictness.
         if self._trainer is not None and self.strict_loading:
             check_same_structure(checkpoint.get("hyper_parameters", {}), self.hparams, self.structure)
             check_fits(checkpoint["state_dict"], self)

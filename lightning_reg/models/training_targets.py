@@ -1,4 +1,4 @@
-"""The targets that a model is trained on, all at once."""
+"""All targets of the training samples."""
 
 from collections.abc import Sized
 from typing import Any
@@ -14,15 +14,16 @@ __all__ = ["training_targets"]
 
 
 def training_targets(trainer: Trainer) -> Tensor:
-    """Returns the targets of the training part, the same on every process.
+    """Returns the targets of all training samples, equal on every process.
 
-    Our data modules know them (``training_targets``); anybody else's are collected in a pass over the training loader.
+    Our data modules have a method ``training_targets``; otherwise they are collected in a pass over the training
+    loader.
 
     Args:
-        trainer: That is about to train.
+        trainer: Trainer of the fit that is about to start.
 
     Raises:
-        SettingError: If the loader has no end that is known, or its batches aren't (inputs, targets).
+        SettingError: If the loader's length is unknown, or its batches aren't (inputs, targets).
     """
     known = getattr(trainer.datamodule, "training_targets", None)  # type: ignore[attr-defined]  # set outside the class
     if callable(known):
@@ -31,7 +32,7 @@ def training_targets(trainer: Trainer) -> Tensor:
     loader: Any = trainer.train_dataloader
     try:
         has_end = isinstance(loader, Sized) and len(loader) > 0
-    except TypeError:  # of an iterable data set
+    except TypeError:  # of an iterable dataset
         has_end = False
     if not has_end:
         raise SettingError(

@@ -15,8 +15,8 @@ __all__ = ["TransformerClassifier"]
 class TransformerClassifier(Supervised):
     """A pre-norm transformer that classifies images, cut into patches, or sequences.
 
-    Tokens with learned positions; blocks of multi-head attention and feed-forward, each normalized first and added to
-    what came in; a last norm, pooling and a linear layer.
+    Tokens with learned positions; blocks of multi-head attention and feed-forward, each with a norm before it and a
+    residual connection around it; a last norm, pooling and a linear layer.
 
     Args:
         input_shape: (channels, height, width) of an image or (time, features) of a sequence; taken from the data
@@ -33,23 +33,23 @@ class TransformerClassifier(Supervised):
         dropout: Kind of dropout of the embedding, at the end of each branch and inside the feed-forward parts:
             standard, variational (a feature is dropped from all tokens), alpha, gaussian, or any callable from the
             probability to a module.
-        drop_prob: Its probability, in [0, 1].
+        drop_prob: Probability of that dropout, in [0, 1].
         attention_drop_prob: Probability that an attention weight is dropped, in [0, 1].
         stochastic_depth_prob: Probability that a branch of the last block is dropped for a sample, in [0, 1]; those
             before it have less, linearly.
         token_drop_prob: Share of tokens that is dropped before the first block in training, in [0, 1]; a class token
             stays.
-        layer_scale: What a learned factor for each feature at the end of each branch begins with, above 0: 0.1 is usual
-            for 12 blocks, 1e-4 for 24 and more; none where None.
+        layer_scale: Initial value of a learned factor for each feature at the end of each branch, above 0: 0.1 is usual
+            for 12 blocks, 1e-4 for 24 and more; None for no factor.
         init: Initialization: auto (normal with σ = .02), default (torch's), zeros, uniform, normal, truncated_normal,
             small_normal, xavier_normal, xavier_uniform, kaiming_normal, kaiming_uniform, kaiming_normal_fan_out,
             kaiming_uniform_fan_out, lecun_normal, orthogonal, lsuv (orthogonal, scaled by the first training batch), or
             a function that fills a weight tensor in place.
-        pool: What the last linear layer sees: the ``"mean"`` of all tokens, or a learned ``"class_token"``.
-        settings: What every model has: those of :class:`Supervised`, but its ``network``.
+        pool: Input of the last linear layer: the ``"mean"`` of all tokens, or a learned ``"class_token"``.
+        settings: Arguments of :class:`Supervised` other than ``network``.
 
     Raises:
-        SettingError: If a name isn't known, a number is out of its range, sizes don't divide each other, or inputs have
+        SettingError: If a name is unknown, a number is out of range, sizes don't divide each other, or inputs have
             another shape than ``input_shape``.
 
     Reference:

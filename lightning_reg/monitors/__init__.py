@@ -1,1 +1,1 @@
-"""What watches a run and changes nothing; users import it from :mod:`lightning_reg.callbacks`."""
+"""Monitors, which watch a run and change nothing; users import them from :mod:`lightning_reg.callbacks`."""

@@ -1,4 +1,4 @@
-"""What layers return while a network trains."""
+"""Statistics of what layers return while a network trains."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -36,36 +36,36 @@ class ActivationStats(Technique):
     What it does: at the steps that it measures, hooks on the chosen modules keep sums of what they return (all calls of
     a shared module, all micro-batches of a step, all processes). A unit (a channel, a feature) is dead when all it
     returned in the last ``window`` of these steps was exactly zero. With ``histogram_bins``, TensorBoard gets a
-    histogram a module, and the colorful dimension: one image in which each column is the histogram of one step.
+    histogram per module, and the colorful dimension: one image in which each column is the histogram of one step.
 
     When to use: to see whether an initialization and a learning rate keep activations alive: deviations near 1 that
     neither grow nor shrink from layer to layer, few dead units, no saturation. ``inspection.activation_statistics``
     does it for one batch, without a Trainer.
 
-    Cost: at the steps that it measures, a read of each activation when it has just been written; elsewhere an ``if`` a
-    module. State: a number a unit, and with histograms 64 KB a module.
+    Cost: at the steps that it measures, a read of each activation when it has just been written; elsewhere an ``if``
+    per module. State: a number per unit, and with histograms 64 KB per module.
 
     Interacts with: torch.compile: its hooks are part of the compiled graph, without a break, if they are attached
     before the first step. Activation checkpointing: what is computed again isn't counted again. A histogram is made of
-    131,072 values of a call at the most, evenly spaced; everything else, of all values.
+    at most 131,072 values of a call, evenly spaced; everything else, of all values.
 
     Args:
         include: Globs over names of modules; ``"*"`` alone means all that have no children. Of a module that returns
             several tensors the first counts.
-        exclude: Globs likewise, of modules that are left out.
+        exclude: Globs over names of modules that are left out.
         types: Classes of modules, or their names, such as ``"ReLU"``; all where empty.
         every_n_steps: Steps between two measurements, at least 1; where None, the steps that the trainer logs
             (``log_every_n_steps``). When the trainer logs, the latest measurement is shown, so the k-th, 2k-th, ...
             step is measured, as it is logged; the first only with 1. Before training, see ``activation_statistics``.
         histogram_bins: Bins of the histograms, at least 0; no histograms at 0.
-        quantiles: Which quantiles are shown, each in [0, 1], to 3 %; taken from the histogram.
-        near_zero: Activations of a smaller size are near zero; at least 1e-15, in their own units.
-        saturation: Activations within this share of their range from a bound are saturated, in (0, 0.5): of Sigmoid,
-            Tanh, Hardtanh, Hardsigmoid, Softsign, and of ReLU6 at its upper bound.
-        window: Measured steps in which a dead unit was silent, at least 1.
+        quantiles: Quantiles that are shown, each in [0, 1]; taken from the histogram, accurate to 3 %.
+        near_zero: Absolute value below which an activation is near zero; at least 1e-15, in the activation's own units.
+        saturation: Distance from a bound within which an activation is saturated, as a share of its range, in (0, 0.5):
+            for Sigmoid, Tanh, Hardtanh, Hardsigmoid, Softsign, and for ReLU6 at its upper bound.
+        window: Number of measured steps in which a unit must be zero throughout to count as dead, at least 1.
         unit_dim: Dimension of the units; where None, the second for convolutions, their norms, pooling and all other
             maps of four dimensions, else the last.
-        sample: How many samples of each batch are looked at, the first; all where None.
+        sample: Number of samples at the beginning of each batch that are measured, at least 1; all where None.
         validation: Whether the first batch of each validation is measured, too.
 
     Logs:
@@ -284,7 +284,7 @@ class ActivationSession(Session[ActivationStats]):
             self._log("activation_val", self.watch.take())
 
     def _log(self, kind: str, latest: dict[str, Seen]) -> None:
-        """Shows a measurement: one reduction over processes, one transfer."""
+        """Logs a measurement, with one reduction over processes and one transfer."""
         trainer, watch = self.run.trainer, self.watch
         gathered = gather(trainer, list(watch.modules), latest, self._dead(latest, kind), histograms=watch.histograms)
         values: dict[str, float] = {}
@@ -344,5 +344,5 @@ class ActivationSession(Session[ActivationStats]):
 
 
 def _stacked(columns: list[Tensor]) -> Tensor:
-    """Returns (T, COLUMN_BINS); those of before a resume come from the CPU."""
+    """Returns columns stacked to (T, COLUMN_BINS); those from before a resume come from the CPU."""
     return torch.stack([column.to(columns[-1].device) for column in columns])

@@ -1,4 +1,4 @@
-"""Watching what modules return: hooks that keep sums, and what is said of them."""
+"""Hooks that keep sums of what modules return, and statistics of these sums."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from lightning_reg.functional.measures.histograms import fine_histogram
 
 __all__ = ["ActivationWatch", "Seen", "Sums", "select_watched"]
 
-# Of activations whose values lie between bounds: both, or the one where a unit is said to be saturated.
+# Bounds of bounded activations: both, or the one at which a unit counts as saturated.
 _BOUNDS: dict[type[nn.Module], tuple[float | None, float | None]] = {
     nn.Sigmoid: (0.0, 1.0),
     nn.Hardsigmoid: (0.0, 1.0),
@@ -34,18 +34,18 @@ _CHANNELS_FIRST = (
     nn.modules.pooling._AdaptiveAvgPoolNd,
     nn.modules.pooling._AdaptiveMaxPoolNd,
 )
-# Values of one call that a histogram is made of, at the most.
+# Largest number of values of one call in a histogram.
 _HISTOGRAM_SAMPLE = 131_072
 
 
 class Sums(NamedTuple):
-    """Sums over all that a module returned, which can be added up over processes.
+    """Sums over all values that a module returned, which can be added up over processes.
 
     Attributes:
-        squares: Sum of their squares.
-        zeros: How many are exactly zero.
-        near_zero: How many are smaller than the threshold, exact zeros included.
-        saturated: How many lie near a bound.
+        squares: Sum of squares.
+        zeros: Number of exact zeros.
+        near_zero: Number of values smaller than the threshold, exact zeros included.
+        saturated: Number of values near a bound.
     """
 
     number: float
@@ -71,12 +71,12 @@ class Sums(NamedTuple):
 
 @dataclass
 class Seen:
-    """What one module returned in the calls since the last look, on its device.
+    """What one module returned since the last measurement, on its device.
 
     Attributes:
-        sums: (6,), those of :class:`Sums`.
-        silent: (C,), whether a unit was zero throughout.
-        histogram: (FINE_BINS,), where histograms are kept.
+        sums: Values of :class:`Sums`, (6,).
+        silent: Whether each unit was zero throughout, (C,).
+        histogram: Histogram, (FINE_BINS,); None where histograms aren't kept.
     """
 
     sums: Tensor
@@ -91,7 +91,7 @@ def select_watched(
 
     Args:
         include: Globs over names of modules.
-        exclude: Globs likewise, of what is left out.
+        exclude: Globs over names of modules that are left out.
         types: Classes, or their names.
 
     Raises:
@@ -109,16 +109,16 @@ def select_watched(
 class ActivationWatch:
     """Keeps sums of what modules return while ``is_measuring`` is set.
 
-    Hooks write to nothing but lists, and where they don't measure they do nothing: torch.compile takes them into its
-    graph without a break.
+    Hooks only append to lists, and do nothing while they don't measure, so torch.compile takes them into its graph
+    without a break.
 
     Args:
-        modules: By name. A shared module's calls count together.
-        near_zero: Below which a value is near zero.
-        saturation: Within which share of its range from a bound a value is saturated.
+        modules: Modules by name. A shared module's calls count together.
+        near_zero: Absolute value below which a value is near zero.
+        saturation: Distance from a bound within which a value is saturated, as a share of the activation's range.
         histograms: Whether histograms are kept.
-        unit_dim: Dimension of the units; where None, it is known by the type of the module.
-        sample: How many samples of the batch are looked at; all where None.
+        unit_dim: Dimension of the units; inferred from the module's type and the number of dimensions where None.
+        sample: Number of samples of the batch that are measured; all where None.
     """
 
     def __init__(
@@ -176,18 +176,18 @@ class ActivationWatch:
         return watch
 
     def forget(self) -> None:
-        """Drops what was kept."""
+        """Drops all sums."""
         for calls in self._calls.values():
             calls.clear()
 
     @torch.no_grad()
     def take(self) -> dict[str, Seen]:
-        """Returns what each module that ran has returned since the last time, and begins anew."""
+        """Returns what each module that ran has returned since the last call, and resets."""
         seen = {}
         for name, calls in self._calls.items():
             if not calls:
                 continue
-            # Calls may differ in the number of units: only those of the last call's are told apart.
+            # Calls may differ in the number of units: silent units are found in those like the last call.
             per_call = [torch.stack([part.sum() for part in sums]) for sums, _ in calls]
             alike = [sums for sums, _ in calls if sums.zeros.shape == calls[-1][0].zeros.shape]
             values = torch.stack([call.number / len(call.zeros) for call in alike]).sum()
@@ -199,7 +199,7 @@ class ActivationWatch:
 
 
 def _bounds(module: nn.Module, saturation: float) -> tuple[float | None, float | None]:
-    """Returns from where on values are saturated."""
+    """Returns the thresholds, below and above, beyond which values are saturated; None where there is no bound."""
     low: float | None
     high: float | None
     if type(module) is nn.Hardtanh:

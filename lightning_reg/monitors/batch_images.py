@@ -27,14 +27,13 @@ __all__ = ["BatchImages"]
 class BatchImages(Technique):
     """Writes the first training batch to TensorBoard, after augmentation and mixing, with its labels.
 
-    What it does: it looks at what the training step is given, next to the step itself, and writes a grid of images
-    with captions. A soft label's two largest parts are named with their weights. Images are shown with the colors
-    they had before normalization where the data module says its constants (``mean_and_std``, as ``ImageData`` does),
-    else stretched from the batch's smallest value to its largest. Rows of features are shown as strips.
+    What it does: it takes the batch as the training step gets it, and writes a grid of images with captions. A soft
+    label's two largest parts are named with their weights. Images are shown with the colors they had before
+    normalization where the data module gives its constants (``mean_and_std``, as ``ImageData`` does), else stretched
+    from the batch's smallest value to its largest. Rows of features are shown as strips.
 
-    When to use: always, with images. Most mistakes of a data pipeline are seen at a glance: labels that don't
-    belong, colors that are gone, augmentation that destroys what is to be learned. When not: where inputs aren't
-    numbers.
+    When to use: always, with images. Most mistakes of a data pipeline are seen at a glance: wrong labels, lost colors,
+    augmentation that destroys what should be learned. When not: where inputs aren't numbers.
 
     Cost: one transfer of the images that are shown, and some ten milliseconds of drawing on rank 0, in the steps that
     are shown; nothing in others. No state.
@@ -42,14 +41,15 @@ class BatchImages(Technique):
     Logs: ``batch/training``, to TensorBoard, Weights & Biases and MLflow. It changes nothing.
 
     Args:
-        every_n_epochs: Writes the first batch of every so many epochs too; None for the fit's first one alone.
-        max_samples: How many images of the batch are shown.
-        input_key: Where the images are in a batch: an index, a name, or a getter and a setter.
-        target_key: Where the labels are, likewise. A batch that is one tensor has no labels.
-        class_names: Of the classes, by index; where None, the data module's ``classes``, or numbers where it has none.
+        every_n_epochs: Epochs between images, at least 1; only the fit's first batch is written where None.
+        max_samples: Largest number of images that are shown, at least 1.
+        input_key: Place of the images in a batch: an index, a name, or a getter and a setter.
+        target_key: Place of the labels, likewise. A batch that is one tensor has no labels.
+        class_names: Names of the classes, by index; where None, the data module's ``classes``, or numbers where it has
+            none.
 
     Raises:
-        SettingError: If a number is out of its range, or the batch hasn't got what a key says.
+        SettingError: If a number is out of its range, or the batch has no entry for a key.
 
     >>> BatchImages(every_n_epochs=10).max_samples
     24
@@ -86,7 +86,7 @@ class BatchImages(Technique):
 
 @dataclass(eq=False)
 class BatchImagesSession(Session[BatchImages]):
-    """One fit, and the epoch that was looked at last."""
+    """One fit, with the epoch of the latest batch."""
 
     epoch_seen: int | None = None
     has_said: bool = False  # that there is nothing to draw
@@ -110,7 +110,7 @@ class BatchImagesSession(Session[BatchImages]):
         return epoch != before and every is not None and epoch % every == 0
 
     def _say(self, why: str) -> None:
-        """Says once why there is nothing to draw."""
+        """Warns once why there is nothing to draw."""
         if not self.has_said:
             rank_zero_warn(
                 f"BatchImages draws nothing: {why}; input_key and target_key say where images and their labels are"
@@ -141,7 +141,7 @@ class BatchImagesSession(Session[BatchImages]):
 
 
 def _minor_weights(trainer: Trainer, count: int) -> Tensor | None:
-    """What each sample has of the one before it, where a callback mixes and leaves the dominant labels in the batch."""
+    """Returns each sample's weight of the one before it, if a callback mixes and leaves dominant labels in place."""
     for callback in callbacks_of(trainer):
         weights = getattr(getattr(callback, "current", None), "minor_weight", None)
         if isinstance(weights, Tensor):
@@ -174,12 +174,12 @@ def _captions(targets: Tensor, minor: Tensor | None, names: Sequence[str], most:
 
 
 def _are_several(targets: Tensor) -> bool:
-    """Whether targets are several labels a sample, of which each is there or not."""
+    """Whether targets are multi-label: several zeros or ones per sample."""
     return targets.ndim == 2 and targets.shape[1] > 1 and bool(((targets == 0) | (targets == 1)).all())
 
 
 def _shown(inputs: Tensor, constants: tuple[Tensor, Tensor] | None) -> Tensor:
-    """From whatever a network reads to images on [0, 1], on the host."""
+    """Turns a network's inputs into images in [0, 1], on the host."""
     if not 2 <= inputs.ndim <= 4 or not inputs.numel():
         raise SettingError(
             f"input_key must give images (N, C, H, W), sequences (N, T, F) or features (N, F), but those are "

@@ -1,4 +1,4 @@
-"""Measuring a module on training and validation data alike, by its own ``validation_step``, between times."""
+"""Evaluation of a module on training and validation data alike, by its own ``validation_step``, during a fit."""
 
 import copy
 import inspect
@@ -23,16 +23,16 @@ from lightning_reg.settings import SettingError
 __all__ = ["Measured", "clean_loaders", "evaluate"]
 
 Loader = DataLoader[Any]
-_NO_BATCH_SIZE = 64  # where a loader's own batch sampler doesn't tell
+_NO_BATCH_SIZE = 64  # where a loader's own batch sampler has none
 
 
 class Measured(dict[str, float]):
     """Metrics by their names without the split.
 
     Args:
-        lower: Whether lower is better, by name, too; kept as ``lower_is_better``.
-        sums: Names of those that grow with the number of samples.
-        samples: On how many samples.
+        lower: Whether lower is better, by name; kept as ``lower_is_better``.
+        sums: Names of metrics that grow with the number of samples.
+        samples: Number of samples.
     """
 
     def __init__(self, values: Mapping[str, float], lower: Mapping[str, bool], sums: set[str], samples: int) -> None:
@@ -43,21 +43,22 @@ class Measured(dict[str, float]):
 
 
 def clean_loaders(trainer: Trainer, max_samples: int | None) -> dict[str, Loader]:
-    """Returns loaders of clean samples in order: of the training data and of the validation data.
+    """Returns loaders of clean training and validation samples, in a fixed order.
 
     They come from the data module's ``evaluation_dataloader(split)`` where it has one. Else they are made of the
-    trainer's data sets, with what the validation loader does to samples; where both data sets are of one kind, and have
-    a ``transform``, a copy of the training data set gets the other's. The user's loaders and samplers aren't touched.
+    trainer's data sets, with the settings of the validation loader; where both data sets are of one class, and have a
+    ``transform``, a copy of the training data set gets the other's. The user's loaders and samplers aren't touched.
 
     Args:
-        trainer: In a fit, with its loaders.
-        max_samples: How many samples of each at the most, drawn once and for all; all where None.
+        trainer: Trainer in a fit, with its loaders.
+        max_samples: Largest number of samples of each, always the same ones; all where None.
 
     Raises:
         SettingError: If the data can't be read twice.
 
     Returns:
-        By ``train`` and ``validation``; of each a share of this process, equally many in all.
+        Loaders by ``train`` and ``validation``, each with this process's share, which is of equal size in all
+        processes.
     """
     make = getattr(getattr(trainer, "datamodule", None), "evaluation_dataloader", None)
     train, val = (make("train"), make("val")) if callable(make) else (None, None)
@@ -86,7 +87,7 @@ def _checked(loader: Any, which: str) -> Loader:
 
 
 def _without_augmentation(train: Dataset[Any], val: Dataset[Any]) -> Dataset[Any]:
-    """Returns the training data with the transforms of the validation data, where they are alike."""
+    """Returns the training data with the transforms of the validation data, where both are of one class."""
     other: Any = val
     while isinstance(other, Subset):
         other = other.dataset
@@ -128,11 +129,8 @@ def _loader(dataset: Any, like: Loader, trainer: Trainer, max_samples: int | Non
 def evaluate(trainer: Trainer, pl_module: LightningModule, loader: Loader, technique: str) -> Measured:
     """Measures what a module's ``validation_step`` logs, or returns, over a loader, on a copy of the module.
 
-    In evaluation mode; nothing reaches the module, loggers or the trainer's metrics. Logged tensors are reduced as the
-    module says, means over samples; metrics objects are computed over all.
-
-    Args:
-        pl_module: The module that is measured.
+    The copy is in evaluation mode; nothing reaches the module, loggers or the trainer's metrics. Logged tensors are
+    reduced by their ``reduce_fx``, means over samples; metric objects are computed over all samples.
 
     Raises:
         SettingError: If ``validation_step`` neither logs nor returns a number, or the module can't be copied.
@@ -148,7 +146,7 @@ def _run(module: LightningModule, batch: Any, index: int, record: "_Record") -> 
     batch = prepared(module.trainer, module, batch)
     try:
         record.batch_size = extract_batch_size(batch)
-    except MisconfigurationException:  # nothing in it tells; the step has to say batch_size itself, as in Lightning
+    except MisconfigurationException:  # there is none; the step has to log with batch_size itself, as in Lightning
         record.batch_size = 1
     taken = len(inspect.signature(module.validation_step).parameters)  # batch_idx and dataloader_idx may be missing
     record.returned(module.trainer.strategy.validation_step(*[batch, index, 0][:taken]))
@@ -184,7 +182,7 @@ class _Reduced:
 
 
 class _Record:
-    """What a validation step has logged."""
+    """Record of what a validation step logs."""
 
     def __init__(self, pl_module: LightningModule) -> None:
         self.batch_size = 1
@@ -195,7 +193,7 @@ class _Record:
         self._is_returned = False
 
     def log(self, *args: Any, **kwargs: Any) -> None:
-        """Stands in the place of ``self.log``."""
+        """Replaces ``self.log``."""
         given = self._signature.bind(None, *args, **kwargs).arguments
         reduce = given.get("reduce_fx", "mean")
         how = str(getattr(reduce, "__name__", reduce)).lower()  # torch's functions may be given, too

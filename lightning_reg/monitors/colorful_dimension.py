@@ -1,4 +1,4 @@
-"""The colorful dimension: a layer's histogram as a column of colors for every step that was looked at."""
+"""The colorful dimension: a layer's histogram as a column of colors for every measured step."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -22,25 +22,25 @@ _LONGEST_NAME = 40
 
 
 def column_edges() -> Tensor:
-    """Returns the borders between a column's rows, (COLUMN_BINS + 1,), the same for every layer."""
+    """Returns the bin edges of a column, (COLUMN_BINS + 1,), the same for every layer."""
     farthest = math.asinh(_FARTHEST / _LINEAR)
     # Zero lies at the beginning of the upper half's first bin; it is shown there.
     return torch.linspace(-farthest, farthest, COLUMN_BINS + 1, dtype=torch.float64).sinh() * _LINEAR
 
 
 def draw_columns(layers: Mapping[str, Tensor], steps: Sequence[int], *, per_row: int = 4) -> Tensor:
-    """Draws one panel a layer, side by side in rows, in the order in which the layers are given.
+    """Draws one panel per layer, side by side in rows, in the order in which the layers are given.
 
-    Time goes to the right, values upwards on a scale that is linear about zero and logarithmic beyond; color is the
+    Time goes to the right, values upward on a scale that is linear about zero and logarithmic beyond; color is the
     logarithm of the share of values.
 
     Args:
-        layers: By name; (T, COLUMN_BINS) each, shares or counts.
-        steps: Those that the columns are of, equally far apart.
-        per_row: Panels in a row.
+        layers: Columns of each layer by name, (T, COLUMN_BINS), shares or counts.
+        steps: Steps of the columns, evenly spaced.
+        per_row: Number of panels in a row.
 
     Returns:
-        (H, W, 3), uint8.
+        An image, (H, W, 3), uint8.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -49,7 +49,7 @@ def draw_columns(layers: Mapping[str, Tensor], steps: Sequence[int], *, per_row:
     rows = math.ceil(len(layers) / across)
     with mpl.rc_context({**PLAIN_TEXT, "font.size": 7}):
         figure = Figure(figsize=(3.0 * across, 2.3 * rows), dpi=100)
-        # By hand: to find a layout takes longer than to draw it.
+        # By hand, because a layout engine takes longer than drawing.
         figure.subplots_adjust(0.14 / across, 0.09 / rows, 1 - 0.04 / across, 1 - 0.09 / rows, 0.2, 0.3)
         for index, (name, columns) in enumerate(layers.items()):
             axes = figure.add_subplot(rows, across, index + 1)
@@ -74,7 +74,7 @@ def _draw(axes: "Axes", columns: Tensor, steps: Sequence[int]) -> None:
         extent=(steps[0] - half, steps[-1] + half, 0, COLUMN_BINS),
     )
     axes.set_ylim(lowest, highest)
-    # Those that would stand on top of one another are left out.
+    # Ticks that would overlap are left out.
     shown: list[float] = []
     for value in sorted(_TICKS, key=abs):
         place = _row_of(value)
@@ -90,7 +90,7 @@ def _draw(axes: "Axes", columns: Tensor, steps: Sequence[int]) -> None:
 
 
 def _rows_in_use(shares: Tensor) -> tuple[int, int]:
-    """Returns the first row that is needed and the one behind the last, with some air around."""
+    """Returns the first row in use and the one behind the last, with a margin."""
     used = (shares > 1e-5).any(0).nonzero().flatten()
     middle = COLUMN_BINS // 2
     lowest, highest = (int(used[0]), int(used[-1]) + 1) if len(used) else (middle, middle + 1)

@@ -1,4 +1,4 @@
-"""Signs of over- and underfitting, in words, from what was measured through a fit."""
+"""Signs of over- and underfitting, in words, from the curves of a fit."""
 
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,10 +23,10 @@ _WIDTH = 100
 
 @dataclass(frozen=True)
 class Curves:
-    """What was measured.
+    """Measured curves.
 
     Attributes:
-        epochs: When, counted from 0.
+        epochs: Epochs of the measurements, counted from 0.
         train: Curves on training data, by metric; as long as ``epochs``.
         validation: The same on validation data.
     """
@@ -38,13 +38,13 @@ class Curves:
 
     @property
     def loss(self) -> str | None:
-        """Name of the loss: what is called so, else the first metric that is better where it is lower."""
+        """Name of the loss: ``"loss"`` if there is one, else the first metric that is better where it is lower."""
         lower = [name for name in self.validation if self.lower_is_better[name]]
         return "loss" if "loss" in lower else next(iter(lower), None)
 
     @property
     def accuracy(self) -> str | None:
-        """Name of the first metric that is a share of right answers."""
+        """Name of the first metric that is an accuracy, in [0, 1]."""
         return next(
             (
                 name
@@ -66,8 +66,8 @@ class Signal:
     """A sign of over- or underfitting.
 
     Attributes:
-        epoch: When it began, counted from 0.
-        text: What was seen, and what helps.
+        epoch: Epoch in which it began, counted from 0.
+        text: Description of the sign, and a remedy.
     """
 
     name: str
@@ -83,10 +83,10 @@ def find_signals(curves: Curves, *, weights: int, samples: int | None, patience:
     """Returns the signs of over- and underfitting, those of losses first.
 
     Args:
-        curves: What was measured, at least once.
-        weights: Number of trainable ones.
-        samples: Number that there are to train on, if it is known.
-        patience: Measurements without an improvement that make a rise.
+        curves: Curves with at least one measurement.
+        weights: Number of trainable weights.
+        samples: Number of training samples; None where it isn't known.
+        patience: Measurements without an improvement after which the loss counts as rising.
     """
     return [*_of_loss(curves, patience), *_of_accuracy(curves), *_of_size(weights, samples)]
 
@@ -144,8 +144,8 @@ def summary_lines(curves: Curves, signals: Sequence[Signal], samples: Mapping[st
     """Returns what is printed when a fit ends, in lines of at most 100 columns.
 
     Args:
-        curves: What was measured, at least once.
-        samples: How many were measured, by ``train`` and ``validation``.
+        curves: Curves with at least one measurement.
+        samples: Number of samples that were measured, by ``train`` and ``validation``.
     """
     on = f", on {samples['train']:,} and {samples['validation']:,} samples" if samples else ""
     rows = [["", "train", "validation", "gap"]]

@@ -1,4 +1,4 @@
-"""Bringing together what every process has seen of activations, and bringing it to the CPU in one transfer."""
+"""Reduction of activation sums over processes, and their transfer to the CPU in one copy."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ _HEAD = len(Sums._fields) + 2  # the sums; in how many processes it ran, and in 
 
 @dataclass
 class Gathered:
-    """What all processes have seen of one module, on the CPU.
+    """Activations of one module in all processes, on the CPU.
 
     Attributes:
-        dead: Share of the units that are dead in all of them; None where the window isn't full.
-        histogram: (FINE_BINS,), where histograms are kept.
+        dead: Share of the units that are dead in all processes; None where the window isn't full.
+        histogram: Histogram, (FINE_BINS,); None where histograms aren't kept.
     """
 
     sums: Sums
@@ -37,21 +37,21 @@ def gather(
     *,
     histograms: bool,
 ) -> dict[str, Gathered]:
-    """Adds up over processes.
+    """Adds up activation sums over processes.
 
     Args:
-        names: Of all modules that are watched, the same in all processes.
-        seen: What this process has seen, of those that ran here.
-        dead: (C,) each, which units are dead here; of those whose window is full.
+        names: Names of all watched modules, the same in all processes.
+        seen: Activations in this process, by name of the modules that ran here.
+        dead: Which units are dead in this process, (C,), by name of the modules whose window is full.
         histograms: Whether histograms are kept.
 
     Returns:
-        By name, of the modules that ran anywhere.
+        Activations by name of the modules that ran in any process.
     """
     device = trainer.strategy.root_device
     units = torch.tensor([len(seen[name].silent) if name in seen else 0 for name in names], device=device)
     if trainer.world_size > 1:
-        units = trainer.strategy.reduce(units, reduce_op="max")  # so that all tell the same length
+        units = trainer.strategy.reduce(units, reduce_op="max")  # so that all have the same length
     widths = {name: count for name, count in zip(names, units.tolist(), strict=True) if count}
     if not widths:
         return {}

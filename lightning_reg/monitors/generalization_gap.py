@@ -1,4 +1,4 @@
-"""Training and validation measured alike, the gap between them, and what it tells of over- and underfitting."""
+"""Training and validation measured alike, the gap between them, and signs of over- and underfitting."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager, contextmanager
@@ -43,17 +43,18 @@ class GeneralizationGap(Technique):
 
     Args:
         every_n_epochs: Epochs between two measurements, at least 1.
-        max_samples: How many samples of each part are measured at the most, always the same ones; all where None.
-        patience: Measurements without an improvement of the validation loss that make a rise of it, at least 1.
+        max_samples: Largest number of samples measured of each split, at least 1, always the same ones; all where None.
+        patience: Measurements without an improvement of the validation loss after which it counts as rising, at least
+            1.
         verbose: Whether the signs are printed when the fit ends.
 
     Logs:
         ``gap/loss`` and ``gap/<metric>``, how much worse validation is; ``gap/train_loss``, ``gap/val_loss`` and so on,
-        what was measured; ``gap/curves``, an image of both with the best epoch and the end marked; ``gap/signals``,
-        the signs as text. Of several such callbacks with ``gap_1/`` and so on.
+        what was measured; ``gap/curves``, an image of both with the best epoch and the end marked; ``gap/signals``, the
+        signs as text. Several such callbacks log under ``gap_1/`` and so on.
 
     Interacts with: augmentation in a data set: where the training and the validation data set are of one class, a copy
-    of the first gets the transforms of the second; a data module can say better by a method
+    of the first gets the transforms of the second; a data module can override that with a method
     ``evaluation_dataloader(split)``. Several validation loaders: the first one counts. A module whose metrics are only
     logged by ``on_validation_epoch_end`` is measured by what its ``validation_step`` returns. Values that are logged
     with ``reduce_fx="sum"`` are compared only where both parts have equally many samples. Without validation it warns
@@ -119,7 +120,7 @@ class GeneralizationGap(Technique):
 
     @property
     def curves(self) -> Curves:
-        """What was measured so far."""
+        """Curves measured so far."""
         return _NOTHING.curves if self.last_result is None else cast("Measurements", self.last_result).curves
 
     @property
@@ -128,19 +129,19 @@ class GeneralizationGap(Technique):
         return [] if self.last_result is None else list(cast("Measurements", self.last_result).signals)
 
     def warn(self, text: str) -> None:
-        """Says that nothing is there to be measured."""
+        """Warns that there is nothing to measure."""
         rank_zero_warn(text)
 
     def refuse(self, error: SettingError) -> None:
-        """Says what can't be measured; where it doesn't raise, nothing is."""
+        """Raises that something can't be measured; a subclass that doesn't raise turns measuring off."""
         raise error
 
     def tell(self, trainer: Trainer, measured: "Measurements") -> None:
         """Logs and prints the measurements of a fit.
 
         Args:
-            trainer: When training has ended.
-            measured: All of them, at least one.
+            trainer: Trainer whose training has ended.
+            measured: All measurements, at least one.
         """
         lines = summary_lines(measured.curves, measured.signals, measured.samples)
         tag = f"gap{self.suffix(trainer)}"
@@ -156,7 +157,7 @@ class Measurements:
     """The measurements of a fit.
 
     Attributes:
-        samples: On how many samples, by ``train`` and ``validation``.
+        samples: Number of samples, by ``train`` and ``validation``.
         signals: Signs of over- and underfitting; none before the fit ends.
     """
 
@@ -170,7 +171,7 @@ _NOTHING = Measurements(Curves((), {}, {}, {}), {}, ())
 
 @dataclass(eq=False)
 class _Measuring(Session[GeneralizationGap]):
-    """The run."""
+    """One fit with validation."""
 
     epochs: list[int] = kept(default_factory=list)
     train: dict[str, list[float]] = kept(default_factory=dict)
@@ -180,7 +181,7 @@ class _Measuring(Session[GeneralizationGap]):
     signals: list[Signal] = field(default_factory=list)
     measured: dict[str, float] = field(default_factory=dict)  # waits to be logged
     loaders: dict[str, DataLoader[Any]] = field(default_factory=dict)
-    made_of: list[Any] = field(default_factory=list)  # the trainer's own, which it may load anew
+    made_of: list[Any] = field(default_factory=list)  # the trainer's own, which it may reload
     is_off: bool = False
 
     def __post_init__(self) -> None:
@@ -276,7 +277,7 @@ class _Measuring(Session[GeneralizationGap]):
 
 
 def _charts(trainer: Trainer, curves: Curves) -> list[Chart]:
-    """Returns the loss, and the accuracy or what else there is first, each with the best epoch and the end."""
+    """Returns charts of the loss and of the accuracy or another metric, with the best epoch and the end marked."""
     others = [name for name in curves.train if name != curves.loss]
     shown = [curves.loss, curves.accuracy or next(iter(others), None)]
     stopped = trainer.should_stop and trainer.current_epoch != trainer.max_epochs  # here it counts whole epochs

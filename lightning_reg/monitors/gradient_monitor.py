@@ -31,8 +31,8 @@ __all__ = ["GradientMonitor"]
 class GradientMonitor(Technique):
     """Shows how long gradients are, before and after clipping, whoever clips them.
 
-    What it does: measures the gradient with which each optimizer is about to step (penalties and noise included, no
-    gradient scaler's scale in it) and the one with which it did step, for a clipping by ``GradientClipping``, by
+    What it does: measures the gradient with which each optimizer is about to step (penalties and noise included,
+    without a gradient scaler's scale) and the one with which it did step, for a clipping by ``GradientClipping``, by
     ``Trainer(gradient_clip_val=...)`` or by the module itself under manual optimization. A step whose gradient isn't
     finite is counted rather than logged, and its parameters are named.
 
@@ -40,14 +40,14 @@ class GradientMonitor(Technique):
     ratio near 1e-3 is usual); to find the layer that diverges.
 
     Cost: at the steps that it measures it reads gradients once, and again after a clipping that isn't
-    ``GradientClipping`` by norm; ``update_ratio`` copies the weights for the length of the step. At other steps
+    ``GradientClipping`` by norm; ``update_ratio`` copies the weights for the duration of the step. At other steps
     nothing. State: a few numbers.
 
     Args:
         every_n_steps: Optimizer steps between two measurements, at least 1; where None, the steps that the trainer
             logs (``log_every_n_steps``). When the trainer logs, the latest measurement is shown.
-        layers: Globs over layer names whose norms are shown one by one; none where empty.
-        max_layers: How many layers at the most; the largest are taken.
+        layers: Globs over names of layers whose norms are shown one by one; none where empty.
+        max_layers: Largest number of layers, at least 1; the largest ones are shown.
         update_ratio: Whether the length of each update relative to that of the weights is shown.
 
     Logs:
@@ -184,7 +184,7 @@ class GradientMonitorSession(Session[GradientMonitor]):
         return measurement
 
     def _see_clipping_by_hand(self, measurement: Measurement, record: OptimizerRecord, first_norm: Tensor) -> None:
-        """Shows what a module clipped before the step; else what is about to be, techniques included."""
+        """Keeps the norms from before a clipping by hand; else those about to be clipped, techniques included."""
         nothing = measurement.norms.new_zeros(())
         after_backward = torch.stack(
             [self.backward_norms.get(parameter, nothing) for parameter in measurement.parameters]
@@ -203,7 +203,7 @@ class GradientMonitorSession(Session[GradientMonitor]):
         clip_val: float = 0.0,
         gradient_clip_algorithm: str = GradClipAlgorithmType.NORM,
     ) -> None:
-        """Runs around Lightning's clipping: that of the Trainer, after all other hooks, or a module's own, before."""
+        """Wraps Lightning's clipping: that of the Trainer, after all other hooks, or a module's own, before."""
         bare = getattr(optimizer, "optimizer", optimizer)  # a module has Lightning's wrapper in hand
         record = self._record(optimizer_index(self.run.trainer, bare))
         measurement = record.running
@@ -281,7 +281,7 @@ class GradientMonitorSession(Session[GradientMonitor]):
         return device
 
     def _count_if_skipped(self, index: int) -> None:
-        """Counts a step that a gradient scaler didn't let the optimizer make; that is known without a look at it."""
+        """Counts a step that a gradient scaler skipped, which is known without a host sync."""
         record = self.records[index]
         if not record.is_open:
             return
@@ -298,7 +298,7 @@ class GradientMonitorSession(Session[GradientMonitor]):
         record.not_finite.note(names, measurement.norms)
 
     def _name(self, record: OptimizerRecord) -> None:
-        """Says whose gradients weren't finite, once for the same parameters."""
+        """Warns of parameters whose gradients weren't finite, once for the same ones."""
         names, record.not_finite = tuple(record.not_finite.names()), NotFinite()
         if names and names not in self.warned:
             self.warned.add(names)

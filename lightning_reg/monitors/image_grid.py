@@ -19,8 +19,8 @@ def captioned_grid(images: Tensor, captions: Sequence[Sequence[str]]) -> Image.I
     Small images are enlarged by a whole factor, so that pixels stay squares; large ones lose rows and columns.
 
     Args:
-        images: (N, C, H, W), floats on [0, 1], of one or three channels, on the host.
-        captions: For each image its lines; what is too long for its image is cut off.
+        images: Images, (N, C, H, W), floats in [0, 1], with one or three channels, on the host.
+        captions: Lines of text for each image; lines wider than the image are cut off.
 
     Returns:
         An RGB image.

@@ -1,4 +1,4 @@
-"""A look at what a network's layers return, without a Trainer."""
+"""Statistics of what a network's layers return, without a Trainer."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -57,20 +57,20 @@ def activation_statistics(
     saturation: float = 0.01,
     unit_dim: int | None = None,
 ) -> ActivationTable:
-    """Runs a model once and says what its layers return: mean, deviation, zeros, dead units, saturation.
+    """Runs a model once and returns statistics of its layers' outputs: mean, deviation, zeros, dead units, saturation.
 
-    To see whether an initialization keeps the deviation from growing or dying away from layer to layer. The model is
-    run as it is, in its mode and without gradients; its buffers and torch's random numbers are left as they were.
+    They show whether an initialization keeps the standard deviation from growing or vanishing from layer to layer. The
+    model runs in its current mode and without gradients; its buffers and torch's random state are restored.
 
     Args:
         model: Module whose submodules are watched.
-        inputs: What it is called with; more than one batch makes dead units more certain than one.
+        inputs: Arguments of the model's one call; the larger the batch, the more certain it is which units are dead.
         include: Globs over names of modules; ``"*"`` alone means all that have no children.
-        exclude: Globs likewise, of modules that are left out.
-        types: Classes of modules, or their names.
-        near_zero: Activations of a smaller size are near zero; at least 1e-15.
-        saturation: Activations within this share of their range from a bound are saturated, in (0, 0.5).
-        unit_dim: Dimension of the units; where None, see ``ActivationStats``.
+        exclude: Globs over names of modules that are left out.
+        types: Classes of modules, or their names; all where empty.
+        near_zero: Absolute value below which an activation is near zero; at least 1e-15.
+        saturation: Distance from a bound within which an activation is saturated, as a share of its range, in (0, 0.5).
+        unit_dim: Dimension of the units; inferred as by ``ActivationStats`` where None.
 
     Raises:
         SettingError: If a setting is out of its range, a pattern matches nothing, or no chosen module runs.
@@ -107,7 +107,7 @@ def activation_statistics(
 
 @contextmanager
 def _left_as_it_was(model: nn.Module, inputs: Sequence[Any]) -> Iterator[None]:
-    """Puts buffers and random numbers back: normalization layers count, and dropout draws."""
+    """Restores buffers and random state, which normalization layers and dropout change."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     tensors = [*model.parameters(), *(entry for entry in inputs if isinstance(entry, Tensor))]
     devices = sorted({tensor.device.index for tensor in tensors if tensor.is_cuda})

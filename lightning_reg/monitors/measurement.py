@@ -1,4 +1,4 @@
-"""One optimizer step, measured: gradients before and after clipping, and what became of the weights."""
+"""Measurement of one optimizer step: gradients before and after clipping, and updates of the weights."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,11 +14,11 @@ __all__ = ["Measurement", "NotFinite", "OptimizerRecord", "SeenClip", "StepCount
 
 @dataclass
 class SeenClip:
-    """What is known of a clipping.
+    """A clipping that was observed.
 
     Attributes:
-        threshold: Beyond which gradients are shortened; None where somebody clips who doesn't say.
-        largest: Largest absolute entry before clipping, where single entries are cut off rather than a norm.
+        threshold: Threshold beyond which gradients are shortened; None where it isn't known.
+        largest: Largest absolute entry before clipping, where single entries rather than a norm are clipped.
     """
 
     threshold: float | Tensor | None = None
@@ -30,14 +30,14 @@ class Measurement:
     """Norms of one step, on the device, without a gradient scaler's scale.
 
     Attributes:
-        parameters: Those that have a gradient, at least one.
-        norms: (len(parameters),), of the gradients before clipping.
-        clip: What is known of the clipping.
+        parameters: Parameters that have a gradient, at least one.
+        norms: Norms of the gradients before clipping, (len(parameters),).
+        clip: The clipping that was observed.
         clipped: Whether anything was clipped.
         clipped_norm: Total norm with which the optimizer stepped; None where it isn't known yet.
-        weights: Copies from before the step, where updates are measured.
-        updates: (len(parameters),), norms of the steps that the weights made.
-        lengths: (len(parameters),), norms of the weights before.
+        weights: Copies of the weights from before the step, where updates are measured.
+        updates: Norms of the updates, (len(parameters),).
+        lengths: Norms of the weights before the step, (len(parameters),).
     """
 
     parameters: list[nn.Parameter]
@@ -55,7 +55,7 @@ class Measurement:
         return total_norm(self.norms)
 
     def copy_weights(self) -> None:
-        """Call before the step, if updates are measured."""
+        """Copies the weights; call before the step, if updates are measured."""
         self.weights = [parameter.detach().clone() for parameter in self.parameters]
 
     def finish(self) -> None:
@@ -78,7 +78,7 @@ class Measurement:
         return (self.norm if self.clip.largest is None else self.clip.largest) > self.clip.threshold
 
     def values(self, layers: dict[str, list[nn.Parameter]]) -> dict[str, Tensor]:
-        """Returns what is shown, by tag.
+        """Returns the values to log, by tag.
 
         Args:
             layers: Parameters of the layers that are shown one by one, by name.
@@ -117,26 +117,18 @@ def _norms(tensors: Sequence[Tensor]) -> Tensor:
 
 
 class StepCounts:
-    """How many steps of one optimizer were measured, clipped or not finite, counted on the device.
-
-    Args:
-        device: Where the gradients are.
-    """
+    """Counts of one optimizer's steps that were measured, clipped or not finite, kept on the gradients' device."""
 
     def __init__(self, device: torch.device) -> None:
         self.steps = 0  # all, measured or not
         self.skipped = 0  # those that a gradient scaler didn't let the optimizer make
-        self.epoch = 0  # that measured and clipped are counted in
+        self.epoch = 0  # the one in which measured and clipped are counted
         self.measured = torch.zeros((), dtype=torch.int64, device=device)
         self.clipped = torch.zeros((), dtype=torch.int64, device=device)
         self.nonfinite = torch.zeros((), dtype=torch.int64, device=device)
 
     def add(self, measurement: Measurement, epoch: int) -> None:
-        """Counts a step.
-
-        Args:
-            epoch: That the step is in.
-        """
+        """Counts a step of an epoch."""
         if epoch != self.epoch:
             self.epoch = epoch
             self.measured.zero_()
@@ -148,7 +140,7 @@ class StepCounts:
             self.clipped += measurement.clipped & finite
 
     def clip_fraction(self) -> Tensor:
-        """Returns which share of the measured steps of this epoch was clipped."""
+        """Returns the share of this epoch's measured steps that were clipped."""
         return self.clipped / self.measured.clamp(min=1)
 
     def state_dict(self) -> dict[str, int]:
@@ -157,12 +149,7 @@ class StepCounts:
 
     @classmethod
     def from_state(cls, state: dict[str, int], device: torch.device) -> "StepCounts":
-        """Returns what was saved.
-
-        Args:
-            state: That :meth:`state_dict` returned.
-            device: Where the gradients are.
-        """
+        """Returns counts from the result of :meth:`state_dict`."""
         counts = cls(device)
         for name, value in state.items():
             setattr(counts, name, value if isinstance(getattr(counts, name), int) else torch.tensor(value).to(device))
@@ -170,10 +157,10 @@ class StepCounts:
 
 
 class NotFinite:
-    """Whose gradients held an infinity or a NaN, noted on the device.
+    """Names of parameters whose gradients held an infinity or a NaN, recorded on the device.
 
     Args:
-        known: Names that are known already.
+        known: Names that were found before.
     """
 
     def __init__(self, known: Sequence[str] = ()) -> None:
@@ -181,10 +168,10 @@ class NotFinite:
         self._flags: dict[tuple[str, ...], Tensor] = {}
 
     def note(self, names: Sequence[str], norms: Tensor) -> None:
-        """Notes a step.
+        """Records a step.
 
         Args:
-            norms: (len(names),), of their gradients.
+            norms: Norms of the gradients, (len(names),).
         """
         flags = ~norms.isfinite()
         before = self._flags.get(tuple(names))
@@ -200,15 +187,15 @@ class NotFinite:
 
 @dataclass
 class OptimizerRecord:
-    """What is known of one optimizer's steps.
+    """Record of one optimizer's steps.
 
     Attributes:
-        latest: What was measured last and hasn't been shown yet, by tag.
-        not_finite: Whose gradients weren't finite.
-        running: The measurement of the step that is open; None where that isn't measured.
+        latest: Latest values that haven't been logged yet, by tag.
+        not_finite: Parameters whose gradients weren't finite.
+        running: Measurement of the step that is open; None where it isn't measured.
         is_open: Whether a step has begun that the optimizer hasn't made yet.
-        first_norm: Under manual optimization the norm when the step begins.
-        clip: What clips by hand, before the step.
+        first_norm: Norm at the beginning of the step, under manual optimization.
+        clip: Clipping by hand, before the step.
         fraction: Share of this epoch's steps that our own clipping has clipped, where it counts them.
     """
 
@@ -222,5 +209,5 @@ class OptimizerRecord:
     fraction: Tensor | None = None
 
     def close_batch(self) -> None:
-        """Forgets the step that was open in a batch."""
+        """Closes the step that was open in a batch."""
         self.running, self.is_open, self.first_norm, self.clip = None, False, None, SeenClip()

@@ -1,4 +1,4 @@
-"""How weights, gradients and updates are distributed."""
+"""Distributions of weights, gradients and updates."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -34,33 +34,33 @@ class WeightDistribution(Technique):
     """Shows how the weights of each parameter are distributed, and on request their gradients and updates.
 
     What it does: at the end of every so many epochs or steps, mean, standard deviation, extremes, norm, share of exact
-    zeros and a histogram of every chosen parameter, counted on its device and brought over in one transfer. A parameter
-    that holds an infinity or a NaN is named rather than shown. Of complex parameters the real and imaginary parts are
-    shown, as numbers of one distribution, and no stable rank.
+    zeros and a histogram of every chosen parameter, computed on its device and brought to the host in one transfer. A
+    parameter that holds an infinity or a NaN is named rather than shown. Complex parameters are shown as one
+    distribution of their real and imaginary parts, without a stable rank.
 
     When to use: to see what a penalty does to weights (zeros, narrower histograms), which layers don't learn (updates)
     and which lose directions (``stable_rank``).
 
-    Cost: at the steps that it measures two reads of each parameter; ``updates`` copies the weights for the length of
+    Cost: at the steps that it measures two reads of each parameter; ``updates`` copies the weights for the duration of
     such a step, ``stable_rank`` reads each matrix forty times. At other steps nothing. No state.
 
     Args:
         include: Globs over names of parameters.
-        exclude: Globs likewise, of what is left out.
+        exclude: Globs over names of parameters that are left out.
         every_n_steps: Steps between two measurements, at least 1; where None, epochs count.
         every_n_epochs: Epochs between two measurements, at least 1; taken at an epoch's last step.
         histogram_bins: Bins of equal width between the smallest and the largest value, at least 0; no histograms at 0.
-        gradients: Whether gradients are shown, as the optimizer stepped with them.
-        updates: Whether the step that the weights made is shown.
+        gradients: Whether the gradients with which the optimizer stepped are shown.
+        updates: Whether the change of the weights in the step is shown.
         stable_rank: Whether the stable rank of each matrix is shown.
         by_type: Whether the parameters of all layers of one type are shown together, too.
-        max_parameters: How many parameters at the most; the largest are taken.
+        max_parameters: Largest number of parameters, at least 1; the largest ones are shown.
 
     Logs:
         ``weight/<name>/mean``, ``std``, ``min``, ``max``, ``norm``, ``zeros``, ``stable_rank``, and the histogram
         ``weight/<name>``; ``gradient/<name>/...`` and ``update/<name>/...`` likewise; ``weight_by_type/<type>/...``.
 
-    Interacts with: sharded parameters, which are brought together for it.
+    Interacts with: sharded parameters, which are gathered for it.
 
     Raises:
         SettingError: If a setting is out of its range, or a glob matches nothing.
@@ -117,7 +117,7 @@ class WeightDistribution(Technique):
 
 @dataclass(eq=False)
 class WeightSession(Session[WeightDistribution]):
-    """One fit: what is shown, by name of the parameter."""
+    """One fit, with its copies and layer types by name of the parameter."""
 
     types: dict[str, str] = field(init=False)  # of the layers that hold the parameters
     suffix: str = field(init=False)
@@ -135,7 +135,7 @@ class WeightSession(Session[WeightDistribution]):
         self.parameters()
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Returns the parameters that are shown: as they are now, because somebody may have replaced a layer."""
+        """Returns the parameters that are shown, looked up anew because a layer may have been replaced."""
         technique = self.technique
         chosen = select_parameters(
             self.run.module, include=technique.include, exclude=technique.exclude, exclude_norm_and_bias=False
@@ -186,7 +186,7 @@ class WeightSession(Session[WeightDistribution]):
                 yield "update", name, _real(weight - self.before[name])
 
     def log(self, parameters: dict[str, nn.Parameter]) -> None:
-        """Measures and shows parameters by name."""
+        """Measures and logs parameters by name."""
         trainer = self.run.trainer
         bins = self.technique.histogram_bins if has_tensorboard(trainer) else 0
         tags, packed = [], []

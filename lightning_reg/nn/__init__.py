@@ -1,4 +1,4 @@
-"""Layers, blocks and the factories that make normalization, activation and dropout pluggable by name."""
+"""Layers, blocks, and factories that make normalization, activation and dropout by name."""
 
 from lightning_reg.nn.factories import (
     ACTIVATIONS,

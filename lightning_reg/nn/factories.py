@@ -35,7 +35,7 @@ LayerOfWidth = Callable[[int], nn.Module]
 def _group_norm(num_features: int) -> nn.Module:
     """At most 32 groups of at least 16 features, the two settings of the paper (Wu and He, 2018, arXiv:1803.08494).
 
-    Smaller groups would be harmful where there are no positions to average over: normalizing one number leaves none.
+    Smaller groups would do harm without positions to average over: a single number normalizes to 0.
     """
     most = min(32, max(num_features // 16, 1))
     return nn.GroupNorm(max(groups for groups in range(1, most + 1) if num_features % groups == 0), num_features)
@@ -57,7 +57,7 @@ NORMS: dict[str, dict[int, LayerOfWidth]] = {
 }
 """Normalization by name and by the number of dimensions after the channels (0 for features, 2 for images).
 
-``filter_response`` thresholds as well: it stands for the activation, too, which may be ``"none"``.
+``filter_response`` includes a threshold, which replaces the activation: that may be ``"none"``.
 """
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -87,7 +87,7 @@ WEIGHT_DROPOUTS: dict[str, Callable[[nn.Module, float], nn.Module]] = {
     "drop_connect": drop_connected,
     "concrete": ConcreteDropout,
 }
-"""Dropout that belongs to a layer with weights, of which it drops weights or inputs."""
+"""Dropout of the weights or the inputs of a layer with weights, by name."""
 
 
 def make_norm(norm: str | LayerOfWidth, num_features: int, *, spatial_dims: int = 0) -> nn.Module:
@@ -95,11 +95,11 @@ def make_norm(norm: str | LayerOfWidth, num_features: int, *, spatial_dims: int 
 
     Args:
         norm: A key of ``NORMS``, or a callable (or its import path) from the number of features to a module.
-        num_features: Features (channels) that are normalized.
+        num_features: Number of features (channels).
         spatial_dims: Dimensions after the channels: 0 for (N, C), 1 for (N, C, L), 2 for (N, C, H, W).
 
     Raises:
-        SettingError: If the name isn't known, or has no meaning for these inputs.
+        SettingError: If the name is unknown, or not applicable to these inputs.
 
     >>> make_norm("group", 48, spatial_dims=2)
     GroupNorm(3, 48, eps=1e-05, ...)
@@ -122,7 +122,7 @@ def make_activation(activation: str | Callable[[], nn.Module]) -> nn.Module:
         activation: A key of ``ACTIVATIONS``, or a callable (or its import path) that returns a module.
 
     Raises:
-        SettingError: If the name isn't known.
+        SettingError: If the name is unknown.
 
     >>> make_activation("gelu")
     GELU(approximate='none')
@@ -136,13 +136,13 @@ def make_dropout(dropout: str | Callable[[float], nn.Module], p: float, *, spati
 
     Args:
         dropout: A key of ``DROPOUTS``, or a callable (or its import path) from the probability to a module. For a key
-            of ``WEIGHT_DROPOUTS`` nothing is made here, see :func:`drop_weights_or_inputs`.
-        p: Probability that something is dropped, in [0, 1], below 1 for Gaussian and concrete dropout; at 0 there is no
-            layer at all, at 1 nothing passes.
+            of ``WEIGHT_DROPOUTS`` the result is an Identity, see :func:`drop_weights_or_inputs`.
+        p: Probability that something is dropped, in [0, 1], below 1 for Gaussian and concrete dropout; at 0 the result
+            is an Identity, at 1 everything is dropped.
         spatial_dims: Dimensions after the channels: 0 for (N, C), 1 for (N, C, L), 2 for (N, C, H, W).
 
     Raises:
-        SettingError: If the name isn't known, has no meaning for these inputs, or ``p`` is out of range.
+        SettingError: If the name is unknown or not applicable to these inputs, or ``p`` is out of range.
 
     >>> make_dropout("spatial", 0.2, spatial_dims=2)
     SpatialDropout(p=0.2)
@@ -162,7 +162,7 @@ def make_dropout(dropout: str | Callable[[float], nn.Module], p: float, *, spati
 
 
 def drop_weights_or_inputs(dropout: str | Callable[[float], nn.Module], p: float, layer: nn.Module) -> nn.Module:
-    """Returns a layer with the dropout that belongs to it, or as it is where dropout is a layer of its own.
+    """Returns a layer with dropout of its weights or inputs, or unchanged where dropout is a separate layer.
 
     Args:
         dropout: A key of ``WEIGHT_DROPOUTS``; anything else leaves the layer alone.
@@ -170,7 +170,7 @@ def drop_weights_or_inputs(dropout: str | Callable[[float], nn.Module], p: float
         layer: A linear or convolutional layer.
 
     Raises:
-        SettingError: If a rate is to be learned from 0 on, where it would stay.
+        SettingError: If a rate is to be learned starting at 0, where it would stay.
 
     >>> drop_weights_or_inputs("drop_connect", 0.5, nn.Linear(4, 2))
     DropConnectLinear(in_features=4, out_features=2, bias=True, p=0.5)
@@ -185,7 +185,7 @@ def drop_weights_or_inputs(dropout: str | Callable[[float], nn.Module], p: float
 
 
 def _made(name: str, make: Callable[..., Any], *arguments: float) -> nn.Module:
-    """Calls a function that the user gave, and names it where it makes no layer."""
+    """Calls a user's function, and names it in the error if it doesn't make a layer."""
     call = f"{getattr(make, '__name__', make)}({', '.join(map(str, arguments))})"
     try:
         layer = make(*arguments)

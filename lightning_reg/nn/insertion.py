@@ -1,4 +1,4 @@
-"""Stochastic layers behind any modules, without a change of their code or of their checkpoints."""
+"""Stochastic layers after any modules, without changing their code or checkpoints."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,14 +16,15 @@ __all__ = ["Insertion", "insertions", "insertions_at"]
 class Insertion:
     """A forward hook that passes the output of a module through a stochastic layer.
 
-    The layer isn't registered anywhere, because modules that iterate over their children would run it; its mode is that
-    of its host, so that a part of a network that is frozen in evaluation mode stays undisturbed.
+    The layer isn't registered as a submodule, because modules that iterate over their children would run it; its mode
+    is that of its host, so that a part of a network that is frozen in evaluation mode isn't perturbed.
 
     Args:
+        layer: The stochastic layer.
         name: Name of the host, for messages.
-        residual: Whether the host is a whole residual block, of which what it adds to its input is perturbed.
-        mode_of: Module whose mode the layer has; the host where None.
-        lease: How long it acts, in copies of the host, too; always where None.
+        residual: Whether the host is a whole residual block, of which only the branch is perturbed.
+        mode_of: Module whose mode the layer follows; the host where None.
+        lease: Lifetime of the hook, shared by copies of the host; unlimited where None.
 
     >>> import torch
     >>> from lightning_reg.nn.layers.dropout import Dropout
@@ -50,14 +51,14 @@ class Insertion:
         self.is_forced = False
         """Whether the layer perturbs in evaluation, too."""
         self.has_run = False
-        """Whether anything was perturbed; torch.compile doesn't run hooks of what it compiled before them."""
+        """Whether the host has run in training; torch.compile ignores hooks added after compilation."""
 
     def attach(self, host: nn.Module) -> RemovableHandle:
-        """Puts itself on a module."""
+        """Registers the hook on a module."""
         return host.register_forward_hook(self, with_kwargs=True)
 
     def acts(self, host: nn.Module) -> bool:
-        """Whether it perturbs now; it notes that the host runs."""
+        """Whether it perturbs now; also records in ``has_run`` that the host runs in training."""
         if self.has_ended:
             return False
         self.layer.training = (self.mode_of or host).training or self.is_forced
@@ -74,7 +75,7 @@ class Insertion:
 
     @property
     def has_ended(self) -> bool:
-        """Whether it belongs to a copy of a module from a run that is over."""
+        """Whether it belongs to a copy of a module from a run that has ended."""
         return self.lease is not None and self.lease.has_ended
 
     def _perturbed(self, output: Tensor) -> Tensor:
@@ -106,20 +107,20 @@ class Insertion:
 
 
 def insertions(module: nn.Module) -> Iterator[Insertion]:
-    """Yields everything that is inserted behind a module or those below it."""
+    """Yields all insertions at a module and its submodules."""
     for submodule in module.modules():
         yield from insertions_at(submodule)
 
 
 def insertions_at(module: nn.Module) -> Iterator[Insertion]:
-    """Yields everything that is inserted at a module itself."""
+    """Yields all insertions at a module itself."""
     for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
         if isinstance(hook, Insertion) and not hook.has_ended:
             yield hook
 
 
 def _with_first_tensor(output: Any, change: Callable[[Tensor], Tensor], name: str) -> Any:
-    """Returns a module's output with its first tensor changed, the one that recurrent layers and attention hand on."""
+    """Returns a module's output with its first tensor changed, the main one of recurrent layers and attention."""
     if isinstance(output, Tensor):
         return change(output)
     if isinstance(output, PackedSequence):

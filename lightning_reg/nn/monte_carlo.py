@@ -1,4 +1,4 @@
-"""Uncertainty from dropout: several stochastic passes instead of one."""
+"""Monte Carlo dropout: uncertainty from several stochastic passes."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,11 +19,11 @@ class MonteCarloPrediction(NamedTuple):
     """Mean and uncertainty of several stochastic passes, for each sample.
 
     Attributes:
-        mean: Mean of the passes' probabilities (N, C, ...), or of their values.
-        std: Their standard deviation over passes, of the same shape.
-        predictive_entropy: Entropy of the mean in nats (N, ...), all there is of uncertainty; None for values.
-        mutual_information: Part of it that comes from not knowing the weights (N, ...): the predictive entropy less the
-            mean entropy of single passes; high where more data would help. None for values.
+        mean: Mean over passes of the probabilities (N, C, ...), or of the values.
+        std: Standard deviation over passes, of the same shape.
+        predictive_entropy: Entropy of the mean in nats (N, ...), the total uncertainty; None for values.
+        mutual_information: Part of it due to uncertain weights (N, ...): the predictive entropy minus the mean entropy
+            of single passes; high where more data would help. None for values.
     """
 
     mean: Tensor
@@ -42,23 +42,24 @@ def monte_carlo_predict(
 ) -> MonteCarloPrediction:
     """Predicts several times with dropout turned on.
 
-    Nothing but dropout is turned on: BatchNorm stays in evaluation mode, and every module's mode is what it was
-    afterwards, also after an exception. No gradients.
+    Only dropout is turned on: BatchNorm stays in evaluation mode, and every module's mode is restored afterwards, also
+    after an exception. Gradients aren't tracked.
 
     Args:
-        model: A module with at least one layer that drops something.
-        inputs: Arguments of the model.
+        model: Module with at least one layer that drops something.
+        inputs: Positional arguments of the model.
         num_samples: Number T of stochastic passes.
-        outputs: What the model returns: ``"logits"`` or ``"probabilities"`` (N, C, ...), or ``"values"``, as for a
+        outputs: Kind of the model's outputs: ``"logits"`` or ``"probabilities"`` (N, C, ...), or ``"values"``, as for
             regression.
-        class_dim: Dimension of the classes.
-        transform: Applied to each pass's outputs before they are averaged; ``outputs`` says what it returns.
+        class_dim: Dimension of the classes; unused for values.
+        transform: Function applied to each pass's outputs before averaging; ``outputs`` is then the kind of its
+            results.
 
     Returns:
         Mean and uncertainty, in the outputs' precision.
 
     Raises:
-        SettingError: If nothing in the model drops anything, a setting is out of its range, or the model doesn't return
+        SettingError: If nothing in the model drops anything, a setting is out of range, or the model doesn't return
             a tensor.
 
     Reference:
@@ -83,7 +84,7 @@ def monte_carlo_predict(
             sample = _checked(returned if transform is None else transform(returned), class_dim, outputs)
             if outputs == "logits":
                 sample = sample.softmax(class_dim)
-            # Welford's way: a difference of mean squares would lose what digits a small variance has.
+            # Welford's algorithm: a difference of mean squares would lose the digits of a small variance.
             change = sample - mean
             mean = mean + change / count
             squares = squares + change * (sample - mean)
@@ -93,19 +94,19 @@ def monte_carlo_predict(
     if outputs == "values":
         return MonteCarloPrediction(mean, std, None, None)
     predictive = _entropy(mean, class_dim)
-    # Negative by rounding alone, because entropy is concave.
+    # Negative only by rounding, because entropy is concave.
     return MonteCarloPrediction(mean, std, predictive, (predictive - mean_entropy).clamp(min=0))
 
 
 @contextmanager
 def stochastic_passes(model: nn.Module) -> Iterator[list[NoiseStream]]:
-    """Turns on whatever drops or disturbs something in a model that is evaluated, and restores every mode.
+    """Puts a model into evaluation mode with its stochastic layers turned on, and restores every mode afterwards.
 
     Args:
-        model: Its modules' modes are changed for the time being.
+        model: The model, whose modules' modes are changed within the context.
 
     Yields:
-        The streams that don't draw from torch's global one.
+        The noise streams of the layers that don't draw from torch's global one.
 
     Raises:
         SettingError: If nothing in the model drops anything.
@@ -123,10 +124,10 @@ def stochastic_passes(model: nn.Module) -> Iterator[list[NoiseStream]]:
     try:
         model.eval()
         for layer in stochastic:
-            layer.training = True  # not train(), which would reach what is below
+            layer.training = True  # not train(), which would include submodules
         for module in modules:
             if isinstance(module, nn.TransformerEncoderLayer) or _reads_a_childs_rate(module):
-                module.training = True  # in evaluation these take a path without the dropout below them
+                module.training = True  # in evaluation these take a fast path without the dropout below them
         for hook in inserted:
             hook.is_forced = True
         sources = [getattr(source, "stream", None) for source in (*stochastic, *(hook.layer for hook in inserted))]
@@ -139,7 +140,7 @@ def stochastic_passes(model: nn.Module) -> Iterator[list[NoiseStream]]:
 
 
 def _reads_a_childs_rate(module: nn.Module) -> bool:
-    """As attention in timm does, which hands the rate of its ``attn_drop`` to a fused kernel."""
+    """Whether a module passes a child's rate to a fused kernel, as timm's attention does with ``attn_drop``."""
     child = getattr(module, "attn_drop", None)
     return isinstance(child, nn.Module) and is_stochastic(child)
 

@@ -1,4 +1,4 @@
-"""Layers that drop something, torch's own or of any library, and where their rates are kept."""
+"""Dropout rates of layers, of torch or any library."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,11 +17,12 @@ __all__ = ["Rate", "is_stochastic", "rates"]
 
 @dataclass(frozen=True)
 class Rate:
-    """A probability that something is dropped, and where it is kept.
+    """A dropout rate, and the attribute that holds it.
 
     Attributes:
         name: Qualified name of the layer.
-        attribute: Name of the rate there.
+        holder: Object that holds the rate: the layer, or one inserted at it by a hook.
+        attribute: Name of the holder's attribute.
     """
 
     name: str
@@ -30,20 +31,20 @@ class Rate:
 
     @property
     def value(self) -> float:
-        """The rate."""
+        """Current rate."""
         return float(getattr(self.holder, self.attribute))
 
     def move(self, value: float) -> None:
         """Sets the rate.
 
         Args:
-            value: Probability, in [0, 1).
+            value: New rate, in [0, 1).
         """
         setattr(self.holder, self.attribute, value)
 
 
 def rates(module: nn.Module) -> Iterator[Rate]:
-    """Yields every rate of dropping below a module that isn't learned, also of layers that are inserted by hooks.
+    """Yields every dropout rate below a module that isn't learned, including those of layers inserted by hooks.
 
     >>> network = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.2), nn.LSTM(4, 4, dropout=0.1, num_layers=2))
     >>> [(rate.name, rate.attribute, rate.value) for rate in rates(network)]
@@ -51,17 +52,17 @@ def rates(module: nn.Module) -> Iterator[Rate]:
     """
     for name, submodule in module.named_modules():
         if not name and _is_named_so(submodule):
-            continue  # a whole network that is called so
+            continue  # a whole network with such a name
         yield from (Rate(name, submodule, attribute) for attribute in _rate_attributes(submodule))
         for hook in insertions_at(submodule):
             yield from (Rate(name, hook.layer, attribute) for attribute in _rate_attributes(hook.layer))
 
 
 def is_stochastic(module: nn.Module) -> bool:
-    """Whether a module drops or disturbs something in training by itself, at its present rate.
+    """Whether a module itself drops or disturbs something in training, at its current rate.
 
     Args:
-        module: The module itself; those below it don't count.
+        module: The module to check; its submodules don't count.
 
     >>> is_stochastic(nn.Dropout(0.1)), is_stochastic(nn.BatchNorm1d(4)), is_stochastic(nn.Linear(4, 4))
     (True, False, False)

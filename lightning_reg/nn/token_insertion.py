@@ -1,4 +1,4 @@
-"""Dropout of tokens before somebody else's modules, together with the masks that belong to the tokens."""
+"""Dropout of tokens before any modules, together with the tokens' masks."""
 
 import inspect
 from typing import Any
@@ -17,10 +17,10 @@ __all__ = ["TokenInsertion"]
 
 
 class TokenInsertion(Insertion):
-    """A hook before a module that takes tokens: it gets fewer of them, and of each mask what belongs to these.
+    """A pre-forward hook that drops tokens of a module's inputs, and their entries of each mask.
 
-    A mask has one entry for each token of a sample. That it says what is padding tells its name, as
-    ``src_key_padding_mask`` of torch's own encoder.
+    A mask has one entry for each token of a sample. A mask of padding is recognized by its name, such as
+    ``src_key_padding_mask`` of torch's encoder.
 
     >>> host = nn.Linear(2, 3)
     >>> handle = TokenInsertion(TokenDropout(0.5), "0").attach(host)
@@ -34,7 +34,7 @@ class TokenInsertion(Insertion):
     """Whether tokens are (N, T, E) rather than (T, N, E)."""
 
     names: tuple[str, ...] = ()
-    """What the host calls its arguments."""
+    """Names of the host's arguments."""
 
     @override
     def attach(self, host: nn.Module) -> RemovableHandle:
@@ -43,7 +43,7 @@ class TokenInsertion(Insertion):
 
     @override
     def __call__(self, host: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any = None) -> Any:
-        """Returns the arguments that the host gets in the place of its own; None where they stay."""
+        """Returns the arguments for the host in place of its own; None where they don't change."""
         if not self.acts(host):
             return None
         unnamed = len(inputs) - len(self.names)
@@ -77,7 +77,7 @@ class TokenInsertion(Insertion):
         return tokens
 
     def _mask(self, name: str, value: Tensor, tokens: Tensor) -> Tensor | None:
-        """Returns what of the arguments is a mask of tokens, as (N, T); None where it has nothing to do with them."""
+        """Returns an argument as a mask (N, T) if it is a mask of tokens, else None."""
         if "mask" not in name and value.dtype != torch.bool:
             return None
         samples, length = tokens.shape[:2]
@@ -93,5 +93,5 @@ class TokenInsertion(Insertion):
 
 
 def _as_truth(padding: Tensor) -> Tensor:
-    """Returns a mask of padding as truth values; torch's own encoder hands its layers what is added to logits."""
+    """Returns a mask of padding as bools; torch's encoder passes its layers numbers that are added to logits."""
     return padding if padding.dtype == torch.bool else padding == -torch.inf

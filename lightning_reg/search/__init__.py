@@ -1,4 +1,4 @@
-"""Which regularizers a network needs, and how strong: the space, the search, what it hands over."""
+"""Search for the regularizers that a network needs and their strengths: spaces, trials, results."""
 
 from lightning_reg.search.python import Found, SearchTrial, search
 

@@ -16,15 +16,15 @@ from lightning_reg.studies.definition import Piece
 __all__ = ["FIRST_SEED", "best_alone", "compared", "confirmation_file", "confirmation_metric", "variants_of"]
 
 FIRST_SEED = 1000
-"""Of the confirmation; trials have smaller ones."""
+"""Smallest seed of the confirmation; the seeds of trials are smaller."""
 
 
 def confirmation_metric(metric: str, *, has_test: bool) -> str:
-    """Returns what the confirmation is judged by, as studies name it.
+    """Returns the metric of the confirmation, named as in studies.
 
     Args:
-        metric: Of the search, as it is logged in validation.
-        has_test: Whether there is a test part.
+        metric: Metric of the search, as logged in validation.
+        has_test: Whether there is a test split.
 
     >>> confirmation_metric("val/balanced_accuracy", has_test=True)
     'test/balanced_accuracy'
@@ -33,11 +33,11 @@ def confirmation_metric(metric: str, *, has_test: bool) -> str:
 
 
 def best_alone(tried: Sequence[Tried], *, prefers_less: bool) -> Tried | None:
-    """Returns the best of the techniques that were tried alone; None where none has a value.
+    """Returns the best trial of a technique alone; None if none has a value.
 
     Args:
-        tried: Trials that have ended.
-        prefers_less: Whether less of the metric is better.
+        tried: Finished trials.
+        prefers_less: Whether lower values of the metric are better.
     """
     alone = [candidate for candidate in tried if candidate.kind == "alone" and candidate.value is not None]
     sign = 1 if prefers_less else -1
@@ -45,11 +45,12 @@ def best_alone(tried: Sequence[Tried], *, prefers_less: bool) -> Tried | None:
 
 
 def compared(cocktail: Cocktail, alone: Tried | None, *, has_base: bool = False) -> dict[str, Cocktail | None]:
-    """Returns the cocktails that are compared, by name: the best, plain, each part left out, the best technique alone.
+    """Returns the cocktails to compare, by name: the best, plain, each part left out, the best technique alone.
 
     Args:
-        alone: The best single technique.
-        has_base: Whether the base as it is, None, stands among them.
+        cocktail: The best cocktail.
+        alone: Trial of the best single technique.
+        has_base: Whether to include the unchanged base, as None.
     """
     found: dict[str, Cocktail | None] = {COCKTAIL: cocktail, "plain": {}}
     if has_base:
@@ -63,11 +64,13 @@ def compared(cocktail: Cocktail, alone: Tried | None, *, has_base: bool = False)
 
 
 def variants_of(space: Space, base: Mapping[str, Any], cocktail: Cocktail, alone: Tried | None) -> dict[str, Any]:
-    """Returns what each variant changes in the base, by names on the command line; no two are the same.
+    """Returns the settings that each variant changes in the base, by their command-line names; no two are the same.
 
     Args:
-        base: Settings as a configuration has them.
-        alone: The best single technique.
+        space: Search space of the cocktail.
+        base: Settings of the base, as in a configuration.
+        cocktail: The best cocktail.
+        alone: Trial of the best single technique.
     """
     found: dict[str, Any] = {}
     for name, candidate in compared(cocktail, alone, has_base=True).items():
@@ -86,13 +89,15 @@ def confirmation_file(
     *,
     prefers_less: bool,
 ) -> str:
-    """Returns a study's file.
+    """Returns the confirmation as the text of a study file.
 
     Args:
-        base: Pieces of what is trained.
-        variants: By :func:`variants_of`.
-        metric: By :func:`confirmation_metric`.
-        prefers_less: Whether less of it is better.
+        title: Title of the search.
+        base: Pieces of the base configuration.
+        variants: Variants as returned by :func:`variants_of`.
+        seeds: Seeds of the confirmation.
+        metric: Metric as returned by :func:`confirmation_metric`.
+        prefers_less: Whether lower values of the metric are better.
     """
     content = {
         "title": f"{title}: confirmation",

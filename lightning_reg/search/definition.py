@@ -1,4 +1,4 @@
-"""A search as its file defines it, checked before anything runs."""
+"""The definition of a search, read from its file and validated before anything runs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,23 +33,27 @@ KEYS: Mapping[str, str] = {
     "quick": "what --quick changes: any of these but title, space and quick; base is appended",
 }
 _QUICK = tuple(key for key in KEYS if key not in ("title", "space", "quick"))
-_FEWEST_TO_PRUNE = 4  # three can't prove anything at a tenth
+_FEWEST_TO_PRUNE = 4  # three can't be significant at p < 0.1
 
 
 @dataclass(frozen=True)
 class SearchDefinition:
-    """What a search file says.
+    """The settings of a search.
 
     Attributes:
-        base: Pieces of what is trained.
-        metric: As it is logged in validation.
-        prefers_less: Whether less of it is better.
-        minutes: After how long none is begun any more; never where None.
-        folds: On how many validation splits a trial is measured; by the number of samples where None.
-        seed: Of the sampler and the splits.
-        prune: Whether a trial may be ended by its first folds.
-        max_step_time: How many times as long as the plain one a training step may take; any time where None.
-        confirm: How many seeds the confirmation has.
+        name: Name of the search, used for its folder.
+        title: Title of the report.
+        base: Pieces of the base configuration.
+        space: Search space.
+        metric: Metric to optimize, as logged in validation.
+        prefers_less: Whether lower values of the metric are better.
+        trials: Number of trials, at least 3.
+        minutes: Time in minutes after which no new trial starts; unlimited if None.
+        folds: Number of validation splits that a trial is evaluated on; chosen by the number of samples if None.
+        seed: Seed of the sampler and the splits.
+        prune: Whether a trial may be stopped after its first folds.
+        max_step_time: Largest duration of a training step, as a multiple of the plain run's; unlimited if None.
+        confirm: Number of seeds of the confirmation; 0 for no confirmation.
     """
 
     name: str
@@ -78,30 +82,30 @@ class SearchDefinition:
         self.check_prune(self.folds)
 
     def check_prune(self, folds: int | None) -> None:
-        """Raises if there are too few folds to end a trial by.
+        """Checks that there are enough folds for pruning.
 
         Args:
-            folds: How many there are; None where it isn't known yet.
+            folds: Number of folds; None if not known yet.
 
         Raises:
-            SettingError: With how many it takes.
+            SettingError: If trials may be pruned, but there are too few folds.
         """
         if self.prune and folds is not None and folds < _FEWEST_TO_PRUNE:
             raise SettingError(f"prune needs at least {_FEWEST_TO_PRUNE} folds, but folds is {folds}")
 
     def with_options(self, **options: Any) -> "SearchDefinition":
-        """Returns the search with what the command line says in place of the file.
+        """Returns a copy with command-line options in place of the file's settings.
 
         Args:
-            options: By name; those that are None change nothing.
+            options: Values by attribute; None leaves an attribute unchanged.
         """
         return replace(self, **{name: value for name, value in options.items() if value is not None})
 
     def parts(self, base: Any) -> dict[str, str]:
-        """Returns keys of what makes a search the one that it is: trials of another can't be told to it.
+        """Returns hashes of the settings that identify a search: trials of another search can't be added to it.
 
         Args:
-            base: All settings that its pieces come to.
+            base: All settings of the base configuration.
         """
         contents = {
             "base": base,
@@ -114,13 +118,14 @@ class SearchDefinition:
 
 
 def read_search(path: str | Path, *, quick: bool = False) -> SearchDefinition:
-    """Reads a search file and checks all that can be checked without its configuration.
+    """Reads a search file and validates everything that doesn't need the base configuration.
 
     Args:
-        quick: Whether it is the short form.
+        path: Path of the file.
+        quick: Whether to apply the settings of the file's short form.
 
     Raises:
-        SettingError: With what is wrong and where.
+        SettingError: If the file is invalid.
     """
     path = Path(path)
     content = read_yaml("search file", path)
@@ -181,15 +186,15 @@ def _space(content: Mapping[str, Any], path: Path) -> Space:
 
 
 def narrowed(space: Space, *, only: Sequence[str] = (), exclude: Sequence[str] = ()) -> Space:
-    """Returns a space with some of its switches.
+    """Returns a space with a subset of its switches.
 
     Args:
-        space: As it is shipped, say.
-        only: Those that are kept; all where empty.
-        exclude: Those of them that are left out.
+        space: The search space.
+        only: Names of the switches to keep; all if empty.
+        exclude: Names of the switches to leave out.
 
     Raises:
-        SettingError: If there is no such switch, or none is left.
+        SettingError: If there is no switch of a given name, or none is left.
     """
     for setting, names in (("only", only), ("exclude", exclude)):
         for name in names:

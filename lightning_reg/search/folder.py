@@ -1,4 +1,4 @@
-"""The folder of a search: which search it is of, and what it hands over."""
+"""The output folder of a search."""
 
 import contextlib
 import json
@@ -16,10 +16,12 @@ _FILE = "search.json"
 
 
 class SearchFolder:
-    """Where a search's files lie.
+    """The output folder of a search, which records the search that it belongs to.
 
     Args:
-        parts: Keys of what makes it the search that it is, by the name of the setting.
+        path: Path of the folder.
+        name: Name of the search.
+        parts: Hashes of the settings that identify the search, by name.
     """
 
     def __init__(self, path: Path, name: str, parts: Mapping[str, str]) -> None:
@@ -28,10 +30,10 @@ class SearchFolder:
         self.parts = dict(parts)
 
     def check(self) -> None:
-        """Finds whether the folder is this search's or a new one, and writes nothing.
+        """Checks that the folder is new or belongs to this search, without writing anything.
 
         Raises:
-            SettingError: If it is another search's, or holds something else.
+            SettingError: If it belongs to another search, or holds something else.
         """
         shown = repr(str(self.path))
         if not self.path.exists():
@@ -56,10 +58,10 @@ class SearchFolder:
             )
 
     def make(self) -> None:
-        """Makes the folder, and says in it which search's it is.
+        """Creates the folder, and records the search in it.
 
         Raises:
-            SettingError: If it can't be written.
+            SettingError: If the folder can't be written.
         """
         with self.reported():
             self.path.mkdir(parents=True, exist_ok=True)
@@ -67,23 +69,23 @@ class SearchFolder:
                 self.write_json({})
 
     def write_json(self, content: Mapping[str, Any]) -> None:
-        """Writes search.json.
+        """Writes ``search.json``.
 
         Args:
-            content: Beside what says which search's folder it is.
+            content: Content in addition to the identity of the search.
         """
         identity = {"search": {"name": self.name, "parts": self.parts}}
         write_atomically(self.path / _FILE, json.dumps({**identity, **content}, indent=1))
 
     def write(self, name: str, text: str) -> Path:
-        """Writes a file of what the search hands over; returns its path."""
+        """Writes one of the search's output files and returns its path."""
         path = self.path / name
         write_atomically(path, text)
         return path
 
     @contextlib.contextmanager
     def reported(self) -> Iterator[None]:
-        """Turns what the system says of the folder into a sentence.
+        """Turns an OSError into a one-sentence error message.
 
         Raises:
             SettingError: If the disk is full, or the folder can't be written.

@@ -1,4 +1,4 @@
-"""One search, from its first trial to what it hands over."""
+"""A search from its first trial to its output files."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -25,19 +25,20 @@ __all__ = ["SearchJob"]
 
 
 class SearchJob(ABC):
-    """A search whose runs a subclass makes and does.
+    """Base class of searches; a subclass creates and performs the runs.
 
     Args:
-        definition: What the search's file, or its caller, asks for.
-        storage: Address of a database that several drivers share; the journal in the folder where None.
-        quiet: Whether progress bars are left out.
+        definition: Settings of the search.
+        folder: Output folder.
+        storage: URL of a database that several drivers share; the journal in the folder if None.
+        quiet: Whether to hide progress bars.
     """
 
     has_base = False
     """Whether the base differs from the plain run, in which all switches are off."""
 
     command = ""
-    """What goes on with the search when it is called again; empty from Python."""
+    """Command that resumes the search; empty if it was started from Python."""
 
     def __init__(
         self, definition: SearchDefinition, folder: SearchFolder, *, storage: str | None = None, quiet: bool = False
@@ -53,48 +54,49 @@ class SearchJob(ABC):
     @property
     @abstractmethod
     def perform(self) -> Perform:
-        """What does a run of a trial."""
+        """Function that performs a run of a trial."""
 
     @abstractmethod
     def rehearse(self) -> None:
-        """Finds what can't be used, and sets what only the module and its data tell: space, splits, notes."""
+        """Validates the settings, and sets what depends on the module and its data: space, splits, notes."""
 
     @abstractmethod
     def runs(self, name: str, cocktail: Cocktail | None) -> list[Run]:
-        """Returns the runs of a trial, one a split.
+        """Returns the runs of a trial, one per split.
 
         Args:
-            cocktail: None for the base as it is.
+            name: Name of the trial.
+            cocktail: The cocktail; None for the unchanged base.
         """
 
     @abstractmethod
     def executor(self) -> Executor:
-        """Returns where runs are done."""
+        """Returns the executor of runs."""
 
     @abstractmethod
     def confirm(self, outcome: SearchOutcome, executor: Executor) -> tuple[Confirmation | None, list[Failure]]:
-        """Returns what fresh seeds say of the best cocktail, and the runs that failed."""
+        """Evaluates the best cocktail with fresh seeds; returns the confirmation and the failed runs."""
 
     @abstractmethod
     def hand_over(self, outcome: SearchOutcome) -> None:
-        """Writes what the search has found."""
+        """Writes the results of the search."""
 
     def versions(self) -> dict[str, str]:
-        """Returns the versions of what took part, by name."""
+        """Returns versions of the software and hardware in use, by name."""
         return {}
 
     def do(self) -> tuple[SearchOutcome, list[Failure]]:
-        """Searches, or goes on with it; returns what came of it, and the runs of the confirmation that failed.
+        """Runs or resumes the search; returns its outcome and the failed runs of the confirmation.
 
         Raises:
-            SettingError: If something can't be used, or the disk is full.
-            KeyboardInterrupt: When interrupted; what is finished is kept.
+            SettingError: If a setting is invalid, or the disk is full.
+            KeyboardInterrupt: When interrupted; finished runs are kept.
         """
         from lightning_reg.search.trials.trials import Trials  # which imports Optuna
 
         self.folder.check()
         if self.storage is not None:
-            with stored(self.folder.path, self.storage):  # whether it can be reached, before anything is made
+            with stored(self.folder.path, self.storage):  # checks that it can be reached, before anything is written
                 pass
         self.rehearse()
         self.folder.make()
@@ -118,7 +120,7 @@ class SearchJob(ABC):
                 prunes=self.definition.prune,
             )
             outcome = self._search(trials, executor)
-            self.hand_over(outcome)  # before what may be interrupted
+            self.hand_over(outcome)  # before the confirmation, which may be interrupted
             if self.definition.confirm and outcome.best is not None and outcome.best.cocktail:
                 outcome = self._search(trials, executor, only=alone(self.space))
                 confirmation, failures = self.confirm(outcome, executor)

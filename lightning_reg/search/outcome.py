@@ -1,4 +1,4 @@
-"""What came of a search, as plain values: what ran it makes them, what reports on it reads them."""
+"""The outcome of a search as plain values, for reports and scripts."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,13 +16,14 @@ __all__ = ["Confirmation", "Part", "SearchOutcome", "as_json", "confirmed"]
 
 @dataclass(frozen=True)
 class Part:
-    """What a part of the cocktail is worth.
+    """The contribution of one part of the cocktail.
 
     Attributes:
-        without: Summary of the cocktail without it.
-        comparison: The whole cocktail compared with that one; differences are those of the metric, whatever is better.
-        gain: By how much the cocktail is better, whichever direction is.
-        earns: Whether leaving it out costs more than a standard error.
+        switch: Name of the switch.
+        without: Summary of the cocktail without this part.
+        comparison: Comparison of the whole cocktail with the one without this part, in units of the metric.
+        gain: Improvement due to this part, positive whether lower or higher values are better.
+        earns: Whether the gain is larger than its standard error.
     """
 
     switch: str
@@ -34,12 +35,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Confirmation:
-    """What fresh seeds say.
+    """The results of the confirmation with fresh seeds.
 
     Attributes:
-        metric: By which, of the test part where there is one.
-        comparisons: Of the cocktail with each other variant, corrected for their number.
-        parts: Of the cocktail, one a switch.
+        metric: Metric of the comparison, on the test split if there is one.
+        seeds: Seeds of the runs.
+        summaries: Summary of each variant over seeds, by variant.
+        comparisons: Comparisons of the cocktail with each other variant, with Holm-corrected p-values.
+        parts: Contributions of the cocktail's parts, one per switch.
     """
 
     metric: str
@@ -50,23 +53,29 @@ class Confirmation:
 
     @property
     def idle(self) -> list[str]:
-        """The switches that don't earn their place."""
+        """Names of the switches that don't earn their place."""
         return [part.switch for part in self.parts if not part.earns]
 
 
 @dataclass(frozen=True)
 class SearchOutcome:
-    """A search with all that came of it.
+    """A search and its results.
 
     Attributes:
-        metric: By which trials were judged.
-        prefers_less: Whether less of it is better.
-        splits: On how many validation splits each was measured.
-        tried: All trials that have ended, by position.
-        best: The best of them; None where none has a value.
-        importances: How much each switch and each strength mattered, by name.
-        notes: What was left out, and what decides over what the base has.
-        confirmation: None where there was none.
+        name: Name of the search.
+        title: Title of the report.
+        space: Search space.
+        metric: Metric that was optimized.
+        prefers_less: Whether lower values of the metric are better.
+        splits: Number of validation splits that each trial was evaluated on.
+        seed: Seed of the sampler and the splits.
+        tried: All finished trials, by position.
+        best: The best of them; None if none has a value.
+        importances: Importance of each switch and each strength, by name.
+        notes: Messages about switches that were left out, and about parts of the base that switches override.
+        command: Command that resumes the search; empty if it was started from Python.
+        versions: Versions of the software and hardware in use, by name.
+        confirmation: Results of the confirmation; None if there was none.
     """
 
     name: str
@@ -85,15 +94,15 @@ class SearchOutcome:
     confirmation: Confirmation | None = None
 
     def of_kind(self, *kinds: str) -> list[Tried]:
-        """Returns trials of some kinds.
+        """Returns the trials of some kinds.
 
         Args:
-            kinds: ``search``, ``plain``, ``base``, ``preset``, ``alone``.
+            kinds: One or more of ``search``, ``plain``, ``base``, ``preset``, ``alone``.
         """
         return [entry for entry in self.tried if entry.kind in kinds]
 
     def words(self, cocktail: Cocktail | None) -> str:
-        """Returns a cocktail in words."""
+        """Describes a cocktail in words."""
         return in_words(self.space, cocktail)
 
 
@@ -101,10 +110,10 @@ COCKTAIL = "cocktail"
 
 
 def without(switch: str) -> str:
-    """Returns the name of the variant that lacks a part.
+    """Returns the name of the variant without a part.
 
     Args:
-        switch: The part that is left out.
+        switch: Name of the switch that is left out.
     """
     return f"without {switch}"
 
@@ -117,12 +126,14 @@ def confirmed(
     *,
     prefers_less: bool,
 ) -> Confirmation | None:
-    """Returns what the confirmation's runs say; None where the cocktail has no result.
+    """Evaluates the runs of the confirmation; returns None if the cocktail has no result.
 
     Args:
-        results: Of the runs; ``cocktail`` and ``without ...`` are among their variants.
-        seeds: Those of the confirmation.
-        prefers_less: Whether less of the metric is better.
+        results: Results of the runs, with variants such as ``cocktail`` and ``without ...``.
+        metric: Metric of the comparison.
+        seeds: Seeds of the confirmation.
+        cocktail: The cocktail that is confirmed.
+        prefers_less: Whether lower values of the metric are better.
 
     >>> measured = {"cocktail": [0.9, 0.92], "without l1": [0.8, 0.81], "plain": [0.7, 0.73]}
     >>> results = [
@@ -147,7 +158,7 @@ def confirmed(
     sign = -1 if prefers_less else 1
     parts = []
     for switch in cocktail:
-        # Of a cocktail of one part the rest is plain.
+        # A cocktail of one part without that part is plain.
         name = "plain" if len(cocktail) == 1 and without(switch) not in comparisons else without(switch)
         if name in comparisons:
             found = comparisons[name]
@@ -158,7 +169,7 @@ def confirmed(
 
 
 def as_json(outcome: SearchOutcome) -> dict[str, Any]:
-    """Returns a search for scripts: plain values, None in the place of what isn't finite."""
+    """Returns a search as values for JSON, with None in place of numbers that aren't finite."""
     best, confirmation = outcome.best, outcome.confirmation
     content: dict[str, Any] = {
         "title": outcome.title,

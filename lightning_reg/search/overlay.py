@@ -1,4 +1,4 @@
-"""What a cocktail makes of a base: settings as a configuration has them, changed by their names on the command line."""
+"""Applies a cocktail to the settings of a base, which are addressed by their command-line names."""
 
 import pkgutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,10 +26,10 @@ _CALLBACKS = "trainer.callbacks"
 
 
 def names_of(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Yields all settings by the names that they have on the command line, which leave out ``init_args``.
+    """Yields the command-line names of all settings, which omit ``init_args``.
 
     Args:
-        settings: As a configuration has them.
+        settings: Nested settings, as in a configuration.
 
     >>> list(names_of({"model": {"class_path": "MLP", "init_args": {"norm": "batch"}}}))
     ['model', 'model.norm']
@@ -45,7 +45,7 @@ def names_of(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def _holder(settings: Mapping[str, Any], name: str) -> tuple[Any, str] | None:
-    """Returns the mapping that a setting lies in, and its key there; None where there is no such setting."""
+    """Returns the mapping that contains a setting, and its key there; None if there is no such setting."""
     holder: Any = settings
     *parents, last = name.split(".")
     for parent in parents:
@@ -63,25 +63,26 @@ def _within(holder: Mapping[str, Any], key: str = "") -> Mapping[str, Any]:
 
 
 def value_of(settings: Mapping[str, Any], name: str) -> Any:
-    """Returns a setting; None where there is none of that name.
+    """Returns the value of a setting; None if there is no such setting.
 
     Args:
-        settings: As a configuration has them.
-        name: On the command line.
+        settings: Nested settings, as in a configuration.
+        name: Command-line name of the setting.
     """
     found = _holder(settings, name)
     return None if found is None else found[0][found[1]]
 
 
 def put(settings: Settings, name: str, value: Any) -> None:
-    """Sets a setting that there is.
+    """Sets the value of an existing setting.
 
     Args:
-        settings: As a configuration has them; they are changed.
-        name: On the command line.
+        settings: Nested settings, as in a configuration; changed in place.
+        name: Command-line name of the setting.
+        value: New value, which is copied.
 
     Raises:
-        SettingError: If there is no such setting, with those that look like it.
+        SettingError: If there is no such setting.
     """
     found = _holder(settings, name)
     if found is None:
@@ -91,17 +92,13 @@ def put(settings: Settings, name: str, value: Any) -> None:
 
 
 def absent_settings(switch: Switch, base: Mapping[str, Any]) -> list[str]:
-    """Returns the settings of a switch that a base hasn't.
-
-    Args:
-        base: Settings as a configuration has them.
-    """
+    """Returns the settings of a switch that a base doesn't have."""
     names = [*switch.settings, *switch.without]
     return [name for name in dict.fromkeys(names) if _holder(base, name) is None]
 
 
 def class_of(entry: Mapping[str, Any]) -> type | None:
-    """Returns the class of a callback of a configuration; None where it can't be imported.
+    """Returns the class of a configured callback; None if it can't be imported.
 
     Args:
         entry: A mapping with ``class_path``.
@@ -114,11 +111,7 @@ def class_of(entry: Mapping[str, Any]) -> type | None:
 
 
 def replaced_callbacks(space: Space, base: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Returns, for each switch, the callbacks of the base in whose place it decides.
-
-    Args:
-        base: Settings as a configuration has them.
-    """
+    """Returns the names of the base's callbacks that each switch replaces, by switch."""
     found: dict[str, list[str]] = {}
     for switch in space.switches.values():
         kinds = [class_of(entry) for entry in switch.callbacks]
@@ -136,16 +129,15 @@ def _callbacks(settings: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
 def with_cocktail(space: Space, base: Mapping[str, Any], cocktail: Cocktail) -> Settings:
     """Returns the base with the cocktail's switches on, and all others of the space off.
 
-    Of what the base has itself, the space decides: settings that a switch sets, and callbacks of the classes that it
-    adds.
+    The space overrides the base: settings that a switch sets, and callbacks of the classes that a switch adds.
 
     Args:
-        space: Which all switches are of.
-        base: Settings as a configuration has them.
+        space: Search space of the cocktail.
+        base: Settings of the base, as in a configuration.
         cocktail: Switches that are on, with their strengths.
 
     Raises:
-        SettingError: If a switch sets what the base hasn't.
+        SettingError: If a switch sets a setting that the base doesn't have.
     """
     made = deepcopy(dict(base))
     kinds = {class_of(entry) for switch in space.switches.values() for entry in switch.callbacks}
@@ -164,11 +156,12 @@ def with_cocktail(space: Space, base: Mapping[str, Any], cocktail: Cocktail) -> 
 
 
 def differences(space: Space, base: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what of the base is another in a configuration that a cocktail was made of, by names.
+    """Returns the settings that a cocktail changes in the base, by their command-line names.
 
     Args:
-        base: Settings as a configuration has them.
-        made: By :func:`with_cocktail`.
+        space: Search space of the cocktail.
+        base: Settings of the base, as in a configuration.
+        made: Settings as returned by :func:`with_cocktail`.
     """
     names = [name for switch in space.switches.values() for name in (*switch.settings, *switch.without)]
     return {

@@ -1,4 +1,4 @@
-"""What the audit would say of a run that hasn't begun."""
+"""Audit of runs that haven't started."""
 
 import contextlib
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -19,12 +19,14 @@ __all__ = ["Prospect", "with_present", "without_contradictions"]
 
 @dataclass
 class Prospect:
-    """A run with all that the audit looks at, none of which has been begun.
+    """A run that hasn't started, with everything that the audit inspects.
 
     Attributes:
-        module: The module that would be trained.
-        datamodule: Its data module, if there is one.
-        trainer: A trainer with the run's settings.
+        module: Module to train.
+        callbacks: Callbacks of the run.
+        datamodule: Data module, or None.
+        trainer: Trainer with the run's settings.
+        optimizers: Optimizers that the module configures; empty if it can't configure them before training.
     """
 
     module: LightningModule
@@ -37,14 +39,14 @@ class Prospect:
         self.optimizers = _optimizers_of(self.module)
 
     def contradictions(self) -> dict[str, str]:
-        """Returns what works against itself: what was found, with the reason and the remedy."""
+        """Returns the contradictions in the run: a message with reason and remedy, by contradiction."""
         view = _View(list(self.callbacks), self.optimizers, self.datamodule, self.trainer)
         found = take_inventory(cast("Trainer", view), self.module)
         return {contradiction.what: str(contradiction) for contradiction in contradictions(found)}
 
 
 class _View:
-    """A trainer as it would be once the fit has begun: with optimizers."""
+    """A view of a trainer as it would be during ``fit``: with optimizers."""
 
     train_dataloader = None
 
@@ -63,14 +65,15 @@ class _View:
 def without_contradictions(
     space: Space, contradictions_with: Callable[..., Mapping[str, str]]
 ) -> tuple[Space, list[str]]:
-    """Returns a space without the switches that the audit would warn of, and with the pairs that it would warn of.
+    """Removes the switches that the audit would warn about, and marks conflicting pairs.
 
     Args:
-        contradictions_with: Returns what works against itself where the switches of some names are on, as
-            :meth:`Prospect.contradictions`. A SettingError says that they can't be on.
+        space: The search space.
+        contradictions_with: Function from names of switches to the contradictions in a run with these switches on, as
+            returned by :meth:`Prospect.contradictions`. It raises a SettingError if they can't be on.
 
     Returns:
-        The space, and what was left out and why.
+        The space, and notes about what was left out and why.
 
     Raises:
         SettingError: If a switch can't be on and isn't optional.
@@ -109,11 +112,14 @@ def without_contradictions(
 
 
 def with_present(space: Space, module: LightningModule) -> tuple[Space, list[str]]:
-    """Returns a space with the types of layers that a module has, and what is left out as it has none of them.
+    """Resolves the layer types in a space to those that a module has.
 
     Args:
-        space: With ``present: [ReLU, GELU]`` in the place of types.
-        module: The module that would be trained.
+        space: Search space with ``present: [ReLU, GELU]`` in place of lists of types.
+        module: Module to train.
+
+    Returns:
+        The space without switches for which the module has no layer, and notes about what was left out.
     """
     there = {type(layer).__name__ for layer in module.modules()}
     switches, left_out, notes = {}, [], []
@@ -130,7 +136,7 @@ def with_present(space: Space, module: LightningModule) -> tuple[Space, list[str
 
 
 class _NoneThereError(ValueError):
-    """None of some types is in a module."""
+    """Raised if a module has no layer of the given types."""
 
 
 def _present(entry: Any, there: Collection[str]) -> Any:
@@ -145,8 +151,8 @@ def _present(entry: Any, there: Collection[str]) -> Any:
 
 
 def _optimizers_of(module: LightningModule) -> list[Optimizer]:
-    """Returns the optimizers that a module would have; none where it can't tell before it is trained."""
-    with contextlib.suppress(Exception):  # somebody's own code, which may ask for all that a fit has
+    """Returns the optimizers that a module configures; empty if it can't configure them before training."""
+    with contextlib.suppress(Exception):  # user code, which may depend on a running fit
         return list(_found(module.configure_optimizers()))
     return []
 

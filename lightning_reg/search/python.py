@@ -34,11 +34,11 @@ __all__ = ["Found", "Make", "SearchTrial", "search"]
 
 @dataclass(frozen=True)
 class Found:
-    """What a search has found.
+    """The result of a search.
 
     Attributes:
         outcome: All trials, the best one and the confirmation.
-        folder: The search's folder, in which the report lies.
+        folder: Output folder, which contains the report.
     """
 
     outcome: SearchOutcome
@@ -51,7 +51,7 @@ class Found:
         return {} if best is None or best.cocktail is None else best.cocktail
 
     def callbacks(self) -> list[Callback]:
-        """Returns the best cocktail's callbacks, made anew."""
+        """Returns new instances of the best cocktail's callbacks."""
         return made_of(self.outcome.space, self.cocktail)
 
     def __str__(self) -> str:
@@ -77,35 +77,36 @@ def search(
     storage: str | None = None,
     quiet: bool = False,
 ) -> Found:
-    """Searches for the callbacks that a project of one's own needs, and how strong.
+    """Searches for the callbacks that a project needs, and for their strengths.
 
-    What is finished is kept in ``output``: the same call goes on where it was interrupted.
+    Finished runs are kept in ``output``: the same call resumes an interrupted search.
 
     Args:
-        make: Builds a run: ``make(callbacks, trial)`` returns ``(trainer, module, data)``, the trainer with these
-            callbacks beside its own.
-        metric: By which trials are judged, as it is logged in validation.
-        space: The name of a shipped space, a file, or what such a file holds; of callbacks alone.
-        better: Whether ``lower`` or ``higher`` values are better; the metric's name tells where None.
-        trials: How many trials there are.
-        minutes: After how long no trial is begun any more.
-        splits: How often each is measured, with other seeds.
-        exclude: Switches of the space that are left out.
-        seed: Of the sampler and the splits.
-        jobs: How many trials are done at once, each in a process of its own; then ``make`` has to be a function of a
-            module. One is done in this process.
-        confirm: With how many fresh seeds the cocktail is compared with none and with each part left out; 0 for none.
-        test_metric: By which that is judged, as it is logged in a test; ``metric`` where None.
-        max_step_time: How many times as long as the plain one a training step may take.
-        output: Folder of the search: trials, report, results.
-        storage: A database that several drivers share, instead of a journal in the folder.
-        quiet: Whether the progress bar is left out.
+        make: Function that builds a run: ``make(callbacks, trial)`` returns ``(trainer, module, data)``, where the
+            trainer has these callbacks in addition to its own.
+        metric: Metric to optimize, as logged in validation.
+        space: Name of a shipped space, path of a file, or the content of such a file; switches may only add callbacks.
+        better: ``lower`` or ``higher``: which values are better; derived from the metric's name if None.
+        trials: Number of trials, at least 3.
+        minutes: Time in minutes after which no new trial starts; unlimited if None.
+        splits: Number of runs of each trial, with different seeds.
+        exclude: Names of switches to leave out.
+        seed: Seed of the sampler and the splits.
+        jobs: Number of trials that run in parallel. If more than 1, each runs in its own process, and ``make`` must be
+            a module-level function.
+        confirm: Number of fresh seeds with which the cocktail is compared with no technique and with each part left
+            out; 0 for no confirmation.
+        test_metric: Metric of the confirmation, as logged in ``test``; ``metric`` if None.
+        max_step_time: Largest duration of a training step, as a multiple of the plain run's; unlimited if None.
+        output: Folder for trials, report and results.
+        storage: URL of a database that several drivers share; a journal in the folder if None.
+        quiet: Whether to hide the progress bar.
 
     Returns:
-        The cocktail, and all that was tried.
+        The best cocktail, and all trials.
 
     Raises:
-        SettingError: If something can't be used, the metric isn't logged, or a run without callbacks fails.
+        SettingError: If a setting is invalid, the metric isn't logged, or a run without callbacks fails.
     """
     check_installed()
     check_count("splits", splits)
@@ -142,7 +143,7 @@ def _of_callbacks_alone(space: Space) -> Space:
 
 
 class _PythonJob(SearchJob):
-    """A search whose runs a user's function builds."""
+    """A search whose runs are built by a user's function."""
 
     def __init__(
         self,

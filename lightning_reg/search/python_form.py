@@ -1,4 +1,4 @@
-"""A cocktail as Python code for a Trainer of one's own."""
+"""A cocktail as Python code for a user's Trainer."""
 
 import inspect
 import math
@@ -12,11 +12,11 @@ __all__ = ["python_form"]
 
 
 def python_form(added: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> str:
-    """Returns code that makes a cocktail's callbacks, and says which settings it has beside them.
+    """Returns code that creates a cocktail's callbacks, with its other settings as comments.
 
     Args:
-        added: Its callbacks as a configuration has them.
-        settings: What else it sets, by names on the command line.
+        added: Callbacks of the cocktail, as in a configuration.
+        settings: Other settings of the cocktail, by their command-line names.
 
     >>> print(python_form([{"class_path": "lightning_reg.callbacks.L1Penalty", "init_args": {"weight": 0.001}}], {}))
     from lightning_reg.callbacks import L1Penalty

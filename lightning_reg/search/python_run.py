@@ -1,4 +1,4 @@
-"""One run of a search from Python: what a user's function builds, trained and measured."""
+"""One run of a search from Python: built by a user's function, trained and evaluated."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +27,7 @@ class SearchTrial:
     Attributes:
         name: The trial's name.
         split: Number of the split, or repetition, from 0; -1 in the confirmation.
-        seed: The split's seed, for whoever splits data at random; it has been set globally, too.
+        seed: Seed of the split, for random splits of the data; it has also been set globally.
     """
 
     name: str
@@ -36,16 +36,18 @@ class SearchTrial:
 
 
 Make = Callable[[list[Callback], SearchTrial], Sequence[Any]]
-"""Builds a run of callbacks: returns the Trainer, the module and, unless the module has loaders of its own, the data
-module, or loaders for training and validation."""
+"""Function that builds a run with the given callbacks: returns the Trainer, the module and, unless the module has its
+own loaders, the data module, or loaders for training and validation."""
 
 
 @dataclass(frozen=True)
 class Built:
-    """A run that can be trained.
+    """A run that is ready to train.
 
     Attributes:
-        loaders: The data, as the trainer's ``fit`` takes it.
+        trainer: Trainer with the trial's callbacks.
+        module: Module to train.
+        loaders: Data as keyword arguments of the trainer's ``fit``.
     """
 
     trainer: Trainer
@@ -54,14 +56,14 @@ class Built:
 
     @property
     def validated(self) -> dict[str, Any]:
-        """The data, as the trainer's ``validate`` takes it."""
+        """Data as keyword arguments of the trainer's ``validate``."""
         if "datamodule" in self.loaders or not self.loaders:
             return self.loaders
         return {"dataloaders": self.loaders["val_dataloaders"]}
 
     @property
     def tested(self) -> dict[str, Any]:
-        """The data, as the trainer's ``test`` takes it: loaders for training and validation have no test part."""
+        """Data as keyword arguments of the trainer's ``test``; empty for loaders, which have no test split."""
         return self.loaders if "datamodule" in self.loaders else {}
 
 
@@ -69,7 +71,7 @@ def build(make: Make, callbacks: list[Callback], trial: SearchTrial) -> Built:
     """Calls the user's function.
 
     Raises:
-        SettingError: If it returns something else, or the trainer lacks one of the callbacks.
+        SettingError: If it returns something else than a run, or the trainer lacks one of the callbacks.
     """
     returned = make(list(callbacks), trial)
     if not isinstance(returned, (tuple, list)) or len(returned) not in (2, 3, 4):
@@ -92,7 +94,7 @@ def build(make: Make, callbacks: list[Callback], trial: SearchTrial) -> Built:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Sets the global seeds, and puts back what was there, also where an exception goes through."""
+    """Sets the global seeds, and restores the previous random state on exit."""
     states = random_states()
     environment = {name: os.environ.get(name) for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")}
     try:
@@ -108,11 +110,11 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def perform(run: Run, _: Path) -> Measured:
-    """Does a run that a user's function builds.
+    """Performs a run that a user's function builds.
 
     Args:
-        run: Has the function and its callbacks among the arguments.
-        _: The run's folder, of which the user's function knows nothing.
+        run: The run, whose arguments contain the function and the configured callbacks.
+        _: Folder of the run, which isn't used.
     """
     arguments = run.arguments
     timer = StepTimer()
@@ -123,7 +125,7 @@ def perform(run: Run, _: Path) -> Measured:
         callbacks_of(trainer).append(timer)
         trainer.fit(built.module, **built.loaders)
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if value.numel() == 1}
-        # Of the weights that are there when all callbacks have ended: averaged ones, the best ones.
+        # With the final weights, after all callbacks have finished: averaged ones, or the best ones.
         measured = trainer.validate(built.module, **built.validated, verbose=False)
         if arguments.get("test"):
             measured = [*measured, *trainer.test(built.module, **built.tested, verbose=False)]
@@ -134,7 +136,7 @@ def perform(run: Run, _: Path) -> Measured:
 
 
 def made_of(space: Space, cocktail: Cocktail) -> list[Callback]:
-    """Returns a cocktail's callbacks."""
+    """Instantiates a cocktail's callbacks."""
     return [_made(entry) for entry in space.callbacks_of(cocktail)]
 
 

@@ -1,4 +1,4 @@
-"""How long a training step takes."""
+"""Timing of training steps."""
 
 import statistics
 import time
@@ -11,7 +11,7 @@ __all__ = ["StepTimer"]
 
 
 class StepTimer(Callback):
-    """Measures how long a training step takes, batches and all, in an epoch that is as quick as most are."""
+    """Measures the mean duration of a training step, including data loading, in the median epoch."""
 
     def __init__(self) -> None:
         self._of_epochs: list[float] = []
@@ -38,6 +38,6 @@ class StepTimer(Callback):
 
     @property
     def seconds(self) -> float | None:
-        """Of a step; None before an epoch has ended."""
-        later = self._of_epochs[1:] or self._of_epochs  # much is made in the first
+        """Duration of a training step in seconds; None before the end of the first epoch."""
+        later = self._of_epochs[1:] or self._of_epochs  # the first epoch includes one-time setup
         return statistics.median(later) if later else None

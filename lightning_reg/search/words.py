@@ -1,4 +1,4 @@
-"""A cocktail in words."""
+"""Descriptions of cocktails in words."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,10 +10,11 @@ __all__ = ["in_words", "shown_strength", "shown_value"]
 
 
 def shown_value(metric: str, value: float | None) -> str:
-    """Returns a value of a metric as people read it, accuracies in percent.
+    """Formats a value of a metric, accuracies in percent.
 
     Args:
-        value: None where there is none.
+        metric: Name of the metric.
+        value: Value of the metric; None if there is none.
 
     >>> shown_value("val/accuracy", 0.9123), shown_value("val/loss", None)
     ('91.23 %', '–')
@@ -22,7 +23,7 @@ def shown_value(metric: str, value: float | None) -> str:
 
 
 def shown_strength(value: Any) -> str:
-    """Returns a strength with three digits.
+    """Formats a strength, with three significant digits if it is a float.
 
     >>> shown_strength(0.012345), shown_strength("batch"), shown_strength(5)
     ('0.0123', 'batch', '5')
@@ -31,10 +32,11 @@ def shown_strength(value: Any) -> str:
 
 
 def in_words(space: Space, cocktail: Cocktail | None) -> str:
-    """Returns what is on and how strong, in one line.
+    """Describes in one line which switches are on and how strong.
 
     Args:
-        cocktail: None for the base as it is.
+        space: Search space of the cocktail.
+        cocktail: The cocktail; None for the unchanged base.
     """
     if cocktail is None:
         return "the base as it is"

@@ -1,1 +1,1 @@
-"""Experiments that compare techniques: variants of one base run, over seeds, and a report of what each is worth."""
+"""Experiments that compare techniques: variants of a base run over several seeds, and a report on each variant."""

@@ -1,4 +1,4 @@
-"""Where tasks are done on many machines: those of a Ray cluster."""
+"""An executor that runs tasks on the machines of a Ray cluster."""
 
 import contextlib
 import logging
@@ -19,15 +19,15 @@ T = TypeVar("T")
 
 
 class RayExecutor(Executor):
-    """Tasks on the machines of a Ray cluster, one a core.
+    """Runs tasks on the machines of a Ray cluster, one per core.
 
-    Tasks start in the current folder where a machine has it, and hand back what they return: no file system has to be
-    shared. Those of a machine that is lost are done again on another.
+    Tasks start in the current folder if it exists on their machine, and results are returned without a shared file
+    system. Tasks of a lost machine are repeated on another.
 
     Args:
-        address: ``auto`` for the cluster that this machine belongs to, ``HOST:PORT``, or ``local`` for one of this
-            machine alone that ends with the executor.
-        gpus_per_run: How many GPUs a task has, a fraction if several share one; 0 for the CPU.
+        address: ``auto`` for the cluster that this machine belongs to, ``HOST:PORT``, or ``local`` for a temporary
+            cluster of this machine alone.
+        gpus_per_run: Number of GPUs per task, a fraction if several tasks share one; 0 for the CPU.
 
     Raises:
         SettingError: If Ray isn't installed, there is no such cluster, or none of its machines has that many GPUs.
@@ -57,11 +57,11 @@ class RayExecutor(Executor):
         if not any(map(self._fitting, self._ray.nodes())):
             self.close()
             raise SettingError(f"gpus_per_run must be at most what a machine of the cluster has, but is {gpus_per_run}")
-        # A task is done again if its machine is lost, three times at the most, lest one that kills machines kills all.
+        # A task is repeated if its machine is lost, but at most three times: the task may be what kills machines.
         self._task = self._ray.remote(num_cpus=1, num_gpus=gpus_per_run, max_retries=3)(_do_there)
 
     def _fitting(self, node: Mapping[str, Any]) -> int:
-        """Returns how many tasks a machine can do at once."""
+        """Returns the number of tasks that a machine can run in parallel."""
         resources = node["Resources"]
         fitting = [resources.get("CPU", 0.0)] + ([resources.get("GPU", 0.0) / self._gpus] if self._gpus else [])
         return int(min(fitting)) if node["Alive"] else 0
@@ -84,7 +84,7 @@ class RayExecutor(Executor):
         self._unfinished.pop(future, None)
         error = ended.exception()
         exceptions = self._ray.exceptions
-        with contextlib.suppress(InvalidStateError):  # it was given up meanwhile
+        with contextlib.suppress(InvalidStateError):  # it was canceled meanwhile
             if error is None:
                 future.set_result(ended.result())
             elif isinstance(error, exceptions.RayError) and not isinstance(error, exceptions.RayTaskError):
@@ -98,7 +98,7 @@ class RayExecutor(Executor):
         for future, reference in unfinished.items():
             if at_once:
                 self._ray.cancel(reference, force=True)
-                with contextlib.suppress(InvalidStateError):  # it has just ended
+                with contextlib.suppress(InvalidStateError):  # it has just finished
                     future.set_exception(WorkerDiedError("the executor was closed"))
             else:
                 self._ray.wait([reference])
@@ -108,7 +108,7 @@ class RayExecutor(Executor):
 
 
 def _check_reachable(address: str) -> None:
-    """Raises if nobody answers at an address, for which Ray itself would wait minutes."""
+    """Raises if nothing listens at an address, for which Ray itself would wait minutes."""
     if address in ("auto", "local"):
         return
     host, _, port = address.rpartition(":")
@@ -119,7 +119,7 @@ def _check_reachable(address: str) -> None:
 
 
 def _do_there(folder: str, task: Callable[..., T], arguments: tuple[Any, ...]) -> T:
-    use_threads(1)  # it has one core; Ray says so itself only where the machine's environment says nothing else
+    use_threads(1)  # the task has one core; Ray sets this only if the machine's environment doesn't
     with contextlib.suppress(OSError):
         os.chdir(folder)
     return task(*arguments)

@@ -1,4 +1,4 @@
-"""What is kept of a run beside its metrics, as plain values."""
+"""Collectors of results other than metrics, such as weights and predictions, as plain values."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -17,32 +17,32 @@ from lightning_reg.settings import SettingError
 
 __all__ = ["ActivationRecorder", "LearningCurves", "curves_of", "predictions_of", "reload_of", "weights_of"]
 
-_WEIGHT_BINS = 81  # an odd number, so that zero lies in the middle of one
-_FIRST_STEPS = 10  # where an initialization shows itself
+_WEIGHT_BINS = 81  # an odd number, so that one bin is centered at zero
+_FIRST_STEPS = 10  # where the effect of an initialization is visible
 _MOST_STEPS = 60
 
 
 class LearningCurves(GeneralizationGap):
-    """Training and validation measured alike after every epoch, without a word; none where that can't be done."""
+    """A silent :class:`~lightning_reg.monitors.GeneralizationGap`; it records nothing where it can't measure."""
 
     def __init__(self) -> None:
         super().__init__(verbose=False)
 
     @override
     def refuse(self, error: SettingError) -> None:
-        """Measures nothing: what is measured must not decide what can be studied."""
+        """Ignores the error: a measurement must not restrict what can be studied."""
 
     @override
     def warn(self, text: str) -> None:
-        """Nobody has asked for it."""
+        """Suppresses warnings."""
 
     @override
     def tell(self, trainer: Trainer, measured: Measurements) -> None:
-        """Leaves it to the report to say what the curves tell."""
+        """Prints nothing, because the report interprets the curves."""
 
 
 def curves_of(gap: GeneralizationGap) -> dict[str, list[tuple[float, float]]]:
-    """Returns (epoch, value) for each measurement, by ``train/loss`` and so on."""
+    """Returns the curves as lists of (epoch, value), by names such as ``train/loss``."""
     curves = gap.curves
     return {
         f"{split}/{name}": list(zip(map(float, curves.epochs), values, strict=True))
@@ -53,10 +53,10 @@ def curves_of(gap: GeneralizationGap) -> dict[str, list[tuple[float, float]]]:
 
 @torch.no_grad()
 def weights_of(module: nn.Module) -> dict[str, Any]:
-    """Returns how a module's matrices are distributed, in bins that are the same for all.
+    """Returns the distribution of a module's weights, in bins that are the same for all modules.
 
     Args:
-        module: Of whose parameters those of two dimensions and more count.
+        module: Module whose parameters of at least two dimensions are counted.
 
     >>> weights_of(nn.Linear(2, 3))["parameters"]
     6
@@ -76,10 +76,10 @@ def weights_of(module: nn.Module) -> dict[str, Any]:
 
 
 class ActivationRecorder(Callback):
-    """Mean and standard deviation of what each layer with a matrix returns, through training.
+    """Records the mean and standard deviation of the outputs of each layer with a weight matrix during training.
 
-    That is before norms and activation functions, where initializations promise a deviation near 1. The first steps are
-    all measured, then some sixty, evenly spaced.
+    These outputs precede norms and activation functions, where initializations aim at a standard deviation near 1. Each
+    of the first ten steps is measured, then about sixty evenly spaced steps.
     """
 
     def __init__(self) -> None:
@@ -136,16 +136,20 @@ class ActivationRecorder(Callback):
         self._handles, self._watch = [], None
 
     def collected(self) -> dict[str, Any]:
-        """Returns the steps, and of each layer that ran at all of them two values a step."""
+        """Returns the measured steps, and the statistics per step of each layer that ran at all of them."""
         whole = {name: layer for name, layer in self._layers.items() if len(layer["mean"]) == len(self._steps)}
         return {"steps": self._steps, "layers": whole}
 
 
 def reload_of(before: Tensor, after: Tensor) -> dict[str, Any]:
-    """Returns how far predictions of a model lie apart before it was saved and after it was loaded.
+    """Compares a model's predictions before it was saved with those after it was loaded.
 
     Args:
-        before: (N,) or (N, C).
+        before: Predictions before saving, (N,) or (N, C).
+        after: Predictions after loading, of the same shape.
+
+    Raises:
+        SettingError: If the shapes differ.
     """
     if before.shape != after.shape:
         shapes = f"{tuple(before.shape)} and {tuple(after.shape)}"
@@ -158,11 +162,11 @@ def reload_of(before: Tensor, after: Tensor) -> dict[str, Any]:
 def predictions_of(
     targets: Sequence[int] | Tensor, predicted: Tensor, task: str = "classification"
 ) -> Mapping[str, Any]:
-    """Returns what samples have, and what is predicted of them: classes, labels one by one, or values.
+    """Returns targets and predictions: predicted classes, flattened labels, or flattened values.
 
     Args:
-        targets: (N,), class indices or numbers; (N, L) of several labels or numbers.
-        predicted: (N, C), probabilities of classes; of the targets' shape otherwise.
+        targets: Class indices or numbers (N,), or labels or numbers (N, L).
+        predicted: Class probabilities (N, C) for classification; predictions of the targets' shape otherwise.
         task: ``classification``, ``multilabel`` or ``regression``.
     """
     if task == "regression":

@@ -1,4 +1,4 @@
-"""A study as its file defines it, checked before anything runs."""
+"""The definition of a study, read from its file and validated before anything runs."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,22 +15,22 @@ from lightning_reg.studies.study_file import AxisKeys, DataKeys, FormKeys, Study
 __all__ = ["COLLECTORS", "Definition", "Form", "Piece", "pieces", "read_study"]
 
 Piece = Path | Mapping[str, Any]
-"""The path or the name of a configuration, or settings by the names that they have on the command line."""
+"""The path or the name of a configuration, or settings by their command-line names."""
 
 COLLECTORS = ("weights", "activations", "reload", "predictions")
-"""What can be kept of each run beside metrics and curves."""
+"""Names of the results that can be kept of each run in addition to metrics and curves."""
 
 
 @dataclass(frozen=True)
 class Form:
-    """What the short form of a study, or that on other data, does differently.
+    """Changes to a study for its short form, or for another data set.
 
     Attributes:
-        seeds: Instead of the study's; as they are where None.
-        base: Pieces that are appended to the base.
-        arguments: Of a computation, over the study's.
-        minutes: How long it takes; unknown where None.
-        quick: Of a form on other data: what the short form does differently on it, beside what it does on any.
+        seeds: Seeds in place of the study's; None keeps the study's.
+        base: Pieces appended to the base.
+        arguments: Arguments of a computation that override the study's.
+        minutes: Expected duration in minutes; None if unknown.
+        quick: For another data set: changes for its short form, in addition to the study's own short form.
     """
 
     seeds: tuple[int, ...] | None = None
@@ -42,16 +42,18 @@ class Form:
 
 @dataclass(frozen=True)
 class Definition:
-    """What a study file says.
+    """A study and the runs that it consists of.
 
     Attributes:
-        base: Pieces of the run that variants change; none for a computation.
-        variants: Pieces by variant; of a computation one mapping of arguments.
-        repeat: Whether each seed is a partition of the data of its own, too.
-        function: Dotted name of a computation; None where networks are trained.
-        arguments: Of the computation, that variants change.
-        data: What is different on other data, by the data set's name.
-        minutes: How long the full form takes on two cores; unknown where None.
+        study: The study: its variants, seeds and metric.
+        base: Pieces of the run that variants change; empty for a computation.
+        variants: Pieces of each variant, by name; for a computation a single mapping of arguments.
+        repeat: Whether each seed also uses its own partition of the data.
+        function: Dotted name of the function to compute; None if networks are trained.
+        arguments: Arguments of the function, which variants change.
+        quick: Changes for the short form.
+        data: Changes for other data sets, by name.
+        minutes: Expected duration of the full form on two cores in minutes; None if unknown.
     """
 
     study: Study
@@ -65,27 +67,27 @@ class Definition:
     minutes: float | None = None
 
     def in_form(self, form: Form) -> "Definition":
-        """Returns the study with what a form does differently."""
+        """Returns the study with the changes of a form applied."""
         study = self.study if form.seeds is None else replace(self.study, seeds=form.seeds)
         arguments = {**self.arguments, **form.arguments}
         return replace(self, study=study, base=(*self.base, *form.base), arguments=arguments, minutes=form.minutes)
 
     def on(self, place: Piece) -> "Definition":
-        """Returns the study with settings after those of the base.
+        """Returns the study with settings appended to the base.
 
         Args:
-            place: That say where its data lies; none of them may be there.
+            place: Settings that select the data; may be empty.
         """
         return replace(self, base=(*self.base, place)) if place else self
 
     def with_seeds(self, count: int) -> "Definition":
-        """Returns the study with seeds from 0 on."""
+        """Returns the study with the seeds from 0 to ``count - 1``."""
         check_count("seeds", count)
         minutes = None if self.minutes is None else self.minutes * count / len(self.study.seeds)
         return replace(self, study=replace(self.study, seeds=tuple(range(count))), minutes=minutes)
 
     def only(self, names: Sequence[str]) -> "Definition":
-        """Returns the study with some of its variants, in its own order.
+        """Returns the study with a subset of its variants, in the original order.
 
         Raises:
             SettingError: If there is no such variant.
@@ -104,10 +106,10 @@ class Definition:
 
 
 def read_study(path: str | Path) -> Definition:
-    """Reads a study file and checks all that can be checked without its configurations.
+    """Reads a study file and validates everything that doesn't need its configurations.
 
     Raises:
-        SettingError: With what is wrong and where.
+        SettingError: If the file is invalid.
     """
     path = Path(path)
     content = read_yaml("study file", path)
@@ -182,15 +184,15 @@ def _variants(given: Mapping[Any, Any], path: Path, *, is_function: bool) -> dic
 
 
 def pieces(name: str, given: Any, path: Path) -> tuple[Piece, ...]:
-    """Returns the pieces of a configuration that a file names.
+    """Returns the pieces of a configuration from a value in a file.
 
     Args:
-        name: Of the file's key, for messages.
+        name: Name of the key in the file, for error messages.
         given: A path, settings by name, or a list of these.
-        path: Of the file, beside which configurations are looked for, too.
+        path: Path of the file, in whose folder configurations are also looked up.
 
     Raises:
-        SettingError: If there is no such configuration, or it is something else.
+        SettingError: If there is no such configuration, or the value has another type.
     """
     listed = given if isinstance(given, list) else [given]
     return tuple(_piece(name, piece, path) for piece in listed if piece is not None and piece != {})
@@ -198,12 +200,12 @@ def pieces(name: str, given: Any, path: Path) -> tuple[Piece, ...]:
 
 def _piece(name: str, piece: Any, path: Path) -> Piece:
     if isinstance(piece, str):
-        # As every other command has it; a file of one's own may lie beside what it names.
+        # The current folder first, as in every other command; then the folder of the study file.
         found = [place for place in (Path(piece), path.parent / piece) if place.is_file()]
         if found:
             return found[0]
         if piece in shipped_configs():
-            return Path(piece)  # a name that the command line knows on every machine
+            return Path(piece)  # a shipped name, valid on every machine
         beside = Path(piece).parent
         there = [file.as_posix() for file in beside.glob("*.yaml")] if beside.is_dir() else []
         hint = did_you_mean(piece, there, most=3) or near_configs(piece)

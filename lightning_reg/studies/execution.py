@@ -1,4 +1,4 @@
-"""Doing the runs of a study, and keeping what comes of them."""
+"""Execution of a study's runs, and storage of their results."""
 
 import tempfile
 import time
@@ -18,19 +18,20 @@ from lightning_reg.studies.store import Store, full_disk, is_disk_full, result_t
 __all__ = ["Attempt", "Perform", "attempt_of", "execute", "submit"]
 
 Perform = Callable[[Run, Path], Measured]
-"""Does a run; its files go into the folder. A function of a module, so that processes can be handed it."""
+"""Function that performs a run and writes its files into a folder; at module level, so that it can be pickled."""
 
 _LONGEST_MESSAGE = 300
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """What came of a run, in plain values: errors of other packages can't all be pickled.
+    """The outcome of a run as plain values, because not every exception can be pickled.
 
     Attributes:
-        result: The text of its file; None where it failed.
-        message: Why it failed, in one line.
-        is_disk_full: Whether that was why, on the machine that did it.
+        result: Text of the result file; None if the run failed.
+        message: Reason of the failure, in one line.
+        details: Traceback of the failure.
+        is_disk_full: Whether the run failed because the disk of its machine was full.
     """
 
     result: str | None = None
@@ -48,18 +49,19 @@ def execute(
     metric: str | None = None,
     quiet: bool = False,
 ) -> list[Failure]:
-    """Does all runs that have no result yet, and returns those that failed.
+    """Performs all runs that have no result yet, and returns those that failed.
 
     Args:
-        runs: In the order that they are started in.
-        store: Where results go; this process has to hold its lock.
-        executor: Where they are done; its processes are ended if this raises.
-        metric: That every run has to measure; whatever it is where None.
-        quiet: Whether the progress bar is left out.
+        runs: Runs in the order in which they are started.
+        store: Store for results; this process must hold its lock.
+        perform: Function that performs a run.
+        executor: Executor of runs; its processes are ended if an exception is raised.
+        metric: Metric that every run must return; not checked if None.
+        quiet: Whether to hide the progress bar.
 
     Raises:
-        SettingError: If the disk is full, or a metric that was asked for isn't measured.
-        KeyboardInterrupt: When interrupted; what is finished is kept.
+        SettingError: If the disk is full, or the metric is missing from a result.
+        KeyboardInterrupt: When interrupted; finished runs are kept.
     """
     from tqdm import tqdm
 
@@ -95,10 +97,13 @@ def execute(
 
 
 def submit(run: Run, store: Store, perform: Perform, executor: Executor) -> Future[Attempt]:
-    """Returns the future of a run, which tells whatever ended it.
+    """Submits a run and returns the future of its attempt.
 
     Args:
-        run: That is done; its folder is there.
+        run: The run, whose folder must exist.
+        store: Store for results.
+        perform: Function that performs a run.
+        executor: Executor of runs.
     """
     if executor.is_local:
         return executor.submit(_attempt, perform, run, store.run_folder(run))
@@ -106,7 +111,7 @@ def submit(run: Run, store: Store, perform: Perform, executor: Executor) -> Futu
 
 
 def _attempt(perform: Perform, run: Run, folder: Path | None) -> Attempt:
-    """Does a run wherever this is; without a folder in a temporary one."""
+    """Performs a run in this process, in a temporary folder if none is given."""
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="study-") as temporary:
             return _attempt(perform, run, Path(temporary))
@@ -121,10 +126,10 @@ def _attempt(perform: Perform, run: Run, folder: Path | None) -> Attempt:
 
 
 def attempt_of(future: Future[Attempt]) -> Attempt:
-    """Returns what came of a run, also where the process that did it is gone.
+    """Returns the attempt at a run, also if its process has died.
 
     Args:
-        future: By :func:`submit`, done.
+        future: Finished future, as returned by :func:`submit`.
     """
     try:
         return future.result()
@@ -140,7 +145,7 @@ def _keep(attempt: Attempt, run: Run, store: Store, metric: str | None) -> Failu
         return Failure(run.variant, run.seed, attempt.message)
     store.write_result(run, attempt.result)
     result = store.result(run)
-    if metric is not None and result is not None:  # one run tells, and the others needn't be waited for
+    if metric is not None and result is not None:  # checked after each run, without waiting for the others
         check_choice("metric", metric, list(result.metrics))
     return None
 

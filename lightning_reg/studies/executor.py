@@ -1,4 +1,4 @@
-"""Where tasks are done: in this process, or in others of this machine."""
+"""Executors, which run tasks in this process, or in other processes of this machine."""
 
 import contextlib
 import os
@@ -25,33 +25,34 @@ T = TypeVar("T")
 
 
 class WorkerDiedError(RuntimeError):
-    """The process that did a task is gone: killed, out of memory, or its machine is."""
+    """Raised if the process of a task was killed, ran out of memory, or was on a machine that is lost."""
 
 
 class Executor(ABC):
-    """Does tasks in processes that stay warm, so that imports are paid once; nothing is started before the first task.
+    """Base class of executors, which run tasks in reusable processes, so that imports happen only once.
 
-    As a context manager it waits for its processes to end, or ends them at once if an exception is on its way.
+    Processes are started with the first task. As a context manager it waits for its processes to end, or kills them if
+    an exception was raised.
     """
 
     is_local: bool
-    """Whether tasks see the files of this machine."""
+    """Whether tasks can access the files of this machine."""
 
     @property
     @abstractmethod
     def slots(self) -> int:
-        """How many tasks are done at once; more that are submitted wait."""
+        """Number of tasks that run in parallel; further ones are queued."""
 
     @abstractmethod
     def submit(self, task: Callable[..., T], /, *arguments: Any) -> "Future[T]":
-        """Returns the future of ``task(*arguments)``, done in some process.
+        """Submits ``task(*arguments)`` for execution in a process.
 
         Args:
-            task: A function of a module, which the process imports.
-            arguments: Anything that can be pickled.
+            task: Module-level function, which the process imports.
+            arguments: Picklable arguments.
 
         Returns:
-            What raises :class:`WorkerDiedError` if the process dies, and the task's own error otherwise.
+            A future that raises :class:`WorkerDiedError` if the process dies, and the task's own exception if it fails.
         """
 
     @abstractmethod
@@ -59,7 +60,7 @@ class Executor(ABC):
         """Ends all processes.
 
         Args:
-            at_once: Whether to kill what is running instead of waiting for it.
+            at_once: Whether to kill running tasks instead of waiting for them.
         """
 
     def __enter__(self) -> Self:
@@ -72,7 +73,7 @@ class Executor(ABC):
 
 
 class InProcessExecutor(Executor):
-    """Tasks in this very process, one after the other, each when it is submitted."""
+    """Runs each task in this process when it is submitted."""
 
     is_local = True
 
@@ -96,14 +97,14 @@ class InProcessExecutor(Executor):
 
 
 class LocalExecutor(Executor):
-    """Tasks on this machine.
+    """Runs tasks in processes of this machine.
 
-    There is one pool of a single worker for each slot rather than one pool of many, because a pool breaks as a whole
-    when one of its workers is killed. Workers end within moments of this process, also if that is killed: each watches
-    a pipe that nobody ever writes to and whose other end is open here alone.
+    Each slot is a pool with a single worker instead of one pool with many workers, because a whole pool breaks when one
+    of its workers is killed. Workers end together with this process, even if it is killed: each watches a pipe that is
+    never written to and whose other end is open only in this process.
 
     Args:
-        jobs: How many tasks are done at once, each with its share of the cores.
+        jobs: Number of tasks that run in parallel, each with its share of the cores.
     """
 
     is_local = True
@@ -117,7 +118,7 @@ class LocalExecutor(Executor):
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         for worker in self._workers:
             self._idle.put(worker)
-        # One thread a slot: it waits for the slot's process, and so tasks queue up, start and end by futures.
+        # One thread per slot waits for the slot's process, which provides a queue and futures.
         self._threads = ThreadPoolExecutor(jobs, initializer=_block_interrupts)
 
     @property
@@ -144,7 +145,7 @@ class LocalExecutor(Executor):
                 for worker in self._workers:
                     worker.shut_down()
         finally:
-            self._held.close()  # which ends every worker, also one that is just being started
+            self._held.close()  # ends every worker, including one that is just starting
             self._threads.shutdown()
             for worker in self._workers:
                 worker.shut_down()
@@ -152,7 +153,7 @@ class LocalExecutor(Executor):
 
 
 class _Worker:
-    """A process that does one task at a time, and is made anew when it has died."""
+    """A process that runs one task at a time, and is restarted when it has died."""
 
     def __init__(self, lifeline: Connection, threads: int | None) -> None:
         self._lifeline = lifeline
@@ -172,7 +173,7 @@ class _Worker:
         if self._pool is not None:
             try:
                 return self._pool.submit(task, *arguments)
-            except BrokenProcessPool:  # it died between two tasks, which is no task's fault
+            except BrokenProcessPool:  # it died between two tasks, so no task has failed
                 self._end_group()
                 self.shut_down()
         self._pool = ProcessPoolExecutor(
@@ -182,9 +183,9 @@ class _Worker:
         return self._pool.submit(task, *arguments)
 
     def _end_group(self) -> None:
-        """Ends what a process that was killed had started."""
+        """Kills the child processes of a worker that was killed."""
         if self._pid is not None and self._pid.exception() is None and hasattr(os, "killpg"):
-            with contextlib.suppress(OSError):  # it had started nothing
+            with contextlib.suppress(OSError):  # it had no child processes
                 os.killpg(self._pid.result(), signal.SIGKILL)
 
     def shut_down(self) -> None:
@@ -194,24 +195,24 @@ class _Worker:
 
 
 def _block_interrupts() -> None:
-    """Keeps Ctrl-C from processes that this thread starts, which would be loud about it while they import."""
+    """Blocks Ctrl-C in processes that this thread starts, which would print tracebacks during their imports."""
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
 
 def _start_worker(lifeline: Connection, threads: int | None) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever submits tasks decides when they end
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the submitting process decides when tasks end
     if hasattr(os, "setpgid"):
-        os.setpgid(0, 0)  # with what tasks start, loaders' workers and the like, so that all of it can be ended
+        os.setpgid(0, 0)  # a group with the tasks' children, such as data-loading workers, so that all can be killed
     threading.Thread(target=_end_with, args=(lifeline,), daemon=True).start()
     if threads is not None:
         use_threads(threads)
 
 
 def use_threads(count: int) -> None:
-    """Lets this process compute with a number of threads."""
-    os.environ["OMP_NUM_THREADS"] = str(count)  # by which numpy and torch go when they are imported
-    if "torch" in sys.modules:  # by the main module, or an earlier task
+    """Sets the number of threads for computations in this process."""
+    os.environ["OMP_NUM_THREADS"] = str(count)  # numpy and torch read it when they are imported
+    if "torch" in sys.modules:  # imported by the main module, or an earlier task
         sys.modules["torch"].set_num_threads(count)
 
 

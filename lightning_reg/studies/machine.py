@@ -1,4 +1,4 @@
-"""What a study or a benchmark was run on."""
+"""The machine that a study or a benchmark runs on."""
 
 import platform
 from pathlib import Path
@@ -7,7 +7,7 @@ __all__ = ["processor"]
 
 
 def processor() -> str:
-    """Returns the name of the processor, as the system tells it."""
+    """Returns the name of the processor, as reported by the system."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

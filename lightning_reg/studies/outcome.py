@@ -1,4 +1,4 @@
-"""What a study is and what came of it, as plain values: what runs it makes them, what reports on it reads them."""
+"""A study and its outcome as plain values, for execution and reports."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,12 +11,12 @@ __all__ = ["Axis", "Failure", "Outcome", "Result", "Study", "collected"]
 
 @dataclass(frozen=True)
 class Axis:
-    """What variants differ in where that is one number.
+    """The number in which the variants of a study differ.
 
     Attributes:
-        label: What the number is.
-        values: Of each variant, in their order.
-        logarithmic: Whether factors rather than differences are shown alike.
+        label: Name of the number, for axis labels.
+        values: Number of each variant, in the order of the variants.
+        logarithmic: Whether to use a logarithmic scale.
     """
 
     label: str
@@ -26,19 +26,20 @@ class Axis:
 
 @dataclass(frozen=True)
 class Study:
-    """What is compared.
+    """The settings of a comparison of variants.
 
     Attributes:
-        name: Of the study's file, without its ending.
-        question: What the study is to answer, a sentence or two.
-        variants: Names, in the order that they are shown in.
-        baseline: The variant that the others are compared with.
-        seeds: The same for every variant, which pairs them.
-        metric: By which variants are compared, ``test/accuracy``.
-        collect: What is kept of each run beside its metrics and curves: ``weights``, ``activations``, ``reload``,
-            ``predictions``.
-        axis: None where variants don't differ in one number.
-        better: Whether less or more of the metric is better, ``lower`` or ``higher``; its name tells where None.
+        name: Name of the study's file, without its extension.
+        title: Title of the report.
+        question: Question that the study answers, a sentence or two.
+        variants: Names of the variants, in display order.
+        baseline: Name of the variant that the others are compared with.
+        seeds: Seeds, the same for every variant, which makes comparisons paired.
+        metric: Metric to compare, such as ``test/accuracy``.
+        collect: Results to keep of each run in addition to metrics and curves: ``weights``, ``activations``,
+            ``reload``, ``predictions``.
+        axis: The number in which variants differ; None if there is no such number.
+        better: ``lower`` or ``higher``: which values of the metric are better; derived from its name if None.
     """
 
     name: str
@@ -53,24 +54,26 @@ class Study:
     better: str | None = None
 
     def prefers_less(self, metric: str) -> bool:
-        """Whether less of a metric is better.
+        """Whether lower values of a metric are better.
 
         Args:
-            metric: The one by which variants are compared, or another.
+            metric: Name of the study's metric, or of another one.
         """
         return self.better == "lower" if self.better and metric == self.metric else lower_is_better(metric)
 
 
 @dataclass(frozen=True)
 class Result:
-    """What one run measured.
+    """The result of one run.
 
     Attributes:
-        metrics: By split and name, ``train/loss``, ``validation/accuracy``, ``test/accuracy``: of the weights that
-            were selected on the validation part; or what a computation returned.
-        curves: By name, ``train/loss``, ``validation/loss``: a pair (epoch, value) for each that was measured.
-        collected: By collector, plain values.
-        seconds: How long it took.
+        variant: Name of the variant.
+        seed: Seed of the run.
+        metrics: Metrics of the weights selected on validation, by names such as ``train/loss``,
+            ``validation/accuracy``, ``test/accuracy``; or the values that a computation returned.
+        curves: Learning curves as pairs (epoch, value), by names such as ``train/loss``, ``validation/loss``.
+        collected: Other results as plain values, by collector.
+        seconds: Duration of the run in seconds.
     """
 
     variant: str
@@ -86,7 +89,9 @@ class Failure:
     """A run that ended with an error.
 
     Attributes:
-        message: Of the error, one line.
+        variant: Name of the variant.
+        seed: Seed of the run.
+        message: Error message, in one line.
     """
 
     variant: str
@@ -96,16 +101,17 @@ class Failure:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A study with all that came of it.
+    """A study and its results.
 
     Attributes:
-        results: One a run that has ended, in any order.
+        study: The study.
+        results: Results of the finished runs, in any order.
         failures: Runs that ended with an error.
-        command: What made it, ready to be run again.
-        commands: By variant, the command that trains it alone, with the first seed; none for computations.
-        versions: Of the packages that took part, of Python, and the machine's processor, by name.
-        seconds: Of all runs together.
-        quick: Whether this was the short form.
+        command: Command that reproduces the study.
+        commands: Commands that train each variant alone with the first seed, by variant; empty for computations.
+        versions: Versions of the packages in use and of Python, and the machine's processor, by name.
+        seconds: Total duration of all runs in seconds.
+        quick: Whether this is the short form.
     """
 
     study: Study
@@ -119,7 +125,7 @@ class Outcome:
 
 
 def collected(outcome: Outcome, collector: str) -> dict[str, list[Any]]:
-    """Returns what a collector kept of each run, by variant, of those variants that have any."""
+    """Returns the results of a collector for each run, by variant, without variants that have none."""
     found = {
         variant: [
             result.collected[collector]

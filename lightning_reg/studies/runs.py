@@ -1,4 +1,4 @@
-"""One run of a study, and the key that its content gives it."""
+"""Runs of a study, which are identified by a hash of their content."""
 
 import hashlib
 import json
@@ -19,13 +19,16 @@ _FUNCTION = "the dotted name of a function"
 
 @dataclass(frozen=True)
 class Run:
-    """What one run does.
+    """The content of one run.
 
     Attributes:
-        command: What follows ``fit`` on the command line; of a computation nothing.
-        function: Dotted name of a computation.
-        arguments: Of the computation, the seed among them.
-        collect: What is kept beside metrics and curves.
+        variant: Name of the variant.
+        seed: Seed of the run.
+        key: Hash of the content, which identifies the run.
+        command: Words after ``fit`` on the command line; empty if the run isn't a training.
+        function: Dotted name of the function to compute; empty if the run isn't a computation.
+        arguments: Arguments of the computation, including the seed, or of the function that performs the run.
+        collect: Results to keep in addition to metrics and curves.
     """
 
     variant: str
@@ -39,7 +42,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Measured:
-    """What came of a run; see :class:`lightning_reg.studies.outcome.Result`."""
+    """The measurements of a run; see :class:`lightning_reg.studies.outcome.Result`."""
 
     metrics: Mapping[str, float]
     curves: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
@@ -47,7 +50,7 @@ class Measured:
 
 
 def key_of(content: Any) -> str:
-    """Returns 16 hexadecimal digits that are the same for the same content.
+    """Returns a hash of JSON-like content, as 16 hexadecimal digits.
 
     >>> key_of({"a": 1, "b": 2}) == key_of({"b": 2, "a": 1}) != key_of({"a": 1, "b": 3})
     True
@@ -57,14 +60,14 @@ def key_of(content: Any) -> str:
 
 
 def check_distinct(contents: Mapping[str, Any], base: Any) -> None:
-    """Raises if two variants are the same run.
+    """Checks that no two variants are the same run.
 
     Args:
-        contents: By variant, what its runs are made of, without the seed.
-        base: Likewise, of the base as it is.
+        contents: Content of each variant's runs without the seed, by variant.
+        base: Content of the unchanged base, without the seed.
 
     Raises:
-        SettingError: With both names.
+        SettingError: If two variants are the same.
     """
     seen: dict[str, str] = {}
     unchanged = key_of(base)
@@ -79,7 +82,7 @@ def check_distinct(contents: Mapping[str, Any], base: Any) -> None:
 
 
 def computations(definition: Definition) -> list[Run]:
-    """Returns the runs of a study of a computation, seed by seed.
+    """Returns the runs of a study that computes a function, ordered by seed.
 
     Raises:
         SettingError: If there is no such function, or two variants are the same.
@@ -106,11 +109,11 @@ def computations(definition: Definition) -> list[Run]:
 
 
 def compute(run: Run, _: Path | None = None) -> Measured:
-    """Calls a computation.
+    """Performs a run of a study that computes a function.
 
     Args:
-        run: Of a study of a computation.
-        _: The run's folder, in which computations write nothing.
+        run: The run.
+        _: Folder of the run, which isn't used.
     """
     returned = imported("function", run.function, _FUNCTION)(**run.arguments)
     metrics, collected = returned if isinstance(returned, tuple) else (returned, {})
@@ -118,10 +121,10 @@ def compute(run: Run, _: Path | None = None) -> Measured:
 
 
 def self_contained(run: Run) -> Run:
-    """Returns a run that can be done where its configurations aren't: texts stand in the place of paths and names.
+    """Returns a run with paths and names of configurations replaced by their text, for machines without these files.
 
     Raises:
-        SettingError: If a configuration can't be read any more.
+        SettingError: If a configuration can no longer be read.
     """
     words: list[str] = []
     for index, word in enumerate(run.command):

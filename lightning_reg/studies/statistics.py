@@ -1,4 +1,4 @@
-"""Which differences between variants are more than chance: seeds pair the runs."""
+"""Statistical comparison of variants, paired by seeds."""
 
 import math
 import statistics
@@ -28,11 +28,11 @@ _MOST_EXACT_PAIRS = 12  # 4,096 ways to flip signs; with more pairs the t-test n
 
 @dataclass(frozen=True)
 class Summary:
-    """A metric of one variant.
+    """Summary of a metric of one variant.
 
     Attributes:
-        values: By seed; those that aren't finite are left out.
-        mean: Over seeds; NaN where there is none.
+        values: Finite values by seed.
+        mean: Mean over seeds; NaN if there are none.
         error: Standard error of the mean; NaN with fewer than two seeds.
     """
 
@@ -48,17 +48,17 @@ class Summary:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How a variant differs from another over the seeds that both have.
+    """Comparison of a variant with another over the seeds that both have.
 
     Attributes:
-        other: The variant that it is compared with.
-        pairs: How many seeds both have.
+        other: Name of the variant that it is compared with.
+        pairs: Number of seeds that both have.
         difference: Mean of the differences; NaN without pairs.
-        error: Standard error of the mean; NaN with fewer than two pairs.
-        p: Two-sided, of a paired t-test, corrected for the number of comparisons; NaN with fewer than two pairs, and
-            where differences don't scatter.
-        exact_p: Two-sided, of the permutation test that flips the signs of the differences in all ways, which assumes
-            no distribution; corrected likewise. NaN with fewer than two pairs or more than twelve.
+        error: Standard error of the mean difference; NaN with fewer than two pairs.
+        p: Two-sided p-value of a paired t-test, corrected for the number of comparisons; NaN with fewer than two pairs,
+            or if all differences are equal and nonzero.
+        exact_p: Two-sided p-value of the exact sign-flip permutation test, which assumes no distribution, corrected
+            in the same way; NaN with fewer than two pairs or more than twelve.
     """
 
     other: str
@@ -70,7 +70,7 @@ class Comparison:
 
     @property
     def is_significant(self) -> bool:
-        """Whether chance alone would seldom make such a difference."""
+        """Whether the p-value of the t-test is below 0.05."""
         return self.p < SIGNIFICANT
 
 
@@ -79,8 +79,10 @@ class Best:
     """The variant with the best mean.
 
     Attributes:
-        runner_up: The next best; None where there is no other.
-        undecided: Variants from which it doesn't differ significantly, whatever their means.
+        variant: Name of the variant.
+        runner_up: Name of the second best; None if there is no other.
+        comparison: Comparison with the second best; None if there is no other.
+        undecided: Comparisons with the variants than which it isn't significantly better.
     """
 
     variant: str
@@ -90,12 +92,12 @@ class Best:
 
     @property
     def is_certain(self) -> bool:
-        """Whether it differs significantly from every other variant."""
+        """Whether it is significantly better than every other variant."""
         return self.comparison is not None and not self.undecided
 
 
 def summaries(outcome: Outcome, metric: str) -> dict[str, Summary]:
-    """Returns a metric of every variant that has it, in the study's order."""
+    """Returns the summary of a metric for every variant that has it, in the study's order."""
     found = {}
     for variant in outcome.study.variants:
         values = {
@@ -119,11 +121,12 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
 
 
 def paired(first: Mapping[int, float], second: Mapping[int, float], other: str = "") -> Comparison:
-    """Compares two variants by a paired t-test and, with few pairs, by an exact permutation test of signs.
+    """Compares two variants by a paired t-test and, with few pairs, by an exact sign-flip permutation test.
 
     Args:
-        second: The other variant's values, likewise by seed.
-        other: The other variant's name.
+        first: Values of the variant, by seed.
+        second: Values of the other variant, by seed.
+        other: Name of the other variant.
 
     >>> comparison = paired({0: 2.0, 1: 3.0, 2: 4.5}, {0: 1.0, 1: 2.0, 2: 3.0})
     >>> round(comparison.difference, 3), round(comparison.p, 3), comparison.exact_p
@@ -135,19 +138,19 @@ def paired(first: Mapping[int, float], second: Mapping[int, float], other: str =
     if len(seeds) < 2:
         return Comparison(other, len(seeds), mean, error, math.nan)
     exact = _sign_flip_p(differences) if len(seeds) <= _MOST_EXACT_PAIRS else math.nan
-    if error == 0:  # all differ by the same, which tells a t-test nothing of what chance would do
+    if error == 0:  # all differences are equal, so the t statistic is undefined
         return Comparison(other, len(seeds), mean, error, 1.0 if mean == 0 else math.nan, exact)
     from scipy.stats import ttest_rel
 
     with warnings.catch_warnings():
-        # Where differences are almost equal; what is printed has few digits.
+        # For almost equal differences; reports only show a few digits.
         warnings.filterwarnings("ignore", message="Precision loss", category=RuntimeWarning)
         p = float(ttest_rel([first[seed] for seed in seeds], [second[seed] for seed in seeds]).pvalue)
     return Comparison(other, len(seeds), mean, error, p, exact)
 
 
 def _sign_flip_p(differences: Sequence[float]) -> float:
-    """Returns how often signs at random give a mean at least as far from zero, among all ways to choose them."""
+    """Returns the share of all sign assignments whose mean is at least as far from zero."""
     import numpy as np
     from scipy.stats import permutation_test
 
@@ -158,10 +161,10 @@ def _sign_flip_p(differences: Sequence[float]) -> float:
 
 
 def holm(ps: Iterable[float]) -> list[float]:
-    """Corrects p-values for their number, so that one of them is wrongly significant as seldom as a single one.
+    """Corrects p-values for multiple comparisons, controlling the family-wise error rate.
 
     Args:
-        ps: Of all comparisons; NaN where there is none, which counts for nothing.
+        ps: P-values of all comparisons; NaN values are ignored.
 
     Reference:
         Sture Holm: A Simple Sequentially Rejective Multiple Test Procedure, Scandinavian Journal of Statistics 6, 1979.
@@ -185,7 +188,7 @@ def holm_corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
 
 
 def against_baseline(outcome: Outcome, metric: str) -> dict[str, Comparison]:
-    """Compares every other variant with the baseline; empty where that has no result."""
+    """Compares every other variant with the baseline; empty if the baseline has no result."""
     found, baseline = summaries(outcome, metric), outcome.study.baseline
     if baseline not in found:
         return {}
@@ -195,7 +198,7 @@ def against_baseline(outcome: Outcome, metric: str) -> dict[str, Comparison]:
 
 
 def best_of(outcome: Outcome, metric: str) -> Best | None:
-    """Returns the best variant, and whether it is more than chance that it is; None without results."""
+    """Returns the best variant and its comparison with the others; None without results."""
     found = summaries(outcome, metric)
     if not found:
         return None
@@ -205,7 +208,7 @@ def best_of(outcome: Outcome, metric: str) -> Best | None:
     if not others:
         return Best(best, None, None, ())
     comparisons = holm_corrected([paired(found[best].values, found[other].values, other) for other in others])
-    # Where seeds are missing, the pairs may tell the contrary of the means.
+    # If seeds are missing, the pairs may contradict the means.
     undecided = [
         compared for compared in comparisons if not (compared.is_significant and sign * compared.difference > 0)
     ]

@@ -1,4 +1,4 @@
-"""The folder of a study: what has been run, whatever interrupted it."""
+"""The folder of a study, which keeps finished runs across interruptions."""
 
 import contextlib
 import errno
@@ -20,17 +20,21 @@ from lightning_reg.studies.runs import Measured, Run
 __all__ = ["Store", "full_disk", "is_disk_full", "result_text"]
 
 _FORMAT = 1
-_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}  # the latter isn't known everywhere
-_ALMOST_NOTHING = 1 << 20  # bytes; torch reports a full disk without saying that it is one
+_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}  # EDQUOT doesn't exist on every system
+_ALMOST_NOTHING = 1 << 20  # bytes; torch's errors on a full disk don't name the reason
 _RESULT = "result.json"
 _FAILURE = "failure.txt"
 
 
 class Store:
-    """Results by the keys of runs.
+    """Store of results, by the keys of runs.
 
-    One process at a time writes to the folder: the one that holds its lock. Every file is there whole or not at all,
-    and runs belong to their content, so nothing is half written, repeated or mixed up.
+    Only the process that holds the lock writes to the folder. Files are written atomically, and runs are identified by
+    their content, so results are never incomplete, repeated or mixed up.
+
+    Args:
+        folder: Path of the folder.
+        name: Name of the study or search.
     """
 
     def __init__(self, folder: str | Path, name: str) -> None:
@@ -38,10 +42,10 @@ class Store:
         self.name = name
 
     def check(self) -> None:
-        """Finds whether the folder is this study's or a new one, and writes nothing.
+        """Checks that the folder is new or belongs to this study, without writing anything.
 
         Raises:
-            SettingError: If it is another study's, or holds something else.
+            SettingError: If it belongs to another study, or holds something else.
         """
         identity = self.folder / "study.json"
         shown = repr(str(self.folder))
@@ -59,12 +63,12 @@ class Store:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Makes the folder where need be, and keeps it for this process alone; the kernel frees the lock of a dead one.
+        """Creates the folder if needed, and locks it for this process; the kernel frees the lock of a dead process.
 
         Raises:
-            SettingError: If another process has it, or it can't be written.
+            SettingError: If another process holds the lock, or the folder can't be written.
         """
-        # Readable and writable by all that the folder is, since a study may be that of several people.
+        # Readable and writable by everyone with access to the folder, since several people may share a study.
         lock = FileLock(self.folder / ".study.lock", timeout=0, mode=0o666)
         with _reported(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -85,25 +89,18 @@ class Store:
             lock.release()
 
     def run_folder(self, run: Run) -> Path:
-        """Returns where a run's files lie."""
+        """Returns the folder of a run."""
         return self.folder / "runs" / run.key
 
     def has_result(self, run: Run) -> bool:
-        """Whether a run has ended well.
-
-        Args:
-            run: The run to look up.
-        """
+        """Whether a run has finished without an error."""
         return _exists(self.run_folder(run) / _RESULT)
 
     def result(self, run: Run) -> Result | None:
-        """Returns what a run measured; None where it hasn't ended well.
-
-        Args:
-            run: The run to look up.
+        """Returns the result of a run; None if it has none.
 
         Raises:
-            SettingError: If somebody has changed the file so that it can't be used.
+            SettingError: If the result file is invalid.
         """
         path = self.run_folder(run) / _RESULT
         if not _exists(path):
@@ -114,46 +111,49 @@ class Store:
             raise SettingError(f"{error}; remove {str(path)!r}, and its run is done again") from error
 
     def write_result(self, run: Run, text: str) -> None:
-        """Keeps what a run measured.
+        """Writes the result of a run.
 
         Args:
-            text: By :func:`result_text`.
+            run: The run.
+            text: Text of the file, as returned by :func:`result_text`.
         """
         write_atomically(self.run_folder(run) / _RESULT, text)
 
     def write_failure(self, run: Run, message: str, details: str) -> None:
-        """Keeps why a run ended."""
+        """Writes the reason why a run failed."""
         write_atomically(self.run_folder(run) / _FAILURE, f"{message}\n\n{details}")
 
     def prepare(self, run: Run) -> None:
-        """Makes the folder of a run that is about to be done, without what an earlier attempt has left.
+        """Creates an empty folder for a run, removing the files of an earlier attempt.
 
         Args:
-            run: One without a result.
+            run: A run without a result.
         """
         self.discard(run)
         self.run_folder(run).mkdir(parents=True, exist_ok=True)
 
     def discard(self, run: Run) -> None:
-        """Removes all that an attempt at a run has left.
+        """Removes the folder of a run.
 
         Args:
-            run: One that no process is at.
+            run: A run that no process is performing.
         """
         shutil.rmtree(self.run_folder(run), ignore_errors=True)
 
 
 def result_text(run: Run, measured: Measured, seconds: float) -> str:
-    """Returns what the file of a run's result holds.
+    """Returns the text of a run's result file.
 
     Args:
-        seconds: How long it took.
+        run: The run.
+        measured: Measurements of the run.
+        seconds: Duration of the run in seconds.
 
     Raises:
-        TypeError: If what was collected isn't made of plain values.
+        TypeError: If the collected results aren't plain values.
     """
     content = {
-        "variant": run.variant,  # for whoever looks in; the key decides
+        "variant": run.variant,  # for human readers; the key identifies the run
         "seed": run.seed,
         "metrics": dict(measured.metrics),
         "curves": {name: [list(point) for point in curve] for name, curve in measured.curves.items()},
@@ -164,10 +164,11 @@ def result_text(run: Run, measured: Measured, seconds: float) -> str:
 
 
 def is_disk_full(error: BaseException | None, folder: Path) -> bool:
-    """Whether an error, or what led to it, is that of a full disk.
+    """Whether an exception, or one of its causes, is due to a full disk.
 
     Args:
-        error: Of a run, or of writing its result.
+        error: Exception of a run, or of writing its result.
+        folder: Folder that was written to.
 
     >>> is_disk_full(OSError(errno.ENOSPC, "No space left on device"), Path()), is_disk_full(ValueError(), Path())
     (True, False)
@@ -184,7 +185,7 @@ def is_disk_full(error: BaseException | None, folder: Path) -> bool:
 
 
 def full_disk(folder: Path) -> SettingError:
-    """Returns what to say of a full disk."""
+    """Returns the error to raise for a full disk."""
     return SettingError(
         f"the disk of {str(folder)!r} is full; what is finished is kept. Free some space, and give the same command to "
         "go on"
@@ -193,7 +194,7 @@ def full_disk(folder: Path) -> SettingError:
 
 @contextlib.contextmanager
 def _reported(folder: Path) -> Iterator[None]:
-    """Turns what the system says of a folder into a sentence."""
+    """Turns an OSError about a folder into a one-sentence error message."""
     try:
         yield
     except OSError as error:
@@ -203,7 +204,7 @@ def _reported(folder: Path) -> Iterator[None]:
 
 
 def _exists(path: Path) -> bool:
-    """Whether something is there, if only a link to nowhere: what it is is seen when it is read."""
+    """Whether a path exists, even as a broken link: its content is checked when it is read."""
     try:
         return stat.S_IFMT(os.lstat(path).st_mode) != 0
     except (FileNotFoundError, NotADirectoryError):
@@ -211,7 +212,7 @@ def _exists(path: Path) -> bool:
 
 
 def _is_foreign(path: Path) -> bool:
-    return not path.name.startswith(".study.")  # the lock, or what a kill left of study.json
+    return not path.name.startswith(".study.")  # the lock, or a temporary file that a killed process left of study.json
 
 
 def _result(run: Run, found: Any) -> Result:

@@ -1,4 +1,4 @@
-"""What a study file may say: its keys and their types, as dataclasses that jsonargparse reads."""
+"""The format of study files: keys and their types, as dataclasses that jsonargparse reads."""
 
 import re
 from dataclasses import dataclass, field, fields
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
     Settings = dict[Any, Any]
     Pieces = str | dict[Any, Any] | list[Any]
 else:
-    # Where values have a type, if only Any, jsonargparse makes numbers of texts in them and classes of class_paths.
+    # If values have a type, even Any, jsonargparse converts text in them to numbers, and class_paths to classes.
     Settings = dict
     Pieces = str | dict | list
 
 
 @dataclass
 class FormKeys:
-    """Keys of quick, which is what --quick changes.
+    """Keys of quick, the changes of the short form (--quick).
 
     Args:
-        seeds: Instead of the study's.
-        base: Pieces that are appended to the study's.
-        arguments: Of a computation, over the study's.
-        minutes: How long it takes on two cores.
+        seeds: Seeds in place of the study's.
+        base: Pieces appended to the study's base.
+        arguments: Arguments of a computation that override the study's.
+        minutes: Duration on two cores in minutes.
     """
 
     seeds: int | list[int] | None = None
@@ -40,14 +40,14 @@ class FormKeys:
 
 @dataclass
 class DataKeys(FormKeys):
-    """Keys of each data set in data, which is what --data changes beside the data.
+    """Keys of each data set in data, the changes for this data set (--data).
 
     Args:
-        seeds: Instead of the study's.
-        base: Pieces that are appended to the study's.
-        arguments: Not used: a computation has no data.
-        minutes: How long it takes on two cores.
-        quick: What --quick changes on this data beside what it changes on any.
+        seeds: Seeds in place of the study's.
+        base: Pieces appended to the study's base.
+        arguments: Not used, because a computation has no data.
+        minutes: Duration on two cores in minutes.
+        quick: Changes of the short form on this data set, in addition to those on all.
     """
 
     quick: Settings = field(default_factory=dict)
@@ -55,12 +55,12 @@ class DataKeys(FormKeys):
 
 @dataclass
 class AxisKeys:
-    """Keys of axis, where variants differ in one number.
+    """Keys of axis, for variants that differ in one number.
 
     Args:
-        values: The number of each variant, in their order.
-        label: What the number is.
-        logarithmic: Whether equal factors, rather than equal differences, are equally far apart.
+        values: Number of each variant, in the order of the variants.
+        label: Name of the number.
+        logarithmic: Whether to use a logarithmic scale.
     """
 
     values: list[float]
@@ -73,22 +73,23 @@ class StudyKeys:
     """Keys of the study's file.
 
     Args:
-        variants: By name, the pieces that each appends to the base: paths of configurations, settings by the names that
-            they have on the command line, or a list of these; {} is the base as it is. Of a computation its arguments.
-        seeds: A list, or how many from 0 on; the same for every variant, which pairs them.
+        variants: Pieces that each variant appends to the base, by name: paths of configurations, settings by their
+            command-line names, or a list of these; {} is the unchanged base. For a computation its arguments.
+        seeds: A list of seeds, or their number (counted from 0); the same for every variant, for paired comparisons.
         base: Pieces of the run that variants change.
-        repeat: Whether each seed is a partition of the data of its own, too: data.repeat.
-        function: Dotted name of a computation, in place of a base.
-        arguments: Of the computation, which variants change.
-        title: What the report begins with; the file's name where left out.
-        question: What the study is to answer.
-        baseline: The variant that others are compared with; the first where left out.
-        metric: By which variants are compared: train/, validation/ or test/ and a name.
-        better: Whether lower or higher values of the metric are better; its name tells where left out.
-        collect: What is kept beside metrics and curves, of weights, activations, reload and predictions.
-        axis: Where variants differ in one number.
-        minutes: How long the study takes on two cores.
-        data: By name of a data set (image_folder for a folder), what is different on it.
+        repeat: Whether each seed also uses its own partition of the data (data.repeat).
+        function: Dotted name of a function to compute, in place of a base.
+        arguments: Arguments of the function, which variants change.
+        title: Title of the report; by default the file's name.
+        question: Question that the study answers.
+        baseline: Variant that the others are compared with; by default the first.
+        metric: Metric to compare: train/, validation/ or test/ and a name.
+        better: Which values of the metric are better, lower or higher; by default derived from its name.
+        collect: Results to keep in addition to metrics and curves: weights, activations, reload, predictions.
+        axis: The number in which variants differ, if there is one.
+        minutes: Duration of the study on two cores in minutes.
+        quick: Changes of the short form.
+        data: Changes for other data sets, by name (image_folder for a folder).
     """
 
     variants: Settings
@@ -125,15 +126,15 @@ _MUST_BE = {
 
 
 def parsed(kind: type[T], content: Any, where: str = "") -> T:
-    """Returns a part of a study file, with the defaults of what it leaves out.
+    """Parses a section of a study file, filling in defaults.
 
     Args:
-        kind: Of the part, one of this module's.
-        content: As it is in the file.
-        where: The part's name; nothing for the whole file.
+        kind: Dataclass of the section, from this module.
+        content: Content of the section, as read from the file.
+        where: Name of the section, for error messages; empty for the whole file.
 
     Raises:
-        SettingError: If it has a key that there isn't, a value of another type, or none where one is needed.
+        SettingError: If a key is unknown, a value has the wrong type, or a required key is missing.
     """
     if not isinstance(content, dict):
         raise SettingError(f"{where or 'the file'} must be settings by name, but is {content!r}")
@@ -150,10 +151,10 @@ def parsed(kind: type[T], content: Any, where: str = "") -> T:
 
 
 def dumped(content: dict[str, Any]) -> str:
-    """Returns a study file with the defaults of what it leaves out, as YAML.
+    """Returns a study file with all defaults, as YAML.
 
     Args:
-        content: Of a file that can be read.
+        content: Content of a valid study file.
     """
     parser = _parser(StudyKeys)
     text: str = parser.dump(parser.parse_object({key: value for key, value in content.items() if value is not None}))
@@ -161,7 +162,7 @@ def dumped(content: dict[str, Any]) -> str:
 
 
 def keys_help() -> str:
-    """Returns what ``--help`` says of the file's keys."""
+    """Returns the section of ``--help`` about the file's keys."""
     return "\n".join(_help(kind) for kind in (StudyKeys, FormKeys, DataKeys, AxisKeys))
 
 
@@ -172,7 +173,7 @@ def _parser(kind: type) -> ArgumentParser:
 
 
 def _help(kind: type) -> str:
-    """Returns the parser's help without its usage, with names as they are in a file."""
+    """Returns the parser's help without its usage line, with names as in a study file."""
     text = _parser(kind).format_help()
     text = re.sub(r"<class\s+'dict'>", "dict", text[text.index("\nKeys") :])
     text = re.sub(
@@ -182,7 +183,7 @@ def _help(kind: type) -> str:
 
 
 def _sentence(message: str, content: dict[str, Any], where: str) -> str:
-    """Returns in one sentence what jsonargparse tells of all types that a value could have had."""
+    """Condenses jsonargparse's error message, which lists all possible types of a value, into one sentence."""
     if found := re.search(r'Parser key "(\w+)"', message):
         name = found[1]
         return f"{where}{name} must be {_MUST_BE[name]}, but is {content[name]!r}"

@@ -1,4 +1,4 @@
-"""What happens to a batch on the device, between the loader and the network."""
+"""Transforms of batches on the device, between the loader and the network."""
 
 from lightning_reg.transforms.augmentation import AdvancedAugmentation, Augmentation, BasicAugmentation
 from lightning_reg.transforms.cutmix import CutMix

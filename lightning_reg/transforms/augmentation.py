@@ -1,4 +1,4 @@
-"""Augmentation of images: every sample by a draw of its own, a batch in one go, on the device."""
+"""Augmentation of images: batched, on the device, with an independent draw for every sample."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -18,27 +18,27 @@ from lightning_reg.transforms.jitter import ColorJitter
 
 __all__ = ["AdvancedAugmentation", "Augmentation", "BasicAugmentation"]
 
-_PORTION = 2**19  # numbers of images that are worked on at a time on a CPU: they stay in its cache
+_PORTION = 2**19  # numbers processed at a time on a CPU: they stay in its cache
 
 
 class Augmentation(ABC):
-    """An augmentation: a function of images as they are stored, and of a stream of random numbers."""
+    """An augmentation: a function of stored images and of a random stream."""
 
     @abstractmethod
     def __call__(self, images: Tensor, *, stream: Random) -> Tensor:
-        """Returns changed images, of the same shape, floats on [0, 1]; the argument is left alone.
+        """Returns augmented images, of the same shape, floats on [0, 1]; the argument isn't changed.
 
         Args:
             images: (N, C, H, W), uint8, or floats on [0, 1].
-            stream: Where random numbers come from.
+            stream: Source of random numbers.
         """
 
     def after_normalization(self, images: Tensor, *, stream: Random) -> Tensor:
-        """Returns normalized images with the changes that come after normalization; none by default.
+        """Applies the changes that come after normalization; none by default.
 
         Args:
             images: (N, C, H, W), normalized floats.
-            stream: Where random numbers come from.
+            stream: Source of random numbers.
         """
         return images
 
@@ -46,24 +46,24 @@ class Augmentation(ABC):
 class BasicAugmentation(Augmentation):
     """Flips, a small rotation, a crop from the image with a border, color jitter, and now and then no color.
 
-    Every sample draws for itself; what is drawn has the distribution that torchvision's ``RandomHorizontalFlip``,
-    ``RandomVerticalFlip``, ``RandomRotation``, ``RandomCrop(padding=...)``, ``ColorJitter`` and ``RandomGrayscale``
-    give, one after the other. Flips, rotation and crop are one read of the stored bytes; random numbers are drawn on
-    the host and cross to the device once a batch.
+    Every sample draws independently, with the distribution of torchvision's ``RandomHorizontalFlip``,
+    ``RandomVerticalFlip``, ``RandomRotation``, ``RandomCrop(padding=...)``, ``ColorJitter`` and ``RandomGrayscale``,
+    one after the other. Flips, rotation and crop are one read of the stored bytes; random numbers are drawn on the host
+    and sent to the device once per batch.
 
     Args:
         horizontal_flip_prob: Probability that an image is mirrored, left to right, in [0, 1].
-        vertical_flip_prob: Probability that it is turned upside down, in [0, 1].
-        degrees: Rotations are up to this many degrees to either side; what comes in from outside is black.
-        padding: Width in pixels of the black border that images get before a part of their size is cut out.
-        brightness: Factors are within 1 ± this; at least 0, as those of contrast and saturation.
+        vertical_flip_prob: Probability that an image is mirrored, top to bottom, in [0, 1].
+        degrees: Largest rotation to either side in degrees, in [0, 180]; pixels from outside are black.
+        padding: Width in pixels of the black border that is added before a part of the image's size is cropped.
+        brightness: Largest change of brightness, at least 0: factors are uniform in 1 ± this, but not below 0.
         contrast: Largest change of contrast, likewise.
-        saturation: Likewise. Images of other than three channels have no saturation, no hue, and no colors to lose.
-        hue: Hues are turned by up to this part of a circle to either side, in [0, 0.5].
-        grayscale_prob: Probability that an image loses its colors, in [0, 1].
+        saturation: Largest change of saturation, likewise; like hue and grayscale, it needs three channels.
+        hue: Largest shift of hue to either side, as a fraction of the color circle, in [0, 0.5].
+        grayscale_prob: Probability that an image becomes gray, in [0, 1].
 
     Raises:
-        SettingError: If a number is out of its range.
+        SettingError: If a number is out of range.
 
     >>> augment = BasicAugmentation(vertical_flip_prob=0.0)
     >>> augment(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), stream=Random(0)).shape
@@ -105,7 +105,7 @@ class BasicAugmentation(Augmentation):
         angles = (2 * numbers[2:3] - 1) * radians(self.degrees)
         shifts = (numbers[3:] * (2 * self.padding + 1)).floor() - self.padding
         drawn = self.jitter.draw(count, images.shape[1], generator)
-        # One transfer from the host, which knows no wait.
+        # One asynchronous transfer from the host.
         rows = torch.cat((flips, angles, shifts, drawn.rows)).to(images.device, non_blocking=True)
 
         def changed(images: Tensor, rows: Tensor) -> Tensor:
@@ -118,28 +118,28 @@ class BasicAugmentation(Augmentation):
 class AdvancedAugmentation(Augmentation):
     """A part of the image, stretched; a flip, strong color jitter, blur, and a box erased: for photographs.
 
-    Every sample draws for itself; what is drawn has the distribution that torchvision's ``RandomResizedCrop``,
+    Every sample draws independently, with the distribution of torchvision's ``RandomResizedCrop``,
     ``RandomHorizontalFlip``, ``RandomApply([ColorJitter])``, ``RandomGrayscale``, ``RandomApply([GaussianBlur])`` and,
-    after normalization, ``RandomErasing`` give, one after the other. Images whose object has to be whole to be
-    recognized, such as digits, need a larger ``smallest_crop``.
+    after normalization, ``RandomErasing``, one after the other. Images whose object has to be whole to be recognized,
+    such as digits, need a larger ``smallest_crop``.
 
     Args:
-        smallest_crop: Smallest part of an image's area that is cut out, in (0, 1]; the largest is all of it. Its
-            width is 3/4 to 4/3 of its height.
+        smallest_crop: Smallest crop as a fraction of an image's area, in (0, 1]; the largest is all of it. Its width is
+            3/4 to 4/3 of its height.
         horizontal_flip_prob: Probability that an image is mirrored, left to right, in [0, 1].
-        brightness: Factors are within 1 ± this; at least 0, as those of contrast and saturation.
+        brightness: Largest change of brightness, at least 0: factors are uniform in 1 ± this, but not below 0.
         contrast: Largest change of contrast, likewise.
-        saturation: Likewise. Images of other than three channels have no saturation, no hue, and no colors to lose.
-        hue: Hues are turned by up to this part of a circle to either side, in [0, 0.5].
+        saturation: Largest change of saturation, likewise; like hue and grayscale, it needs three channels.
+        hue: Largest shift of hue to either side, as a fraction of the color circle, in [0, 0.5].
         jitter_prob: Probability that an image's colors are jittered at all, in [0, 1].
-        grayscale_prob: Probability that an image loses its colors, in [0, 1].
-        blur_prob: Probability that an image is blurred, in [0, 1], by a Gaussian of σ 0.1 to 2 pixels, cut off at a
-            tenth of the shorter side.
-        erasing_prob: Probability that a box becomes 0 after normalization, in [0, 1]: 0.02 to 0.33 of the area, its
+        grayscale_prob: Probability that an image becomes gray, in [0, 1].
+        blur_prob: Probability that an image is blurred, in [0, 1], by a Gaussian of σ 0.1 to 2 pixels, whose kernel is
+            a tenth of the shorter side wide.
+        erasing_prob: Probability that a box is set to 0 after normalization, in [0, 1]: 0.02 to 0.33 of the area, its
             height 0.3 to 3.3 of its width.
 
     Raises:
-        SettingError: If a number is out of its range.
+        SettingError: If a number is out of range.
 
     >>> augment = AdvancedAugmentation(erasing_prob=0.0)
     >>> augment(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), stream=Random(0)).shape
@@ -188,7 +188,7 @@ class AdvancedAugmentation(Augmentation):
         heights, widths, fits = box_sizes(
             count, (height, width), (self.smallest_crop, 1.0), (log(3 / 4), log(4 / 3)), generator
         )
-        whole = whole_within(height, width)  # where no box fits, the largest one of these shapes in the middle
+        whole = whole_within(height, width)  # where no box fits, the largest one of these shapes in the center
         heights, widths = torch.where(fits, heights, whole[0]), torch.where(fits, widths, whole[1])
         tops = torch.where(fits, (numbers[0] * (height - heights + 1)).floor(), (height - whole[0]) // 2)
         lefts = torch.where(fits, (numbers[1] * (width - widths + 1)).floor(), (width - whole[1]) // 2)
@@ -212,7 +212,7 @@ class AdvancedAugmentation(Augmentation):
 
 
 def _in_portions(change: Callable[[Tensor, Tensor], Tensor], images: Tensor, rows: Tensor) -> Tensor:
-    """Changes images by what was drawn for them, (..., N): photographs on a CPU a few at a time."""
+    """Changes images by their draws (..., N), a few at a time for photographs on a CPU."""
     most = len(images)
     if images.device.type == "cpu" and most:
         most = max(_PORTION // images[0].numel(), 1)
@@ -224,10 +224,11 @@ def _in_portions(change: Callable[[Tensor, Tensor], Tensor], images: Tensor, row
 
 
 def kernel_size(height: int, width: int) -> int:
-    """Returns how wide a Gaussian is computed: a tenth of the shorter side, odd, at least 3.
+    """Returns the width of a Gaussian's kernel: a tenth of the shorter side, odd, at least 3.
 
     Args:
         height: Height of the images, in pixels.
+        width: Width of the images, in pixels.
     """
     return max(3, round(min(height, width) / 10) // 2 * 2 + 1)
 
@@ -237,6 +238,7 @@ def whole_within(height: int, width: int) -> tuple[int, int]:
 
     Args:
         height: Height of the image, in pixels.
+        width: Width of the image, in pixels.
 
     >>> whole_within(32, 32), whole_within(30, 60)
     ((32, 32), (30, 40))

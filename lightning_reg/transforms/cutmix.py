@@ -17,21 +17,21 @@ __all__ = ["CutMix"]
 class CutMix(Mixing):
     """Pastes a box of another image into every image, and mixes their targets by area.
 
-    For images (N, C, H, W), or anything whose last two axes are spatial. Of signals, whose height or width is 1, a
-    stretch is pasted. Targets are as for ``Mixup``.
+    For images (N, C, H, W), or anything whose last two dimensions are spatial. For signals, whose height or width is 1,
+    a segment is pasted. Targets are as for ``Mixup``.
 
     Args:
-        alpha: Parameter of the Beta(alpha, alpha) that the part that stays is drawn from; at least 0. The box covers
-            the rest before it is cut off at the border; at 0 there is none.
+        alpha: Parameter of the Beta(alpha, alpha) distribution of the part that stays; at least 0. The box covers the
+            rest before it is clipped at the border; at 0 there is none.
         prob: Probability that a batch is mixed at all, in [0, 1].
-        per_sample: Whether every image draws a box of its own, rather than one for the whole batch.
+        per_sample: Whether every image draws its own box, rather than one for the whole batch.
 
     Raises:
-        SettingError: If an argument is out of its range.
+        SettingError: If an argument is out of range.
 
     Deviates from the paper: a box that covers more than half of an image stays, and the rest is pasted, so that each
     image's own label stays the dominant one. As in the paper's code, the weight is the area that was pasted, after
-    the box was cut off at the border.
+    the box was clipped at the border.
 
     Reference:
         Sangdoo Yun, Dongyoon Han, Seong Joon Oh, Sanghyuk Chun, Junsuk Choe, Youngjoon Yoo: CutMix: Regularization

@@ -12,8 +12,8 @@ def generator_of(stream: Random) -> torch.Generator:
     """Returns a generator on the host that depends on the stream alone.
 
     Args:
-        stream: Source of the seed, which is one number of it. Its lowest 32 bits, which are all that torch's generator
-            looks at, are as random as the others.
+        stream: Random stream, from which the seed is drawn. The seed's lowest 32 bits, which are all that torch's
+            generator uses, are as random as the others.
     """
     return torch.Generator().manual_seed(stream.getrandbits(63))
 
@@ -27,18 +27,18 @@ def box_sizes(
     *,
     attempts: int = 10,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Draws sizes of boxes: the first of ten that lies within the image, as torchvision does it.
+    """Draws sizes of boxes: for each, the first of several attempts that fits into the image, as torchvision does.
 
     Args:
-        count: N, how many boxes.
+        count: Number N of boxes.
         size: Height and width of the images, in pixels.
-        areas: Smallest and largest part of the image's area, between which a box's is uniform.
+        areas: Smallest and largest fraction of the image's area, between which a box's is uniform.
         log_ratios: Smallest and largest logarithm of width divided by height, likewise.
-        generator: Where random numbers come from.
-        attempts: How many are drawn.
+        generator: Source of random numbers.
+        attempts: Number of attempts for each box.
 
     Returns:
-        Heights and widths, whole numbers as floats, and whether they lie within the image, (N,) each.
+        Heights and widths, whole numbers as floats, and whether they fit into the image, (N,) each.
     """
     height, width = size
     numbers = torch.rand(2, attempts, count, generator=generator)

@@ -20,13 +20,13 @@ class Cutout(Mixing):
     """Fills a square of every image, around a center that may be any pixel; targets stay as they are.
 
     Args:
-        size: Side of the square: pixels, or a fraction of the shorter side in [0, 1]. It is cut off at the border;
-            with 0 there is none.
-        prob: Probability for each image, in [0, 1].
-        value: Number that is filled in; 0 is the mean of normalized images.
+        size: Side of the square: pixels, or a fraction of the shorter side in [0, 1]. It is clipped at the border; 0
+            for no square.
+        prob: Probability that an image gets a box, in [0, 1].
+        value: Fill value; 0 is the mean of normalized images.
 
     Raises:
-        SettingError: If an argument is out of its range.
+        SettingError: If an argument is out of range.
 
     Reference:
         Terrance DeVries, Graham W. Taylor: Improved Regularization of Convolutional Neural Networks with Cutout, 2017,
@@ -68,13 +68,13 @@ class RandomErasing(Mixing):
     """Fills a rectangle of some images, of a random area and shape that lies within; targets stay as they are.
 
     Args:
-        prob: Probability for each image, in [0, 1].
-        scale: Least and greatest area, as parts of the image's.
-        ratio: Least and greatest height divided by width; their logarithms are equally likely, as in torchvision.
-        value: Number that is filled in; 0 is the mean of normalized images.
+        prob: Probability that an image gets a box, in [0, 1].
+        scale: Smallest and largest area, as fractions of the image's.
+        ratio: Smallest and largest height divided by width, both positive; log-uniform between them, as in torchvision.
+        value: Fill value; 0 is the mean of normalized images.
 
     Raises:
-        SettingError: If an argument is out of its range.
+        SettingError: If an argument is out of range.
 
     Reference:
         Zhun Zhong, Liang Zheng, Guoliang Kang, Shaozi Li, Yi Yang: Random Erasing Data Augmentation, AAAI 2020,
@@ -88,7 +88,7 @@ class RandomErasing(Mixing):
 
     needs_partner = False
     ATTEMPTS = 10
-    """How often a shape that doesn't fit into the image is drawn anew, before the image is left alone."""
+    """Number of attempts to draw a shape that fits into the image, before the image is left alone."""
 
     def __init__(
         self,

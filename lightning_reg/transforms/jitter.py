@@ -13,12 +13,12 @@ __all__ = ["ColorJitter", "JitterDraw"]
 
 @dataclass(frozen=True)
 class JitterDraw:
-    """What was drawn for one batch.
+    """The draw for one batch.
 
     Attributes:
-        rows: (2 · rounds + 1, N) on the host: which change each round is to an image, its factor, the turn of its hue.
-        rounds: How many changes of brightness, contrast and saturation there are, the loss of colors included.
-        hue_at: Before which round hues are turned; None where they aren't.
+        rows: (2 · rounds + 1, N) on the host: the kind of change in each round, its factor, and the shift of hue.
+        rounds: Number of changes of brightness, contrast and saturation, the conversion to gray included.
+        hue_at: Round before which hues are shifted; None for no shift.
     """
 
     rows: Tensor
@@ -39,16 +39,18 @@ class JitterDraw:
 
 
 class ColorJitter:
-    """Draws changes of brightness, contrast, saturation and hue, and the order of them, for every sample.
+    """Draws changes of brightness, contrast, saturation and hue, and their order, for every sample.
 
     Args:
-        brightness: Factors are within 1 ± this, and not below 0; at least 0, as those of contrast and saturation.
-        hue: Hues are turned by up to this part of a circle to either side, in [0, 0.5].
-        grayscale_prob: Probability that an image loses its colors, in [0, 1].
-        prob: Probability that an image is jittered at all, in [0, 1]; it may lose its colors all the same.
+        brightness: Largest change of brightness, at least 0: factors are uniform in 1 ± this, but not below 0.
+        contrast: Largest change of contrast, likewise.
+        saturation: Largest change of saturation, likewise.
+        hue: Largest shift of hue to either side, as a fraction of the color circle, in [0, 0.5].
+        grayscale_prob: Probability that an image becomes gray, in [0, 1].
+        prob: Probability that an image is jittered at all, in [0, 1]; independent of the conversion to gray.
 
     Raises:
-        SettingError: If a number is out of its range.
+        SettingError: If a number is out of range.
     """
 
     def __init__(
@@ -76,27 +78,27 @@ class ColorJitter:
         """Draws for a batch, on the host.
 
         Args:
-            count: N, samples in it.
-            channels: Channels of the images; only three have saturation and hue.
-            generator: Where random numbers come from.
+            count: Number N of samples.
+            channels: Number of channels of the images; only with three there are saturation and hue.
+            generator: Source of random numbers.
         """
         has_color = channels == 3
         strengths = {k: s for k, s in self.strengths.items() if s and self.prob and (has_color or k != SATURATION)}
         changes = len(strengths)
-        # When each change comes and its factor; and when the hue is turned, how far, whether colors go, and whether
-        # there is any jitter.
+        # The time of each change and its factor; and the time of the shift of hue, its size, whether the image becomes
+        # gray, and whether it is jittered.
         numbers = torch.rand(2 * changes + 4, count, generator=generator)
         when, others = numbers[:changes], numbers[changes : 2 * changes]
         hue_when, turn, gray, any_jitter = numbers[-4:]
         is_jittered = any_jitter < self.prob
-        order = when.argsort(0)  # of random numbers: every order has the same probability
+        order = when.argsort(0)  # of random numbers, so every order has the same probability
         spread = torch.tensor(list(strengths.values())).view(-1, 1)
         low = (1 - spread).clamp(min=0)
         factors = torch.where(is_jittered, (low + (1 + spread - low) * others).gather(0, order), 1.0)
         kinds = torch.tensor(list(strengths), dtype=torch.float32)[order] if changes else order.float()
         hue_at = None
         if has_color and self.hue and self.prob:
-            # Every change has two rounds, one before the hue is turned and one after it; in the other nothing happens.
+            # Every change has two rounds, before and after the shift of hue, with factor 1 in one of them.
             hue_at = changes
             is_before = when.gather(0, order) < hue_when
             factors = torch.cat((torch.where(is_before, factors, 1.0), torch.where(is_before, 1.0, factors)))

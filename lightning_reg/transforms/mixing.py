@@ -17,11 +17,11 @@ __all__ = ["Draw", "Mixing", "on_device", "spatial_size"]
 
 @dataclass(frozen=True)
 class Draw:
-    """What a transform has drawn for one batch; inputs and targets are changed by the same draw.
+    """A transform's draw for one batch, by which inputs and targets are changed alike.
 
     Attributes:
-        change: From the inputs to the mixed ones, a new tensor.
-        minor_weight: Share that each sample's partner has in its target, at most 0.5: a scalar or (N,), on the inputs'
+        change: Function from the inputs to the mixed ones, a new tensor.
+        minor_weight: Weight of each sample's partner in its target, at most 0.5: a scalar or (N,), on the inputs'
             device. None where targets stay as they are.
     """
 
@@ -38,35 +38,35 @@ class Draw:
 
 
 class Mixing(ABC):
-    """A mixing transform: it draws random numbers for a batch, and is a function of the batch and the draw.
+    """A mixing transform: it makes a draw for a batch, and is a function of the batch and the draw.
 
     Every sample's partner is the one before it in the batch, the first one's the last.
     """
 
     needs_partner: ClassVar[bool] = True
-    """Whether a batch of one stays as it is."""
+    """Whether samples are mixed with a partner, so that a batch of one stays as it is."""
 
     @abstractmethod
     def draw(self, inputs: Tensor, *, stream: Random) -> Draw | None:
-        """Draws for one batch.
+        """Makes the draw for one batch.
 
         Args:
             inputs: (N, ...), at least two samples where there are partners.
-            stream: Where random numbers come from.
+            stream: Source of random numbers.
 
         Returns:
-            What was drawn, or None where the batch stays as it is.
+            The draw, or None where the batch stays as it is.
 
         Raises:
-            SettingError: If the inputs aren't of a shape that can be mixed.
+            SettingError: If the inputs' shape can't be mixed.
         """
 
     def drawn(self, inputs: Tensor, *, stream: Random) -> Draw | None:
-        """Draws for a batch of any size: one sample has no partner, and stays as it is.
+        """Makes the draw for a batch of any size; a single sample has no partner and stays as it is.
 
         Args:
             inputs: (N, ...), of a floating dtype.
-            stream: Where random numbers come from.
+            stream: Source of random numbers.
 
         Raises:
             SettingError: If the inputs can't be mixed.
@@ -89,8 +89,8 @@ class Mixing(ABC):
             inputs: (N, ...), of a floating dtype.
             targets: (N, ...), of a floating dtype, or class indices (N,) where ``num_classes`` is given or targets
                 stay as they are.
-            stream: Where random numbers come from; where None, one that is seeded from torch's global stream.
-            num_classes: Makes class indices probabilities (N, C).
+            stream: Source of random numbers; None for one seeded from torch's global stream.
+            num_classes: Number of classes C, to convert class indices to probabilities (N, C); None for other targets.
 
         Raises:
             SettingError: If the inputs or the targets can't be mixed.
@@ -123,21 +123,21 @@ class Mixing(ABC):
 
 
 def on_device(values: Sequence[float], inputs: Tensor) -> Tensor:
-    """Returns numbers of the host on the device of the inputs, by one transfer that isn't waited for.
+    """Returns numbers on the device of the inputs, by one asynchronous transfer.
 
     Args:
-        values: A number a sample, or one.
-        inputs: Tensor on the device that they are sent to.
+        values: One number per sample, or a single one.
+        inputs: Tensor that the device is taken from.
     """
     return torch.tensor(values).to(inputs.device, non_blocking=True)
 
 
 def spatial_size(inputs: Tensor, technique: str) -> tuple[int, int]:
-    """Returns height and width.
+    """Returns height and width of images.
 
     Args:
         inputs: (N, ..., H, W), at least four dimensions.
-        technique: Name of the transform, for the message.
+        technique: Name of the transform, for the error message.
 
     Raises:
         SettingError: If there are fewer dimensions.

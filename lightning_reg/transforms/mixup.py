@@ -16,18 +16,18 @@ __all__ = ["Mixup"]
 class Mixup(Mixing):
     """Blends every sample and its target with another one's.
 
-    For inputs of any shape. Targets are what is interpolated: probabilities (N, C), several labels (N, C) or values
-    (N,) or (N, D). Class indices have to be made probabilities first, as the data module does; ``BatchMixing`` leaves
+    For inputs of any shape. Targets are interpolated: probabilities (N, C), several labels (N, C) or values (N,) or
+    (N, D). Class indices have to be converted to probabilities first, as the data modules do; ``BatchMixing`` leaves
     them as they are and interpolates the loss.
 
     Args:
-        alpha: Parameter of the Beta(alpha, alpha) that the weight of the other sample is drawn from; at least 0. At 1
-            all weights are equally likely, toward 0 nearly all samples stay as they are, at 0 all of them.
+        alpha: Parameter of the Beta(alpha, alpha) distribution of the other sample's weight; at least 0. At 1 all
+            weights are equally likely, toward 0 nearly all samples stay as they are, at 0 all of them.
         prob: Probability that a batch is mixed at all, in [0, 1].
-        per_sample: Whether every sample draws a weight of its own, rather than one for the whole batch.
+        per_sample: Whether every sample draws its own weight, rather than one for the whole batch.
 
     Raises:
-        SettingError: If an argument is out of its range.
+        SettingError: If an argument is out of range.
 
     Deviates from the paper: the minor weight is at most 0.5 (the two samples swap roles above it), so that each
     sample's own label stays the dominant one and training accuracy keeps its meaning.

@@ -17,14 +17,14 @@ class MixupOrCutMix(Mixing):
     """Mixes each batch by ``Mixup`` or by ``CutMix``, at random.
 
     Args:
-        mixup_alpha: ``alpha`` of Mixup; with 0, its batches stay as they are.
-        cutmix_alpha: ``alpha`` of CutMix; with 0, its batches stay as they are.
+        mixup_alpha: ``alpha`` of Mixup, at least 0; at 0, its batches stay as they are.
+        cutmix_alpha: ``alpha`` of CutMix, at least 0; at 0, its batches stay as they are.
         switch_prob: Probability of CutMix rather than Mixup, in [0, 1].
         prob: Probability that a batch is mixed at all, in [0, 1].
-        per_sample: Whether every sample draws a weight or box of its own.
+        per_sample: Whether every sample draws its own weight or box.
 
     Raises:
-        SettingError: If an argument is out of its range.
+        SettingError: If an argument is out of range.
 
     Reference:
         Hugo Touvron et al.: Training data-efficient image transformers & distillation through attention, ICML 2021,

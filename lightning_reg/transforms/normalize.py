@@ -11,8 +11,8 @@ def normalize_images(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
     Args:
         images: (N, C, H, W), uint8, or floats on [0, 1].
-        mean: (C,), on the scale of [0, 1], on the images' device.
-        std: (C,), likewise.
+        mean: (C,), mean per channel on the scale of [0, 1], on the images' device.
+        std: (C,), standard deviation per channel, likewise.
 
     Returns:
         (N, C, H, W), of the mean's dtype.

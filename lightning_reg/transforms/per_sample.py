@@ -1,4 +1,4 @@
-"""Transforms of torchvision's and others, applied to one sample after the other."""
+"""Transforms of torchvision and others, applied to one sample at a time."""
 
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -21,16 +21,16 @@ __all__ = ["PerSampleAugmentation"]
 class PerSampleAugmentation(Augmentation):
     """Applies transforms such as those of ``torchvision.transforms.v2`` to every sample by itself.
 
-    So every sample gets a draw of its own, at the cost of a call for each: several times slower than the batched
-    augmentations. Images come as bytes, and on the device. What the transforms draw from global streams (torch's,
-    numpy's and Python's) is seeded from where training stands, and the streams are put back afterwards.
+    Every sample gets its own draw, at the cost of one call each: several times slower than the batched augmentations.
+    Transforms get images as bytes, on the device. The global random streams (torch's, numpy's and Python's) are seeded
+    from the position in training, and restored afterwards.
 
     Args:
-        transforms: Called one after the other with a tensor (C, H, W), uint8 at first; they return one of the same
-            shape. Normalization follows and isn't among them.
+        transforms: Callables, applied in order to a tensor (C, H, W), uint8 at first; they return one of the same
+            shape. Normalization follows and must not be among them.
 
     Raises:
-        SettingError: If there is none, one can't be called, makes tensors of images, or normalizes.
+        SettingError: If there are none, or one isn't callable, converts images to tensors, or normalizes.
 
     >>> augment = PerSampleAugmentation(transforms=[lambda image: 255 - image])
     >>> augment(torch.zeros(2, 3, 1, 1, dtype=torch.uint8), stream=Random(0)).unique()
@@ -78,7 +78,7 @@ def _applied(index: int, transform: Callable[[Any], Any], image: Any) -> Any:
         return transform(image)
     except Exception as error:
         if not type(transform).__module__.startswith("torchvision."):
-            raise  # somebody's own code: the traceback is theirs
+            raise  # the user's own code, whose traceback should be seen
         raise SettingError(
             f"augment must be transforms of tensors, but its entry {index}, {transform!r}, fails with one of "
             f"{tuple(getattr(image, 'shape', ()))}: {error}"
@@ -91,7 +91,7 @@ def _seeded_global_streams(stream: Random, device: torch.device) -> Iterator[Non
     pythons, numpys = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
         torch.default_generator.manual_seed(stream.getrandbits(63))
-        if devices:  # of this device alone; torch.manual_seed would seed those of others, which aren't put back
+        if devices:  # only this device's; torch.manual_seed would also seed others, which aren't restored
             backend = getattr(torch, device.type)
             with backend.device(device) if hasattr(backend, "device") else nullcontext():  # mps has a single device
                 backend.manual_seed(stream.getrandbits(63))

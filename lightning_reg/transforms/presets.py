@@ -17,7 +17,7 @@ def preset(
 ) -> tuple[Augmentation | None, list[str]]:
     """Returns an augmentation by name, without the changes that would harm images of this kind.
 
-    - ``none``: None.
+    - ``none``: no augmentation.
     - ``basic``: :class:`BasicAugmentation`. Small images get a border of an eighth of their shorter side, rounded up,
       where that is less than four pixels.
     - ``advanced``: :class:`AdvancedAugmentation`.
@@ -27,13 +27,13 @@ def preset(
     Args:
         name: Name of the preset, one of these.
         input_shape: (C, H, W) of an image.
-        flips: Which flips leave images what they are: horizontal, vertical.
+        flips: Flips that preserve an image's class: horizontal, vertical.
 
     Returns:
         The augmentation, and the names of its changes that are off, for a message.
 
     Raises:
-        SettingError: If the name isn't known.
+        SettingError: If the name is unknown.
 
     >>> preset("basic", input_shape=(1, 28, 28), flips=())[1]
     ['horizontal flips', 'vertical flips', 'saturation, hue and grayscale (one channel)']

@@ -23,12 +23,12 @@ R = TypeVar("R", bound="RowMixing")
 
 
 class RowMixing(Mixing):
-    """Mixes or blanks whole columns of a table, as the table had them before categories were encoded.
+    """Mixes or blanks whole columns of a table, as they were before categories were encoded.
 
     Args:
-        prob: Probability that something is mixed or blanked at all, in [0, 1].
-        origins: For each input column the number of the table's column that it was made of, from 0; where None, each
-            input column is one of the table's.
+        prob: Probability that a batch is mixed, or a row blanked, in [0, 1].
+        origins: Index of the table's column behind each input column, from 0; None where each input
+            column is one of the table's.
     """
 
     def __init__(self, *, prob: float, origins: Sequence[int] | None) -> None:
@@ -47,8 +47,8 @@ class RowMixing(Mixing):
         """Returns a copy for a table whose columns are encoded.
 
         Args:
-            origins: As for the class; those that the user gave are kept.
-            blanks: (D,), the value of a blank in each input column.
+            origins: As for the class; ignored where the user gave them.
+            blanks: (D,), value of a blank in each input column.
         """
         bound = copy.copy(self)
         bound.origins = tuple(origins) if self.origins is None else self.origins
@@ -70,20 +70,20 @@ class RowMixing(Mixing):
 
     @abstractmethod
     def draw_rows(self, rows: Tensor, num_columns: int, stream: Random) -> Draw | None:
-        """Draws for one batch of rows.
+        """Makes the draw for one batch of rows.
 
         Args:
             rows: (N, D).
-            num_columns: F, how many columns the table has.
-            stream: Where random numbers come from.
+            num_columns: Number F of the table's columns.
+            stream: Source of random numbers.
         """
 
     def encoded(self, columns: Tensor, rows: Tensor) -> Tensor:
-        """Returns which input columns are made of chosen columns of the table.
+        """Returns the input columns that encode chosen columns of the table.
 
         Args:
             columns: (..., F), bools, on the host.
-            rows: Tensor on the device that the columns are sent to.
+            rows: Tensor that the device is taken from.
 
         Returns:
             (..., D), bools, on the rows' device.
@@ -96,23 +96,24 @@ class RowMixing(Mixing):
 class RowCutMix(RowMixing):
     """Takes some columns of every row from another row, and mixes their targets by the share of columns.
 
-    Of F columns of the table, ⌈(1 − λ)F⌉ are drawn, λ from Beta(α, α). All input columns that a category was encoded by
-    move together, and so does the column that says where a number was missing. Targets are as for ``Mixup``.
-    ``TabularData(mix=...)`` knows which these are; with ``BatchMixing``, ``origins`` says it.
+    Of F columns of the table, ⌈(1 − λ)F⌉ are drawn, λ from Beta(α, α). All input columns that encode a category move
+    together, and so does the indicator of a missing number with the number. Targets are as for ``Mixup``.
+    ``TabularData(mix=...)`` knows which columns these are; for ``BatchMixing``, set ``origins``.
 
     Args:
-        alpha: α, at least 0. At 1 all shares are equally likely, toward 0 nearly all rows stay as they are, at 0 all.
+        alpha: Parameter α of the Beta distribution, at least 0. At 1 all shares are equally likely, toward 0 nearly all
+            rows stay as they are, at 0 all.
         prob: Probability that a batch is mixed at all, in [0, 1].
-        per_sample: Whether every row draws a set of columns of its own, rather than one for the whole batch.
-        origins: For each input column the number of the table's column that it was made of, from 0; where None, each
-            input column is one of the table's.
+        per_sample: Whether every row draws its own set of columns, rather than one for the whole batch.
+        origins: Index of the table's column behind each input column, from 0; None where each input
+            column is one of the table's.
 
     Raises:
-        SettingError: If an argument is out of its range; at the first batch, if inputs aren't rows, or ``origins`` has
-            another length than they.
+        SettingError: If an argument is out of range; at the first batch, if inputs aren't rows, or ``origins`` has
+            another length.
 
-    Deviates from the paper: rows swap roles where more than half of the columns would be another's, so that each row's
-    own label stays the dominant one; columns are drawn before categories are encoded, not after.
+    Deviates from the paper: rows swap roles where more than half of the columns would come from the other, so that each
+    row's own label stays the dominant one; columns are drawn before categories are encoded, not after.
 
     Reference:
         Arlind Kadra, Marius Lindauer, Frank Hutter, Josif Grabocka: Well-tuned Simple Nets Excel on Tabular Datasets,
@@ -157,18 +158,18 @@ class RowCutout(RowMixing):
     """Blanks some columns of every row; targets stay as they are.
 
     Every row draws ⌈ratio · F⌉ of the table's F columns. With ``TabularData(mix=...)`` numbers become the mean of the
-    training rows and categories the one for missing texts; the column that says where a number was missing says that
-    none is. With ``BatchMixing`` they become ``value``.
+    training rows, categories the one for missing texts, and indicators say that no number is missing. With
+    ``BatchMixing`` blanks become ``value``.
 
     Args:
-        ratio: Share of the columns, in [0, 1].
-        prob: Probability for each row, in [0, 1].
-        value: Value of a blank where the table isn't known; 0 is the mean of standardized columns.
-        origins: As for ``RowCutMix``.
+        ratio: Share of columns to blank, in [0, 1].
+        prob: Probability that a row is blanked, in [0, 1].
+        value: Value of a blank outside of ``TabularData``; 0 is the mean of standardized columns.
+        origins: Index of the table's column behind each input column, as for ``RowCutMix``.
 
     Raises:
-        SettingError: If an argument is out of its range; at the first batch, if inputs aren't rows, or ``origins`` has
-            another length than they.
+        SettingError: If an argument is out of range; at the first batch, if inputs aren't rows, or ``origins`` has
+            another length.
 
     Reference:
         Arlind Kadra, Marius Lindauer, Frank Hutter, Josif Grabocka: Well-tuned Simple Nets Excel on Tabular Datasets,

@@ -1,4 +1,4 @@
-"""Mixup, CutMix and the other transforms that mix, on a project that exists."""
+"""Mixup, CutMix and the other mixing transforms for an existing project."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -30,42 +30,42 @@ __all__ = ["BatchMixing"]
 class BatchMixing(Technique):
     """Mixes the batches of somebody else's training step, without a change of its code.
 
-    What it does: the training step is given mixed inputs and the batch's own targets, so that metrics go on working.
-    Where it computes a loss of these targets by a function or module of torch's, the loss becomes
-    λ·L(y_a) + (1 - λ)·L(y_b), with class weights, label smoothing and all other arguments as they are; y_b are the
-    targets of the samples that were mixed in, λ ≥ 1/2. L is all that is made of it up to what the step returns: its
-    root, a focal weight of it, the mean over the hardest samples. There is one forward pass. Targets may be class
-    indices, one-hot, several labels or numbers. Validation and test are left alone.
+    What it does: the training step gets mixed inputs and the batch's own targets, so that metrics go on working. Where
+    it computes a loss of these targets by a function or module of torch's, the loss becomes
+    λ·L(y_a) + (1 - λ)·L(y_b), with class weights, label smoothing and all other arguments unchanged; y_b are the
+    targets of the samples that were mixed in, λ ≥ 1/2. L includes everything that the step computes from the loss up to
+    its return value: a root, a focal weight, the mean over the hardest samples. There is one forward pass. Targets may
+    be class indices, one-hot, multi-label or numbers. Validation and test aren't affected.
 
     When to use: to add Mixup, CutMix, Cutout or random erasing to a project whose data module you don't want to touch.
     When not: with our own data modules, which mix by themselves (``ImageData(mix=...)``); where the loss is computed by
-    a function that isn't torch's, or in compiled code, which is noticed at the first batch and refused; with CutMix,
+    a function that isn't torch's, or in compiled code, which is detected at the first batch and refused; with CutMix,
     where each pixel has a target of its own, which would have to be pasted, too.
 
-    Cost: what the transform costs, and a second evaluation of the loss and of what is made of it. Memory: one batch of
-    inputs. No state.
+    Cost: that of the transform, and a second evaluation of the loss and of what is computed from it. Memory: one batch
+    of inputs. No state.
 
-    Interacts with: CutMix and the erasing transforms need images. What else is computed of the targets (an auxiliary
-    loss by hand) sees the batch's own ones; it is warned of. Training accuracy is that of the dominant label on mixed
-    inputs, and so lower than without. Losses of numbers are interpolated, too: the mean squared error's gradient is
-    that of the interpolated target. What can't be followed (code that isn't torch's, with ``per_sample=True`` all that
-    isn't linear) is refused by name, and so is a loss inside activation checkpointing. ``F.l1_loss(weight=...)`` loses
-    its weight within any of torch's function modes (2.14), and so here.
+    Interacts with: CutMix and the erasing transforms need images. Anything else computed from the targets (a
+    hand-written auxiliary loss) sees the batch's own ones, with a warning. Training accuracy is that of the dominant
+    label on mixed inputs, and so lower than without mixing. Regression losses are interpolated, too: the mean squared
+    error's gradient is that of the interpolated target. What can't be followed (code that isn't torch's, with
+    ``per_sample=True`` everything nonlinear) is refused by name, and so is a loss inside activation checkpointing.
+    ``F.l1_loss(weight=...)`` loses its weight within any of torch's function modes (2.14), and so here.
 
-    Deviates from the papers: see the transforms. With ``per_sample=True`` each side of a mean is divided by what the
-    loss divides by, so that with class weights it is the weighted mean of each side.
+    Deviates from the papers: see the transforms. With ``per_sample=True`` each side of a mean has the loss's own
+    divisor, so that with class weights it is the weighted mean of each side.
 
     Args:
-        mix: What is drawn for each batch: ``Mixup``, ``CutMix``, ``MixupOrCutMix``, ``Cutout``, ``RandomErasing``.
-        input_key: Where the inputs are in a batch: an index, a name (a dictionary's key, a field or an attribute), or a
-            getter and a setter; the setter returns a batch with other inputs.
-        target_key: Where the targets are, likewise.
-        epochs: How many epochs are mixed, before the batches stay as they are; all where None.
-        seed: Of the random numbers; where None, that of ``seed_everything``.
+        mix: Transform drawn for each batch: ``Mixup``, ``CutMix``, ``MixupOrCutMix``, ``Cutout``, ``RandomErasing``.
+        input_key: Position of the inputs in a batch: an index, a name (a dictionary's key, a field or an attribute), or
+            a getter and a setter; the setter returns a batch with other inputs.
+        target_key: Position of the targets in a batch, likewise.
+        epochs: Number of epochs with mixing, at least 0; later batches aren't changed. All where None.
+        seed: Seed of the random numbers; that of ``seed_everything`` where None.
 
     Raises:
-        SettingError: If an argument can't be used; at the first batch, if it has no such part, or no loss of torch's is
-            computed of the targets.
+        SettingError: If an argument is invalid; at the first batch, if it has no such part, or no loss of torch's is
+            computed from the targets.
 
     Reference:
         Hongyi Zhang, Moustapha Cissé, Yann N. Dauphin, David Lopez-Paz: mixup: Beyond Empirical Risk Minimization,
@@ -104,7 +104,7 @@ class BatchMixing(Technique):
 
     @property
     def current(self) -> Draw | None:
-        """What was drawn for the latest batch; None where it is left as it is, and outside of a fit."""
+        """Draw of the latest batch; None if that isn't mixed, and outside of a fit."""
         return self.session.current if isinstance(self.session, MixingSession) else None
 
     @override
@@ -114,14 +114,14 @@ class BatchMixing(Technique):
 
 @dataclass(eq=False)
 class MixingSession(Session[BatchMixing]):
-    """One fit.
+    """One fit of batch mixing.
 
     Attributes:
-        innermost: Whether nothing else may change what the training step is given or returns.
-        current: What was drawn for the latest batch; None where it is left as it is.
-        number: Which of several mixings this is.
-        batch_idx: Of the batch that is trained on.
-        is_checked: Whether a training step has been seen to compute a loss of the targets.
+        innermost: Whether its layer lies directly around the training step.
+        current: Draw of the latest batch; None if that isn't mixed.
+        number: Index of this technique among the callbacks of its class.
+        batch_idx: Index of the current training batch.
+        is_checked: Whether a training step has been checked for a loss of the targets.
     """
 
     innermost: ClassVar[bool] = False
@@ -140,7 +140,7 @@ class MixingSession(Session[BatchMixing]):
 
     @property
     def name(self) -> str:
-        """What mixes, for messages."""
+        """Name of the technique, for error messages."""
         return type(self.technique).__name__
 
     @override
@@ -172,14 +172,14 @@ class MixingSession(Session[BatchMixing]):
         return output
 
     def _mixed(self, batch: Any, inputs: Tensor, targets: Tensor, draw: Draw) -> tuple[Any, Tensor, Tensor | None]:
-        """Returns the batch that the training step is given, its targets, and the weight of their partners."""
-        # A tensor of its own: the very object by which losses of these targets are known.
+        """Returns the batch for the training step, its targets, and the weight of their partners."""
+        # A new tensor object, by whose identity losses of these targets are recognized.
         targets = targets.view_as(targets)
         parts = [(self.technique.input_key, self._changed(inputs, draw)), (self.technique.target_key, targets)]
         return with_parts(batch, parts), targets, draw.minor_weight
 
     def _changed(self, inputs: Tensor, draw: Draw) -> Tensor:
-        """Returns the inputs that the training step is given."""
+        """Returns the inputs for the training step."""
         return draw.change(inputs)
 
     def _stream(self, name: str = "") -> Random:
@@ -188,7 +188,7 @@ class MixingSession(Session[BatchMixing]):
         return random_stream(base_seed(self.technique.seed), *position, self.name + name, self.number)
 
     def _check(self, losses: InterpolatedLosses, output: Any) -> None:
-        """Refuses, once, a training step whose loss isn't mixed."""
+        """Raises if the first training step's loss isn't mixed, and warns of other uses of the targets."""
         is_skipped = output is None and self.run.module.automatic_optimization
         if self.is_checked or is_skipped:
             return
@@ -211,10 +211,10 @@ class MixingSession(Session[BatchMixing]):
 
 
 def _leave_compiled_alone(module: nn.Module) -> list[Handle]:
-    """Steps out of :class:`InterpolatedLosses` while compiled parts of a module run, until the handles are removed.
+    """Leaves :class:`InterpolatedLosses` while compiled parts of a module run, until the handles are removed.
 
-    Code that torch.compile has made within a mode depends on what the mode holds, and would be made anew for every
-    batch. Losses that are computed in compiled code are so not seen.
+    Code compiled within a mode depends on the state of the mode, and would be recompiled for every batch. Losses that
+    are computed in compiled code therefore go unseen.
     """
     compiled = [part for part in module.modules() if is_compiled(part)]
     return [around(part, compiled_call(part) or "forward", _outside) for part in compiled]

@@ -1,4 +1,4 @@
-"""Which functions of torch's can be followed: what they make of targets, and what they make of losses."""
+"""The torch functions whose results on targets and on losses can be followed."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,7 @@ from torch import Tensor
 
 __all__ = ["is_linear", "is_of_elements", "is_pure", "is_repeated", "writes"]
 
-# Pure functions that don't mix samples: what they make of the targets they make of the partners', too.
+# Pure functions that don't mix samples: applied to the targets, they can be applied to the partners', too.
 _METHODS = """
     long int float double half bfloat16 bool to type type_as cpu cuda clone detach contiguous
     view view_as reshape flatten squeeze unsqueeze expand expand_as repeat_interleave __getitem__
@@ -30,11 +30,11 @@ _FOLLOWED = frozenset(
         F.one_hot,
     )
 )
-# Those that move whole samples: right where all samples have one weight.
+# Functions that move whole samples: correct if all samples have one weight.
 _MOVES = frozenset((torch.roll, Tensor.roll, torch.flip, Tensor.flip))
 
-# Of values in which each sample has a weight of its own, and of what is written in place, only what is linear can be
-# followed: the same is made of an interpolation as of its two ends. Sums may be of several losses, products of one.
+# If each sample has its own weight, or something is written in place, only linear functions can be followed: they
+# commute with interpolation. Sums may have several losses, products one.
 _SUMS = """
     add sub rsub add_ sub_ copy_ stack cat __add__ __radd__ __sub__ __rsub__ __iadd__ __isub__
 """
@@ -46,7 +46,7 @@ _OF_THE_FIRST = """
     type_as float double half bfloat16 view view_as reshape flatten squeeze unsqueeze expand expand_as __getitem__
     __get__
 """
-# What treats every element by itself.
+# Elementwise functions.
 _OF_ELEMENTS = """
     add sub rsub mul div true_divide neg negative pow square sqrt rsqrt exp expm1 log log1p abs sigmoid tanh relu clamp
     clip clamp_min clamp_max softplus where masked_fill nan_to_num detach clone contiguous to type_as float double half
@@ -56,7 +56,7 @@ _OF_ELEMENTS = """
 _IN_PLACE = """
     __iadd__ __isub__ __imul__ __itruediv__ __ifloordiv__ __imod__ __ipow__ __iand__ __ior__ __ixor__ __setitem__
 """
-# What does something else than return a value, or draws random numbers.
+# Functions with side effects, or that draw random numbers.
 _NOT_REPEATED = """
     __set__ __delete__ backward register_hook register_post_accumulate_grad_hook retain_grad record_stream
     dropout alpha_dropout feature_alpha_dropout dropout1d dropout2d dropout3d bernoulli multinomial poisson normal rrelu
@@ -68,10 +68,10 @@ _SUMS_OF, _PRODUCTS_OF, _FIRST_OF, _ELEMENTS_OF, _WRITING, _ONCE = (
 
 
 def is_pure(func: Callable[..., Any], *, one_weight: bool) -> bool:
-    """Whether what a function makes of targets it makes of their partners, too.
+    """Whether a function of the targets can be applied to those of their partners, too.
 
     Args:
-        one_weight: Whether all samples have the same weight, so that they may be moved.
+        one_weight: Whether all samples have the same weight, so that samples may be moved.
     """
     return func in _FOLLOWED or (one_weight and func in _MOVES)
 
@@ -83,12 +83,12 @@ def writes(func: Callable[..., Any]) -> bool:
 
 
 def is_repeated(func: Callable[..., Any]) -> bool:
-    """Whether a function may be called several times in the place of once."""
+    """Whether a function may be called several times instead of once."""
     return not writes(func) and _name(func) not in _ONCE
 
 
 def is_of_elements(func: Callable[..., Any]) -> bool:
-    """Whether a function treats every element by itself."""
+    """Whether a function is elementwise."""
     return _name(func) in _ELEMENTS_OF
 
 
@@ -96,7 +96,7 @@ def is_linear(func: Callable[..., Any], losses: list[bool]) -> bool:
     """Whether a function is linear in those of its arguments that are losses.
 
     Args:
-        losses: Of each argument, whether it is one.
+        losses: For each argument, whether it is a loss.
     """
     name = _name(func)
     if name in _FIRST_OF:

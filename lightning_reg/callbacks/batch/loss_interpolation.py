@@ -1,8 +1,8 @@
-"""Losses of mixed targets, computed where somebody else's training step calls a loss function of torch's.
+"""Losses of mixed targets, computed where a training step calls a loss function of torch's.
 
-The batch keeps the labels that it has, so that metrics go on working. Where a loss is computed of those very labels, it
-is computed of their partners', too, and so is all that is made of the two up to what the step returns; what the step
-sees is the two, interpolated: one forward pass, two losses.
+The batch keeps its own labels, so that metrics go on working. Where a loss is computed from those labels, it is
+computed from their partners' labels, too, and so is everything that the step computes from the two losses; the step
+sees their interpolation: one forward pass, two losses.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -26,25 +26,25 @@ _FOREIGN = "code that isn't torch's or is compiled"
 
 
 class InterpolatedLosses(TorchFunctionMode):
-    r"""While it is entered, losses of a batch's targets become those of the mixed targets.
+    r"""Mode in which losses of a batch's targets become those of the mixed targets.
 
     .. math:: (1 - w) \, L(y_a) + w \, L(y_b)
 
-    with y_b the targets of the samples before. L is all that the training step makes of a loss of torch's: its root, a
-    focal weight of it, the mean of its largest values. Where every sample has a weight of its own, each of the two
-    losses is a weighted sum over samples, divided by what the loss itself divides by: for a mean, the number of
-    elements, or the sum of the class weights of y_a, and of y_b respectively; what is made of that has to be linear.
+    with y_b the targets of the preceding samples. L is everything that the training step computes from a loss of
+    torch's: a root, a focal weight, the mean of its largest values. If every sample has its own weight, each of the two
+    losses is a weighted sum over samples with the loss's own divisor: for a mean, the number of elements, or the sum of
+    the class weights of y_a or y_b; whatever is computed from that has to be linear.
 
     Args:
-        targets: y_a, the very tensor that the training step is given.
-        minor_weight: w, a scalar or (N,); None where losses are only watched.
-        technique: Name of what mixes, for messages.
+        targets: Targets y_a: the same tensor object that the training step gets.
+        minor_weight: Weight w of the partners, a scalar or (N,); None if losses are only watched.
+        technique: Name of the mixing technique, for error messages.
 
     Attributes:
-        seen: How many losses were computed of the targets.
-        others: Names of other functions that made something differentiable of them, also of what was made of the
-            targets by functions that can't be repeated for their partners (those that draw random numbers, write in
-            place, pick by tensors, or aren't known).
+        seen: Number of losses that were computed from the targets.
+        others: Names of other functions with a differentiable result from the targets, or from what functions that
+            can't be repeated for the partners computed from them (those that draw random numbers, write in place, index
+            by tensors, or aren't known).
     """
 
     def __init__(self, targets: Tensor, minor_weight: Tensor | None, *, technique: str) -> None:
@@ -54,21 +54,21 @@ class InterpolatedLosses(TorchFunctionMode):
         self.seen = 0
         self._trains = False  # whether any of these losses has a gradient
         self.others: set[str] = set()
-        # By number. The tensors are held on to, so that no other gets their number.
+        # By id. The tensors are kept alive, so that no id is reused.
         self._targets: dict[int, _Pair] = {}
         self._losses: dict[int, _Pair] = {}
-        self._lost: dict[int, tuple[Tensor, str]] = {}  # made of targets, but it isn't known what of their partners
-        self._unmixed: dict[int, tuple[Tensor, str]] = {}  # made of losses, likewise
+        self._lost: dict[int, tuple[Tensor, str]] = {}  # computed from targets, but not from their partners
+        self._unmixed: dict[int, tuple[Tensor, str]] = {}  # computed from losses, likewise
         self._put(self._targets, targets, targets, previous(targets))
 
     def check_returned(self, output: Any) -> None:
-        """Refuses what the training step returns unless its loss is known to be mixed.
+        """Raises unless the loss that the training step returns is known to be mixed.
 
         Args:
-            output: A loss, or a mapping that has one; None where the batch is skipped.
+            output: A loss, or a mapping that has one; None if the batch is skipped.
 
         Raises:
-            SettingError: With the function that made something of the loss which can't be followed.
+            SettingError: If a function that can't be followed was applied to the loss; the message names it.
         """
         loss = output.get("loss") if isinstance(output, Mapping) else output
         if isinstance(loss, Tensor) and loss.requires_grad and self._trains and not self.others:
@@ -81,7 +81,7 @@ class InterpolatedLosses(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Runs a function of torch's; twice where it is of the targets' losses."""
+        """Runs a function of torch's; twice if it is applied to losses of the targets."""
         kwargs = kwargs or {}
         operands = [value for value in _flat((*args, *kwargs.values())) if isinstance(value, Tensor)]
         if any(id(value) in self._unmixed for value in operands):
@@ -97,7 +97,7 @@ class InterpolatedLosses(TorchFunctionMode):
             return self._of_targets(func, targets, lost, args, kwargs)
         return func(*args, **kwargs)
 
-    # What is made of the targets
+    # Functions of the targets
 
     def _of_targets(
         self, func: Callable[..., Any], targets: list["_Pair"], lost: list[str], args: Any, kwargs: dict[str, Any]
@@ -164,7 +164,7 @@ class InterpolatedLosses(TorchFunctionMode):
         return total
 
     def _both(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
-        """Runs a function of each end, and returns what lies between the two."""
+        """Runs a function on each end, and returns the interpolation of the results."""
         own, named = self._ends(args, kwargs, partners=False)
         one = func(*own, **named)
         if not _tensors(one):  # a shape, a number
@@ -183,7 +183,7 @@ class InterpolatedLosses(TorchFunctionMode):
         # An operation that another mixing around this one can follow.
         result = one.view(one.shape) if one is other else one
         weight = self.minor_weight
-        # Numbers of elements, places and comparisons have nothing between them; nor have picks of different lengths.
+        # Counts, indices and comparisons can't be interpolated, nor can selections of different lengths.
         if weight is not None and (one.is_floating_point() or one.is_complex()) and one.shape == other.shape:
             if weight.ndim:
                 weight = weight.view(-1, *[1] * (one.ndim - 1))
@@ -191,7 +191,7 @@ class InterpolatedLosses(TorchFunctionMode):
         self._put(self._losses, result, one, other)
         return result
 
-    # What is made of the losses
+    # Functions of the losses
 
     def _of_losses(
         self,
@@ -219,7 +219,7 @@ class InterpolatedLosses(TorchFunctionMode):
         return result
 
     def _keeps_samples(self, func: Callable[..., Any], losses: list["_Pair"], args: Any) -> bool:
-        """Whether what is made of losses can be interpolated again, by the weights that there are."""
+        """Whether the result of a function of losses can be interpolated again by the present weights."""
         if self.minor_weight is None or not self.minor_weight.ndim:
             return True
         shape = losses[0].value.shape
@@ -253,7 +253,7 @@ class InterpolatedLosses(TorchFunctionMode):
         where[id(value)] = _Pair(value, own, partners, _version(value), value.requires_grad)
 
     def _ends(self, args: Any, kwargs: dict[str, Any], *, partners: bool) -> tuple[Any, dict[str, Any]]:
-        """Returns arguments with one of the two ends in the place of what lies between them."""
+        """Returns arguments with one of the two ends in place of their interpolation."""
 
         def end(value: Any) -> Any:
             if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
@@ -268,14 +268,14 @@ class InterpolatedLosses(TorchFunctionMode):
 
 @dataclass(frozen=True)
 class _Pair:
-    """A tensor that the training step has, and what stands behind it.
+    """A tensor that the training step sees, with the two ends behind it.
 
     Attributes:
-        value: The targets or what was made of them; of losses, what lies between the two ends.
-        own: What it is of the batch's own targets; None where only the interpolation is known.
-        partners: What it is of their partners.
-        version: How often it had been changed in place.
-        has_gradient: Whether it had one: what an autograd function of theirs returns had none when it was made.
+        value: Targets, or values computed from them; for losses, the interpolation of the two ends.
+        own: Value for the batch's own targets; None if only the interpolation is known.
+        partners: Value for the targets of their partners.
+        version: Version counter of ``value`` when it was recorded.
+        has_gradient: Whether ``value`` required a gradient then: the result of a user's autograd function doesn't yet.
     """
 
     value: Tensor
@@ -285,16 +285,16 @@ class _Pair:
     has_gradient: bool
 
     def is_changed(self) -> bool:
-        """Whether it was changed since, without what stands behind it."""
+        """Whether ``value`` was changed since, without its two ends."""
         return _version(self.value) != self.version or self.value.requires_grad != self.has_gradient
 
 
 def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version  # inference tensors don't count
+    return 0 if tensor.is_inference() else tensor._version  # inference tensors have no version counter
 
 
 def _flat(values: Iterable[Any]) -> list[Any]:
-    """Returns values, and those in lists and tuples among them."""
+    """Returns values, with lists and tuples among them flattened by one level."""
     return [entry for value in values for entry in (value if isinstance(value, list | tuple) else (value,))]
 
 

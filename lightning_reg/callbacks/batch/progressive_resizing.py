@@ -1,4 +1,4 @@
-"""Training that begins with small images."""
+"""Training on images of growing size."""
 
 import math
 from collections.abc import Callable
@@ -23,14 +23,14 @@ __all__ = ["ProgressiveResizing"]
 class ProgressiveResizing(Technique):
     """Trains on small images first, and on larger ones from stage to stage.
 
-    What it does: the training step is given the batch's images in the size of the stage that training is in, from
-    ``start`` times their sides to all of them, in ``stages`` steps of as many epochs. Validation and test have the full
-    size, as has the last stage.
+    What it does: the training step gets the batch's images in the size of the current stage, from ``start`` times their
+    sides to their full sides, in ``stages`` stages of equally many epochs. Validation and test use the full size, as
+    does the last stage.
 
-    When to use: where a training on images has to be shorter: a side of one half is a fourth of the computing. Together
-    with regularization that grows alike, as the paper has it, since small images need less: ``DropoutSchedule`` or any
+    When to use: to shorten training on images: half the side takes a fourth of the compute. Together with
+    regularization that grows likewise, as in the paper, since small images need less: ``DropoutSchedule`` or any
     strength with ``StrengthSchedule(kind="linear")``, which the overlay shows. When not: where details of a few pixels
-    decide; for networks that take one size alone, whose last layer sees a flattened map.
+    decide; for networks that take only one size, whose last layer sees a flattened map.
 
     Cost: one interpolation of the inputs; the rest of the step costs less. No state.
 
@@ -41,17 +41,17 @@ class ProgressiveResizing(Technique):
     Deviates from the paper: the stages' strengths of augmentation, dropout and Mixup are schedules of their own.
 
     Args:
-        start: Share of the sides that the first stage has, in (0, 1]; where it is 1 images stay as they are.
-        stages: How many sizes there are, at least 2.
-        multiple_of: What sides are rounded to multiples of, at least 1: the network's stride, or its patches' side.
-        input_key: Where the images are in a batch: an index, a name, or a getter and a setter.
+        start: Share of the sides in the first stage, in (0, 1]; 1 leaves images unchanged.
+        stages: Number of sizes, at least 2.
+        multiple_of: Number that sides are rounded to multiples of, at least 1: the network's stride or its patch size.
+        input_key: Position of the images in a batch: an index, a name, or a getter and a setter.
 
     Logs:
         ``schedule/image_side``, the larger side of the images, at the steps the trainer logs.
 
     Raises:
         SettingError: If a setting is out of its range, or training has no planned end; at the first batch, if it has no
-            images (N, C, H, W) of a floating dtype, or the network doesn't take smaller ones.
+            images (N, C, H, W) of a floating dtype, or the network doesn't accept smaller ones.
 
     Reference:
         Mingxing Tan, Quoc V. Le: EfficientNetV2: Smaller Models and Faster Training, ICML 2021, arXiv:2104.00298.
@@ -81,11 +81,11 @@ class ProgressiveResizing(Technique):
 
 @dataclass(eq=False)
 class ResizingSession(Session[ProgressiveResizing]):
-    """One fit.
+    """One fit of progressive resizing.
 
     Attributes:
-        epochs: How many are planned.
-        is_checked: Whether the network has taken smaller images.
+        epochs: Number of planned epochs.
+        is_checked: Whether the network has accepted smaller images.
     """
 
     epochs: float = field(init=False)

@@ -21,12 +21,12 @@ __all__ = ["RegMixup"]
 class RegMixup(BatchMixing):
     """Trains on the clean batch and on a mixed copy of it: L(x, y) + L(mixup(x, y)), in one forward pass.
 
-    What it does: the training step is given a batch of twice the size, whose second half is mixed with one weight λ
-    from Beta(α, α), as ``BatchMixing`` does it, and the loss that goes into backward is the sum of the clean half's and
-    the mixed half's: twice the mean over the whole batch, which the module logs. Labels stay as they are for metrics.
-    Evaluation is left alone.
+    What it does: the training step gets a batch of twice the size, whose second half is mixed with one weight λ from
+    Beta(α, α), as ``BatchMixing`` does it, and the loss that goes into backward is the sum of the clean half's and the
+    mixed half's: twice the mean over the whole batch, which the module logs. Labels aren't changed, for metrics.
+    Evaluation isn't affected.
 
-    When to use: for classifiers that are to be calibrated, and to notice inputs unlike those of training, where Mixup
+    When to use: for classifiers that should be calibrated, and detect inputs unlike those of training, where Mixup
     alone loses confidence on clean samples. When not: where a step's time or memory is short; beside another mixing;
     where the loss is a sum over samples rather than a mean.
 
@@ -38,17 +38,17 @@ class RegMixup(BatchMixing):
     Deviates from the paper: the minor weight is at most 0.5 (the two samples swap roles above it).
 
     Args:
-        alpha: Of the Beta(alpha, alpha), at least 0; 10, where λ is near ½, to 20 is usual, 0 adds no mixed half.
-        prob: Probability that a batch has a mixed half at all, in [0, 1].
-        input_key: Where the inputs are in a batch: an index, a name, or a getter and a setter.
-        target_key: Where the targets are, likewise.
-        epochs: How many epochs have a mixed half; all where None.
-        seed: Of the random numbers; where None, that of ``seed_everything``.
+        alpha: Parameter α of Beta(α, α), at least 0; 10, where λ is near ½, to 20 is usual; 0 adds no mixed half.
+        prob: Probability that a batch gets a mixed half, in [0, 1].
+        input_key: Position of the inputs in a batch: an index, a name, or a getter and a setter.
+        target_key: Position of the targets in a batch, likewise.
+        epochs: Number of epochs with a mixed half, at least 0; all where None.
+        seed: Seed of the random numbers; that of ``seed_everything`` where None.
 
     Raises:
         SettingError: If an argument can't be used, or the module optimizes manually; at the first batch, if its
-            tensors don't have one row a sample, or, as ``BatchMixing`` does, if no loss of torch's is computed of the
-            targets.
+            tensors don't have one row per sample, or, as with ``BatchMixing``, if no loss of torch's is computed from
+            the targets.
 
     Reference:
         Francesco Pinto, Harry Yang, Ser-Nam Lim, Philip H. S. Torr, Puneet K. Dokania: RegMixup: Mixup as a Regularizer
@@ -82,9 +82,9 @@ class RegMixup(BatchMixing):
 
 @dataclass(eq=False)
 class RegMixupSession(MixingSession):
-    """One fit."""
+    """One fit of RegMixup."""
 
-    innermost: ClassVar[bool] = True  # what others add to the loss isn't to count twice
+    innermost: ClassVar[bool] = True  # terms that others add to the loss must not count twice
 
     @override
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Losses of torch's, of which each sample counts its share."""
+"""torch's losses with a weight for each sample."""
 
 from collections.abc import Callable
 from typing import Any
@@ -28,11 +28,11 @@ LOSSES: tuple[Callable[..., Tensor], ...] = (
 )
 """Loss functions that are interpolated; torch's modules of the same names call them."""
 
-IGNORED = -100  # what torch takes for a label that doesn't count, where nothing is said
+IGNORED = -100  # torch's default for the label to ignore
 
 
 def settings_of(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Returns a loss's named arguments in today's words."""
+    """Returns a loss's keyword arguments with ``reduction`` in place of the deprecated ones."""
     if kwargs.get("size_average") is None and kwargs.get("reduce") is None:
         return kwargs
     reduction = legacy_get_string(kwargs.get("size_average"), kwargs.get("reduce"), emit_warning=False)
@@ -40,13 +40,13 @@ def settings_of(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 def weighted(loss: Callable[..., Tensor], share: Tensor, args: Any, kwargs: dict[str, Any]) -> Tensor:
-    """Returns a sum or a mean over samples, of which each counts its share.
+    """Returns a loss's sum or mean over samples, weighted by sample.
 
     Args:
         loss: One of :data:`LOSSES`.
-        share: (N,).
-        args: What it is called with.
-        kwargs: By name, as :func:`settings_of` returns them.
+        share: Weights of the samples, (N,).
+        args: Positional arguments of the loss.
+        kwargs: Keyword arguments of the loss, as :func:`settings_of` returns them.
 
     Raises:
         SettingError: If the loss has no value for each sample.
@@ -62,7 +62,7 @@ def weighted(loss: Callable[..., Tensor], share: Tensor, args: Any, kwargs: dict
 
 
 def _divisor(loss: Callable[..., Tensor], values: Tensor, args: Any, kwargs: dict[str, Any]) -> Tensor | int:
-    """Returns what a mean divides by."""
+    """Returns the divisor of the loss's mean."""
     named = _by_name(args, kwargs)
     target: Tensor = named["target"]
     weight: Tensor | None = named.get("weight")
@@ -79,7 +79,7 @@ def _divisor(loss: Callable[..., Tensor], values: Tensor, args: Any, kwargs: dic
 
 
 def check_classes(loss: Callable[..., Tensor], args: Any, kwargs: dict[str, Any]) -> None:
-    """Raises with the first sample whose label is that of no class: torch names the label alone."""
+    """Raises if a label is out of range, naming its first sample; torch names only the label."""
     named = _by_name(args, kwargs)
     scores, labels = named["input"], named["target"]
     if loss in (F.cross_entropy, F.nll_loss) and not labels.is_floating_point() and scores.ndim > 1:

@@ -22,8 +22,8 @@ class DropoutSchedule(Technique):
     """Moves the rate of every dropout-like layer: up (a curriculum) or down (annealing).
 
     What it does: before each training batch, every rate is its own value times the schedule's factor. It knows torch's
-    dropout, attention and recurrent layers, this package's, what ``InsertDropout`` and its like insert, and the
-    layers of others that have "drop" in their name and a rate. When training ends, rates are what they were.
+    dropout, attention and recurrent layers, this package's, what ``InsertDropout`` and its like insert, and the layers
+    of others that have "drop" in their name and a rate. When training ends, the original rates are restored.
 
     When to use: rising, so that a network fits before it is regularized; falling, so that it ends on the network that
     is evaluated. Early dropout (a fall over the first epochs) helps networks that underfit, late stochastic depth those
@@ -31,12 +31,12 @@ class DropoutSchedule(Technique):
 
     Cost: none on the device. No state.
 
-    Interacts with: torch.compile, which compiles anew for each of the first eight rates, and then gives up; with it,
-    use a schedule of few jumps, ``StrengthSchedule(kind="step")``. Dropout that is a call of a function rather than a
-    layer isn't seen.
+    Interacts with: torch.compile, which recompiles for each of the first eight rates, and then gives up; with it, use a
+    schedule of few jumps, ``StrengthSchedule(kind="step")``. Dropout that is called as a function rather than a layer
+    isn't seen.
 
     Args:
-        schedule: What every rate is multiplied by; a linear rise from 0 to 1 over the whole training where None.
+        schedule: Factor of every rate; a linear rise from 0 to 1 over the whole training where None.
         include: Globs over names of layers.
         exclude: Globs over names of layers that are left out.
 
@@ -79,7 +79,7 @@ class DropoutSchedule(Technique):
 
 @dataclass(eq=False)
 class RatesSession(Session[DropoutSchedule]):
-    """One fit: the rates, what they were, and what they are multiplied by."""
+    """One fit: the rates with their original values, and the factor that they are multiplied by."""
 
     rates: list[tuple[Rate, float]] = field(init=False)
     strength: ScheduledStrength = field(init=False)

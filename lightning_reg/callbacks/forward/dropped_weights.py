@@ -1,4 +1,4 @@
-"""Layers of somebody else's module that drop their weights, or swap them, for as long as a trainer runs."""
+"""Layers of an existing module that drop or swap their weights for the length of a run."""
 
 from dataclasses import dataclass
 
@@ -16,23 +16,23 @@ SUITED = ", ".join(kind.__name__ for kind in DROP_CONNECTED)
 
 
 def has_plain_weights(module: nn.Module) -> bool:
-    """Whether a module is a layer whose weights can be dropped, or could if they weren't computed from others."""
-    # Torch's own alone: nobody knows how a subclass uses its weights.
+    """Whether a module is a layer whose weights can be dropped, or could if they weren't parametrized."""
+    # Torch's own classes alone: a subclass may use its weights in any way.
     return type(module) in DROP_CONNECTED or (is_parametrized(module) and isinstance(module, tuple(DROP_CONNECTED)))
 
 
 def drop_weights(session: StochasticSession, p: float, what: str) -> dict[str, DropConnect]:
-    """Makes the layers that a technique's settings choose drop their weights, until the run ends.
+    """Makes the layers that a technique selects drop their weights, until the run ends.
 
     Args:
         p: Probability that a weight is dropped.
-        what: They become, for the summary.
+        what: Name of the technique in the summary.
 
     Returns:
         The layers, by name.
 
     Raises:
-        SettingError: If the weights of one are computed from others.
+        SettingError: If a layer's weights are parametrized.
     """
     layers: dict[str, DropConnect] = {}
     for name, module in session.technique.selected(session.run.module).items():

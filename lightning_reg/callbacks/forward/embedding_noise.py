@@ -34,15 +34,15 @@ class EmbeddingNoise(Surgery):
     and batch, so that resumed runs are exact and processes differ.
 
     Args:
-        alpha: α, at least 0; 5 to 15 is usual.
+        alpha: Strength α of the noise, at least 0; 5 to 15 is usual.
         include: Globs over names of modules that return (N, T, d) or (T, d); all ``nn.Embedding`` where empty.
         exclude: Globs over names of modules that are left out.
-        padding: The token that fills up samples; that of each embedding layer, if it has one, where None.
-        seed: What random numbers start from; that of ``seed_everything`` where None.
+        padding: Index of the padding token; each embedding layer's ``padding_idx``, if it has one, where None.
+        seed: Seed of the random numbers; that of ``seed_everything`` where None.
 
     Raises:
-        SettingError: If ``alpha`` is out of its range, a pattern matches nothing, there is no embedding layer, or what
-            is chosen returns no tokens.
+        SettingError: If ``alpha`` is out of its range, a pattern matches nothing, there is no embedding layer, or a
+            chosen module returns no tokens.
 
     Reference:
         Neel Jain, Ping-yeh Chiang, Yuxin Wen, John Kirchenbauer, Hong-Min Chu, Gowthami Somepalli, Brian R. Bartoldson,
@@ -76,7 +76,7 @@ class EmbeddingNoise(Surgery):
 
     @override
     def suits(self, module: nn.Module) -> bool:
-        return self.include != ("*",) or isinstance(module, nn.Embedding)  # who names modules may name any
+        return self.include != ("*",) or isinstance(module, nn.Embedding)  # modules that are named may be of any type
 
     @override
     def new_session(self, run: Run) -> StochasticSession:
@@ -88,7 +88,7 @@ class EmbeddingNoise(Surgery):
 
 
 class _BehindTokens(Insertion):
-    """Counts the tokens that aren't padding, which only the layer's input tells."""
+    """Counts the tokens that aren't padding, which only the layer's input shows."""
 
     padding: int | None = None
 

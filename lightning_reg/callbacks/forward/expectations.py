@@ -1,4 +1,4 @@
-"""What a module's own code asks of a child: its class, and attributes that another class may not have."""
+"""Expectations of a module's code about a child: its class, and attributes that another class may lack."""
 
 import ast
 import inspect
@@ -13,14 +13,14 @@ __all__ = ["unmet_expectation"]
 
 
 def unmet_expectation(parent: nn.Module, leaf: str, new: nn.Module) -> str | None:
-    """Returns in words what a module's forward asks of a child that the child meets and its successor doesn't.
+    """Returns, in words, an expectation about a child that its replacement doesn't meet; None if there is none.
 
-    The source of ``forward`` and of the methods that it calls is read; where there is none, nothing is known.
+    Reads the source of ``forward`` and of the methods that it calls; where there is no source, nothing is found.
 
     Args:
-        parent: That holds the child.
-        leaf: Name of the child in it.
-        new: What is to come in the child's place.
+        parent: Module that holds the child.
+        leaf: Name of the child in its parent.
+        new: Replacement of the child.
 
     >>> unmet_expectation(nn.Sequential(nn.BatchNorm2d(4)), "0", nn.GroupNorm(2, 4)) is None
     True
@@ -68,7 +68,7 @@ def _is_child(node: ast.AST, leaf: str) -> bool:
 
 
 def _value(node: ast.expr, function: FunctionType) -> Any:
-    """Returns the classes that a name or several mean where a function is defined; nothing where that isn't known."""
+    """Returns the classes that an expression names in a function's module; an empty tuple where they aren't known."""
     if isinstance(node, ast.Tuple):
         found = [_value(entry, function) for entry in node.elts]
         return tuple(kind for kind in found if isinstance(kind, type))

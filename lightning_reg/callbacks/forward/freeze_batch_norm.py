@@ -18,7 +18,7 @@ class FreezeBatchNorm(Surgery):
     """Keeps BatchNorm layers in evaluation mode while the rest is trained.
 
     What it does: the chosen layers normalize with their running statistics, which don't change, and their scale and
-    shift aren't trained. Both are given back when training ends.
+    shift aren't trained. When training ends, the layers are as they were.
 
     When to use: fine-tuning with small batches, whose statistics are noise, or on few data, where moving statistics
     would undo what was learned. When not: training from scratch: the running statistics are then 0 and 1.
@@ -26,8 +26,8 @@ class FreezeBatchNorm(Surgery):
     Cost: none; cheaper than BatchNorm in training. No state.
 
     Interacts with: ``module.train()`` and Lightning's own switches of mode, which it overrules before every batch;
-    ``ReplaceNorm``, which it must come after, and ``sync_batchnorm``, which it can't stand beside. Optimizers hold the
-    frozen parameters all the same, so that training can go on without the callback.
+    ``ReplaceNorm``, which it must come after, and ``sync_batchnorm``, which it can't be combined with. Optimizers hold
+    the frozen parameters all the same, so that training can go on without the callback.
 
     Args:
         affine: Whether scale and shift are frozen, too.
@@ -61,36 +61,36 @@ class FreezeBatchNorm(Surgery):
             session.freeze(module, self.affine)
             session.changes.append((f"{type(module).__name__}, frozen", name))
         session.train(False)
-        # Optimizers that leave out what isn't trained would have other groups than a checkpoint without the callback.
+        # Optimizers that leave out frozen parameters would have other groups than a checkpoint without the callback.
         run.around(run.module, "configure_optimizers", session.configure_optimizers)
         return session
 
 
 @dataclass(eq=False)
 class FrozenSession(SurgerySession):
-    """One run with frozen layers, which are given back when it ends.
+    """One run with frozen layers, which are unfrozen when it ends.
 
     Attributes:
-        modes: The layers, and whether they were in training mode.
-        frozen: Their parameters that were trained.
+        modes: Frozen layers, each with whether it was in training mode.
+        frozen: Parameters of these layers that were trainable.
     """
 
     modes: list[tuple[nn.Module, bool]] = field(default_factory=list)
     frozen: list[nn.Parameter] = field(default_factory=list)
 
     def freeze(self, module: nn.Module, affine: bool) -> None:
-        """Notes a layer, and its parameters where they are frozen, too."""
+        """Records a layer, and its trainable parameters if ``affine``."""
         self.modes.append((module, module.training))
         if affine:
             self.frozen += [parameter for parameter in module.parameters(recurse=False) if parameter.requires_grad]
 
     def train(self, trained: bool) -> None:
-        """Lets the frozen parameters be trained, or not."""
+        """Sets ``requires_grad`` of the frozen parameters."""
         for parameter in self.frozen:
             parameter.requires_grad_(trained)
 
     def configure_optimizers(self, configure_optimizers: Callable[[], Any]) -> Any:
-        """Makes optimizers that hold the frozen parameters, too."""
+        """Makes optimizers that include the frozen parameters."""
         self.train(True)
         try:
             return configure_optimizers()
@@ -109,7 +109,7 @@ class FrozenSession(SurgerySession):
     @override
     def batch_starts(self, batch_idx: int) -> None:
         for module, _ in self.modes:
-            module.training = False  # every time: whoever switches the whole module to training means this one, too
+            module.training = False  # every time: module.train() switches these layers, too
 
     @override
     def ends(self, exception: BaseException | None) -> None:

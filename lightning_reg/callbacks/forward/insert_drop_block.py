@@ -18,9 +18,8 @@ __all__ = ["InsertDropBlock"]
 class InsertDropBlock(Surgery):
     """Drops blocks of the feature maps of an existing network in training.
 
-    What it does: what the chosen modules return loses neighboring units together, at exactly the share that is asked
-    for, whatever the size of the maps. Nothing is added to the module's children or its checkpoints; when training
-    ends, it is gone.
+    What it does: the outputs of the chosen modules lose neighboring units together, at exactly the given rate, whatever
+    the size of the maps. Nothing is added to the module's children or its checkpoints; when training ends, it is gone.
 
     When to use: behind the later stages of convolutional networks, where dropout of single units is undone by their
     neighbors; with a rate that rises (``DropoutSchedule``). When not: on features without positions.
@@ -28,7 +27,7 @@ class InsertDropBlock(Surgery):
     Cost: a random number for each unit of these outputs, a few passes over bytes, one over the outputs forward and one
     backward. No state.
 
-    Interacts with: torch.compile, which compiles anew what it had compiled before. Its random numbers depend on seed,
+    Interacts with: torch.compile, which recompiles what it had compiled before. Its random numbers depend on seed,
     rank, epoch and batch.
 
     Deviates from the paper: seeds may lie anywhere, and survivors are divided by their own probability to survive, so
@@ -37,11 +36,11 @@ class InsertDropBlock(Surgery):
     Args:
         p: Share of units that is dropped, in [0, 1].
         block_size: Side of a block, at least 1; may be even, and larger than the map.
-        per_channel: Whether each channel loses blocks of its own; else all lose the same, which is cheaper.
-        include: Globs over names of modules behind which it is put; where empty, ``types`` alone choose.
+        per_channel: Whether each channel drops blocks of its own; else all drop the same, which is cheaper.
+        include: Globs over names of modules behind which DropBlock is inserted; where empty, ``types`` alone choose.
         exclude: Globs over names of modules that are left out.
         types: Classes of modules, or their names, such as ``"BasicBlock"``; all that ``include`` chooses where empty.
-        seed: What random numbers start from; that of ``seed_everything`` where None.
+        seed: Seed of the random numbers; that of ``seed_everything`` where None.
 
     Raises:
         SettingError: If a setting is out of its range, nothing is chosen, a pattern matches nothing, or what a module

@@ -34,10 +34,10 @@ class InsertDropConnect(Surgery):
 
     Args:
         p: Probability that a weight is dropped, in [0, 1].
-        include: Globs over names of layers; all that can be where empty.
+        include: Globs over names of layers; all of the supported types where empty.
         exclude: Globs over names of layers that are left out.
         types: Classes of layers, or their names: Linear, Conv1d, Conv2d, Conv3d; all four where empty.
-        seed: What random numbers start from; that of ``seed_everything`` where None.
+        seed: Seed of the random numbers; that of ``seed_everything`` where None.
 
     Raises:
         SettingError: If ``p`` is out of its range, a pattern matches nothing, or there is no such layer.

@@ -34,17 +34,17 @@ class InsertDropout(Surgery):
 
     Cost: one pass over each of these outputs in the forward and in the backward pass, and a mask of each. No state.
 
-    Interacts with: torch.compile, which compiles anew what it had compiled before. Its random numbers depend on seed,
-    rank, epoch and batch, so that resumed runs are exact and processes differ. ``DropoutSchedule`` moves its
-    rate, ``monte_carlo_predict`` turns it on. Of a module that returns several tensors the first is dropped from.
+    Interacts with: torch.compile, which recompiles what it had compiled before. Its random numbers depend on seed,
+    rank, epoch and batch, so that resumed runs are exact and processes differ. ``DropoutSchedule`` moves its rate,
+    ``monte_carlo_predict`` turns it on. Where a module returns several tensors, the first one is dropped from.
 
     Args:
-        p: Probability that something is dropped, in [0, 1]; below 1 of ``"gaussian"``.
-        include: Globs over names of modules behind which it is put; where empty, ``types`` alone choose.
+        p: Drop probability, in [0, 1]; below 1 for ``"gaussian"``.
+        include: Globs over names of modules behind which dropout is inserted; where empty, ``types`` alone choose.
         exclude: Globs over names of modules that are left out.
         types: Classes of modules, or their names, such as ``"ReLU"``; all that ``include`` chooses where empty.
         kind: ``"standard"``, ``"spatial"`` (whole channels) or ``"gaussian"`` (multiplied by noise).
-        seed: What random numbers start from; that of ``seed_everything`` where None.
+        seed: Seed of the random numbers; that of ``seed_everything`` where None.
 
     Raises:
         SettingError: If ``p`` is out of its range, nothing is chosen, or a pattern matches nothing.

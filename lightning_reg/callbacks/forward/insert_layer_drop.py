@@ -16,7 +16,7 @@ __all__ = ["InsertLayerDrop"]
 class InsertLayerDrop(Surgery):
     """Leaves whole residual blocks of an existing network out of training steps at random.
 
-    What it does: with probability ``p`` a block hands on what it was given, for the whole batch, all branches of it and
+    What it does: with probability ``p`` a block returns its input, for the whole batch and with all its branches,
     whatever its depth; else it stays as it is, without being rescaled. Nothing is added to the module's children or its
     checkpoints. In evaluation, and when training has ended, all blocks count.
 
@@ -24,9 +24,9 @@ class InsertLayerDrop(Surgery):
     networks of few blocks; ``InsertStochasticDepth``, which decides for each sample, disturbs a small batch less.
 
     Cost: one pass over each block's output in the forward and in the backward pass; blocks are computed all the same.
-    The layer ``LayerDrop``, in a network of one's own, doesn't run what is left out. No state.
+    The layer ``LayerDrop``, in a network of one's own, doesn't run the blocks that are left out. No state.
 
-    Interacts with: torch.compile, which compiles anew what it had compiled before. Its random numbers depend on seed,
+    Interacts with: torch.compile, which recompiles what it had compiled before. Its random numbers depend on seed,
     rank, epoch and batch, so that each process leaves out blocks of its own. ``DropoutSchedule`` moves its rate.
 
     Args:
@@ -35,7 +35,7 @@ class InsertLayerDrop(Surgery):
             ``types`` alone choose.
         exclude: Globs over names of modules that are left out.
         types: Classes of modules, or their names, such as ``"EncoderBlock"``; all that ``include`` chooses where empty.
-        seed: What random numbers start from; that of ``seed_everything`` where None.
+        seed: Seed of the random numbers; that of ``seed_everything`` where None.
 
     Raises:
         SettingError: If a setting is out of its range, nothing is chosen, a pattern matches nothing, or a block's input

@@ -19,8 +19,8 @@ __all__ = ["InsertStochasticDepth"]
 class InsertStochasticDepth(Surgery):
     """Drops residual blocks of an existing network at random in training.
 
-    What it does: with the probability of its depth, a block hands its input on; else what it adds to the input is
-    divided by the probability to be kept. Nothing is added to the module's children or its checkpoints.
+    What it does: with a probability that may grow with its depth, a block returns its input; else what it adds to the
+    input is divided by the probability of being kept. Nothing is added to the module's children or its checkpoints.
 
     When to use: deep residual networks and transformers. When not: networks of few blocks, or without residual
     connections.
@@ -28,11 +28,11 @@ class InsertStochasticDepth(Surgery):
     Cost: one pass over each block's output in the forward and in the backward pass; blocks are computed all the same.
     No state.
 
-    Interacts with: torch.compile, which compiles anew what it had compiled before. Its random numbers depend on seed,
+    Interacts with: torch.compile, which recompiles what it had compiled before. Its random numbers depend on seed,
     rank, epoch and batch. ``DropoutSchedule`` moves its rates.
 
-    Of torchvision's ResNets, ``include=("*.bn2",), at="branch"`` names the ends of all branches (``"*.bn3"`` of
-    bottlenecks); blocks that change the shape can't be handed on as a whole.
+    In torchvision's ResNets, ``include=("*.bn2",), at="branch"`` names the ends of all branches (``"*.bn3"`` of
+    bottlenecks); blocks that change the shape can't be skipped as a whole.
 
     Deviates from the paper: survivors are rescaled in training instead of all at test time. In a network that has an
     activation behind the sum, as ResNet has, the block is dropped together with it.
@@ -46,8 +46,8 @@ class InsertStochasticDepth(Surgery):
         at: ``"block"``: the modules are whole blocks, whose inputs and outputs have the same shape; ``"branch"``: each
             is the last module of a branch, whose output is added to something.
         rates: ``"linear"``: the l-th of L blocks is dropped with probability p·l/L; ``"constant"``: all with p.
-        mode: ``"row"``: for each sample by itself; ``"batch"``: for all or for none.
-        seed: What random numbers start from; that of ``seed_everything`` where None.
+        mode: ``"row"``: each sample drops a block by itself; ``"batch"``: all do or none.
+        seed: Seed of the random numbers; that of ``seed_everything`` where None.
 
     Raises:
         SettingError: If a setting is out of its range, nothing is chosen, a pattern matches nothing, or a block's input

@@ -27,23 +27,23 @@ class InsertTokenDropout(Surgery):
     saves time in training, and regularizes. When not: where every token has an output of its own, as in segmentation
     and language modeling.
 
-    Cost: one pass over the tokens; what comes behind is computed of fewer: a training step of a transformer with four
-    blocks and 64 tokens took 0.64 of the time at a rate of 0.25, and 0.44 at 0.5. No state.
+    Cost: one pass over the tokens; everything behind runs on fewer: a training step of a transformer with four blocks
+    and 64 tokens took 0.64 of the time at a rate of 0.25, and 0.44 at 0.5. No state.
 
-    Interacts with: torch.compile, which compiles anew what it had compiled before. Its random numbers depend on seed,
+    Interacts with: torch.compile, which recompiles what it had compiled before. Its random numbers depend on seed,
     rank, epoch and batch. ``DropoutSchedule`` moves its rate, ``monte_carlo_predict`` turns it on.
 
-    Where there are masks, name the module that hands them to its blocks (``nn.TransformerEncoder``), not one of these.
+    Where there are masks, name the module that passes them to its blocks (``nn.TransformerEncoder``), not one of these.
 
     Args:
         p: Share of tokens that is dropped, in [0, 1]; 0.25 to 0.5 is usual.
-        include: Globs over names of modules before which tokens are dropped, to which positions were added already;
+        include: Globs over names of modules before which tokens are dropped, where positions have been added already;
             where empty, ``types`` alone choose.
         exclude: Globs over names of modules that are left out.
         types: Classes of modules, or their names; all that ``include`` chooses where empty.
-        num_prefix_tokens: How many tokens at the beginning always stay, as a class token.
+        num_prefix_tokens: Number of tokens at the beginning that are always kept, such as a class token; at least 0.
         batch_first: Whether tokens are (N, T, E) rather than (T, N, E).
-        seed: What random numbers start from; that of ``seed_everything`` where None.
+        seed: Seed of the random numbers; that of ``seed_everything`` where None.
 
     Raises:
         SettingError: If a setting is out of its range, nothing is chosen, a pattern matches nothing, or a module takes
@@ -82,7 +82,7 @@ class InsertTokenDropout(Surgery):
     def new_session(self, run: Run) -> StochasticSession:
         for name, module in self.selected(run.module).items():
             for submodule in module.modules():
-                # Of torch's attention and of what holds it.
+                # An attribute of torch's attention and of the modules that hold it.
                 if getattr(submodule, "batch_first", self.batch_first) is not self.batch_first:
                     raise SettingError(
                         f"batch_first must be {not self.batch_first}, as {name} has it, but is {self.batch_first}"

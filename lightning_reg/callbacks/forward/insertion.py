@@ -1,4 +1,4 @@
-"""Stochastic layers inserted into somebody else's module for as long as a trainer runs."""
+"""Stochastic layers that are inserted into an existing module for the length of a run."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -23,20 +23,12 @@ from lightning_reg.settings import SettingError, check_range
 
 __all__ = ["StochasticSession", "check_insertion", "check_stochastic", "inserted"]
 
-# Batches after which something must have run: there are modules that are trained in turns.
+# Batches after which every layer must have run: some modules are trained alternately.
 _PATIENCE = 100
 
 
 def check_stochastic(p: float, seed: int | None) -> None:
-    """Raises unless something can be dropped so.
-
-    Args:
-        p: Probability that something is dropped.
-        seed: What the random numbers start from; that of ``seed_everything`` where None.
-
-    Raises:
-        SettingError: With the argument.
-    """
+    """Raises a SettingError if a drop probability or a seed is out of its range."""
     check_range("p", p, low=0, high=1)
     check_seed(seed)
 
@@ -44,17 +36,7 @@ def check_stochastic(p: float, seed: int | None) -> None:
 def check_insertion(
     p: float, seed: int | None, include: str | Sequence[str], types: str | Sequence[str | type]
 ) -> None:
-    """Raises unless layers can be inserted so.
-
-    Args:
-        p: Probability that something is dropped.
-        seed: What the random numbers start from; that of ``seed_everything`` where None.
-        include: Globs over names of modules.
-        types: Classes of modules, or their names.
-
-    Raises:
-        SettingError: With the argument.
-    """
+    """Raises a SettingError if no modules are named, or a drop probability or a seed is out of its range."""
     if not include and not types:
         raise SettingError("include or types must say behind which modules, but both are empty")
     check_stochastic(p, seed)
@@ -62,16 +44,17 @@ def check_insertion(
 
 @dataclass(eq=False)
 class StochasticSession(SurgerySession):
-    """One run of a module that drops something in training, with random numbers of its own.
+    """One run of a technique that drops something in training, with random numbers of its own.
 
-    These depend on seed, rank, epoch and batch alone, so a resumed run drops what the uninterrupted one would have.
+    The random numbers depend on seed, rank, epoch and batch alone, so a resumed run drops what the uninterrupted one
+    would have.
 
     Attributes:
-        seed: What the random numbers start from; that of ``seed_everything`` where None.
-        streams: One for each place where something is dropped.
-        acting: What drops, by name of the module.
-        unseen: Whether nobody has looked yet whether all of it runs.
-        lease: Ends with the run, also for copies of the module.
+        seed: Seed of the random numbers; that of ``seed_everything`` where None.
+        streams: Random streams, one for each place where something is dropped.
+        acting: Hooks and layers that drop something, by name of the module.
+        unseen: Whether it is still unchecked that all of them run.
+        lease: Lease of the layers, which ends with the run, also for copies of the module.
     """
 
     seed: int | None = None
@@ -81,7 +64,7 @@ class StochasticSession(SurgerySession):
     lease: Lease = field(default_factory=Lease)
 
     def new_stream(self) -> NoiseStream:
-        """Returns a stream that starts anew with every batch."""
+        """Returns a stream that restarts with every batch."""
         stream = NoiseStream()
         name = type(self.technique).__name__
         stream.start(random_stream(base_seed(self.seed), name, len(self.streams)).getrandbits(62))
@@ -110,7 +93,7 @@ class StochasticSession(SurgerySession):
     def batch_starts(self, batch_idx: int) -> None:
         self._restart(self.run.trainer.current_epoch, batch_idx)
 
-    # What activation checkpointing runs again in the backward pass drops the same.
+    # Layers that activation checkpointing runs again in the backward pass drop the same entries.
 
     @override
     def before_backward(self, loss: Tensor) -> None:
@@ -122,7 +105,7 @@ class StochasticSession(SurgerySession):
         for stream in self.streams:
             stream.go_on()
 
-    # Nothing is dropped in evaluation, unless somebody asks for it: monte_carlo_predict.
+    # Nothing is dropped in evaluation, except by monte_carlo_predict.
 
     @override
     def validation_batch_starts(self, batch_idx: int, dataloader_idx: int) -> None:
@@ -138,7 +121,7 @@ class StochasticSession(SurgerySession):
 
     @override
     def batch_ends(self, outputs: Any, batch_idx: int) -> None:
-        """Looks once whether all of it has run: a technique is never silently inert."""
+        """Checks once that all layers have run: a technique is never silently inert."""
         if not self.unseen or not (self.run.trainer.is_last_batch or batch_idx >= _PATIENCE):
             return
         self.unseen = False
@@ -167,14 +150,15 @@ def inserted(
     residual: bool = False,
     insertion: type[Insertion] = Insertion,
 ) -> StochasticSession:
-    """Puts stochastic layers behind the modules that a technique's settings choose, until the run ends.
+    """Inserts stochastic layers behind the modules that a technique selects, until the run ends.
 
     Args:
-        run: Of a module that is complete.
-        make: Makes a layer, given its place among all in the order of the modules' names, from 0, and their number.
-        seed: What the random numbers start from; that of ``seed_everything`` where None.
+        run: The run; its module must be complete.
+        make: Function that makes a layer, given its index among all (in the order of the modules, from 0) and their
+            number.
+        seed: Seed of the random numbers; that of ``seed_everything`` where None.
         residual: Whether the modules are whole residual blocks.
-        insertion: The hook that is put on each.
+        insertion: Class of the hooks.
     """
     session = StochasticSession(surgery, run, seed=seed)
     chosen = surgery.selected(run.module)
@@ -183,7 +167,7 @@ def inserted(
     layers = [make(index, len(chosen)) for index in range(len(chosen))]
     for layer, (name, module) in zip(layers, chosen.items(), strict=True):
         layer.stream = session.new_stream()
-        # A norm that is frozen in evaluation mode says nothing about what stands behind it.
+        # A norm that is frozen in evaluation mode says nothing about the layer behind it.
         mode_of = holders[module] if is_normalization(module) else None
         hook = insertion(layer, name, residual=residual, mode_of=mode_of, lease=session.lease)
         session.acting[name] = hook
@@ -194,6 +178,6 @@ def inserted(
 
 
 def _forget_compiled(pl_module: LightningModule) -> None:
-    """Has torch.compile look at modules anew: code that it made before a hook was there doesn't run it."""
+    """Makes torch.compile compile again: code from before a hook was registered doesn't run it."""
     if any(is_compiled(module) for module in pl_module.modules()):
         torch.compiler.reset()

@@ -1,4 +1,4 @@
-"""Mixup of hidden states, in a layer that each batch draws."""
+"""Mixup of hidden states, in a layer drawn for each batch."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -27,9 +27,9 @@ __all__ = ["ManifoldMixup"]
 class ManifoldMixup(BatchMixing):
     """Mixes hidden states of a network in training, and the loss by the same weight: mixup in a layer drawn by lot.
 
-    What it does: each batch draws one of the chosen layers, or the input, and a weight λ from Beta(α, α). What that
-    layer returns becomes λ h_a + (1 − λ) h_b, with b the sample before a, and the loss that the training step computes
-    of the targets becomes λ·L(y_a) + (1 − λ)·L(y_b), λ ≥ 1/2, as ``BatchMixing`` does it: labels stay as they are for
+    What it does: each batch draws one of the chosen layers, or the input, and a weight λ from Beta(α, α). That layer's
+    output becomes λ h_a + (1 − λ) h_b, with b the sample before a, and the loss that the training step computes from
+    the targets becomes λ·L(y_a) + (1 − λ)·L(y_b), λ ≥ 1/2, as ``BatchMixing`` does it: labels stay as they are for
     metrics. Evaluation is left alone.
 
     When to use: for classifiers that are trained long, where mixing inputs alone begins to underfit; behind stages or
@@ -39,29 +39,29 @@ class ManifoldMixup(BatchMixing):
 
     Cost: one pass over the hidden states of the drawn layer, and a second evaluation of the loss. No state.
 
-    Interacts with: activation checkpointing, which mixes again what it computes again; torch.compile, where all chosen
-    layers are mixed, but one with weight 0, so that there is one graph. The rest is as for ``BatchMixing``. A second
-    pass over the same batch, as of sharpness-aware minimization, draws the same layer and weight.
+    Interacts with: activation checkpointing, which mixes again the layers that it computes again; torch.compile, where
+    all chosen layers are mixed, but one with weight 0, so that there is one graph. The rest is as for ``BatchMixing``.
+    A second pass over the same batch, as of sharpness-aware minimization, draws the same layer and weight.
 
     Deviates from the paper: the minor weight is at most 0.5 (the two samples swap roles above it), so that each
     sample's own label stays the dominant one.
 
     Args:
-        alpha: Of the Beta(alpha, alpha), at least 0; 1 to 2 is usual, at 0 nothing is mixed.
+        alpha: Parameter of the distribution Beta(alpha, alpha), at least 0; 1 to 2 is usual, at 0 nothing is mixed.
         layers: Globs over names of modules whose outputs may be mixed; of nested ones the outermost. Where this and
             ``types`` are empty, ``*block*``.
         types: Classes of these modules, or their names; all that ``layers`` chooses where empty.
         include_input: Whether the input is one of the places that are drawn.
         prob: Probability that a batch is mixed at all, in [0, 1].
-        input_key: Where the inputs are in a batch: an index, a name, or a getter and a setter.
-        target_key: Where the targets are, likewise.
-        epochs: How many epochs are mixed, before the batches stay as they are; all where None.
-        seed: Of the random numbers; where None, that of ``seed_everything``.
+        input_key: Place of the inputs in a batch: an index, a name, or a getter and a setter.
+        target_key: Place of the targets, likewise.
+        epochs: Number of epochs with mixing, after which batches stay as they are; all where None.
+        seed: Seed of the random numbers; that of ``seed_everything`` where None.
 
     Raises:
         SettingError: If an argument can't be used, a pattern matches nothing, or the module optimizes manually; at the
             first batch that draws it, if a layer doesn't run exactly once in a training step, or doesn't return one
-            tensor with a row a sample; as ``BatchMixing`` does, if no loss of torch's is computed of the targets.
+            tensor with one row per sample; as ``BatchMixing`` does, if no torch loss is computed from the targets.
 
     Reference:
         Vikas Verma, Alex Lamb, Christopher Beckham, Amir Najafi, Ioannis Mitliagkas, David Lopez-Paz, Yoshua Bengio:
@@ -106,12 +106,12 @@ class ManifoldSession(MixingSession):
 
     Attributes:
         layers: The modules whose outputs may be mixed, by name.
-        weights: (L,), on the device, what each of them mixes in at the batch at hand: all but one 0. Written in place,
-            because compiled code reads them.
-        picked: Number of the layer that is mixed; None where none is, from the training step's start to the end of its
-            backward pass, in which checkpointed layers run again.
-        runs: How often the drawn layer ran in the training step.
-        size: How many samples the batch has.
+        weights: Weights that the layers mix in for the current batch, (L,), on the device: all but one 0. Written in
+            place, because compiled code reads them.
+        picked: Index of the layer that is mixed, until the end of the backward pass, in which checkpointed layers run
+            again; None where none is.
+        runs: Number of runs of the drawn layer in the training step.
+        size: Number of samples in the batch.
     """
 
     technique: "ManifoldMixup"
@@ -176,11 +176,7 @@ class ManifoldSession(MixingSession):
         self.is_on, self.picked = False, None
 
     def mixed(self, index: int, module: nn.Module, inputs: Any, output: Any) -> Any:
-        """Returns what a layer returns in the place of its output.
-
-        Args:
-            index: Number of the layer.
-        """
+        """Returns a layer's output, mixed if it is the layer that was drawn."""
         if not self.is_on:
             return output
         if torch.compiler.is_compiling():
@@ -202,7 +198,7 @@ class ManifoldSession(MixingSession):
 
 
 def _outermost(modules: dict[str, nn.Module]) -> dict[str, nn.Module]:
-    """Leaves out what lies within another one, and lists of modules, which don't run."""
+    """Leaves out modules within other chosen ones, and lists and dicts of modules, which don't run."""
     running = {
         name: module for name, module in modules.items() if not isinstance(module, nn.ModuleList | nn.ModuleDict)
     }

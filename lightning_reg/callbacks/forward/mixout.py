@@ -26,14 +26,14 @@ class Mixout(Surgery):
     """Swaps weights of linear and convolutional layers for those that fine-tuning started from, at random in training.
 
     What it does: in every forward pass in training, a new mask swaps each weight with probability ``p`` for what it was
-    when the fit started, and the rest is moved so far from there that the expectation stays. So weights are pulled back
-    where the data don't ask for others. After a resume, the starting point is what the weights were when the first fit
+    when the fit started, and the rest is moved away from it so that the expectation stays. Weights are thus pulled back
+    where the data don't require others. After a resume, the starting point is what the weights were when the first fit
     started. Parameters, their names and evaluation are those of the plain layers; when training ends, they are plain
     again.
 
     When to use: in fine-tuning a large pretrained network on little data, where runs differ much or some fail. When
-    not: for layers that start from random numbers, as a new head: exclude it, and give it an ``InsertDropConnect``;
-    where the starting weights are zeros, the two are the same.
+    not: for layers that start from random numbers, such as a new head: exclude it, and give it an
+    ``InsertDropConnect``; where the starting weights are zeros, the two are the same.
 
     Cost: three passes over the chosen weights in the forward pass and one in the backward pass, and a mask of them.
     State: a copy of these weights, in memory and in every checkpoint.
@@ -43,14 +43,14 @@ class Mixout(Surgery):
 
     Args:
         p: Probability that a weight is swapped, in [0, 1]; 0.7 to 0.9 is usual for large language models.
-        include: Globs over names of layers; all that can be where empty.
+        include: Globs over names of layers; all of the supported types where empty.
         exclude: Globs over names of layers that are left out.
         types: Classes of layers, or their names: Linear, Conv1d, Conv2d, Conv3d; all four where empty.
-        seed: What random numbers start from; that of ``seed_everything`` where None.
+        seed: Seed of the random numbers; that of ``seed_everything`` where None.
 
     Raises:
         SettingError: If ``p`` is out of its range, a pattern matches nothing, there is no such layer, or a checkpoint's
-            starting point is that of other weights.
+            starting point belongs to other weights.
 
     Reference:
         Cheolhyoung Lee, Kyunghyun Cho, Wanmo Kang: Mixout: Effective Regularization to Finetune Large-scale Pretrained
@@ -107,7 +107,7 @@ class MixoutSession(StochasticSession):
     """One fit: the starting point by name of the layer.
 
     Attributes:
-        layers: Whose weights are swapped, by name.
+        layers: Layers whose weights are swapped, by name.
     """
 
     technique: Mixout
@@ -142,7 +142,7 @@ class MixoutSession(StochasticSession):
         self.use()
 
     def use(self) -> None:
-        """Hands the layers their starting points, where their weights are."""
+        """Gives the layers their starting points, on the device and in the dtype of their weights."""
         for name, layer in self.layers.items() if self.starts else ():
             start = self.starts[name] = self.starts[name].to(layer.weight.device, layer.weight.dtype)
             layer.start = start

@@ -1,4 +1,4 @@
-"""Weights of somebody else's layers that are computed from others, for good."""
+"""Parametrizations of the weights of existing layers that last after training."""
 
 from collections.abc import Callable
 
@@ -21,16 +21,17 @@ def reparametrized(
     parametrization: type[nn.Module],
     adjective: str,
 ) -> SurgerySession:
-    """Parametrizes the ``weight`` of the layers that a technique's settings choose, unless they are already.
+    """Parametrizes the ``weight`` of the layers that a technique selects, unless it is already.
 
     Args:
-        run: Of a module that is complete.
-        register: Registers the parametrization of a layer, given its name.
-        parametrization: By whose class it is known where it was done before.
-        adjective: What the weights are then, for messages.
+        run: The run; its module must be complete.
+        register: Function that registers the parametrization, given a layer and its name.
+        parametrization: Class of the parametrization, by which layers that already have it are recognized.
+        adjective: Description of the parametrized weights, for messages.
 
     Raises:
-        SettingError: If a weight hasn't two dimensions or more, or is dropped at random.
+        SettingError: If a weight has fewer than two dimensions, is dropped at random, or belongs to a layer with a
+            ``forward`` of its own that ``types`` doesn't name.
     """
     chosen = {name: layer for name, layer in surgery.selected(run.module).items() if not _has(layer, parametrization)}
     for name, layer in chosen.items():

@@ -1,4 +1,4 @@
-"""Another normalization in the place of BatchNorm."""
+"""Replacement of BatchNorm by another normalization."""
 
 from collections.abc import Callable, Sequence
 
@@ -25,9 +25,9 @@ _MARK = "replaces_norm"  # on the new layer, and so on its copies
 class ReplaceNorm(Surgery):
     """Replaces the normalization layers of an existing network by others.
 
-    What it does: each chosen layer gives way to one of the same number of features, which takes over scale and shift
-    where both have them, running statistics, ε, momentum, device, dtype, mode, hooks and everybody who shares it. The
-    module keeps the change after training. Checkpoints load with the callback.
+    What it does: each chosen layer is replaced, wherever the module uses it, by one with the same number of features,
+    which takes over scale and shift where both have them, running statistics, ε, momentum, device, dtype, mode and
+    hooks. The module keeps the change after training. Checkpoints load with the callback.
 
     When to use: BatchNorm with small batches, or many accumulated ones, is noise: ``"group"`` doesn't depend on the
     batch, ``"ghost_batch"`` makes large batches as noisy as small ones. When not: in a network that was trained with
@@ -39,14 +39,15 @@ class ReplaceNorm(Surgery):
     change, and so train the new parameters.
 
     Args:
-        norm: batch, ghost_batch, layer, instance, group, rms, filter_response, none; or any callable (or its import
-            path) from the number of features to a module.
+        norm: Name of the new normalization: batch, ghost_batch, layer, instance, group, rms, filter_response, none; or
+            any callable (or its import path) from the number of features to a module.
         include: Globs over names of modules.
         exclude: Globs over names of modules that are left out.
         types: Classes of modules, or their names; BatchNorm of any dimension where empty.
 
     Raises:
-        SettingError: If a pattern matches nothing, it isn't known over what a layer normalizes, or it does more.
+        SettingError: If a pattern matches nothing, the dimensions that a layer normalizes over aren't known, it does
+            more than normalize, or its parent relies on its class or attributes.
 
     Reference:
         Yuxin Wu, Kaiming He: Group Normalization, ECCV 2018, arXiv:1803.08494.
@@ -68,7 +69,7 @@ class ReplaceNorm(Surgery):
         exclude: Sequence[str] = (),
         types: Sequence[str | type] = (),
     ) -> None:
-        make_norm(norm, 32, spatial_dims=2)  # an unknown name is an error now
+        make_norm(norm, 32, spatial_dims=2)  # raises now if the name is unknown
         super().__init__(include=include, exclude=exclude, types=types)
         self.norm = norm
 
@@ -96,7 +97,7 @@ class ReplaceNorm(Surgery):
         return SurgerySession(self, run, changes=changes, made=set(run.module.parameters()) - before)
 
     def _left(self, pl_module: LightningModule) -> dict[str, nn.Module]:
-        """Returns what is chosen and not yet replaced: the next stage, or another trainer, finds some of it done."""
+        """Returns the chosen layers that aren't replaced yet: an earlier stage or trainer may have replaced some."""
         done = {module for module in pl_module.modules() if vars(module).get(_MARK) == repr(self.norm)}
         try:
             chosen = self.selected(pl_module)
@@ -133,7 +134,7 @@ class ReplaceNorm(Surgery):
 
 
 class _OfPositions(nn.InstanceNorm1d):
-    """In the place of a BatchNorm1d, which takes (N, C) and (N, C, L); here the first would be taken for (C, L)."""
+    """Replaces a BatchNorm1d, which takes (N, C) and (N, C, L), and refuses (N, C), which it would read as (C, L)."""
 
     place: str
 
@@ -161,7 +162,7 @@ def _num_features(name: str, module: nn.Module) -> int:
 
 
 def _spatial_dims(name: str, module: nn.Module, norm: object) -> int:
-    """How many dimensions come after the channels; what takes features last has none."""
+    """Returns the number of dimensions after the channels; 0 for layers that take features last."""
     for dims in (1, 2, 3):
         if any(kind.__name__.endswith(f"Norm{dims}d") for kind in type(module).__mro__):
             return dims

@@ -24,15 +24,15 @@ class SpectralNormalization(Surgery):
     parametrization's own names and load with the callback; to have plain weights again, call
     ``torch.nn.utils.parametrize.remove_parametrizations``.
 
-    When to use: discriminators of GANs; networks that are to be smooth, for robustness or uncertainty. When not: before
+    When to use: discriminators of GANs; networks that should be smooth, for robustness or uncertainty. When not: before
     BatchNorm, which rescales whatever comes in.
 
     Cost: in training ``n_power_iterations`` products of each weight with two vectors per forward pass; two vectors a
     layer as state.
 
-    Interacts with: averages of weights; ours average the plain weights and compute the vectors anew, Lightning's can't
-    stand beside it. Penalties and decay pull at plain weights and so at nothing but the step size. ``init="lsuv"``
-    and ``InsertDropConnect`` can't stand beside it.
+    Interacts with: averages of weights; ours average the plain weights and recompute the vectors, Lightning's can't be
+    combined with it. Penalties and decay act on the plain weights, and so change only the step size. ``init="lsuv"``
+    and ``InsertDropConnect`` can't be combined with it.
 
     As in the paper, a convolution's weight counts as the matrix (out, in · kernel), whose norm isn't that of the layer.
 
@@ -40,9 +40,9 @@ class SpectralNormalization(Surgery):
         include: Globs over names of layers.
         exclude: Globs over names of layers that are left out.
         types: Classes of layers, or their names; linear and convolutional ones where empty.
-        n_power_iterations: Iterations per forward pass in training.
-        eps: Keeps norms from being 0.
-        seed: What the vectors of power iteration start from; that of ``seed_everything`` where None.
+        n_power_iterations: Iterations per forward pass in training, at least 1.
+        eps: Smallest norm that a vector is divided by, positive.
+        seed: Seed of the vectors that power iteration starts from; that of ``seed_everything`` where None.
 
     Raises:
         SettingError: If a setting is out of its range, a pattern matches nothing, a weight has one dimension, or a

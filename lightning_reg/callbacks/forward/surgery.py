@@ -1,4 +1,4 @@
-"""Changing layers of somebody else's module, before optimizers, checkpoints and compilers see it."""
+"""Changes of an existing module's layers, before optimizers, checkpoints and compilers see it."""
 
 import pkgutil
 from collections.abc import Callable, Iterable, Sequence
@@ -24,15 +24,15 @@ from lightning_reg.text import table
 __all__ = ["Change", "Surgery", "SurgeryResult", "SurgerySession", "as_types"]
 
 Change = tuple[str, str]
-"""What stands there now, and where."""
+"""Description of the new layer, and its name."""
 
 
 @dataclass(frozen=True)
 class SurgeryResult:
-    """What a surgery has changed.
+    """Changes that a surgery made.
 
     Attributes:
-        changes: A row for each change; none where all was done before.
+        changes: One entry for each change; none where all was done before.
     """
 
     changes: tuple[Change, ...]
@@ -41,14 +41,14 @@ class SurgeryResult:
 class Surgery(Technique):
     """Changes layers when the module is complete: after its ``setup``, or its ``configure_model`` where it has one.
 
-    That is before a checkpoint is loaded and before optimizers are made, and in every stage: what was saved with the
-    change is loaded with it, too. The session begins there, and in evaluations as well.
+    This is before a checkpoint is loaded and before optimizers are made, and in every stage, so that weights saved with
+    the change are loaded with it. The session begins at that point, in evaluations as well.
 
     Attributes:
-        suited: What the settings have to choose, for messages.
-        by_default: Classes of modules that are changed where ``types`` is empty; all where this is, too.
+        suited: Types of modules that the settings have to select, for messages.
+        by_default: Classes of modules that are changed where ``types`` is empty; all where this is empty, too.
         lasts: Whether the module keeps the change after training.
-        renames_weights: Whether weights are computed from others, under other names.
+        renames_weights: Whether weights are parametrized, and so have other names.
 
     Args:
         include: Globs over names of modules.
@@ -72,18 +72,14 @@ class Surgery(Technique):
 
     @override
     def new_session(self, run: Run) -> "SurgerySession":
-        """Changes the module, which is complete, perhaps not yet on its device.
-
-        Args:
-            run: Of a fit or an evaluation.
-        """
+        """Changes the module, which is complete, but perhaps not yet on its device, and returns the session."""
         raise NotImplementedError
 
     def selected(self, pl_module: LightningModule) -> dict[str, nn.Module]:
         """Returns the modules that the settings choose, by name.
 
         Raises:
-            SettingError: If there are none.
+            SettingError: If there are none, or a pattern selects none of the right type.
         """
         chosen = select_modules(pl_module, include=self.include, exclude=self.exclude, types=self.types)
         suited = {name: module for name, module in chosen.items() if self.suits(module)}
@@ -146,11 +142,11 @@ class Surgery(Technique):
 
 @dataclass(eq=False)
 class SurgerySession(Session[Surgery]):
-    """One run of a module that was changed.
+    """One run of a changed module.
 
     Attributes:
-        changes: A row for each change; none where all was done before.
-        made: Parameters that the module hadn't before.
+        changes: One entry for each change; none where all was done before.
+        made: Parameters that the change added.
     """
 
     changes: list[Change] = field(default_factory=list)
@@ -161,7 +157,7 @@ class SurgerySession(Session[Surgery]):
         return SurgeryResult(tuple(self.changes))
 
     def fit_starts(self) -> None:
-        """Says so where the optimizers were made of a list of parameters from before."""
+        """Warns if the optimizers were made from a list of parameters from before the change."""
         optimizers = self.run.trainer.optimizers
         trained = {weight for optimizer in optimizers for group in optimizer.param_groups for weight in group["params"]}
         forgotten = [
@@ -178,10 +174,10 @@ class SurgerySession(Session[Surgery]):
 
 
 def as_types(value: str | type | Sequence[str | type]) -> tuple[str | type, ...]:
-    """Returns classes or names of classes as a tuple; a single one may be given by itself.
+    """Returns classes or names of classes as a tuple, dotted names imported; a single one may be given by itself.
 
     Raises:
-        SettingError: If it is something else.
+        SettingError: If an entry is neither, or can't be imported.
 
     >>> as_types("Conv2d")
     ('Conv2d',)
@@ -203,7 +199,7 @@ def _imported(path: str) -> type:
 
 
 def _table(title: str, changes: Sequence[Change]) -> str:
-    """Lists changes by what stands there now."""
+    """Returns a table of changes, grouped by their description."""
     by_kind: dict[str, list[str]] = {}
     for what, where in changes:
         by_kind.setdefault(what, []).append(where)

@@ -27,14 +27,14 @@ class WeightStandardization(Surgery):
 
     Cost: two passes over the chosen weights in the forward and in the backward pass. No state.
 
-    Interacts with: penalties and decay, which pull at plain weights and so at nothing but the step size.
-    ``init="lsuv"`` and ``InsertDropConnect`` can't stand beside it.
+    Interacts with: penalties and decay, which act on the plain weights, and so change only the step size.
+    ``init="lsuv"`` and ``InsertDropConnect`` can't be combined with it.
 
     Args:
         include: Globs over names of layers.
         exclude: Globs over names of layers that are left out.
         types: Classes of layers, or their names; convolutions where empty.
-        eps: Added to the variance.
+        eps: Constant added to the variance, positive.
 
     Raises:
         SettingError: If a setting is out of its range, a pattern matches nothing, a weight has one dimension, or a

@@ -1,4 +1,4 @@
-"""The five ways in which gradients are clipped, and what is remembered of one optimizer's gradients."""
+"""The five clipping algorithms, and their memory of one optimizer's gradients."""
 
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -20,15 +20,15 @@ __all__ = ["ALGORITHMS", "AdaptiveClipping", "Algorithm", "ClipMemory", "ValueCl
 
 @dataclass
 class ClipMemory:
-    """What is remembered of one optimizer's gradients, on their device.
+    """Memory of one optimizer's gradients, on their device.
 
     Attributes:
-        norms: (N,), the latest norms in a ring, NaN where there is none yet.
-        count: How many norms have been remembered.
-        moments: (3,), of :func:`zscore_thresholds_`.
-        clipped: Steps of this epoch in which gradients were clipped.
-        steps: Steps of this epoch with a finite norm.
-        epoch: The epoch that both are counted in.
+        norms: Ring buffer of the latest norms, (N,), NaN where there is none yet.
+        count: Number of norms that have been recorded.
+        moments: Moments of :func:`zscore_thresholds_`, (3,).
+        clipped: Number of steps of this epoch in which gradients were clipped.
+        steps: Number of steps of this epoch with a finite norm.
+        epoch: Epoch in which both are counted.
     """
 
     norms: Tensor
@@ -40,7 +40,7 @@ class ClipMemory:
 
     @classmethod
     def empty(cls, size: int, like: Tensor) -> "ClipMemory":
-        """Returns a memory for gradients like those of a parameter, of the given number of norms."""
+        """Returns an empty memory of the given number of norms, for gradients like those of a parameter."""
         dtype = torch.promote_types(like.dtype.to_real(), torch.float32)
         nothing = torch.zeros((), dtype=torch.int64, device=like.device)
         norms = torch.full((size,), torch.nan, device=like.device, dtype=dtype)
@@ -49,7 +49,7 @@ class ClipMemory:
 
     @classmethod
     def loaded(cls, state: dict[str, Any], size: int, device: torch.device) -> "ClipMemory":
-        """Returns what was saved, with as many of the latest norms as a memory of the given size holds."""
+        """Returns a saved memory, with as many of the latest norms as the given size holds."""
         moved: dict[str, Any] = {
             name: value.to(device) if isinstance(value, Tensor) else value for name, value in state.items()
         }
@@ -64,7 +64,7 @@ class ClipMemory:
         return memory
 
     def to(self, device: torch.device) -> "ClipMemory":
-        """Returns the memory where the gradients are."""
+        """Returns the memory on the device of the gradients."""
         if self.norms.device == device:
             return self
         return ClipMemory.loaded(vars(self), len(self.norms), device)
@@ -82,13 +82,13 @@ class ClipMemory:
 
 @dataclass(frozen=True)
 class Algorithm:
-    """One way of clipping. Its settings are fields, its memory is that of one optimizer."""
+    """A clipping algorithm. Its settings are fields; its memory is kept per optimizer."""
 
     by_unit: ClassVar[bool] = False  # whether it looks at the weights that lead into a unit
 
     @property
     def remembered(self) -> int:
-        """How many norms its memory holds."""
+        """Number of norms that its memory holds."""
         return 1
 
     def clip_(
@@ -100,7 +100,7 @@ class Algorithm:
 
 @dataclass(frozen=True)
 class NormClipping(Algorithm):
-    """Shortens all gradients alike to a longest total norm."""
+    """Scales all gradients by one factor to a largest total norm."""
 
     max_norm: float = 1.0
     norm_type: float = 2.0
@@ -115,7 +115,7 @@ class NormClipping(Algorithm):
         self, step: Step, parameters: list[nn.Parameter], selection: Selection, memory: ClipMemory, factor: float
     ) -> Clip:
         longest = self.max_norm * factor
-        if longest == torch.inf:  # over a norm that is infinite, too, it would be no number
+        if longest == torch.inf:  # divided by an infinite norm it would be NaN
             return Clip(parameters, longest, torch.zeros((), dtype=torch.bool, device=parameters[0].device))
         if self.norm_type == 2:
             norm = _norm(step, parameters)
@@ -127,7 +127,7 @@ class NormClipping(Algorithm):
 
 @dataclass(frozen=True)
 class ValueClipping(Algorithm):
-    """Cuts off every entry at a largest absolute value."""
+    """Clips every entry to a largest absolute value."""
 
     max_value: float = 0.5
 
@@ -150,7 +150,7 @@ class ValueClipping(Algorithm):
 
 @dataclass(frozen=True)
 class AdaptiveClipping(Algorithm):
-    """Bounds the gradient of every unit by a share of the length of its weights."""
+    """Bounds the gradient of every unit by a share of the norm of its weights."""
 
     by_unit: ClassVar[bool] = True
 
@@ -201,7 +201,7 @@ class PercentileClipping(Algorithm):
 
 @dataclass(frozen=True)
 class ZScoreClipping(Algorithm):
-    """Shortens gradients whose norm sticks out of the running mean."""
+    """Shortens gradients whose norm is far above its running mean."""
 
     z_threshold: float = 2.5
     alpha: float = 0.97
@@ -246,12 +246,12 @@ def _shortened(parameters: list[nn.Parameter], threshold: float | Tensor, norm: 
 
 
 def _shortened_beyond(parameters: list[nn.Parameter], threshold: Tensor, norm: Tensor, target: Tensor) -> Clip:
-    # A norm that is exactly the threshold stays as it is; torch's clipping shrinks it by the 1e-6.
+    # A norm exactly at the threshold isn't changed; torch's clipping shrinks it because of its 1e-6.
     factor = torch.where(norm > threshold, shrinking_factor(norm, target), 1.0)
     return _shortened(parameters, threshold, norm, factor)
 
 
 def _with_gradient(parameter: nn.Parameter) -> Tensor:
-    """Returns the weights that the entries of a gradient belong to: the rows that a sparse one holds."""
+    """Returns the weights that the entries of a gradient belong to; for a sparse one, the stored rows."""
     gradient, weights = parameter.grad, parameter.detach()
     return weights[gradient.indices()[0]] if gradient is not None and gradient.is_sparse else weights

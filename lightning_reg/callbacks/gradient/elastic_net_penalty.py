@@ -1,4 +1,4 @@
-"""Elastic net: L1 and L2 penalty on weights together."""
+"""Elastic net: an L1 and an L2 penalty on weights together."""
 
 from collections.abc import Sequence
 
@@ -29,16 +29,16 @@ class ElasticNetPenalty(WeightPenalty):
     Cost: reads weights and gradients and writes gradients once per optimizer step; proximal: reads and writes weights
     once more. No state.
 
-    Deviates from the paper: λ₂/2 Σw², not λ₂ Σw², so that λ₂ is what weight decay calls it; no rescaling afterwards.
+    Deviates from the paper: λ₂/2 Σw², not λ₂ Σw², so that λ₂ equals the λ of weight decay; no rescaling afterwards.
 
     Args:
         l1: Strength λ₁, at least 0; 0 where None. 1e-6 to 1e-4 is usual.
-        l2: Strength λ₂, likewise; 1e-5 to 1e-3 is usual.
+        l2: Strength λ₂, at least 0; 0 where None. 1e-5 to 1e-3 is usual.
         proximal: Whether the L1 part shrinks weights after the step, to exact zeros.
-        include: Globs over parameter names that are penalized.
-        exclude: Globs over parameter names that are not.
-        exclude_norm_and_bias: Whether biases and the parameters of normalization layers are spared.
-        schedule: What both strengths are multiplied by as training goes on; constant where None.
+        include: Globs over names of parameters that are penalized.
+        exclude: Globs over names of parameters that are left out.
+        exclude_norm_and_bias: Whether biases and the parameters of normalization layers are left out.
+        schedule: Factor of both strengths over the course of training; constant where None.
 
     Logs:
         ``penalty/elastic_net``, its value, and ``penalty/elastic_net_share``, its share of loss plus penalty, at the

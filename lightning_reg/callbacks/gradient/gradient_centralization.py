@@ -1,4 +1,4 @@
-"""Gradients without their mean."""
+"""Gradient centralization."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,8 +19,8 @@ __all__ = ["GradientCentralization"]
 class GradientCentralization(Technique):
     """Takes its mean away from the gradient of every unit's weights, before each optimizer step.
 
-    What it does: keeps the sum of the weights that lead into a unit where it was at the start, which smooths the loss
-    and bounds weights and activations. Penalties are in the gradient already, as they would be in the loss.
+    What it does: keeps the sum of the weights that lead into a unit at its initial value, which smooths the loss and
+    bounds weights and activations. Penalties are in the gradient already, as they would be in the loss.
 
     When to use: with convolutional networks. When not: on layers whose inputs have a mean that carries information,
     such as a regression head; exclude them.
@@ -28,10 +28,10 @@ class GradientCentralization(Technique):
     Cost: reads gradients twice and writes them once per optimizer step. No state.
 
     Args:
-        include: Globs over parameter names that are centralized.
-        exclude: Globs over parameter names that are not.
-        exclude_norm_and_bias: Whether biases and the parameters of normalization layers are spared; vectors are
-            anyway.
+        include: Globs over names of parameters that are centralized.
+        exclude: Globs over names of parameters that are left out.
+        exclude_norm_and_bias: Whether biases and the parameters of normalization layers are left out; vectors always
+            are.
 
     Raises:
         SettingError: If a glob matches nothing, nothing selected has two dimensions, weights are sharded, or the
@@ -82,5 +82,5 @@ class CentralizationSession(Session[GradientCentralization]):
         chosen = self.selection.of(step.parameters)
         dense = [parameter for parameter in chosen if parameter.grad is not None and not parameter.grad.is_sparse]
         gradients = self.selection.units([gradient_values(parameter) for parameter in dense], dense)
-        # The mean of a single weight is the weight itself, which would never learn.
+        # A single weight is its own mean, and would never learn.
         centralize_([gradient for gradient in gradients if gradient.numel() > len(gradient)])

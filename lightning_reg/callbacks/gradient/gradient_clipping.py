@@ -32,8 +32,8 @@ class GradientClipping(Technique):
     """Shortens gradients that are too long, before every optimizer step.
 
     What it does: ``"norm"`` and ``"value"`` are torch's ``clip_grad_norm_`` and ``clip_grad_value_``. ``"adaptive"``
-    (AGC) bounds the gradient of every unit by a share of the length of its weights. ``"percentile"`` (AutoClip) takes a
-    percentile of the norms so far for the threshold, ``"zscore"`` (ZClip) shortens norms that stick out of their
+    (AGC) bounds the gradient of every unit by a share of the norm of its weights. ``"percentile"`` (AutoClip) uses a
+    percentile of the norms so far as the threshold, ``"zscore"`` (ZClip) shortens gradients whose norm is far above its
     running mean. It comes after penalties and noise, on unscaled gradients, fused optimizers included, and shares the
     norms that ``GradientMonitor`` measures.
 
@@ -43,34 +43,35 @@ class GradientClipping(Technique):
     Cost: reads gradients once and writes them, on a CPU only where they are clipped; ``"adaptive"`` reads weights, too.
     State: N norms for ``"percentile"``, three numbers for ``"zscore"``. Nothing is moved to the host.
 
-    Deviates from the papers: AutoClip's history is that of the last ``history`` norms; AGC leaves out norms and all
-    biases, which mostly begin at 0, where a bound of λ · eps would hardly let them learn; theirs is
-    ``exclude_norm_and_bias=False``.
+    Deviates from the papers: AutoClip's history is that of the last ``history`` norms; AGC leaves out normalization
+    layers and all biases, which mostly begin at 0, where a bound of λ · eps would hardly let them learn; the paper's
+    variant is ``exclude_norm_and_bias=False``.
 
     Args:
         algorithm: One of ``"norm"``, ``"value"``, ``"adaptive"``, ``"percentile"``, ``"zscore"``.
-        max_norm: For ``"norm"``: longest total norm, positive, or infinity, which clips nothing; 1 where None.
+        max_norm: For ``"norm"``: largest total norm, positive, or infinity, which clips nothing; 1 where None.
         norm_type: For ``"norm"``: order of the norm, at least 1; 2 where None.
-        max_value: For ``"value"``: largest absolute entry, positive or infinity; 0.5 where None. Complex weights have
-            to be excluded: torch refuses them, too.
-        clip_factor: For ``"adaptive"``: share λ of the weights' length, positive or infinity; 0.01 where None.
-        eps: For ``"adaptive"``: length that weights count at least with, positive; 1e-3 where None.
-        exclude_head: For ``"adaptive"``: whether the last linear layer is spared; True where None.
-        percentile: For ``"percentile"``: in (0, 100]; 10 where None.
-        history: For ``"percentile"``: how many norms are remembered; 1000 where None.
-        z_threshold: For ``"zscore"``: standard deviations beyond which a norm sticks out, positive; 2.5 where None.
+        max_value: For ``"value"``: largest absolute value of an entry, positive or infinity; 0.5 where None. Complex
+            weights have to be excluded: torch refuses them, too.
+        clip_factor: For ``"adaptive"``: share λ of the weights' norm, positive or infinity; 0.01 where None.
+        eps: For ``"adaptive"``: lower bound of the weights' norm, positive; 1e-3 where None.
+        exclude_head: For ``"adaptive"``: whether the last linear layer is left out; True where None.
+        percentile: For ``"percentile"``: percentile of the norms, in (0, 100]; 10 where None.
+        history: For ``"percentile"``: number of norms that are kept, at least 1; 1000 where None.
+        z_threshold: For ``"zscore"``: largest number of standard deviations above the mean that isn't clipped,
+            positive; 2.5 where None.
         alpha: For ``"zscore"``: decay of the running mean and variance, in (0, 1); 0.97 where None.
-        warmup_steps: For ``"zscore"``: steps that only measure, at least 2; 25 where None.
-        include: Globs over parameter names that are clipped, together where a total norm is taken.
-        exclude: Globs over parameter names that are not.
-        exclude_norm_and_bias: Whether biases and the parameters of normalization layers are spared; where None, with
-            ``"adaptive"`` alone.
-        schedule: What the threshold is multiplied by as training goes on, never 0; constant where None.
+        warmup_steps: For ``"zscore"``: number of first steps that measure without clipping, at least 2; 25 where None.
+        include: Globs over names of parameters that are clipped, all together where a total norm is taken.
+        exclude: Globs over names of parameters that are left out.
+        exclude_norm_and_bias: Whether biases and the parameters of normalization layers are left out; where None, only
+            with ``"adaptive"``.
+        schedule: Factor of the threshold over the course of training, never 0; constant where None.
 
     Raises:
-        SettingError: If a setting is out of its range or of another algorithm, a glob matches nothing, the Trainer, the
-            module or another GradientClipping clips the same gradients, weights clipped by value are complex, or the
-            optimizer is LBFGS.
+        SettingError: If a setting is out of its range or belongs to another algorithm, a glob matches nothing, the
+            Trainer, the module or another GradientClipping clips the same gradients, weights clipped by value are
+            complex, or the optimizer is LBFGS.
 
     Reference:
         Norm: Razvan Pascanu, Tomas Mikolov, Yoshua Bengio, ICML 2013, arXiv:1211.5063. Adaptive: Andrew Brock et al.,
@@ -140,7 +141,7 @@ class GradientClipping(Technique):
 
     @property
     def used_settings(self) -> tuple[str, ...]:
-        """Arguments that mean something with this algorithm."""
+        """Names of the arguments that this algorithm uses."""
         own = (setting.name for setting in fields(self.clipping))
         return "algorithm", *own, "include", "exclude", "exclude_norm_and_bias", "schedule"
 
@@ -155,7 +156,7 @@ class GradientClipping(Technique):
 
 
 def _algorithm(name: str, given: dict[str, Any]) -> Algorithm:
-    """Returns the algorithm with its settings, and refuses what it doesn't take."""
+    """Returns the algorithm with its settings; raises for settings that it doesn't take."""
     taken = [setting.name for setting in fields(ALGORITHMS[name])]
     for setting, value in given.items():
         if setting not in taken:
@@ -167,11 +168,11 @@ def _algorithm(name: str, given: dict[str, Any]) -> Algorithm:
 
 @dataclass(eq=False)
 class GradientClippingSession(ClippingSession[GradientClipping]):
-    """One fit of gradient clipping, with a memory by index of the optimizer."""
+    """One fit of gradient clipping, with a memory for each optimizer, by index."""
 
     selection: Selection = field(init=False)
     strength: ScheduledStrength = field(init=False)
-    head: set[nn.Parameter] = field(default_factory=set)  # spared
+    head: set[nn.Parameter] = field(default_factory=set)  # left out
     memories: dict[int, ClipMemory] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -231,7 +232,7 @@ class GradientClippingSession(ClippingSession[GradientClipping]):
         )
 
     def _refuse_clipping_of_the_module(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Lets a module look at its gradients; whoever clips writes into them, or puts others in their place."""
+        """Lets a module read its gradients; raises if it writes into them or replaces them, as clipping does."""
         before = [(parameter.grad, _version(parameter.grad)) for parameter in self.selection.names]
         result = inner(*args, **kwargs)
         if any(

@@ -1,4 +1,4 @@
-"""Gaussian noise on gradients."""
+"""Random noise on gradients."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -27,8 +27,8 @@ class GradientNoise(Technique):
     """Adds random noise to gradients, which fades as training goes on: variance η / (1 + t)^γ at step t.
 
     What it does: adds independent noise to every entry of every gradient before the optimizer's step, after penalties
-    and before clipping. The noise depends on the seed and the step alone: all processes add the same, a resumed run
-    adds what the uninterrupted one would have, and the global random stream is left alone. Sparse gradients get none.
+    and before clipping. The noise depends only on the seed and the step: all processes add the same noise, a resumed
+    run continues that of the uninterrupted one, and the global random state isn't used. Sparse gradients get none.
 
     When to use: for deep or hard-to-start networks, against bad initial weights and sharp minima. When not: with small
     batches, whose gradients are noisy enough.
@@ -36,16 +36,16 @@ class GradientNoise(Technique):
     Cost: draws as many random numbers as there are weights, per optimizer step. No state.
 
     Args:
-        eta: η, variance at the first step, at least 0, in squared units of the gradient; 0.01, 0.3 and 1 are the
+        eta: Variance η at the first step, at least 0, in squared units of the gradient; 0.01, 0.3 and 1 are the
             paper's.
-        gamma: γ, how fast it fades, at least 0.
+        gamma: Exponent γ of the decay, at least 0; 0.55 is the paper's.
         distribution: ``"normal"``, or ``"rademacher"``: σ or −σ with equal probability, which has the same first three
             moments and takes a fraction of the random numbers.
-        seed: Of the noise; where None, that of ``seed_everything``, or 0.
-        include: Globs over parameter names that noise is added to.
-        exclude: Globs over parameter names that it isn't.
-        exclude_norm_and_bias: Whether biases and the parameters of normalization layers are spared.
-        schedule: What the standard deviation is multiplied by as training goes on, beside its fading.
+        seed: Seed of the noise; where None, that of ``seed_everything``, or 0.
+        include: Globs over names of parameters that noise is added to.
+        exclude: Globs over names of parameters that are left out.
+        exclude_norm_and_bias: Whether biases and the parameters of normalization layers are left out.
+        schedule: Factor of the standard deviation over the course of training, beside its decay; constant where None.
 
     Logs:
         ``grad/noise``, the standard deviation, at the steps the trainer logs.
@@ -125,7 +125,7 @@ class NoiseSession(Session[GradientNoise]):
         noisy = [parameter for parameter in chosen if parameter.grad is not None and not parameter.grad.is_sparse]
         if not noisy or deviation == 0:
             return
-        # What several processes have gets the same noise in each, else their copies would drift apart.
+        # Copies of a shard on several processes get the same noise, else they would drift apart.
         shards: dict[tuple[int, ...], list[nn.Parameter]] = {}
         for parameter in noisy:
             shards.setdefault(shard_of(parameter), []).append(parameter)

@@ -26,20 +26,21 @@ class GroupLassoPenalty(WeightPenalty):
     When to use: to find out how many units or channels a network needs. When not: for sparse single weights; that is
     ``L1Penalty``.
 
-    A unit is what lies at one index of a weight's dimension of outputs (or inputs), whatever the weight is: a gate of a
-    recurrent layer, a row of an attention's stacked projections. Name what isn't meant in ``exclude``.
+    A unit is one index of a weight's output (or input) dimension, whatever the weight is: a gate of a recurrent layer,
+    a row of an attention's stacked projections. Name the weights where this isn't meant in ``exclude``.
 
     Cost: reads weights twice and gradients once per optimizer step. No state.
 
     Args:
         weight: Strength λ, at least 0; 1e-5 to 1e-3 is usual.
-        group: ``"output"``: a group is what leads into a unit, a row of a linear layer's weights or a filter;
-            ``"input"``: what leads out of one, a column or an input channel, which selects features in the first layer.
+        group: ``"output"``: a group is the weights that lead into a unit, a row of a linear layer or a filter;
+            ``"input"``: the weights that lead out of a unit, a column or an input channel, which selects features in
+            the first layer.
         proximal: Whether groups are shrunk after the step, to exact zeros, rather than pulled through the gradient.
-        include: Globs over parameter names that are penalized.
-        exclude: Globs over parameter names that are not.
-        exclude_norm_and_bias: Whether biases and the parameters of normalization layers are spared.
-        schedule: What the strength is multiplied by as training goes on; constant where None.
+        include: Globs over names of parameters that are penalized.
+        exclude: Globs over names of parameters that are left out.
+        exclude_norm_and_bias: Whether biases and the parameters of normalization layers are left out.
+        schedule: Factor of the strength over the course of training; constant where None.
 
     Logs:
         ``penalty/group_lasso``, its value, and ``penalty/group_lasso_share``, its share of loss plus penalty, at the

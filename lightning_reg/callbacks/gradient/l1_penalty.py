@@ -23,7 +23,7 @@ class L1Penalty(WeightPenalty):
     while the loss that the module logs stays clean. With ``proximal=True`` weights are instead moved toward zero by
     lr · λ after the step, and stop there: unimportant ones become exactly zero.
 
-    When to use: for sparse weights, always with ``proximal=True``; without it weights only tremble around zero. When
+    When to use: for sparse weights, always with ``proximal=True``; without it weights only oscillate around zero. When
     not: against overfitting alone, where L2 or dropout usually do better.
 
     Cost: reads weights and gradients and writes gradients once per optimizer step; proximal: reads and writes weights
@@ -34,10 +34,10 @@ class L1Penalty(WeightPenalty):
     Args:
         weight: Strength λ, at least 0; 1e-6 to 1e-4 is usual, and with ``proximal=True`` up to 1e-2.
         proximal: Whether weights are shrunk after the step, to exact zeros, rather than pulled through the gradient.
-        include: Globs over parameter names that are penalized.
-        exclude: Globs over parameter names that are not.
-        exclude_norm_and_bias: Whether biases and the parameters of normalization layers are spared.
-        schedule: What the strength is multiplied by as training goes on; constant where None.
+        include: Globs over names of parameters that are penalized.
+        exclude: Globs over names of parameters that are left out.
+        exclude_norm_and_bias: Whether biases and the parameters of normalization layers are left out.
+        schedule: Factor of the strength over the course of training; constant where None.
 
     Logs:
         ``penalty/l1``, its value, and ``penalty/l1_share``, its share of loss plus penalty, at the steps the trainer

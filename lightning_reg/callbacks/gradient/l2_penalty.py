@@ -28,12 +28,12 @@ class L2Penalty(WeightPenalty):
     Cost: reads weights and gradients and writes gradients once per optimizer step. No state.
 
     Args:
-        weight: Strength λ, at least 0; 1e-5 to 1e-3 is usual. With the 1/2 it is what weight decay calls λ, and what
-            torch does; Keras's ``L2(l)``, l Σw², has none: a ``weight`` of 2 l is the same.
-        include: Globs over parameter names that are penalized.
-        exclude: Globs over parameter names that are not.
-        exclude_norm_and_bias: Whether biases and the parameters of normalization layers are spared.
-        schedule: What the strength is multiplied by as training goes on; constant where None.
+        weight: Strength λ, at least 0; 1e-5 to 1e-3 is usual. With the factor 1/2 it equals torch's ``weight_decay``;
+            Keras's ``L2(l)``, l Σw², has no such factor: a ``weight`` of 2 l is the same.
+        include: Globs over names of parameters that are penalized.
+        exclude: Globs over names of parameters that are left out.
+        exclude_norm_and_bias: Whether biases and the parameters of normalization layers are left out.
+        schedule: Factor of the strength over the course of training; constant where None.
 
     Logs:
         ``penalty/l2``, its value, and ``penalty/l2_share``, its share of loss plus penalty, at the steps the trainer

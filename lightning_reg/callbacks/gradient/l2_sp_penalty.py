@@ -25,20 +25,20 @@ class L2SPPenalty(WeightPenalty):
     """Pulls weights toward those that training started from: λ/2 Σ(w − w⁰)² joins the loss.
 
     What it does: adds λ(w − w⁰) to the gradients before every optimizer step, without a graph. The starting point w⁰
-    is what the weights are when the fit starts; after a resume, what they were when the first one did.
+    is the value of the weights when the fit starts; after a resume, when the first fit started.
 
-    When to use: for fine-tuning a pretrained network on little data. When not: for layers that start from random
-    numbers; exclude a new head, and give it an ``L2Penalty`` of its own.
+    When to use: for fine-tuning a pretrained network on little data. When not: for randomly initialized layers; exclude
+    a new head, and give it an ``L2Penalty`` of its own.
 
     Cost: reads weights, starting point and gradients and writes gradients once per optimizer step. State: a copy of the
     penalized weights, in memory and in every checkpoint.
 
     Args:
         weight: Strength λ, at least 0; 1e-3 to 1e-1 is usual.
-        include: Globs over parameter names that are penalized.
-        exclude: Globs over parameter names that are not.
-        exclude_norm_and_bias: Whether biases and the parameters of normalization layers are spared.
-        schedule: What the strength is multiplied by as training goes on; constant where None.
+        include: Globs over names of parameters that are penalized.
+        exclude: Globs over names of parameters that are left out.
+        exclude_norm_and_bias: Whether biases and the parameters of normalization layers are left out.
+        schedule: Factor of the strength over the course of training; constant where None.
 
     Logs:
         ``penalty/l2_sp``, its value, and ``penalty/l2_sp_share``, its share of loss plus penalty, at the steps the
@@ -96,7 +96,7 @@ class L2SPPenalty(WeightPenalty):
 
 @dataclass(eq=False)
 class L2SPSession(PenaltySession):
-    """One fit: the starting point by name of the parameter."""
+    """One fit, with the starting point of each parameter by name."""
 
     technique: L2SPPenalty
     starts: dict[str, Tensor] = kept(default_factory=dict)
@@ -123,11 +123,11 @@ class L2SPSession(PenaltySession):
             self.starts = {name: chosen.detach().clone() for chosen, name in self.selection.names.items()}
 
     def _starts_of(self, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-        """Returns the starting points, each where its parameter is and sharded as it is."""
+        """Returns the starting points, each on the device of its parameter and sharded like it."""
         found = []
         for parameter in parameters:
             name = self.selection.names[parameter]
-            if name not in self.starts:  # of a layer that came later
+            if name not in self.starts:  # a parameter of a layer that was added later
                 self.starts[name] = parameter.detach().clone()
             start = self.starts[name]
             if start.device != parameter.device or type(start) is not type(parameter.detach()):

@@ -30,29 +30,29 @@ class OrthogonalPenalty(WeightPenalty):
     What it does: adds 4λ (W Wᵀ − I) W to the gradients before every optimizer step, without a graph; the filters of a
     convolution are rows, too. Where a matrix has more rows than columns it is the columns that become orthonormal.
 
-    When to use: in deep or recurrent networks, to keep signals and gradients at their length; against filters that
+    When to use: in deep or recurrent networks, to preserve the norm of signals and gradients; against filters that
     duplicate one another. When not: together with weight decay on the same weights, which pulls the other way.
 
-    Interacts with: stacked matrices, such as the in_proj_weight of an attention or the gates of a recurrent layer: they
+    Interacts with: stacked matrices, such as the in_proj_weight of attention or the gates of a recurrent layer: they
     are taken as one, and so made orthogonal to each other; exclude them if that isn't meant.
 
-    Cost: two matrix products a weight matrix and optimizer step: for (rows × columns), 4 · rows · columns ·
+    Cost: two matrix products per weight matrix and optimizer step: for (rows × columns), 4 · rows · columns ·
     min(rows, columns) operations. No state.
 
     With ``probes`` r, about 8 · rows · columns · r operations instead: the penalty is estimated from r random vectors,
     without bias, anew at every step.
 
-    Deviates from the paper: none of its spectral or mutual-coherence variants; its soft orthogonality alone.
+    Deviates from the paper: only its soft orthogonality, none of its spectral or mutual-coherence variants.
 
     Args:
         weight: Strength λ, at least 0; 1e-4 to 1e-2 is usual.
-        include: Globs over parameter names that are penalized.
-        exclude: Globs over parameter names that are not.
-        exclude_norm_and_bias: Whether biases and the parameters of normalization layers are spared.
-        schedule: What the strength is multiplied by as training goes on; constant where None.
-        probes: Number r of random vectors for each matrix that the penalty is estimated from; computed exactly where
-            None.
-        seed: Of the random vectors; where None, that of ``seed_everything``, or 0.
+        include: Globs over names of parameters that are penalized.
+        exclude: Globs over names of parameters that are left out.
+        exclude_norm_and_bias: Whether biases and the parameters of normalization layers are left out.
+        schedule: Factor of the strength over the course of training; constant where None.
+        probes: Number r of random vectors for each matrix from which the penalty is estimated, at least 1; computed
+            exactly where None.
+        seed: Seed of the random vectors; where None, that of ``seed_everything``, or 0.
 
     Logs:
         ``penalty/orthogonal``, its value, and ``penalty/orthogonal_share``, its share of loss plus penalty, at the
@@ -119,7 +119,7 @@ class OrthogonalPenalty(WeightPenalty):
 
 @dataclass(eq=False)
 class ProbedSession(PenaltySession):
-    """One fit of the estimated penalty, with vectors that depend on the seed and the step alone."""
+    """One fit of the estimated penalty, with vectors that depend only on the seed and the step."""
 
     technique: OrthogonalPenalty
 

@@ -1,4 +1,4 @@
-"""Running the batches of an optimizer step once more, so that everything but the gradients counts them once."""
+"""Running the batches of an optimizer step once more for their gradients, without repeating side effects."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -31,8 +31,8 @@ class _MicroBatch:
     """A training step that is to be run again.
 
     Attributes:
-        rows: The samples that it is run again with; all where None.
-        loss: Of these in the first pass; None where there was none.
+        rows: Indices of the samples to run it again with; None for all.
+        loss: Loss of these samples in the first pass; None if there was none.
     """
 
     first: FirstPass
@@ -41,19 +41,19 @@ class _MicroBatch:
 
 
 class SecondPass:
-    """Remembers the micro-batches whose gradients have been accumulated, and runs them again.
+    """Records the micro-batches whose gradients have been accumulated, and runs them again.
 
     Both passes get the same batches and draw the same random numbers. In both, the backward hooks of the module and of
-    others' callbacks are called, which may mask gradients. Nothing else is to have a consequence.
+    other callbacks are called, which may mask gradients. The second pass has no other side effects.
 
     Args:
-        is_wanted: Whether the step that is being made ready will ask for it; else nothing is remembered.
-        fraction: Share of the samples that are run again, those with the largest losses.
+        is_wanted: Function that returns whether the coming step needs a second pass; if not, nothing is recorded.
+        fraction: Share of the samples to run again, those with the largest losses.
     """
 
     def __init__(self, run: Run, is_wanted: Callable[[], bool], *, fraction: float = 1.0) -> None:
         self._fraction = fraction
-        self._is_checked = fraction == 1  # whether samples could be chosen once
+        self._is_checked = fraction == 1  # whether samples could be selected once
         self._run = run
         self._is_wanted = is_wanted
         self._window: list[_MicroBatch] = []
@@ -63,11 +63,11 @@ class SecondPass:
         run.around(run.trainer.strategy, "training_step", self._remember)
 
     def begin_window(self) -> None:
-        """Forgets all but the latest micro-batch; call in ``on_before_zero_grad``, which comes before its backward."""
+        """Drops all but the latest micro-batch; call in ``on_before_zero_grad``, which precedes its backward."""
         self._window = self._window[-1:]
 
     def is_possible(self) -> bool:
-        """Whether there is a window that can be run again; else it is forgotten, with a warning."""
+        """Whether the window can be run again; otherwise it is dropped, with a warning."""
         lost = [name for micro_batch in self._window for name in micro_batch.first.lost]
         if lost:
             self._window = []
@@ -78,12 +78,12 @@ class SecondPass:
         return not lost
 
     def run(self) -> Tensor | None:
-        """Adds the gradients of all micro-batches of the window to those that there are, and forgets the window.
+        """Adds the gradients of all micro-batches of the window to the present ones, and drops the window.
 
         They are averaged over processes, and carry the scale of a gradient scaler.
 
         Returns:
-            By how much the mean loss differs from the first pass's; None where no batch had one.
+            Mean difference between the losses of the second and the first pass; None if no batch had a loss.
         """
         window, self._window = self._window, []
         differences = []
@@ -154,10 +154,10 @@ class SecondPass:
 
 
 class _Losses(TorchFunctionMode):
-    """Notes each sample's loss where a loss function of torch's is called; everything runs as it would.
+    """Records each sample's loss at calls of torch's loss functions; everything runs unchanged.
 
     Args:
-        count: How many samples there are.
+        count: Number of samples.
     """
 
     def __init__(self, count: int) -> None:
@@ -169,7 +169,7 @@ class _Losses(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func in LOSSES and torch.is_grad_enabled():  # else it is a metric
+        if func in LOSSES and torch.is_grad_enabled():  # otherwise it is a metric
             with torch.no_grad():
                 values = func(*args, **{**settings_of(kwargs or {}), "reduction": "none"})
             if values.ndim and len(values) == self._count:
@@ -177,10 +177,10 @@ class _Losses(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def of_samples(self) -> Tensor:
-        """Returns (N,): the losses of each sample, summed.
+        """Returns the sum of each sample's losses, (N,).
 
         Raises:
-            SettingError: If none was seen.
+            SettingError: If no loss was seen.
         """
         if not self._values:
             names = ", ".join(loss.__name__ for loss in LOSSES)
@@ -192,5 +192,5 @@ class _Losses(TorchFunctionMode):
 
 
 def _hooks_backward(callback: Callback) -> bool:
-    """Whether it is somebody else's and acts around the backward pass."""
+    """Whether a callback isn't ours and has hooks around the backward pass."""
     return not isinstance(callback, Technique) and any(is_overridden(callback, hook) for hook in _BACKWARD_HOOKS)

@@ -29,56 +29,57 @@ __all__ = ["SharpnessAwareMinimization"]
 class SharpnessAwareMinimization(Technique):
     """Steps by the gradient that the loss has at the worst weights nearby: SAM, and ASAM where ``adaptive``.
 
-    What it does: before the optimizer's step it climbs from the weights w a step of length ρ along the gradient of the
-    whole accumulation window, runs the window's batches once more there, sets the weights back to the bit, and leaves
-    the gradient that was found. Batches are mixed, and units dropped, in the second pass as in the first, and masks of
+    What it does: before the optimizer's step it moves the weights w by a step of length ρ along the gradient of the
+    whole accumulation window, runs the window's batches once more there, restores the weights bit for bit, and leaves
+    the gradient of the second pass. Mixing of batches and dropout masks are the same in both passes, and masks of
     gradients in ``on_after_backward`` apply in both. All else counts once: statistics, metrics, logs, teachers, queues,
     counters and lists of the module. Penalties, noise and clipping come afterwards, and so apply once.
 
-    When to use: for networks that memorize, where time for training is to be had; with data augmentation and weight
-    decay it still adds. When not: where every step counts, or with less than a few thousand steps. ``interval`` and
-    ``fraction`` make it cheaper.
+    When to use: for networks that memorize, where there is time for longer training; it still helps on top of data
+    augmentation and weight decay. When not: where every step counts, or with less than a few thousand steps.
+    ``interval`` and ``fraction`` make it cheaper.
 
-    Cost: a second forward and backward pass at each of its steps, and passes over the weights as those of clipping.
-    One copy of the weights that have gradients, the window's batches twice (those above 1 MiB once, unless the step
-    changes them), and of what a step changes beside weights. With ``fraction`` the second pass shrinks with it. No
-    state.
+    Cost: a second forward and backward pass at each of its steps, and passes over the weights like those of clipping.
+    Memory of one copy of the weights that have gradients, of the window's batches twice (those above 1 MiB once, unless
+    the step changes them), and of what a step changes beside weights. With ``fraction`` the second pass shrinks with
+    it. No state.
 
     Interacts with: several processes, which climb along the mean of their gradients, not each along its own. A gradient
-    scaler: where the second pass overflows, the first pass's gradients are used. Penalties of activations and of
-    confidence are part of the loss, and so of both passes. Hooks of your own on modules run in both. What can't be put
-    back (an iterator that the module holds, a file that it writes to from within a tuple) is warned of by name.
+    scaler: where the second pass overflows, the first pass's gradients are used. Penalties on activations and on
+    confidence are part of the loss, and so of both passes. Your own hooks on modules run in both. What can't be
+    restored (an iterator that the module holds, a file that it writes to from within a tuple) is warned of by name.
 
     With ``fraction`` below 1 the second pass draws its dropout masks and mixing partners for its own samples, and
     BatchNorm normalizes by their statistics.
 
     Deviates from the papers: ASAM's |w| + η is used for all parameters, biases included. ``fraction`` takes the samples
-    with the largest loss in the first pass. ESAM's own rule is another: it takes those whose loss rises most under the
-    perturbation, which costs one more forward pass; nor are its random subsets of weights taken over.
+    with the largest loss in the first pass, whereas ESAM takes those whose loss rises most under the perturbation,
+    which costs one more forward pass; ESAM's random subsets of weights aren't implemented either.
 
     Args:
-        rho: ρ, length of the climb; where it is 0 steps are plain. 0.05 to 0.2 for SAM, 0.5 to 2 for ASAM.
-        adaptive: Whether lengths are measured relative to the weights.
-        eta: η, at least 0: what is added to the size of a weight where ``adaptive``.
-        interval: SAM is applied every so many optimizer steps, at least 1; the others are plain.
-        only: ``"norm"``: perturb the scales and shifts of normalization layers alone (SAM-ON), which takes a much
+        rho: Length ρ of the perturbation, at least 0; 0 makes all steps plain. 0.05 to 0.2 for SAM, 0.5 to 2 for ASAM.
+        adaptive: Whether to measure lengths relative to the weights (ASAM).
+        eta: Term η, at least 0, that is added to the absolute value of a weight where ``adaptive``.
+        interval: Number of optimizer steps from one SAM step to the next, at least 1; the steps between are plain.
+        only: ``"norm"`` to perturb only the scales and shifts of normalization layers (SAM-ON), which needs a much
             larger ρ, such as 0.5 to 5; every weight where None. Takes a copy of the other gradients.
-        friendly: Whether to climb along what is peculiar to the batch (F-SAM): g − m, where m is a moving average of
-            gradients, rather than along g. Takes two copies of the gradients; the average is in checkpoints.
-        momentum: Share of m that is kept at each step where ``friendly``, in [0, 1).
-        fraction: γ, in (0, 1]: the second pass is made of the ⌈γN⌉ of a batch's N samples that have the largest loss in
-            the first; 0.5 makes a step about a fourth cheaper. Needs a loss function of torch's with a value a sample,
-            and a batch of tensors with one row a sample.
+        friendly: Whether to perturb along the batch-specific part of the gradient (F-SAM): along g − m, where m is a
+            moving average of gradients, rather than along g. Takes two copies of the gradients; the average is in
+            checkpoints.
+        momentum: Decay of m where ``friendly``, in [0, 1).
+        fraction: Share γ, in (0, 1], of a batch's N samples in the second pass: the ⌈γN⌉ with the largest loss in the
+            first; 0.5 makes a step about a fourth cheaper. Needs a loss function of torch's with a value per sample,
+            and a batch of tensors with one row per sample.
 
     Logs:
         ``sharpness/loss_rise``, by how much the loss is higher up there, at the steps the trainer logs.
 
     Raises:
         SettingError: If a setting is out of its range; at the fit's start with no normalization layer where ``only`` is
-            ``"norm"``, sharded weights where ``friendly``, manual optimization, LBFGS, a second
-            one, a training step that fetches its own batches, or weights that are flattened (FSDP1, DeepSpeed); at the
-            first batch where ``fraction`` is below 1, if its tensors don't have one row a sample or no loss with one
-            value a sample is seen.
+            ``"norm"``, sharded weights where ``friendly``, manual optimization, LBFGS, a second such callback, a
+            training step that fetches its own batches, or weights that are flattened (FSDP1, DeepSpeed); at the first
+            batch where ``fraction`` is below 1, if its tensors don't have one row per sample or no loss with one value
+            per sample is seen.
 
     Reference:
         Pierre Foret, Ariel Kleiner, Hossein Mobahi, Behnam Neyshabur: Sharpness-Aware Minimization for Efficiently
@@ -133,7 +134,7 @@ class SharpnessAwareMinimization(Technique):
 
     @property
     def used_settings(self) -> tuple[str, ...]:
-        """Names of the settings that mean something; for tables."""
+        """Names of the settings that have an effect, for tables."""
         further = {"eta": self.adaptive, "momentum": self.friendly}
         usual = ("rho", "adaptive", "interval", "only", "friendly", "fraction")
         return (*usual, *(name for name, used in further.items() if used))
@@ -145,7 +146,7 @@ class SharpnessAwareMinimization(Technique):
         return _Climbing(self, run, second_pass)
 
     def is_due(self, trainer: Trainer) -> bool:
-        """Whether the optimizer step that is being made ready is one of those that climb."""
+        """Whether the coming optimizer step is a SAM step."""
         return self.rho > 0 and (trainer.global_step + 1) % self.interval == 0
 
     def _check(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -168,14 +169,14 @@ class SharpnessAwareMinimization(Technique):
 
 @dataclass(eq=False)
 class _Climbing(Session[SharpnessAwareMinimization]):
-    """The run."""
+    """One fit of SAM."""
 
     second_pass: SecondPass
-    # Asked for once: on a CPU, memory that is new has to be cleared.
+    # Allocated once: on a CPU, new memory has to be cleared.
     spare: dict[nn.Parameter, Tensor] = field(default_factory=dict)
     perturbed: set[nn.Parameter] | None = None  # all where None
     names: dict[nn.Parameter, str] = field(default_factory=dict)
-    means: dict[str, Tensor] = kept(default_factory=dict)  # of gradients, where it is friendly
+    means: dict[str, Tensor] = kept(default_factory=dict)  # moving averages of gradients, where friendly
 
     @override
     def zero_grad(self, optimizer: Optimizer) -> None:
@@ -203,7 +204,7 @@ class _Climbing(Session[SharpnessAwareMinimization]):
         weights = [local(parameter) for parameter in parameters]
         before = [self._spare_of(parameter, weight) for parameter, weight in zip(parameters, weights, strict=True)]
         eta = self.technique.eta if self.technique.adaptive else None
-        # What can't be had back from how far the weights moved.
+        # Gradients that can't be recovered from the movement of the weights.
         beside = set(trained) if ways else set(trained).difference(parameters)
         first = {parameter: parameter.grad for parameter in beside}
         for parameter, way in ways.items():
@@ -223,11 +224,11 @@ class _Climbing(Session[SharpnessAwareMinimization]):
             step.log("sharpness/loss_rise", rise)
 
     def _ways(self, step: Step, trained: list[nn.Parameter]) -> dict[nn.Parameter, Tensor]:
-        """Takes the gradients into their moving average, and returns what they have beyond it."""
+        """Updates the moving average of gradients, and returns the gradients minus that average."""
         ways: dict[nn.Parameter, Tensor] = {}
         for place, parameter in enumerate(trained):
             gradient = step.unscaled(dense_gradient(parameter))
-            # An optimizer may have what the module doesn't register.
+            # An optimizer may have parameters that the module doesn't register.
             name = self.names.get(parameter, f"optimizer {step.index}, parameter {place}")
             mean = self.means.get(name)
             mean = torch.zeros_like(gradient) if mean is None else mean.to(gradient)
@@ -240,7 +241,7 @@ class _Climbing(Session[SharpnessAwareMinimization]):
     def _climb(
         self, parameters: list[nn.Parameter], weights: list[Tensor], before: list[Tensor], eta: float | None
     ) -> Tensor:
-        """Moves the weights; returns what gradients were multiplied by."""
+        """Moves the weights; returns the factor on the gradients."""
         gradients = [local(dense_gradient(parameter)) for parameter in parameters]
         if eta is not None:
             scale_to_weights_(gradients, weights, eta)
@@ -259,7 +260,7 @@ class _Climbing(Session[SharpnessAwareMinimization]):
 
 
 def _unscale(step: Step, parameters: list[nn.Parameter]) -> None:
-    """Takes a gradient scaler's scale out, unless the optimizer does that."""
+    """Divides gradients by a gradient scaler's scale, unless the optimizer does that."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if not gradients or step.scale is not None:
         return
@@ -275,12 +276,12 @@ def _fall_back(
     first: Mapping[nn.Parameter, Tensor | None],
     of_climb: Callable[[], list[Tensor]],
 ) -> None:
-    """Takes the first pass's gradients where the second's aren't finite.
+    """Replaces the second pass's gradients by the first's if they aren't finite.
 
     Args:
-        climbed: Parameters whose first gradients are had back from how far they moved.
-        first: The first gradients of the others.
-        of_climb: Returns those of ``climbed``.
+        climbed: Parameters whose first gradients are recovered from their movement.
+        first: First gradients of the others.
+        of_climb: Function that returns the first gradients of ``climbed``.
     """
     found = [weight for weight in trained if weight.grad is not None]
     if not found:

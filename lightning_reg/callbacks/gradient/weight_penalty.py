@@ -1,4 +1,4 @@
-"""Penalties of weights, added to gradients exactly as if the loss had contained them."""
+"""Penalties on weights, added to gradients exactly as if the loss had contained them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,17 +24,17 @@ __all__ = ["PenaltySession", "WeightPenalty"]
 
 
 class WeightPenalty(Technique):
-    """A penalty of weights alone: once per optimizer step, without a graph.
+    """A penalty on weights, added once per optimizer step, without a graph.
 
-    A subclass gives the penalty's value and adds its gradient. It may also shrink weights after the step: a proximal
-    step in the place of the gradient.
+    A subclass computes the penalty's value and adds its gradient. It may also shrink weights after the step: a proximal
+    step in place of the gradient.
 
     Args:
-        include: Globs over parameter names that are penalized.
-        exclude: Globs over parameter names that are not.
-        exclude_norm_and_bias: Whether biases and the parameters of normalization layers are spared.
-        schedule: Factor of the strength as training goes on; constant where None.
-        group: Which weights make up a unit: those that lead into it, or those that lead out of it.
+        include: Globs over names of parameters that are penalized.
+        exclude: Globs over names of parameters that are left out.
+        exclude_norm_and_bias: Whether biases and the parameters of normalization layers are left out.
+        schedule: Factor of the strength over the course of training; constant where None.
+        group: ``"output"`` for units of the weights that lead into them, ``"input"`` for those that lead out of them.
     """
 
     place = Place.GRADIENT
@@ -45,7 +45,7 @@ class WeightPenalty(Technique):
     )
     changes_gradients = True
     tag: ClassVar[str]
-    # Whether it sees weights unit by unit: matrices and filters alone, whole ones, the first dimension counting units.
+    # Whether it gets weights unit by unit: only matrices and filters, unsharded, with the units in the first dimension.
     by_unit: ClassVar[bool] = False
 
     def __init__(
@@ -67,7 +67,7 @@ class WeightPenalty(Technique):
 
     @property
     def adds_gradient(self) -> bool:
-        """Whether any part of the penalty is in the gradient."""
+        """Whether any part of the penalty is added to the gradient."""
         return True
 
     @property
@@ -99,7 +99,7 @@ class PenaltySession(Session[WeightPenalty]):
     selection: Selection = field(init=False)
     strength: ScheduledStrength = field(init=False)
     name: str = field(init=False)
-    due: tuple[list[nn.Parameter], float] | None = None  # what is shrunk after the step
+    due: tuple[list[nn.Parameter], float] | None = None  # parameters to shrink after the step, and the factor
 
     def __post_init__(self) -> None:
         technique, run = self.technique, self.run
@@ -124,7 +124,7 @@ class PenaltySession(Session[WeightPenalty]):
                     "weights; use another optimizer"
                 )
 
-    # The penalty itself, for sessions that hold more than settings
+    # The penalty itself, for sessions with state
 
     def value(self, parameters: list[nn.Parameter], weights: list[Tensor]) -> Tensor:
         """Returns the penalty at full strength."""
@@ -147,16 +147,16 @@ class PenaltySession(Session[WeightPenalty]):
             self._log(step, scheduled)
         if step.share == 0 or self.strength.is_off:
             return
-        # Asked anew at each step, because layers may be frozen and thawed in between.
+        # Selected at each step, because layers may be frozen and unfrozen in between.
         penalized = self.selection.of(step.parameters)
         fresh = [parameter for parameter in penalized if parameter in step.fresh]
         factor = step.share * scheduled
         if fresh and self.technique.adds_gradient:
-            # Also where a schedule has the penalty at 0 now: in the loss, too, it would give a gradient of zeros.
+            # Also while a schedule's factor is 0: a penalty in the loss would give a gradient of zeros, too.
             gradients = self._arranged([dense_gradient(parameter) for parameter in fresh], fresh)
             if factor:
                 self.add_gradient_(fresh, self._arranged(fresh, fresh), gradients, step.scaled(factor))
-        if penalized and self.technique.shrinks:  # each optimizer by its own learning rate
+        if penalized and self.technique.shrinks:  # by the learning rate of each optimizer
             self.due = penalized, factor
 
     @override
@@ -170,20 +170,20 @@ class PenaltySession(Session[WeightPenalty]):
             parameters = [parameter for parameter in group["params"] if parameter in chosen]
             if parameters:
                 rate = group["lr"] * factor
-                # A fused optimizer skips by itself: then nothing is shrunk either.
+                # If a fused optimizer skips the step by itself, nothing is shrunk either.
                 self.technique.shrink_(
                     self._arranged(parameters, parameters), rate if step.skipped is None else rate * (1 - step.skipped)
                 )
 
     def _arranged(self, tensors: Sequence[Tensor], parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-        """Returns views of this process's parts, as the penalty wants to see them."""
+        """Returns views of this process's shards, arranged as the penalty expects them."""
         if self.technique.by_unit:
             return self.selection.units(tensors, parameters)
         # Nothing records a graph here. A view without one, of each of thousands of weights, costs more than arithmetic.
         return [local(tensor) if isinstance(tensor, DTensor) else tensor for tensor in tensors]
 
     def _log(self, step: Step, scheduled: float) -> None:
-        # Of all optimizers together, also of those that toggle_optimizer froze for the moment.
+        # Parameters of all optimizers together, also those that toggle_optimizer froze for the moment.
         toggled = toggled_parameters(self.run.module)
         parameters = [chosen for chosen in self.selection.names if chosen.requires_grad or toggled.get(chosen)]
         self.strength.log(self.run.module, self.name)

@@ -1,4 +1,4 @@
-"""Terms of what modules return in a training step."""
+"""Terms of the outputs of modules in a training step."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -45,12 +45,12 @@ def activations_of(pl_module: LightningModule, include: Sequence[str], exclude: 
 
 @dataclass(eq=False)
 class ActivationsSession(TermSession):
-    """One fit.
+    """One fit of a term of activations.
 
     Attributes:
-        modules: Those whose outputs are penalized.
+        modules: Modules whose outputs are penalized.
         is_watching: Whether a training step runs.
-        seen: Outputs, what was noted of them, and their versions: how often they were changed in place.
+        seen: Outputs, with the values that :meth:`noted` returned and their version counters.
     """
 
     modules: Sequence[nn.Module]
@@ -64,10 +64,11 @@ class ActivationsSession(TermSession):
             self.run.until_end(add_forward_hook(module, self.collect))
 
     def noted(self, module: nn.Module, output: Any, activations: Tensor) -> Any:
-        """Returns what the term has to know of an output beside its first tensor.
+        """Returns what the term needs to know about an output besides its first tensor.
 
         Args:
-            output: All of what it returned.
+            output: The module's whole output.
+            activations: First tensor of the output.
         """
         return None
 
@@ -75,17 +76,17 @@ class ActivationsSession(TermSession):
         """Returns the term of one output, at full strength.
 
         Args:
-            activations: In 32 bits at least.
-            noted: What :meth:`noted` returned.
+            activations: First tensor of the output, in at least 32 bits.
+            noted: Return value of :meth:`noted`.
         """
         raise NotImplementedError
 
     def collect(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        """Notes what a module returned."""
-        # Evaluation, a checkpointed layer that is computed again in the backward pass, a part that isn't trained.
+        """Records the output of a module."""
+        # Not in evaluation, a checkpointed layer that is recomputed in the backward pass, or a part without gradients.
         if not self.is_watching or not torch.is_grad_enabled():
             return
-        # Only noted here: a checkpointed layer has to compute the same thing both times.
+        # Only recorded here: a checkpointed layer has to compute the same thing both times.
         activations = _first_tensor(output)
         noted = self.noted(module, output, activations)
         compiling = torch.compiler.is_compiling()  # then nothing is changed in place

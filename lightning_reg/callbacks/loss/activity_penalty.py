@@ -31,22 +31,22 @@ class ActivityPenalty(LossTerm):
 
     Cost: reads the chosen activations once in the forward and once in the backward pass. No state.
 
-    Interacts with: torch.compile: attach it before the first step of the compiled module, else its hooks aren't seen.
-    Activation checkpointing of a chosen module is fine unless it is reentrant: what is computed again isn't counted
-    again. What the training step returns, and so ``outputs`` in ``on_train_batch_end``, contains the penalty.
+    Interacts with: torch.compile: attach the callback before the first step of the compiled module, else its hooks
+    aren't seen. Activation checkpointing of a chosen module is fine unless it is reentrant: what is recomputed isn't
+    counted again. What the training step returns, and so ``outputs`` in ``on_train_batch_end``, contains the penalty.
 
-    Deviates from the paper: the strengths are λ for the mean over all elements, as in its code, and AR takes a
-    module's own output; to have dropout in it, name the dropout layer behind.
+    Deviates from the paper: the strengths apply to the mean over all elements, as in its code, and AR takes a module's
+    own output; to include dropout, name the dropout layer behind it.
 
     Args:
         l1: Strength λ₁, at least 0; 0 where None.
-        l2: Strength λ₂, likewise; for AR 2 is usual.
-        temporal: Strength λ₃, likewise; for TAR 1 is usual.
-        include: Globs over module names; where empty, all activation modules. Of a module that returns several tensors
+        l2: Strength λ₂, at least 0; 0 where None. For AR 2 is usual.
+        temporal: Strength λ₃, at least 0; 0 where None. For TAR 1 is usual.
+        include: Globs over names of modules; where empty, all activation modules. If a module returns several tensors,
             the first counts.
-        exclude: Globs over module names that are left out.
-        time_dim: Dimension of time; of torch's recurrent modules it is known.
-        schedule: What all strengths are multiplied by as training goes on; constant where None.
+        exclude: Globs over names of modules that are left out.
+        time_dim: Dimension of time in the outputs; not used for torch's recurrent modules, whose layout is known.
+        schedule: Factor of all strengths over the course of training; constant where None.
 
     Logs:
         ``penalty/activity``, its value, and ``penalty/activity_share``, its share of loss plus penalty, at the steps
@@ -102,7 +102,7 @@ class ActivityPenalty(LossTerm):
 
 @dataclass(eq=False)
 class ActivitySession(ActivationsSession):
-    """One fit; of each output the dimension of time is noted."""
+    """One fit of the activity penalty; it records the time dimension of each output."""
 
     technique: ActivityPenalty
 

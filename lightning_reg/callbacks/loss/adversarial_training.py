@@ -1,4 +1,4 @@
-"""Training on inputs that are changed, within bounds, so that the loss rises."""
+"""Training on adversarial inputs: bounded perturbations that raise the loss."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -28,48 +28,51 @@ __all__ = ["AdversarialTraining"]
 class AdversarialTraining(Technique):
     """Trains on adversarial inputs beside the clean ones: FGSM, and PGD where there are several ``steps``.
 
-    What it does: runs the training step on the batch as it is, moves every input within a box of half width ε so that
-    its loss rises, along the sign of the gradient by the inputs, and runs the training step once more there. The loss
-    that goes into backward is α times the clean one plus 1 − α times the adversarial one. Both are all that the step
-    returns, so other terms belong to both. All passes get the same dropout masks and are mixed alike; what the module
-    logs, counts, and keeps (metrics, BatchNorm's statistics, teachers, queues) is of the clean pass alone.
+    What it does: runs the training step on the batch as it is, moves every input within a box of half width ε along the
+    sign of the loss's gradient by the inputs, so that the loss rises, and runs the training step once more there. The
+    loss that goes into backward is α times the clean one plus 1 − α times the adversarial one. Each is the whole loss
+    that the step returns, so other terms belong to both. All passes get the same dropout masks and the same mixing;
+    what the module logs, counts, and keeps (metrics, BatchNorm's statistics, teachers, queues) is of the clean pass
+    alone.
 
-    When to use: for predictions that hold under small changes of the inputs; on tables, where it is one of the
+    When to use: for predictions that are robust to small changes of the inputs; on tables, where it is one of the
     regularizers of Kadra et al. (2021), it more often hurt than helped by itself: 16 tables won, 23 lost. When not:
-    for accuracy on clean images, which it lowers; where a step's time is short; on inputs of whole numbers.
+    for accuracy on clean images, which it lowers; where a step's time is short; on integer inputs.
 
     Cost: with FGSM two forward passes and about two and a half backward passes; with k steps k − 1 more of both. Memory
-    of two graphs; of one where ``clean_weight`` is 0. State: two numbers a column or channel.
+    of two graphs; of one where ``clean_weight`` is 0. State: two numbers per column or channel.
 
     Interacts with: BatchNorm, which in the adversarial pass normalizes by that batch's statistics; its running ones
-    are of clean inputs. ``SharpnessAwareMinimization`` runs all of it again. Compiled networks take a forward pass
-    more. Activation checkpointing has to be the kind that isn't reentrant. Columns that the network reads as codes have
-    no gradient and stay as they are; one-hot columns move within [0, 1].
+    are of clean inputs. ``SharpnessAwareMinimization`` runs all of it again. Compiled networks need one more forward
+    pass. Activation checkpointing has to be non-reentrant. Columns that the network reads as codes have no gradient and
+    aren't changed; one-hot columns move within [0, 1].
 
-    Deviates from the papers: inputs are kept within the range that they were seen in so far, of each column of a table
-    and each channel of images, instead of [0, 1], which standardized inputs don't lie in. The first step starts at the
-    inputs unless ``random_start``.
+    Deviates from the papers: inputs are kept within the range seen so far, of each column of a table and each channel
+    of images, instead of [0, 1], which standardized inputs don't lie in. The first step starts at the inputs unless
+    ``random_start``.
 
     Args:
-        eps: ε, the largest change of an entry, in units of the inputs as the network gets them, at least 0. On inputs
-            that were divided by a standard deviation s, 8/255 of the raw range is 8/255/s.
-        steps: Steps of the attack, at least 1: 1 for FGSM, 7 or 10 are usual for PGD.
-        step_size: Length of a step; where None, ε for one step, 2.5 ε / ``steps`` for several.
-        random_start: Whether the attack begins at a random place in the box rather than at the inputs, which takes one
+        eps: Largest change ε of an entry, in units of the inputs as the network gets them, at least 0. On inputs that
+            were divided by a standard deviation s, 8/255 of the raw range is 8/255/s.
+        steps: Number of steps of the attack, at least 1: 1 for FGSM, 7 or 10 are usual for PGD.
+        step_size: Length of a step, positive; where None, ε for one step, 2.5 ε / ``steps`` for several.
+        random_start: Whether the attack begins at a random point of the box rather than at the inputs, which takes one
             more pass.
-        clean_weight: α, the share of the clean loss, in [0, 1): 0.5 as Goodfellow et al. have it, 0 as Madry et al.
-        clip: Range that adversarial inputs are kept in: ``"seen"``, two numbers, or None for none.
-        input_key: Where the inputs are in a batch: an index, a name, or a getter and a setter.
-        seed: Of the random numbers; where None, that of ``seed_everything``.
-        schedule: What ε is multiplied by as training goes on; constant where None.
+        clean_weight: Share α of the clean loss, in [0, 1): 0.5 as in Goodfellow et al., 0 as in Madry et al.
+        clip: Range that adversarial inputs are clipped to: ``"seen"`` for that of the inputs so far, two numbers for
+            lower and upper bound, or None for no clipping.
+        input_key: Position of the inputs in a batch: an index, a name, or a getter and a setter.
+        seed: Seed of the random numbers; that of ``seed_everything`` where None.
+        schedule: Factor of ε over the course of training; constant where None.
 
     Logs:
         ``adversarial/loss_rise``, by how much the loss is higher at the adversarial inputs, at the steps the trainer
         logs.
 
     Raises:
-        SettingError: If a setting is out of its range, the module optimizes manually, or a second one attacks, too; at
-            the first batch, if its inputs aren't of a floating dtype, or the loss doesn't depend on them.
+        SettingError: If a setting is out of its range, the module optimizes manually, or a second such callback has an
+            ``eps`` above 0; at the first batch, if its inputs aren't of a floating dtype, or the loss doesn't depend on
+            them.
 
     Reference:
         Ian J. Goodfellow, Jonathon Shlens, Christian Szegedy: Explaining and Harnessing Adversarial Examples, ICLR
@@ -143,17 +146,17 @@ def _checked(clip: Any) -> Literal["seen"] | tuple[float, float] | None:
 
 @dataclass(eq=False)
 class AdversarialSession(Session[AdversarialTraining]):
-    """One fit.
+    """One fit of adversarial training.
 
     Attributes:
-        seen: Least and greatest values of the inputs so far, (2, ...); empty before the first batch.
-        factor: What ε is multiplied by.
-        name: Of the technique among what is logged.
-        number: Which of several such techniques this is.
-        repetition: Lets a training step run again.
-        batch_idx: Of the batch that is trained on.
-        is_attached: Whether it stands around the training step.
-        is_checked: Whether an attack was possible once.
+        seen: Smallest and largest values of the inputs so far, (2, ...); empty before the first batch.
+        factor: Factor of ε by the schedule.
+        name: Name of the technique in logged tags.
+        number: Index of this technique among the callbacks of its class.
+        repetition: Record from which a training step is run again.
+        batch_idx: Index of the current training batch.
+        is_attached: Whether the training step is wrapped.
+        is_checked: Whether an attack has succeeded once.
     """
 
     seen: Tensor = kept(default_factory=lambda: torch.empty(0))
@@ -188,7 +191,7 @@ class AdversarialSession(Session[AdversarialTraining]):
     @override
     def batch_starts(self, batch_idx: int) -> None:
         self.batch_idx = batch_idx
-        if not self.is_attached:  # not earlier: each pass is a whole step, with whatever others have put around it
+        if not self.is_attached:  # not earlier: each pass includes the layers of others
             self.is_attached = True
             self.run.around(self.run.module, "training_step", self._step)
 
@@ -197,7 +200,7 @@ class AdversarialSession(Session[AdversarialTraining]):
         if logs_now(trainer):
             self.factor.log(self.run.module, self.name)
         eps = technique.eps * self.factor.now(trainer)
-        # The first step is looked at even where a schedule begins at 0: what can't be attacked is an error now.
+        # The first step is attacked even if a schedule begins at 0: a step that can't be attacked is an error now.
         if technique.eps == 0 or (eps == 0 and self.is_checked):
             return training_step(batch, *args, **kwargs)
         inputs = part_of(batch, technique.input_key, name="input_key")
@@ -211,7 +214,7 @@ class AdversarialSession(Session[AdversarialTraining]):
         def on(given: Any) -> Any:
             return training_step(given, *args, **kwargs)
 
-        # torch.compile looks for a gradient at what it is given, which a copy hasn't, and warns.
+        # torch.compile reads the gradient of its inputs, which a copy doesn't have, and warns.
         step = partial(_at, on, technique.input_key, batch, copies=not self._is_compiled())
         return self._attacked(step, batch, inputs, eps)
 
@@ -222,17 +225,17 @@ class AdversarialSession(Session[AdversarialTraining]):
         """Runs the training step on clean and on adversarial inputs.
 
         Args:
-            step: From inputs to what the training step returns.
-            inputs: Those of the batch.
-            eps: ε, at this moment.
+            step: Function that runs the training step on given inputs.
+            inputs: Clean inputs of the batch.
+            eps: Current value of ε.
         """
         technique = self.technique
         clean_inputs = _leaf(inputs)
         output, first = self.repetition.first(lambda _: step(clean_inputs), (batch,))
         clean = loss_of(output)
-        if clean is None or first.lost:  # this batch is skipped, or has been changed, of which there is no copy
+        if clean is None or first.lost:  # this batch is skipped, or was changed without a copy
             return output
-        # Compiled code frees what a graph has kept, whether it is to be kept or not.
+        # Compiled code frees its graph's buffers even with retain_graph.
         shares = technique.clean_weight > 0
         is_reused = not technique.random_start and not (shares and self._is_compiled())
         gradient = self._gradient(clean, clean_inputs, keep_graph=shares) if is_reused else None
@@ -259,7 +262,7 @@ class AdversarialSession(Session[AdversarialTraining]):
         if logs_now(self.run.trainer):
             self.run.log(f"{self.name}/loss_rise", adversarial.detach() - clean.detach())
         loss = technique.clean_weight * clean + (1 - technique.clean_weight) * adversarial if shares else adversarial
-        # The user's own dictionary stays as it is.
+        # The user's own dictionary isn't changed.
         return {**output, "loss": loss} if isinstance(output, Mapping) else loss
 
     def _moved(self, attacked: Tensor, gradient: Tensor, inputs: Tensor, eps: float) -> Tensor:
@@ -269,7 +272,7 @@ class AdversarialSession(Session[AdversarialTraining]):
         return self._clipped(sign_step(attacked, gradient, inputs.detach(), eps=eps, step_size=size))
 
     def _gradient(self, loss: Tensor, inputs: Tensor, *, keep_graph: bool) -> Tensor:
-        scale = scaler_scale(self.run.trainer, loss.device)  # else half precision loses what is small
+        scale = scaler_scale(self.run.trainer, loss.device)  # else small gradients underflow in half precision
         with torch._C.DisableTorchFunction():
             return gradient_by_inputs(loss if scale is None else loss * scale, inputs, keep_graph=keep_graph)
 
@@ -277,7 +280,7 @@ class AdversarialSession(Session[AdversarialTraining]):
         if self.technique.clip != "seen":
             return
         low, high = range_of(inputs.detach())
-        # One message for both, of which every process has to know: only the first one's are in checkpoints.
+        # One reduction for both. Every process needs them: only those of the first are in checkpoints.
         both = torch.as_tensor(self.run.trainer.strategy.reduce(torch.stack((-low, high)), reduce_op="max"))
         now = torch.stack((-both[0], both[1]))
         before = self.seen.to(now) if self.seen.numel() else now
@@ -298,11 +301,11 @@ class AdversarialSession(Session[AdversarialTraining]):
 
 
 def _at(training_step: Callable[[Any], Any], key: Key, batch: Any, inputs: Tensor, *, copies: bool) -> Any:
-    """Runs a training step on other inputs, or on a copy: it may change its batch in place, but no leaf of a graph."""
+    """Runs a training step on other inputs, or on a copy: the step may change them in place, but not a leaf."""
     return training_step(with_parts(batch, [(key, inputs.clone() if copies else inputs)]))
 
 
 def _leaf(inputs: Tensor) -> Tensor:
-    """Returns inputs with a gradient."""
-    # Of tensors that were made in inference mode only a copy can have a gradient.
+    """Returns inputs as a leaf that requires a gradient."""
+    # Of a tensor that was made in inference mode only a copy can have a gradient.
     return (inputs.clone() if inputs.is_inference() else inputs.detach()).requires_grad_()

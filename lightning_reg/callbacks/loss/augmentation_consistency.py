@@ -1,4 +1,4 @@
-"""Several views of each sample in one batch, which are to be predicted alike."""
+"""Consistent predictions for several augmented views of each sample."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -35,38 +35,38 @@ _NAMES = ("augmix", "randaugment", "trivialaugment")
 class AugmentationConsistency(LossTerm):
     """Lets the network see each sample as it is and augmented, and asks for the same prediction: AugMix's JSD loss.
 
-    What it does: the training step is given ``views`` times as many samples in one batch: all as they are, and then all
-    of them again, ``views`` − 1 times, each time augmented anew. The loss that it computes by ``cross_entropy`` or
+    What it does: the training step gets ``views`` times as many samples in one batch: all as they are, and then all of
+    them again, ``views`` − 1 times, each time augmented anew. The loss that it computes by ``cross_entropy`` or
     ``nll_loss`` is that of the clean samples alone, and λ times the mean Jensen–Shannon divergence between the
     predictions of the views joins it: CE(clean) + 12·JS of three views is AugMix's. With ``loss_of="all"`` the loss is
-    the mean over all views, which with ``weight=0`` is repeated augmentation. No code of the module is changed, and
-    evaluation is left alone.
+    the mean over all views, which with ``weight=0`` is repeated augmentation. The module's code isn't changed, and
+    evaluation isn't affected.
 
-    When to use: for image classifiers that are to hold under corruptions that training hasn't shown, and to be
-    calibrated under them. When not: where a step's time or memory is short; on images that the augmentation makes
-    something else of; with a data module that augments as well, where no view is clean.
+    When to use: for image classifiers that should be robust to corruptions unseen in training, and calibrated under
+    them. When not: where a step's time or memory is short; on images whose class the augmentation changes; with a data
+    module that augments as well, where no view is clean.
 
     Cost: a training step of ``views`` times the batch, in compute and in memory of activations; torchvision's
     transforms, image by image. No state.
 
     Interacts with: BatchNorm, whose statistics are those of all views. Metrics of the training step see each sample
-    ``views`` times, once clean. ``BatchMixing`` mixes all views alike, with one weight for the batch
+    ``views`` times, once clean. ``BatchMixing`` mixes all views in the same way, with one weight for the batch
     (``per_sample=False``). No gradient goes through the augmentation: ``AdversarialTraining`` attacks the clean view.
 
     Deviates from the papers: mixing chains are torchvision's ``AugMix``, drawn for each image and view. The mean of the
-    predictions isn't clamped, and is computed of logarithms.
+    predictions isn't clamped, and is computed from log-probabilities.
 
     Args:
         weight: Strength λ of the divergence, at least 0; 12 is the paper's.
-        views: How many views there are of each sample, the clean one among them, at least 2.
+        views: Number of views of each sample, the clean one included, at least 2.
         augment: ``"augmix"``, ``"randaugment"`` or ``"trivialaugment"``, torchvision's; an ``Augmentation``; or a list
             of transforms of single images.
-        loss_of: Whether the module's loss is of the ``"clean"`` samples or the mean over ``"all"`` views.
+        loss_of: Samples that the module's loss is computed on: ``"clean"`` ones, or ``"all"`` views.
         normalization: Mean and standard deviation of each channel by which the inputs were normalized, on the scale of
-            [0, 1]; where None, those of the data module (``mean_and_std``), or else the inputs have to lie in [0, 1].
-        input_key: Where the inputs are in a batch: an index, a name, or a getter and a setter.
-        seed: Of the random numbers; where None, that of ``seed_everything``.
-        schedule: What the strength is multiplied by as training goes on; constant where None.
+            [0, 1]; where None, those of the data module (``mean_and_std``); without these, inputs must lie in [0, 1].
+        input_key: Position of the inputs in a batch: an index, a name, or a getter and a setter.
+        seed: Seed of the random numbers; that of ``seed_everything`` where None.
+        schedule: Factor of the strength over the course of training; constant where None.
 
     Logs:
         ``penalty/augmentation_consistency``, its value, and ``penalty/augmentation_consistency_share``, its share of
@@ -74,7 +74,7 @@ class AugmentationConsistency(LossTerm):
 
     Raises:
         SettingError: If a setting is out of its range, the module optimizes manually or is compiled as a whole; at the
-            first batch, if its tensors don't have one row a sample, the inputs aren't floats in [0, 1] before
+            first batch, if its tensors don't have one row per sample, the inputs aren't floats in [0, 1] before
             normalization, or the training step calls neither loss outside of activation checkpointing.
 
     Reference:
@@ -119,7 +119,7 @@ class AugmentationConsistency(LossTerm):
 
     @property
     def augmentation(self) -> Augmentation:
-        """What makes the views."""
+        """Augmentation that creates the views."""
         return self._augmentation
 
     @property
@@ -156,7 +156,7 @@ def _checked(normalization: Any) -> tuple[tuple[float, ...], tuple[float, ...]] 
 def _augmentation(augment: Any) -> Augmentation:
     if isinstance(augment, str):
         check_choice("augment", augment, _NAMES)
-        augment, _ = preset(augment, input_shape=(3, 32, 32))  # whose shape makes no difference to these
+        augment, _ = preset(augment, input_shape=(3, 32, 32))  # for these the shape makes no difference
     if isinstance(augment, list | tuple):
         return PerSampleAugmentation(transforms=augment)
     if isinstance(augment, Augmentation):
@@ -168,12 +168,11 @@ def _augmentation(augment: Any) -> Augmentation:
 
 @dataclass(eq=False)
 class ConsistencySession(LogitsSession):
-    """One fit.
+    """One fit of augmentation consistency.
 
     Attributes:
-        technique: Whose fit it is.
-        number: Which of several such techniques this is.
-        batch_idx: Of the batch that is trained on.
+        number: Index of this technique among the callbacks of its class.
+        batch_idx: Index of the current training batch.
     """
 
     technique: AugmentationConsistency
@@ -182,7 +181,7 @@ class ConsistencySession(LogitsSession):
 
     @override
     def _attach(self) -> None:
-        """Waits: layers that change batches have to lie inside, so that all views are changed alike."""
+        """Checks the callbacks; attaches later, so that layers that change batches lie inside and treat views alike."""
         name = type(self.technique).__name__
         refuse_compiled_whole(self.run.module, name)
         self.number = instance_number(self.run.trainer, self.technique)
@@ -199,7 +198,7 @@ class ConsistencySession(LogitsSession):
                 )
 
     def _repeats(self, other: Callback) -> bool:
-        """Whether another callback also gives the training step more rows than the batch has."""
+        """Whether another callback also repeats the rows of the batch."""
         if self.technique.is_idle or other is self.technique:
             return False
         is_idle = getattr(other, "is_idle", False) or getattr(other, "prob", 1) == 0
@@ -215,7 +214,7 @@ class ConsistencySession(LogitsSession):
 
     @override
     def _step(self, training_step: Callable[..., Any], batch: Any, *args: Any, **kwargs: Any) -> Any:
-        # Also in the first step, which others watch even then.
+        # Also in the first step, which other terms watch even while their factor is 0.
         if self.technique.loss_of == "clean" and self.strength.now(self.run.trainer) == 0:
             self._log({})
             return training_step(batch, *args, **kwargs)
@@ -243,7 +242,7 @@ class ConsistencySession(LogitsSession):
     def watching(self) -> Iterator[None]:
         with ExitStack() as stack:
             if self.technique.loss_of == "clean":
-                # Entered first, and so asked last: whoever mixes or notes a loss sees all views.
+                # Entered first, and so called last: modes that mix or record a loss see all views.
                 stack.enter_context(_CleanLosses(self.technique.views, self.losses, checks=not self.is_checked))
             stack.enter_context(super().watching())
             yield
@@ -265,7 +264,7 @@ class ConsistencySession(LogitsSession):
             _check_range(images, has_constants=bool(mean.any()) or bool((std != 1).any()))
         images = images.clamp(0, 1)
         augment = technique.augmentation
-        if isinstance(augment, PerSampleAugmentation):  # torchvision's are made for bytes
+        if isinstance(augment, PerSampleAugmentation):  # torchvision's transforms are made for bytes
             images = (images * 255).round().byte()
         module = self.run.module
         position = (module.global_rank, module.current_epoch, self.batch_idx)
@@ -277,7 +276,7 @@ class ConsistencySession(LogitsSession):
         return torch.cat(views)
 
     def _constants(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns mean and deviation of the channels, which go with the inputs."""
+        """Returns the channels' mean and standard deviation, shaped to broadcast over the inputs."""
         data = getattr(self.run.trainer, "datamodule", None)
         given = self.technique.normalization or getattr(data, "mean_and_std", None)
         constants = [torch.as_tensor(numbers).to(inputs) for numbers in given or ((0.0,), (1.0,))]
@@ -301,12 +300,12 @@ def _check_range(images: Tensor, *, has_constants: bool) -> None:
 
 
 class _CleanLosses(TorchFunctionMode):
-    """Calls the losses with the clean samples alone; everything else runs as it would.
+    """Calls the losses with the clean samples alone; everything else runs unchanged.
 
     Args:
-        views: How many there are of each sample, the clean one first.
-        losses: The functions, by name.
-        checks: Whether what can't be followed is looked for.
+        views: Number of views of each sample, the clean one first.
+        losses: Names of the loss functions, by function.
+        checks: Whether to check for losses within activation checkpointing.
     """
 
     def __init__(self, views: int, losses: dict[Callable[..., Tensor], str], *, checks: bool) -> None:
@@ -320,7 +319,7 @@ class _CleanLosses(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func not in self._losses or not torch.is_grad_enabled():  # else it is a metric
+        if func not in self._losses or not torch.is_grad_enabled():  # otherwise it is a metric
             return func(*args, **kwargs)
         given = dict(zip(("input", "target"), args, strict=False)) | kwargs
         rows = len(given["input"])

@@ -1,4 +1,4 @@
-"""The term by which concrete dropout learns its rates."""
+"""The loss term from which concrete dropout learns its rates."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,19 +25,19 @@ class ConcreteDropoutPenalty(LossTerm):
     """Adds the term by which layers with ``ConcreteDropout`` learn their rates to the loss of any module.
 
     What it does: the sum over layers of l²/(2(1 − p))·‖W‖² − K·H(p), divided by the number of training samples, joins
-    the loss that goes into backward. The loss that the module logs stays clean. The models of this package add it by
-    themselves; with the callback, they leave it to that.
+    the loss that goes into backward. The loss that the module logs stays clean. The models of this package add the term
+    by themselves, but leave it to the callback if there is one.
 
-    When to use: on a LightningModule of one's own that is built with ``ConcreteDropout``. When not: where the loss
-    isn't a mean negative log likelihood per sample, such as a sum over the batch.
+    When to use: on your own LightningModule that is built with ``ConcreteDropout``. When not: where the loss isn't a
+    mean negative log-likelihood per sample, such as a sum over the batch.
 
     Cost: reads the weights of these layers once in the forward and once in the backward pass. No state.
 
-    Interacts with: weight decay and L2 penalties, which pull at the same weights, and so lower the rates.
+    Interacts with: weight decay and L2 penalties, which shrink the same weights, and so lower the rates.
 
     Args:
-        num_samples: How many samples there are to train on; those of the training loader where None.
-        schedule: What the term is multiplied by as training goes on; constant where None.
+        num_samples: Number of training samples, at least 1; that of the training loader's data set where None.
+        schedule: Factor of the term over the course of training; constant where None.
 
     Logs:
         ``penalty/concrete_dropout``, its value, ``penalty/concrete_dropout_share``, the share of its size in loss plus
@@ -69,7 +69,7 @@ class ConcreteDropoutPenalty(LossTerm):
 
 @dataclass(eq=False)
 class ConcreteSession(TermSession):
-    """One fit: the layers that learn their rate, and over how many samples."""
+    """One fit, with the layers that learn their rate and the number of samples."""
 
     technique: ConcreteDropoutPenalty
     layers: dict[str, ConcreteDropout] = field(init=False)
@@ -104,7 +104,7 @@ class ConcreteSession(TermSession):
 
 @dataclass(frozen=True)
 class _Relieved:
-    """A module of ours that adds the term by itself when the run has ended."""
+    """Handle that lets a module of ours add the term by itself again after the run."""
 
     module: LightningModule
 

@@ -17,21 +17,21 @@ __all__ = ["ConfidencePenalty"]
 class ConfidencePenalty(LossTerm):
     """Rewards predictions that are not certain: −β times their entropy joins the loss.
 
-    What it does: takes the logits that the module's training step hands to ``cross_entropy`` (``nll_loss`` likewise),
-    and adds −β H(softmax(logits)) to the loss that goes into backward. No name and no code of the module is needed, and
-    the loss that it logs stays clean. Where there are several such calls in a step, each is penalized; targets that
-    they ignore aren't. What the training step returns, and so ``outputs`` in ``on_train_batch_end``, contains the term.
+    What it does: takes the logits that the module's training step passes to ``cross_entropy`` (``nll_loss`` likewise),
+    and adds −β H(softmax(logits)) to the loss that goes into backward. No change of the module is needed, and the loss
+    that it logs stays clean. Where there are several such calls in a step, each is penalized; targets that they ignore
+    aren't. What the training step returns, and so ``outputs`` in ``on_train_batch_end``, contains the term.
 
-    When to use: in place of label smoothing, to which it is a close relative, for better calibrated predictions. When
+    When to use: in place of label smoothing, to which it is closely related, for better calibrated predictions. When
     not: together with label smoothing or Mixup, which do the same.
 
     Cost: one softmax of the logits. No state.
 
-    Deviates from the paper: no threshold of the entropy; its annealing is a ``schedule``.
+    Deviates from the paper: no threshold on the entropy; its annealing is a ``schedule``.
 
     Args:
         weight: Strength β, at least 0; 0.1 is usual.
-        schedule: What the strength is multiplied by as training goes on; constant where None.
+        schedule: Factor of the strength over the course of training; constant where None.
 
     Logs:
         ``penalty/confidence``, its value, which is negative, and ``penalty/confidence_share``, its size in loss plus

@@ -24,25 +24,25 @@ class DecorrelationPenalty(LossTerm):
     """Penalizes features that vary together over a batch: the covariances of what chosen modules return (DeCov).
 
     What it does: λ/2 times the sum of all squared covariances of two different features, over the samples of the batch,
-    joins the loss that goes into backward, summed over modules. Variances aren't penalized. Of maps (N, C, H, W) the
-    channels are the features and each position is a sample, of sequences (N, T, D) each time step. The loss that the
-    module logs stays clean. Computed in at least 32 bits, also under autocast.
+    joins the loss that goes into backward, summed over modules. Variances aren't penalized. In feature maps
+    (N, C, H, W) the channels are the features and each position is a sample; in sequences (N, T, D) each time step is.
+    The loss that the module logs stays clean. Computed in at least 32 bits, also under autocast.
 
     When to use: on the fully connected features before the head, where a network overfits though it has dropout; it
     works beside dropout. When not: with batches much smaller than the number of features, whose covariances are noise;
     with features that are whitened or orthogonal already.
 
-    Cost: one matrix product of N · D · min(N, D) a module, in the forward and in the backward pass. No state.
+    Cost: one matrix product of N · D · min(N, D) per module, in the forward and in the backward pass. No state.
 
-    Interacts with: processes, of which each takes the covariances of its own part of the batch. torch.compile: attach
-    it before the first step of the compiled module, else its hooks aren't seen.
+    Interacts with: several processes, each of which uses the covariances of its own part of the batch. torch.compile:
+    attach the callback before the first step of the compiled module, else its hooks aren't seen.
 
     Args:
         weight: Strength λ, at least 0; 0.001 to 0.1 is usual for hundreds of features, as the term sums over pairs.
-        include: Globs over module names; where empty, all activation modules. Of a module that returns several tensors
+        include: Globs over names of modules; where empty, all activation modules. If a module returns several tensors,
             the first counts.
-        exclude: Globs over module names that are left out.
-        schedule: What the strength is multiplied by as training goes on; constant where None.
+        exclude: Globs over names of modules that are left out.
+        schedule: Factor of the strength over the course of training; constant where None.
 
     Logs:
         ``penalty/decorrelation``, its value, and ``penalty/decorrelation_share``, its share of loss plus penalty, at
@@ -89,7 +89,7 @@ class DecorrelationPenalty(LossTerm):
 
 @dataclass(eq=False)
 class DecorrelationSession(ActivationsSession):
-    """One fit."""
+    """One fit of the decorrelation penalty."""
 
     technique: DecorrelationPenalty
 

@@ -1,4 +1,4 @@
-"""A penalty on the loss's gradient by the inputs."""
+"""A penalty on the gradient of the loss by the inputs."""
 
 from dataclasses import dataclass
 
@@ -21,13 +21,13 @@ __all__ = ["InputGradientPenalty"]
 class InputGradientPenalty(LossTerm):
     """Penalizes how fast the loss changes with the inputs: double backpropagation.
 
-    What it does: the training step is given its inputs with a gradient, and λ times the mean over samples of
-    ‖∂ℓ/∂x‖² joins the loss that goes into backward, with ℓ the sample's own loss. The user's batch, and the loss that
-    the module logs, stay as they are.
+    What it does: the training step gets inputs that require a gradient, and λ times the mean over samples of ‖∂ℓ/∂x‖²
+    joins the loss that goes into backward, with ℓ the sample's own loss. The user's batch, and the loss that the module
+    logs, aren't changed.
 
-    When to use: against small disturbances of the inputs, on small data sets, for explanations by gradients that are
-    less noisy. When not: where a step's time is short; on inputs of whole numbers; where the loss is a sum over samples
-    rather than a mean; for accuracy on clean inputs, which it didn't raise in the study ``wave2_loss``.
+    When to use: against small perturbations of the inputs, on small data sets, for less noisy explanations by
+    gradients. When not: where a step's time is short; on integer inputs; where the loss is a sum over samples rather
+    than a mean; for accuracy on clean inputs, which it didn't raise in the study ``wave2_loss``.
 
     Cost: about two more backward passes, and the memory of their graph. No state.
 
@@ -37,8 +37,8 @@ class InputGradientPenalty(LossTerm):
 
     Args:
         weight: Strength λ, at least 0; 0.01 to 10 is usual for standardized inputs.
-        input_key: Where the inputs are in a batch: an index, a name, or a getter and a setter.
-        schedule: What the strength is multiplied by as training goes on; constant where None.
+        input_key: Position of the inputs in a batch: an index, a name, or a getter and a setter.
+        schedule: Factor of the strength over the course of training; constant where None.
 
     Logs:
         ``penalty/input_gradient``, its value, and ``penalty/input_gradient_share``, its share of loss plus penalty, at
@@ -80,7 +80,7 @@ class InputGradientPenalty(LossTerm):
 
 @dataclass(eq=False)
 class InputGradientSession(InputTermSession):
-    """One fit."""
+    """One fit of the input gradient penalty."""
 
     technique: InputGradientPenalty
 
@@ -89,5 +89,5 @@ class InputGradientSession(InputTermSession):
         scale = scaler_scale(self.run.trainer, loss.device)
         if scale is None:
             return input_gradient_penalty(loss, self.inputs, self.technique.weight)
-        # Gradients by activations in 16 bits would vanish, as those of the loss would.
+        # Gradients by activations in 16 bits would underflow, as those of the loss would.
         return input_gradient_penalty(scale * loss, self.inputs, self.technique.weight) / scale.square()

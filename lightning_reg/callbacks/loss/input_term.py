@@ -1,4 +1,4 @@
-"""Terms that are made of gradients by the inputs of a training step."""
+"""Terms of gradients by the inputs of a training step."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,11 +17,11 @@ __all__ = ["InputTermSession"]
 
 @dataclass(eq=False)
 class InputTermSession(TermSession):
-    """One fit.
+    """One fit of a term of gradients by the inputs.
 
     Attributes:
-        input_key: Where the inputs are in a batch.
-        inputs: Those of the training step that has just run, with a gradient.
+        input_key: Position of the inputs in a batch.
+        inputs: Inputs of the latest training step, which require a gradient.
     """
 
     input_key: Key
@@ -38,7 +38,7 @@ class InputTermSession(TermSession):
                 f"the module must not be compiled with {name}, whose term is differentiated twice, which compiled code "
                 "can't be; leave out torch.compile"
             )
-        # FSDP lets go of whole weights after the first pass backward.
+        # FSDP frees full weights after the first backward pass.
         refuse_sharded({weight: path for path, weight in module.named_parameters()}, name, "use DDP")
 
     @override
@@ -50,7 +50,7 @@ class InputTermSession(TermSession):
                 f"{type(self.technique).__name__} finds {inputs.dtype} of shape {tuple(inputs.shape)}"
             )
         if not inputs.requires_grad:
-            # Of tensors that were made in inference mode only a copy can have a gradient.
+            # Of a tensor that was made in inference mode only a copy can have a gradient.
             inputs = (inputs.clone() if inputs.is_inference() else inputs.detach()).requires_grad_()
         self.inputs = inputs
         # A copy, because a training step may change its batch in place, which a leaf of the graph can't be.

@@ -1,4 +1,4 @@
-"""A penalty on the logits' Jacobian by the inputs."""
+"""A penalty on the Jacobian of the logits by the inputs."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,29 +27,29 @@ __all__ = ["JacobianPenalty"]
 class JacobianPenalty(LossTerm):
     """Penalizes how fast the logits change with the inputs: the squared norm of their Jacobian, by random projections.
 
-    What it does: the training step is given its inputs with a gradient. Of the logits that it hands to
+    What it does: the training step gets inputs that require a gradient. For the logits z that it passes to
     ``cross_entropy``, λ/2 times the mean over samples of ‖∂z/∂x‖²_F joins the loss that goes into backward; the norm is
     estimated, without bias, along random directions in the space of the classes, drawn anew for every sample and batch.
-    The user's batch, and the loss that the module logs, stay as they are.
+    The user's batch, and the loss that the module logs, aren't changed.
 
-    When to use: for predictions that hold under noise and small attacks, on small data sets. Unlike
+    When to use: for predictions that are robust to noise and small attacks, on small data sets. Unlike
     ``InputGradientPenalty`` it doesn't fade where the loss has become small. When not: where a step's time is short; on
-    inputs of whole numbers; for accuracy on clean inputs, which it lowered by nearly five points at a strength of 0.01
-    in the study ``wave2_loss``.
+    integer inputs; for accuracy on clean inputs, which it lowered by nearly five points at a strength of 0.01 in the
+    study ``wave2_loss``.
 
-    Cost: about two more backward passes a projection, and the memory of their graph. No state.
+    Cost: about two more backward passes per projection, and the memory of their graph. No state.
 
     Interacts with: layers without a second derivative: attention by flash kernels, cuDNN's recurrent layers, which
     torch names in its error. BatchNorm makes logits depend on the inputs of other samples; their share is penalized,
-    too. Random numbers depend on seed, rank, epoch and batch alone.
+    too. Random numbers depend only on seed, rank, epoch and batch.
 
     Args:
         weight: Strength λ, at least 0; 0.01 is usual.
-        projections: Random directions a sample, at least 1; None for all classes, without chance, which costs as many
-            backward passes.
-        input_key: Where the inputs are in a batch: an index, a name, or a getter and a setter.
-        seed: Of the random numbers; where None, that of ``seed_everything``.
-        schedule: What the strength is multiplied by as training goes on; constant where None.
+        projections: Number of random directions per sample, at least 1; None for the exact norm over all classes, which
+            costs as many backward passes.
+        input_key: Position of the inputs in a batch: an index, a name, or a getter and a setter.
+        seed: Seed of the random numbers; that of ``seed_everything`` where None.
+        schedule: Factor of the strength over the course of training; constant where None.
 
     Logs:
         ``penalty/jacobian``, its value, and ``penalty/jacobian_share``, its share of loss plus penalty, at the steps
@@ -103,12 +103,12 @@ class JacobianPenalty(LossTerm):
 
 @dataclass(eq=False)
 class JacobianSession(InputTermSession):
-    """One fit.
+    """One fit of the Jacobian penalty.
 
     Attributes:
-        seen: Logits of the training step, and which of them count.
-        number: Which of several such techniques this is.
-        batch_idx: Of the batch that is trained on.
+        seen: Logits of the training step, with masks of the samples that count.
+        number: Index of this technique among the callbacks of its class.
+        batch_idx: Index of the current training batch.
     """
 
     technique: JacobianPenalty

@@ -1,4 +1,4 @@
-"""Label smoothing of a loss that somebody else's training step computes."""
+"""Label smoothing of the loss that a training step computes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,29 +25,29 @@ class LabelSmoothing(Technique):
 
     What it does: where the training step calls ``cross_entropy`` with class indices, it is called with
     ``label_smoothing=ε``, so that the target of the label's class becomes 1 − ε + ε/C and that of any other class ε/C.
-    Class weights, ignored labels and the reduction are as they were. ``nll_loss``, which is handed log-probabilities,
-    is smoothed alike. The batch, metrics and validation are left alone.
+    Class weights, ignored labels and the reduction aren't changed. ``nll_loss``, which takes log-probabilities, is
+    smoothed in the same way. The batch, metrics and validation aren't affected.
 
     When to use: for classifiers that are trained long, above all where labels are partly wrong; 0.1 is usual, and a
     falling schedule ends on the plain labels. When not: beside ``ConfidencePenalty``, ``LogitPenalty`` or Mixup, which
-    ask for the same; for a teacher in distillation or features that are to be transferred, where ``LogitPenalty`` does
-    less harm; for a loss of your own, which takes the argument itself.
+    have the same effect; for a teacher in distillation or features that are to be transferred, where ``LogitPenalty``
+    does less harm; for a loss of your own, which takes the argument itself.
 
     Cost: one mean over the log-probabilities. No state.
 
     Interacts with: ``BatchMixing``: the two losses that it interpolates are both smoothed. Targets that are
-    probabilities already (``ImageData(mix=...)``, distillation) stay as they are. What the training step logs of its
-    loss is the smoothed one, as if it had asked for it.
+    probabilities already (``ImageData(mix=...)``, distillation) aren't changed. The training step logs the smoothed
+    loss, as if it had set the argument itself.
 
     Args:
         smoothing: Share ε of the target that is spread evenly over all classes, in [0, 1).
-        schedule: What ε is multiplied by as training goes on; constant where None.
+        schedule: Factor of ε over the course of training; constant where None.
 
     Logs:
         ``schedule/label_smoothing``, the factor, where there is a schedule, at the steps the trainer logs.
 
     Raises:
-        SettingError: If ``smoothing``, or what the schedule makes of it, is out of its range, or the module is compiled
+        SettingError: If ``smoothing``, or its product with the schedule, is out of its range, or the module is compiled
             as a whole; at the first batch, if the training step computes neither loss of class indices, smooths them
             itself, or computes it within activation checkpointing.
 
@@ -82,11 +82,11 @@ class LabelSmoothing(Technique):
 
 @dataclass(eq=False)
 class SmoothingSession(Session[LabelSmoothing]):
-    """One fit.
+    """One fit of label smoothing.
 
     Attributes:
-        factor: What ε is multiplied by.
-        name: Of the technique among what is logged.
+        factor: Factor of ε by the schedule.
+        name: Name of the technique in logged tags.
         is_checked: Whether a training step has been seen to compute a loss that is smoothed.
     """
 
@@ -105,7 +105,7 @@ class SmoothingSession(Session[LabelSmoothing]):
         if logs_now(self.run.trainer):
             self.factor.log(self.run.module, self.name)
         smoothing = self.technique.smoothing * self.factor.now(self.run.trainer)
-        # The first step is watched even where a schedule begins at 0: a loss that can't be smoothed is an error now.
+        # The first step is watched even if a schedule begins at 0: a loss that can't be smoothed is an error now.
         if self.technique.smoothing == 0 or (smoothing == 0 and self.is_checked):
             return training_step(*args, **kwargs)
         with _SmoothedLosses(smoothing, checks=not self.is_checked) as losses:
@@ -123,13 +123,13 @@ class SmoothingSession(Session[LabelSmoothing]):
 
 
 class _SmoothedLosses(TorchFunctionMode):
-    """Calls the losses of class indices with label smoothing; everything else runs as it would.
+    """Calls the losses of class indices with label smoothing; everything else runs unchanged.
 
     Args:
-        checks: Whether what can't be smoothed is looked for.
+        checks: Whether to check for losses that can't be smoothed.
 
     Attributes:
-        seen: How many losses were smoothed.
+        seen: Number of losses that were smoothed.
     """
 
     def __init__(self, smoothing: float, *, checks: bool) -> None:
@@ -154,7 +154,7 @@ class _SmoothedLosses(TorchFunctionMode):
         self.seen += 1
         if self.smoothing == 0:
             return func(*args, **kwargs)
-        # The softmax of log-probabilities is themselves, so that one function does for both.
+        # The log-softmax of log-probabilities is the identity, so that one function serves both.
         return F.cross_entropy(*args[:7], **{**kwargs, "label_smoothing": self.smoothing})
 
     def _check(self, args: Any, kwargs: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""A penalty on the size of logits, or a loss that doesn't see it."""
+"""A penalty on the size of logits, or a loss that doesn't depend on it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,21 +24,22 @@ __all__ = ["LogitPenalty"]
 class LogitPenalty(LossTerm):
     """Keeps logits small: MaxSup, the z-loss, or a cross entropy of logits of one length (LogitNorm).
 
-    What it does: takes the logits that the module's training step hands to ``cross_entropy``, and adds the mean over
-    samples of λ (max z − mean z), or of λ log²Σeᶻ, to the loss that goes into backward. No name and no code of the
-    module is needed, and the loss that it logs stays clean. Several such calls in a step are each penalized; targets
-    that they ignore aren't. Computed in at least 32 bits, also under autocast.
+    What it does: takes the logits that the module's training step passes to ``cross_entropy``, and adds the mean over
+    samples of λ (max z − mean z), or of λ log²Σeᶻ, to the loss that goes into backward. No change of the module is
+    needed, and the loss that it logs stays clean. Several such calls in a step are each penalized; targets that they
+    ignore aren't. Computed in at least 32 bits, also under autocast.
 
-    ``"norm"`` is no penalty but another loss: where ``cross_entropy`` is called of logits z, λ of it becomes that of
-    z / (τ‖z‖), with the very targets, class weights and smoothing; with λ = 1 it is LogitNorm. So growing logits lower
-    the loss no more. What the module logs of its loss is that, as if it had asked for it; validation stays as it is.
+    ``"norm"`` is not a penalty but another loss: where ``cross_entropy`` is called with logits z, a share λ of it
+    becomes that of z / (τ‖z‖), with the same targets, class weights and smoothing; with λ = 1 it is LogitNorm. So
+    growing logits no longer lower the loss. The module logs this loss, as if it had computed it itself; validation
+    isn't changed.
 
-    When to use: ``"max"`` in place of label smoothing. Both ask for less confident predictions, but MaxSup does so
-    whether the prediction is right or wrong, and features stay apart within a class, so that they transfer better.
-    ``"z"`` where logits drift, with many classes or in 16 bits. ``"norm"`` for confidences that tell unfamiliar inputs
-    from familiar ones; what it trains is underconfident, which ``TemperatureScaling`` mends. When not: beside label
-    smoothing or Mixup, which do the same as ``"max"``; for accuracy on small data, where in the study ``wave2_loss``
-    neither ``"max"`` nor label smoothing brought any.
+    When to use: ``"max"`` in place of label smoothing. Both make predictions less confident, but MaxSup does so whether
+    the prediction is right or wrong, and features stay apart within a class, so that they transfer better. ``"z"``
+    where logits drift, with many classes or in 16 bits. ``"norm"`` for confidences that tell unfamiliar inputs from
+    familiar ones; it yields underconfident models, which ``TemperatureScaling`` corrects. When not: beside label
+    smoothing or Mixup, which do the same as ``"max"``; for accuracy on small data, which neither ``"max"`` nor label
+    smoothing raised in the study ``wave2_loss``.
 
     Cost: one pass over the logits; with ``"norm"`` a second cross entropy. No state.
 
@@ -46,8 +47,8 @@ class LogitPenalty(LossTerm):
         kind: ``"max"`` for MaxSup, ``"z"`` for the z-loss, ``"norm"`` for LogitNorm.
         weight: Strength λ, at least 0; 0.1 to 0.5 is usual for ``"max"``, 1e-4 for ``"z"``, 1 for ``"norm"``, where it
             is a share.
-        temperature: τ of ``"norm"``, above 0: 0.04 is the paper's for CIFAR-10; larger for few classes.
-        schedule: What the strength is multiplied by as training goes on; constant where None.
+        temperature: Temperature τ of ``"norm"``, above 0; 0.04 is the paper's for CIFAR-10; larger for few classes.
+        schedule: Factor of the strength over the course of training; constant where None.
 
     Logs:
         ``penalty/logit``, its value (with ``"norm"`` by how much the loss is higher than that of the logits), and
@@ -95,7 +96,7 @@ class LogitPenalty(LossTerm):
 
     @property
     def used_settings(self) -> tuple[str, ...]:
-        """Names of the settings that mean something; for tables."""
+        """Names of the settings that have an effect, for tables."""
         return ("kind", "weight", *(("temperature",) if self.kind == "norm" else ()), "schedule")
 
     @property
@@ -116,7 +117,7 @@ class LogitPenalty(LossTerm):
 
 @dataclass(eq=False)
 class NormalizedSession(TermSession):
-    """One fit in which losses are of logits of one length."""
+    """One fit in which losses are computed from logits of a fixed norm."""
 
     technique: LogitPenalty
 
@@ -126,7 +127,7 @@ class NormalizedSession(TermSession):
         if self.technique.is_idle or (share == 0 and self.is_checked):
             self._log({})
             return training_step(*args, **kwargs)
-        # In the very call, because what becomes of the loss (mixing, a weight) has to become of this one, too.
+        # Within the call itself, because whatever is done with the loss (mixing, a weight) applies to this one, too.
         with _NormalizedLosses(share, self.technique.temperature) as losses:
             output = training_step(*args, **kwargs)
         if output is None:  # this batch is skipped
@@ -142,10 +143,10 @@ class NormalizedSession(TermSession):
 
 
 class _NormalizedLosses(TorchFunctionMode):
-    """Lets a share of each cross entropy be that of normalized logits; everything else runs as it would.
+    """Replaces a share of each cross entropy by that of normalized logits; everything else runs unchanged.
 
     Attributes:
-        rises: By how much each is higher than that of the logits themselves.
+        rises: Differences between each loss and that of the logits themselves.
     """
 
     def __init__(self, share: float, temperature: float) -> None:
@@ -159,7 +160,7 @@ class _NormalizedLosses(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is not F.cross_entropy or not torch.is_grad_enabled():  # else it is a metric
+        if func is not F.cross_entropy or not torch.is_grad_enabled():  # otherwise it is a metric
             return func(*args, **kwargs)
         loss = func(*args, **kwargs)
         logits, rest = (args[0], args[1:]) if args else (kwargs["input"], ())

@@ -1,4 +1,4 @@
-"""Terms of the logits that a training step hands to its loss function."""
+"""Terms of the logits that a training step passes to its loss function."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,11 +19,13 @@ __all__ = ["LogitsSeen", "LogitsSession"]
 
 @dataclass(eq=False)
 class LogitsSession(TermSession):
-    """One fit: the logits of a training step, and which of them count.
+    """One fit of a term of the training step's logits.
 
     Attributes:
-        penalty: From logits (N, C, ...) and which samples count, or None for all, to the term.
-        takes_log_probabilities: Whether ``nll_loss``, which is handed normalized logits, is watched as well.
+        penalty: Function of logits (N, C, ...) and a mask of the samples that count, or None for all, that returns the
+            term.
+        takes_log_probabilities: Whether ``nll_loss``, which takes log-probabilities, is watched as well.
+        seen: Logits of the current training step, with their masks.
     """
 
     penalty: Callable[[Tensor, Tensor | None], Tensor]
@@ -32,7 +34,7 @@ class LogitsSession(TermSession):
 
     @property
     def losses(self) -> dict[Callable[..., Tensor], str]:
-        """Loss functions whose input is taken, by name."""
+        """Names of the loss functions whose input is taken for the logits, by function."""
         normalized = {F.nll_loss: "nll_loss"} if self.takes_log_probabilities else {}
         return {F.cross_entropy: "cross_entropy", **normalized}
 
@@ -58,7 +60,7 @@ class LogitsSession(TermSession):
 
 
 class LogitsSeen(TorchFunctionMode):
-    """Notes what the loss functions are called with; everything runs as it would."""
+    """Records the logits at calls of the loss functions; everything runs unchanged."""
 
     def __init__(self, logits: list[tuple[Tensor, Tensor | None]], losses: dict[Callable[..., Tensor], str]) -> None:
         super().__init__()
@@ -70,7 +72,7 @@ class LogitsSeen(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in self._losses and torch.is_grad_enabled():  # else it is a metric
+        if func in self._losses and torch.is_grad_enabled():  # otherwise it is a metric
             names = ("input", "target", "weight", "size_average", "ignore_index")
             given = dict(zip(names, args, strict=False)) | kwargs
             logits, target = given["input"], given["target"]

@@ -1,4 +1,4 @@
-"""Terms that need activations or predictions, added to the loss that somebody else's training step returns."""
+"""Terms that need activations or predictions, added to the loss that a training step returns."""
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -19,12 +19,12 @@ __all__ = ["LossTerm", "TermSession"]
 
 
 class LossTerm(Technique):
-    """Watches the training step and adds a term to the loss that goes into backward; the one that is logged stays.
+    """Watches the training step and adds a term to the loss for backward; the logged loss isn't changed.
 
-    A subclass makes a :class:`TermSession`, which computes the term.
+    A subclass creates a :class:`TermSession`, which computes the term.
 
     Args:
-        schedule: What the strength is multiplied by as training goes on.
+        schedule: Factor of the strength over the course of training; constant where None.
     """
 
     place = Place.LOSS
@@ -38,7 +38,7 @@ class LossTerm(Technique):
 
     @property
     def is_idle(self) -> bool:
-        """Whether the strength is zero."""
+        """Whether the strength is 0."""
         return False
 
 
@@ -47,9 +47,9 @@ class TermSession(Session[LossTerm]):
     """One fit of a term.
 
     Attributes:
-        strength: What the term is multiplied by.
-        name: Tag of what is logged.
-        is_checked: Whether the term has been computed once, and so can be.
+        strength: Factor of the term by its schedule.
+        name: Name of the term in logged tags.
+        is_checked: Whether the term has been computed once without an error.
     """
 
     strength: ScheduledStrength = field(init=False)
@@ -71,32 +71,32 @@ class TermSession(Session[LossTerm]):
         self.run.around(self.run.module, "training_step", self._step)  # inside autocast, where there is one
 
     def watching(self) -> AbstractContextManager[Any]:
-        """Returns a context in which a training step runs and the term is made ready."""
+        """Returns a context in which a training step runs, and which records what the term needs."""
         return nullcontext()
 
     def watched_batch(self, batch: Any) -> Any:
-        """Returns the batch that a watched training step is given.
+        """Returns the batch for a watched training step.
 
         Args:
-            batch: The one of the trainer, which stays as it is.
+            batch: Batch of the trainer, which isn't changed.
         """
         return batch
 
     def term(self) -> Tensor:
-        """Returns the term at full strength, of what was seen in the training step that has just run."""
+        """Returns the term at full strength, from what the latest training step computed."""
         raise NotImplementedError
 
     def term_of(self, loss: Tensor) -> Tensor:
-        """Returns the term where it depends on the training step's loss as well.
+        """Returns the term at full strength, for terms that also depend on the training step's loss.
 
         Args:
-            loss: Of which samples have their mean.
+            loss: Mean over samples.
         """
         return self.term()
 
     def _step(self, training_step: Callable[..., Any], batch: Any, *args: Any, **kwargs: Any) -> Any:
         factor = self.strength.now(self.run.trainer)
-        # The first step is watched even where a schedule begins at 0: a term that can't be had is an error now.
+        # The first step is watched even if a schedule begins at 0: a term that can't be computed is an error now.
         if self.technique.is_idle or (factor == 0 and self.is_checked):
             self._log({})
             return training_step(batch, *args, **kwargs)
@@ -106,14 +106,14 @@ class TermSession(Session[LossTerm]):
             loss = output.get("loss") if isinstance(output, Mapping) else output
             if loss is None:  # this batch is skipped
                 return output
-            with torch._C.DisableTorchFunction():  # who watches the user's calls isn't to take these for theirs
+            with torch._C.DisableTorchFunction():  # modes that watch the user's calls must not see these
                 term: Tensor = factor * self.term_of(loss)
         self.is_checked = True
         size = term.detach().abs()
         self._log({"": term.detach(), "_share": size / (size + loss.detach().abs())})
         if factor == 0:
             return output
-        # The user's own dictionary stays as it is.
+        # The user's own dictionary isn't changed.
         return {**output, "loss": loss + term} if isinstance(output, Mapping) else loss + term
 
     def _log(self, values: dict[str, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""Two passes with different dropout, which are to predict the same."""
+"""R-Drop: consistent predictions of two passes with different dropout."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,25 +25,24 @@ __all__ = ["RDrop"]
 class RDrop(LossTerm):
     """Lets every sample through the network twice, with different dropout, and asks for the same prediction.
 
-    What it does: the training step is given every sample of the batch twice, in one batch of the double size, so that
-    there is one forward pass and each copy has a dropout mask of its own. From the logits that the training step hands
-    to ``cross_entropy`` (``nll_loss`` likewise), λ times the mean over samples of ½(KL(p₁‖p₂) + KL(p₂‖p₁)) joins the
-    loss that goes into backward; the module's own loss becomes the mean over both passes. No code of the module is
-    changed.
+    What it does: the training step gets every sample of the batch twice, in one batch of twice the size, so that there
+    is one forward pass and each copy has its own dropout mask. From the logits that the training step passes to
+    ``cross_entropy`` (``nll_loss`` likewise), λ times the mean over samples of ½(KL(p₁‖p₂) + KL(p₂‖p₁)) joins the loss
+    that goes into backward; the module's own loss becomes the mean over both passes. The module's code isn't changed.
 
-    When to use: with dropout or stochastic depth, on small data sets and in fine-tuning, where it takes back most of
-    the gap between training with dropout and predicting without. When not: where a step's time or memory is short.
+    When to use: with dropout or stochastic depth, on small data sets and in fine-tuning, where it closes most of the
+    gap between training with dropout and predicting without. When not: where a step's time or memory is short.
 
     Cost: a training step of twice the batch, in compute and in memory of activations. No state.
 
     Interacts with: BatchNorm, whose statistics are those of the doubled batch, the same in expectation. Metrics of the
-    training step see each sample twice. ``BatchMixing`` mixes both copies alike, with one weight for the batch
-    (``per_sample=False``).
+    training step see each sample twice. ``BatchMixing`` mixes both copies in the same way, with one weight for the
+    batch (``per_sample=False``).
 
     Args:
         weight: Strength λ, at least 0; 0.5 to 5 is usual.
-        schedule: What the strength is multiplied by as training goes on; constant where None. While it is 0, batches
-            are as they were.
+        schedule: Factor of the strength over the course of training; constant where None. While it is 0,
+            batches aren't doubled.
 
     Logs:
         ``penalty/r_drop``, its value, and ``penalty/r_drop_share``, its share of loss plus penalty, at the steps the
@@ -51,7 +50,7 @@ class RDrop(LossTerm):
 
     Raises:
         SettingError: If ``weight`` is negative or not finite or the module optimizes manually; at the first batch, if
-            its tensors don't have one row a sample, the training step calls neither loss, or both passes predict the
+            its tensors don't have one row per sample, the training step calls neither loss, or both passes predict the
             same because nothing in the module is stochastic.
 
     Reference:
@@ -88,11 +87,11 @@ class RDrop(LossTerm):
 
 @dataclass(eq=False)
 class RDropSession(LogitsSession):
-    """One fit."""
+    """One fit of R-Drop."""
 
     @override
     def _attach(self) -> None:
-        """Waits: layers that change batches have to lie inside, so that both copies are changed alike."""
+        """Attaches later, so that layers that change batches lie inside and change both copies alike."""
 
     @override
     def train_starts(self) -> None:
@@ -100,7 +99,7 @@ class RDropSession(LogitsSession):
 
     @override
     def _step(self, training_step: Callable[..., Any], batch: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.strength.now(self.run.trainer) == 0:  # also in the first step, which others watch even then
+        if self.strength.now(self.run.trainer) == 0:  # also in the first step, unlike other terms
             self._log({})
             return training_step(batch, *args, **kwargs)
         return super()._step(training_step, batch, *args, **kwargs)
@@ -135,6 +134,6 @@ class RDropSession(LogitsSession):
             return True
         if any(rate.value > 0 for rate in rates(module)) or any(map(is_stochastic, module.modules())):
             return True
-        # Rows of a matrix product may be rounded differently.
+        # The rows of a matrix product may be rounded differently.
         rounding = 16 * torch.finfo(first.dtype).eps * first.abs().max()
         return bool((first - second).abs().max() > rounding)

@@ -1,4 +1,4 @@
-"""Early stopping that hands back the best weights."""
+"""Early stopping that restores the best weights."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -48,13 +48,14 @@ else:
 class RestoresBestWeights(Technique, _EarlyStopping):
     """What :class:`BestWeightsEarlyStopping` adds to the ``EarlyStopping`` of either package.
 
-    Lightning finds early stopping by its own class, so this stands before that class, whose methods are in ``_stock``.
+    Lightning recognizes early stopping by its own class, so this mixin precedes that class, whose methods ``_stock``
+    gives.
     """
 
     place = Place.RUN
     position = Position.RESTORING
 
-    # What Lightning's class sets without saying of which type it is.
+    # Attributes that Lightning's class sets without annotations.
     patience: int
     wait_count: int
     stopped_epoch: int
@@ -159,7 +160,7 @@ class RestoresBestWeights(Technique, _EarlyStopping):
                 f"import it from lightning_reg.{home}"
             )
         self._stock.setup(trainer, pl_module, stage)
-        if stage == "fit":  # before a checkpoint's state is loaded; each fit begins anew
+        if stage == "fit":  # before a checkpoint's state is loaded; each fit starts over
             self.wait_count = self.stopped_epoch = 0
             self.stopping_reason, self.stopping_reason_message = type(self.stopping_reason).NOT_STOPPED, None
             self.best_score = self.best_score.new_tensor(float("-inf" if self.mode == "max" else "inf"))
@@ -186,7 +187,7 @@ class RestoresBestWeights(Technique, _EarlyStopping):
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         Technique.on_train_epoch_end(self, trainer, pl_module)
-        # What validation logged was looked at then, and no equal value counts as better now.
+        # Values that validation logged were checked then; equal values don't count as better now.
         self.keep_the_best(trainer, is_checked=self.checks_at_epoch_end)
         self._stock.on_train_epoch_end(trainer, pl_module)
 
@@ -196,10 +197,10 @@ class RestoresBestWeights(Technique, _EarlyStopping):
         return bool(self._check_on_train_epoch_end)
 
     def keep_the_best(self, trainer: Trainer, *, is_checked: bool) -> None:
-        """Looks whether the weights that were measured are the best so far.
+        """Keeps the weights that were measured if they are the best so far.
 
         Args:
-            is_checked: Whether it is now that stopping is decided.
+            is_checked: Whether stopping is decided at this point.
         """
         is_too_early = trainer.current_epoch < self.start_from_epoch
         session = self.session
@@ -273,11 +274,11 @@ class RestoresBestWeights(Technique, _EarlyStopping):
 class BestWeightsEarlyStopping(RestoresBestWeights, EarlyStopping):
     """Stops when a validation metric no longer improves, and restores the weights that were best at it.
 
-    What it does: everything that Lightning's ``EarlyStopping`` does, with the same arguments, messages and logs. On
-    top it keeps the best weights of a fit in the host's memory and puts them back when training ends, stopped early or
-    not, so that the model in hand is the best one and not the one that was ``patience`` epochs too old. Every
-    validation counts, also one after which nothing is checked. When an exception or Ctrl-C ends the fit, the last
-    weights stay, for a checkpoint to go on from.
+    What it does: everything that Lightning's ``EarlyStopping`` does, with the same arguments, messages and logs. On top
+    it keeps the best weights of a fit in the host's memory and puts them back when training ends, stopped early or not,
+    so that the final model is the best one and not the one from ``patience`` epochs later. Every validation counts,
+    also one after which nothing is checked. When an exception or Ctrl-C ends the fit, the last weights stay, for a
+    checkpoint to go on from.
 
     When to use: nearly always; it is the cheapest regularizer there is. When not: with so little validation data that
     the metric is mostly noise; the best epoch is then the luckiest one, unless ``smoothing`` averages luck away.
@@ -297,22 +298,23 @@ class BestWeightsEarlyStopping(RestoresBestWeights, EarlyStopping):
 
     Args:
         monitor: Metric that the module logs; the best weights are those that were best at it.
-        min_delta: Smallest change of it that counts as an improvement for stopping; the best weights are those of the
-            best value whatever the change.
-        patience: Checks without improvement after which training stops.
-        verbose: Whether to say when the metric improves.
+        min_delta: Smallest change of the monitor that counts as an improvement for stopping; the best weights are those
+            of the best value whatever the change.
+        patience: Checks without improvement after which training stops, at least 0.
+        verbose: Whether to report improvements of the metric.
         mode: ``"min"`` if lower is better, ``"max"`` if higher is.
         strict: Whether a metric that isn't logged is an error.
         check_finite: Whether a NaN or an infinity stops training.
-        stopping_threshold: Value that is good enough to stop at.
-        divergence_threshold: Value that is bad enough to stop at.
+        stopping_threshold: Value of the monitor that is good enough to stop at; none where None.
+        divergence_threshold: Value of the monitor that is bad enough to stop at; none where None.
         check_on_train_epoch_end: Whether to check at the end of the training epoch rather than of validation;
             where None, what Lightning decides.
         log_rank_zero_only: Whether only rank 0 reports.
         restore_best_weights: Whether the best weights are put back at the end; else it is plain early stopping.
         start_from_epoch: Epochs, counted from 0, before which nothing is checked and no weights count as best.
-        baseline: Value to beat: an improvement that stays behind it resets no patience.
-        also: Further metrics that are watched, by name, with the mode of each; any improvement of theirs counts.
+        baseline: Value to beat: an improvement that stays behind it resets no patience; none where None.
+        also: Further metrics to watch: the mode of each, by name. Their improvements count however small, whatever
+            ``min_delta`` is.
         smoothing: β, in [0, 1): the monitor's exponential moving average m ← βm + (1 − β)v, divided by 1 − βᵗ, takes
             its place, for stopping, thresholds, baseline and for which weights are best; 0.5 to 0.8 where the metric
             is noisy, 0 for none. Values before ``start_from_epoch`` are left out.
@@ -336,7 +338,7 @@ class BestWeightsEarlyStopping(RestoresBestWeights, EarlyStopping):
 
 @dataclass(eq=False)
 class StoppingSession(Session[RestoresBestWeights]):
-    """One fit: the best value, the copy of its weights, and how further metrics have done."""
+    """One fit: the best value, a copy of its weights, and the progress of further metrics."""
 
     best_epoch: int | None = kept(default=None)
     best_step: int | None = kept(default=None)
@@ -346,7 +348,7 @@ class StoppingSession(Session[RestoresBestWeights]):
     waits: dict[str, int] = kept(default_factory=dict)
     average: float = kept(default=0.0)  # of the monitor, where it is smoothed
     count: int = kept(default=0)  # how many values are in it
-    latest: tuple[int, float, float] = kept(default=(-1, 0.0, 0.0))  # step, value, and what it is smoothed
+    latest: tuple[int, float, float] = kept(default=(-1, 0.0, 0.0))  # step, value, smoothed value
     snapshot: WeightSnapshot = field(default_factory=WeightSnapshot)
     has_asked: bool = False  # to stop, before that was possible
     has_said: bool = False  # that nothing is validated
@@ -417,10 +419,10 @@ class StoppingSession(Session[RestoresBestWeights]):
                 self.snapshot.take(trainer, self.run.module)
 
     def smoothed(self, value: Tensor) -> Tensor:
-        """Takes a value into the monitor's average, once however often it is asked, and returns what that is then.
+        """Updates the monitor's moving average, once for the same step and value, and returns the average.
 
         Args:
-            value: Finite, the same in all processes.
+            value: Finite value, the same in all processes.
         """
         technique, trainer = self.technique, self.run.trainer
         step, seen, result = self.latest
@@ -436,11 +438,11 @@ class StoppingSession(Session[RestoresBestWeights]):
 
     @property
     def progress(self) -> dict[str, Progress]:
-        """How the further metrics have done, by name."""
+        """Progress of the further metrics, by name."""
         return {name: Progress(self.bests.get(name), self.waits.get(name, 0)) for name in self.technique.also}
 
     def progress_of(self, logged: Mapping[str, Tensor]) -> None:
-        """Takes the further metrics of another check into account."""
+        """Updates the progress of the further metrics with another check."""
         for name, mode in self.technique.also.items():
             value = logged.get(name)
             if value is not None:
@@ -454,7 +456,7 @@ class StoppingSession(Session[RestoresBestWeights]):
                 )
 
     def apply(self, stops: bool) -> None:
-        """Asks the trainer to stop, or takes back what it was asked and had to defer until ``min_epochs``."""
+        """Asks the trainer to stop, or withdraws a request that was deferred until ``min_epochs``."""
         technique, trainer = self.technique, self.run.trainer
         had_to_stop = trainer.should_stop
         trainer.should_stop = had_to_stop or stops
@@ -470,7 +472,7 @@ class StoppingSession(Session[RestoresBestWeights]):
         self.has_asked = stops and (self.has_asked or not had_to_stop)
 
     def say_that_nothing_stops(self) -> None:
-        """Warns once."""
+        """Warns once that nothing stops training early."""
         if not self.has_said:
             rank_zero_warn(
                 f"{self.technique.monitor} isn't logged, and limit_val_batches is 0: nothing stops training early"

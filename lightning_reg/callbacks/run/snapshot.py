@@ -1,4 +1,4 @@
-"""A copy of the weights in the host's memory, to be put back later."""
+"""A copy of the weights in the host's memory, to be restored later."""
 
 import contextlib
 import copy
@@ -37,10 +37,10 @@ def averaging_callbacks(trainer: Trainer) -> list[Callback]:
 
 
 class WeightSnapshot:
-    """What a checkpoint would hold as the model's ``state_dict``, in the host's memory.
+    """A copy of the ``state_dict`` that a checkpoint would hold, in the host's memory.
 
-    Where weights are averaged that is the average, because metrics are measured with it. Memory is taken once and
-    written again by the next snapshot.
+    Where weights are averaged that is the average, because metrics are measured with it. Memory is allocated once and
+    reused by the next snapshot.
     """
 
     def __init__(self) -> None:
@@ -60,12 +60,7 @@ class WeightSnapshot:
 
 
 def load_weights(trainer: Trainer, pl_module: LightningModule, state: dict[str, Any]) -> None:
-    """Loads weights into a module at the end of a fit, so that checkpoints which are saved afterwards hold them, too.
-
-    Args:
-        pl_module: What they are loaded into.
-        state: A ``state_dict``.
-    """
+    """Loads weights into a module at the end of a fit, so that later checkpoints hold them, too."""
     _load(pl_module, state, strict=pl_module.strict_loading)
     # Lightning's own put their average into the module in on_train_end, perhaps after this, and into checkpoints even
     # later.
@@ -89,13 +84,13 @@ def _load(module: nn.Module, state: dict[str, Any], *, strict: bool) -> None:
 def weights_of_checkpoint(
     trainer: Trainer, *, monitor: str, mode: str, epoch: int, step: int | None
 ) -> dict[str, Any] | None:
-    """Returns the weights that a ModelCheckpoint kept of one step, None where none did.
+    """Returns the weights of one step from a ModelCheckpoint's file; None where there is none.
 
     Args:
-        monitor: Metric that the ModelCheckpoint goes by.
-        mode: Whether the metric's ``min`` or ``max`` is best.
+        monitor: Metric that the ModelCheckpoint monitors.
+        mode: Mode of the ModelCheckpoint, ``"min"`` or ``"max"``.
         epoch: Epoch of the checkpoint.
-        step: Its step; any of the epoch where None.
+        step: Global step of the checkpoint; any of the epoch where None.
     """
     for checkpoint_callback in trainer.checkpoint_callbacks:
         if not isinstance(checkpoint_callback, twins(ModelCheckpoint)) or (
@@ -115,7 +110,7 @@ def weights_of_checkpoint(
 
 
 def _loaded(trainer: Trainer, path: str) -> dict[str, Any] | None:
-    """Returns a checkpoint, loaded as the fit was asked to; None where that can't be."""
+    """Returns a checkpoint, loaded with the fit's ``weights_only``; None, with a warning, where that fails."""
     weights_only = chosen_weights_only(trainer)
     try:
         return dict(trainer.strategy.load_checkpoint(Path(path), weights_only=weights_only))
@@ -126,12 +121,12 @@ def _loaded(trainer: Trainer, path: str) -> dict[str, Any] | None:
 
 
 def chosen_weights_only(trainer: Trainer) -> bool:
-    """Returns what ``trainer.fit(weights_only=...)`` was called with; True where nothing was said.
+    """Returns the ``weights_only`` that ``trainer.fit`` was called with; True where none was given.
 
-    Lightning hands the choice on from function to function and keeps it nowhere.
+    Lightning stores it nowhere, so it is looked up on the call stack.
 
     Args:
-        trainer: That fits, further up on the stack.
+        trainer: Trainer whose ``fit`` is on the stack.
     """
     frame = inspect.currentframe()
     while frame is not None:
@@ -142,7 +137,7 @@ def chosen_weights_only(trainer: Trainer) -> bool:
 
 
 def warn_of_untrusted(trainer: Trainer) -> bool:
-    """Warns if the first checkpoint that a run has written can't be loaded as the run was asked to load.
+    """Warns if the first checkpoint that a run has written can't be loaded with the run's ``weights_only``.
 
     Returns:
         Whether there was a checkpoint to look at.

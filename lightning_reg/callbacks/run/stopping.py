@@ -1,4 +1,4 @@
-"""When a fit has to stop, decided from metrics alone."""
+"""The decision to stop a fit, made from metrics alone."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -14,10 +14,10 @@ Mode = Literal["min", "max"]
 
 @dataclass(frozen=True)
 class Progress:
-    """How a further metric has done so far.
+    """Progress of a further metric.
 
     Attributes:
-        best: Its best finite value; None where there was none.
+        best: Best finite value so far; None where there was none.
     """
 
     best: Tensor | None = None
@@ -31,7 +31,7 @@ class Progress:
         return replace(self, waits=self.waits + 1)
 
     def has_stalled(self, patience: int) -> bool:
-        """Whether it hasn't improved for so many checks."""
+        """Whether it hasn't improved for ``patience`` checks."""
         return self.best is not None and self.waits >= max(patience, 1)
 
 
@@ -40,7 +40,7 @@ class Decision:
     """The outcome of a check.
 
     Attributes:
-        reason: In one sentence; None where there is nothing to say.
+        reason: Reason in one sentence; None where there is nothing to report.
     """
 
     stops: bool
@@ -61,7 +61,7 @@ def decide(
     Args:
         monitor: Name of the first metric.
         alone: The decision of the monitor's patience alone.
-        waits: Its checks without improvement.
+        waits: The monitor's checks without improvement.
         others: The further metrics, by name, after this check.
         patience: Checks without improvement after which a metric has stalled.
         stalled: Whether training stops when all have stalled or when any has.

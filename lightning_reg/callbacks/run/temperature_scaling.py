@@ -1,4 +1,4 @@
-"""One number that makes the probabilities of a classifier believable, fitted on validation data."""
+"""Temperature scaling of a classifier's logits, fitted on validation data."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -33,12 +33,12 @@ _CHECKPOINT_KEY = "lightning_reg_temperature"
 
 @dataclass(frozen=True)
 class Calibration:
-    """How well predicted probabilities agree with the validation data, before and after scaling.
+    """Agreement of predicted probabilities with the validation data, before and after scaling.
 
     Attributes:
-        temperature: T, by which logits are divided.
-        loss: Mean negative log-likelihood before.
-        error: Expected calibration error before.
+        temperature: Temperature T, by which logits are divided.
+        loss: Mean negative log-likelihood before scaling.
+        error: Expected calibration error before scaling.
     """
 
     temperature: float
@@ -62,17 +62,17 @@ class TemperatureScaling(Technique):
     When to use: always where probabilities are read as such: for thresholds, costs, ensembles, abstaining. It is fitted
     on as little as a few hundred samples. As a stopping rule: monitor ``calibration/loss_scaled`` (refine, then
     calibrate), which doesn't rise only because a network becomes overconfident, so that training goes on as long as the
-    classes still come apart. When not: where only the ranking counts; for a judgment on the very validation data that T
-    was fitted on, which is a little too good.
+    classes still come apart. When not: where only the ranking counts; for a result on the very validation data that T
+    was fitted on, which is slightly optimistic.
 
     Cost: the logits of the validation data in memory, a few passes over them a validation, and one validation more at
     the end. No state but T.
 
-    Interacts with: Mixup, label smoothing and ``LogitPenalty``, which make networks underconfident: T falls below 1.
-    Fitting on goes on with scaled weights. Dense predictions count every pixel.
+    Interacts with: Mixup, label smoothing and ``LogitPenalty``, which make networks underconfident: T falls below 1. A
+    further fit starts from the scaled weights. Dense predictions count every pixel.
 
     Args:
-        deploy: Whether the last layer is scaled; else T is only measured.
+        deploy: Whether the last layer is divided by T; else T is only measured.
         bins: Number of bins of the calibration error and of the reliability diagram, at least 1.
 
     Logs:
@@ -109,7 +109,7 @@ class TemperatureScaling(Technique):
 
     @property
     def calibration(self) -> Calibration | None:
-        """What the latest validation came to; None before the first."""
+        """Calibration in the latest validation; None before the first."""
         found: Calibration | None = self.last_result
         return found
 
@@ -129,7 +129,7 @@ class TemperatureScaling(Technique):
             return
         is_fit = trainer.state.fn == TrainerFn.FITTING
         if is_fit and saved["is_deployed"]:
-            _scale(pl_module, saved["head"], saved["temperature"])  # it is trained as it was
+            _scale(pl_module, saved["head"], saved["temperature"])  # training goes on with the unscaled weights
         elif not is_fit and self.deploy and not saved["is_deployed"]:
             _scale(pl_module, saved["head"], 1 / saved["temperature"])
 
@@ -139,12 +139,12 @@ class TemperatureSession(Session[TemperatureScaling]):
     """One fit.
 
     Attributes:
-        temperature: Of the latest validation.
+        temperature: Temperature of the latest validation.
         head: Name of the layer whose outputs are the logits; empty where it isn't known.
         is_deployed: Whether the layer has been scaled.
-        latest: What the latest validation came to.
-        suffix: What tells the tags from those of others.
-        logits: Those of the validation that runs, and their labels.
+        latest: Calibration in the latest validation.
+        suffix: Suffix of the tags, which distinguishes several instances.
+        logits: Logits and labels of the current validation.
     """
 
     temperature: float = kept(default=1.0)
@@ -161,7 +161,7 @@ class TemperatureSession(Session[TemperatureScaling]):
         self.suffix = self.technique.suffix(run.trainer)
         self.logits = _Logits()
         run.around(run.module, "validation_step", self._step)
-        # Behind whatever callbacks do to the weights, others' included, when training ends.
+        # After whatever callbacks, others' included, do to the weights when training ends.
         run.around(run.trainer.strategy, "on_train_end", self._end, innermost=True)
 
     @override
@@ -183,7 +183,7 @@ class TemperatureSession(Session[TemperatureScaling]):
         return output
 
     def _find_head(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Finds the layer whose weights scale the logits, by trying on a copy of the module."""
+        """Finds the layer whose weights scale the logits, by trial on a copy of the module."""
         run, name = self.run, type(self.technique).__name__
         wanted, _ = self.logits.joined()
         layers = {
@@ -208,7 +208,7 @@ class TemperatureSession(Session[TemperatureScaling]):
     @override
     def validation_epoch_ends(self) -> None:
         if self.run.trainer.sanity_checking:
-            self.logits.joined()  # says now what is missing
+            self.logits.joined()  # raises now if there are none
             return
         self.latest = self._measured(self.logits)
         self.temperature = self.latest.temperature
@@ -261,7 +261,7 @@ class TemperatureSession(Session[TemperatureScaling]):
 
 
 class _Logits(TorchFunctionMode):
-    """Keeps the logits and labels that ``cross_entropy`` is called with; everything runs as it would."""
+    """Records the logits and labels that ``cross_entropy`` is called with, and changes no result."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -298,11 +298,11 @@ class _Logits(TorchFunctionMode):
 
 
 def _silent(*args: Any, **kwargs: Any) -> None:
-    """Stands in the place of a module's ``log``."""
+    """Replaces a module's ``log``."""
 
 
 def _validate(trainer: Trainer, copied: LightningModule) -> None:
-    """Runs the fit's validation with a copy of the module, behind the end of training."""
+    """Runs the fit's validation with a copy of the module, after the end of training."""
     trainer.validating = True
     try:
         with isolate_rng():  # which a loader draws from
@@ -318,10 +318,10 @@ def _scale(module: nn.Module, head: str, factor: float) -> None:
 
 
 def _diagram(sums: Tensor, found: Calibration) -> Tensor:
-    """Returns (H, W, 3), uint8: accuracy over confidence, before and after.
+    """Returns a reliability diagram, (H, W, 3), uint8: accuracy over confidence, before and after.
 
     Args:
-        sums: (2, 3, K), of :func:`reliability`.
+        sums: Results of :func:`reliability` before and after scaling, (2, 3, K).
     """
     from matplotlib.figure import Figure
 

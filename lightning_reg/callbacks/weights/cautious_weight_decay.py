@@ -26,24 +26,23 @@ class CautiousWeightDecay(Technique):
     What it does: where the step u of an entry has the sign of the weight x, the weight becomes x − η(u + λx); elsewhere
     the optimizer's step alone counts. So decay never works against the loss, and the loss's own minima stay minima.
 
-    When to use: in the place of an optimizer's ``weight_decay``, at the same strength. When not: beside it; set that to
-    0.
+    When to use: instead of an optimizer's ``weight_decay``, at the same strength. When not: beside it; set that to 0.
 
     ``corrected`` names weights that a normalization follows, which is most of them but for the head: their decay is
-    λη²/η_max rather than λη, so that gradients don't grow as the learning rate falls. η_max is what the group's
-    scheduler says (``max_lr`` or ``initial_lr``), and never below η.
+    λη²/η_max rather than λη, so that gradients don't grow as the learning rate falls. η_max is the group's ``max_lr``
+    or ``initial_lr``, as schedulers set it, and never below η.
 
     Cost: one copy of the decayed weights, and two passes over them per optimizer step. No state.
 
     Interacts with: learning-rate schedules, since decay is λ times the group's learning rate, as in AdamW.
 
     Args:
-        weight: Strength λ, at least 0; what is usual for AdamW's ``weight_decay``, 1e-3 to 0.1.
-        include: Globs over parameter names that are decayed.
-        exclude: Globs over parameter names that are not.
-        exclude_norm_and_bias: Whether biases and the parameters of normalization layers are spared.
-        corrected: Globs over names of those decayed weights that a normalization follows; none where empty.
-        schedule: What the strength is multiplied by as training goes on; constant where None.
+        weight: Strength λ, at least 0; usual values are those of AdamW's ``weight_decay``, 1e-3 to 0.1.
+        include: Globs over names of parameters that are decayed.
+        exclude: Globs over names of parameters that are left out.
+        exclude_norm_and_bias: Whether biases and the parameters of normalization layers are left out.
+        corrected: Globs over names of decayed weights that a normalization follows; none where empty.
+        schedule: Factor of the strength over the training; constant where None.
 
     Logs:
         ``schedule/cautious_weight_decay``, the factor, where there is a ``schedule``, at the steps the trainer logs.
@@ -93,7 +92,7 @@ class CautiousWeightDecay(Technique):
 
 @dataclass(eq=False)
 class CautiousSession(Session[CautiousWeightDecay]):
-    """One fit: the weights as they were before the step that is being made."""
+    """One fit, with copies of the weights from before the current step."""
 
     selection: Selection = field(init=False)
     corrected: Selection | None = field(init=False)

@@ -27,18 +27,18 @@ __all__ = ["CheckpointSoup", "Soup"]
 Mode = Literal["min", "max"]
 Statistics = Literal["recompute", "average"]
 Weights = dict[str, Any]
-# What belongs to the one training that a checkpoint was saved in.
+# Entries that belong to the one fit that a checkpoint was saved in.
 _OF_A_FIT = ("optimizer_states", "lr_schedulers", "loops", "callbacks", CHECKPOINT_KEY)
 
 
 @dataclass(frozen=True)
 class Soup:
-    """What came of it; the module has these weights.
+    """A soup, whose weights the module has.
 
     Attributes:
-        ingredients: The checkpoints that it is the mean of, in the order in which they were taken in.
-        scores: The monitored metric of each checkpoint alone, by path; empty where nothing was validated.
-        score: That of the soup; None where nothing was validated.
+        ingredients: Checkpoints that it is the mean of, in the order in which they were added.
+        scores: Monitored metric of each checkpoint alone, by path; empty where nothing was validated.
+        score: Monitored metric of the soup; None where nothing was validated.
     """
 
     ingredients: tuple[Path, ...]
@@ -47,10 +47,10 @@ class Soup:
     state_dict: Weights = field(repr=False)
 
     def save(self, path: str | Path) -> None:
-        """Saves a checkpoint that ``test``, ``predict`` and ``load_from_checkpoint`` take, and no fit is resumed from.
+        """Saves a checkpoint for ``test``, ``predict`` and ``load_from_checkpoint``; no fit can be resumed from it.
 
         Args:
-            path: Where it is written; what else it holds is that of the first ingredient.
+            path: File to write; all its entries but the weights are those of the first ingredient.
         """
         first = read_checkpoint("checkpoints", self.ingredients[0])
         kept = {name: value for name, value in first.items() if name not in _OF_A_FIT}
@@ -63,23 +63,23 @@ class CheckpointSoup:
     What it does: a uniform soup is the mean of all checkpoints. A greedy one validates each, begins with the best, and
     takes in the next best ones as long as the soup's metric becomes no worse. BatchNorm's statistics are recomputed for
     each mean by passing training data through the module's validation step; singular vectors of spectral normalization
-    are computed anew. It costs no more at prediction than one model. From the command line it is
+    are recomputed. It costs no more at prediction than one model. From the command line it is
     ``lightning-reg soup CHECKPOINT CHECKPOINT ... --config FILE``, which saves a checkpoint.
 
-    When to use: for several fine-tunings of one pretrained model, with other hyperparameters, seeds or data orders, in
-    the place of the best of them; for several checkpoints of one long run. When not: for trainings from different
+    When to use: for several fine-tunings of one pretrained model, with other hyperparameters, seeds or data orders,
+    instead of the best of them; for several checkpoints of one long run. When not: for trainings from different
     initializations, whose mean is worth nothing: they lie in different valleys. Use ``SnapshotEnsemble`` there.
 
     Cost: greedy, a validation of each checkpoint and one of each candidate soup, with a pass over the training data
     before each where there is BatchNorm; all weights in the host's memory.
 
-    Deviates from the paper: BatchNorm's statistics are recomputed, of which its transformers have none.
+    Deviates from the paper: BatchNorm's statistics are recomputed; the paper's transformers have none.
 
     Args:
-        greedy: Whether a checkpoint is left out that makes the soup worse.
-        monitor: Metric that the module logs in validation; read where ``greedy``.
-        mode: Whether the metric's ``"min"`` or ``"max"`` is best.
-        buffers: BatchNorm's statistics: ``"recompute"``, or the ``"average"`` of those of the checkpoints.
+        greedy: Whether checkpoints that make the soup worse are left out.
+        monitor: Metric that the module logs in validation; used only if ``greedy``.
+        mode: ``"min"`` if a lower metric is better, ``"max"`` if a higher one is.
+        buffers: BatchNorm's statistics: ``"recompute"`` for each mean, or ``"average"`` over the checkpoints.
 
     Raises:
         SettingError: If a setting is out of its range.
@@ -117,17 +117,18 @@ class CheckpointSoup:
         val_dataloaders: Any = None,
         train_dataloaders: Any = None,
     ) -> Soup:
-        """Makes a soup, and gives the model its weights.
+        """Makes a soup, and loads its weights into the model.
 
         Args:
-            trainer: That validates; nothing is written to its loggers.
-            model: Of which all checkpoints are.
-            checkpoints: Paths of at least two.
-            val_dataloaders: Or these have it; else the model.
+            trainer: Trainer that validates; nothing is written to its loggers.
+            model: Module that all checkpoints are of.
+            checkpoints: Paths of at least two checkpoints.
+            datamodule: Data module with the validation data, and with training data for BatchNorm's statistics.
+            val_dataloaders: Validation data, instead of a data module's; the model's own where both are None.
             train_dataloaders: Data for BatchNorm's statistics; the data module's or the model's own where None.
 
         Returns:
-            The soup, with what went into it.
+            The soup, with its ingredients.
 
         Raises:
             SettingError: If checkpoints are of different models, there is no data for BatchNorm's statistics, or the
@@ -158,7 +159,7 @@ class CheckpointSoup:
         return kitchen.validated(self.monitor)
 
     def _serve(self, kitchen: "_Kitchen", weights: Sequence[Weights]) -> Weights:
-        """Gives the model the mean of weights, and returns it as it is then."""
+        """Loads the mean of weights into the model, and returns the model's state dict."""
         model = kitchen.model
         mean = {
             name: mean_of([entry[name] for entry in weights]) if _is_real(value) else value
@@ -180,7 +181,7 @@ class CheckpointSoup:
 
 
 class _Kitchen:
-    """A trainer, a model and data, and what is done with them."""
+    """A trainer, a model and data, and the operations on them that a soup needs."""
 
     def __init__(
         self,
@@ -198,7 +199,7 @@ class _Kitchen:
 
     @contextmanager
     def quiet(self) -> Iterator[None]:
-        """Lets the trainer's loggers rest."""
+        """Takes the trainer's loggers away for a while."""
         loggers = self._trainer.loggers
         self._trainer.loggers = []
         try:
@@ -207,7 +208,7 @@ class _Kitchen:
             self._trainer.loggers = loggers
 
     def validated(self, monitor: str) -> float:
-        """Returns a metric of the model as it is."""
+        """Validates the model, and returns a metric."""
         self._trainer.validate(self.model, dataloaders=self._val, datamodule=self._datamodule, verbose=False)
         metrics = self._trainer.callback_metrics
         if monitor not in metrics:
@@ -236,7 +237,7 @@ class _Kitchen:
         callbacks, limit = callbacks_of(trainer), trainer.limit_val_batches
         with ExitStack() as stack:
             if data is None and self._datamodule is not None:
-                # In the place of its validation data, so that what it does to batches is done to these.
+                # As its validation data, so that its batch hooks apply to them.
                 datamodule = self._datamodule
                 stack.callback(around(datamodule, "val_dataloader", self._training_data).remove)
             stack.callback(set_callbacks, trainer, callbacks)
@@ -246,14 +247,14 @@ class _Kitchen:
             trainer.validate(self.model, dataloaders=data, datamodule=datamodule, verbose=False)
 
     def _training_data(self, val_dataloader: Callable[[], Any]) -> Any:
-        """Returns the data module's training data, whatever its validation data are."""
+        """Returns the data module's training data in place of its validation data."""
         datamodule = cast("LightningDataModule", self._datamodule)
         datamodule.setup("fit")
         return datamodule.train_dataloader()
 
 
 class _Statistics(Callback):
-    """Lets BatchNorm take its statistics from what is validated, every batch weighing the same."""
+    """Recomputes BatchNorm's statistics from the validated batches, all weighing the same."""
 
     def __init__(self) -> None:
         self._momenta: dict[Any, float | None] = {}

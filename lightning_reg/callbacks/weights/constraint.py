@@ -1,4 +1,4 @@
-"""What is enforced on weights after every step of an optimizer."""
+"""Constraints on weights, enforced after every optimizer step."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,20 +19,21 @@ __all__ = ["Constraint"]
 
 
 class Constraint(Technique):
-    """Projects weights onto what is allowed, in place, after each step of the optimizer that they belong to.
+    """Projects weights onto an allowed set, in place, after each step of the optimizer that they belong to.
 
     Args:
-        include: Globs over parameter names that are constrained.
-        exclude: Globs over parameter names that are not.
-        exclude_norm_and_bias: Whether biases and the parameters of normalization layers are spared.
-        group: Which weights make up a unit: those that lead into it, or those that lead out of it.
-        schedule: Factor of the strength as training goes on, where it has one; constant where None.
+        include: Globs over names of parameters that are constrained.
+        exclude: Globs over names of parameters that are left out.
+        exclude_norm_and_bias: Whether biases and the parameters of normalization layers are left out.
+        group: Weights that make up a unit: ``"output"``, those that lead into it, or ``"input"``, those that lead out
+            of it.
+        schedule: Factor of the strength over the training, for constraints that have one; constant where None.
     """
 
     place = Place.WEIGHTS
     position = Position.CONSTRAINT
     tag: ClassVar[str]
-    by_unit: ClassVar[bool] = True  # else every weight stands for itself
+    by_unit: ClassVar[bool] = True  # else entry by entry
 
     def __init__(
         self,
@@ -51,7 +52,7 @@ class Constraint(Technique):
         self.schedule = schedule
 
     def project_(self, units: list[Tensor], factor: float) -> None:
-        """Projects weights; where the constraint goes by unit, their first dimension counts the units."""
+        """Projects weights in place; where the constraint is ``by_unit``, their first dimension indexes the units."""
         raise NotImplementedError
 
     @override

@@ -28,45 +28,46 @@ class ExponentialMovingAverage(WeightAverage):
     What it does: after a step, average ← decay · average + (1 - decay) · weights; the first time the weights are
     copied. The fit validates with the average, checkpoints hold it as the model's ``state_dict``, and after the fit it
     is in the module, so that ``test``, ``predict`` and ``ckpt_path="best"`` use it, also in a new trainer and without
-    this callback. The weights that are trained lie beside it in checkpoints, and a resumed fit goes on with them. An
-    average that never began changes nothing; where an exception ends the fit the trained weights stay.
+    this callback. Checkpoints hold the trained weights beside it, and a resumed fit goes on with them. An average that
+    never began changes nothing; where an exception ends the fit the trained weights stay.
 
     When to use: nearly always with a constant or slowly falling learning rate; it takes the noise of the last steps out
     of the weights. When not: at the end of a schedule that falls to 0 little is left to average out; with a half-life
     longer than training, whatever the warm-up.
 
-    Cost: one copy of the trainable weights, in memory and in checkpoints; in 32 bits where weights have 16. An
-    update reads weights and average and writes the average. Before and after validation the two change places. A
-    second validation, and ``buffers="recompute"``, take a copy of the module for as long as they last, and the latter
+    Cost: one copy of the trainable weights, in memory and in checkpoints; in 32 bits where weights have 16. An update
+    reads weights and average and writes the average. Before and after validation the two are swapped. A second
+    validation, and ``buffers="recompute"``, take a copy of the module for as long as they last, and the latter
     remembers inputs as :class:`StochasticWeightAverage` does.
 
     Interacts with: every other callback, because it averages the weights as the step, its constraints and Lookahead
-    leave them. Several may stand side by side: the first gives the model its weights, the others only report, as
+    leave them. Several can be combined: the first gives the model its weights, the others only report, as
     ``ema_2/val_loss`` for one. Constraints on convex sets (``MaxNorm``, ``NonNegative``) hold for the average, that of
-    ``UnitNorm`` doesn't; parametrizations are averaged underneath, and spectral normalization computes its singular
-    vectors anew. ``EarlyStopping`` and ``ModelCheckpoint`` see the metrics of the average, but with
-    ``validate="both"`` those of the trained weights under the module's names. A second validation runs on a copy of the
-    module, so that nothing in it counts twice and loggers of the module's own get nothing twice; a module that FSDP2
-    shards can't be copied and runs itself, with a warning. Weights may be given other memory, renamed or replaced in
-    the middle of a fit (``weight.data = ...``, pruning, ``load_state_dict``); parameters that the module hasn't
-    registered aren't averaged.
+    ``UnitNorm`` doesn't; parametrizations are averaged underneath, and spectral normalization recomputes its singular
+    vectors. ``EarlyStopping`` and ``ModelCheckpoint`` see the metrics of the average, but with ``validate="both"``
+    those of the trained weights under the module's names. A second validation runs on a copy of the module, so that
+    nothing in it counts twice and loggers of the module's own get nothing twice; a module that FSDP2 shards can't be
+    copied and runs itself, with a warning. Weights may be given other memory, renamed or replaced in the middle of a
+    fit (``weight.data = ...``, pruning, ``load_state_dict``); parameters that the module hasn't registered aren't
+    averaged.
 
     Several optimizers that step in one batch count as one step.
 
     Args:
         decay: Share of the average that is kept at each update, in [0, 1]; 0.999 where ``half_life`` isn't given
             either. With 0 the average is the weights of the last update, with 1 those of the first.
-        half_life: After how long a weight counts half, instead of ``decay``; at least 0, which keeps nothing.
-        half_life_unit: Whether ``half_life`` counts optimizer steps or epochs, or is a share of the whole run, of which
-            0.01 to 0.1 is usual.
+        half_life: Time after which a weight counts half, in ``half_life_unit``, instead of ``decay``; at least 0, with
+            which the average is the weights of the last update.
+        half_life_unit: Unit of ``half_life``: ``"step"`` for optimizer steps, ``"epoch"``, or ``"run"`` for a share of
+            the whole run, where 0.01 to 0.1 is usual.
         warmup: Whether the n-th update keeps at most (1 + n) / (10 + n), so that a short training isn't averaged with
             its beginning; on by default, because a decay of 0.999 forgets the beginning only after thousands of steps.
             torch and timm have none. A ``decay`` of 1 has none either.
-        start_step: Steps before the average begins.
-        start_epoch: Epochs before the average begins.
-        every_n_steps: Steps between two updates; ``decay`` counts updates, ``half_life`` steps. The weights that end
-            each period are taken, so that an average of one update an epoch isn't an epoch late; before the first
-            there is no average.
+        start_step: Optimizer steps before the average begins, at least 0.
+        start_epoch: Epochs before the average begins, at least 0.
+        every_n_steps: Optimizer steps between two updates, at least 1; ``decay`` counts updates, ``half_life`` steps.
+            The weights at the end of each period are taken, so that an average with one update per epoch isn't an epoch
+            late; before the first there is no average.
         buffers: Running statistics of normalization layers: ``"average"`` like weights, ``"copy"`` as they are, or
             ``"recompute"`` by passing the inputs that the network had in training through the averaged one, before
             each validation, each checkpoint, and at the end (BatchNorm alone). Counters and other buffers are never

@@ -29,15 +29,15 @@ class LatestWeightAverage(WeightAverage):
     """Evaluates with the mean of the latest snapshots of the weights, all of which weigh the same (LAWA).
 
     What it does: every ``every_n_steps`` steps the weights are copied, and the copy before the last ``window`` is
-    dropped; the average is the mean of those that there are. The fit validates with it, checkpoints hold it as the
+    dropped; the average is the mean of the copies that are kept. The fit validates with it, checkpoints hold it as the
     model's ``state_dict``, and after the fit it is in the module. The weights that are trained, and the snapshots, lie
     beside it in checkpoints, so that a fit can be resumed anywhere.
 
-    When to use: in the place of an ``ExponentialMovingAverage``, whose tail never ends; to see long before the end of
+    When to use: instead of an ``ExponentialMovingAverage``, whose tail never ends; to see long before the end of
     training what a lower rate would bring. It is best together with a learning rate that is annealed, not instead of it
     (Ajroldi, Orvieto, Geiping, arXiv:2502.06761), though at the very end, where the rate is 0 and snapshots hardly
-    differ, it brings nothing. When not: where ``window`` copies don't fit into memory; across a
-    jump of the learning rate, which puts a mean between two valleys.
+    differ, it brings nothing. When not: where ``window`` copies don't fit into memory; across a jump of the learning
+    rate, which puts a mean between two valleys.
 
     Cost: ``window`` copies of the trainable weights and one of the average, in memory and in checkpoints; nothing in a
     step but at snapshots, which read all copies. BatchNorm's statistics are recomputed as in
@@ -52,17 +52,17 @@ class LatestWeightAverage(WeightAverage):
     Deviates from the paper: snapshots are ``every_n_steps`` steps apart rather than an epoch.
 
     Args:
-        window: How many snapshots the mean is of, at least 1; with 1 it is the latest.
-        every_n_steps: Optimizer steps from one snapshot to the next; where None, as many as let the window span a
+        window: Number of snapshots in the mean, at least 1; with 1 it is the latest.
+        every_n_steps: Optimizer steps between snapshots, at least 1; where None, as many as let the window span a
             hundredth of the run.
-        buffers: BatchNorm's statistics: ``"recompute"`` for the mean; or, as they are, ``"copy"``, or their own mean,
-            ``"average"``.
+        buffers: BatchNorm's statistics: ``"recompute"`` for the mean, ``"copy"`` from the trained weights, or
+            ``"average"`` over the snapshots.
         validate: ``"averaged"``: validation reports on the mean; ``"both"``: on the trained weights, and once more,
             with a prefix, on the mean.
 
     Raises:
-        SettingError: If a setting is out of its range, the run has no length of which to take a share, Lightning
-            averages weights too, or the strategy flattens parameters.
+        SettingError: If a setting is out of its range, ``every_n_steps`` is None and the run has no known length,
+            Lightning averages weights too, or the strategy flattens parameters.
 
     Reference:
         Jean Kaddour: Stop Wasting My Time! Saving Days of ImageNet and BERT Training with Latest Weight Averaging,
@@ -135,7 +135,7 @@ class LatestSession(AverageSession):
         averages, tensors = self.averaged
         if not averages:
             return
-        # The memory of the one that is dropped is that of the latest.
+        # The latest snapshot reuses the memory of the one that is dropped.
         latest = self.snapshots.pop(0) if len(self.snapshots) == self.technique.window else {}
         self.snapshots.append(latest)
         for snapshot in self.snapshots:
@@ -152,7 +152,7 @@ class LatestSession(AverageSession):
 
     @override
     def update_(self, averages: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-        """The mean is made of snapshots, see :meth:`take`."""
+        """Does nothing: :meth:`take` computes the mean of the snapshots."""
 
 
 def _whole(snapshot: dict[str, Tensor]) -> dict[str, Tensor]:

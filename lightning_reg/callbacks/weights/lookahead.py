@@ -37,11 +37,11 @@ class Lookahead(Technique):
     Cost: one copy of the trained weights, in memory and in checkpoints; every ``k``-th step reads and writes them.
 
     Interacts with: constraints and proximal penalties, which come first, so that on convex sets they hold for the slow
-    weights too; averages of weights, which come afterwards. Steps of each optimizer are counted for itself. A layer
-    that is frozen is left alone, with its slow weights, until it is thawed.
+    weights too; averages of weights, which come afterwards. The steps of each optimizer are counted separately. A
+    frozen layer is left alone, with its slow weights, until it is unfrozen.
 
     As in most implementations the weights that are evaluated and saved are the fast ones, which have run ahead by up to
-    ``k - 1`` steps; the paper evaluates with the slow ones, which they are after every ``k``-th step.
+    ``k - 1`` steps; the paper evaluates with the slow ones, which they equal after every ``k``-th step.
 
     Args:
         k: Steps from one synchronization to the next, at least 1.
@@ -72,7 +72,7 @@ class Lookahead(Technique):
     def new_session(self, run: Run) -> "LookaheadSession":
         return LookaheadSession(self, run)
 
-    # Callbacks' states are matched by their settings; this outlives a change of settings.
+    # Lightning matches callbacks' states by their settings; this survives a change of settings.
 
     @override
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -96,9 +96,9 @@ class Lookahead(Technique):
 
 @dataclass(eq=False)
 class LookaheadSession(Session[Lookahead]):
-    """One fit: slow weights by the very parameters that optimizers step, whatever becomes of their names."""
+    """One fit, with slow weights by parameter rather than by name, because layers may be renamed."""
 
-    steps: dict[int, int] = kept(default_factory=dict)  # by place of the optimizer
+    steps: dict[int, int] = kept(default_factory=dict)  # by index of the optimizer
     slow: dict[int, dict[nn.Parameter, Tensor]] = field(default_factory=dict)  # likewise
     loaded: dict[int, dict[str, Tensor]] = field(default_factory=dict)  # from a checkpoint, not yet met, by name
     known: dict[int, list[nn.Parameter]] = field(default_factory=dict)  # those that an optimizer stepped last
@@ -137,7 +137,7 @@ class LookaheadSession(Session[Lookahead]):
     @override
     def after_step(self, step: Step) -> None:
         if step.optimizer not in self.run.trainer.optimizers or step.index not in self.known:
-            return  # stepped behind Lightning's back
+            return  # a step that Lightning doesn't know of
         self.steps[step.index] += 1
         if self.steps[step.index] % self.technique.k == 0:
             self._synchronize(self.slow[step.index], self.known[step.index])

@@ -23,17 +23,18 @@ class MaxNorm(Constraint):
 
     Cost: reads weights once per optimizer step, and writes them. No state.
 
-    Interacts with: proximal penalties, which it comes after whatever the order of the callbacks. What lies at one index
-    of a weight counts as a unit, also of stacked matrices such as the gates of a recurrent layer.
+    Interacts with: proximal penalties, after which it acts whatever the order of the callbacks. Every row of a weight
+    (every column where ``group="input"``) counts as a unit, also in stacked matrices such as the gates of a recurrent
+    layer.
 
     Args:
-        max_norm: Longest norm allowed, positive; 2 to 4 is usual, with infinity nothing is shortened.
-        group: ``"output"``: a unit's weights are those that lead into it, a row of a linear layer's or a filter;
+        max_norm: Largest norm allowed, positive; 2 to 4 is usual, with infinity nothing is shortened.
+        group: ``"output"``: a unit's weights are those that lead into it, a row of a linear layer's weight or a filter;
             ``"input"``: those that lead out of it, a column or an input channel.
-        include: Globs over parameter names that are constrained.
-        exclude: Globs over parameter names that are not.
-        exclude_norm_and_bias: Whether biases and the parameters of normalization layers are spared.
-        schedule: What ``max_norm`` is multiplied by as training goes on, never 0; constant where None.
+        include: Globs over names of parameters that are constrained.
+        exclude: Globs over names of parameters that are left out.
+        exclude_norm_and_bias: Whether biases and the parameters of normalization layers are left out.
+        schedule: Factor of ``max_norm`` over the training, never 0; constant where None.
 
     Raises:
         SettingError: If ``max_norm`` isn't positive, a glob matches nothing, nothing selected has two dimensions, or

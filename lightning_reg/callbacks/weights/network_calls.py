@@ -1,4 +1,4 @@
-"""The one network whose output the steps of a module use, and what is put in the place of that output."""
+"""Interception of the one network whose output the steps of a module use."""
 
 from collections.abc import Callable
 from functools import partial
@@ -18,25 +18,25 @@ _STEPS = ("training_step", "validation_step", "test_step", "predict_step")
 
 
 class NetworkCalls:
-    """Stands around the outermost calls of networks within a module's steps, from its making to the run's end.
+    """Wraps the outermost calls of networks within a module's steps, until the run ends.
 
-    A network is the module itself, or a child of it that has parameters. A step may call one of them, as often as it
-    likes: what several return and the step puts together isn't the output of any.
+    A network is the module itself, or a child of it that has parameters. A step may call only one of them, any number
+    of times: what a step combines from several outputs isn't the output of any network.
 
     Args:
-        run: Of a fit or an evaluation, whose module is complete.
-        answer: Called with the step's name, the network, its call, and the call's arguments, once an outermost call;
-            returns what the step is given.
-        matters: Whether a network has anything that differs between weights; calls of others are left alone.
+        run: Run of a fit or an evaluation; its module must be complete.
+        answer: Function called once for each outermost call, with the step's name, the network, its call, and the
+            call's arguments; returns what the step gets as output.
+        matters: Whether a network is wrapped; calls of others are left alone.
     """
 
     def __init__(self, run: Run, technique: str, answer: Answer, matters: Callable[[nn.Module], bool]) -> None:
         self._technique = technique
         self._answer = answer
         self._matters = matters
-        self._step = ""  # that is running
+        self._step = ""  # the one that is running
         self._called = ""  # the network that it has called
-        self._is_within = False  # an outermost call
+        self._is_within = False  # whether an outermost call is running
         module = run.module
         for step in _STEPS:
             run.around(module, step, partial(self._run_step, step))

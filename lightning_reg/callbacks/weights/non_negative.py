@@ -17,14 +17,14 @@ class NonNegative(Constraint):
     """Sets negative weights to zero, after every optimizer step.
 
     When to use: for networks that have to be monotonic in their inputs, and for parts-based representations. When not:
-    on all of a plain classifier, which it costs accuracy; name layers by ``include``.
+    on all weights of a plain classifier, which it costs accuracy; name layers by ``include``.
 
     Cost: reads and writes weights once per optimizer step. No state.
 
     Args:
-        include: Globs over parameter names that are constrained.
-        exclude: Globs over parameter names that are not.
-        exclude_norm_and_bias: Whether biases and the parameters of normalization layers are spared.
+        include: Globs over names of parameters that are constrained.
+        exclude: Globs over names of parameters that are left out.
+        exclude_norm_and_bias: Whether biases and the parameters of normalization layers are left out.
 
     Raises:
         SettingError: If a glob matches nothing, or weights are complex.

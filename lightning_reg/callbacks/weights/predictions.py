@@ -1,4 +1,4 @@
-"""What a network's outputs mean, seen in a training step, and how those of several networks become one."""
+"""Meaning of a network's outputs, inferred from a training step, and the mean of several networks' outputs."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ _KINDS: dict[Callable[..., Any], str] = {
 
 
 class LossSeen(TorchFunctionMode):
-    """Notes the first loss function of torch's that a training step calls, and its input."""
+    """Records the first torch loss function that a training step calls, and its input."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,22 +57,18 @@ class LossSeen(TorchFunctionMode):
 
 @dataclass(frozen=True)
 class Meaning:
-    """What a network's outputs are.
+    """Meaning of a network's outputs.
 
     Attributes:
         kind: One of ``"logits"``, ``"binary_logits"`` and ``"values"``.
-        class_dim: Dimension of the classes, where there are any.
+        class_dim: Dimension of the classes; used only for ``"logits"``.
     """
 
     kind: str
     class_dim: int = 1
 
     def mean(self, outputs: Sequence[Any]) -> Any:
-        """Returns what stands for the mean of several networks' probabilities, or of their values.
-
-        Args:
-            outputs: Of the networks, for one batch.
-        """
+        """Returns the logits of the mean of several networks' probabilities, or the mean of their values."""
         if len(outputs) == 1:
             return outputs[0]
         if self.kind == "logits":
@@ -81,7 +77,7 @@ class Meaning:
 
 
 def meaning_of(technique: str, given: Outputs, class_dim: int | None, output: Any, seen: LossSeen) -> Meaning:
-    """Returns what outputs are, from settings and from what a training step did with them.
+    """Returns the meaning of outputs, from settings and from the loss that a training step computed.
 
     Args:
         given: The setting ``outputs``.
@@ -89,7 +85,7 @@ def meaning_of(technique: str, given: Outputs, class_dim: int | None, output: An
         seen: The loss that the step called.
 
     Raises:
-        SettingError: If it can't be told, or the output isn't a tensor.
+        SettingError: If it can't be inferred, or the output isn't a tensor of floats with a batch dimension.
     """
     if not isinstance(output, Tensor) or not output.is_floating_point() or output.ndim == 0:
         raise SettingError(
@@ -117,7 +113,7 @@ def meaning_of(technique: str, given: Outputs, class_dim: int | None, output: An
 
 
 def _are_logits_of(output: Tensor, probabilities: Tensor | None) -> bool:
-    """Whether a training step has made probabilities of a network's output itself."""
+    """Whether a training step has itself turned a network's output into probabilities."""
     if probabilities is None or probabilities.numel() != output.numel():
         return False
     made = output.detach().float().sigmoid().flatten()
@@ -125,11 +121,11 @@ def _are_logits_of(output: Tensor, probabilities: Tensor | None) -> bool:
 
 
 def _class_dim(shape: tuple[int, ...], at_the_loss: tuple[int, ...]) -> int | None:
-    """Returns the dimension of the classes; None where it can't be told."""
+    """Returns the dimension of the classes; None where it is ambiguous."""
     usual = 1 if len(shape) > 1 else 0
     if not at_the_loss or shape == at_the_loss:
         return usual
-    # Of sequences, (N, T, C) are often joined to (N · T, C), or turned to (N, C, T).
+    # Outputs of sequences, (N, T, C), are often flattened to (N · T, C) or transposed to (N, C, T).
     classes = at_the_loss[1] if len(at_the_loss) > 1 else at_the_loss[0]
     found = [dim for dim, size in enumerate(shape) if size == classes]
     return found[-1] if len(found) == 1 or (found and found[-1] == len(shape) - 1) else None

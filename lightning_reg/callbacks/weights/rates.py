@@ -8,7 +8,7 @@ __all__ = ["set_rate"]
 
 
 def set_rate(group: dict[str, Any], rate: float) -> None:
-    """Gives a parameter group a learning rate, in the tensor where it has one, which compiled steps read."""
+    """Sets a parameter group's learning rate, in place where it is a tensor, which compiled steps read."""
     if isinstance(group["lr"], Tensor):
         group["lr"].fill_(rate)
     else:

@@ -1,4 +1,4 @@
-"""Schedule-free optimizers, put into the mode that they have to be in."""
+"""Switches of schedule-free optimizers between their training and evaluation modes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -35,11 +35,11 @@ class ScheduleFreeMode(Technique):
     """Puts a schedule-free optimizer into evaluation mode wherever its weights are looked at, and back.
 
     What it does: a schedule-free optimizer computes gradients at weights y between its iterates z and their average x,
-    and it is x that is to be evaluated and saved. Before each validation, at the end of the fit and while a checkpoint
-    is written, the optimizer's ``eval()`` puts x into the module, and BatchNorm's statistics are recomputed for it;
-    afterwards ``train()`` puts y back, which is then set to what it was to the bit. So validating and saving change
-    nothing in training, ``test`` and ``predict`` have x, and checkpoints load anywhere; y lies beside x in them, so
-    that a fit can be resumed anywhere.
+    and x is what should be evaluated and saved. Before each validation, at the end of the fit and while a checkpoint is
+    written, the optimizer's ``eval()`` puts x into the module, and BatchNorm's statistics are recomputed for it;
+    afterwards ``train()`` puts y back, which is then restored to the bit. So validating and saving change nothing in
+    training, ``test`` and ``predict`` use x, and checkpoints load anywhere; y lies beside x in them, so that a fit can
+    be resumed anywhere.
 
     When to use: with every optimizer of the package ``schedulefree``, or another with methods ``train()`` and
     ``eval()``, which raises or silently evaluates the wrong weights without it. When not: with other optimizers, which
@@ -47,16 +47,16 @@ class ScheduleFreeMode(Technique):
 
     Cost: one copy of the weights while they are evaluated, and in checkpoints. Where the network has BatchNorm, its
     inputs in the epoch so far, up to 512 MiB of the latest, are kept in the host's memory, and a copy of the module is
-    there while they are passed through it; ``buffers="copy"`` saves that.
+    held while they are passed through it; ``buffers="copy"`` saves that.
 
-    Interacts with: ``ExponentialMovingAverage``, ``StochasticWeightAverage`` and other averages, which it refuses
-    beside it, because x is an average. Constraints and ``Lookahead`` act on y and know nothing of x. Weights that the
-    module hasn't registered go back and forth with the optimizer's rounding.
+    Interacts with: ``ExponentialMovingAverage``, ``StochasticWeightAverage`` and other averages, which it refuses,
+    because x is an average already. Constraints and ``Lookahead`` act on y and know nothing of x. Weights that the
+    module hasn't registered are swapped with the optimizer's rounding.
 
     Deviates from the paper: nothing; statistics of BatchNorm are recomputed as its authors advise.
 
     Args:
-        buffers: BatchNorm's statistics: ``"recompute"`` for x from the inputs of the epoch so far, or ``"copy"``, those
+        buffers: BatchNorm's statistics: ``"recompute"`` for x from the inputs of the epoch so far, or ``"copy"`` those
             of y.
 
     Raises:
@@ -118,7 +118,7 @@ class ScheduleFreeMode(Technique):
             )
         super().on_fit_start(trainer, pl_module)
 
-    # Callbacks' states are matched by their settings; this outlives a change of settings.
+    # Lightning matches callbacks' states by their settings; this survives a change of settings.
 
     @override
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -205,12 +205,12 @@ class ScheduleFreeSession(Session[ScheduleFreeMode]):
 
     @override
     def ends(self, exception: BaseException | None) -> None:
-        # What fails when training has ended, a test for one, has the averaged weights.
+        # Whatever fails after training has ended, such as a test, leaves the averaged weights.
         if exception is not None and not self.is_final:
             self.leave()
 
     def _save(self, inner: Any, *args: Any, **kwargs: Any) -> Any:
-        """Stands around the trainer's method that writes a checkpoint, optimizers included."""
+        """Wraps the trainer's method that writes a checkpoint, optimizers included."""
         was_in = self.is_in
         self.enter()
         try:
@@ -243,7 +243,7 @@ class ScheduleFreeSession(Session[ScheduleFreeMode]):
         self._train()
 
     def save_into(self, state_dict: dict[str, Any]) -> None:
-        """Puts the average in the place of the trained weights."""
+        """Replaces the trained weights in a state dict by the average."""
         if self.is_in:
             return
         names = state_names(self.run.module)
@@ -256,7 +256,7 @@ class ScheduleFreeSession(Session[ScheduleFreeMode]):
         self.leave()
 
     def _train(self) -> None:
-        """Lets the optimizers train, from weights that are waiting where there are any."""
+        """Puts the optimizers into training mode, and loads the weights that are waiting for it, if there are any."""
         loaded, self.loaded = self.loaded, {}
         tensors = tensors_of(self.run.module)
         with torch.inference_mode(False), torch.no_grad():
@@ -287,7 +287,7 @@ class ScheduleFreeSession(Session[ScheduleFreeMode]):
         return [optimizer for optimizer in self.run.trainer.optimizers if _is_schedule_free(optimizer)]
 
     def _now(self) -> dict[str, Tensor]:
-        """Returns what changes places: weights that the optimizers step, and buffers of BatchNorm."""
+        """Returns the tensors that are swapped: weights that the optimizers step, and buffers of BatchNorm."""
         module = self.run.module
         groups = [group for optimizer in self._optimizers() for group in optimizer.param_groups]
         held = {id(weight) for group in groups for weight in group["params"]}

@@ -48,11 +48,11 @@ _FEWEST_STEPS = 2  # of a cycle, in which the rate falls
 
 @dataclass(frozen=True)
 class Snapshots:
-    """What one training came to.
+    """Snapshots that one training has taken.
 
     Attributes:
         weights: Parameters and buffers of each snapshot by name, the latest last.
-        module: The module that they were taken from; None where it is gone.
+        module: Weak reference to the module that they were taken from.
     """
 
     weights: tuple[Mapping[str, Tensor], ...]
@@ -67,7 +67,7 @@ class SnapshotEnsemble(Technique):
     cycles, before the rate is raised. Where a validation, test or prediction step calls the network, it is given the
     logits of the mean of the snapshots' probabilities (of values, their mean), so that losses, metrics and predictions
     of the module's own are those of the ensemble. The first training step shows what the outputs mean. Until the first
-    cycle has ended, and in the module itself, there are the trained weights.
+    cycle has ended, predictions are those of the trained weights, which the module itself always keeps.
 
     When to use: for several networks at the price of training one; where training is long enough for each cycle to
     converge. On 40 tables it was among the best single regularizers (Kadra et al., arXiv:2106.11189). When not: where
@@ -79,8 +79,7 @@ class SnapshotEnsemble(Technique):
     evaluation takes ``last`` forward passes and copies the weights of each in and out.
 
     Logs:
-        ``snapshot/lr``: the learning rate of the first parameter group; ``snapshot/kept``: how many snapshots there
-        are.
+        ``snapshot/lr``: the learning rate of the first parameter group; ``snapshot/kept``: the number of snapshots.
 
     Interacts with: schedulers of the learning rate and averages of weights, which it refuses beside it; early stopping,
     which may take the jump of the rate for the end; ``ModelCheckpoint``, whose files hold the set: the callback has to
@@ -92,22 +91,23 @@ class SnapshotEnsemble(Technique):
     all techniques that act on weights have acted before a snapshot is taken.
 
     Args:
-        cycles: How often the rate falls, at least 1.
-        last: Of how many of the last cycles the weights are kept; at most ``cycles``, all of them where those are fewer
-            than 3 and nothing is given.
-        growth: How many times as long as the one before a cycle is, at least 1. Kadra et al. have 3 cycles with 2.
-        floor: Share of the optimizer's rate that a cycle falls to, in [0, 1]; with 1 the rate stays.
-        outputs: What the network returns: ``"logits"`` of classes, ``"binary_logits"`` of labels, each by itself, or
-            ``"values"``, probabilities among them; by ``"auto"`` the loss function of torch's that the training step
-            calls tells: cross entropy, that of labels, or a loss of numbers.
-        class_dim: Dimension of the classes among logits; where None, what the loss function is given tells, and mostly
-            it is 1.
-        validate: Whether the fit validates with the ensemble so far or with the trained weights; whatever is called
-            afterwards evaluates the ensemble.
+        cycles: Number of cycles, in each of which the rate falls once; at least 1.
+        last: Number of the last cycles whose weights are kept, at least 1 and at most ``cycles``; where None, 3, or all
+            of fewer.
+        growth: Length of a cycle relative to the one before, at least 1. Kadra et al. have 3 cycles with 2.
+        floor: Rate that a cycle falls to, as a share of the optimizer's, in [0, 1]; with 1 the rate is constant.
+        outputs: Meaning of the network's outputs: ``"logits"`` of classes, ``"binary_logits"`` of independent labels,
+            or ``"values"``, including probabilities; ``"auto"`` infers it from the torch loss function that the
+            training step calls: cross entropy, binary cross entropy, or a regression loss.
+        class_dim: Dimension of the classes in logits; where None, it is inferred from the loss function's input, mostly
+            1.
+        validate: Whether the fit validates with the ``"ensemble"`` so far or with the ``"trained"`` weights;
+            evaluations outside of the fit always use the ensemble.
 
     Raises:
         SettingError: If a setting is out of its range, the cycles don't fit the run, something else drives the learning
-            rate or averages weights, the steps call several networks, or it can't be told what their outputs mean.
+            rate or averages weights, the steps call several networks, or the meaning of their outputs can't be
+            inferred.
 
     Reference:
         Gao Huang, Yixuan Li, Geoff Pleiss, Zhuang Liu, John E. Hopcroft, Kilian Q. Weinberger: Snapshot Ensembles:
@@ -199,7 +199,7 @@ class SnapshotEnsemble(Technique):
             )
         super().on_fit_start(trainer, pl_module)
 
-    # Evaluations of their own take part, too: when the module is complete, and a checkpoint is loaded.
+    # Evaluations outside of a fit have sessions, too: from when the module is complete and a checkpoint is loaded.
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -227,7 +227,7 @@ class SnapshotEnsemble(Technique):
         self.load_saved_state(state)
         self.begin(Run.begun(trainer, pl_module))
 
-    # Callbacks' states are matched by their settings; this outlives a change of settings.
+    # Lightning matches callbacks' states by their settings; this survives a change of settings.
 
     @override
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -301,7 +301,7 @@ class SnapshotSession(Session[SnapshotEnsemble]):
         length = next(end for end in self.boundaries if end > now) - start
         factor = annealed(1.0, self.technique.floor, (now - start) / length)
         groups = [group for optimizer in self.run.trainer.optimizers for group in optimizer.param_groups]
-        self.rates += [float(group["lr"]) for group in groups[len(self.rates) :]]  # one that has come since, too
+        self.rates += [float(group["lr"]) for group in groups[len(self.rates) :]]  # and of groups added since
         for group, rate in zip(groups, self.rates, strict=False):
             set_rate(group, rate * factor)
         self.driven = [group["lr"] for group in groups]
@@ -369,7 +369,7 @@ class SnapshotSession(Session[SnapshotEnsemble]):
         if self.seen is None:
             return call(*args, **kwargs)
         with ExitStack() as stack:
-            # Code that is compiled within the mode would be compiled anew without it.
+            # Code that is compiled within the mode would be recompiled without it.
             if is_compiled(network) and isinstance(torch.overrides._get_current_function_mode(), LossSeen):  # type: ignore[no-untyped-call]
                 stack.enter_context(torch.overrides._pop_mode_temporarily())
             self.output = call(*args, **kwargs)
@@ -402,7 +402,7 @@ class SnapshotSession(Session[SnapshotEnsemble]):
         return Meaning(self.kind, self.class_dim).mean(outputs)
 
     def _bring(self, tensors: Mapping[str, Tensor]) -> None:
-        """Brings snapshots from a checkpoint to where the module is."""
+        """Moves snapshots from a checkpoint to the module's device and sharding."""
         for snapshot in self.snapshots:
             for name, value in snapshot.items():
                 there = tensors.get(name)
@@ -417,7 +417,7 @@ class SnapshotSession(Session[SnapshotEnsemble]):
 
     @contextmanager
     def _own_weights(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-        """Puts the module's own weights back afterwards."""
+        """Restores the module's own weights afterwards."""
         names = dict.fromkeys(name for snapshot in self.snapshots for name in snapshot)
         with torch.inference_mode(False):
             own = {name: tensors[name].detach().clone() for name in names}

@@ -39,28 +39,28 @@ class StochasticWeightAverage(WeightAverage):
     Cost: one copy of the trainable weights, in memory and in checkpoints; nothing in a step but at snapshots. Where the
     network has BatchNorm, its inputs in the epoch so far, up to 512 MiB of the latest, are kept in the host's memory
     and in checkpoints that are written within an epoch; and before a validation or a checkpoint that follows a snapshot
-    they are passed forward through a copy. ``buffers="copy"`` saves that; without BatchNorm there is none of it.
+    they are passed forward through a copy. ``buffers="copy"`` saves that; without BatchNorm there is no such cost.
 
     Interacts with: schedulers, which from ``start`` on are overruled where there is an ``lr``. Beside an
     ``ExponentialMovingAverage`` the first of the two gives the model its weights and the other only reports. The
-    training step isn't run for BatchNorm's statistics: what its outermost calls of networks were given is given to
-    their copies, mixed and augmented as it was. Where the step computes such inputs from the outputs of other networks
-    itself, other than by handing them on, those statistics are estimates, and a warning names them. Layers other than
+    training step isn't run for BatchNorm's statistics: the inputs of its outermost calls of networks are passed to
+    their copies, mixed and augmented as they were. Where the step itself computes such inputs from the outputs of other
+    networks, other than by passing them on, those statistics are estimates, and a warning names them. Layers other than
     BatchNorm are in evaluation mode meanwhile, so that its statistics fit what evaluation computes;
     ``torch.optim.swa_utils.update_bn`` has dropout on. A few thousand samples are enough for statistics (Yuxin Wu,
     Justin Johnson, arXiv:2105.07576).
 
     Args:
         start: First epoch of averaging: a share of ``max_epochs`` as a float in [0, 1), or the epoch, counted from 0.
-        end: Epoch with which averaging ends, likewise; that of the fit where None.
-        interval: Whether a snapshot is taken at the ends of epochs or after steps.
-        every_n: Epochs or steps from one snapshot to the next; with ``lr_low`` the length of a cycle.
+        end: Epoch before which averaging ends, likewise; the end of the fit where None.
+        interval: Whether a snapshot is taken at the end of an ``"epoch"`` or after an optimizer ``"step"``.
+        every_n: Epochs or steps between snapshots, at least 1; with ``lr_low`` the length of a cycle.
         lr: Learning rate of all parameter groups while averaging; the optimizer's and its scheduler's where None.
         lr_low: Lowest rate of a cycle, reached where the snapshot is taken; constant at ``lr`` where None.
-        anneal_epochs: Epochs that the rate takes from what it is at ``start`` to a constant ``lr``; 0 for at once.
-        annealing: How it gets there, ``"cosine"`` or ``"linear"``.
-        buffers: BatchNorm's statistics: ``"recompute"`` for the mean; or, as they are, ``"copy"``, or their own mean,
-            ``"average"``.
+        anneal_epochs: Epochs in which the rate moves from its value at ``start`` to a constant ``lr``; 0 for at once.
+        annealing: Shape of that change, ``"cosine"`` or ``"linear"``.
+        buffers: BatchNorm's statistics: ``"recompute"`` for the mean, ``"copy"`` from the trained weights, or
+            ``"average"`` over the snapshots.
         validate: ``"averaged"``: validation reports on the mean; ``"both"``: on the trained weights, and once more,
             with a prefix, on the mean.
 
@@ -126,10 +126,10 @@ class StochasticWeightAverage(WeightAverage):
         """Returns the first epoch of averaging, and the one before which it ends.
 
         Args:
-            epochs: How many the fit has at the most; None or -1 for any number.
+            epochs: Largest number of epochs of the fit; None or -1 for any number.
 
         Raises:
-            SettingError: If there is none, or no snapshot in them.
+            SettingError: If no snapshot would be taken, or a share is given and the number of epochs is not.
         """
         is_endless = epochs is None or epochs == -1
 
@@ -237,7 +237,7 @@ class StochasticAverageSession(AverageSession):
             )
 
     def _ends_epoch(self) -> bool:
-        """Whether a snapshot is due at the end of this epoch; says so once."""
+        """Whether a snapshot is due at the end of this epoch; True once per epoch."""
         epoch = self.run.trainer.current_epoch
         if epoch == self.last_epoch:
             return False

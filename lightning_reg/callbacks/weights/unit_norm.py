@@ -19,17 +19,18 @@ class UnitNorm(Constraint):
     When to use: where only directions should be learned: the last layer of a metric-learning network, dictionaries of
     autoencoders. When not: on every layer of a plain classifier, whose logits it bounds; name layers by ``include``.
 
-    Interacts with: proximal penalties, which it comes after whatever the order of the callbacks. What lies at one index
-    of a weight counts as a unit, also of stacked matrices such as the gates of a recurrent layer.
+    Interacts with: proximal penalties, after which it acts whatever the order of the callbacks. Every row of a weight
+    (every column where ``group="input"``) counts as a unit, also in stacked matrices such as the gates of a recurrent
+    layer.
 
     Cost: reads and writes weights once per optimizer step. No state.
 
     Args:
-        group: ``"output"``: a unit's weights are those that lead into it, a row of a linear layer's or a filter;
+        group: ``"output"``: a unit's weights are those that lead into it, a row of a linear layer's weight or a filter;
             ``"input"``: those that lead out of it, a column or an input channel.
-        include: Globs over parameter names that are constrained.
-        exclude: Globs over parameter names that are not.
-        exclude_norm_and_bias: Whether biases and the parameters of normalization layers are spared.
+        include: Globs over names of parameters that are constrained.
+        exclude: Globs over names of parameters that are left out.
+        exclude_norm_and_bias: Whether biases and the parameters of normalization layers are left out.
 
     Raises:
         SettingError: If a glob matches nothing, nothing selected has two dimensions, or weights are sharded.

@@ -1,4 +1,4 @@
-"""Weights between those that fine-tuning began with and those that it ended with."""
+"""Interpolation between the weights that fine-tuning began with and those that it ended with."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,11 +31,11 @@ Statistics = Literal["recompute", "copy"]
 
 @dataclass(frozen=True)
 class Interpolated(Averaged):
-    """What an interpolation came to.
+    """Result of an interpolation.
 
     Attributes:
         alpha: Share of the trained weights.
-        sweep: What the module logs in validation for each share that was tried, by name.
+        sweep: Metrics of the module's validation for each share that was tried, by name.
     """
 
     alpha: float
@@ -47,12 +47,11 @@ class WiSEFT(WeightAverage):
 
     What it does: keeps the weights θ₀ that a fit begins with, and evaluates with (1 - α) θ₀ + α θ₁ of the trained ones
     θ₁. The fit validates with them, checkpoints hold them as the model's ``state_dict``, and after the fit they are in
-    the module. At the end of training ``sweep`` validates other shares; with ``monitor`` the best of them is what
-    remains.
+    the module. At the end of training ``sweep`` validates other shares; with ``monitor`` the best of them is kept.
 
-    When to use: to fine-tune a large pretrained model, which is so robust against shifts of the data as it was, and
-    nearly as accurate on the new data as fine-tuning makes it; often more accurate than either. When not: for training
-    from scratch, whose first weights are worth nothing; a head that is new is named in ``exclude``.
+    When to use: to fine-tune a large pretrained model, which stays as robust to distribution shift as it was and
+    becomes nearly as accurate on the new data as fine-tuning makes it, often more accurate than either. When not: for
+    training from scratch, whose first weights are worth nothing; name a new head in ``exclude``.
 
     Cost: two copies of the weights, in memory, and one of them in checkpoints; nothing in a step. The sweep takes a
     validation for each share, and BatchNorm's statistics are recomputed for each as in
@@ -60,23 +59,24 @@ class WiSEFT(WeightAverage):
 
     Logs:
         ``wise_ft/<alpha>/<name>``: what the module logs in validation, for each share of the sweep, at the end. With
-        ``validate="both"`` ``wise_ft/<name>``, measured with the weights between.
+        ``validate="both"`` ``wise_ft/<name>``, measured with the interpolated weights.
 
     Interacts with: other averages: the first in the list gives the model its weights, the others only report.
-    ``BestWeightsEarlyStopping``, which puts back what was validated best, after the sweep. ``L2SPPenalty`` pulls toward
-    the same weights while they are trained.
+    ``BestWeightsEarlyStopping``, which restores the weights that were validated best, after the sweep. ``L2SPPenalty``
+    pulls toward the same weights while they are trained.
 
-    Deviates from the paper: statistics of BatchNorm are recomputed, of which its models have none.
+    Deviates from the paper: statistics of BatchNorm are recomputed; the paper's models have none.
 
     Args:
         alpha: Share of the trained weights, in [0, 1]; with 1 nothing is changed.
-        sweep: Shares that are validated when training has ended, each in [0, 1].
-        monitor: Metric by which the share that remains is chosen from the sweep; ``alpha`` remains where None.
-        mode: Whether the metric's ``"min"`` or ``"max"`` is best.
-        exclude: Globs over names of parameters that stay the trained ones.
-        buffers: BatchNorm's statistics: ``"recompute"`` for the weights between, or ``"copy"``, those of the trained.
-        validate: ``"averaged"``: validation reports on the weights between; ``"both"``: on the trained weights, and
-            once more, with a prefix, on those between.
+        sweep: Further shares that are validated when training has ended, each in [0, 1]; none where empty.
+        monitor: Metric by which the final share is chosen from the sweep; ``alpha`` is kept where None.
+        mode: ``"min"`` if a lower metric is better, ``"max"`` if a higher one is.
+        exclude: Globs over names of parameters that aren't interpolated but stay as trained.
+        buffers: BatchNorm's statistics: ``"recompute"`` for the interpolated weights, or ``"copy"`` from the trained
+            ones.
+        validate: ``"averaged"``: validation reports on the interpolated weights; ``"both"``: on the trained weights,
+            and once more, with a prefix, on the interpolated ones.
 
     Raises:
         SettingError: If a setting is out of its range, a sweep has nothing to validate with, Lightning averages weights
@@ -153,7 +153,7 @@ class InterpolationSession(AverageSession):
         sweep = MappingProxyType({alpha: MappingProxyType(metrics) for alpha, metrics in self.sweep.items()})
         return Interpolated(averaged.updates, averaged.is_in, averaged.weights, self.alpha, sweep)
 
-    # When it acts: what lies between is computed when it is asked for
+    # When it acts: the interpolated weights are computed on demand
 
     @property
     @override
@@ -207,7 +207,7 @@ class InterpolationSession(AverageSession):
     # What it does
 
     def _follow(self) -> None:
-        """Brings what lies between to where the trained weights are now."""
+        """Updates the interpolated weights to the current trained weights."""
         if self.is_stale and not self.held.is_in:
             self.take()
             self.is_stale = False
@@ -222,7 +222,7 @@ class InterpolationSession(AverageSession):
 
     @override
     def update_(self, averages: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-        """What lies between is computed anew, see :meth:`take`."""
+        """Does nothing: :meth:`take` recomputes the interpolated weights."""
 
     def _started(self, name: str, tensor: Tensor) -> Tensor:
         start = self.start.get(name)

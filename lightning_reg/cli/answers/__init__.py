@@ -1,1 +1,1 @@
-"""What a bad setting is answered with: one sentence."""
+"""Error messages for invalid settings, in one sentence each."""

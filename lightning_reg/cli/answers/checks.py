@@ -1,4 +1,4 @@
-"""What the parser lets through and can only be a mistake."""
+"""Checks for settings that the parser accepts but that can only be mistakes."""
 
 import inspect
 import math
@@ -29,13 +29,13 @@ _WIDEST = 2**28
 
 
 def check_settings(config: Mapping[str, Any]) -> None:
-    """Raises for settings that have the right type and can only be a mistake.
+    """Checks for settings that have the right type but can only be mistakes.
 
     Args:
         config: All settings of a command.
 
     Raises:
-        SettingError: With the setting.
+        SettingError: If there is such a setting.
     """
     for section, owner in SECTIONS.items():
         if not isinstance(config.get(section), Mapping):
@@ -91,13 +91,13 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
 
 
 def _is_base(kind: Any) -> bool:
-    """Whether a class is one of ours that nobody attaches, because others are made of it."""
+    """Whether a class is one of our base classes, which aren't meant to be attached."""
     is_ours = isinstance(kind, type) and issubclass(kind, Technique) and kind.__module__.startswith("lightning_reg.")
     return is_ours and kind.__name__ not in lightning_reg.callbacks.__all__
 
 
 def _check_start(callback: Mapping[str, Any], epochs: Any) -> None:
-    """Raises where a callback would begin only when training has ended, as Lightning's averages say."""
+    """Raises if a callback, such as one of Lightning's that average weights, would start after the end of training."""
     for name, value in (callback.get("init_args") or {}).items():
         is_start = {"start", "starting"} & set(name.split("_")) and "epoch" in name.split("_")
         if is_start and isinstance(value, int) and isinstance(epochs, int) and 0 < epochs <= value:
@@ -107,7 +107,7 @@ def _check_start(callback: Mapping[str, Any], epochs: Any) -> None:
 
 
 def _check_inside(name: str, value: Any) -> None:
-    """Raises where a name would put files somewhere else than into its folder."""
+    """Raises if a name would place files outside its folder."""
     if isinstance(value, str) and (".." in PurePath(value).parts or PurePath(value).is_absolute()):
         raise SettingError(f"{name} must be a name within the run's folder, but is {value!r}")
 
@@ -121,7 +121,7 @@ def _check_size(path: str, value: Any) -> None:
 
 
 def _check_scheduler(path: str, owner: Any, arguments: Mapping[str, Any]) -> None:
-    """Tries a schedule for two steps on an optimizer of one weight: some divide by their settings only then."""
+    """Runs a scheduler for two steps on an optimizer of one weight: some divide by their settings only then."""
     if not (isinstance(owner, type) and issubclass(owner, LRScheduler)) or issubclass(owner, ReduceLROnPlateau):
         return
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1, momentum=0.9)
@@ -138,12 +138,12 @@ def _check_scheduler(path: str, owner: Any, arguments: Mapping[str, Any]) -> Non
         ) from error
     except (ArithmeticError, ValueError) as error:
         raise SettingError(f"{path} can't be used with {dict(arguments)}: {type(error).__name__}: {error}") from error
-    except Exception:  # with the real optimizer it may do
+    except Exception:  # it may work with the real optimizer
         pass
 
 
 def _check_object(path: str, value: Any, given: tuple[str, ...]) -> None:
-    """Checks an object that is written as its class with arguments, and those that lie in it."""
+    """Checks an object configured by ``class_path`` and ``init_args``, and the objects nested in it."""
     if not isinstance(value, Mapping) or not isinstance(value.get("class_path"), str):
         return
     try:
@@ -171,13 +171,10 @@ def _check_nulls(path: str, owner: Any, arguments: Any, given: tuple[str, ...]) 
 
 
 def check_devices(trainer: Trainer) -> None:
-    """Raises for more processes on the CPU than it could ever serve.
-
-    Args:
-        trainer: That would start them.
+    """Checks that the trainer doesn't start far more processes than the CPU has cores.
 
     Raises:
-        SettingError: With how many there may be.
+        SettingError: If ``devices`` is larger than 8 and than twice the number of cores.
     """
     processors = os.cpu_count() or 1
     if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > max(8, 2 * processors):
@@ -188,18 +185,18 @@ def check_devices(trainer: Trainer) -> None:
 
 
 def within_memory(setting: str) -> TorchFunctionMode:
-    """Returns a context in which a tensor that this machine's memory can't hold is refused before it is allocated.
+    """Returns a context that rejects tensors larger than this machine's memory before they are allocated.
 
     Args:
-        setting: What is being made.
+        setting: Name of the setting whose object is being created, for error messages.
 
     Returns:
-        What raises a SettingError with the size.
+        The context, which raises a SettingError with the tensor's size.
     """
     return _WithinMemory(setting)
 
 
-# Those whose arguments begin with the size; arange begins with where it starts and ends.
+# The factory functions whose first argument is the size, unlike arange.
 _MAKERS = {torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn}
 
 
@@ -219,7 +216,7 @@ class _WithinMemory(TorchFunctionMode):
 
     def check(self, size: Sequence[int], dtype: torch.dtype) -> None:
         wanted = math.prod(size) * dtype.itemsize
-        # The width of a layer, before the matrix that it has to have.
+        # The width of a layer, caught before its weight matrix is created.
         is_too_wide = len(size) == 1 and size[0] > _WIDEST
         if wanted > self.memory or is_too_wide:
             found = f"a tensor of {' × '.join(f'{length:,}' for length in size)}, {wanted / _GIB:,.0f} GiB"

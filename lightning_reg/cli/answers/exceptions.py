@@ -1,4 +1,4 @@
-"""What Lightning, torch and others raise while a run is built, as an answer to who wrote the settings."""
+"""Turns exceptions that Lightning, torch and others raise while a run is built into messages about settings."""
 
 import contextlib
 import pkgutil
@@ -25,22 +25,22 @@ __all__ = ["Beginning", "answered"]
 _OURS = Path(lightning_reg.__file__).parent
 _INSTALLED = tuple(Path(sysconfig.get_paths()[name]) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 _MOST = 600
-"""Letters of an answer; some libraries print what they were given."""
+"""Largest number of characters of a message; some libraries print their arguments."""
 
 
 class Beginning(Callback):
-    """Knows whether the first batch has been asked for: from then on an exception is no answer to settings.
+    """Tracks whether the first batch has been requested; from then on exceptions aren't attributed to settings.
 
     Args:
-        last: Saves when an exception ends the fit: from the beginning of training on, lest the checkpoint that is to be
-            gone on from is written over, and not if settings are at fault.
-        monitor: Metric that has to be there after the first epoch.
+        last: Checkpoint callback that saves when an exception ends the fit: only once training has started, so that the
+            checkpoint to resume from isn't overwritten, and not if a setting caused the exception.
+        monitor: Name of a metric that must be logged by the end of the first epoch.
     """
 
     def __init__(self, last: ModelCheckpoint | None = None, monitor: str | None = None) -> None:
         self.has_begun = False
         self.at_fit_start: Callable[[], None] = lambda: None
-        """Called when there are optimizers, and before their state is restored."""
+        """Called after the optimizers are created, and before their state is restored."""
         self._last = last
         self._monitor = monitor
 
@@ -54,7 +54,7 @@ class Beginning(Callback):
 
     @override
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.has_begun = False  # Lightning looks at the training data only now
+        self.has_begun = False  # Lightning sets up the training data only now
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -98,17 +98,18 @@ class Beginning(Callback):
 def answered(
     config: Mapping[str, Any], beginning: Beginning | None = None, checkpoint: str | None = None
 ) -> Iterator[None]:
-    """Turns what others raise while a run is built into one sentence with the setting's name.
+    """Turns exceptions that third-party code raises while a run is built into one sentence that names the setting.
 
-    The user's own code keeps its traceback, and so does ours: that is a fault of the library's. Only what is restored
-    from a checkpoint is data that ours may fail over.
+    Exceptions from the user's code keep their traceback, and so do ours, which are bugs of the library. An exception
+    raised while a checkpoint is restored is always attributed to the checkpoint.
 
     Args:
         config: All settings of a command.
-        beginning: Says when nothing is being built anymore.
+        beginning: Callback that tracks when the run has been built; always being built if None.
+        checkpoint: Path of the checkpoint that is restored, if any.
 
     Raises:
-        SettingError: In place of what was raised.
+        SettingError: In place of the original exception.
     """
     try:
         yield
@@ -132,7 +133,7 @@ def answered(
 
 
 def _chain(error: BaseException) -> list[BaseException]:
-    """Returns an error and its causes, of which a parser has made it."""
+    """Returns an exception followed by its chain of causes."""
     chain = [error]
     while chain[-1].__cause__ is not None:
         chain.append(chain[-1].__cause__)
@@ -150,7 +151,7 @@ def _is_users(frame: FrameType) -> bool:
 
 
 def _sentence(error: BaseException, *, always: bool = False) -> str:
-    """What an exception says, with its kind where that says more."""
+    """Returns an exception's message, with the exception's type if the message alone is unclear."""
     text = " ".join(str(error).split())
     if always or not text or isinstance(error, (KeyError, AttributeError, TypeError)):
         text = f"{type(error).__name__}{f': {text}' if text else ''}"
@@ -158,7 +159,7 @@ def _sentence(error: BaseException, *, always: bool = False) -> str:
 
 
 def _setting(config: Mapping[str, Any], frames: list[FrameType], message: str) -> str:
-    """Returns the setting that an exception speaks of: the object that was being made, and its argument if one fits."""
+    """Returns the setting that caused an exception: the object being created, and its argument if exactly one fits."""
     objects = dict(_objects(config))
     for frame in reversed(frames):
         made = frame.f_locals.get("self")
@@ -188,7 +189,7 @@ def _is_made(frame: FrameType, made: Any, entry: Mapping[str, Any]) -> bool:
 
 
 def _objects(config: Any, path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yields all that is written as its class with arguments, with its setting's name."""
+    """Yields every object configured by ``class_path``, with the name of its setting."""
     if isinstance(config, list):
         for entry in config:
             yield from _objects(entry, path)

@@ -1,4 +1,4 @@
-"""A parser's refusal in one sentence: the setting, what it may be, what it is, and what looks like it."""
+"""Parser errors as one sentence: the setting, its valid values, its value, and similar names."""
 
 import ast
 import inspect
@@ -18,7 +18,7 @@ from lightning_reg.settings import near_matches
 __all__ = ["SECTIONS", "as_plain", "described", "explained", "hint_of", "parameters_of", "shown"]
 
 SECTIONS: Mapping[str, type] = {"trainer": Trainer, "checkpoint": ModelCheckpoint}
-"""Classes whose arguments are settings of their own."""
+"""Sections of a configuration whose settings are the arguments of one class."""
 
 _HINTS: Mapping[str, Any] = {
     "model": LightningModule,
@@ -38,25 +38,26 @@ _NESTED = re.compile(r"NestedArg\(key='([\w.]+)', val=(.*)\)\Z", re.DOTALL)
 _UNKNOWN = re.compile(r"[Oo]ption '([^']+)'|unrecognized arguments?: (\S+)")
 _MAKER = re.compile(r"class_path='([\w.]+)'")
 _RENAMED: Mapping[str, str] = {"BatchPicture": "BatchImages"}
-"""Names of today by those of before, where the two don't look alike."""
+"""Current names by former ones, where the two aren't similar."""
 _CONTAINERS = ("builtins", "collections.abc", "typing")
 _MISSING = object()
 
 
 def explained(message: str, options: Iterable[str] = ()) -> str:
-    r"""Returns one sentence for what a parser says.
+    r"""Condenses a parser's error message into one sentence.
 
-    A parser tells of every type that a value could have had why it has none of them. Of that the setting, the class
-    that was asked for, and the value are taken; what is expected comes from the signature.
+    The parser explains for every possible type why a value doesn't match it. Only the setting, the requested class and
+    the value are taken from its message; the expected type comes from the signature.
 
     Args:
-        options: Names of all settings, for those that look like an unknown one.
+        message: The parser's message.
+        options: Names of all settings, to suggest one that resembles an unknown name.
 
     >>> explained('Parser key "trainer.max_epochs": Expected a <class \'int\'>. Got value: many')
     "trainer.max_epochs must be a whole number or null, but is 'many'"
     """
     path, hint, owner = "", None, None
-    nested = _NESTED.search(message)  # on the command line, of a setting within a setting
+    nested = _NESTED.search(message)  # a nested setting given on the command line
     while True:
         key = _KEY.match(message)
         if key:
@@ -66,7 +67,7 @@ def explained(message: str, options: Iterable[str] = ()) -> str:
         value = _value(message)
         if message.startswith("Unexpected config:"):
             return f"config must be a mapping of settings, but is {shown(_read(message.partition(':')[2]) or None)}"
-        # The parser takes a mapping without a class for arguments of the base class.
+        # The parser treats a mapping without a class as arguments of the base class.
         problems = [found for found in _PROBLEM.finditer(message) if _resolved(found[2]) not in _classes_in(hint)]
         if value is _MISSING and nested and path.endswith(f".{nested[1]}"):
             value = _read(nested[2])
@@ -75,7 +76,7 @@ def explained(message: str, options: Iterable[str] = ()) -> str:
             return fault
         inner = message.find('Parser key "')
         maker = _MAKER.findall(message) if inner > 0 and not problems else []
-        if maker:  # what makes an object later, such as an optimizer, tells of its arguments in a line
+        if maker:  # a callable that creates an object later, such as an optimizer, reports its arguments in one line
             owner, message = _resolved(maker[-1]), message[inner:]
             continue
         if not problems:
@@ -98,9 +99,9 @@ def explained(message: str, options: Iterable[str] = ()) -> str:
 
 
 def _as_told(place: str, message: str) -> str:
-    """What a parser says, in its own words but for a value of another class."""
+    """Returns the parser's message, shortened only if it is about a value of another class."""
     expected = _OF_CLASS.match(message)
-    if expected:  # of an annotation that only type checkers can read
+    if expected:  # for an annotation that only type checkers can resolve
         return f"{place} must be {_a(expected[1])}, but is {shown(_read(expected[2]))}"
     told = " ".join(message.split())
     return f"{place}: {told}" if place else told
@@ -114,9 +115,9 @@ def _hint(owner: Any, key: str) -> Any:
 
 
 def _value(message: str) -> Any:
-    """The value that a message ends with: as Python writes it, or text."""
+    """Returns the value at the end of a message, as a Python literal or as text."""
     found = _VALUE.match(message)
-    if found is None or re.match(r"NestedArg\(|\[?Namespace\(", found[1]):  # what the parser has made of it
+    if found is None or re.match(r"NestedArg\(|\[?Namespace\(", found[1]):  # the parser's objects
         return _MISSING
     return _read(found[1])
 
@@ -129,7 +130,7 @@ def _read(text: str) -> Any:
 
 
 def shown(value: Any) -> str:
-    """Returns a value as it is written, cut where it is long.
+    """Returns the text of a value, truncated to 100 characters.
 
     >>> shown(None), shown("abc"), shown([1, 2])
     ('null', "'abc'", '[1, 2]')
@@ -139,7 +140,7 @@ def shown(value: Any) -> str:
 
 
 def as_plain(config: Any) -> Any:
-    """Returns settings as mappings and lists, in place of a parser's own."""
+    """Converts a parser's namespaces to plain dictionaries and lists."""
     if isinstance(config, (Namespace, dict)):
         return {name: as_plain(value) for name, value in (config if isinstance(config, dict) else vars(config)).items()}
     return [as_plain(value) for value in config] if isinstance(config, list) else config
@@ -153,7 +154,7 @@ def _resolved(path: str) -> Any:
 
 
 def hint_of(owner: Any, name: str) -> Any:
-    """Returns the annotation of a class's argument, which may be a base class's; None where there is none."""
+    """Returns the annotation of a class's argument, possibly from a base class; None if there is none."""
     for base in getattr(owner, "__mro__", [owner]):
         make = base.__dict__.get("__init__") if isinstance(base, type) else base
         try:
@@ -166,7 +167,7 @@ def hint_of(owner: Any, name: str) -> Any:
 
 
 def parameters_of(owner: Any) -> dict[str, inspect.Parameter]:
-    """Returns what a class is made with, also what it hands on to its bases."""
+    """Returns the parameters of a class, including those it passes on to its bases."""
     found: dict[str, inspect.Parameter] = {}
     for base in getattr(owner, "__mro__", [owner]):
         try:
@@ -179,8 +180,8 @@ def parameters_of(owner: Any) -> dict[str, inspect.Parameter]:
     return found
 
 
-def described(hint: Any) -> str:  # noqa: PLR0911  # a line a kind
-    """Returns in words what a type hint allows.
+def described(hint: Any) -> str:  # noqa: PLR0911  # one line per kind
+    """Describes in words which values a type hint allows.
 
     >>> described(Literal["min", "max"]), described(list[int] | None)
     ('one of min, max', 'a list (of a whole number) or null')
@@ -214,10 +215,10 @@ def _a(noun: str) -> str:
 
 
 def _classes_in(hint: Any) -> list[type]:
-    """Classes of which an annotation allows an object that is written as its class's name with arguments."""
+    """Returns the classes that an annotation allows to be configured by ``class_path``."""
     origin, args = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType) or (isinstance(origin, type) and origin.__module__ in _CONTAINERS):
-        if origin is Callable and args:  # of what is left to be made by whoever is given it
+        if origin is Callable and args:  # a factory: the class it returns
             return _classes_in(args[-1])
         return [found for arg in args for found in _classes_in(arg)]
     plain = not isinstance(hint, type) or hint in _NAMES or hint.__module__ in _CONTAINERS
@@ -229,7 +230,7 @@ def _fault_of_class(path: str, value: Any, hint: Any) -> str | None:
     alternatives = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     if not classes or value is _MISSING or any(alternative in (int, float, str) for alternative in alternatives):
         return None
-    # Of a trainer's callbacks there may be one or a list of them.
+    # The trainer's callbacks may be one or a list.
     for entry in value if isinstance(value, list) and value else [value]:
         fault = _fault_of_entry(path, entry, classes)
         if fault:
@@ -282,7 +283,7 @@ def _fault_of_name(path: str, name: str, classes: tuple[type, ...], kind: str) -
 
 
 def _names(classes: tuple[type, ...]) -> dict[str, list[type]]:
-    """Returns all that is imported of some classes by their short names."""
+    """Returns the imported subclasses of some classes, themselves included, by short name."""
     found: dict[str, list[type]] = {}
     for kind in dict.fromkeys(_with_subclasses(classes)):
         if not kind.__name__.startswith("_"):

@@ -1,1 +1,1 @@
-"""The commands beside LightningCLI's own."""
+"""Commands in addition to LightningCLI's."""

@@ -1,4 +1,4 @@
-"""The command ``configs``: lists, shows and copies the configurations that come with the package."""
+"""The command ``configs``: lists, shows and copies the configurations shipped with the package."""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -18,13 +18,13 @@ def configs(args: Sequence[str]) -> int:
     """Lists, shows or copies shipped configurations.
 
     Args:
-        args: What follows ``configs``.
+        args: Words after ``configs`` on the command line.
 
     Returns:
         The exit status.
 
     Raises:
-        SettingError: If there is no configuration of a name, or a file that would be copied over differs.
+        SettingError: If there is no configuration of a given name, or a copy would replace a different file.
     """
     options = _parser().parse_args(args)
     chosen = _chosen(options.names)
@@ -45,7 +45,7 @@ def configs(args: Sequence[str]) -> int:
 
 
 def described(files: Mapping[str, Path]) -> dict[str, str]:
-    """Returns what each configuration is: the title of a study, the second line of others, after their command."""
+    """Returns the description of each configuration: a study's title, or the second comment line of other files."""
     found = {}
     for name, file in files.items():
         text = file.read_text(encoding="utf-8")
@@ -76,7 +76,7 @@ def _chosen(names: Sequence[str]) -> dict[str, Path]:
 
 
 def _copy(files: Mapping[str, Path], folder: Path) -> int:
-    """Copies files to where their names say below a folder, and returns how many weren't there."""
+    """Copies files into a folder, each under its name, and returns the number of files that weren't there before."""
     places = {name: folder / f"{name}.yaml" for name in files}
     for name, place in places.items():
         if place.exists() and (not place.is_file() or place.read_bytes() != files[name].read_bytes()):

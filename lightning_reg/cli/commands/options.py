@@ -1,4 +1,4 @@
-"""Options of the commands beside LightningCLI's own, and what ``study`` and ``search`` share of them."""
+"""Parser of the commands that aren't LightningCLI's, and the options that ``study`` and ``search`` share."""
 
 import argparse
 import importlib.metadata
@@ -18,7 +18,7 @@ __all__ = ["CommandParser", "add_places", "check_places", "executor_of", "versio
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Says what is wrong in one sentence, with what was probably meant."""
+    """A parser that reports errors in one sentence, with a suggestion for misspelled options."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **settings)
@@ -32,15 +32,15 @@ class CommandParser(argparse.ArgumentParser):
 
     @property
     def option_names(self) -> list[str]:
-        """All options, with their dashes."""
+        """Names of all options, with their dashes."""
         return [option for action in self._actions for option in action.option_strings]
 
 
 def add_places(parser: argparse.ArgumentParser, what: str) -> None:
-    """Adds the options that say where runs are done.
+    """Adds the options that determine where runs are executed.
 
     Args:
-        what: Done at once, in the plural.
+        what: Noun in the plural for what is executed, for the help text.
     """
     add = parser.add_argument
     add(
@@ -51,13 +51,13 @@ def add_places(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def check_places(options: argparse.Namespace) -> None:
-    """Raises if the options say of no place, or of two, where runs are done.
+    """Checks the options that determine where runs are executed.
 
     Args:
-        options: With those of :func:`add_places`.
+        options: Parsed options, including those of :func:`add_places`.
 
     Raises:
-        SettingError: With the option.
+        SettingError: If an option is out of range, or contradicts another.
     """
     check_count("jobs", options.jobs)
     if options.cluster is None and options.gpus_per_run is not None:
@@ -68,10 +68,10 @@ def check_places(options: argparse.Namespace) -> None:
 
 
 def executor_of(options: argparse.Namespace) -> Executor:
-    """Returns where runs are done.
+    """Returns the executor of runs.
 
     Args:
-        options: That were checked by :func:`check_places`.
+        options: Options checked by :func:`check_places`.
     """
     if options.cluster is None:
         return LocalExecutor(options.jobs)
@@ -79,10 +79,10 @@ def executor_of(options: argparse.Namespace) -> Executor:
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
-    """Returns the versions of ours, of some packages and of Python, and the machine's processor, by name.
+    """Returns the versions of lightning_reg, of some packages and of Python, and the machine's processor, by name.
 
     Args:
-        packages: Names of distributions that are installed.
+        packages: Names of installed distributions.
     """
     found = {"lightning_reg": lightning_reg.__version__}
     found |= {package: importlib.metadata.version(package) for package in packages}

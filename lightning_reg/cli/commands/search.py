@@ -1,4 +1,4 @@
-"""The command ``search``: which regularizers a network needs, and how strong."""
+"""The command ``search``: finds which regularizers a network needs, and at which strengths."""
 
 import argparse
 import sys
@@ -23,16 +23,16 @@ _OF_BASE = ("--config", "--model", "--data", "--trainer", "--checkpoint", "--see
 
 
 def search(args: Sequence[str]) -> int:
-    """Runs a search, or what is left of it, and hands over what came of it.
+    """Runs or resumes a search, and writes its results.
 
     Args:
-        args: What follows ``search``.
+        args: Words after ``search`` on the command line.
 
     Returns:
-        The exit status: 0 if all went well, 1 if runs of the confirmation failed, 130 if interrupted.
+        The exit status: 0 on success, 1 if runs of the confirmation failed, 130 if interrupted.
 
     Raises:
-        SettingError: For whatever can't be used, before the first trial; and if the disk is full.
+        SettingError: If a setting is invalid, before the first trial; and if the disk is full.
     """
     options, pieces = parsed(args)
     check_installed()
@@ -46,7 +46,7 @@ def search(args: Sequence[str]) -> int:
         max_step_time=options.max_step_time,
         confirm=0 if options.no_confirm else None,
     )
-    # Late: what can be found wrong before needs nothing of Lightning.
+    # Imported late: the checks above don't need Lightning.
     from lightning_reg.cli.commands.search_job import CommandJob
 
     command = masked(command_line(["search", *args]), options.storage)
@@ -71,10 +71,10 @@ def parsed(args: Sequence[str]) -> tuple[argparse.Namespace, list[Piece]]:
     """Returns the command's own options, and those of ``fit`` as pieces of a configuration, in their order.
 
     Args:
-        args: What follows ``search``.
+        args: Words after ``search`` on the command line.
 
     Raises:
-        SettingError: If there is no such option, or one has no value.
+        SettingError: If an option is unknown, or lacks its value.
     """
     parser = _parser()
     options, words = parser.parse_known_args(args)

@@ -1,4 +1,4 @@
-"""A search whose runs are those of ``fit``: from what is trained to a configuration that is ready to train."""
+"""A search whose runs are those of ``fit``: from a base configuration to the best one, ready to train."""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -49,9 +49,10 @@ class CommandJob(SearchJob):
     """A search of the command line.
 
     Args:
-        definition: What its file says, and its options in place of that.
-        pieces: Of the configuration of what is trained.
-        command: Goes on with the search when it is given again.
+        definition: The search as its file defines it, with the command's options applied.
+        pieces: Pieces of the base configuration.
+        options: Parsed options of the command.
+        command: Command that resumes the search.
     """
 
     def __init__(
@@ -187,17 +188,19 @@ class CommandJob(SearchJob):
 
 
 def set_split(settings: dict[str, Any], split: int, splits: int, seed: int) -> None:
-    """Gives settings one of the validation splits; the test part stays where it is.
+    """Selects one of the validation splits in place; the test split stays the same.
 
     Args:
-        settings: Of a fit; they are changed.
-        split: Number of the split, from 0.
+        settings: Settings of a fit; changed in place.
+        split: Index of the split.
+        splits: Number of splits.
+        seed: Seed of the first split.
     """
     settings["seed_everything"] = seed + split
     arguments = (settings.get("data") or {}).get("init_args") or {}
-    if "seed" in arguments:  # ours: of the validation part where there are no folds, and of the order
+    if "seed" in arguments:  # our data modules seed the order with it, and the validation split if there are no folds
         arguments["seed"] = seed + split
-    # Where a test part is made of the rows, folds would be of it.
+    # If the test split is drawn from the rows, folds would replace it.
     has_folds = {"folds", "fold", "val_size"} <= set(arguments) and arguments.get("test_size") is None
     has_own = (Path(str(arguments.get("root"))) / "val").is_dir() if "root" in arguments else False
     if splits > 1 and has_folds and not has_own:
@@ -205,7 +208,7 @@ def set_split(settings: dict[str, Any], split: int, splits: int, seed: int) -> N
 
 
 def _replaced(space: Space, base: Mapping[str, Any]) -> list[str]:
-    """Says who decides where the base has what a switch adds."""
+    """Returns notes about parts of the base that switches override."""
     notes = [
         f"the base has {' and '.join(names)}, which {switch} adds: in trials {switch} decides, and the trial 'base' "
         "has it as it is"

@@ -20,16 +20,16 @@ __all__ = ["soup"]
 
 
 def soup(args: Sequence[str]) -> int:
-    """Makes a soup of checkpoints, and saves it as a checkpoint.
+    """Averages checkpoints, and saves the average as a checkpoint.
 
     Args:
-        args: What follows ``soup``.
+        args: Words after ``soup`` on the command line.
 
     Returns:
         The exit status.
 
     Raises:
-        SettingError: For whatever can't be used, before anything is written.
+        SettingError: If a setting is invalid, before anything is written.
     """
     named = list(takewhile(lambda word: not word.startswith("-"), args))
     options, words = _parser().parse_known_args(args[len(named) :])
@@ -76,18 +76,18 @@ def _parser() -> argparse.ArgumentParser:
 
 
 class _Cook(RegularizationCLI):
-    """Sets up a validation, and makes a soup in its place.
+    """Sets up ``validate``, and makes a soup instead.
 
     Args:
         checkpoints: Paths of the ingredients.
-        options: Of the command's own parser.
-        words: What follows ``validate``.
+        options: Options of the command's own parser.
+        words: Words after ``validate`` on the command line.
     """
 
     def __init__(self, checkpoints: Sequence[str], options: argparse.Namespace, words: Sequence[str]) -> None:
         self.checkpoints = checkpoints
         self.options = options
-        first = checkpoints[0]  # whose constants the data module takes, and which fits the model
+        first = checkpoints[0]  # the data module takes its constants, and it is checked against the model
         super().__init__(["validate", *words, "--ckpt_path", first, "--trainer.logger", "false"])
 
     @override

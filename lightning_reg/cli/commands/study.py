@@ -1,4 +1,4 @@
-"""The command ``study``: variants of one run, over seeds, and a report of what each is worth."""
+"""The command ``study``: runs variants of one run over several seeds, and reports what each is worth."""
 
 import argparse
 import statistics
@@ -27,25 +27,25 @@ _PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "numpy", "scik
 
 
 def study(args: Sequence[str]) -> int:
-    """Runs a study, or what is left of it, and reports.
+    """Runs or resumes a study, and reports its results.
 
     Args:
-        args: What follows ``study``.
+        args: Words after ``study`` on the command line.
 
     Returns:
-        The exit status: 0 if all runs ended well, 1 if some failed, 130 if interrupted.
+        The exit status: 0 if all runs succeeded, 1 if some failed, 130 if interrupted.
 
     Raises:
-        SettingError: For whatever can't be used, before anything runs; and if the disk is full.
+        SettingError: If a setting is invalid, before anything runs; and if the disk is full.
     """
     options = parser().parse_args(args)
     options.file = find_config("study file", options.file, within="studies")
     if options.print_config:
-        read_study(options.file)  # which says what is wrong
+        read_study(options.file)  # raises if the file is invalid
         print(dumped(read_yaml("study file", options.file)), end="")
         return 0
     check_places(options)
-    check_can_draw()  # rather than when all has been computed
+    check_can_draw()  # before rather than after all runs
     definition = _chosen(options)
     runs, perform = _runs(definition)
     store = Store(_folder(options, definition), definition.study.name)
@@ -53,7 +53,7 @@ def study(args: Sequence[str]) -> int:
     _announce(definition, runs, store, quick=options.quick)
     command = command_line(["study", *args])
     failures: list[Failure] = []
-    if not all(map(store.has_result, runs)):  # a finished study writes nothing but its report
+    if not all(map(store.has_result, runs)):  # a finished study only writes its report
         try:
             with executor_of(options) as executor, store.locked():
                 failures = execute(runs, store, perform, executor, metric=definition.study.metric)
@@ -62,7 +62,7 @@ def study(args: Sequence[str]) -> int:
             print(f"\nInterrupted; {done} of {len(runs)} runs are done. To go on:\n  {command}", file=sys.stderr)
             return 130
     results = [result for run in runs if (result := store.result(run)) is not None]
-    for result in results:  # from a time when the study asked for another
+    for result in results:  # older results may lack a metric that was set later
         check_choice("metric", definition.study.metric, list(result.metrics))
     outcome = Outcome(
         study=definition.study,
@@ -79,7 +79,7 @@ def study(args: Sequence[str]) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Returns the parser of what follows ``study``."""
+    """Returns the parser of the words after ``study``."""
     made = CommandParser(
         prog=command_line(["study"]),
         description="Run variants of one run over seeds, and report what each is worth.",
@@ -119,10 +119,10 @@ def _chosen(options: argparse.Namespace) -> Definition:
 
 
 def _runs(definition: Definition) -> tuple[list[Run], Perform]:
-    """Returns the runs of a study, and what does one."""
+    """Returns the runs of a study, and the function that performs one."""
     if definition.function:
         return computations(definition), compute
-    # Late: computations need neither Lightning nor the command line's parser.
+    # Imported late: computations need neither Lightning nor LightningCLI's parser.
     from lightning_reg.cli.unattended.fitting import fit
     from lightning_reg.cli.unattended.plan import fits
 
@@ -130,7 +130,7 @@ def _runs(definition: Definition) -> tuple[list[Run], Perform]:
 
 
 def _folder(options: argparse.Namespace, definition: Definition) -> Path:
-    """Returns where results go: each form has its own folder, lest a trial's report replaces that of a long study."""
+    """Returns the output folder: each form has its own, so that a quick report doesn't replace that of a full study."""
     if options.output is not None:
         return Path(options.output)
     parts = [definition.study.name]
@@ -182,7 +182,7 @@ def _report(outcome: Outcome, folder: Path) -> None:
 
 
 def _table(outcome: Outcome) -> list[str]:
-    """Returns a line a variant: the mean and its standard error over seeds."""
+    """Returns one line per variant: the mean over seeds and its standard error."""
     metric, found = outcome.study.metric, summaries(outcome, outcome.study.metric)
     rows = [["variant", metric]]
     for variant in outcome.study.variants:

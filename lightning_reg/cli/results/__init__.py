@@ -1,1 +1,1 @@
-"""What a run leaves in the terminal and in its folder."""
+"""Output of a run: in the terminal and in its folder."""

@@ -1,4 +1,4 @@
-"""What to try next where a network over- or underfits: the rules behind the summary of a fit and docs/guide.md."""
+"""What to try next if a network over- or underfits: the rules behind the summary of a fit and docs/guide.md."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -20,32 +20,33 @@ from lightning_reg.nn.rates import rates
 __all__ = ["REMEDIES", "Remedy", "Situation", "advice_lines", "remedies", "signs_in", "signs_of", "situation_of"]
 
 _MOST = 3
-_FEW_SAMPLES = 8  # in a batch, of which BatchNorm's statistics would be mostly noise
+_FEW_SAMPLES = 8  # batch size below which BatchNorm's statistics would be mostly noise
 _LEAST_PIXELS = 16  # on digits of 8×8 augmentation costs accuracy, configs/studies/first_aid.yaml
 _LEAST_DECAY = 0.01  # torch's default for AdamW, which hardly regularizes
 
 
 @dataclass(frozen=True)
 class Situation:
-    """A run that has ended, as far as the rules ask.
+    """The facts about a finished run that the rules depend on.
 
     Attributes:
-        signs: Names of the signs that were seen, those of :class:`~lightning_reg.monitors.GeneralizationGap`.
-        model: The model's settings that the command line can change, by name.
-        data: The data module's, likewise.
-        is_image: Whether inputs are images that are large enough to be changed and still be seen.
-        is_table: Whether they are rows of a table that the data module reads.
-        classifies: Whether one class of several is predicted.
-        drop_prob: Largest rate of dropping in the network.
-        weight_decay: Largest decay of the optimizers.
-        label_smoothing: Largest that was found.
+        signs: Names of the observed signals, as in :class:`~lightning_reg.monitors.GeneralizationGap`.
+        model: Settings of the model that can be changed on the command line, by name.
+        data: Settings of the data module that can be changed on the command line, by name.
+        is_image: Whether the inputs are images that are large enough for augmentation.
+        is_table: Whether the inputs are rows of a table read by :class:`~lightning_reg.data.TabularData`.
+        classifies: Whether the task is single-label classification.
+        drop_prob: Largest drop probability in the network.
+        weight_decay: Largest weight decay of the optimizers.
+        label_smoothing: Largest label smoothing in use.
         penalizes: Whether a callback penalizes the size of weights.
-        softens: Whether a callback asks for less confident predictions.
+        softens: Whether a callback encourages less confident predictions.
         mixes: Whether samples are mixed.
         averages: Whether a callback averages weights.
-        stops_early: Whether a callback stops training.
-        batch_size: Samples in a batch, None where the loader doesn't tell.
-        max_epochs: Of the run, None where it has no such limit.
+        stops_early: Whether a callback may stop training early.
+        stopped: Whether training was stopped before ``max_epochs``.
+        batch_size: Number of samples in a batch; None if unknown.
+        max_epochs: Largest number of epochs; None if unlimited.
     """
 
     signs: frozenset[str] = frozenset()
@@ -68,12 +69,12 @@ class Situation:
 
     @property
     def overfits(self) -> bool:
-        """Whether what was learned of the training data doesn't hold elsewhere."""
+        """Whether the network fits the training data, but doesn't generalize."""
         return bool(self.signs & {"overfitting", "memorization"})
 
     @property
     def underfits(self) -> bool:
-        """Whether not even the training data is learned, or training ended too soon."""
+        """Whether the network doesn't fit even the training data, or training ended too soon."""
         return not self.overfits and bool(self.signs & {"underfitting", "unfinished"})
 
 
@@ -82,9 +83,10 @@ class Remedy:
     """Something to try.
 
     Attributes:
-        name: What it is, in a word or two.
-        why: Why it may help, and what is known of it.
-        options: What is appended to the command, in a situation in which it makes sense; nothing elsewhere.
+        name: Name, in a word or two.
+        why: Reason why it may help, and what is known about it.
+        options: Function from a situation to the words to append to the command; it returns none if the remedy
+            doesn't apply.
     """
 
     name: str
@@ -188,15 +190,11 @@ REMEDIES: Mapping[str, tuple[Remedy, ...]] = {
         Remedy("a larger network", "where training data isn't fitted, it isn't a regularizer that is missing", _widen),
     ),
 }
-"""By the sign that they are for, in the order in which they are proposed."""
+"""Remedies by signal, in the order in which they are suggested."""
 
 
 def remedies(found: Situation) -> list[tuple[Remedy, Sequence[str]]]:
-    """Returns what to try, and what to append to the command for it; the first ones first.
-
-    Args:
-        found: The run that has ended.
-    """
+    """Returns the first three applicable remedies, each with the words to append to the command."""
     if not (found.overfits or found.underfits):
         return []
     of_sign = REMEDIES["overfitting" if found.overfits else "underfitting"]
@@ -205,10 +203,10 @@ def remedies(found: Situation) -> list[tuple[Remedy, Sequence[str]]]:
 
 
 def signs_of(trainer: Trainer) -> frozenset[str] | None:
-    """Returns the names of the signs that a run has shown; None where no callback has measured the gap.
+    """Returns the names of a run's signals; None if no callback measured the generalization gap.
 
     Args:
-        trainer: That has just fitted.
+        trainer: Trainer that has just finished ``fit``.
     """
     gaps = [callback for callback in callbacks_of(trainer) if isinstance(callback, GeneralizationGap)]
     measured = [callback for callback in gaps if callback.curves.epochs]
@@ -216,10 +214,10 @@ def signs_of(trainer: Trainer) -> frozenset[str] | None:
 
 
 def signs_in(results: Mapping[str, Mapping[str, float]]) -> frozenset[str]:
-    """Returns the names of the signs that the best weights alone show, without the way that led to them.
+    """Returns the names of the signals in the final metrics alone, without learning curves.
 
     Args:
-        results: By split, then by metric.
+        results: Metrics by split, then by name.
 
     >>> parts = {"train": {"accuracy": 1.0, "loss": 0.01}, "validation": {"accuracy": 0.9, "loss": 0.4}}
     >>> sorted(signs_in(parts))
@@ -239,11 +237,12 @@ def signs_in(results: Mapping[str, Mapping[str, float]]) -> frozenset[str]:
 
 
 def situation_of(trainer: Trainer, model: LightningModule, data: LightningDataModule | None) -> Situation:
-    """Returns what the rules ask of a run, but for its signs.
+    """Returns the facts about a run that the rules depend on, except for its signals.
 
     Args:
-        trainer: That has just fitted.
-        data: That it was fitted to.
+        trainer: Trainer that has just finished ``fit``.
+        model: The trained model.
+        data: The data module it was trained on.
     """
     found = take_inventory(trainer, model)
     techniques = found.techniques()
@@ -273,11 +272,7 @@ def _image_size(data: object) -> Sequence[int]:
 
 
 def advice_lines(found: Situation) -> list[str]:
-    """Returns what the summary of a fit ends with: what was seen, and commands to try next.
-
-    Args:
-        found: The run that has ended.
-    """
+    """Returns the last lines of a fit's summary: a verdict, and commands to try next."""
     proposed = remedies(found)
     if not proposed:
         return []

@@ -1,4 +1,4 @@
-"""The final figures of a run as a file, for programs that read them."""
+"""The final metrics of a run as a machine-readable file."""
 
 import json
 import math
@@ -13,14 +13,14 @@ __all__ = ["write_figures"]
 
 
 def write_figures(trainer: Trainer, log_dir: str | None, results: Mapping[str, Mapping[str, float]]) -> None:
-    """Writes metrics to ``metrics.json`` in the run's folder, beside those of other splits that are there already.
+    """Writes metrics to ``metrics.json`` in the run's folder, keeping the file's metrics of other splits.
 
-    A value that isn't a finite number is null.
+    A value that isn't finite is written as null. Nothing is written for a run without a logger and without checkpoints.
 
     Args:
-        trainer: Says where checkpoints are; a run without a logger and without checkpoints leaves nothing.
-        log_dir: The logger's folder, on which all processes have agreed.
-        results: By split (train, validation, test), then by the metric's name.
+        trainer: The run's trainer, whose checkpoint callback determines the folder if there is no logger.
+        log_dir: Folder of the logger, on which all processes agree.
+        results: Metrics by split (train, validation, test), then by name.
     """
     checkpoints = getattr(trainer.checkpoint_callback, "dirpath", None)
     folder = log_dir or (Path(checkpoints).parent if checkpoints else None)

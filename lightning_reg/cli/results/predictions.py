@@ -20,25 +20,22 @@ __all__ = ["PredictionSettings", "use_samples", "write_predictions"]
 
 @dataclass
 class PredictionSettings:
-    """How ``predict`` predicts.
+    """Settings of ``predict``.
 
     Args:
-        samples: How often the network is run with dropout turned on; then ``predictions.csv`` has the mean of these
-            runs, their standard deviation and, for classes, the entropy and the mutual information. Once, with dropout
-            turned off, where None.
+        samples: Number of forward passes with dropout turned on; ``predictions.csv`` then has their mean, their
+            standard deviation and, for classes, the entropy and the mutual information. If None, a single pass with
+            dropout turned off.
     """
 
     samples: int | None = None
 
 
 def use_samples(model: LightningModule, settings: PredictionSettings) -> None:
-    """Lets a model predict as the settings say.
-
-    Args:
-        settings: Those of ``prediction``.
+    """Applies the ``prediction`` settings to a model.
 
     Raises:
-        SettingError: If samples are asked of a module that isn't one of ours, or aren't a number of runs.
+        SettingError: If ``samples`` isn't a positive number, or is set for a module that isn't one of ours.
     """
     if settings.samples is None:
         return
@@ -51,19 +48,19 @@ def use_samples(model: LightningModule, settings: PredictionSettings) -> None:
 
 
 def write_predictions(trainer: Trainer, datamodule: LightningDataModule | None, batches: list[Any] | None) -> None:
-    """Writes a line a sample to ``predictions.csv`` in the run's folder.
+    """Writes one line per sample to ``predictions.csv`` in the run's folder.
 
-    What is in it is up to the model's task: the most likely class and its probability, numbers, or a probability for
-    each label; and how sure the model is, where that is known. Of somebody's module it is a class or a number.
+    The columns depend on the model's task: the most likely class and its probability, numbers, or a probability for
+    each label, and the uncertainty where it is known. For third-party modules they are a class or a number.
 
     Args:
-        trainer: Says where, and has the model.
-        datamodule: Names classes and samples, where it can.
-        batches: What ``predict_step`` returned of each batch: for somebody's module probabilities (N, C), or numbers
+        trainer: Trainer that has the model and the run's folder.
+        datamodule: Data module, which provides the names of classes and samples if it has them.
+        batches: Outputs of ``predict_step``, one per batch: for third-party modules probabilities (N, C), or numbers
             (N,) or (N, 1) for regression.
 
     Raises:
-        SettingError: If the model predicts something else.
+        SettingError: If the outputs have another form.
     """
     classes = getattr(datamodule, "classes", None) if datamodule is not None else None
     model = trainer.lightning_module
@@ -93,7 +90,7 @@ def _joined(batches: Sequence[Any]) -> Tensor | Prediction:
 
 
 def _columns(batches: list[Any], classes: Sequence[str] | None) -> dict[str, list[Any]]:
-    """Returns what the columns beside the sample's name are called, and what is in them."""
+    """Returns the columns after the sample's name, by their titles."""
     if classes is not None and not classes:
         if not batches or not all(_are_numbers(batch) for batch in batches):
             raise SettingError("predict writes a number a sample (batch,), but the model returns something else")
@@ -112,5 +109,5 @@ def _are_numbers(batch: Any) -> bool:
 def _are_probabilities(batch: Any) -> bool:
     if not isinstance(batch, torch.Tensor) or batch.ndim != 2:
         return False
-    # Of a precision of 16 bits at the least: 2⁻⁸ of 1.
+    # The tolerance allows for bfloat16, whose relative precision is 2⁻⁸.
     return bool((batch >= 0).all() and ((batch.float().sum(1) - 1).abs() < 2**-7).all())

@@ -35,27 +35,28 @@ Metrics = dict[str, float]
 def summarize(
     trainer: Trainer, model: LightningModule, data: LightningDataModule | None, *, weights_only: bool = True
 ) -> None:
-    """Measures the best weights on every split and prints the table.
+    """Evaluates the best weights on every split and prints the table.
 
-    All splits are measured alike: in evaluation mode, on clean samples. The test part is looked at once, here.
+    All splits are evaluated the same way: in evaluation mode, on unaugmented samples. The test split is used only here.
 
     Args:
-        trainer: That has just fitted.
-        data: That it was fitted to.
-        weights_only: Whether the best weights are left where they are if their checkpoint holds more than data.
+        trainer: Trainer that has just finished ``fit``.
+        model: The trained model.
+        data: The data module it was trained on.
+        weights_only: Whether to evaluate the weights in memory instead if the best checkpoint holds more than data.
     """
     best_path = selected_checkpoint(trainer)
     best_epoch = _epoch_of(best_path, weights_only=weights_only)
     epochs = trainer.current_epoch
-    if best_path and not epochs:  # processes were forked, and this one's trainer has seen none of their epochs
+    if best_path and not epochs:  # processes were forked, and the trainer of this one didn't count their epochs
         last_epoch = _epoch_of(str(Path(best_path).parent / "last.ckpt"), weights_only=weights_only)
         epochs = 0 if last_epoch is None else last_epoch + 1
     early = trainer.should_stop and epochs != trainer.max_epochs
-    # Before the best checkpoint is loaded, and the callbacks' state of then with it.
+    # Before loading the best checkpoint also loads the callbacks' state.
     reasons = [getattr(callback, "stopping_reason_message", None) for callback in callbacks_of(trainer)]
     log_dir = trainer.log_dir  # on every rank: they agree on it
     signs = signs_of(trainer)
-    # Optimizers are none where processes were forked, and this one's trainer has trained nothing.
+    # There are no optimizers if processes were forked, because the trainer of this one hasn't trained.
     situation = situation_of(trainer, model, data) if trainer.optimizers else None
     measured_path = best_path
     if best_path and best_epoch is None:
@@ -86,33 +87,35 @@ def _epoch_of(path: str, *, weights_only: bool) -> int | None:
         return None
     try:
         epoch: int = read_checkpoint("checkpoint", path, weights_only=weights_only)["epoch"]
-    except SettingError:  # of a model that keeps more than data in it; what was trained is reported all the same
+    except SettingError:  # the checkpoint holds more than data; the results are reported all the same
         return None
     return epoch
 
 
 def selected_checkpoint(trainer: Trainer) -> str:
-    """Returns the path of the checkpoint that was best on validation; nothing where there is none."""
+    """Returns the path of the checkpoint that was best on validation; empty if there is none."""
     return str(getattr(trainer.checkpoint_callback, "best_model_path", ""))
 
 
 def evaluate_splits(
     trainer: Trainer, model: LightningModule, data: LightningDataModule, best_path: str | None
 ) -> dict[str, Metrics]:
-    """Measures every split that the module and its data provide for, and leaves the weights in place.
+    """Evaluates every split that the module and its data provide, and leaves the evaluated weights in the module.
 
     Args:
-        data: That it was fitted to.
-        best_path: Of the checkpoint whose weights are measured; those that the module has where None.
+        trainer: Trainer to evaluate with.
+        model: Model to evaluate.
+        data: Data module it was trained on.
+        best_path: Path of the checkpoint whose weights are evaluated; the module's current weights if None.
 
     Returns:
-        By train, validation and test, then by the metric's name without the split.
+        Metrics by split (train, validation, test), then by name without the split.
     """
     measured: dict[str, Any] = {}
     validates = is_overridden("validation_step", model)
-    weights = iter([best_path])  # loaded by the first measurement, and left in place for the others
+    weights = iter([best_path])  # loaded by the first evaluation, and kept for the others
     with quiet():
-        with _without_loggers(trainer):  # these are no points on the validation curve
+        with _without_loggers(trainer):  # these values don't belong on the validation curve
             if validates and isinstance(data, InMemoryData):
                 part = TrainingPart(data)
                 measured["train"] = trainer.validate(model, datamodule=part, ckpt_path=next(weights), verbose=False)
@@ -127,7 +130,7 @@ def evaluate_splits(
 
 
 class TrainingPart(LightningDataModule):
-    """The training samples of a data module as validation data: clean and in order."""
+    """The training samples of a data module as validation data: unaugmented and in order."""
 
     def __init__(self, data: InMemoryData) -> None:
         super().__init__()
@@ -139,20 +142,20 @@ class TrainingPart(LightningDataModule):
 
     @override
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        self.data.trainer = self.trainer  # where processes were forked, it has met none
+        self.data.trainer = self.trainer  # it has none if processes were forked
         return self.data.on_after_batch_transfer(batch, dataloader_idx)
 
 
 def _short_names(metrics: Mapping[str, float]) -> Metrics:
-    """Drops what says the split: ``val/loss`` and ``val_loss`` are both loss."""
+    """Removes the split from metric names: ``val/loss`` and ``val_loss`` both become ``loss``."""
     return {short_name(name): float(value) for name, value in metrics.items()}
 
 
 def metric_lines(results: Mapping[str, Metrics]) -> list[str]:
-    r"""Returns the table of metrics, one line a metric, with the gap between training and validation.
+    r"""Returns the table of metrics, one line per metric, with the gap between training and validation.
 
     Args:
-        results: By split, then by metric.
+        results: Metrics by split, then by name.
 
     >>> print("\n".join(metric_lines({"train": {"loss": 0.1}, "validation": {"loss": 0.3}})[:2]))
            train  validation     gap
@@ -162,7 +165,7 @@ def metric_lines(results: Mapping[str, Metrics]) -> list[str]:
     if not splits:
         return []
     names = [name for name in results[splits[0]] if all(name in results[split] for split in splits)]
-    names.sort(key=lambda name: name != "accuracy")  # what people look at first
+    names.sort(key=lambda name: name != "accuracy")  # accuracy comes first
     has_gap = {"train", "validation"} <= set(splits)
     rows = [["", *splits, *(["gap"] if has_gap else [])]]
     for name in names:
@@ -197,7 +200,7 @@ def _without_loggers(trainer: Trainer) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps Lightning's messages to itself."""
+    """Suppresses Lightning's info messages."""
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.WARNING)

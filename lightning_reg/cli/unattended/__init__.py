@@ -1,1 +1,1 @@
-"""Fits that nobody watches: the runs of studies and searches."""
+"""Unattended fits: the runs of studies and searches."""

@@ -1,4 +1,4 @@
-"""One run of a study: what ``fit`` does with the same arguments, without a word."""
+"""One run of a study: the same as ``fit`` with the same arguments, without output."""
 
 import contextlib
 import gc
@@ -37,7 +37,7 @@ from lightning_reg.studies.runs import Measured, Run
 
 __all__ = ["RaisingParser", "UnparsableError", "all_settings", "content_of", "fit", "resolve", "silence"]
 
-# Where a run writes and what it shows makes no difference to its results.
+# Settings that don't affect results: where a run writes, and what it displays.
 _NO_CONTENT = {
     "trainer": ("logger", "default_root_dir", "enable_progress_bar", "enable_model_summary", "devices"),
     "checkpoint": ("dirpath",),
@@ -45,20 +45,20 @@ _NO_CONTENT = {
 
 
 class UnparsableError(SystemExit):
-    """Ends a parser; an exception of another kind it would take for a type that doesn't match, and try the next."""
+    """Aborts parsing; the parser would treat any other exception as a type mismatch and try the next type."""
 
 
 class RaisingParser(BriefParser):
-    """Raises what is wrong instead of ending the process."""
+    """A parser that raises an exception instead of ending the process."""
 
     @override
     def refuse(self, sentence: str) -> NoReturn:
-        """Raises an :class:`UnparsableError` with that sentence."""
+        """Raises an :class:`UnparsableError` with the error message."""
         raise UnparsableError(sentence)
 
 
 class _Resolved(RegularizationCLI):
-    """Parses, and makes nothing of it."""
+    """Parses the arguments without instantiating anything."""
 
     def __init__(self, args: Sequence[str]) -> None:
         super().__init__(args, parser_class=RaisingParser)
@@ -81,14 +81,14 @@ class _Resolved(RegularizationCLI):
 
 
 def all_settings(command: Sequence[str], *, unset: bool = True) -> dict[str, Any]:
-    """Returns all settings of a command, defaults included, as plain values.
+    """Returns all settings of a command, including defaults, as plain values.
 
     Args:
-        command: What follows ``fit`` on the command line.
-        unset: Whether those are among them that are None.
+        command: Words after ``fit`` on the command line.
+        unset: Whether to include settings that are None.
 
     Raises:
-        SettingError: If they can't be parsed.
+        SettingError: If the command can't be parsed, or ``trainer.devices`` is neither 1 nor ``auto``.
     """
     try:
         cli = _Resolved(["fit", *command])
@@ -105,10 +105,10 @@ def all_settings(command: Sequence[str], *, unset: bool = True) -> dict[str, Any
 
 
 def content_of(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns settings without those that change no result.
+    """Returns settings without those that don't affect results.
 
     Args:
-        settings: By :func:`all_settings`.
+        settings: Settings as returned by :func:`all_settings`.
     """
     kept = deepcopy(dict(settings))
     for section, names in _NO_CONTENT.items():
@@ -118,26 +118,26 @@ def content_of(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def resolve(command: Sequence[str]) -> dict[str, Any]:
-    """Returns all settings of a command that make a difference to its results, as plain values.
+    """Returns all settings of a command that affect its results, as plain values.
 
     Args:
-        command: What follows ``fit`` on the command line.
+        command: Words after ``fit`` on the command line.
 
     Raises:
-        SettingError: If they can't be parsed.
+        SettingError: If the command can't be parsed.
     """
     return content_of(all_settings(command, unset=False))
 
 
 class _Fit(RegularizationCLI):
-    """Fits, and measures the selected weights.
+    """Fits, and evaluates the selected weights.
 
     Args:
-        args: What would follow the script's name on the command line.
-        collect: What is kept beside metrics and curves.
+        args: Words after the script's name on the command line.
+        collect: Names of results to keep in addition to metrics and curves.
     """
 
-    keeps_last = False  # a run that was interrupted is begun anew
+    keeps_last = False  # an interrupted run is restarted
 
     def __init__(self, args: Sequence[str], collect: Sequence[str]) -> None:
         self.collect = collect
@@ -155,7 +155,7 @@ class _Fit(RegularizationCLI):
 
     @override
     def after_fit(self) -> None:
-        self.curves = curves_of(self.gap)  # before the best checkpoint is loaded, and the callbacks' state with it
+        self.curves = curves_of(self.gap)  # before loading the best checkpoint also loads the callbacks' state
         if self.datamodule is None:
             return
         best = selected_checkpoint(self.trainer) or None
@@ -164,7 +164,7 @@ class _Fit(RegularizationCLI):
 
 
 class _Predict(RegularizationCLI):
-    """Predicts the test part, and keeps that."""
+    """Predicts the test split and keeps the predictions."""
 
     @override
     def predict(self, **settings: Any) -> None:
@@ -179,13 +179,14 @@ def _joined(batches: Any) -> Tensor:
 
 
 def fit(run: Run, folder: Path) -> Measured:
-    """Trains, selects on validation, and measures the selected weights once on every part.
+    """Trains, selects on validation, and evaluates the selected weights once on every split.
 
     Args:
-        folder: Of the run; checkpoints that lie in it are gone when it returns.
+        run: The run, with the words after ``fit`` as its command.
+        folder: Folder of the run; its checkpoints are deleted at the end.
 
     Raises:
-        Exception: Whatever training raises.
+        Exception: Any exception that training raises.
     """
     arguments = [*run.command, *_quietly(run.command, folder)]
     try:
@@ -194,7 +195,7 @@ def fit(run: Run, folder: Path) -> Measured:
             return Measured(cli.metrics, cli.curves, _collected(cli, run.collect, arguments, folder))
     finally:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        gc.collect()  # trainers and modules refer to one another, with all their data
+        gc.collect()  # trainers and modules form reference cycles that hold all their data
 
 
 def _quietly(command: Sequence[str], folder: Path) -> list[str]:
@@ -202,10 +203,10 @@ def _quietly(command: Sequence[str], folder: Path) -> list[str]:
         "trainer.enable_progress_bar": "false",
         "trainer.enable_model_summary": "false",
         "trainer.default_root_dir": str(folder),
-        "trainer.devices": "1",  # more would start this very study again in each
+        "trainer.devices": "1",  # every further process would start the whole study again
         "checkpoint.dirpath": str(folder / "checkpoints"),
     }
-    if not any(word.startswith("--trainer.logger") for word in command):  # else the study asks for one
+    if not any(word.startswith("--trainer.logger") for word in command):  # otherwise the study sets one
         settings["trainer.logger"] = "false"
     return [word for name, value in settings.items() for word in (f"--{name}", value)]
 
@@ -233,11 +234,11 @@ def _targets(data: Any) -> Tensor:
     loader = data.evaluation_dataloader("test") if isinstance(data, InMemoryData) else None
     if loader is None:
         raise SettingError("collect must leave out predictions where the data module is none of ours with a test part")
-    return torch.cat([batch[-1] for batch in loader])  # a table's batches have codes, too
+    return torch.cat([batch[-1] for batch in loader])  # batches of tables also have codes
 
 
 def _in_a_new_process(arguments: Sequence[str], checkpoint: str, folder: Path) -> Tensor:
-    """Returns what a process predicts that knows the arguments and the checkpoint alone."""
+    """Returns the predictions of a new process that has only the arguments and the checkpoint."""
     path = folder / "checkpoints" / "predicted.pt"
     process = multiprocessing.get_context("spawn").Process(
         target=_predict_into, args=(path, ["predict", *arguments, "--ckpt_path", checkpoint], torch.get_num_threads())
@@ -263,7 +264,7 @@ def _predict_into(path: Path, arguments: Sequence[str], threads: int) -> None:
 
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
-    """Keeps everything from the terminal, where there is one progress bar for all runs."""
+    """Suppresses terminal output, which would disturb the single progress bar of all runs."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning_reg")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

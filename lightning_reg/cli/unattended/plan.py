@@ -1,4 +1,4 @@
-"""The runs that a study of trainings is made of, as command lines."""
+"""The runs of a study that trains networks, as command lines."""
 
 import json
 import pkgutil
@@ -19,7 +19,7 @@ __all__ = ["command_of", "data_form", "fits"]
 
 
 def command_of(pieces: Iterable[Piece]) -> tuple[str, ...]:
-    """Returns what one would write after ``fit`` for pieces of a configuration, in their order.
+    """Returns the words after ``fit`` for pieces of a configuration, in their order.
 
     >>> command_of([Path("a.yaml"), {"model.drop_prob": 0.5, "data.augment": None}])
     ('--config', 'a.yaml', '--model.drop_prob', '0.5', '--data.augment', 'null')
@@ -35,15 +35,15 @@ def command_of(pieces: Iterable[Piece]) -> tuple[str, ...]:
 
 
 def data_form(name: str | None, root: str | None, forms: Mapping[str, Form]) -> tuple[Form, Piece]:
-    """Returns what runs on other data than the study's do differently, and the settings that say where it is.
+    """Returns the form of a study on another data set, and the settings that select this data set.
 
     Args:
-        name: Of a data set, or the path of a folder of images; the study's own where None.
-        root: Where the data set lies.
-        forms: The study's, by data set.
+        name: Name of a data set, or path of a folder of images; the study's own data if None.
+        root: Folder of the data set.
+        forms: The study's forms, by data set.
 
     Raises:
-        SettingError: If there is no such data, or a folder has no ``train`` with a folder for each class.
+        SettingError: If there is no such data set, or the folder has no ``train`` with one folder per class.
     """
     place = {} if root is None else {"data.root": root}
     if name is None:
@@ -63,10 +63,11 @@ def data_form(name: str | None, root: str | None, forms: Mapping[str, Form]) -> 
 
 
 def fits(definition: Definition) -> list[Run]:
-    """Returns the runs of a study of trainings, seed by seed, so that variants can be compared early.
+    """Returns the runs of a study that trains networks, ordered by seed so that variants can be compared early.
 
     Raises:
-        SettingError: If a variant can't be parsed, or two are the same, or don't give what is collected.
+        SettingError: If a variant can't be parsed, two variants are the same, or a variant doesn't provide what is
+            collected.
     """
     base = _resolved("base", definition.base)
     known = set(_names(base))
@@ -86,7 +87,7 @@ def _run(definition: Definition, variant: str, seed: int, content: dict[str, Any
     seeded = deepcopy(content)
     seeded["seed_everything"] = seed
     arguments = (seeded.get("data") or {}).get("init_args") or {}
-    if "seed" in arguments:  # ours: of splits and the order; other data modules have the global one
+    if "seed" in arguments:  # our data modules seed splits and order with it; others use the global seed
         seeds["data.seed"] = arguments["seed"] = seed
     if definition.repeat:
         if "repeat" not in arguments:
@@ -112,7 +113,7 @@ def _resolved(name: str, pieces: Sequence[Piece], known: Iterable[str] = ()) -> 
 
 
 def _hint(pieces: Sequence[Piece], known: set[str]) -> str:
-    """Returns which setting of the base looks like one that it hasn't."""
+    """Returns a suggestion: the setting of the base that resembles a setting the base doesn't have."""
     written = [key.removesuffix("+") for piece in pieces if not isinstance(piece, Path) for key in piece]
     for key in (key for key in written if key not in known):
         near = near_matches(key.replace(".init_args.", "."), known, most=1)
@@ -122,7 +123,7 @@ def _hint(pieces: Sequence[Piece], known: set[str]) -> str:
 
 
 def _names(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Yields all settings by the names that they have on the command line."""
+    """Yields the command-line names of all settings."""
     for key, value in settings.items():
         name = prefix.rstrip(".") if key == "init_args" else f"{prefix}{key}"
         if key != "init_args":

@@ -1,6 +1,6 @@
-"""What can be known of a search before its first trial: what is logged, how many samples there are, what goes together.
+"""Rehearsal of a search before its first trial: logged metrics, number of samples, and incompatible techniques.
 
-Module, data and trainer are made as a trial makes them; one batch is trained on and one validated on.
+Module, data and trainer are created as in a trial; one batch is used for training and one for validation.
 """
 
 from collections.abc import Mapping, Sequence, Sized
@@ -24,14 +24,14 @@ __all__ = ["Rehearsal", "fitting_space"]
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What was seen.
+    """Findings of a rehearsal.
 
     Attributes:
-        metrics: Names of what is logged in validation.
-        samples: How many are trained on; None where the loader doesn't tell.
-        has_test: Whether there is a test part.
-        space: Of what can be tried, with the pairs that work against one another.
-        notes: What was left out of the space, and why.
+        metrics: Names of the metrics logged in validation.
+        samples: Number of training samples; None if the data set has no length.
+        has_test: Whether there is a test split.
+        space: Search space, with the pairs of switches that contradict each other.
+        notes: Messages about what was removed from the space, and why.
     """
 
     metrics: tuple[str, ...]
@@ -42,7 +42,7 @@ class Rehearsal:
 
 
 class _Counted(Callback):
-    """Knows how many samples are trained on."""
+    """Records the number of training samples."""
 
     samples: int | None = None
 
@@ -53,7 +53,7 @@ class _Counted(Callback):
 
 
 class Rehearsed(Fits):
-    """Makes a run of the base, and of what switches change in it."""
+    """Creates the run of the base, and the runs that switches change it to."""
 
     def __init__(self, space: Space, base: Mapping[str, Any]) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class Rehearsed(Fits):
         return [self._counted]
 
     def rehearse(self) -> Rehearsal:
-        """Trains the plain run for one batch, and looks at what each switch would make of it."""
+        """Trains the plain run for one batch, and inspects the runs that the switches would make of it."""
         settings = with_cocktail(self.space, self.base, {})
         settings["trainer"] |= {
             "max_epochs": 1,
@@ -97,7 +97,7 @@ class Rehearsed(Fits):
         return has_loader and is_overridden("test_step", self.model)
 
     def _prospect(self, *names: str) -> Prospect:
-        """Returns the run with some switches on at their usual strengths; what can be is taken from other runs."""
+        """Returns the run with some switches on at their usual values, reusing parts of other runs where possible."""
         key = " ".join(names)
         if key not in self._made:
             changed = [self._sections(name) for name in names]
@@ -110,12 +110,12 @@ class Rehearsed(Fits):
         return self._made[key]
 
     def _sections(self, name: str) -> set[str]:
-        """Returns the sections of a configuration in which a switch sets something."""
+        """Returns the sections of a configuration that a switch changes."""
         switch = self.space.switches[name]
         return {setting.partition(".")[0] for setting in (*switch.settings, *switch.without)}
 
     def _joined(self, first: Prospect, second: Prospect, changed: set[str]) -> Prospect:
-        """Joins two runs of which one has changed nothing that the other has."""
+        """Combines two runs that change different sections."""
         plain = self._prospect()
         added: list[Callback] = [callback for callback in second.callbacks if callback not in plain.callbacks]
         joined = replace(first, callbacks=[*first.callbacks, *added])
@@ -129,12 +129,12 @@ class Rehearsed(Fits):
         base = list(self._prospect().callbacks) if names else []
         cocktail = {name: self.space.switches[name].usual() for name in names}
         self.make(with_cocktail(self.space, self.base, cocktail))
-        # The base's are the same objects in every run, so that those that switches add can be told from them.
+        # The base's callbacks are the same objects in every run, to distinguish them from those that switches add.
         callbacks = [*base, *self._callbacks[len(base) :]]
         return Prospect(self.model, callbacks, self.datamodule, self.trainer)
 
     def _of_callbacks(self, names: tuple[str, ...]) -> Prospect:
-        """Of switches that add callbacks alone: module and data stay those of the plain run."""
+        """Returns the run of switches that only add callbacks: module and data stay those of the plain run."""
         plain = self._prospect()
         cocktail = {name: self.space.switches[name].usual() for name in names}
         made = with_cocktail(self.space, self.base, cocktail)
@@ -147,13 +147,14 @@ class Rehearsed(Fits):
 
 
 def fitting_space(space: Space, base: Mapping[str, Any]) -> tuple[Space, list[str]]:
-    """Returns a space without what a base can't have, and what was left out.
+    """Removes the optional switches that don't apply to a base; returns the space and notes about what was removed.
 
     Args:
-        space: As its file has it.
+        space: The search space as defined in its file.
+        base: Settings of the base.
 
     Raises:
-        SettingError: If a switch that isn't optional sets what the base hasn't.
+        SettingError: If a switch that isn't optional sets a setting that the base doesn't have.
     """
     notes, left_out = [], set()
     for switch in space.switches.values():

@@ -1,4 +1,4 @@
-"""One run of a search: what ``fit`` does with the same settings, without a word, measured on validation alone."""
+"""One run of a search: the same as ``fit`` with the same settings, without output, evaluated on validation only."""
 
 import gc
 import json
@@ -30,7 +30,7 @@ from lightning_reg.search.trials.running import STEP_SECONDS
 from lightning_reg.settings import SettingError, first_in_chain
 from lightning_reg.studies.runs import Measured, Run
 
-# What differs between the runs of a trial: it needn't be parsed again.
+# Settings that differ between the runs of a trial, which needn't be parsed again for them.
 _OF_A_RUN = {
     "seed_everything": "seed_everything",
     "data.seed": "data.init_args.seed",
@@ -43,10 +43,10 @@ __all__ = ["Fits", "as_yaml", "fit_trial", "for_trials"]
 
 
 def for_trials(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns settings without what a trial needn't have: loggers, what only watches, what is printed.
+    """Returns settings without what trials don't need: loggers, callbacks that only monitor, and output.
 
     Args:
-        settings: Of a fit, all of them.
+        settings: All settings of a fit.
     """
     made = deepcopy(dict(settings))
     callbacks = made["trainer"].get("callbacks") or []
@@ -69,7 +69,7 @@ def _only_watches(kind: type | None) -> bool:
 
 
 class Fits(RegularizationCLI):
-    """The command line's parser, built once; makes module, data and trainer of settings that are parsed already."""
+    """Creates module, data and trainer from plain settings, with a command-line parser that is built only once."""
 
     keeps_last = False
 
@@ -124,13 +124,13 @@ class Fits(RegularizationCLI):
             raise SettingError(str(foreseen)) from error
 
     def parse(self, settings: Mapping[str, Any]) -> Namespace:
-        """Returns settings with what they leave out.
+        """Parses settings and fills in the defaults.
 
         Args:
-            settings: Of a fit, as plain values.
+            settings: Settings of a fit, as plain values.
 
         Raises:
-            SettingError: If they can't be used.
+            SettingError: If the settings are invalid.
         """
         rest = deepcopy(dict(settings))
         varying = {name: value_of(rest, name) for name in _OF_A_RUN if value_of(rest, name) is not None}
@@ -147,16 +147,16 @@ class Fits(RegularizationCLI):
         return config
 
     def make(self, settings: Mapping[str, Any]) -> None:
-        """Makes module, data and trainer.
+        """Creates module, data and trainer.
 
         Args:
-            settings: Of a fit, as plain values.
+            settings: Settings of a fit, as plain values.
 
         Raises:
-            SettingError: If they can't be used.
+            SettingError: If the settings are invalid.
         """
         self.config = self.parse(settings)
-        self.config_dump = deepcopy(dict(settings))  # what modules keep as their hyperparameters, if they do
+        self.config_dump = deepcopy(dict(settings))  # the hyperparameters that modules may save
         self.settings = as_plain(self.config["fit"])
         with self._raising():
             check_settings(self.settings)
@@ -165,17 +165,17 @@ class Fits(RegularizationCLI):
             self.after_instantiate_classes()
 
     def as_yaml(self, settings: Mapping[str, Any]) -> str:
-        """Returns a configuration for ``fit``, without what is as it would be anyway.
+        """Returns a configuration for ``fit`` as YAML, without defaults.
 
         Args:
-            settings: Of a fit, as plain values.
+            settings: Settings of a fit, as plain values.
         """
         parser = self._subcommand_parsers["fit"]
         text: str = parser.dump(self.parse(settings)["fit"], skip_default=True, skip_validation=True)
         return text
 
     def measured(self) -> dict[str, float]:
-        """Returns what the module logs of the validation part, with the weights that it was selected by."""
+        """Returns the metrics that the module logs in validation, with the selected weights."""
         best = selected_checkpoint(self.trainer) or None
         found = self.trainer.validate(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)
         return {name: float(value) for metrics in found for name, value in metrics.items()}
@@ -183,34 +183,34 @@ class Fits(RegularizationCLI):
 
 @cache
 def _fits() -> Fits:
-    """One of a process: what takes long is building the parser."""
+    """Returns the instance of this process, because building the parser is slow."""
     return Fits()
 
 
 def as_yaml(settings: Mapping[str, Any]) -> str:
-    """Returns a configuration for ``fit``, without what is as it would be anyway.
+    """Returns a configuration for ``fit`` as YAML, without defaults.
 
     Args:
-        settings: Of a fit, as plain values.
+        settings: Settings of a fit, as plain values.
     """
     return _fits().as_yaml(settings)
 
 
 def fit_trial(run: Run, folder: Path) -> Measured:
-    """Trains, selects on validation, and measures the selected weights there. The test part isn't looked at.
+    """Trains, selects on validation, and evaluates the selected weights there. The test split isn't used.
 
     Args:
-        run: With the settings of a fit among its arguments.
-        folder: Of the run; checkpoints that lie in it are gone when it returns.
+        run: The run, whose arguments contain the settings of a fit.
+        folder: Folder of the run; its checkpoints are deleted at the end.
 
     Raises:
-        Exception: Whatever training raises.
+        Exception: Any exception that training raises.
     """
     settings = deepcopy(dict(run.arguments["settings"]))
     settings["trainer"]["default_root_dir"] = str(folder)
     settings["checkpoint"]["dirpath"] = str(folder / "checkpoints")
     fits = _fits()
-    gc.freeze()  # what was there before needn't be looked through afterwards
+    gc.freeze()  # excludes existing objects from the collection afterwards
     try:
         with silence():
             fits.make(settings)
@@ -221,7 +221,7 @@ def fit_trial(run: Run, folder: Path) -> Measured:
         for name in ("model", "datamodule", "trainer", "config_init"):
             vars(fits).pop(name, None)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        gc.collect()  # trainers and modules refer to one another, with all their data
+        gc.collect()  # trainers and modules form reference cycles that hold all their data
         gc.unfreeze()
         if torch.cuda.is_available():
-            torch.cuda.empty_cache()  # after running out of memory, say
+            torch.cuda.empty_cache()  # for example after running out of memory

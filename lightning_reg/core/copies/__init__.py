@@ -1,1 +1,1 @@
-"""Copies of modules and of what modules hold, which leave the original as it was."""
+"""Copies of modules and of their state, which leave the original unchanged."""

@@ -1,4 +1,4 @@
-"""A deep copy that shares nothing that could change: what ``copy.deepcopy`` shares or refuses, too."""
+"""A deep copy that shares no mutable state, including objects that ``copy.deepcopy`` shares or refuses."""
 
 import copy
 import csv
@@ -22,7 +22,7 @@ from lightning_reg.core.wrapping import MethodHold
 
 __all__ = ["WRITTEN", "deep_copy", "is_importable", "silent_stand_in"]
 
-WRITTEN = object()  # stands for: is written into the stream, and read from it again
+WRITTEN = object()  # marks objects that are pickled into the stream and read from it again
 _IMMUTABLE = frozenset({type(None), bool, int, float, complex, str, bytes, range, torch.dtype, torch.Size})
 _SHARED = (type, types.ModuleType, types.CodeType, types.GetSetDescriptorType, types.MethodDescriptorType)
 _CSV_WRITER = type(csv.writer(io.StringIO()))
@@ -30,20 +30,19 @@ _LOCKS: dict[type, Callable[[], Any]] = {type(make()): make for make in (threadi
 
 
 def deep_copy(value: Any, stand_ins: Mapping[int, tuple[Any, Any]]) -> Any:
-    """Returns a copy of an object and all that is reachable from it, closures and bound methods included.
+    """Returns a copy of an object and of everything reachable from it, closures and bound methods included.
 
     ``copy.deepcopy`` shares functions, and so whatever their closures hold; it refuses tensors with a history,
-    compiled modules, locks and open files. Here a tensor with a history becomes one without, what is compiled runs
-    uncompiled, and loggers, TensorBoard writers and files that are written to become silent. What is shared: classes,
-    modules, functions that can be imported, and groups of processes.
+    compiled modules, locks and open files. Here tensors with a history are detached, compiled code runs uncompiled, and
+    loggers, TensorBoard writers and writable files become silent. Classes, modules, importable functions and process
+    groups are shared.
 
     Args:
-        value: A module, or any other object.
-        stand_ins: What stands in the place of objects that are not to be copied: by ``id``, the object and its
-            stand-in (itself, where it is to be shared).
+        stand_ins: Replacements of objects that are not to be copied: by ``id``, the object and its replacement (the
+            object itself if it is to be shared).
 
     Raises:
-        Exception: Whatever an object that can't be copied raises.
+        Exception: The error of an object that can't be copied, of whatever type.
     """
     stream = io.BytesIO()
     with torch.no_grad(), torch.inference_mode(False):
@@ -63,14 +62,14 @@ class _Reader(pickle.Unpickler):
 
 
 class _Writer(pickle.Pickler):
-    """Pickle knows the graph of objects; what it can't write is handed over beside the stream."""
+    """A pickler, which traverses the graph of objects; those that it can't write are passed beside the stream."""
 
     def __init__(self, stream: io.BytesIO, stand_ins: Mapping[int, tuple[Any, Any]]) -> None:
         super().__init__(stream, protocol=pickle.HIGHEST_PROTOCOL)
         self.handed_over: list[Any] = []
         self._numbers: dict[int, int] = {}
-        self._originals: list[Any] = []  # alive, so that no id is given twice
-        self._memo: dict[int, Any] = {}  # of copy.deepcopy: two views of one storage remain so
+        self._originals: list[Any] = []  # kept alive, so that no id is reused
+        self._memo: dict[int, Any] = {}  # of copy.deepcopy, so that two views of one storage remain so
         for original, stand_in in stand_ins.values():
             self._hand_over(original, stand_in)
 
@@ -122,20 +121,20 @@ class _Writer(pickle.Pickler):
         if isinstance(value, ReferenceType):
             return ref, (value() or _Gone(),)
         is_parametrized = isinstance(value, nn.Module) and parametrize.is_parametrized(value)
-        if is_parametrized or isinstance(value, MethodHold):  # which refuse to be pickled, or leave themselves out
+        if is_parametrized or isinstance(value, MethodHold):  # these refuse to be pickled, or leave themselves out
             return _bare, (type(value),), vars(value), None, None, _set_attributes
         return NotImplemented
 
 
 class _AsItIs:
-    """Hands over an object beside the stream."""
+    """An object that is passed beside the stream, uncopied."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
 
 
 class _Gone:
-    """What a weak reference once referred to."""
+    """Stand-in for the object of a dead weak reference."""
 
 
 def _is_foreign(value: Any) -> bool:
@@ -149,7 +148,7 @@ def _is_foreign(value: Any) -> bool:
 
 
 def is_importable(value: Any) -> bool:
-    """Whether an object is a function that stands in a module or a class, and so is nobody's state."""
+    """Whether an object is a function that can be imported from a module or class, and so has no state."""
     if not isinstance(value, types.FunctionType):
         return False
     try:
@@ -168,19 +167,19 @@ def _has_reducer(value: Any) -> bool:
 
 
 def silent_stand_in(value: Any) -> Any:
-    """Returns what takes everything that is written and keeps nothing, for what is written to; else :data:`WRITTEN`."""
+    """Returns a stand-in that discards its input for a logger, writer or writable file, else :data:`WRITTEN`."""
     if isinstance(value, twins(Logger)):  # type: ignore[type-abstract]
         return DummyLogger()
-    if hasattr(type(value), "add_scalar"):  # a TensorBoard writer of anybody's
+    if hasattr(type(value), "add_scalar"):  # any TensorBoard writer
         return DummyExperiment()
     if type(value) is _CSV_WRITER:
         return csv.writer(io.StringIO())
-    if isinstance(value, io.IOBase) and hasattr(value, "name") and value.writable():  # a file that is written to
+    if isinstance(value, io.IOBase) and hasattr(value, "name") and value.writable():  # a writable file
         return io.StringIO() if isinstance(value, io.TextIOBase) else io.BytesIO()
     return WRITTEN
 
 
-# How functions and parametrized modules are made again
+# Rebuilding functions and parametrized modules
 
 
 def _reduced(function: types.FunctionType) -> Any:

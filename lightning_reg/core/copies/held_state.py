@@ -1,4 +1,4 @@
-"""What a module holds, so that a step can be run again and everything but gradients be as if it had run once."""
+"""Saving and restoring a module's state, so that a step run again leaves all but gradients as if it had run once."""
 
 from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ _NONE: Mapping[int, Any] = MappingProxyType({})
 
 
 class _Node:
-    """A holder with what is in it that could change."""
+    """A holder with its mutable contents."""
 
     def __init__(self, holder: Holder) -> None:
         self.holder = holder
@@ -30,21 +30,21 @@ class _Node:
 
 @dataclass(frozen=True)
 class Copied:
-    """A tensor with a copy of what was in it."""
+    """A tensor with a copy of its values."""
 
     name: str
     tensor: Tensor
-    memory: Tensor  # shares it, whatever the tensor is given later
+    memory: Tensor  # a view of the memory that the tensor had, in case it is given another
     copy: Tensor
     mark: tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Moment:
-    """What there was at some moment.
+    """The state at one moment.
 
     Attributes:
-        contents: Holders, with what was in them, and with silent stand-ins of what is written to.
+        contents: Holders with their contents and with silent stand-ins for loggers and files.
         copied: Tensors that were copied.
     """
 
@@ -53,12 +53,12 @@ class Moment:
 
     @torch.no_grad()
     def put_back(self, moving: Set[str], *, silently: bool = False, is_looked_at: bool = False) -> None:
-        """Puts it back with its loggers silent, whatever is remembered of other moments.
+        """Restores this state with its loggers silent, and leaves the saved state of other moments as it is.
 
         Args:
-            moving: Names of tensors that may have changed without a sign.
-            silently: Whether autograd isn't to know, so that graphs which hold on to a tensor stay usable.
-            is_looked_at: Whether nothing can have changed since all was last looked at, and set aside.
+            moving: Names of tensors that may have changed unnoticed by their version counters.
+            silently: Whether to leave version counters as they are, so that graphs that saved a tensor stay usable.
+            is_looked_at: Whether nothing can have changed since the latest look and :meth:`HeldState.set_aside`.
         """
         for holder, kept, writers in self.contents:
             latest = holder.kept
@@ -81,22 +81,22 @@ class Moment:
 
 
 class HeldState:
-    """All Python objects and tensors that are reachable from some, remembered and put back.
+    """All Python objects and tensors that are reachable from given roots, saved and restored.
 
-    Containers, attributes, closures and random streams are compared with what was in them. Tensors are recognized as
-    changed by their version counters and their memory; those that were copied are put back.
+    Containers, attributes, closures and random number generators are compared with their saved contents. Changed
+    tensors are recognized by their version counters and their memory; those that were copied are restored.
 
     Args:
-        roots: The objects to begin at, by name. Callbacks by their attributes.
-        leave_out: Returns the ``id`` of tensors that somebody else looks after.
+        roots: Objects to start from, by name. Of a callback, its attributes.
+        leave_out: Function that returns the ``id`` of tensors that are restored elsewhere.
     """
 
     def __init__(self, roots: Mapping[str, Any], leave_out: Callable[[], set[int]] = set) -> None:
         self._roots = roots
         self._leave_out = leave_out
-        self._table: dict[int, tuple[Any, list[_Node]]] = {}  # by id, with what has it
+        self._table: dict[int, tuple[Any, list[_Node]]] = {}  # by id, with the object
         self._order: list[_Node] = []
-        self._changing: list[_Node] = []  # those of them whose holder can have changed
+        self._changing: list[_Node] = []  # those whose holder can change
         self._seen: set[_Node] = set()
         self._tensors: dict[int, tuple[str, Tensor]] = {}
         self._copied: list[Copied] = []
@@ -105,14 +105,14 @@ class HeldState:
         self._warned: set[str] = set()
 
     def look(self) -> list[tuple[str, Tensor]]:
-        """Looks at everything that is reachable now; returns the tensors, with names."""
+        """Traverses everything that is reachable now; returns the tensors with their names."""
         if not self._order or not self._looked_again():
             self._look_around()
         left_out = self._leave_out()
         return [entry for key, entry in self._tensors.items() if key not in left_out]
 
     def _looked_again(self) -> bool:
-        """Looks into what has changed; returns whether all holders are still there, as is usual from step to step."""
+        """Updates holders that have changed; returns whether all are still there, as is usual from step to step."""
         are_new = False
         for node in list(self._changing):
             if not node.holder.is_same():
@@ -137,7 +137,7 @@ class HeldState:
         self._find_tensors()
 
     def _walk(self, nodes: Iterable[_Node]) -> None:
-        """Looks into nodes, and what can be reached from them, that haven't been seen."""
+        """Visits nodes that haven't been seen, and those that can be reached from them."""
         stack = list(nodes)
         while stack:
             node = stack.pop()
@@ -193,11 +193,11 @@ class HeldState:
 
     @torch.no_grad()
     def keep(self, is_copied: Callable[[str, Tensor], bool], known: Mapping[int, Copied] = _NONE) -> None:
-        """Remembers everything as it is now.
+        """Saves the present state.
 
         Args:
-            is_copied: Given name and tensor, whether to copy it; else it is only watched.
-            known: As for :meth:`moment`.
+            is_copied: Function of a name and a tensor that returns whether to copy the tensor; others are only watched.
+            known: Copies to reuse, as for :meth:`moment`.
         """
         for name, tensor in self.look():
             if tensor.is_inference() or is_copied(name, tensor):
@@ -209,18 +209,18 @@ class HeldState:
     def moment(
         self, tensors: list[tuple[str, Tensor]], is_copied: Callable[[str], bool], known: Mapping[int, Copied]
     ) -> Moment:
-        """Returns what there was when it was last looked at.
+        """Returns the state at the latest :meth:`look`.
 
         Args:
-            tensors: What :meth:`look` returned.
-            is_copied: Given the name of a tensor, whether to copy it; else it stays as it will be.
-            known: Copies that are taken where the tensor hasn't changed since, by its ``id``.
+            tensors: Return value of :meth:`look`.
+            is_copied: Function of a tensor's name that returns whether to copy it; others aren't restored.
+            known: Copies by ``id`` of the tensor, which are reused if the tensor hasn't changed since.
         """
         copied = [_copied(name, tensor, known) for name, tensor in tensors if tensor.is_inference() or is_copied(name)]
         return Moment([(node.holder, node.holder.kept, node.writers) for node in self._changing], copied)
 
     def set_aside(self) -> None:
-        """Takes gradients off tensors that nobody else looks after, and silences loggers, after :meth:`keep`."""
+        """Sets aside the gradients of the saved tensors, and silences loggers; called after :meth:`keep`."""
         tensors = [*(copied.tensor for copied in self._copied), *(tensor for _, tensor, _ in self._watched)]
         for tensor in tensors:
             if tensor.requires_grad and tensor.is_leaf:
@@ -240,10 +240,10 @@ class HeldState:
 
     @torch.no_grad()
     def put_back(self, *, silently: bool = False) -> None:
-        """Puts back everything, as often as wanted.
+        """Restores the saved state; may be called several times.
 
         Args:
-            silently: Whether autograd isn't to know, so that graphs which hold on to a tensor stay usable.
+            silently: Whether to leave version counters as they are, so that graphs that saved a tensor stay usable.
         """
         for node in self._changing:
             if not node.holder.is_same():
@@ -253,7 +253,7 @@ class HeldState:
             tensor.grad = grad
 
     def forget(self) -> None:
-        """Lets go of copies."""
+        """Releases the copies."""
         self._copied, self._watched, self._grads = [], [], []
 
 
@@ -283,27 +283,27 @@ def _write(copies: Iterable[Copied], *, silently: bool) -> None:
             continue
         if _address(tensor) != _address(copied.memory):
             tensor.data = copied.memory
-        memory = local(_dense(copied.memory))  # shards are written each by its own process
-        to.append(memory.data if silently else memory)  # of which a version is counted apart
+        memory = local(_dense(copied.memory))  # each process writes its own shard
+        to.append(memory.data if silently else memory)  # .data has a version counter of its own
         of.append(local(copied.copy))
     if to:
         torch._foreach_copy_(to, of)
 
 
 def mark(tensor: Tensor) -> tuple[int, int]:
-    """Returns what changes when a tensor is written to, or given other memory."""
+    """Returns a tensor's version and address, which change when it is written to or given other memory."""
     return 0 if tensor.is_inference() else tensor._version, _address(tensor)
 
 
 def _address(tensor: Tensor) -> int:
     try:
         return tensor.data_ptr()
-    except RuntimeError:  # a sparse one, one without memory, one that is made of others
+    except RuntimeError:  # a sparse tensor, one without memory, a wrapper of others
         return 0
 
 
 def _dense(tensor: Tensor) -> Tensor:
-    """Returns a view in which every entry of an expanded tensor's memory is once."""
+    """Returns a view of an expanded tensor that has every entry of its memory once."""
     for dimension, stride in enumerate(tensor.stride() if tensor.layout == torch.strided else ()):
         if stride == 0 and tensor.shape[dimension] > 1:
             tensor = tensor.narrow(dimension, 0, 1)
@@ -311,5 +311,5 @@ def _dense(tensor: Tensor) -> Tensor:
 
 
 def size_of(tensor: Tensor) -> int:
-    """Returns how many bytes a tensor takes."""
+    """Returns the size of a tensor in bytes."""
     return tensor.numel() * tensor.element_size()

@@ -1,4 +1,4 @@
-"""The objects that hold a module's Python state: what is in them, and how it is put back."""
+"""Holders of a module's Python state: reading, comparing and restoring the contents of objects."""
 
 import functools
 import io
@@ -29,7 +29,7 @@ from lightning_reg.core.wrapping import MethodHold
 
 __all__ = ["VALUES", "Holder", "holders_of", "is_unknown"]
 
-# What has no state of the module's: values that can't change, and what the trainer and we look after.
+# Objects without state of the module's: immutable values, and what the trainer and we look after.
 VALUES = (type(None), bool, int, float, complex, str, bytes, range, torch.dtype, torch.device, torch.Size)
 _OTHERS = (
     io.IOBase,
@@ -47,10 +47,10 @@ _LARGE_ARRAY = 2**24  # bytes
 
 
 class Holder:
-    """One object, or the attributes of one, with what was in it when it was last looked at.
+    """One object, or the attributes of one, with its contents when it was last read.
 
     Args:
-        path: Its name, for messages.
+        path: Name of the object, for messages.
     """
 
     can_change = True
@@ -62,18 +62,18 @@ class Holder:
         self.is_new = True
 
     def read(self) -> Any:
-        """Returns what is in it, in a container of its own."""
+        """Returns the present contents, in a new container."""
         return ()
 
     def is_same(self) -> bool:
-        """Whether the very same objects are in it."""
+        """Whether the present contents are identical to those kept."""
         return True
 
     def put_back(self) -> None:
-        """Puts back what was in it."""
+        """Restores the contents that were kept."""
 
     def entries(self) -> Iterable[tuple[Any, str, Any]]:
-        """Yields what was in it: key where it can be set by it, name, value."""
+        """Yields the contents that were kept: key (None if it can't be set by one), name and value."""
         return ()
 
 
@@ -88,7 +88,7 @@ class _Mapping(Holder):
         return not now or (all(map(is_, before.values(), now.values())) and self.has_same_keys())
 
     def has_same_keys(self) -> bool:
-        """Whether its keys are the very same, in the same order."""
+        """Whether the keys are identical, in the same order."""
         return all(map(is_, self.kept, self.owner))
 
     def put_back(self) -> None:
@@ -101,14 +101,14 @@ class _Mapping(Holder):
 
 class _ByName(_Mapping):
     def has_same_keys(self) -> bool:
-        return [*self.kept] == [*self.owner]  # of text, which is quicker than one by one
+        return [*self.kept] == [*self.owner]  # strings, whose lists are compared faster than one by one
 
 
 class _Attributes(_ByName):
-    """What ``vars`` returns."""
+    """The attributes of an object, as ``vars`` returns them."""
 
-    # What hooks keep is not the module's, and hooks are somebody's way to see both passes. The first three are holders
-    # of their own.
+    # What hooks keep is not the module's, and hooks are the user's way to see both passes. Parameters, buffers and
+    # modules have holders of their own.
     hidden = frozenset(
         """
         _forward_hooks _forward_pre_hooks _backward_hooks _backward_pre_hooks _forward_hooks_with_kwargs
@@ -159,7 +159,7 @@ class _Set(Holder):
 
 
 class _Fixed(Holder):
-    """What can't be changed, but may hold what can."""
+    """An immutable object that may hold mutable ones."""
 
     can_change = False
 
@@ -224,7 +224,7 @@ class _Slots(Holder):
 
 
 class _Bytes(Holder):
-    """Numbers in place: an array, whose contents nobody counts."""
+    """An array, which has no version counter."""
 
     def read(self) -> Any:
         return self.owner.copy()
@@ -248,7 +248,7 @@ class _ByteArray(_Bytes):
 
 
 class _Stream(Holder):
-    """A random stream of the user's own."""
+    """A random number generator of the user's own."""
 
     def read(self) -> Any:
         owner = self.owner
@@ -283,10 +283,10 @@ _KINDS: tuple[tuple[type | tuple[type, ...], type[Holder]], ...] = (
 
 
 def holders_of(value: Any, path: str) -> list[Holder]:
-    """Returns the holders of an object: none of what can't change, two of a dict that has attributes as well.
+    """Returns the holders of an object: none of a number or text, two of a dict that has attributes as well.
 
     Args:
-        value: Anything but a tensor.
+        value: Any object but a tensor.
     """
     if isinstance(value, VALUES) or _is_others(value):
         return []
@@ -315,7 +315,7 @@ def _is_others(value: Any) -> bool:
 
 
 def is_unknown(value: Any) -> bool:
-    """Whether an object goes on by itself in a way that can't be put back: an iterator, a file that is written to."""
+    """Whether an object has state that can't be restored: an iterator, a writable file, a large array."""
     if isinstance(value, io.IOBase):
         return value.writable()
     if isinstance(value, np.ndarray):

@@ -1,4 +1,4 @@
-"""A module evaluated without consequence: a copy runs in its place, and is dropped."""
+"""Evaluating a module without side effects: a copy runs in its place, and is dropped."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -26,18 +26,18 @@ def isolated(
 ) -> Iterator[LightningModule]:
     """Yields a copy of a module to evaluate, in evaluation mode and with its metrics reset.
 
-    Nothing that is done to it reaches the module: the copy shares no tensor, container or object with it. Its
-    ``trainer`` is a view of the trainer with loggers that keep nothing and with a strategy that runs the copy:
-    ``copied.trainer.strategy.validation_step(...)``. Random streams are as before afterwards. It takes the memory of
-    one more module while it is there; compiled parts run uncompiled.
+    Nothing that is done to the copy reaches the module: they share no tensor, container or object. The copy's
+    ``trainer`` is a view of the trainer with silent loggers and with a strategy that runs the copy:
+    ``copied.trainer.strategy.validation_step(...)``. The global random states are restored afterwards. The copy takes
+    the memory of one more module while it exists; compiled parts run uncompiled.
 
     Args:
-        trainer: In a fit or a validation.
-        name: Of the technique that asks, for the message.
-        log: Stands in the place of the copy's ``log``, with its arguments.
+        trainer: Trainer in a fit or a validation.
+        name: Name of the calling technique, for the error message.
+        log: Function that replaces the copy's ``log``, with its arguments.
 
     Raises:
-        SettingError: If the module holds something that can't be copied, with its name.
+        SettingError: If the module holds an object that can't be copied; the message names it.
     """
     view = silent_view(trainer)
     copied = copy_module(trainer, module, name, view)
@@ -54,14 +54,14 @@ def isolated(
 
 
 def copy_module(trainer: Trainer, module: LightningModule, name: str, view: Trainer | None = None) -> LightningModule:
-    """Returns a copy that shares nothing with a module but a trainer, so that nothing done to it has consequences.
+    """Returns a copy of a module that shares only the trainer with it, so that nothing done to it has side effects.
 
     Args:
-        name: Of the technique that asks, for the message.
-        view: What the copy refers to as its trainer; the trainer itself where None.
+        name: Name of the calling technique, for the error message.
+        view: Trainer that the copy refers to; ``trainer`` itself if None.
 
     Raises:
-        SettingError: If the module holds something that can't be copied, with its name.
+        SettingError: If the module holds an object that can't be copied; the message names it.
     """
     view = trainer if view is None else view
     # Our own callbacks and the optimizers have no part in an evaluation, and may hold as much as the module.
@@ -86,13 +86,13 @@ def _ours(trainer: Trainer) -> list[Callback]:
 
 
 def _culprit(module: nn.Module, stand_ins: dict[int, tuple[Any, Any]]) -> tuple[str, Any, Exception] | None:
-    """Returns the name of the attribute that can't be copied, the deepest, with its value and the reason."""
+    """Returns the name of the attribute that can't be copied, the deepest one, with its value and its error."""
     for prefix, part in reversed(list(module.named_modules())):
         for attribute, value in vars(part).items():
             if isinstance(value, (nn.Module, Trainer)) or attribute in ("_modules", "_trainer"):
                 continue
             try:
                 deep_copy(value, {**stand_ins, id(module): (module, module)})
-            except Exception as error:  # whatever somebody's object raises
+            except Exception as error:  # of whatever type
                 return ".".join(filter(None, ("module", prefix, attribute))), value, error
     return None

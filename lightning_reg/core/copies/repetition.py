@@ -1,4 +1,4 @@
-"""Running a training step again, so that everything but what it returns counts once."""
+"""Running a training step again without repeating its side effects."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
@@ -18,22 +18,22 @@ from lightning_reg.functional.norms import norms_of
 
 __all__ = ["FirstPass", "Repetition", "loss_of"]
 
-_SMALL = 2**20  # bytes that are copied unasked
+_SMALL = 2**20  # bytes up to which tensors are copied in any case
 _LEARNING = 4  # windows in which tensors on accelerators are compared by value, which makes the host wait
 
 
 @dataclass(frozen=True)
 class FirstPass:
-    """What a training step was given, and drew random numbers from.
+    """The state at the start of a training step, and its loss.
 
     Attributes:
-        arguments: Of the training step.
-        held: What is in them.
-        before: What else there was.
-        index: Number of the batch in its epoch.
-        random: States of the global random streams.
-        loss: What it returned; None where the batch is skipped.
-        lost: Names of what the step has changed of its arguments, and of which there is no copy.
+        arguments: Arguments of the training step.
+        held: State of the arguments.
+        before: State of everything else.
+        index: Index of the batch in its epoch.
+        random: States of the global random number generators.
+        loss: Loss that the step returned; None if the batch is skipped.
+        lost: Names of tensors in the arguments that the step changed, and that were not copied.
     """
 
     arguments: tuple[Any, ...]
@@ -46,16 +46,16 @@ class FirstPass:
 
 
 class Repetition:
-    """Remembers what training steps begin with, and lets them begin there again.
+    """Saves the state at the start of training steps, and restores it to run them again.
 
-    All passes get the same batches and draw the same random numbers. But the first, none is to have a consequence.
-    Parameters that optimizers train are left to the caller. All else that the module holds (a teacher, a queue, a
-    hidden state) is in a repeated pass as it was in the first, and afterwards as the first has left it. For that,
-    tensors that have been seen to change are copied, with every pass.
+    All passes get the same batches and draw the same random numbers, and only the first one has side effects.
+    Parameters that optimizers train are left to the caller. Everything else that the module holds (a teacher, a queue,
+    a hidden state) is in a repeated pass as it was in the first, and afterwards as the first has left it. For that,
+    tensors that have been seen to change are copied at every pass.
 
     Args:
-        further: Of other objects whose state counts once, by name.
-        keeps_graphs: Whether graphs of repeated passes are to live when what they have changed is put back.
+        further: Further objects to restore, by name.
+        keeps_graphs: Whether graphs of repeated passes must stay usable after the state is restored.
     """
 
     def __init__(self, run: Run, further: Mapping[str, Any] | None = None, *, keeps_graphs: bool = False) -> None:
@@ -66,25 +66,25 @@ class Repetition:
         self._compared: list[Tensor] = []
         self._sums: dict[torch.device, Tensor] = {}
         self._moving: set[str] = set()  # names of tensors that a first pass has changed
-        self._of_batches: set[str] = set()  # the same of those in batches
+        self._of_batches: set[str] = set()  # the same for tensors in batches
         self._names: dict[int, str] = {}
         self._windows = 0
         self._copies_all = False
-        self._is_looked_at = False  # whether no pass has run since what the module holds was looked at
+        self._is_looked_at = False  # whether no pass has run since the state was last looked at
         run.around(run.module, "log", self._unless_running)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Repetition":
-        """Returns itself: a copy of the module, whose ``log`` leads here, takes no memory of a step along."""
+        """Returns itself, so that a copy of the module, whose ``log`` refers to it, doesn't copy the saved steps."""
         return self
 
     def first(
         self, training_step: Callable[..., Any], arguments: tuple[Any, ...], window: Sequence[FirstPass] = ()
     ) -> tuple[Any, FirstPass]:
-        """Runs a training step for the first time; returns its output, and what is needed to run it again.
+        """Runs a training step for the first time; returns its output, and the record needed to run it again.
 
         Args:
-            training_step: Called with the arguments.
-            window: Those that ran before and are to be run again with it.
+            training_step: Function to call with the arguments.
+            window: First passes of earlier steps that are to be run again together with this one.
         """
         tensors = self._held.look()
         if not window:
@@ -103,7 +103,7 @@ class Repetition:
         return output, FirstPass(arguments, held, before, index, random, loss, lost)
 
     def begin(self, first: FirstPass) -> None:
-        """Puts everything to where a training step began, within :meth:`counted_once`.
+        """Restores the state at the start of a training step, within :meth:`counted_once`.
 
         Args:
             first: The step's first pass.
@@ -117,10 +117,10 @@ class Repetition:
     def _unless_running(self, log: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return None if self._run.is_again else log(*args, **kwargs)
 
-    # What the module holds
+    # State of the module
 
     def _owned(self) -> set[int]:
-        # Those that are not trained (a teacher's among all the module's) are moved by the step, if at all.
+        # Frozen ones (a teacher's, in an optimizer of all parameters) are changed by the step, if at all.
         groups = (group for optimizer in self._run.trainer.optimizers for group in optimizer.param_groups)
         return {id(parameter) for group in groups for parameter in group["params"] if parameter.requires_grad}
 
@@ -129,14 +129,14 @@ class Repetition:
         return sum(size_of(parameter) for group in groups for parameter in group["params"])
 
     def _note(self, tensors: list[tuple[str, Tensor]]) -> None:
-        """Notes what there is before the first pass."""
+        """Records the tensors before the first pass."""
         self._windows += 1
         self._before = {id(tensor): (tensor, mark(tensor)) for _, tensor in tensors}
         self._names = {id(tensor): name for name, tensor in tensors}
-        # A teacher that begins as its student doesn't move in a first pass, but does in a second one.
+        # A teacher that starts equal to its student doesn't change in the first pass, but does in the second.
         size = sum(size_of(tensor) for _, tensor in tensors)
         self._copies_all = self._windows <= _LEARNING and size <= max(self._size_of_weights(), _SMALL)
-        # Version counters don't see what is written by ``.data``, as teachers often are.
+        # Version counters miss what is written through ``.data``, as teachers often are.
         by_value = self._windows <= _LEARNING or logs_now(self._run.trainer)
         self._compared = [
             tensor
@@ -154,7 +154,7 @@ class Repetition:
         return {id(tensor) for tensor, value in both if not torch.equal(value[0], next(before[tensor.device]))}
 
     def _unmoved(self, moment: Moment, silently: Set[int] = frozenset()) -> dict[int, Copied]:
-        """Returns the copies, by ``id`` of the tensor, of those that don't change without a sign."""
+        """Returns the copies, by ``id`` of the tensor, of tensors that don't change unnoticed."""
         return {
             id(copied.tensor): copied
             for copied in moment.copied
@@ -163,10 +163,10 @@ class Repetition:
 
     @contextmanager
     def counted_once(self, window: Sequence[FirstPass]) -> Iterator[None]:
-        """Enters a context in which steps begin again; afterwards all is as the first passes have left it.
+        """Enters a context in which steps are run again; afterwards the state is as the first passes have left it.
 
         Args:
-            window: The first passes, in their order.
+            window: First passes of the steps, in order.
         """
         trainer, loggers = self._run.trainer, self._run.trainer.loggers
         random = random_states()
@@ -224,6 +224,6 @@ def _sums(tensors: list[Tensor]) -> dict[torch.device, Tensor]:
 
 
 def loss_of(output: Any) -> Tensor | None:
-    """Returns the loss among what a training step returned; None where the batch is skipped."""
+    """Returns the loss in the output of a training step; None if the batch is skipped."""
     loss: Tensor | None = output.get("loss") if isinstance(output, Mapping) else output
     return loss

@@ -1,1 +1,1 @@
-"""Images: where they come from, how they are kept and split."""
+"""Image data: sources, decoding, caching and splits."""

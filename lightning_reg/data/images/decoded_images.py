@@ -1,4 +1,4 @@
-"""Images of a folder as they were decoded, kept on disk for the next run: decoding takes most of the start."""
+"""On-disk cache of decoded images: decoding takes most of the time that a run needs to start."""
 
 import hashlib
 import os
@@ -15,30 +15,30 @@ from torch import Tensor
 __all__ = ["FEW_IMAGES", "cache_folder", "decoded_once"]
 
 FEW_IMAGES = 1000
-"""Fewer than that are decoded faster than a second, and nothing is kept of them."""
+"""Smallest number of images that are cached; fewer are decoded in less than a second."""
 
 _STAMP = 64  # bytes: the stamp in hexadecimal, before the pixels
 
 
 def cache_folder() -> Path:
-    """Returns where decoded images are kept: ``lightning_reg/images`` in the user's cache directory."""
+    """Returns the folder of the cache: ``lightning_reg/images`` in the user's cache directory."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lightning_reg" / "images"
 
 
 def decoded_once(
     paths: Sequence[str | Path], shape: tuple[int, int, int], image_size: int | None, decode: Callable[[], Tensor]
 ) -> Tensor:
-    """Returns images as they were decoded by an earlier run, or decodes and keeps them.
+    """Returns decoded images from the cache, or decodes and caches them.
 
-    What is kept is used only as long as every file has the size and the time of change that it had then. A disk that is
-    full or read-only costs the time of decoding, nothing else.
+    The cache is used only as long as every image file keeps its size and modification time. A disk that is full or
+    read-only costs the time of decoding, nothing else.
 
     Args:
-        shape: (3, H, W) of each.
-        image_size: What they are scaled to, if they are.
+        shape: (3, H, W) of each image.
+        image_size: Height and width that images are resized to; None for no resizing.
 
     Returns:
-        (N, 3, H, W), uint8, mapped from the file; what is written to it stays in memory.
+        (N, 3, H, W), uint8; from the cache memory-mapped, and writes to it stay in memory.
     """
     names = [os.path.abspath(path) for path in paths]
     settings = f"{shape} {image_size} Pillow {PIL.__version__}"
@@ -61,7 +61,7 @@ def _digest(texts: Sequence[str]) -> str:
 
 
 def _stamp(names: Sequence[str]) -> str | None:
-    """Returns what changes when a file does; None where one can't be looked at, which decoding says better."""
+    """Returns a hash of sizes and modification times; None where a file is inaccessible, as decoding reports better."""
     try:
         found = [os.stat(name) for name in names]
     except OSError:
@@ -87,7 +87,7 @@ def _write(file: Path, stamp: str, images: Tensor) -> bool:
             with temporary.open("xb") as opened:
                 opened.write(stamp.encode())
                 images.numpy().tofile(opened)
-            temporary.replace(file)  # whole or not at all: other processes may be reading
+            temporary.replace(file)  # atomically: other processes may be reading
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise

@@ -1,4 +1,4 @@
-"""Anybody's own images: a folder a split, in it a folder a class."""
+"""Image folders: one folder per split, with one folder per class."""
 
 import os
 from collections.abc import Sequence
@@ -24,14 +24,14 @@ __all__ = ["ClassFolders", "check_folder", "first_shape", "read_images"]
 
 @dataclass(frozen=True)
 class ClassFolders:
-    """A folder with ``train/`` and perhaps ``val/`` and ``test/``, each with a folder a class.
+    """A folder with ``train/`` and optionally ``val/`` and ``test/``, each with one folder per class.
 
-    All images are read into memory once, as RGB: N · 3 · H · W bytes. What is transparent becomes white.
+    All images are read into memory once, as RGB: N · 3 · H · W bytes. Transparent pixels become white.
 
     Args:
-        image_size: Height and width in pixels: the shorter side is scaled to it and the middle is cut out. Where
-            None, all images have to be of one size already.
-        cache: Whether decoded images are kept on disk.
+        image_size: Height and width in pixels: the shorter side is scaled to it and the center is cropped. If None, all
+            images must have one size already.
+        cache: Whether decoded images are cached on disk.
 
     Raises:
         SettingError: If the folder doesn't exist or has fewer than two classes.
@@ -40,7 +40,7 @@ class ClassFolders:
     root: Path
     image_size: int | None = None
     cache: bool = False
-    flips: ClassVar[tuple[str, ...]] = ("horizontal", "vertical")  # nothing is known against either
+    flips: ClassVar[tuple[str, ...]] = ("horizontal", "vertical")  # nothing speaks against either
 
     def __post_init__(self) -> None:
         check_folder(self.root, self.image_size)
@@ -67,7 +67,7 @@ class ClassFolders:
 
     @property
     def task(self) -> Task:
-        """What is predicted: the folder that an image is in."""
+        """Always classification: the class is the folder that an image is in."""
         return "classification"
 
     @property
@@ -76,7 +76,7 @@ class ClassFolders:
 
     @property
     def groups(self) -> None:
-        """None: nothing is known of images that belong together."""
+        """None: an image folder has no groups."""
 
     def has(self, split: str) -> bool:
         """Returns whether there is a folder for a split."""
@@ -109,7 +109,7 @@ class ClassFolders:
 
     @cached_property
     def _listed(self) -> dict[str, list[tuple[str, int]]]:
-        """Paths with their labels, of the splits that have been looked at: a large folder is listed once."""
+        """Paths and labels by split, filled on demand: a large folder is listed only once."""
         return {}
 
     def _labeled(self, split: str) -> list[tuple[str, int]]:
@@ -138,13 +138,13 @@ class ClassFolders:
 
 
 def check_folder(root: Path, image_size: int | None) -> None:
-    """Raises unless the folder exists and the size can be one.
+    """Raises unless the folder exists and the image size is valid.
 
     Args:
         image_size: Height and width in pixels, or None.
 
     Raises:
-        SettingError: If either isn't so.
+        SettingError: If the folder doesn't exist, or the size isn't a whole number of at least 1.
     """
     if image_size is not None:
         check_count("image_size", image_size)
@@ -153,7 +153,7 @@ def check_folder(root: Path, image_size: int | None) -> None:
 
 
 def first_shape(first: str | Path, image_size: int | None) -> tuple[int, int, int]:
-    """Returns (3, H, W) of all images by the first of them, or by the size that they are scaled to."""
+    """Returns (3, H, W) of all images, from the size that they are resized to or from the first image."""
     if image_size is not None:
         return (3, image_size, image_size)
     shape = _read(first, None).shape
@@ -166,15 +166,15 @@ def read_images(
     """Reads images into memory.
 
     Args:
-        shape: (3, H, W) that each must have.
-        image_size: That they are scaled to, where it isn't None.
-        cache: Whether they are kept as they were decoded, and read from there the next time.
+        shape: (3, H, W) that each image must have.
+        image_size: Height and width that images are resized to; None for no resizing.
+        cache: Whether decoded images are cached on disk and read from there next time.
 
     Returns:
         (N, 3, H, W), uint8.
 
     Raises:
-        SettingError: If one isn't there, is broken or of another shape.
+        SettingError: If an image is missing, broken or of another shape.
     """
     if cache and len(paths) >= FEW_IMAGES:
         return decoded_once(paths, shape, image_size, lambda: _decoded(paths, shape, image_size))
@@ -193,7 +193,7 @@ def _decoded(paths: Sequence[str | Path], shape: tuple[int, int, int], image_siz
             )
         images[position] = image
 
-    with ThreadPoolExecutor() as pool:  # decoding releases the interpreter's lock
+    with ThreadPoolExecutor() as pool:  # decoding releases the GIL
         for _ in pool.map(fill, range(len(paths))):
             pass
     return images
@@ -201,20 +201,20 @@ def _decoded(paths: Sequence[str | Path], shape: tuple[int, int, int], image_siz
 
 def _read(path: str | Path, image_size: int | None) -> Tensor:
     try:
-        # Reading anything but a regular file, such as a pipe, may wait forever.
+        # Reading anything but a regular file, such as a pipe, may block forever.
         with opened("image", path) as content, Image.open(content) as file:
             image = ImageOps.exif_transpose(file)
             if image.mode.startswith("I;16"):  # Pillow's own conversion would cut off at 255
                 image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
             elif image.mode in ("I", "F"):
                 raise ValueError(f"its pixels are 32-bit numbers (mode {image.mode}) of unknown range")
-            if image.has_transparency_data:  # else what shines through would be whatever lies below, often black
+            if image.has_transparency_data:  # otherwise the hidden color would show, often black
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
             image = image.convert("RGB")
     except SettingError:
         raise
-    except Exception as error:  # of a damaged file Pillow's readers can raise anything
+    except Exception as error:  # Pillow's readers can raise anything on a damaged file
         raise SettingError(f"{path} can't be read as an image: {error}") from error
     if image_size is not None:
         image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BILINEAR)
@@ -222,7 +222,7 @@ def _read(path: str | Path, image_size: int | None) -> Tensor:
 
 
 def _below(folder: Path) -> list[str]:
-    """Files at any depth, links to folders followed, each folder once; what is hidden is passed over."""
+    """Returns files at any depth, following links to folders, each folder once; hidden ones are skipped."""
     found: list[str] = []
     seen: set[str] = set()
     for where, folders, names in os.walk(folder, followlinks=True):
@@ -230,7 +230,7 @@ def _below(folder: Path) -> list[str]:
         folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
         found += [os.path.join(where, name) for name in names if not name.startswith(".") and real not in seen]
         seen.add(real)
-    return sorted(found, key=lambda path: path.split(os.sep))  # as paths are ordered: folder by folder
+    return sorted(found, key=lambda path: path.split(os.sep))  # in the order of paths: folder by folder
 
 
 def _folders(folder: Path) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Images for a classifier: a data set by name or a folder of one's own."""
+"""Data module for images: a data set by name, or your own folder."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -31,50 +31,50 @@ class ImageData(InMemoryData):
     """Labeled images, held in memory as bytes and normalized on the device.
 
     Batches are (images, labels): images (N, C, H, W), normalized floats; labels (N,), class indices, or (N, classes)
-    probabilities where ``mix`` is at work.
+    probabilities where ``mix`` mixes targets; with a table of labels also (N,) or (N, T) numbers or labels, float32.
 
     Args:
-        dataset: digits (1,797 of 8×8, ships with scikit-learn), mnist, fashion_mnist, cifar10, cifar100, or
-            image_folder: images of your own, as ``root/train/<class>/*`` and perhaps ``root/val`` and ``root/test``,
-            or anywhere below ``root``, as a table says (``labels``).
-        root: Folder that the images lie in, or are downloaded to.
-        labels: For an image folder, a table (CSV or parquet) with a column ``file`` that says where each image lies
-            below ``root``, and the columns of ``target``: for several labels an image, numbers, or classes. Where it
-            has a column ``part``, that says train, val or test.
-        target: The column of that table to predict, or several.
-        task: ``classification``, ``regression``, ``multilabel``, or ``auto``: for one target classes where it is text,
-            truth values, or at most 20 different whole numbers; for several labels where all are 0 and 1; else
+        dataset: digits (1,797 images of 8×8, ships with scikit-learn), mnist, fashion_mnist, cifar10, cifar100, or
+            image_folder: your own images, as ``root/train/<class>/*`` and optionally ``root/val`` and ``root/test``, or
+            anywhere below ``root``, as listed in a table (``labels``).
+        root: Folder of the images, or folder to download them to.
+        labels: For an image folder, a table (CSV or parquet) with a column ``file``, the path of each image below
+            ``root``, and the columns of ``target``: for several labels per image, numbers, or classes. An optional
+            column ``part`` is train, val or test.
+        target: Column of that table to predict, or several.
+        task: ``classification``, ``regression``, ``multilabel``, or ``auto``: for one target classification where it is
+            text, boolean, or has at most 20 distinct whole numbers; for several multilabel where all are 0 and 1; else
             regression.
-        group_column: A column of that table whose equal values are never in two parts: a patient, say.
-        batch_size: Images in a batch, for each process.
-        val_size: Part of the training images that is held out for validation, stratified by class: a number of
-            images or a fraction. Not used where an image folder has a ``val`` of its own.
-        train_size: How many of the remaining training images to use, stratified by class: a number, a fraction, or
-            all where None.
-        folds: For cross-validation: in how many parts the training images are split, of which one is for
-            validation, instead of by ``val_size``.
-        fold: Which of the folds, from 0.
-        repeat: Which of all such partitions into folds.
-        image_size: Height and width in pixels for an image folder; has to be set where its images differ in size.
-        cache: Whether decoded images of a folder, from a thousand on, are kept in ``$XDG_CACHE_HOME`` or ``~/.cache``;
-            a file of another size or time of change is decoded anew.
-        normalization: Where mean and standard deviation per channel come from: ``known`` constants of the data set,
-            the ``train`` images that are used, ``none``, or ``auto``: known ones where there are any. Which it was
-            is said when training starts, and checkpoints keep them.
-        augment: Changes every training image at random, on the device, before it is normalized and mixed: none,
+        group_column: Column of that table whose equal values are never in two parts, such as a patient.
+        batch_size: Images per batch and process.
+        val_size: Part of the training images to hold out for validation, stratified by class: a number of images or a
+            fraction. Not used where an image folder has its own ``val``.
+        train_size: Number or fraction of the remaining training images to use, stratified by class; None uses all.
+        folds: Number of folds of the training images for cross-validation, one of which replaces the validation images
+            of ``val_size``; None for no folds.
+        fold: Index of the validation fold, from 0.
+        repeat: Index of the partition into folds, for repeated cross-validation.
+        image_size: Height and width in pixels to resize an image folder to; required where its images differ in size.
+        cache: Whether to cache the decoded images of a folder of at least 1,000 in ``$XDG_CACHE_HOME`` or ``~/.cache``;
+            a file of another size or modification time is decoded again.
+        normalization: Source of the mean and standard deviation per channel: ``known`` constants of the data set, the
+            ``train`` images in use, ``none``, or ``auto``: known constants where there are any, else the training
+            images. The source is printed when training starts, and checkpoints keep the constants.
+        augment: Random augmentation of every training image, on the device, before normalization and mixing: none,
             basic, advanced, randaugment, trivialaugment or augmix (see :func:`lightning_reg.transforms.preset`; flips
-            that would make another thing of a known data set's images are off), an ``Augmentation``, or a list of
-            transforms such as those of ``torchvision.transforms.v2``, which are applied to one sample after the other.
-        mix: Mixes every training batch, on the device: ``Mixup``, ``CutMix``, ``MixupOrCutMix`` (targets become
+            that change the meaning of a known data set's images are off), an ``Augmentation``, or a list of transforms
+            such as those of ``torchvision.transforms.v2``, which are applied to one sample at a time.
+        mix: Mixing of every training batch, on the device: ``Mixup``, ``CutMix``, ``MixupOrCutMix`` (targets become
             probabilities), ``Cutout``, ``RandomErasing``.
-        mix_epochs: How many epochs are mixed, before images stay as they are; all where None.
-        download: Whether a data set that isn't in ``root`` may be downloaded.
-        num_workers: Processes that fetch batches; 0 is the fastest for images in memory.
-        pin_memory: Whether batches are put into pinned memory, for faster transfer to a GPU.
-        seed: Of splits, subsets, shuffling and mixing. The same on every rank and in every run.
+        mix_epochs: Number of epochs with mixing, after which images stay as they are; None mixes in all epochs.
+        download: Whether to download a data set that isn't in ``root``.
+        num_workers: Worker processes that fetch batches; 0 is the fastest for images in memory.
+        pin_memory: Whether to put batches into pinned memory, for faster transfer to a GPU.
+        seed: Seed of splits, subsets, shuffling, augmentation and mixing; splits are equal on every rank and in every
+            run.
 
     Raises:
-        SettingError: If a name isn't known, a number is out of its range, or the folder isn't as it has to be.
+        SettingError: If a name is unknown, a number is out of range, or the folder doesn't have the expected layout.
 
     >>> data = ImageData(dataset="digits", batch_size=64)
     >>> data.input_shape, data.num_classes
@@ -166,12 +166,12 @@ class ImageData(InMemoryData):
         augmentation, self._off = chosen_augmentation(augment, input_shape=self.input_shape, flips=source.flips)
         self.augment = augment
         self._pipeline = ImagePipeline(augmentation)
-        # What the model says, too, and may say otherwise: Lightning refuses two values of one name.
+        # The model saves it too, perhaps with another value, and Lightning refuses two values of one name.
         save_plain_hyperparameters(self, ignore=["task"])
 
     @property
     def mean_and_std(self) -> tuple[Tensor, Tensor] | None:
-        """What images are normalized by, per channel on the scale of [0, 1]; None before setup."""
+        """Mean and standard deviation of normalization, per channel on the scale of [0, 1]; None before setup."""
         return self._pipeline.mean_and_std
 
     @override
@@ -184,7 +184,7 @@ class ImageData(InMemoryData):
     def setup(self, stage: str) -> None:
         if self._splits:
             return
-        # A folder's all at once, so that a broken image is found before training and not after it.
+        # A folder is loaded whole, so that a broken image is found before training and not after it.
         if self._folder:
             train, val, test = self._folder.load()
         else:
@@ -220,10 +220,10 @@ class ImageData(InMemoryData):
         """Returns a name for each image of a split, in the order of its evaluation loader.
 
         Args:
-            split: train, val or test.
+            split: ``train``, ``val`` or ``test``.
         """
         if self._folder is not None:
-            # What is held out for validation is among the training images.
+            # Held-out validation images are among the training images.
             where = split if self._folder.has(split) else "train"
             files = [path.relative_to(self.root).as_posix() for path in self._folder.files(where)]
             return [files[index] for index in self._splits[split].indices.tolist()]
@@ -246,7 +246,7 @@ class ImageData(InMemoryData):
             return images, labels
         if self._mixes():
             images, labels = self._mixed(images, labels)
-        # What the precision asks of inputs was settled before the transfer, when these were still bytes.
+        # Lightning applied the precision before the transfer, when images were still bytes.
         converted: Batch = self.trainer.precision_plugin.convert_input((images, labels))
         return converted
 
@@ -266,7 +266,7 @@ class ImageData(InMemoryData):
                 f"has {', '.join(self.classes[:10]) or 'none'}"
             )
         self._warn_of_another_split(state_dict["split"], self._split_settings())
-        # A model belongs with the constants that it was trained with, whatever is measured today.
+        # A model keeps the constants that it was trained with, whatever the data are now.
         if "mean" in state_dict and self.normalization != "none":
             mean, std = torch.tensor(state_dict["mean"]), torch.tensor(state_dict["std"])
             self._pipeline.mean_and_std = mean, std

@@ -1,4 +1,4 @@
-"""Anybody's own images with a table of their labels: several labels, numbers, or classes."""
+"""Image folders with a table of labels: several labels per image, numbers, or classes."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -23,25 +23,25 @@ _PARTS = ("train", "val", "test")
 
 
 class ImageTable:
-    """Images in a folder, and a table with a row an image.
+    """Images in a folder, and a table with one row per image.
 
-    The table has a column ``file``, which says where the image lies below the folder, and columns of targets; others
-    aren't looked at. Where it has a column ``part``, that says train, val or test; else all images are for training.
+    The table has a column ``file``, the path of the image below the folder, and columns of targets; other columns are
+    ignored. An optional column ``part`` is train, val or test; without it all images are for training.
 
     Args:
-        table: The table, a text or parquet file.
+        table: Path of the table, a text or parquet file.
         targets: Names of the columns to predict.
         task: See `targets_of`.
-        group_column: A column whose equal values are never in two parts.
-        image_size: Height and width in pixels: the shorter side is scaled to it and the middle is cut out. Where
-            None, all images have to be of one size already.
-        cache: Whether decoded images are kept on disk.
+        group_column: Column whose equal values are never in two parts.
+        image_size: Height and width in pixels: the shorter side is scaled to it and the center is cropped. If None, all
+            images must have one size already.
+        cache: Whether decoded images are cached on disk.
 
     Raises:
         SettingError: If the table can't be used, a part is unknown, a file is named twice or a group is in two parts.
     """
 
-    flips: ClassVar[tuple[str, ...]] = ("horizontal", "vertical")  # nothing is known against either
+    flips: ClassVar[tuple[str, ...]] = ("horizontal", "vertical")  # nothing speaks against either
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class ImageTable:
         return first_shape(self._files[self._rows["train"][0]], self.image_size)
 
     def has(self, split: str) -> bool:
-        """Returns whether the table says which images are for train, val or test."""
+        """Returns whether the table has images for a split."""
         return bool(self._rows[split])
 
     def files(self, split: str) -> list[Path]:
@@ -91,7 +91,7 @@ class ImageTable:
         """Reads the training, validation and test images into memory; None where the table has none for them.
 
         Raises:
-            SettingError: If an image isn't there, is broken or of another size.
+            SettingError: If an image is missing, broken or of another size.
         """
         shape = self.input_shape
         train, val, test = (
@@ -139,7 +139,7 @@ def _parts(rows: Table) -> list[str]:
 
 
 def _groups(column: Column, parts: Sequence[str]) -> Tensor:
-    """Returns the group of each row, as a whole number."""
+    """Returns the group index of each row."""
     _, groups = np.unique(column.values, return_inverse=True)
     place: dict[int, str] = {}
     for row, (group, part) in enumerate(zip(groups.tolist(), parts, strict=True)):

@@ -1,4 +1,4 @@
-"""Which images are trained on, validated on and tested on."""
+"""Splits of images into training, validation and test sets."""
 
 import torch
 from torch import Tensor
@@ -21,16 +21,16 @@ def image_splits(
     splitter: RowSplitter,
     groups: Tensor | None = None,
 ) -> dict[str, SampleDataset]:
-    """Returns data sets under train, val and, where there are images for it, test. Nothing is copied.
+    """Returns the datasets ``train``, ``val`` and, where there are images for it, ``test``. Nothing is copied.
 
     Args:
-        train: To train on, and to hold out for validation where there are no others.
-        targets: Of the images to train on.
-        splitter: How validation images are held out and training images chosen; it knows of no test.
-        groups: (N,), whole numbers; images of one group are never on both sides.
+        train: Training images, from which validation images are held out where ``val`` is None.
+        targets: Targets of the training images.
+        splitter: Split into validation and training images; has no test part.
+        groups: (N,), group indices; images of one group are never in both parts.
 
     Raises:
-        SettingError: If there aren't that many, or a class would have none.
+        SettingError: If there are too few images, or a class would have none.
     """
     if val is None:
         rows = splitter.split(targets, groups=groups)

@@ -1,4 +1,4 @@
-"""Where images come from."""
+"""Sources of images: data sets by name."""
 
 import gzip
 import shutil
@@ -25,7 +25,7 @@ class LabeledImages:
 
     Attributes:
         images: (N, C, H, W), uint8.
-        labels: (N,), int64.
+        labels: (N,), int64 class indices; from a table of labels also (N,) or (N, T), float32.
     """
 
     images: Tensor
@@ -39,11 +39,12 @@ class Source:
     Attributes:
         input_shape: (C, H, W) of one image.
         classes: Names of the classes, by index.
-        load: From the folder they lie in to the training and the test images.
-        fetch: Gets them into a folder unless they are there, by a download if that is allowed; None where nothing has
-            to be got.
-        mean: Of the training images per channel, on the scale of [0, 1], where it is known.
-        flips: Which flips leave an image what it is: horizontal, vertical.
+        load: Function from the data set's folder to the training and the test images.
+        fetch: Function that puts the files into a folder unless they exist, by a download if that is allowed; None
+            where nothing has to be fetched.
+        mean: Mean of the training images per channel, on the scale of [0, 1], where it is known.
+        std: Standard deviation, likewise.
+        flips: Flips that preserve an image's class: horizontal, vertical.
     """
 
     input_shape: tuple[int, int, int]
@@ -68,7 +69,7 @@ def _load_digits(_: Path) -> tuple[LabeledImages, LabeledImages]:
 
 
 DEBIAN = {"FashionMNIST": Path("/usr/share/datasets/fashion-mnist")}
-"""Where packages of Debian put data sets: dataset-fashion-mnist."""
+"""Folders in which Debian's packages install data sets: dataset-fashion-mnist."""
 
 _MAX_IDX = 2**30  # bytes; those of MNIST have 47 million
 _IDX_FILES = tuple(
@@ -106,14 +107,14 @@ def _idx_remedy(name: str, root: Path) -> str:
 
 
 def _find_idx(name: str, root: Path, file: str) -> Path | None:
-    # Beside one another, or where torchvision or Debian puts them.
+    # In one folder, or where torchvision or Debian puts them.
     folders = [root, root / "raw", root / name / "raw", *([DEBIAN[name]] if name in DEBIAN else [])]
     candidates = (folder / f"{file}{ending}" for folder in folders for ending in ("", ".gz"))
     return next((path for path in candidates if path.is_file()), None)
 
 
 def _read_idx(path: Path) -> Tensor:
-    """Reads bytes in the idx format by torchvision's reader, which wants a file that isn't packed."""
+    """Reads bytes in the idx format with torchvision's reader, which needs an uncompressed file."""
     from torchvision.datasets.mnist import read_sn3_pascalvincent_tensor
 
     try:
@@ -128,7 +129,7 @@ def _read_idx(path: Path) -> Tensor:
             values: Tensor = read_sn3_pascalvincent_tensor(plain.name if path.suffix == ".gz" else str(path))
     except SettingError:
         raise
-    except Exception as error:  # of a damaged file it can raise anything, assertions without a message included
+    except Exception as error:  # it can raise anything on a damaged file, even assertions without a message
         reason = str(error) or "its size isn't what it says"
         raise SettingError(f"{path} can't be read as an idx file: {reason}") from error
     if values.dtype != torch.uint8:
@@ -138,7 +139,7 @@ def _read_idx(path: Path) -> Tensor:
 
 @dataclass(frozen=True)
 class _Cifar:
-    """Where torchvision looks for a set: a folder, or the archive that it is unpacked from."""
+    """The folder that torchvision reads a data set from, and the archive that it is unpacked from."""
 
     name: str
     folder: str
@@ -175,7 +176,7 @@ def _torchvision(name: str) -> Callable[..., Any]:
 
 
 def _download(name: str, root: Path, remedy: str) -> None:
-    """Downloads all or nothing."""
+    """Downloads a data set completely or not at all."""
     existed = root.exists()
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -209,8 +210,8 @@ _CIFAR100 = (
 # fmt: on
 
 
-# Clothes and photographs show the same thing mirrored; upside down they never are where the model is used. Digits
-# become others, or none at all.
+# Clothes and photographs show the same thing mirrored, but never appear upside down in use. Digits become others, or
+# none at all.
 _UPRIGHT = ("horizontal",)
 
 

@@ -1,1 +1,1 @@
-"""Tables: read, typed by column, encoded for a network."""
+"""Tables: reading, column types, encoding for a network."""

@@ -1,4 +1,4 @@
-"""What a column of a table is: by its type, or in a text file by what is written in it."""
+"""Columns of a table: their kinds come from the file's types or, in a text file, from the values."""
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ _BLANKS = r"' ' || chr(9) || chr(10) || chr(11) || chr(12) || chr(13) || chr(160
 _WORDS = ", ".join(f"'{word}'" for word in MISSING)
 _NUMBER = r"(?i)[+-]?((0|[1-9][0-9]*)([.][0-9]*)?|[.][0-9]+)(e[+-]?[0-9]+)?|[+-]?inf(inity)?"
 _DATE = r"\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}([.]\d+)?)?(Z|[+-]\d{2}(:?\d{2})?)?)?"
-# Numbers as they are written elsewhere: what stands between thousands, and before decimals.
+# Other number formats: separator of thousands, decimal mark.
 _FORMATS = ((",", "."), ("[.]", ","), ("[ '’\u00a0\u202f]", "."), ("[ '’\u00a0\u202f]", ","))
 _WHOLE = ("INT", "INTEGER", "BIGNUM")  # TINYINT, UHUGEINT, ...
 _DAYS = "epoch_us({}) / 86400e6"  # since 1970
@@ -27,13 +27,13 @@ _DAYS = "epoch_us({}) / 86400e6"  # since 1970
 
 @dataclass(frozen=True)
 class Column:
-    """One column, complete.
+    """One column of a table, with all its rows.
 
     Attributes:
         kind: number; boolean, as 0 and 1; date, as days since 1970; text; empty, where every value is missing.
         values: (N,), float64 with NaN where a value is missing; for text, positions in ``texts``, -1 where missing.
-        texts: The different texts of a column of text, sorted.
-        note: What was done to read it that its user should know.
+        texts: Distinct texts of a text column, sorted.
+        note: Anything the user should know about how the column was read.
     """
 
     kind: Kind
@@ -43,21 +43,21 @@ class Column:
 
     @property
     def is_number(self) -> bool:
-        """Whether the values are numbers."""
+        """Whether the values are numbers: of the kinds number, boolean and date."""
         return self.kind in ("number", "boolean", "date")
 
     @property
     def missing(self) -> npt.NDArray[np.bool_]:
-        """(N,), where there is no value."""
+        """(N,), True where a value is missing."""
         return np.isnan(self.values) if self.is_number else self.values < 0
 
     def written(self, index: int) -> str:
-        """Returns a value as one would write it."""
+        """Returns a value as text."""
         return as_text(self.values[index]) if self.is_number else self.texts[self.values[index]]
 
 
 def column_of_numbers(values: npt.ArrayLike, *, kind: Kind = "number", note: str = "") -> Column:
-    """Returns a column of numbers.
+    """Returns a column of numbers; empty where all are missing.
 
     Args:
         values: (N,), NaN where a value is missing.
@@ -65,7 +65,7 @@ def column_of_numbers(values: npt.ArrayLike, *, kind: Kind = "number", note: str
         note: See :class:`Column`.
     """
     numbers = np.ascontiguousarray(values, dtype=np.float64)
-    if not numbers.flags.writeable:  # torch refuses to share what it might write to
+    if not numbers.flags.writeable:  # torch warns of sharing read-only memory
         numbers = numbers.copy()
     if np.isnan(numbers).all():
         return Column("empty", np.full(len(numbers), -1))
@@ -75,15 +75,15 @@ def column_of_numbers(values: npt.ArrayLike, *, kind: Kind = "number", note: str
 def read_columns(table: RawTable, positions: Sequence[int], *, as_text: Collection[int]) -> Iterator[Column]:
     """Reads columns of a table.
 
-    In a text file, what isn't missing is numbers, ``true`` and ``false``, dates in ISO 8601 (2026-11-26, also with a
-    time and a zone), or else text. Digits behind a leading zero (``007``) are text, because a number would lose it.
+    In a text file, values are numbers, ``true`` and ``false``, dates in ISO 8601 (2026-11-26, optionally with a time
+    and a zone), or else text. Digits behind a leading zero (``007``) are text, because a number would lose it.
 
     Args:
-        as_text: Those that are text whatever they look like.
+        as_text: Positions of the columns that are text whatever they look like.
 
     Raises:
-        SettingError: If more than nine of ten values are numbers and the rest are not (a slip rather than text), or a
-            number may mean two things, or a column holds something else.
+        SettingError: If more than nine of ten values are numbers and the rest are not (a typo rather than text), a
+            number is ambiguous, or a column holds values of another type.
     """
     numbers: dict[int, str] = {}
     kinds: dict[int, Kind] = {}
@@ -123,7 +123,7 @@ def _double(expression: str) -> str:
 
 
 def _likely_numbers(table: RawTable, positions: Sequence[int]) -> list[int]:
-    """Columns of a text file that casts can make numbers of, by comparisons that are cheap in millions of rows."""
+    """Returns the columns of a text file that casts can read as numbers, by comparisons that are cheap on many rows."""
     odd = []
     for column in (f"c{position}" for position in positions):
         # A leading zero before another digit: ":" comes after 9.
@@ -135,7 +135,7 @@ def _likely_numbers(table: RawTable, positions: Sequence[int]) -> list[int]:
 
 
 def _of_type(column: str, kind: str) -> tuple[str, str | None, Kind | None]:
-    """Returns a column of this type as text, as a number where it can be one, and what it is."""
+    """Returns SQL for a column of this type as text, SQL for it as a number where it can be one, and its kind."""
     text = f"CAST({column} AS VARCHAR)"
     number: str | None = None
     found: Kind | None = None
@@ -143,7 +143,7 @@ def _of_type(column: str, kind: str) -> tuple[str, str | None, Kind | None]:
         found = "text"
     elif kind == "BOOLEAN":
         number, found = column, "boolean"
-    elif kind in ("FLOAT", "DOUBLE"):  # whole numbers with gaps are fractions in many files
+    elif kind in ("FLOAT", "DOUBLE"):  # whole numbers with missing values are floats in many files
         whole = f"isfinite({column}) AND {column} = trunc({column})"
         digits = f"CAST(CAST({column} AS HUGEINT) AS VARCHAR)"
         text = f"CASE WHEN isnan({column}) THEN NULL WHEN {whole} THEN {digits} ELSE {text} END"
@@ -159,7 +159,7 @@ def _of_type(column: str, kind: str) -> tuple[str, str | None, Kind | None]:
 
 
 def _by_distinct_values(table: RawTable, position: int, expression: str, *, is_text: bool) -> Column:
-    """A column by its different values, each of which is looked at once."""
+    """Returns a column whose distinct values are parsed once each."""
     name, stripped = table.names[position], f"trim(raw, {_BLANKS})"
     missing = _WORDS if table.text_file is not None else "''"
     table.connection.execute(
@@ -200,7 +200,7 @@ def _first(table: RawTable, wanted: str, condition: str) -> tuple[Any, ...] | No
 
 
 def _looked_up(table: RawTable, expression: str, codes: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """A number for each row from one for each different value; NaN for code -1, a missing one."""
+    """Returns a number per row from a number per distinct value; NaN for code -1, a missing value."""
     values = [row[0] for row in table.query(f"SELECT {_double(expression)} FROM d ORDER BY raw")]
     return np.array([*values, np.nan])[codes]
 
@@ -213,7 +213,7 @@ def _texts(table: RawTable, codes: npt.NDArray[np.int64]) -> Column:
 
 
 def _written_number(table: RawTable, name: str, present: int, counts: Sequence[int]) -> tuple[str, str] | None:
-    """What makes numbers of the values, if they are written in one way throughout, and what to say of it."""
+    """Returns SQL that parses the values as numbers, if all have one format, and a note for the user."""
     fitting = [plain for (_, plain), count in zip(_WAYS, counts, strict=True) if count == present]
     if not fitting and present - max(counts) < (1 - _MOSTLY) * present:
         pattern = _WAYS[counts.index(max(counts))][0]
@@ -243,7 +243,7 @@ def _matches(pattern: str) -> str:
 
 
 def _format(marks: tuple[str, str]) -> tuple[str, str]:
-    """The pattern of numbers with these marks, and what makes plain ones of them."""
+    """Returns the pattern of numbers with these marks, and SQL that makes them plain numbers."""
     group, decimal = marks
     whole = f"0|[1-9][0-9]{{0,2}}({group}[0-9]{{3}})+|[1-9][0-9]*"
     without = f"regexp_replace(v, {_sql(group)}, '', 'g')"
@@ -255,7 +255,7 @@ def _sql(text: str) -> str:
 
 
 def as_text(value: float) -> str:
-    """Returns a number as one would write it: whole ones without a point.
+    """Returns a number as text, whole numbers without a decimal point.
 
     >>> as_text(3.0), as_text(0.5)
     ('3', '0.5')
@@ -264,4 +264,4 @@ def as_text(value: float) -> str:
 
 
 _WAYS = ((_NUMBER, "v"), *map(_format, _FORMATS))
-"""Patterns of numbers, and what makes plain ones of them."""
+"""Patterns of numbers, each with SQL that makes them plain numbers."""

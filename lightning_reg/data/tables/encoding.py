@@ -1,4 +1,4 @@
-"""From a table's columns to what a network reads, with constants of the training rows alone."""
+"""Encoding of a table's columns for a network, with constants of the training rows alone."""
 
 import math
 from collections.abc import Mapping
@@ -22,17 +22,17 @@ Scaling = Literal["standard", "quantile", "none"]
 
 @dataclass(frozen=True)
 class TableEncoder:
-    """The constants that a table is encoded by.
+    """Encodes a table by constants of the training rows.
 
     Attributes:
-        numbers: Names of the columns of numbers: F of them.
-        vocabularies: For each column of text the texts that the training rows have, sorted. Code 0 is for a missing
-            text and for one that isn't among them, code 1 for the first.
+        numbers: Names of the F columns of numbers.
+        vocabularies: Sorted texts of the training rows, by text column. Code 0 stands for a missing or unknown text,
+            code 1 for the first.
         gaps: Names of the columns with missing values in the training rows.
-        medians: (F,), what takes the place of a missing number.
-        mean: (F,), of the training rows, float64; of those values that are there.
-        std: (F,), likewise, of the population; 1 where a column never changes by more than rounding.
-        knots: (K, F), quantiles, where they are what numbers are scaled by.
+        medians: (F,), float64, values that replace missing numbers.
+        mean: (F,), float64, mean of the training rows without missing values; 0 without scaling.
+        std: (F,), likewise, population standard deviation; 1 for a column that is constant up to rounding.
+        knots: (K, F), quantiles, for quantile scaling; else None.
     """
 
     numbers: tuple[str, ...]
@@ -45,12 +45,11 @@ class TableEncoder:
 
     @classmethod
     def fitted(cls, table: Table, rows: Tensor, scaling: Scaling) -> "TableEncoder":
-        """Returns the constants of some rows.
+        """Returns an encoder fitted to the training rows.
 
         Args:
-            table: All of it; columns that are no inputs are left out.
+            table: The whole table; columns that aren't inputs are left out.
             rows: (M,), positions of the training rows.
-            scaling: How numbers are scaled.
 
         Raises:
             SettingError: If all values of a column are missing in these rows.
@@ -70,7 +69,7 @@ class TableEncoder:
         for name in numbers:
             values = inputs[name].values[chosen]
             present = values[~np.isnan(values)]
-            medians.append(np.median(present))  # of an even number of values in the middle between two
+            medians.append(np.median(present))  # of an even number of values the mean of the middle two
             means.append(0.0 if scaling == "none" else present.mean())
             stds.append(1.0 if scaling == "none" else _deviation(present))
             if scaling == "quantile":
@@ -91,25 +90,25 @@ class TableEncoder:
 
     @property
     def indicators(self) -> tuple[str, ...]:
-        """Columns of numbers that have a column beside them which says where they were missing."""
+        """Columns of numbers with an extra input that says where they are missing."""
         return tuple(name for name in self.numbers if name in self.gaps)
 
     @property
     def num_numbers(self) -> int:
-        """Columns of numbers and indicators that a network reads."""
+        """Number of inputs that are numbers or indicators of missing ones."""
         return len(self.numbers) + len(self.indicators)
 
     @property
     def cardinalities(self) -> tuple[int, ...]:
-        """How many codes each column of text has, code 0 included."""
+        """Number of codes of each text column, code 0 included."""
         return tuple(len(texts) + 1 for texts in self.vocabularies.values())
 
     @property
     def one_hot_kept(self) -> list[int]:
-        """Columns of the one-hot blocks that training rows can be in.
+        """Columns of the one-hot blocks that can be 1 in training rows.
 
-        Code 0 is left out where none is missing: a text that was never seen is all zeros there, which says nothing,
-        where a weight that was never trained would.
+        Code 0 is left out where no text is missing: an unknown text is then all zeros, which is neutral, whereas a
+        weight that was never trained isn't.
         """
         kept: list[int] = []
         start = 0
@@ -119,21 +118,21 @@ class TableEncoder:
         return kept
 
     def origins(self, kept: list[int] | None) -> list[int]:
-        """Returns which of the table's columns each input column was made of: numbers first, then texts.
+        """Returns the index of the table column behind each input column, numbers first, then texts.
 
         Args:
-            kept: Columns of the one-hot blocks that are inputs; all where None.
+            kept: Columns of the one-hot blocks that are inputs; None for all.
         """
         blocks = [len(self.numbers) + position for position, size in enumerate(self.cardinalities) for _ in range(size)]
         indicators = [self.numbers.index(name) for name in self.indicators]
         return [*range(len(self.numbers)), *indicators, *(blocks if kept is None else [blocks[at] for at in kept])]
 
     def blanks(self, numbers: Tensor, kept: list[int] | None) -> Tensor:
-        """Returns what stands for nothing in each input column: a mean that isn't missing, and a missing text.
+        """Returns a neutral value for each input column: a mean that isn't missing, and a missing text.
 
         Args:
             numbers: (F + indicators,), means of the training rows.
-            kept: Columns of the one-hot blocks that are inputs; all where None.
+            kept: Columns of the one-hot blocks that are inputs; None for all.
         """
         present = torch.zeros(len(self.indicators))
         block = torch.cat([torch.eye(size)[0] for size in self.cardinalities] or [torch.zeros(0)])
@@ -143,10 +142,10 @@ class TableEncoder:
         """Returns numbers (N, F + indicators), float32, and codes (N, K), int64.
 
         Args:
-            table: With the columns that the encoder was fitted to.
+            table: Table with the columns that the encoder was fitted to.
 
         Raises:
-            SettingError: If a column isn't there or is of another kind.
+            SettingError: If a column is missing or of another kind.
         """
         for name in (*self.numbers, *self.vocabularies):
             column = table.columns.get(name)
@@ -187,10 +186,10 @@ class TableEncoder:
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> "TableEncoder":
-        """Returns the encoder that a state is of.
+        """Returns the encoder of a saved state.
 
         Args:
-            state: From :meth:`state_dict`.
+            state: Result of :meth:`state_dict`.
         """
         return cls(
             numbers=tuple(state["numbers"]),
@@ -201,7 +200,7 @@ class TableEncoder:
 
 
 def _deviation(values: npt.NDArray[np.float64]) -> float:
-    """The standard deviation of the population; 1 where it is no more than what rounding makes of a constant."""
+    """Returns the population standard deviation; 1 where it is no more than rounding errors of a constant."""
     mean, variance = float(values.mean()), float(values.var())
     eps = float(np.finfo(np.float64).eps)
     # The bound of the error of a variance in two passes (Chan, Golub, LeVeque 1983), as scikit-learn's scaler has it.
@@ -212,6 +211,6 @@ def _deviation(values: npt.NDArray[np.float64]) -> float:
 
 def _codes(column: Column, texts: tuple[str, ...]) -> Tensor:
     code = {text: position for position, text in enumerate(texts, 1)}
-    # The table's code of a text is its place in this list; -1, which stands for a missing one, its last.
+    # Indexed by the table's code of a text; -1, which stands for a missing one, is the last entry.
     codes = torch.tensor([*(code.get(text, 0) for text in column.texts), 0])
     return codes[torch.from_numpy(column.values)]

@@ -1,4 +1,4 @@
-"""Tables as DuckDB reads them: text files, parquet files, frames in memory; what columns mean is asked afterwards."""
+"""Reading tables with DuckDB: text files, parquet files, frames in memory; kinds of columns are inferred later."""
 
 import csv
 import gzip
@@ -21,13 +21,13 @@ __all__ = ["MISSING", "RawTable", "opened_table"]
 
 _TEXT = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz")
 _PARQUET = (".parquet", ".pq")
-# Columns of one query: of hundreds planning takes longer than reading.
+# Columns per query: planning for hundreds takes longer than reading.
 _PLANNED, _BLOCK, _CELLS = 16, 256, 2**22
 _SEPARATORS = ",;\t|"
-# What means that a value is missing; in text files in capitals or not, which DuckDB wants spelled out.
+# Spellings of a missing value; case doesn't matter in text files, which DuckDB needs spelled out.
 MISSING = ("", "na", "n/a", "nan", "null", "none", "?")
 _MISSING_SPELLED = sorted({spelled for word in MISSING for spelled in (word, word.upper(), word.title(), word.lower())})
-_INDEX = re.compile(r"__index_level_\d+__|Unnamed: \d+")  # what pandas calls row numbers in parquet and CSV files
+_INDEX = re.compile(r"__index_level_\d+__|Unnamed: \d+")  # pandas' names for row numbers in parquet and CSV files
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,11 @@ class RawTable:
     """A table in DuckDB, called ``t``, whose columns are called ``c0``, ``c1``, ...
 
     Attributes:
-        origin: What the table is called in messages.
-        names: Of the columns, as they are written in the table.
-        types: DuckDB's; VARCHAR throughout where the table is a text file.
-        text_file: The file whose fields say by what is written in them what they are; None where columns have types.
-        separator: Of the text file's fields.
+        origin: Name of the table in messages.
+        names: Names of the columns, as written in the table.
+        types: DuckDB's types of the columns; VARCHAR throughout for a text file.
+        text_file: Path of a text file, whose values decide the columns' kinds; None where columns have types.
+        separator: Field separator of the text file.
     """
 
     connection: "duckdb.DuckDBPyConnection"
@@ -51,7 +51,7 @@ class RawTable:
 
     @property
     def row_id(self) -> str:
-        """What counts rows: only a text file is copied into a table of DuckDB's, which knows."""
+        """SQL for the row number: only a text file is copied into a DuckDB table, which has one."""
         return "0" if self.text_file is None else "rowid"
 
     def query(self, sql: str) -> list[tuple[Any, ...]]:
@@ -66,7 +66,7 @@ class RawTable:
     def arrays(self, expressions: Sequence[str]) -> Iterator[Any]:
         """Returns each expression's value in every row, as numpy arrays in the table's order."""
         [(rows,)] = self.query("SELECT count(*) FROM t")
-        # DuckDB holds a result while numpy copies it, so that many rows are asked for few columns at a time.
+        # DuckDB holds a result while numpy copies it, so with many rows only few columns are fetched at a time.
         block = max(min(_CELLS // max(rows, 1), _BLOCK), 2)
         for start in range(0, len(expressions), block):
             columns = ", ".join(
@@ -76,7 +76,7 @@ class RawTable:
             yield from (result[f"v{number}"] for number in range(len(result)))
 
     def row(self, index: int) -> str:
-        """Returns what a row is called in messages: its line in a text file, else its position from 0."""
+        """Returns the name of a row in messages: its line in a text file, else its position from 0."""
         if self.text_file is None:
             return f"row {index}"
         with _text(self.text_file) as file:  # only for messages: DuckDB doesn't keep lines
@@ -85,7 +85,7 @@ class RawTable:
             return next((f"line {line}" for number, line in enumerate(records) if number == index + 1), f"row {index}")
 
     def row_numbers(self, wanted: Sequence[str]) -> tuple[str, ...]:
-        """Returns the names of columns of row numbers that pandas wrote, unless they are wanted all the same."""
+        """Returns the names of columns of row numbers that pandas wrote, except for wanted ones."""
         found = []
         for position, name in enumerate(self.names):
             nameless = name == "" and position == 0
@@ -100,13 +100,13 @@ class RawTable:
 
 @contextmanager
 def opened_table(source: Any) -> Iterator[RawTable]:
-    """Opens a table in DuckDB, closed afterwards; what doesn't fit into memory waits in a folder that is then removed.
+    """Opens a table in DuckDB and closes it afterwards; what doesn't fit into memory goes to a temporary folder.
 
     Args:
-        source: Path of a file, or a frame of pandas, polars or pyarrow.
+        source: Path of a file, or a pandas, polars or pyarrow frame.
 
     Raises:
-        SettingError: If it can't be read, with the line if it is a line's fault.
+        SettingError: If it can't be read, with the line at fault if there is one.
     """
     import duckdb
 
@@ -114,7 +114,7 @@ def opened_table(source: Any) -> Iterator[RawTable]:
         _check_file(source)
     with tempfile.TemporaryDirectory(prefix="lightning_reg-") as spill:
         settings: dict[str, Any] = {
-            # A table is data: nothing that it or its name says is fetched, installed or looked up.
+            # A table is data: nothing in it or its name may be fetched, installed or looked up.
             "autoinstall_known_extensions": False,
             "autoload_known_extensions": False,
             "python_enable_replacements": False,
@@ -151,7 +151,7 @@ def _ending(path: Path) -> str:
 
 
 def _exact(path: Path) -> str:
-    """The path as a pattern that matches nothing else: DuckDB takes names of files for patterns."""
+    """Returns the path as a glob that matches nothing else: DuckDB reads file names as globs."""
     return re.sub(r"[\[*?]", lambda match: f"[{match[0]}]", str(path.absolute()))
 
 
@@ -201,9 +201,9 @@ def _parquet(connection: "duckdb.DuckDBPyConnection", path: Path) -> RawTable:
 
 
 def _top_level(nodes: Sequence[tuple[str, int | None]]) -> list[str]:
-    """Names of a parquet file's columns, as written: DuckDB renames those that differ in capitals alone.
+    """Returns a parquet file's column names as written: DuckDB renames those that differ only in case.
 
-    The schema is a tree, listed from its root, each node before its children.
+    The schema is a tree in preorder.
     """
     names, waiting = [], 0
     for name, children in nodes[1:]:
@@ -239,7 +239,7 @@ def _text_file(connection: "duckdb.DuckDBPyConnection", path: Path) -> RawTable:
 
 
 def _separator(connection: "duckdb.DuckDBPyConnection", path: Path) -> str:
-    """What DuckDB finds; the header's best where it finds none, because then lines have different numbers of fields."""
+    """Returns the separator that DuckDB detects, else the header's best: lines then differ in number of fields."""
     import duckdb
 
     try:
@@ -247,7 +247,7 @@ def _separator(connection: "duckdb.DuckDBPyConnection", path: Path) -> str:
             f"SELECT Delimiter, len(Columns) FROM sniff_csv({_literal(_exact(path))}, header = true, skip = 0, "
             "quote = '\"', escape = '\"', comment = '')"
         ).fetchone()
-    except duckdb.Error:  # an empty file, or one that reading says more about
+    except duckdb.Error:  # an empty file, or one for which reading has a better message
         sniffed = None
     if sniffed is not None and sniffed[1] > 1:
         return str(sniffed[0])

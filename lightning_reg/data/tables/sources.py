@@ -1,4 +1,4 @@
-"""Where tables come from: files and frames of one's own, and those that ship with scikit-learn."""
+"""Sources of tables: your own files and frames, and those that ship with scikit-learn."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from lightning_reg.settings import SettingError, check_choice, near_matches
 __all__ = ["NAMED_TABLES", "Table", "named_table", "read_table"]
 
 NAMED_TABLES = ("iris", "wine", "breast_cancer", "diabetes")
-"""Tables that ship with scikit-learn. Diabetes has a number for target, the others classes."""
+"""Tables that ship with scikit-learn. The target of diabetes is a number, those of the others are classes."""
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,11 @@ class Table:
     """A table in memory.
 
     Attributes:
-        columns: By name, in the table's order, the targets among them.
+        columns: Columns by name, in the table's order, including the targets.
         targets: Names of the columns to predict.
-        origin: What it is called in messages.
-        notes: What was done to read it that its user should know.
-        splitters: Names of the columns that say how rows are split, and are no inputs.
+        origin: Name of the table in messages.
+        notes: Anything the user should know about how the table was read.
+        splitters: Names of the columns that decide how rows are split and aren't inputs.
     """
 
     columns: dict[str, Column]
@@ -36,7 +36,7 @@ class Table:
 
     @property
     def inputs(self) -> dict[str, Column]:
-        """The columns that are predicted from."""
+        """The columns that are inputs of a prediction, by name."""
         return {name: column for name, column in self.columns.items() if name not in (*self.targets, *self.splitters)}
 
     def __len__(self) -> int:
@@ -46,7 +46,7 @@ class Table:
         """Raises unless every column can be used.
 
         Args:
-            row: Returns what a row is called in messages, from its position.
+            row: Function from a row's position to its name in messages.
 
         Raises:
             SettingError: If there is no row, no column beside the target, a column without any value, an infinite
@@ -90,7 +90,7 @@ def _more(count: int) -> str:
 
 
 def named_table(name: str) -> tuple[Table, tuple[str, ...]]:
-    """Returns a table that ships with scikit-learn and the names of its classes, none where its target is a number.
+    """Returns a table that ships with scikit-learn and the names of its classes; none where its target is a number.
 
     Args:
         name: One of ``NAMED_TABLES``.
@@ -120,20 +120,21 @@ def read_table(
     splitters: Mapping[str, str] | None = None,
     only: Sequence[str] | None = None,
 ) -> Table:
-    """Reads a table into memory, finds out what its columns are, and checks that they can be used.
+    """Reads a table into memory, infers the kinds of its columns, and checks that they can be used.
 
     Args:
-        source: Path of a text file with a line of names and a line a row (.csv, .tsv, .txt; .gz behind it where it is
-            packed) or of a .parquet file; or a frame of pandas, polars or pyarrow.
+        source: Path of a text file with a header and one line per row (.csv, .tsv, .txt, optionally with .gz) or of a
+            .parquet file; or a pandas, polars or pyarrow frame.
         targets: Names of the columns to predict.
         ignore: Columns to leave out.
-        as_category: Columns whose values are names even where they look like numbers.
-        needed: Columns of text that no setting names.
-        splitters: Columns that say how rows are split, by the setting that names them.
-        only: The columns that are looked at, as far as there are such; all where None.
+        as_category: Columns that are categories even where they look like numbers.
+        needed: Text columns that must exist although no setting names them.
+        splitters: Columns that decide how rows are split, by the setting that names them.
+        only: Columns to read, as far as they exist; None for all.
 
     Raises:
-        SettingError: If it can't be read or used, with the line if it is a line's fault, or a column isn't there.
+        SettingError: If the table can't be read or used, with the line at fault if there is one, or a column is
+            missing.
     """
     with opened_table(source) as raw:
         splitters = splitters or {}

@@ -1,4 +1,4 @@
-"""Tables: a file or a frame of one's own, or a table by name."""
+"""Data module for tables: your own file or frame, or a table by name."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,55 +27,57 @@ __all__ = ["TabularData"]
 class TabularData(InMemoryData):
     """A table, held in memory: numbers scaled, gaps filled, categories encoded by what the training rows say.
 
-    Batches are (inputs, targets): inputs (N, D), float32, the columns of numbers in the table's order, then a column
-    of 0 and 1 for each that has missing values in the training rows, then the categories. Targets are class indices
-    (N,), or (N, classes) probabilities where ``mix`` is at work; for regression numbers in the target's unit, (N,), or
-    (N, T) for several targets; for several labels (N, T), float32, 1 where a row has the label.
+    Batches are (inputs, targets): inputs (N, D), float32, the columns of numbers in the table's order, then an
+    indicator of 0 and 1 for each that has missing values in the training rows, then the categories. Targets are class
+    indices (N,), or (N, classes) probabilities where ``mix`` mixes targets; for regression numbers in the target's
+    unit, (N,), or (N, T) for several targets; for multilabel (N, T), float32, 1 where a row has the label.
 
-    What is in a column is inferred: numbers; ``true`` and ``false``, which become 1 and 0; dates in ISO 8601, which
-    become days; text, which is categories. Empty fields, NA, N/A, NaN, null, None and ? are missing values. Codes with
-    leading zeros are categories. Numbers with decimal commas or separators of thousands are read where they can mean
-    one thing only, and refused where they can't. Row numbers that pandas wrote are left out. A missing number becomes
-    the median; a missing category is one of its own, and one that the training rows don't have counts as missing.
-    What was done is said when training starts, and checkpoints keep the constants.
+    The kind of each column is inferred: numbers; ``true`` and ``false``, which become 1 and 0; dates in ISO 8601, which
+    become days; text, which is categorical. Empty fields, NA, N/A, NaN, null, None and ? are missing values. Codes with
+    leading zeros are categories. Numbers with decimal commas or separators of thousands are read where they are
+    unambiguous, and refused where they aren't. Row numbers that pandas wrote are left out. A missing number becomes the
+    median; a missing category is a category of its own, and one that the training rows don't have counts as missing.
+    All this is reported when training starts, and checkpoints keep the constants.
 
     Args:
-        dataset: iris, wine, breast_cancer or diabetes (regression), which ship with scikit-learn; or leave it out.
-        path: A table of your own: a text file (.csv, .tsv, .txt, also with .gz behind; UTF-8, names of the columns in
+        dataset: iris, wine, breast_cancer or diabetes (regression), which ship with scikit-learn; None for your own
+            table.
+        path: Path of your own table: a text file (.csv, .tsv, .txt, optionally with .gz; UTF-8, with column names in
             the first line, separated by comma, semicolon, tab or bar) or a .parquet file.
-        table: A table that is in memory already, in Python: a frame of pandas, polars or pyarrow.
-        target: The column to predict, or several.
-        ignore: Columns of it to leave out: numbers of rows, names, what wouldn't be known in time.
-        as_category: Columns of it that are categories though they look like numbers: postal codes, say.
-        task: ``classification``, ``regression``, ``multilabel`` (any number of labels a row: several targets of 0 and
-            1), or ``auto``: for one target classes where it is text, truth values, or at most 20 different whole
-            numbers; for several labels where all are 0 and 1; else regression.
-        numeric: How numbers are scaled: ``standard`` (to mean 0 and standard deviation 1), ``quantile`` (to a normal
+        table: Your own table in memory, for use in Python: a pandas, polars or pyarrow frame.
+        target: Column to predict, or several.
+        ignore: Columns to leave out: row numbers, names, anything that isn't known at prediction time.
+        as_category: Columns that are categories although they look like numbers, such as postal codes.
+        task: ``classification``, ``regression``, ``multilabel`` (any number of labels per row: several targets of 0 and
+            1), or ``auto``: for one target classification where it is text, boolean, or has at most 20 distinct whole
+            numbers; for several multilabel where all are 0 and 1; else regression.
+        numeric: Scaling of numbers: ``standard`` (to mean 0 and standard deviation 1), ``quantile`` (to a normal
             distribution, whatever theirs is: for skewed columns and outliers), ``none``.
         categorical: ``one_hot`` (a column of 0 and 1 for each category, for any network) or ``embed`` (a code for each
-            column, for a network with embeddings, as ``MLP`` has them; better where there are many categories). For
-            mixing, ``embed`` gives one-hot blocks in training, which the embedding mixes as it would codes.
-        batch_size: Rows in a batch, for each process.
-        val_size: Part of the training rows that is held out for validation: a number of rows or a fraction.
-            Stratified by class; by tenths of a number; by combinations of labels.
-        test_size: Part of all rows that is held out for testing, the same one whatever the seed; None for no test.
-        train_size: How many of the remaining rows to train on: a number, a fraction, or all where None.
-        folds: For cross-validation: in how many parts all rows are split, instead of by ``test_size``. One of them is
-            for testing, or for validation where ``test_size`` is None.
-        fold: Which of the folds, from 0.
-        repeat: Which of all such test parts, or partitions into folds: for repeated splits.
-        group_column: A column whose equal values are never in two parts: a patient, say. It is no input.
-        time_column: A column of dates or numbers by which rows are held out: what is tested on is later than what is
-            trained on. Folds follow each other in time, each predicted from what came before. It is no input.
-        mix: Mixes every training batch, on the device; classes become probabilities, numbers are interpolated. Those
-            that take or blank whole columns (``RowCutMix``, ``RowCutout``) do so as the table has them.
-        mix_epochs: How many epochs are mixed, before rows stay as they are; all where None.
-        num_workers: Processes that fetch batches; 0 is the fastest for a table in memory.
-        pin_memory: Whether batches are put into pinned memory, for faster transfer to a GPU.
-        seed: Of splits, subsets, shuffling and mixing. The same on every rank and in every run.
+            column, for a network with embeddings, such as ``MLP``; better where there are many categories). For mixing,
+            ``embed`` gives one-hot blocks in training, which the embedding mixes as it would mix codes.
+        batch_size: Rows per batch and process.
+        val_size: Part of the training rows to hold out for validation: a number of rows or a fraction. Stratified by
+            class, by deciles of a number, or by combinations of labels.
+        test_size: Part of all rows to hold out for testing, the same whatever the seed: a number of rows or a fraction;
+            None for no test.
+        train_size: Number or fraction of the remaining rows to train on; None for all.
+        folds: Number of folds of all rows for cross-validation, in place of ``test_size``. One of them is for testing,
+            or for validation where ``test_size`` is None. None for no folds.
+        fold: Index of the held-out fold, from 0.
+        repeat: Index of the test part, or of the partition into folds, for repeated splits.
+        group_column: Column whose equal values are never in two parts, such as a patient. It isn't an input.
+        time_column: Column of dates or numbers by which rows are held out: test rows are later than training rows.
+            Folds follow each other in time, each predicted from the rows before it. It isn't an input.
+        mix: Mixing of every training batch, on the device; classes become probabilities, numbers are interpolated.
+            Transforms that swap or blank whole columns (``RowCutMix``, ``RowCutout``) act on the table's columns.
+        mix_epochs: Number of epochs with mixing, after which rows stay as they are; None mixes in all epochs.
+        num_workers: Worker processes that fetch batches; 0 is the fastest for a table in memory.
+        pin_memory: Whether to put batches into pinned memory, for faster transfer to a GPU.
+        seed: Seed of splits, subsets, shuffling and mixing; splits are equal on every rank and in every run.
 
     Raises:
-        SettingError: If a name isn't known, a number is out of its range, or the table isn't as it has to be.
+        SettingError: If a name is unknown, a number is out of range, or the table can't be used.
 
     >>> data = TabularData(dataset="wine", batch_size=64)
     >>> data.input_shape, data.num_classes
@@ -87,8 +89,8 @@ class TabularData(InMemoryData):
     def __init__(
         self,
         *,
-        # On the command line ImageData is the default, and where another class is asked for, the parser keeps those of
-        # its values that have the name and the type of an argument there: this type mustn't let "digits" through.
+        # On the command line ImageData is the default, and where another class is chosen, the parser keeps those of its
+        # values that match an argument there in name and type: this type mustn't let "digits" through.
         dataset: Literal["iris", "wine", "breast_cancer", "diabetes"] | None = None,
         path: str | Path | None = None,
         table: Any = None,
@@ -150,12 +152,12 @@ class TabularData(InMemoryData):
             seed=seed,
         )
         self._row_mixing: RowMixing | None = None
-        # What the model says, too, and may say otherwise: Lightning refuses two values of one name.
+        # The model saves it too, perhaps with another value, and Lightning refuses two values of one name.
         save_plain_hyperparameters(self, ignore=["task"])
         self._read(table if self.path is None else self.path, targets, task)
 
     def _read(self, source: Any, targets: list[str], task: str) -> None:
-        """Reads, splits and measures: how wide the inputs are depends on which categories the training rows have."""
+        """Reads, splits and measures the table: the inputs' width depends on the categories of the training rows."""
         names: tuple[str, ...] = ()
         if self.dataset is not None:
             self._table, names = named_table(self.dataset)
@@ -192,7 +194,7 @@ class TabularData(InMemoryData):
 
     @property
     def num_targets(self) -> int | None:
-        """How many numbers or labels a row has for target; None for classification."""
+        """Number of targets or labels per row; None for classification."""
         return None if self.task == "classification" else self._targets[0].numel()
 
     @property
@@ -204,7 +206,7 @@ class TabularData(InMemoryData):
 
     @property
     def categories(self) -> tuple[int, ...]:
-        """How many codes each of the last columns has that a network must embed; none with one-hot."""
+        """Number of codes of each of the last columns, which a network must embed; empty with one-hot."""
         return self._encoder.cardinalities if self.categorical == "embed" else ()
 
     @override
@@ -246,7 +248,7 @@ class TabularData(InMemoryData):
 
     @override
     def _fitted(self, mix: Mixing) -> Mixing:
-        """Whole columns are those of the table, whatever they are encoded by."""
+        """Returns a mixing whose columns are those of the table, however many inputs encode each."""
         if not isinstance(mix, RowMixing):
             return mix
         if self._row_mixing is None:
@@ -257,7 +259,7 @@ class TabularData(InMemoryData):
 
     @override
     def sample_names(self, split: Literal["train", "val", "test"]) -> list[str]:
-        """Returns the position of each row of a split in the table, from 0, in the order of its evaluation loader.
+        """Returns the index of each row of a split in the table, in the order of its evaluation loader.
 
         Args:
             split: train, val or test.
@@ -293,7 +295,7 @@ class TabularData(InMemoryData):
                     f"{name} must be {state_dict['settings'][name]}, as in the checkpoint, but is {value}"
                 )
         self._warn_of_another_split(state_dict["split"], self._split_settings())
-        # A model belongs with the constants that it was trained with, whatever is measured today.
+        # A model keeps the constants that it was trained with, whatever the data are now.
         self._encoder = TableEncoder.from_state_dict(state_dict["encoder"])
         self._encode()
         self._say(f"{self._table.origin} is encoded by the constants of the checkpoint")
@@ -343,7 +345,7 @@ class TabularData(InMemoryData):
 def _check_source(
     dataset: str | None, path: str | Path | None, table: Any, targets: Sequence[str], others: Sequence[str | None]
 ) -> None:
-    """Raises unless there is one table, and its columns are named if they aren't known."""
+    """Raises unless there is exactly one table, and the columns of an unknown one are named."""
     given = {"dataset": dataset, "path": path, "table": table}
     given = {name: value for name, value in given.items() if value is not None}
     if len(given) != 1:

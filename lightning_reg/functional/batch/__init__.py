@@ -1,1 +1,1 @@
-"""Inputs and targets of a batch: images, rows of tables, mixtures of samples."""
+"""Operations on a batch of inputs and targets: images, rows of tables, mixtures of samples."""

@@ -1,4 +1,4 @@
-"""Rectangles in images: where they lie, and filling them."""
+"""Rectangles in images: positions and filling."""
 
 from collections.abc import Sequence
 from random import Random
@@ -13,7 +13,7 @@ Box = tuple[int, int, int, int]
 
 
 def box_around(row: int, column: int, height: int, width: int, *, within: tuple[int, int]) -> Box:
-    """Returns the box of a given size around a center, cut off at the image's border: top, bottom, left, right.
+    """Returns the box of a given size around a center, clipped at the image's border: top, bottom, left, right.
 
     Args:
         row: Row of the box's center, in pixels.
@@ -30,10 +30,10 @@ def box_around(row: int, column: int, height: int, width: int, *, within: tuple[
 
 
 def random_box(stream: Random, height: int, width: int, *, within: tuple[int, int]) -> Box:
-    """Returns a box around a center that may be any pixel, cut off at the border.
+    """Returns a box around a random center, which may be any pixel, clipped at the border.
 
     Args:
-        stream: Where random numbers come from.
+        stream: Source of random numbers.
         height: Height of the box, in pixels.
         width: Width of the box, in pixels.
         within: Height and width of the image.
@@ -45,12 +45,12 @@ def random_box(stream: Random, height: int, width: int, *, within: tuple[int, in
 
 
 def in_box(boxes: Tensor, height: int, width: int) -> Tensor:
-    """Returns which pixels lie in a box.
+    """Returns a mask of the pixels in a box.
 
     Args:
         boxes: (..., 4), top, bottom, left, right; the second and the fourth excluded.
-        height: H of the image.
-        width: W of the image.
+        height: Height H of the image.
+        width: Width W of the image.
 
     Returns:
         (..., H, W), bool.
@@ -70,8 +70,8 @@ def fill_boxes(images: Tensor, boxes: Sequence[Box], value: float) -> Tensor:
 
     Args:
         images: (N, ..., H, W).
-        boxes: N of them; empty ones leave an image as it is.
-        value: Number that the box is filled with.
+        boxes: N boxes, one for each image; an empty box leaves it as it is.
+        value: Fill value.
 
     Returns:
         A new tensor of the images' shape and memory format.
@@ -90,7 +90,7 @@ def fill_boxes(images: Tensor, boxes: Sequence[Box], value: float) -> Tensor:
         for index, (top, bottom, left, right) in enumerate(boxes):
             filled[index, ..., top:bottom, left:right] = value
         return filled
-    # On a GPU every box would be a launch: a mask for all of them.
+    # On a GPU every box would be a kernel launch, so one mask covers all of them.
     masks = in_box(torch.tensor(boxes).to(images.device, non_blocking=True), *images.shape[-2:])
     masks = masks.view(len(masks), *[1] * (images.ndim - 3), *masks.shape[1:])
     return images.clone().masked_fill_(masks, value)  # masked_fill alone wouldn't keep the memory format there

@@ -1,4 +1,4 @@
-"""Colors of images: a whole batch at once, each image by numbers of its own, on its device."""
+"""Color operations on images: a whole batch at once, with parameters for each image."""
 
 import torch
 import torch.nn.functional as F
@@ -7,16 +7,16 @@ from torch import Tensor
 __all__ = ["BRIGHTNESS", "CONTRAST", "HUE", "SATURATION", "blur", "grayscale", "jitter_colors_", "shift_hue_"]
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
-"""Which change of colors is meant, as :func:`jitter_colors_` counts them."""
+"""Kinds of color changes for :func:`jitter_colors_`."""
 
-_PIECE = 32  # pixels of a row that are blurred by one product
+_PIECE = 32  # pixels of a row that are blurred by one matrix product
 
 
 def grayscale(images: Tensor) -> Tensor:
-    """Returns how light each pixel is to the eye: 0.2989 red + 0.587 green + 0.114 blue.
+    """Returns the luminance of each pixel: 0.2989 red + 0.587 green + 0.114 blue.
 
     Args:
-        images: (N, 3, H, W), or (N, C, H, W), whose channels have no colors known here: their mean is returned.
+        images: (N, 3, H, W); for other numbers of channels, (N, C, H, W), their mean is returned.
 
     Returns:
         (N, 1, H, W).
@@ -35,23 +35,22 @@ def grayscale(images: Tensor) -> Tensor:
 def jitter_colors_(
     images: Tensor, kinds: Tensor, factors: Tensor, hue: Tensor | None = None, hue_at: int = 0
 ) -> Tensor:
-    r"""Changes brightness, contrast, saturation and hue in place, in an order of each image's own.
+    r"""Changes brightness, contrast, saturation and hue in place, in a separate order for each image.
 
-    The first three are one formula, with another reference r each, and are done to the whole batch at once:
+    The first three are one formula with different references r, applied to the whole batch at once:
 
     .. math:: y = \min(\max(f \, x + (1 - f) \, r, 0), 1)
 
     r is 0 for brightness, the mean gray value of the image for contrast, the gray value of the pixel for saturation.
-    Hue costs the most and is turned once, for all images, between two rounds: an image in which another change comes
-    first has it in a round before, and the factor 1 in the others.
+    Hue costs the most and is shifted once, for all images, between two rounds: changes that come first for an image are
+    in rounds before it, with the factor 1 in the others.
 
     Args:
-        images: (N, C, H, W) on [0, 1]; three channels where hues are turned.
-        kinds: (rounds, N), which of the three each round does to an image: ``BRIGHTNESS``, ``CONTRAST``,
-            ``SATURATION``.
-        factors: (rounds, N), f; at 1 the image stays as it is.
-        hue: (N,), by which part of the circle of colors hues are turned; None where they aren't.
-        hue_at: Before which round, counted from 0.
+        images: (N, C, H, W), floats on [0, 1]; C is 3 where hues are shifted.
+        kinds: (rounds, N), kind of change in each round: ``BRIGHTNESS``, ``CONTRAST``, ``SATURATION``.
+        factors: (rounds, N), factor f of each change; at 1 the image stays as it is.
+        hue: (N,), shift of hue as a fraction of the color circle; None for no shift.
+        hue_at: Round, counted from 0, before which hues are shifted.
 
     Returns:
         The images.
@@ -66,7 +65,7 @@ def jitter_colors_(
     for round_index in range(len(kinds) + 1):
         if hue is not None and round_index == hue_at:
             shift_hue_(images, hue)
-        # What a portion of a batch leaves as it is costs a CPU nothing; elsewhere asking would be a wait.
+        # On a CPU a round that changes nothing is skipped; elsewhere the check would synchronize.
         if round_index < len(kinds) and (images.device.type != "cpu" or (factors[round_index] != 1).any()):
             gray = grayscale(images)
             shift = to_mean[round_index] * gray.mean((2, 3), keepdim=True)
@@ -76,11 +75,11 @@ def jitter_colors_(
 
 
 def shift_hue_(images: Tensor, shift: Tensor) -> Tensor:
-    r"""Rotates hues on the circle of colors, in place; value and saturation of HSV stay.
+    r"""Rotates hues on the color circle, in place; value and saturation of HSV stay.
 
     Neither a hue nor a division is needed. With M the largest and m the smallest of a pixel's channels, and C = M - m,
-    red is :math:`d = (C + g + b - r - m) / C` sixths of the circle away from a pixel, to the side that the sign of
-    g - b says. Turned by s circles it is :math:`d' = |d \pm 6 s|` away, and
+    red is :math:`d = (C + g + b - r - m) / C` sixths of the circle away from a pixel, on the side given by the sign of
+    g - b. Rotated by s circles it is :math:`d' = |d \pm 6 s|` away, and
 
     .. math:: r' = m + \min(\max(C \, (| d' - 3 | - 1), 0), C)
 
@@ -88,7 +87,7 @@ def shift_hue_(images: Tensor, shift: Tensor) -> Tensor:
 
     Args:
         images: (N, 3, H, W) on [0, 1].
-        shift: (N,), s, in circles, from -0.5 to 0.5.
+        shift: (N,), rotation s in circles, in [-0.5, 0.5].
 
     Returns:
         The images.
@@ -100,7 +99,7 @@ def shift_hue_(images: Tensor, shift: Tensor) -> Tensor:
     largest = torch.maximum(torch.maximum(red, green), blue)
     smallest = torch.minimum(torch.minimum(red, green), blue)
     chroma = largest - smallest
-    # Everything is multiplied by C, so that gray pixels need no care.
+    # Everything is multiplied by C, so that gray pixels need no special case.
     rest = torch.add(chroma, red).add_(green).add_(blue).sub_(smallest)
     turn = 6 * shift.view(-1, 1, 1, 1)
     side = torch.empty_like(images)
@@ -113,7 +112,7 @@ def shift_hue_(images: Tensor, shift: Tensor) -> Tensor:
 
 
 def blur(images: Tensor, sigmas: Tensor, kernel_size: int) -> Tensor:
-    r"""Blurs every image by a Gaussian of its own; its edges are mirrored.
+    r"""Blurs every image by its own Gaussian, with reflection at the border.
 
     .. math:: w_k \propto e^{-k^2 / (2 \sigma^2)}
 
@@ -121,7 +120,7 @@ def blur(images: Tensor, sigmas: Tensor, kernel_size: int) -> Tensor:
 
     Args:
         images: (N, C, H, W), of a floating dtype.
-        sigmas: (N,), σ in pixels; at 0 the image stays as it is.
+        sigmas: (N,), standard deviation σ in pixels; at 0 the image stays as it is.
         kernel_size: Width of the Gaussian in pixels, odd, below twice the image's height and width.
 
     Returns:
@@ -132,7 +131,7 @@ def blur(images: Tensor, sigmas: Tensor, kernel_size: int) -> Tensor:
             [0., 1., 0.],
             [0., 0., 1.]])
     """
-    if images.device.type == "cpu" and not sigmas.all():  # elsewhere asking would be a wait
+    if images.device.type == "cpu" and not sigmas.all():  # elsewhere the check would synchronize
         chosen = sigmas.nonzero().flatten()
         return images.index_copy(0, chosen, blur(images[chosen], sigmas[chosen], kernel_size))
     if not images.numel():
@@ -143,8 +142,8 @@ def blur(images: Tensor, sigmas: Tensor, kernel_size: int) -> Tensor:
     narrow = sigmas.to(images.dtype).clamp(min=1e-3).unsqueeze(1)
     weights = (-0.5 * (offsets / narrow).square()).softmax(1)  # (N, K)
     bordered = F.pad(images, (reach, reach, reach, reach), mode="reflect")
-    # By products of pieces of rows, then of columns, with a matrix that holds the weights, in each of its columns one
-    # pixel further: several times as fast as a convolution with a filter for each image.
+    # By matrix products of pieces of rows, then of columns, with a banded matrix of the weights, shifted by one pixel
+    # from column to column: several times as fast as a convolution with a filter for each image.
     n, channels, height, width = images.shape
     length = _PIECE + kernel_size - 1
     bordered = F.pad(bordered, (0, -width % _PIECE, 0, -height % _PIECE))

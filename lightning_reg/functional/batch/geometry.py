@@ -1,4 +1,4 @@
-"""Geometry of images: a whole batch at once, each image by numbers of its own, on its device."""
+"""Geometric operations on images: a whole batch at once, with parameters for each image."""
 
 import torch
 import torch.nn.functional as F
@@ -8,20 +8,20 @@ __all__ = ["flip_rotate_shift", "resized_crop"]
 
 
 def flip_rotate_shift(images: Tensor, flips: Tensor, angles: Tensor, shifts: Tensor) -> Tensor:
-    r"""Flips, then rotates, then cuts out a shifted part, all in one read; what comes from outside is 0.
+    r"""Flips, then rotates, then crops a shifted part, all in one read; pixels from outside are 0.
 
     A pixel at column x and row y of the result, counted from the image's center, is the nearest one to
 
     .. math:: R(a) \, (x + s_x, \; y + s_y)^\top
 
-    in the flipped image, where R(a) is a rotation by the angle a. Cutting a part of the image's size out of the
-    image with a border of p pixels is a shift by −p to p.
+    in the flipped image, where R(a) is a rotation by the angle a. Cropping a part of the image's size out of the image
+    with a border of p pixels is a shift by −p to p.
 
     Args:
         images: (N, C, H, W), of any dtype.
-        flips: (N, 2), whether columns are mirrored, left to right, and whether rows are, upside down: 1 or 0.
-        angles: (N,), in radians, counter-clockwise.
-        shifts: (N, 2), whole numbers of pixels by which the part lies lower, and further right.
+        flips: (N, 2), 1 or 0: whether the image is mirrored left to right, and top to bottom.
+        angles: (N,), angles a in radians, counterclockwise.
+        shifts: (N, 2), whole numbers of pixels by which the part is shifted down, and to the right.
 
     Returns:
         (N, C, H, W), of the same dtype.
@@ -37,9 +37,9 @@ def flip_rotate_shift(images: Tensor, flips: Tensor, angles: Tensor, shifts: Ten
     center_y, center_x = (height - 1) / 2, (width - 1) / 2
     down, right = rows - center_y, columns - center_x
     cos, sin = angles.cos().unsqueeze(1), angles.sin().unsqueeze(1)
-    # Mirroring is a change of sign of where a pixel comes from, counted from the center.
+    # Mirroring changes the sign of a source coordinate, counted from the center.
     across, upright = (1 - 2 * flips.to(angles.dtype)).chunk(2, dim=1)
-    # What lies in the border of the rotated image is sent far outside.
+    # Positions in the border of the rotated image are moved far outside.
     far = 4 * (height + width)
     beside = (columns < 0) | (columns >= width)
     above_or_below = (rows < 0) | (rows >= height)
@@ -50,7 +50,7 @@ def flip_rotate_shift(images: Tensor, flips: Tensor, angles: Tensor, shifts: Ten
     # One pixel of border holds the zeros: rows -1 and H, columns -1 and W.
     source_x.round_().clamp_(-1, width)
     source_y.round_().clamp_(-1, height)
-    if (height + 2) * (width + 2) > 2**24:  # the last whole number before which float32 leaves none out
+    if (height + 2) * (width + 2) > 2**24:  # above it, float32 doesn't represent all integers
         source_x, source_y = source_x.long(), source_y.long()
     index = source_y.add_(1).mul_(width + 2).add_(source_x).add_(1).long().flatten(1).unsqueeze(1)
     bordered = F.pad(images, (1, 1, 1, 1)).flatten(2)
@@ -58,12 +58,12 @@ def flip_rotate_shift(images: Tensor, flips: Tensor, angles: Tensor, shifts: Ten
 
 
 def resized_crop(images: Tensor, boxes: Tensor, mirrored: Tensor) -> Tensor:
-    """Cuts a box out of every image and stretches it to the image's size, by linear interpolation.
+    """Crops a box of every image and resizes it to the image's size, by bilinear interpolation.
 
     Args:
         images: (N, C, H, W), of a floating dtype.
         boxes: (N, 4), top, left, height and width in whole pixels; no larger than the image.
-        mirrored: (N,), whether the result is mirrored, left to right: 1 or 0.
+        mirrored: (N,), 1 or 0: whether the result is mirrored left to right.
 
     Returns:
         (N, C, H, W).
@@ -77,7 +77,7 @@ def resized_crop(images: Tensor, boxes: Tensor, mirrored: Tensor) -> Tensor:
     top, left, box_height, box_width = boxes.to(images.dtype).unsqueeze(-1).unbind(1)  # (N, 1) each
 
     def source(size: int, start: Tensor, length: Tensor) -> Tensor:
-        """Where pixels come from, (N, size): the box's outermost ones reach to its edge."""
+        """Returns the source coordinates of pixels, (N, size), clamped to the box's outermost ones."""
         centers = (torch.arange(size, device=images.device, dtype=images.dtype) + 0.5) * length / size - 0.5
         return start + torch.minimum(centers.clamp(min=0), length - 1)
 

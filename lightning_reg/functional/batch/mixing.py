@@ -1,7 +1,7 @@
 """Mixing of samples and their targets.
 
-Every sample's partner is the one before it, the first one's the last: in a shuffled batch that is a random partner, and
-no rolled copy has to be made.
+Every sample's partner is the one before it, and that of the first is the last: in a shuffled batch this is a random
+partner, and needs no rolled copy.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,10 +34,10 @@ def mix_with_previous(batch: Tensor, minor_weight: Tensor) -> Tensor:
 
     Args:
         batch: (N, ...), of a floating dtype.
-        minor_weight: w, a scalar or (N,), on the batch's device.
+        minor_weight: Weight w of the partner, a scalar or (N,), on the batch's device.
 
     Returns:
-        A new tensor of the batch's shape and memory format; the batch is left alone.
+        A new tensor of the batch's shape and memory format.
 
     Reference:
         Hongyi Zhang, Moustapha Cissé, Yann N. Dauphin, David Lopez-Paz: mixup: Beyond Empirical Risk Minimization,
@@ -57,15 +57,15 @@ def paste_from_previous(images: Tensor, boxes: Sequence[Box]) -> Tensor:
 
     .. math:: y_i = m_i \, x_{i-1} + (1 - m_i) \, x_i
 
-    where the mask m is 1 within the box. Where the box covers more than half of the image the mask is turned round:
-    the image keeps the box and gets the rest from its predecessor, so that it stays the dominant one.
+    where the mask m is 1 within the box. Where the box covers more than half of the image the mask is inverted: the
+    image keeps the box and gets the rest from its predecessor, so that it stays the dominant one.
 
     Args:
         images: (N, ..., H, W).
-        boxes: One for all images, or N: top, bottom, left and right, the second and the fourth excluded.
+        boxes: One box for all images, or N: top, bottom, left and right, the second and the fourth excluded.
 
     Returns:
-        A new tensor of the images' shape and memory format; the images are left alone.
+        A new tensor of the images' shape and memory format.
 
     Reference:
         Sangdoo Yun et al.: CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features, ICCV
@@ -87,7 +87,7 @@ def paste_from_previous(images: Tensor, boxes: Sequence[Box]) -> Tensor:
             mixed[index].copy_(base)
             _within(mixed[index], box).copy_(_within(other, box))
         return mixed
-    # On a GPU every copy would be a launch: a mask for all of them.
+    # On a GPU every copy would be a kernel launch, so one mask covers all of them.
     rows = torch.tensor([(*box, _covers_most(box, images)) for box in boxes]).to(images.device, non_blocking=True)
     masks = in_box(rows[:, :4], *images.shape[-2:]) ^ (rows[:, 4:] > 0).unsqueeze(2)  # (N, H, W)
     masks = masks.view(len(masks), *[1] * (images.ndim - 3), *masks.shape[1:])
@@ -131,15 +131,15 @@ def _with_previous(operation: Callable[..., Tensor], batch: Tensor, control: Ten
 
 
 def check_labels(labels: Tensor, num_classes: int, *, ignored: int | None = None) -> None:
-    """Raises unless all labels are those of classes.
+    """Raises unless all labels are class indices.
 
     Args:
         labels: (N, ...), class indices.
         num_classes: Number of classes C.
-        ignored: A label that is none of a class, and may be there.
+        ignored: Label that is allowed although it isn't a class index; None for none.
 
     Raises:
-        SettingError: With the first sample that has another, and what it has.
+        SettingError: With the first invalid label and its sample.
 
     >>> check_labels(torch.tensor([0, 7]), 3)
     Traceback (most recent call last):
@@ -167,7 +167,7 @@ def soft_targets(targets: Tensor, num_classes: int) -> Tensor:
         (N, C), float32.
 
     Raises:
-        SettingError: If a label isn't in [0, C); seen on a CPU, while a GPU isn't waited for.
+        SettingError: If a label isn't in [0, C); checked only on a CPU, because a GPU would have to synchronize.
 
     >>> soft_targets(torch.tensor([0, 2]), 3)
     tensor([[1., 0., 0.],

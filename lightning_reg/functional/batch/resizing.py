@@ -9,16 +9,16 @@ __all__ = ["progressive_sides", "resized"]
 def progressive_sides(
     sides: tuple[int, int], done: float, *, start: float, stages: int, multiple_of: int = 1
 ) -> tuple[int, int]:
-    r"""Returns the height and the width of images in the stage that training is in.
+    r"""Returns the height and the width of images in the current stage of training.
 
     .. math:: s_i = s_0 + (s - s_0) \frac{i}{M - 1}, \qquad i = \lfloor M t \rfloor
 
     Args:
-        sides: Full height and width s.
-        done: Share t of training that is done, in [0, 1).
-        start: :math:`s_0 / s`, in (0, 1].
-        stages: M, at least 2, all of the same length; the last has the full size.
-        multiple_of: What sides before the last stage are rounded to multiples of.
+        sides: Full height and width s, in pixels.
+        done: Completed fraction t of training, in [0, 1).
+        start: Relative size of the first stage, :math:`s_0 / s`, in (0, 1].
+        stages: Number M of stages of equal length, at least 2; the last has the full size.
+        multiple_of: Number of pixels to whose multiples sides are rounded before the last stage.
 
     Reference:
         Mingxing Tan, Quoc V. Le: EfficientNetV2: Smaller Models and Faster Training, ICML 2021, arXiv:2104.00298.
@@ -35,11 +35,11 @@ def progressive_sides(
 
 
 def resized(images: Tensor, sides: tuple[int, int]) -> Tensor:
-    """Returns images of another size, by bilinear interpolation without aliasing; the same where they have it.
+    """Resizes images by bilinear interpolation without aliasing; images of that size are returned as they are.
 
     Args:
         images: (N, C, H, W), of a floating dtype.
-        sides: Height and width.
+        sides: New height and width.
 
     >>> import torch
     >>> resized(torch.ones(1, 1, 4, 4), (2, 2))

@@ -7,12 +7,12 @@ __all__ = ["blank_columns", "drawn_columns", "paste_columns_from_previous"]
 
 
 def drawn_columns(counts: Tensor, num_columns: int, *, generator: torch.Generator) -> Tensor:
-    """Draws sets of columns, each set of a given size as likely as any other.
+    """Draws sets of columns, uniformly among those of each set's size.
 
     Args:
-        counts: (M,), how many columns each set has.
-        num_columns: F, of how many.
-        generator: Where random numbers come from.
+        counts: (M,), number of columns of each set.
+        num_columns: Number F of columns to draw from.
+        generator: Source of random numbers.
 
     Returns:
         (M, F), bools.
@@ -32,10 +32,10 @@ def paste_columns_from_previous(rows: Tensor, columns: Tensor) -> Tensor:
 
     Args:
         rows: (N, D).
-        columns: (D,) or (N, D), bools: S.
+        columns: (D,) or (N, D), bools, True for the columns S to take.
 
     Returns:
-        A new tensor; the rows are left alone.
+        A new tensor, (N, D).
 
     Reference:
         Arlind Kadra, Marius Lindauer, Frank Hutter, Josif Grabocka: Well-tuned Simple Nets Excel on Tabular Datasets,
@@ -53,11 +53,11 @@ def blank_columns(rows: Tensor, columns: Tensor, values: Tensor) -> Tensor:
 
     Args:
         rows: (N, D).
-        columns: (N, D), bools.
-        values: (D,), or a scalar.
+        columns: (N, D), bools, True where a value is replaced.
+        values: (D,), or a scalar, to put there.
 
     Returns:
-        A new tensor; the rows are left alone.
+        A new tensor, (N, D).
 
     >>> blank_columns(torch.tensor([[1.0, 2.0]]), torch.tensor([[False, True]]), torch.tensor([7.0, 8.0]))
     tensor([[1., 8.]])

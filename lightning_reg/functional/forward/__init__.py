@@ -1,1 +1,1 @@
-"""Activations and weights in use: random masks and noise, normalization."""
+"""Operations of the forward pass: random masks, noise and normalization of activations and weights."""

@@ -1,4 +1,4 @@
-"""What is done to the residual branches of a network, given the random numbers."""
+"""Operations on residual branches, given the random numbers."""
 
 from typing import Any
 
@@ -22,15 +22,15 @@ def shake_drop(
         \frac{\partial L}{\partial x} = (b + \beta - b \beta) \, \frac{\partial L}{\partial y}, \qquad
         b \sim \mathrm{Bernoulli}(1 - p)
 
-    With b = 1 the branch is left alone; with b = 0 it is disturbed by α, and its gradient by β. So the gradient isn't
+    With b = 1 the branch isn't changed; with b = 0 it is scaled by α, and its gradient by β. So the gradient isn't
     that of the function, on purpose.
 
     Args:
-        branch: x, (N, ...): what a residual block adds to its input.
-        uniform: (3, N, 1, ...), numbers on [0, 1) that decide b, α and β of each sample.
+        branch: (N, ...), output x of the residual branch.
+        uniform: (3, N, 1, ...), uniform numbers on [0, 1), for b, α and β of each sample.
         p: Probability that a branch is disturbed, in [0, 1].
-        alpha: The lowest and the highest α.
-        beta: The lowest and the highest β.
+        alpha: Smallest and largest α.
+        beta: Smallest and largest β.
 
     Reference:
         Yoshihiro Yamada, Masakazu Iwamura, Takuya Akiba, Koichi Kise: ShakeDrop Regularization for Deep Residual
@@ -60,7 +60,7 @@ def shake_drop_expectation(p: float, alpha: tuple[float, float]) -> float:
 
     Args:
         p: Probability that a branch is disturbed, in [0, 1].
-        alpha: The lowest and the highest α, which is uniform between them.
+        alpha: Smallest and largest α, which is uniform between them.
 
     >>> shake_drop_expectation(0.5, (-1.0, 1.0))
     0.5
@@ -69,7 +69,7 @@ def shake_drop_expectation(p: float, alpha: tuple[float, float]) -> float:
 
 
 class _Scaled(Function):
-    """Inputs · forth, whose derivative is said to be back."""
+    """Multiplies inputs by ``forth`` in the forward pass, and gradients by ``back`` in the backward pass."""
 
     @staticmethod
     @override

@@ -1,4 +1,4 @@
-"""Dropout at a rate that is learned, given the random numbers."""
+"""Dropout with a learned rate, given the random numbers."""
 
 import torch
 from torch import Tensor
@@ -7,16 +7,16 @@ __all__ = ["concrete_mask", "concrete_regularization"]
 
 
 def concrete_mask(uniform: Tensor, logit: Tensor, temperature: float) -> Tensor:
-    r"""Returns a mask that is nearly 0 or 1, through which the rate of dropping has a gradient.
+    r"""Returns a relaxed mask, nearly 0 or 1, through which the dropout rate has a gradient.
 
     .. math::
         m = 1 - \operatorname{sigmoid}\left(\tfrac{1}{t} \left(\operatorname{logit} p + \operatorname{logit} u
         \right)\right)
 
     Args:
-        uniform: u on [0, 1), of any shape.
-        logit: logit p, (): of the rate p.
-        temperature: t > 0; the smaller, the nearer to 0 and 1.
+        uniform: Uniform numbers u on [0, 1), of any shape.
+        logit: (), logit of the rate p.
+        temperature: Temperature t, above 0; the smaller, the nearer the mask is to 0 and 1.
 
     Reference:
         Yarin Gal, Jiri Hron, Alex Kendall: Concrete Dropout, NeurIPS 2017, arXiv:1705.07832.
@@ -25,7 +25,7 @@ def concrete_mask(uniform: Tensor, logit: Tensor, temperature: float) -> Tensor:
     tensor([1., 0.])
     """
     eps = torch.finfo(uniform.dtype).eps
-    # u = 0 is a number that generators return; its logit isn't one.
+    # Generators may return u = 0, whose logit is infinite.
     odds = torch.logit(uniform, eps=eps)
     return torch.sigmoid(-(logit + odds) / temperature)
 
@@ -33,23 +33,23 @@ def concrete_mask(uniform: Tensor, logit: Tensor, temperature: float) -> Tensor:
 def concrete_regularization(
     weight: Tensor, logit: Tensor, num_inputs: int, *, length_scale: float, num_samples: int
 ) -> Tensor:
-    r"""What a learned rate of dropping adds to a mean negative log likelihood: its part of the bound's KL divergence.
+    r"""The penalty for a learned dropout rate, added to a mean negative log likelihood: a part of the bound's KL term.
 
     .. math::
         \frac{1}{N} \left(\frac{l^2}{2 \, (1 - p)} \lVert W \rVert^2 - K \, H(p)\right), \quad
         H(p) = -p \log p - (1 - p) \log (1 - p)
 
-    Without the entropy H the rate would fall to 0, without data it would rise to where the two are in balance.
+    Without the entropy H the rate would fall to 0; without data it would rise to where the two terms balance.
 
     Args:
-        weight: W, of the layer whose inputs are dropped.
-        logit: logit p, ().
-        num_inputs: K, how many units are dropped by themselves.
-        length_scale: l ≥ 0 of the prior over weights; the greater, the smoother the functions.
-        num_samples: N, how many samples there are to train on.
+        weight: Weight W of the layer whose inputs are dropped.
+        logit: (), logit of the rate p.
+        num_inputs: Number K of units that are dropped independently.
+        length_scale: Length scale l of the prior over weights, at least 0; the larger, the smoother the functions.
+        num_samples: Number N of training samples.
 
     Returns:
-        A number, () in the precision of the weights.
+        A scalar in the precision of the weights.
 
     Reference:
         Yarin Gal, Jiri Hron, Alex Kendall: Concrete Dropout, NeurIPS 2017, arXiv:1705.07832. The paper's M, of a layer

@@ -1,4 +1,4 @@
-r"""DropBlock: neighboring units of a feature map are dropped together, at exactly a given rate.
+r"""DropBlock: drops neighboring units of a feature map together, at exactly the given rate.
 
 A seed may lie anywhere in the map, and drops the block of side b around it, clipped at the border. A position x that
 n(x) seeds would cover is kept with probability (1 − γ)^n(x), fewer at the border than in the middle. So the rate γ of
@@ -18,19 +18,19 @@ __all__ = ["drop_block", "seed_rate"]
 
 
 def drop_block(inputs: Tensor, seeds: Tensor, block_size: int, gamma: float | Tensor) -> Tensor:
-    r"""Drops the block around every seed and divides what is kept by its probability to be kept.
+    r"""Drops the block around every seed and divides each kept unit by its probability of being kept.
 
     .. math::
         y_x = \frac{m_x \, i_x}{(1 - \gamma)^{n(x)}}, \quad m_x = \prod_{s \in B(x)} (1 - z_s), \quad n(x) = |B(x)|
 
-    where B(x) are the positions whose blocks cover x.
+    where B(x) is the set of positions whose blocks cover x.
 
     Args:
-        inputs: i, (N, C, ...), with one to three dimensions of positions.
-        seeds: z, whether there is a seed (of bools, or numbers 1 and 0), of the inputs' shape; or (N, 1, ...) for the
-            same blocks in all channels.
-        block_size: b, side of a block, at least 1; of an even one, the larger half lies behind the seed.
-        gamma: γ, the probability of a seed, from :func:`seed_rate`; a number or ().
+        inputs: (N, C, ...), inputs i with one to three dimensions of positions.
+        seeds: Seeds z (bools, or numbers 1 and 0), of the inputs' shape; or (N, 1, ...) for the same blocks in all
+            channels.
+        block_size: Side b of a block, at least 1; if it is even, the larger half lies after the seed.
+        gamma: Probability γ of a seed, from :func:`seed_rate`; a number or a scalar tensor.
 
     Returns:
         A tensor of the inputs' shape, dtype and memory format, whose expectation is the inputs, unit by unit.
@@ -44,7 +44,7 @@ def drop_block(inputs: Tensor, seeds: Tensor, block_size: int, gamma: float | Te
     >>> drop_block(torch.ones(1, 1, 5), seeds, 2, 0.0)
     tensor([[[1., 1., 1., 0., 0.]]])
     """
-    # Bytes are the fastest to combine, and for torch numbers are faster to turn into floats than truths.
+    # Bytes are the fastest to combine, and torch converts numbers faster to floats than bools.
     dropped = seeds.to(torch.uint8) if seeds.dtype != torch.bool else seeds.view(torch.uint8)
     covering = inputs.new_ones((), dtype=torch.promote_types(inputs.dtype, torch.float32))
     for dim in range(2, inputs.ndim):
@@ -57,9 +57,9 @@ def drop_block(inputs: Tensor, seeds: Tensor, block_size: int, gamma: float | Te
 
 
 def _covered(seeds: Tensor, dim: int, block_size: int) -> Tensor:
-    """Whether a seed lies in the block that covers a position, along one dimension.
+    """Returns whether a block covers each position, along one dimension.
 
-    Blocks are put together from ones of half their size: a few passes over bytes instead of one for each of b seeds.
+    Blocks are combined from ones of half their size: a few passes over bytes instead of one for each of b seeds.
     """
     covered = F.pad(seeds, [0, 0] * (seeds.ndim - 1 - dim) + [block_size // 2, (block_size - 1) // 2])
     length = 1
@@ -72,7 +72,7 @@ def _covered(seeds: Tensor, dim: int, block_size: int) -> Tensor:
 
 
 def _covering(size: int, block_size: int, like: Tensor) -> Tensor:
-    """How many positions have a block that covers each position, along one dimension."""
+    """Returns the number of seeds whose block covers each position, along one dimension."""
     positions = torch.arange(size, device=like.device, dtype=like.dtype)
     first = (positions - block_size // 2).clamp(min=0)
     last = (positions + (block_size - 1) // 2).clamp(max=size - 1)
@@ -80,7 +80,7 @@ def _covering(size: int, block_size: int, like: Tensor) -> Tensor:
 
 
 def seed_rate(sizes: Sequence[int], block_size: int, p: float) -> float | Tensor:
-    r"""Returns the probability of a seed with which the share p of a map is dropped, in expectation.
+    r"""Returns the probability of a seed at which the share p of a map is dropped in expectation.
 
     .. math:: \gamma: \quad \frac{1}{|X|} \sum_{x \in X} (1 - \gamma)^{n(x)} = 1 - p
 
@@ -90,7 +90,7 @@ def seed_rate(sizes: Sequence[int], block_size: int, p: float) -> float | Tensor
         p: Share of units that is dropped, in [0, 1).
 
     Returns:
-        γ; in compiled code, which may be for maps of any size, a tensor () on the CPU.
+        The probability γ; in compiled code, where sizes may be dynamic, a scalar tensor on the CPU.
 
     >>> round(seed_rate((14, 14), 1, 0.25), 12)
     0.25

@@ -1,6 +1,6 @@
 r"""Dropout, plain and Gaussian, and Mixout.
 
-All keep the expectation: what survives is divided by the probability with which it does.
+All preserve the expectation: survivors are divided by their probability of survival.
 """
 
 import math
@@ -26,15 +26,15 @@ __all__ = [
 
 
 def dropout(inputs: Tensor, p: float, stream: NoiseStream | None = None) -> Tensor:
-    """Drops every unit by itself, see :func:`keep_and_rescale`, and draws in the fastest way.
+    """Drops every unit independently, see :func:`keep_and_rescale`, with the fastest way of drawing.
 
-    On the CPU one random number decides four units. Few units, compiled code and other devices have torch's own
-    dropout, which makes other masks of the same distribution.
+    On the CPU one random number decides four units. Few units, compiled code and other devices use torch's own
+    dropout, which draws other masks from the same distribution.
 
     Args:
         inputs: Inputs of any shape.
         p: Probability that a unit is dropped, in [0, 1].
-        stream: Where random numbers come from; torch's global stream where None.
+        stream: Source of random numbers; torch's global stream where None.
 
     Reference:
         Nitish Srivastava et al.: Dropout: A Simple Way to Prevent Neural Networks from Overfitting, JMLR 2014.
@@ -52,19 +52,19 @@ def dropout(inputs: Tensor, p: float, stream: NoiseStream | None = None) -> Tens
 
 
 def mixout(weight: Tensor, start: Tensor, p: float, stream: NoiseStream | None = None) -> Tensor:
-    r"""Swaps weights for others at random, and moves the rest so that the expectation stays.
+    r"""Swaps weights for others at random, and moves the rest so that the expectation is preserved.
 
     .. math::
         \tilde{w}_i = \frac{m_i w^0_i + (1 - m_i) w_i - p \, w^0_i}{1 - p}
         = w^0_i + \frac{1 - m_i}{1 - p} (w_i - w^0_i), \quad m_i \sim \mathrm{Bernoulli}(p)
 
-    That is dropout of the way from w⁰ to w; with w⁰ = 0 it is dropout of the weights.
+    That is dropout of the difference w − w⁰; with w⁰ = 0 it is dropout of the weights.
 
     Args:
-        weight: w, of any shape.
-        start: w⁰, of the same shape.
+        weight: Weights w, of any shape.
+        start: Weights w⁰ to swap for, of the same shape.
         p: Probability that a weight is swapped, in [0, 1].
-        stream: Where random numbers come from; torch's global stream where None.
+        stream: Source of random numbers; torch's global stream where None.
 
     Reference:
         Cheolhyoung Lee, Kyunghyun Cho, Wanmo Kang: Mixout: Effective Regularization to Finetune Large-scale Pretrained
@@ -79,7 +79,7 @@ def mixout(weight: Tensor, start: Tensor, p: float, stream: NoiseStream | None =
 def _is_left_to_torch(inputs: Tensor, p: float) -> bool:
     if torch.compiler.is_compiling():
         return True
-    # In 16 bits torch's 1 / (1 - p) would be rounded, always to the same side.
+    # In 16 bits torch's 1 / (1 - p) would be rounded, always in the same direction.
     if not is_faster(inputs.numel(), p) and inputs.dtype not in (torch.bfloat16, torch.float16):
         return True
     is_plain = type(inputs) in (Tensor, nn.Parameter) and inputs.layout == torch.strided and inputs.is_floating_point()
@@ -87,15 +87,15 @@ def _is_left_to_torch(inputs: Tensor, p: float) -> bool:
 
 
 def keep_and_rescale(inputs: Tensor, keep: Tensor, p: float) -> Tensor:
-    r"""Drops what isn't kept and rescales the rest.
+    r"""Applies a mask and rescales the rest.
 
     .. math:: y_i = \frac{m_i \, x_i}{1 - p}, \quad m_i \sim \mathrm{Bernoulli}(1 - p)
 
     Args:
-        inputs: x, of any shape.
-        keep: m, 1 or 0, of a shape that broadcasts to the inputs'. It may be written to, so that no copy is needed.
-            Of int16 it has the inputs' shape, and is all that is kept for the backward pass.
-        p: Probability with which a zero was drawn, in [0, 1]; at 1 there are zeros, whatever the inputs are.
+        inputs: Inputs x, of any shape.
+        keep: Mask m, 1 or 0, of a shape that broadcasts to the inputs'. It may be overwritten, to save a copy. If it is
+            int16, it has the inputs' shape, and only it is saved for the backward pass.
+        p: Probability of a 0 in the mask, in [0, 1]; at 1 the result is 0, whatever the inputs are.
 
     Reference:
         Nitish Srivastava et al.: Dropout: A Simple Way to Prevent Neural Networks from Overfitting, JMLR 2014.
@@ -108,17 +108,17 @@ def keep_and_rescale(inputs: Tensor, keep: Tensor, p: float) -> Tensor:
     if keep.dtype == torch.int16:
         return _kept(inputs, keep, 1 - p)
     if not keep.is_floating_point() or torch.finfo(keep.dtype).bits < 32:
-        return (inputs * keep) / (1 - p)  # 1 / (1 - p) would be rounded, always to the same side
+        return (inputs * keep) / (1 - p)  # 1 / (1 - p) would be rounded, always in the same direction
     return inputs * keep.div_(1 - p)
 
 
-_FEW = 2**16  # below it, a mask of the inputs' own precision costs less than a function of ours
+_FEW = 2**16  # below it, a mask in the inputs' precision costs less than a custom function
 
 
 class _Kept(Function):
-    """Computes inputs · keep / survival in few passes, and keeps two bytes a unit for the backward pass.
+    """Computes inputs · keep / survival in few passes, and saves two bytes per unit for the backward pass.
 
-    Multiplication of floats by whole numbers is a slow path of torch's.
+    Multiplication of floats by integers is a slow path in torch.
     """
 
     @staticmethod
@@ -132,7 +132,7 @@ class _Kept(Function):
     @staticmethod
     @override
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        # Without a graph of its own, which takes as long as some thousand units.
+        # Without a graph, which costs as much as some thousand units.
         times = _kept if torch.is_grad_enabled() else _times
         return times(gradient, ctx.saved_tensors[0], ctx.survival), None, None
 
@@ -143,7 +143,7 @@ class _Kept(Function):
 
 
 def _times(inputs: Tensor, keep: Tensor, survival: float) -> Tensor:
-    # A batch of gradients, as autograd.grad(is_grads_batched=True) makes, can't be written into what isn't one.
+    # A batched gradient, as from autograd.grad(is_grads_batched=True), can't be written into an unbatched tensor.
     if is_traced_or_transformed() or torch._C._functorch.is_legacy_batchedtensor(inputs):
         return inputs * keep / survival
     kept = keep.to(inputs.dtype)
@@ -162,11 +162,11 @@ def _kept(inputs: Tensor, keep: Tensor, survival: float) -> Tensor:
 
 
 def mask_shape(shape: Sequence[int], shared_dims: Sequence[int]) -> list[int]:
-    """Returns the shape of a mask that is the same along some dimensions.
+    """Returns the shape of a mask that is shared along some dimensions.
 
     Args:
         shape: Shape of the inputs.
-        shared_dims: Dimensions along which everything is dropped together.
+        shared_dims: Dimensions along which the mask is shared.
 
     >>> mask_shape((8, 16, 4, 4), (2, 3))
     [8, 16, 1, 1]
@@ -176,14 +176,14 @@ def mask_shape(shape: Sequence[int], shared_dims: Sequence[int]) -> list[int]:
 
 
 def gaussian_dropout(inputs: Tensor, noise: Tensor, p: float) -> Tensor:
-    r"""Multiplies by Gaussian noise of the mean and the variance that dropout's has.
+    r"""Multiplies by Gaussian noise with the mean and variance of dropout's.
 
     .. math:: y_i = x_i \left(1 + \sqrt{\tfrac{p}{1 - p}} \, \varepsilon_i\right), \quad \varepsilon_i \sim N(0, 1)
 
     Args:
-        inputs: x, of any shape.
-        noise: ε, of the same shape.
-        p: Probability of the dropout that it is like, in [0, 1).
+        inputs: Inputs x, of any shape.
+        noise: Standard normal noise ε, of the same shape.
+        p: Probability of the equivalent dropout, in [0, 1).
 
     Reference:
         Nitish Srivastava et al.: Dropout: A Simple Way to Prevent Neural Networks from Overfitting, JMLR 2014,

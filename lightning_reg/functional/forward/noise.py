@@ -1,4 +1,4 @@
-"""Random numbers for one layer that other draws don't disturb, also inside a compiled graph."""
+"""Independent random streams for layers, also inside a compiled graph."""
 
 import math
 from collections.abc import Sequence
@@ -18,12 +18,13 @@ def draw(
     """Returns random numbers in the dtype and on the device of a tensor.
 
     Args:
-        kind: ``"bernoulli"`` (1 with probability ``p``, else 0), ``"uniform"`` on [0, 1), or ``"normal"`` (mean 0,
-            variance 1). ``"bits"`` is ``"bernoulli"``, but of int16 on the CPU, where that is several times faster.
-        like: What the dtype and the device are taken from.
-        shape: Shape of the result, which has the memory format of ``like`` where it has its shape, too.
+        kind: Distribution: ``"bernoulli"`` (1 with probability ``p``, else 0), ``"uniform"`` on [0, 1), or ``"normal"``
+            (mean 0, variance 1). ``"bits"`` is ``"bernoulli"``, but of int16 on the CPU, where that is several times
+            faster.
+        like: Tensor that the dtype and the device are taken from.
+        shape: Shape of the result; if it is that of ``like``, the memory format is, too.
         p: Probability of a 1, for ``"bernoulli"``.
-        generator: Where the numbers come from; torch's global stream where None.
+        generator: Source of random numbers; torch's global stream where None.
 
     >>> draw("bernoulli", torch.zeros(2), (3,), 1.0)
     tensor([1., 1., 1.])
@@ -39,7 +40,7 @@ def draw(
 def _as_strided_like(flat: Tensor, like: Tensor, shape: Sequence[int]) -> Tensor:
     if like.is_contiguous() or tuple(shape) != tuple(like.shape):
         return flat.view(shape)
-    # As empty_like has it, which doesn't keep gaps and overlaps.
+    # The strides of empty_like, which drops gaps and overlaps.
     return flat.as_strided(shape, torch.empty_like(like, device="meta").stride())
 
 
@@ -50,14 +51,14 @@ _AMBIGUOUS = (
 
 
 class NoiseStream:
-    """Draws that depend on a seed and on how many draws there were since it was given, and on nothing else.
+    """A random stream whose draws depend only on a seed and on the number of draws since it was set.
 
-    torch.compile can't trace a generator, so in compiled code the same numbers come out of an operator of our own.
+    torch.compile can't trace a generator, so in compiled code the same numbers come from a custom operator.
     Where activation checkpointing runs a layer again in the backward pass, the draw of the forward pass is repeated.
 
     Args:
-        on_cpu_only: Whether it serves eager code on the CPU alone. Compiled code and GPUs then draw from torch's global
-            stream, for which torch has fused kernels.
+        on_cpu_only: Whether it is used by eager code on the CPU alone. Compiled code and GPUs then draw from torch's
+            global stream, for which torch has fused kernels.
 
     >>> stream = NoiseStream()
     >>> stream.start(7)
@@ -70,7 +71,7 @@ class NoiseStream:
     def __init__(self, *, on_cpu_only: bool = False) -> None:
         self.on_cpu_only = on_cpu_only
         self._number = 0
-        self._seed = torch.zeros((), dtype=torch.int64)  # the same for compiled code: so a new one isn't a new graph
+        self._seed = torch.zeros((), dtype=torch.int64)  # for compiled code, where a new seed isn't a new graph
         self._draws = self._draws_before = 0
         self._is_ambiguous = False
 
@@ -78,7 +79,7 @@ class NoiseStream:
         """Restarts the draws from a seed.
 
         Args:
-            seed: A whole number of at most 62 bits.
+            seed: Seed of at most 62 bits.
         """
         self._number = seed
         self._seed.fill_(seed)
@@ -86,28 +87,28 @@ class NoiseStream:
         self._is_ambiguous = False
 
     def advance(self) -> None:
-        """Restarts the draws from the next seed; compiled code isn't compiled again for it."""
+        """Restarts the draws from the next seed, without recompilation."""
         self._number += 1
         self._seed.add_(1)
         self._draws = 0
 
     def rewind(self) -> None:
-        """Prepares for a backward pass, in which checkpointed layers run again, compiled ones, too."""
+        """Prepares for a backward pass, in which checkpointed layers run again, compiled ones included."""
         self._draws_before = self._draws
-        # In which order several draws will be repeated isn't known.
+        # The order in which several draws will be repeated is unknown.
         self._is_ambiguous = self._draws > 1
         self._draws = 0
 
     def go_on(self) -> None:
-        """Continues after the draws that preceded the backward pass."""
+        """Continues after the backward pass, where the draws before it ended."""
         self._draws = self._draws_before
         self._is_ambiguous = False
 
     def serves(self, like: Tensor) -> bool:
-        """Whether random numbers for a tensor come from here, rather than from torch's global stream.
+        """Whether random numbers for a tensor come from this stream, rather than from torch's global one.
 
         Args:
-            like: What they are for.
+            like: Tensor that the numbers are for.
         """
         return not self.on_cpu_only or (like.device.type == "cpu" and not torch.compiler.is_compiling())
 
@@ -115,11 +116,11 @@ class NoiseStream:
         """Returns the next random numbers, see :func:`draw`.
 
         Args:
-            like: What the dtype and the device are taken from.
-            p: Probability of a 1, for ``"bernoulli"`` and ``"bits"``; a number, or in compiled code a tensor () on the
-                CPU.
+            like: Tensor that the dtype and the device are taken from.
+            p: Probability of a 1, for ``"bernoulli"`` and ``"bits"``; a number, or in compiled code a scalar tensor on
+                the CPU.
         """
-        like = like.detach()  # nothing flows back through it
+        like = like.detach()  # no gradient flows through it
         if torch.compiler.is_compiling():
             if self._is_ambiguous:
                 raise SettingError(_AMBIGUOUS)
@@ -133,22 +134,22 @@ class NoiseStream:
         return draw(kind, like, shape, float(p), _generator(like.device, self._number, index))
 
     def _repeated(self) -> int:
-        """Returns which draw the backward pass repeats; the order in which checkpoints are recomputed isn't known."""
+        """Returns the index of the draw that the backward pass repeats; checkpoints may be recomputed in any order."""
         if self._draws > 1 or self._is_ambiguous:
             raise SettingError(_AMBIGUOUS)
         return 0
 
 
 def mixed_seed(seed: int, index: int) -> int:
-    """Returns a generator's seed for one draw of a stream.
+    """Returns the seed of a generator for one draw of a stream.
 
-    All bits of it depend on all of the arguments': torch's generator for the CPU looks at 32 of them. The finalizer is
+    All of its bits depend on all bits of the arguments, because torch's CPU generator uses only 32. The finalizer is
     that of SplitMix64 (Guy L. Steele, Doug Lea, Christine H. Flood: Fast Splittable Pseudorandom Number Generators,
     OOPSLA 2014).
 
     Args:
         seed: Seed of the stream, a 64-bit number.
-        index: How many draws came before.
+        index: Number of draws before this one.
 
     >>> mixed_seed(0, 0) % 2**32 == mixed_seed(2**40, 0) % 2**32
     False

@@ -1,4 +1,4 @@
-"""Normalization of inputs that carry channels in the second dimension, and of weights."""
+"""Normalization of inputs with channels in the second dimension, and of weights."""
 
 import math
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ def channels_first_layer_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
-    r"""Layer normalization over the channels, at every position of a feature map on its own.
+    r"""Layer normalization over the channels, separately at every position of a feature map.
 
     .. math::
         y_c = \gamma_c \, \frac{x_c - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta_c, \quad
@@ -34,16 +34,16 @@ def channels_first_layer_norm(
 
     Args:
         inputs: (N, C, ...), with any number of further dimensions.
-        normalized_shape: (C,).
-        weight: γ, (C,).
-        bias: β, (C,).
-        eps: Added to the variance.
+        normalized_shape: Number of channels, as a tuple (C,).
+        weight: Scale γ, (C,).
+        bias: Shift β, (C,).
+        eps: Number ε added to the variance.
 
     Returns:
         A tensor of the inputs' shape and memory format.
 
     Raises:
-        SettingError: If there is no dimension of channels, or not of this size.
+        SettingError: If there is no channel dimension, or its size differs.
 
     Reference:
         Jimmy Lei Ba, Jamie Ryan Kiros, Geoffrey E. Hinton: Layer Normalization, 2016, arXiv:1607.06450.
@@ -60,21 +60,21 @@ def channels_first_layer_norm(
 def channels_first_rms_norm(
     inputs: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
 ) -> Tensor:
-    r"""Root-mean-square normalization over the channels, at every position of a feature map on its own.
+    r"""Root-mean-square normalization over the channels, separately at every position of a feature map.
 
     .. math:: y_c = \gamma_c \, \frac{x_c}{\sqrt{\tfrac{1}{C} \sum_k x_k^2 + \epsilon}}
 
     Args:
         inputs: (N, C, ...), with any number of further dimensions.
-        normalized_shape: (C,).
-        weight: γ, (C,).
-        eps: Added to the mean square; torch's default for the dtype where it is None.
+        normalized_shape: Number of channels, as a tuple (C,).
+        weight: Scale γ, (C,).
+        eps: Number ε added to the mean square; None for torch's default for the dtype.
 
     Returns:
         A tensor of the inputs' shape, dtype and memory format.
 
     Raises:
-        SettingError: If there is no dimension of channels, or not of this size.
+        SettingError: If there is no channel dimension, or its size differs.
 
     Reference:
         Biao Zhang, Rico Sennrich: Root Mean Square Layer Normalization, NeurIPS 2019, arXiv:1910.07467.
@@ -84,7 +84,7 @@ def channels_first_rms_norm(
     tensor(1.)
     """
     check_with_channels(inputs, *normalized_shape)
-    # torch warns where the dtypes differ, as they do under autocast, and has no fused kernel for it.
+    # torch warns if the dtypes differ, as they do under autocast, and has no fused kernel for that.
     precise = inputs if weight is None else inputs.to(torch.promote_types(inputs.dtype, weight.dtype))
     outputs = F.rms_norm(precise.movedim(1, -1), list(normalized_shape), weight, eps)
     return _channels_back(outputs.to(inputs.dtype), inputs)
@@ -103,20 +103,20 @@ def filter_response_norm(
         z_{ci} = \max(y_{ci}, \tau_c), \quad
         y_{ci} = \gamma_c \, \frac{x_{ci}}{\sqrt{\tfrac{1}{m} \sum_j x_{cj}^2 + \epsilon}} + \beta_c
 
-    No mean is subtracted. The threshold makes up for it: it is a ReLU whose corner is learned.
+    No mean is subtracted. The threshold makes up for that: it is a ReLU with a learned corner.
 
     Args:
         inputs: (N, C, L, ...), with at least one dimension of positions.
-        weight: γ, (C,); 1 where it is None.
-        bias: β, (C,); 0 where it is None.
-        threshold: τ, (C,); there is no threshold where it is None.
-        eps: ε > 0, in units of the mean square; a scalar tensor where it is learned.
+        weight: Scale γ, (C,); None for 1.
+        bias: Shift β, (C,); None for 0.
+        threshold: (C,), threshold τ; None for no threshold.
+        eps: Number ε > 0 added to the mean square; a scalar tensor if it is learned.
 
     Returns:
         A tensor of the inputs' shape, dtype and memory format.
 
     Raises:
-        SettingError: If there are no positions, or not as many channels as weights.
+        SettingError: If there are no positions, or the number of channels differs from that of the weights.
 
     Reference:
         Saurabh Singh, Shankar Krishnan: Filter Response Normalization Layer: Eliminating Batch Dependence in the
@@ -141,20 +141,20 @@ def filter_response_norm(
 
 
 def ghost_batches(inputs: Tensor, ghost_batch_size: int) -> tuple[Tensor, ...]:
-    """Splits a batch into small ones whose statistics batch normalization computes by themselves.
+    """Splits a batch into ghost batches, which batch normalization normalizes separately.
 
-    There are as few as keep each at the size asked for or below, and sizes differ by one at the most. Where a ghost
-    batch would be left with a single value per channel, there are fewer and larger ones.
+    There are as few as possible of at most the given size, and sizes differ by at most one. Where a ghost batch would
+    have a single value per channel, there are fewer and larger ones.
 
     Args:
         inputs: (N, C, ...).
-        ghost_batch_size: Samples of a ghost batch, at least 1.
+        ghost_batch_size: Largest number of samples of a ghost batch, at least 1.
 
     Returns:
         Views of the inputs, in order.
 
     Raises:
-        SettingError: If there is no dimension of channels, or a single value per channel in the whole batch.
+        SettingError: If there is no channel dimension, or a single value per channel in the whole batch.
 
     Reference:
         Elad Hoffer, Itay Hubara, Daniel Soudry: Train longer, generalize better: closing the generalization gap in
@@ -179,19 +179,19 @@ def standardized_weight(weight: Tensor, *, dim: int = 0, groups: int = 1, eps: f
         \mu_o = \tfrac{1}{I} \sum_i W_{oi}, \quad \sigma_o^2 = \tfrac{1}{I} \sum_i (W_{oi} - \mu_o)^2
 
     Args:
-        weight: W, of a linear layer or a convolution; each output unit o has I weights, one for each of its inputs
-            (and each place of the kernel).
-        dim: Dimension that counts the output units: 0, or 1 for transposed convolutions.
-        groups: Groups of a transposed convolution, whose first dimension counts the inputs of all groups. A
-            convolution that isn't transposed doesn't need it, whatever its groups.
-        eps: ε ≥ 0, in units of the variance.
+        weight: Weight W of a linear layer or a convolution; each output unit o has I weights, one for each of its
+            inputs (and each position of the kernel).
+        dim: Dimension of the output units: 0, or 1 for transposed convolutions.
+        groups: Number of groups of a transposed convolution, whose first dimension covers the inputs of all groups.
+            Other convolutions don't need it, whatever their groups.
+        eps: Number ε ≥ 0 added to the variance.
 
     Returns:
         A tensor of the weight's shape, dtype and memory format.
 
     Raises:
-        SettingError: If an output unit has a single weight, of which standardizing would leave nothing, or ``groups``
-            doesn't divide the inputs.
+        SettingError: If an output unit has a single weight, which would become 0, or ``groups`` doesn't divide the
+            inputs.
 
     Reference:
         Siyuan Qiao et al.: Micro-Batch Training with Batch-Channel Normalization and Weight Standardization, 2019,
@@ -205,7 +205,7 @@ def standardized_weight(weight: Tensor, *, dim: int = 0, groups: int = 1, eps: f
     if dim == 1 and weight.ndim > 1:
         if len(weight) % groups:
             raise SettingError(f"groups must divide the {len(weight)} inputs of the weight, but is {groups}")
-        # Inputs of a transposed convolution are told apart by group: (G, I / G, O / G, ...).
+        # Inputs of a transposed convolution are separated by group: (G, I / G, O / G, ...).
         parts, units = weight.reshape(groups, -1, *weight.shape[1:]), [0, 2]
     dims = [index for index in range(parts.ndim) if index not in units]
     if math.prod([parts.shape[dim] for dim in dims]) < 2:
@@ -220,6 +220,6 @@ def standardized_weight(weight: Tensor, *, dim: int = 0, groups: int = 1, eps: f
 
 
 def _channels_back(outputs: Tensor, inputs: Tensor) -> Tensor:
-    """Puts channels second again, in the memory format of the inputs: what is moved is channels_last."""
+    """Moves channels back to the second dimension, in the inputs' memory format: the view is channels_last."""
     moved = outputs.movedim(-1, 1)
     return moved.contiguous() if inputs.is_contiguous() else moved

@@ -1,4 +1,4 @@
-"""What is done to the states of recurrent layers, given the random numbers."""
+"""Operations on the states of recurrent layers, given the random numbers."""
 
 import torch
 from torch import Tensor
@@ -7,16 +7,16 @@ __all__ = ["zoneout"]
 
 
 def zoneout(previous: Tensor, new: Tensor, zoned: Tensor | None, p: float) -> Tensor:
-    r"""Keeps units of a state from the step before, at random; where nothing is drawn, the expectation of that.
+    r"""Keeps units of the previous state at random in training; returns the expectation in evaluation.
 
     .. math::
         h_t = z \odot h_{t-1} + (1 - z) \odot \tilde{h}_t, \quad z_i \sim \mathrm{Bernoulli}(p) \text{ in training},
         \quad z_i = p \text{ in evaluation}
 
     Args:
-        previous: The state of the step before, of any shape.
-        new: What the layer makes of it and of its inputs, of the same shape.
-        zoned: z as truth values, of that shape; None in evaluation.
+        previous: State of the previous time step, of any shape.
+        new: State that the layer computes from it and the inputs, of the same shape.
+        zoned: Mask z of units to keep, bools of that shape; None in evaluation.
         p: Probability that a unit is kept, in [0, 1].
 
     Reference:

@@ -8,15 +8,15 @@ __all__ = ["embedding_noise"]
 
 
 def embedding_noise(embeddings: Tensor, noise: Tensor, alpha: float, *, lengths: Tensor | None = None) -> Tensor:
-    r"""Adds uniform noise to token embeddings, whose expected length doesn't depend on how many or how wide they are.
+    r"""Adds uniform noise to token embeddings, with an expected norm that depends on neither their number nor width.
 
     .. math:: y = e + \frac{\alpha}{\sqrt{L d}} (2u - 1), \quad u \sim \mathrm{Uniform}(0, 1)
 
     Args:
-        embeddings: e, (..., L, d).
-        noise: u, of the same shape.
-        alpha: α, at least 0.
-        lengths: (...), how many of a sample's tokens aren't padding; the size L of the tensor where None.
+        embeddings: (..., L, d), embeddings e.
+        noise: Uniform numbers u on [0, 1), of the same shape.
+        alpha: Strength α, at least 0.
+        lengths: (...), number of a sample's tokens that aren't padding; the tensor's L where None.
 
     Reference:
         Neel Jain et al.: NEFTune: Noisy Embeddings Improve Instruction Finetuning, ICLR 2024, arXiv:2310.05914.
@@ -28,5 +28,5 @@ def embedding_noise(embeddings: Tensor, noise: Tensor, alpha: float, *, lengths:
     tokens, width = embeddings.shape[-2:]
     if lengths is None:
         return embeddings + (2 * noise - 1) * (alpha / math.sqrt(tokens * width))
-    scale = alpha / (lengths.clamp(min=1) * width).sqrt()  # a sample of padding alone
+    scale = alpha / (lengths.clamp(min=1) * width).sqrt()  # a sample may be all padding
     return embeddings + (2 * noise - 1) * scale.to(embeddings.dtype)[..., None, None]

@@ -1,4 +1,4 @@
-"""Which tokens of a sequence are kept, given the random numbers."""
+"""Selection of tokens to keep, given the random numbers."""
 
 import math
 
@@ -9,12 +9,12 @@ __all__ = ["gathered", "kept_count", "kept_tokens"]
 
 
 def kept_count(length: int, p: float) -> int:
-    r"""Returns how many of a sequence's tokens are kept.
+    r"""Returns the number of a sequence's tokens that are kept.
 
     .. math:: \max(1, \lfloor L (1 - p) \rfloor)
 
     Args:
-        length: L, at least 1.
+        length: Number L of tokens, at least 1.
         p: Share of tokens that is dropped, in [0, 1].
 
     >>> kept_count(100, 0.9), kept_count(3, 0.9)
@@ -24,16 +24,16 @@ def kept_count(length: int, p: float) -> int:
 
 
 def kept_tokens(uniform: Tensor, p: float, *, prefix: int = 0, padding: Tensor | None = None) -> Tensor:
-    """Returns the positions of the tokens that are kept, in their order: of every sample as many.
+    """Returns the positions of the tokens that are kept, in order, equally many for every sample.
 
-    Where it is known what is padding, each sample keeps its share of the tokens that aren't, at least one of them, and
-    as much padding as fills up what is kept.
+    With a padding mask, each sample keeps its share of the tokens that aren't padding, at least one of them, and is
+    filled up with padding.
 
     Args:
-        uniform: (N, L), random numbers on [0, 1) that order the tokens behind the prefix.
+        uniform: (N, L), random numbers on [0, 1) that order the tokens after the prefix.
         p: Share of these that is dropped, in [0, 1].
-        prefix: How many tokens stand before them, which are all kept.
-        padding: (N, L), true where a token is padding; none is where None.
+        prefix: Number of tokens before these, all of which are kept.
+        padding: (N, L), True where a token is padding; None for no padding.
 
     Returns:
         (N, prefix + K), with K of :func:`kept_count`.
@@ -46,10 +46,10 @@ def kept_tokens(uniform: Tensor, p: float, *, prefix: int = 0, padding: Tensor |
     [[0, 1, 3]]
     """
     length = uniform.shape[1]
-    count = min(kept_count(length, p), length)  # behind a prefix there may be no token
+    count = min(kept_count(length, p), length)  # there may be no token after the prefix
     order = uniform
     if padding is not None:
-        # The first of a sample's true tokens, in random order; then padding; then its other tokens.
+        # First a sample's share of real tokens, in random order; then padding; then its other tokens.
         rank = (uniform + padding).argsort(1).argsort(1)
         true_tokens = length - padding.sum(1, keepdim=True)
         share = (true_tokens * (1 - p) + 1e-9).floor().clamp(min=1)
@@ -60,11 +60,11 @@ def kept_tokens(uniform: Tensor, p: float, *, prefix: int = 0, padding: Tensor |
 
 
 def gathered(values: Tensor, kept: Tensor) -> Tensor:
-    """Returns what belongs to the tokens that are kept.
+    """Returns the entries of the tokens that are kept.
 
     Args:
-        values: (N, T) or (N, T, E) of all tokens.
-        kept: (N, K), their positions.
+        values: (N, T) or (N, T, E), entries of all tokens.
+        kept: (N, K), positions of the kept tokens.
 
     >>> gathered(torch.tensor([[5, 6, 7]]), torch.tensor([[0, 2]])).tolist()
     [[5, 7]]

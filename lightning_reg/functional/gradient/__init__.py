@@ -1,1 +1,1 @@
-"""Gradients between the backward pass and the optimizer's step: penalties of weights, clipping, noise, sharpness."""
+"""Operations on gradients before the optimizer's step: penalties of weights, clipping, noise, sharpness."""

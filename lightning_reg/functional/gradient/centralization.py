@@ -15,7 +15,7 @@ def centralize_(gradients: Sequence[Tensor]) -> None:
     .. math:: g_u \leftarrow g_u - \frac{1}{n_u} \sum_i g_{u,i}
 
     Args:
-        gradients: Tensors of two or more dimensions, the first of which counts the units.
+        gradients: Tensors (units, ...) of two or more dimensions.
 
     Reference:
         Hongwei Yong, Jianqiang Huang, Xiansheng Hua, Lei Zhang: Gradient Centralization: A New Optimization Technique

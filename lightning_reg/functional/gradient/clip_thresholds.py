@@ -1,4 +1,4 @@
-"""Thresholds of gradient clipping that are learned from the norms so far; their state is tensors on the device."""
+"""Thresholds of gradient clipping adapted to past norms; their state is tensors on the device."""
 
 import torch
 from torch import Tensor
@@ -10,8 +10,8 @@ def percentile_threshold(history: Tensor, percentile: float) -> Tensor:
     """Returns a percentile of the norms remembered so far.
 
     Args:
-        history: (N,), NaN where nothing has been remembered yet.
-        percentile: In [0, 100]; values between two norms are interpolated.
+        history: (N,), past norms, NaN in unused entries.
+        percentile: Percentile in [0, 100]; values between two norms are interpolated.
 
     Returns:
         A scalar tensor; infinity while there is no history.
@@ -28,12 +28,12 @@ def percentile_threshold(history: Tensor, percentile: float) -> Tensor:
 
 @torch.no_grad()
 def remember_(history: Tensor, count: Tensor, norm: Tensor) -> None:
-    """Writes a norm into a ring of the last N, in place; one that isn't finite is passed over.
+    """Writes a norm into a ring buffer of the last N, in place; one that isn't finite is skipped.
 
     Args:
-        history: (N,), NaN at the start.
-        count: Scalar of whole numbers: how many have been remembered, 0 at the start.
-        norm: The norm of this step, a scalar tensor.
+        history: (N,), ring buffer, NaN at the start.
+        count: Integer scalar, the number of norms written so far, 0 at the start.
+        norm: Norm of this step, a scalar tensor.
 
     >>> history, count = torch.full((2,), torch.nan), torch.tensor(0)
     >>> for norm in (1.0, float("inf"), 2.0, 3.0):
@@ -51,7 +51,7 @@ def remember_(history: Tensor, count: Tensor, norm: Tensor) -> None:
 def zscore_thresholds_(
     moments: Tensor, norm: Tensor, *, z_threshold: float, alpha: float, warmup_steps: int
 ) -> tuple[Tensor, Tensor]:
-    r"""Returns the norm that an outlier is shortened to, and updates the running moments in place.
+    r"""Returns the norm that an outlier is clipped to, and updates the running moments in place.
 
     .. math::
         z = \frac{\lVert g \rVert - \mu}{\sigma}, \qquad
@@ -61,19 +61,19 @@ def zscore_thresholds_(
         \mu \leftarrow \alpha \mu + (1 - \alpha) \lVert g \rVert^*, \qquad
         \sigma^2 \leftarrow \alpha \sigma^2 + (1 - \alpha) (\lVert g \rVert^* - \mu)^2
 
-    While warming up nothing is clipped, and the moments are the mean and the variance of the norms so far. Norms that
-    aren't finite are passed over.
+    During warm-up nothing is clipped, and the moments are the mean and the variance of the norms so far. Norms that
+    aren't finite are skipped.
 
     Args:
-        moments: (3,): how many norms were seen in warming up, μ and σ²; zeros at the start.
-        norm: ‖g‖, a scalar.
+        moments: (3,), number of norms seen during warm-up, μ and σ²; zeros at the start.
+        norm: Norm ‖g‖ of this step, a scalar tensor.
         z_threshold: Threshold z_τ on the z-score, positive.
         alpha: Decay of the moments, in [0, 1).
-        warmup_steps: Steps without clipping at the start, at least 1.
+        warmup_steps: Number of steps without clipping at the start, at least 1.
 
     Returns:
-        Two scalars: the norm beyond which gradients are shortened, μ + σ z_τ (infinity while warming up), and the norm
-        that these gradients are shortened to.
+        Two scalars: the norm above which gradients are clipped, μ + σ z_τ (infinity during warm-up), and the norm
+        that these gradients are clipped to.
 
     Reference:
         Abhay Kumar, Louis Owen, Nilabhra Roy Chowdhury, Fabian Güra: ZClip: Adaptive Spike Mitigation for LLM

@@ -1,6 +1,6 @@
-"""Shortening gradients: by a common factor, entry by entry, or unit by unit.
+"""Gradient clipping: by a common factor, entry by entry, or unit by unit.
 
-Nothing here moves a number to the host, so a step on a GPU isn't held up; thresholds may be tensors.
+Nothing here synchronizes with the device; thresholds may be tensors.
 """
 
 from collections.abc import Sequence
@@ -21,8 +21,8 @@ def shrinking_factor(norm: Tensor, target: Number) -> Tensor:
     .. math:: c = \min\left(1, \frac{\tau}{\lVert g \rVert + 10^{-6}}\right)
 
     Args:
-        norm: ‖g‖, any shape.
-        target: τ, at least 0.
+        norm: Norms ‖g‖, of any shape.
+        target: Largest norm τ, at least 0.
 
     Returns:
         A tensor like ``norm``. The 1e-6 is torch's, so that results equal ``clip_grad_norm_``.
@@ -42,8 +42,8 @@ def scale_(gradients: Sequence[Tensor], factor: Tensor) -> None:
     """Multiplies all gradients by one factor, in place.
 
     Args:
-        gradients: Of any shapes and dtypes.
-        factor: A scalar tensor. On a CPU, where looking at it costs nothing, a factor of 1 leaves them alone.
+        gradients: Tensors of any shapes and dtypes.
+        factor: Scalar tensor. On a CPU, where reading it costs nothing, a factor of 1 is skipped.
 
     >>> gradient = torch.tensor([3.0, 4.0])
     >>> scale_([gradient], torch.tensor(0.5))
@@ -61,9 +61,9 @@ def clip_by_value_(gradients: Sequence[Tensor], max_value: Number, *, keep_nonfi
     .. math:: g_i \leftarrow \max(-v, \min(v, g_i))
 
     Args:
-        gradients: Of any shapes, real: complex numbers have no order.
-        max_value: v, at least 0; a scalar tensor is used where it lies.
-        keep_nonfinite: Whether infinities stay, for a gradient scaler that looks for them later.
+        gradients: Real tensors of any shapes; complex numbers have no order.
+        max_value: Bound v, at least 0; a scalar tensor isn't moved to the host.
+        keep_nonfinite: Whether to keep infinities, for a gradient scaler that checks for them later.
 
     >>> gradient = torch.tensor([3.0, -4.0, 0.5])
     >>> clip_by_value_([gradient], 1.0)
@@ -84,19 +84,19 @@ def clip_by_value_(gradients: Sequence[Tensor], max_value: Number, *, keep_nonfi
 def clip_adaptively_(
     gradients: Sequence[Tensor], units: Sequence[Tensor], clip_factor: Number, *, eps: float = 1e-3, scale: Number = 1.0
 ) -> Tensor:
-    r"""Shortens the gradient of every unit to a share of the length of the unit's weights, in place.
+    r"""Clips the norm of every unit's gradient to a multiple of the norm of its weights, in place.
 
     .. math:: g_u \leftarrow g_u \min\left(1, \lambda \frac{\max(\lVert w_u \rVert, \epsilon)}{\lVert g_u \rVert}
         \right)
 
-    A unit is what lies at one index of the first dimension; tensors of one dimension are one unit. The floor ε lets
+    A unit is a slice along the first dimension; a tensor of one dimension is one unit. The floor ε lets
     weights that start at zero learn.
 
     Args:
         gradients: Gradients, changed in place.
-        units: The weights, of the same shapes.
+        units: Weights, of the same shapes.
         clip_factor: Largest ratio λ of gradient norm to weight norm, positive.
-        eps: ε, positive, in the units of the weights.
+        eps: Smallest norm ε of weights, positive.
         scale: Factor that a gradient scaler has left in the gradients.
 
     Returns:
@@ -119,7 +119,7 @@ def clip_adaptively_(
         longest = unit_norms(unit).clamp(min=eps).mul_(clip_factor * scale)
         beyond = norms > longest
         clipped.append((beyond & norms.isfinite()).any())
-        # On a CPU looking is free, and mostly there is nothing to do.
+        # On a CPU the check is free, and mostly there is nothing to do.
         if gradient.device.type != "cpu" or beyond.any():
             gradient.mul_(torch.where(beyond, longest / norms, 1).to(gradient.dtype))
     return torch.stack(clipped).any()

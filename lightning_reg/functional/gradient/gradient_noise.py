@@ -1,4 +1,4 @@
-"""Noise on gradients."""
+"""Gradient noise."""
 
 import math
 from collections.abc import Sequence
@@ -21,8 +21,8 @@ def add_noise_(gradients: Sequence[Tensor], deviation: Number, generator: torch.
     .. math:: g_i \leftarrow g_i + \epsilon_i, \qquad \epsilon_i \sim \mathcal{N}(0, \sigma^2)
 
     Args:
-        gradients: On the generator's device. Of a complex entry's noise, σ² is shared by its two parts.
-        deviation: σ, at least 0, in the units of the gradients.
+        gradients: Tensors on the generator's device. For complex entries, σ² is shared by the two parts.
+        deviation: Standard deviation σ, at least 0, in the units of the gradients.
         generator: Source of random numbers.
 
     Reference:
@@ -45,11 +45,11 @@ def add_signs_(gradients: Sequence[Tensor], deviation: Number, generator: torch.
 
     .. math:: g_i \leftarrow g_i + \sigma \epsilon_i, \qquad P(\epsilon_i = 1) = P(\epsilon_i = -1) = 1/2
 
-    The first three moments are those of Gaussian noise, for a fraction of the random numbers.
+    The first three moments are those of Gaussian noise, at a fraction of the random numbers.
 
     Args:
-        gradients: On the generator's device. Of a complex entry's noise, σ² is shared by its two parts.
-        deviation: σ, at least 0, in the units of the gradients.
+        gradients: Tensors on the generator's device. For complex entries, σ² is shared by the two parts.
+        deviation: Standard deviation σ, at least 0, in the units of the gradients.
         generator: Source of random numbers.
 
     >>> gradient = torch.zeros(4)

@@ -1,4 +1,4 @@
-r"""How far the rows of weight matrices are from being orthonormal: exactly, and estimated from random vectors."""
+r"""Penalties on the distance of weight matrices from orthonormal rows: exact, and estimated with random vectors."""
 
 from collections.abc import Sequence
 
@@ -16,17 +16,16 @@ Strength = float | Tensor
 
 
 def orthogonal_penalty(matrices: Sequence[Tensor], strength: float) -> Tensor:
-    r"""How far rows (or columns, where they are fewer) are from being orthonormal.
+    r"""The squared distance of rows (or columns, where they are fewer) from being orthonormal.
 
     .. math:: P(W) = \lambda \sum_W \lVert W W^\top - I \rVert_F^2
 
-    More rows than columns can't be orthogonal to one another; then W^T W is taken. Both have the same gradient. Complex
+    More rows than columns can't be orthogonal to one another; W^T W is used then. Both have the same gradient. Complex
     matrices are transposed and conjugated.
 
     Args:
-        matrices: Tensors whose first dimension counts the units; the others are flattened, so that a filter of a
-            convolution is a row.
-        strength: λ, dimensionless, at least 0.
+        matrices: Tensors (units, ...); further dimensions are flattened, so that a filter of a convolution is a row.
+        strength: Strength λ, dimensionless, at least 0.
 
     Returns:
         A scalar tensor, differentiable in the weights.
@@ -49,8 +48,8 @@ def add_orthogonal_gradient_(gradients: Sequence[Tensor], matrices: Sequence[Ten
 
     Args:
         gradients: Tensors that the gradient is added to, of the matrices' shapes and dtypes.
-        matrices: Tensors whose first dimension counts the units.
-        strength: λ; a scalar tensor is used where it lies, without a transfer to the host.
+        matrices: Tensors (units, ...).
+        strength: Strength λ; a scalar tensor isn't moved to the host.
 
     >>> gradient = torch.zeros(2, 2)
     >>> add_orthogonal_gradient_([gradient], [2 * torch.eye(2)], 1.0)
@@ -73,9 +72,9 @@ def probed_orthogonal_penalty(matrices: Sequence[Tensor], probes: Sequence[Tenso
     For :math:`v \sim N(0, I)` its expectation is :func:`orthogonal_penalty`, at a cost of r · rows · columns.
 
     Args:
-        matrices: Tensors whose first dimension counts the units.
-        probes: For each matrix the vectors v, (s, r), where s is the smaller of rows and columns.
-        strength: λ, dimensionless, at least 0.
+        matrices: Tensors (units, ...).
+        probes: (s, r), r random vectors v for each matrix, where s is the smaller of rows and columns.
+        strength: Strength λ, dimensionless, at least 0.
 
     Returns:
         A scalar tensor, differentiable in the weights.
@@ -97,9 +96,9 @@ def add_probed_orthogonal_gradient_(
 
     Args:
         gradients: Tensors that the gradient is added to, of the matrices' shapes and dtypes.
-        matrices: Tensors whose first dimension counts the units.
-        probes: As for :func:`probed_orthogonal_penalty`.
-        strength: λ; a scalar tensor is used where it lies, without a transfer to the host.
+        matrices: Tensors (units, ...).
+        probes: Random vectors, as for :func:`probed_orthogonal_penalty`.
+        strength: Strength λ; a scalar tensor isn't moved to the host.
 
     >>> gradient = torch.zeros(2, 2)
     >>> add_probed_orthogonal_gradient_([gradient], [2 * torch.eye(2)], [torch.eye(2)], 1.0)
@@ -111,7 +110,7 @@ def add_probed_orthogonal_gradient_(
         wide = _wide(flat)
         rows = vectors.mH
         product, excess = _probed(wide, rows)
-        # V (Rᵀ W) + R (Vᵀ W) as one product: (V, R) times what lies below one another.
+        # V (Rᵀ W) + R (Vᵀ W) as one product of stacked matrices.
         left = torch.cat([rows, excess]).mH * (2 * strength / len(rows))
         right = torch.cat([excess @ wide, product])
         if len(wide) != len(flat):
@@ -128,7 +127,7 @@ def _wide(flat: Tensor) -> Tensor:
 
 
 def _probed(wide: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns Vᵀ W and Rᵀ of vectors that are rows: as columns, a CPU takes ten times as long for W^T V."""
+    """Returns Vᵀ W and Rᵀ for vectors stored as rows: with columns, a CPU takes ten times as long for W^T V."""
     product = rows @ wide
     return product, product @ wide.mH - rows
 

@@ -1,8 +1,8 @@
 r"""Penalties on weights: their value, and their gradient added in place.
 
-Both stand here because a training step needs only the gradient: adding it directly costs a fraction of what
+Both are here because a training step needs only the gradient: adding it directly costs a fraction of what
 differentiating the value through autograd costs, and needs no graph. Complex weights count by their absolute values,
-and their gradients are torch's: those of the real part and, times i, of the imaginary part.
+and their gradients follow torch's convention: that of the real part plus i times that of the imaginary part.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ __all__ = [
 
 Strength = float | Tensor
 
-_SMALL = 16_384  # elements below which a buffer for intermediate results isn't worth its calls
+_SMALL = 16_384  # number of elements below which a buffer for intermediate results isn't worth its calls
 
 
 def l1_penalty(weights: Sequence[Tensor], strength: float) -> Tensor:
@@ -36,7 +36,7 @@ def l1_penalty(weights: Sequence[Tensor], strength: float) -> Tensor:
 
     Args:
         weights: Tensors of any shapes, on one device.
-        strength: λ, dimensionless, at least 0.
+        strength: Strength λ, dimensionless, at least 0.
 
     Returns:
         A scalar tensor, differentiable in the weights.
@@ -56,11 +56,11 @@ def l2_penalty(weights: Sequence[Tensor], strength: float) -> Tensor:
 
     .. math:: P(w) = \frac{\lambda}{2} \sum_i w_i^2
 
-    A plain gradient step of size η then multiplies every weight by (1 − ηλ) beside following the loss.
+    A plain gradient step of size η then multiplies every weight by (1 − ηλ) in addition to following the loss.
 
     Args:
         weights: Tensors of any shapes, on one device.
-        strength: λ, dimensionless, at least 0.
+        strength: Strength λ, dimensionless, at least 0.
 
     Returns:
         A scalar tensor, differentiable in the weights.
@@ -81,8 +81,8 @@ def elastic_net_penalty(weights: Sequence[Tensor], l1: float, l2: float) -> Tens
 
     Args:
         weights: Tensors of any shapes, on one device.
-        l1: λ₁, at least 0.
-        l2: λ₂, at least 0.
+        l1: Strength λ₁, at least 0.
+        l2: Strength λ₂, at least 0.
 
     Returns:
         A scalar tensor, differentiable in the weights.
@@ -101,7 +101,7 @@ def elastic_net_penalty(weights: Sequence[Tensor], l1: float, l2: float) -> Tens
 def add_elastic_net_gradient_(
     gradients: Sequence[Tensor], weights: Sequence[Tensor], *, l1: Strength = 0.0, l2: Strength = 0.0
 ) -> None:
-    r"""Adds the gradient of :func:`elastic_net_penalty` to ``gradients``, in place; with one of them, L1's or L2's.
+    r"""Adds the gradient of :func:`elastic_net_penalty` to ``gradients``, in place; also that of L1 or L2 alone.
 
     .. math:: g_i \leftarrow g_i + \lambda_1 \operatorname{sign}(w_i) + \lambda_2 w_i
 
@@ -109,8 +109,8 @@ def add_elastic_net_gradient_(
 
     Args:
         gradients: Tensors that the gradient is added to, of the weights' shapes and dtypes.
-        weights: The weights that are penalized.
-        l1: λ₁; a scalar tensor is used where it lies, without a transfer to the host.
+        weights: Penalized weights.
+        l1: Strength λ₁, at least 0; a scalar tensor isn't moved to the host.
         l2: Strength λ₂, at least 0.
 
     >>> gradient, weight = torch.zeros(2), torch.tensor([3.0, -4.0])
@@ -125,7 +125,7 @@ def add_elastic_net_gradient_(
         return
     if not with_l1:
         return
-    buffer: Tensor | None = None  # one for all: it stays in the cache, and asking for memory costs as much as using it
+    buffer: Tensor | None = None  # one for all: it stays in the cache, and allocating memory costs as much as using it
     for part in cache_sized(weights, BLOCK):
         parts, terms = gradients[part], weights[part]
         if len(parts) == 1 and _is_worth_blocks(parts[0], terms[0]):
@@ -144,11 +144,11 @@ def group_lasso_penalty(groups: Sequence[Tensor], strength: float) -> Tensor:
     .. math:: P(w) = \lambda \sum_g \sqrt{n_g} \, \lVert w_g \rVert_2
 
     Args:
-        groups: Tensors of at least two dimensions, the first of which counts the groups, such as (units, inputs).
-        strength: λ, dimensionless, at least 0.
+        groups: Tensors (groups, ...) of at least two dimensions, such as (units, inputs).
+        strength: Strength λ, dimensionless, at least 0.
 
     Returns:
-        A scalar tensor, differentiable in the weights but where a whole group is zero.
+        A scalar tensor, differentiable in the weights except where a whole group is zero.
 
     Reference:
         Ming Yuan, Yi Lin: Model Selection and Estimation in Regression with Grouped Variables, Journal of the Royal
@@ -171,8 +171,8 @@ def add_group_lasso_gradient_(gradients: Sequence[Tensor], groups: Sequence[Tens
 
     Args:
         gradients: Tensors that the gradient is added to, of the groups' shapes and dtypes.
-        groups: Tensors of at least two dimensions, the first of which counts the groups.
-        strength: λ; a scalar tensor is used where it lies, without a transfer to the host.
+        groups: Tensors (groups, ...) of at least two dimensions.
+        strength: Strength λ; a scalar tensor isn't moved to the host.
 
     >>> gradient, weight = torch.zeros(1, 2), torch.tensor([[3.0, 4.0]])
     >>> add_group_lasso_gradient_([gradient], [weight], 1.0)
@@ -189,14 +189,14 @@ def add_group_lasso_gradient_(gradients: Sequence[Tensor], groups: Sequence[Tens
 
 
 def l2_sp_penalty(weights: Sequence[Tensor], starts: Sequence[Tensor], strength: float) -> Tensor:
-    r"""Half the squared distance from where training started, times the strength.
+    r"""Half the squared distance from the initial weights, times the strength.
 
     .. math:: P(w) = \frac{\lambda}{2} \sum_i (w_i - w_i^0)^2
 
     Args:
         weights: Tensors of any shapes, on one device.
-        starts: The weights at the start, w⁰, of the same shapes.
-        strength: λ, dimensionless, at least 0.
+        starts: Initial weights w⁰, of the same shapes.
+        strength: Strength λ, dimensionless, at least 0.
 
     Returns:
         A scalar tensor, differentiable in the weights.
@@ -221,9 +221,9 @@ def add_l2_sp_gradient_(
 
     Args:
         gradients: Tensors that the gradient is added to, of the weights' shapes and dtypes.
-        weights: The weights that are penalized.
-        starts: The weights at the start, w⁰.
-        strength: λ; a scalar tensor is used where it lies, without a transfer to the host.
+        weights: Penalized weights.
+        starts: Initial weights w⁰.
+        strength: Strength λ; a scalar tensor isn't moved to the host.
 
     >>> gradient = torch.zeros(2)
     >>> add_l2_sp_gradient_([gradient], [torch.tensor([3.0, 4.0])], [torch.tensor([3.0, 2.0])], 0.5)
@@ -255,7 +255,7 @@ def _signs(weights: Sequence[Tensor]) -> Sequence[Tensor]:
 
 
 def _is_worth_blocks(gradient: Tensor, weight: Tensor) -> bool:
-    # On a GPU every block would be a launch of its own; for small tensors calls cost more than memory does.
+    # On a GPU every block would be a kernel launch; for small tensors calls cost more than memory does.
     return (
         gradient.device.type == "cpu"
         and gradient.numel() > min(BLOCK, _SMALL)

@@ -1,7 +1,7 @@
-r"""The ascent of sharpness-aware minimization: to where the loss is highest nearby, and back.
+r"""The ascent step of sharpness-aware minimization, to the highest loss nearby, and back.
 
-Nothing here moves a number to the host. A climb is made in three steps, so that lengths can be summed over processes in
-between: :func:`scale_to_weights_` (adaptive ones only), :func:`climbing_factor` of the gradient's length, and
+Nothing here synchronizes with the device. An ascent takes three steps, so that norms can be summed over processes in
+between: :func:`scale_to_weights_` (for adaptive ones only), :func:`climbing_factor` of the gradient's norm, and
 :func:`climb_`.
 """
 
@@ -23,9 +23,9 @@ def scale_to_weights_(gradients: Sequence[Tensor], weights: Sequence[Tensor], et
     .. math:: g \leftarrow T g, \quad T = |w| + \eta
 
     Args:
-        gradients: g; at least one tensor.
-        weights: w, of the same shapes.
-        eta: η, what is added so that small weights move, too.
+        gradients: Gradients g; at least one tensor.
+        weights: Weights w, of the same shapes.
+        eta: Number η added to the sizes, so that small weights move, too.
 
     >>> gradient = torch.tensor([1.0, 1.0])
     >>> scale_to_weights_([gradient], [torch.tensor([-2.0, 0.0])], 0.5)
@@ -37,16 +37,16 @@ def scale_to_weights_(gradients: Sequence[Tensor], weights: Sequence[Tensor], et
 
 
 def climbing_factor(length: Tensor, rho: float) -> Tensor:
-    r"""Returns the factor that gives gradients the length ρ.
+    r"""Returns the factor that gives gradients the norm ρ.
 
     .. math:: c = \rho \, / \, \lVert g \rVert
 
     Args:
-        length: ‖g‖, a scalar.
+        length: Norm ‖g‖, a scalar tensor.
         rho: Radius ρ of the neighborhood, at least 0.
 
     Returns:
-        A scalar; 0 where there is no way up, because the gradient is zero or not finite.
+        A scalar; 0 where the gradient is zero or not finite.
 
     >>> climbing_factor(torch.tensor([4.0, 0.0, float("inf")]), 0.5)
     tensor([0.1250, 0.0000, 0.0000])
@@ -66,14 +66,14 @@ def climb_(
 
     .. math:: w \leftarrow w + c \, g \quad \text{or, where adaptive,} \quad w \leftarrow w + c \, T g
 
-    On a CPU in portions that stay in the cache: each number is read and written once.
+    On a CPU this works in portions that stay in the cache: each number is read and written once.
 
     Args:
-        weights: w; at least one tensor.
-        gradients: g, of the same shapes; where adaptive, what :func:`scale_to_weights_` made of them.
+        weights: Weights w; at least one tensor.
+        gradients: Gradients g, of the same shapes; where adaptive, after :func:`scale_to_weights_`.
         before: Tensors of the same shapes, to which the weights are copied before they move.
-        factor: c, a scalar, as :func:`climbing_factor` gives it.
-        eta: η of T = |w| + η; None where the step isn't adaptive.
+        factor: Factor c from :func:`climbing_factor`, a scalar tensor.
+        eta: Number η in T = |w| + η; None where the step isn't adaptive.
 
     Reference:
         Pierre Foret, Ariel Kleiner, Hossein Mobahi, Behnam Neyshabur: Sharpness-Aware Minimization for Efficiently
@@ -98,15 +98,15 @@ def climb_(
 def gradients_of_climb(
     before: Sequence[Tensor], after: Sequence[Tensor], factor: Tensor, eta: float | None = None
 ) -> list[Tensor]:
-    r"""Returns the gradients that weights have climbed along, to the rounding of the weights.
+    r"""Returns the gradients of an ascent step, recovered from the weights up to their rounding.
 
     .. math:: g = (w' - w) / c \quad \text{or, where adaptive,} \quad g = (w' - w) / (c \, T^2)
 
     Args:
-        before: w; at least one tensor.
-        after: w', what :func:`climb_` made of them.
-        factor: c, a scalar; where it is 0, gradients are NaN.
-        eta: η of T = |w| + η; None where the step wasn't adaptive.
+        before: Weights w before the step; at least one tensor.
+        after: Weights w' after :func:`climb_`.
+        factor: Factor c of the step, a scalar tensor; where it is 0, gradients are NaN.
+        eta: Number η in T = |w| + η; None where the step wasn't adaptive.
 
     >>> gradients_of_climb([torch.tensor([1.0])], [torch.tensor([1.5])], torch.tensor(0.25))
     [tensor([2.])]
@@ -124,11 +124,11 @@ def hardest(losses: Tensor, fraction: float) -> Tensor:
     r"""Returns the samples with the largest losses, :math:`\lceil \gamma N \rceil` of them, in their order.
 
     Args:
-        losses: (N,), of each sample.
-        fraction: γ, in (0, 1].
+        losses: (N,), loss of each sample.
+        fraction: Fraction γ of samples, in (0, 1].
 
     Returns:
-        Their indices, at least one.
+        Indices of the samples, at least one.
 
     >>> hardest(torch.tensor([0.1, 2.0, 0.3, 1.0]), 0.5)
     tensor([1, 3])

@@ -1,1 +1,1 @@
-"""Terms of a loss, and inputs that raise it."""
+"""Terms of a loss, and adversarial inputs."""

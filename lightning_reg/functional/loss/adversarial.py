@@ -1,4 +1,4 @@
-"""Inputs that are changed within a box so that the loss rises: the fast gradient sign method, and its iteration."""
+"""Adversarial inputs within a box: the fast gradient sign method, and projected gradient descent."""
 
 import torch
 from torch import Tensor
@@ -14,11 +14,11 @@ def sign_step(inputs: Tensor, gradient: Tensor, original: Tensor, *, eps: float,
     From x₀, with α = ε, it is the fast gradient sign method; repeated, projected gradient descent.
 
     Args:
-        inputs: x, (N, ...).
-        gradient: ∇L by x, of the same shape.
-        original: x₀, of the same shape.
-        eps: ε, the largest change of an entry, at least 0.
-        step_size: α, at least 0.
+        inputs: (N, ...), inputs x.
+        gradient: Gradient of the loss by x, of the same shape.
+        original: Original inputs x₀, of the same shape.
+        eps: Largest change ε of an entry, at least 0.
+        step_size: Step size α, at least 0.
 
     Returns:
         A tensor of the same shape.
@@ -41,8 +41,8 @@ def within(inputs: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
 
     Args:
         inputs: (N, ...).
-        low: Least values: one, or what broadcasts against the inputs, such as :func:`range_of` returns it.
-        high: Greatest values, likewise.
+        low: Smallest values: a number, or a tensor that broadcasts to the inputs, such as from :func:`range_of`.
+        high: Largest values, likewise.
 
     >>> within(torch.tensor([[-3.0, 0.5]]), torch.tensor([[-1.0, 0.0]]), 0.4)
     tensor([[-1.0000,  0.4000]])
@@ -52,13 +52,13 @@ def within(inputs: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
 
 
 def range_of(inputs: Tensor) -> Tensor:
-    """Returns the range that inputs lie in: of each column of a table, of each channel of images, else of all.
+    """Returns the range of inputs: per column of a table, per channel of images, else over all entries.
 
     Args:
         inputs: (N, F), (N, C, H, W) or (N, C, D, H, W); of other shapes all entries have one range.
 
     Returns:
-        (2, 1, F, ...): least and greatest values, which broadcast against the inputs.
+        (2, 1, F, ...): smallest and largest values, which broadcast to the inputs.
 
     >>> range_of(torch.tensor([[0.0, 5.0], [1.0, -5.0]]))
     tensor([[[ 0., -5.]],
@@ -71,12 +71,12 @@ def range_of(inputs: Tensor) -> Tensor:
 
 
 def random_start(inputs: Tensor, eps: float, *, generator: torch.Generator) -> Tensor:
-    r"""Moves inputs to a random place in the box around them, :math:`x + U(-\epsilon, \epsilon)`.
+    r"""Moves inputs to a random position in the box around them, :math:`x + U(-\epsilon, \epsilon)`.
 
     Args:
-        inputs: x, (N, ...).
-        eps: ε, at least 0.
-        generator: Generator on the host that the places are drawn from.
+        inputs: (N, ...), inputs x.
+        eps: Half the side ε of the box, at least 0.
+        generator: Source of random numbers, on the host.
 
     >>> moved = random_start(torch.zeros(4, 3), 0.1, generator=torch.Generator().manual_seed(0))
     >>> bool((moved.abs() <= 0.1).all())

@@ -1,4 +1,4 @@
-"""Penalties on how fast a loss or outputs change with the inputs. They need a graph that goes down to these."""
+"""Penalties on the gradient of a loss, or the Jacobian of outputs, by the inputs. They need a graph down to these."""
 
 import math
 
@@ -11,18 +11,18 @@ __all__ = ["input_gradient_penalty", "jacobian_penalty", "random_directions", "u
 
 
 def input_gradient_penalty(loss: Tensor, inputs: Tensor, strength: float) -> Tensor:
-    r"""The mean squared length of the gradient of each sample's loss by its input, times the strength.
+    r"""The mean squared norm of the gradient of each sample's loss by its input, times the strength.
 
     .. math:: P = \frac{\lambda}{N} \sum_n \left\| \nabla_{x_n} \ell_n \right\|^2, \qquad
         L = \frac{1}{N} \sum_n \ell_n
 
     Args:
-        loss: L, a mean over samples.
-        inputs: (N, ...), with a gradient.
-        strength: λ, at least 0.
+        loss: Loss L, a mean over samples.
+        inputs: (N, ...), requiring a gradient.
+        strength: Strength λ, at least 0.
 
     Returns:
-        A scalar tensor that can be differentiated.
+        A differentiable scalar tensor.
 
     Raises:
         SettingError: If the loss doesn't depend on the inputs.
@@ -47,13 +47,13 @@ def jacobian_penalty(outputs: Tensor, inputs: Tensor, strength: float, *, direct
 
     Args:
         outputs: (N, C) or (N, C, ...).
-        inputs: (N, ...), with a gradient.
-        strength: λ, at least 0.
-        directions: v, (K, N, C, ...): from :func:`random_directions`, of which the estimate is unbiased, or from
-            :func:`unit_directions`, with which it is exact.
+        inputs: (N, ...), requiring a gradient.
+        strength: Strength λ, at least 0.
+        directions: (K, N, C, ...), directions v: from :func:`random_directions`, for an unbiased estimate, or from
+            :func:`unit_directions`, for the exact value.
 
     Returns:
-        A scalar tensor that can be differentiated.
+        A differentiable scalar tensor.
 
     Raises:
         SettingError: If the outputs don't depend on the inputs.
@@ -74,12 +74,12 @@ def jacobian_penalty(outputs: Tensor, inputs: Tensor, strength: float, *, direct
 
 
 def random_directions(outputs: Tensor, count: int, *, generator: torch.Generator) -> Tensor:
-    r"""Draws directions in the space of the outputs' classes, of length :math:`\sqrt{C}`.
+    r"""Draws random directions in the space of the outputs' classes, of norm :math:`\sqrt{C}`.
 
     Args:
         outputs: (N, C) or (N, C, ...).
-        count: K, how many for each sample.
-        generator: Generator on the host that directions are drawn from.
+        count: Number K of directions for each sample.
+        generator: Source of random numbers, on the host.
 
     Returns:
         (K, N, C, ...), float32, on the outputs' device.
@@ -93,7 +93,7 @@ def random_directions(outputs: Tensor, count: int, *, generator: torch.Generator
 
 
 def unit_directions(outputs: Tensor) -> Tensor:
-    r"""Returns each class's direction, of length :math:`\sqrt{C}`.
+    r"""Returns the direction of each class, of norm :math:`\sqrt{C}`.
 
     Args:
         outputs: (N, C).

@@ -1,4 +1,4 @@
-r"""Penalties on what a network puts out: activations and predicted distributions. They need a graph."""
+r"""Penalties on activations and predicted distributions. They need a graph."""
 
 import math
 from collections.abc import Sequence
@@ -35,8 +35,8 @@ def activity_penalty(activations: Tensor, *, l1: float = 0.0, l2: float = 0.0) -
 
     Args:
         activations: Activations of any shape.
-        l1: λ₁, at least 0.
-        l2: λ₂, at least 0.
+        l1: Strength λ₁ of the absolute activation, at least 0.
+        l2: Strength λ₂ of the squared activation, at least 0.
 
     Returns:
         A scalar tensor, at least in float32; 0 where there are no activations.
@@ -58,7 +58,7 @@ def activity_penalty(activations: Tensor, *, l1: float = 0.0, l2: float = 0.0) -
 
 
 class _Activity(Function):
-    """The penalty in one read of the activations, and its gradient in one pass over them."""
+    """Computes the penalty in one read of the activations, and its gradient in one pass over them."""
 
     @staticmethod
     @override
@@ -90,15 +90,15 @@ def temporal_activity_penalty(activations: Tensor, strength: float, *, time_dim:
     .. math:: P(h) = \lambda \operatorname{mean}_t (h_{t+1} - h_t)^2
 
     Args:
-        activations: At least two dimensions, one of which is time.
-        strength: λ, at least 0.
+        activations: Tensor with a time dimension.
+        strength: Strength λ, at least 0.
         time_dim: Index of the time dimension.
 
     Returns:
         A scalar tensor, at least in float32; 0 where there is a single time step, or no activations.
 
     Raises:
-        SettingError: If there is no such dimension.
+        SettingError: If ``time_dim`` isn't a dimension of the activations.
 
     Reference:
         Stephen Merity, Bryan McCann, Richard Socher: Revisiting Activation Regularization for Language RNNs, 2017,
@@ -117,17 +117,17 @@ def temporal_activity_penalty(activations: Tensor, strength: float, *, time_dim:
 
 
 def decorrelation_penalty(activations: Tensor, strength: float) -> Tensor:
-    r"""How much features vary together over a batch, times the strength (DeCov).
+    r"""The squared covariances between features over a batch, times the strength (DeCov).
 
     .. math:: P = \frac{\lambda}{2} \left( \| C \|_F^2 - \| \operatorname{diag} C \|^2 \right), \qquad
         C = \frac{1}{N} \sum_n (h_n - \bar h)(h_n - \bar h)^\top
 
     Args:
-        activations: (N, D); of (N, T, D) each time step, of (N, C, H, W) each position counts as a sample.
-        strength: λ, at least 0.
+        activations: (N, D); for (N, T, D) each time step, for (N, C, H, W) each position counts as a sample.
+        strength: Strength λ, at least 0.
 
     Returns:
-        A scalar tensor, at least in float32; 0 where no two features vary together, or there are no activations.
+        A scalar tensor, at least in float32; 0 where no two features covary, or there are no activations.
 
     Raises:
         SettingError: If there are fewer than two dimensions.
@@ -160,7 +160,7 @@ def entropy(logits: Tensor, *, counted: Tensor | None = None) -> Tensor:
 
     Args:
         logits: (N, C), (N, C, d₁, ...) or (C,), as ``cross_entropy`` takes them; log-probabilities are logits, too.
-        counted: (N,), (N, d₁, ...) or a scalar, of bools: which distributions count; all where None.
+        counted: (N,), (N, d₁, ...) or a scalar, bools: mask of the distributions to average over; None for all.
 
     Returns:
         A scalar tensor, in nats, at least in float32.
@@ -180,9 +180,9 @@ def confidence_penalty(logits: Tensor, strength: float, *, counted: Tensor | Non
     .. math:: P = -\beta H(p)
 
     Args:
-        logits: As :func:`entropy` takes them.
-        strength: β, at least 0.
-        counted: As :func:`entropy` takes it.
+        logits: Logits, as for :func:`entropy`.
+        strength: Strength β, at least 0.
+        counted: Mask of the distributions, as for :func:`entropy`.
 
     Returns:
         A scalar tensor, never positive: lowest where predictions are uniform.
@@ -198,16 +198,16 @@ def confidence_penalty(logits: Tensor, strength: float, *, counted: Tensor | Non
 
 
 def max_logit_penalty(logits: Tensor, strength: float, *, counted: Tensor | None = None) -> Tensor:
-    r"""How far the largest logit lies above the mean of all, times the strength (MaxSup).
+    r"""The difference between the largest logit and the mean of all, times the strength (MaxSup).
 
     .. math:: P = \frac{\lambda}{N} \sum_n \left( \max_c z_{nc} - \frac{1}{C} \sum_c z_{nc} \right)
 
     It is the same for log-probabilities. A class masked with :math:`-\infty` is left out of the mean.
 
     Args:
-        logits: As :func:`entropy` takes them.
-        strength: λ, at least 0.
-        counted: As :func:`entropy` takes it.
+        logits: Logits, as for :func:`entropy`.
+        strength: Strength λ, at least 0.
+        counted: Mask of the distributions, as for :func:`entropy`.
 
     Returns:
         A scalar tensor, never negative: lowest where all logits are equal.
@@ -231,9 +231,9 @@ def z_loss(logits: Tensor, strength: float, *, counted: Tensor | None = None) ->
     .. math:: P = \frac{\lambda}{N} \sum_n \left( \ln \sum_c e^{z_{nc}} \right)^2
 
     Args:
-        logits: As :func:`entropy` takes them. Of log-probabilities the term is 0.
-        strength: λ, at least 0.
-        counted: As :func:`entropy` takes it.
+        logits: Logits, as for :func:`entropy`. For log-probabilities the term is 0.
+        strength: Strength λ, at least 0.
+        counted: Mask of the distributions, as for :func:`entropy`.
 
     Returns:
         A scalar tensor, never negative: 0 where the exponentials of the logits already sum to 1.
@@ -248,13 +248,13 @@ def z_loss(logits: Tensor, strength: float, *, counted: Tensor | None = None) ->
 
 
 def normalized_logits(logits: Tensor, temperature: float) -> Tensor:
-    r"""Returns logits of length :math:`1 / \tau`, whatever their own length (LogitNorm).
+    r"""Returns logits scaled to the norm :math:`1 / \tau` (LogitNorm).
 
     .. math:: \hat{z} = \frac{z}{\tau \, (\| z \| + 10^{-7})}
 
     Args:
-        logits: z, (N, C) or (N, C, ...); classes of −∞ have no part in the length.
-        temperature: τ, above 0.
+        logits: (N, C) or (N, C, ...), logits z; classes with −∞ don't count toward the norm.
+        temperature: Temperature τ, above 0.
 
     Returns:
         A tensor of the same shape, at least in float32.
@@ -272,19 +272,19 @@ def normalized_logits(logits: Tensor, temperature: float) -> Tensor:
 
 
 def symmetric_divergence(logits: Tensor, others: Tensor, strength: float, *, counted: Tensor | None = None) -> Tensor:
-    r"""How far two predictions of the same samples lie apart, times the strength (R-Drop).
+    r"""The symmetric KL divergence of two predictions of the same samples, times the strength (R-Drop).
 
     .. math:: P = \frac{\lambda}{N} \sum_n \tfrac{1}{2} \left( KL(p_n \| q_n) + KL(q_n \| p_n) \right)
         = \frac{\lambda}{2N} \sum_n \sum_c (p_{nc} - q_{nc}) (\ln p_{nc} - \ln q_{nc})
 
     Args:
-        logits: Of p, as :func:`entropy` takes them.
-        others: Of q, likewise.
-        strength: λ, at least 0.
-        counted: As :func:`entropy` takes it.
+        logits: Logits of p, as for :func:`entropy`.
+        others: Logits of q, likewise.
+        strength: Strength λ, at least 0.
+        counted: Mask of the distributions, as for :func:`entropy`.
 
     Returns:
-        A scalar tensor, never negative: 0 where both predict the same.
+        A scalar tensor, never negative: 0 where both predictions are equal.
 
     Reference:
         Xiaobo Liang, Lijun Wu, Juntao Li, et al.: R-Drop: Regularized Dropout for Neural Networks, NeurIPS 2021,
@@ -301,18 +301,18 @@ def symmetric_divergence(logits: Tensor, others: Tensor, strength: float, *, cou
 
 
 def jensen_shannon_divergence(views: Sequence[Tensor], strength: float, *, counted: Tensor | None = None) -> Tensor:
-    r"""How far the predictions of several views of the same samples lie apart, times the strength (AugMix).
+    r"""The Jensen-Shannon divergence of predictions for several views of the same samples, times the strength (AugMix).
 
     .. math:: P = \frac{\lambda}{N} \sum_n \frac{1}{K} \sum_k KL(p_{nk} \| m_n), \qquad
         m_n = \frac{1}{K} \sum_k p_{nk}
 
     Args:
-        views: Logits of each view, at least one, as :func:`entropy` takes them.
-        strength: λ, at least 0.
-        counted: As :func:`entropy` takes it.
+        views: Logits of each view, as for :func:`entropy`; at least one view.
+        strength: Strength λ, at least 0.
+        counted: Mask of the distributions, as for :func:`entropy`.
 
     Returns:
-        A scalar tensor, from 0, where all views are predicted alike, to λ ln K.
+        A scalar tensor, from 0, where all predictions are equal, to λ ln K.
 
     Reference:
         Dan Hendrycks, Norman Mu, Ekin D. Cubuk, et al.: AugMix: A Simple Data Processing Method to Improve Robustness
@@ -331,7 +331,7 @@ def jensen_shannon_divergence(views: Sequence[Tensor], strength: float, *, count
 
 
 def _nothing(values: Tensor) -> Tensor:
-    """Returns 0 with a graph down to the values, so that they get gradients like any others."""
+    """Returns 0 with a graph down to the values, so that they get gradients of 0."""
     return values.sum() * 0
 
 

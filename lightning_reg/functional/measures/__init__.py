@@ -1,1 +1,1 @@
-"""What is measured and shown: activations, weights, learning curves, errors of several models."""
+"""Measures for monitors and studies: activations, weights, learning curves, errors of several models."""

@@ -1,4 +1,4 @@
-"""Sums over a batch of activations, which can be added up over batches, calls and processes."""
+"""Sums over a batch of activations, which can be accumulated over batches, calls and processes."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from lightning_reg.functional.measures.histograms import wide_dtype
 
 __all__ = ["UnitSums", "unit_rows", "unit_sums"]
 
-# Elements that are worked on at a time on a CPU: block and buffers stay in the cache, so that memory is read once.
+# Number of elements processed at a time on a CPU: block and buffers stay in the cache, so that memory is read once.
 _BLOCK = 262_144
 
 
@@ -17,12 +17,12 @@ class UnitSums(NamedTuple):
     """Sums over the values of each unit (a channel, a feature), and counts over all.
 
     Attributes:
-        number: (), how many values there are.
-        sums: (C,), of the values.
-        squares: (C,), of their squares.
-        zeros: (C,), how many are exactly zero.
-        near_zero: (), how many are smaller than the threshold, exact zeros included.
-        saturated: (), how many lie near a bound.
+        number: (), number of values.
+        sums: (C,), sums of the values.
+        squares: (C,), sums of their squares.
+        zeros: (C,), numbers of values that are exactly zero.
+        near_zero: (), number of values below the threshold in absolute value, exact zeros included.
+        saturated: (), number of saturated values.
     """
 
     number: Tensor
@@ -34,14 +34,14 @@ class UnitSums(NamedTuple):
 
 
 def unit_rows(activations: Tensor, unit_dim: int) -> tuple[Tensor, bool]:
-    """Returns activations as a matrix, without a copy where their memory allows, and how the units lie in it.
+    """Returns activations as a matrix, without a copy where strides allow it, and whether units are in its rows.
 
     Args:
-        activations: Any shape of at least one dimension.
+        activations: Tensor of at least one dimension.
         unit_dim: Dimension of the units.
 
     Returns:
-        Either (N·C, L) and True, a row for each sample and unit, or (R, C) and False, a column for each unit.
+        Either (N·C, L) and True, with a row for each sample and unit, or (R, C) and False, with a column for each unit.
 
     >>> unit_rows(torch.zeros(2, 3, 4, 4), 1)[0].shape, unit_rows(torch.zeros(2, 4, 3), -1)[0].shape
     (torch.Size([6, 16]), torch.Size([8, 3]))
@@ -63,18 +63,18 @@ def unit_sums(
     low: float | None = None,
     high: float | None = None,
 ) -> UnitSums:
-    r"""Returns the sums from which mean, deviation, zeros and silent units follow.
+    r"""Returns the sums from which mean, standard deviation, zeros and dead units follow.
 
     Per unit :math:`\sum a`, :math:`\sum a^2` and the number of exact zeros; over all units the number of
-    :math:`|a| < \epsilon`, and of values beyond the borders of saturation. Everything is taken from one read of memory:
-    on a CPU in blocks that stay in the cache, elsewhere (and in compiled code) in operations that a compiler fuses.
+    :math:`|a| < \epsilon`, and of saturated values. Everything is computed in one read of memory: on a CPU in blocks
+    that stay in the cache, elsewhere (and in compiled code) in operations that a compiler fuses.
 
     Args:
-        activations: Any shape of at least one dimension, floating-point; computed in float32.
+        activations: Floating-point tensor of at least one dimension; sums are computed in float32.
         unit_dim: Dimension of the units.
-        near_zero: ε, above 0.
-        low: Values up to this one count as saturated; none do where None.
-        high: Values from this one on count as saturated; none do where None.
+        near_zero: Threshold ε, above 0.
+        low: Upper bound of values that count as saturated; None for no bound.
+        high: Lower bound of values that count as saturated; None for no bound.
 
     >>> sums = unit_sums(torch.tensor([[0.0, 1.0], [0.0, 3.0]]), 1)
     >>> sums.sums, sums.zeros
@@ -112,12 +112,12 @@ def _in_blocks(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     length = max(1, _BLOCK // max(rows.shape[1], 1))
     buffer = torch.empty(min(length, max(len(rows), 1)), rows.shape[1])
-    # Rows have results of their own; columns are added up.
+    # Each row has its own result; columns are accumulated.
     sums, squares, zeros = (torch.zeros(len(rows) if by_row else rows.shape[1]) for _ in range(3))
     near, saturated = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     for start in range(0, len(rows), length):
         block = rows[start : start + length].float()
-        # Comparisons that write floats, and sums of floats, are several times as fast as counting what is true.
+        # Comparisons that write floats, and sums of floats, are several times as fast as counting bools.
         flags = buffer[: len(block)]
         if by_row:
             part = slice(start, start + length)

@@ -1,4 +1,4 @@
-"""How far predicted probabilities can be trusted, and the temperature that makes them most trustworthy."""
+"""Calibration of predicted probabilities: reliability, and the best temperature."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 __all__ = ["best_temperature", "reliability", "scaled_loss"]
 
-_BOUND = 100.0  # of temperatures: where all is right the best one is 0, where all is wrong infinity
+_BOUND = 100.0  # of temperatures: if all is right the best one is 0, if all is wrong infinity
 _ITERATIONS = 60
 
 
@@ -19,13 +19,13 @@ def _same(sums: Tensor) -> Tensor:
 def scaled_loss(
     logits: Tensor, labels: Tensor, temperature: float, *, total: Callable[[Tensor], Tensor] = _same
 ) -> float:
-    r"""Returns the mean negative log-likelihood of logits that are divided by a temperature.
+    r"""Returns the mean negative log-likelihood of logits divided by a temperature.
 
     Args:
-        logits: z, (N, C).
-        labels: y, (N,), class indices.
-        temperature: T, above 0.
-        total: Returns sums over all processes.
+        logits: (N, C), logits z.
+        labels: (N,), class indices y.
+        temperature: Temperature T, above 0.
+        total: Function that sums a tensor over all processes.
 
     >>> round(scaled_loss(torch.tensor([[2.0, 0.0]]), torch.tensor([0]), 2.0), 4)
     0.3133
@@ -40,15 +40,15 @@ def best_temperature(logits: Tensor, labels: Tensor, *, total: Callable[[Tensor]
 
     .. math:: T = \arg\min_T -\frac{1}{N} \sum_n \log \operatorname{softmax}(z_n / T)_{y_n}
 
-    In β = 1/T it is convex: Newton's steps in log β, within a bracket that shrinks.
+    The loss is convex in β = 1/T, and is minimized by Newton steps in log β within a shrinking bracket.
 
     Args:
-        logits: z, (N, C).
-        labels: y, (N,), class indices.
-        total: Returns sums over all processes.
+        logits: (N, C), logits z.
+        labels: (N,), class indices y.
+        total: Function that sums a tensor over all processes.
 
     Returns:
-        T, about within [0.01, 100]: where every sample is classified rightly there is no smallest loss.
+        The temperature T, about within [0.01, 100]: if every sample is classified correctly the loss has no minimum.
 
     Reference:
         Chuan Guo, Geoff Pleiss, Yu Sun, Kilian Q. Weinberger: On Calibration of Modern Neural Networks, ICML 2017,
@@ -65,7 +65,7 @@ def best_temperature(logits: Tensor, labels: Tensor, *, total: Callable[[Tensor]
         beta = torch.tensor(place).double().exp().item()
         slope, curvature = _derivatives(logits, labels, beta, total)
         low, high = (place, high) if slope < 0 else (low, place)
-        # By log β: the chain rule's β and β².
+        # By log β, with the chain rule's β and β².
         bend = beta * slope + beta**2 * curvature
         step = place - beta * slope / bend if bend > 0 else low
         following = step if low < step < high else (low + high) / 2
@@ -78,7 +78,7 @@ def best_temperature(logits: Tensor, labels: Tensor, *, total: Callable[[Tensor]
 def _derivatives(logits: Tensor, labels: Tensor, beta: float, total: Callable[[Tensor], Tensor]) -> tuple[float, float]:
     """Returns the loss's first and second derivative by β: E[z] − z_y, and the variance of z."""
     probabilities = (beta * logits).softmax(1)
-    finite = torch.where(probabilities > 0, logits, 0)  # a class that is masked has no part in it
+    finite = torch.where(probabilities > 0, logits, 0)  # a masked class doesn't contribute
     means = (probabilities * finite).sum(1)
     variances = (probabilities * (finite - means.unsqueeze(1)).square()).sum(1)
     slopes = means - logits.gather(1, labels.unsqueeze(1)).squeeze(1)
@@ -88,15 +88,15 @@ def _derivatives(logits: Tensor, labels: Tensor, beta: float, total: Callable[[T
 
 
 def reliability(probabilities: Tensor, labels: Tensor, *, bins: int = 15) -> Tensor:
-    """Returns what a reliability diagram shows: samples by how confident their prediction is.
+    """Returns the numbers of a reliability diagram: samples binned by the confidence of their prediction.
 
     Args:
-        probabilities: (N, C).
+        probabilities: (N, C), predicted probabilities.
         labels: (N,), class indices.
-        bins: K, of equal width in [0, 1].
+        bins: Number K of bins of equal width in [0, 1].
 
     Returns:
-        (3, K): how many samples, the sum of their confidences, and how many of them are right; to be added up over
+        (3, K): number of samples, sum of their confidences, and number of correct ones in each bin; can be summed over
         processes.
 
     >>> reliability(torch.tensor([[0.9, 0.1], [0.4, 0.6]]), torch.tensor([0, 0]), bins=2)

@@ -1,4 +1,4 @@
-"""Bias, variance and noise of a kind of model, estimated from many models of it."""
+"""Bias, variance and noise of a kind of model, estimated from several models of that kind."""
 
 from typing import NamedTuple
 
@@ -28,10 +28,10 @@ class ZeroOneParts(NamedTuple):
     """Parts of the expected share of wrong answers, which is bias + unbiased variance - biased variance.
 
     Attributes:
-        bias: Share of samples on which the answer that most models give is wrong.
-        unbiased_variance: Share of models that differ from it where it is right, which makes errors.
-        biased_variance: Share of models that are right where it is wrong, which undoes errors. With two classes that is
-            the share that differs from it.
+        bias: Share of samples for which the answer of most models is wrong.
+        unbiased_variance: Share of models that differ from that answer where it is right, which adds errors.
+        biased_variance: Share of models that are right where that answer is wrong, which removes errors. With two
+            classes this is the share of models that differ from it.
         error: Share of wrong answers of all models.
     """
 
@@ -42,31 +42,31 @@ class ZeroOneParts(NamedTuple):
 
     @property
     def variance(self) -> Tensor:
-        """What variance adds to the error on balance; negative where it does more good than harm."""
+        """Net contribution of variance to the error; negative where it removes more errors than it adds."""
         return self.unbiased_variance - self.biased_variance
 
 
 def decompose_squared_error(predictions: Tensor, truth: Tensor, noise: float = 0.0) -> SquaredErrorParts:
-    r"""Decomposes the expected squared error of a kind of model, from models that were fitted to different samples.
+    r"""Decomposes the expected squared error of a kind of model, from models fitted to different samples.
 
     .. math::
         E (f(x) - y)^2 = \underbrace{(E f(x) - t(x))^2}_\text{bias²}
         + \underbrace{E (f(x) - E f(x))^2}_\text{variance} + \underbrace{E (y - t(x))^2}_\text{noise}
 
-    The expectation over T models is estimated without bias: variance with T - 1, and from the squared distance of the
-    mean prediction the part is taken that the mean's own scatter has in it, variance / T. So bias² may be estimated
-    negative where it is small, and bias² + variance is exactly the mean squared distance of predictions and truth.
+    The expectation over T models is estimated without bias: variance with T - 1, and bias² as the squared distance of
+    the mean prediction minus the variance of that mean, variance / T. So bias² may be estimated negative where it is
+    small, and bias² + variance is exactly the mean squared distance of predictions and truth.
 
     Args:
-        predictions: (T, N), of T ≥ 2 models, each fitted to a sample of its own.
-        truth: (N,), t(x), what the targets' mean is.
-        noise: Variance of the targets around it, at least 0.
+        predictions: (T, N), floats predicted by T ≥ 2 models, each fitted to its own sample.
+        truth: (N,), mean t(x) of the targets.
+        noise: Variance of the targets around their mean, at least 0.
 
     Returns:
         Scalars.
 
     Raises:
-        SettingError: If shapes don't fit or there are fewer than two models.
+        SettingError: If shapes don't match or there are fewer than two models.
 
     Reference:
         Stuart Geman, Elie Bienenstock, René Doursat: Neural Networks and the Bias/Variance Dilemma, Neural Computation
@@ -88,23 +88,23 @@ def decompose_squared_error(predictions: Tensor, truth: Tensor, noise: float = 0
 def decompose_zero_one_error(predictions: Tensor, targets: Tensor) -> ZeroOneParts:
     r"""Decomposes the expected share of wrong answers of a kind of model, as Domingos does.
 
-    With the main prediction m, the one that most models give (the smallest of several):
+    With the main prediction m, the mode over models (the smallest one in case of ties):
 
     .. math::
         P(f \ne t) = [m \ne t] + [m = t] \, P(f \ne m) - [m \ne t] \, P(f = t)
 
-    Variance makes errors where the main prediction is right, and undoes some where it is wrong. This holds for every
-    sample, whatever the number of classes. Targets are taken for the truth: what noise they have counts as bias.
+    Variance adds errors where the main prediction is right, and removes some where it is wrong. This holds for every
+    sample, whatever the number of classes. Targets are treated as the truth: their noise counts as bias.
 
     Args:
-        predictions: (T, N), classes that T ≥ 2 models gave, each fitted to a sample of its own; integers.
+        predictions: (T, N), integer classes predicted by T ≥ 2 models, each fitted to its own sample.
         targets: (N,), the right classes.
 
     Returns:
         Scalars in float64, means over the samples.
 
     Raises:
-        SettingError: If shapes don't fit or there are fewer than two models.
+        SettingError: If shapes don't match or there are fewer than two models.
 
     Reference:
         Pedro Domingos: A Unified Bias-Variance Decomposition for Zero-One and Squared Loss, AAAI 2000.

@@ -1,31 +1,31 @@
-"""Histograms that can be added up, whatever the range of the values: bins by sign, exponent and leading bits."""
+"""Histograms that can be summed, whatever the range of the values: bins by sign, exponent and leading bits."""
 
 import torch
 from torch import Tensor
 
 __all__ = ["FINE_BINS", "fine_edges", "fine_histogram", "linear_histogram", "quantiles", "rebinned", "wide_dtype"]
 
-# Of a float's 23 bits behind the binary point the first 5, and 32 of its exponents: bins of 3 % from 2⁻¹⁵ to 2¹⁷.
+# The first 5 of a float's 23 fraction bits, and 32 of its exponents: bins of 3 % from 2⁻¹⁵ to 2¹⁷.
 _LEADING_BITS = 5
 _LOWEST = 127 - 15 << _LEADING_BITS
 _MAGNITUDES = 32 << _LEADING_BITS
 FINE_BINS = 2 * _MAGNITUDES
 
-# Elements that are worked on at a time on a CPU, so that what is computed in between stays in the cache.
+# Number of elements processed at a time on a CPU, so that intermediate results stay in the cache.
 _BLOCK = 131_072
 
 
 @torch.no_grad()
 def fine_histogram(values: Tensor, *, most: int | None = None) -> Tensor:
-    """Counts values in bins that are known beforehand, those of :func:`fine_edges`.
+    """Counts values in the fixed bins of :func:`fine_edges`.
 
-    So histograms of several batches, calls or processes can be added up. Zero lies in a bin that begins with it, an
+    Histograms of several batches, calls or processes can thus be summed. Zero lies in a bin that begins with it, an
     infinity or a NaN in an outermost one.
 
     Args:
         values: Floating-point values of any shape.
-        most: Where there are more values, about so many are taken, evenly spaced, and each counts for those that
-            are left out, too. The share of a bin then has a standard error of at most 0.5 / √most.
+        most: Approximate number of values to count, evenly spaced, if there are more; each then also counts for those
+            left out. The share of a bin then has a standard error of at most 0.5 / √most. None counts all.
 
     Returns:
         (FINE_BINS,), float64 (float32 where the device has none).
@@ -39,20 +39,20 @@ def fine_histogram(values: Tensor, *, most: int | None = None) -> Tensor:
     stride = 1 if most is None else _stride(total, most)
     bits = flat[::stride].float().contiguous().view(torch.int32)
     magnitudes = bits.bitwise_and(0x7FFFFFFF)
-    # -1 below zero (and not of -0), else 0. A choice by a mask would take a CPU longer than all the rest.
+    # -1 below zero (but not for -0), else 0. Selection by a mask would take a CPU longer than all the rest.
     negative = magnitudes.neg().bitwise_and_(bits).bitwise_right_shift_(31)
     bins = magnitudes.bitwise_right_shift_(23 - _LEADING_BITS).sub_(_LOWEST).clamp_(0, _MAGNITUDES - 1)
     bins = bins.bitwise_xor_(negative).add_(_MAGNITUDES)  # of m, -1 - m where it is negative
     if bins.device.type == "cpu" and not torch.compiler.is_compiling():
         counts = torch.bincount(bins, minlength=FINE_BINS).double()
-    else:  # bincount waits for the device, and breaks a compiled graph
+    else:  # bincount synchronizes, and breaks a compiled graph
         counts = torch.zeros(FINE_BINS, dtype=torch.int32, device=bins.device)
         counts = counts.scatter_add(0, bins.long(), torch.ones_like(bins)).to(wide_dtype(bins.device))
     return counts * (total / max(bins.numel(), 1)) if stride > 1 else counts
 
 
 def wide_dtype(device: torch.device) -> torch.dtype:
-    """Returns the dtype in which sums over many values are kept.
+    """Returns the dtype for sums over many values: float64 where the device has it, else float32.
 
     Args:
         device: Device on which the sums are computed.
@@ -61,7 +61,7 @@ def wide_dtype(device: torch.device) -> torch.dtype:
 
 
 def _stride(total: int, most: int) -> int:
-    """Returns a step that leaves about ``most`` values, and that shares no small factor with the sizes of maps."""
+    """Returns a stride that leaves about ``most`` values, without the small prime factors of feature map sizes."""
     stride = -(-total // most)
     while stride > 1 and any(stride % factor == 0 for factor in (2, 3, 5, 7)):
         stride += 1
@@ -81,13 +81,13 @@ def fine_edges() -> Tensor:
 
 
 def rebinned(counts: Tensor, edges: Tensor) -> Tensor:
-    """Returns how many of the values of a fine histogram lie between other borders.
+    """Returns a fine histogram rebinned to other edges.
 
-    Values are taken to be spread evenly within a fine bin; exact zeros, which lie together, stay together.
+    Values are assumed to be spread evenly within a fine bin; exact zeros stay together.
 
     Args:
-        counts: (..., FINE_BINS).
-        edges: (K + 1,), ascending. What lies outside counts in the outermost bins.
+        counts: (..., FINE_BINS), from :func:`fine_histogram`.
+        edges: (K + 1,), ascending edges. Values outside count in the outermost bins.
 
     Returns:
         (..., K), float64.
@@ -98,7 +98,7 @@ def rebinned(counts: Tensor, edges: Tensor) -> Tensor:
     wide = wide_dtype(counts.device)
     fine, edges = (values.to(wide).to(counts.device, non_blocking=True) for values in (fine_edges(), edges))
     counts = counts.to(wide)
-    # Everything in a bin that begins at zero is nearly always zero itself: it counts where zero is.
+    # The values in the bin that begins at zero are nearly always zero: they count where zero does.
     inner = edges[1:-1]
     last = torch.searchsorted(fine, inner, right=True).clamp(1, FINE_BINS) - 1
     share = ((inner - fine[last]) / (fine[last + 1] - fine[last])).clamp(0, 1)
@@ -113,11 +113,11 @@ def quantiles(counts: Tensor, shares: Tensor) -> Tensor:
     """Returns quantiles of the values of a fine histogram, to 3 %.
 
     Args:
-        counts: (FINE_BINS,).
-        shares: (K,), the share of the values below each quantile, in [0, 1].
+        counts: (FINE_BINS,), from :func:`fine_histogram`.
+        shares: (K,), share of the values below each quantile, in [0, 1].
 
     Returns:
-        (K,), float64; the middle of the bin.
+        (K,), float64, centers of bins.
 
     >>> quantiles(fine_histogram(torch.linspace(0, 1, 1001)), torch.tensor([0.5]))
     tensor([0.4961], dtype=torch.float64)
@@ -125,7 +125,7 @@ def quantiles(counts: Tensor, shares: Tensor) -> Tensor:
     fine = fine_edges().to(counts.device)
     below = counts.double().cumsum(0)
     index = torch.searchsorted(below, shares.to(below) * below[-1])
-    first = torch.searchsorted(below, below.new_zeros(1), right=True)  # that holds anything: empty ones have no values
+    first = torch.searchsorted(below, below.new_zeros(1), right=True)  # nonempty bin
     index = torch.maximum(index, first).clamp(max=FINE_BINS - 1)
     middle = (fine[index] + fine[index + 1]) / 2
     return torch.where(index == FINE_BINS // 2, 0.0, middle)
@@ -133,12 +133,12 @@ def quantiles(counts: Tensor, shares: Tensor) -> Tensor:
 
 @torch.no_grad()
 def linear_histogram(values: Tensor, low: Tensor, high: Tensor, bins: int) -> Tensor:
-    """Counts values in bins of equal width, without a wait for the device.
+    """Counts values in bins of equal width, without synchronizing with the device.
 
     Args:
-        values: Any shape, floating-point; those that aren't finite count nowhere.
-        low: A scalar tensor, the smallest value.
-        high: A scalar tensor, the largest; where it equals ``low``, everything lies in the first bin.
+        values: Floating-point values of any shape; those that aren't finite aren't counted.
+        low: Smallest value, a scalar tensor.
+        high: Largest value, a scalar tensor; if it equals ``low``, all values are in the first bin.
         bins: Number of bins of equal width.
 
     Returns:
@@ -154,12 +154,12 @@ def linear_histogram(values: Tensor, low: Tensor, high: Tensor, bins: int) -> Te
     counts = torch.zeros(bins + 2, dtype=torch.int64, device=flat.device)
     on_cpu = flat.device.type == "cpu"
     for block in torch.split(flat, _BLOCK) if on_cpu else [flat]:
-        # The largest lies at the end of the last bin, and what isn't finite is put behind it.
+        # The largest value is at the end of the last bin, and nonfinite ones are put after it.
         scaled = block.float().sub(low.float()).mul_(scale)
         scaled.nan_to_num_(bins + 1, posinf=bins + 1, neginf=bins + 1)
         if on_cpu:
             counts += torch.bincount(scaled.to(torch.int32), minlength=bins + 2)
-        else:  # bincount waits for the device
+        else:  # bincount synchronizes
             counts += torch.histc(scaled.floor_(), bins + 2, 0, bins + 2).to(torch.int64)
     counts[bins - 1] += counts[bins]
     return counts[:bins]

@@ -1,4 +1,4 @@
-"""Signs of over- and underfitting in curves of training and validation."""
+"""Signs of overfitting and underfitting in learning curves."""
 
 import math
 from collections.abc import Sequence
@@ -15,16 +15,16 @@ __all__ = [
 
 
 def generalization_gap(train: float, validation: float, *, lower_is_better: bool = True) -> float:
-    r"""Returns how much worse validation is than training.
+    r"""Returns the generalization gap: how much worse a metric is in validation than in training.
 
     .. math::
         g = \begin{cases} m_{val} - m_{train} & \text{where lower is better} \\ m_{train} - m_{val} & \text{else}
         \end{cases}
 
     Args:
-        train: A metric on samples that were trained on.
-        validation: The same on others.
-        lower_is_better: Whether it is a loss or an error.
+        train: Metric on training data.
+        validation: The same metric on validation data.
+        lower_is_better: Whether the metric is a loss or an error.
 
     >>> generalization_gap(0.75, 0.5, lower_is_better=False)
     0.25
@@ -35,15 +35,15 @@ def generalization_gap(train: float, validation: float, *, lower_is_better: bool
 def overfitting_start(
     train: Sequence[float], validation: Sequence[float], *, patience: int = 3, tolerance: float = 0.05
 ) -> int | None:
-    """Returns where the loss on validation data began to rise while that on training data went on falling.
+    """Returns the index from which the validation loss rises while the training loss goes on falling.
 
-    That is its lowest point, if at least ``patience`` measurements follow it, the mean of the last ``patience`` lies
-    above it by more than a share ``tolerance``, and that of the training loss lies below what it was there.
+    This follows the lowest validation loss, if at least ``patience`` measurements come after it, the mean of the last
+    ``patience`` exceeds it by more than a share ``tolerance``, and that of the training loss is below its value there.
 
     Args:
         train: Loss on training data, measurement by measurement.
         validation: Loss on validation data, at the same times.
-        patience: How many measurements have to follow, at least 1.
+        patience: Number of measurements that have to follow, at least 1.
         tolerance: Share of the lowest loss that counts as noise, at least 0.
 
     Returns:
@@ -63,16 +63,16 @@ def overfitting_start(
 def memorization_start(
     train: Sequence[float], validation: Sequence[float], *, high: float = 0.99, apart: float = 0.05
 ) -> int | None:
-    """Returns from where on training accuracy is near 1 and far above that on validation data.
+    """Returns the index from which training accuracy is near 1 and far above validation accuracy.
 
     Args:
         train: Accuracy on training data, in [0, 1], measurement by measurement.
         validation: Accuracy on validation data, at the same times.
-        high: Accuracy from which on it is near 1.
-        apart: Difference beyond which it is far above.
+        high: Smallest accuracy that counts as near 1.
+        apart: Difference above which training accuracy is far above validation accuracy.
 
     Returns:
-        Index of the measurement from which on it holds to the end; None where it doesn't hold there.
+        Index of the first measurement from which this holds to the end; None where it doesn't hold at the end.
 
     >>> memorization_start([0.9, 1.0, 1.0], [0.8, 0.9, 0.9])
     1
@@ -92,16 +92,16 @@ def is_underfitting(
     low: float = 0.7,
     flat: float = 0.1,
 ) -> bool:
-    """Whether a model does badly on what it was trained on, and not much worse on what it wasn't.
+    """Whether a model fits the training data badly, and validation data not much worse.
 
-    Badly: its accuracy ends below ``low``; where there is none, its loss has fallen by less than a share ``flat``.
+    Badly means that its accuracy ends below ``low`` or, without one, that its loss has fallen by less than ``flat``.
 
     Args:
         train: Loss on training data, measurement by measurement.
         validation: Loss on validation data, at the same times.
-        train_accuracy: Accuracy on training data, in [0, 1], if there is one.
-        low: Accuracy that counts as bad.
-        flat: Share of the loss that counts as no change, and as no gap.
+        train_accuracy: Accuracy on training data, in [0, 1]; empty if there is none.
+        low: Accuracy below which a fit is bad.
+        flat: Share of the loss below which a change, or a gap, counts as none.
 
     >>> is_underfitting([2.3, 2.29, 2.28], [2.3, 2.3, 2.29])
     True
@@ -113,11 +113,11 @@ def is_underfitting(
 
 
 def is_unfinished(validation: Sequence[float], *, patience: int = 3) -> bool:
-    """Whether the loss on validation data was lowest at the very end, so that it may go on falling.
+    """Whether the validation loss was lowest at the very end, so that it may go on falling.
 
     Args:
         validation: Loss on validation data, measurement by measurement.
-        patience: How many measurements there have to be before.
+        patience: Number of measurements that have to come before.
 
     >>> is_unfinished([0.9, 0.7, 0.6, 0.5])
     True
@@ -139,18 +139,18 @@ def lowest(values: Sequence[float]) -> int | None:
 
 
 def smoothed(average: float, value: float, count: int, smoothing: float) -> tuple[float, float]:
-    r"""Takes a value into an exponential moving average of a curve.
+    r"""Updates an exponential moving average of a curve with a value.
 
     .. math:: m_t = \beta m_{t-1} + (1 - \beta) v_t, \qquad \hat{m}_t = m_t / (1 - \beta^t)
 
     Args:
-        average: m of the values before; 0 where there were none.
-        value: v.
-        count: t, how many values there are with this one, at least 1.
-        smoothing: β, in [0, 1).
+        average: Average m of the previous values; 0 if there are none.
+        value: New value v.
+        count: Number t of values including this one, at least 1.
+        smoothing: Decay β, in [0, 1).
 
     Returns:
-        m, and what it is without the zero that it began with, a weighted mean of the values.
+        The average m, and its bias-corrected value, a weighted mean of the values.
 
     >>> smoothed(0.0, 4.0, 1, 0.5)
     (2.0, 4.0)

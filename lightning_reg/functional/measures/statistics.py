@@ -13,7 +13,7 @@ __all__ = [
     "summarized",
 ]
 
-# Elements that are worked on at a time on a CPU: block and buffer stay in the cache, so that memory is read once.
+# Number of elements processed at a time on a CPU: block and buffer stay in the cache, so that memory is read once.
 _BLOCK = 131_072
 
 
@@ -23,10 +23,10 @@ class Summary(NamedTuple):
     Attributes:
         number: Number of elements of the tensor.
         mean: Mean of all elements.
-        deviations: Sum of their squared deviations from it.
-        zeros: How many are exactly zero.
-        smallest: The smallest; NaN where there is a NaN.
-        largest: The largest; NaN where there is a NaN.
+        deviations: Sum of squared deviations from the mean.
+        zeros: Number of elements that are exactly zero.
+        smallest: Smallest element; NaN if there is a NaN.
+        largest: Largest element; NaN if there is a NaN.
     """
 
     number: float
@@ -53,14 +53,14 @@ class Summary(NamedTuple):
 def summarized(tensor: Tensor) -> Tensor:
     r"""Returns the numbers of a :class:`Summary`, on the tensor's device.
 
-    Deviations are taken from the mean of each block, and blocks added up by
+    Deviations are computed from the mean of each block, and blocks are combined by
 
     .. math:: M = M_a + M_b + (\bar a - \bar b)^2 \frac{n_a n_b}{n_a + n_b}
 
-    so that nothing cancels where the mean is large beside the deviation, as that of a norm's weights is.
+    so that nothing cancels where the mean is large compared to the deviation, as for the weights of a normalization.
 
     Args:
-        tensor: Any shape, floating-point; computed in float32.
+        tensor: Floating-point tensor of any shape; statistics are computed in float32.
 
     Returns:
         (6,), float64.
@@ -81,11 +81,11 @@ def summarized(tensor: Tensor) -> Tensor:
     parts = []
     for block in blocks:
         numbers = block.float()
-        # Comparisons that write floats, and sums of floats, are several times as fast as counting what is true.
+        # Comparisons that write floats, and sums of floats, are several times as fast as counting bools.
         scratch = torch.empty_like(numbers) if buffer is None else buffer[: len(numbers)]
         zeros = torch.eq(numbers, 0, out=scratch).sum()
         mean = numbers.mean()
-        # Summed by pairs, as torch.dot doesn't.
+        # Pairwise summation, unlike torch.dot.
         deviations = torch.sub(numbers, mean, out=scratch).square_().sum()
         parts.append(torch.stack([mean, deviations, zeros, *torch.aminmax(numbers)]))
     counts = torch.tensor([len(block) for block in blocks], dtype=parts[0].dtype).to(flat.device, non_blocking=True)
@@ -93,10 +93,10 @@ def summarized(tensor: Tensor) -> Tensor:
 
 
 def combined(parts: Tensor) -> Tensor:
-    """Returns the summary of all from the summaries of parts.
+    """Returns the summary of a whole from the summaries of its parts.
 
     Args:
-        parts: (K, 6), a row a part.
+        parts: (K, 6), one row per part.
 
     Returns:
         (6,), float64.

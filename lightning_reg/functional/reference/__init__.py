@@ -1,6 +1,6 @@
-"""Dropout and normalization as they are derived on paper, forward and backward.
+"""Reference implementations of dropout and normalization, forward and backward, as derived on paper.
 
-To be read, and to compare with in tests; clear before fast. Models use torch's kernels.
+They are for reading and for comparison in tests, and favor clarity over speed. Models use torch's kernels.
 """
 
 from lightning_reg.functional.reference.batch_norm import batch_norm

@@ -16,7 +16,7 @@ __all__ = ["BatchNormInEvaluation", "BatchNormInTraining", "batch_norm"]
 class BatchNormInTraining(Function):
     r"""Normalizes by the statistics of the batch, which depend on the inputs, too.
 
-    Every channel by itself has m values, as many as samples times positions. They go through four steps:
+    Every channel has m values, as many as samples times positions. They go through four steps:
 
     .. math::
         \mu = \frac{1}{m} \sum_i x_i, \quad
@@ -145,24 +145,24 @@ def batch_norm(
         y = \gamma \, \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta
 
     In training, μ and σ² are the mean and the variance of each channel over the batch and all positions, and running
-    statistics follow them by the momentum α:
+    statistics are updated with the momentum α:
 
     .. math::
         \mu_r \leftarrow (1 - \alpha) \, \mu_r + \alpha \, \mu, \quad
         \sigma^2_r \leftarrow (1 - \alpha) \, \sigma^2_r + \alpha \, \frac{m}{m - 1} \, \sigma^2
 
-    Inputs are normalized by the biased variance, with 1/m; what goes into the running one is the unbiased, with
+    Inputs are normalized by the biased variance, with 1/m; the running variance is updated with the unbiased one, with
     1/(m − 1), as in torch. In evaluation, μ and σ² are the running statistics.
 
     Args:
-        inputs: x, (N, C) or (N, C, L) or (N, C, H, W), or with any number of positions more.
-        running_mean: (C,), changed in place in training; None where none is kept.
-        running_var: (C,), likewise.
-        weight: γ, (C,); 1 where it is None.
-        bias: β, (C,); 0 where it is None.
-        training: Whether to normalize by the statistics of the batch, and to let the running ones follow.
-        momentum: α, in [0, 1].
-        eps: ε, at least 0, in units of the variance.
+        inputs: Inputs x, (N, C), (N, C, L) or (N, C, H, W), or with any number of further dimensions.
+        running_mean: (C,), running mean, updated in place in training; None to keep none.
+        running_var: (C,), running variance, likewise.
+        weight: Scale γ, (C,); None for 1.
+        bias: Shift β, (C,); None for 0.
+        training: Whether to normalize by the statistics of the batch, and to update the running ones.
+        momentum: Momentum α, in [0, 1].
+        eps: Number ε added to the variance, at least 0.
 
     Returns:
         A tensor of the inputs' shape, twice differentiable in inputs, weight and bias.
@@ -216,7 +216,7 @@ def _follow(inputs: Tensor, running_mean: Tensor | None, running_var: Tensor | N
 
 
 def _batch_statistics(inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean and the biased variance of every channel, (1, C, 1, ...)."""
+    """Returns the mean and the biased variance of every channel, (1, C, 1, ...)."""
     dims = _all_but_channels(inputs)
     mean = inputs.mean(dims, keepdim=True)
     return mean, (inputs - mean).square().mean(dims, keepdim=True)

@@ -73,15 +73,15 @@ class OriginalDropout(Function):
 
 
 def inverted_dropout(inputs: Tensor, mask: Tensor, p: float, *, training: bool) -> Tensor:
-    r"""Inverted dropout: what is kept is divided by the keep probability in training, and evaluation is the identity.
+    r"""Inverted dropout: kept units are divided by the keep probability in training, and evaluation is the identity.
 
     .. math:: y_i = \frac{m_i \, x_i}{1 - p} \text{ in training}, \quad y_i = x_i \text{ in evaluation}
 
     Args:
-        inputs: x, of any shape.
-        mask: m, 1 where a unit is kept and 0 where it is dropped, of the shape of the inputs; without effect in
+        inputs: Inputs x, of any shape.
+        mask: Mask m, 1 where a unit is kept and 0 where it is dropped, of the shape of the inputs; unused in
             evaluation.
-        p: Probability of a 0, in [0, 1).
+        p: Probability of a 0 in the mask, in [0, 1).
         training: Whether units are dropped.
 
     Returns:
@@ -110,10 +110,10 @@ def original_dropout(inputs: Tensor, mask: Tensor, p: float, *, training: bool) 
     .. math:: y_i = m_i \, x_i \text{ in training}, \quad y_i = (1 - p) \, x_i \text{ in evaluation}
 
     Args:
-        inputs: x, of any shape.
-        mask: m, 1 where a unit is kept and 0 where it is dropped, of the shape of the inputs; without effect in
+        inputs: Inputs x, of any shape.
+        mask: Mask m, 1 where a unit is kept and 0 where it is dropped, of the shape of the inputs; unused in
             evaluation.
-        p: Probability of a 0, in [0, 1).
+        p: Probability of a 0 in the mask, in [0, 1).
         training: Whether units are dropped.
 
     Returns:

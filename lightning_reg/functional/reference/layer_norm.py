@@ -99,14 +99,14 @@ def layer_norm(
         y_i = \gamma_i \, \frac{x_i - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta_i, \quad
         \mu = \frac{1}{m} \sum_i x_i, \quad \sigma^2 = \frac{1}{m} \sum_i (x_i - \mu)^2
 
-    It does the same in training and in evaluation: nothing is shared by samples but γ and β.
+    It does the same in training and in evaluation: samples share nothing but γ and β.
 
     Args:
-        inputs: x, (..., *normalized_shape).
+        inputs: Inputs x, (..., *normalized_shape).
         normalized_shape: Sizes of the last dimensions, over which each sample is normalized.
-        weight: γ, of the shape ``normalized_shape``; 1 where it is None.
-        bias: β, of the shape ``normalized_shape``; 0 where it is None.
-        eps: ε, at least 0, in units of the variance.
+        weight: Scale γ, of the shape ``normalized_shape``; None for 1.
+        bias: Shift β, of the shape ``normalized_shape``; None for 0.
+        eps: Number ε added to the variance, at least 0.
 
     Returns:
         A tensor of the inputs' shape, twice differentiable in inputs, weight and bias.
@@ -132,7 +132,7 @@ def layer_norm(
 
 
 def _sample_statistics(inputs: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean and the biased variance of every sample, (..., 1)."""
+    """Returns the mean and the biased variance of every sample, (..., 1)."""
     dims = _normalized_dims(inputs, weight)
     mean = inputs.mean(dims, keepdim=True)
     return mean, (inputs - mean).square().mean(dims, keepdim=True)

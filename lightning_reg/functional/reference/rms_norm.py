@@ -78,10 +78,10 @@ def rms_norm(
     .. math:: y_i = \gamma_i \, \frac{x_i}{\sqrt{\frac{1}{m} \sum_k x_k^2 + \epsilon}}
 
     Args:
-        inputs: x, (..., *normalized_shape).
+        inputs: Inputs x, (..., *normalized_shape).
         normalized_shape: Sizes of the last dimensions, over which each sample is normalized.
-        weight: γ, of the shape ``normalized_shape``; 1 where it is None.
-        eps: ε, at least 0, in units of the mean square; where None, the distance from 1 to the next number of the
+        weight: Scale γ, of the shape ``normalized_shape``; None for 1.
+        eps: Number ε added to the mean square, at least 0; where None, the distance from 1 to the next number of the
             inputs' dtype.
 
     Returns:

@@ -1,1 +1,1 @@
-"""Weights after the optimizer's step: proximal operators, constraints, decay, averages, ensembles."""
+"""Operations on weights after the optimizer's step: proximal operators, constraints, decay, averages, ensembles."""

@@ -26,9 +26,9 @@ def ema_update_(averages: Sequence[Tensor], values: Sequence[Tensor], decay: flo
     .. math:: a \leftarrow d \, a + (1 - d) \, w
 
     Args:
-        averages: a, floating-point tensors of any shapes; at least one.
-        values: w, of the same shapes; in a lower precision they are read in that of the averages.
-        decay: d, what is kept of the averages.
+        averages: Averages a, floating-point tensors of any shapes; at least one.
+        values: Weights w, of the same shapes; lower precisions are converted to that of the averages.
+        decay: Decay d, the share of the averages that is kept.
 
     >>> average = torch.tensor([1.0])
     >>> ema_update_([average], [torch.tensor([2.0])], 0.75)
@@ -45,9 +45,9 @@ def mean_update_(averages: Sequence[Tensor], values: Sequence[Tensor], count: in
     .. math:: a \leftarrow a + (w - a) / (n + 1)
 
     Args:
-        averages: a, means of n values; at least one tensor.
-        values: w, of the same shapes; in a lower precision they are read in that of the averages.
-        count: n, at least 1.
+        averages: Averages a of n values; at least one tensor.
+        values: Weights w, of the same shapes; lower precisions are converted to that of the averages.
+        count: Number n of values so far, at least 1.
 
     >>> mean = torch.tensor([1.0])
     >>> mean_update_([mean], [torch.tensor([4.0])], 2)
@@ -59,15 +59,15 @@ def mean_update_(averages: Sequence[Tensor], values: Sequence[Tensor], count: in
 
 @torch.no_grad()
 def interpolate_(averages: Sequence[Tensor], starts: Sequence[Tensor], ends: Sequence[Tensor], alpha: float) -> None:
-    r"""Writes what lies between two sets of weights, in place; to the bit one of them at either end.
+    r"""Writes the interpolation of two sets of weights, in place; bitwise equal to one of them at either end.
 
     .. math:: a \leftarrow (1 - \alpha) \, \theta_0 + \alpha \, \theta_1
 
     Args:
-        averages: a, floating-point tensors of any shapes; at least one.
-        starts: θ₀, of the same shapes; in a lower precision they are read in that of the averages.
-        ends: θ₁, likewise.
-        alpha: α, in [0, 1].
+        averages: Averages a, floating-point tensors of any shapes; at least one.
+        starts: Weights θ₀, of the same shapes; lower precisions are converted to that of the averages.
+        ends: Weights θ₁, likewise.
+        alpha: Position α between the two, in [0, 1].
 
     >>> between = torch.tensor([9.0])
     >>> interpolate_([between], [torch.tensor([0.0])], [torch.tensor([4.0])], 0.25)
@@ -103,11 +103,11 @@ def latest_mean_(averages: Sequence[Tensor], latest: Sequence[Sequence[Tensor]])
 
     .. math:: a \leftarrow \frac{1}{K} \sum_k w_k
 
-    Computed anew rather than moved, so that no rounding adds up over training.
+    The mean is recomputed rather than updated, so that rounding errors don't accumulate over training.
 
     Args:
-        averages: a, floating-point tensors of any shapes; at least one.
-        latest: K times w, of the same shapes; in a lower precision they are read in that of the averages.
+        averages: Averages a, floating-point tensors of any shapes; at least one.
+        latest: K lists of weights w, of the same shapes; lower precisions are converted to that of the averages.
 
     Reference:
         Jean Kaddour: Stop Wasting My Time! Saving Days of ImageNet and BERT Training with Latest Weight Averaging,
@@ -132,9 +132,9 @@ def lookahead_(slow: Sequence[Tensor], fast: Sequence[Tensor], alpha: float) -> 
     .. math:: \phi \leftarrow \phi + \alpha (\theta - \phi), \quad \theta \leftarrow \phi
 
     Args:
-        slow: φ; at least one tensor.
-        fast: θ, of the same shapes; in a lower precision they are read in that of the slow ones.
-        alpha: How far the slow weights move.
+        slow: Slow weights φ; at least one tensor.
+        fast: Fast weights θ, of the same shapes; lower precisions are converted to that of the slow ones.
+        alpha: Step size α of the slow weights, as a fraction of the way.
 
     Reference:
         Michael R. Zhang, James Lucas, Geoffrey Hinton, Jimmy Ba: Lookahead Optimizer: k steps forward, 1 step back,
@@ -154,19 +154,19 @@ def _lerp_(averages: Sequence[Tensor], values: Sequence[Tensor], weight: float) 
 
 
 def _read(averages: Sequence[Tensor], values: Sequence[Tensor]) -> list[Tensor]:
-    # Of many small tensors, a cast to what they are takes as long as the rest.
+    # For many small tensors, a cast to their own dtype takes as long as the rest.
     pairs = zip(averages, values, strict=True)
     return [value if value.dtype == average.dtype else value.to(average.dtype) for average, value in pairs]
 
 
 def warmed_up_decay(decay: float, updates: int) -> float:
-    r"""Returns a decay that starts small, so that early averages forget where training began.
+    r"""Returns a decay that starts small, so that early averages forget the initial weights.
 
     .. math:: \min\left(d, \frac{1 + n}{10 + n}\right)
 
     Args:
-        decay: d, which is reached in the end.
-        updates: n, how many there were before this one.
+        decay: Final decay d.
+        updates: Number n of updates before this one.
 
     Reference:
         tf.train.ExponentialMovingAverage of TensorFlow.
@@ -178,12 +178,12 @@ def warmed_up_decay(decay: float, updates: int) -> float:
 
 
 def decay_of_half_life(half_life: float) -> float:
-    r"""Returns the decay at which a value counts half after a number of updates.
+    r"""Returns the decay with a given half-life.
 
     .. math:: d = 2^{-1/h}
 
     Args:
-        half_life: h, in updates; at 0 nothing is kept.
+        half_life: Half-life h in updates, after which a value's weight has halved; at 0 nothing is kept.
 
     >>> decay_of_half_life(1.0)
     0.5
@@ -192,12 +192,12 @@ def decay_of_half_life(half_life: float) -> float:
 
 
 def half_life_of_decay(decay: float) -> float:
-    r"""Returns the number of updates after which a value counts half.
+    r"""Returns the half-life of a decay: the number of updates after which a value's weight has halved.
 
     .. math:: h = -1 / \log_2 d
 
     Args:
-        decay: d, in (0, 1).
+        decay: Decay d, in (0, 1).
 
     >>> round(half_life_of_decay(0.999), 1)
     692.8

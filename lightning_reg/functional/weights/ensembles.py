@@ -1,4 +1,4 @@
-"""Predictions of several networks as one."""
+"""Combined predictions of several networks."""
 
 import math
 from collections.abc import Sequence
@@ -18,11 +18,11 @@ def log_mean_softmax(logits: Sequence[Tensor], dim: int = 1) -> Tensor:
     They are log probabilities: their softmax is the mean, and their cross entropy that of the mean.
 
     Args:
-        logits: K tensors z (N, C, ...); of 16 bits they are read in 32.
+        logits: K tensors z, (N, C, ...); 16-bit ones are converted to float32.
         dim: Dimension of the classes.
 
     Returns:
-        (N, C, ...), in the first one's precision.
+        (N, C, ...), in the precision of the first.
 
     >>> one, other = torch.tensor([[9.0, 1.0]]).log(), torch.tensor([[5.0, 5.0]]).log()
     >>> log_mean_softmax([one, other]).exp()
@@ -33,15 +33,15 @@ def log_mean_softmax(logits: Sequence[Tensor], dim: int = 1) -> Tensor:
 
 
 def log_mean_sigmoid(logits: Sequence[Tensor]) -> Tensor:
-    r"""Returns logits of the mean of several networks' probabilities of labels, each by itself.
+    r"""Returns logits of the mean of several networks' probabilities, for each label independently.
 
     .. math:: \log \bar p - \log(1 - \bar p), \quad \bar p = \frac{1}{K} \sum_k \sigma(z_k)
 
     Args:
-        logits: K tensors z of one shape; of 16 bits they are read in 32.
+        logits: K tensors z of one shape; 16-bit ones are converted to float32.
 
     Returns:
-        Of the same shape, in the first one's precision.
+        A tensor of that shape, in the precision of the first.
 
     >>> log_mean_sigmoid([torch.tensor([0.0]), torch.tensor([torch.inf])]).sigmoid()
     tensor([0.7500])

@@ -1,7 +1,7 @@
-r"""Shrinking weights to exact zeros after a step, and projecting them onto what is allowed.
+r"""Proximal operators: shrinking weights to exact zeros after a step, and projecting them onto constraints.
 
-Both are proximal operators: they return the weights nearest to where the step went that make up for a penalty, or for
-a constraint, which is a penalty of infinity outside.
+A proximal operator returns the weights that minimize a penalty plus half the squared distance from where the step went;
+a constraint is a penalty that is infinite outside of it.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ __all__ = ["group_soft_threshold_", "max_norm_", "non_negative_", "soft_threshol
 
 @torch.no_grad()
 def soft_threshold_(weights: Sequence[Tensor], threshold: float | Tensor) -> None:
-    r"""Moves every weight toward zero by the threshold, and to exactly zero where that is nearer; in place.
+    r"""Moves every weight toward zero by the threshold, or to exactly zero if it is nearer; in place.
 
     .. math:: w_i \leftarrow \operatorname{sign}(w_i) \max(|w_i| - \tau, 0)
 
@@ -26,7 +26,7 @@ def soft_threshold_(weights: Sequence[Tensor], threshold: float | Tensor) -> Non
 
     Args:
         weights: Tensors of any shapes.
-        threshold: τ, at least 0, in the units of the weights; a scalar tensor is used where it lies.
+        threshold: Threshold τ, at least 0, in the units of the weights; a scalar tensor isn't moved to the host.
 
     Reference:
         Ingrid Daubechies, Michel Defrise, Christine De Mol: An Iterative Thresholding Algorithm for Linear Inverse
@@ -59,7 +59,7 @@ def soft_threshold_(weights: Sequence[Tensor], threshold: float | Tensor) -> Non
 
 @torch.no_grad()
 def group_soft_threshold_(groups: Sequence[Tensor], threshold: float | Tensor) -> None:
-    r"""Shortens every group of weights, and sets short ones to exactly zero; in place.
+    r"""Shrinks the norm of every group of weights, and sets small groups to exactly zero; in place.
 
     .. math:: w_g \leftarrow \max(1 - \tau \sqrt{n_g} / \lVert w_g \rVert_2, 0) \, w_g
 
@@ -67,8 +67,8 @@ def group_soft_threshold_(groups: Sequence[Tensor], threshold: float | Tensor) -
     τ = ηλ.
 
     Args:
-        groups: Tensors of at least two dimensions, the first of which counts the groups.
-        threshold: τ, at least 0, in the units of the weights; a scalar tensor is used where it lies.
+        groups: Tensors (groups, ...) of at least two dimensions.
+        threshold: Threshold τ, at least 0, in the units of the weights; a scalar tensor isn't moved to the host.
 
     Reference:
         Ming Yuan, Yi Lin: Model Selection and Estimation in Regression with Grouped Variables, Journal of the Royal
@@ -88,13 +88,13 @@ def group_soft_threshold_(groups: Sequence[Tensor], threshold: float | Tensor) -
 
 @torch.no_grad()
 def max_norm_(units: Sequence[Tensor], max_norm: float) -> None:
-    r"""Shortens the weights of every unit that are longer than allowed; in place.
+    r"""Scales down the weights of every unit whose norm exceeds the maximum; in place.
 
     .. math:: w_u \leftarrow w_u \min(1, c / \lVert w_u \rVert_2)
 
     Args:
-        units: Tensors whose first dimension counts the units.
-        max_norm: c, the longest norm allowed, positive.
+        units: Tensors (units, ...).
+        max_norm: Largest norm c, positive.
 
     Reference:
         Nitish Srivastava, Geoffrey Hinton, Alex Krizhevsky, Ilya Sutskever, Ruslan Salakhutdinov: Dropout: A Simple Way
@@ -106,7 +106,7 @@ def max_norm_(units: Sequence[Tensor], max_norm: float) -> None:
     tensor([[3.0000, 4.0000],
             [0.3000, 0.4000]])
     """
-    # Units that are short enough are multiplied by exactly 1.
+    # Units within the limit are multiplied by exactly 1.
     factors = unit_factors(units, lambda norms: torch.where(norms > max_norm, max_norm / norms, 1))
     for unit, factor in zip(units, factors, strict=True):
         _multiply_(unit, factor)
@@ -114,14 +114,14 @@ def max_norm_(units: Sequence[Tensor], max_norm: float) -> None:
 
 @torch.no_grad()
 def unit_norm_(units: Sequence[Tensor]) -> None:
-    r"""Gives the weights of every unit norm 1; in place.
+    r"""Scales the weights of every unit to norm 1; in place.
 
     .. math:: w_u \leftarrow w_u / \lVert w_u \rVert_2
 
     Units whose weights are all zero have no direction and stay.
 
     Args:
-        units: Tensors whose first dimension counts the units.
+        units: Tensors (units, ...).
 
     Reference:
         Tim Salimans, Diederik P. Kingma: Weight Normalization, NeurIPS 2016, arXiv:1602.07868, with the length held
@@ -145,7 +145,7 @@ def non_negative_(weights: Sequence[Tensor]) -> None:
     .. math:: w_i \leftarrow \max(w_i, 0)
 
     Args:
-        weights: Tensors of any shapes, real: complex numbers have no order.
+        weights: Real tensors of any shapes; complex numbers have no order.
 
     Reference:
         Daniel D. Lee, H. Sebastian Seung: Learning the Parts of Objects by Non-negative Matrix Factorization, Nature
@@ -163,5 +163,5 @@ def non_negative_(weights: Sequence[Tensor]) -> None:
 def _multiply_(units: Tensor, factors: Tensor) -> None:
     if units.dtype == factors.dtype:
         units.mul_(factors)
-    else:  # of complex units, or of 16 bits, for which a factor may be too large or too fine, though the product isn't
+    else:  # complex, or 16 bits, where a factor may be out of range or precision although the product isn't
         units.copy_(units * factors)

@@ -1,4 +1,4 @@
-"""What a network is trained for: classes, several labels a sample, or numbers; a file a kind."""
+"""Tasks: classification, several labels per sample, or regression."""
 
 from lightning_reg.models.tasks.classification import Classification, Multilabel
 from lightning_reg.models.tasks.regression import Regression

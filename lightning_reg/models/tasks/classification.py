@@ -1,4 +1,4 @@
-"""Classes: one a sample, or any number of them."""
+"""Classification: one class per sample, or any number of labels."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -20,7 +20,7 @@ ClassWeights = Literal["balanced"] | Sequence[float] | None
 
 
 class _Labels(Task):
-    """What classes and labels share: smoothed targets, and weights in the training loss."""
+    """Base class of classification tasks: label smoothing, and class weights in the training loss."""
 
     weights: Tensor | None
 
@@ -38,18 +38,18 @@ class _Labels(Task):
 
 
 class Classification(_Labels):
-    """One class a sample, by cross entropy; targets are indices (N,) or probabilities (N, C), as mixing gives them.
+    """One class per sample, by cross entropy; targets are indices (N,) or probabilities (N, C), as from mixing.
 
     Metrics are ``accuracy`` and ``balanced_accuracy``, the mean accuracy over classes; for soft targets those of the
     dominant class.
 
     Args:
         label_smoothing: Share of the target that is spread evenly over all classes, in [0, 1].
-        class_weights: Weight of each class in the training loss, positive; ``balanced`` for weights inverse to how
-            often a class occurs in the training part, 1 for classes equally frequent; none where None.
+        class_weights: Weight of each class in the training loss, positive; ``balanced`` for weights inverse to the
+            class's frequency in the training samples, 1 for classes equally frequent; None for no weights.
 
     Raises:
-        SettingError: If a number is out of its range.
+        SettingError: If a number is out of range.
 
     Reference:
         Label smoothing: Christian Szegedy et al.: Rethinking the Inception Architecture for Computer Vision, CVPR
@@ -122,17 +122,17 @@ class Classification(_Labels):
 
 
 class Multilabel(_Labels):
-    """Any number of labels a sample, by binary cross entropy; targets are 0 and 1, or between them if mixed, (N, L).
+    """Any number of labels per sample, by binary cross entropy; targets (N, L) are in [0, 1], 0 or 1 unless mixed.
 
     Metrics, each averaged over labels, are ``f1`` at a probability of 0.5 and ``mean_average_precision``.
 
     Args:
-        label_smoothing: Share of the target that is spread evenly over yes and no, in [0, 1].
-        class_weights: Weight that a label's presence has in the training loss, positive, where its absence has 1;
-            ``balanced`` for the number of training samples without it over that with it; none where None.
+        label_smoothing: Share of the target that is spread evenly over presence and absence, in [0, 1].
+        class_weights: Weight of each label's presence in the training loss, positive, relative to its absence;
+            ``balanced`` for the number of training samples without the label over that with it; None for no weights.
 
     Raises:
-        SettingError: If a number is out of its range.
+        SettingError: If a number is out of range.
 
     >>> Multilabel().build(num_classes=None, num_targets=5)
     5

@@ -1,4 +1,4 @@
-"""Numbers."""
+"""Regression: one or several numbers per sample."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -18,21 +18,20 @@ __all__ = ["Regression"]
 
 
 class Regression(Task):
-    """One or several numbers a sample; targets are (N,) or (N, T), in a unit of their own.
+    """One or several numbers per sample; targets are (N,) or (N, T), in a unit of their own.
 
-    The network learns targets that are standardized by the training part's mean and standard deviation, which
-    checkpoints keep; so one learning rate serves prices and shares alike. The loss is that of the standardized targets;
+    The network learns targets that are standardized by the mean and standard deviation of the training samples, which
+    checkpoints keep; so one learning rate works for prices and fractions. The loss is that of the standardized targets;
     predictions and the metrics ``mae``, ``rmse`` and ``r2`` are in the targets' unit, averaged over targets.
 
     Args:
         loss: ``squared``, ``absolute`` (for outliers), ``huber`` (squared for errors up to ``delta``, absolute beyond),
-            or ``gaussian``: the negative log-likelihood of a normal distribution whose variance the network predicts,
-            too.
-        delta: Error from which ``huber`` is absolute, in standard deviations of the target, positive.
-        standardize: Whether targets are standardized.
+            or ``gaussian``: the negative log-likelihood of a normal distribution, whose variance is predicted, too.
+        delta: Error above which ``huber`` is absolute, in standard deviations of the target, positive.
+        standardize: Whether to standardize the targets.
 
     Raises:
-        SettingError: If a name isn't known or a number is out of its range.
+        SettingError: If a name is unknown or a number is out of range.
 
     Reference:
         Gaussian likelihood: David Nix, Andreas Weigend: Estimating the Mean and Variance of the Target Probability
@@ -68,13 +67,13 @@ class Regression(Task):
         self.is_prepared: Tensor
         self.register_buffer("mean", torch.zeros(num_targets))
         self.register_buffer("std", torch.ones(num_targets))
-        self.register_buffer("is_prepared", torch.tensor(False))  # with the constants, in checkpoints
+        self.register_buffer("is_prepared", torch.tensor(False))  # saved in checkpoints with the constants
         return 2 * num_targets if self.kind == "gaussian" else num_targets
 
     @property
     @override
     def needs_targets(self) -> bool:
-        """Whether targets are to be standardized and no fit, or checkpoint, has said by what."""
+        """Whether targets are to be standardized and neither a fit nor a checkpoint has set the constants."""
         return self.standardize and not bool(self.is_prepared)
 
     @override
@@ -141,7 +140,7 @@ def _variances(raw: Tensor) -> Tensor:
 
 
 def _aligned(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Returns outputs in the targets' shape where one of them is a column and the other isn't: (N, 1) and (N,)."""
+    """Returns outputs in the targets' shape where one is (N, 1) and the other (N,)."""
     if outputs.ndim == targets.ndim + 1 and outputs.shape[-1] == 1:
         return outputs.squeeze(-1)
     if targets.ndim == outputs.ndim + 1 and targets.shape[-1] == 1:

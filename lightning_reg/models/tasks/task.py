@@ -1,4 +1,4 @@
-"""What every task has in common."""
+"""Base class of tasks, and their predictions."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -11,12 +11,12 @@ __all__ = ["Prediction", "Task"]
 
 
 class Prediction(NamedTuple):
-    """What is predicted of a batch, and how sure that is.
+    """Predictions for a batch, with their uncertainty.
 
     Attributes:
         value: Probabilities (N, C), or numbers (N,) or (N, T).
-        std: Standard deviation of each value, of the same shape: that of stochastic passes, with what the network
-            itself says of the noise in a number.
+        std: Standard deviation of each value, of the same shape: over stochastic passes, combined with the noise that
+            the network predicts for a number.
         entropy: Total uncertainty about the class, in nats (N,); None where there are no classes.
         mutual_information: Part of the entropy that comes from not knowing the weights (N,).
     """
@@ -28,40 +28,40 @@ class Prediction(NamedTuple):
 
 
 class Task(nn.Module, ABC):
-    """What a network's outputs mean: their loss, their metrics, and what is predicted from them.
+    """The meaning of a network's outputs: their loss, their metrics, and predictions from them.
 
-    A model copies its task, says by ``build`` how many classes or targets the data has, and, if the task
-    ``needs_targets``, hands over the training part's targets before the first step.
+    A model copies its task, passes the number of classes or targets to ``build`` and, if the task ``needs_targets``,
+    the training targets to ``prepare`` before the first step.
     """
 
     takes_soft_targets: ClassVar[bool] = True
-    """Whether loss and metrics are right for targets that were mixed."""
+    """Whether loss and metrics are correct for mixed targets."""
 
     predicts_classes: ClassVar[bool] = False
     """Whether predictions are probabilities (N, C) that sum to 1."""
 
     @abstractmethod
     def build(self, *, num_classes: int | None, num_targets: int | None) -> int:
-        """Makes what depends on the data, and returns how many outputs a network must have.
+        """Sets up whatever depends on the data, and returns the number of outputs that a network must have.
 
         Args:
-            num_classes: How many classes there are; None where the data has none.
-            num_targets: How many numbers or labels a sample has; None where it has a class.
+            num_classes: Number of classes; None where the data has none.
+            num_targets: Number of targets or labels per sample; None for classification.
         """
 
     @abstractmethod
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Returns the loss that is trained on, a scalar.
+        """Returns the training loss, a scalar.
 
         Args:
-            outputs: The network's, (N, outputs).
+            outputs: (N, outputs), of the network.
         """
 
     def plain_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Returns the loss of validation and test: without what only helps training, so that runs can be compared.
+        """Returns the loss of validation and test: without label smoothing and weights, so that runs can be compared.
 
         Args:
-            outputs: The network's, (N, outputs).
+            outputs: (N, outputs), of the network.
         """
         return self.loss(outputs, targets)
 
@@ -74,22 +74,22 @@ class Task(nn.Module, ABC):
         """Returns predictions and targets as metrics take them.
 
         Args:
-            outputs: The network's, (N, outputs), of one or several batches.
+            outputs: (N, outputs), of the network, from one or several batches.
         """
 
     @abstractmethod
     def predictions(self, outputs: Tensor) -> Tensor:
-        """Returns what is predicted from outputs: probabilities or numbers.
+        """Returns predictions from outputs: probabilities or numbers.
 
         Args:
-            outputs: The network's, (N, outputs).
+            outputs: (N, outputs), of the network.
         """
 
     def variances(self, outputs: Tensor) -> Tensor | None:
-        """Returns the variance of each prediction that the outputs themselves tell; None where they don't.
+        """Returns the variance of each prediction where the outputs contain it, else None.
 
         Args:
-            outputs: The network's, (N, outputs).
+            outputs: (N, outputs), of the network.
         """
         return None
 
@@ -99,18 +99,19 @@ class Task(nn.Module, ABC):
         return False
 
     def prepare(self, targets: Tensor) -> None:
-        """Learns what it needs of the training part, where it ``needs_targets``.
+        """Sets constants from the training targets; called if ``needs_targets``.
 
         Args:
-            targets: All of the training part's.
+            targets: All targets of the training samples.
         """
 
     @abstractmethod
     def columns(self, predicted: Tensor | Prediction, names: Sequence[str]) -> dict[str, list[Any]]:
-        """Returns what a table of predictions has beside the samples' names, by column.
+        """Returns the columns of a table of predictions, other than the samples' names.
 
         Args:
-            names: Of classes, labels or targets; empty where they have none.
+            predicted: Predictions of a batch.
+            names: Names of classes, labels or targets; empty where they have none.
         """
 
 

@@ -18,20 +18,20 @@ __all__ = ["ConcreteDropout", "concrete_layers", "concrete_penalty"]
 class ConcreteDropout(nn.Module):
     """A linear or convolutional layer whose inputs are dropped at a rate that is learned.
 
-    The rate has a gradient because masks are nearly, and not exactly, 0 or 1. It needs a term in the loss
-    (:func:`concrete_penalty`), else it would only ever fall: the models of this package add it by themselves, other
-    LightningModules through the callback ``ConcreteDropoutPenalty``. In front of a convolution whole channels are
-    dropped.
+    The rate has a gradient because masks are nearly, but not exactly, 0 or 1. It needs a term in the loss
+    (:func:`concrete_penalty`), without which it would only fall: the models of this package add it themselves, other
+    LightningModules through the callback ``ConcreteDropoutPenalty``. Before a convolution, whole channels are dropped.
 
     Args:
-        layer: A Linear, or a convolution, whose inputs are dropped.
-        p: The rate at the start, in (0, 1).
-        length_scale: l ≥ 0 of the prior over the layer's weights: how strongly the term pulls large weights toward
-            smaller rates.
-        temperature: Above 0; the smaller, the nearer masks are to 0 and 1, and the noisier the rate's gradient.
+        layer: Linear layer or convolution whose inputs are dropped.
+        p: Initial rate, in (0, 1).
+        length_scale: l ≥ 0, length scale of the prior over the layer's weights: how strongly the term pulls large
+            weights toward smaller rates.
+        temperature: Temperature of the mask, above 0; the smaller, the nearer it is to 0 and 1, and the noisier the
+            gradient.
 
     Raises:
-        SettingError: If a setting is out of its range, or the layer is of another type.
+        SettingError: If a setting is out of range, or the layer is of another type.
 
     Reference:
         Yarin Gal, Jiri Hron, Alex Kendall: Concrete Dropout, NeurIPS 2017, arXiv:1705.07832. As there, survivors are
@@ -59,7 +59,7 @@ class ConcreteDropout(nn.Module):
 
     @property
     def p(self) -> float:
-        """The rate now; reading it waits for the device."""
+        """Current rate; reading it synchronizes with the device."""
         return self.p_logit.detach().sigmoid().item()
 
     def no_weight_decay(self) -> set[str]:
@@ -68,14 +68,14 @@ class ConcreteDropout(nn.Module):
 
     @property
     def num_inputs(self) -> int:
-        """How many units are dropped by themselves: features, or channels."""
+        """Number of units that are dropped independently: features, or channels."""
         return self.layer.in_features if isinstance(self.layer, nn.Linear) else int(self.layer.in_channels)
 
     def regularization(self, num_samples: int) -> Tensor:
-        """Returns what the rate adds to a mean negative log likelihood, ().
+        """Returns the penalty to add to a mean negative log likelihood, a scalar.
 
         Args:
-            num_samples: How many samples there are to train on.
+            num_samples: Number of training samples.
         """
         return concrete_regularization(
             self.layer.weight,
@@ -91,7 +91,7 @@ class ConcreteDropout(nn.Module):
         """Runs the layer.
 
         Args:
-            inputs: Whatever it takes, (N, ..., F) or (N, C, ...).
+            inputs: (N, ..., F) or (N, C, ...), as the layer takes them.
         """
         return self.layer(self._perturb(inputs) if self.training else inputs)  # type: ignore[no-any-return]
 
@@ -109,16 +109,16 @@ class ConcreteDropout(nn.Module):
 
 
 def concrete_layers(module: nn.Module) -> dict[str, ConcreteDropout]:
-    """Returns every layer of a module that learns its rate, by qualified name."""
+    """Returns every ConcreteDropout layer of a module by qualified name."""
     return {name: submodule for name, submodule in module.named_modules() if isinstance(submodule, ConcreteDropout)}
 
 
 def concrete_penalty(module: nn.Module, num_samples: int) -> Tensor:
-    """Returns the sum of the terms of all layers of a module that learn their rate, ().
+    """Returns the sum of the penalties of all ConcreteDropout layers of a module, a scalar.
 
     Args:
-        module: With at least one such layer.
-        num_samples: How many samples there are to train on.
+        module: Module with at least one such layer.
+        num_samples: Number of training samples.
 
     >>> layer = ConcreteDropout(nn.Linear(4, 2, bias=False), p=0.5, length_scale=0.0)
     >>> round(concrete_penalty(layer, 4).item(), 4)  # -log 2

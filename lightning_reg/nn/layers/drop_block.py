@@ -19,9 +19,9 @@ class DropBlock(RatedLayer):
     """Drops blocks of feature maps with one to three dimensions of positions.
 
     What it does: the share of units that is dropped is ``p`` in expectation, for every size of map and block; each
-    survivor is divided by its own probability to survive. In evaluation inputs are handed on.
+    survivor is divided by its own probability of survival. In evaluation inputs pass through.
 
-    When to use: behind convolutions with many positions, where dropout of single units is undone by their neighbors;
+    When to use: after convolutions with many positions, where dropout of single units is undone by their neighbors;
     best with a rate that rises, see ``DropoutSchedule``. When not: on features without positions.
 
     Cost: a draw of the seeds, a few passes over bytes, one over the inputs forward and one backward.
@@ -29,11 +29,11 @@ class DropBlock(RatedLayer):
     Args:
         p: Share of units that is dropped, in [0, 1].
         block_size: Side of a block, at least 1; may be even, and larger than the map.
-        per_channel: Whether each channel loses blocks of its own, which the paper found to be better; else all
-            channels lose the same, which is cheaper.
+        per_channel: Whether each channel drops its own blocks, which the paper found to be better; otherwise all
+            channels drop the same ones, which is cheaper.
 
     Raises:
-        SettingError: If an argument is out of its range, or the inputs have another rank.
+        SettingError: If an argument is out of range, or the inputs have another rank.
 
     Reference:
         Golnaz Ghiasi, Tsung-Yi Lin, Quoc V. Le: DropBlock: A regularization method for convolutional networks, NeurIPS
@@ -65,7 +65,7 @@ class DropBlock(RatedLayer):
     def _seeds(self, inputs: Tensor, gamma: float | Tensor) -> Tensor:
         shape = inputs.shape if self.per_channel else mask_shape(inputs.shape, (1,))
         if torch.compiler.is_compiling() and (self.stream is None or not self.stream.serves(inputs)):
-            # In 32 bits: 16 have too few numbers for a small rate.
+            # In 32 bits: 16 have too few values for a small rate.
             return self.draw("uniform", torch.empty_like(inputs, dtype=torch.float32), shape) < gamma
         return self.draw("bits", inputs, shape, gamma)
 

@@ -26,8 +26,8 @@ __all__ = [
 class DropConnect(nn.Module):
     """Base class of layers with DropConnect: in training, each weight is dropped by itself.
 
-    The parameters, and so the keys of checkpoints, are those of the plain layer. One mask serves the whole batch, so
-    that it stays one matrix multiplication; the paper draws one for each sample.
+    The parameters, and so the keys of checkpoints, are those of the plain layer. The whole batch shares one mask, so
+    that one matrix multiplication is enough; the paper draws one for each sample.
 
     Reference:
         Li Wan et al.: Regularization of Neural Networks using DropConnect, ICML 2013.
@@ -37,24 +37,24 @@ class DropConnect(nn.Module):
     """Probability that a weight is dropped, in [0, 1]."""
 
     stream: NoiseStream | None = None
-    """Where random numbers come from; torch's global stream where None."""
+    """Source of random numbers; torch's global stream where None."""
 
     has_run: bool = False
-    """Whether it was run in training mode."""
+    """Whether the layer has run in training mode."""
 
     lease: Lease | None = None
-    """How long it drops, in copies of the layer, too; always where None."""
+    """Lifetime of dropping, shared by copies of the layer; unlimited where None."""
 
     weight: Tensor
 
     swaps: bool = False
-    """Whether weights are swapped for ``start`` rather than dropped; nothing is done while there is none."""
+    """Whether weights are swapped for ``start`` rather than dropped; if ``start`` is None, they stay as they are."""
 
     start: Tensor | None = None
-    """Weights that dropped ones are swapped for, of the same shape; zeros where None."""
+    """Weights of the same shape to swap for, if ``swaps``."""
 
     def dropped(self, weight: Tensor) -> Tensor:
-        """Returns the weights that are used now."""
+        """Returns the weights to use in this forward pass."""
         if self.training:
             self.has_run = True
         if not self.training or self.p == 0 or (self.lease is not None and self.lease.has_ended):
@@ -93,7 +93,7 @@ class DropConnectLinear(DropConnect, nn.Linear):
 class _DropConnectConv(DropConnect):
     @traced_whole
     def forward(self, input: Tensor) -> Tensor:
-        outputs: Tensor = super().forward(input)  # of the convolution behind this class
+        outputs: Tensor = super().forward(input)  # of the convolution, next in the MRO
         return outputs
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -119,18 +119,18 @@ DROP_CONNECTED: dict[type[nn.Module], type[DropConnect]] = {
     nn.Conv2d: DropConnectConv2d,
     nn.Conv3d: DropConnectConv3d,
 }
-"""What a plain layer becomes."""
+"""Classes with DropConnect by the class of the plain layer."""
 
 
 def drop_connected(layer: nn.Module, p: float) -> DropConnect:
-    """Makes a plain layer drop its weights in training, in place: whoever holds the layer holds the same object.
+    """Makes a plain layer drop its weights in training, in place: references to the layer stay valid.
 
     Args:
-        layer: A Linear, Conv1d, Conv2d or Conv3d of torch's own.
+        layer: A Linear, Conv1d, Conv2d or Conv3d of torch.
         p: Probability that a weight is dropped, in [0, 1].
 
     Raises:
-        SettingError: If the layer is of another type, or ``p`` is out of its range.
+        SettingError: If the layer is of another type, or ``p`` is out of range.
 
     >>> layer = nn.Conv2d(1, 1, 1)
     >>> drop_connected(layer, 0.5) is layer
@@ -142,23 +142,23 @@ def drop_connected(layer: nn.Module, p: float) -> DropConnect:
             "layer must be one of " + ", ".join(kind.__name__ for kind in DROP_CONNECTED) + ", but is a "
             f"{type(layer).__name__}"
         )
-    # The class alone changes: parameters, hooks, mode and every reference to the layer stay.
+    # Only the class changes: parameters, hooks, mode and references to the layer stay.
     layer.__class__ = DROP_CONNECTED[type(layer)]
     layer.p = p  # type: ignore[assignment]
     return layer  # type: ignore[return-value]
 
 
 def mixed_out(layer: nn.Module, p: float) -> DropConnect:
-    """Makes a plain layer swap its weights for those that it has now, at random in training, in place (Mixout).
+    """Makes a plain layer swap its weights at random for its current ones in training, in place (Mixout).
 
-    Checkpoints hold the weights alone, not those that it starts from.
+    Checkpoints hold the trained weights alone, not the ones to swap for.
 
     Args:
-        layer: A Linear, Conv1d, Conv2d or Conv3d of torch's own, with pretrained weights.
+        layer: A Linear, Conv1d, Conv2d or Conv3d of torch, with pretrained weights.
         p: Probability that a weight is swapped, in [0, 1].
 
     Raises:
-        SettingError: If the layer is of another type, or ``p`` is out of its range.
+        SettingError: If the layer is of another type, or ``p`` is out of range.
 
     Reference:
         Cheolhyoung Lee, Kyunghyun Cho, Wanmo Kang: Mixout: Effective Regularization to Finetune Large-scale Pretrained

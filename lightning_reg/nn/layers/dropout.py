@@ -1,4 +1,4 @@
-"""The dropout family: layers that perturb activations in training and hand them on in evaluation."""
+"""The dropout family: layers that perturb activations in training and pass them through in evaluation."""
 
 from collections.abc import Sequence
 from typing import ClassVar, Literal
@@ -28,7 +28,7 @@ class RatedLayer(StochasticLayer):
     """A stochastic layer whose strength is a probability.
 
     Args:
-        p: Probability that something is dropped, in [0, 1]; at 1 there are zeros.
+        p: Probability that something is dropped, in [0, 1]; at 1 the output is 0.
     """
 
     can_drop_all: ClassVar[bool] = True
@@ -48,7 +48,7 @@ class RatedLayer(StochasticLayer):
         return f"p={self.p:.4g}"
 
     def _drop(self, inputs: Tensor, shared_dims: Sequence[int]) -> Tensor:
-        """Drops with one decision for all that differ in the shared dimensions alone."""
+        """Drops with one decision along the shared dimensions."""
         keep = self.draw("bernoulli", inputs, mask_shape(inputs.shape, shared_dims), 1 - self.p)
         return keep_and_rescale(inputs, keep, self.p)
 
@@ -57,13 +57,13 @@ class Dropout(RatedLayer):
     """Drops every unit by itself, as ``torch.nn.Dropout`` does, in a third of the time on the CPU.
 
     Inputs have any shape. Random numbers come from torch's global stream, or from ``stream`` where it is set. Few
-    units, compiled code and GPUs have torch's own dropout, which is as fast there.
+    units, compiled code and GPUs use torch's own dropout, which is as fast there.
 
     Args:
         p: Probability that a unit is dropped, in [0, 1].
 
     Raises:
-        SettingError: If ``p`` is out of its range.
+        SettingError: If ``p`` is out of range.
 
     Reference:
         Nitish Srivastava et al.: Dropout: A Simple Way to Prevent Neural Networks from Overfitting, JMLR 2014.
@@ -78,7 +78,7 @@ class Dropout(RatedLayer):
     @override
     @traced_whole
     def forward(self, inputs: Tensor) -> Tensor:
-        # Nothing in between: of few units, calls are most of the time.
+        # No calls in between: with few units they take most of the time.
         return dropout(inputs, self.p, self.stream) if self.training and self.p != 0 else inputs
 
     @override
@@ -93,7 +93,7 @@ class SpatialDropout(RatedLayer):
         p: Probability that a channel is dropped, in [0, 1].
 
     Raises:
-        SettingError: If ``p`` is out of its range, or the inputs have fewer than two dimensions.
+        SettingError: If ``p`` is out of range, or the inputs have fewer than two dimensions.
 
     Reference:
         Jonathan Tompson et al.: Efficient Object Localization Using Convolutional Networks, CVPR 2015,
@@ -120,7 +120,7 @@ class VariationalDropout(RatedLayer):
         time_dim: Dimension of time; 1 for (N, T, F), 0 for (T, N, F).
 
     Raises:
-        SettingError: If ``p`` is out of its range, or the inputs have fewer than three dimensions.
+        SettingError: If ``p`` is out of range, or the inputs have fewer than three dimensions.
 
     Reference:
         Yarin Gal, Zoubin Ghahramani: A Theoretically Grounded Application of Dropout in Recurrent Neural Networks,
@@ -151,16 +151,15 @@ class VariationalDropout(RatedLayer):
 class StochasticDepth(RatedLayer):
     """Drops a residual branch, for single samples or for the whole batch; stands at the end of the branch.
 
-    What it drops is the function that the branch computes: with the branch at 0, the block hands its input on. Inputs
-    are (N, ...).
+    With the branch at 0, the block passes its input through. Inputs are (N, ...).
 
     Args:
         p: Probability that the branch is dropped, in [0, 1]; usually rising with depth, see
             :func:`lightning_reg.nn.linear_rates`.
-        mode: ``"row"``: for each sample by itself; ``"batch"``: for all or for none.
+        mode: ``"row"`` drops each sample independently, ``"batch"`` all or none.
 
     Raises:
-        SettingError: If a setting is out of its range.
+        SettingError: If a setting is out of range.
 
     Reference:
         Gao Huang et al.: Deep Networks with Stochastic Depth, ECCV 2016, arXiv:1603.09382. Survivors are rescaled in
@@ -191,10 +190,10 @@ class GaussianDropout(RatedLayer):
     Inputs have any shape.
 
     Args:
-        p: Probability of the dropout that it is like, in [0, 1); the noise has the variance p / (1 − p).
+        p: Probability of the equivalent dropout, in [0, 1); the noise has the variance p / (1 − p).
 
     Raises:
-        SettingError: If ``p`` is out of its range.
+        SettingError: If ``p`` is out of range.
 
     Reference:
         Nitish Srivastava et al.: Dropout: A Simple Way to Prevent Neural Networks from Overfitting, JMLR 2014,
@@ -223,7 +222,7 @@ class GaussianNoise(StochasticLayer):
         std: Standard deviation of the noise, at least 0, in units of the inputs.
 
     Raises:
-        SettingError: If ``std`` is out of its range.
+        SettingError: If ``std`` is out of range.
 
     Reference:
         Christopher M. Bishop: Training with Noise is Equivalent to Tikhonov Regularization, Neural Computation 1995.
@@ -252,11 +251,11 @@ class GaussianNoise(StochasticLayer):
 
 
 def linear_rates(p: float, count: int) -> list[float]:
-    """Returns rates that rise linearly with depth to ``p``: the l-th of L has p·l/L.
+    """Returns rates that rise linearly with depth to ``p``: the l-th of L is p·l/L.
 
     Args:
-        p: Rate of the last, in [0, 1].
-        count: L, how many there are.
+        p: Last rate, in [0, 1].
+        count: Number L of rates.
 
     Reference:
         Gao Huang et al.: Deep Networks with Stochastic Depth, ECCV 2016, arXiv:1603.09382.

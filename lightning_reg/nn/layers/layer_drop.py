@@ -1,4 +1,4 @@
-"""LayerDrop: whole blocks that are left out, for all samples of a batch."""
+"""LayerDrop: skips whole blocks, for all samples of a batch."""
 
 from typing import Any
 
@@ -20,20 +20,20 @@ __all__ = ["LayerDrop", "SkippedBlock", "left_out"]
 class LayerDrop(nn.Sequential):
     """Blocks one behind the other, each of which is left out of a training step with probability ``p``.
 
-    What it does: a block that is left out isn't run, for the whole batch: what comes in goes on to the next one.
-    Nothing is rescaled; in evaluation all blocks run. The gradients of its weights are 0 then, rather than none, so
-    that several processes can train it. Compiled code computes all blocks, and leaves out what it has computed. Names
-    of weights are those of ``torch.nn.Sequential``.
+    What it does: a block that is left out isn't run, for the whole batch: its input passes to the next block. Nothing
+    is rescaled; in evaluation all blocks run. The gradients of its weights are then 0 rather than None, so that several
+    processes can train it. Compiled code computes all blocks, and discards the results of those left out. Names of
+    weights are those of ``torch.nn.Sequential``.
 
-    When to use: in deep networks of equal residual blocks, for speed, and so that blocks can be taken out afterwards.
-    When not: few blocks; blocks that aren't residual; weights that are sharded, whose processes have to run the same.
+    When to use: in deep networks of equal residual blocks, for speed, and so that blocks can be removed afterwards.
+    When not: few blocks; blocks that aren't residual; sharded weights, whose processes have to run the same blocks.
 
     Args:
-        blocks: Whose outputs have the shape of their inputs.
+        blocks: Modules whose outputs have the shape of their inputs.
         p: Probability that a block is left out, in [0, 1]; 0.1 to 0.2 is usual.
 
     Raises:
-        SettingError: If ``p`` is out of its range, or a block changes the shape.
+        SettingError: If ``p`` is out of range, or a block changes the shape.
 
     Reference:
         Angela Fan, Edouard Grave, Armand Joulin: Reducing Transformer Depth on Demand with Structured Dropout, ICLR
@@ -45,7 +45,7 @@ class LayerDrop(nn.Sequential):
     """
 
     stream: NoiseStream | None = None
-    """Where random numbers come from; torch's global stream where None."""
+    """Source of random numbers; torch's global stream where None."""
 
     def __init__(self, *blocks: nn.Module, p: float = 0.2) -> None:
         check_range("p", p, low=0, high=1)
@@ -57,7 +57,7 @@ class LayerDrop(nn.Sequential):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training or self.p == 0:
             return self._all(input)
-        # On the host, where whether a block is run has to be known.
+        # On the host, which decides whether a block runs.
         numbers = uniform_from(self.stream, input.new_empty(0, device="cpu"), (len(self),))
         is_masked = is_traced_or_transformed()
         for block, number in zip(self, numbers, strict=True):
@@ -90,10 +90,10 @@ class LayerDrop(nn.Sequential):
 
 
 class SkippedBlock(RatedLayer):
-    """Decides for a whole batch whether a block counts; else there is what the block was given.
+    """Replaces a block's output by its input, at random for a whole batch.
 
     Args:
-        p: Probability that it doesn't, in [0, 1].
+        p: Probability that the output is replaced, in [0, 1].
 
     >>> SkippedBlock(1.0).perturb_block(torch.zeros(2), torch.ones(2))
     tensor([0., 0.])
@@ -109,7 +109,7 @@ class SkippedBlock(RatedLayer):
 
 
 def left_out(inputs: Tensor, block: nn.Module) -> Tensor:
-    """Returns the inputs of a block that isn't run, whose weights get gradients of 0.
+    """Returns the inputs of a block that isn't run, and gives its weights gradients of 0.
 
     >>> block, inputs = nn.Linear(2, 2), torch.ones(1, 2)
     >>> left_out(inputs, block).sum().backward()

@@ -12,17 +12,17 @@ __all__ = ["LayerScale"]
 class LayerScale(nn.Module):
     r"""Multiplies every feature by a learned scale that begins small, at the end of a residual branch.
 
-    .. math:: y = \operatorname{diag}(\gamma) \, x, \qquad \gamma_i = \epsilon \text{ at the beginning}
+    .. math:: y = \operatorname{diag}(\gamma) \, x, \qquad \gamma_i = \epsilon \text{ initially}
 
-    So a deep network begins near the identity, and each branch grows as it is needed. Inputs are (..., E); they keep
-    their dtype.
+    So a deep network starts near the identity, and each branch grows as needed. Inputs are (..., E); their dtype is
+    kept.
 
     Args:
         num_features: Number of features E.
-        init_value: ε, above 0; 0.1 is usual for 12 blocks, 1e-4 or 1e-5 for 24 and more.
+        init_value: Initial scale ε, above 0; 0.1 is usual for 12 blocks, 1e-4 or 1e-5 for 24 and more.
 
     Raises:
-        SettingError: If an argument is out of its range.
+        SettingError: If an argument is out of range.
 
     Reference:
         Hugo Touvron, Matthieu Cord, Alexandre Sablayrolles, Gabriel Synnaeve, Hervé Jégou: Going deeper with Image

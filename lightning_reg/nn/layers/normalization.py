@@ -30,11 +30,11 @@ __all__ = [
 class ChannelsFirstLayerNorm(nn.LayerNorm):
     """LayerNorm over the channels of a feature map (N, C, ...), at every position on its own.
 
-    ``torch.nn.LayerNorm`` wants the channels last; ``torch.nn.GroupNorm(1, C)`` also averages over positions.
+    ``torch.nn.LayerNorm`` expects the channels last; ``torch.nn.GroupNorm(1, C)`` also averages over positions.
 
     Args:
         num_channels: Number of channels C.
-        eps: Added to the variance.
+        eps: Number added to the variance.
 
     Reference:
         Zhuang Liu et al.: A ConvNet for the 2020s, CVPR 2022, arXiv:2201.03545.
@@ -58,7 +58,7 @@ class ChannelsFirstRMSNorm(nn.RMSNorm):
 
     Args:
         num_channels: Number of channels C.
-        eps: Added to the mean square; torch's default for the dtype where it is None.
+        eps: Number added to the mean square; None for torch's default for the dtype.
 
     Reference:
         Biao Zhang, Rico Sennrich: Root Mean Square Layer Normalization, NeurIPS 2019, arXiv:1910.07467.
@@ -81,22 +81,22 @@ class GhostBatchNorm(_BatchNorm):
     """BatchNorm that normalizes small parts of a batch by themselves, as if they were batches.
 
     The noise of small batches regularizes; here a batch may be large and the noise stays. Use it where large batches
-    generalize worse than small ones did. The cost is that of BatchNorm, in several kernels instead of one. In
-    evaluation it is BatchNorm.
+    generalize worse than small ones. The cost is that of BatchNorm, in several kernels instead of one. In evaluation it
+    is BatchNorm.
 
-    Running statistics follow the ghost batches one after the other, as in the paper; so ``momentum`` counts per ghost
-    batch, and ``num_batches_tracked`` counts ghost batches. It deviates from the paper in that what is averaged is the
-    variance (unbiased, as in torch), and not the standard deviation. A trainer with ``sync_batchnorm=True`` replaces it
-    by its opposite, like any BatchNorm.
+    Running statistics are updated by one ghost batch after the other, as in the paper; so ``momentum`` is per ghost
+    batch, and ``num_batches_tracked`` counts ghost batches. Unlike the paper, it averages the variance (unbiased, as in
+    torch), not the standard deviation. A trainer with ``sync_batchnorm=True`` replaces it by its opposite,
+    SyncBatchNorm, like any BatchNorm.
 
     Args:
-        num_features: C, of inputs (N, C, ...) of rank 2 or more.
-        ghost_batch_size: Samples that are normalized together, at most; at least 1. Where there are no positions and a
-            ghost batch would be left with one sample, it is joined to another.
-        eps: Added to the variance.
-        momentum: Share of a ghost batch in the running statistics, in [0, 1]; None for the average over all.
-        affine: Whether there are a scale and a shift for each channel.
-        track_running_stats: Whether there are running statistics; without them evaluation normalizes by the batch.
+        num_features: Number of channels C of inputs (N, C, ...) of rank 2 or more.
+        ghost_batch_size: Largest number of samples that are normalized together, at least 1. Where there are no
+            positions and a ghost batch would have a single sample, it is merged with another.
+        eps: Number added to the variance.
+        momentum: Weight of a ghost batch in the running statistics, in [0, 1]; None for the average over all.
+        affine: Whether to learn a scale and a shift for each channel.
+        track_running_stats: Whether to keep running statistics; without them evaluation normalizes by the batch.
 
     Raises:
         SettingError: If a number is out of range; in training, if a channel has a single value in the whole batch.
@@ -149,17 +149,17 @@ class GhostBatchNorm(_BatchNorm):
 class FilterResponseNorm(nn.Module):
     """Filter response normalization: each channel of each sample by its mean square over positions, then a threshold.
 
-    It depends on no other sample, so batches may be of any size and evaluation is like training. The threshold takes
-    the place of the activation after it (``activation="none"``): at the beginning it is a ReLU, then its corner is
-    learned. The cost is that of a normalization and an activation, in several kernels.
+    It depends on no other sample, so batches may be of any size and evaluation is like training. The threshold replaces
+    the activation after it (``activation="none"``): initially it is a ReLU, then its corner is learned. The cost is
+    that of a normalization and an activation, in several kernels.
 
     Args:
-        num_channels: C, of inputs (N, C, L, ...) of rank 3 or more.
-        eps: Added to the mean square, greater than 0.
-        learn_eps: Whether to learn how much more is added than ``eps``; it begins at 1e-4. It is needed where maps may
-            have a single position, of which nothing but the sign would be left.
-        threshold: Whether there is a learned threshold (TLU). Without it the activation that follows has to make
-            up for means that aren't subtracted.
+        num_channels: Number of channels C of inputs (N, C, L, ...) of rank 3 or more.
+        eps: Number added to the mean square, greater than 0.
+        learn_eps: Whether to learn a number that is added on top of ``eps``, initially 1e-4. It is needed where maps
+            may have a single position, of which otherwise only the sign would be left.
+        threshold: Whether to learn a threshold (TLU). Without it the activation that follows has to make up for means
+            that aren't subtracted.
 
     Raises:
         SettingError: If a number is out of range; in forward, if there are no positions or, without ``learn_eps``, a
@@ -218,12 +218,12 @@ class StandardizedWeight(nn.Module):
     it: its outputs grow with the number of its inputs. The cost is one pass over the weights in each forward pass.
 
     Args:
-        dim: Dimension of the weight that counts the output units: 0, or 1 for transposed convolutions.
+        dim: Dimension of the weight for the output units: 0, or 1 for transposed convolutions.
         groups: Groups of a transposed convolution; 1 for all other layers.
-        eps: Added to the variance of the weights, at least 0.
+        eps: Number added to the variance of the weights, at least 0.
 
     Raises:
-        SettingError: If an argument is out of range; when it is registered, if an output unit has a single weight.
+        SettingError: If an argument is out of range; at registration, if an output unit has a single weight.
 
     Reference:
         Siyuan Qiao et al.: Micro-Batch Training with Batch-Channel Normalization and Weight Standardization, 2019,
@@ -251,12 +251,12 @@ class StandardizedWeight(nn.Module):
         """Returns the standardized weight.
 
         Args:
-            weight: Weight as it is learned.
+            weight: Weight before standardization.
         """
         return standardized_weight(weight, dim=self.dim, groups=self.groups, eps=self.eps)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
-        """Returns what to learn from where a weight is assigned to: the weight itself."""
+        """Returns the assigned weight unchanged, as the new parameter."""
         return weight
 
     @override

@@ -17,21 +17,21 @@ __all__ = ["ShakeDrop"]
 class ShakeDrop(RatedLayer):
     """Multiplies a residual branch by noise of its own forward and backward; stands at the end of the branch.
 
-    For each sample by itself, with probability ``p``, the branch is multiplied by α in the forward pass and its
-    gradient by β in the backward pass. In evaluation the branch is multiplied by the expectation, 1 − p + p·E[α]: other
-    than most layers of its kind, this one changes what is evaluated. Inputs are (N, ...).
+    For each sample independently, with probability ``p``, the branch is multiplied by α in the forward pass and its
+    gradient by β in the backward pass. In evaluation the branch is multiplied by the expectation, 1 − p + p·E[α]:
+    unlike most layers of its kind, this one changes evaluation, too. Inputs are (N, ...).
 
     When to use: in residual networks with a normalization in each branch, with rates that rise with depth, see
-    :func:`lightning_reg.nn.linear_rates`. When not: in networks without one, which gradients of another size can make
-    diverge; there :class:`lightning_reg.nn.StochasticDepth` does.
+    :func:`lightning_reg.nn.linear_rates`. When not: in networks without one, where the changed scale of gradients can
+    cause divergence; use :class:`lightning_reg.nn.StochasticDepth` there.
 
     Args:
         p: Probability that a branch is disturbed, in [0, 1].
-        alpha: The lowest and the highest α, in [-1, 1].
-        beta: The lowest and the highest β, in [0, 1].
+        alpha: Smallest and largest α, in [-1, 1].
+        beta: Smallest and largest β, in [0, 1].
 
     Raises:
-        SettingError: If an argument is out of its range.
+        SettingError: If an argument is out of range.
 
     Reference:
         Yoshihiro Yamada, Masakazu Iwamura, Takuya Akiba, Koichi Kise: ShakeDrop Regularization for Deep Residual

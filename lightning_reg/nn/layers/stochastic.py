@@ -16,10 +16,10 @@ __all__ = ["Lease", "StochasticLayer", "check_rank", "uniform_from"]
 
 
 class Lease:
-    """How long something that was put into a module acts, in the module and in every copy that is made meanwhile.
+    """Lifetime of something inserted into a module, shared by every copy of the module.
 
-    A deep copy shares it, so that nothing keeps dropping in a copy after the run has ended. What is loaded from a
-    pickle has one that has ended.
+    A deep copy shares it, so that nothing keeps dropping in a copy after the run has ended. A lease loaded from a
+    pickle has ended.
 
     >>> lease = Lease()
     >>> lease.end()
@@ -48,7 +48,7 @@ def _ended() -> Lease:
 
 
 class StochasticLayer(nn.Module, ABC):
-    """Perturbs its inputs in training; in evaluation and at strength 0 they are handed on as they are.
+    """Perturbs its inputs in training; in evaluation and at strength 0 they pass through.
 
     Random numbers come from torch's global stream, or from ``stream`` where it is set.
     """
@@ -64,18 +64,18 @@ class StochasticLayer(nn.Module, ABC):
 
     @abstractmethod
     def perturb(self, inputs: Tensor) -> Tensor:
-        """Returns the inputs, perturbed.
+        """Returns the perturbed inputs.
 
         Args:
             inputs: Tensor of any rank that the layer takes.
         """
 
     def perturb_block(self, start: Tensor, end: Tensor) -> Tensor:
-        """Returns what a residual block returns, with what it has added perturbed.
+        """Returns the output of a residual block with its residual branch perturbed.
 
         Args:
-            start: What the block was given.
-            end: What it returns, of the same shape.
+            start: Input of the block.
+            end: Output of the block, of the same shape.
         """
         return start + self.perturb(end - start)
 
@@ -93,18 +93,18 @@ class StochasticLayer(nn.Module, ABC):
         """Returns random numbers, see :func:`lightning_reg.functional.forward.noise.draw`.
 
         Args:
-            like: What the dtype and the device are taken from.
+            like: Tensor that the dtype and the device are taken from.
             p: Probability of a 1, for ``"bernoulli"`` and ``"bits"``.
         """
         return _drawn(self.stream, kind, like, shape, p)
 
 
 def uniform_from(stream: NoiseStream | None, inputs: Tensor, shape: Sequence[int]) -> Tensor:
-    """Returns random numbers on [0, 1) in 32 bits, of which rates are a share, whatever the inputs have.
+    """Returns uniform float32 numbers on [0, 1), whatever the inputs' dtype, so that rates are exact.
 
     Args:
-        stream: Where they come from; torch's global stream where None.
-        inputs: What the device is taken from.
+        stream: Source of random numbers; torch's global stream where None.
+        inputs: Tensor that the device is taken from.
     """
     return _drawn(stream, "uniform", inputs.new_empty(0, dtype=torch.float32), shape, 0.0)
 
@@ -119,9 +119,9 @@ def check_rank(layer: nn.Module, inputs: Tensor, wanted: str, *, least: int, mos
     """Raises if inputs have too few or too many dimensions.
 
     Args:
-        inputs: Tensor whose shape is checked.
-        wanted: The shape as it should be, in words.
-        most: Most dimensions; as many as there are where None.
+        least: Smallest number of dimensions.
+        wanted: Description of the expected shape, for the message.
+        most: Largest number of dimensions; unlimited where None.
 
     Raises:
         SettingError: With the shape.

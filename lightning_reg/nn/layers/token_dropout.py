@@ -17,18 +17,18 @@ __all__ = ["TokenDropout"]
 class TokenDropout(RatedLayer):
     """Removes tokens at random in training, so that what comes behind is computed of fewer; PatchDropout.
 
-    Every sample keeps max(1, ⌊L(1 − p)⌋) of its L tokens, in their order, and the prefix. It has to stand behind what
-    adds positions. Nothing is rescaled. Inputs are (N, T, E), outputs (N, K, E); in evaluation all tokens stay.
+    Every sample keeps max(1, ⌊L(1 − p)⌋) of its L tokens, in their order, and the prefix. It has to come after
+    positions are added. Nothing is rescaled. Inputs are (N, T, E), outputs (N, K, E); in evaluation all tokens stay.
 
-    When to use: in transformers that attend to many tokens of which neighbors say alike, as patches of images: it
-    saves time in training, and regularizes. When not: where every token has an output of its own.
+    When to use: in transformers with many tokens whose neighbors are similar, such as patches of images: it saves time
+    in training, and regularizes. When not: where every token has its own output.
 
     Args:
         p: Share of tokens that is dropped, in [0, 1].
-        num_prefix_tokens: How many tokens at the beginning always stay, as a class token.
+        num_prefix_tokens: Number of tokens at the start that always stay, such as a class token.
 
     Raises:
-        SettingError: If an argument is out of its range, or the inputs have another rank.
+        SettingError: If an argument is out of range, or the inputs have another rank.
 
     Reference:
         Yue Liu, Christos Matsoukas, Fredrik Strand, Hossein Azizpour, Kevin Smith: PatchDropout: Economizing Vision
@@ -48,11 +48,11 @@ class TokenDropout(RatedLayer):
     @override
     @traced_whole
     def forward(self, inputs: Tensor, padding: Tensor | None = None) -> Any:
-        """Returns the tokens that stay; with ``padding``, a pair of these and what of it is theirs.
+        """Returns the tokens that stay; with ``padding``, a pair of them and their entries of it.
 
         Args:
             inputs: (N, T, E).
-            padding: (N, T), true where a token is padding, which counts for no sample's L.
+            padding: (N, T), True where a token is padding, which doesn't count toward L.
         """
         kept = self.kept(inputs, padding) if self.training and not self.is_idle else None
         tokens = inputs if kept is None else gathered(inputs, kept)
@@ -65,11 +65,11 @@ class TokenDropout(RatedLayer):
         return gathered(inputs, self.kept(inputs))
 
     def kept(self, inputs: Tensor, padding: Tensor | None = None) -> Tensor:
-        """Draws which tokens stay, and returns their positions (N, K).
+        """Draws the tokens that stay, and returns their positions (N, K).
 
         Args:
             inputs: (N, T, E).
-            padding: (N, T), true where a token is padding; none is where None.
+            padding: (N, T), True where a token is padding; None for no padding.
         """
         check_rank(self, inputs, "(N, T, E)", least=3, most=3)
         prefix = min(self.num_prefix_tokens, inputs.shape[1])

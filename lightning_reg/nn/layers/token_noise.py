@@ -16,13 +16,13 @@ class TokenNoise(StochasticLayer):
     Inputs are (N, T, E) or (T, E).
 
     Args:
-        alpha: α, at least 0: the noise is α/√(L·E) times a uniform number in [-1, 1].
+        alpha: Strength α, at least 0: the noise is α/√(L·E) times a uniform number in [-1, 1].
 
     Attributes:
-        lengths: (N,), L of each sample, where it is known; T where None.
+        lengths: (N,), number of tokens L of each sample; T where None.
 
     Raises:
-        SettingError: If ``alpha`` is out of its range, or inputs have fewer dimensions.
+        SettingError: If ``alpha`` is out of range, or inputs have fewer dimensions.
 
     Reference:
         Neel Jain et al.: NEFTune: Noisy Embeddings Improve Instruction Finetuning, ICLR 2024, arXiv:2310.05914.

@@ -1,4 +1,4 @@
-"""Recording a layer as a whole by torch.fx."""
+"""Tracing a layer as a leaf module in torch.fx."""
 
 import functools
 from collections.abc import Callable
@@ -13,11 +13,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def traced_whole(forward: F) -> F:
-    """Makes a layer's ``forward`` one call of the layer in a graph of ``torch.fx``, as torch's own layers are one.
+    """Makes a layer a leaf in graphs of ``torch.fx``, as torch's own layers are.
 
-    What a layer draws depends on shapes and on whether it is trained, which a tracer can't see, and its decision would
-    be recorded rather than made in each call. The tracer decides by a layer's own module of Python whether it is a
-    whole; this decides for layers of ours.
+    What a layer draws depends on shapes and on its mode, which a tracer can't see, so its decision would be recorded
+    once rather than made in each call. The tracer recognizes leaves by their Python module; this decorator marks ours.
 
     Args:
         forward: Method of a module whose first argument is a tensor.
@@ -36,7 +35,7 @@ def traced_whole(forward: F) -> F:
         first = args[0] if args else next(iter(kwargs.values()), None)
         if isinstance(first, Proxy):
             tracer = first.tracer
-            path = tracer.path_of_module(self)  # type: ignore[attr-defined]  # of every tracer of modules
+            path = tracer.path_of_module(self)  # type: ignore[attr-defined]  # every tracer of modules has it
             return tracer.create_proxy("call_module", path, args, kwargs)
         return forward(self, *args, **kwargs)
 

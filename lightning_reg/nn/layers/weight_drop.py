@@ -14,7 +14,7 @@ __all__ = ["WeightDrop", "WeightDropGRU", "WeightDropLSTM", "WeightDropRNN"]
 
 
 class WeightDrop(DropConnect, nn.RNNBase):
-    """Drops entries of the recurrent matrices in training; stands before one of torch's recurrent modules."""
+    """Mixin before one of torch's recurrent modules that drops entries of the recurrent matrices in training."""
 
     def __init__(
         self,
@@ -29,7 +29,7 @@ class WeightDrop(DropConnect, nn.RNNBase):
         bidirectional: bool = False,
     ) -> None:
         check_range("p", p, low=0, high=1)
-        super().__init__(  # type: ignore[call-arg]  # the class behind this one knows its mode by itself
+        super().__init__(  # type: ignore[call-arg]  # the next class in the MRO sets its mode
             input_size,  # type: ignore[arg-type]
             hidden_size,
             num_layers=num_layers,
@@ -47,15 +47,15 @@ class WeightDrop(DropConnect, nn.RNNBase):
 
         Args:
             input: (T, N, F), or (N, T, F) with ``batch_first``, or packed.
-            hx: State to begin with; zeros where None.
+            hx: Initial state; zeros where None.
         """
         if not self.training or self.p == 0:
             return super().forward(input, hx)
         self._update_flat_weights()
         weights: list[Any] = self._flat_weights
         try:
-            # All are copies, not only those with a mask: cuDNN wants them in one piece of memory, and would otherwise
-            # warn and put them there in every call, or move the parameters themselves.
+            # All are copies, not only those with a mask: cuDNN needs them in one chunk of memory, and would otherwise
+            # warn and copy them there in every call, or move the parameters themselves.
             self._flat_weights = [
                 self.dropped(weight) if name.startswith("weight_hh") else weight.clone()
                 for name, weight in zip(self._flat_weights_names, weights, strict=True)
@@ -70,22 +70,22 @@ class WeightDropLSTM(WeightDrop, nn.LSTM):
     """An LSTM whose recurrent matrices lose entries in training: one mask a forward pass, for all of its time steps.
 
     What it does: regularizes the connections from one time step to the next, where dropout of activations would disturb
-    what the state remembers. When to use: overfitting recurrent networks, beside variational dropout between layers.
-    When not: to save memory or time; every forward pass copies the weights once. Parameters, and so the keys of
-    checkpoints, are those of ``torch.nn.LSTM``.
+    the memory in the state. When to use: overfitting recurrent networks, together with variational dropout between
+    layers. When not: where memory or time is short; every forward pass copies the weights once. Parameters, and so the
+    keys of checkpoints, are those of ``torch.nn.LSTM``.
 
     Args:
-        input_size: Features of one time step.
+        input_size: Number of features of one time step.
         hidden_size: Width of the state.
         p: Probability that an entry of a recurrent matrix is dropped, in [0, 1].
-        num_layers: Layers on top of each other.
-        bias: Whether there are biases.
+        num_layers: Number of stacked layers.
+        bias: Whether layers have biases.
         batch_first: Whether sequences are (N, T, F) rather than (T, N, F).
         dropout: Probability of torch's own dropout between layers.
-        bidirectional: Whether a second layer reads backwards.
+        bidirectional: Whether a second layer reads backward.
 
     Raises:
-        SettingError: If ``p`` is out of its range.
+        SettingError: If ``p`` is out of range.
 
     Reference:
         Stephen Merity, Nitish Shirish Keskar, Richard Socher: Regularizing and Optimizing LSTM Language Models, ICLR

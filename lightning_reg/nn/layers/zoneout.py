@@ -1,4 +1,4 @@
-"""Zoneout: recurrent layers some of whose units keep their state from one time step to the next."""
+"""Zoneout: recurrent layers in which some units keep their state from the previous time step."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,10 +21,10 @@ _States = tuple[Tensor, ...]
 
 
 class Zoneout(nn.RNNBase):
-    """Keeps units of the state from the time step before; stands before one of torch's recurrent modules."""
+    """Mixin before one of torch's recurrent modules that keeps units of the state from the previous time step."""
 
     stream: NoiseStream | None = None
-    """Where random numbers come from; torch's global stream where None."""
+    """Source of random numbers; torch's global stream where None."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class Zoneout(nn.RNNBase):
         bidirectional: bool = False,
     ) -> None:
         check_range("p", p, low=0, high=1)
-        super().__init__(  # type: ignore[call-arg]  # the class behind this one knows its mode by itself
+        super().__init__(  # type: ignore[call-arg]  # the next class in the MRO sets its mode
             input_size,  # type: ignore[arg-type]
             hidden_size,
             num_layers=num_layers,
@@ -52,27 +52,27 @@ class Zoneout(nn.RNNBase):
 
     @property
     def rates(self) -> tuple[float, ...]:
-        """The probability of each of the states that the layer carries."""
+        """Probability of keeping a unit, for each state of the layer."""
         return (self.p,)
 
     def step(self, inputs: Tensor, states: _States, weights: Sequence[Tensor | None]) -> _States:
-        """Returns the states after one time step, as if nothing were kept.
+        """Returns the states after one time step without zoneout.
 
         Args:
             inputs: (N, F).
             states: (N, H) each.
-            weights: Those of the inputs, of the state, and their biases.
+            weights: Weights of the inputs and of the state, and their biases.
         """
         raise NotImplementedError
 
     @override
     @traced_whole
     def forward(self, input: Tensor | PackedSequence, hx: Any = None) -> Any:
-        """Returns what torch's module returns, with states that keep units.
+        """Returns outputs and state as torch's module does, with zoneout.
 
         Args:
             input: (T, N, F), or (N, T, F) with ``batch_first``, (T, F) of one sequence, or packed.
-            hx: State to begin with; zeros where None.
+            hx: Initial state; zeros where None.
         """
         if not any(self.rates):
             return super().forward(input, hx)
@@ -104,11 +104,11 @@ class Zoneout(nn.RNNBase):
         return outputs, last if len(last) > 1 else last[0]
 
     def _read(self, rows: Tensor, sizes: list[int], states: _States) -> tuple[Tensor, _States]:
-        """Returns the outputs of the last layer, in one piece for all time steps, and the last states of all layers.
+        """Returns the outputs of the last layer, concatenated over time steps, and the last states of all layers.
 
         Args:
-            rows: Inputs of all time steps, one behind the other.
-            sizes: How many samples each time step has; no more than the one before.
+            rows: Inputs of all time steps, concatenated.
+            sizes: Number of samples of each time step, which never increases.
             states: (layers and directions, N, H) each.
         """
         zoned: list[Tensor] = []
@@ -131,7 +131,7 @@ class Zoneout(nn.RNNBase):
     def _read_once(
         self, end: str, rows: Tensor, sizes: list[int], states: _States, zoned: list[Tensor]
     ) -> tuple[Tensor, _States]:
-        """Reads in one direction, in one layer, which the end of its weights' names tells."""
+        """Reads in one direction of one layer, given by the suffix of its weights' names."""
         names = [f"{name}{end}" for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
         weights = [getattr(self, name, None) for name in names]
         inputs, kept = torch.split(rows, sizes), [torch.split(drawn, sizes) for drawn in zoned]
@@ -145,7 +145,7 @@ class Zoneout(nn.RNNBase):
             masks = [drawn[place] for drawn in kept] if kept else [None] * len(after)
             after = tuple(map(zoneout, before, after, masks, self.rates))
             outputs.append(after[0])
-            # Sequences that have ended, or haven't begun, wait.
+            # Sequences that have ended, or haven't begun, keep their state.
             states = tuple(
                 new if size == len(old) else torch.cat([new, old[size:].to(new.dtype)])
                 for new, old in zip(after, states, strict=True)
@@ -161,27 +161,27 @@ class ZoneoutLSTM(Zoneout, nn.LSTM):
     """An LSTM some of whose units keep their state from the time step before, drawn anew at each.
 
     In training a unit of the hidden state keeps its value with probability ``p``, and one of the cell with ``p_cell``,
-    whatever the gates say; in evaluation the new state is the expectation of that. So information and gradients go
-    through many steps more easily. Parameters, and so the keys of checkpoints, are those of ``torch.nn.LSTM``; with
-    rates of 0 it is that module.
+    whatever the gates say; in evaluation the new state is the expectation. So information and gradients pass through
+    many steps more easily. Parameters, and so the keys of checkpoints, are those of ``torch.nn.LSTM``; with rates of 0
+    it is that module.
 
     When to use: overfitting recurrent networks over long sequences. When not: where time is short: in training and in
-    evaluation, time steps are a loop instead of one call of torch's, which takes two to six times as long on a CPU and
-    leaves cuDNN's kernels unused on a GPU.
+    evaluation, time steps are a loop instead of one call of torch, which takes two to six times as long on a CPU and
+    can't use cuDNN's kernels on a GPU.
 
     Args:
-        input_size: Features of one time step.
+        input_size: Number of features of one time step.
         hidden_size: Width of the state.
         p: Probability that a unit of the hidden state is kept, in [0, 1]; 0.05 to 0.15 is usual.
-        p_cell: Probability that a unit of the cell is kept, in [0, 1]; up to 0.5 is usual, ``p`` where None.
-        num_layers: Layers on top of each other.
-        bias: Whether there are biases.
+        p_cell: Probability that a unit of the cell is kept, in [0, 1]; up to 0.5 is usual; None for ``p``.
+        num_layers: Number of stacked layers.
+        bias: Whether layers have biases.
         batch_first: Whether sequences are (N, T, F) rather than (T, N, F).
         dropout: Probability of torch's own dropout between layers.
-        bidirectional: Whether a second layer reads backwards.
+        bidirectional: Whether a second layer reads backward.
 
     Raises:
-        SettingError: If a probability is out of its range.
+        SettingError: If a probability is out of range.
 
     Reference:
         David Krueger, Tegan Maharaj, János Kramár, Mohammad Pezeshki, Nicolas Ballas, Nan Rosemary Ke, Anirudh Goyal,

@@ -1,4 +1,4 @@
-"""Stacks of layers in the usual order: weights, normalization, activation, dropout."""
+"""Dense and convolutional networks: weights, normalization, activation, dropout."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -17,11 +17,11 @@ __all__ = ["ResidualBlock", "convolutional_network", "dense_network"]
 
 
 class ResidualBlock(nn.Module):
-    """Adds what a branch computes to what comes in.
+    """Adds the output of a branch to its input.
 
     Args:
-        branch: From the block's inputs to its outputs.
-        shortcut: What the inputs go through where their shape isn't that of the outputs; None where it is.
+        branch: Module from the block's inputs to its outputs.
+        shortcut: Module that projects inputs to the shape of the outputs; None where the shapes are equal.
 
     Reference:
         Kaiming He, Xiangyu Zhang, Shaoqing Ren, Jian Sun: Identity Mappings in Deep Residual Networks, ECCV 2016,
@@ -62,25 +62,25 @@ def dense_network(
     """A multilayer perceptron on flattened inputs, or on a table's rows whose categories are embedded.
 
     Residual or not, the layers and their order are the same. The blocks of a residual network are normalization,
-    activation, dropout and weights; what they add to is what the first hidden layer's weights compute.
+    activation, dropout and weights; the first block adds to the output of the first hidden layer's weights.
 
     Args:
         input_shape: Shape of one sample.
         num_outputs: Width of the last layer.
-        hidden_sizes: Widths of the hidden layers, in order; none makes the network linear.
+        hidden_sizes: Widths of the hidden layers, in order; if empty, the network is linear.
         norm: Normalization after each hidden layer's weights, see :func:`lightning_reg.nn.make_norm`.
-        activation: See :func:`lightning_reg.nn.make_activation`.
+        activation: Activation, see :func:`lightning_reg.nn.make_activation`.
         dropout: Dropout after each activation, see :func:`lightning_reg.nn.make_dropout`; ``drop_connect`` and
-            ``concrete`` drop weights or inputs of the layer that comes next.
+            ``concrete`` drop weights or inputs of the next layer.
         drop_prob: Probability that an activation is dropped, in [0, 1].
-        init: See :func:`lightning_reg.init.initialization.initialize_`.
-        categories: How many categories each of the last columns of a table has, see
-            :class:`lightning_reg.nn.TabularEmbedding`; none where all inputs are numbers.
-        embed_dim: Width of the vector that a category becomes.
-        residual: Whether each hidden layer after the first is added to what came in; where the widths differ, what
-            comes in goes through weights of its own.
-        stochastic_depth_prob: Probability that the last residual block's branch is dropped from a sample, in [0, 1];
-            those before it have less, linearly. See :class:`lightning_reg.nn.StochasticDepth`.
+        init: Initialization, see :func:`lightning_reg.init.initialization.initialize_`.
+        categories: Number of categories of each of the last columns of a table, see
+            :class:`lightning_reg.nn.TabularEmbedding`; empty where all inputs are numbers.
+        embed_dim: Width of a category's vector.
+        residual: Whether each hidden layer after the first is a residual block; where the widths differ, its input is
+            projected.
+        stochastic_depth_prob: Probability that the last residual block's branch is dropped from a sample, in [0, 1]; it
+            rises linearly with depth. See :class:`lightning_reg.nn.StochasticDepth`.
         shake_drop_prob: Probability that the last residual block's branch is disturbed by
             :class:`lightning_reg.nn.ShakeDrop` instead, likewise.
 
@@ -88,7 +88,7 @@ def dense_network(
         A module from (N, *input_shape) to (N, num_outputs).
 
     Raises:
-        SettingError: If a name isn't known, a number is out of its range, ``categories`` don't fit the input, or
+        SettingError: If a name is unknown, a number is out of range, ``categories`` don't match the input, or
             branches are to be dropped where there are none.
 
     >>> dense_network((1, 8, 8), 10, hidden_sizes=[32], norm="layer", drop_prob=0.2)
@@ -105,7 +105,7 @@ def dense_network(
     rates = _branch_rates(len(hidden_sizes), residual, stochastic_depth_prob, shake_drop_prob)
     layers: list[nn.Module] = [first or nn.Flatten()]
     width = first.out_features if first else math.prod(input_shape)
-    between: list[nn.Module] = []  # what stands between the weights of two layers
+    between: list[nn.Module] = []  # layers between the weights of two layers
     for hidden, size in enumerate(hidden_sizes):
         check_count("each of hidden_sizes", size)
         norm_layer = make_norm(norm, size)
@@ -122,12 +122,12 @@ def dense_network(
     layers += [*between, drop_weights_or_inputs(dropout, drop_prob, head) if hidden_sizes else head]
     network = _assemble(layers, init, activation)
     if first:
-        first.clear_missing()  # which a scheme for embeddings has drawn, too
+        first.clear_missing()  # the initialization may have set these vectors, too
     return network
 
 
 def _branch_rates(hidden: int, residual: bool, stochastic_depth_prob: float, shake_drop_prob: float) -> list[float]:
-    """Returns the probability of each residual branch to be dropped or disturbed."""
+    """Returns the probability with which each residual branch is dropped or disturbed."""
     probabilities = {"stochastic_depth_prob": stochastic_depth_prob, "shake_drop_prob": shake_drop_prob}
     for name, p in probabilities.items():
         check_range(name, p, low=0, high=1)
@@ -170,15 +170,15 @@ def convolutional_network(
     Args:
         input_shape: (C, H, W) of one image.
         num_outputs: Width of the last layer.
-        channels: Channels of each stage, in order.
-        layers_per_stage: Convolutions in each stage.
+        channels: Number of channels of each stage, in order.
+        layers_per_stage: Number of convolutions in each stage.
         norm: Normalization after each convolution, see :func:`lightning_reg.nn.make_norm`.
-        activation: See :func:`lightning_reg.nn.make_activation`.
+        activation: Activation, see :func:`lightning_reg.nn.make_activation`.
         dropout: Dropout at the end of each stage, see :func:`lightning_reg.nn.make_dropout`; ``drop_connect`` and
-            ``concrete`` drop weights or inputs of the layer that comes next.
-        drop_prob: Its probability, in [0, 1].
+            ``concrete`` drop weights or inputs of the next layer.
+        drop_prob: Probability of that dropout, in [0, 1].
         head_drop_prob: Probability that a feature is dropped before the last layer, in [0, 1].
-        init: See :func:`lightning_reg.init.initialization.initialize_`.
+        init: Initialization, see :func:`lightning_reg.init.initialization.initialize_`.
 
     Returns:
         A module from (N, C, H, W) to (N, num_outputs).
@@ -232,7 +232,7 @@ def _embedding(input_shape: Sequence[int], categories: Sequence[int], embed_dim:
 
 
 def _shifts(norm_layer: nn.Module) -> bool:
-    """Whether a normalization has a shift of its own, which makes a bias before it superfluous."""
+    """Whether a normalization has a shift of its own, which makes a bias before it redundant."""
     return getattr(norm_layer, "bias", None) is not None
 
 

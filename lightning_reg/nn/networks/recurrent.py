@@ -73,27 +73,27 @@ def recurrent_network(
     Each recurrent layer is followed by normalization and dropout. Names of weights don't depend on rates.
 
     Args:
-        input_shape: (T, F) of one sequence or (C, H, W) of one image; T, H and N may be others later.
+        input_shape: (T, F) of one sequence or (C, H, W) of one image; later inputs may have other T or H.
         num_outputs: Width of the last layer.
-        cell: ``"lstm"``, ``"gru"``, or ``"rnn"`` (tanh).
+        cell: Kind of recurrent layer: ``"lstm"``, ``"gru"``, or ``"rnn"`` (tanh).
         hidden_size: Width of the state, in each direction.
         num_layers: Number of recurrent layers.
-        bidirectional: Whether each layer also reads backwards.
+        bidirectional: Whether each layer also reads backward.
         norm: Normalization of each layer's outputs, see :func:`make_sequence_norm`.
-        dropout: Dropout after it, see :func:`make_sequence_dropout`.
-        drop_prob: Its probability, in [0, 1].
+        dropout: Dropout after the normalization, see :func:`make_sequence_dropout`.
+        drop_prob: Probability of that dropout, in [0, 1].
         weight_drop_prob: Probability that an entry of a recurrent matrix is dropped, in [0, 1].
-        zoneout_prob: Probability that a unit keeps its state from the time step before, in [0, 1], see
+        zoneout_prob: Probability that a unit keeps its state from the previous time step, in [0, 1], see
             :class:`lightning_reg.nn.ZoneoutLSTM`.
-        init: See :func:`lightning_reg.init.initialization.initialize_`; ``"auto"`` is for tanh.
-        pool: Which time steps the last layer reads, see :class:`SequencePool`.
+        init: Initialization, see :func:`lightning_reg.init.initialization.initialize_`; ``"auto"`` is for tanh.
+        pool: Pooling over time before the last layer, see :class:`SequencePool`.
 
     Returns:
         A module from (N, *input_shape) to (N, num_outputs).
 
     Raises:
-        SettingError: If a name isn't known, a number is out of its range, weights are to be dropped and states kept, or
-            the shape is neither.
+        SettingError: If a name is unknown, a number is out of range, both ``weight_drop_prob`` and ``zoneout_prob`` are
+            positive, or the shape is neither that of a sequence nor that of an image.
 
     >>> import torch
     >>> network = recurrent_network((1, 8, 8), 10, hidden_size=16, num_layers=2, norm="layer", drop_prob=0.2)

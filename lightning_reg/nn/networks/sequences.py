@@ -15,7 +15,7 @@ from lightning_reg.settings import SettingError, check_choice, check_range, name
 
 __all__ = ["ImageRows", "OverTime", "SequencePool", "make_sequence_dropout", "make_sequence_norm", "named_sequential"]
 
-# Of torch's own norms those that take the features in the second dimension.
+# torch's norms that take the features in the second dimension.
 _FEATURES_SECOND = (nn.modules.batchnorm._NormBase, nn.GroupNorm)
 
 
@@ -38,10 +38,10 @@ class ImageRows(nn.Module):
 
 
 class OverTime(nn.Module):
-    """Hands a sequence (N, T, F) to a layer that takes the features in the second dimension, (N, F, T), and back.
+    """Applies a layer with features in the second dimension, (N, F, T), to a sequence (N, T, F).
 
     Args:
-        layer: From (N, F, T) to the same shape.
+        layer: Module from (N, F, T) to the same shape.
 
     >>> import torch
     >>> OverTime(nn.BatchNorm1d(4))(torch.randn(2, 5, 4)).shape
@@ -60,15 +60,15 @@ class OverTime(nn.Module):
 
 
 class SequencePool(nn.Module):
-    """Makes one vector of a sequence: (N, T, F) becomes (N, F).
+    """Pools a sequence over time: (N, T, F) becomes (N, F).
 
     Args:
-        mode: ``"first"``, ``"last"``, or ``"mean"`` or ``"max"`` over time.
-        bidirectional: Whether the second half of the features comes from a reading backwards, which ends at the first
-            step; only ``"last"`` asks for it.
+        mode: Kind of pooling: ``"first"`` or ``"last"`` time step, ``"mean"`` or ``"max"`` over time.
+        bidirectional: Whether the second half of the features comes from a backward direction, which ends at the first
+            step; only used by ``"last"``.
 
     Raises:
-        SettingError: If the mode isn't known.
+        SettingError: If the mode is unknown.
 
     >>> import torch
     >>> SequencePool("mean")(torch.tensor([[[1.0], [3.0]]]))
@@ -103,14 +103,14 @@ class SequencePool(nn.Module):
 def make_sequence_norm(norm: str | Callable[[int], nn.Module], num_features: int) -> nn.Module:
     """Makes a normalization layer for sequences (N, T, F).
 
-    ``layer`` and ``rms`` normalize each time step by itself. The others take time steps for positions: ``batch``
+    ``layer`` and ``rms`` normalize each time step independently. The others treat time steps as positions: ``batch``
     averages over samples and time, ``group`` and ``instance`` over the time of one sample.
 
     Args:
         norm: A key of ``NORMS``, or a callable (or its import path) from the number of features to a module.
 
     Raises:
-        SettingError: If the name isn't known.
+        SettingError: If the name is unknown.
 
     >>> make_sequence_norm("layer", 8)
     LayerNorm((8,), eps=1e-05, ...)
@@ -128,12 +128,12 @@ def make_sequence_dropout(dropout: str | Callable[[float], nn.Module], p: float)
     """Makes a dropout layer for sequences (N, T, F).
 
     Args:
-        dropout: ``variational``, which drops a feature at every time step of a sequence, as ``spatial`` does; another
+        dropout: ``variational`` or ``spatial``, which drop a feature at all time steps of a sequence; another
             key of ``DROPOUTS``; or a callable (or its import path) from the probability to a module.
-        p: Probability that something is dropped, in [0, 1]; at 0 there is no layer at all.
+        p: Probability that something is dropped, in [0, 1]; at 0 the result is an Identity.
 
     Raises:
-        SettingError: If the name isn't known, belongs to a layer with weights, or ``p`` is out of range.
+        SettingError: If the name is unknown or in ``WEIGHT_DROPOUTS``, or ``p`` is out of range.
 
     >>> make_sequence_dropout("variational", 0.2)
     VariationalDropout(p=0.2, time_dim=1)
@@ -155,10 +155,10 @@ def make_sequence_dropout(dropout: str | Callable[[float], nn.Module], p: float)
 
 
 def named_sequential(layers: Mapping[str, nn.Module]) -> nn.Sequential:
-    """Chains layers, without those that do nothing; names, and so the keys of checkpoints, don't depend on which do.
+    """Chains named layers without the identities, so that names, the keys of checkpoints, don't depend on these.
 
     Args:
-        layers: By name, in order.
+        layers: Layers by name, in order.
 
     >>> named_sequential({"norm": nn.Identity(), "head": nn.Linear(4, 2)})
     Sequential(

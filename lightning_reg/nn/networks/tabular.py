@@ -1,4 +1,4 @@
-"""Rows of a table as inputs of a network: numbers as they are, categories as learned vectors."""
+"""Embedding of a table's rows: numbers as they are, categories as learned vectors."""
 
 from collections.abc import Sequence
 
@@ -16,19 +16,19 @@ class TabularEmbedding(nn.Module):
     """Replaces the categories in a table's rows by learned vectors.
 
     A row is F numbers, followed by the K codes of its categories (as numbers, exact up to 2²⁴ in float32) or by their
-    one-hot blocks. Those may be mixed: a mixture of two categories becomes the same mixture of their vectors. Rows of
-    codes and rows of blocks are told apart by their width.
+    one-hot blocks. Blocks may be mixed: a mixture of two categories becomes the same mixture of their vectors. Codes
+    and blocks are distinguished by the width of the rows.
 
-    Code 0 stands for a value that is missing or was never seen. Its vector begins as zeros, so that it says nothing
-    until it has been trained.
+    Code 0 stands for a value that is missing or was never seen. Its vector is initially 0, so that it is neutral until
+    it has been trained.
 
     Args:
-        num_numbers: F, at least 0.
-        cardinalities: How many categories each of the K columns has, code 0 included; at least 2 each.
-        embed_dim: Width E of a vector.
+        num_numbers: Number F of columns of numbers, at least 0.
+        cardinalities: Number of categories of each of the K columns, code 0 included; at least 2 each.
+        embed_dim: Width E of a category's vector, at least 1.
 
     Raises:
-        SettingError: If an argument is out of its range, or rows have another width.
+        SettingError: If an argument is out of range, or rows have another width.
 
     Reference:
         Cheng Guo, Felix Berkhahn: Entity Embeddings of Categorical Variables, 2016, arXiv:1604.06737.
@@ -58,7 +58,7 @@ class TabularEmbedding(nn.Module):
 
     @torch.no_grad()
     def clear_missing(self) -> None:
-        """Makes the vectors of code 0 zeros, as they are at the beginning."""
+        """Sets the vectors of code 0 to zero, as they are initially."""
         self.vectors.weight[self.starts] = 0
 
     @override

@@ -13,13 +13,13 @@ __all__ = ["TokenEmbedding"]
 
 
 class TokenEmbedding(nn.Module):
-    """Makes tokens of an image's patches or of a sequence's time steps, and adds a learned vector for each position.
+    """Embeds an image's patches or a sequence's time steps as tokens, and adds a learned vector for each position.
 
     Args:
         input_shape: (C, H, W) of one image or (T, F) of one sequence.
         embed_dim: Width E of a token.
         patch_size: Height and width P of a patch; must divide those of the image. Sequences have none.
-        class_token: Whether a learned token that stands for the whole sample comes first.
+        class_token: Whether to prepend a learned token for the whole sample.
 
     Raises:
         SettingError: If the patches don't divide the image, or inputs have another shape.
@@ -45,7 +45,7 @@ class TokenEmbedding(nn.Module):
         else:
             count = _patches(input_shape, patch_size)
             self.project = nn.Conv2d(input_shape[0], embed_dim, patch_size, stride=patch_size)
-        # Embeddings rather than bare parameters, because weight decay and penalties spare those.
+        # Embeddings rather than bare parameters, because weight decay and penalties skip embeddings.
         self.class_token = nn.Embedding(1, embed_dim) if class_token else None
         self.position = nn.Embedding(count + class_token, embed_dim)
         for embedding in filter(None, (self.class_token, self.position)):

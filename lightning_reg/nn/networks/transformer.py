@@ -33,11 +33,11 @@ class Attention(nn.Module):
 
     Args:
         embed_dim: Width E of a token.
-        num_heads: Heads; must divide ``embed_dim``.
+        num_heads: Number of heads; must divide ``embed_dim``.
         attention_drop_prob: Probability that an attention weight is dropped, in [0, 1].
 
     Raises:
-        SettingError: If an argument is out of its range, or the heads don't divide the width.
+        SettingError: If an argument is out of range, or the heads don't divide the width.
 
     Reference:
         Ashish Vaswani et al.: Attention Is All You Need, NeurIPS 2017, arXiv:1706.03762.
@@ -64,7 +64,7 @@ class Attention(nn.Module):
     @override
     @traced_whole
     def forward(self, inputs: Tensor) -> Tensor:
-        """Returns new tokens.
+        """Returns the transformed tokens.
 
         Args:
             inputs: Tokens (N, T, E).
@@ -89,12 +89,12 @@ class FeedForward(nn.Module):
     Args:
         embed_dim: Width of a token.
         hidden_dim: Width between the two layers.
-        activation: See :func:`lightning_reg.nn.make_activation`.
+        activation: Activation, see :func:`lightning_reg.nn.make_activation`.
         dropout: Dropout after the activation, see :func:`make_sequence_dropout`.
-        drop_prob: Its probability, in [0, 1].
+        drop_prob: Probability of that dropout, in [0, 1].
 
     Raises:
-        SettingError: If an argument is out of its range.
+        SettingError: If an argument is out of range.
 
     >>> import torch
     >>> FeedForward(32, 128)(torch.zeros(2, 5, 32)).shape
@@ -120,7 +120,7 @@ class FeedForward(nn.Module):
 
     @override
     def forward(self, inputs: Tensor) -> Tensor:
-        """Returns new tokens.
+        """Returns the transformed tokens.
 
         Args:
             inputs: Tokens (N, T, E).
@@ -132,25 +132,25 @@ class FeedForward(nn.Module):
 class TransformerBlock(nn.Module):
     """A pre-norm block: attention, then feed-forward, each on normalized tokens and each added to what came in.
 
-    With the norm inside the branches, the way from the last block to the first is free, and training is stable without
-    a warm-up of the learning rate.
+    With the norm inside the branches, the residual path from the last block to the first is unobstructed, and training
+    is stable without a warm-up of the learning rate.
 
     Args:
         embed_dim: Width E of a token.
-        num_heads: Heads of the attention; must divide ``embed_dim``.
+        num_heads: Number of attention heads; must divide ``embed_dim``.
         hidden_dim: Width inside the feed-forward part.
         norm: Normalization at the beginning of each branch, see :func:`make_sequence_norm`.
         activation: Activation of the feed-forward part, see :func:`lightning_reg.nn.make_activation`.
         dropout: Dropout at the end of each branch and inside the feed-forward part, see
             :func:`make_sequence_dropout`.
-        drop_prob: Its probability, in [0, 1].
+        drop_prob: Probability of that dropout, in [0, 1].
         attention_drop_prob: Probability that an attention weight is dropped, in [0, 1].
         stochastic_depth_prob: Probability that a branch is dropped from a sample, in [0, 1].
         layer_scale: Initial value of a learned factor for each feature at the end of each branch, above 0, see
-            :class:`lightning_reg.nn.LayerScale`; there is no factor where None.
+            :class:`lightning_reg.nn.LayerScale`; None for no factor.
 
     Raises:
-        SettingError: If an argument is out of its range, or the heads don't divide the width.
+        SettingError: If an argument is out of range, or the heads don't divide the width.
 
     Reference:
         Ruibin Xiong et al.: On Layer Normalization in the Transformer Architecture, ICML 2020, arXiv:2002.04745.
@@ -190,7 +190,7 @@ class TransformerBlock(nn.Module):
 
     @override
     def forward(self, inputs: Tensor) -> Tensor:
-        """Returns new tokens.
+        """Returns the transformed tokens.
 
         Args:
             inputs: Tokens (N, T, E).
@@ -243,28 +243,29 @@ def transformer_network(
         patch_size: Height and width of a patch of an image; must divide those of the image.
         embed_dim: Width of a token.
         depth: Number of transformer blocks.
-        num_heads: Heads of each attention; must divide ``embed_dim``.
+        num_heads: Number of heads of each attention; must divide ``embed_dim``.
         mlp_ratio: Width inside the feed-forward parts, in multiples of ``embed_dim``, positive.
-        norm: See :func:`make_sequence_norm`.
+        norm: Normalization, see :func:`make_sequence_norm`.
         activation: Activation of the feed-forward parts, see :func:`lightning_reg.nn.make_activation`.
         dropout: Dropout of the embedding, at the end of each branch and inside the feed-forward parts, see
             :func:`make_sequence_dropout`.
-        drop_prob: Its probability, in [0, 1].
+        drop_prob: Probability of that dropout, in [0, 1].
         attention_drop_prob: Probability that an attention weight is dropped, in [0, 1].
-        stochastic_depth_prob: Probability that a branch of the last block is dropped, in [0, 1]; those before it have
-            less, linearly.
+        stochastic_depth_prob: Probability that a branch of the last block is dropped, in [0, 1]; it rises linearly with
+            depth.
         token_drop_prob: Share of tokens that is dropped before the first block, in [0, 1], see
             :class:`lightning_reg.nn.TokenDropout`; a class token stays.
         layer_scale: Initial value of a learned factor for each feature at the end of each branch, above 0, see
-            :class:`lightning_reg.nn.LayerScale`; there is no factor where None.
-        init: See :func:`lightning_reg.init.initialization.initialize_`; ``"auto"`` is normal with σ = .02.
-        pool: ``"mean"`` of all tokens, or a learned ``"class_token"``.
+            :class:`lightning_reg.nn.LayerScale`; None for no factor.
+        init: Initialization, see :func:`lightning_reg.init.initialization.initialize_`; ``"auto"`` is normal with σ =
+            0.02.
+        pool: Input of the last layer: the ``"mean"`` of all tokens, or a learned ``"class_token"``.
 
     Returns:
         A module from (N, *input_shape) to (N, num_outputs).
 
     Raises:
-        SettingError: If a name isn't known, a number is out of its range, or sizes don't divide each other.
+        SettingError: If a name is unknown, a number is out of range, or sizes don't divide each other.
 
     >>> import torch
     >>> network = transformer_network((1, 8, 8), 10, depth=2, norm="rms", stochastic_depth_prob=0.1)

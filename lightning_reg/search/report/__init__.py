@@ -1,4 +1,4 @@
-"""A search as one HTML page that needs nothing but itself."""
+"""Report of a search as one self-contained HTML page."""
 
 from lightning_reg.search.report.page import page
 

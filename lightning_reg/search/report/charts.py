@@ -1,4 +1,4 @@
-"""The charts of a search."""
+"""Charts of a search."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ _MOST_AXES = 12
 
 
 def sections(outcome: SearchOutcome) -> Iterator[Section]:
-    """Yields the groups of charts that the trials provide for."""
+    """Yields the groups of charts for which there is data."""
     for title, text, charts in (
         ("History", "Every trial in the order in which it was proposed; the line is the best so far.", _history),
         (
@@ -121,7 +121,7 @@ def _importance(outcome: SearchOutcome, switch: str) -> float:
 
 
 def _height(outcome: SearchOutcome, switch: str, tried: Tried) -> float:
-    """Returns where a trial's line crosses a switch's axis: strengths fill it from 0 to 1."""
+    """Returns the height at which a trial's line crosses a switch's axis; strengths span 0 to 1."""
     values = (tried.cocktail or {}).get(switch)
     if values is None:
         return -0.25

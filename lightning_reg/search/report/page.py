@@ -1,4 +1,4 @@
-"""The page itself: a template filled with what came of a search."""
+"""The HTML page: a template filled with the outcome of a search."""
 
 import math
 from collections.abc import Iterator
@@ -18,12 +18,12 @@ _MOST_ROWS = 15
 
 
 def page(outcome: SearchOutcome, python: str, configuration: str) -> str:
-    """Returns the page's HTML, with style sheet, script and charts in it.
+    """Returns the page's HTML, including style sheet, script and charts.
 
     Args:
-        outcome: What came of the search.
-        python: The cocktail as code; empty where there is none.
-        configuration: The cocktail as YAML; empty where there is none.
+        outcome: Outcome of the search.
+        python: The cocktail as Python code; empty if there is none.
+        configuration: The cocktail as YAML; empty if there is none.
     """
     return rendered(
         "search.html",
@@ -53,7 +53,7 @@ def _extent(outcome: SearchOutcome) -> str:
 
 
 def headline(outcome: SearchOutcome) -> Iterator[str]:
-    """Yields what came of a search, in sentences that are made of its numbers."""
+    """Yields sentences that summarize the outcome of a search."""
     best, confirmation = outcome.best, outcome.confirmation
     if best is None:
         yield "No trial has ended well."
@@ -120,7 +120,7 @@ def _confirmation(outcome: SearchOutcome) -> list[Row]:
 
 
 def _trials(outcome: SearchOutcome) -> list[Row]:
-    """Returns the best trials, and those that everything is compared with."""
+    """Returns the rows of the best trials and of all first trials."""
     sign = -1 if outcome.prefers_less else 1
     valued = [entry for entry in outcome.tried if entry.value is not None]
     ranked = sorted(valued, key=lambda entry: -sign * float(entry.value or 0.0))

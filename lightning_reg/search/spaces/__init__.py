@@ -1,1 +1,1 @@
-"""What a search can try: the spaces that ship as YAML, and what reads them."""
+"""Search spaces: those shipped as YAML, and their reader."""

@@ -1,4 +1,4 @@
-"""From what a setting is chosen: an interval, whole numbers, or a few options."""
+"""Ranges of settings: an interval, integers, or a few options."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -17,13 +17,13 @@ _KEYS = ("log", "linear", "integer", "choice", "usual")
 
 
 class Asked(Protocol):
-    """What proposes values: Optuna's trial, or whatever stands in its place."""
+    """Interface of an object that proposes values, such as Optuna's trial."""
 
     def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
-        """Returns a number of an interval."""
+        """Returns a number in an interval."""
 
     def suggest_int(self, name: str, low: int, high: int) -> int:
-        """Returns a whole number of an interval."""
+        """Returns an integer in an interval."""
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
         """Returns one of several values."""
@@ -34,9 +34,10 @@ class Interval:
     """Numbers between two bounds, both included.
 
     Attributes:
-        kind: ``log`` where equal factors are equally far apart, ``linear`` where equal differences are, ``integer``
-            for whole numbers.
-        usual: A strength that is tried first.
+        kind: ``log`` for a logarithmic scale, ``linear`` for a linear one, ``integer`` for integers.
+        low: Lower bound.
+        high: Upper bound.
+        usual: Value to try first.
     """
 
     kind: Kind
@@ -51,10 +52,10 @@ class Interval:
         return trial.suggest_float(name, self.low, self.high, log=self.kind == "log")
 
     def check(self, name: str, value: Any) -> None:
-        """Raises unless a value lies in the interval.
+        """Checks that a value is in the interval.
 
         Raises:
-            SettingError: With the bounds.
+            SettingError: If it isn't.
         """
         check_range(name, value, low=self.low, high=self.high)
         if self.kind == "integer" and not isinstance(value, int):
@@ -63,11 +64,11 @@ class Interval:
 
 @dataclass(frozen=True)
 class Options:
-    """One of several values, of which each may hold ranges of its own.
+    """One of several values, each of which may contain nested ranges.
 
     Attributes:
-        values: By the name that a trial keeps; a plain value is its own name.
-        usual: The name of the one that is tried first.
+        values: Values by name; the name of a plain value is the value itself.
+        usual: Name of the option to try first.
     """
 
     values: Mapping[Any, Any] = field(hash=False)
@@ -78,10 +79,10 @@ class Options:
         return trial.suggest_categorical(name, list(self.values))
 
     def check(self, name: str, value: Any) -> None:
-        """Raises unless there is such an option.
+        """Checks that a value is one of the options.
 
         Raises:
-            SettingError: With those that there are.
+            SettingError: If it isn't.
         """
         if value not in self.values:
             hint = did_you_mean(str(value), map(str, self.values))
@@ -92,10 +93,10 @@ Range = Interval | Options
 
 
 def is_range(value: Any) -> bool:
-    """Whether a value of a space's file is a range rather than what it says.
+    """Whether a value in a space's file defines a range.
 
     Args:
-        value: As it is in the file.
+        value: The value, as read from the file.
 
     >>> is_range({"log": [1e-4, 1.0]}), is_range({"class_path": "Mixup"}), is_range(0.1)
     (True, False, False)
@@ -104,15 +105,15 @@ def is_range(value: Any) -> bool:
 
 
 def as_range(name: str, given: Mapping[str, Any]) -> Range:
-    """Returns the range that a mapping of a space's file means.
+    """Returns the range defined by a mapping in a space's file.
 
     Args:
-        name: Of the setting, for messages.
-        given: ``log``, ``linear`` or ``integer`` with the two bounds, or ``choice`` with the options, a list of plain
-            values, or any values by name; and perhaps ``usual``, the strength that is tried first.
+        name: Name of the setting, for error messages.
+        given: ``log``, ``linear`` or ``integer`` with the two bounds, or ``choice`` with the options: a list of plain
+            values, or any values by name; optionally ``usual``, the value to try first.
 
     Raises:
-        SettingError: If the bounds are the wrong way round, or something else isn't as it has to be.
+        SettingError: If the mapping doesn't define a valid range.
 
     >>> as_range("p", {"linear": [0.1, 0.5]}).usual
     0.3
@@ -174,10 +175,10 @@ def _options(name: str, values: Any, given: Mapping[str, Any]) -> Options:
 
 
 def declared(found: facts.Range) -> Range:
-    """Returns the range that a technique declares of itself.
+    """Returns the range that a technique declares.
 
     Args:
-        found: One of its ``usual_ranges``.
+        found: One of the technique's ``usual_ranges``.
 
     >>> declared(facts.Log("weight", 1e-6, 1e-2)).usual
     0.0001

@@ -1,4 +1,4 @@
-"""What can be tried: switches, of which some are on; a cocktail is what is on."""
+"""Search spaces: sets of switches; a cocktail is a subset that is on, with strengths."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,7 +11,7 @@ from lightning_reg.settings import SettingError, did_you_mean
 __all__ = ["NOTHING", "Cocktail", "Space"]
 
 NOTHING = "none"
-"""What a group proposes where none of its switches is on."""
+"""Option of a group if none of its switches is on."""
 
 Cocktail = Mapping[str, Mapping[str, Any]]
 """The switches that are on, each with its strengths by name."""
@@ -19,10 +19,13 @@ Cocktail = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Space:
-    """Switches in the order in which they are tried alone, which is that of the evidence for them.
+    """Switches, ordered by the evidence for them, which is the order in which they are tried alone.
 
     Attributes:
-        presets: Cocktails that are tried first, by name.
+        name: Name of the space.
+        title: Title of the space.
+        switches: Switches by name.
+        presets: Cocktails to try first, by name.
         conflicts: Pairs of switches that are never on together.
     """
 
@@ -41,7 +44,7 @@ class Space:
 
     @property
     def groups(self) -> dict[str, list[str]]:
-        """The switches of each group."""
+        """Names of the switches of each group."""
         found: dict[str, list[str]] = {}
         for switch in self.switches.values():
             if switch.group is not None:
@@ -53,6 +56,7 @@ class Space:
 
         Args:
             first: Name of a switch.
+            second: Name of another switch.
         """
         group = self.switches[first].group
         alike = group is not None and group == self.switches[second].group
@@ -62,7 +66,7 @@ class Space:
         """Returns the space without some switches, and without presets that need them.
 
         Args:
-            names: Of switches that are left out.
+            names: Names of the switches to leave out.
 
         Raises:
             SettingError: If nothing is left.
@@ -79,11 +83,11 @@ class Space:
         return {name: self.switches[name].usual()}
 
     def callbacks_of(self, cocktail: Cocktail) -> list[dict[str, Any]]:
-        """Returns a cocktail's callbacks as a configuration has them."""
+        """Returns a cocktail's callbacks, as in a configuration."""
         return [entry for name, values in cocktail.items() for entry in self.switches[name].realized(values)[1]]
 
     def suggest(self, trial: Asked) -> dict[str, dict[str, Any]]:
-        """Returns the cocktail that a trial proposes: never one that holds a conflict."""
+        """Returns the cocktail that a trial proposes, which never contains a conflict."""
         chosen: dict[str, dict[str, Any]] = {}
         asked: set[str] = set()
         for name, switch in self.switches.items():
@@ -104,16 +108,19 @@ class Space:
         left = [name for name in members if all(self.are_compatible(name, other) for other in chosen)]
         if not left:
             return None
-        # A parameter has the same options always, so that of fewer options is another.
+        # A parameter must always have the same options, so one with fewer options gets another name.
         parameter = group if left == members else f"{group} of {', '.join(left)}"
         found: str = trial.suggest_categorical(parameter, [NOTHING, *left])
         return None if found == NOTHING else found
 
     def parameters(self, cocktail: Cocktail) -> dict[str, Any]:
-        """Returns what a trial has to propose for a cocktail to come of it.
+        """Returns the parameters of a trial that result in a cocktail.
 
         Args:
-            cocktail: One whose switches are compatible.
+            cocktail: A cocktail of compatible switches.
+
+        Raises:
+            SettingError: If the switches aren't compatible.
         """
         recorder = _Recorder(self, cocktail)
         if self.suggest(recorder) != {name: dict(cocktail[name]) for name in self.switches if name in cocktail}:
@@ -121,14 +128,14 @@ class Space:
         return recorder.parameters
 
     def check(self, cocktail: Cocktail, where: str) -> dict[str, dict[str, Any]]:
-        """Returns a cocktail with all of its strengths.
+        """Validates a cocktail and fills in missing strengths with the usual ones.
 
         Args:
             cocktail: Switches with some of their strengths.
-            where: What messages call it.
+            where: Name of the cocktail, for error messages.
 
         Raises:
-            SettingError: If there is no such switch or strength, or two of them can't be on together.
+            SettingError: If a switch or strength is unknown, or two switches are incompatible.
         """
         for name in cocktail:
             if name not in self.switches:
@@ -144,7 +151,7 @@ class Space:
 
 @dataclass
 class _Recorder:
-    """Proposes a cocktail, and keeps what it was asked for."""
+    """Proposes a given cocktail, and records the parameters it was asked for."""
 
     space: Space
     cocktail: Cocktail

@@ -1,4 +1,4 @@
-"""A space as its file has it: YAML that a user can read and change."""
+"""Reader of search spaces in YAML."""
 
 import pkgutil
 from collections.abc import Mapping
@@ -17,21 +17,21 @@ __all__ = ["SHIPPED", "read_space", "space_of"]
 
 _FOLDER = Path(__file__).parent
 SHIPPED = tuple(sorted(path.stem for path in _FOLDER.glob("*.yaml")))
-"""Names of the spaces that come with the package."""
+"""Names of the spaces shipped with the package."""
 
 _SPACE_KEYS = ("title", "switches", "presets")
 _SWITCH_KEYS = ("title", "set", "without", "callback", "arguments", "callbacks", "group", "optional")
 
 
 def read_space(given: str | Mapping[str, Any], beside: Path = Path()) -> Space:
-    """Returns a space.
+    """Reads a search space.
 
     Args:
-        given: The name of a shipped one, a file's path, or what such a file holds.
-        beside: Folder in which a file is looked for, too.
+        given: Name of a shipped space, path of a file, or the content of such a file.
+        beside: Folder in which the file is also looked up.
 
     Raises:
-        SettingError: With what is wrong and where.
+        SettingError: If the space is invalid.
 
     >>> list(read_space({"switches": {"l1": {"callback": "L1Penalty"}}}).switches["l1"].usual())
     ['weight']
@@ -51,10 +51,10 @@ def read_space(given: str | Mapping[str, Any], beside: Path = Path()) -> Space:
 
 
 def space_of(name: str, content: Any) -> Space:
-    """Returns the space that a file's content means.
+    """Returns the space defined by a file's content.
 
     Raises:
-        SettingError: With what is wrong and where.
+        SettingError: If the content is invalid.
     """
     content = _checked("the space", content, _SPACE_KEYS)
     given = content.get("switches") or {}
@@ -99,7 +99,7 @@ def _switch(name: str, given: Any) -> Switch:
 
 
 def _callback(where: str, given: Any) -> dict[str, Any]:
-    """Returns a callback with ranges: those that it declares, where the file says nothing else."""
+    """Returns a callback with ranges: those that it declares, unless the file overrides them."""
     if isinstance(given, str):
         given = {"class_path": given}
     entry = _checked(where, given, ("class_path", "init_args"))
@@ -129,7 +129,7 @@ def _class_of(where: str, path: str) -> type:
 
 
 def _template(where: str, given: Any) -> Any:
-    """Returns values with ranges in the places of what means one."""
+    """Returns values in which mappings that define ranges are replaced by ranges."""
     if is_range(given):
         made = as_range(where, given)
         if isinstance(made, Options) and isinstance(given["choice"], dict):

@@ -1,4 +1,4 @@
-"""A technique that is on or off: a piece of a configuration with ranges in the places of its strengths."""
+"""Switches: techniques that are on or off, with strengths in ranges."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,9 +17,9 @@ class Strength:
     """A setting of a switch that a trial chooses.
 
     Attributes:
-        name: Its name, unique in the switch.
-        range: The values that it is chosen from.
-        needs: Names of choices with the option that each must have for this one to be asked.
+        name: Name of the strength, unique in the switch.
+        range: Range of its values.
+        needs: Names of other strengths with the options they must have for this one to apply.
     """
 
     name: str
@@ -27,25 +27,26 @@ class Strength:
     needs: tuple[tuple[str, Any], ...] = ()
 
     def is_asked(self, values: Mapping[str, Any]) -> bool:
-        """Whether the strength means something beside those that have been chosen.
+        """Whether the strength applies, given those chosen so far.
 
         Args:
-            values: Strengths of the switch by name.
+            values: Chosen strengths of the switch, by name.
         """
         return all(values.get(name) == option for name, option in self.needs)
 
 
 @dataclass(frozen=True)
 class Switch:
-    """A technique that is on or off: a piece of a configuration with ranges in the places of strengths.
+    """A technique that is on or off: a piece of a configuration with ranges in place of strengths.
 
     Attributes:
-        settings: What is set where it is on, by the names that settings have on the command line.
-        without: What is set where it is off.
-        callbacks: Callbacks that it adds, as a configuration has them; where it is off, the base's of these classes
-            are left out.
-        group: Name of a group, of which one switch is on at the most; None where it stands alone.
-        is_optional: Whether it is passed over where the base can't have it, rather than refused.
+        name: Name of the switch.
+        title: Title for reports.
+        settings: Settings if it is on, by their command-line names.
+        without: Settings if it is off, by their command-line names.
+        callbacks: Callbacks that it adds, as in a configuration; callbacks of the base of the same classes are removed.
+        group: Name of a group, of which at most one switch is on; None if it is independent.
+        is_optional: Whether to leave it out if it doesn't apply to the base, instead of raising an error.
     """
 
     name: str
@@ -58,12 +59,12 @@ class Switch:
 
     @property
     def strengths(self) -> list[Strength]:
-        """What a trial chooses, choices before what depends on them."""
+        """Strengths that a trial chooses; those that others depend on come first."""
         found = list(_found({"set": self.settings, "callbacks": list(self.callbacks)}, ()))
         return _named(found)
 
     def usual(self) -> dict[str, Any]:
-        """Returns the strengths that are tried first."""
+        """Returns the strengths to try first."""
         values: dict[str, Any] = {}
         for strength in self.strengths:
             if strength.is_asked(values):
@@ -71,10 +72,10 @@ class Switch:
         return values
 
     def completed(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns strengths, with the usual ones where none is given.
+        """Validates strengths and fills in missing ones with the usual values.
 
         Raises:
-            SettingError: If there is no such strength, or it is out of its range.
+            SettingError: If a strength is unknown, or out of its range.
         """
         known = {strength.name: strength for strength in self.strengths}
         for name, value in given.items():
@@ -90,7 +91,7 @@ class Switch:
         return values
 
     def realized(self, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """Returns the settings and the callbacks of the switch at some strengths."""
+        """Returns the settings and the callbacks of the switch at the given strengths."""
         names = dict(zip(*self._paths(), strict=True))
         content = _filled({"set": self.settings, "callbacks": list(self.callbacks)}, (), names, values)
         return content["set"], content["callbacks"]
@@ -112,7 +113,7 @@ _Found = tuple[tuple[Any, ...], Range, tuple[tuple[tuple[Any, ...], Any], ...]]
 
 
 def _found(template: Any, path: tuple[Any, ...], needs: tuple[Any, ...] = ()) -> Iterator[_Found]:
-    """Yields every range in a template, with where it is and which options lead there."""
+    """Yields every range in a template, with its path and the options it depends on."""
     if isinstance(template, Range):
         yield path, template, needs
         if isinstance(template, Options):
@@ -127,7 +128,7 @@ def _found(template: Any, path: tuple[Any, ...], needs: tuple[Any, ...] = ()) ->
 
 
 def _named(found: Sequence[_Found]) -> list[Strength]:
-    """Gives each range the end of its path as its name, as long as it takes to tell them apart."""
+    """Names each range by the shortest unique suffix of its path."""
     paths = [[str(key) for key in path[1:] if key not in _STRUCTURE] for path, _, _ in found]
     paths = [[*path[:-1], path[-1].rpartition(".")[2]] if path else ["value"] for path in paths]
     names = []
@@ -146,7 +147,7 @@ def _named(found: Sequence[_Found]) -> list[Strength]:
 def _filled(
     template: Any, path: tuple[Any, ...], names: Mapping[tuple[Any, ...], str], values: Mapping[str, Any]
 ) -> Any:
-    """Returns a template with values in the places of ranges."""
+    """Returns a template with values in place of ranges."""
     if isinstance(template, Range):
         value = values[names[path]]
         if isinstance(template, Options):

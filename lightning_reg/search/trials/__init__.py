@@ -1,1 +1,1 @@
-"""The trials of a search: proposed, stored, done."""
+"""Trials of a search: proposal, storage and execution."""

@@ -1,4 +1,4 @@
-"""What is tried before the sampler proposes anything."""
+"""Trials that precede the sampler's proposals."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,8 @@ class First:
 
     Attributes:
         kind: ``plain``, ``base``, ``preset`` or ``alone``.
-        cocktail: None for the base as it is.
+        name: Name of the trial.
+        cocktail: The cocktail; None for the unchanged base.
     """
 
     kind: str
@@ -25,6 +26,8 @@ def first_trials(space: Space, trials: int, *, has_base: bool) -> list[First]:
     """Returns the first trials: at most a third of the budget, but always the plain run and the base.
 
     Args:
+        space: The search space.
+        trials: Number of trials in the budget.
         has_base: Whether the base differs from the plain run, in which all switches are off.
     """
     always = [First("plain", "plain", {}), *([First("base", "base", None)] if has_base else [])]

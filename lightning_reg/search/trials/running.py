@@ -1,4 +1,4 @@
-"""Doing the trials of a search until its budget is used up."""
+"""Execution of trials until the budget of a search is used up."""
 
 import contextlib
 import math
@@ -27,19 +27,19 @@ if TYPE_CHECKING:
 __all__ = ["STEP_SECONDS", "Budget", "Goal", "do_trials"]
 
 STEP_SECONDS = "seconds per step"
-"""Under which a run keeps how long a training step took, beside its metrics."""
+"""Key among a run's metrics for the duration of a training step."""
 
 _HEARTBEAT = 15.0  # seconds
 
 
 @dataclass(frozen=True)
 class Budget:
-    """When a search ends.
+    """The budget of a search.
 
     Attributes:
-        trials: How many there are at the most.
-        minutes: After how long no trial is begun any more; never where None.
-        step_times: How many times as long as the plain one a training step may take; any time where None.
+        trials: Largest number of trials.
+        minutes: Time in minutes after which no new trial starts; unlimited if None.
+        step_times: Largest duration of a training step, as a multiple of the plain run's; unlimited if None.
     """
 
     trials: int
@@ -49,13 +49,13 @@ class Budget:
 
 @dataclass(frozen=True)
 class Goal:
-    """What a trial is judged by.
+    """The objective of a search.
 
     Attributes:
-        metric: Name of a metric, as it is logged.
-        prefers_less: Whether less of it is better.
-        splits: How many splits, or repetitions, a trial is measured on.
-        prunes: Whether a trial may be ended by its first splits.
+        metric: Name of the metric, as logged.
+        prefers_less: Whether lower values of the metric are better.
+        splits: Number of splits, or repetitions, that a trial is evaluated on.
+        prunes: Whether a trial may be stopped after its first splits.
     """
 
     metric: str
@@ -65,15 +65,18 @@ class Goal:
 
 
 MakeRuns = Callable[[str, Cocktail | None], Sequence[Run]]
-"""Returns the runs of a trial, one a split, by its name and its cocktail."""
+"""Function from a trial's name and cocktail to its runs, one per split."""
 
 
 @dataclass
 class _Trial:
-    """A trial in work.
+    """A trial in progress.
 
     Attributes:
-        results: Of the splits that are done.
+        proposal: The proposed trial.
+        runs: Runs of the trial, one per split.
+        results: Results of the finished splits.
+        future: Attempt at the current split; None if none is running.
     """
 
     proposal: Proposal
@@ -88,11 +91,13 @@ class _Trial:
 
 @dataclass
 class _Loop:
-    """What is being done.
+    """State of the execution loop.
 
     Attributes:
-        extra: How many trials beyond the budget wait; None where those of the budget are done.
-        durations: Of the trials that have ended, in seconds.
+        active: Trials in progress.
+        extra: Number of waiting trials outside the budget; None while the budget's own trials are executed.
+        began: Start time of the loop.
+        durations: Durations of the finished trials in seconds.
     """
 
     trials: "Trials"
@@ -108,7 +113,7 @@ class _Loop:
     durations: list[float] = field(default_factory=list)
 
     def do(self, only: Sequence[First], *, quiet: bool) -> None:
-        """Does trials: those of some cocktails, or the budget's where none are named."""
+        """Executes trials: of the given cocktails, or those of the budget if none are given."""
         from tqdm import tqdm
 
         self.trials.adopt_orphans()
@@ -142,18 +147,18 @@ class _Loop:
         return self.budget.minutes is None or time.monotonic() - self.began < 60 * self.budget.minutes
 
     def filled(self) -> Iterator[Tried]:
-        """Begins trials until all slots are busy; yields those that need nothing done."""
+        """Starts trials until all slots are busy; yields those that are finished already."""
         while len(self.active) < self.executor.slots and self.may_begin():
             yield from self.begin()
 
     def collected(self) -> Iterator[Tried]:
-        """Waits a moment for splits that end; yields the trials that have ended with them."""
+        """Waits up to a second for splits to finish; yields the trials that finished with them."""
         futures = [candidate.future for candidate in self.active if candidate.future is not None]
         for future in wait(futures, timeout=1.0, return_when=FIRST_COMPLETED).done:
             yield from self.settle(next(candidate for candidate in self.active if candidate.future is future))
 
     def begin(self) -> Iterator[Tried]:
-        """Proposes a trial, and submits its first split that hasn't been measured."""
+        """Proposes a trial, and submits its first split without a stored result."""
         if self.extra is not None:
             self.extra -= 1
         proposal = self.trials.ask()
@@ -162,7 +167,7 @@ class _Loop:
         yield from self.go_on(trial)
 
     def go_on(self, trial: _Trial) -> Iterator[Tried]:
-        """Submits the next split of a trial, or ends it where none is left; what is known needn't be done."""
+        """Submits the next split without a stored result, or ends the trial if none is left."""
         while len(trial.results) < len(trial.runs) and (known := self.store.result(trial.run)) is not None:
             if not self.take(trial, known):
                 yield self.ended(trial)
@@ -175,7 +180,7 @@ class _Loop:
         trial.future = submit(trial.run, self.store, self.perform, self.executor)
 
     def take(self, trial: _Trial, result: Result) -> bool:
-        """Adds what a split has measured; returns whether the trial goes on."""
+        """Adds the result of a split; returns whether the trial continues."""
         check_choice("metric", self.goal.metric, [name for name in result.metrics if name != STEP_SECONDS])
         value = result.metrics[self.goal.metric]
         split = len(trial.results)
@@ -208,7 +213,7 @@ class _Loop:
         self.durations.append(seconds)
 
     def plain_step(self) -> float | None:
-        """Returns how long a step of the plain run takes; None before that has ended, here or in another driver."""
+        """Returns the step duration of the plain run; None until it has finished, here or in another driver."""
         return next((result.step_seconds for result in self.trials.tried if result.kind == "plain"), None)
 
     def ended(self, trial: _Trial) -> Tried:
@@ -216,7 +221,7 @@ class _Loop:
         return next(candidate for candidate in self.trials.tried if candidate.position == trial.proposal.position)
 
     def settle(self, trial: _Trial) -> Iterator[Tried]:
-        """Takes what has come of a split that was submitted."""
+        """Processes the finished attempt at a split."""
         attempt, run = attempt_of(trial.future), trial.run  # type: ignore[arg-type]  # it was submitted
         trial.future = None
         if attempt.is_disk_full:
@@ -230,16 +235,16 @@ class _Loop:
         yield from self.go_on(trial)
 
     def give_up(self) -> None:
-        """Ends what is being done, so that the next driver finds it as it was."""
+        """Cancels the trials in progress, so that the next driver can repeat them."""
         self.executor.close(at_once=True)
         for trial in self.active:
             if trial.future is not None and not self.store.has_result(trial.run):
                 self.store.discard(trial.run)
-        with contextlib.suppress(Exception), silenced():  # whatever can't be said now is found by the next driver
+        with contextlib.suppress(Exception), silenced():  # the next driver detects trials that can't be released now
             self.trials.release([candidate.proposal for candidate in self.active])
 
     def progress(self, tried: Sequence[Tried]) -> str:
-        """Returns the best trial so far, and how long the rest takes."""
+        """Describes the best trial so far and the remaining time."""
         from lightning_reg.search.words import shown_value
 
         best = self.trials.best(tried, step_times=self.budget.step_times)
@@ -250,7 +255,7 @@ class _Loop:
         return f"{shown}; about {duration(left)} left" if left else shown
 
     def left(self) -> float | None:
-        """Returns how many seconds the rest of the budget takes; None where nothing tells."""
+        """Returns the estimated time for the rest of the budget in seconds; None if unknown."""
         if not self.durations or self.extra is not None:
             return None
         rest = max(self.budget.trials - self.trials.begun, 0) + len(self.active)
@@ -272,19 +277,22 @@ def do_trials(
     quiet: bool = False,
     only: Sequence[First] = (),
 ) -> None:
-    """Does trials until the budget is used up.
+    """Executes trials until the budget is used up.
 
     Args:
-        store: Where results of runs go.
-        make_runs: Makes the runs of a trial.
-        goal: What a trial is judged by.
-        budget: When the search ends.
-        quiet: Whether the progress bar is left out.
-        only: Cocktails that are tried in place of what else would be.
+        trials: Trials of the search.
+        store: Store for the results of runs.
+        make_runs: Function that returns the runs of a trial.
+        perform: Function that performs a run.
+        executor: Executor of runs.
+        goal: Objective of the search.
+        budget: Budget of the search.
+        quiet: Whether to hide the progress bar.
+        only: Cocktails to try instead of the sampler's, outside the budget.
 
     Raises:
-        SettingError: If the disk is full, the metric isn't measured, or the plain trial fails.
-        KeyboardInterrupt: When interrupted; what is finished is kept.
+        SettingError: If the disk is full, the metric isn't logged, or the plain trial fails.
+        KeyboardInterrupt: When interrupted; finished runs are kept.
     """
     loop = _Loop(trials, store, make_runs, perform, executor, goal, budget)
     try:

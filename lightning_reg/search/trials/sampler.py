@@ -1,4 +1,4 @@
-"""The sampler: TPE, seeded anew for each trial, so that a search goes the same way whatever interrupted it."""
+"""The sampler: TPE, reseeded for each trial, so that interruptions don't change the course of a search."""
 
 import hashlib
 from collections.abc import Sequence
@@ -13,10 +13,11 @@ __all__ = ["PositionedSampler", "position_of"]
 
 
 class PositionedSampler(BaseSampler):
-    """TPE whose random numbers belong to the search's seed and the trial's position.
+    """TPE whose random numbers depend only on the search's seed and the trial's position.
 
     Args:
-        startup: Number of trials that are drawn at random before TPE models any.
+        seed: Seed of the search.
+        startup: Number of random trials before TPE fits its model.
     """
 
     def __init__(self, seed: int, *, startup: int) -> None:
@@ -34,32 +35,28 @@ class PositionedSampler(BaseSampler):
         )
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """Begins a trial.
-
-        Args:
-            trial: That has just been made.
-        """
+        """Reseeds the sampler for a new trial."""
         self._sampler = self._made(position_of(trial, study.get_trials(deepcopy=False)))
         self._sampler.before_trial(study, trial)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """Returns what is sampled together."""
+        """Returns the distributions of the parameters that are sampled jointly."""
         return self._sampler.infer_relative_search_space(study, trial)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """Returns values that are sampled together."""
+        """Samples parameters jointly."""
         return self._sampler.sample_relative(study, trial, search_space)
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """Returns a value that is sampled alone."""
+        """Samples one parameter independently."""
         return self._sampler.sample_independent(study, trial, param_name, param_distribution)
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
-        """Ends a trial."""
+        """Processes a finished trial."""
         self._sampler.after_trial(study, trial, state, values)
 
 
@@ -68,9 +65,10 @@ def _seed_of(seed: int, position: int) -> int:
 
 
 def position_of(trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> int:
-    """Returns which of the search's trials one is: a replacement has its orphan's place.
+    """Returns the position of a trial in the search; a replacement has the position of its orphan.
 
     Args:
+        trial: The trial.
         trials: All trials of the search.
     """
     if "replaces" in trial.user_attrs:

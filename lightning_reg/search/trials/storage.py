@@ -1,4 +1,4 @@
-"""Where trials are kept: a journal in the search's folder, or a database that several drivers share."""
+"""Storage of trials: a journal in the search's folder, or a database that several drivers share."""
 
 import contextlib
 import os
@@ -24,10 +24,10 @@ _HEARTBEAT, _GRACE = 30, 150  # seconds; a driver of a database that is silent f
 
 
 def check_installed() -> None:
-    """Raises if there is no Optuna.
+    """Checks that Optuna is installed.
 
     Raises:
-        SettingError: With what to install.
+        SettingError: If it isn't installed.
     """
     try:
         import optuna  # noqa: F401
@@ -37,7 +37,7 @@ def check_installed() -> None:
 
 @contextlib.contextmanager
 def silenced() -> Iterator[None]:
-    """Keeps Optuna's messages from the terminal, and the warnings that what is used of it is experimental."""
+    """Suppresses Optuna's messages, and its warnings about experimental features."""
     import optuna
 
     verbosity = optuna.logging.get_verbosity()
@@ -57,11 +57,11 @@ def open_storage(folder: Path, url: str | None = None) -> "BaseStorage":
     """Opens the storage of a search.
 
     Args:
-        folder: Of the search, which exists.
-        url: Address of a database that Optuna knows; the journal of the folder where None.
+        folder: Existing folder of the search.
+        url: URL of a database that Optuna supports; the journal in the folder if None.
 
     Raises:
-        SettingError: If it is out of reach.
+        SettingError: If the database can't be reached.
     """
     if url is None:
         return _journal(folder / _JOURNAL)
@@ -70,22 +70,22 @@ def open_storage(folder: Path, url: str | None = None) -> "BaseStorage":
     try:
         with silenced():
             return RDBStorage(url, heartbeat_interval=_HEARTBEAT, grace_period=_GRACE)
-    except Exception as error:  # of any database's driver, or of SQLAlchemy
+    except Exception as error:  # from any database driver, or from SQLAlchemy
         reason = masked(_first_sentence(error), url)
-    # Outside of the handler: a traceback would show what the driver was called with, the password among it.
+    # Outside the handler: a traceback would show the driver's arguments, including the password.
     raise SettingError(f"storage must be a database that can be reached, but {masked(url, url)} can't: {reason}")
 
 
 @contextlib.contextmanager
 def stored(folder: Path, url: str | None = None) -> Iterator["BaseStorage"]:
-    """Opens the storage of a search, and closes its connections at the end.
+    """Opens the storage of a search, and closes its connections on exit.
 
     Args:
-        folder: Of the search, which exists; of a database any.
-        url: Address of a database that Optuna knows; the journal of the folder where None.
+        folder: Folder of the search; it must exist unless there is a database.
+        url: URL of a database that Optuna supports; the journal in the folder if None.
 
     Raises:
-        SettingError: If it is out of reach.
+        SettingError: If the database can't be reached.
     """
     opened: Any = open_storage(folder, url)
     try:
@@ -102,11 +102,11 @@ def _first_sentence(error: BaseException) -> str:
 
 
 def masked(text: str, url: str | None) -> str:
-    """Returns a text without the password of a storage.
+    """Replaces the password of a storage in a text.
 
     Args:
-        text: A message, a command, the address itself.
-        url: Of the storage; None where it has none.
+        text: A message, a command, or the URL itself.
+        url: URL of the storage; None if it is a journal.
 
     >>> masked("--storage postgresql://me:s3cret@host/db", "postgresql://me:s3cret@host/db")
     '--storage postgresql://me:***@host/db'
@@ -116,7 +116,7 @@ def masked(text: str, url: str | None) -> str:
     text = text.replace(url, re.sub(r"(://[^:/@]*:).*@", r"\1***@", url))
     try:
         password = urlsplit(url).password
-    except ValueError:  # no address at all, but perhaps with a password in it
+    except ValueError:  # not a valid URL, but perhaps with a password in it
         return re.sub(r"(://[^:/@]*:)[^@]*@", r"\1***@", text)
     for form in {password, unquote(password), quote(unquote(password))} if password else ():
         text = text.replace(form, "***")
@@ -135,7 +135,7 @@ def _journal(path: Path) -> "BaseStorage":
 
 
 def _without_half_a_line(path: Path) -> None:
-    """Cuts off what a kill or a full disk has left of the last entry: the next one would be written behind it."""
+    """Truncates an incomplete last entry, left by a kill or a full disk: the next one would be appended to it."""
     if not path.exists():
         return
     content = path.read_bytes()
@@ -144,7 +144,7 @@ def _without_half_a_line(path: Path) -> None:
 
 
 class _KernelLock:
-    """Optuna's interface of a lock, by filelock: the kernel frees that of a dead process at once."""
+    """Optuna's lock interface on top of filelock: the kernel immediately frees the lock of a dead process."""
 
     def __init__(self, path: Path) -> None:
         self._lock = FileLock(path, mode=0o666)
@@ -164,7 +164,7 @@ class _KernelLock:
 
 
 class Driver:
-    """One process that drives a search; a lock file says that it is alive, which the kernel frees when it isn't."""
+    """A process that drives a search; while alive it holds a lock file, which the kernel frees when it dies."""
 
     def __init__(self, folder: Path) -> None:
         self.id = secrets.token_hex(6)
@@ -185,11 +185,11 @@ class Driver:
             self._path(self.id).unlink(missing_ok=True)
 
     def is_dead(self, driver: str) -> bool | None:
-        """Returns whether another driver is known to be dead; None where this folder doesn't tell."""
+        """Returns whether another driver is dead; None if it has no lock file in this folder."""
         path = self._path(driver)
         if driver == self.id:
             return False
-        if not path.exists():  # it has ended in order, or is one of another folder
+        if not path.exists():  # it has ended normally, or uses another folder
             return None
         lock = FileLock(path, timeout=0)
         try:

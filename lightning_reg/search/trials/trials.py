@@ -1,4 +1,4 @@
-"""The trials of a search in Optuna's storage: proposed, told, and proposed anew where the process at them is gone."""
+"""The trials of a search in Optuna's storage; trials of dead processes are proposed again."""
 
 import math
 import warnings
@@ -17,18 +17,21 @@ from lightning_reg.search.trials.tried import Proposal, Tried
 
 __all__ = ["Trials"]
 
-_RANDOM = 5  # cocktails at random between the first trials and those that the sampler models
+_RANDOM = 5  # random cocktails between the first trials and those that TPE proposes
 
 
 class Trials:
-    """The trials of a search, in a storage that survives whatever happens to this process.
+    """The trials of a search, in a persistent storage.
 
     Args:
-        name: The search's name in the storage.
-        space: The space that cocktails are proposed from.
-        first: Cocktails that are tried first.
-        prefers_less: Whether less of the metric is better.
-        prunes: Whether a trial may be ended by what its first splits measured.
+        storage: Optuna's storage.
+        name: Name of the search in the storage.
+        space: Search space that cocktails are proposed from.
+        first: Cocktails to try first.
+        prefers_less: Whether lower values of the metric are better.
+        seed: Seed of the sampler.
+        driver: Driver of this process.
+        prunes: Whether a trial may be stopped after its first splits.
     """
 
     def __init__(
@@ -58,12 +61,12 @@ class Trials:
         self._storage = storage
 
     def adopt_orphans(self) -> int:
-        """Fails the trials of drivers that are dead, and has them proposed anew; returns how many there were."""
-        optuna.storages.fail_stale_trials(self._study)  # by heartbeat, where the storage has one
+        """Marks the trials of dead drivers as failed and enqueues them again; returns their number."""
+        optuna.storages.fail_stale_trials(self._study)  # by heartbeat, if the storage has one
         has_heartbeat = _heartbeat.is_heartbeat_enabled(self._storage)
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             is_dead = self._driver.is_dead(trial.user_attrs.get("driver", ""))
-            # Of a journal all drivers share the folder: one without a lock file there has ended.
+            # All drivers of a journal share its folder: one without a lock file there has ended.
             if is_dead or (is_dead is None and not has_heartbeat):
                 self._study.tell(trial.number, state=TrialState.FAIL)
         trials = self._study.get_trials(deepcopy=False)
@@ -75,7 +78,7 @@ class Trials:
         ]
         for orphan in orphans:
             self._study.enqueue_trial(
-                # One that was killed while it was being proposed is proposed again.
+                # A trial without a name was killed while it was being proposed.
                 orphan.params if "name" in orphan.user_attrs else orphan.system_attrs.get("fixed_params", {}),
                 user_attrs={
                     "replaces": orphan.number,
@@ -86,7 +89,7 @@ class Trials:
         return len(orphans)
 
     def ask(self) -> Proposal:
-        """Returns the next trial: one that was left behind, one of the first, or what the sampler proposes."""
+        """Returns the next trial: an orphaned one, one of the first trials, or the sampler's proposal."""
         while True:
             trials = self._study.get_trials(deepcopy=False)
             if not any(trial.state == TrialState.WAITING for trial in trials):
@@ -99,14 +102,15 @@ class Trials:
             trial.set_user_attr("driver", self._driver.id)
             if not self._is_twin(trial):
                 return self._proposal(trial)
-            trial.set_user_attr("twin", True)  # of a first trial that another driver began, too
+            trial.set_user_attr("twin", True)  # another driver has also started this first trial
             self._study.tell(trial, state=TrialState.FAIL)
 
     def enqueue(self, first: First, *, is_extra: bool = False) -> bool:
-        """Has a cocktail proposed, unless it has been; returns whether it waits.
+        """Enqueues a cocktail unless it was proposed before; returns whether it is waiting.
 
         Args:
-            is_extra: Whether it is none of the budget's.
+            first: The cocktail.
+            is_extra: Whether the trial doesn't count toward the budget.
         """
         for trial in self._study.get_trials(deepcopy=False):
             if trial.user_attrs.get("first") == first.name and trial.state != TrialState.FAIL:
@@ -131,17 +135,17 @@ class Trials:
         name = trial.user_attrs.get("first") or f"trial {position}"
         trial.set_user_attr("position", position)
         trial.set_user_attr("cocktail", cocktail)
-        trial.set_user_attr("name", name)  # the last: it says that all has been asked
+        trial.set_user_attr("name", name)  # set last: it marks the proposal as complete
         return Proposal(position, kind, name, cocktail, trial)
 
     def heartbeat(self, proposals: Sequence[Proposal]) -> None:
-        """Says that trials are being done, to a storage that asks."""
+        """Records a heartbeat for trials in progress, if the storage supports it."""
         if _heartbeat.is_heartbeat_enabled(self._storage):
             for proposal in proposals:
                 self._storage.record_heartbeat(proposal.trial._trial_id)  # type: ignore[attr-defined]  # it has one
 
     def should_prune(self, proposal: Proposal, split: int, value: float) -> bool:
-        """Returns whether a trial needn't be gone on with."""
+        """Returns whether to stop a trial, given its value on a split."""
         proposal.trial.report(value, split)
         return proposal.trial.should_prune()
 
@@ -155,14 +159,15 @@ class Trials:
         excess: float | None = None,
         message: str = "",
     ) -> None:
-        """Keeps what came of a trial.
+        """Records the outcome of a trial.
 
         Args:
-            values: Of the metric, by split; of one that failed or was pruned those that there are.
-            seconds: Duration of all its runs.
-            step_seconds: Duration of a training step.
-            excess: By how much its step takes longer than it may; None where it may take any time.
-            message: Why it failed or was pruned; empty where it is whole.
+            proposal: The trial.
+            values: Value of the metric on each finished split.
+            seconds: Duration of all its runs in seconds.
+            step_seconds: Duration of a training step in seconds.
+            excess: Step duration above the limit, in steps of the plain run; None if there is no limit.
+            message: Reason why it failed or was pruned; empty otherwise.
         """
         trial = proposal.trial
         trial.set_user_attr("values", list(values))
@@ -173,35 +178,35 @@ class Trials:
             trial.set_constraint("step_time", excess)
         if message:
             trial.set_user_attr("message", message)
-            self._study.tell(trial, state=TrialState.PRUNED)  # worse than all that have a value; a result all the same
+            self._study.tell(trial, state=TrialState.PRUNED)  # ranks below all with a value
         else:
             self._study.tell(trial, math.fsum(values) / len(values))
 
     def release(self, proposals: Sequence[Proposal]) -> None:
-        """Gives up trials that haven't ended, so that they are proposed anew."""
+        """Marks unfinished trials as failed, so that they are proposed again."""
         for proposal in proposals:
             self._study.tell(proposal.trial, state=TrialState.FAIL, skip_if_finished=True)
 
     @property
     def tried(self) -> list[Tried]:
-        """The trials that have ended, by position."""
+        """Finished trials, by position."""
         ended = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
         return sorted(map(_tried, ended), key=lambda result: result.position)
 
     @property
     def begun(self) -> int:
-        """How many of the budget's trials have been proposed, by this driver and others, without those left behind."""
+        """Number of the budget's trials that any driver has proposed, without orphaned ones."""
         states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
         proposed = self._study.get_trials(deepcopy=False, states=states)
         return sum("extra" not in trial.user_attrs for trial in proposed)
 
     def best(self, tried: Sequence[Tried], *, step_times: float | None = None) -> Tried | None:
-        """Returns the best of some trials whose steps take no longer than they may; None where none has a value.
+        """Returns the best trial within the limit on step durations; None if there is none with a value.
 
         Args:
-            tried: Trials that have ended, the plain one among them.
-            step_times: How many times as long as the plain one a step may take; what the trials themselves say where
-                None. They may have ended before the plain one.
+            tried: Finished trials, including the plain one.
+            step_times: Largest step duration, as a multiple of the plain run's. If None, only the trials' own
+                ``excess`` is checked, which is missing for trials that finished before the plain one.
         """
         plain = next((result.step_seconds for result in tried if result.kind == "plain"), None)
         most = math.inf if step_times is None or plain is None else step_times * plain
@@ -214,15 +219,15 @@ class Trials:
         return min(valued, key=lambda result: (sign * float(result.value or 0.0), result.position), default=None)
 
     def importances(self) -> dict[str, float]:
-        """Returns how much each switch and strength mattered, by conditional PED-ANOVA; empty with too few trials."""
+        """Returns the importance of each switch and strength by conditional PED-ANOVA; empty with too few trials."""
         ended = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         if len([trial for trial in ended if trial.params]) < 2 * _RANDOM:
             return {}
         try:
             with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "Some regimes for parameter")  # of what was tried once or never
+                warnings.filterwarnings("ignore", "Some regimes for parameter")  # options tried at most once
                 found = optuna.importance.get_param_importances(self._study)
-        except (ValueError, RuntimeError):  # all of one value, or none that differ
+        except (ValueError, RuntimeError):  # all values or all parameters are equal
             return {}
         return {name: float(value) for name, value in found.items() if math.isfinite(value)}
 

@@ -1,4 +1,4 @@
-"""A trial, when it has been proposed and when it has ended."""
+"""Proposed and finished trials."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,12 +14,14 @@ __all__ = ["Proposal", "Tried"]
 
 @dataclass(frozen=True)
 class Proposal:
-    """A trial that has been proposed.
+    """A proposed trial.
 
     Attributes:
-        position: Which of the search's trials it is, from 0.
-        kind: ``search``, or that of a first trial.
-        cocktail: None for the base as it is.
+        position: Index of the trial in the search, from 0.
+        kind: ``search``, ``plain``, ``base``, ``preset`` or ``alone``.
+        name: Name of the trial.
+        cocktail: The cocktail; None for the unchanged base.
+        trial: The trial in Optuna.
     """
 
     position: int
@@ -31,19 +33,20 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Tried:
-    """A trial that has ended.
+    """A finished trial.
 
     Attributes:
-        position: Which of the search's trials it is, from 0.
+        position: Index of the trial in the search, from 0.
         kind: ``search``, ``plain``, ``base``, ``preset`` or ``alone``.
-        cocktail: None for the base as it is.
-        value: Mean of the metric over splits; None where it failed.
-        values: Of each split that was measured.
-        seconds: Duration of all its runs.
-        step_seconds: Duration of a training step; None where it isn't known.
-        excess: By how much its step takes longer than it may, in plain steps; None where it may take any time.
-        parameters: As the sampler knows the cocktail.
-        message: Why it failed, or was pruned.
+        name: Name of the trial.
+        cocktail: The cocktail; None for the unchanged base.
+        value: Mean of the metric over splits; None if the trial failed or was pruned.
+        values: Value of the metric on each finished split.
+        seconds: Duration of all its runs in seconds.
+        step_seconds: Duration of a training step in seconds; None if unknown.
+        excess: Step duration above the limit, in steps of the plain run; None if there is no limit.
+        parameters: The cocktail as parameters of the sampler.
+        message: Reason why it failed or was pruned; empty otherwise.
     """
 
     position: int

@@ -1,4 +1,4 @@
-"""What a study can compute instead of training: functions of a seed and settings that return numbers."""
+"""Functions that a study can compute instead of training: from a seed and settings to numbers."""
 
 from lightning_reg.studies.functions.batch_norm import batch_norm_backward
 from lightning_reg.studies.functions.regression import ridge_regression

@@ -1,4 +1,4 @@
-"""BatchNorm's backward pass, derived by hand, beside torch's."""
+"""Comparison of BatchNorm's backward pass, derived by hand, with torch's."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -23,21 +23,21 @@ def batch_norm_backward(
     shape: Sequence[int] = (64, 32),
     mean: float = 0.0,
 ) -> dict[str, float]:
-    """Compares gradients by the formulas of a textbook with those of torch.
+    """Compares BatchNorm's gradients by textbook formulas with those of torch.
 
     Args:
-        seed: Of inputs, weights and the gradient that comes from above.
-        dtype: In which both are computed.
-        shape: Of the inputs: (N, C), (N, C, L) or (N, C, H, W).
-        mean: Of the inputs, whose standard deviation is 1; far from 0, digits are lost.
+        seed: Seed of inputs, weights and output gradients.
+        dtype: Floating-point type of both computations.
+        shape: Shape of the inputs: (N, C), (N, C, L) or (N, C, H, W).
+        mean: Mean of the inputs, whose standard deviation is 1; far from 0, precision is lost.
 
     Returns:
-        For outputs and each gradient the largest absolute difference, divided by the largest absolute value of torch's
-        (``error/inputs``, ``error/weight``, ``error/bias``, ``error/outputs``), the largest of the gradients'
-        (``error/gradients``), and the same without dividing (``absolute_error/...``).
+        For the outputs and each gradient the largest absolute difference, divided by the largest absolute value of
+        torch's (``error/inputs``, ``error/weight``, ``error/bias``, ``error/outputs``), the largest of these among the
+        gradients (``error/gradients``), and the same without the division (``absolute_error/...``).
 
     Raises:
-        SettingError: If the dtype is another, or a channel would have a single value.
+        SettingError: If the dtype is unknown, or a channel would have a single value.
 
     >>> batch_norm_backward(seed=0)["error/gradients"] < 1e-12
     True

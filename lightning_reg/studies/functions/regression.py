@@ -1,4 +1,4 @@
-"""Ridge regression of a curve that is known, for taking the error of its fits apart."""
+"""Ridge regression of a known curve, for the decomposition of its error into bias, variance and noise."""
 
 import math
 from typing import Any
@@ -22,30 +22,31 @@ def ridge_regression(
     datasets: int = 500,
     points: int = 200,
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    r"""Fits polynomials to many noisy samples of one curve, and takes their error apart.
+    r"""Fits polynomials to many noisy samples of one curve, and decomposes their error into bias, variance and noise.
 
     .. math:: t(x) = \sin 2 \pi x, \quad y = t(x) + \sigma \epsilon, \quad -1 < x < 1
 
-    The x of a sample lie anywhere within intervals of equal length, one in each: so all of the curve is seen.
+    The x of a data set are drawn uniformly, one from each of equally long intervals, so that they cover all of the
+    curve.
 
     Each polynomial is the exact minimum of the mean squared error plus ``l2`` times the sum of its squared coefficients
-    of Legendre polynomials, of which the constant isn't penalized. Errors are measured on points between -1 and 1, with
-    new noise for every fit. All in float64.
+    of Legendre polynomials, except for the constant. Errors are measured on points between -1 and 1, with new noise for
+    every fit. All computations are in float64.
 
     Args:
-        seed: Of samples and noise.
-        degree: Of the polynomials, at least 0: the capacity.
+        seed: Seed of data sets and noise.
+        degree: Degree of the polynomials, at least 0: their capacity.
         l2: Strength of the penalty, at least 0.
-        samples: In the sample of each fit; more than ``degree`` where there is no penalty.
+        samples: Number of samples in a data set; more than ``degree`` if there is no penalty.
         noise: σ, standard deviation of the targets around the curve, at least 0.
-        datasets: How many samples are drawn and fitted, at least 2.
-        points: Where errors are measured.
+        datasets: Number of data sets to draw and fit, at least 2.
+        points: Number of points at which errors are measured.
 
     Returns:
-        Metrics: ``test/error``, the mean squared error measured on noisy targets; ``bias_squared``, ``variance`` and
-        ``noise``, and ``sum``, theirs; ``train/error``, on what was fitted; ``standardized_difference``, of measured
-        error and sum in standard errors, which scatters around 0 with a standard deviation of 1. And the same under
-        ``decomposition``.
+        Metrics: ``test/error``, the mean squared error on noisy targets; ``bias_squared``, ``variance``, ``noise`` and
+        their ``sum``; ``train/error``, the mean squared error on the fitted data; ``standardized_difference``, the
+        difference between measured error and sum in standard errors, with mean 0 and standard deviation 1. And the
+        decomposition as a collected result, under ``decomposition``.
 
     Raises:
         SettingError: If a setting is out of its range.
@@ -89,7 +90,7 @@ def ridge_regression(
 def _decomposition(predictions: Tensor, truth: Tensor, observed: Tensor, noise: float) -> dict[str, float]:
     parts = decompose_squared_error(predictions, truth, noise**2)
     errors = (predictions - observed) ** 2
-    # What is left of it without the two parts that depend on the fits: independent numbers, of mean 0.
+    # The rest without the two parts that depend on the fits: independent numbers with mean 0.
     scatter = errors - (predictions - truth) ** 2 - noise**2
     return {
         **{name: value.item() for name, value in parts._asdict().items()},
@@ -107,7 +108,7 @@ def _normal(shape: torch.Size, generator: torch.Generator) -> Tensor:
 
 
 def _legendre(x: Tensor, degree: int) -> Tensor:
-    """Returns Legendre polynomials of length 1 on (-1, 1), by their recurrence: (..., degree + 1)."""
+    """Returns Legendre polynomials of unit norm on (-1, 1), by their recurrence: (..., degree + 1)."""
     values = [torch.ones_like(x), x]
     for n in range(1, degree):
         values.append(((2 * n + 1) * x * values[n] - n * values[n - 1]) / (n + 1))
@@ -116,12 +117,12 @@ def _legendre(x: Tensor, degree: int) -> Tensor:
 
 
 def _fits(features: Tensor, targets: Tensor, l2: float) -> Tensor:
-    """Returns the coefficients of each sample's fit: (T, features)."""
+    """Returns the coefficients of each data set's fit: (T, features)."""
     count = features.shape[-1]
     penalized = torch.ones(count, dtype=features.dtype)
     penalized[0] = 0
-    # Least squares of the sample and of one more row for each penalized coefficient, which keeps the digits that a
-    # product of the matrix with itself would lose.
+    # Least squares on the data set and one more row for each penalized coefficient, which is more precise than the
+    # normal equations.
     rows = torch.diag((l2 * features.shape[-2] * penalized).sqrt()).expand(len(features), count, count)
     matrix = torch.cat([features, rows], 1)
     values = torch.cat([targets, torch.zeros(len(features), count, dtype=targets.dtype)], 1)

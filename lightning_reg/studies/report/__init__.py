@@ -1,4 +1,4 @@
-"""What a study shows: one page that needs no network, a table of all runs, and charts."""
+"""Report of a study: a self-contained HTML page, a table of all runs, and charts."""
 
 from lightning_reg.studies.report.figures import check_can_draw
 from lightning_reg.studies.report.numbers import number

@@ -1,4 +1,4 @@
-"""The charts of a study, from whatever its runs have collected."""
+"""Charts of a study, for whatever its runs have collected."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -43,10 +43,12 @@ _STATISTICS = {"mean": "mean", "std": "standard deviation"}
 
 @dataclass(frozen=True)
 class Section:
-    """Charts that belong together.
+    """A group of charts.
 
     Attributes:
-        text: What is to be seen.
+        title: Title of the group.
+        text: Explanation of the charts.
+        charts: Charts of the group.
     """
 
     title: str
@@ -55,10 +57,10 @@ class Section:
 
 
 def sections(outcome: Outcome) -> Iterator[Section]:
-    """Yields the groups of charts that the results provide for.
+    """Yields the groups of charts for which there are results.
 
     Args:
-        outcome: Of a study, complete or not; without results there are none.
+        outcome: Outcome of a study, possibly incomplete.
     """
     for title, text, charts in (
         ("Every run", "Small dots are seeds, large ones means, bars standard errors.", _every_run(outcome)),
@@ -162,7 +164,7 @@ def _set_axis(drawn: Drawing, axis: Axis) -> None:
 
 
 def _parts(outcome: Outcome) -> Iterator[Chart]:
-    """Stacked: bias², variance and noise of a squared error, or the parts of the share of wrong answers."""
+    """Stacks the parts of the error: bias², variance and noise, or those of the error rate."""
     found = parts_of(outcome)
     if found is None:
         return
@@ -193,7 +195,7 @@ def _parts(outcome: Outcome) -> Iterator[Chart]:
             axes.set_xticks(where, labels, rotation=20, ha="right")
         tops = np.cumsum(list(found.stacked.values()), axis=0)
         for (name, values), top in zip(found.stacked.items(), tops, strict=True):
-            # Nothing to be seen: where the pointer finds the part below.
+            # Invisible markers, at which the page's pointer finds the part below.
             (edge,) = axes.plot(where, top, "o", alpha=0, color=colors[name])
             told = [f"{label}: {value:.4f}" for label, value in zip(labels, values, strict=True)]
             drawn.series(edge, name, texts=told)

@@ -1,4 +1,4 @@
-"""Learning curves of training and validation: all variants in one chart, and a chart a variant."""
+"""Learning curves of training and validation: one chart of all variants, and one chart per variant."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -28,19 +28,20 @@ Curve = list[tuple[float, float, float]]
 
 
 def curve_names(outcome: Outcome) -> list[str]:
-    """Returns the metrics whose curves are shown: the loss, and what variants are compared by.
+    """Returns the metrics whose curves are shown: the loss, and the study's metric.
 
     Args:
-        outcome: Of a study, complete or not.
+        outcome: Outcome of a study, possibly incomplete.
     """
     return list(dict.fromkeys(["loss", outcome.study.metric.partition("/")[2]]))
 
 
 def curves(outcome: Outcome, name: str) -> Iterator[Chart]:
-    """Yields a chart of all variants' validation curves, and one for each variant, all of one scale.
+    """Yields a chart of all variants' validation curves, and one chart per variant, all to the same scale.
 
     Args:
-        name: Of the metric, without a split.
+        outcome: Outcome of a study, possibly incomplete.
+        name: Name of the metric, without a split.
     """
     variants, found = list(outcome.study.variants), {}
     for variant in variants:
@@ -101,7 +102,7 @@ def _set_axes(drawn: Drawing, name: str, limits: tuple[float, float], end: float
 
 
 def _mean_curve(curves: Sequence[Sequence[Sequence[float]]]) -> Curve:
-    """Returns position, mean and standard deviation for as long as at least half of the runs went on."""
+    """Returns position, mean and standard deviation at the positions that at least half of the runs reached."""
     present = [{point[0]: point[1] for point in curve} for curve in curves if curve]
     positions = sorted({x for points in present for x in points})
     line = []
@@ -113,7 +114,7 @@ def _mean_curve(curves: Sequence[Sequence[Sequence[float]]]) -> Curve:
 
 
 def _limits(values: Sequence[float]) -> tuple[float, float]:
-    """Returns common limits, without the highest 2 % where these are far out: a first epoch's loss."""
+    """Returns common limits, without the highest 2 % if these are outliers, such as the loss of the first epoch."""
     if not values:
         return 0.0, 1.0
     low, most, high = np.min(values), np.quantile(values, 0.98), np.max(values)
@@ -123,7 +124,7 @@ def _limits(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _name_ends(drawn: Drawing, ends: dict[str, tuple[float, float]], height: float) -> None:
-    """Names lines where they end, one above the other where they end near one another."""
+    """Labels lines at their ends, one above the other if these are close."""
     ranked = sorted(ends, key=lambda split: ends[split][1])
     near = len(ranked) > 1 and ends[ranked[-1]][1] - ends[ranked[0]][1] < 0.08 * height
     for rank, split in enumerate(ranked):

@@ -1,4 +1,4 @@
-"""Bias and variance of a study's variants: computed by its runs, or from what they predicted."""
+"""Bias and variance of a study's variants: computed by its runs, or from their predictions."""
 
 import math
 from dataclasses import dataclass
@@ -15,13 +15,15 @@ __all__ = ["Parts", "parts_of"]
 
 @dataclass(frozen=True)
 class Parts:
-    """Of the error of each variant.
+    """The parts of the error of each variant.
 
     Attributes:
-        label: What the error is.
-        stacked: Values by part, which sum to the expected error.
-        measured: The error of each variant.
-        notes: More to say of each variant, by name.
+        label: Name of the error.
+        variants: Names of the variants, in the order of all lists below.
+        stacked: Values of each part, by its name; the parts sum to the expected error.
+        measured: Measured error of each variant.
+        errors: Standard error of each measured error.
+        notes: Values of further quantities, by their names.
     """
 
     label: str
@@ -38,7 +40,7 @@ class Parts:
 
 
 def parts_of(outcome: Outcome) -> Parts | None:
-    """Returns the parts of the error; None where nothing tells them."""
+    """Returns the parts of the error; None if the results don't provide them."""
     squared = collected(outcome, "decomposition")
     if squared:
         return _squared(squared)
@@ -63,7 +65,7 @@ def _squared(found: dict[str, list[Any]]) -> Parts:
         list(found),
         {name: [mean(variant, key) for variant in found] for name, key in names.items()},
         [mean(variant, "error") for variant in found],
-        # Of a mean over seeds, each of which knows its own.
+        # The standard error of a mean over seeds, from that of each seed.
         [math.hypot(*(run["error_standard_error"] for run in runs)) / len(runs) for runs in found.values()],
         {},
     )
@@ -101,7 +103,7 @@ def _zero_one(found: dict[str, list[Any]]) -> Parts:
         for variant, runs in found.items()
     }
     wrong = {name: [_share_wrong(run["classes"], run["targets"]) for run in runs] for name, runs in found.items()}
-    # What stands for the error is stacked: the variance that undoes errors is taken from the bias, which it undoes.
+    # The stacked parts sum to the error: the variance on biased samples, which corrects errors, reduces the bias.
     return Parts(
         "share of wrong answers",
         list(found),

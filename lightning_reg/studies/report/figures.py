@@ -1,4 +1,4 @@
-"""Figures as SVG that takes its colors from the page and carries what its script reads, and as PNG."""
+"""Figures as SVG, with the page's colors and data for its script, and as PNG."""
 
 import importlib.util
 import io
@@ -40,7 +40,7 @@ __all__ = [
     "thinned",
 ]
 
-# Told apart by color-blind people, too. The page's style sheet has lighter ones of them for the dark.
+# A color-blind-safe palette. The page's style sheet has lighter versions for dark mode.
 INK, GRID, GRAY = "#2b2b2c", "#dcdcdd", "#8a8a8b"
 BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#008a66"
 _OF_VARIANTS = (BLUE, ORANGE, GREEN, "#a6478a", "#8c6d00", "#5b5fc7", "#b3394b", "#4d7c8a")
@@ -56,12 +56,14 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure that is ready.
+    """A finished figure.
 
     Attributes:
-        name: Of its file, without an ending.
-        svg: An element for a page.
-        width: In pixels, at which its text has the page's size.
+        name: Name of its file, without an extension.
+        title: Title above the figure.
+        svg: SVG element for a page.
+        png: Content of the PNG file.
+        width: Width in pixels at which its text has the page's font size.
         variant: Index of the variant that it shows alone, if any.
         legend: Indices of the variants whose lines it shows together.
     """
@@ -77,10 +79,12 @@ class Chart:
 
 @dataclass
 class Drawing:
-    """A figure with axes, and what the page's script is to know of what is drawn.
+    """A figure with axes, and the data for the page's script.
 
     Attributes:
-        value_axis: The axis that has the values, ``x`` or ``y``; at the pointer y is shown with its x, and x alone.
+        figure: The figure.
+        axes: Its only axes.
+        value_axis: Axis of the values, ``x`` or ``y``; the pointer shows a value on y with its x, and one on x alone.
     """
 
     figure: "Figure"
@@ -89,11 +93,13 @@ class Drawing:
     _series: dict[str, dict[str, str]] = field(default_factory=dict, init=False)
 
     def series(self, artist: "Artist", label: str, *, variant: int | None = None, texts: Sequence[str] = ()) -> None:
-        """Marks a line or an outline whose points the page names at the pointer.
+        """Marks a line or an outline whose points the page shows at the pointer.
 
         Args:
-            variant: Index of the variant that switches it off, if any.
-            texts: What is shown at each marker; the position on the axes where empty.
+            artist: The line or outline.
+            label: Name of the series.
+            variant: Index of the variant whose legend entry toggles it, if any.
+            texts: Text shown at each marker; the position on the axes if empty.
         """
         attributes = {"class": "series", "data-label": label}
         if variant is not None:
@@ -107,19 +113,20 @@ class Drawing:
     def finished(
         self, name: str, title: str, description: str, *, variant: int | None = None, legend: Sequence[int] = ()
     ) -> Chart:
-        """Returns the chart that the figure has become.
+        """Returns the finished chart.
 
         Args:
-            name: Unique in the report.
-            description: For those who don't see it.
+            name: Name of the chart, unique in the report.
+            title: Title above the chart.
+            description: Alternative text for screen readers.
             variant: Index of the variant that it shows alone, if any.
             legend: Indices of the variants whose lines, labeled with their names, it shows together. The PNG gets
-                matplotlib's legend, the page one that can be clicked.
+                matplotlib's legend, the page a clickable one.
         """
         slug = plain(name)
         png, svg = io.BytesIO(), io.StringIO()
         with warnings.catch_warnings():
-            # Of names in scripts of all the world.
+            # For names in scripts that the font doesn't have.
             warnings.filterwarnings("ignore", message="Glyph .* missing from font")
             if legend:
                 lines = self.axes.lines
@@ -137,9 +144,9 @@ class Drawing:
         return Chart(slug, title, drawn, png.getvalue(), width, variant, tuple(legend))
 
     def _scales(self) -> dict[str, str]:
-        """Returns where each axis begins and ends in the SVG, which values are there, and what they are of."""
+        """Returns for each axis its ends in the SVG, the values there, its scale and its label."""
         axes, (width, height) = self.axes, self.figure.get_size_inches() * _POINTS
-        # Not from an earlier figure's pixels: the resolution differs between PNG and SVG.
+        # In relative coordinates, because the resolution differs between PNG and SVG.
         (left, bottom), (right, top) = axes.get_position().get_points()
         ends = {"x": (left * width, right * width), "y": ((1 - bottom) * height, (1 - top) * height)}
         scales = {}
@@ -151,10 +158,10 @@ class Drawing:
 
 
 def check_can_draw() -> None:
-    """Raises if there is nothing to draw with.
+    """Checks that matplotlib is installed.
 
     Raises:
-        SettingError: With what to install.
+        SettingError: If it isn't installed.
     """
     if importlib.util.find_spec("matplotlib") is None:
         raise SettingError("a report needs matplotlib: pip install matplotlib")
@@ -162,10 +169,12 @@ def check_can_draw() -> None:
 
 @contextmanager
 def drawing(width: float = _SIZE[0], height: float = _SIZE[1], *, value_axis: str = "y") -> Iterator[Drawing]:
-    """Yields an empty figure in the report's style, which holds until the context ends.
+    """Yields an empty figure in the report's style, which applies within the context.
 
     Args:
-        value_axis: The axis that has the values, ``x`` or ``y``.
+        width: Width in inches.
+        height: Height in inches.
+        value_axis: Axis of the values, ``x`` or ``y``.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -197,10 +206,10 @@ def drawing(width: float = _SIZE[0], height: float = _SIZE[1], *, value_axis: st
 
 
 def plain(name: str) -> str:
-    """Returns a name that can be a file's on every system.
+    """Returns a name that is a valid file name on every system.
 
     Args:
-        name: In any script; what is left of it are Latin letters and digits.
+        name: Name in any script, of which only Latin letters and digits are kept.
 
     >>> plain("L1, proximal (0.1)")
     'l1-proximal-0-1'
@@ -209,10 +218,10 @@ def plain(name: str) -> str:
 
 
 def file_names(variants: Sequence[str]) -> dict[str, str]:
-    """Returns for each variant a name that can be a file's and differs from all others.
+    """Returns a unique file name for each variant.
 
     Args:
-        variants: In the study's order: of those that would have the same file the first keeps its name.
+        variants: Names of the variants; a number is appended to all but the first of those with the same file name.
 
     >>> file_names(["L1 0.1", "L1-0.1"])
     {'L1 0.1': 'l1-0-1', 'L1-0.1': 'l1-0-1-2'}
@@ -227,7 +236,7 @@ def file_names(variants: Sequence[str]) -> dict[str, str]:
 
 
 def line_style(variant: int) -> tuple[str, str, str]:
-    """Returns what tells a variant's line from others': color, dashes, and the color's name in the page.
+    """Returns the line style of a variant: color, dashes, and the color's name in the page.
 
     >>> line_style(0), line_style(9)
     (('#0072b2', 'solid', 'var(--color-0)'), ('#d55e00', 'dashed', 'var(--color-1)'))
@@ -237,7 +246,7 @@ def line_style(variant: int) -> tuple[str, str, str]:
 
 
 def shade(index: int, count: int) -> tuple[float, float, float]:
-    """Returns one of a series of colors from blue to orange, for layers or the like.
+    """Returns one of a series of colors from blue to orange, for layers for example.
 
     Args:
         index: Position in the series, from 0.
@@ -250,21 +259,25 @@ def shade(index: int, count: int) -> tuple[float, float, float]:
 
 
 def name_line(axes: "Axes", x: float, y: float, label: str, color: str, shift: float = 0) -> None:
-    """Writes a line's name where it ends.
+    """Writes the name of a line next to its end.
 
     Args:
-        axes: That the line is in.
-        color: That of the line.
-        shift: By how many points it stands higher.
+        axes: Axes of the line.
+        x: Position of the line's end on the x axis.
+        y: Position of the line's end on the y axis.
+        label: Name of the line.
+        color: Color of the line.
+        shift: Vertical offset of the text in points.
     """
     axes.annotate(label, (x, y), xytext=(5, shift), textcoords="offset points", color=color, va="center", fontsize=8)
 
 
 def thinned(values: Sequence[Value], lines: int) -> list[Value]:
-    """Returns every k-th of many values, and the last, so that the page stays small.
+    """Returns every k-th of many values, and the last, to keep the page small.
 
     Args:
-        lines: How many lines of the kind the page has.
+        values: Values of one line.
+        lines: Number of lines of the same kind in the page.
 
     >>> thinned(range(100), 150)
     [0, 3, 6, ..., 96, 99]
@@ -274,10 +287,10 @@ def thinned(values: Sequence[Value], lines: int) -> list[Value]:
 
 
 def label_of(metric: str) -> str:
-    """Returns what stands at an axis of a metric.
+    """Returns the axis label of a metric.
 
     Args:
-        metric: Its name, with or without the split.
+        metric: Name of the metric, with or without the split.
 
     >>> label_of("test/accuracy")
     'test accuracy, %'

@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Formatting of numbers for human readers."""
 
 import math
 
@@ -9,10 +9,10 @@ __all__ = ["difference_in_words", "factor_of", "gap_in_words", "number", "p_valu
 
 
 def readable(metric: str) -> str:
-    """Returns a metric's name as one would say it.
+    """Returns a metric's name in readable form.
 
     Args:
-        metric: Its name, with or without the split.
+        metric: Name of the metric, with or without the split.
 
     >>> readable("test/accuracy"), readable("bias_squared")
     ('test accuracy', 'bias squared')
@@ -21,21 +21,21 @@ def readable(metric: str) -> str:
 
 
 def factor_of(metric: str) -> float:
-    """Returns what values of a metric are multiplied by where they are shown: accuracies are in percent.
+    """Returns the factor by which values of a metric are multiplied for display: 100 for accuracies, else 1.
 
     Args:
-        metric: Its name, with or without the split.
+        metric: Name of the metric, with or without the split.
     """
     return 100 if is_accuracy(metric) else 1
 
 
 def number(metric: str, value: float, error: float = math.nan) -> str:
-    """Returns a value with its standard error, accuracies in percent.
+    """Formats a value with its standard error, accuracies in percent.
 
     Args:
-        metric: The name of what it is a value of.
-        value: The value; NaN where there is none.
-        error: Its standard error; NaN where there is none.
+        metric: Name of the metric.
+        value: Value of the metric; NaN if there is none.
+        error: Standard error of the value; NaN if there is none.
 
     >>> number("test/accuracy", 0.98765, 0.0012), number("test/loss", 0.123456)
     ('98.77 ± 0.12 %', '0.1235')
@@ -52,10 +52,11 @@ def number(metric: str, value: float, error: float = math.nan) -> str:
 
 
 def difference_in_words(metric: str, comparison: Comparison) -> str:
-    """Returns a difference with its standard error and sign, of accuracies in percentage points.
+    """Formats a difference with its sign and standard error, for accuracies in percentage points.
 
     Args:
-        metric: In which there is a difference.
+        metric: Name of the metric.
+        comparison: Comparison that has the difference.
 
     >>> difference_in_words("test/accuracy", Comparison("none", 5, -0.0123, 0.004, 0.03))
     '−1.23 ± 0.40'
@@ -66,11 +67,12 @@ def difference_in_words(metric: str, comparison: Comparison) -> str:
 
 
 def gap_in_words(metric: str, value: float, error: float) -> str:
-    """Returns a gap with its standard error, of accuracies in percentage points.
+    """Formats a gap with its standard error, for accuracies in percentage points.
 
     Args:
-        metric: In which there is a gap.
-        error: NaN where there is none.
+        metric: Name of the metric.
+        value: Value of the gap.
+        error: Standard error of the gap; NaN if there is none.
 
     >>> gap_in_words("loss", -0.1234, 0.0123)
     '−0.123 ± 0.012'
@@ -82,10 +84,10 @@ def gap_in_words(metric: str, value: float, error: float) -> str:
 
 
 def p_value(p: float) -> str:
-    """Returns a p-value as people write it.
+    """Formats a p-value.
 
     Args:
-        p: In [0, 1]; NaN where there is none.
+        p: P-value in [0, 1]; NaN if there is none.
 
     >>> p_value(0.0004), p_value(0.0213), p_value(float("nan"))
     ('< .001', '.021', '–')

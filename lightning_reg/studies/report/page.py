@@ -1,4 +1,4 @@
-"""The page itself: a template filled with what came of a study; it needs nothing but itself."""
+"""The HTML page: a template filled with the outcome of a study; it is self-contained."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +16,7 @@ _HERE = "lightning_reg.studies.report"
 
 
 def page(outcome: Outcome, sections: Sequence[Section]) -> str:
-    """Returns the page's HTML, with style sheet, script and charts in it."""
+    """Returns the page's HTML, including style sheet, script and charts."""
     return rendered(
         "page.html",
         title=outcome.study.title,
@@ -32,12 +32,12 @@ def page(outcome: Outcome, sections: Sequence[Section]) -> str:
 
 
 def rendered(template: str, package: str = _HERE, **values: Any) -> str:
-    """Returns a page's HTML.
+    """Renders a page as HTML.
 
     Args:
-        template: Its file's name; it extends this package's ``base.html``.
-        package: In which the template lies.
-        values: What the template shows.
+        template: File name of the template, which extends this package's ``base.html``.
+        package: Package that contains the template.
+        values: Variables of the template.
     """
     import jinja2
 

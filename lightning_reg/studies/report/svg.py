@@ -1,4 +1,4 @@
-"""SVG as matplotlib writes it, made into an element of the page."""
+"""Conversion of matplotlib's SVG into an element of the page."""
 
 import re
 from collections.abc import Mapping
@@ -16,20 +16,21 @@ def for_page(
     attributes: Mapping[str, Mapping[str, str]],
     colors: Mapping[str, str],
 ) -> str:
-    """Returns a figure as an element of a page that holds several.
+    """Returns a figure as an element of a page with several figures.
 
     Args:
-        prefix: What ids begin with, unique in the page; ids that nothing refers to are left out.
-        root_attributes: Attributes of the element itself, in place of its size: it is as wide as the page lets it.
-        attributes: Attributes of elements within, by their ids.
-        colors: What the page calls a color, by its name in the file.
+        svg: Content of matplotlib's SVG file.
+        prefix: Prefix of ids, unique in the page; ids without references are removed.
+        root_attributes: Attributes of the SVG element, in place of its size: the page determines its width.
+        attributes: Attributes of nested elements, by their ids.
+        colors: CSS colors of the page, by the colors in the file.
     """
     ElementTree.register_namespace("", _SVG)
     ElementTree.register_namespace("xlink", _XLINK)
     root = ElementTree.fromstring(svg)
     for parent in list(root.iter()):
         for child in list(parent):
-            # The style, of joins and ends of lines, is said once in the page's style sheet.
+            # The style of line joins and ends is defined once in the page's style sheet.
             if child.tag in (f"{{{_SVG}}}metadata", f"{{{_SVG}}}style"):
                 parent.remove(child)
     referred_to = set(re.findall(r'(?:href="|url\()#([^")]+)', svg))
@@ -51,7 +52,7 @@ def for_page(
 
 
 def _shorten(element: ElementTree.Element) -> None:
-    """Leaves out what nobody sees: indentation, and digits beyond a thousandth of a point."""
+    """Removes what isn't visible: indentation, and digits beyond a thousandth of a point."""
     element.text = element.text if element.tag == f"{{{_SVG}}}text" else None
     element.tail = None
     for key in ("d", "x", "y", "transform"):

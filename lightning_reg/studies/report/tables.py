@@ -1,4 +1,4 @@
-"""The tables of a study's page, as plain text by cell."""
+"""Tables of a study's page, with cells of plain text."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -21,16 +21,18 @@ from lightning_reg.text import duration
 
 __all__ = ["Row", "Table", "tables"]
 
-_ENOUGH = 5  # models whose most frequent answer means something
+_ENOUGH = 5  # models for a meaningful majority vote
 
 
 @dataclass(frozen=True)
 class Row:
-    """The line of one variant.
+    """The row of one variant.
 
     Attributes:
-        cells: Texts of all columns but the first.
-        is_best: Whether it is marked as the best.
+        name: Name of the variant, the first column.
+        cells: Texts of the other columns.
+        is_best: Whether the variant is marked as the best.
+        note: Note next to the name.
     """
 
     name: str
@@ -41,11 +43,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table with a title above and paragraphs below.
+    """A table with a title above and notes below.
 
     Attributes:
+        title: Title of the table.
         head: Titles of the columns.
-        notes: How to read it.
+        rows: Rows of the table.
+        notes: Paragraphs that explain the table.
     """
 
     title: str
@@ -55,10 +59,10 @@ class Table:
 
 
 def tables(outcome: Outcome) -> Iterator[Table]:
-    """Yields the tables that the results provide for.
+    """Yields the tables for which there are results.
 
     Args:
-        outcome: Of a study, complete or not; without results there are none.
+        outcome: Outcome of a study, possibly incomplete.
     """
     yield from _results(outcome)
     yield from _decomposition(outcome)
@@ -104,7 +108,7 @@ def _compared(metric: str, comparison: Comparison | None, has_exact: bool) -> li
 
 
 def _counted(outcome: Outcome, variant: str, numbers: int) -> str:
-    """Returns how many seeds there are where some are missing."""
+    """Returns a note on the number of seeds if some are missing."""
     seeds, ended = len(outcome.study.seeds), sum(result.variant == variant for result in outcome.results)
     if numbers == seeds:
         return ""
@@ -113,7 +117,7 @@ def _counted(outcome: Outcome, variant: str, numbers: int) -> str:
 
 
 def _extra_columns(outcome: Outcome) -> dict[str, dict[str, str]]:
-    """Further columns by title, each by variant: what runs have collected, and other metrics of the test part."""
+    """Returns further columns by title: other metrics of the test split, and the share of zero weights."""
     columns: dict[str, dict[str, str]] = {}
     study = outcome.study
     in_table = {"bias_squared", "variance", "noise", "sum"} if collected(outcome, "decomposition") else set()

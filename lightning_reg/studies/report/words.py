@@ -1,4 +1,4 @@
-"""What came of a study, in words that are made of its numbers: nothing here is known before it has run."""
+"""Sentences about the outcome of a study, generated from its numbers."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ __all__ = ["gaps", "headline"]
 
 
 def gaps(outcome: Outcome) -> dict[str, Summary]:
-    """Returns by variant how much worse the compared metric is on the test part than on training data."""
+    """Returns by variant how much worse the study's metric is on the test split than on training data."""
     metric = outcome.study.metric
     split, _, name = metric.partition("/")
     train = summaries(outcome, f"train/{name}") if split == "test" else {}
@@ -42,11 +42,7 @@ def gaps(outcome: Outcome) -> dict[str, Summary]:
 
 
 def headline(outcome: Outcome) -> list[str]:
-    """Returns what came out, in a few sentences.
-
-    Args:
-        outcome: Outcome of a study, with its results.
-    """
+    """Summarizes the outcome of a study in a few sentences."""
     return [*_about_the_best(outcome), *_about_the_baseline(outcome), *_about_gaps(outcome), *_about_kinds(outcome)]
 
 
@@ -84,7 +80,7 @@ def _about_the_best(outcome: Outcome) -> Iterator[str]:
 
 
 def _named(outcome: Outcome, variant: str) -> str:
-    """A variant that is called by a number alone, with what the number is."""
+    """Returns the name of a variant, prefixed with the axis label if it is only a number."""
     is_number = variant.replace(".", "", 1).replace("e-", "", 1).isdigit()
     return f"{outcome.study.axis.label} {variant}" if outcome.study.axis and is_number else variant
 
@@ -142,7 +138,7 @@ def _about_gaps(outcome: Outcome) -> Iterator[str]:
     shown = {name: f"{factor_of(metric) * entry.mean:.3g}{unit}" for name, entry in found.items()}
     widest, smallest = max(found, key=lambda name: found[name].mean), min(found, key=lambda name: found[name].mean)
     compared = paired(found[widest].values, found[smallest].values, smallest)
-    # These two were chosen among all pairs for being far apart.
+    # A Bonferroni correction: these two were selected among all pairs as the farthest apart.
     pairs = len(found) * (len(found) - 1) // 2
     compared = replace(compared, p=compared.p if math.isnan(compared.p) else min(1.0, pairs * compared.p))
     short = readable(metric.partition("/")[2])
@@ -171,7 +167,7 @@ def _about_kinds(outcome: Outcome) -> Iterator[str]:
             if decomposition["error_standard_error"] > 0
         ]
         within = sum(distance <= 2 for distance in distances)
-        if distances:  # without noise there is nothing that could be off
+        if distances:  # without noise there is no difference to check
             yield (
                 f"In {within} of {len(distances)} runs bias², variance and noise sum to the measured error within two "
                 f"of its standard errors; chance alone gives 95 %, and the largest distance is {max(distances):.1f}."

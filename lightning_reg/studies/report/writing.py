@@ -1,4 +1,4 @@
-"""Writing a study's report."""
+"""Writer of a study's report."""
 
 import csv
 import io
@@ -17,14 +17,14 @@ def write_report(outcome: Outcome, folder: Path) -> Path:
     """Writes ``report.html``, ``results.csv`` and ``plots/*.png``.
 
     Args:
-        outcome: Of a study, complete or not.
-        folder: That is made if need be.
+        outcome: Outcome of a study, possibly incomplete.
+        folder: Output folder, which is created if needed.
 
     Returns:
         The path of the page.
 
     Raises:
-        SettingError: If there is no matplotlib.
+        SettingError: If matplotlib isn't installed.
         OSError: If the folder can't be written.
     """
     check_can_draw()
@@ -44,7 +44,7 @@ def write_report(outcome: Outcome, folder: Path) -> Path:
 
 
 def _runs(outcome: Outcome) -> str:
-    """Returns a line of comma-separated values for each run."""
+    """Returns the content of the CSV file, one line per run."""
     metrics = list(dict.fromkeys(name for result in outcome.results for name in result.metrics))
     order = {variant: index for index, variant in enumerate(outcome.study.variants)}
     text = io.StringIO(newline="")

@@ -1,1 +1,1 @@
-"""Averages of weights: what they hold, how they are put in and out, and what is recomputed for them."""
+"""Averages of weights: what they hold, how they are swapped in and out, and what is recomputed for them."""

@@ -1,4 +1,4 @@
-"""One fit of an average of weights: what is held, when weights are taken into it, and when it is evaluated."""
+"""One fit of an average of weights: what it holds, when it is updated, and when it is evaluated."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -38,7 +38,7 @@ class Averaged:
     """The average of a fit.
 
     Attributes:
-        updates: How often weights were taken into the average.
+        updates: Number of updates of the average.
         is_in: Whether the module has the average.
         weights: The average, by name of the parameter or buffer.
     """
@@ -50,7 +50,7 @@ class Averaged:
 
 @dataclass(eq=False)
 class AverageSession(Session[WeightAverage]):
-    """One fit of an average: what is held, and what was taken into it."""
+    """One fit of an average, with what it holds and the inputs that it remembers."""
 
     updates: int = kept(default=0)
     is_recomputed: bool = kept(default=False)  # whether BatchNorm's statistics are those of the average as it is now
@@ -73,15 +73,15 @@ class AverageSession(Session[WeightAverage]):
 
     @property
     def is_averaging(self) -> bool:
-        """Whether weights are taken into the average at this time of the fit."""
+        """Whether the average is updated at this time of the fit."""
         raise NotImplementedError
 
     def is_due(self) -> bool:
-        """Counts a training batch that has ended, and returns whether weights are taken into the average after it."""
+        """Counts a training batch that has ended, and returns whether the average is updated after it."""
         raise NotImplementedError
 
     def update_(self, averages: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-        """Takes weights into their averages, in place; the first time they have been copied instead."""
+        """Updates averages with weights, in place; not called the first time, when weights are copied instead."""
         raise NotImplementedError
 
     # The state
@@ -141,14 +141,14 @@ class AverageSession(Session[WeightAverage]):
 
     @override
     def ends(self, exception: BaseException | None) -> None:
-        # What fails when training has ended, a test for one, has the averaged weights.
+        # Whatever fails after training has ended, such as a test, leaves the averaged weights.
         if exception is not None and self.held.is_in and not self.is_final:
             self.held.exchange(self.run.module)
 
     # What it does
 
     def take(self) -> None:
-        """Takes the weights as they are now into the average."""
+        """Updates the average with the current weights."""
         if not self.places or any(place.is_stale for place in self.places):
             self.places = [entry for entry in registered_in(self.run.module) if isinstance(entry.tensor, nn.Parameter)]
             self.trainable = []
@@ -165,7 +165,7 @@ class AverageSession(Session[WeightAverage]):
         self.is_recomputed = False
 
     def _begin(self) -> None:
-        """Copies what isn't averaged yet."""
+        """Copies the tensors that aren't held yet."""
         module = self.run.module
         tensors = tensors_of(module)
         averaged = [place.name for place, parameter in zip(self.places, self.trainable, strict=True) if parameter]
@@ -197,14 +197,14 @@ class AverageSession(Session[WeightAverage]):
         self.held.exchange(self.run.module)
 
     def recompute_for_checkpoint(self) -> None:
-        """Gives what is saved statistics that belong to it; training goes on as if nothing had been saved."""
+        """Recomputes statistics for an average that is saved; training goes on as if nothing had been saved."""
         now = self.updates, self.run.trainer.global_step
         if self.held.is_in or not self.held.values or self.saved_at == now:
             return
         self.saved_at = now
         was_recomputed = self.is_recomputed
         self._recompute()
-        # Those of a part of an epoch don't count: when the weights are evaluated, more of it is known.
+        # Statistics of a part of an epoch don't count: more inputs are known when the weights are evaluated.
         self.is_recomputed = was_recomputed or self.run.trainer.is_last_batch
 
     def _recompute(self) -> None:
@@ -220,7 +220,7 @@ class AverageSession(Session[WeightAverage]):
 
     @contextmanager
     def _averaged_module(self) -> Iterator[LightningModule]:
-        """Yields a copy of the module that has the average; where it can't be copied, the module itself."""
+        """Yields a copy of the module with the average; where it can't be copied, the module itself."""
         run, name = self.run, type(self.technique).__name__
         if is_sharded(run.module):
             rank_zero_warn(
@@ -238,7 +238,7 @@ class AverageSession(Session[WeightAverage]):
         yield copied
 
     def _validate(self, inner: Any, *args: Any, **kwargs: Any) -> Any:
-        """Stands around the fit's validation."""
+        """Wraps the fit's validation."""
         trainer = self.run.trainer
         is_restarted = trainer.fit_loop.epoch_loop.val_loop.restarting
         if self._reports and self.held.values and not trainer.sanity_checking and not is_restarted:
@@ -248,7 +248,7 @@ class AverageSession(Session[WeightAverage]):
         return inner(*args, **kwargs)
 
     def _state_dict(self, inner: Any) -> dict[str, Any]:
-        """Stands around the strategy's: what is saved without callbacks' states asks no callback."""
+        """Wraps the strategy's method, because a checkpoint of the weights alone calls no callback."""
         if self._gives:
             self.recompute_for_checkpoint()
         saved: dict[str, Any] = inner()

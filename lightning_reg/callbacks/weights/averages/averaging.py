@@ -1,4 +1,4 @@
-"""What techniques have in common that average weights over training, and evaluate with the average."""
+"""Base class of techniques that average weights over training and evaluate with the average."""
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_args
 
@@ -20,23 +20,24 @@ __all__ = ["CHECKPOINT_KEY", "Buffers", "Validate", "WeightAverage"]
 
 Buffers = Literal["average", "copy", "recompute"]
 Validate = Literal["averaged", "both"]
-CHECKPOINT_KEY = "lightning_reg"  # callbacks' states are matched by their settings; these outlive a change of settings
+CHECKPOINT_KEY = "lightning_reg"  # Lightning matches callbacks' states by settings; these survive a change
 
 
 class WeightAverage(Technique):
-    """Holds an average of the weights, and lets it and the trained weights change places for evaluation.
+    """Holds an average of the weights, and swaps it with the trained weights for evaluation.
 
     The first such callback of a trainer gives the model its weights: its average is in the module while the fit
     validates, in the ``state_dict`` of checkpoints, and in the module when the fit has ended. Further ones only report
     on validation data, under a prefix. Where an exception ends the fit the trained weights are left in the module.
 
-    Everything trainable that the module has registered is averaged, from the first update on at which it is trainable.
-    Parametrized weights are averaged as they are before the parametrization, which so holds for the average, too.
+    Every registered parameter is averaged from the first update at which it is trainable. Parametrized weights are
+    averaged before the parametrization, which therefore holds for the average, too.
 
     Args:
-        buffers: What becomes of the running statistics of normalization layers.
-        validate: Whether the module's own names report on the average, or on the trained weights and the prefix on the
-            average.
+        buffers: Running statistics of normalization layers: ``"average"`` like weights, ``"copy"`` from the trained
+            weights, or ``"recompute"`` for the average.
+        validate: ``"averaged"``: validation reports on the average; ``"both"``: on the trained weights, and once more,
+            with a prefix, on the average.
     """
 
     place = Place.WEIGHTS
@@ -58,7 +59,7 @@ class WeightAverage(Technique):
 
     @property
     def updates(self) -> int:
-        """How often weights were taken into the average of the latest fit."""
+        """Number of updates of the latest fit's average."""
         return self.last_result.updates if self.last_result else 0
 
     @property
@@ -67,7 +68,7 @@ class WeightAverage(Technique):
         return bool(self.last_result and self.last_result.is_in)
 
     def gives_weights(self, trainer: Trainer) -> bool:
-        """Whether it is the first average of a trainer."""
+        """Whether this is the trainer's first average, which gives the model its weights."""
         return (
             next((callback for callback in callbacks_of(trainer) if isinstance(callback, WeightAverage)), None) is self
         )

@@ -1,4 +1,4 @@
-"""What a module reports under names of its own, beside what the fit's validation reports."""
+"""A second validation, reported under names of its own beside the fit's."""
 
 from typing import Any
 
@@ -12,13 +12,13 @@ __all__ = ["report_validation"]
 
 
 def report_validation(trainer: Trainer, module: LightningModule, prefix: str) -> None:
-    """Validates once more than the fit does, and logs what the module logs with a prefix before each name.
+    """Runs an additional validation, and logs what the module logs with a prefix before each name.
 
-    Call where validation is about to run. No callback is called, so that no patience is counted twice; loggers, the
+    Call it just before the fit's validation. No callback is called, so that no patience is counted twice; loggers, the
     global random streams and the loop's counters stay as they are. The prefixed metrics can be monitored.
 
     Args:
-        module: A copy of its module, with the weights that are reported on.
+        module: The trainer's module or a copy of it, with the weights to report on.
     """
     with isolate_rng():
         metrics, logged = validate_apart(trainer, module)

@@ -1,4 +1,4 @@
-"""A second set of a module's weights, held by name, that can change places with the first."""
+"""A second set of a module's weights, held by name, that can be swapped with the first."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,13 +17,13 @@ __all__ = ["HeldWeights"]
 class HeldWeights:
     """Weights that a module doesn't have at this moment: an average in training, the trained ones in evaluation.
 
-    Contents change places, not tensors: optimizers, compiled code, CUDA graphs, shards and views go on referring to the
-    module's own memory. Sixteen bits are too few to average in: an update is rounded to nothing. There the average is
-    held in 32 bits, and while it is in the module, rounded, aside in ``exact``.
+    Contents are swapped, not tensors: optimizers, compiled code, CUDA graphs, shards and views go on referring to the
+    module's own memory. In 16 bits an update would be rounded to nothing, so the average of such weights is held in 32
+    bits, and in ``exact`` while the module has it rounded.
 
     Attributes:
-        values: What is held, by name of the parameter or buffer.
-        exact: The average in 32 bits, of those that the module has in fewer.
+        values: Held weights, by name of the parameter or buffer.
+        exact: Average in 32 bits of the weights that the module has in fewer; filled while the module has the average.
         is_in: Whether the module has the average, and the trained weights are held.
     """
 
@@ -34,20 +34,16 @@ class HeldWeights:
         self._known: dict[str, Tensor] = {}  # the module's tensors, by which they are found under other names
 
     def add(self, name: str, tensor: Tensor) -> None:
-        """Holds a copy.
-
-        Args:
-            name: Of a parameter or buffer.
-        """
+        """Holds a copy of a parameter or buffer."""
         copied = tensor.detach().clone()
         self.values[name] = copied.float() if _is_halved(tensor) else copied
         self._known[name] = tensor
 
     def follow(self, tensors: Mapping[str, Tensor]) -> None:
-        """Goes with tensors that were renamed (pruning does) or replaced, and drops what is gone or has another shape.
+        """Follows tensors that were renamed (as by pruning) or replaced; drops those that are gone or of other shapes.
 
         Args:
-            tensors: Of the module, by name.
+            tensors: The module's tensors, by name.
         """
         if all(tensors.get(name) is known and _fits(self.values[name], known) for name, known in self._known.items()):
             return
@@ -59,7 +55,7 @@ class HeldWeights:
         self._known = {name: tensors[name] for name in self.values}
 
     def exchange(self, module: nn.Module) -> None:
-        """Lets what is held and what the module has change places."""
+        """Swaps the held weights with the module's."""
         tensors = tensors_of(module)
         self.follow(tensors)
         # Validation runs in inference mode, whose tensors couldn't be trained with afterwards.
@@ -84,11 +80,7 @@ class HeldWeights:
         reshard(module)
 
     def write_into(self, copied: nn.Module) -> None:
-        """Gives a copy of the module the average.
-
-        Args:
-            copied: Of the module, with the weights that it has now.
-        """
+        """Writes the average into a copy of the module, which has the module's current weights."""
         if self.is_in:
             return
         tensors = tensors_of(copied)
@@ -98,11 +90,7 @@ class HeldWeights:
                 tensors[name].copy_(value)
 
     def average(self, module: nn.Module) -> dict[str, Tensor]:
-        """Returns the average, by name, wherever it is.
-
-        Args:
-            module: As it is now.
-        """
+        """Returns the average by name, whether it is held or in the module."""
         if not self.is_in:
             return dict(self.values)
         tensors = tensors_of(module)
@@ -111,26 +99,21 @@ class HeldWeights:
     # Checkpoints
 
     def kept(self) -> dict[str, Any]:
-        """Returns all that is held, with the very tensors."""
+        """Returns everything that is held, without copies of the tensors."""
         return {"values": dict(self.values), "exact": dict(self.exact), "is_in": self.is_in}
 
     @staticmethod
     def of(kept: Mapping[str, Any]) -> "HeldWeights":
-        """Returns what holds what :meth:`kept` returned.
-
-        Args:
-            kept: May have other entries, too.
-        """
+        """Returns held weights from the result of :meth:`kept`, which may have other entries, too."""
         held = HeldWeights()
         held.values, held.exact, held.is_in = dict(kept["values"]), dict(kept["exact"]), kept["is_in"]
         return held
 
     def save_into(self, state_dict: dict[str, Any], module: nn.Module) -> None:
-        """Puts the average in the place of the trained weights.
+        """Replaces the trained weights in a state dict by the average.
 
         Args:
-            state_dict: The module's; on processes that save nothing it may be empty.
-            module: Whose names are in it.
+            state_dict: State dict of the module; may be empty on processes that save nothing.
         """
         if self.is_in:
             return
@@ -146,10 +129,9 @@ class HeldWeights:
                     state_dict[key] = saved.to(device=state_dict[key].device, dtype=state_dict[key].dtype)
 
     def beside(self, module: nn.Module, *, gives: bool) -> dict[str, Any]:
-        """Returns what a checkpoint needs beside the module's state dict, as :meth:`kept` would.
+        """Returns what a checkpoint needs beside the module's state dict, in the form of :meth:`kept`.
 
         Args:
-            module: As it is now.
             gives: Whether the state dict holds the average, as if the module had it; else the trained weights.
         """
         if self.is_in or not gives:
@@ -165,8 +147,8 @@ class HeldWeights:
         """Takes the average out of the module, which has loaded a checkpoint, and puts the trained weights in.
 
         Args:
-            kept: What :meth:`beside` returned.
-            module: That has loaded the state dict.
+            kept: Result of :meth:`beside`.
+            module: Module that has loaded the state dict.
         """
         tensors = tensors_of(module)
         values, exact = kept["values"], kept["exact"]
@@ -183,7 +165,7 @@ class HeldWeights:
                     local(tensor).copy_(local(to_shard(values[name], tensor)))
 
     def _renew_spectral_vectors(self, module: nn.Module) -> None:
-        """An average of singular vectors is none: those of the averaged weight are computed."""
+        """Computes the singular vectors of averaged weights, because averages of singular vectors aren't any."""
         for weight, u, v, dim in spectral_vectors(module):
             if weight in self.values and u in self.values:
                 matrix = whole(self.values[weight]).movedim(dim, 0).flatten(1)
@@ -200,7 +182,7 @@ def _fits(held: Tensor, tensor: Tensor) -> bool:
 
 
 def _whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Sharded ones are brought together, on the CPU; what is written asks all processes in the same order."""
+    """Gathers sharded tensors on the CPU; all processes have to call it with the same order of names."""
     return {
         name: whole(tensor).cpu() if isinstance(tensor, DTensor) else tensor.detach()
         for name, tensor in tensors.items()

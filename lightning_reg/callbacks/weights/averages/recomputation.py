@@ -16,17 +16,17 @@ __all__ = ["recomputed_statistics"]
 
 
 def recomputed_statistics(trainer: Trainer, module: LightningModule, inputs: RememberedInputs) -> dict[str, Tensor]:
-    """Returns running statistics of BatchNorm as they are for remembered inputs, with the weights of a module.
+    """Recomputes BatchNorm's running statistics from remembered inputs, for the weights of a module.
 
-    Every batch weighs the same, as in ``torch.optim.swa_utils.update_bn``. All else is in evaluation mode: dropout
-    would change the variance.
+    Every batch weighs the same, as in ``torch.optim.swa_utils.update_bn``. All other layers are in evaluation mode:
+    dropout would change the variance.
 
     Args:
-        module: A copy of its module, with the weights that the statistics are for.
-        inputs: Of the training steps.
+        module: The trainer's module or a copy of it, with the weights that the statistics are for.
+        inputs: Remembered inputs of the training steps.
 
     Returns:
-        Means, variances and counters by name; of layers that no input reached, nothing.
+        Means, variances and counters by name, without layers that no input reached.
     """
     norms = {name: norm for name, norm in batch_norms(module).items() if name in inputs.norms}
     modes = {part: part.training for part in module.modules()}

@@ -1,4 +1,4 @@
-"""Where a module has its parameters and buffers, and which of them normalize."""
+"""A module's parameters and buffers, where they are registered, and which of them belong to normalization layers."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ __all__ = [
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
-    """Returns every parameter and buffer once, by its name as the user wrote it; of sharded ones the shards.
+    """Returns every parameter and buffer once, by its name in the user's code; of sharded ones the shards.
 
     >>> list(tensors_of(nn.BatchNorm1d(2)))
     ['weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked']
@@ -34,11 +34,11 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
 
 
 class Registered(NamedTuple):
-    """Where a module has a tensor.
+    """A tensor and where a module has registered it.
 
     Attributes:
-        name: As the user wrote it.
-        owner: The parameters or buffers of the module that has it.
+        name: Qualified name in the user's code.
+        owner: Parameters or buffers of the submodule that has it, by ``key``.
     """
 
     name: str
@@ -48,16 +48,12 @@ class Registered(NamedTuple):
 
     @property
     def is_stale(self) -> bool:
-        """Whether another tensor is there now, or none."""
+        """Whether the owner now has another tensor under this key, or none."""
         return self.owner.get(self.key) is not self.tensor
 
 
 def registered_in(module: nn.Module) -> list[Registered]:
-    """Returns where a module has its parameters, then its buffers, each once.
-
-    Args:
-        module: Whose tensors; what FSDP has gathered is let go.
-    """
+    """Returns a module's parameters, then its buffers, each once; parameters that FSDP has gathered are resharded."""
     reshard(module)
     parts = list(module.named_modules())
     found: dict[int, Registered] = {}
@@ -71,7 +67,7 @@ def registered_in(module: nn.Module) -> list[Registered]:
 
 
 def state_names(module: nn.Module) -> dict[str, list[str]]:
-    """Returns under which names each tensor is in the module's ``state_dict``; tied ones are there several times."""
+    """Returns the keys of each tensor in the module's ``state_dict``, by name; tied ones have several."""
     first = {id(tensor): name for name, tensor in tensors_of(module).items()}
     names: dict[str, list[str]] = {name: [] for name in first.values()}
     for key, tensor in (
@@ -98,10 +94,11 @@ def norm_statistics(module: nn.Module) -> list[str]:
 
 
 def spectral_vectors(module: nn.Module) -> list[tuple[str, str, str, int]]:
-    """Returns, of each spectrally normalized weight, the names of the plain weight, of u and v, and the output's dim.
+    """Returns, for each spectrally normalized weight, the names of the plain weight, u and v, and the output dimension.
 
     Args:
-        module: With ``torch.nn.utils.parametrizations.spectral_norm`` or the older ``torch.nn.utils.spectral_norm``.
+        module: Module with ``torch.nn.utils.parametrizations.spectral_norm`` or the older
+            ``torch.nn.utils.spectral_norm``.
 
     >>> spectral_vectors(nn.utils.parametrizations.spectral_norm(nn.Linear(2, 3)))
     [('weight', 'parametrizations.weight.0._u', 'parametrizations.weight.0._v', 0)]
@@ -134,7 +131,7 @@ def is_sharded(module: nn.Module) -> bool:
 
 
 def reshard(module: nn.Module) -> None:
-    """Lets go what FSDP has gathered for a forward pass, else it would outlive a change of the shards."""
+    """Frees parameters that FSDP has gathered for a forward pass, which a change of the shards would make stale."""
     for shard in _sharded(module):
         shard.reshard()
 

@@ -1,4 +1,4 @@
-"""The inputs that modules with BatchNorm had in training, remembered."""
+"""Remembered training inputs of modules with BatchNorm."""
 
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -37,10 +37,11 @@ class Call:
     """One call of a module by the training step.
 
     Attributes:
-        name: Of the module; empty for the LightningModule's own ``forward``.
-        args: Copies of what it was called with.
-        moved: Which tensors among them, counted through both, are brought back to an accelerator.
-        chained: Which of them are the output of an earlier call: number of the call and of the output.
+        name: Name of the module; empty for the LightningModule's own ``forward``.
+        args: Copies of the positional arguments; ``kwargs`` of the keyword arguments.
+        moved: Indices of the tensors, counted through both, that are moved back to an accelerator.
+        chained: Indices of the tensors that are outputs of an earlier call, with the number of the call and of the
+            output.
     """
 
     name: str
@@ -51,17 +52,17 @@ class Call:
 
     @property
     def leaves(self) -> list[Any]:
-        """What it was called with, without the containers."""
+        """All arguments, without their containers."""
         return tree_leaves((self.args, self.kwargs))
 
 
 class RememberedInputs:
-    """What the training step called modules with, in the batches of an epoch so far; the latest where that is much.
+    """Inputs of the modules that the training step called in the epoch so far; the latest up to a limit of memory.
 
-    The outermost calls are remembered: of the whole module, or of networks that it consists of, whose output may be the
-    input of the next. So BatchNorm's statistics can be computed for other weights without the training step, which may
-    count, log, move a teacher or take labels out of the batch. The inputs are on the host; hooks are there only where
-    the module has BatchNorm.
+    Only outermost calls are remembered: of the whole module, or of networks that it consists of, where the output of
+    one may be the input of the next. So BatchNorm's statistics can be computed for other weights without the training
+    step, which may count, log, update a teacher or take labels out of the batch. The inputs are on the host; hooks are
+    registered only where the module has BatchNorm.
     """
 
     def __init__(self, run: Run) -> None:
@@ -80,11 +81,11 @@ class RememberedInputs:
         self._warned: set[str] = set()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "RememberedInputs":
-        """Returns itself: a copy of the module, which hooks lead here from, takes no inputs along."""
+        """Returns itself: copies of the module, whose hooks refer to it, don't copy the inputs."""
         return self
 
     def watch(self) -> None:
-        """Begins to see calls, before anything is compiled; nothing is hooked onto where there is no BatchNorm."""
+        """Registers hooks, before anything is compiled; none where there is no BatchNorm."""
         module, norms = self._run.module, batch_norms(self._run.module)
         if not norms:
             return
@@ -101,10 +102,10 @@ class RememberedInputs:
         self._run.around(module, "training_step", self._training_step)
 
     def batch_starts(self, *, wanted: bool) -> None:
-        """Begins a batch, and forgets those of another epoch.
+        """Begins a batch, and forgets the inputs of another epoch.
 
         Args:
-            wanted: Whether its inputs are to be remembered.
+            wanted: Whether the batch's inputs are remembered.
         """
         self._wanted = wanted
         if wanted and self.epoch != self._run.trainer.current_epoch:
@@ -144,7 +145,7 @@ class RememberedInputs:
     # What is seen
 
     def _training_step(self, inner: Any, *args: Any, **kwargs: Any) -> Any:
-        self._calls, self._outputs, self._depth = [], {}, 0  # of a batch that is run again the latest
+        self._calls, self._outputs, self._depth = [], {}, 0  # of a batch that runs again, the latest
         self._recording = self._wanted
         try:
             return inner(*args, **kwargs)
@@ -184,7 +185,7 @@ class RememberedInputs:
         self._depth -= 1
         if self._depth == 0 and self._calls[-1] is not None:
             for number, leaf in enumerate(tree_leaves(output)):
-                if isinstance(leaf, Tensor) and not leaf.is_inference():  # whose changes nobody counts
+                if isinstance(leaf, Tensor) and not leaf.is_inference():  # those have no version
                     self._outputs[id(leaf)] = leaf, leaf._version, len(self._calls) - 1, number
 
     def _call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
@@ -213,7 +214,7 @@ class RememberedInputs:
     # Checkpoints
 
     def kept(self) -> dict[str, Any]:
-        """Returns what a checkpoint within an epoch keeps; between epochs nothing is needed."""
+        """Returns the state for a checkpoint within an epoch; between epochs no inputs are needed."""
         steps = (
             [] if self._run.trainer.is_last_batch else [[dict(vars(call)) for call in calls] for calls in self.steps]
         )
@@ -224,7 +225,7 @@ class RememberedInputs:
         return {"epoch": self.epoch, "norms": list(self.norms), "steps": steps}
 
     def load(self, kept: Mapping[str, Any]) -> None:
-        """Takes what :meth:`kept` returned."""
+        """Restores what :meth:`kept` returned."""
         self.epoch, self.norms = kept["epoch"], list(kept["norms"])
         self.steps = deque([Call(**call) for call in calls] for calls in kept["steps"])
         self._bytes = sum(map(_size, self.steps))
