@@ -4,12 +4,14 @@ import difflib
 import math
 import pkgutil
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 __all__ = [
     "MonitorError",
     "SettingError",
     "as_patterns",
+    "as_sequence",
+    "check_callable",
     "check_choice",
     "check_count",
     "check_range",
@@ -19,6 +21,11 @@ __all__ = [
     "named_or_imported",
     "near_matches",
 ]
+
+
+T = TypeVar("T")
+
+_LARGEST = 3.4028234663852886e38
 
 
 class SettingError(ValueError):
@@ -124,29 +131,70 @@ def check_range(
         raise SettingError(f"{name} must be a number, but is {value!r}")
     above = value > low if low_open else value >= low
     below = value < high if high_open else value <= high
-    if above and below and (infinite or math.isfinite(value)):  # a NaN fails every comparison
+    is_infinite = abs(value) == math.inf
+    if above and below and (infinite if is_infinite else abs(value) <= _LARGEST):  # a NaN fails every comparison
         return
+    if above and below and not is_infinite:
+        raise SettingError(f"{name} must be within ±{_LARGEST:.3g}, the range of float32, but is beyond")
     left = "(" if low_open or (math.isinf(low) and not infinite) else "["
     right = ")" if high_open or (math.isinf(high) and not infinite) else "]"
     bounds = [str(bound).replace("inf", "∞") for bound in (low, high)]
     raise SettingError(f"{name} must be in {left}{bounds[0]}, {bounds[1]}{right}, but is {value}")
 
 
-def check_count(name: str, value: int, *, low: int = 1) -> None:
-    """Raises unless ``value`` is a whole number of at least ``low``.
+def check_count(name: str, value: int, *, low: int = 1, high: int | None = None) -> None:
+    """Raises unless ``value`` is a whole number of at least ``low`` and at most ``high``.
 
     Args:
         name: Name of the argument, as the user writes it.
+        high: Largest number; any where None.
 
     Raises:
-        SettingError: With the bound and the value.
+        SettingError: With the bounds and the value.
 
     >>> check_count("batch_size", 0)
     Traceback (most recent call last):
     lightning_reg.settings.SettingError: batch_size must be a whole number of at least 1, but is 0
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise SettingError(f"{name} must be a whole number of at least {low}, but is {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
+        most = "" if high is None else f" and at most {high:,}"
+        raise SettingError(f"{name} must be a whole number of at least {low}{most}, but is {value!r}")
+
+
+def as_sequence(name: str, value: Iterable[T]) -> tuple[T, ...]:
+    """Returns the entries of a sequence.
+
+    Args:
+        name: Name of the argument, as the user writes it.
+
+    Raises:
+        SettingError: If the value is a text, or has no entries to iterate over.
+
+    >>> as_sequence("hidden_sizes", 5)
+    Traceback (most recent call last):
+    lightning_reg.settings.SettingError: hidden_sizes must be a list, but is 5
+    """
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise SettingError(f"{name} must be a list, but is {value!r}")
+    return tuple(value)
+
+
+def check_callable(name: str, value: Any, kind: str) -> None:
+    """Raises unless ``value`` can be called.
+
+    Args:
+        name: Name of the argument, as the user writes it.
+        kind: What it must be, for the error message.
+
+    Raises:
+        SettingError: With the kind and the value.
+
+    >>> check_callable("optimizer", "adam", "a function from parameters to an optimizer")
+    Traceback (most recent call last):
+    lightning_reg.settings.SettingError: optimizer must be a function from parameters to an optimizer, but is 'adam'
+    """
+    if not callable(value):
+        raise SettingError(f"{name} must be {kind}, but is {value!r}")
 
 
 def as_patterns(name: str, value: str | Sequence[str]) -> tuple[str, ...]:

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from lightning_reg.settings import SettingError, check_count, check_range, named_or_imported
+from lightning_reg.settings import SettingError, as_sequence, check_count, check_range, named_or_imported
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.0, math.nan, math.inf])
@@ -19,6 +19,24 @@ def test_range_accepts_its_inside(value):
 def test_infinity_is_refused_even_without_a_bound():
     with pytest.raises(SettingError, match=r"weight must be in \[0, ∞\), but is inf"):
         check_range("weight", math.inf, low=0)
+
+
+@pytest.mark.parametrize("value", [1e39, -1e300, 10**400])
+def test_numbers_beyond_float32_are_refused_in_one_sentence(value):
+    with pytest.raises(SettingError, match=r"weight must be within ±3.4e\+38, the range of float32, but is beyond"):
+        check_range("weight", value)
+
+
+def test_count_has_an_end_where_it_is_given():
+    check_count("bins", 8, high=8)
+    with pytest.raises(SettingError, match="bins must be a whole number of at least 1 and at most 8, but is 9"):
+        check_count("bins", 9, high=8)
+
+
+@pytest.mark.parametrize("value", [5, None, "abc"])
+def test_sequence_refuses_what_has_no_entries(value):
+    with pytest.raises(SettingError, match="sizes must be a list, but is"):
+        as_sequence("sizes", value)
 
 
 @pytest.mark.parametrize("value", [0, 1.5, True, "3"])

@@ -1,6 +1,7 @@
 """LightningCLI with checked links between data and model, checkpoints by name, and a summary of every fit."""
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -42,6 +43,10 @@ from lightning_reg.models import Supervised
 from lightning_reg.settings import SettingError
 
 __all__ = ["RegularizationCLI"]
+
+
+class _LastCheckpoint(ModelCheckpoint):
+    """A class of its own, so that its state and that of a user's ModelCheckpoint have different keys."""
 
 
 class RegularizationCLI(LightningCLI):
@@ -138,12 +143,16 @@ class RegularizationCLI(LightningCLI):
             best = self._get(self.config_init, "checkpoint")
             if best.mode == "min" and higher_is_better(str(best.monitor)):
                 raise SettingError(f"checkpoint.mode must be max to keep the best {best.monitor}, but is min")
-            last = ModelCheckpoint(best.dirpath, filename="last", enable_version_counter=False)
+            last = _LastCheckpoint(best.dirpath, filename="last", enable_version_counter=False)
             asked = self.settings["checkpoint"]
             is_each_epoch = asked.get("every_n_epochs") in (None, 1) and not (
                 asked.get("every_n_train_steps") or asked.get("train_time_interval")
             )
-            self.beginning = Beginning(last, best.monitor if is_each_epoch else None)
+            logged = {
+                "checkpoint.monitor": [best.monitor],
+                "each name in checkpoint.filename": _metrics_in(best.filename),
+            }
+            self.beginning = Beginning(last, logged if is_each_epoch else {})
             # Lightning reports the first ModelCheckpoint.
             callbacks = [best, *([last] if self.keeps_last else []), *callbacks]
         callbacks = [self.beginning, *callbacks, *self.further_callbacks(callbacks)]
@@ -265,3 +274,8 @@ class RegularizationCLI(LightningCLI):
             use_samples(self.model, self.config_init["predict"]["prediction"])
             batches = self.trainer.predict(**{**settings, "return_predictions": True})
             write_predictions(self.trainer, self.datamodule, batches)
+
+
+def _metrics_in(filename: str | None) -> list[str]:
+    """Returns the names of metrics in a file name such as ``{epoch}-{val/loss:.2f}``."""
+    return [name for name in re.findall(r"\{(.*?)[:}]", filename or "") if name not in ("epoch", "step")]

@@ -13,9 +13,10 @@ from jsonargparse.typing import register_type
 from lightning.pytorch.cli import LightningArgumentParser
 from typing_extensions import override
 
-from lightning_reg.cli.answers.explanation import explained
+from lightning_reg.cli.answers.explanation import explained, shown
 from lightning_reg.cli.invocation import command_line
 from lightning_reg.files import check_yaml, read_text
+from lightning_reg.plain_yaml import parsed_yaml
 from lightning_reg.settings import SettingError, first_in_chain
 from lightning_reg.shipped import find_config
 
@@ -41,7 +42,16 @@ def _read_text(path: Any) -> str:
     if path.is_url or path.is_fsspec or path.relative == "-":
         return str(_read_anything(path))
     text = read_text("config", path.absolute)
-    check_yaml(f"config {path.relative!r}", text)
+    name = f"config {path.relative!r}"
+    content = parsed_yaml(name, text)
+    for command, key in (("study", "variants"), ("search", "base")):
+        if isinstance(content, dict) and key in content:
+            how = command_line([command, path.relative])
+            raise SettingError(f"{name} must hold settings of a run, but has {key}: it is for {command}, as in {how}")
+    for section in (content, *(content.values() if isinstance(content, dict) else ())):
+        odd = [key for key in section if not isinstance(key, str)] if isinstance(section, dict) else []
+        if odd:
+            raise SettingError(f"{name} must have names as keys, but has {shown(odd[0])}")
     return text
 
 
@@ -74,7 +84,10 @@ class NamedConfigFile(ActionConfigFile):
         # URLs, YAML text and standard input aren't names.
         is_name = isinstance(values, str) and re.fullmatch(r"[\w./-]+", values) and values != "-"
         path = str(find_config("config", values)) if is_name else values
-        super().__call__(parser, cfg, path, option_string)  # type: ignore[no-untyped-call]
+        try:
+            super().__call__(parser, cfg, path, option_string)  # type: ignore[no-untyped-call]
+        except ImportError as error:  # a package for such URLs
+            raise SettingError(f"config {values!r} can't be read: {error}") from error
 
 
 class BriefHelp(DefaultHelpFormatter):

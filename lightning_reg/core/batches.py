@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from lightning_reg.settings import SettingError
 
@@ -150,7 +151,16 @@ def number_of_rows(batch: Any, *, doing: str) -> int:
     3
     """
     shapes: list[tuple[int, ...]] = []
-    apply_to_collection(batch, Tensor, lambda tensor: shapes.append(tuple(tensor.shape)))
+
+    def note(part: Any) -> None:
+        if isinstance(part, PackedSequence):
+            raise SettingError(
+                f"the batch must be made of tensors that have one row a sample, so that {doing}, but has a "
+                "PackedSequence; pack it in the module"
+            )
+        shapes.append(tuple(part.shape))
+
+    apply_to_collection(batch, (Tensor, PackedSequence), note)
     if not shapes or len({shape[:1] for shape in shapes}) > 1 or not shapes[0]:
         found = (
             f"tensors of shapes {', '.join(map(str, shapes))}" if shapes else f"none: it is a {type(batch).__name__}"

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lightning_reg.core.lightning import planned_epochs
 from lightning_reg.functional.annealing import annealed
 from lightning_reg.settings import SettingError, check_choice, check_count, check_range
 
-__all__ = ["ScheduledStrength", "StrengthSchedule", "check_never_zero", "check_schedule"]
+__all__ = ["ScheduledStrength", "StrengthSchedule", "check_never_zero", "check_schedule", "warn_if_never"]
 
 _JUMPS = 4
 _KINDS = ("constant", "linear", "cosine", "flat_cosine", "step")
@@ -161,17 +162,44 @@ def _is_at_once(schedule: StrengthSchedule) -> bool:
     return schedule.kind == "constant" and schedule.begin == 0
 
 
+def warn_if_never(settings: object, trainer: Trainer, unit: Literal["epoch", "step"], first: int, *names: str) -> None:
+    """Warns that something never acts, because training is planned to end before.
+
+    Args:
+        settings: A technique or a schedule.
+        trainer: Trainer in a fit; one of fast_dev_run is let go, which only tries the code out.
+        unit: What ``first`` counts.
+        first: Number of epochs or optimizer steps that training must have for it to act once.
+        names: Names of the settings that decide this number.
+    """
+    if first <= 1 or trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by Trainer.__init__ elsewhere
+        return
+    end = _planned_end(trainer, unit)
+    if first > end:
+        given = " and ".join(f"{name} is {getattr(settings, name)}" for name in names)
+        rank_zero_warn(
+            f"{type(settings).__name__} has no effect: {given}, but training is planned to end after {int(end)} {unit}s"
+        )
+
+
+def _planned_end(trainer: Trainer, unit: Literal["epoch", "step"]) -> float:
+    """Returns the number of epochs or optimizer steps that are planned; infinity where nobody knows it."""
+    if unit == "epoch":
+        return planned_epochs(trainer)
+    steps = trainer.estimated_stepping_batches if trainer.lightning_module.automatic_optimization else -1
+    return math.inf if steps < 0 else steps
+
+
 def _duration(schedule: StrengthSchedule, trainer: Trainer) -> int:
-    if schedule.kind == "constant":
-        return 0
-    if schedule.duration is not None:
-        return schedule.duration
+    if schedule.kind == "constant" or schedule.duration is not None:
+        warn_if_never(schedule, trainer, schedule.unit, schedule.begin + 1, "begin")
+        return schedule.duration or 0
     if schedule.unit == "step" and not trainer.lightning_module.automatic_optimization:
         raise SettingError(
             "schedule.duration must be given in steps under manual optimization, where nobody knows how many there are"
         )
-    end = planned_epochs(trainer) if schedule.unit == "epoch" else trainer.estimated_stepping_batches
-    if end < 0 or math.isinf(end):
+    end = _planned_end(trainer, schedule.unit)
+    if math.isinf(end):
         raise SettingError(f"schedule.duration must be given in {schedule.unit}s, because training has no planned end")
     if schedule.begin >= end:
         raise SettingError(

@@ -9,9 +9,10 @@ from typing import Protocol
 
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
+from torchmetrics import Metric
 
 from lightning_reg.optim import owned_parameters
-from lightning_reg.settings import SettingError, as_patterns, near_matches
+from lightning_reg.settings import SettingError, as_patterns, did_you_mean, near_matches
 
 __all__ = [
     "Selection",
@@ -25,6 +26,9 @@ __all__ = [
     "unit_dims",
 ]
 
+_NO_LAYERS = (Metric, nn.Sequential, nn.ModuleList, nn.ModuleDict)
+"""Modules that error messages don't offer."""
+
 
 def select_parameters(
     module: nn.Module,
@@ -33,6 +37,7 @@ def select_parameters(
     exclude: Sequence[str] = (),
     exclude_norm_and_bias: bool = True,
     matrices_only: bool = False,
+    setting: str = "include",
 ) -> dict[str, nn.Parameter]:
     """Returns the parameters that the patterns select, by qualified name.
 
@@ -42,6 +47,7 @@ def select_parameters(
         exclude: Globs over qualified names; a parameter that matches one of them is left out.
         exclude_norm_and_bias: Whether to leave out biases and the parameters of normalization layers.
         matrices_only: Whether to leave out parameters with fewer than two dimensions.
+        setting: Name of the argument that holds ``include``, for error messages.
 
     Raises:
         SettingError: If a pattern matches nothing, or nothing is left; a technique is never silently inert.
@@ -62,8 +68,8 @@ def select_parameters(
         and not (matrices_only and entry.parameter.ndim < 2)
         and entry.parameter.numel()
     }
-    for setting, patterns in (("include", include), ("exclude", exclude)):
-        _check_patterns(setting, patterns, names, offered=list(eligible))
+    for argument, patterns in ((setting, include), ("exclude", exclude)):
+        _check_patterns(argument, patterns, names, offered=list(eligible))
     chosen = {
         name: parameter
         for name, parameter in eligible.items()
@@ -71,7 +77,7 @@ def select_parameters(
     }
     if not chosen:
         raise SettingError(
-            f"include {list(include)} less exclude {list(exclude)}"
+            f"{setting} {list(include)} less exclude {list(exclude)}"
             f"{' less norms and biases' if exclude_norm_and_bias else ''}{' less vectors' if matrices_only else ''} "
             f"leaves no parameter of {_listed(names)}"
         )
@@ -97,6 +103,7 @@ class Selection:
         exclude_norm_and_bias: Whether to leave out biases and the parameters of normalization layers.
         by_unit: Whether to select only matrices and filters, which must have units.
         group: ``"output"`` for units of the weights that lead into them, ``"input"`` for those that lead out of them.
+        setting: Name of the argument that holds ``include``, for error messages.
 
     Raises:
         SettingError: As :func:`select_parameters`, or if a parameter has no units.
@@ -115,6 +122,7 @@ class Selection:
         exclude_norm_and_bias: bool = True,
         by_unit: bool = False,
         group: str = "output",
+        setting: str = "include",
     ) -> None:
         self._module = module
         self._choose = functools.partial(
@@ -124,6 +132,7 @@ class Selection:
             exclude=exclude,
             exclude_norm_and_bias=exclude_norm_and_bias,
             matrices_only=by_unit,
+            setting=setting,
         )
         self._by_unit = by_unit
         self._group = group
@@ -267,8 +276,12 @@ def select_modules(
     matching = select_names(list(named), include=include, exclude=exclude, kind="module", setting=setting)
     for kind in types:
         if not any(_is_a(submodule, kind) for submodule in named.values()):
-            there = sorted({type(submodule).__name__ for submodule in named.values()})
-            raise SettingError(f"types must be of modules that there are, {', '.join(there)}, but is {_named(kind)!r}")
+            layers = [submodule for submodule in named.values() if not isinstance(submodule, _NO_LAYERS)]
+            there = sorted({type(layer).__name__ for layer in layers})
+            hint = did_you_mean(_named(kind), there)
+            raise SettingError(
+                f"types must be of modules that there are, {', '.join(there)}, but is {_named(kind)!r}{hint}"
+            )
     chosen = {name: named[name] for name in matching if not types or any(_is_a(named[name], kind) for kind in types)}
     if not chosen:
         raise SettingError(

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from weakref import WeakKeyDictionary
 
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.trainer.states import RunningStage
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_reg.core.bypasses import Bypasses
 from lightning_reg.core.gradients import gradient_norms
 from lightning_reg.core.lightning import (
     any_gradient,
@@ -29,10 +31,14 @@ from lightning_reg.settings import SettingError
 if TYPE_CHECKING:
     from lightning_reg.core.technique import Technique
 
-__all__ = ["Clip", "Run", "Step", "trainable"]
+__all__ = ["Clip", "Run", "Step", "trainable", "unannounced"]
 
 S = TypeVar("S", bound=Session[Any])
 
+_STAGES: Mapping[str, tuple[RunningStage, ...]] = {
+    "training_step": (RunningStage.TRAINING,),
+    "validation_step": (RunningStage.SANITY_CHECKING, RunningStage.VALIDATING),
+}
 _RUNS: WeakKeyDictionary[Trainer, Run] = WeakKeyDictionary()
 
 
@@ -189,6 +195,7 @@ class Run:
         self._passes = 0  # backward passes since the last step
         self._saw_backward = False
         self._served: set[nn.Parameter] = set()
+        self._bypasses = Bypasses([], [])
 
     # Who takes part
 
@@ -242,6 +249,24 @@ class Run:
         """
         self.until_end(around(owner, name, layer, innermost=innermost))
 
+    def around_step(self, name: str, layer: Layer, *, innermost: bool = False) -> None:
+        """Wraps a step of the module in a layer until the run ends, in its own stage alone.
+
+        A validation step that calls the training step gets the module's own.
+
+        Args:
+            name: ``training_step`` or ``validation_step``.
+            layer: Function called with the next inner callable and the arguments.
+            innermost: Whether to put the layer directly around the method, where it sees the arguments of the method.
+        """
+        stages = _STAGES[name]
+
+        def in_its_stage(step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            call = partial(layer, step) if self.trainer.state.stage in stages else step
+            return call(*args, **kwargs)
+
+        self.around(self.module, name, in_its_stage, innermost=innermost)
+
     def until_end(self, handle: _Handle) -> None:
         """Removes a hook when the run ends.
 
@@ -266,11 +291,13 @@ class Run:
         # Not earlier: a sharded optimizer's state is loaded after on_fit_start, by a dummy step.
         for optimizer in self.trainer.optimizers:
             self._hook(optimizer)
+        self._bypasses = Bypasses.of(self.techniques())
         self._tell("train_starts")
 
     def batch_starts(self, batch_idx: int) -> None:
         """Begins a training batch."""
         self._nesting.clear()  # left from a step that raised
+        self._bypasses.has_batches = True
         self._tell("batch_starts", batch_idx)
 
     def zero_grad(self, optimizer: Optimizer) -> None:
@@ -283,17 +310,20 @@ class Run:
         if not any_gradient(self.trainer):  # they were cleared elsewhere
             self._begin_window()
         self.loss = unscaled_loss(self.trainer, loss) if logs_now(self.trainer) else None
+        self._bypasses.before_backward(loss)
         self._tell("before_backward", loss)
 
     def after_backward(self) -> None:
         """Counts a backward pass of the window."""
         self._passes += 1
         self._saw_backward = True
+        self._bypasses.after_backward()
         self._tell("after_backward")
 
     def before_step(self, optimizer: Optimizer) -> None:
         """Changes and measures gradients, in the order of the techniques' positions."""
         self._hook(optimizer)  # it may have been created during the fit
+        self._bypasses.step()
         step = self._open[optimizer] = Step(self, optimizer, self._close_window(), self._served)
         # First sharpness, which replaces gradients; then penalties, centralization, noise, measurement, clipping.
         self._tell("step_begins", step)
@@ -317,6 +347,7 @@ class Run:
         step = self._open.pop(optimizer, None)
         if step is None:
             self._refuse_unannounced()
+            self._bypasses.step()
             step = Step(self, optimizer, 0.0, self._served)
         self._tell("after_step", step)
 
@@ -359,6 +390,7 @@ class Run:
 
     def train_ends(self) -> None:
         """Ends training: averages are put in for good; then the best weights are restored."""
+        self._bypasses.train_ends()
         self._tell("train_ends")
 
     # A batch that is run again for its gradients counts in no window
@@ -423,10 +455,15 @@ class Run:
     def _refuse_unannounced(self) -> None:
         for technique in self.techniques():
             if technique.changes_gradients:
-                raise SettingError(
-                    f"use_pl_optimizer must be True in self.optimizers() with {type(technique).__name__}, else "
-                    "Lightning doesn't say when the optimizer steps"
-                )
+                raise unannounced(technique)
+
+
+def unannounced(technique: Technique) -> SettingError:
+    """Returns the refusal of an optimizer that steps without a call to ``on_before_optimizer_step``."""
+    return SettingError(
+        f"use_pl_optimizer must be True in self.optimizers() with {type(technique).__name__}, else Lightning doesn't "
+        "say when the optimizer steps"
+    )
 
 
 def _versions(parameters: list[nn.Parameter]) -> list[tuple[Tensor | None, int]]:

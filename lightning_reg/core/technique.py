@@ -50,6 +50,7 @@ class Technique(Callback):
         usual_ranges: Usual ranges of its settings.
         changes_gradients: Whether it changes or measures gradients before the step. Such a technique refuses optimizers
             that evaluate the loss several times per step, and those that step unseen by Lightning.
+        adds_to_loss: Whether it returns another loss than the module's training step does.
         only_watches: Whether training is the same without it.
         averages_weights: Whether it puts averaged weights into the module.
         clips_gradients: Whether it clips gradients.
@@ -64,6 +65,7 @@ class Technique(Callback):
     charts: ClassVar[tuple[Chart, ...]] = ()
     usual_ranges: ClassVar[tuple[Range, ...]] = ()
     changes_gradients: ClassVar[bool] = False
+    adds_to_loss: ClassVar[bool] = False
     only_watches: ClassVar[bool] = False
     averages_weights: ClassVar[bool] = False
     clips_gradients: ClassVar[bool] = False

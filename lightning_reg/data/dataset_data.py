@@ -1,6 +1,6 @@
 """Data module for your own torch Datasets."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -176,6 +176,8 @@ def _pipeline_of(
         )
     channels, height, width = sample.shape
     for name, values in (("mean", mean), ("std", std)):
+        if not isinstance(values, Iterable):
+            raise SettingError(f"{name} must have {channels} values, one a channel, but is {values!r}")
         if len(values) not in (1, channels):
             raise SettingError(f"{name} must have {channels} values, one a channel, but has {len(values)}")
         for value in values:

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from random import Random
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -44,6 +44,8 @@ class InMemoryData(LightningDataModule, ABC):
     mix: Mixing | None
     mix_epochs: int | None
     seed: int
+    _input_kind: ClassVar[Literal["any", "images", "rows"]] = "any"
+    """Inputs of the network, as far as they are known of all instances."""
     _splits: Mapping[str, Dataset[Any]]
 
     def __init__(
@@ -60,6 +62,8 @@ class InMemoryData(LightningDataModule, ABC):
         check_count("batch_size", batch_size)
         if mix is not None and not isinstance(mix, Mixing):
             raise SettingError(f"mix must be a transform such as Mixup(), but is {mix!r}")
+        if mix is not None and self._input_kind != "any" and mix.input_kind not in ("any", self._input_kind):
+            raise SettingError(f"mix must be for {self._input_kind}, but is {mix!r}, which is for {mix.input_kind}")
         if mix_epochs is not None:
             check_count("mix_epochs", mix_epochs, low=0)
         check_count("num_workers", num_workers, low=0)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_reg.data.splits import chosen_count, stratified_folds, stratified_split
+from lightning_reg.data.splits import check_size, chosen_count, stratified_folds, stratified_split
 from lightning_reg.data.targets import Targets
 from lightning_reg.settings import SettingError, check_count
 
@@ -42,6 +42,10 @@ class RowSplitter:
     seed: int
 
     def __post_init__(self) -> None:
+        check_size("val_size", self.val_size)
+        for name, size in (("test_size", self.test_size), ("train_size", self.train_size)):
+            if size is not None:
+                check_size(name, size)
         check_count("fold", self.fold, low=0)
         check_count("repeat", self.repeat, low=0)
         if self.folds is None:

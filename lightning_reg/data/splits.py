@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lightning_reg.settings import SettingError, check_range
 
-__all__ = ["chosen_count", "stratified_folds", "stratified_split"]
+__all__ = ["check_size", "chosen_count", "stratified_folds", "stratified_split"]
 
 
 def stratified_split(
@@ -41,10 +41,11 @@ def stratified_split(
     missing = (shares == 0) | ((available - shares == 0) & keeps_rest)
     if missing.any():
         index = int(missing.nonzero()[0])
+        hint = "; a fraction must be above 0 and below 1" if isinstance(size, float) and size >= 1 else ""
         raise SettingError(
             f"{name} must leave at least one sample of every class{' in both parts' if keeps_rest else ''}, but is "
             f"{size}: {count} of {len(labels)} samples, and {int(shares[index])} of the {int(available[index])} of "
-            f"class {classes[index]!r}"
+            f"class {classes[index]!r}{hint}"
         )
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.zeros(len(labels), dtype=torch.bool)
@@ -91,6 +92,23 @@ def _apportioned(available: Tensor, count: int) -> Tensor:
     return shares
 
 
+def check_size(name: str, size: int | float) -> None:
+    """Raises unless a size is a number; its range matters only where something is held out.
+
+    Args:
+        name: Name of the argument, for messages.
+
+    Raises:
+        SettingError: With the value.
+
+    >>> check_size("val_size", "abc")
+    Traceback (most recent call last):
+    lightning_reg.settings.SettingError: val_size must be a number of samples or a fraction, but is 'abc'
+    """
+    if isinstance(size, bool) or not isinstance(size, (int, float)):
+        raise SettingError(f"{name} must be a number of samples or a fraction, but is {size!r}")
+
+
 def chosen_count(size: int | float, total: int, *, name: str) -> int:
     """Returns the number of samples for a count or a fraction.
 
@@ -105,6 +123,7 @@ def chosen_count(size: int | float, total: int, *, name: str) -> int:
     >>> chosen_count(0.25, 8, name="train_size")
     2
     """
+    check_size(name, size)
     if isinstance(size, float) and size > 1 and size.is_integer():
         size = int(size)  # the parser may try float first for the union of int and float
     if isinstance(size, float):

@@ -23,7 +23,7 @@ from torch.nn import init
 
 from lightning_reg.init.fans import LayerWeight, layer_weights
 from lightning_reg.init.followers import NORMS, following_activations
-from lightning_reg.settings import SettingError, check_choice, check_range, named_or_imported
+from lightning_reg.settings import SettingError, check_callable, check_choice, check_range, named_or_imported
 
 __all__ = [
     "INITIALIZATIONS",
@@ -204,6 +204,8 @@ def initialize_(module: nn.Module, scheme: str | Initializer, activation: nn.Mod
     if scheme == "default":
         return
     scheme = named_or_imported("init", scheme, ["auto", "default", "lsuv", *INITIALIZATIONS])
+    if not isinstance(scheme, str):
+        check_callable("init", scheme, "a name or a function that fills a tensor in place")
     if scheme == "lsuv":
         scheme = "orthogonal"
     followers = following_activations(module) if scheme == "auto" else {}
@@ -232,9 +234,22 @@ def _fill(weight: LayerWeight, fill: Initializer) -> None:
         return
     for block in weight.blocks:
         whole = block.contiguous()  # functions may want to view it in another shape
-        fill(whole)
+        _call(fill, whole)
         if whole is not block:
             block.copy_(whole)
+
+
+def _call(fill: Initializer, block: Tensor) -> None:
+    """Calls a user's function, and names the setting in the error if it doesn't take a tensor."""
+    call = f"{getattr(fill, '__name__', fill)}(weight)"
+    try:
+        found = fill(block)
+    except SettingError:
+        raise
+    except (TypeError, ValueError, AttributeError) as error:
+        raise SettingError(f"init must fill a tensor in place, but {call} fails: {error}") from error
+    if isinstance(found, Tensor) and found.data_ptr() != block.data_ptr():
+        raise SettingError(f"init must fill a tensor in place, but {call} returns another one")
 
 
 def _zero_biases(layer: nn.Module) -> None:

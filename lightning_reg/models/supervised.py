@@ -27,7 +27,7 @@ from lightning_reg.models.training_targets import training_targets
 from lightning_reg.nn import monte_carlo_predict
 from lightning_reg.nn.layers.concrete_dropout import concrete_layers, concrete_penalty
 from lightning_reg.optim import weight_decay_groups
-from lightning_reg.settings import SettingError, check_choice, check_range
+from lightning_reg.settings import SettingError, check_callable, check_choice, check_range
 
 __all__ = ["Supervised", "chosen_task", "default_optimizer"]
 
@@ -157,6 +157,10 @@ class Supervised(LightningModule):
         compile: bool = False,
     ) -> None:
         super().__init__()
+        check_callable("network", network, "a module, or a function from the number of outputs to one")
+        check_callable("optimizer", optimizer, "a function from parameter groups to an optimizer")
+        if lr_scheduler is not None:
+            check_callable("lr_scheduler", lr_scheduler, "a function from an optimizer to a learning rate scheduler")
         if weight_decay is not None:
             check_range("weight_decay", weight_decay, low=0)
         save_plain_hyperparameters(self, ignore=["network", *(["task"] if isinstance(task, Task) else [])])

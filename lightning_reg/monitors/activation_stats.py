@@ -22,7 +22,7 @@ from lightning_reg.functional.measures.histograms import fine_edges, quantiles, 
 from lightning_reg.monitors.activations import ActivationWatch, Seen, Sums, select_watched
 from lightning_reg.monitors.colorful_dimension import COLUMN_BINS, column_edges, draw_columns
 from lightning_reg.monitors.gathering import gather
-from lightning_reg.settings import check_count, check_range
+from lightning_reg.settings import as_sequence, check_count, check_range
 
 __all__ = ["ActivationStats"]
 
@@ -117,15 +117,15 @@ class ActivationStats(Technique):
         check_count("window", window)
         check_range("near_zero", near_zero, low=1e-15)
         check_range("saturation", saturation, low=0, high=0.5, low_open=True, high_open=True)
-        for share in quantiles:
+        self.quantiles = as_sequence("quantiles", quantiles)
+        for share in self.quantiles:
             check_range("quantiles", share, low=0, high=1)
         super().__init__()
         self.include = as_patterns("include", include)
         self.exclude = as_patterns("exclude", exclude)
-        self.types = (types,) if isinstance(types, str) else tuple(types)
+        self.types = (types,) if isinstance(types, str) else as_sequence("types", types)
         self.every_n_steps = every_n_steps
         self.histogram_bins = histogram_bins
-        self.quantiles = tuple(quantiles)
         self.near_zero = near_zero
         self.saturation = saturation
         self.window = window
@@ -247,7 +247,7 @@ class ActivationSession(Session[ActivationStats]):
         self.measurements += 1
         if not is_due:
             return
-        nothing = torch.zeros(COLUMN_BINS)  # of a module that didn't run in a step
+        nothing = torch.zeros(COLUMN_BINS, dtype=torch.float32)  # of a module that didn't run in a step
         found = self._columns_now()
         for name in found:
             self.columns.setdefault(name, [nothing] * len(self.steps))

@@ -93,7 +93,7 @@ class BatchImagesSession(Session[BatchImages]):
 
     def __post_init__(self) -> None:
         if any(takes_images(logger) for logger in self.run.trainer.loggers):
-            self.run.around(self.run.module, "training_step", self._step, innermost=True)
+            self.run.around_step("training_step", self._step, innermost=True)
         else:
             rank_zero_info("BatchImages has no logger that takes images, and draws none")
 

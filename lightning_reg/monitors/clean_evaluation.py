@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.data import extract_batch_size
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from torchmetrics import Metric
@@ -46,8 +47,8 @@ def clean_loaders(trainer: Trainer, max_samples: int | None) -> dict[str, Loader
     """Returns loaders of clean training and validation samples, in a fixed order.
 
     They come from the data module's ``evaluation_dataloader(split)`` where it has one. Else they are made of the
-    trainer's data sets, with the settings of the validation loader; where both data sets are of one class, and have a
-    ``transform``, a copy of the training data set gets the other's. The user's loaders and samplers aren't touched.
+    trainer's data sets. Where both are of one class, the training data are loaded with the settings of the validation
+    loader, and with its data set's ``transform``, if there is one. The user's loaders and samplers aren't touched.
 
     Args:
         trainer: Trainer in a fit, with its loaders.
@@ -66,7 +67,7 @@ def clean_loaders(trainer: Trainer, max_samples: int | None) -> dict[str, Loader
     val = _checked(_first(trainer.val_dataloaders) if val is None else val, "validation")
     clean = _without_augmentation(train.dataset, val.dataset)
     return {
-        "train": _loader(clean, val, trainer, max_samples, "train"),
+        "train": _loader(clean, val if _alike(train.dataset, val.dataset) else train, trainer, max_samples, "train"),
         "validation": _loader(val.dataset, val, trainer, max_samples, "validation"),
     }
 
@@ -86,11 +87,20 @@ def _checked(loader: Any, which: str) -> Loader:
     return loader
 
 
+def _alike(train: Dataset[Any], val: Dataset[Any]) -> bool:
+    """Whether samples of both data sets have the same form, as far as their classes tell."""
+    return type(_whole(train)) is type(_whole(val))
+
+
+def _whole(dataset: Any) -> Any:
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    return dataset
+
+
 def _without_augmentation(train: Dataset[Any], val: Dataset[Any]) -> Dataset[Any]:
     """Returns the training data with the transforms of the validation data, where both are of one class."""
-    other: Any = val
-    while isinstance(other, Subset):
-        other = other.dataset
+    other = _whole(val)
     if isinstance(train, Subset):
         inner = _without_augmentation(train.dataset, other)
         return train if inner is train.dataset else Subset(inner, train.indices)
@@ -148,8 +158,14 @@ def _run(module: LightningModule, batch: Any, index: int, record: "_Record") -> 
         record.batch_size = extract_batch_size(batch)
     except MisconfigurationException:  # there is none; the step has to log with batch_size itself, as in Lightning
         record.batch_size = 1
-    taken = len(inspect.signature(module.validation_step).parameters)  # batch_idx and dataloader_idx may be missing
-    record.returned(module.trainer.strategy.validation_step(*[batch, index, 0][:taken]))
+    # Lightning gives a loader's index where there are several, and the batch's where the step takes it.
+    several = len(module.trainer.num_val_batches) > 1
+    given = (batch, index, 0) if several else (batch, index)
+    takes_index = is_param_in_hook_signature(module.validation_step, "batch_idx", min_args=2)
+    module.on_validation_batch_start(*given)
+    output = module.trainer.strategy.validation_step(*(given if takes_index else (batch, *given[2:])))
+    record.returned(output)
+    module.on_validation_batch_end(output, *given)
     return record.batch_size
 
 

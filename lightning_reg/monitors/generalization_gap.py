@@ -14,6 +14,7 @@ from lightning_reg.core import facts
 from lightning_reg.core.charts import Chart, draw
 from lightning_reg.core.copies.isolation import isolated
 from lightning_reg.core.lightning import is_overridden, validation_epoch_end
+from lightning_reg.core.schedules import warn_if_never
 from lightning_reg.core.session import Session, kept
 from lightning_reg.core.step import Run
 from lightning_reg.core.technique import Technique
@@ -194,6 +195,7 @@ class _Measuring(Session[GeneralizationGap]):
 
     @override
     def train_starts(self) -> None:
+        warn_if_never(self.technique, self.run.trainer, "epoch", self.technique.every_n_epochs, "every_n_epochs")
         with self._refusing(), self._isolated():
             # What can't be copied or read twice is refused before anything is trained.
             if self.run.trainer.val_dataloaders is not None:  # else Lightning makes them before the first validation

@@ -181,7 +181,8 @@ class WeightSession(Session[WeightDistribution]):
             weight = whole(parameter)
             yield "weight", name, _real(weight)
             if self.technique.gradients and parameter.grad is not None:
-                yield "gradient", name, _real(whole(parameter.grad))
+                gradient = whole(parameter.grad)
+                yield "gradient", name, _real(gradient.to_dense() if gradient.is_sparse else gradient)
             if name in self.before:
                 yield "update", name, _real(weight - self.before[name])
 

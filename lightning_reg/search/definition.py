@@ -10,7 +10,7 @@ from lightning_reg.files import read_yaml
 from lightning_reg.search.spaces.space import Space
 from lightning_reg.search.spaces.space_file import read_space
 from lightning_reg.settings import SettingError, check_choice, check_count, check_range, did_you_mean
-from lightning_reg.studies.definition import Piece, pieces
+from lightning_reg.studies.definition import Piece, check_seed_count, pieces
 from lightning_reg.studies.runs import key_of
 
 __all__ = ["KEYS", "SearchDefinition", "read_search"]
@@ -76,9 +76,9 @@ class SearchDefinition:
             if getattr(self, name) is not None:
                 check_range(name, getattr(self, name), low=0, low_open=True)
         if self.folds is not None:
-            check_count("folds", self.folds)
+            check_seed_count("folds", self.folds)
         check_count("seed", self.seed, low=0)
-        check_count("confirm", self.confirm, low=0)
+        check_seed_count("confirm", self.confirm, low=0)
         self.check_prune(self.folds)
 
     def check_prune(self, folds: int | None) -> None:
@@ -199,6 +199,8 @@ def narrowed(space: Space, *, only: Sequence[str] = (), exclude: Sequence[str] =
     for setting, names in (("only", only), ("exclude", exclude)):
         for name in names:
             check_choice(setting, name, list(space.switches))
+            if list(names).count(name) > 1:
+                raise SettingError(f"{setting} must name every switch once, but names {name!r} several times")
     left_out = {name for name in space.switches if (only and name not in only) or name in exclude}
     return space.without(left_out) if left_out else space
 

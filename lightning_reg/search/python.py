@@ -23,6 +23,7 @@ from lightning_reg.search.spaces.space import Cocktail, Space
 from lightning_reg.search.spaces.space_file import read_space
 from lightning_reg.search.trials.storage import check_installed
 from lightning_reg.settings import SettingError, check_choice, check_count
+from lightning_reg.studies.definition import check_seed_count
 from lightning_reg.studies.execution import Perform, execute
 from lightning_reg.studies.executor import Executor, InProcessExecutor, LocalExecutor
 from lightning_reg.studies.outcome import Failure
@@ -109,7 +110,7 @@ def search(
         SettingError: If a setting is invalid, the metric isn't logged, or a run without callbacks fails.
     """
     check_installed()
-    check_count("splits", splits)
+    check_seed_count("splits", splits)
     check_count("jobs", jobs)
     if better is not None:
         check_choice("better", better, ("lower", "higher"))

@@ -12,13 +12,15 @@ from lightning_reg.shipped import near_configs, shipped_configs
 from lightning_reg.studies.outcome import Axis, Study
 from lightning_reg.studies.study_file import AxisKeys, DataKeys, FormKeys, StudyKeys, parsed
 
-__all__ = ["COLLECTORS", "Definition", "Form", "Piece", "pieces", "read_study"]
+__all__ = ["COLLECTORS", "Definition", "Form", "Piece", "check_seed_count", "pieces", "read_study"]
 
 Piece = Path | Mapping[str, Any]
 """The path or the name of a configuration, or settings by their command-line names."""
 
 COLLECTORS = ("weights", "activations", "reload", "predictions")
 """Names of the results that can be kept of each run in addition to metrics and curves."""
+
+_MOST_SEEDS = 10_000
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class Definition:
 
     def with_seeds(self, count: int) -> "Definition":
         """Returns the study with the seeds from 0 to ``count - 1``."""
-        check_count("seeds", count)
+        check_seed_count("seeds", count)
         minutes = None if self.minutes is None else self.minutes * count / len(self.study.seeds)
         return replace(self, study=replace(self.study, seeds=tuple(range(count))), minutes=minutes)
 
@@ -117,6 +119,19 @@ def read_study(path: str | Path) -> Definition:
         return _definition(parsed(StudyKeys, content), path)
     except SettingError as error:
         raise SettingError(f"study file {str(path)!r}: {error}") from error
+
+
+def check_seed_count(name: str, count: int, *, low: int = 1) -> None:
+    """Raises unless a number of seeds, with each of which something is run, is from ``low`` to 10,000.
+
+    Args:
+        name: Name of the setting, as the user writes it.
+
+    Raises:
+        SettingError: With the range and the number.
+    """
+    check_count(name, count, low=low)
+    check_range(name, count, low=low, high=_MOST_SEEDS)
 
 
 def _definition(keys: StudyKeys, path: Path) -> Definition:
@@ -234,7 +249,7 @@ def _data_form(name: str, given: Any, path: Path) -> Form:
 
 def _seeds(name: str, given: int | list[int]) -> tuple[int, ...]:
     if isinstance(given, int):
-        check_count(name, given)
+        check_seed_count(name, given)
         return tuple(range(given))
     if not given:
         raise SettingError(f"{name} must be at least one whole number, or how many there are from 0 on, but is []")

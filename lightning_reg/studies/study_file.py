@@ -119,7 +119,7 @@ _MUST_BE = {
     "axis": "label, values and logarithmic by name",
     "minutes": "a number",
     "values": "a list of numbers",
-    "logarithmic": "true or false",
+    **dict.fromkeys(("repeat", "logarithmic"), "true or false"),
     **dict.fromkeys(("title", "question", "function", "metric", "better", "label"), "text"),
     **dict.fromkeys(("arguments", "quick", "data"), "settings by name"),
 }

@@ -44,6 +44,8 @@ class CutMix(Mixing):
     True
     """
 
+    input_kind = "images"
+
     def __init__(self, *, alpha: float = 1.0, prob: float = 1.0, per_sample: bool = False) -> None:
         check_range("alpha", alpha, low=0)
         check_range("prob", prob, low=0, high=1)

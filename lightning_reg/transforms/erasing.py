@@ -39,6 +39,7 @@ class Cutout(Mixing):
     """
 
     needs_partner = False
+    input_kind = "images"
 
     def __init__(self, *, size: int | float = 0.5, prob: float = 1.0, value: float = 0.0) -> None:
         if isinstance(size, float):
@@ -87,6 +88,7 @@ class RandomErasing(Mixing):
     """
 
     needs_partner = False
+    input_kind = "images"
     ATTEMPTS = 10
     """Number of attempts to draw a shape that fits into the image, before the image is left alone."""
 

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -45,6 +45,8 @@ class Mixing(ABC):
 
     needs_partner: ClassVar[bool] = True
     """Whether samples are mixed with a partner, so that a batch of one stays as it is."""
+    input_kind: ClassVar[Literal["any", "images", "rows"]] = "any"
+    """Inputs that can be mixed: anything, images (N, C, H, W), or rows of a table (N, D)."""
 
     @abstractmethod
     def draw(self, inputs: Tensor, *, stream: Random) -> Draw | None:

@@ -36,6 +36,8 @@ class MixupOrCutMix(Mixing):
     True
     """
 
+    input_kind = "images"
+
     def __init__(
         self,
         *,

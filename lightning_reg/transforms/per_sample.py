@@ -1,7 +1,7 @@
 """Transforms of torchvision and others, applied to one sample at a time."""
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from random import Random
 from typing import Any
@@ -38,6 +38,8 @@ class PerSampleAugmentation(Augmentation):
     """
 
     def __init__(self, *, transforms: Sequence[Callable[[Tensor], Any]]) -> None:
+        if not isinstance(transforms, Iterable):
+            raise SettingError(f"augment must be a list of callables, but is {transforms!r}")
         if not transforms:
             raise SettingError(
                 "augment must have at least one transform in its list, but has none; leave it out instead"

@@ -31,9 +31,13 @@ class RowMixing(Mixing):
             column is one of the table's.
     """
 
+    input_kind = "rows"
+
     def __init__(self, *, prob: float, origins: Sequence[int] | None) -> None:
         check_range("prob", prob, low=0, high=1)
         if origins is not None:
+            if not isinstance(origins, Sequence):
+                raise SettingError(f"origins must be numbers of columns, but is {origins!r}")
             for origin in origins:
                 check_count("each of origins", origin, low=0)
             if sorted(set(origins)) != list(range(len(set(origins)))):

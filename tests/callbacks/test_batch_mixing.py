@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_reg.callbacks import BatchMixing, ConfidencePenalty
 from lightning_reg.settings import SettingError
 from lightning_reg.transforms import CutMix, Cutout, Mixup, MixupOrCutMix, RandomErasing
+from tests.conformance.problem import SomebodysModule, samples
 from tests.helpers import quiet_trainer
 
 COUNT, CLASSES = 6, 3
@@ -414,6 +415,18 @@ def test_a_loss_that_cannot_be_mixed_is_refused_at_the_first_batch_even_if_that_
 def test_a_part_of_the_loss_that_is_not_mixed_is_warned_of():
     with pytest.warns(UserWarning, match="makes something differentiable of them by gather"):
         trained(Mixup(), lambda out, targets: custom(out, targets) + F.cross_entropy(out, targets), LABELS)
+
+
+def test_a_loss_of_further_labels_that_are_not_mixed_is_warned_of():
+    class TwoTasks(SomebodysModule):
+        def training_step(self, batch, batch_idx):
+            logits = self.network(batch[0])
+            return F.cross_entropy(logits, batch[1]) + F.cross_entropy(logits, batch[2])
+
+    inputs, labels = samples().tensors
+    loader = DataLoader(TensorDataset(inputs, labels, labels.flip(0)), batch_size=8)
+    with pytest.warns(UserWarning, match="also computes cross_entropy of another part of the batch, which isn't mixed"):
+        quiet_trainer(BatchMixing(Mixup(), seed=1)).fit(TwoTasks(), loader, loader)
 
 
 def test_mixing_stops_after_so_many_epochs():

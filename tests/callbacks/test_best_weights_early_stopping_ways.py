@@ -15,7 +15,6 @@ from lightning.pytorch.callbacks import (
     WeightAveraging,
 )
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_reg.callbacks import BestWeightsEarlyStopping
 from lightning_reg.callbacks.run.snapshot import WeightSnapshot
@@ -361,7 +360,13 @@ def test_fast_dev_run_keeps_nothing():
     ("settings", "kind", "message"),
     [
         ({"patience": -1}, SettingError, "patience must be at least 0, but is -1"),
-        ({"mode": "low"}, MisconfigurationException, "`mode` can be min, max, got low"),
+        ({"patience": "abc"}, SettingError, "patience must be at least 0, but is 'abc'"),
+        ({"mode": "low"}, SettingError, "mode must be one of min, max, but is 'low'"),
+        ({"min_delta": NAN}, SettingError, r"min_delta must be in \[0, ∞\), but is nan"),
+        ({"stopping_threshold": NAN}, SettingError, "stopping_threshold must be in .* but is nan"),
+        ({"divergence_threshold": NAN}, SettingError, "divergence_threshold must be in .* but is nan"),
+        ({"also": 5}, SettingError, "also must have the mode of each metric by its name, but is 5"),
+        ({"monitor": ""}, SettingError, "monitor must be the name of a metric, but is ''"),
         ({"start_from_epoch": -1}, SettingError, "start_from_epoch must be a whole number of at least 0, but is -1"),
         ({"baseline": NAN}, SettingError, "baseline must be in .* but is nan"),
         ({"also": {"b": "low"}}, SettingError, r"also\['b'\] must be one of min, max, but is 'low'"),
@@ -371,7 +376,7 @@ def test_fast_dev_run_keeps_nothing():
 )
 def test_bad_settings_are_refused(settings, kind, message):
     with pytest.raises(kind, match=message):
-        BestWeightsEarlyStopping("a", **settings)
+        BestWeightsEarlyStopping(**{"monitor": "a", **settings})
 
 
 @pytest.mark.parametrize(

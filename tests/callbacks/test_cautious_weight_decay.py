@@ -82,7 +82,7 @@ def test_a_corrected_rate_and_a_timescale():
     assert corrected_rate(0.0, 0.0) == corrected_rate(torch.tensor(0.0), torch.tensor(0.0)) == 0
     assert decay_timescale(1e-3, 0.05, 200) == pytest.approx(100)
     decay = CautiousWeightDecay(weight=0.3, corrected=("nowhere",))
-    with pytest.raises(SettingError, match="'nowhere' matches no parameter"):
+    with pytest.raises(SettingError, match="corrected pattern 'nowhere' matches no parameter"):
         quiet_trainer(decay, limit_val_batches=0).fit(Stands(), loader(), loader())
 
 

@@ -91,7 +91,7 @@ def test_evaluation_is_left_alone_and_nothing_stays():
 @pytest.mark.parametrize(
     ("settings", "prepare", "message"),
     [
-        ({}, None, "include must choose modules of type Embedding, but chooses LayerNorm, Linear"),
+        ({}, None, "include must choose modules of type Embedding, but there is none; name modules that"),
         ({"include": ("network.frozen.embeding",)}, with_tokens, "matches no module"),
     ],
 )

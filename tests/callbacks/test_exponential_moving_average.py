@@ -98,7 +98,8 @@ def test_validation_measures_the_average():
 
 def test_before_it_begins_trained_weights_are_validated_and_stay():
     without, plain = fit()
-    with_it, trainer = fit(ExponentialMovingAverage(start_step=1000))
+    with pytest.warns(UserWarning, match="has no effect: start_step is 1000"):
+        with_it, trainer = fit(ExponentialMovingAverage(start_step=1000))
     assert equal(state(with_it), state(without))
     assert trainer.callback_metrics["val_loss"] == plain.callback_metrics["val_loss"]
 

@@ -245,6 +245,23 @@ def test_units_of_a_single_weight_are_not_centralized():
     assert not torch.equal(module.narrow.weight, start)
 
 
+@pytest.mark.parametrize("sparse", [True, False])
+def test_the_gradient_of_an_embedding_is_centralized_by_row(sparse):
+    class Looks(SomebodysModule):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Embedding(8, 6, sparse=sparse)
+
+        def training_step(self, batch, batch_idx):
+            return F.cross_entropy(self.network(batch[0] + self.table(batch[1])), batch[1])
+
+    module = Looks()
+    start = module.table.weight.detach().clone()
+    fit(module, GradientCentralization(include=("table.*",)))
+    assert not module.table.weight[:3].equal(start[:3])
+    torch.testing.assert_close(module.table.weight.sum(1), start.sum(1))
+
+
 def test_constraints_hold_after_a_proximal_step_whatever_the_order():
     for order in ([0, 1], [1, 0]):
         callbacks = [UnitNorm(), L1Penalty(weight=0.05, proximal=True)]

@@ -36,6 +36,7 @@ def fitted(*callbacks, module=None, **settings):
         ({"algorithm": "percentile", "percentile": 101.0}, r"percentile must be in \(0, 100.*\], but is 101.0"),
         ({"algorithm": "percentile", "percentile": 0.0}, r"percentile must be in \(0, 100"),
         ({"algorithm": "percentile", "history": 0}, "history must be a whole number of at least 1"),
+        ({"algorithm": "percentile", "history": 10**12}, "history must be .* at most 1,000,000, but is 1000000000000"),
         ({"algorithm": "zscore", "alpha": 1.0}, r"alpha must be in \(0, 1\), but is 1.0"),
         ({"algorithm": "zscore", "z_threshold": -1.0}, r"z_threshold must be in \(0, ∞\)"),
         ({"algorithm": "zscore", "warmup_steps": 1}, "warmup_steps must be a whole number of at least 2"),

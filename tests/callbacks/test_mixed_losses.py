@@ -43,11 +43,11 @@ class Theirs(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.0)  # so that the loss can be computed again
 
 
-def mixed(loss, *callbacks, prob=1.0, per_sample=False):
+def mixed(loss, *callbacks, prob=1.0, per_sample=False, labels=LABELS):
     """A module after one batch, and its inputs and the weight of the partners in it."""
     mix = Recorded(alpha=1.0, prob=prob, per_sample=per_sample)
     module = Theirs(loss)
-    loader = DataLoader(TensorDataset(INPUTS, LABELS), batch_size=COUNT)
+    loader = DataLoader(TensorDataset(INPUTS, labels), batch_size=COUNT)
     quiet_trainer(BatchMixing(mix, seed=3), *callbacks).fit(module, loader)
     return module, mix.latest.change(INPUTS) if mix.latest else INPUTS, mix.latest and mix.latest.minor_weight
 
@@ -176,6 +176,26 @@ def test_a_focal_loss_with_a_weight_for_each_sample():
     ends = [(1 - (-losses).exp()) ** 2 * losses for losses in (each(out, LABELS), each(out, LABELS.roll(1)))]
     expected = ((1 - weight) * ends[0] + weight * ends[1]).mean()
     torch.testing.assert_close(module.seen[0], expected.detach(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("ignored", [-100, 255])
+def test_ignored_labels_may_lie_anywhere_outside_of_the_classes(ignored):
+    """With a weight for each class, and a share for each sample."""
+    weights = torch.tensor([1.0, 2.0, 3.0])
+    labels = torch.where(torch.arange(COUNT) % 4 == 0, ignored, LABELS)
+
+    def weighted(_, out, targets):
+        return F.cross_entropy(out, targets, weight=weights, ignore_index=ignored)
+
+    module, inputs, shares = mixed(weighted, per_sample=True, labels=labels)
+    log_probabilities = module.layer(inputs).detach().double().log_softmax(1)
+    expected = 0
+    for share, targets in ((1 - shares, labels), (shares, labels.roll(1))):
+        kept = [index for index in range(COUNT) if targets[index] != ignored]
+        of_classes = [weights[targets[index]] for index in kept]
+        terms = [-share[index] * log_probabilities[index, targets[index]] for index in kept]
+        expected += sum(one * term for one, term in zip(of_classes, terms, strict=True)) / sum(of_classes)
+    assert module.seen[0].item() == pytest.approx(float(expected), rel=1e-5)
 
 
 class Doubled(torch.autograd.Function):

@@ -56,6 +56,25 @@ def test_hooks_modes_and_sharing_survive_a_replacement():
     assert len(calls) == 2
 
 
+def test_a_norm_that_is_called_through_a_list_is_replaced_there_too():
+    class Listed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm, self.head = nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.Linear(16, 3)
+            self.steps = [self.conv, self.norm, torch.relu, lambda maps: maps.mean((2, 3)), self.head]
+
+        def forward(self, inputs):
+            for step in self.steps:
+                inputs = step(inputs)
+            return inputs
+
+    module = Somebodys(Listed)
+    quiet_trainer(ReplaceNorm(norm="group"), max_epochs=1, limit_train_batches=1).fit(module, loader())
+    assert isinstance(module.net.norm, nn.GroupNorm)
+    assert module.net.steps[1] is module.net.norm
+    assert module.net.norm.weight.grad is not None
+
+
 def test_another_norm_can_be_put_in_the_place_of_a_replacement_and_copies_know_theirs():
     module, _ = fit(sequential, ReplaceNorm(norm="ghost_batch"))
     copied = copy.deepcopy(module)
@@ -173,6 +192,14 @@ def test_a_subclass_that_computes_its_weight_is_refused_unless_it_is_named(kind)
     with pytest.raises(SettingError, match=r"exclude must name net\.1, a LowRank, which computes with its weight in a"):
         fit(make, kind(types=("Linear",)))
     fit(make, kind(types=("LowRank",)))
+
+
+@pytest.mark.parametrize("technique", [SpectralNormalization(), WeightStandardization(types=("Linear",))])
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_a_weight_that_a_hook_computes_is_refused(technique):
+    make = lambda: nn.Sequential(nn.Flatten(), nn.utils.weight_norm(nn.Linear(768, 3)))  # noqa: E731
+    with pytest.raises(SettingError, match=r"exclude must name net\.1, whose weight is computed from others by a hook"):
+        fit(make, technique)
 
 
 def test_a_subclass_that_drops_nothing_by_itself_is_left_out_of_drop_connect():

@@ -137,6 +137,9 @@ def test_a_batch_without_one_row_a_sample_is_refused():
         repeated([torch.zeros(8, 6), torch.zeros(3)], 2, technique="RDrop")
     with pytest.raises(SettingError, match="but has none: it is a str"):
         repeated("text", 2, technique="RDrop")
+    packed = nn.utils.rnn.pack_sequence([torch.zeros(2, 3)])
+    with pytest.raises(SettingError, match=r"one row a sample, .* but has a PackedSequence; pack it in the module"):
+        repeated({"inputs": packed, "labels": torch.zeros(1)}, 2, technique="RDrop")
 
 
 def test_bad_settings_are_refused_at_once():

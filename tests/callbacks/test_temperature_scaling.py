@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torchmetrics.functional.classification import multiclass_calibration_error
@@ -171,9 +172,18 @@ class Doubled(SomebodysModule):
         self.log("val_loss", F.cross_entropy(self.network(batch[0]) + 1e-1 * batch[0][:, :3], batch[1]))
 
 
+class TwoHeads(SomebodysModule):
+    """Has a loss of three classes and one of two."""
+
+    def validation_step(self, batch, batch_idx):
+        logits = self.network(batch[0])
+        self.log("val_loss", F.cross_entropy(logits, batch[1]) + F.cross_entropy(logits[:, :2], batch[1].clamp(max=1)))
+
+
 @pytest.mark.parametrize(
     ("module", "settings", "message"),
     [
+        (TwoHeads, {}, "cross_entropy of one head with TemperatureScaling, but calls it with 2 and 3 classes"),
         (OfNumbers, {}, "validation_step must call cross_entropy with logits and class indices"),
         (Doubled, {}, "deploy must be False with TemperatureScaling where no nn.Linear"),
         (SomebodysModule, {"limit_val_batches": 0}, "limit_val_batches must be above 0"),
@@ -185,6 +195,27 @@ def test_what_has_no_temperature_is_refused_before_training(module, settings, me
     with pytest.raises(SettingError, match=message):
         fit(module, TemperatureScaling(), num_sanity_val_steps=2, **settings)
     assert module.network.head.weight.equal(weight)
+
+
+def test_training_that_calls_the_validation_step_adds_no_logits():
+    class Shared(SomebodysModule):
+        def validation_step(self, batch, batch_idx):
+            loss = F.cross_entropy(self.network(batch[0]), batch[1])
+            self.log("val_loss", loss)
+            return loss
+
+        def training_step(self, batch, batch_idx):
+            return self.validation_step(batch, batch_idx)
+
+    held = []
+
+    class Counts(Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            held.append(len(scaling.session.logits._seen))
+
+    scaling = TemperatureScaling()
+    fit(Shared(), scaling, Counts())
+    assert set(held) == {0}
 
 
 def test_a_head_that_is_not_the_last_layer_is_found():

@@ -117,6 +117,7 @@ def test_a_copy_of_the_callback_has_its_settings():
     [
         ({"alpha": 1.5}, r"alpha must be in \[0, 1\], but is 1.5"),
         ({"sweep": (0.5, -1.0)}, r"sweep must be in \[0, 1\], but is -1.0"),
+        ({"sweep": 5}, "sweep must be a list, but is 5"),
         ({"monitor": "val_loss"}, "sweep must have shares to choose from with monitor 'val_loss', but is empty"),
         ({"buffers": "average"}, "buffers must be one of recompute, copy, but is 'average'"),
         ({"mode": "best"}, "mode must be one of min, max, but is 'best'"),

@@ -47,7 +47,10 @@ SETTINGS = [
     ("--data.mix mixup", "data.mix must be the name .* of a Mixing, but is 'mixup'; did you mean Mixup?"),
     ("--trainer.callbacks+=L2Penaltyy", "name or the import path of a Callback.*; did you mean L2Penalty?"),
     ("--trainer.callbacks+=BatchPicture", "must be a Callback by its name of now: BatchPicture is called BatchImages"),
-    ("--model.lr_scheduler MultiStepLR --model.lr_scheduler.milestones abc", "must be an Iterable, but is 'abc'"),
+    (
+        "--model.lr_scheduler MultiStepLR --model.lr_scheduler.milestones abc",
+        r"must be a list \(of a whole number\), but is 'abc'",
+    ),
     ("--trainer.check_val_every_n_epoch 0", "check_val_every_n_epoch must be a whole number of at least 1, but is 0"),
     ("--trainer.num_sanity_val_steps -5", "num_sanity_val_steps must be a whole number of at least -1, but is -5"),
     ("--trainer.min_epochs 5", "trainer.min_epochs must be at most max_epochs, which is 2, but is 5"),
@@ -73,7 +76,7 @@ SETTINGS = [
     ("--data.batch_size 100000000000000000000000", "data.batch_size must be at most 9223372036854775807"),
     ("--data.num_workers 100000", "data.num_workers must be at most .* on this machine"),
     ("--data.augment torchvision.transforms.ToTensor", "augment must be .*'torchvision.transforms.ToTensor'"),
-    ("--seed_everything -1", "-1 is not in bounds"),
+    ("--seed_everything -1", "seed_everything is -1: -1 is not in bounds"),
     ("--seed_everything abc", "seed_everything must be true or false or a whole number, but is 'abc'"),
     ("--trainer.max_epochs nan", "trainer.max_epochs must be a whole number or null, but is 'nan'"),
     ("--trainer.accelerator quantum", "trainer.accelerator is 'quantum': .*invalid accelerator"),
@@ -91,6 +94,47 @@ SETTINGS = [
     ("--checkpoint.filename ../../../up", "checkpoint.filename must be a name within the run's folder"),
     ("--checkpoint.filename {foo", "checkpoint.filename must have names of metrics in braces, but is '{foo'"),
     ("--trainer.logger.name ../../..", r"trainer.logger.name must be a name within the run's folder"),
+    ("--checkpoint.monitor null", "checkpoint.monitor must be a metric that is logged, but is null"),
+    ("--checkpoint.every_n_epochs 50", "checkpoint.every_n_epochs must be at most max_epochs, which is 2, but is 50"),
+    ("--trainer.check_val_every_n_epoch 3", "check_val_every_n_epoch must be at most max_epochs, which is 2, but is 3"),
+    ("--trainer.min_epochs -1", "trainer.min_epochs must be a whole number of at least 0, but is -1"),
+    ("--trainer.max_time 00:00:00:00", "trainer.max_time must be above 0, but is '00:00:00:00'"),
+    ("--trainer.max_time {}", "trainer.max_time must be above 0, but is {}"),
+    ("--model null", "model is missing"),
+    ("--model.help MLPP", "model.help must be the name .* of a LightningModule, but is 'MLPP'; did you mean MLP?"),
+    ("--model.init os.getcwd", r"init must fill a tensor in place, but getcwd\(weight\) fails: "),
+    ("--model.optimizer.params []", r"params is no setting of AdamW \(model.optimizer\)$"),
+    ("--model.optimizer Optimizer", "model.optimizer.defaults of Optimizer is missing"),
+    (
+        "--model.lr_scheduler SequentialLR",
+        "model.lr_scheduler.schedulers and model.lr_scheduler.milestones of SequentialLR are missing",
+    ),
+    (
+        "--model.lr_scheduler LambdaLR --model.lr_scheduler.lr_lambda foo",
+        "model.lr_scheduler.lr_lambda of LambdaLR must be the import path of a callable or a list .*, but is 'foo'",
+    ),
+    (
+        "--model.lr_scheduler OneCycleLR --model.lr_scheduler.max_lr 0.1",
+        r"model.lr_scheduler can't be used with \{'max_lr': 0.1\}: ValueError: You must define",
+    ),
+    (
+        "--model.lr_scheduler CosineAnnealingLR --model.lr_scheduler.T_max -3",
+        "model.lr_scheduler.T_max must be a whole number of at least 0, but is -3",
+    ),
+    (
+        "--model.lr_scheduler StepLR --model.lr_scheduler.step_size 30 --model.lr_scheduler.gamma .nan",
+        r"model.lr_scheduler.gamma must be in \(-∞, ∞\), but is nan",
+    ),
+    (
+        "--model.lr_scheduler ExponentialLR --model.lr_scheduler.gamma -0.5",
+        r"model.lr_scheduler can't be used with .*: the learning rate must be in \[0, ∞\), but is -0.05",
+    ),
+    ("--trainer.logger [TensorBoardLogger,foo]", "trainer.logger must be the name .* of a Logger, but is 'foo'"),
+    ("-trainer.max_epochs 3", "trainer.max_epochs must be written --trainer.max_epochs"),
+    ("trainer.max_epochs=3", "trainer.max_epochs must be written --trainer.max_epochs"),
+    ("--config studies/dropout", "must hold settings of a run, but has variants: .* study .*studies/dropout.yaml"),
+    ("--config search/digits", "must hold settings of a run, but has base: .* search .*search/digits.yaml"),
+    ("--config s3://nowhere/x.yaml", "config 's3://nowhere/x.yaml' can't be read: .*s3fs"),
     ("--foo 3", "foo is no setting"),
     (
         "--trainer.callbacks+=StochasticWeightAveraging --trainer.callbacks.swa_lrs=0.1 "
@@ -112,6 +156,16 @@ def test_metric_that_no_checkpoint_can_follow(capsys):
     assert not Path("runs").exists()
 
 
+def test_name_of_a_checkpoint_with_a_metric_that_nobody_logs(capsys):
+    message = "each name in checkpoint.filename must be a metric that is logged, .*val/loss, but is 'foo'"
+    assert_answered(capsys, message, "--checkpoint.filename", "{epoch}-{foo:.2f}")
+
+
+def test_checkpoints_of_the_users_own_are_kept_beside_ours(capsys):
+    assert run("fit", "--trainer.callbacks+=ModelCheckpoint", "--checkpoint.filename", "{epoch}-{val/loss:.2f}") == 0
+    assert len(list(Path("runs").rglob("*.ckpt"))) == 3
+
+
 CONFIGS = {
     "null": ("trainer: {callbacks+: [null]}", "name of a Callback or a mapping .*, but is null"),
     "function": ("trainer: {callbacks+: [{class_path: os.system}]}", "must be a Callback, but os.system is none"),
@@ -123,6 +177,13 @@ CONFIGS = {
     "section null": ("trainer: null", "trainer must be a mapping of settings, but is null"),
     "section list": ("trainer: [1]", "trainer must be a mapping of settings, but is"),
     "unknown": ("trainer: {max_epoch: 1}", "trainer.max_epoch is no setting; did you mean trainer.max_epochs?"),
+    "key": ("trainer: {5: 1}", "config 'x.yaml' must have names as keys, but has 5"),
+    "null key": ("~: 1", "config 'x.yaml' must have names as keys, but has null"),
+    "digits": (f"trainer: {{max_epochs: {'1' * 5000}}}", "config 'x.yaml' isn't plain YAML: Exceeds the limit"),
+    "outside": (
+        "trainer: {callbacks+: [{class_path: ModelCheckpoint, init_args: {filename: ../../up}}]}",
+        "trainer.callbacks.filename must be a name within the run's folder, but is '../../up'",
+    ),
     "tag": ("trainer: !!python/object/apply:os.system ['touch executed']", "the tag !!python/object/apply:os.system"),
     "nested tag": ("model: {x: !!python/name:os.system ''}", "the tag !!python/name:os.system"),
     "recursive": ("trainer: &t {logger: *t}", r"an alias \*t of what it lies in"),

@@ -150,7 +150,7 @@ def test_error_of_the_parser_is_not_a_wall(capsys):
     ("options", "message"),
     [
         ("L2Penalty --trainer.callbacks.weight=abc", "trainer.callbacks.weight of L2Penalty must be a number.*'abc'"),
-        ("L2Penalty", "trainer.callbacks of L2Penalty: .*required: weight"),
+        ("L2Penalty", "trainer.callbacks.weight of L2Penalty is missing"),
         (
             "GradientClipping --trainer.callbacks.algorithm=nrom",
             "trainer.callbacks.algorithm of GradientClipping must be one of norm, value, .*, but is 'nrom'",

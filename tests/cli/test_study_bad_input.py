@@ -83,6 +83,7 @@ def test_options_that_cannot_be_used(capsys):
     assert "root must be left out where data is a folder" in error_of(capsys, path, "--data", ".", "--root", "x")
     assert "only must be one of plain, L2, mixed" in error_of(capsys, path, "--only", "L1")
     assert "seeds must be a whole number of at least 1" in error_of(capsys, path, "--seeds", "0")
+    assert "seeds must be in [1, 10000], but is 100000000000" in error_of(capsys, path, "--seeds", "100000000000")
     assert "jobs must be a whole number of at least 1" in error_of(capsys, path, "--jobs", "0")
     assert "jobs must be left out with --cluster" in error_of(capsys, path, "--jobs", "2", "--cluster", "auto")
     assert "gpus_per_run must be left out without --cluster" in error_of(capsys, path, "--gpus-per-run", "1")

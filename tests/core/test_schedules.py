@@ -2,7 +2,15 @@ import math
 
 import pytest
 
-from lightning_reg.callbacks import L2Penalty
+from lightning_reg.callbacks import (
+    BestWeightsEarlyStopping,
+    ExponentialMovingAverage,
+    GeneralizationGap,
+    L2Penalty,
+    LatestWeightAverage,
+    Lookahead,
+    SharpnessAwareMinimization,
+)
 from lightning_reg.core.schedules import ScheduledStrength, StrengthSchedule, check_never_zero
 from lightning_reg.settings import SettingError
 from tests.conformance.problem import SomebodysModule, loader
@@ -57,6 +65,34 @@ def fit(schedule, **settings):
     trainer = quiet_trainer(L2Penalty(weight=0.1, schedule=schedule), log_every_n_steps=1, **settings)
     trainer.fit(Seen(), loader(), loader())
     return seen
+
+
+LATE = [
+    (lambda: L2Penalty(weight=0.1, schedule=StrengthSchedule(kind="constant", begin=50)), "begin is 50", "2 epochs"),
+    (lambda: L2Penalty(weight=0.1, schedule=StrengthSchedule(begin=50, duration=2)), "begin is 50", "2 epochs"),
+    (lambda: ExponentialMovingAverage(start_step=99), "start_step is 99 and every_n_steps is 1", "6 steps"),
+    (lambda: ExponentialMovingAverage(start_epoch=2), "start_epoch is 2", "2 epochs"),
+    (lambda: LatestWeightAverage(every_n_steps=99), "every_n_steps is 99", "6 steps"),
+    (lambda: Lookahead(k=7), "k is 7", "6 steps"),
+    (lambda: SharpnessAwareMinimization(interval=7), "interval is 7", "6 steps"),
+    (lambda: BestWeightsEarlyStopping("val_loss", start_from_epoch=2), "start_from_epoch is 2", "2 epochs"),
+    (lambda: GeneralizationGap(every_n_epochs=3), "every_n_epochs is 3", "2 epochs"),
+]
+
+
+@pytest.mark.parametrize(("make", "given", "end"), LATE, ids=[given for _, given, _ in LATE])
+def test_what_begins_after_the_end_of_training_is_warned_of_once(make, given, end, recwarn):
+    settings = {"max_epochs": 2, "limit_train_batches": 3, "limit_val_batches": 1}
+    quiet_trainer(make(), **settings).fit(SomebodysModule(), loader(), loader())
+    found = [str(warning.message) for warning in recwarn if "has no effect" in str(warning.message)]
+    assert len(found) == 1
+    assert f"has no effect: {given}, but training is planned to end after {end}" in found[0]
+
+
+@pytest.mark.parametrize("callback", [Lookahead(k=6), ExponentialMovingAverage(start_epoch=1, every_n_steps=6)])
+def test_what_acts_in_the_last_step_is_not_warned_of(callback):
+    settings = {"max_epochs": 2, "limit_train_batches": 3, "limit_val_batches": 1}
+    quiet_trainer(callback, **settings).fit(SomebodysModule(), loader(), loader())  # warnings are errors
 
 
 def test_factor_is_logged_and_reaches_its_end_in_the_last_epoch():

@@ -151,6 +151,14 @@ def test_broken_image_is_named(image_folder):
         ClassFolders(root).load()
 
 
+@pytest.mark.parametrize("content", [b"", b"hello"])
+def test_what_is_no_image_is_named_in_plain_words(image_folder, content):
+    root = image_folder()
+    (root / "train" / "class_1" / "03.png").write_bytes(content)
+    with pytest.raises(SettingError, match=r"03.png can't be read as an image: it is empty, or of no format that"):
+        ClassFolders(root).load()
+
+
 def test_different_sizes_without_image_size_are_refused(image_folder):
     root = image_folder()
     Image.new("RGB", (9, 9)).save(root / "train" / "class_1" / "zz.png")

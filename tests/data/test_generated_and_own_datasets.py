@@ -225,6 +225,7 @@ class Streamed(IterableDataset):
             {"train": byte_images(), "mean": [0.5, 0.5], "std": [0.2]},
             "mean must have 3 values, one a channel, but has 2",
         ),
+        ({"train": byte_images(), "mean": 0.5, "std": 0.2}, "mean must have 3 values, one a channel, but is 0.5"),
         ({"train": byte_images(), "mean": [0.5], "std": [0.0]}, r"std must be in \(0, 1\], but is 0\.0"),
     ],
 )

@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_reg.data import ImageData
 from lightning_reg.models import MLP
 from lightning_reg.settings import SettingError
-from lightning_reg.transforms import AdvancedAugmentation, Augmentation, BasicAugmentation, Mixup
+from lightning_reg.transforms import AdvancedAugmentation, Augmentation, BasicAugmentation, Mixup, RowCutMix
 from tests.conftest import REPOSITORY
 from tests.helpers import quiet_trainer
 
@@ -324,6 +324,10 @@ def test_own_images_with_a_validation_folder(image_folder):
         ({"num_workers": -1}, "num_workers must be a whole number of at least 0"),
         ({"normalization": "known"}, "normalization must be auto, train or none for digits"),
         ({"normalization": "knwon"}, "normalization must be one of"),
+        ({"val_size": None}, "val_size must be a number of samples or a fraction, but is None"),
+        ({"train_size": "abc"}, "train_size must be a number of samples or a fraction, but is 'abc'"),
+        ({"root": 5}, "root must be a path, but is 5"),
+        ({"mix": RowCutMix()}, "mix must be for images, but is RowCutMix.*, which is for rows"),
         ({"image_size": 9}, "image_size must be left out for digits"),
         ({"augment": "bassic"}, "augment must be one of none, basic, advanced.*did you mean 'basic'"),
         ({"augment": [3]}, "augment must be a list of callables, but entry 0 is 3"),

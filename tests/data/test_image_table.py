@@ -154,8 +154,11 @@ def test_folds_hold_every_training_image_out_once():
         ({"age": [None] + [2.5] * 38 + [1.5]}, {}, "target 'age' must be known in every row of labels.csv, .* line 2"),
         ({}, {"target": "file"}, "target must not be 'file'"),
         ({}, {"target": None}, "labels, target, task and group_column must be given for an image_folder with a table"),
+        ({}, {"labels": "labels.png"}, "labels must be a file that exists, but is 'labels.png'"),
+        ({}, {"labels": "s3://x/labels.csv"}, "labels must be on this machine, but is 's3://x/labels.csv'; download"),
+        ({}, {"target": 5}, "target must be the name of a column, or several, but is 5"),
         ({}, {"labels": None}, "labels, target, task and group_column must be given for an image_folder with a table"),
-        ({}, {"labels": "nowhere.csv"}, "path must be a file that exists, but is 'nowhere.csv'"),
+        ({}, {"labels": "nowhere.csv"}, "labels must be a file that exists, but is 'nowhere.csv'"),
     ],
 )
 def test_tables_that_do_not_fit_are_one_sentence(labeled, columns, settings, message):

@@ -1,11 +1,14 @@
 """A table that can't be used is refused in one sentence, which says where."""
 
+import gzip
 import re
+from pathlib import Path
 
 import pytest
 
 from lightning_reg.data import TabularData
 from lightning_reg.settings import SettingError
+from lightning_reg.transforms import CutMix
 
 GOOD = (
     "size,color,label\n1,red,a\n2,blue,b\n3,red,a\n4,blue,b\n5,red,a\n6,blue,b\n7,red,a\n8,blue,b\n9,red,a\n10,red,b\n"
@@ -13,8 +16,6 @@ GOOD = (
 
 
 def assert_refused(message, content=GOOD, **settings):
-    from pathlib import Path
-
     path = Path("table.csv")
     if isinstance(content, str):
         content = content.encode()
@@ -52,6 +53,15 @@ def assert_refused(message, content=GOOD, **settings):
         ({"batch_size": 0}, "batch_size must be a whole number of at least 1, but is 0"),
         ({"seed": -1}, "seed must be a whole number of at least 0"),
         ({"val_size": 1}, "val_size must leave at least one sample of every class in both parts"),
+        ({"val_size": "abc"}, "val_size must be a number of samples or a fraction, but is 'abc'"),
+        ({"test_size": [1]}, r"test_size must be a number of samples or a fraction, but is \[1\]"),
+        ({"path": "http://h/x.csv"}, "path must be on this machine, but is 'http://h/x.csv'; download it first"),
+        ({"path": 5}, "path must be a path, but is 5"),
+        ({"target": 5}, "target must be the name of a column, or several, but is 5"),
+        ({"ignore": 5}, "ignore must be the name of a column, or several, but is 5"),
+        ({"as_category": 5}, "as_category must be the name of a column, or several, but is 5"),
+        ({"group_column": 5}, "group_column must be a column of table.csv, which has size, color, label, but is 5"),
+        ({"mix": CutMix()}, "mix must be for rows, but is CutMix.*, which is for images"),
         ({"test_size": 0}, r"test_size must be in \[1, 10\]"),
     ],
 )
@@ -93,6 +103,16 @@ def test_settings(settings, message):
             "day,label\n2024-02-28,a\n2024-02-30,b\n",
             "column 'day' must have dates that exist, but has '2024-02-30' in line 3",
         ),
+        (
+            "size,label\n1,a\n2,b\n3,a\n1e160,b\n-1e300,a\n",
+            "column 'size' of table.csv must have numbers that 32 bits can hold, but has 1e.160 in line 5 and 1 more",
+        ),
+        ("size,label\n1,1.5\n2,1e300\n", "column 'label' .* that 32 bits can hold, but has 1e.300 in line 3"),
+        ("color,label\n" + "red,a\nred,b\n" * 20, "must have a column to learn from, but 'color' never changes in the"),
+        ("size,color,label\n" + "1,red,a\n1,red,b\n" * 20, "to learn from, but 'size', 'color' never change in the"),
+        (GOOD.encode("utf-16"), "table.csv must be UTF-8 text, but line 1 isn't"),
+        (GOOD.replace("red", "r\0d").encode(), "table.csv must be UTF-8 text, but line 2 isn't"),
+        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "table.csv must be UTF-8 text, but line 1 isn't"),
         (b"size,label\n1,a\n2,\xff\n", "table.csv must be UTF-8 text, but line 3 isn't"),
         ('size,label\n1,a\n2,"b\n', "table.csv can't be read in line 3"),
         ("size,label\n" + "1,a\n" * 9 + "2,b\n", "test_size must leave at least one sample of every class"),
@@ -105,8 +125,6 @@ def test_contents(content, message):
 def test_column_that_is_missing_in_all_training_rows():
     lines = [f"{row},{'xy'[row % 2]},{'ab'[row % 2]}" for row in range(40)]
     content = "\n".join(["size,letter,label", *lines])
-    from pathlib import Path
-
     Path("table.csv").write_text(content)
     tested = TabularData(path="table.csv", target="label")._rows["test"].tolist()
     lines = [line if row in tested else line.replace("x,", ",").replace("y,", ",") for row, line in enumerate(lines)]
@@ -129,3 +147,12 @@ def test_file_of_an_unknown_kind(tmp_path):
         SettingError, match=re.escape("path must end with .csv, .tsv, .txt (or one of these and .gz), ")
     ):
         TabularData(path=tmp_path / "table.xlsx", target="label")
+
+
+def test_packed_file_that_is_damaged():
+    packed = bytearray(gzip.compress(GOOD.encode()))
+    packed[20:40] = bytes(20)
+    for content in (bytes(packed), bytes(packed[:30]), GOOD.encode()):
+        Path("table.csv.gz").write_bytes(content)
+        with pytest.raises(SettingError, match=r"table.csv.gz can't be read: "):
+            TabularData(path="table.csv.gz", target="label")

@@ -9,6 +9,7 @@ MANUAL = (
     "shared trunk",
     "carries recurrent state",
     "scheduler by hand",
+    "steps within an optimizer",
 )
 RECURRENT = ("carries recurrent state*",)
 WITHOUT_LABELS = (

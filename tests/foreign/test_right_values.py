@@ -12,6 +12,7 @@ from torch import nn
 from lightning_reg.callbacks import (
     BatchImages,
     BatchMixing,
+    ConfidencePenalty,
     ExponentialMovingAverage,
     GeneralizationGap,
     GradientClipping,
@@ -24,11 +25,12 @@ from lightning_reg.callbacks import (
 )
 from lightning_reg.settings import SettingError
 from lightning_reg.transforms import Mixup
+from tests.foreign.attached import NAMES, make, only_watches
 from tests.foreign.fitting import PROJECTS, fit, fit_or_refusal, fitted_plainly, is_finite
 from tests.foreign.project import BATCH_SIZE, SomebodysClassifier, features, labels
 from tests.foreign.projects.changed_batches import InPlace, Pops
 from tests.foreign.projects.networks import Focal
-from tests.foreign.projects.steps import LooksAtClipping
+from tests.foreign.projects.steps import LooksAtClipping, ValidatesByTrainingStep
 from tests.foreign.projects.weights import FreezesByTurns
 
 ONE_STEP = {"max_epochs": 1, "limit_train_batches": 1, "limit_val_batches": 0}
@@ -201,6 +203,57 @@ def test_a_focal_loss_is_mixed_between_its_two_values_or_refused():
     ((1 - share) * focal(logits, targets) + share * focal(logits, partners)).backward()
     expected = network.weight - 0.1 * network.weight.grad
     torch.testing.assert_close(outcome.module.network.weight, expected, rtol=1e-5, atol=1e-6)
+
+
+# Validation that calls the training step.
+
+
+class ValidatesApart(ValidatesByTrainingStep):
+    def validation_step(self, batch, batch_idx):
+        self.log("val_loss", F.cross_entropy(self(batch[0]), batch[1]))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if not only_watches(name)])
+def test_validation_by_the_training_step_is_validation(name):
+    project = PROJECTS["validates by its training step"]
+    ours, apart = (
+        fit_or_refusal(dataclasses.replace(project, make=kind), make(name, project))
+        for kind in (ValidatesByTrainingStep, ValidatesApart)
+    )
+    if isinstance(apart, SettingError):
+        assert str(ours) == str(apart)
+        return
+    found, expected = ([entry for entry in outcome.logged if "val" in entry[1]] for outcome in (ours, apart))
+    assert expected
+    assert found == expected
+
+
+# What would have no effect.
+
+
+@pytest.mark.parametrize("technique", [L2Penalty(weight=10.0), Lookahead(k=2), ExponentialMovingAverage(decay=0.5)])
+def test_steps_that_nobody_sees_are_said_to_be(technique):
+    outcome = fit(PROJECTS["steps within an optimizer"], [technique])
+    assert any(f"{type(technique).__name__} had no effect" in said for said in outcome.said)
+    assert not any("had no effect" in said for said in fit(PROJECTS["scheduler by hand"], [Lookahead(k=2)]).said)
+
+
+def test_a_term_that_the_modules_own_backward_drops_is_said_to_have_no_effect():
+    outcome = fit(PROJECTS["gradient surgery"], [ConfidencePenalty(weight=1.0)])
+    assert any("ConfidencePenalty added to the loss, but had no effect" in said for said in outcome.said)
+    assert not any(
+        "had no effect" in said
+        for said in fit(PROJECTS["warm-up in optimizer_step"], [ConfidencePenalty(weight=1.0)]).said
+    )
+
+
+def test_lookahead_refuses_steps_that_lightning_does_not_announce():
+    class StepsByItself(PROJECTS["scheduler by hand"].make):
+        def optimizers(self, use_pl_optimizer=False):
+            return super().optimizers(use_pl_optimizer=False)
+
+    refusal = fit_or_refusal(variant("scheduler by hand", make=StepsByItself), [Lookahead(k=2)])
+    assert "use_pl_optimizer must be True in self.optimizers() with Lookahead" in str(refusal)
 
 
 # What has nothing to do, or no length, or nothing to write to.

@@ -240,6 +240,20 @@ def test_unknown_name_is_refused_with_the_nearest():
 
 
 @pytest.mark.parametrize(
+    ("scheme", "message"),
+    [
+        ("os.getcwd", r"init must fill a tensor in place, but getcwd\(weight\) fails: .* takes no arguments"),
+        (torch.sin, r"init must fill a tensor in place, but sin\(weight\) returns another one"),
+        (5, "init must be a name or a function that fills a tensor in place, but is 5"),
+        (None, "init must be a name or a function .* but is None"),
+    ],
+)
+def test_what_fills_no_tensor_is_refused(scheme, message):
+    with pytest.raises(SettingError, match=message):
+        initialize_(nn.Linear(2, 2), scheme, nn.ReLU())
+
+
+@pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"gain": -1.0}, r"gain must be in \[0, ∞\), but is -1.0"),

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_reg.models import CNN, MLP, Classifier
 from lightning_reg.models.checkpoints import check_fits
+from lightning_reg.models.tasks import Classification
 from lightning_reg.settings import SettingError
 from tests.helpers import quiet_trainer
 
@@ -154,6 +155,24 @@ def test_checkpoint_of_another_model_is_refused_in_one_sentence(tmp_path):
 def test_entries_that_only_one_side_has_are_named():
     with pytest.raises(SettingError, match=r"'bias' is absent in the checkpoint and \(4,\) in the model"):
         check_fits({"weight": torch.zeros(4, 2)}, nn.Linear(2, 4))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"network": 5}, "network must be a module, or a function from the number of outputs to one, but is 5"),
+        ({"optimizer": "adam"}, "optimizer must be a function from parameter groups to an optimizer, but is 'adam'"),
+        ({"lr_scheduler": 5}, "lr_scheduler must be a function from an optimizer to .* scheduler, but is 5"),
+    ],
+)
+def test_what_can_not_be_called_is_refused(settings, message):
+    with pytest.raises(SettingError, match=message):
+        Classifier(**{"network": nn.Linear(4, 3), "num_classes": 3, **settings})
+
+
+def test_class_weights_that_are_no_list_are_refused():
+    with pytest.raises(SettingError, match="class_weights must be a list, but is 5"):
+        Classification(class_weights=5)
 
 
 def test_batch_of_one_with_batch_norm_is_refused_with_a_remedy():

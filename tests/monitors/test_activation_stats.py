@@ -377,6 +377,8 @@ def test_resumed_keeps_window_and_columns(tmp_path):
         ({"sample": 0}, "sample must be a whole number of at least 1"),
         ({"near_zero": 0.0}, r"near_zero must be in \[1e-15, ∞\)"),
         ({"saturation": 0.5}, r"saturation must be in \(0, 0.5\)"),
+        ({"quantiles": 5}, "quantiles must be a list, but is 5"),
+        ({"types": 5}, "types must be a list, but is 5"),
         ({"quantiles": (1.5,)}, r"quantiles must be in \[0, 1\]"),
     ],
 )
@@ -396,6 +398,7 @@ def test_bad_settings_are_refused(settings, message):
             {"types": ("ReLU",)},
             "types must be of modules that there are, LayerNorm, Linear, Network, Tanh, but is 'ReLU'",
         ),
+        ({"types": ("Linea",)}, "LayerNorm, Linear, Network, Tanh, but is 'Linea'; did you mean 'Linear'"),
     ],
 )
 def test_what_matches_nothing_is_refused_with_what_there_is(settings, message):

@@ -334,6 +334,41 @@ def test_values_are_reduced_as_the_module_says(equally_many):
         assert logged[f"gap/val_{name}"] == pytest.approx(logged[f"val_{name}"].item(), abs=1e-6)
 
 
+def test_samples_of_another_form_are_loaded_as_their_own_loader_does():
+    """Training batches come ready-made, and validation is batched."""
+    inputs, labels = samples().tensors
+    ready = [(inputs[first : first + 14], labels[first : first + 14]) for first in range(0, 70, 14)]
+    for train, val in [(ready, samples()), (samples(), ready)]:
+        data = [DataLoader(part, batch_size=None if part is ready else 14) for part in (train, val)]
+        settings = {"train_dataloaders": data[0], "val_dataloaders": data[1]}
+        module, trainer = fit(GeneralizationGap(max_samples=None), data=settings)
+        logged = [trainer.callback_metrics[f"gap/{split}_loss"].item() for split in ("train", "val")]
+        assert logged == pytest.approx([by_hand(module, samples())[0]] * 2, abs=1e-5)
+
+
+class AsksForMore(Reduces):
+    """Takes what Lightning gives, by other names, and needs what a hook prepares."""
+
+    def on_validation_batch_start(self, batch, batch_idx):
+        self.spread = batch[0].std()
+
+    def on_validation_batch_end(self, outputs, batch, batch_idx):
+        del self.spread
+
+    def validation_step(self, batch, *args, prefix="val", **kwargs):
+        assert len(args) == 1
+        losses = F.cross_entropy(self.net(batch[0] / self.spread), batch[1])
+        self.log(f"{prefix}_loss", losses)
+
+
+def test_the_step_is_called_as_lightning_calls_it():
+    data = {"train_dataloaders": DataLoader(samples(), 16), "val_dataloaders": DataLoader(samples(30, seed=2), 16)}
+    _, trainer = fit(GeneralizationGap(max_samples=None), module=AsksForMore(), data=data)
+    assert trainer.callback_metrics["gap/val_loss"].item() == pytest.approx(
+        trainer.callback_metrics["val_loss"].item(), abs=1e-6
+    )
+
+
 def test_loaders_that_are_loaded_anew_are_measured():
     class Grows(LightningDataModule):
         def train_dataloader(self):

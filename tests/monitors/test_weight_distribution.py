@@ -1,5 +1,6 @@
 """What is shown is what a loop by hand sees in weights, gradients and updates."""
 
+import copy
 import csv
 from itertools import pairwise
 
@@ -79,6 +80,26 @@ def test_weights_gradients_and_updates_are_those_of_the_step():
         assert_describes(seen[0], f"gradient/network.{name}", gradient)
         assert_describes(seen[0], f"update/network.{name}", -LEARNING_RATE * gradient)
     assert seen[0]["update/network.unused.weight/zeros"] == 1
+
+
+def test_a_sparse_gradient_is_shown_as_the_dense_one_is():
+    class Looks(SomebodysModule):
+        def __init__(self, sparse):
+            super().__init__()
+            self.table = nn.Embedding(40, 6, sparse=sparse)
+            nn.init.ones_(self.table.weight)
+
+        def training_step(self, batch, batch_idx):
+            return F.cross_entropy(self.network(batch[0] + self.table(batch[1])), batch[1])
+
+    def seen(sparse):
+        distribution = WeightDistribution(every_n_steps=1, gradients=True)
+        return watched(distribution, module=Looks(sparse), limit_train_batches=1)[0][0]
+
+    sparse, dense = seen(True), seen(False)
+    shown = {tag: value for tag, value in dense.items() if tag.startswith("gradient/table")}
+    assert shown["gradient/table.weight/zeros"] > 0.9
+    assert {tag: sparse[tag] for tag in shown} == pytest.approx(shown, rel=1e-5)
 
 
 def test_a_gradient_scalers_scale_is_not_shown_and_accumulation_is_waited_for():

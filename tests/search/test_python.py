@@ -146,6 +146,8 @@ def three_loaders(callbacks, trial):
         ({"exclude": ["l3"]}, "exclude must be one of l1, noise, clipping, l2, but is 'l3'"),
         ({"exclude": ["l1", "noise", "clipping", "l2"]}, "must have at least one switch, but all are left out"),
         ({"trials": 0}, "trials must be a whole number of at least 3"),
+        ({"splits": 10**12}, r"splits must be in \[1, 10000\], but is 1000000000000"),
+        ({"confirm": 10**12}, r"confirm must be in \[0, 10000\], but is 1000000000000"),
         ({"do": three_loaders}, "make must return a data module, or two loaders, but returned 3 of them"),
         ({"do": nothing}, "make must return .trainer, module, data., but returned NoneType"),
         ({"storage": "postgresql://me:secret@127.0.0.1:1/x"}, r"storage must be a database .*me:\*\*\*@"),

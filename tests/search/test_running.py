@@ -2,9 +2,11 @@
 
 import errno
 import math
+from pathlib import Path
 
 import pytest
 
+from lightning_reg.cli import main
 from lightning_reg.search.trials.running import Budget, Goal, do_trials
 from lightning_reg.search.trials.storage import Driver
 from lightning_reg.settings import SettingError
@@ -14,6 +16,11 @@ from lightning_reg.studies.store import Store
 from tests.search.helpers import first_of, make_runs, make_space, make_trials, perform, quality
 from tests.studies.processes import python
 
+TABLE = """
+space: {switches: {l1: {callback: L1Penalty}}}
+metric: val/loss
+base: {model: MLP, data: TabularData, data.dataset: iris, data.test_size: null}
+"""
 GOAL = Goal("val/accuracy", prefers_less=False, splits=1)
 
 
@@ -196,3 +203,12 @@ def test_a_driver_that_is_killed_is_gone_on_from_the_same_way(tmp_path):
     assert [trial.parameters for trial in parts.tried] == [trial.parameters for trial in whole.tried]
     assert [trial.position for trial in parts.tried] == list(range(12))
     assert not list((tmp_path / "killed" / "drivers").glob("*.lock"))
+
+
+def test_folds_that_the_data_does_not_have_are_refused_before_the_first_trial(capsys):
+    for folds, message in ((1000, "folds must be at most 150, the number of rows"), (10**9, "must be in [1, 10000]")):
+        Path("search.yaml").write_text(f"{TABLE}folds: {folds}")
+        assert main(["search", "search.yaml"]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1

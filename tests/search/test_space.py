@@ -9,6 +9,7 @@ import yaml
 from torch import nn
 
 from lightning_reg import callbacks
+from lightning_reg.search.definition import narrowed
 from lightning_reg.search.prospects import with_present
 from lightning_reg.search.spaces.ranges import Interval, Options, as_range
 from lightning_reg.search.spaces.space_file import SHIPPED, read_space, space_of
@@ -137,11 +138,44 @@ def test_usual_strengths_are_the_file_s_or_the_middle():
         ({"callback": "L1Penaltyy"}, "is 'L1Penaltyy'; did you mean 'L1Penalty'"),
         ({"callbak": "L1Penalty"}, "has 'callbak', which is none of .*; did you mean 'callback"),
         ({"without": {"a": 1}}, "must set something, or add a callback"),
+        ({"set": {"a.b": {"choice": [1, 2], "usual": [3]}}}, r"a.b.usual must be one of 1, 2, but is \[3\]"),
+        ({"callback": "L1Penalty", "group": ["a"]}, r"switches.s.group must be text, but is \['a'\]"),
+        ({"callback": "L1Penalty", "title": ["a"]}, r"switches.s.title must be text, but is \['a'\]"),
+        ({"callback": "L1Penalty", "optional": "no"}, "switches.s.optional must be true or false, but is 'no'"),
+        ({"callbacks": ["L1Penalty", "L1Penalty"]}, "switches.s must add a callback once, but has two equal ones"),
     ],
 )
 def test_a_space_that_cannot_be_is_told_in_one_sentence(switch, message):
     with pytest.raises(SettingError, match=message):
         space_of("x", {"switches": {"s": switch}})
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"title": ["x"]}, r"title must be text, but is \['x'\]"),
+        ({"switches": {"": {"callback": "L1Penalty"}}}, "switches must have names without points and spaces, but one"),
+        ({"presets": 5}, "presets must be presets by name, but is 5"),
+        ({"presets": {"p": {"l1": 5}}}, "presets.p.l1 must be strengths by name, but is 5"),
+        ({"presets": {"p": {}}}, "presets.p must have at least one switch, but is empty"),
+    ],
+)
+def test_the_rest_of_a_space_is_told_in_one_sentence_too(changed, message):
+    with pytest.raises(SettingError, match=message):
+        space_of("x", {**SPACE, **changed})
+
+
+def test_callbacks_of_one_class_may_differ_and_a_preset_may_leave_out_its_strengths():
+    penalties = [{"class_path": "L1Penalty", "init_args": {"include": [part]}} for part in ("a", "b")]
+    left_out = dict.fromkeys(("title", "group", "optional"))
+    space = space_of("x", {"switches": {"s": {"callbacks": penalties, **left_out}}, "presets": {"p": {"s": None}}})
+    assert (space.switches["s"].title, space.switches["s"].group, space.switches["s"].is_optional) == ("s", None, False)
+    assert space.presets["p"] == {"s": space.switches["s"].usual()}
+
+
+def test_a_switch_that_is_named_twice_is_refused():
+    with pytest.raises(SettingError, match="only must name every switch once, but names 'l1' several times"):
+        narrowed(make_space(), only=["l1", "l1"])
 
 
 def test_other_spaces_that_cannot_be():

@@ -1,5 +1,7 @@
 """Trials survive kills, and passwords are told nobody."""
 
+import sys
+
 import pytest
 
 from lightning_reg.search.trials.storage import Driver, masked, open_storage, silenced, stored
@@ -17,6 +19,37 @@ def test_half_a_line_that_a_kill_left_is_cut_off(tmp_path):
     trials = make_trials(tmp_path)
     ask_and_tell(trials, 12)
     assert [trial.position for trial in trials.tried] == list(range(12))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"\x89PNG\xff", b"\0" * 4096, b"hello\n", b"[1]\n", b"5\n", b'{"op_code":99}\n', b'{"a":1}\n', b'{"a":"\xff"}\n'],
+)
+def test_what_is_no_journal_is_refused_and_stays_as_it_is(tmp_path, content):
+    (tmp_path / "journal.log").write_bytes(content)
+    with pytest.raises(SettingError, match=r"journal.log of '.*' can't be read .*; give another --output"):
+        open_storage(tmp_path)
+    assert (tmp_path / "journal.log").read_bytes() == content
+
+
+def test_a_folder_is_no_journal(tmp_path):
+    (tmp_path / "journal.log").mkdir()
+    with pytest.raises(SettingError, match=r"journal must be a regular file, but '.*journal.log' is a folder"):
+        open_storage(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "url", ["sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite:///file:x?mode=memory&uri=true"]
+)
+def test_a_database_in_memory_is_refused(tmp_path, url):
+    with pytest.raises(SettingError, match="storage must be a database that stays, in a file or on a server, but"):
+        open_storage(tmp_path, url)
+
+
+def test_a_driver_that_is_not_installed_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "MySQLdb", None)
+    with pytest.raises(SettingError, match=r"mysql://a:\*\*\*@h/x can't: it needs .* MySQLdb, which isn't installed"):
+        open_storage(tmp_path, "mysql://a:b@h/x")
 
 
 @pytest.mark.parametrize(
@@ -42,6 +75,8 @@ def test_a_password_is_masked_wherever_it_stands():
     url = "postgresql://me:p%40ss@host/db"
     assert masked(f"could not connect to {url}", url) == "could not connect to postgresql://me:***@host/db"
     assert masked("authentication failed for p@ss", url) == "authentication failed for ***"
+    assert masked("No module named 'MySQLdb'", "mysql://a:b@h/x") == "No module named 'MySQLdb'"
+    assert masked("b is wrong in password='b'", "mysql://a:b@h/x") == "*** is wrong in password='***'"
     assert masked("nothing", None) == "nothing"
     assert masked("sqlite:///a.db", "sqlite:///a.db") == "sqlite:///a.db"
 

@@ -102,6 +102,9 @@ BAD = {
     ),
     "a negative seed": ("seeds: [3, 5]", "seeds: [3, -5]", "seeds must be a whole number of at least 0, but is -5"),
     "a seed with a point": ("seeds: [3, 5]", "seeds: 3.5", "seeds must be at least one whole number, .* but is 3.5"),
+    "too many seeds": ("seeds: [3, 5]", "seeds: 100000000000", r"seeds must be in \[1, 10000\], but is 100000000000"),
+    "too many seeds of a form": ("quick: {seeds: 1", "quick: {seeds: 100001", r"quick.seeds must be in \[1, 10000\]"),
+    "repeat that is neither": ("minutes: 6", "repeat: 1", "repeat must be true or false, but is 1"),
     "seeds of a form": ("quick: {seeds: 1", "quick: {seeds: 0", "quick.seeds must be a whole number of at least 1"),
     "a form that is none": (
         "minutes: 6",

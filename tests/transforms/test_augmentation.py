@@ -266,6 +266,7 @@ def test_small_images_get_a_narrower_border(size, padding):
         (lambda: AdvancedAugmentation(smallest_crop=0), r"smallest_crop must be in \(0, 1\]"),
         (lambda: AdvancedAugmentation(jitter_prob=2), r"jitter_prob must be in \[0, 1\]"),
         (lambda: preset("bsic", input_shape=(3, 8, 8)), "augment must be one of none, basic.*did you mean 'basic'"),
+        (lambda: PerSampleAugmentation(transforms=5), "augment must be a list of callables, but is 5"),
         (lambda: PerSampleAugmentation(transforms=[]), "augment must have at least one transform"),
         (lambda: PerSampleAugmentation(transforms=[v2.Identity(), 3]), "entry 1 is 3"),
         (lambda: PerSampleAugmentation(transforms=[v2.Normalize([0.5], [0.5])]), "augment must not normalize, but"),

@@ -111,6 +111,7 @@ def test_what_is_no_such_table_is_refused(mix, shape, message):
         (lambda: RowCutMix(alpha=-1.0), r"alpha must be in \[0, ∞\), but is -1.0"),
         (lambda: RowCutout(ratio=1.5), r"ratio must be in \[0, 1\], but is 1.5"),
         (lambda: RowCutMix(origins=(0, 2)), r"without a gap, but are \[0, 2\]"),
+        (lambda: RowCutMix(origins=5), "origins must be numbers of columns, but is 5"),
         (lambda: RowCutMix(prob=2.0), r"prob must be in \[0, 1\], but is 2.0"),
     ],
 )

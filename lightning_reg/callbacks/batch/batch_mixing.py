@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -134,7 +135,7 @@ class MixingSession(Session[BatchMixing]):
         run = self.run
         refuse_compiled_whole(run.module, self.name)
         self.number = instance_number(run.trainer, self.technique)
-        run.around(run.module, "training_step", self._step, innermost=self.innermost)
+        run.around_step("training_step", self._step, innermost=self.innermost)
         for handle in _leave_compiled_alone(run.module):
             run.until_end(handle)
 
@@ -165,7 +166,8 @@ class MixingSession(Session[BatchMixing]):
             batch, targets, minor_weight = self._mixed(batch, inputs, targets, draw)
         if not mixing.mix.needs_partner or (draw is None and self.is_checked):
             return training_step(batch, *args, **kwargs)
-        with InterpolatedLosses(targets, minor_weight, technique=self.name) as losses:
+        beside = [] if self.is_checked else _tensors_beside(batch, mixing.input_key, targets)
+        with InterpolatedLosses(targets, minor_weight, technique=self.name, beside=beside) as losses:
             output = training_step(batch, *args, **kwargs)
         self._check(losses, output)
         losses.check_returned(output)
@@ -208,6 +210,20 @@ class MixingSession(Session[BatchMixing]):
                 f"something differentiable of them by {', '.join(sorted(losses.others))}: that sees each sample's own "
                 "target alone"
             )
+        if losses.unmixed:
+            rank_zero_warn(
+                f"{self.name} mixes the inputs and the loss of target_key {self.technique.target_key!r}, but "
+                f"training_step also computes {', '.join(sorted(losses.unmixed))} of another part of the batch, which "
+                "isn't mixed"
+            )
+
+
+def _tensors_beside(batch: Any, input_key: Key, targets: Tensor) -> list[Tensor]:
+    """Returns the tensors of a batch that are neither its inputs nor its targets."""
+    tensors: list[Tensor] = []
+    apply_to_collection(batch, Tensor, tensors.append)
+    inputs = part_of(batch, input_key, name="input_key")
+    return [tensor for tensor in tensors if tensor is not inputs and tensor is not targets]
 
 
 def _leave_compiled_alone(module: nn.Module) -> list[Handle]:

@@ -5,7 +5,7 @@ computed from their partners' labels, too, and so is everything that the step co
 sees their interpolation: one forward pass, two losses.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,22 +39,28 @@ class InterpolatedLosses(TorchFunctionMode):
         targets: Targets y_a: the same tensor object that the training step gets.
         minor_weight: Weight w of the partners, a scalar or (N,); None if losses are only watched.
         technique: Name of the mixing technique, for error messages.
+        beside: Further tensors of the batch, of which a loss would be computed for each sample alone.
 
     Attributes:
         seen: Number of losses that were computed from the targets.
+        unmixed: Names of losses that were computed from tensors beside the targets.
         others: Names of other functions with a differentiable result from the targets, or from what functions that
             can't be repeated for the partners computed from them (those that draw random numbers, write in place, index
             by tensors, or aren't known).
     """
 
-    def __init__(self, targets: Tensor, minor_weight: Tensor | None, *, technique: str) -> None:
+    def __init__(
+        self, targets: Tensor, minor_weight: Tensor | None, *, technique: str, beside: Sequence[Tensor] = ()
+    ) -> None:
         super().__init__()
         self.technique = technique
         self.minor_weight = minor_weight
         self.seen = 0
         self._trains = False  # whether any of these losses has a gradient
         self.others: set[str] = set()
+        self.unmixed: set[str] = set()
         # By id. The tensors are kept alive, so that no id is reused.
+        self._beside = {id(tensor): tensor for tensor in beside}
         self._targets: dict[int, _Pair] = {}
         self._losses: dict[int, _Pair] = {}
         self._lost: dict[int, tuple[Tensor, str]] = {}  # computed from targets, but not from their partners
@@ -89,6 +95,8 @@ class InterpolatedLosses(TorchFunctionMode):
         targets = [self._targets[id(value)] for value in operands if id(value) in self._targets]
         losses = [self._losses[id(value)] for value in operands if id(value) in self._losses]
         lost = [self._lost[id(value)][1] for value in operands if id(value) in self._lost]
+        if func in LOSSES and not targets and any(id(value) in self._beside for value in operands):
+            self.unmixed.add(_name(func))
         if func in LOSSES and targets and not lost:
             return self._interpolated(func, targets, operands, args, kwargs)
         if losses and not lost:

@@ -98,7 +98,7 @@ class ResizingSession(Session[ProgressiveResizing]):
                 f"max_epochs or max_steps must be given with {type(self.technique).__name__}, whose stages share the "
                 "training among them"
             )
-        self.run.around(self.run.module, "training_step", self._step)
+        self.run.around_step("training_step", self._step)
 
     def _step(self, training_step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         technique = self.technique

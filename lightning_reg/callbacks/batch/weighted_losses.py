@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn._reduction import legacy_get_string
@@ -73,7 +74,7 @@ def _divisor(loss: Callable[..., Tensor], values: Tensor, args: Any, kwargs: dic
     if loss not in (F.cross_entropy, F.nll_loss) or target.is_floating_point():
         return values.numel()
     counted = target != named.get("ignore_index", IGNORED)
-    of_classes = 1 if weight is None else weight.gather(0, target.clamp(min=0).flatten()).view_as(target)
+    of_classes = 1 if weight is None else weight.gather(0, torch.where(counted, target, 0).flatten()).view_as(target)
     total: Tensor = (of_classes * counted).sum()
     return total
 

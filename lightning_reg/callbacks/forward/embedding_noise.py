@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -13,7 +14,7 @@ from lightning_reg.core.step import Run
 from lightning_reg.core.streams import check_seed
 from lightning_reg.nn.insertion import Insertion
 from lightning_reg.nn.layers.token_noise import TokenNoise
-from lightning_reg.settings import check_count, check_range
+from lightning_reg.settings import SettingError, check_count, check_range
 
 __all__ = ["EmbeddingNoise"]
 
@@ -77,6 +78,14 @@ class EmbeddingNoise(Surgery):
     @override
     def suits(self, module: nn.Module) -> bool:
         return self.include != ("*",) or isinstance(module, nn.Embedding)  # modules that are named may be of any type
+
+    @override
+    def selected(self, pl_module: LightningModule) -> dict[str, nn.Module]:
+        if self.include == ("*",) and not any(isinstance(module, nn.Embedding) for module in pl_module.modules()):
+            raise SettingError(
+                "include must choose modules of type Embedding, but there is none; name modules that return tokens"
+            )
+        return super().selected(pl_module)
 
     @override
     def new_session(self, run: Run) -> StochasticSession:

@@ -30,8 +30,8 @@ def reparametrized(
         adjective: Description of the parametrized weights, for messages.
 
     Raises:
-        SettingError: If a weight has fewer than two dimensions, is dropped at random, or belongs to a layer with a
-            ``forward`` of its own that ``types`` doesn't name.
+        SettingError: If a weight has fewer than two dimensions, is computed by a hook, is dropped at random, or belongs
+            to a layer with a ``forward`` of its own that ``types`` doesn't name.
     """
     chosen = {name: layer for name, layer in surgery.selected(run.module).items() if not _has(layer, parametrization)}
     for name, layer in chosen.items():
@@ -41,6 +41,8 @@ def reparametrized(
             raise SettingError(
                 f"include must name layers whose weight has two dimensions or more, but {name} has {shape}"
             )
+        if not is_parametrized(layer, "weight") and "weight" not in layer._parameters:  # torch's older weight_norm
+            raise SettingError(f"exclude must name {name}, whose weight is computed from others by a hook")
         if isinstance(layer, DropConnect):
             raise SettingError(
                 f"exclude must name {name} in InsertDropConnect or in {type(surgery).__name__}: dropped weights are no "

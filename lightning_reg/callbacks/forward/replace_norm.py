@@ -93,6 +93,10 @@ class ReplaceNorm(Surgery):
                 )
         for parent, leaf, child in places:
             parent._modules[leaf] = new[child]
+        for parent in run.module.modules():  # layers that are called through a list beside their names
+            for kept in vars(parent).values():
+                if isinstance(kept, list):
+                    kept[:] = [new.get(part, part) if isinstance(part, nn.Module) else part for part in kept]
         changes = [(f"{type(old).__name__} -> {type(made).__name__}", names[old]) for old, made in new.items()]
         return SurgerySession(self, run, changes=changes, made=set(run.module.parameters()) - before)
 

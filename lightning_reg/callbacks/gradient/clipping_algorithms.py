@@ -182,7 +182,7 @@ class PercentileClipping(Algorithm):
 
     def __post_init__(self) -> None:
         check_range("percentile", self.percentile, low=0, high=100, low_open=True)
-        check_count("history", self.history)
+        check_count("history", self.history, high=10**6)
 
     @property
     @override

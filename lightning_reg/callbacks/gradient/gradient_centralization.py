@@ -79,8 +79,7 @@ class CentralizationSession(Session[GradientCentralization]):
 
     @override
     def before_step(self, step: Step) -> None:
-        chosen = self.selection.of(step.parameters)
-        dense = [parameter for parameter in chosen if parameter.grad is not None and not parameter.grad.is_sparse]
-        gradients = self.selection.units([gradient_values(parameter) for parameter in dense], dense)
+        chosen = [parameter for parameter in self.selection.of(step.parameters) if parameter.grad is not None]
+        gradients = self.selection.units([gradient_values(parameter) for parameter in chosen], chosen)
         # A single weight is its own mean, and would never learn.
         centralize_([gradient for gradient in gradients if gradient.numel() > len(gradient)])

@@ -87,7 +87,7 @@ class OrthogonalPenalty(WeightPenalty):
     ) -> None:
         check_range("weight", weight, low=0)
         if probes is not None:
-            check_count("probes", probes)
+            check_count("probes", probes, high=10**4)
         check_seed(seed)
         super().__init__(
             include=include,

@@ -15,6 +15,7 @@ from lightning_reg.callbacks.gradient.second_pass import SecondPass
 from lightning_reg.core.facts import Chart, Place, Position
 from lightning_reg.core.gradients import dense_gradient, gradient_norms, local, refuse_sharded
 from lightning_reg.core.lightning import callbacks_of, flattens_parameters, scaler_scale
+from lightning_reg.core.schedules import warn_if_never
 from lightning_reg.core.session import Session, kept
 from lightning_reg.core.step import Run, Step
 from lightning_reg.core.technique import Technique
@@ -177,6 +178,10 @@ class _Climbing(Session[SharpnessAwareMinimization]):
     perturbed: set[nn.Parameter] | None = None  # all where None
     names: dict[nn.Parameter, str] = field(default_factory=dict)
     means: dict[str, Tensor] = kept(default_factory=dict)  # moving averages of gradients, where friendly
+
+    @override
+    def train_starts(self) -> None:
+        warn_if_never(self.technique, self.run.trainer, "step", self.technique.interval, "interval")
 
     @override
     def zero_grad(self, optimizer: Optimizer) -> None:

@@ -84,6 +84,7 @@ class AdversarialTraining(Technique):
     """
 
     place = Place.LOSS
+    adds_to_loss = True
     charts = (Chart("Penalties", "rise of the loss at adversarial inputs", r"adversarial/loss_rise"),)
     usual_ranges = (Log("eps", 1e-3, 0.3),)
 
@@ -193,7 +194,7 @@ class AdversarialSession(Session[AdversarialTraining]):
         self.batch_idx = batch_idx
         if not self.is_attached:  # not earlier: each pass includes the layers of others
             self.is_attached = True
-            self.run.around(self.run.module, "training_step", self._step)
+            self.run.around_step("training_step", self._step)
 
     def _step(self, training_step: Callable[..., Any], batch: Any, *args: Any, **kwargs: Any) -> Any:
         technique, trainer = self.technique, self.run.trainer

@@ -99,7 +99,7 @@ class SmoothingSession(Session[LabelSmoothing]):
         refuse_compiled_whole(run.module, type(technique).__name__)
         self.factor = ScheduledStrength(technique.schedule, run.trainer)
         self.name = "label_smoothing" + technique.suffix(run.trainer)
-        run.around(run.module, "training_step", self._step)
+        run.around_step("training_step", self._step)
 
     def _step(self, training_step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if logs_now(self.run.trainer):

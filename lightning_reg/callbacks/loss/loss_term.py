@@ -29,6 +29,7 @@ class LossTerm(Technique):
 
     place = Place.LOSS
     charts: ClassVar[tuple[Chart, ...]] = PENALTY_CHARTS
+    adds_to_loss = True
     tag: ClassVar[str]
 
     def __init__(self, *, schedule: StrengthSchedule | None) -> None:
@@ -68,7 +69,7 @@ class TermSession(Session[LossTerm]):
         self._attach()
 
     def _attach(self) -> None:
-        self.run.around(self.run.module, "training_step", self._step)  # inside autocast, where there is one
+        self.run.around_step("training_step", self._step)  # inside autocast, where there is one
 
     def watching(self) -> AbstractContextManager[Any]:
         """Returns a context in which a training step runs, and which records what the term needs."""

@@ -30,6 +30,7 @@ from lightning_reg.core.lightning import (
     twins,
 )
 from lightning_reg.core.metric_names import higher_is_better
+from lightning_reg.core.schedules import warn_if_never
 from lightning_reg.core.session import Session, kept
 from lightning_reg.core.step import Run
 from lightning_reg.core.technique import Technique
@@ -85,13 +86,23 @@ class RestoresBestWeights(Technique, _EarlyStopping):
         smoothing: float = 0.0,
     ) -> None:
         Technique.__init__(self)
-        if not patience >= 0:  # any number, infinity included, as Lightning takes it
-            raise SettingError(f"patience must be at least 0, but is {patience}")
+        if not isinstance(monitor, str) or not monitor:
+            raise SettingError(f"monitor must be the name of a metric, but is {monitor!r}")
+        check_range("min_delta", min_delta, low=0)
+        if not isinstance(patience, (int, float)) or not patience >= 0:  # infinity included, as Lightning takes it
+            raise SettingError(f"patience must be at least 0, but is {patience!r}")
+        check_choice("mode", mode, ["min", "max"])
+        thresholds = {"stopping_threshold": stopping_threshold, "divergence_threshold": divergence_threshold}
+        for threshold, value in thresholds.items():
+            if value is not None:
+                check_range(threshold, value, infinite=True)
         check_count("start_from_epoch", start_from_epoch, low=0)
         if baseline is not None:
             check_range("baseline", baseline)
         check_choice("stalled", stalled, ["all", "any"])
         check_range("smoothing", smoothing, low=0, high=1, high_open=True)
+        if also is not None and not isinstance(also, Mapping):
+            raise SettingError(f"also must have the mode of each metric by its name, but is {also!r}")
         for name, direction in (also or {}).items():
             check_choice(f"also[{name!r}]", direction, ["min", "max"])
             if name == monitor:
@@ -388,6 +399,7 @@ class StoppingSession(Session[RestoresBestWeights]):
     @override
     def train_starts(self) -> None:
         technique, trainer = self.technique, self.run.trainer
+        warn_if_never(technique, trainer, "epoch", technique.start_from_epoch + 1, "start_from_epoch")
         if not technique.restore_best_weights:
             return
         if flattens_parameters(trainer):

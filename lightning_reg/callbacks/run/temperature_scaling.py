@@ -160,7 +160,7 @@ class TemperatureSession(Session[TemperatureScaling]):
             raise SettingError(f"limit_val_batches must be above 0, and there must be a validation loader, with {name}")
         self.suffix = self.technique.suffix(run.trainer)
         self.logits = _Logits()
-        run.around(run.module, "validation_step", self._step)
+        run.around_step("validation_step", self._step)
         # After whatever callbacks, others' included, do to the weights when training ends.
         run.around(run.trainer.strategy, "on_train_end", self._end, innermost=True)
 
@@ -286,7 +286,7 @@ class _Logits(TorchFunctionMode):
         """Returns all logits, (N, C), and labels, (N,).
 
         Raises:
-            SettingError: If there are none.
+            SettingError: If there are none, or logits of different numbers of classes.
         """
         if not self._seen:
             raise SettingError(
@@ -294,6 +294,12 @@ class _Logits(TorchFunctionMode):
                 "fits the temperature to them"
             )
         logits, labels = zip(*self._seen, strict=True)
+        numbers = sorted({part.shape[1] for part in logits})
+        if len(numbers) > 1:
+            raise SettingError(
+                "validation_step must call cross_entropy of one head with TemperatureScaling, but calls it "
+                f"with {' and '.join(map(str, numbers))} classes"
+            )
         return torch.cat(logits), torch.cat(labels)
 
 

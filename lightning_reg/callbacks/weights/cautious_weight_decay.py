@@ -103,7 +103,8 @@ class CautiousSession(Session[CautiousWeightDecay]):
     def __post_init__(self) -> None:
         self.selection = Selection.by(self.technique, self.run.module)
         patterns, module = self.technique.corrected, self.run.module
-        self.corrected = Selection(module, include=patterns, exclude=self.technique.exclude) if patterns else None
+        exclude = self.technique.exclude
+        self.corrected = Selection(module, include=patterns, exclude=exclude, setting="corrected") if patterns else None
         self.strength = ScheduledStrength(self.technique.schedule, self.run.trainer)
         name = type(self.technique).__name__
         refuse_complex(self.selection.names, name, "exclude it")

@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from lightning_reg.callbacks.weights.averages.average_session import AverageSession
 from lightning_reg.callbacks.weights.averages.averaging import Buffers, Validate, WeightAverage
+from lightning_reg.core.schedules import warn_if_never
 from lightning_reg.core.session import kept
 from lightning_reg.core.step import Run
 from lightning_reg.functional.weights.averaging import decay_of_half_life, ema_update_, warmed_up_decay
@@ -142,7 +143,10 @@ class MovingAverageSession(AverageSession):
     @override
     def train_starts(self) -> None:
         super().train_starts()
-        technique = self.technique
+        technique, trainer = self.technique, self.run.trainer
+        first = technique.start_step + technique.every_n_steps
+        warn_if_never(technique, trainer, "step", first, "start_step", "every_n_steps")
+        warn_if_never(technique, trainer, "epoch", technique.start_epoch + 1, "start_epoch")
         if technique.half_life is None:
             self.decay = technique.decay if technique.decay is not None else _USUAL_DECAY
             return

@@ -15,6 +15,7 @@ from lightning_reg.callbacks.weights.averages.average_session import AverageSess
 from lightning_reg.callbacks.weights.averages.averaging import Buffers, Validate, WeightAverage
 from lightning_reg.core.facts import Linear
 from lightning_reg.core.gradients import local, to_shard, whole
+from lightning_reg.core.schedules import warn_if_never
 from lightning_reg.core.session import kept
 from lightning_reg.core.step import Run
 from lightning_reg.functional.weights.averaging import latest_mean_
@@ -115,6 +116,7 @@ class LatestSession(AverageSession):
         technique = self.technique
         if technique.every_n_steps is not None:
             self.interval = technique.every_n_steps
+            warn_if_never(technique, self.run.trainer, "step", self.interval, "every_n_steps")
         else:
             span = _USUAL_SHARE * _steps_of_run(self.run.trainer)
             self.interval = max(1, round(span / technique.window))

@@ -16,8 +16,9 @@ from lightning_reg.callbacks.weights.averages.registered import tensors_of
 from lightning_reg.core.facts import Place, Position
 from lightning_reg.core.gradients import local, to_shard, whole
 from lightning_reg.core.lightning import instance_number
+from lightning_reg.core.schedules import warn_if_never
 from lightning_reg.core.session import Session, kept
-from lightning_reg.core.step import Run, Step
+from lightning_reg.core.step import Run, Step, unannounced
 from lightning_reg.core.technique import Technique
 from lightning_reg.functional.weights.averaging import lookahead_
 from lightning_reg.settings import check_count, check_range
@@ -121,6 +122,10 @@ class LookaheadSession(Session[Lookahead]):
         self.slow, self.known = {}, {}
 
     @override
+    def train_starts(self) -> None:
+        warn_if_never(self.technique, self.run.trainer, "step", self.technique.k, "k")
+
+    @override
     def before_step(self, step: Step) -> None:
         # Before the first step: a checkpoint may have been loaded after the fit started.
         known = self.known.get(step.index, [])
@@ -136,8 +141,10 @@ class LookaheadSession(Session[Lookahead]):
 
     @override
     def after_step(self, step: Step) -> None:
-        if step.optimizer not in self.run.trainer.optimizers or step.index not in self.known:
+        if step.optimizer not in self.run.trainer.optimizers:
             return  # a step that Lightning doesn't know of
+        if step.index not in self.known:
+            raise unannounced(self.technique)
         self.steps[step.index] += 1
         if self.steps[step.index] % self.technique.k == 0:
             self._synchronize(self.slow[step.index], self.known[step.index])

@@ -46,11 +46,13 @@ class NetworkCalls:
                 run.around(network, compiled_call(network) or "forward", partial(self._call, name, network))
 
     def _run_step(self, step: str, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        before, self._step, self._called, self._is_within = self._step, step, "", False
+        if self._step:  # validation by way of the training step is validation
+            return inner(*args, **kwargs)
+        self._step, self._called, self._is_within = step, "", False
         try:
             output = inner(*args, **kwargs)
         finally:
-            called, self._step, self._is_within = self._called, before, False
+            called, self._step, self._is_within = self._called, "", False
         if not called and step != "training_step":  # which may skip a batch
             raise SettingError(
                 f"{step} must call the module or a network that is its child with {self._technique}, which takes its "

@@ -261,7 +261,7 @@ class SnapshotSession(Session[SnapshotEnsemble]):
 
     def __post_init__(self) -> None:
         NetworkCalls(self.run, type(self.technique).__name__, self._answer, self._differs)
-        self.run.around(self.run.module, "training_step", self._watch)
+        self.run.around_step("training_step", self._watch)
 
     @override
     def result(self) -> Snapshots:
@@ -275,8 +275,8 @@ class SnapshotSession(Session[SnapshotEnsemble]):
         steps = trainer.estimated_stepping_batches
         if steps < 0 or math.isinf(steps):
             raise SettingError(
-                f"max_epochs or max_steps must say how long training is with {type(technique).__name__}, whose cycles "
-                "share it"
+                f"max_epochs, or max_steps where the loader has no length, must say how long training is with "
+                f"{type(technique).__name__}, whose cycles share it"
             )
         if self.steps not in (0, steps):
             raise SettingError(

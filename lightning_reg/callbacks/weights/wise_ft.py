@@ -21,7 +21,7 @@ from lightning_reg.core.selection import as_patterns, select_names
 from lightning_reg.core.session import kept
 from lightning_reg.core.step import Run, Step
 from lightning_reg.functional.weights.averaging import interpolate_
-from lightning_reg.settings import SettingError, check_choice, check_range
+from lightning_reg.settings import SettingError, as_sequence, check_choice, check_range
 
 __all__ = ["Interpolated", "WiSEFT"]
 
@@ -105,15 +105,16 @@ class WiSEFT(WeightAverage):
         validate: Validate = "averaged",
     ) -> None:
         check_range("alpha", alpha, low=0, high=1)
-        for share in sweep:
+        shares = as_sequence("sweep", sweep)
+        for share in shares:
             check_range("sweep", share, low=0, high=1)
-        if monitor is not None and not sweep:
+        if monitor is not None and not shares:
             raise SettingError(f"sweep must have shares to choose from with monitor {monitor!r}, but is empty")
         check_choice("mode", mode, get_args(Mode))
         check_choice("buffers", buffers, get_args(Statistics))
         super().__init__(buffers=buffers, validate=validate)
         self.alpha = alpha
-        self.sweep = tuple(sweep)
+        self.sweep = shares
         self.monitor = monitor
         self.mode: Mode = mode
         self.exclude = as_patterns("exclude", exclude)

@@ -1,5 +1,6 @@
 """Checks for settings that the parser accepts but that can only be mistakes."""
 
+import contextlib
 import inspect
 import math
 import os
@@ -13,6 +14,8 @@ from typing import Any, get_args
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.callbacks import ModelCheckpoint, Timer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.overrides import TorchFunctionMode
 
@@ -47,7 +50,8 @@ def check_settings(config: Mapping[str, Any]) -> None:
     trainer = config["trainer"]
     _check_callbacks(trainer)
     _check_trainer(trainer)
-    _check_inside("checkpoint.filename", config["checkpoint"].get("filename"))
+    if trainer.get("enable_checkpointing") is not False:
+        _check_checkpoint(config["checkpoint"], trainer.get("max_epochs"))
     loggers = trainer.get("logger")
     for logger in loggers if isinstance(loggers, list) else [loggers]:
         arguments = logger.get("init_args") or {} if isinstance(logger, Mapping) else {}
@@ -70,14 +74,38 @@ def _check_callbacks(trainer: Mapping[str, Any]) -> None:
             raise SettingError(
                 f"trainer.callbacks must name a technique, but {kind.__name__} is only what several have in common"
             )
+        if isinstance(kind, type) and issubclass(kind, ModelCheckpoint):
+            _check_inside("trainer.callbacks.filename", (callback.get("init_args") or {}).get("filename"))
         if kind is Callback:
             raise SettingError("trainer.callbacks must name a Callback by class_path, but has one that does nothing")
 
 
+def _check_checkpoint(checkpoint: Mapping[str, Any], epochs: Any) -> None:
+    _check_inside("checkpoint.filename", checkpoint.get("filename"))
+    if checkpoint.get("monitor") is None:
+        raise SettingError("checkpoint.monitor must be a metric that is logged, but is null")
+    _check_period("checkpoint.every_n_epochs", checkpoint.get("every_n_epochs"), epochs)
+
+
+_LEAST = {
+    "log_every_n_steps": 0,
+    "check_val_every_n_epoch": 1,
+    "num_sanity_val_steps": -1,
+    "min_epochs": 0,
+    "min_steps": 0,
+}
+
+
 def _check_trainer(trainer: Mapping[str, Any]) -> None:
-    for number, least in (("log_every_n_steps", 0), ("check_val_every_n_epoch", 1), ("num_sanity_val_steps", -1)):
+    for number, least in _LEAST.items():
         if trainer.get(number) is not None:
             check_count(f"trainer.{number}", trainer[number], low=least)
+    _check_period("trainer.check_val_every_n_epoch", trainer.get("check_val_every_n_epoch"), trainer.get("max_epochs"))
+    if trainer.get("max_time") is not None:
+        with contextlib.suppress(MisconfigurationException, TypeError):  # which the Trainer raises, too
+            seconds = Timer(trainer["max_time"]).time_remaining()
+            if seconds is not None and seconds <= 0:
+                raise SettingError(f"trainer.max_time must be above 0, but is {shown(trainer['max_time'])}")
     if trainer.get("gradient_clip_val") is not None:
         check_range("trainer.gradient_clip_val", trainer["gradient_clip_val"], low=0)
     for number in ("accumulate_grad_batches", "val_check_interval"):
@@ -88,6 +116,11 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
         low, high = trainer.get(f"min_{unit}"), trainer.get(f"max_{unit}")
         if isinstance(low, int) and isinstance(high, int) and 0 <= high < low:
             raise SettingError(f"trainer.min_{unit} must be at most max_{unit}, which is {high}, but is {low}")
+
+
+def _check_period(name: str, value: Any, epochs: Any) -> None:
+    if isinstance(value, int) and isinstance(epochs, int) and 0 < epochs < value:
+        raise SettingError(f"{name} must be at most max_epochs, which is {epochs}, but is {value}")
 
 
 def _is_base(kind: Any) -> bool:
@@ -121,8 +154,17 @@ def _check_size(path: str, value: Any) -> None:
 
 
 def _check_scheduler(path: str, owner: Any, arguments: Mapping[str, Any]) -> None:
-    """Runs a scheduler for two steps on an optimizer of one weight: some divide by their settings only then."""
-    if not (isinstance(owner, type) and issubclass(owner, LRScheduler)) or issubclass(owner, ReduceLROnPlateau):
+    """Checks the numbers of a scheduler, and runs it for two steps: some divide by their settings only then."""
+    if not (isinstance(owner, type) and issubclass(owner, LRScheduler)):
+        return
+    defaults = {name: argument.default for name, argument in parameters_of(owner).items()}
+    given = {name: value for name, value in arguments.items() if value != defaults.get(name)}
+    for name, value in given.items():
+        if isinstance(value, float):
+            check_range(f"{path}.{name}", value)
+        elif isinstance(value, int) and not isinstance(value, bool):  # a number of epochs or steps
+            check_count(f"{path}.{name}", value, low=0)
+    if issubclass(owner, ReduceLROnPlateau):
         return
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1, momentum=0.9)
     try:
@@ -132,12 +174,14 @@ def _check_scheduler(path: str, owner: Any, arguments: Mapping[str, Any]) -> Non
             for _ in range(2):
                 optimizer.step()
                 schedule.step()
+                check_range("the learning rate", float(optimizer.param_groups[0]["lr"]), low=0)
     except NotImplementedError as error:
         raise SettingError(
             f"{path} must be a schedule, but {owner.__name__} is only what schedules have in common"
         ) from error
     except (ArithmeticError, ValueError) as error:
-        raise SettingError(f"{path} can't be used with {dict(arguments)}: {type(error).__name__}: {error}") from error
+        reason = str(error) if isinstance(error, SettingError) else f"{type(error).__name__}: {error}"
+        raise SettingError(f"{path} can't be used with {given}: {reason}") from error
     except Exception:  # it may work with the real optimizer
         pass
 

@@ -5,7 +5,7 @@ import pkgutil
 import re
 import sysconfig
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -34,15 +34,15 @@ class Beginning(Callback):
     Args:
         last: Checkpoint callback that saves when an exception ends the fit: only once training has started, so that the
             checkpoint to resume from isn't overwritten, and not if a setting caused the exception.
-        monitor: Name of a metric that must be logged by the end of the first epoch.
+        logged: Names of metrics that must be logged by the end of the first epoch, by the setting that has them.
     """
 
-    def __init__(self, last: ModelCheckpoint | None = None, monitor: str | None = None) -> None:
+    def __init__(self, last: ModelCheckpoint | None = None, logged: Mapping[str, Sequence[str]] | None = None) -> None:
         self.has_begun = False
         self.at_fit_start: Callable[[], None] = lambda: None
         """Called after the optimizers are created, and before their state is restored."""
         self._last = last
-        self._monitor = monitor
+        self._logged = logged or {}
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -66,10 +66,14 @@ class Beginning(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         logged = sorted(trainer.callback_metrics)
         is_usual = trainer.val_check_interval == 1.0 and trainer.check_val_every_n_epoch == 1
-        if self._monitor is not None and is_usual and trainer.current_epoch == 0 and self._monitor not in logged:
-            raise SettingError(
-                f"checkpoint.monitor must be a metric that is logged, {', '.join(logged)}, but is {self._monitor!r}"
-            )
+        if not is_usual or trainer.current_epoch > 0:
+            return
+        for setting, names in self._logged.items():
+            for name in names:
+                if name not in logged:
+                    raise SettingError(
+                        f"{setting} must be a metric that is logged, {', '.join(logged)}, but is {name!r}"
+                    )
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -159,7 +163,10 @@ def _sentence(error: BaseException, *, always: bool = False) -> str:
 
 
 def _setting(config: Mapping[str, Any], frames: list[FrameType], message: str) -> str:
-    """Returns the setting that caused an exception: the object being created, and its argument if exactly one fits."""
+    """Returns the setting that caused an exception: the object being created, and its argument if exactly one fits.
+
+    Without such an object it is the setting itself if there is no other.
+    """
     objects = dict(_objects(config))
     for frame in reversed(frames):
         made = frame.f_locals.get("self")
@@ -173,7 +180,7 @@ def _setting(config: Mapping[str, Any], frames: list[FrameType], message: str) -
             path, arguments = section, config.get(section) or {}
             break
     else:
-        return ""
+        return ", ".join(f"{name} is {shown(value)}" for name, value in config.items()) if len(config) == 1 else ""
     words = set(re.findall(r"[\w.+-]+", message))
     named = [name for name in arguments if name in words]
     meant = named or [name for name, value in arguments.items() if value not in (None, "") and str(value) in words]

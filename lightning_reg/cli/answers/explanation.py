@@ -1,6 +1,7 @@
 """Parser errors as one sentence: the setting, its valid values, its value, and similar names."""
 
 import ast
+import collections.abc
 import inspect
 import pkgutil
 import re
@@ -12,6 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from typing_extensions import override
 
 from lightning_reg.settings import near_matches
 
@@ -34,8 +36,10 @@ _PROBLEM = re.compile(
 )
 _VALUE = re.compile(r".*(?:Given value|Got value): (.*)\Z", re.DOTALL)
 _OF_CLASS = re.compile(r"Expected a <class '(?:[\w.]+\.)?(\w+)'>\. Got value: (\S+)\. Got value: ")
-_NESTED = re.compile(r"NestedArg\(key='([\w.]+)', val=(.*)\)\Z", re.DOTALL)
+_NESTED = re.compile(r"NestedArg\(key='([\w.]+)', val=(.*?)\)(?:\n|\Z)", re.DOTALL)
 _UNKNOWN = re.compile(r"[Oo]ption '([^']+)'|unrecognized arguments?: (\S+)")
+_REQUIRED = re.compile(r"the following arguments are required: ([\w.]*\w(?:, [\w.]*\w)*)")
+_HELP = re.compile(r"--([\w.]+)\.help: .*: (\S+)\Z")
 _MAKER = re.compile(r"class_path='([\w.]+)'")
 _RENAMED: Mapping[str, str] = {"BatchPicture": "BatchImages"}
 """Current names by former ones, where the two aren't similar."""
@@ -43,7 +47,7 @@ _CONTAINERS = ("builtins", "collections.abc", "typing")
 _MISSING = object()
 
 
-def explained(message: str, options: Iterable[str] = ()) -> str:
+def explained(message: str, options: Iterable[str] = ()) -> str:  # noqa: PLR0911  # one line per kind
     r"""Condenses a parser's error message into one sentence.
 
     The parser explains for every possible type why a value doesn't match it. Only the setting, the requested class and
@@ -56,6 +60,9 @@ def explained(message: str, options: Iterable[str] = ()) -> str:
     >>> explained('Parser key "trainer.max_epochs": Expected a <class \'int\'>. Got value: many')
     "trainer.max_epochs must be a whole number or null, but is 'many'"
     """
+    asked = _HELP.match(message)
+    if asked:
+        return _fault_of_name(f"{asked[1]}.help", asked[2], tuple(_classes_in(_HINTS.get(asked[1])))) or message
     path, hint, owner = "", None, None
     nested = _NESTED.search(message)  # a nested setting given on the command line
     while True:
@@ -75,27 +82,46 @@ def explained(message: str, options: Iterable[str] = ()) -> str:
         if fault:
             return fault
         inner = message.find('Parser key "')
-        maker = _MAKER.findall(message) if inner > 0 and not problems else []
-        if maker:  # a callable that creates an object later, such as an optimizer, reports its arguments in one line
+        maker = _MAKER.findall(message) if not problems else []
+        if maker and inner > 0:  # a callable that creates an object later reports its arguments in one line
             owner, message = _resolved(maker[-1]), message[inner:]
             continue
         if not problems:
             break
         owner = _resolved(problems[0][2])
         message = textwrap.dedent(problems[0][3])
-    of_class = f" of {owner.__name__}" if isinstance(owner, type) else ""
-    unknown = _UNKNOWN.search(message)
-    if unknown:
-        option = (unknown[1] or unknown[2]).split("=")[0].lstrip("-")
-        near = near_matches(option, options if owner is None else parameters_of(owner), most=1)
-        of_which = f"{of_class} ({path})" if path else ""
-        return f"{option} is no setting{of_which}" + (f"; did you mean {near[0]}?" if near else "")
+    # Where it is about the arguments of the object that a callable creates, an optimizer or a scheduler.
+    about_names = _about_names(message, path, _resolved(maker[-1]) if maker else owner, options)
+    if about_names:
+        return about_names
+    of_class = _of_class(owner)
     if hint is not None and value is not _MISSING and "Expected" in message:
         return f"{path}{of_class} must be {described(hint)}, but is {shown(value)}"
     if nested and value is _MISSING and _classes_in(hint):
-        kinds = " or ".join(dict.fromkeys(_a(kind.__name__) for kind in _classes_in(hint)))
-        return f"{path} must name {kinds} before {path}.{nested[1]} can be set: --{path} NAME"
+        return f"{path} must name {_kind_of(_classes_in(hint))} before {path}.{nested[1]} can be set: --{path} NAME"
     return _as_told(f"{path}{of_class}", message)
+
+
+def _of_class(owner: Any) -> str:
+    return f" of {owner.__name__}" if isinstance(owner, type) else ""
+
+
+def _about_names(message: str, path: str, owner: Any, options: Iterable[str]) -> str | None:
+    """Explains a message about arguments that are missing or unknown; None if it is about something else."""
+    required, unknown = _REQUIRED.search(message), _UNKNOWN.search(message)
+    if required:
+        names = [name.removeprefix("fit.") for name in required[1].split(", ")]
+        missing = " and ".join(f"{path}.{name}" if path else name for name in names)
+        return f"{missing}{_of_class(owner)} {'is' if len(names) == 1 else 'are'} missing"
+    if unknown is None:
+        return None
+    option = (unknown[1] or unknown[2]).split("=")[0].lstrip("-")
+    known = list(options if owner is None else parameters_of(owner))
+    if owner is None and option in known:
+        return f"{option} must be written --{option}"
+    near = near_matches(option, [name for name in known if name != option], most=1)
+    of_which = f"{_of_class(owner)} ({path})" if path else ""
+    return f"{option} is no setting{of_which}" + (f"; did you mean {near[0]}?" if near else "")
 
 
 def _as_told(place: str, message: str) -> str:
@@ -117,14 +143,23 @@ def _hint(owner: Any, key: str) -> Any:
 def _value(message: str) -> Any:
     """Returns the value at the end of a message, as a Python literal or as text."""
     found = _VALUE.match(message)
-    if found is None or re.match(r"NestedArg\(|\[?Namespace\(", found[1]):  # the parser's objects
+    if found is None or re.match(r"NestedArg\(|Namespace\(", found[1]):  # the parser's objects
         return _MISSING
     return _read(found[1])
 
 
+class _Plain(ast.NodeTransformer):
+    """Turns the parser's namespaces, ``Namespace(name=value)``, into dictionaries."""
+
+    @override
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        names: list[ast.expr | None] = [ast.Constant(keyword.arg) for keyword in node.keywords]
+        return ast.Dict(names, [self.visit(keyword.value) for keyword in node.keywords])
+
+
 def _read(text: str) -> Any:
     try:
-        return ast.literal_eval(text)
+        return ast.literal_eval(_Plain().visit(ast.parse(text.strip(), mode="eval")))
     except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
         return text.strip()
 
@@ -157,12 +192,16 @@ def hint_of(owner: Any, name: str) -> Any:
     """Returns the annotation of a class's argument, possibly from a base class; None if there is none."""
     for base in getattr(owner, "__mro__", [owner]):
         make = base.__dict__.get("__init__") if isinstance(base, type) else base
-        try:
-            hints = get_type_hints(make) if make is not None else {}
-        except (NameError, TypeError, AttributeError):  # names that only type checkers import
+        hints = getattr(make, "__annotations__", {})
+        if name not in hints:
             continue
-        if name in hints:
-            return hints[name]
+        # Without the other annotations, whose names perhaps only type checkers import; they also import those of abc.
+        alone = types.SimpleNamespace(__annotations__={name: hints[name]})
+        known = {**vars(collections.abc), **getattr(make, "__globals__", {})}
+        try:
+            return get_type_hints(alone, globalns=known)[name]
+        except (NameError, TypeError, AttributeError):
+            continue
     return None
 
 
@@ -239,10 +278,9 @@ def _fault_of_class(path: str, value: Any, hint: Any) -> str | None:
 
 
 def _fault_of_entry(path: str, entry: Any, classes: tuple[type, ...]) -> str | None:  # noqa: PLR0911
-    kind = " or ".join(_a(cls.__name__) for cls in classes)
-    names = list(_names(classes))
+    kind, names = _kind_of(classes), list(_names(classes))
     if isinstance(entry, str):
-        return _fault_of_name(path, entry, classes, kind)
+        return _fault_of_name(path, entry, classes)
     if not isinstance(entry, dict):
         return f"{path} must be the name of {kind} or a mapping with class_path and init_args, but is {shown(entry)}"
     if "class_path" not in entry:
@@ -250,7 +288,7 @@ def _fault_of_entry(path: str, entry: Any, classes: tuple[type, ...]) -> str | N
         return f"{path} must name {kind} by class_path, as in class_path: {example}, but is {shown(entry)}"
     if not isinstance(entry["class_path"], str):
         return f"class_path of {path} must be the name of {kind}, but is {shown(entry['class_path'])}"
-    fault = _fault_of_name(path, entry["class_path"], classes, kind)
+    fault = _fault_of_name(path, entry["class_path"], classes)
     if fault:
         return fault
     others = [name for name in entry if name not in ("class_path", "init_args", "dict_kwargs", "__path__")]
@@ -261,8 +299,12 @@ def _fault_of_entry(path: str, entry: Any, classes: tuple[type, ...]) -> str | N
     return None
 
 
-def _fault_of_name(path: str, name: str, classes: tuple[type, ...], kind: str) -> str | None:
-    names = _names(classes)
+def _kind_of(classes: Iterable[type]) -> str:
+    return " or ".join(_a(cls.__name__) for cls in dict.fromkeys(classes))
+
+
+def _fault_of_name(path: str, name: str, classes: tuple[type, ...]) -> str | None:
+    kind, names = _kind_of(classes), _names(classes)
     if name in names:
         paths = [f"{chosen.__module__}.{chosen.__name__}" for chosen in names[name]]
         if len(paths) > 1:

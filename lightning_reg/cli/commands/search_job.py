@@ -85,7 +85,9 @@ class CommandJob(SearchJob):
     @override
     def rehearse(self) -> None:
         definition = self.definition
-        seen = Rehearsed(self.space, self.base).rehearse()
+        first = deepcopy(self.base)
+        set_split(first, 0, self.splits, definition.seed)  # so that the data module refuses folds that it can't make
+        seen = Rehearsed(self.space, first).rehearse()
         check_choice("metric", definition.metric, list(seen.metrics))
         few = seen.samples is not None and seen.samples < _FEW_SAMPLES
         self.splits = definition.folds or (_USUAL_FOLDS if few else 1)

@@ -73,6 +73,9 @@ class Rehearsed(Fits):
         settings["trainer"] |= {
             "max_epochs": 1,
             "max_steps": -1,
+            "min_epochs": None,
+            "min_steps": None,
+            "check_val_every_n_epoch": 1,
             "limit_train_batches": 1,
             "limit_val_batches": 1,
             "num_sanity_val_steps": 0,

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from lightning_reg.data.images.decoded_images import FEW_IMAGES, decoded_once
@@ -214,6 +214,10 @@ def _read(path: str | Path, image_size: int | None) -> Tensor:
             image = image.convert("RGB")
     except SettingError:
         raise
+    except UnidentifiedImageError as error:  # whose message names the opened file, not the path
+        raise SettingError(
+            f"{path} can't be read as an image: it is empty, or of no format that Pillow reads"
+        ) from error
     except Exception as error:  # Pillow's readers can raise anything on a damaged file
         raise SettingError(f"{path} can't be read as an image: {error}") from error
     if image_size is not None:

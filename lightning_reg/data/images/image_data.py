@@ -15,8 +15,10 @@ from lightning_reg.data.images.parts import image_splits
 from lightning_reg.data.images.sources import SOURCES
 from lightning_reg.data.in_memory import InMemoryData
 from lightning_reg.data.loader import SampleDataset
+from lightning_reg.data.paths import as_path
 from lightning_reg.data.pipeline import ImagePipeline, chosen_augmentation
 from lightning_reg.data.row_splits import RowSplitter
+from lightning_reg.data.tables.sources import as_columns
 from lightning_reg.data.targets import Targets, Task
 from lightning_reg.functional.preparation import channel_mean_and_std
 from lightning_reg.settings import SettingError, check_choice
@@ -81,6 +83,7 @@ class ImageData(InMemoryData):
     ((1, 8, 8), 10)
     """
 
+    _input_kind = "images"
     _splits: dict[str, SampleDataset]
 
     def __init__(
@@ -121,7 +124,7 @@ class ImageData(InMemoryData):
         check_choice("normalization", normalization, ["auto", "known", "train", "none"])
         check_choice("task", task, ["auto", "classification", "regression", "multilabel"])
         self.dataset = dataset
-        self.root = Path(root)
+        self.root = as_path("root", root)
         self.val_size = val_size
         self.train_size = train_size
         self.normalization = normalization
@@ -135,12 +138,12 @@ class ImageData(InMemoryData):
             repeat=repeat,
             seed=seed,
         )
-        targets = [target] if isinstance(target, str) else list(target or ())
+        targets = as_columns("target", target)
         self._folder: ClassFolders | ImageTable | None = None
         if labels is not None and dataset == "image_folder" and targets:
             self._folder = ImageTable(
                 self.root,
-                Path(labels),
+                as_path("labels", labels),
                 targets,
                 task=task,
                 group_column=group_column,

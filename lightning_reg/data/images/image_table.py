@@ -62,7 +62,12 @@ class ImageTable:
         self.cache = cache
         splitters = {} if group_column is None else {"group_column": group_column}
         rows = read_table(
-            table, targets, needed=[_FILE], splitters=splitters, only=[_FILE, _PART, *targets, *splitters.values()]
+            table,
+            targets,
+            setting="labels",
+            needed=[_FILE],
+            splitters=splitters,
+            only=[_FILE, _PART, *targets, *splitters.values()],
         )
         found = targets_of({name: rows.columns[name] for name in targets}, task=task)
         self.task, self.classes = found.task, found.classes

@@ -52,10 +52,15 @@ class TableEncoder:
             rows: (M,), positions of the training rows.
 
         Raises:
-            SettingError: If all values of a column are missing in these rows.
+            SettingError: If all values of a column are missing in these rows, or no column changes in them.
         """
         chosen = rows.numpy()
         inputs = table.inputs
+        if all(_is_constant(column.values[chosen]) for column in inputs.values()):
+            raise SettingError(
+                f"{table.origin} must have a column to learn from, but {', '.join(map(repr, inputs))} never "
+                f"change{'s' if len(inputs) == 1 else ''} in the {len(rows)} training rows"
+            )
         missing = {name: column.missing[chosen] for name, column in inputs.items()}
         for name, gaps in missing.items():
             if gaps.all():
@@ -197,6 +202,11 @@ class TableEncoder:
             gaps=tuple(state["gaps"]),
             **{name: state[name] for name in ("medians", "mean", "std", "knots")},
         )
+
+
+def _is_constant(values: npt.NDArray[Any]) -> bool:
+    first = values[0]
+    return bool(np.isnan(values).all() if np.isnan(first) else (values == first).all())
 
 
 def _deviation(values: npt.NDArray[np.float64]) -> float:

@@ -1,9 +1,12 @@
 """Reading tables with DuckDB: text files, parquet files, frames in memory; kinds of columns are inferred later."""
 
+import codecs
 import csv
 import gzip
+import io
 import re
 import tempfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +27,7 @@ _PARQUET = (".parquet", ".pq")
 # Columns per query: planning for hundreds takes longer than reading.
 _PLANNED, _BLOCK, _CELLS = 16, 256, 2**22
 _SEPARATORS = ",;\t|"
+_START = 2**16  # bytes
 # Spellings of a missing value; case doesn't matter in text files, which DuckDB needs spelled out.
 MISSING = ("", "na", "n/a", "nan", "null", "none", "?")
 _MISSING_SPELLED = sorted({spelled for word in MISSING for spelled in (word, word.upper(), word.title(), word.lower())})
@@ -99,11 +103,12 @@ class RawTable:
 
 
 @contextmanager
-def opened_table(source: Any) -> Iterator[RawTable]:
+def opened_table(source: Any, setting: str = "path") -> Iterator[RawTable]:
     """Opens a table in DuckDB and closes it afterwards; what doesn't fit into memory goes to a temporary folder.
 
     Args:
         source: Path of a file, or a pandas, polars or pyarrow frame.
+        setting: Name of the setting that the path is of, for messages.
 
     Raises:
         SettingError: If it can't be read, with the line at fault if there is one.
@@ -111,7 +116,7 @@ def opened_table(source: Any) -> Iterator[RawTable]:
     import duckdb
 
     if isinstance(source, Path):
-        _check_file(source)
+        _check_file(setting, source)
     with tempfile.TemporaryDirectory(prefix="lightning_reg-") as spill:
         settings: dict[str, Any] = {
             # A table is data: nothing in it or its name may be fetched, installed or looked up.
@@ -136,12 +141,12 @@ def opened_table(source: Any) -> Iterator[RawTable]:
             yield table
 
 
-def _check_file(path: Path) -> None:
-    with files.opened("path", path):  # a regular file that may be read
+def _check_file(setting: str, path: Path) -> None:
+    with files.opened(setting, path):  # a regular file that may be read
         pass
     if _ending(path) not in (*_TEXT, *_PARQUET):
         raise SettingError(
-            f"path must end with .csv, .tsv, .txt (or one of these and .gz), .parquet or .pq, but is {str(path)!r}"
+            f"{setting} must end with .csv, .tsv, .txt (or one of these and .gz), .parquet or .pq, but is {str(path)!r}"
         )
 
 
@@ -216,6 +221,7 @@ def _top_level(nodes: Sequence[tuple[str, int | None]]) -> list[str]:
 def _text_file(connection: "duckdb.DuckDBPyConnection", path: Path) -> RawTable:
     import duckdb
 
+    _check_text(path)
     separator = _separator(connection, path)
     names = _names(path, separator)
     if not names:
@@ -236,6 +242,19 @@ def _text_file(connection: "duckdb.DuckDBPyConnection", path: Path) -> RawTable:
     if faults:
         raise SettingError(_sentence(path, len(names), separator, *faults[0]))
     return RawTable(connection, path.name, tuple(names), ("VARCHAR",) * len(names), path, separator)
+
+
+def _check_text(path: Path) -> None:
+    """Raises if a file begins with bytes that no text has: DuckDB has no message for images and the like."""
+    with _binary(path) as file:
+        start = file.read(_START)
+    faulty = start.find(b"\0")
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(start)  # incremental: the end may cut a character in two
+    except UnicodeDecodeError as error:
+        faulty = error.start
+    if faulty >= 0:
+        raise SettingError(_not_text(path, start.count(b"\n", 0, faulty) + 1))
 
 
 def _separator(connection: "duckdb.DuckDBPyConnection", path: Path) -> str:
@@ -264,17 +283,22 @@ def _names(path: Path, separator: str) -> list[str]:
 
 @contextmanager
 def _text(path: Path) -> Iterator[TextIO]:
-    settings: dict[str, Any] = {"encoding": "utf-8-sig", "errors": "replace", "newline": ""}
+    with _binary(path) as file, io.TextIOWrapper(file, "utf-8-sig", errors="replace", newline="") as text:
+        yield text
+
+
+@contextmanager
+def _binary(path: Path) -> Iterator[gzip.GzipFile | io.BufferedReader]:
     try:
-        with gzip.open(path, "rt", **settings) if path.suffix.lower() == ".gz" else path.open(**settings) as file:
+        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
             yield file
-    except (OSError, EOFError, csv.Error) as error:
+    except (OSError, EOFError, zlib.error, csv.Error) as error:
         raise SettingError(f"{path.name} can't be read: {error}") from error
 
 
 def _sentence(path: Path, width: int, separator: str, line: int, kind: str, message: str) -> str:
     if kind == "INVALID ENCODING":
-        return f"{path.name} must be UTF-8 text, but line {line} isn't"
+        return _not_text(path, line)
     if kind in ("MISSING COLUMNS", "TOO MANY COLUMNS"):
         with _text(path) as file:  # DuckDB counts a field of several lines as one
             reader = csv.reader(file, delimiter=separator, skipinitialspace=True)
@@ -282,6 +306,10 @@ def _sentence(path: Path, width: int, separator: str, line: int, kind: str, mess
             line, fields = next((found for found in lengths if found[1] != width), (line, "another number"))
         return f"{path.name} must have {width} fields in every line, as in the first, but line {line} has {fields}"
     return f"{path.name} can't be read in line {line}: {message.splitlines()[0]}"
+
+
+def _not_text(path: Path, line: int) -> str:
+    return f"{path.name} must be UTF-8 text, but line {line} isn't"
 
 
 def _literal(text: str) -> str:

@@ -1,6 +1,6 @@
 """Sources of tables: your own files and frames, and those that ship with scikit-learn."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +10,12 @@ from lightning_reg.data.tables.columns import Column, column_of_numbers, read_co
 from lightning_reg.data.tables.reading import RawTable, opened_table
 from lightning_reg.settings import SettingError, check_choice, near_matches
 
-__all__ = ["NAMED_TABLES", "Table", "named_table", "read_table"]
+__all__ = ["NAMED_TABLES", "Table", "as_columns", "named_table", "read_table"]
 
 NAMED_TABLES = ("iris", "wine", "breast_cancer", "diabetes")
 """Tables that ship with scikit-learn. The target of diabetes is a number, those of the others are classes."""
+
+_LARGEST = np.finfo(np.float32).max
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,8 @@ class Table:
             row: Function from a row's position to its name in messages.
 
         Raises:
-            SettingError: If there is no row, no column beside the target, a column without any value, an infinite
-                number, or a target that is missing somewhere or always the same.
+            SettingError: If there is no row, no column beside the target, a column without any value, a number that is
+                infinite or too large, or a target that is missing somewhere or always the same.
         """
         if not len(self):
             raise SettingError(f"{self.origin} must have rows, but has none")
@@ -63,12 +65,13 @@ class Table:
                     f"column {name!r} of {self.origin} must have values, but all {len(self)} are missing; leave it out "
                     f"with ignore: [{name}]"
                 )
-            infinite = np.flatnonzero(np.isinf(column.values)).tolist() if column.is_number else []
-            if infinite:
-                where = f"{row(infinite[0])}{_more(len(infinite))}"
+            beyond = np.flatnonzero(np.abs(column.values) > _LARGEST).tolist() if column.is_number else []
+            if beyond:
+                value, where = column.values[beyond[0]], f"{row(beyond[0])}{_more(len(beyond))}"
+                kind = "finite numbers" if np.isinf(value) else "numbers that 32 bits can hold"
                 raise SettingError(
-                    f"column {name!r} of {self.origin} must have finite numbers, but has {column.values[infinite[0]]} "
-                    f"in {where}; leave the field empty where a value is missing"
+                    f"column {name!r} of {self.origin} must have {kind}, but has {value} in {where}; leave the field "
+                    "empty where a value is missing"
                 )
         for name in (*self.targets, *self.splitters):
             column, role = self.columns[name], "target" if name in self.targets else "column"
@@ -114,6 +117,7 @@ def read_table(
     source: Any,
     targets: Sequence[str],
     *,
+    setting: str = "path",
     ignore: Sequence[str] = (),
     as_category: Sequence[str] = (),
     needed: Sequence[str] = (),
@@ -126,6 +130,7 @@ def read_table(
         source: Path of a text file with a header and one line per row (.csv, .tsv, .txt, optionally with .gz) or of a
             .parquet file; or a pandas, polars or pyarrow frame.
         targets: Names of the columns to predict.
+        setting: Name of the setting that the path is of, for messages.
         ignore: Columns to leave out.
         as_category: Columns that are categories even where they look like numbers.
         needed: Text columns that must exist although no setting names them.
@@ -136,13 +141,13 @@ def read_table(
         SettingError: If the table can't be read or used, with the line at fault if there is one, or a column is
             missing.
     """
-    with opened_table(source) as raw:
+    with opened_table(source, setting) as raw:
         splitters = splitters or {}
         wanted = [("target", targets), ("ignore", ignore), ("as_category", as_category)]
-        wanted += [(setting, [name]) for setting, name in splitters.items()]
-        for setting, names in wanted:
+        wanted += [(role, [name]) for role, name in splitters.items()]
+        for role, names in wanted:
             for name in names:
-                _check_name(raw, setting, name)
+                _check_name(raw, role, name)
         for name in needed:
             if name not in raw.names:
                 raise SettingError(f"{raw.origin} must have a column {name!r}, but has {', '.join(raw.names)}")
@@ -167,6 +172,25 @@ def read_table(
         return table
 
 
+def as_columns(name: str, value: str | Iterable[str] | None) -> tuple[str, ...]:
+    """Returns names of columns as a tuple; a single one may be given as a string, and None stands for none.
+
+    Args:
+        name: Name of the argument, as the user writes it.
+
+    Raises:
+        SettingError: If the value is neither.
+
+    >>> as_columns("ignore", "id"), as_columns("ignore", ["id", "name"])
+    (('id',), ('id', 'name'))
+    """
+    if value is None or isinstance(value, str):
+        return () if value is None else (value,)
+    if not isinstance(value, Iterable):
+        raise SettingError(f"{name} must be the name of a column, or several, but is {value!r}")
+    return tuple(value)
+
+
 def _check_roles(targets: Sequence[str], ignore: Sequence[str], splitters: Mapping[str, str]) -> None:
     repeated = [name for name in targets if list(targets).count(name) > 1]
     if repeated:
@@ -182,7 +206,7 @@ def _check_roles(targets: Sequence[str], ignore: Sequence[str], splitters: Mappi
 
 def _check_name(raw: RawTable, setting: str, name: str) -> None:
     if name not in raw.names:
-        near = near_matches(name, raw.names, most=1)
+        near = near_matches(str(name), raw.names, most=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise SettingError(
             f"{setting} must be a column of {raw.origin}, which has {', '.join(raw.names)}, but is {name!r}{hint}"

@@ -13,9 +13,10 @@ from typing_extensions import override
 from lightning_reg.core.hyperparameters import save_plain_hyperparameters
 from lightning_reg.data.in_memory import InMemoryData
 from lightning_reg.data.loader import SampleDataset
+from lightning_reg.data.paths import as_path
 from lightning_reg.data.row_splits import RowSplitter
 from lightning_reg.data.tables.encoding import Scaling, TableEncoder
-from lightning_reg.data.tables.sources import NAMED_TABLES, named_table, read_table
+from lightning_reg.data.tables.sources import NAMED_TABLES, as_columns, named_table, read_table
 from lightning_reg.data.targets import targets_of
 from lightning_reg.functional.preparation import one_hot_columns
 from lightning_reg.settings import SettingError, check_choice
@@ -84,6 +85,7 @@ class TabularData(InMemoryData):
     ((13,), 3)
     """
 
+    _input_kind = "rows"
     _splits: dict[str, SampleDataset]
 
     def __init__(
@@ -123,18 +125,18 @@ class TabularData(InMemoryData):
             pin_memory=pin_memory,
             seed=seed,
         )
-        targets = [target] if isinstance(target, str) else list(target or ())
-        _check_source(dataset, path, table, targets, [*ignore, *as_category, group_column, time_column])
+        targets = list(as_columns("target", target))
+        self.ignore = as_columns("ignore", ignore)
+        self.as_category = as_columns("as_category", as_category)
+        _check_source(dataset, path, table, targets, [*self.ignore, *self.as_category, group_column, time_column])
         check_choice("task", task, ["auto", "classification", "regression", "multilabel"])
         if group_column is not None and time_column is not None:
             raise SettingError("group_column and time_column must not both be given: rows are split by one of them")
         check_choice("numeric", numeric, ["standard", "quantile", "none"])
         check_choice("categorical", categorical, ["one_hot", "embed"])
         self.dataset = dataset
-        self.path = None if path is None else Path(path)
+        self.path = None if path is None else as_path("path", path)
         self.target = target
-        self.ignore = tuple(ignore)
-        self.as_category = tuple(as_category)
         self.numeric = numeric
         self.categorical = categorical
         self.val_size = val_size

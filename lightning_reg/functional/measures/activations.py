@@ -111,9 +111,10 @@ def _in_blocks(
     rows: Tensor, by_row: bool, near_zero: float, low: float | None, high: float | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     length = max(1, _BLOCK // max(rows.shape[1], 1))
-    buffer = torch.empty(min(length, max(len(rows), 1)), rows.shape[1])
+    buffer = torch.empty(min(length, max(len(rows), 1)), rows.shape[1], dtype=torch.float32)
     # Each row has its own result; columns are accumulated.
-    sums, squares, zeros = (torch.zeros(len(rows) if by_row else rows.shape[1]) for _ in range(3))
+    results = len(rows) if by_row else rows.shape[1]
+    sums, squares, zeros = (torch.zeros(results, dtype=torch.float32) for _ in range(3))
     near, saturated = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     for start in range(0, len(rows), length):
         block = rows[start : start + length].float()

@@ -77,7 +77,7 @@ def summarized(tensor: Tensor) -> Tensor:
         return torch.zeros(len(Summary._fields), dtype=wide_dtype(flat.device), device=flat.device)
     on_cpu = flat.device.type == "cpu"
     blocks = torch.split(flat, _BLOCK) if on_cpu else [flat]
-    buffer = torch.empty(min(_BLOCK, flat.numel())) if on_cpu else None
+    buffer = torch.empty(min(_BLOCK, flat.numel()), dtype=torch.float32) if on_cpu else None
     parts = []
     for block in blocks:
         numbers = block.float()

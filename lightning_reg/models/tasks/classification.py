@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from lightning_reg.models.metrics import BalancedAccuracy
 from lightning_reg.models.tasks.task import Prediction, Task, columns_by_name, digits
-from lightning_reg.settings import SettingError, check_choice, check_count, check_range
+from lightning_reg.settings import SettingError, as_sequence, check_choice, check_count, check_range
 
 __all__ = ["Classification", "Multilabel"]
 
@@ -189,7 +189,7 @@ def _check_weights(class_weights: ClassWeights) -> None:
     if isinstance(class_weights, str):
         check_choice("class_weights", class_weights, ["balanced"])
         return
-    for weight in class_weights or ():
+    for weight in as_sequence("class_weights", () if class_weights is None else class_weights):
         check_range("each of class_weights", weight, low=0, low_open=True)
 
 

@@ -120,8 +120,14 @@ def concrete_penalty(module: nn.Module, num_samples: int) -> Tensor:
         module: Module with at least one such layer.
         num_samples: Number of training samples.
 
+    Raises:
+        SettingError: If there is no such layer.
+
     >>> layer = ConcreteDropout(nn.Linear(4, 2, bias=False), p=0.5, length_scale=0.0)
     >>> round(concrete_penalty(layer, 4).item(), 4)  # -log 2
     -0.6931
     """
-    return torch.stack([layer.regularization(num_samples) for layer in concrete_layers(module).values()]).sum()
+    layers = concrete_layers(module).values()
+    if not layers:
+        raise SettingError(f"module must have a ConcreteDropout layer, but {type(module).__name__} has none")
+    return torch.stack([layer.regularization(num_samples) for layer in layers]).sum()

@@ -33,8 +33,11 @@ class ChannelsFirstLayerNorm(nn.LayerNorm):
     ``torch.nn.LayerNorm`` expects the channels last; ``torch.nn.GroupNorm(1, C)`` also averages over positions.
 
     Args:
-        num_channels: Number of channels C.
-        eps: Number added to the variance.
+        num_channels: Number of channels C, at least 1.
+        eps: Number added to the variance, at least 0.
+
+    Raises:
+        SettingError: If a number is out of range.
 
     Reference:
         Zhuang Liu et al.: A ConvNet for the 2020s, CVPR 2022, arXiv:2201.03545.
@@ -45,6 +48,8 @@ class ChannelsFirstLayerNorm(nn.LayerNorm):
     """
 
     def __init__(self, num_channels: int, *, eps: float = 1e-5) -> None:
+        check_count("num_channels", num_channels)
+        check_range("eps", eps, low=0)
         super().__init__(num_channels, eps=eps)
 
     @override
@@ -57,8 +62,11 @@ class ChannelsFirstRMSNorm(nn.RMSNorm):
     """RMSNorm over the channels of a feature map (N, C, ...), at every position on its own.
 
     Args:
-        num_channels: Number of channels C.
-        eps: Number added to the mean square; None for torch's default for the dtype.
+        num_channels: Number of channels C, at least 1.
+        eps: Number added to the mean square, at least 0; None for torch's default for the dtype.
+
+    Raises:
+        SettingError: If a number is out of range.
 
     Reference:
         Biao Zhang, Rico Sennrich: Root Mean Square Layer Normalization, NeurIPS 2019, arXiv:1910.07467.
@@ -69,6 +77,9 @@ class ChannelsFirstRMSNorm(nn.RMSNorm):
     """
 
     def __init__(self, num_channels: int, *, eps: float | None = None) -> None:
+        check_count("num_channels", num_channels)
+        if eps is not None:
+            check_range("eps", eps, low=0)
         super().__init__(num_channels, eps=eps)
 
     @override

@@ -11,7 +11,7 @@ from lightning_reg.nn.factories import drop_weights_or_inputs, make_activation, 
 from lightning_reg.nn.layers.dropout import StochasticDepth, linear_rates
 from lightning_reg.nn.layers.shake_drop import ShakeDrop
 from lightning_reg.nn.networks.tabular import TabularEmbedding
-from lightning_reg.settings import SettingError, check_count, check_range
+from lightning_reg.settings import SettingError, as_sequence, check_count, check_range
 
 __all__ = ["ResidualBlock", "convolutional_network", "dense_network"]
 
@@ -101,6 +101,10 @@ def dense_network(
       (5): Linear(in_features=32, out_features=10, bias=True)
     )
     """
+    input_shape, hidden_sizes = as_sequence("input_shape", input_shape), as_sequence("hidden_sizes", hidden_sizes)
+    check_count("num_outputs", num_outputs)
+    check_count("embed_dim", embed_dim)
+    categories = as_sequence("categories", categories)
     first = _embedding(input_shape, categories, embed_dim) if categories else None
     rates = _branch_rates(len(hidden_sizes), residual, stochastic_depth_prob, shake_drop_prob)
     layers: list[nn.Module] = [first or nn.Flatten()]
@@ -191,6 +195,8 @@ def convolutional_network(
     >>> network(torch.zeros(2, 1, 8, 8)).shape
     torch.Size([2, 10])
     """
+    input_shape, channels = as_sequence("input_shape", input_shape), as_sequence("channels", channels)
+    check_count("num_outputs", num_outputs)
     if len(input_shape) != 3:
         raise SettingError(f"input_shape must be (channels, height, width) of an image, but is {tuple(input_shape)}")
     if not channels:

@@ -18,7 +18,7 @@ from lightning_reg.nn.networks.sequences import (
     make_sequence_norm,
     named_sequential,
 )
-from lightning_reg.settings import SettingError, check_choice, check_count, check_range
+from lightning_reg.settings import SettingError, as_sequence, check_choice, check_count, check_range
 
 __all__ = ["RecurrentLayer", "recurrent_network"]
 
@@ -100,6 +100,8 @@ def recurrent_network(
     >>> network(torch.zeros(2, 1, 8, 8)).shape
     torch.Size([2, 10])
     """
+    input_shape = as_sequence("input_shape", input_shape)
+    check_count("num_outputs", num_outputs)
     if len(input_shape) not in (2, 3):
         raise SettingError(
             "input_shape must be (time, features) of a sequence or (channels, height, width) of an image, but is "

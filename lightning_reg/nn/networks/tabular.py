@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_reg.nn.layers.tracing import traced_whole
-from lightning_reg.settings import SettingError, check_count
+from lightning_reg.settings import SettingError, as_sequence, check_count
 
 __all__ = ["TabularEmbedding"]
 
@@ -42,6 +42,7 @@ class TabularEmbedding(nn.Module):
         super().__init__()
         check_count("num_numbers", num_numbers, low=0)
         check_count("embed_dim", embed_dim)
+        cardinalities = as_sequence("cardinalities", cardinalities)
         if not cardinalities:
             raise SettingError("cardinalities must name at least one column, but is empty")
         for cardinality in cardinalities:

@@ -21,7 +21,7 @@ from lightning_reg.nn.networks.sequences import (
     named_sequential,
 )
 from lightning_reg.nn.networks.tokens import TokenEmbedding
-from lightning_reg.settings import SettingError, check_choice, check_count, check_range
+from lightning_reg.settings import SettingError, as_sequence, check_choice, check_count, check_range
 
 __all__ = ["Attention", "FeedForward", "TransformerBlock", "transformer_network"]
 
@@ -272,6 +272,8 @@ def transformer_network(
     >>> network(torch.zeros(2, 1, 8, 8)).shape
     torch.Size([2, 10])
     """
+    input_shape = as_sequence("input_shape", input_shape)
+    check_count("num_outputs", num_outputs)
     check_choice("pool", pool, ("mean", "class_token"))
     check_count("depth", depth)
     check_range("mlp_ratio", mlp_ratio, low=0, low_open=True)

@@ -84,7 +84,7 @@ class Options:
         Raises:
             SettingError: If it isn't.
         """
-        if value not in self.values:
+        if value not in list(self.values):  # a list or a mapping has no hash
             hint = did_you_mean(str(value), map(str, self.values))
             raise SettingError(f"{name} must be one of {', '.join(map(str, self.values))}, but is {value!r}{hint}")
 

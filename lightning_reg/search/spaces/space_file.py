@@ -57,26 +57,33 @@ def space_of(name: str, content: Any) -> Space:
         SettingError: If the content is invalid.
     """
     content = _checked("the space", content, _SPACE_KEYS)
-    given = content.get("switches") or {}
-    if not isinstance(given, dict) or not all(isinstance(key, str) for key in given):
-        raise SettingError(f"switches must be switches by name, but is {given!r}")
+    given = _by_name("switches", content.get("switches"), "switches")
     space = Space(
         name=name,
-        title=" ".join(str(content.get("title", name)).split()),
+        title=" ".join(_text("title", content.get("title", name)).split()),
         switches={switch: _switch(switch, keys) for switch, keys in given.items()},
     )
     presets = {
-        preset: space.check(_by_name(f"presets.{preset}", found), f"presets.{preset}")
-        for preset, found in _by_name("presets", content.get("presets")).items()
+        preset: _preset(space, f"presets.{preset}", found)
+        for preset, found in _by_name("presets", content.get("presets"), "presets").items()
     }
     return Space(space.name, space.title, space.switches, presets)
+
+
+def _preset(space: Space, where: str, given: Any) -> dict[str, dict[str, Any]]:
+    found = _by_name(where, given, "switches")
+    if not found:
+        raise SettingError(f"{where} must have at least one switch, but is empty")
+    return space.check(
+        {name: _by_name(f"{where}.{name}", values, "strengths") for name, values in found.items()}, where
+    )
 
 
 def _switch(name: str, given: Any) -> Switch:
     where = f"switches.{name}"
     keys = _checked(where, given, _SWITCH_KEYS)
-    if "." in name or " " in name:
-        raise SettingError(f"{where} must have a name without points and spaces")
+    if not name or "." in name or " " in name:
+        raise SettingError(f"switches must have names without points and spaces, but one is {name!r}")
     added = keys.get("callbacks", [])
     if not isinstance(added, list):
         raise SettingError(f"{where}.callbacks must be a list, but is {added!r}")
@@ -84,17 +91,23 @@ def _switch(name: str, given: Any) -> Switch:
         added = [{"class_path": keys["callback"], "init_args": keys.get("arguments") or {}}, *added]
     elif "arguments" in keys:
         raise SettingError(f"{where}.arguments must be left out without a callback")
+    optional = keys.get("optional", False)
+    if not isinstance(optional, bool):
+        raise SettingError(f"{where}.optional must be true or false, but is {optional!r}")
     switch = Switch(
         name=name,
-        title=str(keys.get("title", name.replace("_", " "))),
+        title=_text(f"{where}.title", keys.get("title", name.replace("_", " "))),
         settings=_template(f"{where}.set", _by_name(f"{where}.set", keys.get("set"))),
         without=_by_name(f"{where}.without", keys.get("without")),
         callbacks=[_callback(f"{where}.callbacks", callback) for callback in added],
-        group=keys.get("group"),
-        is_optional=bool(keys.get("optional", False)),
+        group=_text(f"{where}.group", keys["group"]) if "group" in keys else None,
+        is_optional=optional,
     )
     if not switch.settings and not switch.callbacks:
         raise SettingError(f"{where} must set something, or add a callback")
+    repeated = next((entry for entry in switch.callbacks if list(switch.callbacks).count(entry) > 1), None)
+    if repeated is not None:
+        raise SettingError(f"{where} must add a callback once, but has two equal ones, {repeated['class_path']}")
     return switch
 
 
@@ -143,11 +156,17 @@ def _template(where: str, given: Any) -> Any:
     return given
 
 
-def _by_name(where: str, given: Any) -> dict[str, Any]:
+def _by_name(where: str, given: Any, what: str = "settings") -> dict[str, Any]:
     if given is None:
         return {}
     if not isinstance(given, dict) or not all(isinstance(key, str) for key in given):
-        raise SettingError(f"{where} must be settings by name, but is {given!r}")
+        raise SettingError(f"{where} must be {what} by name, but is {given!r}")
+    return given
+
+
+def _text(where: str, given: Any) -> str:
+    if not isinstance(given, str):
+        raise SettingError(f"{where} must be text, but is {given!r}")
     return given
 
 
@@ -157,4 +176,4 @@ def _checked(where: str, given: Any, known: tuple[str, ...]) -> dict[str, Any]:
         if key not in known:
             hint = did_you_mean(key, known)
             raise SettingError(f"{where} has {key!r}, which is none of {', '.join(known)}{hint}")
-    return found
+    return {key: value for key, value in found.items() if value is not None}  # null stands for what is left out

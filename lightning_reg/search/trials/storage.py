@@ -12,7 +12,8 @@ from urllib.parse import quote, unquote, urlsplit
 
 from filelock import FileLock, Timeout
 
-from lightning_reg.settings import SettingError
+from lightning_reg.files import opened
+from lightning_reg.settings import SettingError, first_in_chain
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -67,11 +68,16 @@ def open_storage(folder: Path, url: str | None = None) -> "BaseStorage":
         return _journal(folder / _JOURNAL)
     from optuna.storages import RDBStorage
 
+    if re.match(r"sqlite(\+\w+)?://(/?$|/:memory:|.*[?&]mode=memory)", url):
+        raise SettingError(
+            f"storage must be a database that stays, in a file or on a server, but {url} is in memory: it can't be "
+            "shared, and ends with the process"
+        )
     try:
         with silenced():
             return RDBStorage(url, heartbeat_interval=_HEARTBEAT, grace_period=_GRACE)
     except Exception as error:  # from any database driver, or from SQLAlchemy
-        reason = masked(_first_sentence(error), url)
+        reason = masked(_reason(error), url)
     # Outside the handler: a traceback would show the driver's arguments, including the password.
     raise SettingError(f"storage must be a database that can be reached, but {masked(url, url)} can't: {reason}")
 
@@ -87,16 +93,19 @@ def stored(folder: Path, url: str | None = None) -> Iterator["BaseStorage"]:
     Raises:
         SettingError: If the database can't be reached.
     """
-    opened: Any = open_storage(folder, url)
+    storage: Any = open_storage(folder, url)
     try:
-        yield opened
+        yield storage
     finally:
         if url is not None:
-            opened.remove_session()
-            opened.engine.dispose()
+            storage.remove_session()
+            storage.engine.dispose()
 
 
-def _first_sentence(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
+    absent = first_in_chain(error, (ModuleNotFoundError,))
+    if isinstance(absent, ModuleNotFoundError):
+        return f"it needs the package of the Python module {absent.name}, which isn't installed"
     text = " ".join(str(error.__cause__ or error).split()).partition(" (Background on this error")[0]
     return text if len(text) <= 200 else f"{text[:197]}..."
 
@@ -118,8 +127,9 @@ def masked(text: str, url: str | None) -> str:
         password = urlsplit(url).password
     except ValueError:  # not a valid URL, but perhaps with a password in it
         return re.sub(r"(://[^:/@]*:)[^@]*@", r"\1***@", text)
-    for form in {password, unquote(password), quote(unquote(password))} if password else ():
-        text = text.replace(form, "***")
+    forms = {password, unquote(password), quote(unquote(password))} if password else set()
+    for form in sorted(forms, key=len, reverse=True):
+        text = re.sub(rf"(?<!\w){re.escape(form)}(?!\w)", "***", text)  # not within a word, for a password such as "b"
     return text
 
 
@@ -131,16 +141,30 @@ def _journal(path: Path) -> "BaseStorage":
     with lock:
         _without_half_a_line(path)
     backend: BaseJournalBackend = JournalFileBackend(str(path), lock_obj=lock)  # type: ignore[arg-type]  # as it is used
-    return JournalStorage(backend)
+    try:
+        return JournalStorage(backend)
+    except OSError:
+        raise
+    except Exception as error:  # Optuna raises anything on an entry that isn't its own
+        raise _unreadable(path) from error
 
 
 def _without_half_a_line(path: Path) -> None:
     """Truncates an incomplete last entry, left by a kill or a full disk: the next one would be appended to it."""
     if not path.exists():
         return
-    content = path.read_bytes()
+    with opened("the search's journal", path) as file:
+        content = file.read()
+    if content and not content.startswith(b"{"):  # an entry is JSON: this was never a journal
+        raise _unreadable(path)
     if content and not content.endswith(b"\n"):
         os.truncate(path, content.rfind(b"\n") + 1)
+
+
+def _unreadable(path: Path) -> SettingError:
+    return SettingError(
+        f"{path.name} of {str(path.parent)!r} can't be read as a search's journal; give another --output"
+    )
 
 
 class _KernelLock:

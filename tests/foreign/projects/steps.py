@@ -96,6 +96,75 @@ class LineSearch(SomebodysClassifier):
         return torch.optim.LBFGS(self.parameters(), lr=0.1, max_iter=3)
 
 
+class ValidatesByTrainingStep(SomebodysClassifier):
+    """One step for both: its loss is the one that is validated."""
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self(batch[0]), batch[1])
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val_loss", self.training_step(batch, batch_idx))
+
+
+class GradientSurgery(SomebodysClassifier):
+    """Takes the gradients of two losses by itself, and projects one of them."""
+
+    def training_step(self, batch, batch_idx):
+        logits = self(batch[0])
+        self.losses = F.cross_entropy(logits, batch[1]), 0.1 * logits.square().mean()
+        return sum(self.losses)
+
+    def backward(self, loss, *args, **kwargs):
+        weights = [weight for weight in self.parameters() if weight.requires_grad]
+        ours, others = (torch.autograd.grad(part, weights, retain_graph=True) for part in self.losses)
+        del self.losses
+        for weight, one, other in zip(weights, ours, others, strict=True):
+            conflict = min(float((one * other).sum() / (one * one).sum().clamp(min=1e-12)), 0.0)
+            weight.grad = one + other - conflict * one
+
+
+class TwoStepOptimizer(torch.optim.Optimizer):
+    """Climbs and descends by methods of its own; what steps is an optimizer within it."""
+
+    def __init__(self, params, lr):
+        super().__init__(params, {"lr": lr})
+        self.inner = torch.optim.SGD(self.param_groups, lr=lr)
+        self.climbed = {}
+
+    @torch.no_grad()
+    def climb(self):
+        weights = [weight for group in self.param_groups for weight in group["params"] if weight.grad is not None]
+        self.climbed = {weight: 0.01 * weight.grad for weight in weights}
+        for weight, way in self.climbed.items():
+            weight.add_(way)
+        self.zero_grad()
+
+    @torch.no_grad()
+    def descend(self):
+        for weight, way in self.climbed.items():
+            weight.sub_(way)
+        self.inner.step()
+        self.zero_grad()
+
+    def step(self, closure=None):
+        raise NotImplementedError("call climb and descend")
+
+
+class StepsWithin(SomebodysClassifier):
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        for method in (optimizer.climb, optimizer.descend):
+            self.manual_backward(F.cross_entropy(self(batch[0]), batch[1]))
+            method()
+
+    def configure_optimizers(self):
+        return TwoStepOptimizer(self.parameters(), lr=0.1)
+
+
 PROJECTS = {
     "step with an iterator": Project(FetchesBatches),
     "looks at clipping": Project(LooksAtClipping, settings={"gradient_clip_val": 1.0}),
@@ -105,4 +174,7 @@ PROJECTS = {
     "plateau scheduler": Project(Plateaus),
     "skipped batches": Project(SkipsBatches),
     "LBFGS": Project(LineSearch),
+    "validates by its training step": Project(ValidatesByTrainingStep),
+    "gradient surgery": Project(GradientSurgery),
+    "steps within an optimizer": Project(StepsWithin),
 }

@@ -140,6 +140,7 @@ def test_compiles_without_a_graph_break_and_keeps_the_dtype_under_autocast():
         (lambda: ConcreteDropout(nn.Linear(2, 2), p=0.0), r"p must be in \(0, 1\), but is 0.0"),
         (lambda: ConcreteDropout(nn.Linear(2, 2), length_scale=-1.0), r"length_scale must be in \[0, ∞\), but is -1.0"),
         (lambda: ConcreteDropout(nn.Linear(2, 2), temperature=0.0), r"temperature must be in \(0, ∞\), but is 0.0"),
+        (lambda: concrete_penalty(nn.ReLU(), 4), "module must have a ConcreteDropout layer, but ReLU has none"),
         (lambda: ConcreteDropout(nn.ReLU()), "layer must be a Linear or a convolution, but is a ReLU"),
     ],
 )

@@ -1,4 +1,5 @@
 import functools
+import math
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from lightning_reg.nn import (
     StochasticDepth,
     convolutional_network,
     dense_network,
+    recurrent_network,
+    transformer_network,
 )
 from lightning_reg.nn.layers.drop_connect import DropConnect
 from lightning_reg.settings import SettingError
@@ -92,6 +95,23 @@ def test_dropout_at_rate_zero_is_no_layer_at_all_but_a_rate_cannot_be_learned_fr
     assert not any(isinstance(layer, DropConnect) for layer in plain.modules())
     with pytest.raises(SettingError, match=r"drop_prob must be in \(0, 1\) with dropout 'concrete'"):
         dense_network((8,), 3, hidden_sizes=[6, 5], dropout="concrete")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: dense_network((8,), 3, hidden_sizes=5), "hidden_sizes must be a list, but is 5"),
+        (lambda: dense_network(8, 3, hidden_sizes=[5]), "input_shape must be a list, but is 8"),
+        (lambda: dense_network((8,), 0, hidden_sizes=[5]), "num_outputs must be a whole number of at least 1"),
+        (lambda: dense_network((8,), 3, hidden_sizes=[5], embed_dim=math.nan), "embed_dim must be a whole number"),
+        (lambda: convolutional_network((1, 8, 8), 3, channels=5), "channels must be a list, but is 5"),
+        (lambda: recurrent_network(8, 3), "input_shape must be a list, but is 8"),
+        (lambda: transformer_network(8, 3), "input_shape must be a list, but is 8"),
+    ],
+)
+def test_sizes_that_make_no_network_are_refused(make, message):
+    with pytest.raises(SettingError, match=message):
+        make()
 
 
 def test_block_dropout_needs_positions():

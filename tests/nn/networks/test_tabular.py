@@ -63,6 +63,7 @@ def test_compiled_it_gives_the_same():
     [
         (lambda: TabularEmbedding(-1, [2]), "num_numbers must be a whole number of at least 0, but is -1"),
         (lambda: TabularEmbedding(1, []), "cardinalities must name at least one column, but is empty"),
+        (lambda: TabularEmbedding(1, 5), "cardinalities must be a list, but is 5"),
         (lambda: TabularEmbedding(1, [1]), "each of cardinalities must be a whole number of at least 2, but is 1"),
         (lambda: TabularEmbedding(1, [2], 0), "embed_dim must be a whole number of at least 1, but is 0"),
         (

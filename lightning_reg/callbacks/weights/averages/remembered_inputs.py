@@ -99,7 +99,7 @@ class RememberedInputs:
                 continue
             self._run.until_end(add_forward_pre_hook(modules[name], before, prepend=True, with_kwargs=True))
             self._run.until_end(add_forward_hook(modules[name], after, with_kwargs=True, always_call=True))
-        self._run.around(module, "training_step", self._training_step)
+        self._run.around_step("training_step", self._training_step)
 
     def batch_starts(self, *, wanted: bool) -> None:
         """Begins a batch, and forgets the inputs of another epoch.

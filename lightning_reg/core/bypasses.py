@@ -1,0 +1,68 @@
+"""Warnings about training that bypasses techniques, which then have no effect."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from lightning_reg.core.technique import Technique
+
+__all__ = ["Bypasses"]
+
+
+@dataclass
+class Bypasses:
+    """Techniques of a fit that haven't been seen to have an effect.
+
+    Attributes:
+        stepping: Names of those that act on optimizer steps, until the first step.
+        adding: Names of those that add to the loss, until the first backward pass.
+        has_batches: Whether a training batch has begun.
+    """
+
+    stepping: list[str]
+    adding: list[str]
+    has_batches: bool = False
+
+    @classmethod
+    def of(cls, techniques: list[Technique]) -> Bypasses:
+        """Returns the record of a fit that is about to start."""
+        stepping = [type(technique).__name__ for technique in techniques if technique.acts_on_steps]
+        return cls(stepping, [type(technique).__name__ for technique in techniques if technique.adds_to_loss])
+
+    def before_backward(self, loss: Tensor) -> None:
+        """Watches for the gradient of the loss that the module's ``backward`` is given."""
+        if self.adding and loss.requires_grad:
+            loss.register_hook(self._saw_gradient)  # type: ignore[no-untyped-call]
+
+    def _saw_gradient(self, gradient: Tensor) -> None:
+        self.adding = []
+
+    def after_backward(self) -> None:
+        """Warns if ``backward`` didn't use the loss."""
+        if self.adding:
+            rank_zero_warn(
+                f"{_listed(self.adding)} added to the loss, but had no effect: the module's own backward doesn't "
+                "differentiate the loss that it is given"
+            )
+        self.adding = []
+
+    def step(self) -> None:
+        """Notes an optimizer step."""
+        self.stepping = []
+
+    def train_ends(self) -> None:
+        """Warns if there was no step."""
+        if self.stepping and self.has_batches:
+            rank_zero_warn(
+                f"{_listed(self.stepping)} had no effect: no optimizer step was seen in this fit; in manual "
+                "optimization call step() of what self.optimizers() returns"
+            )
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(dict.fromkeys(names))
