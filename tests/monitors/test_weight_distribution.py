@@ -1,6 +1,5 @@
 """What is shown is what a loop by hand sees in weights, gradients and updates."""
 
-import copy
 import csv
 from itertools import pairwise
 
