@@ -368,6 +368,18 @@ def _stopping_by_raw_weights(found: Inventory) -> Iterator[Contradiction]:
             )
 
 
+def _stopping_by_what_is_not_kept(found: Inventory) -> Iterator[Contradiction]:
+    for technique in (technique for technique in found.techniques() if technique.averages_weights):
+        prefix = getattr(technique, "prefix", "")
+        for callback in found.of(EarlyStopping) if getattr(technique, "validate", "") == "both" else []:
+            if callback.monitor is not None and not callback.monitor.startswith(prefix):
+                yield Contradiction(
+                    f"{type(callback).__name__} of {callback.monitor!r} with {type(technique).__name__}",
+                    "the metric is that of the trained weights, but the average is what remains",
+                    f"Watch '{prefix}/{callback.monitor}', or leave validate at 'averaged'",
+                )
+
+
 def _stopping_at_a_restart(found: Inventory) -> Iterator[Contradiction]:
     for technique in (technique for technique in found.techniques() if technique.restarts_rate):
         for callback in found.of(EarlyStopping):
@@ -414,6 +426,7 @@ _CHECKS: tuple[Callable[[Inventory], Iterator[Contradiction]], ...] = (
     _average_never_begins,
     _patience_never_runs_out,
     _stopping_by_raw_weights,
+    _stopping_by_what_is_not_kept,
     _stopping_at_a_restart,
     _decay_of_unit_norms,
 )

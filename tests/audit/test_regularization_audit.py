@@ -153,11 +153,17 @@ CONTRADICTIONS = {
         [EarlyStopping("val_loss"), StochasticWeightAveraging(swa_lrs=0.1)],
         {},
     ),
+    "_stopping_by_what_is_not_kept": lambda: (
+        Module(),
+        [EarlyStopping("val_loss"), ExponentialMovingAverage(validate="both")],
+        {},
+    ),
     "_decay_of_unit_norms": lambda: (Module(optimizer=grouped(torch.optim.SGD)), [UnitNorm()], {}),
 }
 
 
 @pytest.mark.filterwarnings("ignore:Swapping scheduler", "ignore:You defined a `validation_step` but")
+@pytest.mark.filterwarnings("ignore:ExponentialMovingAverage has no effect. start_step is 5")
 @pytest.mark.parametrize("name", CONTRADICTIONS)
 def test_contradiction_is_named_alone(name, capsys):
     module, callbacks, settings = CONTRADICTIONS[name]()
