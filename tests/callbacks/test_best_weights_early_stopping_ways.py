@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import (
     WeightAveraging,
 )
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_reg.callbacks import BestWeightsEarlyStopping
 from lightning_reg.callbacks.run.snapshot import WeightSnapshot
@@ -361,7 +362,7 @@ def test_fast_dev_run_keeps_nothing():
     [
         ({"patience": -1}, SettingError, "patience must be at least 0, but is -1"),
         ({"patience": "abc"}, SettingError, "patience must be at least 0, but is 'abc'"),
-        ({"mode": "low"}, SettingError, "mode must be one of min, max, but is 'low'"),
+        ({"mode": "low"}, MisconfigurationException, "`mode` can be min, max, got low"),
         ({"min_delta": NAN}, SettingError, r"min_delta must be in \[0, ∞\), but is nan"),
         ({"stopping_threshold": NAN}, SettingError, "stopping_threshold must be in .* but is nan"),
         ({"divergence_threshold": NAN}, SettingError, "divergence_threshold must be in .* but is nan"),

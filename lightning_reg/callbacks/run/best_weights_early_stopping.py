@@ -91,7 +91,6 @@ class RestoresBestWeights(Technique, _EarlyStopping):
         check_range("min_delta", min_delta, low=0)
         if not isinstance(patience, (int, float)) or not patience >= 0:  # infinity included, as Lightning takes it
             raise SettingError(f"patience must be at least 0, but is {patience!r}")
-        check_choice("mode", mode, ["min", "max"])
         thresholds = {"stopping_threshold": stopping_threshold, "divergence_threshold": divergence_threshold}
         for threshold, value in thresholds.items():
             if value is not None:
