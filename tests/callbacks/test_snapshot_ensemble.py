@@ -276,6 +276,12 @@ class Manual(Labeled):
     automatic_optimization = False
 
 
+class Differentiates(Labeled):
+    def validation_step(self, batch, batch_idx):
+        with torch.enable_grad():
+            self(batch[0])
+
+
 @pytest.mark.parametrize(
     ("make", "settings", "message"),
     [
@@ -284,6 +290,7 @@ class Manual(Labeled):
         (Tuples, {}, "must return a tensor of one row a sample .* but returns a tuple"),
         (OwnLoss, {}, "outputs must be 'logits', 'binary_logits' or 'values'"),
         (Manual, {}, "automatic_optimization must be True"),
+        (Differentiates, {}, "an evaluation must not enable gradients"),
         (Labeled, {"max_steps": 5, "max_epochs": -1}, "at least 2 of the 5 optimizer steps to each, but is 3"),
         (Labeled, {"max_epochs": -1}, "must say how long training is"),
         (Labeled, {"callbacks": [ExponentialMovingAverage()]}, "must not have a ExponentialMovingAverage"),

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveragi
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 from typing_extensions import override
 
 from lightning_reg.callbacks.weights.averages.averaging import CHECKPOINT_KEY, WeightAverage
@@ -398,7 +398,13 @@ class SnapshotSession(Session[SnapshotEnsemble]):
                 self._put_in(snapshot, tensors)
                 # A network may change its inputs in place, and compiled code writes outputs into the same memory.
                 given, named = tree_map(_cloned, (args, kwargs))
-                outputs.append(tree_map(_cloned, call(*given, **named)))
+                output = call(*given, **named)
+                if any(isinstance(part, Tensor) and part.requires_grad for part in tree_leaves(output)):
+                    raise SettingError(
+                        f"an evaluation must not enable gradients with {type(self.technique).__name__}, whose "
+                        "snapshots take turns in the same weights"
+                    )
+                outputs.append(tree_map(_cloned, output))
         return Meaning(self.kind, self.class_dim).mean(outputs)
 
     def _bring(self, tensors: Mapping[str, Tensor]) -> None:

@@ -45,8 +45,8 @@ def _as_strided_like(flat: Tensor, like: Tensor, shape: Sequence[int]) -> Tensor
 
 
 _AMBIGUOUS = (
-    "include must leave out what is run several times in a step under activation checkpointing: which of its masks is "
-    "to be repeated in the backward pass isn't known"
+    "a random layer must not run several times in a step where activation checkpointing runs it again for the backward "
+    "pass: which of its masks is to be repeated isn't known"
 )
 
 
