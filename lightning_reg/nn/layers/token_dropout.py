@@ -9,7 +9,7 @@ from lightning_reg.functional.forward.tokens import gathered, kept_tokens
 from lightning_reg.nn.layers.dropout import RatedLayer
 from lightning_reg.nn.layers.stochastic import check_rank, uniform_from
 from lightning_reg.nn.layers.tracing import traced_whole
-from lightning_reg.settings import SettingError, check_count
+from lightning_reg.settings import check_count
 
 __all__ = ["TokenDropout"]
 
@@ -72,9 +72,7 @@ class TokenDropout(RatedLayer):
             padding: (N, T), True where a token is padding; None for no padding.
         """
         check_rank(self, inputs, "(N, T, E)", least=3, most=3)
-        prefix, tokens = self.num_prefix_tokens, inputs.shape[1]
-        if prefix > tokens:
-            raise SettingError(f"num_prefix_tokens must be at most the number of tokens, {tokens}, but is {prefix}")
+        prefix = min(self.num_prefix_tokens, inputs.shape[1])
         uniform = uniform_from(self.stream, inputs, (len(inputs), inputs.shape[1] - prefix))
         behind = None if padding is None else padding[:, prefix:]
         return kept_tokens(uniform, self.p, prefix=prefix, padding=behind)
