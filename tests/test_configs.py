@@ -81,6 +81,7 @@ def bases_and_overlays():
 LONGER = {"snapshot_ensemble": ["--trainer.limit_train_batches=14"]}  # cycles need some steps
 
 
+@pytest.mark.filterwarnings("ignore:.* has no effect. .* but training is planned to end")  # so short a run
 @pytest.mark.parametrize(("base", "overlay"), list(bases_and_overlays()))
 def test_technique_is_appended(base, overlay):
     longer = LONGER.get(overlay.stem, [])

@@ -178,7 +178,8 @@ def warn_if_never(settings: object, trainer: Trainer, unit: Literal["epoch", "st
     if first > end:
         given = " and ".join(f"{name} is {getattr(settings, name)}" for name in names)
         rank_zero_warn(
-            f"{type(settings).__name__} has no effect: {given}, but training is planned to end after {int(end)} {unit}s"
+            f"{type(settings).__name__} has no effect: {given}, but training is planned to end after {int(end)} {unit}"
+            f"{'' if end == 1 else 's'}"
         )
 
 

@@ -42,7 +42,11 @@ def gaps(outcome: Outcome) -> dict[str, Summary]:
 
 
 def headline(outcome: Outcome) -> list[str]:
-    """Summarizes the outcome of a study in a few sentences."""
+    """Summarizes the outcome of a study in a few sentences.
+
+    Args:
+        outcome: Results of the study's runs, of which some may have failed.
+    """
     return [*_about_the_best(outcome), *_about_the_baseline(outcome), *_about_gaps(outcome), *_about_kinds(outcome)]
 
 
