@@ -46,6 +46,9 @@ MATRIX = [
 # That watching changes no weights is seen in three settings as well as in thirty.
 WATCHED = [Setting(accumulate=4, clip="norm"), Setting(compiled=True), Setting("16-mixed", fused=True)]
 
+# Of techniques that are idle, because training ends before they begin.
+LATE = pytest.mark.filterwarnings("ignore:.* has no effect. .* but training is planned to end")
+
 
 def only_watches(name):
     return all(getattr(callback, "only_watches", False) for callback in TECHNIQUES[name].attached())
@@ -143,6 +146,7 @@ def test_a_compiled_network_is_refused(name):
         fit(Setting(compiled=True), name, TECHNIQUES[name].attached())
 
 
+@LATE
 @pytest.mark.parametrize("name", TECHNIQUES)
 def test_idle_is_the_identity_to_the_bit(name):
     with_it, _ = fit(Setting(), name, as_list(TECHNIQUES[name].idle()))
@@ -183,6 +187,7 @@ def test_resumed_is_uninterrupted_to_the_bit(name, accumulate, tmp_path):
         assert all(torch.equal(a, b) for a, b in zip(resumed, whole, strict=True))
 
 
+@LATE
 @pytest.mark.parametrize("name", TECHNIQUES)
 def test_two_instances_live_side_by_side(name):
     """The second is idle: it leaves the first what it does, in training and in checkpoints."""
