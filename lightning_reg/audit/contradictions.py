@@ -372,11 +372,12 @@ def _stopping_by_what_is_not_kept(found: Inventory) -> Iterator[Contradiction]:
     for technique in (technique for technique in found.techniques() if technique.averages_weights):
         prefix = getattr(technique, "prefix", "")
         for callback in found.of(EarlyStopping) if getattr(technique, "validate", "") == "both" else []:
-            if callback.monitor is not None and not callback.monitor.startswith(prefix):
+            monitor = str(getattr(callback, "monitor", ""))
+            if not monitor.startswith(prefix):
                 yield Contradiction(
-                    f"{type(callback).__name__} of {callback.monitor!r} with {type(technique).__name__}",
+                    f"{type(callback).__name__} of {monitor!r} with {type(technique).__name__}",
                     "the metric is that of the trained weights, but the average is what remains",
-                    f"Watch '{prefix}/{callback.monitor}', or leave validate at 'averaged'",
+                    f"Watch '{prefix}/{monitor}', or leave validate at 'averaged'",
                 )
 
 
