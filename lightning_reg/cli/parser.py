@@ -123,7 +123,6 @@ class BriefParser(LightningArgumentParser):
         """Returns an error message in one sentence.
 
         Args:
-            message: The parser's message.
             ex: Exception that caused the error.
         """
         foreseen = first_in_chain(ex, (SettingError,))

@@ -17,7 +17,6 @@ def save_plain_hyperparameters(module: LightningModule | LightningDataModule, ig
     they are still recorded, as text of the configuration.
 
     Args:
-        module: Object under construction.
         ignore: Names of arguments that are left out in any case.
     """
     caller = inspect.currentframe()

@@ -36,7 +36,6 @@ def best_alone(tried: Sequence[Tried], *, prefers_less: bool) -> Tried | None:
     """Returns the best trial of a technique alone; None if none has a value.
 
     Args:
-        tried: Finished trials.
         prefers_less: Whether lower values of the metric are better.
     """
     alone = [candidate for candidate in tried if candidate.kind == "alone" and candidate.value is not None]
@@ -48,7 +47,6 @@ def compared(cocktail: Cocktail, alone: Tried | None, *, has_base: bool = False)
     """Returns the cocktails to compare, by name: the best, plain, each part left out, the best technique alone.
 
     Args:
-        cocktail: The best cocktail.
         alone: Trial of the best single technique.
         has_base: Whether to include the unchanged base, as None.
     """
@@ -69,7 +67,6 @@ def variants_of(space: Space, base: Mapping[str, Any], cocktail: Cocktail, alone
     Args:
         space: Search space of the cocktail.
         base: Settings of the base, as in a configuration.
-        cocktail: The best cocktail.
         alone: Trial of the best single technique.
     """
     found: dict[str, Any] = {}

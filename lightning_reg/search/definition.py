@@ -44,7 +44,6 @@ class SearchDefinition:
         name: Name of the search, used for its folder.
         title: Title of the report.
         base: Pieces of the base configuration.
-        space: Search space.
         metric: Metric to optimize, as logged in validation.
         prefers_less: Whether lower values of the metric are better.
         trials: Number of trials, at least 3.
@@ -189,7 +188,6 @@ def narrowed(space: Space, *, only: Sequence[str] = (), exclude: Sequence[str] =
     """Returns a space with a subset of its switches.
 
     Args:
-        space: The search space.
         only: Names of the switches to keep; all if empty.
         exclude: Names of the switches to leave out.
 

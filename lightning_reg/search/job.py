@@ -29,7 +29,6 @@ class SearchJob(ABC):
 
     Args:
         definition: Settings of the search.
-        folder: Output folder.
         storage: URL of a database that several drivers share; the journal in the folder if None.
         quiet: Whether to hide progress bars.
     """

@@ -64,7 +64,6 @@ class SearchOutcome:
     Attributes:
         name: Name of the search.
         title: Title of the report.
-        space: Search space.
         metric: Metric that was optimized.
         prefers_less: Whether lower values of the metric are better.
         splits: Number of validation splits that each trial was evaluated on.

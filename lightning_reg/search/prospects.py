@@ -22,7 +22,6 @@ class Prospect:
     """A run that hasn't started, with everything that the audit inspects.
 
     Attributes:
-        module: Module to train.
         callbacks: Callbacks of the run.
         datamodule: Data module, or None.
         trainer: Trainer with the run's settings.
@@ -68,7 +67,6 @@ def without_contradictions(
     """Removes the switches that the audit would warn about, and marks conflicting pairs.
 
     Args:
-        space: The search space.
         contradictions_with: Function from names of switches to the contradictions in a run with these switches on, as
             returned by :meth:`Prospect.contradictions`. It raises a SettingError if they can't be on.
 
@@ -116,7 +114,6 @@ def with_present(space: Space, module: LightningModule) -> tuple[Space, list[str
 
     Args:
         space: Search space with ``present: [ReLU, GELU]`` in place of lists of types.
-        module: Module to train.
 
     Returns:
         The space without switches for which the module has no layer, and notes about what was left out.

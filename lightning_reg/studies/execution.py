@@ -101,9 +101,7 @@ def submit(run: Run, store: Store, perform: Perform, executor: Executor) -> Futu
 
     Args:
         run: The run, whose folder must exist.
-        store: Store for results.
         perform: Function that performs a run.
-        executor: Executor of runs.
     """
     if executor.is_local:
         return executor.submit(_attempt, perform, run, store.run_folder(run))

@@ -104,7 +104,6 @@ class Outcome:
     """A study and its results.
 
     Attributes:
-        study: The study.
         results: Results of the finished runs, in any order.
         failures: Runs that ended with an error.
         command: Command that reproduces the study.

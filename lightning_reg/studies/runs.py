@@ -112,7 +112,6 @@ def compute(run: Run, _: Path | None = None) -> Measured:
     """Performs a run of a study that computes a function.
 
     Args:
-        run: The run.
         _: Folder of the run, which isn't used.
     """
     returned = imported("function", run.function, _FUNCTION)(**run.arguments)

@@ -114,7 +114,6 @@ class Store:
         """Writes the result of a run.
 
         Args:
-            run: The run.
             text: Text of the file, as returned by :func:`result_text`.
         """
         write_atomically(self.run_folder(run) / _RESULT, text)
@@ -145,7 +144,6 @@ def result_text(run: Run, measured: Measured, seconds: float) -> str:
     """Returns the text of a run's result file.
 
     Args:
-        run: The run.
         measured: Measurements of the run.
         seconds: Duration of the run in seconds.
 

@@ -54,7 +54,6 @@ def explained(message: str, options: Iterable[str] = ()) -> str:  # noqa: PLR091
     the value are taken from its message; the expected type comes from the signature.
 
     Args:
-        message: The parser's message.
         options: Names of all settings, to suggest one that resembles an unknown name.
 
     >>> explained('Parser key "trainer.max_epochs": Expected a <class \'int\'>. Got value: many')

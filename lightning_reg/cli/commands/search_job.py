@@ -195,7 +195,6 @@ def set_split(settings: dict[str, Any], split: int, splits: int, seed: int) -> N
     Args:
         settings: Settings of a fit; changed in place.
         split: Index of the split.
-        splits: Number of splits.
         seed: Seed of the first split.
     """
     settings["seed_everything"] = seed + split

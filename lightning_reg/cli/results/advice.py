@@ -241,7 +241,6 @@ def situation_of(trainer: Trainer, model: LightningModule, data: LightningDataMo
 
     Args:
         trainer: Trainer that has just finished ``fit``.
-        model: The trained model.
         data: The data module it was trained on.
     """
     found = take_inventory(trainer, model)

@@ -41,7 +41,6 @@ def summarize(
 
     Args:
         trainer: Trainer that has just finished ``fit``.
-        model: The trained model.
         data: The data module it was trained on.
         weights_only: Whether to evaluate the weights in memory instead if the best checkpoint holds more than data.
     """
@@ -104,7 +103,6 @@ def evaluate_splits(
 
     Args:
         trainer: Trainer to evaluate with.
-        model: Model to evaluate.
         data: Data module it was trained on.
         best_path: Path of the checkpoint whose weights are evaluated; the module's current weights if None.
 

@@ -52,11 +52,7 @@ class Interval:
         return trial.suggest_float(name, self.low, self.high, log=self.kind == "log")
 
     def check(self, name: str, value: Any) -> None:
-        """Checks that a value is in the interval.
-
-        Raises:
-            SettingError: If it isn't.
-        """
+        """Checks that a value is in the interval."""
         check_range(name, value, low=self.low, high=self.high)
         if self.kind == "integer" and not isinstance(value, int):
             raise SettingError(f"{name} must be a whole number, but is {value!r}")
@@ -79,11 +75,7 @@ class Options:
         return trial.suggest_categorical(name, list(self.values))
 
     def check(self, name: str, value: Any) -> None:
-        """Checks that a value is one of the options.
-
-        Raises:
-            SettingError: If it isn't.
-        """
+        """Checks that a value is one of the options."""
         if value not in list(self.values):  # a list or a mapping has no hash
             hint = did_you_mean(str(value), map(str, self.values))
             raise SettingError(f"{name} must be one of {', '.join(map(str, self.values))}, but is {value!r}{hint}")

@@ -26,7 +26,6 @@ def first_trials(space: Space, trials: int, *, has_base: bool) -> list[First]:
     """Returns the first trials: at most a third of the budget, but always the plain run and the base.
 
     Args:
-        space: The search space.
         trials: Number of trials in the budget.
         has_base: Whether the base differs from the plain run, in which all switches are off.
     """

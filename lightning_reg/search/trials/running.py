@@ -73,7 +73,6 @@ class _Trial:
     """A trial in progress.
 
     Attributes:
-        proposal: The proposed trial.
         runs: Runs of the trial, one per split.
         results: Results of the finished splits.
         future: Attempt at the current split; None if none is running.
@@ -94,7 +93,6 @@ class _Loop:
     """State of the execution loop.
 
     Attributes:
-        active: Trials in progress.
         extra: Number of waiting trials outside the budget; None while the budget's own trials are executed.
         began: Start time of the loop.
         durations: Durations of the finished trials in seconds.
@@ -284,7 +282,6 @@ def do_trials(
         store: Store for the results of runs.
         make_runs: Function that returns the runs of a trial.
         perform: Function that performs a run.
-        executor: Executor of runs.
         goal: Objective of the search.
         budget: Budget of the search.
         quiet: Whether to hide the progress bar.

@@ -68,7 +68,6 @@ def position_of(trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> int:
     """Returns the position of a trial in the search; a replacement has the position of its orphan.
 
     Args:
-        trial: The trial.
         trials: All trials of the search.
     """
     if "replaces" in trial.user_attrs:

@@ -24,7 +24,6 @@ class Trials:
     """The trials of a search, in a persistent storage.
 
     Args:
-        storage: Optuna's storage.
         name: Name of the search in the storage.
         space: Search space that cocktails are proposed from.
         first: Cocktails to try first.
@@ -109,7 +108,6 @@ class Trials:
         """Enqueues a cocktail unless it was proposed before; returns whether it is waiting.
 
         Args:
-            first: The cocktail.
             is_extra: Whether the trial doesn't count toward the budget.
         """
         for trial in self._study.get_trials(deepcopy=False):
@@ -162,7 +160,6 @@ class Trials:
         """Records the outcome of a trial.
 
         Args:
-            proposal: The trial.
             values: Value of the metric on each finished split.
             seconds: Duration of all its runs in seconds.
             step_seconds: Duration of a training step in seconds.

@@ -82,8 +82,6 @@ class Drawing:
     """A figure with axes, and the data for the page's script.
 
     Attributes:
-        figure: The figure.
-        axes: Its only axes.
         value_axis: Axis of the values, ``x`` or ``y``; the pointer shows a value on y with its x, and one on x alone.
     """
 
