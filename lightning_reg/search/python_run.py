@@ -25,6 +25,7 @@ class SearchTrial:
     """The trial that a run belongs to, for the function that builds the run.
 
     Attributes:
+        name: The trial's name.
         split: Number of the split, or repetition, from 0; -1 in the confirmation.
         seed: Seed of the split, for random splits of the data; it has also been set globally.
     """
@@ -45,6 +46,7 @@ class Built:
 
     Attributes:
         trainer: Trainer with the trial's callbacks.
+        module: Module to train.
         loaders: Data as keyword arguments of the trainer's ``fit``.
     """
 
