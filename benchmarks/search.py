@@ -16,8 +16,7 @@ from unittest import mock
 
 import lightning.pytorch as pl
 
-from lightning_reg.cli import main
-from lightning_reg.cli.commands import options
+from lightning_reg.cli import main, options
 from lightning_reg.search.trials.running import _Loop
 from lightning_reg.studies.executor import InProcessExecutor
 

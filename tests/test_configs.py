@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from lightning_reg.cli import main
-from lightning_reg.cli.commands.search import parsed
+from lightning_reg.cli.search import parsed
 from lightning_reg.cli.unattended.fitting import all_settings
 from lightning_reg.cli.unattended.plan import command_of as command_of_pieces
 from lightning_reg.search.definition import read_search

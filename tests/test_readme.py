@@ -7,7 +7,7 @@ import pytest
 
 from lightning_reg import callbacks
 from lightning_reg.cli import main
-from lightning_reg.cli.commands.study import parser
+from lightning_reg.cli.study import parser
 from lightning_reg.search.definition import read_search
 from lightning_reg.shipped import find_config
 from lightning_reg.studies.definition import read_study

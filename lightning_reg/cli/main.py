@@ -37,7 +37,7 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         # Imported late, so that the overview appears at once and Ctrl-C never prints a traceback.
         if words[0] in _COMMANDS:
-            module = importlib.import_module(f"lightning_reg.cli.commands.{words[0]}")
+            module = importlib.import_module(f"lightning_reg.cli.{words[0]}")
             status: int = getattr(module, words[0])(words[1:])
             return status
         from lightning_reg.cli.command import RegularizationCLI

@@ -4,7 +4,7 @@ import inspect
 from types import ModuleType
 
 import lightning_reg
-from lightning_reg.cli.commands.configs import described
+from lightning_reg.cli.configs import described
 from lightning_reg.cli.invocation import command_line
 from lightning_reg.shipped import shipped_configs
 from lightning_reg.text import table

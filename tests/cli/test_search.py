@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from lightning_reg.cli import main
-from lightning_reg.cli.commands.search import parsed
-from lightning_reg.cli.commands.search_job import set_split
+from lightning_reg.cli.search import parsed
+from lightning_reg.cli.search_job import set_split
 from lightning_reg.cli.unattended import trial
 from lightning_reg.cli.unattended.fitting import all_settings
 from lightning_reg.cli.unattended.rehearsal import Rehearsed
@@ -58,7 +58,7 @@ FOLDER = Path("runs/search/example")
 @pytest.fixture
 def here(monkeypatch):
     """Trials are done in this very process: what a worker of its own would import takes seconds."""
-    monkeypatch.setattr("lightning_reg.cli.commands.options.LocalExecutor", lambda _: InProcessExecutor())
+    monkeypatch.setattr("lightning_reg.cli.options.LocalExecutor", lambda _: InProcessExecutor())
 
 
 @pytest.fixture

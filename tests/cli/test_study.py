@@ -54,14 +54,14 @@ def outcomes(monkeypatch, here):
         reported.append(outcome)
         return folder / "report.html"
 
-    monkeypatch.setattr("lightning_reg.cli.commands.study.write_report", write_report)
+    monkeypatch.setattr("lightning_reg.cli.study.write_report", write_report)
     return reported
 
 
 @pytest.fixture
 def here(monkeypatch):
     """Runs are done in this very process: what a worker of its own would import takes seconds."""
-    monkeypatch.setattr("lightning_reg.cli.commands.options.LocalExecutor", lambda _: InProcessExecutor())
+    monkeypatch.setattr("lightning_reg.cli.options.LocalExecutor", lambda _: InProcessExecutor())
 
 
 @pytest.fixture
@@ -334,7 +334,7 @@ def test_a_finished_study_in_a_folder_that_cannot_be_written_prints_its_results(
     def untouched(*arguments, **settings):
         raise AssertionError("nothing may be written")
 
-    monkeypatch.setattr("lightning_reg.cli.commands.study.write_report", refuse)
+    monkeypatch.setattr("lightning_reg.cli.study.write_report", refuse)
     monkeypatch.setattr(Store, "locked", untouched)
     assert main(["study", path]) == 0
     out, err = capsys.readouterr()

@@ -149,7 +149,7 @@ def test_another_study_s_folder(capsys):
 
 def test_a_metric_that_is_not_measured(capsys, monkeypatch):
     monkeypatch.setattr(fitting, "fit", FIT)
-    monkeypatch.setattr("lightning_reg.cli.commands.options.LocalExecutor", lambda _: InProcessExecutor())
+    monkeypatch.setattr("lightning_reg.cli.options.LocalExecutor", lambda _: InProcessExecutor())
     assert main(["study", write(metric="test/acuracy", seeds=1), "--output", "there"]) == 2
     assert "metric must be one of " in (error := capsys.readouterr().err)
     assert "did you mean 'test/accuracy'" in error

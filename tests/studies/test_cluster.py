@@ -104,8 +104,8 @@ def test_a_study_comes_to_the_same_on_a_cluster_and_here(cluster, monkeypatch):
     base = [str(REPOSITORY / "configs" / "digits_mlp.yaml"), {"trainer.max_epochs": 1, "data.train_size": 100}]
     study = {"base": base, "variants": {"plain": {}}, "seeds": 1}
     Path("small.yaml").write_text(yaml.safe_dump(study))
-    monkeypatch.setattr("lightning_reg.cli.commands.study.write_report", lambda _, folder: folder)
-    monkeypatch.setattr("lightning_reg.cli.commands.options.LocalExecutor", lambda _: InProcessExecutor())
+    monkeypatch.setattr("lightning_reg.cli.study.write_report", lambda _, folder: folder)
+    monkeypatch.setattr("lightning_reg.cli.options.LocalExecutor", lambda _: InProcessExecutor())
     assert main(["study", "small.yaml", "--output", "there", "--cluster", cluster.address]) == 0
     assert main(["study", "small.yaml", "--output", "here"]) == 0
     there, here = (json.loads(next(Path(name).glob("runs/*/result.json")).read_text()) for name in ("there", "here"))

@@ -9,8 +9,8 @@ from typing import Any
 
 from typing_extensions import override
 
-from lightning_reg.cli.commands.options import executor_of, versions
 from lightning_reg.cli.invocation import command_line
+from lightning_reg.cli.options import executor_of, versions
 from lightning_reg.cli.unattended import trial
 from lightning_reg.cli.unattended.fitting import all_settings, content_of, fit
 from lightning_reg.cli.unattended.plan import command_of, fits

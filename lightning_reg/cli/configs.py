@@ -4,8 +4,8 @@ import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lightning_reg.cli.commands.options import CommandParser
 from lightning_reg.cli.invocation import command_line
+from lightning_reg.cli.options import CommandParser
 from lightning_reg.plain_yaml import parsed_yaml
 from lightning_reg.settings import SettingError
 from lightning_reg.shipped import near_configs, shipped_configs

@@ -5,8 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_reg.cli.commands.options import CommandParser, add_places, check_places
 from lightning_reg.cli.invocation import command_line
+from lightning_reg.cli.options import CommandParser, add_places, check_places
 from lightning_reg.core.metric_names import lower_is_better
 from lightning_reg.search.definition import KEYS, read_search
 from lightning_reg.search.report.page import headline
@@ -47,7 +47,7 @@ def search(args: Sequence[str]) -> int:
         confirm=0 if options.no_confirm else None,
     )
     # Imported late: the checks above don't need Lightning.
-    from lightning_reg.cli.commands.search_job import CommandJob
+    from lightning_reg.cli.search_job import CommandJob
 
     command = masked(command_line(["search", *args]), options.storage)
     job = CommandJob(definition, (*definition.base, *pieces), options, command)

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_reg.cli.commands.options import CommandParser, add_places, check_places, executor_of, versions
 from lightning_reg.cli.invocation import command_line
+from lightning_reg.cli.options import CommandParser, add_places, check_places, executor_of, versions
 from lightning_reg.files import read_yaml
 from lightning_reg.settings import SettingError, check_choice
 from lightning_reg.shipped import find_config

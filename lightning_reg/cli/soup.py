@@ -11,8 +11,8 @@ from typing_extensions import override
 from lightning_reg.callbacks import CheckpointSoup
 from lightning_reg.callbacks.weights.checkpoint_soup import Soup
 from lightning_reg.cli.command import RegularizationCLI
-from lightning_reg.cli.commands.options import CommandParser
 from lightning_reg.cli.invocation import command_line
+from lightning_reg.cli.options import CommandParser
 from lightning_reg.settings import SettingError
 from lightning_reg.text import table
 
