@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from operator import is_
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torchmetrics import Metric
@@ -267,11 +268,12 @@ def select_modules(
     {'1': ReLU()}
     """
     # A compiled module appears twice, as its wrapper and as itself: the later one, itself, fires the hooks.
-    # The modules inside parametrizations aren't layers that a user means.
+    # The modules inside parametrizations aren't layers that a user means, and those of torch.jit can't be hooked or
+    # replaced.
     named = {
         plain_name(name): submodule
         for name, submodule in module.named_modules()
-        if name and "parametrizations" not in name.split(".")
+        if name and "parametrizations" not in name.split(".") and not isinstance(submodule, torch.jit.ScriptModule)
     }
     matching = select_names(list(named), include=include, exclude=exclude, kind="module", setting=setting)
     for kind in types:

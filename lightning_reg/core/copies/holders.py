@@ -101,7 +101,7 @@ class _Mapping(Holder):
 
 class _ByName(_Mapping):
     def has_same_keys(self) -> bool:
-        return [*self.kept] == [*self.owner]  # strings, whose lists are compared faster than one by one
+        return [*self.kept] == [*self.owner.keys()]  # strings, whose lists are compared faster than one by one
 
 
 class _Attributes(_ByName):

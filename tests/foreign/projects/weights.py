@@ -1,6 +1,7 @@
 """Weights that are made late, complex, computed, moved or frozen, and buffers that share their memory."""
 
 import math
+import warnings
 
 import torch
 import torch.nn.functional as F
@@ -144,6 +145,19 @@ class Tied(SomebodysClassifier):
         return self.logit_scale.exp() * self.network.head(features)
 
 
+class Scripted(SomebodysClassifier):
+    """Has a part that torch.jit has compiled, as older projects do."""
+
+    def __init__(self):
+        super().__init__()
+        with warnings.catch_warnings(action="ignore"):
+            self.gate = torch.jit.script(nn.Sequential(nn.Linear(12, 12), nn.Sigmoid()))
+
+    def forward(self, inputs):
+        features = self.network.features(inputs)
+        return self.network.head(features * self.gate(features))
+
+
 class Unlisted(SomebodysClassifier):
     """Trains parameters that are registered nowhere: prompts in a list."""
 
@@ -168,5 +182,6 @@ PROJECTS = {
     "weights by .data": Project(MovesData),
     "weights from a vector": Project(FromAVector),
     "tied weights": Project(Tied),
+    "scripted part": Project(Scripted),
     "unregistered parameters": Project(Unlisted),
 }

@@ -49,7 +49,7 @@ class Registered(NamedTuple):
     @property
     def is_stale(self) -> bool:
         """Whether the owner now has another tensor under this key, or none."""
-        return self.owner.get(self.key) is not self.tensor
+        return self.key not in self.owner or self.owner[self.key] is not self.tensor
 
 
 def registered_in(module: nn.Module) -> list[Registered]:

@@ -89,7 +89,8 @@ class RememberedInputs:
         module, norms = self._run.module, batch_norms(self._run.module)
         if not norms:
             return
-        modules = dict(module.named_modules())
+        # Those of torch.jit take no hooks.
+        modules = {name: part for name, part in module.named_modules() if not isinstance(part, torch.jit.ScriptModule)}
         before, after = torch.compiler.disable(self._before), torch.compiler.disable(self._after)  # type: ignore[no-untyped-call]
         for name in filter(modules.__contains__, _called(module, norms)):  # a module that is shared has one name
             self._names[modules[name]] = name
