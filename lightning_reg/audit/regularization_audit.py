@@ -3,6 +3,7 @@
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass, field
 from itertools import groupby
+from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
@@ -80,7 +81,7 @@ class RegularizationAudit(Technique):
         return [] if self.last_result is None else list(self.last_result.contradictions)
 
     @override
-    def new_session(self, run: Run) -> "AuditSession":
+    def new_session(self, run: Run) -> Session[Any]:
         return AuditSession(self, run)
 
 

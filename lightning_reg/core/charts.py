@@ -1,5 +1,7 @@
 """Line charts as images for loggers, drawn by matplotlib, which is imported on first use."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -62,7 +64,7 @@ def draw(charts: Sequence[Chart]) -> Tensor:
         return pixels(figure)
 
 
-def _draw(chart: Chart, axes: "Axes") -> None:
+def _draw(chart: Chart, axes: Axes) -> None:
     from matplotlib.ticker import MaxNLocator
 
     values = [value for curve in chart.curves.values() for value in curve if math.isfinite(value)]
@@ -84,7 +86,7 @@ def _draw(chart: Chart, axes: "Axes") -> None:
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
 
 
-def make_logarithmic(axes: "Axes", name: str) -> None:
+def make_logarithmic(axes: Axes, name: str) -> None:
     """Gives an axis a logarithmic scale with labels in plain text.
 
     Args:
@@ -98,7 +100,7 @@ def make_logarithmic(axes: "Axes", name: str) -> None:
     axis.set_minor_formatter(LogFormatter())
 
 
-def pixels(figure: "Figure") -> Tensor:
+def pixels(figure: Figure) -> Tensor:
     """Returns a figure as an image (H, W, 3), uint8.
 
     Args:

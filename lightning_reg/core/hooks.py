@@ -22,7 +22,7 @@ class ForwardHook:
         copies: Modules that were copied with the hook.
     """
 
-    def __init__(self, module: nn.Module, hook: Callable[..., Any], copies: "WeakSet[nn.Module]") -> None:
+    def __init__(self, module: nn.Module, hook: Callable[..., Any], copies: WeakSet[nn.Module]) -> None:
         self._module = ref(module)  # so that an unused copy is freed at once
         self._hook = hook
         self._copies = copies

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torchmetrics import Metric
+from typing_extensions import Self
 
 from lightning_reg.optim import owned_parameters
 from lightning_reg.settings import SettingError, as_patterns, did_you_mean, near_matches
@@ -146,7 +147,7 @@ class Selection:
     @classmethod
     def by(
         cls, settings: ChoosesParameters, module: nn.Module, *, by_unit: bool = False, group: str = "output"
-    ) -> "Selection":
+    ) -> Self:
         """Returns the selection that a technique's settings describe."""
         return cls(
             module,

@@ -84,7 +84,7 @@ class RowSplitter:
         _check_classes(targets, rows)
         return rows
 
-    def _at_random(self, targets: Targets, parts: "Callable[..., Tensor]") -> dict[str, Tensor]:
+    def _at_random(self, targets: Targets, parts: Callable[..., Tensor]) -> dict[str, Tensor]:
         rest = torch.arange(len(targets.values))
         rows: dict[str, Tensor] = {}
         if self.folds is not None:

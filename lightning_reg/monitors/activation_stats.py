@@ -140,7 +140,7 @@ class ActivationStats(Technique):
         return self._generate_state_key(include=self.include, types=types, every_n_steps=self.every_n_steps)
 
     @override
-    def new_session(self, run: Run) -> "ActivationSession":
+    def new_session(self, run: Run) -> Session[Any]:
         return ActivationSession(self, run)
 
 

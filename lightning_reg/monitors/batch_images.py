@@ -80,7 +80,7 @@ class BatchImages(Technique):
         self.class_names = class_names
 
     @override
-    def new_session(self, run: Run) -> "BatchImagesSession":
+    def new_session(self, run: Run) -> Session[Any]:
         return BatchImagesSession(self, run)
 
 

@@ -1,5 +1,7 @@
 """Evaluation of a module on training and validation data alike, by its own ``validation_step``, during a fit."""
 
+from __future__ import annotations
+
 import copy
 import inspect
 from collections.abc import Mapping, Sized
@@ -152,7 +154,7 @@ def evaluate(trainer: Trainer, pl_module: LightningModule, loader: Loader, techn
         return record.measured(trainer)
 
 
-def _run(module: LightningModule, batch: Any, index: int, record: "_Record") -> int:
+def _run(module: LightningModule, batch: Any, index: int, record: _Record) -> int:
     batch = prepared(module.trainer, module, batch)
     try:
         record.batch_size = extract_batch_size(batch)

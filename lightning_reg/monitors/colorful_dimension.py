@@ -1,5 +1,7 @@
 """The colorful dimension: a layer's histogram as a column of colors for every measured step."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -58,7 +60,7 @@ def draw_columns(layers: Mapping[str, Tensor], steps: Sequence[int], *, per_row:
         return pixels(figure)
 
 
-def _draw(axes: "Axes", columns: Tensor, steps: Sequence[int]) -> None:
+def _draw(axes: Axes, columns: Tensor, steps: Sequence[int]) -> None:
     shares = columns.double() / columns.double().sum(1, keepdim=True).clamp(min=1e-12)
     lowest, highest = _rows_in_use(shares)
     heights = torch.log1p(shares * 1e4) / math.log1p(1e4)

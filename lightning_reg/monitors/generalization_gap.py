@@ -1,9 +1,11 @@
 """Training and validation measured alike, the gap between them, and signs of over- and underfitting."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
@@ -107,7 +109,7 @@ class GeneralizationGap(Technique):
     load_state_dict = Technique.load_saved_state
 
     @override
-    def new_session(self, run: Run) -> Session["GeneralizationGap"]:
+    def new_session(self, run: Run) -> Session[Any]:
         return _Measuring(self, run) if self._has_validation(run) else Session(self, run)
 
     def _has_validation(self, run: Run) -> bool:
@@ -122,12 +124,14 @@ class GeneralizationGap(Technique):
     @property
     def curves(self) -> Curves:
         """Curves measured so far."""
-        return _NOTHING.curves if self.last_result is None else cast("Measurements", self.last_result).curves
+        measured: Measurements = self.last_result or _NOTHING
+        return measured.curves
 
     @property
     def signals(self) -> list[Signal]:
         """The signs that were found when the fit ended."""
-        return [] if self.last_result is None else list(cast("Measurements", self.last_result).signals)
+        measured: Measurements = self.last_result or _NOTHING
+        return list(measured.signals)
 
     def warn(self, text: str) -> None:
         """Warns that there is nothing to measure."""
@@ -137,7 +141,7 @@ class GeneralizationGap(Technique):
         """Raises that something can't be measured; a subclass that doesn't raise turns measuring off."""
         raise error
 
-    def tell(self, trainer: Trainer, measured: "Measurements") -> None:
+    def tell(self, trainer: Trainer, measured: Measurements) -> None:
         """Logs and prints the measurements of a fit.
 
         Args:

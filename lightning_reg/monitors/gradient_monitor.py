@@ -108,7 +108,7 @@ class GradientMonitor(Technique):
         )
 
     @override
-    def new_session(self, run: Run) -> "GradientMonitorSession":
+    def new_session(self, run: Run) -> Session[Any]:
         return GradientMonitorSession(self, run)
 
 

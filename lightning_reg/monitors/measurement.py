@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from lightning_reg.core.gradients import gradient_norms, whole
 from lightning_reg.functional.norms import total_norm
@@ -148,7 +149,7 @@ class StepCounts:
         return {name: int(value) for name, value in vars(self).items()}
 
     @classmethod
-    def from_state(cls, state: dict[str, int], device: torch.device) -> "StepCounts":
+    def from_state(cls, state: dict[str, int], device: torch.device) -> Self:
         """Returns counts from the result of :meth:`state_dict`."""
         counts = cls(device)
         for name, value in state.items():

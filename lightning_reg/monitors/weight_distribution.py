@@ -111,7 +111,7 @@ class WeightDistribution(Technique):
         self.max_parameters = max_parameters
 
     @override
-    def new_session(self, run: Run) -> "WeightSession":
+    def new_session(self, run: Run) -> Session[Any]:
         return WeightSession(self, run)
 
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import Self
+
 from lightning_reg.core.metric_names import lower_is_better
 from lightning_reg.files import read_yaml
 from lightning_reg.search.spaces.space import Space
@@ -92,7 +94,7 @@ class SearchDefinition:
         if self.prune and folds is not None and folds < _FEWEST_TO_PRUNE:
             raise SettingError(f"prune needs at least {_FEWEST_TO_PRUNE} folds, but folds is {folds}")
 
-    def with_options(self, **options: Any) -> "SearchDefinition":
+    def with_options(self, **options: Any) -> Self:
         """Returns a copy with command-line options in place of the file's settings.
 
         Args:

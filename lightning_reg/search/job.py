@@ -1,5 +1,7 @@
 """A search from its first trial to its output files."""
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
@@ -127,7 +129,7 @@ class SearchJob(ABC):
                 self.hand_over(outcome)
         return outcome, failures
 
-    def _search(self, trials: "Trials", executor: Executor, *, only: Sequence[First] = ()) -> SearchOutcome:
+    def _search(self, trials: Trials, executor: Executor, *, only: Sequence[First] = ()) -> SearchOutcome:
         definition = self.definition
         do_trials(
             trials,

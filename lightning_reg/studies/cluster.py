@@ -1,5 +1,7 @@
 """An executor that runs tasks on the machines of a Ray cluster."""
 
+from __future__ import annotations
+
 import contextlib
 import logging
 import os
@@ -72,7 +74,7 @@ class RayExecutor(Executor):
         return max(sum(map(self._fitting, self._ray.nodes())), 1)
 
     @override
-    def submit(self, task: Callable[..., T], /, *arguments: Any) -> "Future[T]":
+    def submit(self, task: Callable[..., T], /, *arguments: Any) -> Future[T]:
         reference = self._task.remote(os.getcwd(), task, arguments)
         future: Future[T] = Future()
         future.set_running_or_notify_cancel()
@@ -80,7 +82,7 @@ class RayExecutor(Executor):
         reference.future().add_done_callback(lambda ended: self._hand_over(ended, future))
         return future
 
-    def _hand_over(self, ended: "Future[T]", future: "Future[T]") -> None:
+    def _hand_over(self, ended: Future[T], future: Future[T]) -> None:
         self._unfinished.pop(future, None)
         error = ended.exception()
         exceptions = self._ray.exceptions

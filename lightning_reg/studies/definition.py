@@ -1,5 +1,7 @@
 """The definition of a study, read from its file and validated before anything runs."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -39,7 +41,7 @@ class Form:
     base: tuple[Piece, ...] = ()
     arguments: Mapping[str, Any] = field(default_factory=dict)
     minutes: float | None = None
-    quick: "Form | None" = None
+    quick: Form | None = None
 
 
 @dataclass(frozen=True)
@@ -68,13 +70,13 @@ class Definition:
     data: Mapping[str, Form] = field(default_factory=dict)
     minutes: float | None = None
 
-    def in_form(self, form: Form) -> "Definition":
+    def in_form(self, form: Form) -> Definition:
         """Returns the study with the changes of a form applied."""
         study = self.study if form.seeds is None else replace(self.study, seeds=form.seeds)
         arguments = {**self.arguments, **form.arguments}
         return replace(self, study=study, base=(*self.base, *form.base), arguments=arguments, minutes=form.minutes)
 
-    def on(self, place: Piece) -> "Definition":
+    def on(self, place: Piece) -> Definition:
         """Returns the study with settings appended to the base.
 
         Args:
@@ -82,13 +84,13 @@ class Definition:
         """
         return replace(self, base=(*self.base, place)) if place else self
 
-    def with_seeds(self, count: int) -> "Definition":
+    def with_seeds(self, count: int) -> Definition:
         """Returns the study with the seeds from 0 to ``count - 1``."""
         check_seed_count("seeds", count)
         minutes = None if self.minutes is None else self.minutes * count / len(self.study.seeds)
         return replace(self, study=replace(self.study, seeds=tuple(range(count))), minutes=minutes)
 
-    def only(self, names: Sequence[str]) -> "Definition":
+    def only(self, names: Sequence[str]) -> Definition:
         """Returns the study with a subset of its variants, in the original order.
 
         Raises:

@@ -1,5 +1,7 @@
 """Executors, which run tasks in this process, or in other processes of this machine."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 import queue
@@ -44,7 +46,7 @@ class Executor(ABC):
         """Number of tasks that run in parallel; further ones are queued."""
 
     @abstractmethod
-    def submit(self, task: Callable[..., T], /, *arguments: Any) -> "Future[T]":
+    def submit(self, task: Callable[..., T], /, *arguments: Any) -> Future[T]:
         """Submits ``task(*arguments)`` for execution in a process.
 
         Args:
@@ -83,7 +85,7 @@ class InProcessExecutor(Executor):
         return 1
 
     @override
-    def submit(self, task: Callable[..., T], /, *arguments: Any) -> "Future[T]":
+    def submit(self, task: Callable[..., T], /, *arguments: Any) -> Future[T]:
         future: Future[T] = Future()
         try:
             future.set_result(task(*arguments))
@@ -127,7 +129,7 @@ class LocalExecutor(Executor):
         return len(self._workers)
 
     @override
-    def submit(self, task: Callable[..., T], /, *arguments: Any) -> "Future[T]":
+    def submit(self, task: Callable[..., T], /, *arguments: Any) -> Future[T]:
         return self._threads.submit(self._do, task, arguments)
 
     def _do(self, task: Callable[..., T], arguments: tuple[Any, ...]) -> T:
@@ -169,7 +171,7 @@ class _Worker:
             self.shut_down()
             raise WorkerDiedError("the process that did it was killed") from error
 
-    def _begin(self, task: Callable[..., T], arguments: tuple[Any, ...]) -> "Future[T]":
+    def _begin(self, task: Callable[..., T], arguments: tuple[Any, ...]) -> Future[T]:
         if self._pool is not None:
             try:
                 return self._pool.submit(task, *arguments)

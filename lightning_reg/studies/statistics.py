@@ -6,6 +6,8 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from typing_extensions import Self
+
 from lightning_reg.studies.outcome import Outcome
 
 __all__ = [
@@ -41,7 +43,7 @@ class Summary:
     error: float
 
     @classmethod
-    def of(cls, values: Mapping[int, float]) -> "Summary":
+    def of(cls, values: Mapping[int, float]) -> Self:
         """Returns the summary of values by seed."""
         return cls(values, *mean_and_error(list(values.values())))
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
-from typing_extensions import override
+from typing_extensions import Self, override
 
 from lightning_reg.functional.batch.rows import blank_columns, drawn_columns, paste_columns_from_previous
 from lightning_reg.settings import SettingError, check_count, check_range
@@ -198,7 +198,7 @@ class RowCutout(RowMixing):
         self._blanks = torch.tensor(float(value))
 
     @override
-    def of_table(self, origins: Sequence[int], blanks: Tensor) -> "RowCutout":
+    def of_table(self, origins: Sequence[int], blanks: Tensor) -> Self:
         bound = super().of_table(origins, blanks)
         bound._blanks = blanks
         return bound

@@ -109,7 +109,7 @@ class BatchMixing(Technique):
         return self.session.current if isinstance(self.session, MixingSession) else None
 
     @override
-    def new_session(self, run: Run) -> "MixingSession":
+    def new_session(self, run: Run) -> Session[Any]:
         return MixingSession(self, run)
 
 

@@ -5,6 +5,8 @@ computed from their partners' labels, too, and so is everything that the step co
 sees their interpolation: one forward pass, two losses.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -108,7 +110,7 @@ class InterpolatedLosses(TorchFunctionMode):
     # Functions of the targets
 
     def _of_targets(
-        self, func: Callable[..., Any], targets: list["_Pair"], lost: list[str], args: Any, kwargs: dict[str, Any]
+        self, func: Callable[..., Any], targets: list[_Pair], lost: list[str], args: Any, kwargs: dict[str, Any]
     ) -> Any:
         result = func(*args, **kwargs)
         made = _tensors(result)
@@ -140,7 +142,7 @@ class InterpolatedLosses(TorchFunctionMode):
     def _interpolated(
         self,
         loss: Callable[..., Tensor],
-        targets: list["_Pair"],
+        targets: list[_Pair],
         operands: list[Tensor],
         args: Any,
         kwargs: dict[str, Any],
@@ -204,8 +206,8 @@ class InterpolatedLosses(TorchFunctionMode):
     def _of_losses(
         self,
         func: Callable[..., Any],
-        losses: list["_Pair"],
-        targets: list["_Pair"],
+        losses: list[_Pair],
+        targets: list[_Pair],
         args: Any,
         kwargs: dict[str, Any],
     ) -> Any:
@@ -226,7 +228,7 @@ class InterpolatedLosses(TorchFunctionMode):
                 self._unmixed[id(value)] = value, _FOREIGN if changed else _name(func)
         return result
 
-    def _keeps_samples(self, func: Callable[..., Any], losses: list["_Pair"], args: Any) -> bool:
+    def _keeps_samples(self, func: Callable[..., Any], losses: list[_Pair], args: Any) -> bool:
         """Whether the result of a function of losses can be interpolated again by the present weights."""
         if self.minor_weight is None or not self.minor_weight.ndim:
             return True
@@ -257,7 +259,7 @@ class InterpolatedLosses(TorchFunctionMode):
             "which emits probabilities as targets"
         )
 
-    def _put(self, where: dict[int, "_Pair"], value: Tensor, own: Tensor | None, partners: Tensor | None) -> None:
+    def _put(self, where: dict[int, _Pair], value: Tensor, own: Tensor | None, partners: Tensor | None) -> None:
         where[id(value)] = _Pair(value, own, partners, _version(value), value.requires_grad)
 
     def _ends(self, args: Any, kwargs: dict[str, Any], *, partners: bool) -> tuple[Any, dict[str, Any]]:

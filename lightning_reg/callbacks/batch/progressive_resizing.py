@@ -75,7 +75,7 @@ class ProgressiveResizing(Technique):
         self.input_key = input_key
 
     @override
-    def new_session(self, run: Run) -> "ResizingSession":
+    def new_session(self, run: Run) -> Session[Any]:
         return ResizingSession(self, run)
 
 

@@ -11,6 +11,7 @@ from typing_extensions import override
 from lightning_reg.callbacks.batch.batch_mixing import BatchMixing, MixingSession
 from lightning_reg.core.batches import Key, part_of, repeated, with_parts
 from lightning_reg.core.facts import Log
+from lightning_reg.core.session import Session
 from lightning_reg.core.step import Run
 from lightning_reg.settings import SettingError
 from lightning_reg.transforms import Draw, Mixup
@@ -76,7 +77,7 @@ class RegMixup(BatchMixing):
         self.prob = prob
 
     @override
-    def new_session(self, run: Run) -> "RegMixupSession":
+    def new_session(self, run: Run) -> Session[Any]:
         return RegMixupSession(self, run)
 
 

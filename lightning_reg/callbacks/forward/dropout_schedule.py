@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from typing_extensions import override
 
@@ -73,7 +74,7 @@ class DropoutSchedule(Technique):
         self.exclude = as_patterns("exclude", exclude)
 
     @override
-    def new_session(self, run: Run) -> "RatesSession":
+    def new_session(self, run: Run) -> Session[Any]:
         return RatesSession(self, run)
 
 

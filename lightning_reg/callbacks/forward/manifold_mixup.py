@@ -16,6 +16,7 @@ from lightning_reg.core.facts import Log, Place
 from lightning_reg.core.hooks import add_forward_hook
 from lightning_reg.core.lightning import is_compiled
 from lightning_reg.core.selection import as_patterns, select_modules
+from lightning_reg.core.session import Session
 from lightning_reg.core.step import Run
 from lightning_reg.functional.batch.mixing import mix_with_previous
 from lightning_reg.settings import SettingError
@@ -96,7 +97,7 @@ class ManifoldMixup(BatchMixing):
         self.include_input = include_input
 
     @override
-    def new_session(self, run: Run) -> "ManifoldSession":
+    def new_session(self, run: Run) -> Session[Any]:
         return ManifoldSession(self, run)
 
 
@@ -114,7 +115,7 @@ class ManifoldSession(MixingSession):
         size: Number of samples in the batch.
     """
 
-    technique: "ManifoldMixup"
+    technique: ManifoldMixup
     layers: dict[str, nn.Module] = field(init=False)
     weights: Tensor = field(init=False)
     picked: int | None = None

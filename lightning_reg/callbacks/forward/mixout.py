@@ -13,7 +13,7 @@ from lightning_reg.callbacks.forward.insertion import StochasticSession, check_s
 from lightning_reg.callbacks.forward.surgery import Surgery
 from lightning_reg.core.facts import Linear
 from lightning_reg.core.gradients import whole
-from lightning_reg.core.session import kept
+from lightning_reg.core.session import Session, kept
 from lightning_reg.core.step import Run
 from lightning_reg.core.technique import Technique
 from lightning_reg.nn.layers.drop_connect import DropConnect
@@ -89,7 +89,7 @@ class Mixout(Surgery):
         return has_plain_weights(module)
 
     @override
-    def new_session(self, run: Run) -> "MixoutSession":
+    def new_session(self, run: Run) -> Session[Any]:
         session = MixoutSession(self, run, seed=self.seed)
         session.layers = drop_weights(session, self.p, "Mixout")
         for layer in session.layers.values():

@@ -71,7 +71,7 @@ class Surgery(Technique):
         self.types = as_types(types)
 
     @override
-    def new_session(self, run: Run) -> "SurgerySession":
+    def new_session(self, run: Run) -> Session[Any]:
         """Changes the module, which is complete, but perhaps not yet on its device, and returns the session."""
         raise NotImplementedError
 

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import override
+from typing_extensions import Self, override
 
 from lightning_reg.core.gradients import gradient_norms, gradient_values, local
 from lightning_reg.core.selection import Selection
@@ -39,7 +39,7 @@ class ClipMemory:
     epoch: int = 0
 
     @classmethod
-    def empty(cls, size: int, like: Tensor) -> "ClipMemory":
+    def empty(cls, size: int, like: Tensor) -> Self:
         """Returns an empty memory of the given number of norms, for gradients like those of a parameter."""
         dtype = torch.promote_types(like.dtype.to_real(), torch.float32)
         nothing = torch.zeros((), dtype=torch.int64, device=like.device)
@@ -48,7 +48,7 @@ class ClipMemory:
         return cls(norms, nothing.clone(), moments, nothing.clone(), nothing.clone())
 
     @classmethod
-    def loaded(cls, state: dict[str, Any], size: int, device: torch.device) -> "ClipMemory":
+    def loaded(cls, state: dict[str, Any], size: int, device: torch.device) -> Self:
         """Returns a saved memory, with as many of the latest norms as the given size holds."""
         moved: dict[str, Any] = {
             name: value.to(device) if isinstance(value, Tensor) else value for name, value in state.items()
@@ -63,11 +63,11 @@ class ClipMemory:
             memory.count.fill_(len(latest))
         return memory
 
-    def to(self, device: torch.device) -> "ClipMemory":
+    def to(self, device: torch.device) -> Self:
         """Returns the memory on the device of the gradients."""
         if self.norms.device == device:
             return self
-        return ClipMemory.loaded(vars(self), len(self.norms), device)
+        return self.loaded(vars(self), len(self.norms), device)
 
     def count_step(self, epoch: int, clipped: Tensor, norm: Tensor | None) -> None:
         """Counts a step, unless its norm isn't finite; the counts begin anew with each epoch."""

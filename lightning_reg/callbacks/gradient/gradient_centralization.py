@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from typing_extensions import override
 
@@ -62,7 +63,7 @@ class GradientCentralization(Technique):
         self.exclude_norm_and_bias = exclude_norm_and_bias
 
     @override
-    def new_session(self, run: Run) -> "CentralizationSession":
+    def new_session(self, run: Run) -> Session[Any]:
         return CentralizationSession(self, run)
 
 

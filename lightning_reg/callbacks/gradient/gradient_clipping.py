@@ -21,6 +21,7 @@ from lightning_reg.core.gradients import refuse_complex, refuse_sharded
 from lightning_reg.core.lightning import is_overridden
 from lightning_reg.core.schedules import ScheduledStrength, StrengthSchedule, check_never_zero
 from lightning_reg.core.selection import Selection, as_patterns
+from lightning_reg.core.session import Session
 from lightning_reg.core.step import Run, Step
 from lightning_reg.core.technique import Technique
 from lightning_reg.settings import SettingError, check_choice
@@ -151,7 +152,7 @@ class GradientClipping(Technique):
         return self._generate_state_key(algorithm=self.algorithm, include=self.include, exclude=self.exclude)
 
     @override
-    def new_session(self, run: Run) -> "GradientClippingSession":
+    def new_session(self, run: Run) -> Session[Any]:
         return GradientClippingSession(self, run)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -96,7 +96,7 @@ class GradientNoise(Technique):
         self.schedule = schedule
 
     @override
-    def new_session(self, run: Run) -> "NoiseSession":
+    def new_session(self, run: Run) -> Session[Any]:
         return NoiseSession(self, run)
 
 

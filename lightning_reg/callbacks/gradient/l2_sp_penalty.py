@@ -12,7 +12,7 @@ from lightning_reg.callbacks.gradient.weight_penalty import PenaltySession, Weig
 from lightning_reg.core.facts import Log
 from lightning_reg.core.gradients import local, to_shard, whole
 from lightning_reg.core.schedules import StrengthSchedule
-from lightning_reg.core.session import kept
+from lightning_reg.core.session import Session, kept
 from lightning_reg.core.step import Run
 from lightning_reg.core.technique import Technique
 from lightning_reg.functional.gradient.penalties import add_l2_sp_gradient_, l2_sp_penalty
@@ -90,7 +90,7 @@ class L2SPPenalty(WeightPenalty):
         return self.weight > 0
 
     @override
-    def new_session(self, run: Run) -> "L2SPSession":
+    def new_session(self, run: Run) -> Session[Any]:
         return L2SPSession(self, run)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -141,7 +141,7 @@ class SharpnessAwareMinimization(Technique):
         return (*usual, *(name for name, used in further.items() if used))
 
     @override
-    def new_session(self, run: Run) -> Session["SharpnessAwareMinimization"]:
+    def new_session(self, run: Run) -> Session[Any]:
         self._check(run.trainer, run.module)
         second_pass = SecondPass(run, lambda: self.is_due(run.trainer), fraction=self.fraction)
         return _Climbing(self, run, second_pass)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -88,7 +88,7 @@ class WeightPenalty(Technique):
         raise NotImplementedError
 
     @override
-    def new_session(self, run: Run) -> "PenaltySession":
+    def new_session(self, run: Run) -> Session[Any]:
         return PenaltySession(self, run)
 
 

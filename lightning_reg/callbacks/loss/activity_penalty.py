@@ -13,6 +13,7 @@ from lightning_reg.callbacks.loss.loss_term import LossTerm
 from lightning_reg.core.facts import Log
 from lightning_reg.core.schedules import StrengthSchedule
 from lightning_reg.core.selection import as_patterns
+from lightning_reg.core.session import Session
 from lightning_reg.core.step import Run
 from lightning_reg.functional.loss.output_penalties import activity_penalty, temporal_activity_penalty
 from lightning_reg.settings import SettingError, check_range
@@ -96,7 +97,7 @@ class ActivityPenalty(LossTerm):
         return self.l1 == self.l2 == self.temporal == 0
 
     @override
-    def new_session(self, run: Run) -> "ActivitySession":
+    def new_session(self, run: Run) -> Session[Any]:
         return ActivitySession(self, run, activations_of(run.module, self.include, self.exclude))
 
 

@@ -130,7 +130,7 @@ class AdversarialTraining(Technique):
     load_state_dict = Technique.load_saved_state
 
     @override
-    def new_session(self, run: Run) -> "AdversarialSession":
+    def new_session(self, run: Run) -> Session[Any]:
         return AdversarialSession(self, run)
 
 

@@ -19,6 +19,7 @@ from lightning_reg.core.batches import Key, check_key, part_of, repeated, with_p
 from lightning_reg.core.facts import Log
 from lightning_reg.core.lightning import callbacks_of, instance_number, is_checkpointed, refuse_compiled_whole
 from lightning_reg.core.schedules import StrengthSchedule
+from lightning_reg.core.session import Session
 from lightning_reg.core.step import Run
 from lightning_reg.core.streams import base_seed, check_seed, random_stream
 from lightning_reg.functional.loss.output_penalties import jensen_shannon_divergence
@@ -128,7 +129,7 @@ class AugmentationConsistency(LossTerm):
         return self.weight == 0 and self.loss_of == "clean"
 
     @override
-    def new_session(self, run: Run) -> "ConsistencySession":
+    def new_session(self, run: Run) -> Session[Any]:
         return ConsistencySession(self, run, self._penalty)
 
     def _penalty(self, logits: Tensor, counted: Tensor | None) -> Tensor:

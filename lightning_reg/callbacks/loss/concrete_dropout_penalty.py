@@ -14,6 +14,7 @@ from lightning_reg.core.lightning import logs_now
 from lightning_reg.core.samples import training_samples
 from lightning_reg.core.schedules import StrengthSchedule
 from lightning_reg.core.selection import plain_name
+from lightning_reg.core.session import Session
 from lightning_reg.core.step import Run
 from lightning_reg.nn.layers.concrete_dropout import ConcreteDropout, concrete_layers
 from lightning_reg.settings import SettingError, check_count
@@ -63,7 +64,7 @@ class ConcreteDropoutPenalty(LossTerm):
         self.num_samples = num_samples
 
     @override
-    def new_session(self, run: Run) -> "ConcreteSession":
+    def new_session(self, run: Run) -> Session[Any]:
         return ConcreteSession(self, run)
 
 

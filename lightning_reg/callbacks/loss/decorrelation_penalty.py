@@ -13,6 +13,7 @@ from lightning_reg.callbacks.loss.loss_term import LossTerm
 from lightning_reg.core.facts import Log
 from lightning_reg.core.schedules import StrengthSchedule
 from lightning_reg.core.selection import as_patterns
+from lightning_reg.core.session import Session
 from lightning_reg.core.step import Run
 from lightning_reg.functional.loss.output_penalties import decorrelation_penalty
 from lightning_reg.settings import check_range
@@ -83,7 +84,7 @@ class DecorrelationPenalty(LossTerm):
         return self.weight == 0
 
     @override
-    def new_session(self, run: Run) -> "DecorrelationSession":
+    def new_session(self, run: Run) -> Session[Any]:
         return DecorrelationSession(self, run, activations_of(run.module, self.include, self.exclude))
 
 

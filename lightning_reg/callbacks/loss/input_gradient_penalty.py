@@ -1,6 +1,7 @@
 """A penalty on the gradient of the loss by the inputs."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 from typing_extensions import override
@@ -11,6 +12,7 @@ from lightning_reg.core.batches import Key, check_key
 from lightning_reg.core.facts import Log
 from lightning_reg.core.lightning import scaler_scale
 from lightning_reg.core.schedules import StrengthSchedule
+from lightning_reg.core.session import Session
 from lightning_reg.core.step import Run
 from lightning_reg.functional.loss.input_penalties import input_gradient_penalty
 from lightning_reg.settings import check_range
@@ -74,7 +76,7 @@ class InputGradientPenalty(LossTerm):
         return self.weight == 0
 
     @override
-    def new_session(self, run: Run) -> "InputGradientSession":
+    def new_session(self, run: Run) -> Session[Any]:
         return InputGradientSession(self, run, self.input_key)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from lightning_reg.core.batches import Key, check_key
 from lightning_reg.core.facts import Log
 from lightning_reg.core.lightning import instance_number
 from lightning_reg.core.schedules import StrengthSchedule
+from lightning_reg.core.session import Session
 from lightning_reg.core.step import Run
 from lightning_reg.core.streams import base_seed, check_seed, random_stream
 from lightning_reg.functional.loss.input_penalties import jacobian_penalty, random_directions, unit_directions
@@ -97,7 +99,7 @@ class JacobianPenalty(LossTerm):
         return self.weight == 0
 
     @override
-    def new_session(self, run: Run) -> "JacobianSession":
+    def new_session(self, run: Run) -> Session[Any]:
         return JacobianSession(self, run, self.input_key)
 
 

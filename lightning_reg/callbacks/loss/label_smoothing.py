@@ -76,7 +76,7 @@ class LabelSmoothing(Technique):
         self.schedule = schedule
 
     @override
-    def new_session(self, run: Run) -> "SmoothingSession":
+    def new_session(self, run: Run) -> Session[Any]:
         return SmoothingSession(self, run)
 
 

@@ -14,6 +14,7 @@ from lightning_reg.callbacks.loss.loss_term import LossTerm
 from lightning_reg.core.batches import repeated
 from lightning_reg.core.facts import Log
 from lightning_reg.core.schedules import StrengthSchedule
+from lightning_reg.core.session import Session
 from lightning_reg.core.step import Run
 from lightning_reg.functional.loss.output_penalties import symmetric_divergence
 from lightning_reg.nn.rates import is_stochastic, rates
@@ -76,7 +77,7 @@ class RDrop(LossTerm):
         return self.weight == 0
 
     @override
-    def new_session(self, run: Run) -> "RDropSession":
+    def new_session(self, run: Run) -> Session[Any]:
         return RDropSession(self, run, self._penalty)
 
     def _penalty(self, logits: Tensor, counted: Tensor | None) -> Tensor:

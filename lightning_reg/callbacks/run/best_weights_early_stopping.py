@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -144,18 +144,13 @@ class RestoresBestWeights(Technique, _EarlyStopping):
         return False
 
     @property
-    @override
-    def session(self) -> "StoppingSession | None":
-        return cast("StoppingSession | None", super().session)
-
-    @property
     def best_epoch(self) -> int | None:
         """Epoch with the best value of the latest fit; None where there was no value."""
         epoch: int | None = self.last_result
         return epoch
 
     @override
-    def new_session(self, run: Run) -> "StoppingSession":
+    def new_session(self, run: Run) -> Session[Any]:
         return StoppingSession(self, run)
 
     # Lightning's class, with what is new

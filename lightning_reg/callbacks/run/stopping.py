@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 __all__ = ["Decision", "Progress", "decide"]
 
@@ -23,11 +24,11 @@ class Progress:
     best: Tensor | None = None
     waits: int = 0
 
-    def after(self, value: Tensor, mode: Mode) -> "Progress":
+    def after(self, value: Tensor, mode: Mode) -> Self:
         """Returns the progress after another check."""
         is_better = torch.lt if mode == "min" else torch.gt
         if value.isfinite() and (self.best is None or is_better(value, self.best)):
-            return Progress(value, 0)
+            return replace(self, best=value, waits=0)
         return replace(self, waits=self.waits + 1)
 
     def has_stalled(self, patience: int) -> bool:

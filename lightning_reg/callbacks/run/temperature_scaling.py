@@ -1,5 +1,7 @@
 """Temperature scaling of a classifier's logits, fitted on validation data."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -114,7 +116,7 @@ class TemperatureScaling(Technique):
         return found
 
     @override
-    def new_session(self, run: Run) -> "TemperatureSession":
+    def new_session(self, run: Run) -> Session[Any]:
         return TemperatureSession(self, run)
 
     @override
@@ -152,7 +154,7 @@ class TemperatureSession(Session[TemperatureScaling]):
     is_deployed: bool = kept(default=False)
     latest: Calibration | None = field(default=None, init=False)
     suffix: str = field(init=False)
-    logits: "_Logits" = field(init=False)
+    logits: _Logits = field(init=False)
 
     def __post_init__(self) -> None:
         run, name = self.run, type(self.technique).__name__
@@ -216,7 +218,7 @@ class TemperatureSession(Session[TemperatureScaling]):
             self.run.log(f"calibration{self.suffix}/{kind}", value)
         self.logits = _Logits()
 
-    def _measured(self, seen: "_Logits") -> Calibration:
+    def _measured(self, seen: _Logits) -> Calibration:
         from torchmetrics.functional.classification import multiclass_calibration_error
         from torchmetrics.utilities.distributed import gather_all_tensors
 

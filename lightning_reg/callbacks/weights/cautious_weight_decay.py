@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -86,7 +87,7 @@ class CautiousWeightDecay(Technique):
         self.schedule = schedule
 
     @override
-    def new_session(self, run: Run) -> "CautiousSession":
+    def new_session(self, run: Run) -> Session[Any]:
         return CautiousSession(self, run)
 
 

@@ -1,5 +1,7 @@
 """The mean of the weights of several trainings of one model, from their checkpoints."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -154,11 +156,11 @@ class CheckpointSoup:
             soup = self._serve(kitchen, [found[name] for name in taken])
             return Soup(tuple(taken), scores, best, soup)
 
-    def _score(self, kitchen: "_Kitchen", weights: Weights) -> float:
+    def _score(self, kitchen: _Kitchen, weights: Weights) -> float:
         kitchen.model.load_state_dict(weights)
         return kitchen.validated(self.monitor)
 
-    def _serve(self, kitchen: "_Kitchen", weights: Sequence[Weights]) -> Weights:
+    def _serve(self, kitchen: _Kitchen, weights: Sequence[Weights]) -> Weights:
         """Loads the mean of weights into the model, and returns the model's state dict."""
         model = kitchen.model
         mean = {

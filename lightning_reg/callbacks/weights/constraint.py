@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 from typing_extensions import override
@@ -56,7 +56,7 @@ class Constraint(Technique):
         raise NotImplementedError
 
     @override
-    def new_session(self, run: Run) -> "ConstraintSession":
+    def new_session(self, run: Run) -> Session[Any]:
         return ConstraintSession(self, run)
 
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from lightning.pytorch import Trainer
 from torch import Tensor
@@ -12,7 +12,7 @@ from typing_extensions import override
 from lightning_reg.callbacks.weights.averages.average_session import AverageSession
 from lightning_reg.callbacks.weights.averages.averaging import Buffers, Validate, WeightAverage
 from lightning_reg.core.schedules import warn_if_never
-from lightning_reg.core.session import kept
+from lightning_reg.core.session import Session, kept
 from lightning_reg.core.step import Run
 from lightning_reg.functional.weights.averaging import decay_of_half_life, ema_update_, warmed_up_decay
 from lightning_reg.settings import SettingError, check_choice, check_count, check_range
@@ -127,7 +127,7 @@ class ExponentialMovingAverage(WeightAverage):
         super().__init__(buffers=buffers, validate=validate)
 
     @override
-    def new_session(self, run: Run) -> "MovingAverageSession":
+    def new_session(self, run: Run) -> Session[Any]:
         return MovingAverageSession(self, run)
 
 

@@ -16,7 +16,7 @@ from lightning_reg.callbacks.weights.averages.averaging import Buffers, Validate
 from lightning_reg.core.facts import Linear
 from lightning_reg.core.gradients import local, to_shard, whole
 from lightning_reg.core.schedules import warn_if_never
-from lightning_reg.core.session import kept
+from lightning_reg.core.session import Session, kept
 from lightning_reg.core.step import Run
 from lightning_reg.functional.weights.averaging import latest_mean_
 from lightning_reg.settings import SettingError, check_count
@@ -93,7 +93,7 @@ class LatestWeightAverage(WeightAverage):
         self.every_n_steps = every_n_steps
 
     @override
-    def new_session(self, run: Run) -> "LatestSession":
+    def new_session(self, run: Run) -> Session[Any]:
         return LatestSession(self, run)
 
 

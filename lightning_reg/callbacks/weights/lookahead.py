@@ -70,7 +70,7 @@ class Lookahead(Technique):
         self.alpha = alpha
 
     @override
-    def new_session(self, run: Run) -> "LookaheadSession":
+    def new_session(self, run: Run) -> Session[Any]:
         return LookaheadSession(self, run)
 
     # Lightning matches callbacks' states by their settings; this survives a change of settings.

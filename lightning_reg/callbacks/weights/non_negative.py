@@ -1,12 +1,14 @@
 """Weights that are never negative."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_reg.callbacks.weights.constraint import Constraint, ConstraintSession
 from lightning_reg.core.gradients import refuse_complex
+from lightning_reg.core.session import Session
 from lightning_reg.core.step import Run
 from lightning_reg.functional.weights.proximal import non_negative_
 
@@ -54,8 +56,8 @@ class NonNegative(Constraint):
         )
 
     @override
-    def new_session(self, run: Run) -> ConstraintSession:
-        session = super().new_session(run)
+    def new_session(self, run: Run) -> Session[Any]:
+        session = ConstraintSession(self, run)
         refuse_complex(session.selection.names, type(self).__name__, "exclude it")
         return session
 

@@ -86,7 +86,7 @@ class ScheduleFreeMode(Technique):
         return isinstance(self.session, ScheduleFreeSession) and self.session.is_in
 
     @override
-    def new_session(self, run: Run) -> "ScheduleFreeSession":
+    def new_session(self, run: Run) -> Session[Any]:
         return ScheduleFreeSession(self, run)
 
     @override

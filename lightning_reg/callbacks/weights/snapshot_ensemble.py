@@ -158,7 +158,7 @@ class SnapshotEnsemble(Technique):
         return self.last_result.weights if self.last_result else ()
 
     @override
-    def new_session(self, run: Run) -> "SnapshotSession":
+    def new_session(self, run: Run) -> Session[Any]:
         return SnapshotSession(self, run)
 
     @override

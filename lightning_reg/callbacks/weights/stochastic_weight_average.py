@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
@@ -12,7 +12,7 @@ from typing_extensions import override
 from lightning_reg.callbacks.weights.averages.average_session import AverageSession
 from lightning_reg.callbacks.weights.averages.averaging import Buffers, Validate, WeightAverage
 from lightning_reg.callbacks.weights.rates import set_rate
-from lightning_reg.core.session import kept
+from lightning_reg.core.session import Session, kept
 from lightning_reg.core.step import Run
 from lightning_reg.functional.annealing import Annealing, annealed, cyclic
 from lightning_reg.functional.weights.averaging import mean_update_
@@ -119,7 +119,7 @@ class StochasticWeightAverage(WeightAverage):
         super().__init__(buffers=buffers, validate=validate)
 
     @override
-    def new_session(self, run: Run) -> "StochasticAverageSession":
+    def new_session(self, run: Run) -> Session[Any]:
         return StochasticAverageSession(self, run)
 
     def window(self, epochs: int | None) -> tuple[int, float]:

@@ -18,7 +18,7 @@ from lightning_reg.core.facts import Linear
 from lightning_reg.core.gradients import local, to_shard, whole
 from lightning_reg.core.lightning import log_metrics, validate_apart
 from lightning_reg.core.selection import as_patterns, select_names
-from lightning_reg.core.session import kept
+from lightning_reg.core.session import Session, kept
 from lightning_reg.core.step import Run, Step
 from lightning_reg.functional.weights.averaging import interpolate_
 from lightning_reg.settings import SettingError, as_sequence, check_choice, check_range
@@ -125,7 +125,7 @@ class WiSEFT(WeightAverage):
         return self.last_result.sweep if self.last_result else {}
 
     @override
-    def new_session(self, run: Run) -> "InterpolationSession":
+    def new_session(self, run: Run) -> Session[Any]:
         return InterpolationSession(self, run)
 
 

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
+from typing_extensions import Self
 
 from lightning_reg.core.copies.held_state import Copied, HeldState, Moment, mark, size_of
 from lightning_reg.core.gradients import local
@@ -73,7 +74,7 @@ class Repetition:
         self._is_looked_at = False  # whether no pass has run since the state was last looked at
         run.around(run.module, "log", self._unless_running)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Repetition":
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Returns itself, so that a copy of the module, whose ``log`` refers to it, doesn't copy the saved steps."""
         return self
 

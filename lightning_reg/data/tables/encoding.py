@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from lightning_reg.data.tables.columns import Column
 from lightning_reg.data.tables.sources import Table
@@ -44,7 +45,7 @@ class TableEncoder:
     knots: Tensor | None = None
 
     @classmethod
-    def fitted(cls, table: Table, rows: Tensor, scaling: Scaling) -> "TableEncoder":
+    def fitted(cls, table: Table, rows: Tensor, scaling: Scaling) -> Self:
         """Returns an encoder fitted to the training rows.
 
         Args:
@@ -190,7 +191,7 @@ class TableEncoder:
         }
 
     @classmethod
-    def from_state_dict(cls, state: Mapping[str, Any]) -> "TableEncoder":
+    def from_state_dict(cls, state: Mapping[str, Any]) -> Self:
         """Returns the encoder of a saved state.
 
         Args:

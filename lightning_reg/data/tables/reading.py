@@ -1,5 +1,7 @@
 """Reading tables with DuckDB: text files, parquet files, frames in memory; kinds of columns are inferred later."""
 
+from __future__ import annotations
+
 import codecs
 import csv
 import gzip
@@ -46,7 +48,7 @@ class RawTable:
         separator: Field separator of the text file.
     """
 
-    connection: "duckdb.DuckDBPyConnection"
+    connection: duckdb.DuckDBPyConnection
     origin: str
     names: tuple[str, ...]
     types: tuple[str, ...]
@@ -164,12 +166,12 @@ def _aliases(count: int) -> str:
     return ", ".join(f"c{position}" for position in range(count))
 
 
-def _typed(connection: "duckdb.DuckDBPyConnection", origin: str, names: Sequence[str]) -> RawTable:
+def _typed(connection: duckdb.DuckDBPyConnection, origin: str, names: Sequence[str]) -> RawTable:
     types = [str(row[1]) for row in connection.execute("DESCRIBE t").fetchall()]
     return RawTable(connection, origin, tuple(names), tuple(types))
 
 
-def _frame(connection: "duckdb.DuckDBPyConnection", frame: Any) -> RawTable:
+def _frame(connection: duckdb.DuckDBPyConnection, frame: Any) -> RawTable:
     import duckdb
 
     columns: Any = getattr(frame, "column_names", None)  # pyarrow's; its columns are the data
@@ -190,7 +192,7 @@ def _frame(connection: "duckdb.DuckDBPyConnection", frame: Any) -> RawTable:
     return _typed(connection, f"the {type(frame).__name__}", names)
 
 
-def _parquet(connection: "duckdb.DuckDBPyConnection", path: Path) -> RawTable:
+def _parquet(connection: duckdb.DuckDBPyConnection, path: Path) -> RawTable:
     import duckdb
 
     file = _literal(_exact(path))
@@ -218,7 +220,7 @@ def _top_level(nodes: Sequence[tuple[str, int | None]]) -> list[str]:
     return names
 
 
-def _text_file(connection: "duckdb.DuckDBPyConnection", path: Path) -> RawTable:
+def _text_file(connection: duckdb.DuckDBPyConnection, path: Path) -> RawTable:
     import duckdb
 
     _check_text(path)
@@ -257,7 +259,7 @@ def _check_text(path: Path) -> None:
         raise SettingError(_not_text(path, start.count(b"\n", 0, faulty) + 1))
 
 
-def _separator(connection: "duckdb.DuckDBPyConnection", path: Path) -> str:
+def _separator(connection: duckdb.DuckDBPyConnection, path: Path) -> str:
     """Returns the separator that DuckDB detects, else the header's best: lines then differ in number of fields."""
     import duckdb
 

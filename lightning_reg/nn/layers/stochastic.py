@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import override
+from typing_extensions import Self, override
 
 from lightning_reg.functional.forward.noise import NoiseStream, draw
 from lightning_reg.nn.layers.tracing import traced_whole
@@ -34,7 +34,7 @@ class Lease:
         """Ends the lease."""
         self.has_ended = True
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Lease":
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self
 
     def __reduce__(self) -> Any:

@@ -4,6 +4,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from typing_extensions import Self
+
 from lightning_reg.search.spaces.ranges import Asked
 from lightning_reg.search.spaces.switch import Switch
 from lightning_reg.settings import SettingError, did_you_mean
@@ -62,7 +64,7 @@ class Space:
         alike = group is not None and group == self.switches[second].group
         return not alike and frozenset((first, second)) not in self.conflicts
 
-    def without(self, names: Collection[str]) -> "Space":
+    def without(self, names: Collection[str]) -> Self:
         """Returns the space without some switches, and without presets that need them.
 
         Args:

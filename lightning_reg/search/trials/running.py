@@ -1,5 +1,7 @@
 """Execution of trials until the budget of a search is used up."""
 
+from __future__ import annotations
+
 import contextlib
 import math
 import statistics
@@ -98,7 +100,7 @@ class _Loop:
         durations: Durations of the finished trials in seconds.
     """
 
-    trials: "Trials"
+    trials: Trials
     store: Store
     make_runs: MakeRuns
     perform: Perform
@@ -264,7 +266,7 @@ class _Loop:
 
 
 def do_trials(
-    trials: "Trials",
+    trials: Trials,
     store: Store,
     make_runs: MakeRuns,
     perform: Perform,

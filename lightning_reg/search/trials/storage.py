@@ -1,5 +1,7 @@
 """Storage of trials: a journal in the search's folder, or a database that several drivers share."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 import re
@@ -54,7 +56,7 @@ def silenced() -> Iterator[None]:
         optuna.logging.set_verbosity(verbosity)
 
 
-def open_storage(folder: Path, url: str | None = None) -> "BaseStorage":
+def open_storage(folder: Path, url: str | None = None) -> BaseStorage:
     """Opens the storage of a search.
 
     Args:
@@ -83,7 +85,7 @@ def open_storage(folder: Path, url: str | None = None) -> "BaseStorage":
 
 
 @contextlib.contextmanager
-def stored(folder: Path, url: str | None = None) -> Iterator["BaseStorage"]:
+def stored(folder: Path, url: str | None = None) -> Iterator[BaseStorage]:
     """Opens the storage of a search, and closes its connections on exit.
 
     Args:
@@ -133,7 +135,7 @@ def masked(text: str, url: str | None) -> str:
     return text
 
 
-def _journal(path: Path) -> "BaseStorage":
+def _journal(path: Path) -> BaseStorage:
     from optuna.storages import JournalStorage
     from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 

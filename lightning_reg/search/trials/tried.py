@@ -1,5 +1,7 @@
 """Proposed and finished trials."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -28,7 +30,7 @@ class Proposal:
     kind: str
     name: str
     cocktail: Cocktail | None
-    trial: "Trial" = field(repr=False, compare=False)
+    trial: Trial = field(repr=False, compare=False)
 
 
 @dataclass(frozen=True)

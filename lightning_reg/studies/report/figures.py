@@ -1,5 +1,7 @@
 """Figures as SVG, with the page's colors and data for its script, and as PNG."""
 
+from __future__ import annotations
+
 import importlib.util
 import io
 import math
@@ -85,12 +87,12 @@ class Drawing:
         value_axis: Axis of the values, ``x`` or ``y``; the pointer shows a value on y with its x, and one on x alone.
     """
 
-    figure: "Figure"
-    axes: "Axes"
+    figure: Figure
+    axes: Axes
     value_axis: str = "y"
     _series: dict[str, dict[str, str]] = field(default_factory=dict, init=False)
 
-    def series(self, artist: "Artist", label: str, *, variant: int | None = None, texts: Sequence[str] = ()) -> None:
+    def series(self, artist: Artist, label: str, *, variant: int | None = None, texts: Sequence[str] = ()) -> None:
         """Marks a line or an outline whose points the page shows at the pointer.
 
         Args:
@@ -256,7 +258,7 @@ def shade(index: int, count: int) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def name_line(axes: "Axes", x: float, y: float, label: str, color: str, shift: float = 0) -> None:
+def name_line(axes: Axes, x: float, y: float, label: str, color: str, shift: float = 0) -> None:
     """Writes the name of a line next to its end.
 
     Args:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from typing_extensions import Self
 
 from lightning_reg.callbacks.weights.averages.registered import reshard, spectral_vectors, state_names, tensors_of
 from lightning_reg.core.gradients import local, to_shard, whole
@@ -102,10 +103,10 @@ class HeldWeights:
         """Returns everything that is held, without copies of the tensors."""
         return {"values": dict(self.values), "exact": dict(self.exact), "is_in": self.is_in}
 
-    @staticmethod
-    def of(kept: Mapping[str, Any]) -> "HeldWeights":
+    @classmethod
+    def of(cls, kept: Mapping[str, Any]) -> Self:
         """Returns held weights from the result of :meth:`kept`, which may have other entries, too."""
-        held = HeldWeights()
+        held = cls()
         held.values, held.exact, held.is_in = dict(kept["values"]), dict(kept["exact"]), kept["is_in"]
         return held
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from torchmetrics import Metric
+from typing_extensions import Self
 
 from lightning_reg.core.copies.copying import deep_copy
 from lightning_reg.core.hooks import add_forward_hook, add_forward_pre_hook
@@ -80,7 +81,7 @@ class RememberedInputs:
         self._estimated: set[str] = set()
         self._warned: set[str] = set()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "RememberedInputs":
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Returns itself: copies of the module, whose hooks refer to it, don't copy the inputs."""
         return self
 
