@@ -34,7 +34,7 @@ def parsed_yaml(name: str, text: str) -> Any:
         name: Name of the text, for error messages.
 
     Raises:
-        SettingError: As `check_yaml`.
+        SettingError: Like `check_yaml`, and if the text is no plain YAML.
     """
     check_yaml(name, text)
     try:

@@ -91,7 +91,7 @@ def check_choice(name: str, value: str, options: Sequence[str]) -> None:
         name: Name of the argument, as the user writes it.
 
     Raises:
-        SettingError: With the options and the nearest one.
+        SettingError: If the value is none of the options; suggests the nearest one.
 
     >>> check_choice("norm", "bach", ["batch", "layer"])
     Traceback (most recent call last):
@@ -121,7 +121,7 @@ def check_range(
         infinite: Whether a value may be infinite.
 
     Raises:
-        SettingError: With the range and the value.
+        SettingError: If the value is no number, or outside of the range.
 
     >>> check_range("drop_prob", 1.0, low=0, high=1, high_open=True)
     Traceback (most recent call last):
@@ -150,7 +150,7 @@ def check_count(name: str, value: int, *, low: int = 1, high: int | None = None)
         high: Largest number; any where None.
 
     Raises:
-        SettingError: With the bounds and the value.
+        SettingError: If the value is no whole number, or outside of the bounds.
 
     >>> check_count("batch_size", 0)
     Traceback (most recent call last):
@@ -187,7 +187,7 @@ def check_callable(name: str, value: Any, kind: str) -> None:
         kind: What it must be, for the error message.
 
     Raises:
-        SettingError: With the kind and the value.
+        SettingError: If the value can't be called.
 
     >>> check_callable("optimizer", "adam", "a function from parameters to an optimizer")
     Traceback (most recent call last):

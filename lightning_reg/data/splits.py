@@ -99,7 +99,7 @@ def check_size(name: str, size: int | float) -> None:
         name: Name of the argument, for messages.
 
     Raises:
-        SettingError: With the value.
+        SettingError: If the size is no number.
 
     >>> check_size("val_size", "abc")
     Traceback (most recent call last):

@@ -18,7 +18,7 @@ def check_shape(name: str, tensor: Tensor | None, shape: Sequence[int]) -> None:
         shape: Expected shape.
 
     Raises:
-        SettingError: With both shapes.
+        SettingError: If the tensor has another shape.
 
     >>> import torch
     >>> check_shape("weight", torch.ones(5), (4,))
@@ -37,7 +37,7 @@ def check_trailing_shape(inputs: Tensor, shape: Sequence[int]) -> None:
         shape: Sizes of the last dimensions; at least one.
 
     Raises:
-        SettingError: With both shapes.
+        SettingError: If the inputs' shape ends with other sizes.
 
     >>> import torch
     >>> check_trailing_shape(torch.ones(2, 5), (4,))
@@ -59,7 +59,7 @@ def check_with_channels(inputs: Tensor, num_channels: int | None = None, *, posi
         positions: Whether there must be at least one dimension after the channels.
 
     Raises:
-        SettingError: With the shape.
+        SettingError: If there are too few dimensions, or another number of channels.
 
     >>> import torch
     >>> check_with_channels(torch.ones(4), 4)
@@ -80,7 +80,7 @@ def check_several_values(inputs: Tensor) -> None:
         inputs: (N, C, ...).
 
     Raises:
-        SettingError: With the shape.
+        SettingError: If there is only one value per channel.
 
     >>> import torch
     >>> check_several_values(torch.ones(1, 4))

@@ -17,7 +17,7 @@ def check_same_structure(saved: Mapping[str, Any], present: Mapping[str, Any], n
         names: Names of the hyperparameters that decide what the network computes.
 
     Raises:
-        SettingError: With the first hyperparameter that differs.
+        SettingError: If a hyperparameter differs; names the first one.
 
     >>> check_same_structure({"activation": "tanh"}, {"activation": "relu"}, ["activation"])
     Traceback (most recent call last):
@@ -40,7 +40,7 @@ def check_fits(state: Mapping[str, Any], module: nn.Module) -> None:
         module: The module to load it into.
 
     Raises:
-        SettingError: With the first entry that differs and the number of them.
+        SettingError: If entries differ; names the first one, and how many there are.
 
     >>> check_fits({"weight": nn.Linear(2, 3).weight}, nn.Linear(2, 4, bias=False))
     Traceback (most recent call last):

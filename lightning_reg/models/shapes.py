@@ -21,7 +21,7 @@ def check_network(network: nn.Module, input_shape: Sequence[int], num_outputs: i
         num_outputs: Number of outputs that the task needs.
 
     Raises:
-        SettingError: With the shapes.
+        SettingError: If the network fails on such inputs, or its outputs have another shape.
 
     >>> check_network(nn.Linear(3, 2), (4,), 2)
     Traceback (most recent call last):
@@ -70,7 +70,7 @@ def check_outputs(outputs: Any, num_outputs: int) -> None:
         num_outputs: Number of outputs that the task needs.
 
     Raises:
-        SettingError: With both shapes.
+        SettingError: If the outputs have another shape.
 
     >>> check_outputs(torch.zeros(2, 1000), 10)
     Traceback (most recent call last):

@@ -130,7 +130,7 @@ def check_seed_count(name: str, count: int, *, low: int = 1) -> None:
         name: Name of the setting, as the user writes it.
 
     Raises:
-        SettingError: With the range and the number.
+        SettingError: If the number is outside of the range.
     """
     check_count(name, count, low=low)
     check_range(name, count, low=low, high=_MOST_SEEDS)

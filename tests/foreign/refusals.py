@@ -84,6 +84,7 @@ REFUSALS = [
     (("SnapshotEnsemble",), ("momentum encoder*",), "class_dim must be the dimension of the classes"),
     (("SnapshotEnsemble",), ("centered teacher", "focal loss"), "outputs must be 'logits'"),
     (("SnapshotEnsemble",), ("iterable data", "endless data"), "must say how long training is"),
+    (("SnapshotEnsemble",), ("growing layers",), "must keep the shape that it has in the snapshots"),
     (("SnapshotEnsemble",), ("plateau scheduler",), "must return no scheduler of the learning rate"),
     (("SnapshotEnsemble",), ("warm-up in optimizer_step",), "the learning rate must be left to"),
     # Images, in a training of which the length is known.

@@ -73,7 +73,7 @@ class RecordsHidden(Callback):
     def __init__(self):
         self.seen = []
 
-    def on_train_batch_start(self, trainer, pl_module, *_):
+    def on_train_batch_end(self, trainer, pl_module, *_):
         self.seen.append(pl_module.network.hidden.weight.detach().clone())
 
 
@@ -85,16 +85,24 @@ class MovesDataInItsStep(SomebodysClassifier):
         self.network.hidden.weight.data = self.network.hidden.weight.data.clamp(-0.2, 0.2)
 
 
+class ReplacesLayers(SomebodysClassifier):
+    """Begins the second epoch with another hidden layer in place of the first."""
+
+    def on_train_epoch_start(self):
+        if self.current_epoch == 1:
+            self.network.hidden = nn.Linear(12, 12)
+            self.trainer.optimizers = [self.configure_optimizers()]
+
+
 @pytest.mark.parametrize("buffers", ["copy", "average"])
-def test_an_average_is_of_the_weights_that_the_module_has(buffers):
+@pytest.mark.parametrize("kind", [MovesDataInItsStep, ReplacesLayers])
+def test_an_average_is_of_the_weights_that_the_module_has(kind, buffers):
     recorded = RecordsHidden()
     average = ExponentialMovingAverage(decay=0.9, warmup=False, buffers=buffers)
-    project = variant("plain", make=MovesDataInItsStep, callbacks=lambda: [recorded])
+    project = variant("plain", make=kind, callbacks=lambda: [recorded])
     outcome = fit(project, [average])
-    last = fit(project).module.network.hidden.weight
-    seen = [*recorded.seen[1 : len(recorded.seen) // 2], last]
-    expected = seen[0]
-    for weight in seen[1:]:
+    expected = recorded.seen[0]
+    for weight in recorded.seen[1:]:
         expected = 0.9 * expected + 0.1 * weight
     torch.testing.assert_close(outcome.module.network.hidden.weight, expected, rtol=1e-5, atol=1e-6)
 

@@ -127,7 +127,7 @@ class L2SPSession(PenaltySession):
         found = []
         for parameter in parameters:
             name = self.selection.names[parameter]
-            if name not in self.starts:  # a parameter of a layer that was added later
+            if name not in self.starts or self.starts[name].shape != parameter.shape:  # of a layer that came later
                 self.starts[name] = parameter.detach().clone()
             start = self.starts[name]
             if start.device != parameter.device or type(start) is not type(parameter.detach()):

@@ -414,8 +414,8 @@ class SnapshotSession(Session[SnapshotEnsemble]):
                 there = tensors.get(name)
                 if there is None or there.shape != value.shape:
                     raise SettingError(
-                        f"ckpt_path must hold snapshots of this module, but they have {name!r} of shape "
-                        f"{tuple(value.shape)}, and it has "
+                        f"{name} must keep the shape that it has in the snapshots, {tuple(value.shape)}, with "
+                        f"{type(self.technique).__name__}, but the module has "
                         + ("none of that name" if there is None else f"{tuple(there.shape)}")
                     )
                 if type(value) is not type(there.detach()) or value.device != there.device:

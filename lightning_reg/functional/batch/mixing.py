@@ -139,7 +139,7 @@ def check_labels(labels: Tensor, num_classes: int, *, ignored: int | None = None
         ignored: Label that is allowed although it isn't a class index; None for none.
 
     Raises:
-        SettingError: With the first invalid label and its sample.
+        SettingError: If a label is out of range; names the first one and its sample.
 
     >>> check_labels(torch.tensor([0, 7]), 3)
     Traceback (most recent call last):

@@ -124,7 +124,7 @@ def check_rank(layer: nn.Module, inputs: Tensor, wanted: str, *, least: int, mos
         most: Largest number of dimensions; unlimited where None.
 
     Raises:
-        SettingError: With the shape.
+        SettingError: If they have fewer or more dimensions.
     """
     if inputs.ndim < least or (most is not None and inputs.ndim > most):
         raise SettingError(

@@ -145,6 +145,19 @@ class Tied(SomebodysClassifier):
         return self.logit_scale.exp() * self.network.head(features)
 
 
+class Grows(SomebodysClassifier):
+    """Its hidden layer gets more units in the second epoch, and an optimizer that knows them."""
+
+    def on_train_epoch_start(self):
+        if self.current_epoch == 1:
+            hidden, head = nn.Linear(12, 16), nn.Linear(16, 3)
+            with torch.no_grad():
+                hidden.weight[:12] = self.network.hidden.weight
+                head.weight[:, :12] = self.network.head.weight
+            self.network.hidden, self.network.head = hidden, head
+            self.trainer.optimizers = [self.configure_optimizers()]
+
+
 class Scripted(SomebodysClassifier):
     """Has a part that torch.jit has compiled, as older projects do."""
 
@@ -182,6 +195,7 @@ PROJECTS = {
     "weights by .data": Project(MovesData),
     "weights from a vector": Project(FromAVector),
     "tied weights": Project(Tied),
+    "growing layers": Project(Grows),
     "scripted part": Project(Scripted),
     "unregistered parameters": Project(Unlisted),
 }

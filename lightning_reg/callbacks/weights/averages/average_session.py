@@ -18,6 +18,7 @@ from lightning_reg.callbacks.weights.averages.held_weights import HeldWeights
 from lightning_reg.callbacks.weights.averages.recomputation import recomputed_statistics
 from lightning_reg.callbacks.weights.averages.registered import (
     Registered,
+    children_in,
     is_sharded,
     norm_statistics,
     registered_in,
@@ -60,6 +61,7 @@ class AverageSession(Session[WeightAverage]):
     is_final: bool = False  # whether training has ended, and the module keeps the average
     saved_at: tuple[int, int] = (-1, -1)  # updates and steps when a checkpoint's statistics were recomputed
     places: list[Registered] = field(default_factory=list)  # of all parameters
+    children: list[tuple[Mapping[str, Any], Mapping[str, Any]]] = field(default_factory=list)  # now, and when it read
     trainable: list[bool] = field(default_factory=list)
     names: list[str] = field(default_factory=list)  # of what is averaged
     averaged: tuple[list[Tensor], list[Tensor]] = field(default_factory=lambda: ([], []))  # the averages, the weights
@@ -149,8 +151,9 @@ class AverageSession(Session[WeightAverage]):
 
     def take(self) -> None:
         """Updates the average with the current weights."""
-        if not self.places or any(place.is_stale for place in self.places):
+        if not self.places or self._has_others:
             self.places = [entry for entry in registered_in(self.run.module) if isinstance(entry.tensor, nn.Parameter)]
+            self.children = children_in(self.run.module)
             self.trainable = []
         trainable = [place.tensor.requires_grad for place in self.places]
         averages, tensors = self.averaged
@@ -163,6 +166,11 @@ class AverageSession(Session[WeightAverage]):
                 self.update_(averages, list(map(local, tensors)) if self.has_shards else tensors)
         self.updates += 1
         self.is_recomputed = False
+
+    @property
+    def _has_others(self) -> bool:
+        """Whether the module has other parameters or submodules than when they were read."""
+        return any(place.is_stale for place in self.places) or any(now != read for now, read in self.children)
 
     def _begin(self) -> None:
         """Copies the tensors that aren't held yet."""
@@ -222,6 +230,7 @@ class AverageSession(Session[WeightAverage]):
     def _averaged_module(self) -> Iterator[LightningModule]:
         """Yields a copy of the module with the average; where it can't be copied, the module itself."""
         run, name = self.run, type(self.technique).__name__
+        self.held.follow(tensors_of(run.module))
         if is_sharded(run.module):
             rank_zero_warn(
                 f"{name} evaluates the module itself, because FSDP2 doesn't let a sharded one be copied: what it "

@@ -13,6 +13,7 @@ from lightning_reg.optim import is_normalization
 
 __all__ = [
     "Registered",
+    "children_in",
     "is_expanded",
     "is_sharded",
     "norm_statistics",
@@ -64,6 +65,16 @@ def registered_in(module: nn.Module) -> list[Registered]:
                     name = plain_name(f"{prefix}.{key}" if prefix else key)
                     found[id(tensor)] = Registered(name, tensor, owner, key)
     return list(found.values())
+
+
+def children_in(module: nn.Module) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    """Returns the children of each submodule, by name: as they are registered, and as they are now.
+
+    The two of a pair differ as soon as a child is added, removed or replaced.
+    """
+    # Those of torch.jit stay as they were compiled.
+    parts = (part for part in module.modules() if not isinstance(part, torch.jit.ScriptModule))
+    return [(part._modules, dict(part._modules)) for part in parts if part._modules]
 
 
 def state_names(module: nn.Module) -> dict[str, list[str]]:
