@@ -188,6 +188,7 @@ class _Measuring(Session[GeneralizationGap]):
     loaders: dict[str, DataLoader[Any]] = field(default_factory=dict)
     made_of: list[Any] = field(default_factory=list)  # the trainer's own, which it may reload
     is_off: bool = False
+    was_validated: bool = False
 
     def __post_init__(self) -> None:
         # Before the hooks of callbacks, some of which take averaged weights out of the module.
@@ -221,6 +222,7 @@ class _Measuring(Session[GeneralizationGap]):
 
     def _measure_first(self, ends: Callable[[], None]) -> None:
         trainer = self.run.trainer
+        self.was_validated |= not trainer.sanity_checking
         is_due = (trainer.current_epoch + 1) % self.technique.every_n_epochs == 0
         if is_due and not trainer.sanity_checking and not self.is_off:
             with self._refusing():
@@ -273,6 +275,8 @@ class _Measuring(Session[GeneralizationGap]):
     def train_ends(self) -> None:
         trainer, module = self.run.trainer, self.run.module
         curves = self.result().curves
+        if not (curves.train or self.was_validated or self.is_off or trainer.fast_dev_run):  # type: ignore[attr-defined]
+            self.technique.warn("GeneralizationGap measured nothing: training ended before its first validation")
         if not curves.train:
             return
         weights = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)

@@ -22,6 +22,7 @@ from lightning_reg.callbacks import (
     SharpnessAwareMinimization,
     StochasticWeightAverage,
     StrengthSchedule,
+    TemperatureScaling,
 )
 from lightning_reg.settings import SettingError
 from lightning_reg.transforms import Mixup
@@ -262,6 +263,12 @@ def test_lookahead_refuses_steps_that_lightning_does_not_announce():
 
     refusal = fit_or_refusal(variant("scheduler by hand", make=StepsByItself), [Lookahead(k=2)])
     assert "use_pl_optimizer must be True in self.optimizers() with Lookahead" in str(refusal)
+
+
+@pytest.mark.parametrize("technique", [GeneralizationGap(verbose=False), TemperatureScaling()])
+def test_a_fit_that_ends_before_its_first_validation_is_said_to(technique):
+    outcome = fit(variant("plain", settings={"check_val_every_n_epoch": 5}), [technique])
+    assert any(type(technique).__name__ in said and "before its first validation" in said for said in outcome.said)
 
 
 # What has nothing to do, or no length, or nothing to write to.

@@ -127,8 +127,9 @@ class ResizingSession(Session[ProgressiveResizing]):
             if self.is_checked or isinstance(error, (torch.OutOfMemoryError, SettingError)):
                 raise
             raise SettingError(
-                f"start must be 1 where the network takes images of one size alone: it was trained on {full[0]} × "
-                f"{full[1]}, and of {sides[0]} × {sides[1]} it says {str(error).splitlines()[0]}"
+                "start must be 1 where the network takes images of one size alone, and multiple_of the factor by which "
+                f"it shrinks them where it enlarges them again: it was trained on {full[0]} × {full[1]}, and of "
+                f"{sides[0]} × {sides[1]} it says {str(error).splitlines()[0]}"
             ) from error
         self.is_checked = True
         return output

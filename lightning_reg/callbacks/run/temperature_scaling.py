@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
@@ -241,7 +241,10 @@ class TemperatureSession(Session[TemperatureScaling]):
     def _end(self, on_train_end: Callable[[], Any]) -> Any:
         output = on_train_end()
         trainer, technique = self.run.trainer, self.technique
-        if self.latest is None or trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by its constructor
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by its constructor
+            return output
+        if self.latest is None:
+            rank_zero_warn(f"{type(technique).__name__} had no effect: training ended before its first validation")
             return output
         with _Logits() as seen:
             _validate(trainer, copy_module(trainer, self.run.module, type(technique).__name__))
