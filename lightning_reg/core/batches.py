@@ -12,7 +12,18 @@ from torch.nn.utils.rnn import PackedSequence
 
 from lightning_reg.settings import SettingError
 
-__all__ = ["Key", "check_key", "number_of_rows", "part_of", "repeated", "rows_of", "with_parts"]
+__all__ = [
+    "Key",
+    "check_key",
+    "dense_part_of",
+    "floating_part_of",
+    "is_dense",
+    "number_of_rows",
+    "part_of",
+    "repeated",
+    "rows_of",
+    "with_parts",
+]
 
 Key = int | str | tuple[Callable[[Any], Tensor], Callable[[Any, Tensor], Any]]
 """Position of a part in a batch: an index, a name, or a getter and a setter, which returns a batch with a new part."""
@@ -67,6 +78,43 @@ def part_of(batch: Any, key: Key, *, name: str) -> Tensor:
         found = "nothing" if part is None else f"a {type(part).__name__}"
         raise SettingError(f"{name} must lead to a tensor, but at {key!r} the batch has {found}")
     return part
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether a tensor is neither sparse nor nested."""
+    return tensor.layout == torch.strided and not tensor.is_nested
+
+
+def dense_part_of(batch: Any, key: Key, *, name: str) -> Tensor:
+    """Returns one tensor of a batch as :func:`part_of` does, but no sparse or nested one.
+
+    >>> dense_part_of([torch.eye(2).to_sparse()], 0, name="input_key")
+    Traceback (most recent call last):
+    lightning_reg.settings.SettingError: input_key must lead to a dense tensor, but at 0 the batch has one of layout ...
+    """
+    part = part_of(batch, key, name=name)
+    if not is_dense(part):
+        raise SettingError(f"{name} must lead to a dense tensor, but at {key!r} the batch has {_layout_of(part)}")
+    return part
+
+
+def floating_part_of(batch: Any, key: Key, *, name: str, technique: str) -> Tensor:
+    """Returns one tensor of a batch as :func:`dense_part_of` does, of a floating dtype and with one row a sample.
+
+    Args:
+        technique: Name of the calling technique, for the error message.
+    """
+    part = dense_part_of(batch, key, name=name)
+    if not part.is_floating_point() or not part.ndim:
+        raise SettingError(
+            f"{name} must lead to inputs of a floating dtype with one row a sample, but {technique} finds {part.dtype} "
+            f"of shape {tuple(part.shape)}"
+        )
+    return part
+
+
+def _layout_of(tensor: Tensor) -> str:
+    return "a nested one" if tensor.is_nested else f"one of layout {tensor.layout}"
 
 
 def with_parts(batch: Any, parts: Sequence[tuple[Key, Tensor]]) -> Any:
@@ -157,6 +205,11 @@ def number_of_rows(batch: Any, *, doing: str) -> int:
             raise SettingError(
                 f"the batch must be made of tensors that have one row a sample, so that {doing}, but has a "
                 "PackedSequence; pack it in the module"
+            )
+        if not is_dense(part) and part.layout != torch.sparse_coo:  # whose rows can be joined and chosen
+            raise SettingError(
+                f"the batch must be made of dense tensors, so that {doing}, but has {_layout_of(part)}; convert it in "
+                "the module"
             )
         shapes.append(tuple(part.shape))
 

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_reg.core.batches import Key, check_key, part_of
+from lightning_reg.core.batches import Key, check_key, is_dense, part_of
 from lightning_reg.core.facts import Place
 from lightning_reg.core.lightning import callbacks_of
 from lightning_reg.core.session import Session
@@ -126,6 +126,9 @@ class BatchImagesSession(Session[BatchImages]):
             self._say(f"batches are {type(batch).__name__}, in which nothing has a number")
             return
         inputs = batch if isinstance(batch, Tensor) else part_of(batch, technique.input_key, name="input_key")
+        if not is_dense(inputs):
+            self._say(f"batches have inputs of layout {inputs.layout}")
+            return
         captions: list[list[str]] = [[] for _ in inputs[: technique.max_samples]]
         data = getattr(trainer, "datamodule", None)
         if not isinstance(batch, Tensor):

@@ -37,6 +37,17 @@ LOSS_TERMS = (
 )
 NEED_INPUTS = ("InputGradientPenalty", "JacobianPenalty", "AdversarialTraining*")
 
+NEED_DENSE = (
+    "BatchMixing*",
+    "RegMixup",
+    "ManifoldMixup",
+    "RDrop",
+    "AugmentationConsistency*",
+    "ProgressiveResizing",
+    "SharpnessAwareMinimization of the hardest",
+    *NEED_INPUTS,
+)
+
 # Globs over techniques and over projects, and what the sentence has to say.
 REFUSALS = [
     # A loss that is handed to manual_backward, or a step that makes several, is nobody else's.
@@ -44,6 +55,7 @@ REFUSALS = [
     (LOSS_TERMS, MANUAL, "automatic_optimization"),
     (("SharpnessAwareMinimization*",), ("step with an iterator",), "dataloader_iter"),
     (BEFORE_THE_STEP, ("LBFGS",), "LBFGS"),
+    (NEED_DENSE, ("batch sparse", "batch ragged"), "dense tensor"),
     # What isn't in the batch or the loss can't be mixed.
     (("BatchMixing*",), WITHOUT_LABELS, "the loss must be computed by a function of torch's"),
     (("BatchMixing*", "RegMixup", "ManifoldMixup"), ("batch a tensor",), "target_key must be an index below 1"),

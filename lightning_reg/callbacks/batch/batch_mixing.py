@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from lightning_reg.callbacks.batch.loss_interpolation import InterpolatedLosses
 from lightning_reg.callbacks.batch.weighted_losses import LOSSES
-from lightning_reg.core.batches import Key, check_key, part_of, with_parts
+from lightning_reg.core.batches import Key, check_key, dense_part_of, part_of, with_parts
 from lightning_reg.core.facts import Place
 from lightning_reg.core.lightning import compiled_call, instance_number, is_compiled, refuse_compiled_whole
 from lightning_reg.core.session import Session
@@ -153,8 +153,8 @@ class MixingSession(Session[BatchMixing]):
         self.current = None
         if mixing.epochs is not None and self.run.module.current_epoch >= mixing.epochs:
             return training_step(batch, *args, **kwargs)
-        inputs = part_of(batch, mixing.input_key, name="input_key")
-        targets = part_of(batch, mixing.target_key, name="target_key")
+        inputs = dense_part_of(batch, mixing.input_key, name="input_key")
+        targets = dense_part_of(batch, mixing.target_key, name="target_key")
         if not targets.ndim or len(inputs) != len(targets):
             raise SettingError(
                 f"input_key and target_key must lead to as many samples, but the batch has inputs of shape "

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from typing_extensions import override
 
-from lightning_reg.core.batches import Key, check_key, part_of, with_parts
+from lightning_reg.core.batches import Key, check_key, dense_part_of, with_parts
 from lightning_reg.core.facts import Linear, Place
 from lightning_reg.core.lightning import logs_now, planned_epochs
 from lightning_reg.core.session import Session
@@ -105,7 +105,7 @@ class ResizingSession(Session[ProgressiveResizing]):
         if technique.start == 1:
             return training_step(*args, **kwargs)
         batch = args[0] if args else kwargs["batch"]
-        images = part_of(batch, technique.input_key, name="input_key")
+        images = dense_part_of(batch, technique.input_key, name="input_key")
         if images.ndim != 4 or not images.is_floating_point():
             raise SettingError(
                 f"input_key must lead to images (N, C, H, W) of a floating dtype, but {type(technique).__name__} finds "

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_reg.core.batches import Key, check_key, part_of, with_parts
+from lightning_reg.core.batches import Key, check_key, floating_part_of, with_parts
 from lightning_reg.core.copies.repetition import Repetition, loss_of
 from lightning_reg.core.facts import Chart, Log, Place
 from lightning_reg.core.lightning import callbacks_of, instance_number, is_compiled, logs_now, scaler_scale
@@ -204,12 +204,7 @@ class AdversarialSession(Session[AdversarialTraining]):
         # The first step is attacked even if a schedule begins at 0: a step that can't be attacked is an error now.
         if technique.eps == 0 or (eps == 0 and self.is_checked):
             return training_step(batch, *args, **kwargs)
-        inputs = part_of(batch, technique.input_key, name="input_key")
-        if not inputs.is_floating_point() or not inputs.ndim:
-            raise SettingError(
-                "input_key must lead to inputs of a floating dtype with one row a sample, but "
-                f"{type(technique).__name__} finds {inputs.dtype} of shape {tuple(inputs.shape)}"
-            )
+        inputs = floating_part_of(batch, technique.input_key, name="input_key", technique=type(technique).__name__)
         self._note_range(inputs)
 
         def on(given: Any) -> Any:

@@ -15,7 +15,7 @@ from lightning_reg.callbacks.batch.reg_mixup import RegMixup
 from lightning_reg.callbacks.loss.logits import LogitsSession
 from lightning_reg.callbacks.loss.loss_term import LossTerm
 from lightning_reg.callbacks.loss.r_drop import RDrop
-from lightning_reg.core.batches import Key, check_key, part_of, repeated, with_parts
+from lightning_reg.core.batches import Key, check_key, dense_part_of, repeated, with_parts
 from lightning_reg.core.facts import Log
 from lightning_reg.core.lightning import callbacks_of, instance_number, is_checkpointed, refuse_compiled_whole
 from lightning_reg.core.schedules import StrengthSchedule
@@ -232,7 +232,7 @@ class ConsistencySession(LogitsSession):
     @override
     def watched_batch(self, batch: Any) -> Any:
         technique = self.technique
-        clean = part_of(batch, technique.input_key, name="input_key")
+        clean = dense_part_of(batch, technique.input_key, name="input_key")
         with torch._C.DisableTorchFunction(), torch.no_grad():
             views = self._augmented(clean.detach())
         batch = repeated(batch, technique.views, technique=type(technique).__name__)

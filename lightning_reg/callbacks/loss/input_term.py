@@ -7,7 +7,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_reg.callbacks.loss.loss_term import TermSession
-from lightning_reg.core.batches import Key, part_of, with_parts
+from lightning_reg.core.batches import Key, floating_part_of, with_parts
 from lightning_reg.core.gradients import refuse_sharded
 from lightning_reg.core.lightning import is_compiled
 from lightning_reg.settings import SettingError
@@ -43,12 +43,7 @@ class InputTermSession(TermSession):
 
     @override
     def watched_batch(self, batch: Any) -> Any:
-        inputs = part_of(batch, self.input_key, name="input_key")
-        if not inputs.is_floating_point() or not inputs.ndim:
-            raise SettingError(
-                "input_key must lead to inputs of a floating dtype with one row a sample, but "
-                f"{type(self.technique).__name__} finds {inputs.dtype} of shape {tuple(inputs.shape)}"
-            )
+        inputs = floating_part_of(batch, self.input_key, name="input_key", technique=type(self.technique).__name__)
         if not inputs.requires_grad:
             # Of a tensor that was made in inference mode only a copy can have a gradient.
             inputs = (inputs.clone() if inputs.is_inference() else inputs.detach()).requires_grad_()

@@ -283,6 +283,9 @@ def _write(copies: Iterable[Copied], *, silently: bool) -> None:
             continue
         if _address(tensor) != _address(copied.memory):
             tensor.data = copied.memory
+        if tensor.is_nested:
+            _dense(copied.memory).copy_(copied.copy)
+            continue
         memory = local(_dense(copied.memory))  # each process writes its own shard
         to.append(memory.data if silently else memory)  # .data has a version counter of its own
         of.append(local(copied.copy))

@@ -56,6 +56,16 @@ def as_nested_dict(inputs, targets):
     return {"data": {"inputs": inputs}, "target": {"labels": targets}, "meta": None}
 
 
+def as_sparse(inputs, targets):
+    return inputs.relu().to_sparse_csr(), targets
+
+
+def as_ragged(inputs, targets):
+    """Sequences of one to three steps, as a nested tensor."""
+    sequences = [row.repeat(1 + index % 3, 1) for index, row in enumerate(inputs)]
+    return torch.nested.nested_tensor(sequences, layout=torch.jagged), targets
+
+
 def as_graphs(inputs, targets):
     """A graph a sample: its features at three nodes in a ring."""
     nodes = inputs.repeat_interleave(3, dim=0)
@@ -159,6 +169,10 @@ PROJECTS = {
     "batch a dataclass": project(Sample, by_attribute, "inputs", "labels"),
     "batch an object": project(Encoded, by_attribute, "inputs", "labels"),
     "batch of graphs": Project(OnGraphs, loader(as_graphs), loader(as_graphs), input_key="x", target_key="y"),
+    "batch sparse": project(as_sparse, lambda batch: (batch[0].to_dense(), batch[1])),
+    "batch ragged": project(
+        as_ragged, lambda batch: (torch.stack([sequence.mean(0) for sequence in batch[0].unbind()]), batch[1])
+    ),
     "batch a tensor": Project(
         Reconstructs,
         lambda: DataLoader(features(), batch_size=BATCH_SIZE),
