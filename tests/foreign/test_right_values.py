@@ -12,6 +12,7 @@ from torch import nn
 from lightning_reg.callbacks import (
     BatchImages,
     BatchMixing,
+    BestWeightsEarlyStopping,
     ConfidencePenalty,
     ExponentialMovingAverage,
     GeneralizationGap,
@@ -32,7 +33,7 @@ from tests.foreign.project import BATCH_SIZE, SomebodysClassifier, features, lab
 from tests.foreign.projects.changed_batches import InPlace, Pops
 from tests.foreign.projects.networks import Focal
 from tests.foreign.projects.steps import LooksAtClipping, ValidatesByTrainingStep
-from tests.foreign.projects.weights import FreezesByTurns
+from tests.foreign.projects.weights import FreezesByTurns, Grows
 
 ONE_STEP = {"max_epochs": 1, "limit_train_batches": 1, "limit_val_batches": 0}
 
@@ -84,6 +85,16 @@ class MovesDataInItsStep(SomebodysClassifier):
     def optimizer_step(self, *args, **kwargs):
         super().optimizer_step(*args, **kwargs)
         self.network.hidden.weight.data = self.network.hidden.weight.data.clamp(-0.2, 0.2)
+
+
+def test_best_weights_of_layers_that_have_grown_since_are_left_where_they_are():
+    class BestFirst(Grows):
+        def validation_step(self, batch, batch_idx):
+            self.log("val_loss", float(self.current_epoch))
+
+    outcome = fit(variant("growing layers", make=BestFirst), [BestWeightsEarlyStopping("val_loss", patience=100)])
+    assert any("best in epoch 0, but the module has had other layers since" in said for said in outcome.said)
+    assert outcome.module.network.hidden.out_features == 16
 
 
 class ReplacesLayers(SomebodysClassifier):

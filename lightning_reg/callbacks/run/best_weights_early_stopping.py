@@ -14,6 +14,7 @@ from typing_extensions import override
 from lightning_reg.callbacks.run.snapshot import (
     WeightSnapshot,
     averaging_callbacks,
+    fits,
     load_weights,
     warn_of_untrusted,
     weights_of_checkpoint,
@@ -492,21 +493,23 @@ class StoppingSession(Session[RestoresBestWeights]):
         technique, trainer, module = self.technique, self.run.trainer, self.run.module
         if not technique.restore_best_weights or self.best_epoch is None:
             return
-        if self.snapshot:
-            self.restored = self.snapshot.state
-            load_weights(trainer, module, self.restored)
-        else:
-            weights = weights_of_checkpoint(
-                trainer, monitor=technique.monitor, mode=technique.mode, epoch=self.best_epoch, step=self.best_step
+        weights = self.snapshot.state or weights_of_checkpoint(
+            trainer, monitor=technique.monitor, mode=technique.mode, epoch=self.best_epoch, step=self.best_step
+        )
+        if weights is None:
+            rank_zero_warn(
+                f"{technique.monitor} was best in epoch {self.best_epoch}, before this run was resumed, and no "
+                "best checkpoint of that epoch was found to take the weights from; the last weights stay"
             )
-            if weights is None:
-                rank_zero_warn(
-                    f"{technique.monitor} was best in epoch {self.best_epoch}, before this run was resumed, and no "
-                    "best checkpoint of that epoch was found to take the weights from; the last weights stay"
-                )
-                return
-            self.restored = weights
-            load_weights(trainer, module, self.restored)
+            return
+        if not fits(module, weights):
+            rank_zero_warn(
+                f"{technique.monitor} was best in epoch {self.best_epoch}, but the module has had other layers since, "
+                "which its weights of then don't fit; the last weights stay"
+            )
+            return
+        self.restored = weights
+        load_weights(trainer, module, self.restored)
         rank_zero_info(f"Restored the weights of epoch {self.best_epoch} ({technique.monitor} = {self.best_value:.4f})")
 
     def _keep_late(self, on_validation_end: Callable[[], Any]) -> Any:

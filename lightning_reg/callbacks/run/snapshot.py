@@ -21,6 +21,7 @@ __all__ = [
     "WeightSnapshot",
     "averaging_callbacks",
     "chosen_weights_only",
+    "fits",
     "load_weights",
     "warn_of_untrusted",
     "weights_of_checkpoint",
@@ -57,6 +58,17 @@ class WeightSnapshot:
         # Validation runs in inference mode, whose tensors couldn't be written again outside of it.
         with torch.inference_mode(False), torch.no_grad():
             self.state = {name: _copied(entry, self.state.get(name)) for name, entry in saved["state_dict"].items()}
+
+
+def fits(pl_module: LightningModule, state: dict[str, Any]) -> bool:
+    """Whether a module has the layers of a ``state_dict``, rather than others that have come or grown since."""
+    then, now = _shapes(state), _shapes(pl_module.state_dict())
+    shared = then.keys() & now.keys()
+    return all(then[name] == now[name] for name in shared) and not (pl_module.strict_loading and now.keys() - shared)
+
+
+def _shapes(state: dict[str, Any]) -> dict[str, torch.Size | None]:
+    return {name: entry.shape if isinstance(entry, Tensor) else None for name, entry in state.items()}
 
 
 def load_weights(trainer: Trainer, pl_module: LightningModule, state: dict[str, Any]) -> None:
