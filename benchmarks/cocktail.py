@@ -221,7 +221,8 @@ def page(results: Sequence[Mapping[str, Any]]) -> str:
     """Returns the text of docs/cocktail.md, for the tables that all methods have been evaluated on."""
     means: dict[str, dict[str, float]] = {}
     for result in results:
-        means.setdefault(result["table"], {})[result["method"]] = 100 * statistics.fmean(result["values"])
+        # Accuracies are computed in float32, whose last digits mustn't decide between equal ones.
+        means.setdefault(result["table"], {})[result["method"]] = round(100 * statistics.fmean(result["values"]), 4)
     whole = {name: found for name, found in sorted(means.items()) if set(found) == set(METHODS)}
     lines = [
         "# What the cocktail is worth on tables",
