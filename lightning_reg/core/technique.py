@@ -96,7 +96,7 @@ class Technique(Callback):
         return self.position != Position.OUTSIDE
 
     @property
-    def session(self) -> Any:
+    def session(self) -> Session[Any] | None:
         """The live session; None outside of a fit."""
         return self._slot if isinstance(self._slot, Session) else None
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -143,6 +143,11 @@ class RestoresBestWeights(Technique, _EarlyStopping):
     @override
     def acts_on_steps(self) -> bool:
         return False
+
+    @property
+    @override
+    def session(self) -> "StoppingSession | None":
+        return cast("StoppingSession | None", super().session)
 
     @property
     def best_epoch(self) -> int | None:

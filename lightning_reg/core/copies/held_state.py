@@ -283,11 +283,12 @@ def _write(copies: Iterable[Copied], *, silently: bool) -> None:
             continue
         if _address(tensor) != _address(copied.memory):
             tensor.data = copied.memory
-        if tensor.is_nested:
-            _dense(copied.memory).copy_(copied.copy)
-            continue
         memory = local(_dense(copied.memory))  # each process writes its own shard
-        to.append(memory.data if silently else memory)  # .data has a version counter of its own
+        memory = memory.data if silently else memory  # .data has a version counter of its own
+        if tensor.is_nested:  # which foreach operations don't take
+            memory.copy_(copied.copy)
+            continue
+        to.append(memory)
         of.append(local(copied.copy))
     if to:
         torch._foreach_copy_(to, of)

@@ -1,6 +1,6 @@
 """Base class of techniques that average weights over training and evaluate with the average."""
 
-from typing import Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_args
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
@@ -12,6 +12,9 @@ from lightning_reg.core.facts import Place, Position
 from lightning_reg.core.lightning import callbacks_of, flattens_parameters, instance_number, twins
 from lightning_reg.core.technique import Technique
 from lightning_reg.settings import SettingError, check_choice
+
+if TYPE_CHECKING:
+    from lightning_reg.callbacks.weights.averages.average_session import AverageSession
 
 __all__ = ["CHECKPOINT_KEY", "Buffers", "Validate", "WeightAverage"]
 
@@ -48,6 +51,11 @@ class WeightAverage(Technique):
         check_choice("validate", validate, get_args(Validate))
         self.buffers: Buffers = buffers
         self.validate: Validate = validate
+
+    @property
+    @override
+    def session(self) -> "AverageSession | None":
+        return cast("AverageSession | None", super().session)
 
     @property
     def updates(self) -> int:
