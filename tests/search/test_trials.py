@@ -2,6 +2,7 @@
 
 import pytest
 
+from lightning_reg.search.spaces.space_file import space_of
 from lightning_reg.search.trials.storage import Driver, silenced
 from tests.search.helpers import make_trials, quality
 
@@ -65,6 +66,32 @@ def test_the_search_finds_what_is_good(tmp_path):
     assert best.value > 0.675  # 0.67 is the best that one technique can reach, 0.69 that all can
     assert set(best.cocktail) == {"dropout", "decay"}
     assert max(trials.importances(), key=trials.importances().get).startswith(("dropout", "decay", "noise", "l1"))
+
+
+def switches_without_strengths(count):
+    return space_of("plain", {"switches": {f"s{index}": {"set": {f"model.s{index}": True}} for index in range(count)}})
+
+
+def proposed(trials, count):
+    """Returns the switches of each proposal of a search that would best leave all but the first off."""
+    found = []
+    with silenced():
+        while trials.begun < count:
+            proposal = trials.ask()
+            found.append(tuple(proposal.cocktail))
+            trials.tell(proposal, [("s0" in proposal.cocktail) - 0.2 * len(proposal.cocktail)], seconds=1.0)
+    return found
+
+
+def test_no_cocktail_is_proposed_twice(tmp_path):
+    found = proposed(make_trials(tmp_path, switches_without_strengths(7), first=[]), 50)
+    assert len(set(found)) == 50
+    assert ("s0",) in found
+
+
+def test_a_space_with_fewer_cocktails_than_trials_repeats_them(tmp_path):
+    found = proposed(make_trials(tmp_path, switches_without_strengths(2), first=[]), 20)
+    assert set(found) == {(), ("s0",), ("s1",), ("s0", "s1")}
 
 
 def test_a_trial_that_fails_is_worse_than_all(tmp_path):

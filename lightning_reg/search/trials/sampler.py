@@ -1,4 +1,4 @@
-"""The sampler: TPE, reseeded for each trial, so that interruptions don't change the course of a search."""
+"""The sampler: TPE that repeats no trial, reseeded each time, so that interruptions don't change a search's course."""
 
 import hashlib
 from collections.abc import Sequence
@@ -6,14 +6,20 @@ from typing import Any
 
 from optuna import Study
 from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler, TPESampler
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
 __all__ = ["PositionedSampler", "position_of"]
 
+_DRAWS = 8  # by TPE, then uniformly
+_BEGUN = (TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED)
+
 
 class PositionedSampler(BaseSampler):
     """TPE whose random numbers depend only on the search's seed and the trial's position.
+
+    TPE proposes a good combination of switches without strengths over and over. The result would be the same, and the
+    repetitions would crowd out other good trials in its model, so these proposals are drawn again.
 
     Args:
         seed: Seed of the search.
@@ -24,6 +30,7 @@ class PositionedSampler(BaseSampler):
         self._seed = seed
         self._startup = startup
         self._sampler = self._made(0)
+        self._uniform = RandomSampler()
 
     def _made(self, position: int) -> TPESampler:
         return TPESampler(
@@ -36,7 +43,9 @@ class PositionedSampler(BaseSampler):
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         """Reseeds the sampler for a new trial."""
-        self._sampler = self._made(position_of(trial, study.get_trials(deepcopy=False)))
+        position = position_of(trial, study.get_trials(deepcopy=False))
+        self._sampler = self._made(position)
+        self._uniform = RandomSampler(_seed_of(self._seed, position))
         self._sampler.before_trial(study, trial)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -46,8 +55,22 @@ class PositionedSampler(BaseSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """Samples parameters jointly."""
-        return self._sampler.sample_relative(study, trial, search_space)
+        """Samples parameters jointly: those of a new trial, unless all draws repeat earlier ones."""
+        begun = study.get_trials(deepcopy=False, states=_BEGUN)
+        # A trial's parameters are those of its switches that are on. Without a name it is still being proposed.
+        earlier = [other.params for other in begun if other.params and "name" in other.user_attrs]
+        drawn: dict[str, Any] = {}
+        for draw in range(2 * _DRAWS):
+            if draw < _DRAWS:
+                drawn = self._sampler.sample_relative(study, trial, search_space)
+            else:
+                drawn = {
+                    name: self._uniform.sample_independent(study, trial, name, distribution)
+                    for name, distribution in search_space.items()
+                }
+            if not any(parameters.items() <= drawn.items() for parameters in earlier):
+                break
+        return drawn
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
