@@ -42,7 +42,10 @@ from lightning_reg.data import InMemoryData
 from lightning_reg.models import Supervised
 from lightning_reg.settings import SettingError
 
-__all__ = ["RegularizationCLI"]
+__all__ = ["MONITOR", "RegularizationCLI"]
+
+MONITOR = "val/loss"
+"""Metric that selects the best checkpoint, unless another is set; our modules log it."""
 
 
 class _LastCheckpoint(ModelCheckpoint):
@@ -89,7 +92,7 @@ class RegularizationCLI(LightningCLI):
         parser.add_class_arguments(ModelCheckpoint, "checkpoint")
         parser.set_defaults(
             {
-                "checkpoint.monitor": "val/loss",
+                "checkpoint.monitor": MONITOR,
                 "checkpoint.filename": "best",
                 "checkpoint.enable_version_counter": False,
             }

@@ -9,6 +9,7 @@ from typing import Any
 
 from typing_extensions import override
 
+from lightning_reg.cli.command import MONITOR
 from lightning_reg.cli.invocation import command_line
 from lightning_reg.cli.options import executor_of, versions
 from lightning_reg.cli.unattended import trial
@@ -93,9 +94,18 @@ class CommandJob(SearchJob):
         self.splits = definition.folds or (_USUAL_FOLDS if few else 1)
         definition.check_prune(self.splits)
         self.space, self.has_test = seen.space, seen.has_test
+        if self.base["checkpoint"]["monitor"] == MONITOR and MONITOR not in seen.metrics:
+            self._select_by_metric()
         self.has_base = with_cocktail(self.space, self.base, {}) != self.base
         self.notes += seen.notes
         self._announce()
+
+    def _select_by_metric(self) -> None:
+        selection = {"monitor": self.definition.metric, "mode": "min" if self.definition.prefers_less else "max"}
+        self.base["checkpoint"] |= selection
+        self.whole_base["checkpoint"] |= selection
+        self.pieces = [*self.pieces, {f"checkpoint.{name}": value for name, value in selection.items()}]
+        self.notes.append(f"the epoch is selected by {self.definition.metric}: the module doesn't log {MONITOR}")
 
     def _announce(self) -> None:
         definition = self.definition

@@ -297,8 +297,10 @@ def test_callbacks_are_found_for_a_module_that_no_one_here_wrote(here, tmp_path,
     base = ["--model", "their_project.TheirNet", "--data=their_project.TheirRows", "--trainer.max_epochs", "1"]
     assert main(["search", str(path)]) == 2
     assert "error: base is missing" in capsys.readouterr().err
-    quiet = ["--trainer.logger", "false", "--checkpoint.monitor", "val_error"]
-    assert main(["search", str(path), *base, *quiet]) == 0
+    assert main(["search", str(path), *base, "--trainer.logger", "false"]) == 0
+    assert "the epoch is selected by val_error: the module doesn't log val/loss" in capsys.readouterr().out
+    selection = yaml.safe_load(Path("runs/search/attach/best.yaml").read_text())["checkpoint"]
+    assert selection["monitor"] == "val_error"
     content = json.loads(Path("runs/search/attach/search.json").read_text())
     alone = [trial for trial in content["trials"] if trial["kind"] == "alone"]
     assert len(alone) == len(switches)
