@@ -2,8 +2,11 @@
 
 import pytest
 
-from lightning_reg.search.outcome import confirmed
+from lightning_reg.search.outcome import SearchOutcome, confirmed
+from lightning_reg.search.report.page import headline
+from lightning_reg.search.trials.tried import Tried
 from lightning_reg.studies.outcome import Result
+from tests.search.helpers import make_space
 
 
 def test_both_p_values_are_corrected_for_the_number_of_comparisons():
@@ -19,3 +22,9 @@ def test_both_p_values_are_corrected_for_the_number_of_comparisons():
         "without l1": pytest.approx(2 * 2 / 2**6),
         "plain": pytest.approx(2 * 2 / 2**6),
     }
+
+
+def test_a_better_trial_whose_steps_take_too_long_is_called_so():
+    plain, base = Tried(0, "plain", "plain", {}, 0.8, excess=-0.5), Tried(1, "base", "base", None, 0.9, excess=0.2)
+    told = SearchOutcome("x", "X", make_space(), "val/accuracy", False, 1, 0, [plain, base], plain)
+    assert "Beside it: base 90.00 % (too slow)." in " ".join(headline(told))

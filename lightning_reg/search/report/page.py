@@ -52,6 +52,11 @@ def _extent(outcome: SearchOutcome) -> str:
     )
 
 
+def _value(outcome: SearchOutcome, entry: Tried) -> str:
+    """Returns a trial's value, and whether its steps take too long for it to win."""
+    return shown_value(outcome.metric, entry.value) + (" (too slow)" if (entry.excess or 0.0) > 0 else "")
+
+
 def headline(outcome: SearchOutcome) -> Iterator[str]:
     """Yields sentences that summarize the outcome of a search."""
     best, confirmation = outcome.best, outcome.confirmation
@@ -60,7 +65,7 @@ def headline(outcome: SearchOutcome) -> Iterator[str]:
         return
     yield f"Best on validation: {outcome.words(best.cocktail)}, {shown_value(outcome.metric, best.value)}."
     others = [
-        f"{entry.name} {shown_value(outcome.metric, entry.value)}"
+        f"{entry.name} {_value(outcome, entry)}"
         for entry in outcome.of_kind("plain", "base")
         if entry is not best
     ]
@@ -68,7 +73,7 @@ def headline(outcome: SearchOutcome) -> Iterator[str]:
     if alone:
         sign = -1 if outcome.prefers_less else 1
         single = max(alone, key=lambda entry: sign * float(entry.value or 0.0))
-        others.append(f"the best single technique, {single.name}, {shown_value(outcome.metric, single.value)}")
+        others.append(f"the best single technique, {single.name}, {_value(outcome, single)}")
     if others:
         yield f"Beside it: {'; '.join(others)}. These are the values that it was chosen by, so they flatter it."
     if confirmation is None:
