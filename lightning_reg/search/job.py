@@ -93,13 +93,17 @@ class SearchJob(ABC):
             SettingError: If a setting is invalid, or the disk is full.
             KeyboardInterrupt: When interrupted; finished runs are kept.
         """
-        from lightning_reg.search.trials.trials import Trials  # which imports Optuna
-
         self.folder.check()
         if self.storage is not None:
             with stored(self.folder.path, self.storage):  # checks that it can be reached, before anything is written
                 pass
         self.rehearse()
+        with self.executor() as executor:  # a cluster that can't be reached leaves no folder behind
+            return self._do(executor)
+
+    def _do(self, executor: Executor) -> tuple[SearchOutcome, list[Failure]]:
+        from lightning_reg.search.trials.trials import Trials  # which imports Optuna
+
         self.folder.make()
         driver = Driver(self.folder.path)
         failures: list[Failure] = []
@@ -108,7 +112,6 @@ class SearchJob(ABC):
             driver.alive(),
             silenced(),
             stored(self.folder.path, self.storage) as storage,
-            self.executor() as executor,
         ):
             trials = Trials(
                 storage,

@@ -89,6 +89,11 @@ def test_no_cocktail_is_proposed_twice(tmp_path):
     assert ("s0",) in found
 
 
+def test_random_proposals_repeat_none_either(tmp_path):
+    found = proposed(make_trials(tmp_path, switches_without_strengths(3), first=[]), 6)
+    assert len(set(found)) == 6
+
+
 def test_a_space_with_fewer_cocktails_than_trials_repeats_them(tmp_path):
     found = proposed(make_trials(tmp_path, switches_without_strengths(2), first=[]), 20)
     assert set(found) == {(), ("s0",), ("s1",), ("s0", "s1")}

@@ -65,9 +65,7 @@ def headline(outcome: SearchOutcome) -> Iterator[str]:
         return
     yield f"Best on validation: {outcome.words(best.cocktail)}, {shown_value(outcome.metric, best.value)}."
     others = [
-        f"{entry.name} {_value(outcome, entry)}"
-        for entry in outcome.of_kind("plain", "base")
-        if entry is not best
+        f"{entry.name} {_value(outcome, entry)}" for entry in outcome.of_kind("plain", "base") if entry is not best
     ]
     alone = [entry for entry in outcome.of_kind("alone") if entry.value is not None and entry is not best]
     if alone:

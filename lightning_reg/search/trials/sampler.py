@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 __all__ = ["PositionedSampler", "position_of"]
 
-_DRAWS = 8  # by TPE, then uniformly
+_DRAWS = 16  # by TPE, then uniformly
 _BEGUN = (TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED)
 
 
@@ -68,7 +68,8 @@ class PositionedSampler(BaseSampler):
                     name: self._uniform.sample_independent(study, trial, name, distribution)
                     for name, distribution in search_space.items()
                 }
-            if not any(parameters.items() <= drawn.items() for parameters in earlier):
+            # TPE leaves its first trials, and all parameters that no trial has had, to sample_independent.
+            if drawn and not any(parameters.items() <= drawn.items() for parameters in earlier):
                 break
         return drawn
 
