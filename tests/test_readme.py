@@ -30,11 +30,16 @@ COMMANDS = [
 ]
 
 
-@pytest.mark.parametrize("code", [block for language, block in blocks(PAGES[0]) if language == "python"])
-def test_python_runs(code):
-    names = {"__name__": "readme"}
-    exec(compile(code, "README.md", "exec"), names)
+def test_python_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names, shown = {"__name__": "readme"}, []
+    for code in [block for language, block in blocks(PAGES[0]) if language == "python"]:
+        exec(compile(code, "README.md", "exec"), names)  # a later block goes on where an earlier one ended
+        shown.append(capsys.readouterr().out)
     assert names["trainer"].state.finished
+    assert len(names["found"].outcome.tried) >= 30
+    assert shown[-1] == f"{names['found']}\n"  # no progress bar or summary of any trial
+    assert (tmp_path / "runs" / "search" / "python" / "report.html").is_file()
 
 
 def test_commands_parse(monkeypatch, image_folder):

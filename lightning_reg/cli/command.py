@@ -26,7 +26,7 @@ from lightning_reg.cli.networks import fitting_network
 from lightning_reg.cli.parser import BriefParser
 from lightning_reg.cli.results.figures import write_figures
 from lightning_reg.cli.results.predictions import PredictionSettings, use_samples, write_predictions
-from lightning_reg.cli.results.summary import quiet, summarize
+from lightning_reg.cli.results.summary import summarize
 from lightning_reg.cli.runs import (
     check_can_go_on,
     check_writable,
@@ -37,6 +37,7 @@ from lightning_reg.cli.runs import (
     read_for,
 )
 from lightning_reg.core.lightning import callbacks_of
+from lightning_reg.core.messages import quiet
 from lightning_reg.core.metric_names import higher_is_better, short_name
 from lightning_reg.data import InMemoryData
 from lightning_reg.models import Supervised

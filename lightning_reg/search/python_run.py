@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelSummary, ProgressBar
 
-from lightning_reg.core.lightning import callbacks_of, random_states, set_random_states
+from lightning_reg.core.lightning import callbacks_of, random_states, set_random_states, twins
+from lightning_reg.core.messages import quiet
 from lightning_reg.search.overlay import class_of
 from lightning_reg.search.spaces.space import Cocktail, Space
 from lightning_reg.search.step_timer import StepTimer
@@ -73,7 +75,8 @@ def build(make: Make, callbacks: list[Callback], trial: SearchTrial) -> Built:
     Raises:
         SettingError: If it returns something else than a run, or the trainer lacks one of the callbacks.
     """
-    returned = make(list(callbacks), trial)
+    with quiet():
+        returned = make(list(callbacks), trial)
     if not isinstance(returned, (tuple, list)) or len(returned) not in (2, 3, 4):
         raise SettingError(f"make must return (trainer, module, data), but returned {type(returned).__name__}")
     trainer, module, *data = returned
@@ -122,13 +125,16 @@ def perform(run: Run, _: Path) -> Measured:
         callbacks = [_made(entry) for entry in arguments["callbacks"]]
         built = build(arguments["make"], callbacks, SearchTrial(run.variant, arguments["split"], run.seed))
         trainer = built.trainer
-        callbacks_of(trainer).append(timer)
-        trainer.fit(built.module, **built.loaders)
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if value.numel() == 1}
-        # With the final weights, after all callbacks have finished: averaged ones, or the best ones.
-        measured = trainer.validate(built.module, **built.validated, verbose=False)
-        if arguments.get("test"):
-            measured = [*measured, *trainer.test(built.module, **built.tested, verbose=False)]
+        shown = twins(ModelSummary, ProgressBar)  # the search has a progress bar of its own
+        kept = [callback for callback in callbacks_of(trainer) if not isinstance(callback, shown)]
+        trainer.callbacks = [*kept, timer]  # type: ignore[attr-defined]  # set by Trainer.__init__ elsewhere
+        with quiet():
+            trainer.fit(built.module, **built.loaders)
+            metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if value.numel() == 1}
+            # With the final weights, after all callbacks have finished: averaged ones, or the best ones.
+            measured = trainer.validate(built.module, **built.validated, verbose=False)
+            if arguments.get("test"):
+                measured = [*measured, *trainer.test(built.module, **built.tested, verbose=False)]
     metrics |= {name: float(value) for found in measured for name, value in found.items()}
     if timer.seconds is not None:
         metrics[STEP_SECONDS] = timer.seconds

@@ -1,6 +1,5 @@
 """The table at the end of a fit."""
 
-import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,6 +18,7 @@ from lightning_reg.cli.results.advice import advice_lines, signs_in, signs_of, s
 from lightning_reg.cli.results.figures import write_figures
 from lightning_reg.cli.runs import run_folders
 from lightning_reg.core.lightning import callbacks_of
+from lightning_reg.core.messages import quiet
 from lightning_reg.core.metric_names import is_accuracy, lower_is_better, short_name
 from lightning_reg.core.tensorboard import log_final_metrics
 from lightning_reg.data import InMemoryData
@@ -27,7 +27,7 @@ from lightning_reg.functional.measures.learning_curves import generalization_gap
 from lightning_reg.settings import SettingError
 from lightning_reg.text import table
 
-__all__ = ["TrainingPart", "evaluate_splits", "metric_lines", "quiet", "selected_checkpoint", "summarize"]
+__all__ = ["TrainingPart", "evaluate_splits", "metric_lines", "selected_checkpoint", "summarize"]
 
 Metrics = dict[str, float]
 
@@ -194,15 +194,3 @@ def _without_loggers(trainer: Trainer) -> Iterator[None]:
         yield
     finally:
         trainer.loggers = loggers
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Suppresses Lightning's info messages."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
