@@ -85,6 +85,15 @@ def test_start_as_a_share_of_the_epochs():
     assert equal(state(one), state(other))
 
 
+@pytest.mark.parametrize("epochs", [-1, 1_000])
+def test_a_number_of_steps_is_a_length_too(epochs):
+    average = swa(start=0.4)
+    one, _ = fit(average, max_epochs=epochs, max_steps=EPOCHS * BATCHES)
+    other, _ = fit(swa(start=2), max_epochs=EPOCHS)
+    assert average.updates == 3
+    assert equal(state(one), state(other))
+
+
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
 def test_statistics_are_recomputed_under_autocast(precision):
     """What BatchNorm's inputs are in that precision, for the averaged weights."""
@@ -273,8 +282,11 @@ def test_bad_settings_are_refused(settings, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"start": 3}, "start must be an epoch before max_epochs, which is 3, or averaging never starts, but is 3"),
-        ({"start": 1.0}, "start must be an epoch before max_epochs, which is 3"),
+        (
+            {"start": 3},
+            "start must be before the planned end of training, epoch 3, or averaging never starts, but is 3",
+        ),
+        ({"start": 1.0}, "start must be before the planned end of training, epoch 3"),
         ({"start": 2, "every_n": 2}, "every_n must leave a snapshot between epochs 2 and 3"),
         ({"start": 2, "end": 2}, "end must be after start, which is epoch 2, but is 2"),
     ],
@@ -288,5 +300,5 @@ def test_averaging_that_never_starts_is_refused_before_the_first_step(settings, 
 
 
 def test_a_share_of_endless_training_is_refused():
-    with pytest.raises(SettingError, match="start must be an epoch where the Trainer has no max_epochs"):
-        fit(StochasticWeightAverage(), max_epochs=-1, max_steps=5)
+    with pytest.raises(SettingError, match="start must be an epoch where training has no planned end"):
+        fit(StochasticWeightAverage(), max_epochs=-1)

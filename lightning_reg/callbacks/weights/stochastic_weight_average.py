@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
@@ -12,6 +13,7 @@ from typing_extensions import override
 from lightning_reg.callbacks.weights.averages.average_session import AverageSession
 from lightning_reg.callbacks.weights.averages.averaging import Buffers, Validate, WeightAverage
 from lightning_reg.callbacks.weights.rates import set_rate
+from lightning_reg.core.lightning import planned_epochs
 from lightning_reg.core.session import Session, kept
 from lightning_reg.core.step import Run
 from lightning_reg.functional.annealing import Annealing, annealed, cyclic
@@ -51,7 +53,8 @@ class StochasticWeightAverage(WeightAverage):
     Justin Johnson, arXiv:2105.07576).
 
     Args:
-        start: First epoch of averaging: a share of ``max_epochs`` as a float in [0, 1), or the epoch, counted from 0.
+        start: First epoch of averaging, counted from 0; as a float in [0, 1) a share of the epochs that ``max_epochs``
+            and ``max_steps`` allow.
         end: Epoch before which averaging ends, likewise; the end of the fit where None.
         interval: Whether a snapshot is taken at the end of an ``"epoch"`` or after an optimizer ``"step"``.
         every_n: Epochs or steps between snapshots, at least 1; with ``lr_low`` the length of a cycle.
@@ -68,7 +71,7 @@ class StochasticWeightAverage(WeightAverage):
         With ``validate="both"`` ``swa/<name>``: what the module logs in validation, measured with averaged weights.
 
     Raises:
-        SettingError: If a setting is out of its range, averaging never starts within ``max_epochs``, Lightning averages
+        SettingError: If a setting is out of its range, averaging never starts within training, Lightning averages
             weights too, or the module holds something that can't be copied where a copy is needed.
 
     Reference:
@@ -122,40 +125,44 @@ class StochasticWeightAverage(WeightAverage):
     def new_session(self, run: Run) -> Session[Any]:
         return StochasticAverageSession(self, run)
 
-    def window(self, epochs: int | None) -> tuple[int, float]:
+    def window(self, epochs: float) -> tuple[int, float]:
         """Returns the first epoch of averaging, and the one before which it ends.
 
         Args:
-            epochs: Largest number of epochs of the fit; None or -1 for any number.
+            epochs: Number of planned epochs of the fit; infinity if it is unknown.
 
         Raises:
             SettingError: If no snapshot would be taken, or a share is given and the number of epochs is not.
         """
-        is_endless = epochs is None or epochs == -1
 
         def epoch(name: str, value: int | float) -> int:
             if isinstance(value, int):
                 return value
-            if epochs is None or is_endless:
-                raise SettingError(f"{name} must be an epoch where the Trainer has no max_epochs, but is {value}")
+            if math.isinf(epochs):
+                raise SettingError(f"{name} must be an epoch where training has no planned end, but is {value}")
             return math.floor(value * epochs + 1e-9)  # 0.29 · 100 is a little less than 29
 
         start = epoch("start", self.start)
         end = math.inf if self.end is None else epoch("end", self.end)
-        last = math.inf if is_endless or epochs is None else epochs
-        if start >= last:
+        if start >= epochs:
             raise SettingError(
-                f"start must be an epoch before max_epochs, which is {epochs}, or averaging never starts, but is "
+                f"start must be before the planned end of training, epoch {epochs}, or averaging never starts, but is "
                 f"{self.start}"
             )
         if end <= start:
             raise SettingError(f"end must be after start, which is epoch {start}, but is {self.end}")
-        if self.interval == "epoch" and start + self.every_n > min(end, last):
+        if self.interval == "epoch" and start + self.every_n > min(end, epochs):
             raise SettingError(
-                f"every_n must leave a snapshot between epochs {start} and {min(end, last)}, or averaging never "
+                f"every_n must leave a snapshot between epochs {start} and {min(end, epochs)}, or averaging never "
                 f"starts, but is {self.every_n}"
             )
         return start, end
+
+
+def _epochs(trainer: Trainer) -> float:
+    """Returns the number of planned epochs; infinity where only steps are limited, and epochs are of unknown length."""
+    is_unknown = trainer.max_epochs in (None, -1) and math.isinf(trainer.num_training_batches)
+    return math.inf if is_unknown else planned_epochs(trainer)
 
 
 @dataclass(eq=False)
@@ -173,7 +180,7 @@ class StochasticAverageSession(AverageSession):
     def train_starts(self) -> None:
         super().train_starts()
         technique, trainer = self.technique, self.run.trainer
-        self.start, self.end = technique.window(trainer.max_epochs)
+        self.start, self.end = technique.window(_epochs(trainer))
         if technique.lr_low is not None and technique.interval == "epoch" and math.isinf(trainer.num_training_batches):
             raise SettingError("interval must be 'step' where an epoch has no end and the rate is cyclic")
 
