@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelSummary, ProgressBar
 
-from lightning_reg.core.lightning import callbacks_of, random_states, set_random_states, twins
+from lightning_reg.core.lightning import callbacks_of, random_states, set_callbacks, set_random_states, twins
 from lightning_reg.core.messages import quiet
 from lightning_reg.search.overlay import class_of
 from lightning_reg.search.spaces.space import Cocktail, Space
@@ -127,7 +127,7 @@ def perform(run: Run, _: Path) -> Measured:
         trainer = built.trainer
         shown = twins(ModelSummary, ProgressBar)  # the search has a progress bar of its own
         kept = [callback for callback in callbacks_of(trainer) if not isinstance(callback, shown)]
-        trainer.callbacks = [*kept, timer]  # type: ignore[attr-defined]  # set by Trainer.__init__ elsewhere
+        set_callbacks(trainer, [*kept, timer])
         with quiet():
             trainer.fit(built.module, **built.loaders)
             metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if value.numel() == 1}

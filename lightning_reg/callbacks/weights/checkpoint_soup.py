@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -18,6 +18,7 @@ from lightning_reg.callbacks.weights.averages.averaging import CHECKPOINT_KEY
 from lightning_reg.callbacks.weights.averages.registered import spectral_vectors, tensors_of
 from lightning_reg.callbacks.weights.averages.remembered_inputs import batch_norms
 from lightning_reg.core.lightning import callbacks_of, is_overridden, set_callbacks
+from lightning_reg.core.messages import without_loggers
 from lightning_reg.core.wrapping import around
 from lightning_reg.files import read_checkpoint
 from lightning_reg.functional.spectrum import singular_vectors
@@ -140,7 +141,7 @@ class CheckpointSoup:
         kitchen = _Kitchen(trainer, model, datamodule, val_dataloaders, train_dataloaders)
         if self.buffers == "recompute" and batch_norms(model):
             kitchen.check_training_data()
-        with kitchen.quiet():
+        with without_loggers(trainer):
             if not self.greedy:
                 soup = self._serve(kitchen, list(found.values()))
                 return Soup(tuple(found), {}, None, soup)
@@ -198,16 +199,6 @@ class _Kitchen:
         self._datamodule = datamodule
         self._val = val_dataloaders
         self._train = train_dataloaders
-
-    @contextmanager
-    def quiet(self) -> Iterator[None]:
-        """Takes the trainer's loggers away for a while."""
-        loggers = self._trainer.loggers
-        self._trainer.loggers = []
-        try:
-            yield
-        finally:
-            self._trainer.loggers = loggers
 
     def validated(self, monitor: str) -> float:
         """Validates the model, and returns a metric."""

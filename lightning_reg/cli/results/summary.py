@@ -1,7 +1,6 @@
 """The table at the end of a fit."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from lightning_reg.cli.results.advice import advice_lines, signs_in, signs_of, s
 from lightning_reg.cli.results.figures import write_figures
 from lightning_reg.cli.runs import run_folders
 from lightning_reg.core.lightning import callbacks_of
-from lightning_reg.core.messages import quiet
+from lightning_reg.core.messages import quiet, without_loggers
 from lightning_reg.core.metric_names import is_accuracy, lower_is_better, short_name
 from lightning_reg.core.tensorboard import log_final_metrics
 from lightning_reg.data import InMemoryData
@@ -113,7 +112,7 @@ def evaluate_splits(
     validates = is_overridden("validation_step", model)
     weights = iter([best_path])  # loaded by the first evaluation, and kept for the others
     with quiet():
-        with _without_loggers(trainer):  # these values don't belong on the validation curve
+        with without_loggers(trainer):  # these values don't belong on the validation curve
             if validates and isinstance(data, InMemoryData):
                 part = TrainingPart(data)
                 measured["train"] = trainer.validate(model, datamodule=part, ckpt_path=next(weights), verbose=False)
@@ -185,12 +184,3 @@ def _formatted(name: str, value: float) -> str:
 def _relative(path: str | Path) -> Path:
     absolute = Path(path).absolute()
     return absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute
-
-
-@contextmanager
-def _without_loggers(trainer: Trainer) -> Iterator[None]:
-    loggers, trainer.loggers = trainer.loggers, []
-    try:
-        yield
-    finally:
-        trainer.loggers = loggers
