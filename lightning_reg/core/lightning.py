@@ -259,8 +259,9 @@ def planned_epochs(trainer: Trainer) -> float:
     """Returns the number of planned epochs by ``max_epochs`` or ``max_steps``, whichever ends first, or infinity.
 
     Args:
-        trainer: Trainer in a fit. Under manual optimization, where a batch may make any number of steps, ``max_steps``
-            counts only if ``max_epochs`` isn't given, as if each batch made one.
+        trainer: Trainer in a fit. ``max_steps`` tells nothing of epochs whose number of batches isn't known. Under
+            manual optimization, where a batch may make any number of steps, it counts only if ``max_epochs`` isn't
+            given, as if each batch made one.
     """
     epochs = math.inf if trainer.max_epochs is None or trainer.max_epochs < 0 else trainer.max_epochs
     if trainer.max_steps < 0 or (math.isfinite(epochs) and not trainer.lightning_module.automatic_optimization):
@@ -268,7 +269,7 @@ def planned_epochs(trainer: Trainer) -> float:
     trainer.fit_loop.setup_data()  # which Lightning does later; doing it twice does nothing
     batches = trainer.num_training_batches
     if math.isinf(batches):
-        return min(epochs, 1)
+        return epochs
     steps = max(math.ceil(batches / trainer.accumulate_grad_batches), 1)  # the last window of an epoch may be shorter
     return min(epochs, math.ceil(trainer.max_steps / steps))
 

@@ -107,7 +107,12 @@ def test_training_alone_sees_small_images():
             {"max_epochs": 2},
             "start must be 1 where .* 8 × 8, and of 4 × 4 it",
         ),
-        ((nn.Flatten(), nn.Linear(256, 3)), images, {"max_epochs": -1}, "max_epochs or max_steps must be given"),
+        (
+            (nn.Flatten(), nn.Linear(256, 3)),
+            images,
+            {"max_epochs": -1},
+            "max_epochs, or max_steps beside data of a known length",
+        ),
         (
             (nn.Flatten(), nn.Linear(256, 3)),
             lambda: DataLoader(TensorDataset(torch.rand(8, 6), torch.arange(8) % 3), batch_size=8),

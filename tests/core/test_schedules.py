@@ -1,6 +1,7 @@
 import math
 
 import pytest
+from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_reg.callbacks import (
     BestWeightsEarlyStopping,
@@ -11,6 +12,7 @@ from lightning_reg.callbacks import (
     Lookahead,
     SharpnessAwareMinimization,
 )
+from lightning_reg.core.lightning import planned_epochs
 from lightning_reg.core.schedules import ScheduledStrength, StrengthSchedule, check_never_zero
 from lightning_reg.settings import SettingError
 from tests.conformance.problem import SomebodysModule, loader
@@ -140,6 +142,26 @@ def test_steps_say_how_many_epochs_there_are(settings, factors):
     strength = ScheduledStrength()
     quiet_trainer(**settings).fit(Seen(), loader(), loader())
     assert seen == factors
+
+
+def test_steps_say_nothing_of_epochs_of_unknown_length():
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(list(loader().dataset))
+
+    def epochs(**settings):
+        seen = []
+
+        class Seen(SomebodysModule):
+            def on_train_start(self):
+                seen.append(planned_epochs(self.trainer))
+
+        quiet_trainer(**settings).fit(Seen(), DataLoader(Stream(), batch_size=4), loader())
+        return seen
+
+    assert epochs(max_epochs=-1, max_steps=2) == [math.inf]
+    assert epochs(max_epochs=5, max_steps=2) == [5]
+    assert epochs(max_epochs=5, max_steps=2, limit_train_batches=1) == [2]
 
 
 def test_off_is_what_never_gets_above_zero():

@@ -101,7 +101,7 @@ REFUSALS = [
     (("SnapshotEnsemble",), ("warm-up in optimizer_step",), "the learning rate must be left to"),
     # Images, in a training of which the length is known.
     (("ProgressiveResizing",), ANY, "input_key"),
-    (("ProgressiveResizing",), ANY, "max_epochs or max_steps must be given"),
+    (("ProgressiveResizing",), ANY, "max_epochs, or max_steps beside data of a known length"),
     (("ProgressiveResizing",), ANY, "start must be 1 where"),
     # Probabilities of classes, on data that is held back.
     (("TemperatureScaling",), ANY, "limit_val_batches must be above 0"),

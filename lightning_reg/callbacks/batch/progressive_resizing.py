@@ -95,8 +95,8 @@ class ResizingSession(Session[ProgressiveResizing]):
         self.epochs = planned_epochs(self.run.trainer)
         if math.isinf(self.epochs):
             raise SettingError(
-                f"max_epochs or max_steps must be given with {type(self.technique).__name__}, whose stages share the "
-                "training among them"
+                f"max_epochs, or max_steps beside data of a known length, must be given with "
+                f"{type(self.technique).__name__}, whose stages share the training among them"
             )
         self.run.around_step("training_step", self._step)
 

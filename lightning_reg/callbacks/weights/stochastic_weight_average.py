@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
@@ -159,12 +158,6 @@ class StochasticWeightAverage(WeightAverage):
         return start, end
 
 
-def _epochs(trainer: Trainer) -> float:
-    """Returns the number of planned epochs; infinity where only steps are limited, and epochs are of unknown length."""
-    is_unknown = trainer.max_epochs in (None, -1) and math.isinf(trainer.num_training_batches)
-    return math.inf if is_unknown else planned_epochs(trainer)
-
-
 @dataclass(eq=False)
 class StochasticAverageSession(AverageSession):
     """One fit of a mean of snapshots."""
@@ -180,7 +173,7 @@ class StochasticAverageSession(AverageSession):
     def train_starts(self) -> None:
         super().train_starts()
         technique, trainer = self.technique, self.run.trainer
-        self.start, self.end = technique.window(_epochs(trainer))
+        self.start, self.end = technique.window(planned_epochs(trainer))
         if technique.lr_low is not None and technique.interval == "epoch" and math.isinf(trainer.num_training_batches):
             raise SettingError("interval must be 'step' where an epoch has no end and the rate is cyclic")
 
