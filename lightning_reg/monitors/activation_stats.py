@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_reg.core.facts import Chart, Place
@@ -167,8 +167,16 @@ class ActivationSession(Session[ActivationStats]):
         technique, run = self.technique, self.run
         self.suffix = technique.suffix(run.trainer)
         self.draws = technique.histogram_bins > 0 and has_tensorboard(run.trainer)
+        self._watch(self._watched())
+
+    def _watched(self) -> dict[str, nn.Module]:
+        technique = self.technique
+        return select_watched(self.run.module, technique.include, technique.exclude, technique.types)
+
+    def _watch(self, modules: dict[str, nn.Module]) -> None:
+        technique = self.technique
         self.watch = ActivationWatch(
-            select_watched(run.module, technique.include, technique.exclude, technique.types),
+            modules,
             near_zero=technique.near_zero,
             saturation=technique.saturation,
             histograms=self.draws or bool(technique.quantiles),
@@ -176,7 +184,7 @@ class ActivationSession(Session[ActivationStats]):
             sample=technique.sample,
         )
         for handle in self.watch.attach():
-            run.until_end(handle)
+            self.run.until_end(handle)
 
     @override
     def kept(self) -> dict[str, Any]:
@@ -195,6 +203,8 @@ class ActivationSession(Session[ActivationStats]):
     @override
     def batch_starts(self, batch_idx: int) -> None:
         every, trainer = self.technique.every_n_steps, self.run.trainer
+        if batch_idx == 0 and self.watch.modules != (modules := self._watched()):
+            self._watch(modules)  # layers were replaced since the last epoch
         if self.run.is_again:  # the second pass of SAM, say, with other weights
             self.watch.is_measuring = False
             return

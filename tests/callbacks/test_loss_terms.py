@@ -62,6 +62,25 @@ def test_share_is_that_of_loss_plus_penalty_and_the_logged_loss_stays():
     assert logged["schedule/confidence"] == 0.5
 
 
+def test_layers_that_are_replaced_between_epochs_are_penalized():
+    class Replaces(SomebodysModule):
+        def __init__(self):
+            super().__init__()
+            self.network = nn.Sequential(nn.Linear(6, 3), nn.Tanh())
+            nn.init.zeros_(self.network[0].weight)
+            nn.init.ones_(self.network[0].bias)
+
+        def on_train_epoch_start(self):
+            if self.current_epoch == 1:
+                self.network[1] = nn.Sigmoid()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.0)
+
+    logged = fit(Replaces(), ActivityPenalty(l2=1.0), max_epochs=2)
+    torch.testing.assert_close(logged["penalty/activity"], torch.tensor(1.0).sigmoid().square())
+
+
 def test_default_is_every_activation_module_and_a_shared_one_counts_for_each_call():
     class Shares(SomebodysModule):
         def __init__(self):

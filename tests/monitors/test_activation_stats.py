@@ -138,6 +138,17 @@ def test_units_of_maps_are_channels():
     assert watched(Maps(), stats, limit_train_batches=1)[0]["activation/net.act/dead"] == 0.75
 
 
+def test_layers_that_are_replaced_between_epochs_are_measured():
+    class Replaces(Yours):
+        def on_train_epoch_start(self):
+            if self.current_epoch == 1:
+                self.net[1] = nn.Sigmoid()
+
+    seen = watched(Replaces(nn.Sequential(nn.Linear(6, 3), nn.ReLU())), ActivationStats(include="net.1"), max_epochs=2)
+    assert [step["activation/net.1/zeros"] > 0 for step in (seen[0], seen[-1])] == [True, False]
+    assert ["activation/net.1/saturated" in step for step in (seen[0], seen[-1])] == [False, True]
+
+
 def test_recurrent_outputs_shared_modules_and_a_sample_of_the_batch():
     class Mixed(nn.Module):
         def __init__(self):

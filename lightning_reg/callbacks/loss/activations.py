@@ -1,6 +1,6 @@
 """Terms of the outputs of modules in a training step."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,20 +48,32 @@ class ActivationsSession(TermSession):
     """One fit of a term of activations.
 
     Attributes:
-        modules: Modules whose outputs are penalized.
+        choose: Returns the modules whose outputs are penalized, of the network as it is now.
+        watched: Modules that were hooked.
         is_watching: Whether a training step runs.
         seen: Outputs, with the values that :meth:`noted` returned and their version counters.
     """
 
-    modules: Sequence[nn.Module]
+    choose: Callable[[], Sequence[nn.Module]]
+    watched: set[nn.Module] = field(default_factory=set, init=False)
     is_watching: bool = field(default=False, init=False)
     seen: list[tuple[Tensor, Any, int | None]] = field(default_factory=list, init=False)
 
     @override
     def __post_init__(self) -> None:
         super().__post_init__()
-        for module in self.modules:
-            self.run.until_end(add_forward_hook(module, self.collect))
+        self._watch()
+
+    @override
+    def batch_starts(self, batch_idx: int) -> None:
+        if batch_idx == 0:
+            self._watch()  # layers may have been replaced since the last epoch
+
+    def _watch(self) -> None:
+        for module in self.choose():
+            if module not in self.watched:
+                self.watched.add(module)
+                self.run.until_end(add_forward_hook(module, self.collect))
 
     def noted(self, module: nn.Module, output: Any, activations: Tensor) -> Any:
         """Returns what the term needs to know about an output besides its first tensor.

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -98,7 +99,7 @@ class ActivityPenalty(LossTerm):
 
     @override
     def new_session(self, run: Run) -> Session[Any]:
-        return ActivitySession(self, run, activations_of(run.module, self.include, self.exclude))
+        return ActivitySession(self, run, partial(activations_of, run.module, self.include, self.exclude))
 
 
 @dataclass(eq=False)

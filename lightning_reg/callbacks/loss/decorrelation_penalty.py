@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -85,7 +86,7 @@ class DecorrelationPenalty(LossTerm):
 
     @override
     def new_session(self, run: Run) -> Session[Any]:
-        return DecorrelationSession(self, run, activations_of(run.module, self.include, self.exclude))
+        return DecorrelationSession(self, run, partial(activations_of, run.module, self.include, self.exclude))
 
 
 @dataclass(eq=False)
