@@ -22,6 +22,7 @@ __all__ = [
     "part_of",
     "repeated",
     "rows_of",
+    "step_with_repeated",
     "with_parts",
 ]
 
@@ -183,6 +184,42 @@ def repeated(batch: Any, times: int, *, technique: str) -> Any:
     """
     number_of_rows(batch, doing=f"{technique} can repeat them")
     return apply_to_collection(batch, Tensor, lambda tensor: torch.cat([tensor] * times))
+
+
+def step_with_repeated(
+    training_step: Callable[..., Any], batch: Any, *, times: int, technique: str
+) -> Callable[..., Any]:
+    """Returns a training step that runs with the repeated batch, and says so where that is what it fails of.
+
+    Args:
+        training_step: Function of a batch and other arguments.
+        batch: Batch that is repeated; a step that fails runs once more with this one, to see whether it fails anyway.
+        times: Number of repetitions.
+        technique: Name of the calling technique, for the error message.
+    """
+
+    def takes_it_once(*args: Any, **kwargs: Any) -> bool:
+        try:
+            with torch._C.DisableTorchFunction():  # modes that watch the losses of the repeated batch
+                training_step(batch, *args, **kwargs)
+        except Exception:
+            return False
+        return True
+
+    def step(larger: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return training_step(larger, *args, **kwargs)
+        except SettingError:
+            raise
+        except Exception as error:
+            if not takes_it_once(*args, **kwargs):
+                raise
+            raise SettingError(
+                f"training_step must take batches of any size with {technique}, which repeats each of them {times} "
+                f"times, but fails with such a batch alone: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            ) from error
+
+    return step
 
 
 def number_of_rows(batch: Any, *, doing: str) -> int:

@@ -4,8 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_reg.callbacks import BatchMixing, InsertDropout, RDrop
+from lightning_reg.callbacks import AugmentationConsistency, BatchMixing, InsertDropout, RDrop, RegMixup
 from lightning_reg.core.batches import repeated
 from lightning_reg.functional.loss.output_penalties import symmetric_divergence
 from lightning_reg.settings import SettingError
@@ -140,6 +141,36 @@ def test_a_batch_without_one_row_a_sample_is_refused():
     packed = nn.utils.rnn.pack_sequence([torch.zeros(2, 3)])
     with pytest.raises(SettingError, match=r"one row a sample, .* but has a PackedSequence; pack it in the module"):
         repeated({"inputs": packed, "labels": torch.zeros(1)}, 2, technique="RDrop")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: RDrop(weight=1.0),
+        RegMixup,
+        lambda: AugmentationConsistency(augment=[nn.Identity()], views=2),
+    ],
+    ids=["RDrop", "RegMixup", "AugmentationConsistency"],
+)
+def test_a_step_that_takes_batches_of_one_size_alone_is_refused_and_other_failures_are_the_users(make):
+    class OneSize(SomebodysModule):
+        def training_step(self, batch, batch_idx):
+            return F.cross_entropy(self.network(batch[0].sigmoid()) + torch.zeros(8, 3), batch[1])
+
+    class Fails(SomebodysModule):
+        def training_step(self, batch, batch_idx):
+            raise ValueError(f"no batch of {len(batch[0])}")
+
+    def images():
+        return DataLoader(TensorDataset(torch.rand(16, 6), torch.arange(16) % 3), batch_size=8)
+
+    def fit(module):
+        quiet_trainer(make()).fit(module, images(), images())
+
+    with pytest.raises(SettingError, match=r"must take batches of any size with \w+, .* RuntimeError: The size of"):
+        fit(OneSize(prepare=uneven))
+    with pytest.raises(ValueError, match="no batch of 16"):
+        fit(Fails(prepare=uneven))
 
 
 def test_bad_settings_are_refused_at_once():

@@ -88,7 +88,7 @@ REFUSALS = [
     (("InputGradientPenalty", "JacobianPenalty"), ("compiled*",), "must not be compiled"),
     (("RDrop", "AugmentationConsistency*"), ANY, "one row a sample"),
     (("AugmentationConsistency*",), ANY, "input_key"),
-    (("AugmentationConsistency*",), ("momentum encoder and queue",), "views must be fewer"),
+    (("AugmentationConsistency*",), ("momentum encoder and queue",), "must take batches of any size"),
     (("RDrop",), ANY, "no layer that is stochastic"),
     # Who predicts with several networks has to know of one what it returns, and who drives the rate drives it alone.
     (("SnapshotEnsemble",), MANUAL, "automatic_optimization"),

@@ -9,7 +9,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_reg.callbacks.batch.batch_mixing import BatchMixing, MixingSession
-from lightning_reg.core.batches import Key, part_of, repeated, with_parts
+from lightning_reg.core.batches import Key, part_of, repeated, step_with_repeated, with_parts
 from lightning_reg.core.facts import Log
 from lightning_reg.core.session import Session
 from lightning_reg.core.step import Run
@@ -99,7 +99,7 @@ class RegMixupSession(MixingSession):
     @override
     def _mixed(self, batch: Any, inputs: Tensor, targets: Tensor, draw: Draw) -> tuple[Any, Tensor, Tensor | None]:
         technique = self.technique
-        batch = repeated(batch, 2, technique=type(self.technique).__name__)
+        batch = repeated(batch, 2, technique=self.name)
         rows = len(part_of(batch, technique.input_key, name="input_key"))
         if rows != 2 * len(inputs):
             raise SettingError(
@@ -117,7 +117,8 @@ class RegMixupSession(MixingSession):
 
     @override
     def _step(self, training_step: Callable[..., Any], batch: Any, *args: Any, **kwargs: Any) -> Any:
-        output = super()._step(training_step, batch, *args, **kwargs)
+        larger = step_with_repeated(training_step, batch, times=2, technique=self.name)
+        output = super()._step(larger, batch, *args, **kwargs)
         loss = output.get("loss") if isinstance(output, Mapping) else output
         if self.current is None or loss is None:
             return output

@@ -15,7 +15,7 @@ from lightning_reg.callbacks.batch.reg_mixup import RegMixup
 from lightning_reg.callbacks.loss.logits import LogitsSession
 from lightning_reg.callbacks.loss.loss_term import LossTerm
 from lightning_reg.callbacks.loss.r_drop import RDrop
-from lightning_reg.core.batches import Key, check_key, dense_part_of, repeated, with_parts
+from lightning_reg.core.batches import Key, check_key, dense_part_of, repeated, step_with_repeated, with_parts
 from lightning_reg.core.facts import Log
 from lightning_reg.core.lightning import callbacks_of, instance_number, is_checkpointed, refuse_compiled_whole
 from lightning_reg.core.schedules import StrengthSchedule
@@ -219,15 +219,9 @@ class ConsistencySession(LogitsSession):
         if self.technique.loss_of == "clean" and self.strength.now(self.run.trainer) == 0:
             self._log({})
             return training_step(batch, *args, **kwargs)
-        try:
-            return super()._step(training_step, batch, *args, **kwargs)
-        except (RuntimeError, ValueError) as error:
-            if self.is_checked or isinstance(error, (torch.OutOfMemoryError, SettingError)):
-                raise
-            raise SettingError(
-                "views must be fewer, or none, where the training step takes batches of one size alone: of "
-                f"{self.technique.views} times the batch it says {str(error).splitlines()[0]}"
-            ) from error
+        technique = self.technique
+        larger = step_with_repeated(training_step, batch, times=technique.views, technique=type(technique).__name__)
+        return super()._step(larger, batch, *args, **kwargs)
 
     @override
     def watched_batch(self, batch: Any) -> Any:

@@ -11,7 +11,7 @@ from typing_extensions import override
 from lightning_reg.callbacks.forward.dropout_schedule import DropoutSchedule
 from lightning_reg.callbacks.loss.logits import LogitsSession
 from lightning_reg.callbacks.loss.loss_term import LossTerm
-from lightning_reg.core.batches import repeated
+from lightning_reg.core.batches import repeated, step_with_repeated
 from lightning_reg.core.facts import Log
 from lightning_reg.core.schedules import StrengthSchedule
 from lightning_reg.core.session import Session
@@ -103,7 +103,8 @@ class RDropSession(LogitsSession):
         if self.strength.now(self.run.trainer) == 0:  # also in the first step, unlike other terms
             self._log({})
             return training_step(batch, *args, **kwargs)
-        return super()._step(training_step, batch, *args, **kwargs)
+        larger = step_with_repeated(training_step, batch, times=2, technique=type(self.technique).__name__)
+        return super()._step(larger, batch, *args, **kwargs)
 
     @override
     def watched_batch(self, batch: Any) -> Any:
