@@ -50,6 +50,8 @@ def study(args: Sequence[str]) -> int:
     runs, perform = _runs(definition)
     store = Store(_folder(options, definition), definition.study.name)
     store.check()
+    if not any(map(store.has_result, runs)):
+        _check_metric(definition, runs)
     _announce(definition, runs, store, quick=options.quick)
     command = command_line(["study", *args])
     failures: list[Failure] = []
@@ -127,6 +129,16 @@ def _runs(definition: Definition) -> tuple[list[Run], Perform]:
     from lightning_reg.cli.unattended.plan import fits
 
     return fits(definition), fit
+
+
+def _check_metric(definition: Definition, runs: Sequence[Run]) -> None:
+    """Raises if the first run doesn't measure what the study asks for."""
+    if definition.function:
+        return
+    from lightning_reg.cli.unattended.fitting import metric_names
+
+    if names := metric_names(runs[0]):
+        check_choice("metric", definition.study.metric, names)
 
 
 def _folder(options: argparse.Namespace, definition: Definition) -> Path:

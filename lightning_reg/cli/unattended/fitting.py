@@ -7,6 +7,7 @@ import json
 import logging
 import multiprocessing
 import shutil
+import tempfile
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,7 +36,16 @@ from lightning_reg.studies.collectors import (
 )
 from lightning_reg.studies.runs import Measured, Run
 
-__all__ = ["RaisingParser", "UnparsableError", "all_settings", "content_of", "fit", "resolve", "silence"]
+__all__ = [
+    "RaisingParser",
+    "UnparsableError",
+    "all_settings",
+    "content_of",
+    "fit",
+    "metric_names",
+    "resolve",
+    "silence",
+]
 
 # Settings that don't affect results: where a run writes, and what it displays.
 _NO_CONTENT = {
@@ -196,6 +206,21 @@ def fit(run: Run, folder: Path) -> Measured:
     finally:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         gc.collect()  # trainers and modules form reference cycles that hold all their data
+
+
+def metric_names(run: Run) -> list[str]:
+    """Returns the names of the metrics that a run will have, seen in one batch of each split; none if that fails.
+
+    Args:
+        run: The run, with the words after ``fit`` as its command.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = [*run.command, *_quietly(run.command, Path(folder)), "--trainer.fast_dev_run", "true"]
+        try:
+            with silence():
+                return list(_Fit(["fit", *arguments], ()).metrics)
+        except (Exception, SystemExit):  # the run itself fails with a better message, or one batch isn't enough
+            return []
 
 
 def _quietly(command: Sequence[str], folder: Path) -> list[str]:
