@@ -12,15 +12,8 @@ from lightning_reg.callbacks import (
     Lookahead,
     MaxNorm,
 )
+from tests.conformance.by_hand import averaged_or_trained, l1, l2, lookahead, max_norm, moving_average
 from tests.conformance.problem import Setting, Textbook, loader, resumable_loader, textbook_loop, trainable, weights_of
-from tests.conformance.techniques import (
-    averaged_or_trained,
-    l1,
-    l2,
-    lookahead,
-    max_norm,
-    moving_average,
-)
 
 
 def together():

@@ -13,6 +13,7 @@ from lightning_reg.callbacks import (
     SharpnessAwareMinimization,
 )
 from lightning_reg.transforms import Mixup
+from tests.conformance.by_hand import averaged_or_trained, l1, l2, mixup, moving_average, sharpness
 from tests.conformance.problem import (
     BATCHES,
     Setting,
@@ -23,7 +24,6 @@ from tests.conformance.problem import (
     trainable,
     weights_of,
 )
-from tests.conformance.techniques import averaged_or_trained, l1, l2, mixup, moving_average, sharpness
 
 
 def together():

@@ -28,6 +28,7 @@ from lightning_reg.callbacks import (
 )
 from lightning_reg.functional.loss.output_penalties import entropy
 from lightning_reg.settings import SettingError
+from tests.conformance.by_hand import l2
 from tests.conformance.problem import (
     Setting,
     SomebodysModule,
@@ -38,7 +39,6 @@ from tests.conformance.problem import (
     textbook_loop,
     weights_of,
 )
-from tests.conformance.techniques import l2
 
 
 def fit(module, *callbacks, setting=None, **settings):
@@ -373,7 +373,7 @@ def test_the_term_reaches_the_loss_that_is_returned(returned):
 
     module = Returns()
     fit(module, ActivityPenalty(l1=0.1, l2=0.2, temporal=0.3))
-    from tests.conformance.techniques import activity
+    from tests.conformance.by_hand import activity
 
     assert_same(weights_of(module), textbook_loop(Setting(), Textbook(term=activity)).weights[-1])
 

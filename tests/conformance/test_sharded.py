@@ -11,8 +11,7 @@ from torch.distributed.tensor import DTensor
 
 from lightning_reg.core.gradients import refuse_sharded
 from lightning_reg.settings import SettingError
-from tests.conformance.problem import Setting, Textbook, textbook_loop, trainable
-from tests.conformance.techniques import (
+from tests.conformance.by_hand import (
     averaged_or_trained,
     l2,
     l2_sp,
@@ -21,6 +20,7 @@ from tests.conformance.techniques import (
     sharpness,
     soft_threshold,
 )
+from tests.conformance.problem import Setting, Textbook, textbook_loop, trainable
 
 
 @pytest.mark.slow
