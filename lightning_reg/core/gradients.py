@@ -44,19 +44,26 @@ def dense_gradient(parameter: nn.Parameter) -> Tensor:
 
 def gradient_values(parameter: nn.Parameter) -> Tensor:
     """Returns the entries of a gradient, sharing its memory; of a sparse one, the stored entries."""
-    gradient = parameter.grad
-    if gradient is None:
-        raise ValueError("the parameter has no gradient")
+    gradient = _gradient(parameter)
     if gradient.is_sparse:
         parameter.grad = gradient = gradient.coalesce()  # the same gradient, with every row once
-        return gradient._values().detach()
-    if gradient.is_conj():
+    elif gradient.is_conj():
         parameter.grad = gradient = gradient.resolve_conj()
-    return without_graph(gradient)
+    return _values(gradient)
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    if parameter.grad is None:
+        raise ValueError("the parameter has no gradient")
+    return parameter.grad
+
+
+def _values(gradient: Tensor) -> Tensor:
+    return gradient.coalesce()._values().detach() if gradient.is_sparse else without_graph(gradient)
 
 
 def gradient_norms(parameters: Sequence[nn.Parameter], norm_type: float = 2.0) -> Tensor:
-    """Returns the norms of the gradients; of sharded ones, those of the full tensors.
+    """Returns the norms of the gradients, which stay as they are; of sharded ones, those of the full tensors.
 
     Args:
         parameters: At least one parameter, each with a gradient.
@@ -65,7 +72,7 @@ def gradient_norms(parameters: Sequence[nn.Parameter], norm_type: float = 2.0) -
     Returns:
         Tensor (len(parameters),).
     """
-    gradients = [gradient_values(parameter) for parameter in parameters]
+    gradients = [_values(_gradient(parameter)) for parameter in parameters]
     if any(isinstance(gradient, DTensor) for gradient in gradients):
         return _norms_of_shards([_summed(gradient) for gradient in gradients], norm_type)
     return norms_of(gradients, norm_type)

@@ -427,8 +427,17 @@ def log_metrics(trainer: Trainer, metrics: dict[str, Any], logged: set[str]) -> 
 
 
 def optimizer_index(trainer: Trainer, optimizer: Optimizer) -> int:
-    """Returns the index of an optimizer among the trainer's."""
-    return next(index for index, other in enumerate(trainer.optimizers) if other is optimizer)
+    """Returns the index of an optimizer among the trainer's.
+
+    Raises:
+        SettingError: If it isn't one of them.
+    """
+    for index, other in enumerate(trainer.optimizers):
+        if other is optimizer:
+            return index
+    raise SettingError(
+        f"configure_optimizers must return every optimizer that steps, but there is another {type(optimizer).__name__}"
+    )
 
 
 def optimizer_name(trainer: Trainer, optimizer: Optimizer) -> str:

@@ -277,8 +277,8 @@ class GradientMonitorSession(Session[GradientMonitor]):
     def _device(self, index: int) -> torch.device:
         # Of any parameter: toggle_optimizer freezes all those of the other optimizers for a while.
         groups = self.run.trainer.optimizers[index].param_groups
-        device: torch.device = next(parameter.device for group in groups for parameter in group["params"])
-        return device
+        devices = (parameter.device for group in groups for parameter in group["params"])
+        return next(devices, self.run.module.device)  # the optimizer of a module without one has no parameters
 
     def _count_if_skipped(self, index: int) -> None:
         """Counts a step that a gradient scaler skipped, which is known without a host sync."""

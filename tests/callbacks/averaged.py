@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from torch import nn
 
 from tests.conformance.problem import loader
@@ -41,6 +41,43 @@ class Normed(LightningModule):
         if self.make_optimizer:
             return self.make_optimizer(self.parameters())
         return torch.optim.SGD(self.parameters(), lr=self.rate, momentum=0.9)
+
+
+class Swaps(Callback):
+    """Somebody's own way to validate with other weights: zeros."""
+
+    def on_validation_start(self, trainer, pl_module):
+        self.kept = [parameter.detach().clone() for parameter in pl_module.parameters()]
+        with torch.no_grad():
+            for parameter in pl_module.parameters():
+                parameter.zero_()
+
+    def on_validation_end(self, trainer, pl_module):
+        with torch.no_grad():
+            for parameter, value in zip(pl_module.parameters(), self.kept, strict=True):
+                parameter.copy_(value)
+
+
+class Weights(Callback):
+    """The weights after each training batch."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        self.seen.append([parameter.detach().clone() for parameter in pl_module.parameters()])
+
+
+def trains_alike(*callbacks, module=Normed):
+    """Whether training goes on from the same weights as without the callbacks, to the bit."""
+    with_them, without = Weights(), Weights()
+    fit(*callbacks, with_them, module=module())
+    fit(without, module=module())
+    return all(
+        a.equal(b)
+        for some, others in zip(with_them.seen, without.seen, strict=True)
+        for a, b in zip(some, others, strict=True)
+    )
 
 
 def fit(*callbacks, module=None, ckpt_path=None, train=loader, **settings):

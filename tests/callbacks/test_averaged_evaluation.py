@@ -6,8 +6,8 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 
-from lightning_reg.callbacks import ExponentialMovingAverage
-from tests.callbacks.averaged import Normed, equal, fit, state, trained
+from lightning_reg.callbacks import ExponentialMovingAverage, StochasticWeightAverage, WiSEFT
+from tests.callbacks.averaged import Normed, Swaps, equal, fit, state, trained, trains_alike
 from tests.conformance.problem import BATCHES, loader, resumable_loader
 from tests.helpers import quiet_trainer
 
@@ -28,6 +28,13 @@ def test_an_exception_in_validation_leaves_the_trained_weights(validate):
     with pytest.raises(InterruptedError):
         fit(ExponentialMovingAverage(decay=0.8, validate=validate), Fails(), module=module)
     assert equal(state(module), state(without))
+
+
+@pytest.mark.parametrize("comes_first", [True, False])
+@pytest.mark.parametrize("average", [ExponentialMovingAverage, lambda: StochasticWeightAverage(start=0), WiSEFT])
+def test_others_that_swap_weights_in_their_validation_hooks_are_not_disturbed(average, comes_first):
+    callbacks = [average(), Swaps()] if comes_first else [Swaps(), average()]
+    assert trains_alike(*callbacks)
 
 
 def test_an_exception_in_the_extra_pass_leaves_the_trained_weights():

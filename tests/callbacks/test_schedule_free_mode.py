@@ -16,7 +16,7 @@ from lightning_reg.callbacks import (
     StochasticWeightAverage,
 )
 from lightning_reg.settings import SettingError
-from tests.callbacks.averaged import Normed, equal, fit, state, val_loss
+from tests.callbacks.averaged import Normed, Swaps, equal, fit, state, val_loss
 from tests.conformance.problem import LEARNING_RATE, Textbook, loader, resumable_loader
 from tests.conformance.technique import Technique
 from tests.helpers import quiet_trainer
@@ -133,6 +133,12 @@ def test_the_optimizer_itself_is_in_the_mode_that_it_has_to_be_in(tmp_path):
     saves = ModelCheckpoint(tmp_path, every_n_train_steps=2, save_top_k=-1)
     fit(modes, ScheduleFreeMode(), saves, module=normed(), enable_checkpointing=True, val_check_interval=2)
     assert set(modes.seen) == {("batch", True), ("validation", False), ("checkpoint", False), ("end", False)}
+
+
+def test_others_that_swap_weights_in_their_validation_hooks_are_not_disturbed():
+    swapped, _ = fit(ScheduleFreeMode(), Swaps(), module=normed())
+    alone, _ = fit(ScheduleFreeMode(), module=normed())
+    assert equal(state(swapped), state(alone))
 
 
 def test_looking_changes_nothing_in_training(tmp_path):

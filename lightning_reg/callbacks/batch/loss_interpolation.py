@@ -163,7 +163,8 @@ class InterpolatedLosses(TorchFunctionMode):
         try:
             if weight is not None and weight.ndim and kwargs.get("reduction", "mean") != "none":
                 others, named = self._ends(args, kwargs, partners=True)
-                total = weighted(loss, 1 - weight, args, kwargs) + weighted(loss, weight, others, named)
+                exact = weight.to(torch.promote_types(weight.dtype, (args[0] if args else kwargs["input"]).dtype))
+                total = weighted(loss, 1 - exact, args, kwargs) + weighted(loss, weight, others, named)
                 self._put(self._losses, total, None, None)
             else:
                 total = self._both(loss, args, kwargs)
@@ -197,7 +198,8 @@ class InterpolatedLosses(TorchFunctionMode):
         if weight is not None and (one.is_floating_point() or one.is_complex()) and one.shape == other.shape:
             if weight.ndim:
                 weight = weight.view(-1, *[1] * (one.ndim - 1))
-            result = (1 - weight).to(one.dtype) * one + weight.to(one.dtype) * other
+            exact = weight.to(torch.promote_types(weight.dtype, one.dtype))
+            result = (1 - exact).to(one.dtype) * one + weight.to(one.dtype) * other
         self._put(self._losses, result, one, other)
         return result
 

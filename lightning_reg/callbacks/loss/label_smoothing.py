@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
+from lightning_reg.callbacks.loss.logits import check_log_probabilities
 from lightning_reg.core.facts import SCHEDULE_CHART, Linear, Place
 from lightning_reg.core.lightning import is_checkpointed, logs_now, refuse_compiled_whole
 from lightning_reg.core.schedules import ScheduledStrength, StrengthSchedule, check_schedule
@@ -151,6 +152,8 @@ class _SmoothedLosses(TorchFunctionMode):
             return func(*args, **kwargs)
         if self.checks:
             self._check(args, kwargs)
+            if func is F.nll_loss:
+                check_log_probabilities(args[0] if args else kwargs["input"], "LabelSmoothing")
         self.seen += 1
         if self.smoothing == 0:
             return func(*args, **kwargs)

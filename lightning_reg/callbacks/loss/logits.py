@@ -14,7 +14,9 @@ from typing_extensions import override
 from lightning_reg.callbacks.loss.loss_term import TermSession
 from lightning_reg.settings import SettingError
 
-__all__ = ["LogitsSeen", "LogitsSession"]
+__all__ = ["LogitsSeen", "LogitsSession", "check_log_probabilities"]
+
+_ROUNDING = 0.1  # of the logarithm of a sum of probabilities, in 16 bits
 
 
 @dataclass(eq=False)
@@ -42,7 +44,7 @@ class LogitsSession(TermSession):
     @contextmanager
     def watching(self) -> Iterator[None]:
         self.seen.clear()
-        with LogitsSeen(self.seen, self.losses):
+        with LogitsSeen(self.seen, self.losses, None if self.is_checked else type(self.technique).__name__):
             yield
 
     @override
@@ -60,10 +62,22 @@ class LogitsSession(TermSession):
 
 
 class LogitsSeen(TorchFunctionMode):
-    """Records the logits at calls of the loss functions; everything runs unchanged."""
+    """Records the logits at calls of the loss functions; everything runs unchanged.
 
-    def __init__(self, logits: list[tuple[Tensor, Tensor | None]], losses: dict[Callable[..., Tensor], str]) -> None:
+    Args:
+        logits: List for the logits, with masks of the samples that count.
+        losses: Names of the loss functions, by function.
+        checks_for: Name of the technique that checks what ``nll_loss`` takes; not checked where None.
+    """
+
+    def __init__(
+        self,
+        logits: list[tuple[Tensor, Tensor | None]],
+        losses: dict[Callable[..., Tensor], str],
+        checks_for: str | None = None,
+    ) -> None:
         super().__init__()
+        self._checks_for = checks_for
         self._logits = logits
         self._losses = losses
 
@@ -77,7 +91,29 @@ class LogitsSeen(TorchFunctionMode):
             given = dict(zip(names, args, strict=False)) | kwargs
             logits, target = given["input"], given["target"]
             ignored = given.get("ignore_index", -100)
+            if func is F.nll_loss and self._checks_for is not None:
+                check_log_probabilities(logits, self._checks_for)
             # Mixing calls a loss twice, with two targets of the same logits.
             if all(logits is not known for known, _ in self._logits):
                 self._logits.append((logits, None if target.is_floating_point() else target != ignored))
         return func(*args, **kwargs)
+
+
+def check_log_probabilities(inputs: Tensor, technique: str) -> None:
+    """Raises if what ``nll_loss`` takes aren't log-probabilities, as in a focal loss.
+
+    Args:
+        inputs: Input of the loss, (N, C, ...) or (C,).
+        technique: Name of the calling technique, for the error message.
+
+    Raises:
+        SettingError: If the probabilities don't sum to 1.
+    """
+    if torch.compiler.is_compiling():
+        return
+    total = inputs.detach().float().logsumexp(min(inputs.ndim - 1, 1))
+    if (total.abs() > _ROUNDING).any():
+        raise SettingError(
+            f"nll_loss must take log-probabilities with {technique}, but takes values whose exponentials don't sum to "
+            f"1, as in a focal loss, for which {technique} has no meaning"
+        )

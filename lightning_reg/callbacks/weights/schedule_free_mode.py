@@ -155,6 +155,7 @@ class ScheduleFreeSession(Session[ScheduleFreeMode]):
     def __post_init__(self) -> None:
         self.inputs = RememberedInputs(self.run)
         self.run.around(self.run.trainer, "save_checkpoint", self._save)
+        self.run.around(self.run.trainer.fit_loop.epoch_loop.val_loop, "run", self._validate)
 
     # The state
 
@@ -191,14 +192,6 @@ class ScheduleFreeSession(Session[ScheduleFreeMode]):
         self.is_stale = True
 
     @override
-    def validation_starts(self) -> None:
-        self.enter()
-
-    @override
-    def validation_ends(self) -> None:
-        self.leave()
-
-    @override
     def train_ends(self) -> None:
         self.enter()
         self.is_final = True
@@ -208,6 +201,13 @@ class ScheduleFreeSession(Session[ScheduleFreeMode]):
         # Whatever fails after training has ended, such as a test, leaves the averaged weights.
         if exception is not None and not self.is_final:
             self.leave()
+
+    def _validate(self, inner: Any, *args: Any, **kwargs: Any) -> Any:
+        """Wraps the fit's validation with all its hooks, in which others may swap weights."""
+        self.enter()
+        result = inner(*args, **kwargs)
+        self.leave()
+        return result
 
     def _save(self, inner: Any, *args: Any, **kwargs: Any) -> Any:
         """Wraps the trainer's method that writes a checkpoint, optimizers included."""

@@ -272,6 +272,11 @@ class SnapshotSession(Session[SnapshotEnsemble]):
     @override
     def train_starts(self) -> None:
         technique, trainer = self.technique, self.run.trainer
+        if not any(optimizer.param_groups for optimizer in trainer.optimizers):
+            raise SettingError(
+                f"configure_optimizers must return an optimizer with {type(technique).__name__}, which drives its "
+                "learning rate"
+            )
         steps = trainer.estimated_stepping_batches
         if steps < 0 or math.isinf(steps):
             raise SettingError(

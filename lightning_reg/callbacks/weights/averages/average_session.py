@@ -126,16 +126,6 @@ class AverageSession(Session[WeightAverage]):
         self.has_stepped = False
 
     @override
-    def validation_starts(self) -> None:
-        if self._gives and not self._reports:
-            self._put_in()
-
-    @override
-    def validation_ends(self) -> None:
-        if self.held.is_in:
-            self.held.exchange(self.run.module)
-
-    @override
     def train_ends(self) -> None:
         if self._gives:
             self._put_in()
@@ -254,7 +244,13 @@ class AverageSession(Session[WeightAverage]):
             self._recompute()
             with self._averaged_module() as module:
                 report_validation(trainer, module, f"{self.technique.prefix}{self.technique.suffix(trainer)}")
-        return inner(*args, **kwargs)
+        # Around all hooks of the validation: others may swap weights in theirs.
+        if self._gives and not self._reports:
+            self._put_in()
+        result = inner(*args, **kwargs)
+        if self.held.is_in:
+            self.held.exchange(self.run.module)
+        return result
 
     def _state_dict(self, inner: Any) -> dict[str, Any]:
         """Wraps the strategy's method, because a checkpoint of the weights alone calls no callback."""
