@@ -16,7 +16,7 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.utils.checkpoint
 from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
@@ -25,6 +25,7 @@ from torch.amp.grad_scaler import GradScaler, OptState
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from lightning_reg.core.wrapping import MethodHold
 from lightning_reg.settings import SettingError
 
 __all__ = [
@@ -136,14 +137,22 @@ def check_version(trainer: Trainer) -> None:
 
 
 def is_overridden(owner: object, method: str) -> bool:
-    """Whether a class that isn't Lightning's own defines a method.
+    """Whether an object has a method other than Lightning's default, or, of a callback, than Lightning's own.
 
     Args:
-        owner: Module, data module or callback to inspect.
+        owner: Module, data module, logger or callback to inspect.
         method: Name of the method.
     """
+    own = vars(owner).get(method)
+    if own is not None and not isinstance(own, MethodHold):
+        return True
     home = next((kind for kind in type(owner).__mro__ if method in vars(kind)), None)
-    return home is not None and not _is_lightnings(home)
+    if home is None:
+        return False
+    # Lightning's modules for demonstrations are modules like any other.
+    defaults = {base for kind in twins(LightningModule, LightningDataModule) for base in kind.__mro__}
+    is_module = isinstance(owner, twins(LightningModule, LightningDataModule))
+    return home not in defaults if is_module else not _is_lightnings(home)
 
 
 def _is_lightnings(kind: type) -> bool:
@@ -483,9 +492,8 @@ def gradient_scale(trainer: Trainer, optimizer: Optimizer) -> Tensor | None:
     # Code that clips by hand has called scaler.unscale_ already.
     if scaler is None or scaler._per_optimizer_states[id(optimizer)]["stage"] is not OptState.READY:
         return None
-    return scaler_scale(
-        trainer, next(parameter.device for group in optimizer.param_groups for parameter in group["params"])
-    )
+    devices = (parameter.device for group in optimizer.param_groups for parameter in group["params"])
+    return scaler_scale(trainer, next(devices, trainer.strategy.root_device))
 
 
 def unscaled_loss(trainer: Trainer, loss: Tensor) -> Tensor:

@@ -426,8 +426,11 @@ class Run:
     # Listeners, and hooks of optimizers
 
     def _tell(self, hook: str, *arguments: Any) -> None:
-        for listener in self._listeners[hook]:
-            listener(*arguments)
+        try:
+            for listener in self._listeners[hook]:
+                listener(*arguments)
+        except StopIteration as error:  # which Lightning's loops would take for the end of the data
+            raise RuntimeError(f"{hook} raised StopIteration") from error
 
     def _hook(self, optimizer: Optimizer) -> None:
         stepping = [technique for technique in self.techniques() if technique.acts_on_steps]

@@ -233,9 +233,17 @@ class _Measuring(Session[GeneralizationGap]):
         self._load()
         trainer, module = self.run.trainer, self.run.module
         technique = type(self.technique).__name__
-        train, validation = (
-            evaluate(trainer, module, self.loaders[split], technique) for split in ("train", "validation")
-        )
+        validation = evaluate(trainer, module, self.loaders["validation"], technique)
+        try:
+            train = evaluate(trainer, module, self.loaders["train"], technique)
+        except SettingError:
+            raise
+        except Exception as error:
+            raise SettingError(
+                f"validation_step must take batches of the training data with {technique}, but fails with one: "
+                f"{type(error).__name__}: {str(error).partition(chr(10))[0]}; write a data module's "
+                "evaluation_dataloader(split) that returns a loader of validation's kind for 'train' and 'val'"
+            ) from error
         self.samples = {"train": train.samples, "validation": validation.samples}
         self.lower_is_better = validation.lower_is_better
         self.epochs.append(trainer.current_epoch)

@@ -123,6 +123,7 @@ class MixingSession(Session[BatchMixing]):
         number: Index of this technique among the callbacks of its class.
         batch_idx: Index of the current training batch.
         is_checked: Whether a training step has been checked for a loss of the targets.
+        has_partners: Whether a batch has had more samples than one; None before the first.
     """
 
     innermost: ClassVar[bool] = False
@@ -130,6 +131,7 @@ class MixingSession(Session[BatchMixing]):
     number: int = field(init=False)
     batch_idx: int = 0
     is_checked: bool = False
+    has_partners: bool | None = None
 
     def __post_init__(self) -> None:
         run = self.run
@@ -148,6 +150,12 @@ class MixingSession(Session[BatchMixing]):
     def batch_starts(self, batch_idx: int) -> None:
         self.batch_idx = batch_idx
 
+    @override
+    def epoch_ends(self) -> None:
+        if self.technique.mix.needs_partner and self.has_partners is False:
+            rank_zero_warn(f"{self.name} has no effect: no batch has a second sample to mix the first with")
+            self.has_partners = True  # said once
+
     def _step(self, training_step: Callable[..., Any], batch: Any, *args: Any, **kwargs: Any) -> Any:
         mixing = self.technique
         self.current = None
@@ -160,6 +168,7 @@ class MixingSession(Session[BatchMixing]):
                 f"input_key and target_key must lead to as many samples, but the batch has inputs of shape "
                 f"{tuple(inputs.shape)} and targets of shape {tuple(targets.shape)}"
             )
+        self.has_partners = bool(self.has_partners) or len(inputs) > 1
         self.current = draw = mixing.mix.drawn(inputs, stream=self._stream())
         minor_weight = None
         if draw is not None:

@@ -44,7 +44,7 @@ _PRODUCTS = """
 _OF_THE_FIRST = """
     div true_divide div_ __truediv__ __itruediv__ neg negative __neg__ sum mean detach clone contiguous cpu cuda to
     type_as float double half bfloat16 view view_as reshape flatten squeeze unsqueeze expand expand_as __getitem__
-    __get__
+    __get__ grad
 """
 # Elementwise functions.
 _OF_ELEMENTS = """
@@ -58,7 +58,7 @@ _IN_PLACE = """
 """
 # Functions with side effects, or that draw random numbers.
 _NOT_REPEATED = """
-    __set__ __delete__ backward register_hook register_post_accumulate_grad_hook retain_grad record_stream
+    __set__ __delete__ backward grad register_hook register_post_accumulate_grad_hook retain_grad record_stream
     dropout alpha_dropout feature_alpha_dropout dropout1d dropout2d dropout3d bernoulli multinomial poisson normal rrelu
     gumbel_softmax rand_like randn_like randint_like
 """

@@ -25,6 +25,7 @@ __all__ = ["InterpolatedLosses"]
 
 
 _FOREIGN = "code that isn't torch's or is compiled"
+_DIFFERENTIATING = (Tensor.backward, torch.autograd.backward, torch.autograd.grad)
 
 
 class InterpolatedLosses(TorchFunctionMode):
@@ -217,7 +218,7 @@ class InterpolatedLosses(TorchFunctionMode):
         has_ends = not changed and all(loss.own is not None for loss in losses)
         if has_ends and is_repeated(func) and kwargs.get("out") is None and self._keeps_samples(func, losses, args):
             return self._both(func, args, kwargs)
-        if changed and func is Tensor.backward:
+        if changed and func in _DIFFERENTIATING:
             self._refuse(_FOREIGN)
         result = func(*args, **kwargs)
         made = [*_tensors(result), *(args[:1] if writes(func) else ())]
@@ -245,7 +246,7 @@ class InterpolatedLosses(TorchFunctionMode):
 
     def _of_unmixed(self, func: Callable[..., Any], operands: list[Tensor], args: Any, kwargs: dict[str, Any]) -> Any:
         name = next(self._unmixed[id(value)][1] for value in operands if id(value) in self._unmixed)
-        if func is Tensor.backward:
+        if func in _DIFFERENTIATING:
             self._refuse(name)
         result = func(*args, **kwargs)
         for value in _tensors(result):

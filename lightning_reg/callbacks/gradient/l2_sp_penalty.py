@@ -112,8 +112,9 @@ class L2SPSession(PenaltySession):
                 )
 
     @override
-    def train_starts(self) -> None:
-        # Not at fit start: strategies that shard weights restore a checkpoint after that.
+    def batch_starts(self, batch_idx: int) -> None:
+        # Not earlier: strategies that shard weights restore a checkpoint after the fit has started, and a module may
+        # load pretrained weights in on_train_start.
         if not self.starts:
             if self.run.trainer.global_step > 0:
                 rank_zero_warn(

@@ -173,7 +173,8 @@ class StochasticAverageSession(AverageSession):
     def train_starts(self) -> None:
         super().train_starts()
         technique, trainer = self.technique, self.run.trainer
-        self.start, self.end = technique.window(planned_epochs(trainer))
+        is_trial = trainer.fast_dev_run  # type: ignore[attr-defined]  # set by Trainer.__init__ elsewhere
+        self.start, self.end = (0, math.inf) if is_trial else technique.window(planned_epochs(trainer))
         if technique.lr_low is not None and technique.interval == "epoch" and math.isinf(trainer.num_training_batches):
             raise SettingError("interval must be 'step' where an epoch has no end and the rate is cyclic")
 

@@ -168,25 +168,20 @@ class InterpolationSession(AverageSession):
     @override
     def train_starts(self) -> None:
         super().train_starts()
-        trainer, module = self.run.trainer, self.run.module
-        if self.technique.sweep and not trainer.enable_validation:
+        if self.technique.sweep and not self.run.trainer.enable_validation:
             raise SettingError("sweep must be left out where the fit has no validation data")
-        tensors = tensors_of(module)
-        names = [name for name, tensor in tensors.items() if isinstance(tensor, nn.Parameter)]
-        if self.technique.exclude:
-            names = select_names(names, include=("*",), exclude=self.technique.exclude, kind="parameter")
-        if not self.start:
-            self.start = {name: tensors[name].detach().clone() for name in names}
+        self._chosen()  # raises if a pattern matches nothing
+
+    @override
+    def batch_starts(self, batch_idx: int) -> None:
+        super().batch_starts(batch_idx)
+        if not self.start:  # not earlier: a module may load pretrained weights in on_train_start
+            self.start = {name: tensor.detach().clone() for name, tensor in self._chosen().items()}
 
     @override
     def after_step(self, step: Step) -> None:
         super().after_step(step)
         self.is_stale = True
-
-    @override
-    def validation_starts(self) -> None:
-        self._follow()
-        super().validation_starts()
 
     @override
     def train_ends(self) -> None:
@@ -206,6 +201,15 @@ class InterpolationSession(AverageSession):
         super().recompute_for_checkpoint()
 
     # What it does
+
+    def _chosen(self) -> dict[str, nn.Parameter]:
+        """Returns the parameters that are interpolated, by name."""
+        tensors = tensors_of(self.run.module)
+        chosen = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, nn.Parameter)}
+        if not self.technique.exclude:
+            return chosen
+        names = select_names(list(chosen), include=("*",), exclude=self.technique.exclude, kind="parameter")
+        return {name: chosen[name] for name in names}
 
     def _follow(self) -> None:
         """Updates the interpolated weights to the current trained weights."""

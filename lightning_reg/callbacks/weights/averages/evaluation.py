@@ -20,6 +20,7 @@ def report_validation(trainer: Trainer, module: LightningModule, prefix: str) ->
     Args:
         module: The trainer's module or a copy of it, with the weights to report on.
     """
+    trainer.fit_loop.epoch_loop.val_loop.setup_data()  # a reload's random numbers are the fit's own
     with isolate_rng():
         metrics, logged = validate_apart(trainer, module)
     named: dict[str, Any] = {

@@ -72,7 +72,7 @@ class RememberedInputs:
         self.norms: list[str] = []  # those that were trained in the latest step
         self.epoch = -1
         self._run = run
-        self._wanted = self._recording = False
+        self._wanted = self._recording = self._is_skipped = False
         self._depth = 0
         self._names: dict[nn.Module, str] = {}
         self._norms_in: dict[str, list[tuple[str, _BatchNorm]]] = {}  # by name of a module that is called
@@ -120,7 +120,8 @@ class RememberedInputs:
         calls, self._calls = _needed(self._calls, self._norms_in), []
         self._outputs = {}
         if not calls:
-            self._warn_of_none()
+            if not self._is_skipped:
+                self._warn_of_none()
             return
         self.norms = [name for name, norm in self._norms_in[""] if norm.training]
         self.steps.append(calls)
@@ -150,9 +151,11 @@ class RememberedInputs:
         self._calls, self._outputs, self._depth = [], {}, 0  # of a batch that runs again, the latest
         self._recording = self._wanted
         try:
-            return inner(*args, **kwargs)
+            output = inner(*args, **kwargs)
         finally:
             self._recording = False
+        self._is_skipped = output is None and self._run.module.automatic_optimization
+        return output
 
     def _around(self, name: str) -> Any:
         def call(inner: Any, *args: Any, **kwargs: Any) -> Any:
