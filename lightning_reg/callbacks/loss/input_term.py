@@ -1,9 +1,11 @@
 """Terms of gradients by the inputs of a training step."""
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from typing_extensions import override
 
 from lightning_reg.callbacks.loss.loss_term import TermSession
@@ -40,6 +42,10 @@ class InputTermSession(TermSession):
             )
         # FSDP frees full weights after the first backward pass.
         refuse_sharded({weight: path for path, weight in module.named_parameters()}, name, "use DDP")
+
+    @override
+    def watching(self) -> AbstractContextManager[Any]:
+        return sdpa_kernel(SDPBackend.MATH)  # fused attention has no second derivative
 
     @override
     def watched_batch(self, batch: Any) -> Any:

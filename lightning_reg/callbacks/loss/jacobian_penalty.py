@@ -41,9 +41,10 @@ class JacobianPenalty(LossTerm):
 
     Cost: about two more backward passes per projection, and the memory of their graph. No state.
 
-    Interacts with: layers without a second derivative: attention by flash kernels, cuDNN's recurrent layers, which
-    torch names in its error. BatchNorm makes logits depend on the inputs of other samples; their share is penalized,
-    too. Random numbers depend only on seed, rank, epoch and batch.
+    Interacts with: attention, whose fused kernels have no second derivative and are replaced by plain operations, and
+    cuDNN's recurrent layers, which have none either and which torch names in its error. BatchNorm makes logits depend
+    on the inputs of other samples; their share is penalized, too. Random numbers depend only on seed, rank, epoch and
+    batch.
 
     Args:
         weight: Strength λ, at least 0; 0.01 is usual.
@@ -131,7 +132,7 @@ class JacobianSession(InputTermSession):
     @contextmanager
     def watching(self) -> Iterator[None]:
         self.seen.clear()
-        with LogitsSeen(self.seen, {F.cross_entropy: "cross_entropy"}):
+        with super().watching(), LogitsSeen(self.seen, {F.cross_entropy: "cross_entropy"}):
             yield
 
     @override
