@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import LearningRateFinder, ModelCheckpoint
+from lightning.pytorch.callbacks import LearningRateFinder, ModelCheckpoint, ModelPruning
 from torch import nn
 from torch.nn.utils import prune
 from torchmetrics import MaxMetric
@@ -73,6 +73,20 @@ def test_averages_are_those_of_the_weights_that_the_module_has(act, make):
     module, _ = fit(watch, average)
     expected = moving_average(watch.seen, 0.8) if make == "ema" else torch.stack(watch.seen).mean(0)
     torch.testing.assert_close(module.net[0].weight.detach(), expected, **TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: ExponentialMovingAverage(decay=0.5), lambda: StochasticWeightAverage(start=0)]
+)
+def test_what_pruning_has_taken_away_for_good_stays_away(make):
+    module = Normed()
+    pruning = ModelPruning("l1_unstructured", parameters_to_prune=[(module.net[0], "weight")], amount=0.5)
+    fit(pruning, make(), module=module)
+    alone = Normed()
+    pruning = ModelPruning("l1_unstructured", parameters_to_prune=[(alone.net[0], "weight")], amount=0.5)
+    fit(pruning, module=alone)
+    zeros, expected = (int((pruned.net[0].weight == 0).sum()) for pruned in (module, alone))
+    assert zeros == expected > 0
 
 
 def test_pruning_renames_and_the_average_follows():

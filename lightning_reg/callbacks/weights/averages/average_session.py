@@ -128,6 +128,7 @@ class AverageSession(Session[WeightAverage]):
     @override
     def train_ends(self) -> None:
         if self._gives:
+            self.held.follow(tensors_of(self.run.module), is_final=True)
             self._put_in()
         self.is_final = True
 

@@ -40,17 +40,22 @@ class HeldWeights:
         self.values[name] = copied.float() if _is_halved(tensor) else copied
         self._known[name] = tensor
 
-    def follow(self, tensors: Mapping[str, Tensor]) -> None:
+    def follow(self, tensors: Mapping[str, Tensor], *, is_final: bool = False) -> None:
         """Follows tensors that were renamed (as by pruning) or replaced; drops those that are gone or of other shapes.
 
         Args:
             tensors: The module's tensors, by name.
+            is_final: Whether training has ended, so that what pruning has taken away doesn't grow again.
         """
         if all(tensors.get(name) is known and _fits(self.values[name], known) for name, known in self._known.items()):
             return
         names = {id(tensor): name for name, tensor in tensors.items()}
         now = {name: names.get(id(self._known[name]), name) for name in self.values}
         kept = {old: new for old, new in now.items() if new in tensors and _fits(self.values[old], tensors[new])}
+        for old, new in kept.items():
+            if is_final and old == f"{new}_orig":  # pruning was made permanent
+                with torch.inference_mode(False), torch.no_grad():
+                    local(self.values[old]).mul_(local(tensors[new]) != 0)
         self.values = {new: self.values[old] for old, new in kept.items()}
         self.exact = {new: self.exact[old] for old, new in kept.items() if old in self.exact}
         self._known = {name: tensors[name] for name in self.values}
