@@ -41,6 +41,7 @@ from lightning_reg.core.messages import quiet
 from lightning_reg.core.metric_names import higher_is_better, short_name
 from lightning_reg.data import InMemoryData
 from lightning_reg.models import Supervised
+from lightning_reg.plain_yaml import parsed_yaml
 from lightning_reg.settings import SettingError
 
 __all__ = ["MONITOR", "RegularizationCLI"]
@@ -113,6 +114,7 @@ class RegularizationCLI(LightningCLI):
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         self.words = sys.argv[1:] if args is None else list(cast("Sequence[str]", args))
+        _check_additions(self.words)
         with answered({}):
             # Avoids LightningCLI's warning about calls from Python.
             self.config = parser.parse_args(cast("Sequence[str] | None", args))
@@ -283,3 +285,12 @@ class RegularizationCLI(LightningCLI):
 def _metrics_in(filename: str | None) -> list[str]:
     """Returns the names of metrics in a file name such as ``{epoch}-{val/loss:.2f}``."""
     return [name for name in re.findall(r"\{(.*?)[:}]", filename or "") if name not in ("epoch", "step")]
+
+
+def _check_additions(words: Sequence[str]) -> None:
+    """Raises if nothing is to be added to a list, which the parser takes for no list at all."""
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        name, is_given, value = word.partition("=")
+        is_addition = name.startswith("--") and name.endswith("+")
+        if is_addition and parsed_yaml(name, value if is_given else following) is None:
+            raise SettingError(f"{name.removeprefix('--')} must be something to add, but is null")

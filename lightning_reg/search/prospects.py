@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from lightning_reg.audit.contradictions import contradictions
 from lightning_reg.audit.inventory import take_inventory
 from lightning_reg.search.spaces.space import Space
-from lightning_reg.settings import SettingError
+from lightning_reg.settings import SettingError, as_patterns
 
 __all__ = ["Prospect", "with_present", "without_contradictions"]
 
@@ -139,9 +139,10 @@ class _NoneThereError(ValueError):
 def _present(entry: Any, there: Collection[str]) -> Any:
     if isinstance(entry, Mapping):
         if set(entry) == {"present"}:
-            found = [kind for kind in entry["present"] if kind in there]
+            kinds = as_patterns("present", entry["present"])
+            found = [kind for kind in kinds if kind in there]
             if not found:
-                raise _NoneThereError(", ".join(entry["present"]))
+                raise _NoneThereError(", ".join(kinds))
             return found
         return {key: _present(value, there) for key, value in entry.items()}
     return entry

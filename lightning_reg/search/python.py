@@ -170,8 +170,13 @@ class _PythonJob(SearchJob):
     @override
     def rehearse(self) -> None:
         seed = self.definition.seed
+        trial = SearchTrial("plain", 0, seed)
         with seeded(seed):
-            built = build(self.make, [], SearchTrial("plain", 0, seed))
+            built = build(self.make, [Callback()], trial)
+            again = build(self.make, [Callback()], trial)
+        for name, one, other in (("Trainer", built.trainer, again.trainer), ("module", built.module, again.module)):
+            if one is other:
+                raise SettingError(f"make must return a new {name} at each call, but returned the same one twice")
         space, absent = with_present(self.space, built.module)
 
         def contradictions_with(*names: str) -> dict[str, str]:

@@ -54,6 +54,10 @@ BAD = [
     ("--model.optimizer LBFGS", "optimizer must take parameter groups"),
     ("--model.optimizer Rprop", "weight_decay must be left out with Rprop, which has none, but is 0.01"),
     ("--checkpoint.monitor val/accuracy", "checkpoint.mode must be max to keep the best val/accuracy, but is min"),
+    ("--trainer.callbacks+=null", r"trainer.callbacks\+ must be something to add, but is null"),
+    ("--model.optimizer.lr .inf", r"optimizer.lr must be in \(-∞, ∞\), but is inf"),
+    ("--model.dict_kwargs.foo 1", r"foo is no setting of MLP \(model\)"),
+    ("--trainer.gradient_clip_algorithm value", "gradient_clip_algorithm must be left out where .*gradient_clip_val"),
     ("--ckpt_path nowhere.ckpt", "ckpt_path must be best, last or a file that exists, but is 'nowhere.ckpt'"),
     ("--ckpt_path file", "ckpt_path 'file' is not a Lightning checkpoint"),
     ("--ckpt_path last", "ckpt_path is 'last', but no run under 'runs/digits_mlp' has (a )?last.ckpt"),
@@ -161,6 +165,13 @@ def test_error_of_the_parser_is_that_of_the_class_that_was_asked_for(options, me
     with pytest.raises(SystemExit):
         run("fit", *f"--trainer.callbacks+={options}".split())
     assert re.match(f"error: {message}", capsys.readouterr().err.splitlines()[-1])
+
+
+def test_a_part_of_a_setting_that_has_none_is_not_a_setting(capsys):
+    with pytest.raises(SystemExit):
+        run("fit", "--model.drop_prob.x", "1")
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "error: model.drop_prob must be a number, given as a whole, but has model.drop_prob.x"
 
 
 def test_prediction_by_several_devices_is_refused(trained, capsys):

@@ -133,6 +133,10 @@ def nothing(callbacks, trial):
     return None
 
 
+def the_same_module(callbacks, trial, *, module=Net()):
+    return make(callbacks, trial)[0], module, loaders(0)
+
+
 def three_loaders(callbacks, trial):
     return *make(callbacks, trial)[:2], loaders(0) + loaders(1)[:1]
 
@@ -149,6 +153,8 @@ def three_loaders(callbacks, trial):
         ({"splits": 10**12}, r"splits must be in \[1, 10000\], but is 1000000000000"),
         ({"confirm": 10**12}, r"confirm must be in \[0, 10000\], but is 1000000000000"),
         ({"do": three_loaders}, "make must return a data module, or two loaders, but returned 3 of them"),
+        ({"do": without_callbacks}, "make must give the Trainer the callbacks that it is given"),
+        ({"do": the_same_module}, "make must return a new module at each call"),
         ({"do": nothing}, "make must return .trainer, module, data., but returned NoneType"),
         ({"storage": "postgresql://me:secret@127.0.0.1:1/x"}, r"storage must be a database .*me:\*\*\*@"),
     ],
@@ -156,13 +162,6 @@ def three_loaders(callbacks, trial):
 def test_what_cannot_be_used_is_told_in_one_sentence(tmp_path, settings, message):
     with pytest.raises(SettingError, match=message):
         go(tmp_path / "s", **settings)
-
-
-def test_callbacks_that_are_left_out_of_the_trainer_are_missed(tmp_path):
-    found = go(tmp_path / "s", without_callbacks)
-    failed = [trial for trial in found.outcome.tried if trial.value is None]
-    assert failed
-    assert all("make must give the Trainer the callbacks" in trial.message for trial in failed)
 
 
 def test_a_folder_of_another_search_is_refused(tmp_path):

@@ -16,6 +16,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.overrides import TorchFunctionMode
 
@@ -108,6 +109,8 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
                 raise SettingError(f"trainer.max_time must be above 0, but is {shown(trainer['max_time'])}")
     if trainer.get("gradient_clip_val") is not None:
         check_range("trainer.gradient_clip_val", trainer["gradient_clip_val"], low=0)
+    elif trainer.get("gradient_clip_algorithm") is not None:
+        raise SettingError("trainer.gradient_clip_algorithm must be left out where trainer.gradient_clip_val is null")
     for number in ("accumulate_grad_batches", "val_check_interval"):
         value = trainer.get(number)
         if isinstance(value, (int, float)):
@@ -153,6 +156,15 @@ def _check_size(path: str, value: Any) -> None:
         raise SettingError(f"{path.replace('.init_args', '')} must be at most {sys.maxsize}, but is {value}")
 
 
+def _check_finite(path: str, owner: Any, arguments: Any) -> None:
+    """Checks the numbers of an optimizer."""
+    if isinstance(owner, type) and issubclass(owner, Optimizer):
+        for name, value in arguments.items():
+            for number in value if isinstance(value, (list, tuple)) else [value]:
+                if isinstance(number, float):
+                    check_range(f"{path}.{name}", number)
+
+
 def _check_scheduler(path: str, owner: Any, arguments: Mapping[str, Any]) -> None:
     """Checks the numbers of a scheduler, and runs it for two steps: some divide by their settings only then."""
     if not (isinstance(owner, type) and issubclass(owner, LRScheduler)):
@@ -194,10 +206,13 @@ def _check_object(path: str, value: Any, given: tuple[str, ...]) -> None:
         owner = pkgutil.resolve_name(value["class_path"])
     except (ImportError, AttributeError, ValueError):
         return
+    if value.get("dict_kwargs") and getattr(owner, "__module__", "").startswith("lightning_reg."):
+        raise SettingError(f"{next(iter(value['dict_kwargs']))} is no setting of {owner.__name__} ({path})")
     arguments = value.get("init_args")
     if not isinstance(arguments, Mapping):
         return
     _check_nulls(path, owner, arguments, given)
+    _check_finite(path, owner, arguments)
     _check_scheduler(path, owner, arguments)
     for name, argument in arguments.items():
         _check_object(f"{path}.{name}", argument, ())

@@ -98,6 +98,8 @@ def explained(message: str, options: Iterable[str] = ()) -> str:  # noqa: PLR091
         return f"{path}{of_class} must be {described(hint)}, but is {shown(value)}"
     if nested and value is _MISSING and _classes_in(hint):
         return f"{path} must name {_kind_of(_classes_in(hint))} before {path}.{nested[1]} can be set: --{path} NAME"
+    if nested and value is _MISSING and hint is not None:
+        return f"{path} must be {described(hint)}, given as a whole, but has {path}.{nested[1]}"
     return _as_told(f"{path}{of_class}", message)
 
 
