@@ -56,6 +56,15 @@ BAD = [
     ("--checkpoint.monitor val/accuracy", "checkpoint.mode must be max to keep the best val/accuracy, but is min"),
     ("--trainer.callbacks+=null", r"trainer.callbacks\+ must be something to add, but is null"),
     ("--model.optimizer.lr .inf", r"optimizer.lr must be in \(-∞, ∞\), but is inf"),
+    (
+        "--model.optimizer.weight_decay 0.3",
+        "weight_decay must be left out where model.weight_decay is 0.01, but is 0.3",
+    ),
+    ("--model.optimizer Adam --model.optimizer.capturable true", "model.optimizer: If capturable=True"),
+    (
+        "--trainer.callbacks+=EarlyStopping --trainer.callbacks.monitor foo",
+        "Early stopping conditioned on metric `foo`",
+    ),
     ("--model.dict_kwargs.foo 1", r"foo is no setting of MLP \(model\)"),
     ("--trainer.gradient_clip_algorithm value", "gradient_clip_algorithm must be left out where .*gradient_clip_val"),
     ("--ckpt_path nowhere.ckpt", "ckpt_path must be best, last or a file that exists, but is 'nowhere.ckpt'"),
@@ -165,6 +174,14 @@ def test_error_of_the_parser_is_that_of_the_class_that_was_asked_for(options, me
     with pytest.raises(SystemExit):
         run("fit", *f"--trainer.callbacks+={options}".split())
     assert re.match(f"error: {message}", capsys.readouterr().err.splitlines()[-1])
+
+
+@pytest.mark.parametrize("value", ["5", "[]"])
+def test_a_section_is_a_mapping(value, capsys):
+    with pytest.raises(SystemExit):
+        run("fit", "--trainer", value)
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == f"error: trainer must be a mapping of settings, or a file with one, but is {value}"
 
 
 def test_a_part_of_a_setting_that_has_none_is_not_a_setting(capsys):

@@ -133,8 +133,11 @@ def nothing(callbacks, trial):
     return None
 
 
-def the_same_module(callbacks, trial, *, module=Net()):
-    return make(callbacks, trial)[0], module, loaders(0)
+ONE = Net()
+
+
+def the_same_module(callbacks, trial):
+    return make(callbacks, trial)[0], ONE, loaders(0)
 
 
 def three_loaders(callbacks, trial):

@@ -48,6 +48,7 @@ def check_settings(config: Mapping[str, Any]) -> None:
     _check_size("", config)
     for section in ("model", "data"):
         _check_object(section, config.get(section), FROM_DATA)
+    _check_weight_decay((config.get("model") or {}).get("init_args") or {})
     trainer = config["trainer"]
     _check_callbacks(trainer)
     _check_trainer(trainer)
@@ -154,6 +155,19 @@ def _check_size(path: str, value: Any) -> None:
             _check_size(f"{path}.{name}" if path else str(name), entry)
     elif isinstance(value, int) and abs(value) > sys.maxsize:
         raise SettingError(f"{path.replace('.init_args', '')} must be at most {sys.maxsize}, but is {value}")
+
+
+def _check_weight_decay(model: Mapping[str, Any]) -> None:
+    """Raises if the optimizer has a weight decay of its own beside the model's, which replaces it."""
+    optimizer, own = model.get("optimizer"), model.get("weight_decay")
+    if own is None or not isinstance(optimizer, Mapping) or not isinstance(optimizer.get("class_path"), str):
+        return
+    default = parameters_of(pkgutil.resolve_name(optimizer["class_path"])).get("weight_decay")
+    value = (optimizer.get("init_args") or {}).get("weight_decay")
+    if default is not None and value not in (None, default.default, own):
+        raise SettingError(
+            f"model.optimizer.weight_decay must be left out where model.weight_decay is {own}, but is {value}"
+        )
 
 
 def _check_finite(path: str, owner: Any, arguments: Any) -> None:

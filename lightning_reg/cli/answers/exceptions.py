@@ -10,10 +10,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer, callbacks
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.connectors import checkpoint_connector
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import optim
 from typing_extensions import override
 
 import lightning_reg
@@ -24,6 +25,9 @@ __all__ = ["Beginning", "answered"]
 
 _OURS = Path(lightning_reg.__file__).parent
 _INSTALLED = tuple(Path(sysconfig.get_paths()[name]) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+_OPTIMIZERS = Path(optim.__file__).parent
+_SETTINGS_OF_OTHERS = (Path(callbacks.__file__).parent, _OPTIMIZERS)
+"""Code of Lightning and torch that raises for settings alone, also while training runs."""
 _MOST = 600
 """Largest number of characters of a message; some libraries print their arguments."""
 
@@ -81,7 +85,7 @@ class Beginning(Callback):
         if (
             self._last is not None
             and is_first_epoch
-            and isinstance(exception, (SettingError, MisconfigurationException))
+            and (isinstance(exception, (SettingError, MisconfigurationException)) or _is_of_settings(exception))
         ):
             self._last.save_on_exception = False
 
@@ -105,7 +109,8 @@ def answered(
     """Turns exceptions that third-party code raises while a run is built into one sentence that names the setting.
 
     Exceptions from the user's code keep their traceback, and so do ours, which are bugs of the library. An exception
-    raised while a checkpoint is restored is always attributed to the checkpoint.
+    raised while a checkpoint is restored is always attributed to the checkpoint. Once training has begun, only what
+    Lightning's callbacks and torch's optimizers raise is taken for a setting's fault.
 
     Args:
         config: All settings of a command.
@@ -118,12 +123,15 @@ def answered(
     try:
         yield
     except Exception as error:
-        if (beginning is not None and beginning.has_begun) or first_in_chain(error, (SettingError,)):
+        if first_in_chain(error, (SettingError,)):
             raise
         chain = _chain(error)
         cause = chain[-1]
         frames = [frame for raised in chain for frame, _ in traceback.walk_tb(raised.__traceback__)]
         if cause.__traceback__ is None or _is_users(frames[-1]):
+            raise
+        has_begun = beginning is not None and beginning.has_begun
+        if has_begun and not _is_of_settings(cause):
             raise
         is_restoring = any(frame.f_globals.get("__name__") == checkpoint_connector.__name__ for frame in frames)
         if checkpoint is not None and is_restoring:
@@ -133,6 +141,8 @@ def answered(
         if _is_within(frames[-1], _OURS):
             raise
         place = _setting(config, frames, str(cause))
+        if has_begun and _is_within(frames[-1], _OPTIMIZERS):
+            place = "model.optimizer"
         raise SettingError(f"{place}: {_sentence(cause)}" if place else _sentence(cause)) from error
 
 
@@ -142,6 +152,12 @@ def _chain(error: BaseException) -> list[BaseException]:
     while chain[-1].__cause__ is not None:
         chain.append(chain[-1].__cause__)
     return chain
+
+
+def _is_of_settings(error: BaseException) -> bool:
+    """Whether code raised an exception that raises for settings alone."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return bool(frames) and _is_within(frames[-1], *_SETTINGS_OF_OTHERS)
 
 
 def _is_within(frame: FrameType, *folders: Path) -> bool:

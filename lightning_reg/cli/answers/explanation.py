@@ -37,6 +37,7 @@ _PROBLEM = re.compile(
 _VALUE = re.compile(r".*(?:Given value|Got value): (.*)\Z", re.DOTALL)
 _OF_CLASS = re.compile(r"Expected a <class '(?:[\w.]+\.)?(\w+)'>\. Got value: (\S+)\. Got value: ")
 _NESTED = re.compile(r"NestedArg\(key='([\w.]+)', val=(.*?)\)(?:\n|\Z)", re.DOTALL)
+_UNREAD = re.compile(r"Unable to load config '(.*?)'")
 _UNKNOWN = re.compile(r"[Oo]ption '([^']+)'|unrecognized arguments?: (\S+)")
 _REQUIRED = re.compile(r"the following arguments are required: ([\w.]*\w(?:, [\w.]*\w)*)")
 _HELP = re.compile(r"--([\w.]+)\.help: .*: (\S+)\Z")
@@ -71,8 +72,9 @@ def explained(message: str, options: Iterable[str] = ()) -> str:  # noqa: PLR091
             hint = _hint(owner, key[1])
             path = f"{path}.{key[1]}" if path else key[1]
         value = _value(message)
-        if message.startswith("Unexpected config:"):
-            return f"config must be a mapping of settings, but is {shown(_read(message.partition(':')[2]) or None)}"
+        about_config = _about_config(message, path)
+        if about_config:
+            return about_config
         # The parser treats a mapping without a class as arguments of the base class.
         problems = [found for found in _PROBLEM.finditer(message) if _resolved(found[2]) not in _classes_in(hint)]
         if value is _MISSING and nested and path.endswith(f".{nested[1]}"):
@@ -101,6 +103,16 @@ def explained(message: str, options: Iterable[str] = ()) -> str:  # noqa: PLR091
     if nested and value is _MISSING and hint is not None:
         return f"{path} must be {described(hint)}, given as a whole, but has {path}.{nested[1]}"
     return _as_told(f"{path}{of_class}", message)
+
+
+def _about_config(message: str, path: str) -> str | None:
+    """Explains a message about a whole configuration, or a whole section; None if it is about something else."""
+    if message.startswith("Unexpected config:"):
+        return f"config must be a mapping of settings, but is {shown(_read(message.partition(':')[2]) or None)}"
+    unread = _UNREAD.match(message)
+    if unread and path:
+        return f"{path} must be a mapping of settings, or a file with one, but is {shown(_read(unread[1]))}"
+    return None
 
 
 def _of_class(owner: Any) -> str:
