@@ -18,6 +18,7 @@ from lightning_reg.callbacks import (
     GradientMonitor,
     InputGradientPenalty,
     JacobianPenalty,
+    L1Penalty,
     L2SPPenalty,
     LabelSmoothing,
     RDrop,
@@ -91,6 +92,16 @@ def test_a_monitor_leaves_sparse_gradients_as_they_are():
         return list(module.parameters())
 
     assert all(one.equal(other) for one, other in zip(trained(GradientMonitor()), trained(), strict=True))
+
+
+def test_what_a_weight_is_computed_of_is_not_shrunk_to_zero():
+    def computed(model):
+        nn.utils.parametrizations.weight_norm(model.head)
+
+    with pytest.raises(SettingError, match="or proximal be False, with L1Penalty") as refused:
+        fit(SomebodysModule(prepare=computed), L1Penalty(weight=0.1, proximal=True))
+    names = str(refused.value).removeprefix("exclude must name ").partition(", or proximal")[0].split(", ")
+    fit(SomebodysModule(prepare=computed), L1Penalty(weight=0.1, proximal=True, exclude=names), max_epochs=1)
 
 
 class FocalByNLL(SomebodysModule):

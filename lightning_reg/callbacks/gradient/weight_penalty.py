@@ -7,6 +7,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.nn.utils import parametrizations
+from torch.nn.utils.parametrize import ParametrizationList
 from torch.optim import SparseAdam
 from typing_extensions import override
 
@@ -109,6 +111,22 @@ class PenaltySession(Session[WeightPenalty]):
         if technique.by_unit:
             refuse_sharded(self.selection.names, type(technique).__name__)
         self._check_optimizers()
+        if technique.shrinks:
+            self._check_computed()
+
+    def _check_computed(self) -> None:
+        """Raises where torch computes a weight from selected ones by dividing by their size, which may become 0."""
+        names = self.selection.names
+        for part in self.run.module.modules():
+            is_torchs = isinstance(part, ParametrizationList) and any(
+                type(parametrization).__module__ == parametrizations.__name__ for parametrization in part
+            )
+            found = [names[parameter] for parameter in part.parameters() if parameter in names] if is_torchs else []
+            if found:
+                raise SettingError(
+                    f"exclude must name {', '.join(found)}, or proximal be False, with "
+                    f"{type(self.technique).__name__}: no weight can be computed of what is shrunk to zero"
+                )
 
     def _check_optimizers(self) -> None:
         technique = self.technique
