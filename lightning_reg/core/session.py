@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from torch.optim import Optimizer
 
 from lightning_reg.settings import SettingError
 
@@ -26,7 +25,7 @@ T = TypeVar("T")
 HOOKS = (
     "train_starts",
     "batch_starts",
-    "zero_grad",
+    "window_begins",
     "before_backward",
     "after_backward",
     "step_begins",
@@ -120,8 +119,8 @@ class Session(Generic[T]):
             batch_idx: Number of the batch in its epoch.
         """
 
-    def zero_grad(self, optimizer: Optimizer) -> None:
-        """Runs before an optimizer's gradients are cleared."""
+    def window_begins(self) -> None:
+        """Runs when gradients begin to accumulate anew, before the first backward pass."""
 
     def before_backward(self, loss: Tensor) -> None:
         """Runs before each backward pass.

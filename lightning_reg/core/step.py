@@ -19,6 +19,7 @@ from lightning_reg.core.gradients import gradient_norms
 from lightning_reg.core.lightning import (
     any_gradient,
     gradient_scale,
+    is_overridden,
     logs_now,
     optimizer_index,
     optimizer_name,
@@ -192,6 +193,8 @@ class Run:
         self._hooked: set[Optimizer] = set()
         self._nesting: dict[Optimizer, int] = {}
         self._open: dict[Optimizer, Step] = {}
+        self._clears_itself = is_overridden(module, "optimizer_zero_grad")  # and perhaps not for every batch
+        self._is_beginning = False  # a window, before its first backward pass
         self._passes = 0  # backward passes since the last step
         self._saw_backward = False
         self._served: set[nn.Parameter] = set()
@@ -297,13 +300,14 @@ class Run:
     def batch_starts(self, batch_idx: int) -> None:
         """Begins a training batch."""
         self._nesting.clear()  # left from a step that raised
+        self._is_beginning = False
         self._bypasses.has_batches = True
         self._tell("batch_starts", batch_idx)
 
-    def zero_grad(self, optimizer: Optimizer) -> None:
+    def zero_grad(self) -> None:
         """Begins an accumulation window: gradients are about to be cleared."""
-        self._begin_window()
-        self._tell("zero_grad", optimizer)
+        if not self._clears_itself:  # else before_backward sees whether they were
+            self._begin_window()
 
     def before_backward(self, loss: Tensor) -> None:
         """Records the loss, before its gradients are added to those of the window."""
@@ -316,6 +320,7 @@ class Run:
     def after_backward(self) -> None:
         """Counts a backward pass of the window."""
         self._passes += 1
+        self._is_beginning = False
         self._saw_backward = True
         self._bypasses.after_backward()
         self._tell("after_backward")
@@ -334,6 +339,9 @@ class Run:
     def _begin_window(self) -> None:
         self._passes = 0  # no earlier pass reaches a step
         self._served = set()
+        if not self._is_beginning:
+            self._is_beginning = True
+            self._tell("window_begins")
 
     def _close_window(self) -> float:
         passes, self._passes = self._passes, 0

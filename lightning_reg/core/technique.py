@@ -206,7 +206,7 @@ class Technique(Callback):
     @override
     def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if run := Run.led_by(self, trainer):
-            run.zero_grad(optimizer)
+            run.zero_grad()
 
     @override
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:

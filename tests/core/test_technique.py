@@ -213,7 +213,7 @@ def test_what_happens_around_a_step_is_told_in_the_order_of_positions():
     hooks = [hook for name, hook in told[begins:] if name == "late"]
     assert hooks == [
         "batch_starts",
-        "zero_grad",
+        "window_begins",
         "before_backward",
         "after_backward",
         "step_begins",

@@ -22,6 +22,7 @@ from lightning_reg.callbacks import (
     L2SPPenalty,
     LabelSmoothing,
     RDrop,
+    SharpnessAwareMinimization,
     SnapshotEnsemble,
     StochasticWeightAverage,
     WiSEFT,
@@ -102,6 +103,35 @@ def test_what_a_weight_is_computed_of_is_not_shrunk_to_zero():
         fit(SomebodysModule(prepare=computed), L1Penalty(weight=0.1, proximal=True))
     names = str(refused.value).removeprefix("exclude must name ").partition(", or proximal")[0].split(", ")
     fit(SomebodysModule(prepare=computed), L1Penalty(weight=0.1, proximal=True, exclude=names), max_epochs=1)
+
+
+class AccumulatesItself(SomebodysModule):
+    """Two batches a step, by the module's own hooks rather than by a setting of the trainer."""
+
+    def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None):
+        if batch_idx % 2:
+            optimizer.step(closure=optimizer_closure)
+        else:
+            optimizer_closure()
+
+    def optimizer_zero_grad(self, epoch, batch_idx, optimizer):
+        if batch_idx % 2 == 0:
+            optimizer.zero_grad()
+
+
+class Sums(SomebodysModule):
+    """As if both batches had their own loss, which the trainer would divide by their number."""
+
+    def training_step(self, batch, batch_idx):
+        return 2 * super().training_step(batch, batch_idx)
+
+
+def test_sharpness_is_that_of_all_batches_that_a_module_accumulates_itself():
+    one, other = AccumulatesItself(), Sums()
+    fit(one, SharpnessAwareMinimization(rho=0.5), max_epochs=2)
+    fit(other, SharpnessAwareMinimization(rho=0.5), max_epochs=2, accumulate_grad_batches=2)
+    for a, b in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
 
 
 class FocalByNLL(SomebodysModule):

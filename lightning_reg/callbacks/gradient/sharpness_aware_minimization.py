@@ -8,7 +8,6 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_reg.callbacks.gradient.second_pass import SecondPass
@@ -184,7 +183,7 @@ class _Climbing(Session[SharpnessAwareMinimization]):
         warn_if_never(self.technique, self.run.trainer, "step", self.technique.interval, "interval")
 
     @override
-    def zero_grad(self, optimizer: Optimizer) -> None:
+    def window_begins(self) -> None:
         self.second_pass.begin_window()
 
     def __post_init__(self) -> None:
