@@ -14,6 +14,7 @@ __all__ = [
     "check_callable",
     "check_choice",
     "check_count",
+    "check_dim",
     "check_range",
     "did_you_mean",
     "first_in_chain",
@@ -159,6 +160,22 @@ def check_count(name: str, value: int, *, low: int = 1, high: int | None = None)
     if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
         most = "" if high is None else f" and at most {high:,}"
         raise SettingError(f"{name} must be a whole number of at least {low}{most}, but is {value!r}")
+
+
+def check_dim(name: str, dim: int) -> None:
+    """Raises unless ``dim`` can be a tensor's dimension, counted from the end where it is negative.
+
+    Args:
+        name: Name of the argument, as the user writes it.
+
+    Raises:
+        SettingError: If it is no whole number, or no tensor has as many dimensions.
+
+    >>> check_dim("time_dim", "last")
+    Traceback (most recent call last):
+    lightning_reg.settings.SettingError: time_dim must be a whole number of at least -64 and at most 63, but is 'last'
+    """
+    check_count(name, dim, low=-64, high=63)
 
 
 def as_sequence(name: str, value: Iterable[T]) -> tuple[T, ...]:

@@ -4,12 +4,13 @@ from collections.abc import Callable
 from typing import Any
 from weakref import WeakSet, ref
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_reg.core.lightning import remove_forward_hook
 
-__all__ = ["ForwardHook", "add_forward_hook", "add_forward_pre_hook"]
+__all__ = ["ForwardHook", "add_forward_hook", "add_forward_pre_hook", "is_transformed"]
 
 
 class ForwardHook:
@@ -72,6 +73,11 @@ def add_forward_pre_hook(module: nn.Module, hook: Callable[..., Any], **settings
     held = ForwardHook(module, hook, WeakSet())
     held.handle = module.register_forward_pre_hook(held, **settings)
     return held
+
+
+def is_transformed(tensor: Tensor) -> bool:
+    """Whether a tensor only exists within a transform of ``torch.func``, as one sample of a batch does in ``vmap``."""
+    return not torch.compiler.is_compiling() and bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))
 
 
 def _nothing(*args: Any) -> None:

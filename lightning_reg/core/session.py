@@ -85,7 +85,7 @@ class Session(Generic[T]):
             state: Return value of :meth:`kept`, on the CPU.
 
         Raises:
-            SettingError: If it comes from a version with other fields.
+            SettingError: If it comes from a version with other fields, or a field has a value of another type.
         """
         names = {declared.name for declared in fields(self) if _KEPT in declared.metadata}
         if set(state) != names:
@@ -94,6 +94,13 @@ class Session(Generic[T]):
                 f"{sorted(state)}, which another version has written; start a new fit from the checkpoint's weights"
             )
         for name, value in state.items():
+            now = getattr(self, name)
+            is_number = isinstance(now, (int, float)) and isinstance(value, (int, float))
+            if now is not None and not isinstance(value, type(now)) and not is_number:
+                raise SettingError(
+                    f"ckpt_path must hold a {type(now).__name__} as {name} of {type(self.technique).__name__}, but "
+                    f"holds a {type(value).__name__}"
+                )
             setattr(self, name, value)
 
     def result(self) -> Any:

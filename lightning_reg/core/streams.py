@@ -6,7 +6,9 @@ from random import Random
 
 from lightning_reg.settings import check_count
 
-__all__ = ["base_seed", "check_seed", "random_stream"]
+__all__ = ["LARGEST_SEED", "base_seed", "check_seed", "random_stream"]
+
+LARGEST_SEED = 2**63 - 1  # that torch's generators take
 
 
 def check_seed(seed: int | None) -> None:
@@ -16,10 +18,10 @@ def check_seed(seed: int | None) -> None:
         seed: Seed of a technique; None stands for that of ``seed_everything``.
 
     Raises:
-        SettingError: If it isn't an integer of at least 0.
+        SettingError: If it isn't an integer of at least 0 that torch's generators take.
     """
     if seed is not None:
-        check_count("seed", seed, low=0)
+        check_count("seed", seed, low=0, high=LARGEST_SEED)
 
 
 def base_seed(seed: int | None) -> int:

@@ -22,7 +22,7 @@ from lightning_reg.functional.measures.histograms import fine_edges, quantiles, 
 from lightning_reg.monitors.activations import ActivationWatch, Seen, Sums, select_watched
 from lightning_reg.monitors.colorful_dimension import COLUMN_BINS, column_edges, draw_columns
 from lightning_reg.monitors.gathering import gather
-from lightning_reg.settings import as_sequence, check_count, check_range
+from lightning_reg.settings import as_sequence, check_count, check_dim, check_range
 
 __all__ = ["ActivationStats"]
 
@@ -129,6 +129,8 @@ class ActivationStats(Technique):
         self.near_zero = near_zero
         self.saturation = saturation
         self.window = window
+        if unit_dim is not None:
+            check_dim("unit_dim", unit_dim)
         self.unit_dim = unit_dim
         self.sample = sample
         self.validation = validation

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from lightning_reg.core.hooks import ForwardHook, add_forward_hook
+from lightning_reg.core.hooks import ForwardHook, add_forward_hook, is_transformed
 from lightning_reg.core.selection import select_modules
 from lightning_reg.functional.measures.activations import UnitSums, unit_sums
 from lightning_reg.functional.measures.histograms import fine_histogram
@@ -158,6 +158,8 @@ class ActivationWatch:
                 return
             activations = _first_tensor(output)
             if activations is None or not activations.is_floating_point() or activations.ndim == 0:
+                return
+            if is_transformed(activations):
                 return
             activations = activations.detach()
             if self.sample is not None:

@@ -10,6 +10,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_reg.callbacks import (
+    ActivationStats,
+    ActivityPenalty,
     BatchMixing,
     ConfidencePenalty,
     ExponentialMovingAverage,
@@ -290,3 +292,26 @@ def test_fused_attention_can_be_differentiated_twice(technique):
         return module.network.embed.weight
 
     assert not torch.allclose(trained(technique), trained())
+
+
+class PerSample(SomebodysModule):
+    """Gradients of each sample, by torch.func."""
+
+    def training_step(self, batch, batch_idx):
+        weights = dict(self.network.named_parameters())
+
+        def loss(weights, inputs, label):
+            logits = torch.func.functional_call(self.network, weights, (inputs[None],))
+            return F.cross_entropy(logits, label[None])
+
+        return torch.func.vmap(loss, (None, 0, 0))(weights, *batch).mean()
+
+
+def test_what_runs_within_a_transform_is_left_out_by_monitors_and_refused_by_terms():
+    with pytest.warns(UserWarning, match="ActivationStats watches modules of which none ran"):
+        fit(PerSample(), ActivationStats(), max_epochs=1, log_every_n_steps=1)
+    for technique in (ConfidencePenalty(weight=0.1), JacobianPenalty(weight=0.1)):
+        with pytest.raises(SettingError, match="must be computed outside of torch"):
+            fit(PerSample(), technique)
+    with pytest.raises(SettingError, match="runs, can't be watched"):
+        fit(PerSample(), ActivityPenalty(l1=0.1))

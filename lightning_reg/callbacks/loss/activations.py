@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_reg.callbacks.loss.loss_term import TermSession
-from lightning_reg.core.hooks import add_forward_hook
+from lightning_reg.core.hooks import add_forward_hook, is_transformed
 from lightning_reg.core.selection import select_modules
 from lightning_reg.settings import SettingError
 
@@ -100,6 +100,8 @@ class ActivationsSession(TermSession):
             return
         # Only recorded here: a checkpointed layer has to compute the same thing both times.
         activations = _first_tensor(output)
+        if is_transformed(activations):
+            return
         noted = self.noted(module, output, activations)
         compiling = torch.compiler.is_compiling()  # then nothing is changed in place
         self.seen.append((activations, noted, None if compiling else activations._version))
@@ -119,7 +121,8 @@ class ActivationsSession(TermSession):
         if not self.seen:
             raise SettingError(
                 "include must name modules that the training step runs, but none of them did; what "
-                "torch.compile has run before the fit, or reentrant checkpointing runs, can't be watched"
+                "torch.compile has run before the fit, or what reentrant checkpointing or torch.func runs, can't be "
+                "watched"
             )
         term = torch.stack([self._term_of(*record) for record in self.seen]).sum()
         self.seen.clear()

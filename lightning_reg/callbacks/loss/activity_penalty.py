@@ -17,7 +17,7 @@ from lightning_reg.core.selection import as_patterns
 from lightning_reg.core.session import Session
 from lightning_reg.core.step import Run
 from lightning_reg.functional.loss.output_penalties import activity_penalty, temporal_activity_penalty
-from lightning_reg.settings import SettingError, check_range
+from lightning_reg.settings import SettingError, check_dim, check_range
 
 __all__ = ["ActivityPenalty"]
 
@@ -90,6 +90,7 @@ class ActivityPenalty(LossTerm):
         self.temporal = 0.0 if temporal is None else temporal
         for name in ("l1", "l2", "temporal"):
             check_range(name, getattr(self, name), low=0)
+        check_dim("time_dim", time_dim)
         self.time_dim = time_dim
 
     @property

@@ -132,7 +132,8 @@ class JacobianSession(InputTermSession):
     @contextmanager
     def watching(self) -> Iterator[None]:
         self.seen.clear()
-        with super().watching(), LogitsSeen(self.seen, {F.cross_entropy: "cross_entropy"}):
+        name = None if self.is_checked else type(self.technique).__name__
+        with super().watching(), LogitsSeen(self.seen, {F.cross_entropy: "cross_entropy"}, name):
             yield
 
     @override

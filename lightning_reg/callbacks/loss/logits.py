@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
 from lightning_reg.callbacks.loss.loss_term import TermSession
+from lightning_reg.core.hooks import is_transformed
 from lightning_reg.settings import SettingError
 
 __all__ = ["LogitsSeen", "LogitsSession", "check_log_probabilities"]
@@ -67,7 +68,7 @@ class LogitsSeen(TorchFunctionMode):
     Args:
         logits: List for the logits, with masks of the samples that count.
         losses: Names of the loss functions, by function.
-        checks_for: Name of the technique that checks what ``nll_loss`` takes; not checked where None.
+        checks_for: Name of the technique that checks what the losses take; not checked where None.
     """
 
     def __init__(
@@ -91,12 +92,22 @@ class LogitsSeen(TorchFunctionMode):
             given = dict(zip(names, args, strict=False)) | kwargs
             logits, target = given["input"], given["target"]
             ignored = given.get("ignore_index", -100)
+            if is_transformed(logits):
+                self._refuse_transformed()
+                return func(*args, **kwargs)
             if func is F.nll_loss and self._checks_for is not None:
                 check_log_probabilities(logits, self._checks_for)
             # Mixing calls a loss twice, with two targets of the same logits.
             if all(logits is not known for known, _ in self._logits):
                 self._logits.append((logits, None if target.is_floating_point() else target != ignored))
         return func(*args, **kwargs)
+
+    def _refuse_transformed(self) -> None:
+        if self._checks_for is not None:
+            raise SettingError(
+                f"the loss must be computed outside of torch.func's transforms with {self._checks_for}, which needs "
+                "the logits of the whole batch"
+            )
 
 
 def check_log_probabilities(inputs: Tensor, technique: str) -> None:

@@ -38,7 +38,7 @@ from lightning_reg.core.session import Session, kept, plain
 from lightning_reg.core.step import Run
 from lightning_reg.core.technique import Technique
 from lightning_reg.functional.annealing import annealed, cycle_ends
-from lightning_reg.settings import SettingError, check_choice, check_count, check_range
+from lightning_reg.settings import SettingError, check_choice, check_count, check_dim, check_range
 
 __all__ = ["SnapshotEnsemble", "Snapshots"]
 
@@ -149,6 +149,8 @@ class SnapshotEnsemble(Technique):
         self.growth = growth
         self.floor = floor
         self.outputs: Outputs = outputs
+        if class_dim is not None:
+            check_dim("class_dim", class_dim)
         self.class_dim = class_dim
         self.validate: Validate = validate
 
