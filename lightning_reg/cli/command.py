@@ -41,7 +41,6 @@ from lightning_reg.core.messages import quiet
 from lightning_reg.core.metric_names import higher_is_better, short_name
 from lightning_reg.data import InMemoryData
 from lightning_reg.models import Supervised
-from lightning_reg.plain_yaml import parsed_yaml
 from lightning_reg.settings import SettingError
 
 __all__ = ["MONITOR", "RegularizationCLI"]
@@ -292,5 +291,5 @@ def _check_additions(words: Sequence[str]) -> None:
     for word, following in zip(words, [*words[1:], ""], strict=True):
         name, is_given, value = word.partition("=")
         is_addition = name.startswith("--") and name.endswith("+")
-        if is_addition and parsed_yaml(name, value if is_given else following) is None:
+        if is_addition and (value if is_given else following).strip().lower() in ("", "~", "null"):
             raise SettingError(f"{name.removeprefix('--')} must be something to add, but is null")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.memory import is_oom_error
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
@@ -189,7 +190,9 @@ def repeated(batch: Any, times: int, *, technique: str) -> Any:
 def step_with_repeated(
     training_step: Callable[..., Any], batch: Any, *, times: int, technique: str
 ) -> Callable[..., Any]:
-    """Returns a training step that runs with the repeated batch, and says so where that is what it fails of.
+    """Returns a training step that runs with a repeated batch, and says so where that is what it fails of.
+
+    For the first step alone: later ones fail of something else.
 
     Args:
         training_step: Function of a batch and other arguments.
@@ -209,10 +212,9 @@ def step_with_repeated(
     def step(larger: Any, *args: Any, **kwargs: Any) -> Any:
         try:
             return training_step(larger, *args, **kwargs)
-        except SettingError:
-            raise
-        except Exception as error:
-            if not takes_it_once(*args, **kwargs):
+        except (RuntimeError, ValueError, IndexError) as error:
+            is_other = isinstance(error, SettingError) or is_oom_error(error)
+            if is_other or not takes_it_once(*args, **kwargs):
                 raise
             raise SettingError(
                 f"training_step must take batches of any size with {technique}, which repeats each of them {times} "

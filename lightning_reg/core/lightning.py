@@ -143,16 +143,16 @@ def is_overridden(owner: object, method: str) -> bool:
         owner: Module, data module, logger or callback to inspect.
         method: Name of the method.
     """
-    own = vars(owner).get(method)
+    own = getattr(owner, "__dict__", {}).get(method)
     if own is not None and not isinstance(own, MethodHold):
         return True
     home = next((kind for kind in type(owner).__mro__ if method in vars(kind)), None)
     if home is None:
         return False
-    # Lightning's modules for demonstrations are modules like any other.
-    defaults = {base for kind in twins(LightningModule, LightningDataModule) for base in kind.__mro__}
-    is_module = isinstance(owner, twins(LightningModule, LightningDataModule))
-    return home not in defaults if is_module else not _is_lightnings(home)
+    modules = twins(LightningModule, LightningDataModule)
+    if not isinstance(owner, modules):
+        return not _is_lightnings(home)
+    return all(home not in kind.__mro__ for kind in modules)  # Lightning's demonstrations are modules like any other
 
 
 def _is_lightnings(kind: type) -> bool:

@@ -201,7 +201,9 @@ def _duration(schedule: StrengthSchedule, trainer: Trainer) -> int:
         )
     end = _planned_end(trainer, schedule.unit)
     if math.isinf(end):
-        raise SettingError(f"schedule.duration must be given in {schedule.unit}s, because training has no planned end")
+        raise SettingError(
+            f"schedule.duration must be given in {schedule.unit}s, because nobody knows how many training has"
+        )
     if schedule.begin >= end:
         raise SettingError(
             f"schedule.begin must be before the end of training, {schedule.unit} {int(end)}, but is {schedule.begin}"

@@ -6,9 +6,9 @@ from random import Random
 
 from lightning_reg.settings import check_count
 
-__all__ = ["LARGEST_SEED", "base_seed", "check_seed", "random_stream"]
+__all__ = ["base_seed", "check_seed", "random_stream"]
 
-LARGEST_SEED = 2**63 - 1  # that torch's generators take
+_LARGEST = 2**63 - 1  # that torch's generators take
 
 
 def check_seed(seed: int | None) -> None:
@@ -21,7 +21,8 @@ def check_seed(seed: int | None) -> None:
         SettingError: If it isn't an integer of at least 0 that torch's generators take.
     """
     if seed is not None:
-        check_count("seed", seed, low=0, high=LARGEST_SEED)
+        check_count("seed", seed, low=0)
+        check_count("seed", seed, low=0, high=_LARGEST)
 
 
 def base_seed(seed: int | None) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
-from lightning_reg.core.streams import LARGEST_SEED, random_stream
+from lightning_reg.core.streams import check_seed, random_stream
 from lightning_reg.data.loader import Batch, ResumableLoader, SampleDataset, ShuffledSampler, as_fetched
 from lightning_reg.data.targets import Task
 from lightning_reg.functional.batch.mixing import soft_targets
@@ -67,7 +67,7 @@ class InMemoryData(LightningDataModule, ABC):
         if mix_epochs is not None:
             check_count("mix_epochs", mix_epochs, low=0)
         check_count("num_workers", num_workers, low=0)
-        check_count("seed", seed, low=0, high=LARGEST_SEED)
+        check_seed(seed)
         self.batch_size = batch_size
         self.mix = mix
         self.mix_epochs = mix_epochs

@@ -78,6 +78,7 @@ class SearchDefinition:
                 check_range(name, getattr(self, name), low=0, low_open=True)
         if self.folds is not None:
             check_seed_count("folds", self.folds)
+        check_count("seed", self.seed, low=0)
         check_count("seed", self.seed, low=0, high=2**32 - 1)  # as seed_everything takes it
         check_seed_count("confirm", self.confirm, low=0)
         self.check_prune(self.folds)

@@ -177,6 +177,7 @@ class _PythonJob(SearchJob):
         for name, one, other in (("Trainer", built.trainer, again.trainer), ("module", built.module, again.module)):
             if one is other:
                 raise SettingError(f"make must return a new {name} at each call, but returned the same one twice")
+        del again, other
         space, absent = with_present(self.space, built.module)
 
         def contradictions_with(*names: str) -> dict[str, str]:

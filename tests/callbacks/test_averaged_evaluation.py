@@ -7,7 +7,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 
 from lightning_reg.callbacks import ExponentialMovingAverage, StochasticWeightAverage, WiSEFT
-from tests.callbacks.averaged import Normed, Swaps, equal, fit, state, trained, trains_alike
+from tests.callbacks.averaged import Normed, Swaps, Weights, equal, fit, state, trained, trains_alike
 from tests.conformance.problem import BATCHES, loader, resumable_loader
 from tests.helpers import quiet_trainer
 
@@ -35,6 +35,17 @@ def test_an_exception_in_validation_leaves_the_trained_weights(validate):
 def test_others_that_swap_weights_in_their_validation_hooks_are_not_disturbed(average, comes_first):
     callbacks = [average(), Swaps()] if comes_first else [Swaps(), average()]
     assert trains_alike(*callbacks)
+
+
+def test_weights_that_are_set_at_the_end_of_validation_stay():
+    class Sets(Callback):
+        def on_validation_end(self, trainer, pl_module):
+            with torch.no_grad():
+                pl_module.net[3].bias.fill_(7.0)
+
+    seen = Weights()
+    fit(ExponentialMovingAverage(decay=0.8), Sets(), seen, max_epochs=2)
+    assert all(weights[-1].mean() > 6 for weights in seen.seen[BATCHES:])
 
 
 def test_an_exception_in_the_extra_pass_leaves_the_trained_weights():

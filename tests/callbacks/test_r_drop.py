@@ -157,6 +157,12 @@ def test_a_step_that_takes_batches_of_one_size_alone_is_refused_and_other_failur
         def training_step(self, batch, batch_idx):
             return F.cross_entropy(self.network(batch[0].sigmoid()) + torch.zeros(8, 3), batch[1])
 
+    class NeedsMemory(SomebodysModule):
+        def training_step(self, batch, batch_idx):
+            if len(batch[0]) > 8:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().training_step(batch, batch_idx)
+
     class Fails(SomebodysModule):
         def training_step(self, batch, batch_idx):
             raise ValueError(f"no batch of {len(batch[0])}")
@@ -169,6 +175,8 @@ def test_a_step_that_takes_batches_of_one_size_alone_is_refused_and_other_failur
 
     with pytest.raises(SettingError, match=r"must take batches of any size with \w+, .* RuntimeError: The size of"):
         fit(OneSize(prepare=uneven))
+    with pytest.raises(torch.OutOfMemoryError):
+        fit(NeedsMemory(prepare=uneven))
     with pytest.raises(ValueError, match="no batch of 16"):
         fit(Fails(prepare=uneven))
 

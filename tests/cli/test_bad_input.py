@@ -66,7 +66,6 @@ BAD = [
         "Early stopping conditioned on metric `foo`",
     ),
     ("--model.dict_kwargs.foo 1", r"foo is no setting of MLP \(model\)"),
-    ("--trainer.gradient_clip_algorithm value", "gradient_clip_algorithm must be left out where .*gradient_clip_val"),
     ("--ckpt_path nowhere.ckpt", "ckpt_path must be best, last or a file that exists, but is 'nowhere.ckpt'"),
     ("--ckpt_path file", "ckpt_path 'file' is not a Lightning checkpoint"),
     ("--ckpt_path last", "ckpt_path is 'last', but no run under 'runs/digits_mlp' has (a )?last.ckpt"),

@@ -148,6 +148,17 @@ def test_a_focal_loss_of_log_probabilities_is_no_cross_entropy(technique):
         fit(FocalByNLL(), technique)
 
 
+class ZeroedPadding(SomebodysModule):
+    def training_step(self, batch, batch_idx):
+        targets = batch[1].clone()
+        targets[0] = -100
+        return F.nll_loss(self.network(batch[0]).log_softmax(1) * (targets != -100)[:, None], targets)
+
+
+def test_what_does_not_count_needs_no_probabilities():
+    fit(ZeroedPadding(), LabelSmoothing(smoothing=0.1), max_epochs=1)
+
+
 class DifferentiatesByHand(SomebodysModule):
     def __init__(self):
         super().__init__()

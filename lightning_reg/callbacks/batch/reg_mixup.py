@@ -117,8 +117,9 @@ class RegMixupSession(MixingSession):
 
     @override
     def _step(self, training_step: Callable[..., Any], batch: Any, *args: Any, **kwargs: Any) -> Any:
-        larger = step_with_repeated(training_step, batch, times=2, technique=self.name)
-        output = super()._step(larger, batch, *args, **kwargs)
+        if not self.is_checked:
+            training_step = step_with_repeated(training_step, batch, times=2, technique=self.name)
+        output = super()._step(training_step, batch, *args, **kwargs)
         loss = output.get("loss") if isinstance(output, Mapping) else output
         if self.current is None or loss is None:
             return output

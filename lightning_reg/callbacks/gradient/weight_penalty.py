@@ -116,15 +116,18 @@ class PenaltySession(Session[WeightPenalty]):
 
     def _check_computed(self) -> None:
         """Raises where torch computes a weight from selected ones by dividing by their size, which may become 0."""
-        names = self.selection.names
         for part in self.run.module.modules():
-            is_torchs = isinstance(part, ParametrizationList) and any(
-                type(parametrization).__module__ == parametrizations.__name__ for parametrization in part
-            )
-            found = [names[parameter] for parameter in part.parameters() if parameter in names] if is_torchs else []
-            if found:
+            if not isinstance(part, ParametrizationList):
+                continue
+            if isinstance(part[0], parametrizations._WeightNorm):
+                divided = part.original1
+            elif isinstance(part[0], parametrizations._SpectralNorm):
+                divided = part.original
+            else:
+                continue
+            if isinstance(divided, nn.Parameter) and divided in self.selection.names:
                 raise SettingError(
-                    f"exclude must name {', '.join(found)}, or proximal be False, with "
+                    f"exclude must name {self.selection.names[divided]}, or proximal be False, with "
                     f"{type(self.technique).__name__}: no weight can be computed of what is shrunk to zero"
                 )
 

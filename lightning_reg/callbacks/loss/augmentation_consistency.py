@@ -219,9 +219,11 @@ class ConsistencySession(LogitsSession):
         if self.technique.loss_of == "clean" and self.strength.now(self.run.trainer) == 0:
             self._log({})
             return training_step(batch, *args, **kwargs)
-        technique = self.technique
-        larger = step_with_repeated(training_step, batch, times=technique.views, technique=type(technique).__name__)
-        return super()._step(larger, batch, *args, **kwargs)
+        if not self.is_checked:
+            technique = self.technique
+            name = type(technique).__name__
+            training_step = step_with_repeated(training_step, batch, times=technique.views, technique=name)
+        return super()._step(training_step, batch, *args, **kwargs)
 
     @override
     def watched_batch(self, batch: Any) -> Any:

@@ -33,9 +33,9 @@ class InputGradientPenalty(LossTerm):
 
     Cost: about two more backward passes, and the memory of their graph. No state.
 
-    Interacts with: attention, whose fused kernels have no second derivative and are replaced by plain operations, and
-    cuDNN's recurrent layers, which have none either and which torch names in its error. ``nn.ReLU`` has one almost
-    everywhere. What other terms add to the loss before this one sees it is part of ℓ.
+    Interacts with: attention, whose fused kernels have no second derivative and are plain operations instead, outside
+    of activation checkpointing, and cuDNN's recurrent layers, which have none either and which torch names in its
+    error. ``nn.ReLU`` has one almost everywhere. What other terms add to the loss before this one sees it is part of ℓ.
 
     Args:
         weight: Strength λ, at least 0; 0.01 to 10 is usual for standardized inputs.

@@ -41,10 +41,10 @@ class JacobianPenalty(LossTerm):
 
     Cost: about two more backward passes per projection, and the memory of their graph. No state.
 
-    Interacts with: attention, whose fused kernels have no second derivative and are replaced by plain operations, and
-    cuDNN's recurrent layers, which have none either and which torch names in its error. BatchNorm makes logits depend
-    on the inputs of other samples; their share is penalized, too. Random numbers depend only on seed, rank, epoch and
-    batch.
+    Interacts with: attention, whose fused kernels have no second derivative and are plain operations instead, outside
+    of activation checkpointing, and cuDNN's recurrent layers, which have none either and which torch names in its
+    error. BatchNorm makes logits depend on the inputs of other samples; their share is penalized, too. Random numbers
+    depend only on seed, rank, epoch and batch.
 
     Args:
         weight: Strength λ, at least 0; 0.01 is usual.

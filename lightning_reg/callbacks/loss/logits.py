@@ -88,15 +88,14 @@ class LogitsSeen(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func in self._losses and torch.is_grad_enabled():  # otherwise it is a metric
-            names = ("input", "target", "weight", "size_average", "ignore_index")
-            given = dict(zip(names, args, strict=False)) | kwargs
+            given = _named(args, kwargs)
             logits, target = given["input"], given["target"]
             ignored = given.get("ignore_index", -100)
             if is_transformed(logits):
                 self._refuse_transformed()
                 return func(*args, **kwargs)
             if func is F.nll_loss and self._checks_for is not None:
-                check_log_probabilities(logits, self._checks_for)
+                check_log_probabilities(args, kwargs, self._checks_for)
             # Mixing calls a loss twice, with two targets of the same logits.
             if all(logits is not known for known, _ in self._logits):
                 self._logits.append((logits, None if target.is_floating_point() else target != ignored))
@@ -110,20 +109,29 @@ class LogitsSeen(TorchFunctionMode):
             )
 
 
-def check_log_probabilities(inputs: Tensor, technique: str) -> None:
+def _named(args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Returns the arguments of a loss function by name."""
+    return dict(zip(("input", "target", "weight", "size_average", "ignore_index"), args, strict=False)) | kwargs
+
+
+def check_log_probabilities(args: Any, kwargs: dict[str, Any], technique: str) -> None:
     """Raises if what ``nll_loss`` takes aren't log-probabilities, as in a focal loss.
 
     Args:
-        inputs: Input of the loss, (N, C, ...) or (C,).
+        args: Positional arguments of the loss.
+        kwargs: Keyword arguments of the loss.
         technique: Name of the calling technique, for the error message.
 
     Raises:
-        SettingError: If the probabilities don't sum to 1.
+        SettingError: If the probabilities of a sample that counts don't sum to 1.
     """
-    if torch.compiler.is_compiling():
+    given = _named(args, kwargs)
+    inputs: Tensor = given["input"]
+    if torch.compiler.is_compiling() or is_transformed(inputs):
         return
     total = inputs.detach().float().logsumexp(min(inputs.ndim - 1, 1))
-    if (total.abs() > _ROUNDING).any():
+    counts = given["target"] != given.get("ignore_index", -100)
+    if ((total.abs() > _ROUNDING) & counts).any():
         raise SettingError(
             f"nll_loss must take log-probabilities with {technique}, but takes values whose exponentials don't sum to "
             f"1, as in a focal loss, for which {technique} has no meaning"

@@ -103,8 +103,10 @@ class RDropSession(LogitsSession):
         if self.strength.now(self.run.trainer) == 0:  # also in the first step, unlike other terms
             self._log({})
             return training_step(batch, *args, **kwargs)
-        larger = step_with_repeated(training_step, batch, times=2, technique=type(self.technique).__name__)
-        return super()._step(larger, batch, *args, **kwargs)
+        if not self.is_checked:
+            name = type(self.technique).__name__
+            training_step = step_with_repeated(training_step, batch, times=2, technique=name)
+        return super()._step(training_step, batch, *args, **kwargs)
 
     @override
     def watched_batch(self, batch: Any) -> Any:

@@ -15,7 +15,13 @@ from typing_extensions import override
 
 from lightning_reg.callbacks.weights.averages.averaging import CHECKPOINT_KEY
 from lightning_reg.callbacks.weights.averages.recomputation import recomputed_statistics
-from lightning_reg.callbacks.weights.averages.registered import is_sharded, reshard, state_names, tensors_of
+from lightning_reg.callbacks.weights.averages.registered import (
+    fingerprint,
+    is_sharded,
+    reshard,
+    state_names,
+    tensors_of,
+)
 from lightning_reg.callbacks.weights.averages.remembered_inputs import RememberedInputs, batch_norms
 from lightning_reg.core.copies.isolation import copy_module
 from lightning_reg.core.facts import Place, Position
@@ -147,6 +153,7 @@ class ScheduleFreeSession(Session[ScheduleFreeMode]):
     loaded: dict[str, Tensor] = field(default_factory=dict)  # of a checkpoint, not yet in the module
     statistics: dict[str, Tensor] = field(default_factory=dict)  # of the average as it is now
     inputs: RememberedInputs = field(init=False)
+    evaluated: Tensor = field(default_factory=lambda: torch.zeros(0))  # norms of the weights that are validated
     is_in: bool = False  # whether the module has the average
     is_stale: bool = True  # whether there were batches since the statistics were computed
     has_started: bool = False
@@ -192,6 +199,11 @@ class ScheduleFreeSession(Session[ScheduleFreeMode]):
         self.is_stale = True
 
     @override
+    def validation_ends(self) -> None:
+        if self.is_in and torch.equal(fingerprint(self.run.module), self.evaluated):  # else others have to leave first
+            self.leave()
+
+    @override
     def train_ends(self) -> None:
         self.enter()
         self.is_final = True
@@ -205,6 +217,7 @@ class ScheduleFreeSession(Session[ScheduleFreeMode]):
     def _validate(self, inner: Any, *args: Any, **kwargs: Any) -> Any:
         """Wraps the fit's validation with all its hooks, in which others may swap weights."""
         self.enter()
+        self.evaluated = fingerprint(self.run.module)
         result = inner(*args, **kwargs)
         self.leave()
         return result

@@ -24,6 +24,7 @@ import lightning_reg.callbacks
 from lightning_reg.cli.answers.explanation import SECTIONS, described, hint_of, parameters_of, shown
 from lightning_reg.cli.links import FROM_DATA
 from lightning_reg.core.technique import Technique
+from lightning_reg.models import Supervised
 from lightning_reg.settings import SettingError, check_count, check_range
 
 __all__ = ["check_devices", "check_settings", "within_memory"]
@@ -48,7 +49,7 @@ def check_settings(config: Mapping[str, Any]) -> None:
     _check_size("", config)
     for section in ("model", "data"):
         _check_object(section, config.get(section), FROM_DATA)
-    _check_weight_decay((config.get("model") or {}).get("init_args") or {})
+    _check_weight_decay(config.get("model") or {})
     trainer = config["trainer"]
     _check_callbacks(trainer)
     _check_trainer(trainer)
@@ -110,8 +111,6 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
                 raise SettingError(f"trainer.max_time must be above 0, but is {shown(trainer['max_time'])}")
     if trainer.get("gradient_clip_val") is not None:
         check_range("trainer.gradient_clip_val", trainer["gradient_clip_val"], low=0)
-    elif trainer.get("gradient_clip_algorithm") is not None:
-        raise SettingError("trainer.gradient_clip_algorithm must be left out where trainer.gradient_clip_val is null")
     for number in ("accumulate_grad_batches", "val_check_interval"):
         value = trainer.get(number)
         if isinstance(value, (int, float)):
@@ -159,10 +158,12 @@ def _check_size(path: str, value: Any) -> None:
 
 def _check_weight_decay(model: Mapping[str, Any]) -> None:
     """Raises if the optimizer has a weight decay of its own beside the model's, which replaces it."""
-    optimizer, own = model.get("optimizer"), model.get("weight_decay")
-    if own is None or not isinstance(optimizer, Mapping) or not isinstance(optimizer.get("class_path"), str):
+    kind, arguments = _resolved(model.get("class_path")), model.get("init_args") or {}
+    optimizer, own = arguments.get("optimizer"), arguments.get("weight_decay")
+    is_ours = isinstance(kind, type) and issubclass(kind, Supervised)
+    if not is_ours or own is None or not isinstance(optimizer, Mapping):
         return
-    default = parameters_of(pkgutil.resolve_name(optimizer["class_path"])).get("weight_decay")
+    default = parameters_of(_resolved(optimizer.get("class_path"))).get("weight_decay")
     value = (optimizer.get("init_args") or {}).get("weight_decay")
     if default is not None and value not in (None, default.default, own):
         raise SettingError(
@@ -173,9 +174,11 @@ def _check_weight_decay(model: Mapping[str, Any]) -> None:
 def _check_finite(path: str, owner: Any, arguments: Any) -> None:
     """Checks the numbers of an optimizer."""
     if isinstance(owner, type) and issubclass(owner, Optimizer):
+        parameters = parameters_of(owner)
         for name, value in arguments.items():
+            is_default = name in parameters and value == parameters[name].default
             for number in value if isinstance(value, (list, tuple)) else [value]:
-                if isinstance(number, float):
+                if isinstance(number, float) and not is_default:
                     check_range(f"{path}.{name}", number)
 
 
@@ -214,11 +217,8 @@ def _check_scheduler(path: str, owner: Any, arguments: Mapping[str, Any]) -> Non
 
 def _check_object(path: str, value: Any, given: tuple[str, ...]) -> None:
     """Checks an object configured by ``class_path`` and ``init_args``, and the objects nested in it."""
-    if not isinstance(value, Mapping) or not isinstance(value.get("class_path"), str):
-        return
-    try:
-        owner = pkgutil.resolve_name(value["class_path"])
-    except (ImportError, AttributeError, ValueError):
+    owner = _resolved(value.get("class_path")) if isinstance(value, Mapping) else None
+    if owner is None:
         return
     if value.get("dict_kwargs") and getattr(owner, "__module__", "").startswith("lightning_reg."):
         raise SettingError(f"{next(iter(value['dict_kwargs']))} is no setting of {owner.__name__} ({path})")
@@ -230,6 +230,14 @@ def _check_object(path: str, value: Any, given: tuple[str, ...]) -> None:
     _check_scheduler(path, owner, arguments)
     for name, argument in arguments.items():
         _check_object(f"{path}.{name}", argument, ())
+
+
+def _resolved(path: Any) -> Any:
+    """Returns what an import path names; None if there is nothing."""
+    try:
+        return pkgutil.resolve_name(path) if isinstance(path, str) else None
+    except (ImportError, AttributeError, ValueError):
+        return None
 
 
 def _check_nulls(path: str, owner: Any, arguments: Any, given: tuple[str, ...]) -> None:

@@ -1,6 +1,7 @@
 """Turns exceptions that Lightning, torch and others raise while a run is built into messages about settings."""
 
 import contextlib
+import linecache
 import pkgutil
 import re
 import sysconfig
@@ -15,6 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.connectors import checkpoint_connector
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import optim
+from torch.optim import lr_scheduler
 from typing_extensions import override
 
 import lightning_reg
@@ -27,7 +29,7 @@ _OURS = Path(lightning_reg.__file__).parent
 _INSTALLED = tuple(Path(sysconfig.get_paths()[name]) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 _OPTIMIZERS = Path(optim.__file__).parent
 _SETTINGS_OF_OTHERS = (Path(callbacks.__file__).parent, _OPTIMIZERS)
-"""Code of Lightning and torch that raises for settings alone, also while training runs."""
+"""Code of Lightning and torch that checks settings, also while training runs."""
 _MOST = 600
 """Largest number of characters of a message; some libraries print their arguments."""
 
@@ -142,7 +144,8 @@ def answered(
             raise
         place = _setting(config, frames, str(cause))
         if has_begun and _is_within(frames[-1], _OPTIMIZERS):
-            place = "model.optimizer"
+            is_schedule = frames[-1].f_code.co_filename == lr_scheduler.__file__
+            place = "model.lr_scheduler" if is_schedule else "model.optimizer"
         raise SettingError(f"{place}: {_sentence(cause)}" if place else _sentence(cause)) from error
 
 
@@ -155,9 +158,13 @@ def _chain(error: BaseException) -> list[BaseException]:
 
 
 def _is_of_settings(error: BaseException) -> bool:
-    """Whether code raised an exception that raises for settings alone."""
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return bool(frames) and _is_within(frames[-1], *_SETTINGS_OF_OTHERS)
+    """Whether code that checks settings has raised an exception itself, rather than a tensor's operation in it."""
+    lines = list(traceback.walk_tb(error.__traceback__))
+    if not lines:
+        return False
+    frame, number = lines[-1]
+    line = linecache.getline(frame.f_code.co_filename, number).lstrip()
+    return _is_within(frame, *_SETTINGS_OF_OTHERS) and line.startswith(("raise ", "assert "))
 
 
 def _is_within(frame: FrameType, *folders: Path) -> bool:

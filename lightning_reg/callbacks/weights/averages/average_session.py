@@ -19,6 +19,7 @@ from lightning_reg.callbacks.weights.averages.recomputation import recomputed_st
 from lightning_reg.callbacks.weights.averages.registered import (
     Registered,
     children_in,
+    fingerprint,
     is_sharded,
     norm_statistics,
     registered_in,
@@ -65,6 +66,7 @@ class AverageSession(Session[WeightAverage]):
     trainable: list[bool] = field(default_factory=list)
     names: list[str] = field(default_factory=list)  # of what is averaged
     averaged: tuple[list[Tensor], list[Tensor]] = field(default_factory=lambda: ([], []))  # the averages, the weights
+    evaluated: Tensor = field(default_factory=lambda: torch.zeros(0))  # norms of the weights that are validated
     has_shards: bool = False  # whether any of those is spread over processes
 
     def __post_init__(self) -> None:
@@ -124,6 +126,13 @@ class AverageSession(Session[WeightAverage]):
         if self.is_due():
             self.take()
         self.has_stepped = False
+
+    @override
+    def validation_ends(self) -> None:
+        # What comes later in the list finds the trained weights, unless others have put in theirs and still have to
+        # take them out.
+        if self.held.is_in and torch.equal(fingerprint(self.run.module), self.evaluated):
+            self.held.exchange(self.run.module)
 
     @override
     def train_ends(self) -> None:
@@ -248,6 +257,7 @@ class AverageSession(Session[WeightAverage]):
         # Around all hooks of the validation: others may swap weights in theirs.
         if self._gives and not self._reports:
             self._put_in()
+            self.evaluated = fingerprint(self.run.module)
         result = inner(*args, **kwargs)
         if self.held.is_in:
             self.held.exchange(self.run.module)

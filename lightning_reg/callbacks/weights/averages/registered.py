@@ -8,12 +8,14 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 
+from lightning_reg.core.gradients import local
 from lightning_reg.core.selection import plain_name
 from lightning_reg.optim import is_normalization
 
 __all__ = [
     "Registered",
     "children_in",
+    "fingerprint",
     "is_expanded",
     "is_sharded",
     "norm_statistics",
@@ -75,6 +77,17 @@ def children_in(module: nn.Module) -> list[tuple[Mapping[str, Any], Mapping[str,
     # Those of torch.jit stay as they were compiled.
     parts = (part for part in module.modules() if not isinstance(part, torch.jit.ScriptModule))
     return [(part._modules, dict(part._modules)) for part in parts if part._modules]
+
+
+def fingerprint(module: nn.Module) -> Tensor:
+    """Returns the norms of a module's parameters, by which it is seen whether anybody has written other weights.
+
+    >>> fingerprint(nn.Linear(2, 3)).shape
+    torch.Size([2])
+    """
+    weights = [local(weight) for weight in module.parameters() if weight.is_floating_point() or weight.is_complex()]
+    norms = [norm.double().cpu() for norm in torch._foreach_norm(weights)] if weights else []
+    return torch.stack(norms) if norms else torch.zeros(0)
 
 
 def state_names(module: nn.Module) -> dict[str, list[str]]:
