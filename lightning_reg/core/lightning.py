@@ -25,6 +25,7 @@ from torch.amp.grad_scaler import GradScaler, OptState
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from lightning_reg.core.gradients import local
 from lightning_reg.core.wrapping import MethodHold
 from lightning_reg.settings import SettingError
 
@@ -454,10 +455,15 @@ def optimizer_name(trainer: Trainer, optimizer: Optimizer) -> str:
     return f"_optimizer_{optimizer_index(trainer, optimizer) + 1}" if len(trainer.optimizers) > 1 else ""
 
 
-def any_gradient(trainer: Trainer) -> bool:
-    """Whether any parameter of any optimizer has a gradient."""
+def any_gradient(trainer: Trainer, *, counts_zeros: bool = True) -> bool:
+    """Whether any parameter of any optimizer has a gradient.
+
+    Args:
+        counts_zeros: Whether a gradient of zeros is one; if not, the host waits for the device.
+    """
     groups = (group for optimizer in trainer.optimizers for group in optimizer.param_groups)
-    return any(parameter.grad is not None for group in groups for parameter in group["params"])
+    gradients = (parameter.grad for group in groups for parameter in group["params"] if parameter.grad is not None)
+    return any(counts_zeros or bool(local(gradient).any()) for gradient in gradients)
 
 
 def toggled_parameters(module: LightningModule) -> dict[torch.nn.Parameter, bool]:

@@ -311,7 +311,7 @@ class Run:
 
     def before_backward(self, loss: Tensor) -> None:
         """Records the loss, before its gradients are added to those of the window."""
-        if not any_gradient(self.trainer):  # they were cleared elsewhere
+        if not any_gradient(self.trainer, counts_zeros=not self._clears_itself):  # they were cleared elsewhere
             self._begin_window()
         self.loss = unscaled_loss(self.trainer, loss) if logs_now(self.trainer) else None
         self._bypasses.before_backward(loss)

@@ -75,7 +75,8 @@ def test_what_others_add_counts_once_whatever_the_order(first):
 def test_a_batch_of_one_has_no_partner():
     one = DataLoader([tuple(part[:1] for part in next(iter(loader())))], batch_size=None)
     module = Watches()
-    metrics = fit(module, RegMixup(), train=one)
+    with pytest.warns(UserWarning, match="RegMixup has no effect: no batch has a second sample"):
+        metrics = fit(module, RegMixup(), train=one)
     torch.testing.assert_close(module.loss, metrics["train_loss"])
 
 

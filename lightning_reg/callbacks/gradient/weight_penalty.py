@@ -115,16 +115,10 @@ class PenaltySession(Session[WeightPenalty]):
             self._check_computed()
 
     def _check_computed(self) -> None:
-        """Raises where torch computes a weight from selected ones by dividing by their size, which may become 0."""
+        """Raises where weight normalization divides a selected weight by its norm, which would become 0."""
         for part in self.run.module.modules():
-            if not isinstance(part, ParametrizationList):
-                continue
-            if isinstance(part[0], parametrizations._WeightNorm):
-                divided = part.original1
-            elif isinstance(part[0], parametrizations._SpectralNorm):
-                divided = part.original
-            else:
-                continue
+            is_weight_norm = isinstance(part, ParametrizationList) and isinstance(part[0], parametrizations._WeightNorm)
+            divided = part.original1 if is_weight_norm else None
             if isinstance(divided, nn.Parameter) and divided in self.selection.names:
                 raise SettingError(
                     f"exclude must name {self.selection.names[divided]}, or proximal be False, with "

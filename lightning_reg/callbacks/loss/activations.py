@@ -121,8 +121,7 @@ class ActivationsSession(TermSession):
         if not self.seen:
             raise SettingError(
                 "include must name modules that the training step runs, but none of them did; what "
-                "torch.compile has run before the fit, or what reentrant checkpointing or torch.func runs, can't be "
-                "watched"
+                "torch.compile has run before the fit, or torch.func or reentrant checkpointing runs, can't be watched"
             )
         term = torch.stack([self._term_of(*record) for record in self.seen]).sum()
         self.seen.clear()
