@@ -156,7 +156,10 @@ class ZeroedPadding(SomebodysModule):
 
 
 def test_what_does_not_count_needs_no_probabilities():
-    fit(ZeroedPadding(), LabelSmoothing(smoothing=0.1), max_epochs=1)
+    smoothed, plain = ZeroedPadding(), ZeroedPadding()
+    fit(smoothed, LabelSmoothing(smoothing=0.1), max_epochs=1)
+    fit(plain, max_epochs=1)
+    assert not torch.equal(smoothed.network.head.weight, plain.network.head.weight)
 
 
 class DifferentiatesByHand(SomebodysModule):
@@ -221,7 +224,8 @@ class SkipsFirst(Normed):
 def test_a_skipped_batch_is_no_sign_of_a_network_that_is_not_called():
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*statistics in .* are those of the trained weights")
-        fit(SkipsFirst(), StochasticWeightAverage(start=0, buffers="recompute"), max_epochs=2)
+        fit(SkipsFirst(), average := StochasticWeightAverage(start=0, buffers="recompute"), max_epochs=2)
+    assert average.last_result.updates == 2
 
 
 class SubclassOfLightnings(BoringModel):
@@ -257,7 +261,7 @@ def test_training_batches_that_validation_cannot_take_are_refused_by_name():
 @pytest.mark.parametrize("technique", [StochasticWeightAverage(start=10), SnapshotEnsemble(cycles=5)])
 @pytest.mark.parametrize("batches", [1, 3])
 def test_settings_of_a_long_run_can_be_tried_out(technique, batches):
-    fit(Normed(), technique, fast_dev_run=batches)
+    assert fit(Normed(), technique, fast_dev_run=batches).global_step == batches
 
 
 class DrawsWhileLoading(SomebodysModule):

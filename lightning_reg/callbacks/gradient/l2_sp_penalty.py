@@ -25,7 +25,7 @@ class L2SPPenalty(WeightPenalty):
     """Pulls weights toward those that training started from: λ/2 Σ(w − w⁰)² joins the loss.
 
     What it does: adds λ(w − w⁰) to the gradients before every optimizer step, without a graph. The starting point w⁰
-    is the value of the weights when the fit starts; after a resume, when the first fit started.
+    is the value of the weights before the first batch; after a resume, before that of the first fit.
 
     When to use: for fine-tuning a pretrained network on little data. When not: for randomly initialized layers; exclude
     a new head, and give it an ``L2Penalty`` of its own.

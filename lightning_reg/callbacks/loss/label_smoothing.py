@@ -153,7 +153,7 @@ class _SmoothedLosses(TorchFunctionMode):
         if self.checks:
             self._check(args, kwargs)
             if func is F.nll_loss:
-                check_log_probabilities(args, kwargs, "LabelSmoothing")
+                check_log_probabilities(args, kwargs, LabelSmoothing.__name__)
         self.seen += 1
         if self.smoothing == 0:
             return func(*args, **kwargs)

@@ -35,7 +35,7 @@ _MOST = 600
 
 
 class Beginning(Callback):
-    """Tracks whether the first batch has been requested; from then on exceptions aren't attributed to settings.
+    """Tracks whether the first batch has been requested; from then on few exceptions are attributed to settings.
 
     Args:
         last: Checkpoint callback that saves when an exception ends the fit: only once training has started, so that the

@@ -86,8 +86,9 @@ def fingerprint(module: nn.Module) -> Tensor:
     torch.Size([2])
     """
     weights = [local(weight) for weight in module.parameters() if weight.is_floating_point() or weight.is_complex()]
-    norms = [norm.double().cpu() for norm in torch._foreach_norm(weights)] if weights else []
-    return torch.stack(norms) if norms else torch.zeros(0)
+    norms = torch._foreach_norm(weights) if weights else []
+    # On one device, where there are several, and without waiting for it.
+    return torch.stack([norm.to(norms[0].device) for norm in norms]) if norms else torch.zeros(0)
 
 
 def state_names(module: nn.Module) -> dict[str, list[str]]:
