@@ -27,8 +27,8 @@ from lightning_reg.cli.parser import BriefParser
 from lightning_reg.cli.results.figures import write_figures
 from lightning_reg.cli.results.predictions import PredictionSettings, use_samples, write_predictions
 from lightning_reg.cli.results.summary import summarize
+from lightning_reg.cli.resuming import check_can_go_on
 from lightning_reg.cli.runs import (
-    check_can_go_on,
     check_writable,
     continue_run,
     find_checkpoint,

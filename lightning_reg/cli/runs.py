@@ -12,11 +12,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
+from lightning_reg.cli.resuming import Checkpoint, progress_of
 from lightning_reg.files import opened, read_checkpoint
 from lightning_reg.settings import SettingError
 
 __all__ = [
-    "check_can_go_on",
     "check_writable",
     "continue_run",
     "find_checkpoint",
@@ -26,8 +26,6 @@ __all__ = [
     "run_folders",
 ]
 
-Checkpoint = Mapping[str, Any]
-
 _LAYOUT: Mapping[str, type] = {
     "epoch": int,
     "global_step": int,
@@ -35,6 +33,7 @@ _LAYOUT: Mapping[str, type] = {
     "hyper_parameters": Mapping,
     "callbacks": Mapping,
     "loops": Mapping,
+    "optimizer_states": list,
     "lr_schedulers": list,
 }
 """Types of the entries of a Lightning checkpoint; an entry may be missing, but not have another type."""
@@ -186,39 +185,8 @@ def read_for(command: str, path: str, model: LightningModule, *, weights_only: b
             raise SettingError(
                 f"{shown} holds no optimizer_states to go on with; validate, test and predict can use it"
             )
-        _progress(shown, found)
+        progress_of(path, found)
     return cast("Checkpoint", found)
-
-
-def _progress(shown: str, found: Checkpoint) -> tuple[int, int]:
-    try:
-        return int(found["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]), int(found["global_step"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise SettingError(f"{shown} doesn't say how far its run has come: {type(error).__name__} {error}") from error
-
-
-def check_can_go_on(path: str, checkpoint: Checkpoint, trainer: Trainer) -> None:
-    """Checks that training can resume from a checkpoint.
-
-    Raises:
-        SettingError: If its run has already reached ``max_epochs`` or ``max_steps``, or had another kind of optimizer.
-    """
-    if checkpoint:  # empty if it isn't a local file
-        epochs, steps = _progress(f"ckpt_path {path!r}", checkpoint)
-        for name, limit, done in (("max_epochs", trainer.max_epochs, epochs), ("max_steps", trainer.max_steps, steps)):
-            if limit is not None and 0 <= limit <= done:
-                raise SettingError(f"trainer.{name} must be above {done}, which {path!r} has had, but is {limit}")
-    for optimizer, state in zip(trainer.optimizers, checkpoint.get("optimizer_states", []), strict=False):
-        groups = state.get("param_groups") if isinstance(state, Mapping) else None
-        if not groups or not all(isinstance(group, Mapping) for group in groups):
-            raise SettingError(f"ckpt_path {path!r} holds no state of an optimizer's parameters")
-        saved, present = set(groups[0]), set(optimizer.param_groups[0])
-        # Newer versions of torch add settings: the kinds differ only if each has settings that the other lacks.
-        if saved - present and present - saved:
-            raise SettingError(
-                f"ckpt_path {path!r} holds the state of another optimizer than {type(optimizer).__name__}: it has "
-                f"{', '.join(sorted(saved - present))}, and no {', '.join(sorted(present - saved))}"
-            )
 
 
 def load_with(trainer: Trainer, *, weights_only: bool) -> None:

@@ -47,6 +47,9 @@ class Beginning(Callback):
         self.has_begun = False
         self.at_fit_start: Callable[[], None] = lambda: None
         """Called after the optimizers are created, and before their state is restored."""
+        self.has_stepped = False
+        """Whether an optimizer has stepped; if it can't, in a run that goes on, its restored state doesn't fit."""
+        self._first_step = 0
         self._last = last
         self._logged = logged or {}
 
@@ -65,8 +68,13 @@ class Beginning(Callback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.has_begun = True
+        self._first_step = trainer.global_step
         if self._last is not None:
             self._last.save_on_exception = True
+
+    @override
+    def on_train_batch_end(self, trainer: Trainer, *_: object) -> None:
+        self.has_stepped = self.has_stepped or trainer.global_step > self._first_step
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -83,13 +91,14 @@ class Beginning(Callback):
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        is_first_epoch = trainer.current_epoch == 0
-        if (
-            self._last is not None
-            and is_first_epoch
-            and (isinstance(exception, (SettingError, MisconfigurationException)) or _is_of_settings(exception))
-        ):
+        is_of_settings = isinstance(exception, (SettingError, MisconfigurationException)) or _is_of_settings(exception)
+        if self._last is not None and ((trainer.current_epoch == 0 and is_of_settings) or self.cannot_step(exception)):
             self._last.save_on_exception = False
+
+    def cannot_step(self, error: BaseException) -> bool:
+        """Whether an optimizer has raised an exception in its very first step."""
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        return not self.has_stepped and bool(frames) and _is_within(frames[-1], _OPTIMIZERS)
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -111,7 +120,8 @@ def answered(
     """Turns exceptions that third-party code raises while a run is built into one sentence that names the setting.
 
     Exceptions from the user's code keep their traceback, and so do ours, which are bugs of the library. An exception
-    raised while a checkpoint is restored is always attributed to the checkpoint. Once training has begun, only what
+    raised while a checkpoint is restored, or by an optimizer in the first step after that, is always attributed to the
+    checkpoint. Once training has begun, only what
     Lightning's callbacks and torch's optimizers raise is taken for a setting's fault.
 
     Args:
@@ -132,14 +142,14 @@ def answered(
         frames = [frame for raised in chain for frame, _ in traceback.walk_tb(raised.__traceback__)]
         if cause.__traceback__ is None or _is_users(frames[-1]):
             raise
-        has_begun = beginning is not None and beginning.has_begun
-        if has_begun and not _is_of_settings(cause):
-            raise
         is_restoring = any(frame.f_globals.get("__name__") == checkpoint_connector.__name__ for frame in frames)
-        if checkpoint is not None and is_restoring:
+        if checkpoint is not None and (is_restoring or (beginning is not None and beginning.cannot_step(cause))):
             raise SettingError(
                 f"ckpt_path {checkpoint!r} can't be restored: {_sentence(cause, always=True)}"
             ) from error
+        has_begun = beginning is not None and beginning.has_begun
+        if has_begun and not _is_of_settings(cause):
+            raise
         if _is_within(frames[-1], _OURS):
             raise
         place = _setting(config, frames, str(cause))
