@@ -7,12 +7,14 @@ import pickle
 import secrets
 import stat
 import struct
+import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from lightning_reg.plain_yaml import check_yaml, parsed_yaml
@@ -21,6 +23,7 @@ from lightning_reg.settings import SettingError
 __all__ = [
     "CutOffError",
     "UntrustedError",
+    "check_weights",
     "check_yaml",
     "opened",
     "read_checkpoint",
@@ -180,8 +183,10 @@ def _loaded(name: str, path: str | Path, *, weights_only: bool) -> Any:
     try:
         if weights_only and is_archive and (more := sorted(get_unsafe_globals_in_checkpoint(path))):
             raise _untrusted(f"{shown} holds more than data: {', '.join(more[:5])}{' ...' if len(more) > 5 else ''}")
-        # Legacy torch.save files aren't zip archives and can't be memory-mapped.
-        return torch.load(path, map_location="cpu", weights_only=weights_only, mmap=is_archive)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about what it would do with a file that isn't one
+            # Legacy torch.save files aren't zip archives and can't be memory-mapped.
+            return torch.load(path, map_location="cpu", weights_only=weights_only, mmap=is_archive)
     except SettingError:
         raise
     except Exception as error:  # torch's reader can raise anything on a damaged file
@@ -191,6 +196,42 @@ def _loaded(name: str, path: str | Path, *, weights_only: bool) -> Any:
         if isinstance(error, pickle.UnpicklingError) and (is_archive or start[:1] == _PICKLE):
             raise _untrusted(f"{shown} is damaged, or holds more than data") from error
         raise SettingError(f"{shown} is not a Lightning checkpoint") from error
+
+
+def check_weights(shown: str, weights: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> None:
+    """Raises if saved weights can't be taken for a model's.
+
+    Args:
+        shown: The file and its name, for error messages.
+        weights: The saved ``state_dict``. Entries that are no tensors, or that only one side has, aren't looked at.
+        wanted: The model's weights.
+
+    Raises:
+        SettingError: If a tensor is sparse, has no values, has NaNs, or has another kind of numbers, such as integers.
+
+    >>> check_weights("'a.ckpt'", {"w": torch.tensor([1])}, {"w": torch.tensor([0.5])})
+    Traceback (most recent call last):
+    lightning_reg.settings.SettingError: 'a.ckpt' holds weights that the model can't take: w is torch.int64, not ...
+    """
+    for name, own in wanted.items():
+        saved = weights.get(name)
+        if not isinstance(saved, Tensor):
+            continue
+        fault = None
+        if saved.is_meta:
+            fault = "has a shape, but no values"
+        elif saved.layout != torch.strided:
+            fault = f"is {saved.layout}, not {torch.strided}"
+        elif _kind_of_number(saved.dtype) != _kind_of_number(own.dtype):
+            fault = f"is {saved.dtype}, not {own.dtype}"
+        elif saved.isnan().any():
+            fault = "has NaNs"
+        if fault:
+            raise SettingError(f"{shown} holds weights that the model can't take: {name} {fault}")
+
+
+def _kind_of_number(dtype: torch.dtype) -> tuple[bool, bool]:
+    return dtype.is_floating_point, dtype.is_complex
 
 
 def _untrusted(found: str) -> UntrustedError:

@@ -27,7 +27,7 @@ from lightning_reg.cli.parser import BriefParser
 from lightning_reg.cli.results.figures import write_figures
 from lightning_reg.cli.results.predictions import PredictionSettings, use_samples, write_predictions
 from lightning_reg.cli.results.summary import summarize
-from lightning_reg.cli.resuming import check_can_go_on
+from lightning_reg.cli.resuming import check_callbacks, check_can_go_on
 from lightning_reg.cli.runs import (
     check_writable,
     continue_run,
@@ -194,6 +194,8 @@ class RegularizationCLI(LightningCLI):
         if run["ckpt_path"]:
             path = run["ckpt_path"] = find_checkpoint(self.trainer, run["ckpt_path"], run["checkpoint"].dirpath)
             found = read_for(str(self.subcommand), path, self.model, weights_only=run["weights_only"])
+            if self.subcommand == "fit":
+                check_callbacks(path, found, self.trainer)
             self.beginning.at_fit_start = lambda: check_can_go_on(path, found, self.trainer)
             continue_run(self.trainer, path)
         elif self.subcommand != "fit" and isinstance(self.model, Supervised):

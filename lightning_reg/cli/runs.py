@@ -10,10 +10,9 @@ from typing import Any, cast
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch import Tensor
 
 from lightning_reg.cli.resuming import Checkpoint, progress_of
-from lightning_reg.files import opened, read_checkpoint
+from lightning_reg.files import check_weights, opened, read_checkpoint
 from lightning_reg.settings import SettingError
 
 __all__ = [
@@ -163,8 +162,8 @@ def read_for(command: str, path: str, model: LightningModule, *, weights_only: b
         weights_only: Whether to reject a file that holds more than data.
 
     Raises:
-        SettingError: If the file isn't a Lightning checkpoint, has NaNs among its weights, or, for ``fit``, lacks the
-            state to resume from.
+        SettingError: If the file isn't a Lightning checkpoint, has weights that the model can't take, or, for ``fit``,
+            lacks the state to resume from.
     """
     if not Path(path).is_file():  # Lightning fetches it
         return {}
@@ -176,10 +175,7 @@ def read_for(command: str, path: str, model: LightningModule, *, weights_only: b
     for name, kind in _LAYOUT.items():
         if name in found and not isinstance(found[name], kind):
             raise SettingError(f"{shown} is not a Lightning checkpoint: its {name} is a {type(found[name]).__name__}")
-    for name, _ in model.named_parameters():
-        value = state.get(name)
-        if isinstance(value, Tensor) and value.isnan().any():
-            raise SettingError(f"{shown} holds weights that are no numbers: {name} has NaNs")
+    check_weights(shown, state, dict(model.named_parameters()))
     if command == "fit":
         if not found.get("optimizer_states"):
             raise SettingError(

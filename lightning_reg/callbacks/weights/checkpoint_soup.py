@@ -20,7 +20,7 @@ from lightning_reg.callbacks.weights.averages.remembered_inputs import batch_nor
 from lightning_reg.core.lightning import callbacks_of, is_overridden, set_callbacks
 from lightning_reg.core.messages import without_loggers
 from lightning_reg.core.wrapping import around
-from lightning_reg.files import read_checkpoint
+from lightning_reg.files import check_weights, read_checkpoint
 from lightning_reg.functional.spectrum import singular_vectors
 from lightning_reg.functional.weights.averaging import mean_of
 from lightning_reg.settings import SettingError, check_choice
@@ -293,6 +293,7 @@ def _read(model: LightningModule, checkpoints: Sequence[str | Path]) -> dict[Pat
                     f"checkpoints must all be of the model that is given, but in {str(path)!r} {name!r} is "
                     f"{shapes.get(name, 'absent')}, and {wanted.get(name, 'absent')} in the model"
                 )
+        check_weights(f"checkpoints {str(path)!r}", weights, dict(model.named_parameters()))
         found[path] = dict(weights)
     return found
 
