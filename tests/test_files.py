@@ -147,10 +147,19 @@ def test_numbers_are_read_as_command_lines_read_them():
     assert read_yaml("config", "file") == {"a": 1e-4, "b": 1, "c": -2e5, "d": 1.5}
 
 
-@pytest.mark.parametrize("content", [b"{", b"[" * 100_000, b"\xff", b""])
-def test_what_is_no_json_is_refused(content):
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (b"{", "result must be JSON, but 'file' isn't: .*line 1 column 2"),
+        (b"[" * 100_000, "result must be JSON, but 'file' isn't: .*decoding a JSON array"),
+        (b"\xff", "result must be text in UTF-8, but 'file' isn't: its byte 0 is 0xff"),
+        (b"", "result must be JSON, but 'file' isn't: .*line 1 column 1"),
+    ],
+    ids=["cut off", "deep", "binary", "empty"],
+)
+def test_what_is_no_json_is_refused(content, fault):
     Path("file").write_bytes(content)
-    _refused(read_json, "result", "file")
+    assert re.search(fault, _refused(read_json, "result", "file"))
 
 
 @pytest.mark.parametrize("archive", [True, False], ids=["archive", "older format"])
@@ -200,11 +209,23 @@ def test_archive_that_becomes_larger_than_it_is_is_refused():
     assert "claim more bytes than it has" in _refused(read_checkpoint, "ckpt_path", "bomb.ckpt")
 
 
-@pytest.mark.parametrize("content", [b"text", b"\x80", b"\x80\x02.", b"PK\3\4" + b"PK\5\6" + bytes(18)])
-def test_what_is_no_checkpoint_is_refused(content):
+NO_CHECKPOINT = "ckpt_path 'file' is not a Lightning checkpoint"
+
+
+@pytest.mark.parametrize(
+    ("content", "trusted"),
+    [
+        (b"text", f"{NO_CHECKPOINT}$"),
+        (b"\x80", "ckpt_path 'file' can't be loaded: UnpicklingError: "),
+        (b"\x80\x02.", "ckpt_path 'file' can't be loaded: UnpicklingError: "),
+        (b"PK\3\4" + b"PK\5\6" + bytes(18), "ckpt_path 'file' can't be loaded: RuntimeError: "),
+    ],
+    ids=["text", "cut off pickle", "empty pickle", "empty archive"],
+)
+def test_what_is_no_checkpoint_is_refused(content, trusted):
     Path("file").write_bytes(content)
-    _refused(read_checkpoint, "ckpt_path", "file")
-    _refused(read_checkpoint, "ckpt_path", "file", weights_only=False)
+    assert _refused(read_checkpoint, "ckpt_path", "file") == NO_CHECKPOINT
+    assert re.match(trusted, _refused(read_checkpoint, "ckpt_path", "file", weights_only=False))
 
 
 def test_the_text_is_there_to_the_byte_and_nothing_beside_it(tmp_path):

@@ -1,3 +1,4 @@
+import contextlib
 import math
 
 import pytest
@@ -11,9 +12,19 @@ def test_range_refuses_what_is_outside_and_what_is_no_number(value):
         check_range("p", value, low=0, high=1, high_open=True)
 
 
-@pytest.mark.parametrize("value", [0.0, 0.999])
-def test_range_accepts_its_inside(value):
-    check_range("p", value, low=0, high=1, high_open=True)
+def test_bounds_belong_to_a_range_unless_they_are_open():
+    def accepted(**bounds):
+        found = []
+        for value in (-0.1, 0.0, 0.5, 0.999, 1.0, 1.1):
+            with contextlib.suppress(SettingError):
+                check_range("p", value, **bounds)
+                found.append(value)
+        return found
+
+    assert accepted(low=0, high=1) == [0.0, 0.5, 0.999, 1.0]
+    assert accepted(low=0, high=1, high_open=True) == [0.0, 0.5, 0.999]
+    assert accepted(low=0, high=1, low_open=True) == [0.5, 0.999, 1.0]
+    assert accepted(low=0) == [0.0, 0.5, 0.999, 1.0, 1.1]
 
 
 def test_infinity_is_refused_even_without_a_bound():

@@ -1,6 +1,7 @@
 import math
 
 import pytest
+import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_reg.callbacks import (
@@ -91,10 +92,35 @@ def test_what_begins_after_the_end_of_training_is_warned_of_once(make, given, en
     assert f"has no effect: {given}, but training is planned to end after {end}" in found[0]
 
 
-@pytest.mark.parametrize("callback", [Lookahead(k=6), ExponentialMovingAverage(start_epoch=1, every_n_steps=6)])
-def test_what_acts_in_the_last_step_is_not_warned_of(callback):
+class KeepsHead(SomebodysModule):
+    """Keeps a copy of one weight after each step."""
+
+    def on_train_start(self):
+        self.heads = [self.network.head.weight.detach().clone()]
+
+    def on_train_batch_end(self, *_):
+        self.heads.append(self.network.head.weight.detach().clone())
+
+
+def heads(*callbacks):
+    """The weight at the start of six steps and after each; a warning is an error."""
+    module = KeepsHead()
     settings = {"max_epochs": 2, "limit_train_batches": 3, "limit_val_batches": 1}
-    quiet_trainer(callback, **settings).fit(SomebodysModule(), loader(), loader())  # warnings are errors
+    quiet_trainer(*callbacks, **settings).fit(module, loader(), loader())
+    return module.heads
+
+
+@pytest.mark.parametrize("make", [lambda: Lookahead(k=6), lambda: SharpnessAwareMinimization(interval=6)])
+def test_what_acts_in_the_last_step_alone_is_not_warned_of(make):
+    differ = [not torch.equal(one, other) for one, other in zip(heads(make()), heads(), strict=True)]
+    assert differ == [False] * 6 + [True]
+
+
+def test_an_average_that_begins_with_the_last_step_is_not_warned_of():
+    average = ExponentialMovingAverage(start_epoch=1, every_n_steps=3)
+    last = heads(average)[-1]
+    assert average.last_result.updates == 1
+    assert torch.equal(average.last_result.weights["network.head.weight"], last)
 
 
 def test_factor_is_logged_and_reaches_its_end_in_the_last_epoch():

@@ -38,6 +38,18 @@ def test_what_does_not_fit_is_said_with_both_shapes(network, shape, outputs, mes
         check_network(network, shape, outputs)
 
 
+class Records(nn.Module):
+    """Keeps the outputs that it passes on."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, outputs):
+        self.seen.append(outputs)
+        return outputs
+
+
 @pytest.mark.parametrize(
     ("network", "shape", "outputs"),
     [
@@ -48,8 +60,12 @@ def test_what_does_not_fit_is_said_with_both_shapes(network, shape, outputs, mes
     ],
     ids=["one_number", "tokens", "lazy", "double"],
 )
-def test_what_fits_is_let_through(network, shape, outputs):
-    check_network(network, shape, outputs)
+def test_what_fits_is_tried_with_two_samples_and_let_through(network, shape, outputs):
+    records = Records()
+    check_network(nn.Sequential(network, records), shape, outputs)
+    (seen,) = records.seen
+    assert seen.numel() == 2 * outputs
+    assert seen.dtype == next(network.parameters()).dtype
 
 
 def test_without_a_shape_outputs_are_looked_at_in_the_first_batch():

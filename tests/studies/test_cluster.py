@@ -81,9 +81,11 @@ def test_no_task_outlives_a_killed_driver_by_two_seconds(cluster, tmp_path):
         holding = held(tmp_path, 2)
         for _, child in holding:
             os.kill(child, signal.SIGKILL)
+        assert [is_alive(pid) for pid, _ in holding] == [True, True]
         driver.kill()
         killed = time.monotonic()
     wait_for(lambda: not any(is_alive(pid) for pid, _ in holding), seconds=2 - (time.monotonic() - killed))
+    assert not [pid for pid, _ in holding if is_alive(pid)]
 
 
 def test_what_the_cluster_does_not_have_is_told(cluster):

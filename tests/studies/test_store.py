@@ -68,7 +68,11 @@ def test_a_folder_with_anything_else_is_refused_and_left_alone(tmp_path):
 def test_a_folder_that_was_just_being_made_when_its_process_was_killed_is_ours(tmp_path, left):
     for name in left:
         (tmp_path / name).touch()
-    open_store(tmp_path).check()
+    with Store(tmp_path, "example").locked():
+        assert json.loads((tmp_path / "study.json").read_text())["study"] == "example"
+    Store(tmp_path, "example").check()
+    with pytest.raises(SettingError, match=r"output must be a folder of 'other', but .* is of 'example'"):
+        Store(tmp_path, "other").check()
 
 
 def test_a_folder_that_cannot_be_made_is_a_setting(tmp_path):

@@ -35,7 +35,7 @@ def test_mask_has_a_finite_gradient_at_the_ends_of_the_uniform():
 def test_mask_gradient():
     uniform = torch.rand(20, dtype=torch.float64)
     logit = torch.tensor(-1.0, dtype=torch.float64, requires_grad=True)
-    torch.autograd.gradcheck(lambda logit: concrete_mask(uniform, logit, 0.3), logit)
+    assert torch.autograd.gradcheck(lambda logit: concrete_mask(uniform, logit, 0.3), logit)
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def test_gradient_is_that_of_the_same_draw(make, shape):
         torch.manual_seed(1)
         return layer(values)
 
-    torch.autograd.gradcheck(drawn, inputs)
+    assert torch.autograd.gradcheck(drawn, inputs)
 
 
 def assert_within(values, expected, variance, count):
