@@ -1,5 +1,6 @@
 """Ways to train that a technique must neither disturb nor be misled by, each in a few lines."""
 
+import functools
 import warnings
 
 import pytest
@@ -32,8 +33,11 @@ from lightning_reg.callbacks import (
 from lightning_reg.settings import SettingError
 from lightning_reg.transforms import Mixup
 from tests.callbacks.averaged import Normed
-from tests.conformance.problem import BATCHES, SomebodysModule, loader
+from tests.conformance import by_hand
+from tests.conformance.problem import BATCHES, LEARNING_RATE, SomebodysModule, loader, network, weights_of
 from tests.helpers import quiet_trainer
+
+EXACT = {"rtol": 0, "atol": 1e-13}  # of float64: sums of a few hundred terms, over at most six steps
 
 
 def fit(module, *callbacks, train=None, **settings):
@@ -89,21 +93,21 @@ def test_a_monitor_leaves_sparse_gradients_as_they_are():
     rows = torch.randint(5, (48, 4), generator=torch.Generator().manual_seed(2))
     data = DataLoader(TensorDataset(rows, torch.arange(48) % 3), batch_size=24)
 
-    def by_hand(change):
-        network = Embeds().network
-        optimizer = torch.optim.SGD(network.parameters(), lr=0.5)
+    def trained_by_hand(change):
+        model = Embeds().network
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
         for inputs, labels in [*data] * 4:
-            F.cross_entropy(network(inputs), labels).backward()
-            network[0].weight.grad = change(network[0].weight.grad)
+            F.cross_entropy(model(inputs), labels).backward()
+            model[0].weight.grad = change(model[0].weight.grad)
             optimizer.step()
             optimizer.zero_grad()
-        return network[0].weight
+        return model[0].weight
 
     module = Embeds()
     quiet_trainer(GradientMonitor(), max_epochs=4, log_every_n_steps=1).fit(module, data, data)
-    assert torch.equal(module.network[0].weight, by_hand(lambda gradient: gradient))
+    assert torch.equal(module.network[0].weight, trained_by_hand(lambda gradient: gradient))
     # Adding up what a row has before the step rounds differently, so that these data would show it.
-    assert not torch.equal(module.network[0].weight, by_hand(torch.Tensor.coalesce))
+    assert not torch.equal(module.network[0].weight, trained_by_hand(torch.Tensor.coalesce))
 
 
 def test_what_a_weight_is_computed_of_is_not_shrunk_to_zero():
@@ -130,19 +134,23 @@ class AccumulatesItself(SomebodysModule):
             optimizer.zero_grad()
 
 
-class Sums(SomebodysModule):
-    """As if both batches had their own loss, which the trainer would divide by their number."""
-
-    def training_step(self, batch, batch_idx):
-        return 2 * super().training_step(batch, batch_idx)
-
-
 def test_sharpness_is_that_of_all_batches_that_a_module_accumulates_itself():
-    one, other = AccumulatesItself(), Sums()
-    fit(one, SharpnessAwareMinimization(rho=0.5), max_epochs=2)
-    fit(other, SharpnessAwareMinimization(rho=0.5), max_epochs=2, accumulate_grad_batches=2)
-    for a, b in zip(one.parameters(), other.parameters(), strict=True):
-        torch.testing.assert_close(a, b)
+    module = AccumulatesItself()
+    fit(module, SharpnessAwareMinimization(rho=0.5), max_epochs=2, precision="64-true")
+
+    model, batches = network().double(), list(loader()) * 2
+    optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE, momentum=0.9)
+
+    def backward(window):
+        optimizer.zero_grad()
+        for inputs, labels in window:
+            F.cross_entropy(model(inputs.double()), labels).backward()
+
+    for window in zip(batches[::2], batches[1::2], strict=True):
+        backward(window)
+        by_hand.sharpness(0.5)(model, functools.partial(backward, window))
+        optimizer.step()
+    torch.testing.assert_close(weights_of(module.network), weights_of(model), **EXACT)
 
 
 class FocalByNLL(SomebodysModule):
@@ -191,12 +199,20 @@ class BackwardByHand(DifferentiatesByHand):
         self.optimizers().step()
 
 
-def test_mixed_losses_can_be_differentiated_by_hand():
-    one, other = DifferentiatesByHand(), BackwardByHand()
-    for module in (one, other):
-        fit(module, BatchMixing(Mixup(alpha=1.0), seed=0), max_epochs=1)
-    for a, b in zip(one.parameters(), other.parameters(), strict=True):
-        torch.testing.assert_close(a, b)
+@pytest.mark.parametrize("kind", [DifferentiatesByHand, BackwardByHand])
+def test_mixed_losses_can_be_differentiated_by_hand(kind):
+    module = kind()
+    fit(module, BatchMixing(Mixup(alpha=0.7, prob=0.8), seed=0), max_epochs=1, precision="64-true")
+
+    model, mix = network().double(), by_hand.mixup(per_sample=False).mix
+    optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE, momentum=0.9)
+    model.rank = model.epoch = 0
+    for model.batch, (inputs, labels) in enumerate(loader()):
+        mixed, loss_of = mix(model, inputs.double(), labels)
+        optimizer.zero_grad()
+        loss_of(model(mixed)).backward()
+        optimizer.step()
+    torch.testing.assert_close(weights_of(module.network), weights_of(model), **EXACT)
 
 
 def test_batches_of_one_sample_are_told():
