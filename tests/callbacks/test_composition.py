@@ -1,4 +1,4 @@
-"""Mixing, SAM, a penalty, clipping, an average and early stopping in one run, against one loop by hand."""
+"""Techniques together in one run: a few against one loop by hand, and nearly all of them resumed."""
 
 import pytest
 import torch
@@ -13,10 +13,12 @@ from lightning_reg.callbacks import (
     SharpnessAwareMinimization,
 )
 from lightning_reg.transforms import Mixup
+from tests.callbacks.foreign import Saves, assert_same
 from tests.conformance.by_hand import averaged_or_trained, l1, l2, mixup, moving_average, sharpness
 from tests.conformance.problem import (
     BATCHES,
     Setting,
+    SomebodysModule,
     Textbook,
     loader,
     resumable_loader,
@@ -97,3 +99,35 @@ def test_resumed_is_uninterrupted(step, tmp_path):
     (tmp_path / f"step={step}.ckpt").rename(tmp_path / "start.ckpt")
     resumed = run(ckpt_path=tmp_path / "start.ckpt")
     assert all(torch.equal(*values) for values in zip(resumed, whole, strict=True))
+
+
+def test_everything_together_resumes_to_the_bit(tmp_path):
+    from tests.conformance.techniques import TECHNIQUES
+
+    def run(**settings):
+        left_out = ("GradientClipping ", "UnitNorm", "NonNegative", "BestWeights", "WeightStandardization")
+        # A second is refused; of two that mix, one by sample, it is warned that one doesn't see the other's partners.
+        left_out += ("SharpnessAwareMinimization ", "BatchMixing per sample")
+        # Of what repeats the batch or mixes within the network, and BatchMixing, one is enough.
+        left_out += ("RDrop", "RegMixup", "AugmentationConsistency", "ManifoldMixup", "LabelSmoothing ")
+        # What decides which weights are evaluated stands alone, of what drops weights one is enough, and a temperature
+        # is found where a linear layer makes the logits.
+        left_out += ("SnapshotEnsemble", "ScheduleFreeMode", "Mixout", "AdversarialTraining ", "TemperatureScaling")
+        together = [
+            callback
+            for name, technique in TECHNIQUES.items()
+            if not name.startswith(left_out) and not technique.prepare
+            for callback in technique.attached()
+        ]
+        together += [GradientClipping(algorithm="percentile", include=("network.frozen.*",))]
+        saves = Saves(tmp_path / "within.ckpt", step=8)
+        module = SomebodysModule()
+        trainer = Setting().trainer([*together, saves], log_every_n_steps=1)
+        trainer.fit(module, resumable_loader(), loader(), **settings)
+        shown = {tag: value.item() for tag, value in trainer.callback_metrics.items() if "loss" not in tag}
+        return weights_of(module), shown
+
+    whole, logged = run()
+    resumed, logged_again = run(ckpt_path=tmp_path / "within.ckpt")
+    assert_same(whole, resumed, atol=0)
+    assert logged == logged_again
