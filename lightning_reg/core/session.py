@@ -96,7 +96,7 @@ class Session(Generic[T]):
         for name, value in state.items():
             now = getattr(self, name)
             is_number = isinstance(now, (int, float)) and isinstance(value, (int, float))
-            if now is not None and value is not None and not isinstance(value, type(now)) and not is_number:
+            if now is not None and not isinstance(value, type(now)) and not is_number:
                 raise SettingError(
                     f"ckpt_path must hold {name} of {type(self.technique).__name__} as {type(now).__name__}, but holds "
                     f"{type(value).__name__}"

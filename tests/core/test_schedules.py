@@ -75,6 +75,11 @@ LATE = [
     (lambda: L2Penalty(weight=0.1, schedule=StrengthSchedule(begin=50, duration=2)), "begin is 50", "2 epochs"),
     (lambda: ExponentialMovingAverage(start_step=99), "start_step is 99 and every_n_steps is 1", "6 steps"),
     (lambda: ExponentialMovingAverage(start_epoch=2), "start_epoch is 2", "2 epochs"),
+    (
+        lambda: ExponentialMovingAverage(start_epoch=1, every_n_steps=4),
+        "start_epoch is 1 and every_n_steps is 4",
+        "6 steps",
+    ),
     (lambda: LatestWeightAverage(every_n_steps=99), "every_n_steps is 99", "6 steps"),
     (lambda: Lookahead(k=7), "k is 7", "6 steps"),
     (lambda: SharpnessAwareMinimization(interval=7), "interval is 7", "6 steps"),

@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from lightning_reg.callbacks.weights.averages.average_session import AverageSession
 from lightning_reg.callbacks.weights.averages.averaging import Buffers, Validate, WeightAverage
+from lightning_reg.core.lightning import planned_epochs
 from lightning_reg.core.schedules import warn_if_never
 from lightning_reg.core.session import Session, kept
 from lightning_reg.core.step import Run
@@ -144,9 +145,14 @@ class MovingAverageSession(AverageSession):
     def train_starts(self) -> None:
         super().train_starts()
         technique, trainer = self.technique, self.run.trainer
-        first = technique.start_step + technique.every_n_steps
-        warn_if_never(technique, trainer, "step", first, "start_step", "every_n_steps")
-        warn_if_never(technique, trainer, "epoch", technique.start_epoch + 1, "start_epoch")
+        if technique.start_epoch >= planned_epochs(trainer):
+            warn_if_never(technique, trainer, "epoch", technique.start_epoch + 1, "start_epoch")
+        else:
+            is_known = not math.isinf(trainer.num_training_batches)
+            before = technique.start_epoch * _steps_per_epoch(trainer) if is_known else 0
+            start = "start_epoch" if before > technique.start_step else "start_step"
+            first = max(before, technique.start_step) + technique.every_n_steps
+            warn_if_never(technique, trainer, "step", first, start, "every_n_steps")
         if technique.half_life is None:
             self.decay = technique.decay if technique.decay is not None else _USUAL_DECAY
             return

@@ -272,6 +272,12 @@ class ImageData(InMemoryData):
         # A model keeps the constants that it was trained with, whatever the data are now.
         if "mean" in state_dict and self.normalization != "none":
             mean, std = torch.tensor(state_dict["mean"]), torch.tensor(state_dict["std"])
+            wanted = (self.input_shape[0],)
+            if mean.shape != wanted or std.shape != wanted or not (mean.isfinite().all() and (std > 0).all()):
+                raise SettingError(
+                    f"ckpt_path must hold a mean and a positive standard deviation for each of {wanted[0]} channels, "
+                    f"but holds {state_dict['mean']} and {state_dict['std']}"
+                )
             self._pipeline.mean_and_std = mean, std
             self._say_constants("of the checkpoint", mean, std)
 
