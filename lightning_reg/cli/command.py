@@ -8,8 +8,9 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from typing_extensions import override
 
 # These imports register short names with the parser: --model MLP, --trainer.callbacks+=L2Penalty.
@@ -38,7 +39,8 @@ from lightning_reg.cli.runs import (
 )
 from lightning_reg.core.lightning import callbacks_of
 from lightning_reg.core.messages import quiet
-from lightning_reg.core.metric_names import higher_is_better, short_name
+from lightning_reg.core.metric_names import higher_is_better, lower_is_better, short_name
+from lightning_reg.core.technique import Technique
 from lightning_reg.data import InMemoryData
 from lightning_reg.models import Supervised
 from lightning_reg.settings import SettingError
@@ -144,10 +146,16 @@ class RegularizationCLI(LightningCLI):
         config = self._get(self.config_init, "trainer")
         callbacks: list[Callback] = config.get("callbacks") or []
         callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
+        _warn_of_directions(callbacks)
         if config.get("enable_checkpointing") is not False:
             best = self._get(self.config_init, "checkpoint")
             if best.mode == "min" and higher_is_better(str(best.monitor)):
                 raise SettingError(f"checkpoint.mode must be max to keep the best {best.monitor}, but is min")
+            if best.mode == "max" and lower_is_better(str(best.monitor)):
+                rank_zero_warn(
+                    f"checkpoint.mode max keeps the highest {best.monitor}, which by its name is better where it is "
+                    "lower: set it to min"
+                )
             last = _LastCheckpoint(best.dirpath, filename="last", enable_version_counter=False)
             asked = self.settings["checkpoint"]
             is_each_epoch = asked.get("every_n_epochs") in (None, 1) and not (
@@ -286,6 +294,17 @@ class RegularizationCLI(LightningCLI):
 def _metrics_in(filename: str | None) -> list[str]:
     """Returns the names of metrics in a file name such as ``{epoch}-{val/loss:.2f}``."""
     return [name for name in re.findall(r"\{(.*?)[:}]", filename or "") if name not in ("epoch", "step")]
+
+
+def _warn_of_directions(callbacks: Sequence[Callback]) -> None:
+    """Warns of Lightning's early stopping in the wrong direction; ours warns itself, wherever it is used."""
+    stopping = [callback for callback in callbacks if isinstance(callback, EarlyStopping)]
+    for callback in stopping:
+        if not isinstance(callback, Technique) and callback.mode == "min" and higher_is_better(callback.monitor):
+            rank_zero_warn(
+                f"{type(callback).__name__} waits for a lower {callback.monitor}, which by its name is better where it "
+                "is higher: set mode to max"
+            )
 
 
 def _check_additions(words: Sequence[str]) -> None:

@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import ModelCheckpoint, Timer
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -31,6 +32,8 @@ __all__ = ["check_devices", "check_settings", "within_memory"]
 
 _GIB = 2**30
 _WIDEST = 2**28
+_LONGEST_NAME = 200
+"""Bytes of a file's name; systems allow 255, and endings and numbers are added."""
 
 
 def check_settings(config: Mapping[str, Any]) -> None:
@@ -111,6 +114,11 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
                 raise SettingError(f"trainer.max_time must be above 0, but is {shown(trainer['max_time'])}")
     if trainer.get("gradient_clip_val") is not None:
         check_range("trainer.gradient_clip_val", trainer["gradient_clip_val"], low=0)
+    elif trainer.get("gradient_clip_algorithm") is not None:
+        raise SettingError(
+            "trainer.gradient_clip_val must be given with gradient_clip_algorithm "
+            f"{trainer['gradient_clip_algorithm']!r}, but is null"
+        )
     for number in ("accumulate_grad_batches", "val_check_interval"):
         value = trainer.get(number)
         if isinstance(value, (int, float)):
@@ -143,9 +151,16 @@ def _check_start(callback: Mapping[str, Any], epochs: Any) -> None:
 
 
 def _check_inside(name: str, value: Any) -> None:
-    """Raises if a name would place files outside its folder."""
-    if isinstance(value, str) and (".." in PurePath(value).parts or PurePath(value).is_absolute()):
+    """Raises if a name would place files outside its folder, or can't be that of a file."""
+    if not isinstance(value, str):
+        return
+    if ".." in PurePath(value).parts or PurePath(value).is_absolute():
         raise SettingError(f"{name} must be a name within the run's folder, but is {value!r}")
+    if "\0" in value or any(len(os.fsencode(part)) > _LONGEST_NAME for part in PurePath(value).parts):
+        raise SettingError(
+            f"{name} must have at most {_LONGEST_NAME} bytes and no null byte, as names of files do, but is "
+            f"{shown(value)}"
+        )
 
 
 def _check_size(path: str, value: Any) -> None:
@@ -172,14 +187,17 @@ def _check_weight_decay(model: Mapping[str, Any]) -> None:
 
 
 def _check_finite(path: str, owner: Any, arguments: Any) -> None:
-    """Checks the numbers of an optimizer."""
-    if isinstance(owner, type) and issubclass(owner, Optimizer):
-        parameters = parameters_of(owner)
-        for name, value in arguments.items():
-            is_default = name in parameters and value == parameters[name].default
-            for number in value if isinstance(value, (list, tuple)) else [value]:
-                if isinstance(number, float) and not is_default:
-                    check_range(f"{path}.{name}", number)
+    """Checks that no number is NaN, unless by default, and those of an optimizer finite."""
+    is_optimizer = isinstance(owner, type) and issubclass(owner, Optimizer)
+    for name, value in arguments.items():
+        for number in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(number, float) and not _is_default(owner, name, value):
+                check_range(f"{path}.{name}", number, infinite=not is_optimizer)
+
+
+def _is_default(owner: Any, name: str, value: Any) -> bool:
+    parameters = parameters_of(owner)
+    return name in parameters and repr(value) == repr(parameters[name].default)  # a NaN doesn't equal itself
 
 
 def _check_scheduler(path: str, owner: Any, arguments: Mapping[str, Any]) -> None:
@@ -252,11 +270,18 @@ def _check_nulls(path: str, owner: Any, arguments: Any, given: tuple[str, ...]) 
 
 
 def check_devices(trainer: Trainer) -> None:
-    """Checks that the trainer doesn't start far more processes than the CPU has cores.
+    """Checks that the trainer starts processes that this machine can run, and finds other machines.
 
     Raises:
-        SettingError: If ``devices`` is larger than 8 and than twice the number of cores.
+        SettingError: If ``devices`` on the CPU is larger than 8 and than twice the number of cores, or ``num_nodes`` is
+            above 1 where nothing says which machine is the first: it would wait for the others.
     """
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    if trainer.num_nodes > 1 and isinstance(environment, LightningEnvironment) and "MASTER_ADDR" not in os.environ:
+        raise SettingError(
+            f"trainer.num_nodes must be 1 outside of a cluster, but is {trainer.num_nodes}; to start the machines "
+            "yourself, set MASTER_ADDR and NODE_RANK on each"
+        )
     processors = os.cpu_count() or 1
     if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > max(8, 2 * processors):
         raise SettingError(
