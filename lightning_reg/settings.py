@@ -3,6 +3,7 @@
 import difflib
 import math
 import pkgutil
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -143,12 +144,12 @@ def check_range(
     raise SettingError(f"{name} must be in {left}{bounds[0]}, {bounds[1]}{right}, but is {value}")
 
 
-def check_count(name: str, value: int, *, low: int = 1, high: int | None = None) -> None:
+def check_count(name: str, value: int, *, low: int = 1, high: int = sys.maxsize) -> None:
     """Raises unless ``value`` is a whole number of at least ``low`` and at most ``high``.
 
     Args:
         name: Name of the argument, as the user writes it.
-        high: Largest number; any where None.
+        high: Largest number; by default that of a signed integer of 64 bits.
 
     Raises:
         SettingError: If the value is no whole number, or outside of the bounds.
@@ -157,9 +158,11 @@ def check_count(name: str, value: int, *, low: int = 1, high: int | None = None)
     Traceback (most recent call last):
     lightning_reg.settings.SettingError: batch_size must be a whole number of at least 1, but is 0
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
-        most = "" if high is None else f" and at most {high:,}"
-        raise SettingError(f"{name} must be a whole number of at least {low}{most}, but is {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        is_beyond = isinstance(value, int) and value > sys.maxsize  # such a number may be too long to print
+        most = f" and at most {high:,}" if high < sys.maxsize or is_beyond else ""
+        found = f"above {sys.maxsize:,}" if is_beyond else repr(value)
+        raise SettingError(f"{name} must be a whole number of at least {low}{most}, but is {found}")
 
 
 def check_dim(name: str, dim: int) -> None:
@@ -221,19 +224,19 @@ def as_patterns(name: str, value: str | Sequence[str]) -> tuple[str, ...]:
         name: Name of the argument, as the user writes it.
 
     Raises:
-        SettingError: If the value is neither.
+        SettingError: If the value is neither, or a glob is empty.
 
     >>> as_patterns("include", "head.*")
     ('head.*',)
     """
     patterns = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else (None,)
-    if not all(isinstance(pattern, str) for pattern in patterns):
+    if not all(isinstance(pattern, str) and pattern for pattern in patterns):
         raise SettingError(f"{name} must be globs over names, but is {value!r}")
     return patterns
 
 
 def named_or_imported(name: str, value: Any, options: Sequence[str]) -> Any:
-    """Returns a known name or the object at a dotted import path; anything but a string passes through.
+    """Returns a known name or the object at a dotted import path; what can be called passes through.
 
     So a YAML file can say ``norm: batch`` as well as ``norm: torch.nn.LazyBatchNorm1d``.
 
@@ -242,12 +245,13 @@ def named_or_imported(name: str, value: Any, options: Sequence[str]) -> Any:
         options: Known names.
 
     Raises:
-        SettingError: If the name is unknown or the path can't be imported.
+        SettingError: If the name is unknown or the path can't be imported, or the value is neither text nor callable.
 
     >>> named_or_imported("norm", "math.sqrt", ["batch"])(4)
     2.0
     """
     if not isinstance(value, str):
+        check_callable(name, value, f"one of {', '.join(options)} or a callable")
         return value
     if "." not in value:
         check_choice(name, value, options)

@@ -113,7 +113,7 @@ class ActivationStats(Technique):
         for name, count in (("every_n_steps", every_n_steps), ("sample", sample)):
             if count is not None:
                 check_count(name, count)
-        check_count("histogram_bins", histogram_bins, low=0)
+        check_count("histogram_bins", histogram_bins, low=0, high=10**4)
         check_count("window", window)
         check_range("near_zero", near_zero, low=1e-15)
         check_range("saturation", saturation, low=0, high=0.5, low_open=True, high_open=True)

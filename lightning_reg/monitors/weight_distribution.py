@@ -96,7 +96,7 @@ class WeightDistribution(Technique):
         if every_n_steps is not None:
             check_count("every_n_steps", every_n_steps)
         check_count("every_n_epochs", every_n_epochs)
-        check_count("histogram_bins", histogram_bins, low=0)
+        check_count("histogram_bins", histogram_bins, low=0, high=10**4)
         check_count("max_parameters", max_parameters)
         super().__init__()
         self.include = as_patterns("include", include)

@@ -1,5 +1,6 @@
 """Settings, configurations and checkpoints that can't be used are answered by one sentence, and run nothing."""
 
+import math
 import os
 import re
 import traceback
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from lightning_reg.cli import main
 from lightning_reg.cli.answers.checks import within_memory
@@ -253,7 +255,56 @@ def _nan(content):
     content["state_dict"]["network.1.weight"].fill_(float("nan"))
 
 
+def _double(name):
+    return lambda content: content.update({name: content[name] * 2})
+
+
+def _weight(change):
+    def changed(content):
+        content["state_dict"]["network.1.weight"] = change(content["state_dict"]["network.1.weight"])
+
+    return changed
+
+
+def _in(*path, value):
+    """Puts a value in the place of one deep in the checkpoint."""
+
+    def changed(content):
+        for key in path[:-1]:
+            content = content[key]
+        content[path[-1]] = value
+
+    return changed
+
+
+_GROUP = ("optimizer_states", 0, "param_groups", 0)
+_EPOCHS = ("loops", "fit_loop", "epoch_progress", "current")
+_STOPPING = ("callbacks", "BestWeightsEarlyStopping{'monitor': 'val/loss', 'mode': 'min'}")
+
 INSIDES = {
+    "whole numbers": (_weight(Tensor.int), "network.1.weight is torch.int32, not torch.float32"),
+    "complex": (_weight(lambda weight: weight.to(torch.complex64)), "network.1.weight is torch.complex64"),
+    "sparse": (_weight(Tensor.to_sparse), "network.1.weight is torch.sparse_coo"),
+    "no values": (_weight(lambda weight: weight.to("meta")), "network.1.weight has a shape, but no values"),
+    "epoch below 0": (_with(epoch=-1), "epoch is -1, which counts nothing"),
+    "no number of steps": (_with(global_step=10**30), "global_step is 10{30}, which counts nothing"),
+    "half an epoch": (_in(*_EPOCHS, "completed", value=1.5), "current.completed is 1.5, which counts nothing"),
+    "loop's list": (_in("loops", "fit_loop", "epoch_loop.state_dict", value=[1]), "is a list, not a mapping"),
+    "rate text": (_in(*_GROUP, "lr", value="x"), "param_groups.0.lr is a str, not a number"),
+    "rate NaN": (_in(*_GROUP, "lr", value=math.nan), "param_groups.0.lr is nan"),
+    "rate below 0": (_in(*_GROUP, "lr", value=-1.0), "an lr below 0"),
+    "betas text": (_in(*_GROUP, "betas", value="x"), "param_groups.0.betas is a str"),
+    "two optimizers": (_double("optimizer_states"), "the states of 2 optimizers, but the model has 1"),
+    "average of another shape": (
+        _in("optimizer_states", 0, "state", 0, "exp_avg", value=torch.ones(3)),
+        "can't be restored: RuntimeError",
+    ),
+    "no average": (_in("optimizer_states", 0, "state", 0, value={"step": torch.tensor(1.0)}), "KeyError: 'exp_avg'"),
+    "waiting text": (_in(*_STOPPING, "wait_count", value="x"), "wait_count is a str, not a number"),
+    "best nothing": (_in(*_STOPPING, "best_score", value=None), "best_score is a NoneType, not a tensor"),
+    "waits nothing": (_in(*_STOPPING, "waits", value=None), "must hold waits of BestWeightsEarlyStopping as dict"),
+    "other channels": (_in("ImageData", "mean", value=[0.1] * 3), "must hold a mean and a positive standard deviation"),
+    "deviation 0": (_in("ImageData", "std", value=[0.0]), "must hold a mean and a positive standard deviation"),
     "no weights": (_with(state_dict=None), "is not a Lightning checkpoint: it has no state_dict"),
     "NaN": (_nan, "network.1.weight has NaNs"),
     "no optimizer": (_without("optimizer_states"), "holds no optimizer_states to go on with"),

@@ -28,6 +28,7 @@ from tests.conformance.problem import (
     textbook_loop,
     weights_of,
 )
+from tests.conformance.resuming import ComparesFirst
 from tests.conformance.technique import as_list
 from tests.conformance.techniques import TECHNIQUES
 from tests.helpers import of_package
@@ -174,7 +175,8 @@ def test_resumed_is_uninterrupted_to_the_bit(name, accumulate, tmp_path):
             tmp_path, "{step}", save_top_k=-1, every_n_train_steps=1, enable_version_counter=False, save_last=False
         )
         at_best = ModelCheckpoint(tmp_path, "best", monitor="val_loss", enable_version_counter=False)
-        attached = [*technique.attached(), saves, at_best]
+        first = [ComparesFirst(settings["ckpt_path"])] if settings else []
+        attached = [*first, *technique.attached(), saves, at_best]
         module, trainer = fit(setting, name, attached, train=resumable_loader, enable_checkpointing=True, **settings)
         return weights_of(module), trainer.global_step
 

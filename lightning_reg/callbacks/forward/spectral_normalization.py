@@ -70,7 +70,7 @@ class SpectralNormalization(Surgery):
         eps: float = 1e-12,
         seed: int | None = None,
     ) -> None:
-        check_count("n_power_iterations", n_power_iterations)
+        check_count("n_power_iterations", n_power_iterations, high=10**4)
         check_range("eps", eps, low=0, low_open=True)
         check_seed(seed)
         super().__init__(include=include, exclude=exclude, types=types)

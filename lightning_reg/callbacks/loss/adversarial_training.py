@@ -103,7 +103,7 @@ class AdversarialTraining(Technique):
     ) -> None:
         super().__init__()
         check_range("eps", eps, low=0)
-        check_count("steps", steps)
+        check_count("steps", steps, high=10**4)
         if step_size is not None:
             check_range("step_size", step_size, low=0, low_open=True)
         check_range("clean_weight", clean_weight, low=0, high=1, high_open=True)

@@ -104,7 +104,7 @@ class AugmentationConsistency(LossTerm):
         schedule: StrengthSchedule | None = None,
     ) -> None:
         check_range("weight", weight, low=0)
-        check_count("views", views, low=2)
+        check_count("views", views, low=2, high=10**4)
         check_choice("loss_of", loss_of, get_args(LossOf))
         check_key("input_key", input_key)
         check_seed(seed)

@@ -84,7 +84,7 @@ class JacobianPenalty(LossTerm):
         schedule: StrengthSchedule | None = None,
     ) -> None:
         if projections is not None:
-            check_count("projections", projections)
+            check_count("projections", projections, high=10**4)
         check_seed(seed)
         check_range("weight", weight, low=0)
         check_key("input_key", input_key)

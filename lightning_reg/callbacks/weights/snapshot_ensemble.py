@@ -292,7 +292,8 @@ class SnapshotSession(Session[SnapshotEnsemble]):
             )
         self.steps = int(steps)
         is_trial = trainer.fast_dev_run  # type: ignore[attr-defined]  # set by Trainer.__init__ elsewhere
-        self.boundaries = cycle_ends(self.steps, 1 if is_trial else technique.cycles, technique.growth)
+        most = self.steps // _FEWEST_STEPS
+        self.boundaries = cycle_ends(self.steps, 1 if is_trial else min(technique.cycles, most + 1), technique.growth)
         shortest = min(end - start for start, end in zip([0, *self.boundaries], self.boundaries, strict=False))
         if shortest < _FEWEST_STEPS and not is_trial:
             raise SettingError(

@@ -139,7 +139,7 @@ def make_sequence_dropout(dropout: str | Callable[[float], nn.Module], p: float)
     VariationalDropout(p=0.2, time_dim=1)
     """
     names = list(dict.fromkeys(("variational", *DROPOUTS)))
-    if dropout in WEIGHT_DROPOUTS:
+    if isinstance(dropout, str) and dropout in WEIGHT_DROPOUTS:
         raise SettingError(
             f"dropout must be a layer of its own between those of a sequence, but is {dropout!r}; allowed are "
             f"{', '.join(names)} or a callable"

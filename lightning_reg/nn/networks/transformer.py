@@ -175,6 +175,7 @@ class TransformerBlock(nn.Module):
         layer_scale: float | None = None,
     ) -> None:
         super().__init__()
+        check_count("embed_dim", embed_dim)
         check_range("stochastic_depth_prob", stochastic_depth_prob, low=0, high=1)
         self.attention_norm = make_sequence_norm(norm, embed_dim)
         self.attention = Attention(embed_dim, num_heads, attention_drop_prob=attention_drop_prob)

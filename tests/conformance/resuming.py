@@ -1,0 +1,21 @@
+"""What the command line compares before a run goes on from a checkpoint."""
+
+import torch
+from lightning import pytorch
+
+from lightning_reg.cli.resuming import check_callbacks, check_can_go_on
+from tests.helpers import of_package
+
+
+class ComparesFirst(of_package(pytorch.Callback)):
+    """Compares a checkpoint with the run, before anything of it is restored."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def setup(self, trainer, pl_module, stage):
+        self.found = torch.load(self.path, weights_only=True)
+        check_callbacks(self.path, self.found, trainer)
+
+    def on_fit_start(self, trainer, pl_module):
+        check_can_go_on(self.path, self.found, trainer)
