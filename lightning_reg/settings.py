@@ -5,6 +5,7 @@ import math
 import pkgutil
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "check_count",
     "check_dim",
     "check_range",
+    "check_text",
     "did_you_mean",
     "first_in_chain",
     "imported",
@@ -179,6 +181,24 @@ def check_dim(name: str, dim: int) -> None:
     lightning_reg.settings.SettingError: time_dim must be a whole number of at least -64 and at most 63, but is 'last'
     """
     check_count(name, dim, low=-64, high=63)
+
+
+def check_text(name: str, value: str | Path, *, or_path: bool = False) -> None:
+    """Raises unless ``value`` is text that isn't empty.
+
+    Args:
+        name: Name of the argument, as the user writes it.
+        or_path: Whether a path is as good.
+
+    Raises:
+        SettingError: If it is something else.
+
+    >>> check_text("metric", 5)
+    Traceback (most recent call last):
+    lightning_reg.settings.SettingError: metric must be text, but is 5
+    """
+    if not isinstance(value, (str, Path) if or_path else str) or not value:
+        raise SettingError(f"{name} must be text{' or a path' * or_path}, but is {value!r}")
 
 
 def as_sequence(name: str, value: Iterable[T]) -> tuple[T, ...]:

@@ -18,6 +18,9 @@ from lightning_reg.transforms import Augmentation, Mixing
 
 __all__ = ["DatasetData"]
 
+_MOST_CLASSES = 10**7
+"""Largest number of classes that class indices alone are believed; larger ones are mostly keys of something."""
+
 
 class DatasetData(InMemoryData):
     """Torch Datasets whose samples are (inputs, target): the order, the resuming and the mixing of our data modules.
@@ -214,6 +217,8 @@ def _class_names(train: Any, target: Tensor, task: str, num_classes: int | None)
     if num_classes is None and named is None and labels is None:
         raise SettingError("num_classes must be given for a dataset that has neither classes nor targets")
     found = int(labels.max()) + 1 if labels is not None else 0
+    if num_classes is None and found > _MOST_CLASSES:
+        raise SettingError(f"num_classes must be given for class indices as large as {found - 1:,}, if they are that")
     count = num_classes or (len(named) if named is not None else found)
     if found > count:
         raise SettingError(f"num_classes must be at least {found}, as train has it, but is {count}")

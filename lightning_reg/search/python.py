@@ -22,7 +22,14 @@ from lightning_reg.search.report import page
 from lightning_reg.search.spaces.space import Cocktail, Space
 from lightning_reg.search.spaces.space_file import read_space
 from lightning_reg.search.trials.storage import check_installed
-from lightning_reg.settings import SettingError, check_choice, check_count
+from lightning_reg.settings import (
+    SettingError,
+    as_sequence,
+    check_callable,
+    check_choice,
+    check_count,
+    check_text,
+)
 from lightning_reg.studies.definition import check_seed_count
 from lightning_reg.studies.execution import Perform, execute
 from lightning_reg.studies.executor import Executor, InProcessExecutor, LocalExecutor
@@ -110,6 +117,12 @@ def search(
         SettingError: If a setting is invalid, the metric isn't logged, or a run without callbacks fails.
     """
     check_installed()
+    check_callable("make", make, "a function of callbacks and a trial")
+    check_text("output", output, or_path=True)
+    check_text("metric", metric)
+    for name, text in (("test_metric", test_metric), ("storage", storage)):
+        if text is not None:
+            check_text(name, text)
     check_seed_count("splits", splits)
     check_count("jobs", jobs)
     if better is not None:
@@ -118,7 +131,7 @@ def search(
         name=Path(output).name,
         title="The cocktail of callbacks",
         base=(),
-        space=_of_callbacks_alone(narrowed(read_space(space), exclude=exclude)),
+        space=_of_callbacks_alone(narrowed(read_space(space), exclude=as_sequence("exclude", exclude))),
         metric=metric,
         prefers_less=lower_is_better(metric) if better is None else better == "lower",
         trials=trials,

@@ -92,6 +92,13 @@ SETTINGS = [
     ("--trainer.accumulate_grad_batches 0", r"trainer.accumulate_grad_batches must be in \(0, ∞\), but is 0"),
     ("--trainer.val_check_interval 0", r"trainer.val_check_interval must be in \(0, ∞\), but is 0"),
     ("--trainer.gradient_clip_val -1", r"trainer.gradient_clip_val must be in \[0, ∞\), but is -1"),
+    ("--trainer.gradient_clip_algorithm value", "gradient_clip_val must be given with .* 'value', but is null"),
+    ("--trainer.num_nodes 2", "trainer.num_nodes must be 1 outside of a cluster, but is 2"),
+    (
+        "--trainer.callbacks+=EarlyStopping --trainer.callbacks.monitor val/loss --trainer.callbacks.min_delta .nan",
+        r"trainer.callbacks.min_delta must be in \[-∞, ∞\], but is nan",
+    ),
+    (f"--checkpoint.filename {'a' * 300}", "checkpoint.filename must have at most 200 bytes and no null byte"),
     ("--trainer.log_every_n_steps -3", "trainer.log_every_n_steps must be a whole number of at least 0, but is -3"),
     ("--checkpoint.filename ../../../up", "checkpoint.filename must be a name within the run's folder"),
     ("--checkpoint.filename {foo", "checkpoint.filename must have names of metrics in braces, but is '{foo'"),
@@ -280,6 +287,22 @@ def _in(*path, value):
 _GROUP = ("optimizer_states", 0, "param_groups", 0)
 _EPOCHS = ("loops", "fit_loop", "epoch_progress", "current")
 _STOPPING = ("callbacks", "BestWeightsEarlyStopping{'monitor': 'val/loss', 'mode': 'min'}")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--checkpoint.mode max", "keeps the highest val/loss, which by its name is better where it is lower"),
+        (
+            "--trainer.callbacks+=EarlyStopping --trainer.callbacks.monitor val/accuracy",
+            "EarlyStopping waits for a lower val/accuracy, which by its name is better where it is higher",
+        ),
+    ],
+)
+def test_a_metric_in_the_wrong_direction_is_warned_of(options, message):
+    with pytest.warns(UserWarning, match=message):
+        assert run("fit", *options.split()) == 0
+
 
 INSIDES = {
     "whole numbers": (_weight(Tensor.int), "network.1.weight is torch.int32, not torch.float32"),

@@ -208,6 +208,10 @@ class Streamed(IterableDataset):
         ({"train": Own(target=lambda _: "cat")}, r"must have samples of tensors or numbers, .* \(Tensor, str\)"),
         ({"train": Own()}, "num_classes must be given for a dataset that has neither classes nor targets"),
         ({"train": Own(targets=[-1, 2] * 20)}, "train must have class indices of at least 0 .* but has -1"),
+        (
+            {"train": Own(targets=[0, 10**9] * 20)},
+            "num_classes must be given for class indices as large as",
+        ),
         ({"train": Own(targets=[0, 5] * 20), "num_classes": 3}, "num_classes must be at least 6, as train has it"),
         (
             {"train": Own(), "val": Own(shape=(5,)), "num_classes": 3},

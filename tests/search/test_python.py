@@ -140,6 +140,11 @@ def the_same_module(callbacks, trial):
     return make(callbacks, trial)[0], ONE, loaders(0)
 
 
+def swapped(callbacks, trial):
+    trainer, module, *data = make(callbacks, trial)
+    return module, trainer, *data
+
+
 def three_loaders(callbacks, trial):
     return *make(callbacks, trial)[:2], loaders(0) + loaders(1)[:1]
 
@@ -158,6 +163,12 @@ def three_loaders(callbacks, trial):
         ({"do": three_loaders}, "make must return a data module, or two loaders, but returned 3 of them"),
         ({"do": without_callbacks}, "make must give the Trainer the callbacks that it is given"),
         ({"do": the_same_module}, "make must return a new module at each call"),
+        ({"do": swapped}, r"make must return .trainer, module, data., but returned \(.*, Trainer"),
+        ({"metric": 5}, "metric must be text, but is 5"),
+        ({"exclude": 5}, "exclude must be a list, but is 5"),
+        ({"space": None}, "space must be text or a path, but is None"),
+        ({"storage": 5}, "storage must be text, but is 5"),
+        ({"do": 5}, "make must be a function of callbacks and a trial, but is 5"),
         ({"do": nothing}, "make must return .trainer, module, data., but returned NoneType"),
         ({"storage": "postgresql://me:secret@127.0.0.1:1/x"}, r"storage must be a database .*me:\*\*\*@"),
     ],

@@ -11,7 +11,7 @@ from lightning_reg.files import read_yaml
 from lightning_reg.search.spaces.ranges import Options, as_range, declared, is_range
 from lightning_reg.search.spaces.space import Space
 from lightning_reg.search.spaces.switch import Switch
-from lightning_reg.settings import SettingError, did_you_mean
+from lightning_reg.settings import SettingError, check_text, did_you_mean
 
 __all__ = ["SHIPPED", "read_space", "space_of"]
 
@@ -38,6 +38,7 @@ def read_space(given: str | Mapping[str, Any], beside: Path = Path()) -> Space:
     """
     if isinstance(given, Mapping):
         return space_of("here", given)
+    check_text("space", given, or_path=True)
     if given in SHIPPED:
         return space_of(given, read_yaml("space", _FOLDER / f"{given}.yaml"))
     found = [path for path in (Path(given), beside / given) if path.is_file()]
