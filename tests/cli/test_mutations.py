@@ -1,10 +1,12 @@
 """Configurations and checkpoints that are changed at random are used, or answered by one sentence."""
 
 import contextlib
+import copy
 import io
 from collections.abc import Mapping
 from pathlib import Path
 
+import pytest
 import torch
 import yaml
 from hypothesis import HealthCheck, given, settings
@@ -14,7 +16,7 @@ from lightning.pytorch import LightningModule
 from lightning_reg.cli.runs import read_for
 from lightning_reg.cli.unattended.fitting import resolve
 from lightning_reg.settings import SettingError
-from tests.cli.helpers import MLP_CONFIG
+from tests.cli.helpers import MLP_CONFIG, run
 
 ODD = some.sampled_from(
     [None, -1, 0, 1.5, 10**30, "", "abc", "L2Penalty", "os.system", [], [None], {}, {"class_path": None}, [[1]], True]
@@ -118,3 +120,28 @@ def test_file_with_other_bytes_is_read_or_answered(new, at, cuts, archive):
     place = int(at * len(content))
     Path("x.ckpt").write_bytes(content[:place] + new + (b"" if cuts else content[place + len(new) :]))
     assert_read_or_answered("x.ckpt")
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    """The content of a checkpoint after two epochs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("good"))
+        assert run("fit") == 0
+        return torch.load(next(Path().rglob("last.ckpt")), weights_only=True)
+
+
+@SMALL
+@given(data=some.data())
+def test_run_goes_on_from_a_changed_checkpoint_or_is_answered(good, data):
+    content = copy.deepcopy(good)
+    put(content, data.draw(some.sampled_from(list(places(content)))), data.draw(ODD))
+    torch.save(content, "x.ckpt")
+    errors = io.StringIO()
+    with contextlib.redirect_stderr(errors):
+        try:
+            status = run("fit", "--ckpt_path", "x.ckpt", "--trainer.max_epochs", "3", "--trainer.logger", "false")
+        except SystemExit as end:
+            status = end.code
+    sentences = [line for line in errors.getvalue().splitlines() if line.startswith("error: ")]
+    assert (status, len(sentences)) in ((0, 0), (2, 1))
