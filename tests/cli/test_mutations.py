@@ -131,11 +131,12 @@ def good(tmp_path_factory):
         return torch.load(next(Path().rglob("last.ckpt")), weights_only=True)
 
 
-@SMALL
+@settings(SMALL, max_examples=8)
 @given(data=some.data())
 def test_run_goes_on_from_a_changed_checkpoint_or_is_answered(good, data):
     content = copy.deepcopy(good)
-    put(content, data.draw(some.sampled_from(list(places(content)))), data.draw(ODD))
+    part = data.draw(some.sampled_from(["loops", "optimizer_states", "callbacks", "ImageData"]))
+    put(content, data.draw(some.sampled_from([(part, *place) for place in places(content[part])])), data.draw(ODD))
     torch.save(content, "x.ckpt")
     errors = io.StringIO()
     with contextlib.redirect_stderr(errors):
