@@ -15,6 +15,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 import torch.utils.checkpoint
+from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
@@ -65,6 +66,7 @@ __all__ = [
     "toggled_parameters",
     "twin",
     "twins",
+    "undistributed",
     "unscaled_loss",
     "validate_apart",
     "validation_epoch_end",
@@ -225,6 +227,12 @@ def prepared(trainer: Trainer, module: LightningModule, batch: Any) -> Any:
     """
     batch = module._on_before_batch_transfer(trainer.precision_plugin.convert_input(batch), dataloader_idx=0)
     return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+
+
+def undistributed(sampler: Any) -> Any:
+    """Returns the sampler whose draws Lightning's own distributes over processes, or the given one if it isn't that."""
+    # The wrapper yields only this process's share, and gives the sampler by no public name.
+    return vars(sampler.dataset)["_sampler"] if isinstance(sampler, twins(DistributedSamplerWrapper)) else sampler
 
 
 # The position in training

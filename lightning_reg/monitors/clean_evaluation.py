@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping, Sized
+from collections.abc import Mapping, Sequence, Sized
 from numbers import Number
 from typing import Any
 
@@ -14,13 +14,14 @@ from lightning.pytorch.utilities.data import extract_batch_size
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SequentialSampler, Subset
 from torchmetrics import Metric
 
 from lightning_reg.core.copies.isolation import isolated
 from lightning_reg.core.lightning import prepared
 from lightning_reg.core.metric_names import lower_is_better, short_name
 from lightning_reg.core.streams import random_stream
+from lightning_reg.monitors.drawn_indices import drawn_indices, list_size
 from lightning_reg.settings import SettingError
 
 __all__ = ["Measured", "clean_loaders", "evaluate"]
@@ -48,9 +49,10 @@ class Measured(dict[str, float]):
 def clean_loaders(trainer: Trainer, max_samples: int | None) -> dict[str, Loader]:
     """Returns loaders of clean training and validation samples, in a fixed order.
 
-    They come from the data module's ``evaluation_dataloader(split)`` where it has one. Else they are made of the
-    trainer's data sets. Where both are of one class, the training data are loaded with the settings of the validation
-    loader, and with its data set's ``transform``, if there is one. The user's loaders and samplers aren't touched.
+    They come from the data module's ``evaluation_dataloader(split)`` where it has one. Else they are made of what the
+    samplers of the trainer's loaders draw from its data sets, without repetitions. Where both data sets are of one
+    class, the training data are loaded with the settings of the validation loader, and with its data set's
+    ``transform``, if there is one. The user's loaders and samplers aren't touched.
 
     Args:
         trainer: Trainer in a fit, with its loaders.
@@ -68,9 +70,12 @@ def clean_loaders(trainer: Trainer, max_samples: int | None) -> dict[str, Loader
     train = _checked(trainer.train_dataloader if train is None else train, "training")
     val = _checked(_first(trainer.val_dataloaders) if val is None else val, "validation")
     clean = _without_augmentation(train.dataset, val.dataset)
+    like = val if _alike(train.dataset, val.dataset) else train
     return {
-        "train": _loader(clean, val if _alike(train.dataset, val.dataset) else train, trainer, max_samples, "train"),
-        "validation": _loader(val.dataset, val, trainer, max_samples, "validation"),
+        "train": _loader(clean, drawn_indices(train, trainer, "training"), like, trainer, max_samples, "train"),
+        "validation": _loader(
+            val.dataset, drawn_indices(val, trainer, "validation"), val, trainer, max_samples, "validation"
+        ),
     }
 
 
@@ -115,8 +120,10 @@ def _without_augmentation(train: Dataset[Any], val: Dataset[Any]) -> Dataset[Any
     return clean
 
 
-def _loader(dataset: Any, like: Loader, trainer: Trainer, max_samples: int | None, name: str) -> Loader:
-    total, processes = len(dataset), trainer.world_size
+def _loader(
+    dataset: Any, drawn: Sequence[Any], like: Loader, trainer: Trainer, max_samples: int | None, name: str
+) -> Loader:
+    total, processes = len(drawn), trainer.world_size
     if not total:
         raise SettingError(f"the {name} data must not be empty for GeneralizationGap")
     count = total if max_samples is None else min(max_samples, total)
@@ -124,11 +131,13 @@ def _loader(dataset: Any, like: Loader, trainer: Trainer, max_samples: int | Non
     chosen = sorted(random_stream(0, "generalization_gap", name).sample(range(total), count))
     # Equally many in every process, which may have to wait for one another in each batch.
     share = max(count // processes, 1)
-    mine = [chosen[(index * processes + trainer.global_rank) % count] for index in range(share)]
+    mine = [drawn[chosen[(index * processes + trainer.global_rank) % count]] for index in range(share)]
     unbatched = like.batch_sampler is None
+    listed = list_size(like) if unbatched else None
     return DataLoader(
         Subset(dataset, mine),
         batch_size=None if unbatched else like.batch_size or getattr(like.batch_sampler, "batch_size", _NO_BATCH_SIZE),
+        sampler=None if listed is None else BatchSampler(SequentialSampler(mine), listed, drop_last=False),
         num_workers=like.num_workers,
         collate_fn=like.collate_fn,
         pin_memory=like.pin_memory,

@@ -58,10 +58,11 @@ class GeneralizationGap(Technique):
 
     Interacts with: augmentation in a data set: where the training and the validation data set are of one class, a copy
     of the first gets the transforms of the second; a data module can override that with a method
-    ``evaluation_dataloader(split)``. Several validation loaders: the first one counts. A module whose metrics are only
-    logged by ``on_validation_epoch_end`` is measured by what its ``validation_step`` returns. Values that are logged
-    with ``reduce_fx="sum"`` are compared only where both parts have equally many samples. Without validation it warns
-    and measures nothing. Whether lower is better is read from a metric's ``higher_is_better``, else from its name.
+    ``evaluation_dataloader(split)``. Samplers: what they draw from is measured, each sample once, without weights.
+    Several validation loaders: the first one counts. A module whose metrics are only logged by
+    ``on_validation_epoch_end`` is measured by what its ``validation_step`` returns. Values that are logged with
+    ``reduce_fx="sum"`` are compared only where both parts have equally many samples. Without validation it warns and
+    measures nothing. Whether lower is better is read from a metric's ``higher_is_better``, else from its name.
 
     Raises:
         SettingError: If a setting is out of its range, the data can't be read twice, or the module holds something that

@@ -5,9 +5,11 @@ A failure here says what a new version has moved; `core/lightning.py` is the one
 
 import pytest
 import torch
+from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import EarlyStopping
 from torch.amp.grad_scaler import OptState
+from torch.utils.data import SubsetRandomSampler
 
 from lightning_reg.core import lightning as door
 from lightning_reg.settings import SettingError
@@ -57,6 +59,12 @@ def test_what_is_private_is_there():
     assert hasattr(
         torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0, fused=True), "_step_supports_amp_scaling"
     )
+
+
+def test_the_sampler_that_is_distributed_is_found():
+    sampler = SubsetRandomSampler([3, 4])
+    assert door.undistributed(DistributedSamplerWrapper(sampler, num_replicas=2, rank=0)) is sampler
+    assert door.undistributed(sampler) is sampler
 
 
 def test_who_overrides_a_hook():

@@ -1,0 +1,108 @@
+"""The indices of a data set that a loader's sampler draws."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    RandomSampler,
+    Sampler,
+    SequentialSampler,
+    WeightedRandomSampler,
+)
+
+from lightning_reg.core.copies.copying import deep_copy
+from lightning_reg.core.lightning import undistributed
+from lightning_reg.settings import SettingError
+
+__all__ = ["drawn_indices", "list_size"]
+
+
+def drawn_indices(loader: DataLoader[Any], trainer: Trainer, which: str) -> Sequence[Any]:
+    """Returns the indices from which a loader's sampler draws, each once, in order, the same in all processes.
+
+    A sampler that draws from a whole data set, with whatever repetitions or weights, has the indices of all samples
+    whose weight isn't 0. One that isn't known is iterated once, as a copy, so that the user's draws what it would have
+    drawn; of one without an end, as many indices are taken as the data set has.
+
+    Args:
+        loader: Loader over a data set with a length.
+        trainer: Trainer in a fit. Its processes have to call this together.
+        which: Name of the loader, for the error message.
+
+    Raises:
+        SettingError: If the sampler can't be copied or iterated.
+    """
+    sampler: Any = undistributed(loader.sampler if loader.batch_sampler is None else loader.batch_sampler)
+    while _iterates_as(sampler, BatchSampler):
+        sampler = undistributed(sampler.sampler)
+    if _iterates_as(sampler, RandomSampler, SequentialSampler):
+        return range(len(sampler.data_source))
+    distributes_all = isinstance(sampler, DistributedSampler) and sampler.dataset is loader.dataset
+    if distributes_all or _iterates_as(sampler, DistributedSampler):
+        return range(len(sampler.dataset))
+    try:
+        mine = set(_drawn(sampler, loader))
+        # Each process may draw a share of its own.
+        return sorted(mine.union(*(trainer.strategy.broadcast(mine, src=rank) for rank in range(trainer.world_size))))
+    except Exception as error:
+        raise SettingError(
+            f"the {which} loader's sampler must be one that GeneralizationGap can copy and iterate, but with "
+            f"{type(sampler).__name__} that fails: {type(error).__name__}: {str(error).partition(chr(10))[0]}; or give "
+            "the data module a method evaluation_dataloader(split) that returns a loader for 'train' and 'val'"
+        ) from error
+
+
+def list_size(loader: DataLoader[Any]) -> int | None:
+    """Returns the length of the lists of indices that the sampler of a loader without batches yields.
+
+    Args:
+        loader: Loader with ``batch_size=None``.
+
+    Returns:
+        Length of the first list; None where the sampler yields single indices.
+    """
+    with isolate_rng():
+        first = _plain(next(iter(_copied(undistributed(loader.sampler), loader)), None))
+    return len(first) if isinstance(first, list) else None
+
+
+def _iterates_as(sampler: object, *kinds: type[Sampler[Any]]) -> bool:
+    """Whether a sampler is of one of some classes, or of a subclass that draws as they do."""
+    return getattr(type(sampler), "__iter__", None) in [kind.__iter__ for kind in kinds]
+
+
+def _drawn(sampler: Any, loader: DataLoader[Any]) -> Iterator[Any]:
+    if _iterates_as(sampler, WeightedRandomSampler):
+        return iter(sampler.weights.nonzero().flatten().tolist())
+    indices = _plain(getattr(sampler, "indices", None))
+    if isinstance(indices, (list, tuple, range)):  # a SubsetRandomSampler's, and those of others like it
+        return _flat(indices)
+    with isolate_rng():
+        size = len(loader.dataset)  # type: ignore[arg-type]  # it has a length
+        return iter(list(itertools.islice(_flat(_copied(sampler, loader)), size)))
+
+
+def _copied(sampler: Any, loader: DataLoader[Any]) -> Any:
+    return deep_copy(sampler, {id(loader.dataset): (loader.dataset, loader.dataset)})
+
+
+def _flat(drawn: Iterable[Any]) -> Iterator[Any]:
+    """Returns single indices, also of lists of them."""
+    for index in map(_plain, drawn):
+        if isinstance(index, list):
+            yield from map(_plain, index)
+        else:
+            yield index
+
+
+def _plain(index: Any) -> Any:
+    """Returns numbers in the place of arrays and tensors."""
+    return index.tolist() if hasattr(index, "tolist") else index
