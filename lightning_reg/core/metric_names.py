@@ -5,20 +5,35 @@ import re
 __all__ = ["higher_is_better", "is_accuracy", "lower_is_better", "short_name"]
 
 _SPLIT = re.compile(r"^(train|training|val|valid|validation|test)[/_]")
-_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
-_LOWER_IS_BETTER = frozenset(
-    """
-    loss losses err error errors wrong mistakes mse rmse mae mape smape wmape msle rmsle nrmse perplexity ppl nll
-    entropy ce bce brier ece mce calibration wer cer mer wil ter eer fid kid lpips dists niqe divergence kl kld
-    jsd distance hamming hausdorff deviance hinge cost regret crps rase ergas sam fpr fnr
-    """.split()  # noqa: SIM905  # a list would take a line a word
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+|@")
+
+
+def _any_of(names: str) -> re.Pattern[str]:
+    """Returns a pattern of names, each one word or several, that finds them whole among words joined by ``_``."""
+    return re.compile(rf"(?<![^_])({'|'.join(names.split())})(?![^_])")
+
+
+# What is an error whatever stands beside it: `f1_loss`, `accuracy_error`.
+_LOSSES = _any_of(
+    "loss losses logloss (mse|mae|bce|ce|nll|kl)loss err error(?!_free) errors (jaccard|correlation)_distance"
 )
-_WORD_OR_NUMBER = re.compile(r"[A-Z]+(?![a-z])\d*|[A-Z]?[a-z]+\d*")
-_HIGHER_IS_BETTER = frozenset(
+_ERRORS = _any_of(
     """
-    acc accuracy f1 fbeta auc auroc auprc ap map precision recall sensitivity specificity tpr tnr r2 psnr ssim iou
-    miou jaccard dice kappa mcc matthews bleu rouge meteor correct ndcg mrr pearson spearman snr sdr pesq stoi
-    """.split()  # noqa: SIM905  # a list would take a line a word
+    wrong mistakes mse rmse mae mape smape wmape msle rmsle nrmse mase perplexity ppl nll bpd bpc bits_per entropy
+    crossentropy xent ce bce brier ece mce calibration wer cer mer wil ter eer fid kid lpips dists niqe divergence kl
+    kld jsd distance hamming hausdorff deviance hinge cost regret crps rase ergas sam pinball logcosh log_cosh
+    residuals? misclassification misclassified miss_rate false_(positive|negative)s? fpr fnr mean_rank l_[12] smoothl_1
+    (abs|sq)_rel (neg|negative)_(log_likelihood|likelihood|elbo) nelbo epe mpjpe chamfer emd wasserstein mmd ade fde
+    """
+)
+# What is a quality though an error stands beside it: `hamming_accuracy`.
+_CLEAR = """
+    acc accuracy f_1 fbeta auc auroc auprc recall tpr tnr r_2 psnr ssim iou miou jaccard kappa mcc matthews bleu ndcg
+    mrr pearson spearman
+"""
+_QUALITIES = _any_of(f"{_CLEAR} correlation")
+_HIGHER_IS_BETTER = _any_of(
+    f"{_CLEAR} ap map precision sensitivity specificity dice rouge meteor correct snr sdr pesq stoi"
 )
 _ACCURACY = re.compile(r"(^|[^a-z])acc(uracy)?([^a-z]|$)")
 
@@ -32,13 +47,32 @@ def short_name(name: str) -> str:
     return _SPLIT.sub("", name)
 
 
+def _words(name: str) -> str:
+    """Returns the words and numbers of a name, joined by ``_``.
+
+    >>> _words("val/minADE"), _words("top1Error"), _words("TPR@FPR=0.01")
+    ('val_min_ade', 'top_1_error', 'tpr_at_fpr_0_01')
+    """
+    return "_".join("at" if word == "@" else word.lower() for word in _WORD.findall(name))
+
+
 def lower_is_better(name: str) -> bool:
     """Whether a metric is a loss or an error, judged by the words of its name.
 
     >>> lower_is_better("val/loss"), lower_is_better("ValWER"), lower_is_better("accuracy"), lower_is_better("tracer")
     (True, True, False, False)
+    >>> lower_is_better("neg_log_likelihood"), lower_is_better("log_likelihood")
+    (True, False)
+    >>> lower_is_better("hamming_distance"), lower_is_better("hamming_accuracy"), lower_is_better("accuracy_loss")
+    (True, False, True)
+    >>> lower_is_better("fpr_at_tpr"), lower_is_better("tpr_at_fpr")
+    (True, False)
     """
-    return any(word.lower() in _LOWER_IS_BETTER for word in _WORD.findall(name))
+    words = _words(name)
+    measured = words.partition("_at_")[0]  # what follows is where it is measured
+    if any(kind.search(measured) for kind in (_LOSSES, _ERRORS, _QUALITIES, _HIGHER_IS_BETTER)):
+        words = measured
+    return bool(_LOSSES.search(words) or (_ERRORS.search(words) and not _QUALITIES.search(words)))
 
 
 def higher_is_better(name: str) -> bool:
@@ -47,8 +81,8 @@ def higher_is_better(name: str) -> bool:
     >>> [higher_is_better(name) for name in ("val/accuracy", "valid_F1", "loss", "f1_loss", "vaccination", "speed")]
     [True, True, False, False, False, False]
     """
-    words = {word.lower() for word in _WORD_OR_NUMBER.findall(name)}
-    return bool(words & _HIGHER_IS_BETTER) and not lower_is_better(name)
+    words = _words(name)
+    return bool(_HIGHER_IS_BETTER.search(words)) and not (_LOSSES.search(words) or _ERRORS.search(words))
 
 
 def is_accuracy(name: str) -> bool:
