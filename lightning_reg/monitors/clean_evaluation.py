@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SequentialSampler, Subset
-from torchmetrics import Metric
+from torchmetrics import Metric, SumMetric
 
 from lightning_reg.core.copies.isolation import isolated
 from lightning_reg.core.lightning import prepared
@@ -208,6 +208,10 @@ class _Reduced:
         return both[0] / both[1]
 
 
+def _is_sum(metric: Metric) -> bool:
+    return isinstance(metric, SumMetric) or getattr(metric, "reduction", None) == "sum"
+
+
 class _Record:
     """Record of what a validation step logs."""
 
@@ -259,6 +263,7 @@ class _Record:
                 better = metric.higher_is_better
                 lower[name] = lower_is_better(name) if better is None else not better
         sums = {name for name, value in self._values.items() if value.how == "sum"}
+        sums |= {name for name, metric in self._metrics.items() if _is_sum(metric)}
         device = next(iter(values.values())).device if values else None
         numbers = torch.stack([value.to(device) for value in values.values()]).tolist() if values else []
         return Measured(dict(zip(values, numbers, strict=True)), lower, sums, self.samples * trainer.world_size)

@@ -60,9 +60,10 @@ class GeneralizationGap(Technique):
     of the first gets the transforms of the second; a data module can override that with a method
     ``evaluation_dataloader(split)``. Samplers: what they draw from is measured, each sample once, without weights.
     Several validation loaders: the first one counts. A module whose metrics are only logged by
-    ``on_validation_epoch_end`` is measured by what its ``validation_step`` returns. Values that are logged with
-    ``reduce_fx="sum"`` are compared only where both parts have equally many samples. Without validation it warns and
-    measures nothing. Whether lower is better is read from a metric's ``higher_is_better``, else from its name.
+    ``on_validation_epoch_end`` is measured by what its ``validation_step`` returns. Sums (``reduce_fx="sum"``,
+    ``SumMetric``, metrics with ``reduction="sum"``) are compared only where both parts have equally many samples.
+    Without validation it warns and measures nothing. Whether lower is better is read from a metric's
+    ``higher_is_better``, else from its name.
 
     Raises:
         SettingError: If a setting is out of its range, the data can't be read twice, or the module holds something that
