@@ -9,13 +9,14 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from lightning_reg.core import facts
 from lightning_reg.core.charts import Chart, draw
 from lightning_reg.core.copies.isolation import isolated
-from lightning_reg.core.lightning import is_overridden, validation_epoch_end
+from lightning_reg.core.lightning import is_overridden, planned_epochs, validation_epoch_end
 from lightning_reg.core.schedules import warn_if_never
 from lightning_reg.core.session import Session, kept
 from lightning_reg.core.step import Run
@@ -205,6 +206,10 @@ class _Measuring(Session[GeneralizationGap]):
         warn_if_never(self.technique, self.run.trainer, "epoch", self.technique.every_n_epochs, "every_n_epochs")
         with self._refusing(), self._isolated():
             # What can't be copied or read twice is refused before anything is trained.
+            if is_param_in_hook_signature(self.run.module.validation_step, "dataloader_iter", explicit=True):
+                raise SettingError(
+                    f"validation_step must take a batch with {type(self.technique).__name__}, not a dataloader_iter"
+                )
             if self.run.trainer.val_dataloaders is not None:  # else Lightning makes them before the first validation
                 self._load()
 
@@ -285,15 +290,27 @@ class _Measuring(Session[GeneralizationGap]):
     def train_ends(self) -> None:
         trainer, module = self.run.trainer, self.run.module
         curves = self.result().curves
-        if not (curves.train or self.was_validated or self.is_off or trainer.fast_dev_run):  # type: ignore[attr-defined]
-            self.technique.warn("GeneralizationGap measured nothing: training ended before its first validation")
         if not curves.train:
+            if not (self.is_off or trainer.fast_dev_run):  # type: ignore[attr-defined]
+                self._warn_of_nothing()
             return
         weights = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
         dataset = getattr(trainer.train_dataloader, "dataset", None)
         samples = len(dataset) if isinstance(dataset, Sized) else None
         self.signals = find_signals(curves, weights=weights, samples=samples, patience=self.technique.patience)
         self.technique.tell(trainer, self.result())
+
+    def _warn_of_nothing(self) -> None:
+        every = self.technique.every_n_epochs
+        if not self.was_validated:
+            why = "training ended before its first validation"
+        elif self.epochs:
+            why = "validation_step logs nothing that can be compared between parts of unequal size"
+        elif every <= planned_epochs(self.run.trainer):
+            why = f"every_n_epochs is {every}, but no epoch that is a multiple of it had a validation"
+        else:
+            return  # which was said when training began
+        self.technique.warn(f"GeneralizationGap measured nothing: {why}")
 
 
 def _charts(trainer: Trainer, curves: Curves) -> list[Chart]:

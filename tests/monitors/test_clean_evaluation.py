@@ -1,0 +1,66 @@
+"""What is compared of training and validation data, and that it is said where nothing is."""
+
+import pytest
+import torch.nn.functional as F
+from torch import nn
+from torchmetrics import CosineSimilarity, SumMetric
+
+from lightning_reg.callbacks import GeneralizationGap
+from tests.monitors.test_generalization_gap import Reduces, Somebodys, fit
+
+
+class CountsInObjects(Somebodys):
+    def __init__(self):
+        super().__init__()
+        self.sums = nn.ModuleDict({"total": SumMetric(), "alike": CosineSimilarity(reduction="sum")})
+        self.mean = CosineSimilarity(reduction="mean")
+
+    def validation_step(self, batch, batch_idx):
+        logits, labels = self.net(batch[0]), F.one_hot(batch[1], 3).float()
+        self.sums["total"].update(logits.square())
+        for metric in (self.sums["alike"], self.mean):
+            metric.update(logits, labels)
+        self.log_dict({f"val_{name}": metric for name, metric in {**self.sums, "mean": self.mean}.items()})
+
+    def on_validation_epoch_end(self):
+        pass
+
+
+@pytest.mark.parametrize("equally_many", [True, False])
+def test_objects_that_add_up_are_compared_where_there_are_equally_many(equally_many):
+    _, trainer = fit(GeneralizationGap(max_samples=30 if equally_many else None), module=CountsInObjects())
+    logged = trainer.callback_metrics
+    assert "gap/mean" in logged
+    assert ("gap/total" in logged, "gap/alike" in logged) == (equally_many, equally_many)
+    for name in ["mean", *(["total", "alike"] if equally_many else [])]:
+        assert logged[f"gap/val_{name}"] == pytest.approx(logged[f"val_{name}"].item(), rel=1e-5)
+
+
+class OnlyCounts(Reduces):
+    def validation_step(self, batch, batch_idx):
+        self.log("val_wrong", (self.net(batch[0]).argmax(1) != batch[1]).sum().float(), reduce_fx="sum")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (
+            {"check_val_every_n_epoch": 3, "max_epochs": 5},
+            "measured nothing: every_n_epochs is 2, but no epoch that is a multiple of it had a validation",
+        ),
+        ({"max_epochs": 1}, "has no effect: every_n_epochs is 2, but training is planned to end after 1 epoch"),
+        (
+            {"max_epochs": 2, "module": OnlyCounts},
+            "measured nothing: validation_step logs nothing that can be compared",
+        ),
+        ({"check_val_every_n_epoch": 3, "max_epochs": 6}, None),
+    ],
+    ids=["never together", "too short", "sums", "together"],
+)
+def test_what_measures_nothing_says_so_once(settings, said, recwarn):
+    gap = GeneralizationGap(every_n_epochs=2, verbose=False)
+    make = settings.get("module", Somebodys)
+    fit(gap, **{"num_sanity_val_steps": 0, **settings, "module": make()})
+    found = [str(warning.message) for warning in recwarn if "GeneralizationGap" in str(warning.message)]
+    assert len(found) == (said is not None) == (not gap.curves.epochs or not gap.curves.train)
+    assert said is None or said in found[0]
