@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Mapping, Sequence, Sized
 from numbers import Number
@@ -14,13 +13,14 @@ from lightning.pytorch.utilities.data import extract_batch_size
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SequentialSampler, Subset
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler, Subset
 from torchmetrics import Metric, SumMetric
 
 from lightning_reg.core.copies.isolation import isolated
 from lightning_reg.core.lightning import prepared
 from lightning_reg.core.metric_names import lower_is_better, short_name
 from lightning_reg.core.streams import random_stream
+from lightning_reg.monitors.clean_samples import are_alike, without_augmentation
 from lightning_reg.monitors.drawn_indices import drawn_indices, list_size
 from lightning_reg.settings import SettingError
 
@@ -50,9 +50,9 @@ def clean_loaders(trainer: Trainer, max_samples: int | None) -> dict[str, Loader
     """Returns loaders of clean training and validation samples, in a fixed order.
 
     They come from the data module's ``evaluation_dataloader(split)`` where it has one. Else they are made of what the
-    samplers of the trainer's loaders draw from its data sets, without repetitions. Where both data sets are of one
-    class, the training data are loaded with the settings of the validation loader, and with its data set's
-    ``transform``, if there is one. The user's loaders and samplers aren't touched.
+    samplers of the trainer's loaders draw from its data sets, without repetitions. Training data have the transforms
+    of the validation data, as :func:`without_augmentation` finds them, and are loaded with the settings of the
+    validation loader where both data sets are of one class. The user's data sets, loaders and samplers aren't touched.
 
     Args:
         trainer: Trainer in a fit, with its loaders.
@@ -69,8 +69,8 @@ def clean_loaders(trainer: Trainer, max_samples: int | None) -> dict[str, Loader
     train, val = (make("train"), make("val")) if callable(make) else (None, None)
     train = _checked(trainer.train_dataloader if train is None else train, "training")
     val = _checked(_first(trainer.val_dataloaders) if val is None else val, "validation")
-    clean = _without_augmentation(train.dataset, val.dataset)
-    like = val if _alike(train.dataset, val.dataset) else train
+    clean = without_augmentation(train.dataset, val.dataset)
+    like = val if are_alike(train.dataset, val.dataset) else train
     return {
         "train": _loader(clean, drawn_indices(train, trainer, "training"), like, trainer, max_samples, "train"),
         "validation": _loader(
@@ -92,32 +92,6 @@ def _checked(loader: Any, which: str) -> Loader:
             "evaluation_dataloader(split) that returns one for 'train' and 'val'"
         )
     return loader
-
-
-def _alike(train: Dataset[Any], val: Dataset[Any]) -> bool:
-    """Whether samples of both data sets have the same form, as far as their classes tell."""
-    return type(_whole(train)) is type(_whole(val))
-
-
-def _whole(dataset: Any) -> Any:
-    while isinstance(dataset, Subset):
-        dataset = dataset.dataset
-    return dataset
-
-
-def _without_augmentation(train: Dataset[Any], val: Dataset[Any]) -> Dataset[Any]:
-    """Returns the training data with the transforms of the validation data, where both are of one class."""
-    other = _whole(val)
-    if isinstance(train, Subset):
-        inner = _without_augmentation(train.dataset, other)
-        return train if inner is train.dataset else Subset(inner, train.indices)
-    names = [name for name in ("transform", "transforms") if hasattr(train, name) and hasattr(other, name)]
-    if type(train) is not type(other) or all(getattr(train, name) is getattr(other, name) for name in names):
-        return train
-    clean = copy.copy(train)
-    for name in names:  # torchvision's data sets keep both
-        setattr(clean, name, getattr(other, name))
-    return clean
 
 
 def _loader(

@@ -57,8 +57,9 @@ class GeneralizationGap(Technique):
         what was measured; ``gap/curves``, an image of both with the best epoch and the end marked; ``gap/signals``, the
         signs as text. Several such callbacks log under ``gap_1/`` and so on.
 
-    Interacts with: augmentation in a data set: where the training and the validation data set are of one class, a copy
-    of the first gets the transforms of the second; a data module can override that with a method
+    Interacts with: augmentation in a data set: where the training data set, or one within it, is of the class of a
+    validation data set, a copy of it gets the transforms of that; what validation has no counterpart of, such as a
+    wrapper around the training data alone, is measured as it is. A data module can override that with a method
     ``evaluation_dataloader(split)``. Samplers: what they draw from is measured, each sample once, without weights.
     Several validation loaders: the first one counts. A module whose metrics are only logged by
     ``on_validation_epoch_end`` is measured by what its ``validation_step`` returns. Sums (``reduce_fx="sum"``,

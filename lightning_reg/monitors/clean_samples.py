@@ -1,0 +1,113 @@
+"""Training samples without their augmentation, as far as the data sets of training and validation show it."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torch.utils.data import ConcatDataset, Dataset, Subset
+
+__all__ = ["are_alike", "without_augmentation"]
+
+_AUGMENTATION = re.compile(r"transform|augment|^aug(s|_|$)")
+_LABELS = re.compile(r"target|label")
+
+
+def are_alike(train: Dataset[Any], val: Dataset[Any]) -> bool:
+    """Whether samples of both data sets have the same form, as far as their classes tell."""
+    return type(_whole(train)) is type(_whole(val))
+
+
+def _whole(dataset: Any) -> Any:
+    while True:
+        if isinstance(dataset, Subset):
+            dataset = dataset.dataset
+        elif isinstance(dataset, ConcatDataset) and len({type(part) for part in dataset.datasets}) == 1:
+            dataset = dataset.datasets[0]
+        else:
+            return dataset
+
+
+def without_augmentation(train: Dataset[Any], val: Dataset[Any]) -> Dataset[Any]:
+    """Returns the training data with the transforms of the validation data.
+
+    Where a training data set, or one that it holds (a part of a ``ConcatDataset``, the data set of a ``Subset`` or of
+    any wrapper), is of the class of a validation data set, it is copied with the transforms of that. Those are
+    the attributes with ``transform`` or ``augment`` in their name, but not those of labels; and in a wrapper, which
+    gets its samples from another data set, whatever can be called.
+
+    Returns:
+        A copy of the data set; the data set itself where there is nothing to change.
+    """
+    clean = _cleaned(train, [val], frozenset())
+    return clean if len(clean) == len(train) else train  # type: ignore[arg-type]  # augmentation may add samples
+
+
+def _cleaned(train: Any, others: list[Any], holders: frozenset[int]) -> Any:
+    if id(train) in holders:  # a circle
+        return train
+    other = next((one for one in _all(others, holders=frozenset()) if type(one) is type(train)), None)
+    inner = others if other is None else [part for parts in _held(other).values() for part in parts]
+    changed: dict[str, Any] = {}
+    for name, parts in _held(train).items():
+        clean = [_cleaned(part, inner, holders | {id(train)}) for part in parts]
+        if any(one is not part for one, part in zip(clean, parts, strict=True)):
+            changed[name] = clean[0] if isinstance(vars(train)[name], Dataset) else clean
+    if other is not None:
+        changed |= _other_transforms(train, other)
+    if not changed:
+        return train
+    copied = copy.copy(train)
+    vars(copied).update(changed)
+    return copied
+
+
+def _all(datasets: Iterable[Any], holders: frozenset[int]) -> Iterator[Any]:
+    """Yields data sets and all that they hold."""
+    for dataset in datasets:
+        if id(dataset) not in holders:
+            yield dataset
+            for parts in _held(dataset).values():
+                yield from _all(parts, holders | {id(dataset)})
+
+
+def _held(dataset: Any) -> dict[str, list[Any]]:
+    """Returns the data sets that a data set holds, by the attribute that holds one or a list of them."""
+    attributes = _attributes(dataset).items()
+    listed = {name: [value] if isinstance(value, Dataset) else value for name, value in attributes}
+    return {
+        name: list(value)
+        for name, value in listed.items()
+        if isinstance(value, (list, tuple)) and value and all(isinstance(part, Dataset) for part in value)
+    }
+
+
+def _attributes(dataset: Any) -> dict[str, Any]:
+    return getattr(dataset, "__dict__", {})  # a list of samples has none
+
+
+def _other_transforms(train: Any, other: Any) -> dict[str, Any]:
+    is_wrapper = bool(_held(train))
+    found = {}
+    for name in {**_attributes(train), **_attributes(other)}:
+        if not hasattr(train, name) or not hasattr(other, name) or _LABELS.search(name):
+            continue
+        own, theirs = getattr(train, name), getattr(other, name)
+        is_named = _AUGMENTATION.search(name) and _is_setting(own) and _is_setting(theirs)
+        if own is not theirs and (is_named or (is_wrapper and _is_called(own) and _is_called(theirs))):
+            found[name] = theirs
+    return found
+
+
+def _is_setting(value: Any) -> bool:
+    """Whether a value isn't data, such as samples that were transformed beforehand."""
+    return _is_called(value) or isinstance(value, (bool, int, float, str))
+
+
+def _is_called(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(callable, value))
+    reads_data = isinstance(getattr(value, "__self__", None), Dataset)  # a method of the wrapped data set
+    return value is None or (callable(value) and not reads_data)
