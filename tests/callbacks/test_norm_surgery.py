@@ -14,7 +14,7 @@ from lightning_reg.callbacks import (
     SpectralNormalization,
     WeightStandardization,
 )
-from lightning_reg.nn import ChannelsFirstLayerNorm, ChannelsFirstRMSNorm
+from lightning_reg.nn import ChannelsFirstLayerNorm, ChannelsFirstRMSNorm, GhostBatchNorm
 from lightning_reg.settings import SettingError
 from tests.callbacks.somebodys import Somebodys, fit, loader, resnet, sequential
 from tests.helpers import quiet_trainer
@@ -113,6 +113,38 @@ def test_norms_that_do_more_are_not_replaced():
     make = lambda: nn.Sequential(NormAndActivation(), nn.Flatten(), nn.Linear(768, 3))  # noqa: E731
     with pytest.raises(SettingError, match=r"exclude must name net\.0, a NormAndActivation, which does more"):
         fit(make, ReplaceNorm())
+
+
+class NormThenReLU(nn.BatchNorm2d):
+    """BatchNorm fused with an activation that is no child module."""
+
+    def forward(self, inputs):
+        return super().forward(inputs).relu()
+
+
+def test_a_subclass_with_a_forward_of_its_own_is_replaced_only_where_types_names_it():
+    make = lambda: nn.Sequential(NormThenReLU(3), nn.Flatten(), nn.Linear(768, 3))  # noqa: E731
+    with pytest.raises(SettingError, match=r"exclude must name net\.0, a NormThenReLU, which computes in a way of its"):
+        fit(make, ReplaceNorm())
+    module, _ = fit(make, ReplaceNorm(types=("NormThenReLU",)))
+    assert type(module.net[0]) is nn.GroupNorm
+
+
+class NormAndNoActivation(nn.BatchNorm2d):
+    """As timm's BatchNormAct2d, which computes by itself, where its activation is turned off."""
+
+    def __init__(self, width):
+        super().__init__(width)
+        self.act = nn.Identity()
+
+    def forward(self, inputs):
+        return self.act(super().forward(inputs))
+
+
+@pytest.mark.parametrize("norm", [NormAndNoActivation, nn.SyncBatchNorm, GhostBatchNorm])
+def test_norms_of_torch_of_ours_and_without_an_activation_are_replaced(norm):
+    module, _ = fit(lambda: nn.Sequential(norm(3), nn.Flatten(), nn.Linear(768, 3)), ReplaceNorm())
+    assert type(module.net[0]) is nn.GroupNorm
 
 
 @pytest.mark.parametrize("callbacks", [(FreezeBatchNorm(), None), (None, FreezeBatchNorm())], ids=["off", "on"])

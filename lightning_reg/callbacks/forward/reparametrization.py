@@ -5,7 +5,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from lightning_reg.callbacks.forward.surgery import Surgery, SurgerySession
+from lightning_reg.callbacks.forward.surgery import Surgery, SurgerySession, computes_itself
 from lightning_reg.core.step import Run
 from lightning_reg.nn.layers.drop_connect import DropConnect
 from lightning_reg.settings import SettingError
@@ -48,7 +48,7 @@ def reparametrized(
                 f"exclude must name {name} in InsertDropConnect or in {type(surgery).__name__}: dropped weights are no "
                 f"longer {adjective}"
             )
-        if _computes_itself(layer) and not _is_named(layer, surgery):
+        if computes_itself(layer) and not surgery.names_class_of(layer):
             raise SettingError(
                 f"exclude must name {name}, a {type(layer).__name__}, which computes with its weight in a way of its "
                 f"own, so that it needn't be {adjective} there; or types must name that class"
@@ -58,19 +58,6 @@ def reparametrized(
     for name, layer in chosen.items():
         register(layer, name)
     return SurgerySession(surgery, run, changes=changes, made=set(run.module.parameters()) - before)
-
-
-def _computes_itself(layer: nn.Module) -> bool:
-    """Whether a subclass has changed what torch's layer does with its weight, as low-rank adapters do."""
-    homes = (
-        next((kind for kind in type(layer).__mro__ if method in vars(kind)), nn.Module)
-        for method in ("forward", "_conv_forward")
-    )
-    return any(not home.__module__.startswith("torch.") for home in homes)
-
-
-def _is_named(layer: nn.Module, surgery: Surgery) -> bool:
-    return any(kind in (type(layer), type(layer).__name__) for kind in surgery.types)
 
 
 def _has(layer: nn.Module, parametrization: type[nn.Module]) -> bool:

@@ -9,7 +9,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from typing_extensions import override
 
 from lightning_reg.callbacks.forward.expectations import unmet_expectation
-from lightning_reg.callbacks.forward.surgery import Surgery, SurgerySession
+from lightning_reg.callbacks.forward.surgery import Surgery, SurgerySession, computes_itself
 from lightning_reg.core.facts import Choice
 from lightning_reg.core.step import Run
 from lightning_reg.nn import make_norm
@@ -47,7 +47,8 @@ class ReplaceNorm(Surgery):
 
     Raises:
         SettingError: If a pattern matches nothing, the dimensions that a layer normalizes over aren't known, it does
-            more than normalize, or its parent relies on its class or attributes.
+            more than normalize (or may, in a ``forward`` of its own, unless ``types`` names its class), or a module
+            relies on its class or attributes.
 
     Reference:
         Yuxin Wu, Kaiming He: Group Normalization, ECCV 2018, arXiv:1803.08494.
@@ -112,8 +113,14 @@ class ReplaceNorm(Surgery):
         return {name: module for name, module in chosen.items() if module not in done}
 
     def _replacement(self, name: str, old: nn.Module) -> nn.Module:
-        if any(not isinstance(child, nn.Identity) for child in old.children()):
+        children = list(old.children())  # an activation, say, which timm turns off by an Identity
+        if any(not isinstance(child, nn.Identity) for child in children):
             raise SettingError(f"exclude must name {name}, a {type(old).__name__}, which does more than normalize")
+        if isinstance(old, _BatchNorm) and not children and computes_itself(old) and not self.names_class_of(old):
+            raise SettingError(
+                f"exclude must name {name}, a {type(old).__name__}, which computes in a way of its own, so that it may "
+                "do more than normalize; or types must name that class"
+            )
         new = make_norm(self.norm, _num_features(name, old), spatial_dims=_spatial_dims(name, old, self.norm))
         if type(new) is nn.InstanceNorm1d and isinstance(old, nn.BatchNorm1d):
             new.__class__ = _OfPositions  # made by the same call, whatever its arguments were

@@ -21,7 +21,7 @@ from lightning_reg.core.wrapping import around
 from lightning_reg.settings import SettingError
 from lightning_reg.text import table
 
-__all__ = ["Change", "Surgery", "SurgeryResult", "SurgerySession", "as_types"]
+__all__ = ["Change", "Surgery", "SurgeryResult", "SurgerySession", "as_types", "computes_itself"]
 
 Change = tuple[str, str]
 """Description of the new layer, and its name."""
@@ -100,6 +100,10 @@ class Surgery(Technique):
         """Whether the technique knows what to do with a module that the settings choose."""
         return bool(self.types) or not self.by_default or isinstance(module, self.by_default)
 
+    def names_class_of(self, module: nn.Module) -> bool:
+        """Whether ``types`` names the very class of a module, rather than one that it inherits from."""
+        return any(kind in (type(module), type(module).__name__) for kind in self.types)
+
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         known = self.last_result
@@ -171,6 +175,22 @@ class SurgerySession(Session[Surgery]):
                 f"{', '.join(forgotten[:8])}. Let configure_optimizers ask the module for its parameters when it is "
                 "called"
             )
+
+
+def computes_itself(layer: nn.Module) -> bool:
+    """Whether somebody's subclass has changed what its base class computes, as low-rank adapters do.
+
+    Args:
+        layer: An instance of a class of torch's or ours, or of a subclass.
+
+    >>> computes_itself(nn.Linear(2, 2)), computes_itself(nn.SyncBatchNorm(2))
+    (False, False)
+    """
+    homes = (
+        next((kind for kind in type(layer).__mro__ if method in vars(kind)), nn.Module)
+        for method in ("forward", "_conv_forward")
+    )
+    return any(not home.__module__.startswith(("torch.", "lightning_reg.nn.")) for home in homes)
 
 
 def as_types(value: str | type | Sequence[str | type]) -> tuple[str | type, ...]:
