@@ -1,6 +1,7 @@
 """Norms that are replaced or frozen in networks that exist."""
 
 import copy
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -56,22 +57,43 @@ def test_hooks_modes_and_sharing_survive_a_replacement():
     assert len(calls) == 2
 
 
-def test_a_norm_that_is_called_through_a_list_is_replaced_there_too():
-    class Listed(nn.Module):
+class Layers(NamedTuple):
+    """A container of a project."""
+
+    conv: nn.Module
+    norm: nn.Module
+
+
+@pytest.mark.parametrize(
+    ("contained", "read"),
+    [
+        (lambda conv, norm: [conv, norm, torch.relu], lambda kept: kept),
+        (lambda conv, norm: (conv, norm, torch.relu), lambda kept: kept),
+        (lambda conv, norm: {"conv": conv, "norm": norm}, lambda kept: list(kept.values())),
+        (Layers, lambda kept: [kept.conv, kept.norm]),
+        (lambda conv, norm: {"stages": [(conv, norm)]}, lambda kept: list(kept["stages"][0])),
+    ],
+    ids=["list", "tuple", "dict", "namedtuple", "nested"],
+)
+def test_a_norm_that_is_called_through_a_container_is_replaced_there_too(contained, read):
+    class Contained(nn.Module):
         def __init__(self):
             super().__init__()
             self.conv, self.norm, self.head = nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.Linear(16, 3)
-            self.steps = [self.conv, self.norm, torch.relu, lambda maps: maps.mean((2, 3)), self.head]
+            self.kept = contained(self.conv, self.norm)
+            self.around = [self.kept, self.kept]
+            self.around.append(self.around)
 
         def forward(self, inputs):
-            for step in self.steps:
+            for step in read(self.kept):
                 inputs = step(inputs)
-            return inputs
+            return self.head(inputs.mean((2, 3)))
 
-    module = Somebodys(Listed)
+    module = Somebodys(Contained)
     quiet_trainer(ReplaceNorm(norm="group"), max_epochs=1, limit_train_batches=1).fit(module, loader())
     assert isinstance(module.net.norm, nn.GroupNorm)
-    assert module.net.steps[1] is module.net.norm
+    assert read(module.net.kept)[1] is module.net.norm
+    assert read(module.net.around[1])[1] is module.net.norm
     assert module.net.norm.weight.grad is not None
 
 

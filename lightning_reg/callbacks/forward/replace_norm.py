@@ -1,6 +1,7 @@
 """Replacement of BatchNorm by another normalization."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
@@ -92,12 +93,9 @@ class ReplaceNorm(Surgery):
                     f"exclude must name {names[child]}, a {type(child).__name__} that a {type(new[child]).__name__} "
                     f"can't stand in for: {asked}"
                 )
-        for parent, leaf, child in places:
-            parent._modules[leaf] = new[child]
-        for parent in run.module.modules():  # layers that are called through a list beside their names
-            for kept in vars(parent).values():
-                if isinstance(kept, list):
-                    kept[:] = [new.get(part, part) if isinstance(part, nn.Module) else part for part in kept]
+        seen: set[int] = set()
+        for parent in list(run.module.modules()):
+            _swap(vars(parent), new, seen)
         changes = [(f"{type(old).__name__} -> {type(made).__name__}", names[old]) for old, made in new.items()]
         return SurgerySession(self, run, changes=changes, made=set(run.module.parameters()) - before)
 
@@ -142,6 +140,29 @@ class ReplaceNorm(Surgery):
         for hooks in _HOOKS:  # the very same dictionaries, so that handles can still remove what they registered
             vars(new)[hooks] = vars(old)[hooks]
         return new
+
+
+def _swap(holder: dict[Any, Any] | list[Any], new: dict[nn.Module, nn.Module], seen: set[int]) -> None:
+    """Replaces layers in a module's attributes: children, and what is called through a list, a tuple or a dict."""
+    if id(holder) in seen:  # it may hold itself
+        return
+    seen.add(id(holder))
+    for key, kept in list(holder.items() if isinstance(holder, dict) else enumerate(holder)):
+        swapped = _swapped(kept, new, seen)
+        if swapped is not kept:
+            holder[key] = swapped
+
+
+def _swapped(kept: Any, new: dict[nn.Module, nn.Module], seen: set[int]) -> Any:
+    if isinstance(kept, nn.Module):
+        return new.get(kept, kept)
+    if isinstance(kept, (dict, list)):
+        _swap(kept, new, seen)
+    elif isinstance(kept, tuple):
+        parts = [_swapped(part, new, seen) for part in kept]
+        if any(part is not before for part, before in zip(parts, kept, strict=True)):
+            return type(kept)(*parts) if hasattr(kept, "_fields") else tuple(parts)
+    return kept
 
 
 class _OfPositions(nn.InstanceNorm1d):
