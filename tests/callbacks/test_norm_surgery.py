@@ -1,6 +1,7 @@
 """Norms that are replaced or frozen in networks that exist."""
 
 import copy
+import functools
 from typing import NamedTuple
 
 import pytest
@@ -316,3 +317,44 @@ def test_what_any_norm_answers_alike_is_no_obstacle(make):
 def test_a_norm_of_the_class_that_is_asked_for_is_put_in():
     module, _ = fit(AsksForItsClass, ReplaceNorm(norm=lambda width: nn.BatchNorm2d(width, eps=1e-3)))
     assert type(module.net.norm) is nn.BatchNorm2d
+
+
+class AsksForItsType(AsksForItsClass):
+    def normalized(self, maps):
+        return self.norm(maps) if type(self.norm) is nn.BatchNorm2d else maps
+
+
+class AsksForTheNameOfItsClass(AsksForItsClass):
+    def normalized(self, maps):
+        return self.norm(maps) if type(self.norm).__name__.startswith("BatchNorm") else maps
+
+
+class KeepsItElsewhere(AsksForItsClass):
+    def __init__(self):
+        super().__init__()
+        self.step = functools.partial(self.norm)
+
+    def normalized(self, maps):
+        return self.step(maps)
+
+
+@pytest.mark.parametrize("make", [AsksForItsType, AsksForTheNameOfItsClass, KeepsItElsewhere])
+@pytest.mark.parametrize("validated", [False, True])
+def test_a_new_norm_that_forward_passes_over_is_warned_of_by_name(make, validated):
+    replacing = ReplaceNorm(norm="group")
+    network = lambda: nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), make())  # noqa: E731
+    module = Somebodys(network)
+    if validated:  # this already replaces it
+        quiet_trainer(replacing).test(module, loader(), verbose=False)
+    with pytest.warns(UserWarning, match=r"layers that the training step doesn't run: net\.2\.norm\. Where forward"):
+        fit(None, replacing, module=module)
+    assert not module.net[1]._forward_hooks
+    fit(network, ReplaceNorm(norm="group", exclude=("net.2.*",)))  # warnings are errors
+
+
+def test_norms_in_compiled_networks_are_seen_to_run():
+    torch.compiler.reset()
+    module = Somebodys(sequential)
+    module.net = torch.compile(module.net, backend="eager")
+    for _ in range(2):
+        fit(None, ReplaceNorm(norm="group"), module=module)  # warnings are errors

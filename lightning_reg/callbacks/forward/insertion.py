@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
@@ -10,7 +9,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_reg.callbacks.forward.surgery import Surgery, SurgerySession
+from lightning_reg.callbacks.forward.surgery import Surgery, WatchedSession
 from lightning_reg.core.lightning import instance_number, is_compiled
 from lightning_reg.core.step import Run
 from lightning_reg.core.streams import base_seed, check_seed, random_stream
@@ -22,9 +21,6 @@ from lightning_reg.optim import is_normalization
 from lightning_reg.settings import SettingError, check_range
 
 __all__ = ["StochasticSession", "check_insertion", "check_stochastic", "inserted"]
-
-# Batches after which every layer must have run: some modules are trained alternately.
-_PATIENCE = 100
 
 
 def check_stochastic(p: float, seed: int | None) -> None:
@@ -43,7 +39,7 @@ def check_insertion(
 
 
 @dataclass(eq=False)
-class StochasticSession(SurgerySession):
+class StochasticSession(WatchedSession):
     """One run of a technique that drops something in training, with random numbers of its own.
 
     The random numbers depend on seed, rank, epoch and batch alone, so a resumed run drops what the uninterrupted one
@@ -53,14 +49,12 @@ class StochasticSession(SurgerySession):
         seed: Seed of the random numbers; that of ``seed_everything`` where None.
         streams: Random streams, one for each place where something is dropped.
         acting: Hooks and layers that drop something, by name of the module.
-        unseen: Whether it is still unchecked that all of them run.
         lease: Lease of the layers, which ends with the run, also for copies of the module.
     """
 
     seed: int | None = None
     streams: list[NoiseStream] = field(default_factory=list)
     acting: dict[str, Insertion | DropConnect] = field(default_factory=dict)
-    unseen: bool = True
     lease: Lease = field(default_factory=Lease)
 
     def new_stream(self) -> NoiseStream:
@@ -120,21 +114,15 @@ class StochasticSession(SurgerySession):
         self._restart("predict", batch_idx, dataloader_idx)
 
     @override
-    def batch_ends(self, outputs: Any, batch_idx: int) -> None:
-        """Checks once that all layers have run: a technique is never silently inert."""
-        if not self.unseen or not (self.run.trainer.is_last_batch or batch_idx >= _PATIENCE):
-            return
-        self.unseen = False
-        inert = [name for name, acting in self.acting.items() if not acting.has_run]
-        if len(inert) == len(self.acting):
+    def found_inert(self, names: list[str]) -> None:
+        if len(names) == len(self.acting):
             raise SettingError(
                 "include must name modules that the training step runs, in training mode, but none of "
-                f"{len(inert)} did; first is {inert[0]}"
+                f"{len(names)} did; first is {names[0]}"
             )
-        if inert:
-            rank_zero_warn(
-                f"{type(self.technique).__name__} does nothing to what wasn't run in training mode: {', '.join(inert)}"
-            )
+        rank_zero_warn(
+            f"{type(self.technique).__name__} does nothing to what wasn't run in training mode: {', '.join(names)}"
+        )
 
     @override
     def ends(self, exception: BaseException | None) -> None:

@@ -1,17 +1,24 @@
 """Replacement of BatchNorm by another normalization."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
+from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from lightning_reg.callbacks.forward.expectations import unmet_expectation
-from lightning_reg.callbacks.forward.surgery import Surgery, SurgerySession, computes_itself
+from lightning_reg.callbacks.forward.surgery import Surgery, WatchedSession, computes_itself
 from lightning_reg.core.facts import Choice
+from lightning_reg.core.lightning import is_compiled
+from lightning_reg.core.selection import plain_name
 from lightning_reg.core.step import Run
 from lightning_reg.nn import make_norm
 from lightning_reg.settings import SettingError
@@ -76,7 +83,7 @@ class ReplaceNorm(Surgery):
         self.norm = norm
 
     @override
-    def new_session(self, run: Run) -> SurgerySession:
+    def new_session(self, run: Run) -> ReplacedSession:
         before = set(run.module.parameters())
         names = {module: name for name, module in self._left(run.module).items()}
         new = {module: self._replacement(name, module) for module, name in names.items()}
@@ -97,11 +104,18 @@ class ReplaceNorm(Surgery):
         for parent in list(run.module.modules()):
             _swap(vars(parent), new, seen)
         changes = [(f"{type(old).__name__} -> {type(made).__name__}", names[old]) for old, made in new.items()]
-        return SurgerySession(self, run, changes=changes, made=set(run.module.parameters()) - before)
+        session = ReplacedSession(self, run, changes=changes, made=set(run.module.parameters()) - before)
+        session.watch(self._done(run.module))
+        return session
+
+    def _done(self, pl_module: LightningModule) -> dict[str, nn.Module]:
+        """Returns the layers that have been put in, now or earlier, by name."""
+        named = pl_module.named_modules()
+        return {plain_name(name): module for name, module in named if vars(module).get(_MARK) == repr(self.norm)}
 
     def _left(self, pl_module: LightningModule) -> dict[str, nn.Module]:
         """Returns the chosen layers that aren't replaced yet: an earlier stage or trainer may have replaced some."""
-        done = {module for module in pl_module.modules() if vars(module).get(_MARK) == repr(self.norm)}
+        done = set(self._done(pl_module).values())
         try:
             chosen = self.selected(pl_module)
         except SettingError:
@@ -163,6 +177,54 @@ def _swapped(kept: Any, new: dict[nn.Module, nn.Module], seen: set[int]) -> Any:
         if any(part is not before for part, before in zip(parts, kept, strict=True)):
             return type(kept)(*parts) if hasattr(kept, "_fields") else tuple(parts)
     return kept
+
+
+@dataclass(eq=False)
+class ReplacedSession(WatchedSession):
+    """One run with replaced layers, which forward may pass over because they are of another class.
+
+    Attributes:
+        handles: Handles of the hooks that record whether they run, until that is checked.
+    """
+
+    handles: list[RemovableHandle] = field(default_factory=list)
+
+    def watch(self, layers: dict[str, nn.Module]) -> None:
+        """Registers hooks that record whether layers run."""
+        if not self.changes and any(map(is_compiled, self.run.module.modules())):
+            return  # compiled by an earlier fit, and won't run new hooks
+        for name, layer in layers.items():
+            self.acting[name] = _HasRun()
+            self.handles.append(layer.register_forward_hook(self.acting[name]))
+
+    @override
+    def batch_ends(self, outputs: Any, batch_idx: int) -> None:
+        super().batch_ends(outputs, batch_idx)
+        if not self.unseen:
+            self._remove_hooks()
+
+    @override
+    def ends(self, exception: BaseException | None) -> None:
+        self._remove_hooks()
+
+    def _remove_hooks(self) -> None:
+        while self.handles:
+            self.handles.pop().remove()
+
+    @override
+    def found_inert(self, names: list[str]) -> None:
+        rank_zero_warn(
+            f"ReplaceNorm has put in layers that the training step doesn't run: {', '.join(names)}. Where forward asks "
+            "for the class of a layer, or the module keeps the old one elsewhere, exclude must name it"
+        )
+
+
+class _HasRun:
+    has_run = False
+
+    def __call__(self, layer: nn.Module, inputs: Any, output: Any) -> None:
+        if hasattr(layer, _MARK):  # the replaced layer has the same hooks
+            self.has_run = True
 
 
 class _OfPositions(nn.InstanceNorm1d):

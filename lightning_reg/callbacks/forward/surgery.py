@@ -21,10 +21,13 @@ from lightning_reg.core.wrapping import around
 from lightning_reg.settings import SettingError
 from lightning_reg.text import table
 
-__all__ = ["Change", "Surgery", "SurgeryResult", "SurgerySession", "as_types", "computes_itself"]
+__all__ = ["Change", "Surgery", "SurgeryResult", "SurgerySession", "WatchedSession", "as_types", "computes_itself"]
 
 Change = tuple[str, str]
 """Description of the new layer, and its name."""
+
+# Batches after which every new layer must have run: some modules are trained alternately.
+_PATIENCE = 100
 
 
 @dataclass(frozen=True)
@@ -175,6 +178,32 @@ class SurgerySession(Session[Surgery]):
                 f"{', '.join(forgotten[:8])}. Let configure_optimizers ask the module for its parameters when it is "
                 "called"
             )
+
+
+@dataclass(eq=False)
+class WatchedSession(SurgerySession):
+    """One run that checks once, in its first epoch, that training runs what the surgery put in.
+
+    Attributes:
+        acting: Hooks and layers that were put in, by name of the module.
+        unseen: Whether it is still unchecked that all of them run.
+    """
+
+    acting: dict[str, Any] = field(default_factory=dict)
+    unseen: bool = True
+
+    @override
+    def batch_ends(self, outputs: Any, batch_idx: int) -> None:
+        if not self.unseen or not (self.run.trainer.is_last_batch or batch_idx >= _PATIENCE):
+            return
+        self.unseen = False
+        inert = [name for name, acting in self.acting.items() if not acting.has_run]
+        if inert:
+            self.found_inert(inert)
+
+    def found_inert(self, names: list[str]) -> None:
+        """Says which modules have not run: a technique is never silently inert."""
+        raise NotImplementedError
 
 
 def computes_itself(layer: nn.Module) -> bool:
