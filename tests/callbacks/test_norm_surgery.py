@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import pickle
 from typing import NamedTuple
 
 import pytest
@@ -200,6 +201,32 @@ def test_frozen_batch_norm_keeps_its_statistics_and_gives_back_its_modes():
         assert torch.equal(after[name], value) == (is_norm and "layer4" not in name), name
     assert [submodule.training for submodule in module.modules()] == modes
     assert all(parameter.requires_grad for parameter in module.parameters())
+
+
+def test_frozen_batch_norm_stays_frozen_where_the_step_calls_train():
+    class Ported(Somebodys):
+        def training_step(self, batch, batch_idx):
+            self.net.train()
+            copied = pickle.loads(pickle.dumps(copy.deepcopy(self.net)))  # copies aren't frozen
+            assert copied.train()[1].training
+            return super().training_step(batch, batch_idx)
+
+    module = Ported(sequential)
+    before = keys_and_weights(module.net[1])
+    for _ in range(2):
+        fit(None, FreezeBatchNorm(), module=module)
+    after = module.net[1].state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert "train" not in vars(module.net[1])
+    assert module.train().net[1].training
+
+
+def test_children_of_a_frozen_norm_follow_the_switches_of_mode():
+    module = Somebodys(lambda: nn.Sequential(NormAndNoActivation(3), nn.Flatten(), nn.Linear(768, 3)))
+    seen = []
+    module.net[0].act.register_forward_hook(lambda act, *_: seen.append((act.training, module.net[0].training)))
+    fit(None, FreezeBatchNorm(), module=module, limit_train_batches=1)
+    assert seen == [(True, False)]
 
 
 @pytest.mark.parametrize("batch_size", [4, 16])  # 16 is also the number of features

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -25,9 +26,10 @@ class FreezeBatchNorm(Surgery):
 
     Cost: none; cheaper than BatchNorm in training. No state.
 
-    Interacts with: ``module.train()`` and Lightning's own switches of mode, which it overrules before every batch;
-    ``ReplaceNorm``, which it must come after, and ``sync_batchnorm``, which it can't be combined with. Optimizers hold
-    the frozen parameters all the same, so that training can go on without the callback.
+    Interacts with: ``module.train()``, which leaves these layers in evaluation mode during the run, and Lightning's own
+    switches of mode, which it overrules before every batch; ``ReplaceNorm``, which it must come after, and
+    ``sync_batchnorm``, which it can't be combined with. Optimizers hold the frozen parameters all the same, so that
+    training can go on without the callback.
 
     Args:
         affine: Whether scale and shift are frozen, too.
@@ -59,6 +61,7 @@ class FreezeBatchNorm(Surgery):
                     f"exclude must name {name}, which has no running statistics to normalize with when it is frozen"
                 )
             session.freeze(module, self.affine)
+            run.around(module, "train", partial(_train_but_itself, module))  # a step may call train() in its middle
             session.changes.append((f"{type(module).__name__}, frozen", name))
         session.train(False)
         # Optimizers that leave out frozen parameters would have other groups than a checkpoint without the callback.
@@ -109,10 +112,17 @@ class FrozenSession(SurgerySession):
     @override
     def batch_starts(self, batch_idx: int) -> None:
         for module, _ in self.modes:
-            module.training = False  # every time: module.train() switches these layers, too
+            module.training = False  # every time: Lightning restores modes without calling train()
 
     @override
     def ends(self, exception: BaseException | None) -> None:
         for module, mode in self.modes:
             module.training = mode
         self.train(True)
+
+
+def _train_but_itself(module: nn.Module, train: Callable[..., nn.Module], mode: bool = True) -> nn.Module:
+    """Switches the mode of a layer's children, if it has any, and leaves the layer in evaluation mode."""
+    train(mode)
+    module.training = False
+    return module
