@@ -25,12 +25,13 @@ _TORCH_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.R
 _MIXING = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd, nn.Embedding, nn.EmbeddingBag)
 # "Norm" or "Normalization" as a word: neither "NormedLinear" nor "NormalRegression" normalizes anything.
 _NORM = re.compile(r"([Nn]orm|NORM)(alization)?(?![a-z])")
-# What timm excludes by name: shifts, tokens and positions that are added, and scales.
+# What timm excludes by name: shifts, tokens and positions that are added, and scales. Of the general names of scales
+# (BERT's beta, Flax's scale, temperatures of attention and of contrastive losses) only those with no other word count.
 _SHIFT = re.compile(
     r"(^|_)(bias|biases|(cls|class|dist|distill|reg|mask)_tokens?|class_embedding|"
     r"(pos|position|positional)_(embed|embedding|embeddings))(_|\d|$)"
 )
-_SCALE = re.compile(r"(^|_)(gamma|layer_scale|layerscale|logit_scale)(_|\d|$)")
+_SCALE = re.compile(r"(^|_)(gamma|layer_scale|layerscale|logit_scale)(_|\d|$)|^(beta|scale|temperature)(_?\d+)?$")
 _NUMBERED = re.compile(r"(?P<stem>(?:.*?\.)??[a-zA-Z_]*\.?)(?P<block>\d+)\.")
 
 
@@ -42,7 +43,8 @@ class OwnedParameter:
         name: Qualified name, the first one where it has several.
         parameter: The parameter itself, not a copy.
         owners: Every module that holds it, with its name there; several where weights are tied.
-        is_declared: Whether a module above it names it in ``no_weight_decay()``, as timm's models do.
+        is_declared: Whether a module above it names it in ``no_weight_decay()``, as timm's models do, or it has a true
+            ``_no_weight_decay`` itself, as in S4 and Mamba.
     """
 
     name: str
@@ -114,7 +116,8 @@ def owned_parameters(module: nn.Module) -> list[OwnedParameter]:
                 path, _, name = f".{prefix}".rpartition(".parametrizations.")
                 owner = module.get_submodule(path.removeprefix("."))
             qualified = f"{prefix}.{leaf}" if prefix else leaf
-            owned = OwnedParameter(qualified, parameter, [], is_declared=parameter in declared)
+            is_declared = parameter in declared or bool(getattr(parameter, "_no_weight_decay", False))
+            owned = OwnedParameter(qualified, parameter, [], is_declared=is_declared)
             found.setdefault(parameter, owned).owners.append((name, owner))
     return list(found.values())
 
@@ -138,7 +141,7 @@ def weight_decay_groups(
     Biases, embeddings, the scales and shifts of normalization layers, and what timm spares by name are left out
     (``cls_token``, ``pos_embed``, ``gamma``, ``logit_scale``, ...): they are few, they can't overfit much, and pulling
     a scale or an embedding of a rare word toward zero costs accuracy. A module may name more of its parameters in a
-    method ``no_weight_decay()``.
+    method ``no_weight_decay()``, or set ``_no_weight_decay`` to True on them.
 
     Args:
         module: Module whose parameters are grouped; frozen ones are left out.

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_reg.core.selection import select_parameters
 from lightning_reg.optim import is_normalization, layer_decay_groups, weight_decay_groups, weight_decay_table
 from lightning_reg.settings import SettingError
 
@@ -151,6 +152,29 @@ def test_a_module_may_name_what_is_spared():
 
     network = nn.Sequential(Declares(), nn.Linear(2, 2))
     assert names_of(network, "decay") == ["1.weight"]
+
+
+def marked():
+    """A state-space layer, whose matrices are marked as those of S4 and Mamba are."""
+    layer = nn.Linear(4, 4, bias=False)
+    layer.A_log, layer.D = nn.Parameter(torch.ones(4, 3)), nn.Parameter(torch.ones(4))
+    layer.A_log._no_weight_decay = layer.D._no_weight_decay = True
+    layer.weight._no_weight_decay = False
+    return layer
+
+
+def test_marked_parameters_are_spared_by_groups_and_by_penalties():
+    assert names_of(marked(), "decay") == ["weight"]
+    penalized = select_parameters(marked(), include=("*",), exclude_norm_and_bias=True)
+    assert list(penalized) == ["weight"]
+
+
+def test_vectors_with_the_general_names_of_scales_are_spared():
+    module = nn.Linear(4, 4, bias=False)
+    for name in ("beta", "scale", "scale_2", "temperature", "scale_mlp", "timescale"):
+        setattr(module, name, nn.Parameter(torch.ones(1, 4, 1)))
+    module.scale1 = nn.Parameter(torch.ones(4, 4))
+    assert names_of(module, "decay") == ["scale1", "scale_mlp", "timescale", "weight"]
 
 
 @pytest.mark.parametrize(
