@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -118,6 +120,40 @@ def test_adaptive_clipping_spares_the_head_unless_asked():
 
     assert head(None) > 0.1
     assert head(False) < 1e-4
+
+
+class Product(nn.Module):
+    """A linear layer of somebody's, of no class of torch's."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.weight = nn.Parameter(0.1 * torch.ones(inputs, outputs))
+
+    def forward(self, inputs):
+        return inputs @ self.weight
+
+
+def adaptively_clipped(network, **settings):
+    module = SomebodysModule()
+    module.network = network
+    return fitted(GradientClipping(algorithm="adaptive", clip_factor=0.001, **settings), module=module)
+
+
+@pytest.mark.parametrize(
+    "scripted", [torch.jit.script, lambda model: torch.jit.trace(model, torch.zeros(2, 6))], ids=["scripted", "traced"]
+)
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore:`torch.jit:DeprecationWarning")
+def test_adaptive_clipping_spares_the_head_of_a_scripted_network(scripted):
+    model = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3))
+    expected = adaptively_clipped(copy.deepcopy(model))
+    for one, other in zip(adaptively_clipped(scripted(model)), expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_adaptive_clipping_that_finds_no_head_says_so():
+    with pytest.warns(UserWarning, match="leaves no head out, because there is no nn.Linear: set exclude_head=False"):
+        adaptively_clipped(Product(6, 3))
+    adaptively_clipped(Product(6, 3), exclude_head=False)  # warnings are errors
 
 
 def test_adaptive_clipping_of_nothing_but_a_head_is_refused():

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -56,7 +57,7 @@ class GradientClipping(Technique):
             weights have to be excluded: torch refuses them, too.
         clip_factor: For ``"adaptive"``: share λ of the weights' norm, positive or infinity; 0.01 where None.
         eps: For ``"adaptive"``: lower bound of the weights' norm, positive; 1e-3 where None.
-        exclude_head: For ``"adaptive"``: whether the last linear layer is left out; True where None.
+        exclude_head: For ``"adaptive"``: whether the last ``nn.Linear`` is left out; True where None.
         percentile: For ``"percentile"``: percentile of the norms, in (0, 100]; 10 where None.
         history: For ``"percentile"``: number of norms that are kept, at least 1; 1000 where None.
         z_threshold: For ``"zscore"``: largest number of standard deviations above the mean that isn't clipped,
@@ -206,10 +207,17 @@ class GradientClippingSession(ClippingSession[GradientClipping]):
         return [parameter for parameter in self.selection.of(parameters) if parameter not in self.head]
 
     def _spare_head(self) -> None:
-        modules = self.run.module.modules()
-        linear = [module for module in modules if isinstance(module, nn.Linear) and module.weight.requires_grad]
-        if self.technique.exclude_head and linear:
-            self.head = set(linear[-1].parameters())
+        if not self.technique.exclude_head:
+            return
+        linear = [module for module in self.run.module.modules() if _is_linear(module)]
+        if not linear:
+            rank_zero_warn(
+                "GradientClipping leaves no head out, because there is no nn.Linear: set exclude_head=False, and let "
+                "exclude name the head"
+            )
+        trained = [module for module in linear if module.weight.requires_grad]
+        if trained:
+            self.head = set(trained[-1].parameters())
             if not self.chosen(list(self.selection.names)):
                 raise SettingError(
                     "exclude_head must be False, because nothing but the head is left to clip of "
@@ -279,6 +287,12 @@ class GradientClippingSession(ClippingSession[GradientClipping]):
             memory.count_step(trainer.current_epoch, clip.clipped, clip.norm)
             clip = replace(clip, fraction=memory.clipped / memory.steps.clamp(min=1))
         step.clips.append(clip)
+
+
+def _is_linear(module: nn.Module) -> bool:
+    if isinstance(module, torch.jit.ScriptModule):  # scripted or traced, and of another class since
+        return bool(module.original_name == "Linear")
+    return isinstance(module, nn.Linear)
 
 
 def _version(gradient: Tensor | None) -> int:
