@@ -323,9 +323,24 @@ class AsksElsewhere(AsksForItsClass):
         assert isinstance(self.norm, nn.BatchNorm2d)
 
 
+class AsksByAnotherName(AsksForItsClass):
+    def normalized(self, maps):
+        norm = self.norm
+        return norm(maps) if isinstance(norm, nn.modules.batchnorm._BatchNorm) else maps
+
+
+class LoopsOverItsChildren(AsksForItsClass):
+    def forward(self, inputs):
+        for layer in self.children():
+            inputs = layer(inputs).relu().mean((2, 3)) if isinstance(layer, nn.BatchNorm2d) else layer(inputs)
+        return inputs
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (AsksByAnotherName, "AsksByAnotherName.normalized asks whether it is a nn.modules.batchnorm._BatchNorm"),
+        (LoopsOverItsChildren, "LoopsOverItsChildren.forward asks whether it is a nn.BatchNorm2d"),
         (AsksForItsClass, "AsksForItsClass.normalized asks whether it is a nn.BatchNorm2d"),
         (ReadsItsStatistics, "ReadsItsStatistics.normalized reads its running_mean"),
     ],
@@ -333,6 +348,33 @@ class AsksElsewhere(AsksForItsClass):
 def test_a_module_that_asks_what_its_norm_is_keeps_it(make, message):
     with pytest.raises(SettingError, match=f"exclude must name net.norm, a BatchNorm2d .*: .*{message}"):
         fit(make, ReplaceNorm(norm="group"))
+
+
+class LoopsOverItsLayers(nn.Module):
+    """PointNet's way: features last, and a BatchNorm that wants them first."""
+
+    def __init__(self):
+        super().__init__()
+        norms = nn.Sequential(nn.BatchNorm1d(8))
+        self.layers = nn.ModuleList([nn.Flatten(2), nn.Linear(256, 8), norms, nn.Linear(8, 3)])
+
+    def forward(self, inputs):
+        for layers in self.layers:
+            for layer in layers if isinstance(layers, nn.Sequential) else (layers,):
+                inputs = self.run(layer, inputs)
+        return inputs.mean(1)
+
+    def run(self, layer, inputs):
+        if isinstance(layer, nn.BatchNorm1d):
+            return layer(inputs.transpose(1, 2)).transpose(1, 2)
+        return layer(inputs)
+
+
+@pytest.mark.parametrize("norm", ["layer", "group", "ghost_batch"])
+def test_a_module_that_asks_what_it_loops_over_keeps_its_norms(norm):
+    with pytest.raises(SettingError, match=r"exclude must name net\.0\.layers\.2\.0, .*: LoopsOverItsLayers\.run asks"):
+        fit(lambda: nn.Sequential(LoopsOverItsLayers()), ReplaceNorm(norm=norm))
+    fit(LoopsOverItsLayers, ReplaceNorm(norm=nn.BatchNorm1d))
 
 
 @pytest.mark.parametrize("make", [AsksForAnyOfBoth, AsksElsewhere])

@@ -1,6 +1,7 @@
-"""Expectations of a module's code about a child: its class, and attributes that another class may lack."""
+"""Expectations of a module's code about a part: its class, and attributes that another class may lack."""
 
 import ast
+import functools
 import inspect
 import textwrap
 from collections.abc import Iterator
@@ -12,38 +13,41 @@ from torch import nn
 __all__ = ["unmet_expectation"]
 
 
-def unmet_expectation(parent: nn.Module, leaf: str, new: nn.Module) -> str | None:
-    """Returns, in words, an expectation about a child that its replacement doesn't meet; None if there is none.
+def unmet_expectation(holder: nn.Module, leaf: str, old: nn.Module, new: nn.Module) -> str | None:
+    """Returns, in words, an expectation about a part that its replacement doesn't meet; None if there is none.
 
-    Reads the source of ``forward`` and of the methods that it calls; where there is no source, nothing is found.
+    Reads the source of ``forward`` and of the methods that it calls; where there is no source, nothing is found. What a
+    local variable is asked for is taken to be asked of every part, because it may be that of a loop over them.
 
     Args:
-        parent: Module that holds the child.
-        leaf: Name of the child in its parent.
-        new: Replacement of the child.
+        holder: Module that holds the part.
+        leaf: Name of the part in its holder; empty where it is a part of a part.
+        old: The part.
+        new: Replacement of the part.
 
-    >>> unmet_expectation(nn.Sequential(nn.BatchNorm2d(4)), "0", nn.GroupNorm(2, 4)) is None
+    >>> network = nn.Sequential(nn.BatchNorm2d(4))
+    >>> unmet_expectation(network, "0", network[0], nn.GroupNorm(2, 4)) is None
     True
     """
-    old = getattr(parent, leaf)
-    for function in _called(parent):
+    for function in _called(holder):
         for node in ast.walk(_parsed(function)):
             if isinstance(node, ast.Call) and _is_name(node.func, "isinstance") and len(node.args) == 2:
-                kind = _value(node.args[1], function)
-                if _is_child(node.args[0], leaf) and _tells_apart(kind, old, new):
-                    return f"{function.__qualname__} asks whether it is a {ast.unparse(node.args[1])}"
+                asked, kind = node.args
+                may_be_it = isinstance(asked, ast.Name) or _is_child(asked, leaf)
+                if may_be_it and _tells_apart(_value(kind, function), old, new):
+                    return f"{function.__qualname__} asks whether it is a {ast.unparse(kind)}"
             attribute = node.attr if isinstance(node, ast.Attribute) and _is_child(node.value, leaf) else ""
             if attribute and hasattr(old, attribute) and not hasattr(new, attribute):
                 return f"{function.__qualname__} reads its {attribute}"
     return None
 
 
-def _called(parent: nn.Module) -> Iterator[FunctionType]:
+def _called(holder: nn.Module) -> Iterator[FunctionType]:
     """Yields a module's forward and the methods that it calls, and those that they call."""
     waiting, seen = ["forward"], set()
     while waiting:
         name = waiting.pop()
-        function = inspect.unwrap(getattr(type(parent), name, None) or len)
+        function = inspect.unwrap(getattr(type(holder), name, None) or len)
         if name in seen or not isinstance(function, FunctionType) or function.__module__.startswith("torch."):
             continue
         seen.add(name)
@@ -52,6 +56,7 @@ def _called(parent: nn.Module) -> Iterator[FunctionType]:
         waiting += [node.attr for node in nodes if isinstance(node, ast.Attribute) and _is_name(node.value, "self")]
 
 
+@functools.lru_cache(maxsize=256)  # every module above a part is asked about it
 def _parsed(function: FunctionType) -> ast.AST:
     try:
         return ast.parse(textwrap.dedent(inspect.getsource(function)))

@@ -87,22 +87,19 @@ class ReplaceNorm(Surgery):
         before = set(run.module.parameters())
         names = {module: name for name, module in self._left(run.module).items()}
         new = {module: self._replacement(name, module) for module, name in names.items()}
-        places = [
-            (parent, leaf, child)
-            for parent in run.module.modules()
-            for leaf, child in parent._modules.items()
-            if child in new
-        ]
-        for parent, leaf, child in places:  # before anything is replaced
-            asked = unmet_expectation(parent, leaf, new[child])
-            if asked is not None:
-                raise SettingError(
-                    f"exclude must name {names[child]}, a {type(child).__name__} that a {type(new[child]).__name__} "
-                    f"can't stand in for: {asked}"
-                )
+        for holder in run.module.modules():  # before anything is replaced
+            parts = [("", part) for part in holder.modules() if part is not holder]  # which it may loop over
+            children = [(leaf, child) for leaf, child in holder._modules.items() if child is not None]
+            for leaf, part in children + parts:
+                asked = unmet_expectation(holder, leaf, part, new[part]) if part in new else None
+                if asked is not None:
+                    raise SettingError(
+                        f"exclude must name {names[part]}, a {type(part).__name__} that a {type(new[part]).__name__} "
+                        f"can't stand in for: {asked}"
+                    )
         seen: set[int] = set()
-        for parent in list(run.module.modules()):
-            _swap(vars(parent), new, seen)
+        for holder in list(run.module.modules()):
+            _swap(vars(holder), new, seen)
         changes = [(f"{type(old).__name__} -> {type(made).__name__}", names[old]) for old, made in new.items()]
         session = ReplacedSession(self, run, changes=changes, made=set(run.module.parameters()) - before)
         session.watch(self._done(run.module))
