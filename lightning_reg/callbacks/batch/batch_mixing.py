@@ -15,6 +15,7 @@ from typing_extensions import override
 from lightning_reg.callbacks.batch.loss_interpolation import InterpolatedLosses
 from lightning_reg.callbacks.batch.weighted_losses import LOSSES
 from lightning_reg.core.batches import Key, check_key, dense_part_of, part_of, with_parts
+from lightning_reg.core.copies.repetition import loss_of
 from lightning_reg.core.facts import Place
 from lightning_reg.core.lightning import compiled_call, instance_number, is_compiled, refuse_compiled_whole
 from lightning_reg.core.session import Session
@@ -40,7 +41,7 @@ class BatchMixing(Technique):
 
     When to use: to add Mixup, CutMix, Cutout or random erasing to a project whose data module you don't want to touch.
     When not: with our own data modules, which mix by themselves (``ImageData(mix=...)``); where the loss is computed by
-    a function that isn't torch's, or in compiled code, which is detected at the first batch and refused; with CutMix,
+    a function that isn't torch's, or in compiled code, which is refused at the first such batch; with CutMix,
     where each pixel has a target of its own, which would have to be pasted, too.
 
     Cost: that of the transform, and a second evaluation of the loss and of what is computed from it. Memory: one batch
@@ -65,8 +66,8 @@ class BatchMixing(Technique):
         seed: Seed of the random numbers; that of ``seed_everything`` where None.
 
     Raises:
-        SettingError: If an argument is invalid; at the first batch, if it has no such part, or no loss of torch's is
-            computed from the targets.
+        SettingError: If an argument is invalid; in training, if a batch has no such part, or no loss of torch's is
+            computed from its targets, unless the step returns None or 0.
 
     Reference:
         Hongyi Zhang, Moustapha Cissé, Yann N. Dauphin, David Lopez-Paz: mixup: Beyond Empirical Risk Minimization,
@@ -122,8 +123,9 @@ class MixingSession(Session[BatchMixing]):
         current: Draw of the latest batch; None if that isn't mixed.
         number: Index of this technique among the callbacks of its class.
         batch_idx: Index of the current training batch.
-        is_checked: Whether a training step has been checked for a loss of the targets.
+        is_checked: Whether a training step has been seen to compute a loss of the targets.
         has_partners: Whether a batch has had more samples than one; None before the first.
+        told: Warnings that have been given.
     """
 
     innermost: ClassVar[bool] = False
@@ -132,6 +134,7 @@ class MixingSession(Session[BatchMixing]):
     batch_idx: int = 0
     is_checked: bool = False
     has_partners: bool | None = None
+    told: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         run = self.run
@@ -175,7 +178,7 @@ class MixingSession(Session[BatchMixing]):
             batch, targets, minor_weight = self._mixed(batch, inputs, targets, draw)
         if not mixing.mix.needs_partner or (draw is None and self.is_checked):
             return training_step(batch, *args, **kwargs)
-        beside = [] if self.is_checked else _tensors_beside(batch, mixing.input_key, targets)
+        beside = _tensors_beside(batch, mixing.input_key, targets)
         with InterpolatedLosses(targets, minor_weight, technique=self.name, beside=beside) as losses:
             output = training_step(batch, *args, **kwargs)
         self._check(losses, output)
@@ -199,32 +202,46 @@ class MixingSession(Session[BatchMixing]):
         return random_stream(base_seed(self.technique.seed), *position, self.name + name, self.number)
 
     def _check(self, losses: InterpolatedLosses, output: Any) -> None:
-        """Raises if the first training step's loss isn't mixed, and warns of other uses of the targets."""
-        is_skipped = output is None and self.run.module.automatic_optimization
-        if self.is_checked or is_skipped:
-            return
-        self.is_checked = True
-        of_torch = ", ".join(loss.__name__ for loss in LOSSES)
-        computed = f", but {', '.join(sorted(losses.others))} of them" if losses.others else ""
-        if not losses.seen:
+        """Raises if the training step's loss isn't mixed, and warns of other uses of the targets.
+
+        At every step: a loss may change in the course of a fit.
+        """
+        if not losses.trains or losses.is_missed(output):
+            if self._is_left_out(losses, output):
+                return
+            of_torch = ", ".join(loss.__name__ for loss in LOSSES)
+            computed = f", but {', '.join(sorted(losses.others))} of them" if losses.others else ""
             raise SettingError(
                 f"the loss must be computed by a function of torch's of the batch's targets (target_key "
                 f"{self.technique.target_key!r}) with {self.name}, else it can't be mixed; training_step called none "
-                f"of {of_torch} with them{computed}. Use one of these, or mix in the data module, which emits "
-                "probabilities as targets"
+                f"of {of_torch} (metrics aside) with them{computed}. Use one of these, or mix in the data module, "
+                "which emits probabilities as targets"
             )
+        self.is_checked = True
         if losses.others:
-            rank_zero_warn(
+            self._tell(
                 f"{self.name} mixes the loss that torch computes of the targets, but training_step also makes "
                 f"something differentiable of them by {', '.join(sorted(losses.others))}: that sees each sample's own "
                 "target alone"
             )
         if losses.unmixed:
-            rank_zero_warn(
+            self._tell(
                 f"{self.name} mixes the inputs and the loss of target_key {self.technique.target_key!r}, but "
                 f"training_step also computes {', '.join(sorted(losses.unmixed))} of another part of the batch, which "
                 "isn't mixed"
             )
+
+    def _is_left_out(self, losses: InterpolatedLosses, output: Any) -> bool:
+        """Whether a batch isn't trained on, or by nothing that is made of its targets."""
+        if not self.run.module.automatic_optimization:  # a step of the discriminator's, for one
+            return self.is_checked and not losses.others
+        loss = loss_of(output)
+        return loss is None or bool(loss == 0)  # a batch without labels; the host waits in such a step alone
+
+    def _tell(self, text: str) -> None:
+        if text not in self.told:
+            self.told.add(text)
+            rank_zero_warn(text)
 
 
 def _tensors_beside(batch: Any, input_key: Key, targets: Tensor) -> list[Tensor]:

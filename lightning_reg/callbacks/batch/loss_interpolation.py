@@ -7,7 +7,7 @@ sees their interpolation: one forward pass, two losses.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 
 from lightning_reg.callbacks.batch.followed_functions import is_linear, is_of_elements, is_pure, is_repeated, writes
 from lightning_reg.callbacks.batch.weighted_losses import LOSSES, check_classes, settings_of, weighted
+from lightning_reg.core.copies.repetition import loss_of
 from lightning_reg.core.lightning import is_checkpointed
 from lightning_reg.functional.batch.mixing import previous
 from lightning_reg.settings import SettingError
@@ -45,7 +46,7 @@ class InterpolatedLosses(TorchFunctionMode):
         beside: Further tensors of the batch, of which a loss would be computed for each sample alone.
 
     Attributes:
-        seen: Number of losses that were computed from the targets.
+        trains: Whether something with a gradient was computed from losses of the targets; else they are metrics.
         unmixed: Names of losses that were computed from tensors beside the targets.
         others: Names of other functions with a differentiable result from the targets, or from what functions that
             can't be repeated for the partners computed from them (those that draw random numbers, write in place, index
@@ -58,8 +59,7 @@ class InterpolatedLosses(TorchFunctionMode):
         super().__init__()
         self.technique = technique
         self.minor_weight = minor_weight
-        self.seen = 0
-        self._trains = False  # whether any of these losses has a gradient
+        self.trains = False
         self.others: set[str] = set()
         self.unmixed: set[str] = set()
         # By id. The tensors are kept alive, so that no id is reused.
@@ -79,13 +79,24 @@ class InterpolatedLosses(TorchFunctionMode):
         Raises:
             SettingError: If a function that can't be followed was applied to the loss; the message names it.
         """
-        loss = output.get("loss") if isinstance(output, Mapping) else output
-        if isinstance(loss, Tensor) and loss.requires_grad and self._trains and not self.others:
-            if id(loss) in self._unmixed:
-                self._refuse(self._unmixed[id(loss)][1])
-            pair = self._losses.get(id(loss))
-            if pair is None or pair.is_changed():
-                self._refuse(_FOREIGN)
+        loss = loss_of(output)
+        if self.trains and not self.others and self._is_unknown(loss):
+            self._refuse(self._unmixed[id(loss)][1] if id(loss) in self._unmixed else _FOREIGN)
+
+    def is_missed(self, output: Any) -> bool:
+        """Whether the training step returns no mixed loss, as far as is known, but one that torch makes of the targets.
+
+        Args:
+            output: As for :meth:`check_returned`.
+        """
+        loss = loss_of(output)
+        return bool(self.others) and id(loss) not in self._unmixed and self._is_unknown(loss)
+
+    def _is_unknown(self, loss: Tensor | None) -> bool:
+        if not isinstance(loss, Tensor) or not loss.requires_grad:
+            return False
+        pair = self._losses.get(id(loss))
+        return pair is None or pair.is_changed()
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: Any = (), kwargs: dict[str, Any] | None = None
@@ -158,7 +169,6 @@ class InterpolatedLosses(TorchFunctionMode):
                 f"the loss must be computed outside of activation checkpointing with {self.technique}, which doesn't "
                 "see it where it is computed again; checkpoint the network alone"
             )
-        self.seen += 1
         kwargs = settings_of(kwargs)
         weight = self.minor_weight
         try:
@@ -172,7 +182,6 @@ class InterpolatedLosses(TorchFunctionMode):
         except IndexError:
             check_classes(loss, args, kwargs)
             raise
-        self._trains |= total.requires_grad
         return total
 
     def _both(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
@@ -263,6 +272,7 @@ class InterpolatedLosses(TorchFunctionMode):
         )
 
     def _put(self, where: dict[int, _Pair], value: Tensor, own: Tensor | None, partners: Tensor | None) -> None:
+        self.trains |= where is self._losses and value.requires_grad
         where[id(value)] = _Pair(value, own, partners, _version(value), value.requires_grad)
 
     def _ends(self, args: Any, kwargs: dict[str, Any], *, partners: bool) -> tuple[Any, dict[str, Any]]:

@@ -47,9 +47,9 @@ class RegMixup(BatchMixing):
         seed: Seed of the random numbers; that of ``seed_everything`` where None.
 
     Raises:
-        SettingError: If an argument can't be used, or the module optimizes manually; at the first batch, if its
-            tensors don't have one row per sample, or, as with ``BatchMixing``, if no loss of torch's is computed from
-            the targets.
+        SettingError: If an argument can't be used, or the module optimizes manually; in training, if a batch's tensors
+            don't have one row per sample, or, as with ``BatchMixing``, if no loss of torch's is computed from the
+            targets.
 
     Reference:
         Francesco Pinto, Harry Yang, Ser-Nam Lim, Philip H. S. Torr, Puneet K. Dokania: RegMixup: Mixup as a Regularizer
