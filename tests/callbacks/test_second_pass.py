@@ -273,7 +273,8 @@ class Batches(Dataset):
     def __getitem__(self, index):
         inputs, labels = samples()[4 * index : 4 * index + 4]
         wide = F.pad(inputs * 255, (0, self.size - 4))
-        return {"x": wide, "y": labels, "array": inputs.numpy() * 255, "ids": [1, 2], "object": Meter()}
+        others = {"array": inputs.numpy() * 255, "ids": [1, 2], "object": Meter()}
+        return {"x": wide, "y": labels, "entries": wide.to_sparse(), "rows": wide.to_sparse_csr(), **others}
 
 
 def as_they_are(size):
@@ -288,6 +289,14 @@ WAYS = {
     "replaced": lambda batch: (batch.update(x=batch["x"] / 255) or batch["x"], batch["y"]),
     "a list": lambda batch: (batch["x"] / (255 if batch["ids"].pop() == 2 else 1), batch["y"]),
     "an array": lambda batch: (torch.from_numpy(np.divide(batch["array"], 255, out=batch["array"])), batch["y"]),
+    "sparse": lambda batch: (batch["entries"].div_(255).to_dense(), batch["y"]),
+    "its entries": lambda batch: (
+        batch["entries"]._values().div_(255) is None or batch["entries"].to_dense(),
+        batch["y"],
+    ),
+    "emptied": lambda batch: (batch["entries"].to_dense() / 255, batch["entries"].zero_() is None or batch["y"]),
+    "sparse rows": lambda batch: (batch["rows"].values().div_(255) is None or batch["rows"].to_dense(), batch["y"]),
+    "emptied rows": lambda batch: (batch["rows"].to_dense() / 255, batch["rows"].zero_() is None or batch["y"]),
     "an object": lambda batch: (
         batch["object"].update(1) or batch["x"] / (255 if batch["object"].count == 1 else 1),
         batch["y"],
@@ -295,6 +304,7 @@ WAYS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
 @pytest.mark.parametrize("size", [4, 2**17])
 @pytest.mark.parametrize("way", WAYS)
 def test_both_passes_get_the_batch_as_it_came(way, size):
@@ -315,6 +325,7 @@ def test_both_passes_get_the_batch_as_it_came(way, size):
     torch.testing.assert_close(*found, rtol=0, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
 def test_a_large_batch_that_is_changed_for_the_first_time_makes_a_plain_step_and_a_warning():
     class Late(Trained):
         def training_step(self, batch, batch_idx):

@@ -16,6 +16,7 @@ from lightning_reg.core.gradients import local
 __all__ = ["Copied", "HeldState", "Moment", "mark", "size_of"]
 
 _NONE: Mapping[int, Any] = MappingProxyType({})
+_COMPRESSED = frozenset({torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc})
 
 
 class _Node:
@@ -280,6 +281,12 @@ def _write(copies: Iterable[Copied], *, silently: bool) -> None:
         if tensor.is_inference():
             with torch.inference_mode():
                 _dense(tensor).copy_(copied.copy)
+            continue
+        if tensor.layout == torch.sparse_coo:  # a detached one isn't a view
+            tensor.data = copied.copy.clone()
+            continue
+        if tensor.layout in _COMPRESSED:  # whose number of entries may have changed
+            tensor.data.resize_as_sparse_(copied.copy).copy_(copied.copy)
             continue
         if _address(tensor) != _address(copied.memory):
             tensor.data = copied.memory
