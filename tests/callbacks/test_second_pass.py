@@ -108,6 +108,16 @@ def grow(module, out):
     module.register_buffer("kept", torch.cat([module.kept, out.detach()[0]]))
 
 
+class Centers(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("center", torch.zeros(3))
+
+    def forward(self, out):
+        self.center.mul_(0.5).add_(out.detach().mean(0))
+        return out - self.center
+
+
 KINDS = {
     "a number": (lambda m: 0, lambda m, out: setattr(m, "it", m.it + 1), lambda m: m.it),
     "a list": (lambda m: [], lambda m, out: m.it.append(out.detach()), lambda m: len(m.it)),
@@ -196,9 +206,15 @@ KINDS = {
         lambda m, out: (m.it(out),),
         lambda m: (m.it.running_mean.tolist(), m.it.num_batches_tracked.item()),
     ),
+    "statistics in a traced network": (
+        lambda m: torch.jit.trace(nn.Sequential(Centers()), torch.eye(4, 3), check_trace=False),
+        lambda m, out: (m.it(out),),
+        lambda m: [buffer.tolist() for buffer in m.it.buffers()],
+    ),
 }
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace")
 @pytest.mark.parametrize("accumulate", [1, 3])
 @pytest.mark.parametrize("name", KINDS)
 def test_what_a_step_keeps_is_kept_once(name, accumulate):

@@ -297,7 +297,9 @@ def holders_of(value: Any, path: str) -> list[Holder]:
     found: list[Holder] = [kind(value, path) for types_, kind in _KINDS if isinstance(value, types_)]
     if isinstance(value, nn.Module):
         attributes = vars(value)
-        inner = [_Children(attributes[name], path) for name in ("_parameters", "_buffers", "_modules")]
+        # A traced module has these in another one, which is an attribute of it.
+        names = [name for name in ("_parameters", "_buffers", "_modules") if name in attributes]
+        inner = [_Children(attributes[name], path) for name in names]
         return [_Attributes(attributes, path), *inner, *found]
     if hasattr(value, "__dict__"):
         found.append(_Attributes(value.__dict__, path))
