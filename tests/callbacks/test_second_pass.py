@@ -20,7 +20,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchmetrics import MeanMetric
 
-from lightning_reg.callbacks import SharpnessAwareMinimization
+from lightning_reg.callbacks import AdversarialTraining, SharpnessAwareMinimization
+from lightning_reg.settings import SettingError
 from tests.core.test_isolation import Meter, Slotted, buffer, counting_closure, inference_tensor
 from tests.helpers import quiet_trainer
 
@@ -431,3 +432,20 @@ def test_the_second_pass_begins_where_the_first_did(accumulate):
     fitted(climbing, SharpnessAwareMinimization(rho=1e-9), **settings)
     assert climbing.ramp == plain.ramp
     torch.testing.assert_close(climbing.state_dict(), plain.state_dict(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:.*a list_iterator, can't be put back")
+@pytest.mark.parametrize(
+    "technique", [SharpnessAwareMinimization(), AdversarialTraining(eps=0.1, input_key="wide", random_start=True)]
+)
+def test_a_batch_with_an_iterator_that_ends_is_refused(technique):
+    class Reads(Trained):
+        def training_step(self, batch, batch_idx):
+            return F.cross_entropy(self.layer(next(batch["x"])), batch["y"])
+
+    def with_an_iterator(items):
+        inputs, labels = (torch.stack(part) for part in zip(*items, strict=True))
+        return {"x": iter([inputs]), "wide": inputs, "y": labels}
+
+    with pytest.raises(SettingError, match="training_step must take a batch that can be read twice"):
+        fitted(Reads(), technique, data=DataLoader(samples(), batch_size=4, collate_fn=with_an_iterator))

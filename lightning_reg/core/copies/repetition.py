@@ -16,6 +16,7 @@ from lightning_reg.core.gradients import local
 from lightning_reg.core.lightning import logs_now, random_states, set_random_states
 from lightning_reg.core.step import Run
 from lightning_reg.functional.norms import norms_of
+from lightning_reg.settings import SettingError
 
 __all__ = ["FirstPass", "Repetition", "loss_of"]
 
@@ -190,6 +191,11 @@ class Repetition:
         was_again, self._run.is_again = self._run.is_again, True
         try:
             yield
+        except StopIteration as error:  # which Lightning's loops would take for the end of the data
+            raise SettingError(
+                "training_step must take a batch that can be read twice, because it is run again, not an iterator, "
+                "which has nothing left"
+            ) from error
         finally:
             self._run.is_again = was_again
             trainer.loggers = loggers
