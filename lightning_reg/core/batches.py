@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -75,6 +75,7 @@ def part_of(batch: Any, key: Key, *, name: str) -> Tensor:
         else:
             part = batch[key]
     except (KeyError, IndexError, AttributeError, TypeError) as error:
+        _refuse_iterator(batch, "a batch", doing=f"{name} can lead to a part of it")
         raise SettingError(f"{name} must be {_there_is(batch)}, but is {key!r}") from error
     if not isinstance(part, Tensor):
         found = "nothing" if part is None else f"a {type(part).__name__}"
@@ -157,6 +158,11 @@ def _with_part(batch: Any, key: Key, value: Tensor) -> Any:
     return changed
 
 
+def _refuse_iterator(batch: Any, wanted: str, *, doing: str) -> None:
+    if isinstance(batch, Iterator):
+        raise SettingError(f"training_step must take {wanted}, not a dataloader_iter, so that {doing}")
+
+
 def _there_is(batch: Any) -> str:
     if isinstance(batch, Mapping):
         return f"one of {', '.join(map(repr, batch))}, the batch's keys"
@@ -237,6 +243,7 @@ def number_of_rows(batch: Any, *, doing: str) -> int:
     >>> number_of_rows([torch.ones(3, 2), torch.ones(3)], doing="they can be chosen")
     3
     """
+    _refuse_iterator(batch, "a batch of tensors that have one row a sample", doing=doing)
     shapes: list[tuple[int, ...]] = []
 
     def note(part: Any) -> None:
