@@ -162,7 +162,7 @@ def _is_at_once(schedule: StrengthSchedule) -> bool:
     return schedule.kind == "constant" and schedule.begin == 0
 
 
-def warn_if_never(settings: object, trainer: Trainer, unit: Literal["epoch", "step"], first: int, *names: str) -> None:
+def warn_if_never(settings: object, trainer: Trainer, unit: Literal["epoch", "step"], first: int, *names: str) -> bool:
     """Warns that something never acts, because training is planned to end before.
 
     Args:
@@ -171,9 +171,12 @@ def warn_if_never(settings: object, trainer: Trainer, unit: Literal["epoch", "st
         unit: What ``first`` counts.
         first: Number of epochs or optimizer steps that training must have for it to act once.
         names: Names of the settings that decide this number.
+
+    Returns:
+        Whether it warned.
     """
     if first <= 1 or trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by Trainer.__init__ elsewhere
-        return
+        return False
     end = _planned_end(trainer, unit)
     if first > end:
         given = " and ".join(f"{name} is {getattr(settings, name)}" for name in names)
@@ -181,6 +184,7 @@ def warn_if_never(settings: object, trainer: Trainer, unit: Literal["epoch", "st
             f"{type(settings).__name__} has no effect: {given}, but training is planned to end after {int(end)} {unit}"
             f"{'' if end == 1 else 's'}"
         )
+    return first > end
 
 
 def _planned_end(trainer: Trainer, unit: Literal["epoch", "step"]) -> float:

@@ -94,6 +94,7 @@ class ExponentialMovingAverage(WeightAverage):
     """
 
     prefix = "ema"
+    delays = ("start_epoch", "start_step", "every_n_steps")
 
     def __init__(
         self,
@@ -146,13 +147,13 @@ class MovingAverageSession(AverageSession):
         super().train_starts()
         technique, trainer = self.technique, self.run.trainer
         if technique.start_epoch >= planned_epochs(trainer):
-            warn_if_never(technique, trainer, "epoch", technique.start_epoch + 1, "start_epoch")
+            self.is_told = warn_if_never(technique, trainer, "epoch", technique.start_epoch + 1, "start_epoch")
         else:
             is_known = not math.isinf(trainer.num_training_batches)
             before = technique.start_epoch * _steps_per_epoch(trainer) if is_known else 0
             start = "start_epoch" if before > technique.start_step else "start_step"
             first = max(before, technique.start_step) + technique.every_n_steps
-            warn_if_never(technique, trainer, "step", first, start, "every_n_steps")
+            self.is_told = warn_if_never(technique, trainer, "step", first, start, "every_n_steps")
         if technique.half_life is None:
             self.decay = technique.decay if technique.decay is not None else _USUAL_DECAY
             return

@@ -75,6 +75,7 @@ class LatestWeightAverage(WeightAverage):
     """
 
     prefix = "lawa"
+    delays = ("every_n_steps",)
     usual_ranges = (Linear("window", 3, 10),)
 
     def __init__(
@@ -116,7 +117,7 @@ class LatestSession(AverageSession):
         technique = self.technique
         if technique.every_n_steps is not None:
             self.interval = technique.every_n_steps
-            warn_if_never(technique, self.run.trainer, "step", self.interval, "every_n_steps")
+            self.is_told = warn_if_never(technique, self.run.trainer, "step", self.interval, "every_n_steps")
         else:
             span = _USUAL_SHARE * _steps_of_run(self.run.trainer)
             self.interval = max(1, round(span / technique.window))

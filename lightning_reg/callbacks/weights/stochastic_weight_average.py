@@ -82,6 +82,7 @@ class StochasticWeightAverage(WeightAverage):
     """
 
     prefix = "swa"
+    delays = ("start", "every_n")
 
     def __init__(
         self,
@@ -231,10 +232,10 @@ class StochasticAverageSession(AverageSession):
     def train_ends(self) -> None:
         super().train_ends()
         is_unknown = math.isinf(self.run.trainer.num_training_batches)  # how long an epoch is; perhaps without an end
-        if self.technique.interval == "epoch" and is_unknown and self.updates < 2:
+        if self.technique.interval == "epoch" and is_unknown and self.updates == 1:
             rank_zero_warn(
-                "StochasticWeightAverage has seen the end of fewer than two epochs, and so averaged nothing: choose "
-                "interval='step' where the data has no end"
+                "StochasticWeightAverage has taken a single snapshot, and so averaged nothing: choose interval='step' "
+                "where the data has no end"
             )
 
     def _ends_epoch(self) -> bool:

@@ -29,6 +29,7 @@ from lightning_reg.callbacks.weights.averages.registered import (
 from lightning_reg.callbacks.weights.averages.remembered_inputs import RememberedInputs, batch_norms
 from lightning_reg.core.copies.isolation import copy_module
 from lightning_reg.core.gradients import local
+from lightning_reg.core.lightning import step_number
 from lightning_reg.core.session import Session, kept
 from lightning_reg.core.step import Step
 
@@ -59,6 +60,8 @@ class AverageSession(Session[WeightAverage]):
     held: HeldWeights = field(default_factory=HeldWeights)
     inputs: RememberedInputs = field(init=False)
     has_stepped: bool = False
+    has_trained: bool = False  # whether any step was seen in this fit
+    is_told: bool = False  # whether a warning has said already that there will be no average
     is_final: bool = False  # whether training has ended, and the module keeps the average
     saved_at: tuple[int, int] = (-1, -1)  # updates and steps when a checkpoint's statistics were recomputed
     places: list[Registered] = field(default_factory=list)  # of all parameters
@@ -118,7 +121,7 @@ class AverageSession(Session[WeightAverage]):
 
     @override
     def after_step(self, step: Step) -> None:
-        self.has_stepped = True
+        self.has_stepped = self.has_trained = True
 
     @override
     def batch_ends(self, outputs: Any, batch_idx: int) -> None:
@@ -140,6 +143,18 @@ class AverageSession(Session[WeightAverage]):
             self.held.follow(tensors_of(self.run.module), is_final=True)
             self._put_in()
         self.is_final = True
+        if not self.updates and self.has_trained and not self.is_told:
+            self._warn_of_no_average()
+
+    def _warn_of_no_average(self) -> None:
+        technique, trainer = self.technique, self.run.trainer
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by Trainer.__init__ elsewhere
+            return
+        given = ", ".join(f"{name} is {getattr(technique, name)}" for name in technique.delays)
+        rank_zero_warn(
+            f"{type(technique).__name__} has had no effect: {given}, but training ended at epoch "
+            f"{trainer.current_epoch}, step {step_number(trainer) - 1}"
+        )
 
     @override
     def ends(self, exception: BaseException | None) -> None:

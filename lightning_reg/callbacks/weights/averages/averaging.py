@@ -44,6 +44,7 @@ class WeightAverage(Technique):
     position = Position.AVERAGING
     averages_weights: ClassVar[bool] = True
     prefix: ClassVar[str]
+    delays: ClassVar[tuple[str, ...]] = ()  # names of the settings that decide when the average begins
 
     def __init__(self, *, buffers: Buffers, validate: Validate) -> None:
         super().__init__()
