@@ -160,10 +160,13 @@ class Technique(Callback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.changes_gradients and any(isinstance(optimizer, LBFGS) for optimizer in trainer.optimizers):
-            raise SettingError(
-                f"optimizer must not be LBFGS with {type(self).__name__}: its line search compares losses that a "
-                "change of gradients isn't part of; use a first-order optimizer, or write the penalty into the loss"
+            why = (
+                "its steps evaluate several gradients, none of which is that of the step; use a first-order optimizer"
+                if self.only_watches
+                else "its line search compares losses that a change of gradients isn't part of; use a first-order "
+                "optimizer, or write the penalty into the loss"
             )
+            raise SettingError(f"optimizer must not be LBFGS with {type(self).__name__}: {why}")
         self.begin(Run.begun(trainer, pl_module))
 
     def begin(self, run: Run) -> None:

@@ -15,7 +15,14 @@ from typing_extensions import override
 from lightning_reg.core.clipping import ClippingSession
 from lightning_reg.core.facts import Chart, Place, Position
 from lightning_reg.core.gradients import gradient_norms
-from lightning_reg.core.lightning import gradient_scale, logs_now, optimizer_index, optimizer_name, scaler_scale
+from lightning_reg.core.lightning import (
+    gradient_scale,
+    is_overridden,
+    logs_now,
+    optimizer_index,
+    optimizer_name,
+    scaler_scale,
+)
 from lightning_reg.core.selection import as_patterns, plain_name, select_layers
 from lightning_reg.core.session import Session
 from lightning_reg.core.step import Run, Step, trainable
@@ -33,8 +40,9 @@ class GradientMonitor(Technique):
 
     What it does: measures the gradient with which each optimizer is about to step (penalties and noise included,
     without a gradient scaler's scale) and the one with which it did step, for a clipping by ``GradientClipping``, by
-    ``Trainer(gradient_clip_val=...)`` or by the module itself under manual optimization. A step whose gradient isn't
-    finite is counted rather than logged, and its parameters are named.
+    ``Trainer(gradient_clip_val=...)`` or by the module itself, under manual optimization or in its ``optimizer_step``.
+    Where an optimizer calls its closure several times, the last gradient counts. A step whose gradient isn't finite is
+    counted rather than logged, and its parameters are named.
 
     When to use: to choose a clipping threshold (a clip fraction of 1 to 10 % is usual) and a learning rate (an update
     ratio near 1e-3 is usual); to find the layer that diverges.
@@ -57,8 +65,8 @@ class GradientMonitor(Technique):
         skipped; ``grad/norm/<layer>``, before clipping; ``update/ratio`` and ``update/ratio/<layer>``. Of several
         optimizers with ``_optimizer_1`` and so on.
 
-    Interacts with: manual optimization: where the module clips by itself, ``grad/norm`` is that after the last
-    ``manual_backward``, and ``grad/norm_clipped`` contains the penalties, which come later.
+    Interacts with: a module that clips by itself before the step: ``grad/norm`` is that after the last backward pass,
+    and ``grad/norm_clipped`` contains the penalties, which come later.
 
     Raises:
         SettingError: If a setting is out of its range, a glob matches nothing, or the optimizer is LBFGS.
@@ -119,7 +127,9 @@ class GradientMonitorSession(Session[GradientMonitor]):
     names: dict[nn.Parameter, str] = field(init=False)
     layers: dict[str, list[nn.Parameter]] = field(default_factory=dict)
     records: dict[int, OptimizerRecord] = field(default_factory=dict)
-    backward_norms: dict[nn.Parameter, Tensor] = field(default_factory=dict)  # after the latest pass, if made by hand
+    # Whether the module may clip between the backward pass and the step's first hook; if so, the norms after that pass.
+    may_clip_before: bool = field(init=False)
+    backward_norms: dict[nn.Parameter, Tensor] = field(default_factory=dict)
     warned: set[tuple[str, ...]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -134,14 +144,15 @@ class GradientMonitorSession(Session[GradientMonitor]):
                 rank_zero_info(
                     f"GradientMonitor shows the {technique.max_layers} largest layers, without {left_out} others"
                 )
+        self.may_clip_before = not run.module.automatic_optimization or is_overridden(run.module, "optimizer_step")
         # The Trainer's clipping, and a module's own self.clip_gradients(...), both end there.
         run.around(run.trainer.precision_plugin, "clip_gradients", self._clip_gradients)
 
-    # Under manual optimization the module may clip before any other hook runs
+    # A clipping before the step
 
     @override
     def after_backward(self) -> None:
-        if self.run.module.automatic_optimization or not self._measures_next():
+        if not self.may_clip_before or self.run.is_again or not self._measures_next():
             return
         parameters = [parameter for parameter in self.names if parameter.grad is not None]
         if parameters:
@@ -165,36 +176,41 @@ class GradientMonitorSession(Session[GradientMonitor]):
             return
         record = self._record(step.index)
         self._count_if_skipped(step.index)
-        record.counts.steps += 1
+        if not record.is_open:  # else the optimizer calls its closure again
+            record.counts.steps += 1
         record.is_open = True
-        record.running = None
+        earlier, record.running = record.running, None
         if self._is_measured(record.counts.steps):
-            record.running = self._begin(step, parameters, record)
+            record.running = self._begin(step, parameters, record, earlier)
 
-    def _begin(self, step: Step, parameters: list[nn.Parameter], record: OptimizerRecord) -> Measurement:
+    def _begin(
+        self, step: Step, parameters: list[nn.Parameter], record: OptimizerRecord, earlier: Measurement | None
+    ) -> Measurement:
         measurement = Measurement(parameters, step.unscaled(step.norms(parameters)))
         if self.technique.update_ratio:
-            measurement.copy_weights()
+            if earlier is not None and _same(earlier.parameters, parameters):
+                measurement.weights = earlier.weights  # the optimizer may have moved them since
+            else:
+                measurement.copy_weights()
         if record.first_norm is not None:
-            self._see_clipping_by_hand(measurement, record, record.first_norm)
+            self._see_clipping_before(measurement, record, record.first_norm)
         clippings = self.run.sessions_of(ClippingSession)
         largest = [weight for weight in parameters if any(weight in clipping.cut_off for clipping in clippings)]
         if largest:
             measurement.clip.largest = step.unscaled(gradient_norms(largest, torch.inf).max())
         return measurement
 
-    def _see_clipping_by_hand(self, measurement: Measurement, record: OptimizerRecord, first_norm: Tensor) -> None:
-        """Keeps the norms from before a clipping by hand; else those about to be clipped, techniques included."""
+    def _see_clipping_before(self, measurement: Measurement, record: OptimizerRecord, first_norm: Tensor) -> None:
+        """Keeps the norms from before the module's clipping; else those about to be clipped, techniques included."""
         nothing = measurement.norms.new_zeros(())
         after_backward = torch.stack(
             [self.backward_norms.get(parameter, nothing) for parameter in measurement.parameters]
         )
-        by_hand = is_shorter(first_norm, total_norm(after_backward))
-        if not self.run.sessions_of(ClippingSession):
-            measurement.clipped_norm = measurement.norm
-            measurement.clipped = by_hand
-        measurement.clip.threshold = record.clip.threshold
-        measurement.norms = torch.where(by_hand, after_backward, measurement.norms)
+        clipped = is_shorter(first_norm, total_norm(after_backward))
+        if not self.run.module.automatic_optimization and not self.run.sessions_of(ClippingSession):
+            measurement.clipped_norm = measurement.norm  # nobody clips later
+        measurement.clipped_before, measurement.threshold_before = clipped, record.clip.threshold
+        measurement.norms = torch.where(clipped, after_backward, measurement.norms)
 
     def _clip_gradients(
         self,
@@ -283,7 +299,7 @@ class GradientMonitorSession(Session[GradientMonitor]):
     def _count_if_skipped(self, index: int) -> None:
         """Counts a step that a gradient scaler skipped, which is known without a host sync."""
         record = self.records[index]
-        if not record.is_open:
+        if not record.is_open or scaler_scale(self.run.trainer, self._device(index)) is None:
             return
         record.is_open = False
         record.counts.skipped += 1

@@ -33,8 +33,10 @@ class Measurement:
     Attributes:
         parameters: Parameters that have a gradient, at least one.
         norms: Norms of the gradients before clipping, (len(parameters),).
-        clip: The clipping that was observed.
+        clip: The clipping that was observed in the step.
         clipped: Whether anything was clipped.
+        clipped_before: Whether the module clipped between the backward pass and the step; None where it can't.
+        threshold_before: Threshold of that clipping; None where it isn't known.
         clipped_norm: Total norm with which the optimizer stepped; None where it isn't known yet.
         weights: Copies of the weights from before the step, where updates are measured.
         updates: Norms of the updates, (len(parameters),).
@@ -45,6 +47,8 @@ class Measurement:
     norms: Tensor
     clip: SeenClip = field(default_factory=SeenClip)
     clipped: Tensor | None = None
+    clipped_before: Tensor | None = None
+    threshold_before: float | Tensor | None = None
     clipped_norm: Tensor | None = None
     weights: list[Tensor] | None = None
     updates: Tensor | None = None
@@ -66,6 +70,8 @@ class Measurement:
             self.clipped_norm = total_norm(gradient_norms(self.parameters))
         if self.clipped is None:
             self.clipped = self._was_clipped(self.clipped_norm)
+            if self.clipped_before is not None:
+                self.clipped = self.clipped | self.clipped_before
         if self.weights is not None:
             self.lengths = _norms(self.weights)
             for before, after in zip(self.weights, self.parameters, strict=True):
@@ -87,7 +93,7 @@ class Measurement:
         values: dict[str, Tensor | float | None] = {
             "grad/norm": self.norm,
             "grad/norm_clipped": self.clipped_norm,
-            "grad/clip_threshold": self.clip.threshold,
+            "grad/clip_threshold": self.threshold_before if self.clip.threshold is None else self.clip.threshold,
         }
         for name, parameters in layers.items():
             values[f"grad/norm/{name}"] = self._norm_of(self.norms, parameters)
@@ -195,7 +201,7 @@ class OptimizerRecord:
         not_finite: Parameters whose gradients weren't finite.
         running: Measurement of the step that is open; None where it isn't measured.
         is_open: Whether a step has begun that the optimizer hasn't made yet.
-        first_norm: Norm at the beginning of the step, under manual optimization.
+        first_norm: Norm at the beginning of the step, where the module may have clipped before.
         clip: Clipping by hand, before the step.
         fraction: Share of this epoch's steps that our own clipping has clipped, where it counts them.
     """

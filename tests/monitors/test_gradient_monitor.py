@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from lightning.pytorch import Callback
 from torch import nn
 
-from lightning_reg.callbacks import GradientClipping, GradientMonitor, L2Penalty
+from lightning_reg.callbacks import GradientClipping, GradientMonitor, L2Penalty, SharpnessAwareMinimization
 from lightning_reg.core.gradients import gradient_norms
 from lightning_reg.settings import SettingError
 from tests.conformance.problem import LEARNING_RATE, Setting, SomebodysModule, loader, network, samples, trainable
@@ -97,6 +97,31 @@ class Manual(SomebodysModule):
         optimizer.step()
 
 
+class OwnStep(SomebodysModule):
+    """Has an optimizer step of its own, and may clip in it."""
+
+    def __init__(self, how="not at all"):
+        super().__init__()
+        self.how = how
+
+    def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None):
+        if self.how == "after the closure":
+            optimizer_closure()
+            nn.utils.clip_grad_norm_(self.parameters(), 0.55)
+            optimizer.step()
+            return
+
+        def closure():
+            loss = optimizer_closure()
+            if self.how == "in the closure":
+                nn.utils.clip_grad_norm_(self.parameters(), 0.55)
+            if self.how == "lightning, by value":
+                self.clip_gradients(optimizer, gradient_clip_val=0.1, gradient_clip_algorithm="value")
+            return loss
+
+        optimizer.step(closure=closure)
+
+
 WAYS = {
     "nobody": (lambda: {}, None, None),
     "trainer, by norm": (lambda: {"gradient_clip_val": 0.55}, by_norm, 0.55),
@@ -106,6 +131,16 @@ WAYS = {
     "lightning, by norm": (lambda: {"module": Manual("lightning, by norm")}, by_norm, 0.55),
     "lightning, by value": (lambda: {"module": Manual("lightning, by value")}, by_value, 0.1),
     "torch, by norm": (lambda: {"module": Manual("torch, by norm")}, by_norm, None),
+    "after the closure": (lambda: {"module": OwnStep("after the closure")}, by_norm, None),
+    "in the closure": (lambda: {"module": OwnStep("in the closure")}, by_norm, None),
+    "in the closure, by value": (lambda: {"module": OwnStep("lightning, by value")}, by_value, 0.1),
+    "own step, nobody": (lambda: {"module": OwnStep()}, None, None),
+    "own step, trainer": (lambda: {"module": OwnStep(), "gradient_clip_val": 0.55}, by_norm, 0.55),
+    "own step, callback": (
+        lambda: {"module": OwnStep(), "callback": GradientClipping(max_norm=0.55)},
+        by_norm,
+        0.55,
+    ),
 }
 
 
@@ -293,6 +328,81 @@ def test_a_batch_without_a_loss_is_no_step():
     for setting in (Setting(), Setting("16-mixed")):
         seen = watched(setting, GradientMonitor(), module=Skips())
         assert seen[-1]["grad/nonfinite_steps"] == 0
+
+
+class Twice(torch.optim.SGD):
+    """Climbs with the first gradient of a step, and descends from where it was with the second, as SAM does."""
+
+    def step(self, closure):
+        with torch.enable_grad():
+            closure()
+        weights = [weight for weight in self.param_groups[0]["params"] if weight.grad is not None]
+        start = [weight.detach().clone() for weight in weights]
+        with torch.no_grad():
+            torch._foreach_add_(weights, [weight.grad for weight in weights], alpha=0.05)
+        with torch.enable_grad():
+            loss = closure()
+        with torch.no_grad():
+            torch._foreach_copy_(weights, start)
+        super().step()
+        return loss
+
+
+def climbed():
+    """Norm of the gradient, and of the update relative to the weights, of every step."""
+    model = network()
+    steps = []
+    for inputs, labels in loader():
+        F.cross_entropy(model(inputs), labels).backward()
+        weights = with_gradient(model)
+        start = [weight.detach().clone() for weight in weights]
+        with torch.no_grad():
+            torch._foreach_add_(weights, [weight.grad for weight in weights], alpha=0.05)
+        model.zero_grad()
+        F.cross_entropy(model(inputs), labels).backward()
+        slope = norm(model)
+        steps.append((slope, 0.1 * slope / flat(start).norm().item()))
+        with torch.no_grad():
+            torch._foreach_add_(start, [weight.grad for weight in weights], alpha=-0.1)
+            torch._foreach_copy_(weights, start)
+        model.zero_grad()
+    return steps
+
+
+@pytest.mark.parametrize("every", [None, 2])
+def test_a_closure_that_is_called_twice_makes_one_step_of_which_the_last_gradient_counts(every):
+    class Climbs(SomebodysModule):
+        def configure_optimizers(self):
+            return Twice(trainable(self.network), lr=0.1)
+
+    monitor = GradientMonitor(every_n_steps=every, update_ratio=True)
+    seen = watched(Setting(), monitor, module=Climbs())
+    expected = climbed()
+    assert len(seen) == len(expected)
+    for shown, (slope, ratio) in [*zip(seen, expected, strict=True)][1 :: every or 1]:
+        assert shown["grad/norm"] == shown["grad/norm_clipped"] == pytest.approx(slope, rel=1e-5)
+        assert shown["update/ratio"] == pytest.approx(ratio, rel=1e-4)
+        assert shown["grad/nonfinite_steps"] == 0
+        assert shown["grad/clip_fraction"] == 0
+
+
+def test_sams_second_pass_is_not_taken_for_a_clipping():
+    """The module has an optimizer step of its own, in which it doesn't clip."""
+    seen, usual = (
+        watched(Setting(), GradientMonitor(), SharpnessAwareMinimization(rho=0.5), module=module)
+        for module in (OwnStep(), SomebodysModule())
+    )
+    assert seen == usual
+
+
+def test_lbfgs_is_refused_as_what_is_measured_has_no_single_gradient():
+    class Searches(SomebodysModule):
+        def configure_optimizers(self):
+            return torch.optim.LBFGS(self.parameters())
+
+    with pytest.raises(SettingError, match="LBFGS with GradientMonitor: its steps evaluate several gradients") as error:
+        quiet_trainer(GradientMonitor()).fit(Searches(), loader(), loader())
+    assert "penalty" not in str(error.value)
 
 
 @pytest.mark.parametrize(
