@@ -98,3 +98,20 @@ def test_first_checkpoint_that_cannot_be_loaded_is_told_and_the_copy_in_memory_i
     assert len(first) == 2
     torch.testing.assert_close(module.layer.weight.detach(), first[0], rtol=0, atol=0)
     assert not torch.equal(first[0], first[1])
+
+
+def test_buffer_that_was_made_in_inference_mode_is_restored():
+    class Statistics(Module):
+        def __init__(self):
+            super().__init__()
+            with torch.inference_mode():
+                self.register_buffer("mean", torch.tensor([0.1, 0.2]))
+
+        def validation_step(self, batch, batch_idx):
+            super().validation_step(batch, batch_idx)
+            with torch.inference_mode():
+                self.mean += batch_idx == 0
+
+    module = Statistics()
+    fit([BestWeightsEarlyStopping("val/loss", patience=9)], module)  # the first epoch is the best
+    torch.testing.assert_close(module.mean, torch.tensor([1.1, 1.2]))

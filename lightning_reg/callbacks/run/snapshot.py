@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from lightning_reg.callbacks.weights.averages.registered import is_expanded
+from lightning_reg.core.gradients import without_graph
 from lightning_reg.core.lightning import average_model, callbacks_of, twins
 
 __all__ = [
@@ -87,9 +88,13 @@ def load_weights(trainer: Trainer, pl_module: LightningModule, state: dict[str, 
 def _load(module: nn.Module, state: dict[str, Any], *, strict: bool) -> None:
     for prefix, part in module.named_modules():
         for name, buffer in part.named_buffers(recurse=False):
+            if f"{prefix}.{name}".removeprefix(".") not in state:
+                continue
             # Nothing can be written into one that was expanded, whose entries share memory.
-            if f"{prefix}.{name}".removeprefix(".") in state and is_expanded(buffer):
+            if is_expanded(buffer):
                 setattr(part, name, buffer.clone(memory_format=torch.contiguous_format))
+            elif buffer.is_inference():
+                setattr(part, name, without_graph(buffer))
     module.load_state_dict(state, strict=strict)
 
 
