@@ -36,7 +36,8 @@ class ActivationStats(Technique):
     What it does: at the steps that it measures, hooks on the chosen modules keep sums of what they return (all calls of
     a shared module, all micro-batches of a step, all processes). A unit (a channel, a feature) is dead when all it
     returned in the last ``window`` of these steps was exactly zero. With ``histogram_bins``, TensorBoard gets a
-    histogram per module, and the colorful dimension: one image in which each column is the histogram of one step.
+    histogram per module, and the colorful dimension: one image in which each column is the histogram of one step. Of
+    complex activations the real and the imaginary parts are measured.
 
     When to use: to see whether an initialization and a learning rate keep activations alive: deviations near 1 that
     neither grow nor shrink from layer to layer, few dead units, no saturation. ``inspection.activation_statistics``
@@ -230,7 +231,10 @@ class ActivationSession(Session[ActivationStats]):
         if self.is_measured:
             self.latest = self.watch.take()
             if not self.latest:
-                rank_zero_warn("ActivationStats watches modules of which none ran in this step")
+                rank_zero_warn(
+                    "ActivationStats watches modules of which none ran in this step, or none returned floating-point "
+                    "numbers"
+                )
             for name, seen in self.latest.items():
                 self._count_silent(name, seen)
             if self.draws:

@@ -157,7 +157,9 @@ class ActivationWatch:
             if not self.is_measuring:
                 return
             activations = _first_tensor(output)
-            if activations is None or not activations.is_floating_point() or activations.ndim == 0:
+            if activations is None or activations.ndim == 0:
+                return
+            if not (activations.is_floating_point() or activations.is_complex()):
                 return
             if is_transformed(activations):
                 return
@@ -170,7 +172,9 @@ class ActivationWatch:
             if dim is None:
                 is_map = first or (not last and activations.ndim >= 4)
                 dim = 1 if is_map and activations.ndim > 1 else -1
-            dim = min(dim, activations.ndim - 1)
+            dim = min(dim, activations.ndim - 1) % activations.ndim
+            if activations.is_complex():
+                activations = torch.view_as_real(activations.resolve_conj())  # two values of the same unit
             sums = unit_sums(activations, dim, near_zero=self.near_zero, low=low, high=high)
             fine = fine_histogram(_stored(activations), most=_HISTOGRAM_SAMPLE) if self.histograms else None
             calls.append((sums, fine))

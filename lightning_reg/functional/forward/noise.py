@@ -18,9 +18,9 @@ def draw(
     """Returns random numbers in the dtype and on the device of a tensor.
 
     Args:
-        kind: Distribution: ``"bernoulli"`` (1 with probability ``p``, else 0), ``"uniform"`` on [0, 1), or ``"normal"``
-            (mean 0, variance 1). ``"bits"`` is ``"bernoulli"``, but of int16 on the CPU, where that is several times
-            faster.
+        kind: Distribution: ``"bernoulli"`` (1 with probability ``p``, else 0; real where the tensor is complex),
+            ``"uniform"`` on [0, 1), or ``"normal"`` (mean 0, variance 1). ``"bits"`` is ``"bernoulli"``, but of int16
+            on the CPU, where that is several times faster.
         like: Tensor that the dtype and the device are taken from.
         shape: Shape of the result; if it is that of ``like``, the memory format is, too.
         p: Probability of a 1, for ``"bernoulli"``.
@@ -31,10 +31,20 @@ def draw(
     """
     if kind == "bits" and like.device.type == "cpu" and type(like) in (Tensor, nn.Parameter):  # a shard has its own way
         return _as_strided_like(bernoulli_int16(math.prod(shape), p, generator), like, shape)
-    noise = torch.empty_like(like) if tuple(shape) == tuple(like.shape) else like.new_empty(shape)
+    noise = _empty(like, shape, _dtype(kind, like))
     if kind in ("bernoulli", "bits"):
         return noise.bernoulli_(p, generator=generator)
     return noise.uniform_(generator=generator) if kind == "uniform" else noise.normal_(generator=generator)
+
+
+def _dtype(kind: str, like: Tensor) -> torch.dtype:
+    return like.real.dtype if like.is_complex() and kind in ("bernoulli", "bits") else like.dtype
+
+
+def _empty(like: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    if tuple(shape) == tuple(like.shape):
+        return torch.empty_like(like, dtype=dtype)
+    return like.new_empty(shape, dtype=dtype)
 
 
 def _as_strided_like(flat: Tensor, like: Tensor, shape: Sequence[int]) -> Tensor:
@@ -175,7 +185,5 @@ def _compiled_draw(kind: str, like: Tensor, shape: list[int], p: Tensor, seed: T
 
 @_compiled_draw.register_fake
 def _(kind: str, like: Tensor, shape: list[int], _p: Tensor, _seed: Tensor, _index: int) -> Tensor:
-    dtype = torch.int16 if kind == "bits" and like.device.type == "cpu" else like.dtype
-    if tuple(shape) == tuple(like.shape):
-        return torch.empty_like(like, dtype=dtype)
-    return like.new_empty(shape, dtype=dtype)
+    is_short = kind == "bits" and like.device.type == "cpu"
+    return _empty(like, shape, torch.int16 if is_short else _dtype(kind, like))

@@ -31,7 +31,8 @@ def activity_penalty(activations: Tensor, *, l1: float = 0.0, l2: float = 0.0) -
 
     .. math:: P(a) = \frac{1}{n} \sum_i \left( \lambda_1 |a_i| + \lambda_2 a_i^2 \right)
 
-    With L2 on the output of a recurrent layer it is activation regularization (AR).
+    Complex activations count by their absolute values. With L2 on the output of a recurrent layer it is activation
+    regularization (AR).
 
     Args:
         activations: Activations of any shape.
@@ -54,7 +55,7 @@ def activity_penalty(activations: Tensor, *, l1: float = 0.0, l2: float = 0.0) -
     if not is_traced_or_transformed():
         penalty: Tensor = _Activity.apply(values, l1, l2)
         return penalty
-    return l1 * values.abs().mean() + l2 * values.square().mean()
+    return l1 * values.abs().mean() + l2 * _squares(values).mean()
 
 
 class _Activity(Function):
@@ -65,7 +66,7 @@ class _Activity(Function):
     def forward(ctx: Any, values: Tensor, l1: float, l2: float) -> Tensor:
         ctx.save_for_backward(values)
         ctx.l1, ctx.l2 = l1, l2
-        penalty = values.new_zeros(())
+        penalty = values.new_zeros((), dtype=values.dtype.to_real())
         if l1:
             penalty = torch.add(penalty, torch.linalg.vector_norm(values, 1), alpha=l1 / values.numel())
         if l2:
@@ -80,8 +81,8 @@ class _Activity(Function):
         if not ctx.l1:
             return values * (share * (2 * ctx.l2)), None, None
         if not ctx.l2:
-            return values.sign() * (share * ctx.l1), None, None
-        return torch.addcmul(values.sign() * (share * ctx.l1), values, share * (2 * ctx.l2)), None, None
+            return values.sgn() * (share * ctx.l1), None, None
+        return torch.addcmul(values.sgn() * (share * ctx.l1), values, share * (2 * ctx.l2)), None, None
 
 
 def temporal_activity_penalty(activations: Tensor, strength: float, *, time_dim: int = 1) -> Tensor:
@@ -113,14 +114,14 @@ def temporal_activity_penalty(activations: Tensor, strength: float, *, time_dim:
         )
     if activations.shape[time_dim] < 2 or not activations.numel():
         return _nothing(_at_least_float32(activations))
-    return strength * _at_least_float32(activations).diff(dim=time_dim).square().mean()
+    return strength * _squares(_at_least_float32(activations).diff(dim=time_dim)).mean()
 
 
 def decorrelation_penalty(activations: Tensor, strength: float) -> Tensor:
     r"""The squared covariances between features over a batch, times the strength (DeCov).
 
     .. math:: P = \frac{\lambda}{2} \left( \| C \|_F^2 - \| \operatorname{diag} C \|^2 \right), \qquad
-        C = \frac{1}{N} \sum_n (h_n - \bar h)(h_n - \bar h)^\top
+        C = \frac{1}{N} \sum_n (h_n - \bar h)(h_n - \bar h)^\mathsf{H}
 
     Args:
         activations: (N, D); for (N, T, D) each time step, for (N, C, H, W) each position counts as a sample.
@@ -147,9 +148,9 @@ def decorrelation_penalty(activations: Tensor, strength: float) -> Tensor:
     rows = (values.movedim(1, -1) if values.ndim > 3 else values).flatten(0, -2)  # (N, D)
     rows = rows - rows.mean(0)
     # The smaller of two matrices with the same norm.
-    products = rows @ rows.T if len(rows) < rows.shape[1] else rows.T @ rows
-    whole = products.square().sum()
-    own = rows.square().sum(0).square().sum()
+    products = rows @ rows.mH if len(rows) < rows.shape[1] else rows.mH @ rows
+    whole = _squares(products).sum()
+    own = _squares(rows).sum(0).square().sum()
     return strength / 2 * (whole - own) / len(rows) ** 2
 
 
@@ -332,7 +333,12 @@ def jensen_shannon_divergence(views: Sequence[Tensor], strength: float, *, count
 
 def _nothing(values: Tensor) -> Tensor:
     """Returns 0 with a graph down to the values, so that they get gradients of 0."""
-    return values.sum() * 0
+    return values.abs().sum() * 0
+
+
+def _squares(values: Tensor) -> Tensor:
+    """Returns the squared absolute values, which are real."""
+    return torch.view_as_real(values).square().sum(-1) if values.is_complex() else values.square()
 
 
 def _mean(values: Tensor, counted: Tensor | None) -> Tensor:
