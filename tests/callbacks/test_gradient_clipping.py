@@ -56,11 +56,21 @@ class ClipsItself(SomebodysModule):
         self.clip_gradients(optimizer, gradient_clip_val=0.1, gradient_clip_algorithm="norm")
 
 
+class Repairs(SomebodysModule):
+    """Replaces what isn't finite."""
+
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
+        for parameter in trainable(self):
+            if parameter.grad is not None:
+                parameter.grad.nan_to_num_(0.0)
+
+
 @pytest.mark.parametrize(
     ("callbacks", "module", "settings", "message"),
     [
         ([GradientClipping()], SomebodysModule, {"gradient_clip_val": 0.5}, "gradient_clip_val must be left out"),
-        ([GradientClipping()], ClipsItself, {}, "ClipsItself, whose configure_gradient_clipping"),
+        ([GradientClipping()], ClipsItself, {}, "ClipsItself, whose configure_gradient_clipping changes gradients"),
+        ([GradientClipping()], Repairs, {}, "Repairs, whose configure_gradient_clipping changes gradients itself"),
         (
             [GradientClipping(), GradientClipping(algorithm="value")],
             SomebodysModule,

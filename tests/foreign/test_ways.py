@@ -267,7 +267,7 @@ def test_what_a_demonstration_module_validates_is_measured(make):
 def test_clipping_that_is_set_on_the_instance_is_seen():
     module = SomebodysModule()
     module.configure_gradient_clipping = lambda *_, **__: nn.utils.clip_grad_norm_(module.parameters(), 0.01)
-    with pytest.raises(SettingError, match="configure_gradient_clipping clips gradients itself"):
+    with pytest.raises(SettingError, match="configure_gradient_clipping changes gradients itself"):
         fit(module, GradientClipping(max_norm=1.0))
 
 

@@ -241,7 +241,7 @@ class GradientClippingSession(ClippingSession[GradientClipping]):
         )
 
     def _refuse_clipping_of_the_module(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Lets a module read its gradients; raises if it writes into them or replaces them, as clipping does."""
+        """Lets a module read its gradients; raises if it writes into them or replaces them, which comes too late."""
         before = [(parameter.grad, _version(parameter.grad)) for parameter in self.selection.names]
         result = inner(*args, **kwargs)
         if any(
@@ -250,7 +250,8 @@ class GradientClippingSession(ClippingSession[GradientClipping]):
         ):
             raise SettingError(
                 f"GradientClipping must be left out with {type(self.run.module).__name__}, whose "
-                "configure_gradient_clipping clips gradients itself"
+                "configure_gradient_clipping changes gradients itself, after they were clipped; clip there as well, or "
+                "change them in on_after_backward"
             )
         return result
 
