@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 if TYPE_CHECKING:
     from lightning_reg.core.technique import Technique
 
-__all__ = ["Bypasses"]
+__all__ = ["Bypasses", "all_had_a_turn", "warn_of_unrun"]
+
+# Batches after which every module must have run: some are trained alternately.
+_PATIENCE = 100
+
+
+def all_had_a_turn(trainer: Trainer, batch_idx: int) -> bool:
+    """Whether a module that hasn't run by the end of this batch counts as one that never does."""
+    return trainer.is_last_batch or batch_idx >= _PATIENCE
+
+
+def warn_of_unrun(technique: Technique, names: Sequence[str], how: str) -> None:
+    """Warns of modules that a technique was to act on, but that never ran.
+
+    Args:
+        names: Names of the modules; no warning if there are none.
+        how: How they had to run.
+    """
+    if names:
+        rank_zero_warn(f"{type(technique).__name__} does nothing to what wasn't run {how}: {', '.join(names)}")
 
 
 @dataclass

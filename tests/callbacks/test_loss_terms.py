@@ -3,10 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.pytorch import Callback
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from lightning_reg.callbacks import ActivityPenalty, ConfidencePenalty, StrengthSchedule
+from lightning_reg.callbacks import ActivityPenalty, ConfidencePenalty, DecorrelationPenalty, StrengthSchedule
 from lightning_reg.functional.loss.output_penalties import entropy
 from lightning_reg.settings import SettingError
 from tests.conformance.problem import SomebodysModule, loader, network, samples
@@ -221,3 +222,57 @@ def test_a_step_that_fetches_its_own_batches_is_penalized_and_logged():
     torch.testing.assert_close(logged["penalty/activity"], features.abs().mean().detach())
     expected = -0.4 * entropy(network()(first_batch()[0])).detach()
     torch.testing.assert_close(logged["penalty/confidence"], expected)
+
+
+class Attends(SomebodysModule):
+    """Uses the weights of its attention's output layer, which never runs by itself, and a frozen part."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+        self.frozen = nn.Sequential(nn.Linear(6, 6), nn.ReLU())
+        self.spare = nn.ReLU()
+
+    def training_step(self, batch, batch_idx):
+        with torch.no_grad():
+            inputs = self.frozen(batch[0])
+        attended, _ = self.attention(inputs[:, None], inputs[:, None], inputs[:, None])
+        return F.cross_entropy(self.network(attended[:, 0]), batch[1])
+
+
+@pytest.mark.parametrize(
+    "make", [lambda **k: ActivityPenalty(l2=0.1, **k), lambda **k: DecorrelationPenalty(weight=0.1, **k)]
+)
+def test_modules_that_were_named_but_never_run_are_warned_of_once(make):
+    include = ("*out_proj", "frozen.1", "network.first")
+    with pytest.warns(UserWarning, match="does nothing to what wasn't run with gradients in") as told:
+        fit(Attends(), make(include=include), max_epochs=2)
+    (said,) = (str(warning.message) for warning in told if "does nothing" in str(warning.message))
+    assert said.endswith("the training step: attention.out_proj, frozen.1")
+
+
+def test_modules_that_nobody_named_may_never_run():
+    fit(Attends(), ActivityPenalty(l2=0.1))  # warnings are errors
+
+
+def test_modules_that_are_not_watched_yet_are_not_warned_of():
+    class Stops(Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            trainer.should_stop = True
+
+    schedule = StrengthSchedule(kind="constant", begin=1)
+    penalty = ActivityPenalty(l2=0.1, include=("*out_proj", "network.first"), schedule=schedule)
+    fit(Attends(), penalty, Stops(), max_epochs=2)
+    with pytest.warns(UserWarning, match=r"wasn't run with gradients in the training step: attention\.out_proj"):
+        fit(Attends(), penalty, max_epochs=2)
+
+
+def test_modules_that_are_trained_in_turn_are_not_warned_of():
+    class Turns(SomebodysModule):
+        def training_step(self, batch, batch_idx):
+            hidden = self.network.first(batch[0]) if batch_idx % 2 else self.network.first(batch[0]).relu()
+            return F.cross_entropy(self.network.head(hidden) if batch_idx else hidden[:, :3], batch[1])
+
+    trainer = quiet_trainer(ActivityPenalty(l2=0.1, include=("network.first", "network.head")), log_every_n_steps=1)
+    trainer.fit(Turns(), loader(), loader())

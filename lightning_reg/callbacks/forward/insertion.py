@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_reg.callbacks.forward.surgery import Surgery, WatchedSession
+from lightning_reg.core.bypasses import warn_of_unrun
 from lightning_reg.core.lightning import instance_number, is_compiled
 from lightning_reg.core.step import Run
 from lightning_reg.core.streams import base_seed, check_seed, random_stream
@@ -120,9 +120,7 @@ class StochasticSession(WatchedSession):
                 "include must name modules that the training step runs, in training mode, but none of "
                 f"{len(names)} did; first is {names[0]}"
             )
-        rank_zero_warn(
-            f"{type(self.technique).__name__} does nothing to what wasn't run in training mode: {', '.join(names)}"
-        )
+        warn_of_unrun(self.technique, names, "in training mode")
 
     @override
     def ends(self, exception: BaseException | None) -> None:

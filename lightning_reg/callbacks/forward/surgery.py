@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
 from typing_extensions import override
 
+from lightning_reg.core.bypasses import all_had_a_turn
 from lightning_reg.core.facts import Place
 from lightning_reg.core.lightning import callbacks_of, is_overridden, starts_processes, twins
 from lightning_reg.core.selection import as_patterns, plain_name, select_modules, select_names
@@ -25,9 +26,6 @@ __all__ = ["Change", "Surgery", "SurgeryResult", "SurgerySession", "WatchedSessi
 
 Change = tuple[str, str]
 """Description of the new layer, and its name."""
-
-# Batches after which every new layer must have run: some modules are trained alternately.
-_PATIENCE = 100
 
 
 @dataclass(frozen=True)
@@ -194,7 +192,7 @@ class WatchedSession(SurgerySession):
 
     @override
     def batch_ends(self, outputs: Any, batch_idx: int) -> None:
-        if not self.unseen or not (self.run.trainer.is_last_batch or batch_idx >= _PATIENCE):
+        if not self.unseen or not all_had_a_turn(self.run.trainer, batch_idx):
             return
         self.unseen = False
         inert = [name for name, acting in self.acting.items() if not acting.has_run]

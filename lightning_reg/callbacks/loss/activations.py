@@ -1,8 +1,9 @@
 """Terms of the outputs of modules in a training step."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_reg.callbacks.loss.loss_term import TermSession
+from lightning_reg.core.bypasses import all_had_a_turn, warn_of_unrun
 from lightning_reg.core.hooks import add_forward_hook, is_transformed
 from lightning_reg.core.selection import select_modules
 from lightning_reg.settings import SettingError
@@ -24,17 +26,17 @@ _ACTIVATIONS = tuple(
 )
 
 
-def activations_of(pl_module: LightningModule, include: Sequence[str], exclude: Sequence[str]) -> list[nn.Module]:
-    """Returns the modules whose outputs are penalized.
+def activations_of(pl_module: LightningModule, include: Sequence[str], exclude: Sequence[str]) -> dict[str, nn.Module]:
+    """Returns the modules whose outputs are penalized, by name.
 
     Args:
         include: Globs over module names; where empty, all activation modules are chosen.
         exclude: Globs over module names that are left out.
     """
     if include:
-        return list(select_modules(pl_module, include=include, exclude=exclude).values())
-    chosen = select_modules(pl_module, include=("*",), exclude=exclude).values()
-    activations = [module for module in chosen if isinstance(module, _ACTIVATIONS)]
+        return select_modules(pl_module, include=include, exclude=exclude)
+    chosen = select_modules(pl_module, include=("*",), exclude=exclude)
+    activations = {name: module for name, module in chosen.items() if isinstance(module, _ACTIVATIONS)}
     if not activations:
         raise SettingError(
             "include must name modules, because there is no activation module such as torch.nn.ReLU among "
@@ -48,16 +50,20 @@ class ActivationsSession(TermSession):
     """One fit of a term of activations.
 
     Attributes:
-        choose: Returns the modules whose outputs are penalized, of the network as it is now.
-        watched: Modules that were hooked.
+        choose: Returns the modules whose outputs are penalized, of the network as it is now, by name.
+        expects_all: Whether those that never run are to be warned of, as modules that the user has named.
+        watched: Modules that were hooked, with their names.
         is_watching: Whether a training step runs.
-        seen: Outputs, with the values that :meth:`noted` returned and their version counters.
+        run_once: Names of the modules that have run in any training step.
+        seen: Outputs, each with the name of its module, what :meth:`noted` returned, and its version counter.
     """
 
-    choose: Callable[[], Sequence[nn.Module]]
-    watched: set[nn.Module] = field(default_factory=set, init=False)
+    choose: Callable[[], Mapping[str, nn.Module]]
+    expects_all: bool
+    watched: dict[nn.Module, str] = field(default_factory=dict, init=False)
     is_watching: bool = field(default=False, init=False)
-    seen: list[tuple[Tensor, Any, int | None]] = field(default_factory=list, init=False)
+    run_once: set[str] = field(default_factory=set, init=False)
+    seen: list[tuple[str, Tensor, Any, int | None]] = field(default_factory=list, init=False)
 
     @override
     def __post_init__(self) -> None:
@@ -69,11 +75,23 @@ class ActivationsSession(TermSession):
         if batch_idx == 0:
             self._watch()  # layers may have been replaced since the last epoch
 
+    @override
+    def batch_ends(self, outputs: Any, batch_idx: int) -> None:
+        """Warns once of modules that never run."""
+        trainer = self.run.trainer
+        if not self.expects_all or not self.run_once or not all_had_a_turn(trainer, batch_idx):
+            return
+        if self.strength.now(trainer) == 0:  # then training steps aren't watched
+            return
+        self.expects_all = False
+        unrun = [name for name in dict.fromkeys(self.watched.values()) if name not in self.run_once]
+        warn_of_unrun(self.technique, unrun, "with gradients in the training step")
+
     def _watch(self) -> None:
-        for module in self.choose():
+        for name, module in self.choose().items():
             if module not in self.watched:
-                self.watched.add(module)
-                self.run.until_end(add_forward_hook(module, self.collect))
+                self.watched[module] = name
+                self.run.until_end(add_forward_hook(module, partial(self.collect, name)))
 
     def noted(self, module: nn.Module, output: Any, activations: Tensor) -> Any:
         """Returns what the term needs to know about an output besides its first tensor.
@@ -93,7 +111,7 @@ class ActivationsSession(TermSession):
         """
         raise NotImplementedError
 
-    def collect(self, module: nn.Module, inputs: Any, output: Any) -> None:
+    def collect(self, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
         """Records the output of a module."""
         # Not in evaluation, a checkpointed layer that is recomputed in the backward pass, or a part without gradients.
         if not self.is_watching or not torch.is_grad_enabled():
@@ -104,7 +122,7 @@ class ActivationsSession(TermSession):
             return
         noted = self.noted(module, output, activations)
         compiling = torch.compiler.is_compiling()  # then nothing is changed in place
-        self.seen.append((activations, noted, None if compiling else activations._version))
+        self.seen.append((name, activations, noted, None if compiling else activations._version))
 
     @override
     @contextmanager
@@ -123,7 +141,9 @@ class ActivationsSession(TermSession):
                 "include must name modules that the training step runs, but none of them did; what "
                 "torch.compile has run before the fit, or torch.func or reentrant checkpointing runs, can't be watched"
             )
-        term = torch.stack([self._term_of(*record) for record in self.seen]).sum()
+        term = torch.stack([self._term_of(*record) for _, *record in self.seen]).sum()
+        if self.expects_all:
+            self.run_once.update(name for name, *_ in self.seen)
         self.seen.clear()
         return term
 

@@ -100,7 +100,8 @@ class ActivityPenalty(LossTerm):
 
     @override
     def new_session(self, run: Run) -> Session[Any]:
-        return ActivitySession(self, run, partial(activations_of, run.module, self.include, self.exclude))
+        choose = partial(activations_of, run.module, self.include, self.exclude)
+        return ActivitySession(self, run, choose, expects_all=bool(self.include))
 
 
 @dataclass(eq=False)

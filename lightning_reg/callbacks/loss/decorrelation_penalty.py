@@ -86,7 +86,8 @@ class DecorrelationPenalty(LossTerm):
 
     @override
     def new_session(self, run: Run) -> Session[Any]:
-        return DecorrelationSession(self, run, partial(activations_of, run.module, self.include, self.exclude))
+        choose = partial(activations_of, run.module, self.include, self.exclude)
+        return DecorrelationSession(self, run, choose, expects_all=bool(self.include))
 
 
 @dataclass(eq=False)
