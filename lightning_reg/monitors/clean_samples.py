@@ -9,7 +9,7 @@ from typing import Any
 
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
-__all__ = ["are_alike", "without_augmentation"]
+__all__ = ["all_within", "are_alike", "without_augmentation"]
 
 _AUGMENTATION = re.compile(r"transform|augment|^aug(s|_|$)")
 _LABELS = re.compile(r"target|label")
@@ -48,7 +48,7 @@ def without_augmentation(train: Dataset[Any], val: Dataset[Any]) -> Dataset[Any]
 def _cleaned(train: Any, others: list[Any], holders: frozenset[int]) -> Any:
     if id(train) in holders:  # a circle
         return train
-    other = next((one for one in _all(others, holders=frozenset()) if type(one) is type(train)), None)
+    other = next((one for one in all_within(others) if type(one) is type(train)), None)
     inner = others if other is None else [part for parts in _held(other).values() for part in parts]
     changed: dict[str, Any] = {}
     for name, parts in _held(train).items():
@@ -64,13 +64,18 @@ def _cleaned(train: Any, others: list[Any], holders: frozenset[int]) -> Any:
     return copied
 
 
-def _all(datasets: Iterable[Any], holders: frozenset[int]) -> Iterator[Any]:
-    """Yields data sets and all that they hold."""
+def all_within(datasets: Iterable[Any], holders: frozenset[int] = frozenset()) -> Iterator[Any]:
+    """Yields data sets and all that they hold.
+
+    Args:
+        datasets: Data sets.
+        holders: ``id`` of those that hold them, which end a circle.
+    """
     for dataset in datasets:
         if id(dataset) not in holders:
             yield dataset
             for parts in _held(dataset).values():
-                yield from _all(parts, holders | {id(dataset)})
+                yield from all_within(parts, holders | {id(dataset)})
 
 
 def _held(dataset: Any) -> dict[str, list[Any]]:

@@ -20,6 +20,7 @@ from torch.utils.data import (
 
 from lightning_reg.core.copies.copying import deep_copy
 from lightning_reg.core.lightning import undistributed
+from lightning_reg.monitors.clean_samples import all_within
 from lightning_reg.settings import SettingError
 
 __all__ = ["drawn_indices", "list_size"]
@@ -69,8 +70,11 @@ def list_size(loader: DataLoader[Any]) -> int | None:
     Returns:
         Length of the first list; None where the sampler yields single indices.
     """
+    sampler = undistributed(loader.sampler)
+    if _iterates_as(sampler, RandomSampler, SequentialSampler):
+        return None
     with isolate_rng():
-        first = _plain(next(iter(_copied(undistributed(loader.sampler), loader)), None))
+        first = _plain(next(iter(_copied(sampler, loader)), None))
     return len(first) if isinstance(first, list) else None
 
 
@@ -83,7 +87,7 @@ def _drawn(sampler: Any, loader: DataLoader[Any]) -> Iterator[Any]:
     if _iterates_as(sampler, WeightedRandomSampler):
         return iter(sampler.weights.nonzero().flatten().tolist())
     indices = _plain(getattr(sampler, "indices", None))
-    if isinstance(indices, (list, tuple, range)):  # a SubsetRandomSampler's, and those of others like it
+    if isinstance(indices, (list, tuple, range)) and indices:  # a SubsetRandomSampler's, and those of others like it
         return _flat(indices)
     with isolate_rng():
         size = len(loader.dataset)  # type: ignore[arg-type]  # it has a length
@@ -91,7 +95,7 @@ def _drawn(sampler: Any, loader: DataLoader[Any]) -> Iterator[Any]:
 
 
 def _copied(sampler: Any, loader: DataLoader[Any]) -> Any:
-    return deep_copy(sampler, {id(loader.dataset): (loader.dataset, loader.dataset)})
+    return deep_copy(sampler, {id(dataset): (dataset, dataset) for dataset in all_within([loader.dataset])})
 
 
 def _flat(drawn: Iterable[Any]) -> Iterator[Any]:

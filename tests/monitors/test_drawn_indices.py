@@ -67,6 +67,20 @@ class OnlyCertain(SubsetRandomSampler):
         return iter(list(self.indices[:3]) * 15)
 
 
+class NotesItsOrder(OddOnesFirst):
+    """Fills a list while it draws."""
+
+    def __iter__(self):
+        self.indices = list(super().__iter__())
+        return iter(self.indices)
+
+
+def notes_its_order(rows):
+    sampler = NotesItsOrder(rows)
+    sampler.indices = []
+    return sampler
+
+
 def weights(rows):
     return [float(index + 1) if index in rows else 0.0 for index in range(70)]
 
@@ -83,6 +97,7 @@ WAYS = {
     "somebody's": drawing(OddOnesFirst),
     "repeats": drawing(lambda rows: OddOnesFirst(rows, repeats=3)),
     "endless": drawing(lambda rows: OddOnesFirst(rows, endless=True)),
+    "notes its order": drawing(notes_its_order),
     "balances": drawing(OnlyCertain),
     "weights": drawing(lambda rows: WeightedRandomSampler(weights(rows), 30)),
     "batches": lambda rows: DataLoader(samples(), batch_sampler=BatchSampler(SubsetRandomSampler(rows), 8, True)),
@@ -162,6 +177,26 @@ def test_samplers_draw_what_they_would_have_drawn(way):
         weights = torch.cat([value.flatten().double() for value in module.state_dict().values()]).tolist()
         found.append((weights, getattr(train.sampler, "epoch", None), torch.get_rng_state().tolist()))
     assert found[0] == found[1]
+
+
+class Uncopied(TensorDataset):
+    """A data set too large for a second one."""
+
+    def __reduce_ex__(self, protocol):
+        raise MemoryError
+
+
+class OfTheData(OddOnesFirst):
+    def __init__(self, dataset, rows):
+        super().__init__(rows)
+        self.dataset = dataset
+
+
+def test_a_sampler_is_copied_without_the_data_it_knows():
+    whole = Uncopied(*samples().tensors)
+    train = DataLoader(Subset(whole, range(60)), 16, sampler=OfTheData(whole, range(45)))
+    logged, of = measured(train, WAYS["subset"](VALIDATION))
+    assert logged == pytest.approx([of(TRAIN), of(VALIDATION)], abs=1e-5)
 
 
 class ReadsAStream(Sampler):
