@@ -206,7 +206,7 @@ class MixingSession(Session[BatchMixing]):
 
         At every step: a loss may change in the course of a fit.
         """
-        if not losses.trains or losses.is_missed(output):
+        if not losses.trains:
             if self._is_left_out(losses, output):
                 return
             of_torch = ", ".join(loss.__name__ for loss in LOSSES)
@@ -223,6 +223,12 @@ class MixingSession(Session[BatchMixing]):
                 f"{self.name} mixes the loss that torch computes of the targets, but training_step also makes "
                 f"something differentiable of them by {', '.join(sorted(losses.others))}: that sees each sample's own "
                 "target alone"
+            )
+        if losses.taken:
+            self._tell(
+                f"{self.name} mixes what torch computes, but training_step takes values of the loss or the targets out "
+                f"of torch by {', '.join(sorted(losses.taken))}: where a loss is computed or chosen by these, that "
+                "isn't mixed; use tensors there, as in loss / loss.detach(), and the weight of torch's losses"
             )
         if losses.unmixed:
             self._tell(

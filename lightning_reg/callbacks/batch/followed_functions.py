@@ -7,21 +7,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["is_linear", "is_of_elements", "is_pure", "is_repeated", "writes"]
+__all__ = ["is_check", "is_linear", "is_of_elements", "is_pure", "is_repeated", "takes_out", "writes"]
 
 # Pure functions that don't mix samples: applied to the targets, they can be applied to the partners', too.
 _METHODS = """
     long int float double half bfloat16 bool to type type_as cpu cuda clone detach contiguous
     view view_as reshape flatten squeeze unsqueeze expand expand_as repeat_interleave __getitem__
     add sub mul div true_divide neg abs pow square sqrt exp log sign round floor clamp clip sum mean amax amin
-    eq ne lt le gt ge logical_not logical_and logical_or where masked_fill nan_to_num isnan isfinite
+    eq ne lt le gt ge logical_not logical_and logical_or where masked_fill nan_to_num isnan isfinite isinf any all
+    max min unique bincount unbind
     __add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __rtruediv__ __neg__ __pow__
     __eq__ __ne__ __lt__ __le__ __gt__ __ge__ __and__ __or__ __invert__
 """
 _FUNCTIONS = """
     squeeze unsqueeze flatten reshape clone detach add sub mul div true_divide neg abs pow square sqrt exp log sign
     round floor clamp clip sum mean amax amin eq ne lt le gt ge logical_not logical_and logical_or where masked_fill
-    nan_to_num isnan isfinite zeros_like ones_like
+    nan_to_num isnan isfinite isinf any all max min unique bincount unbind zeros_like ones_like
 """
 _FOLLOWED = frozenset(
     (
@@ -62,8 +63,25 @@ _NOT_REPEATED = """
     dropout alpha_dropout feature_alpha_dropout dropout1d dropout2d dropout3d bernoulli multinomial poisson normal rrelu
     gumbel_softmax rand_like randn_like randint_like
 """
-_SUMS_OF, _PRODUCTS_OF, _FIRST_OF, _ELEMENTS_OF, _WRITING, _ONCE = (
-    frozenset(names.split()) for names in (_SUMS, _PRODUCTS, _OF_THE_FIRST, _OF_ELEMENTS, _IN_PLACE, _NOT_REPEATED)
+# Functions that return numbers, lists and arrays, which can't be followed.
+_OUT_OF_TORCH = """
+    item tolist numpy __array__ __dlpack__ __bool__ __int__ __float__ __complex__ __index__ __contains__ is_nonzero
+    equal allclose
+"""
+# What isn't finite isn't for either end, and constants, which metrics check as well, are the same.
+_CHECKS = "isnan isinf isfinite isposinf isneginf ones_like zeros_like"
+_SUMS_OF, _PRODUCTS_OF, _FIRST_OF, _ELEMENTS_OF, _WRITING, _ONCE, _OUT, _CHECKING = (
+    frozenset(names.split())
+    for names in (
+        _SUMS,
+        _PRODUCTS,
+        _OF_THE_FIRST,
+        _OF_ELEMENTS,
+        _IN_PLACE,
+        _NOT_REPEATED,
+        _OUT_OF_TORCH,
+        _CHECKS,
+    )
 )
 
 
@@ -90,6 +108,16 @@ def is_repeated(func: Callable[..., Any]) -> bool:
 def is_of_elements(func: Callable[..., Any]) -> bool:
     """Whether a function is elementwise."""
     return _name(func) in _ELEMENTS_OF
+
+
+def takes_out(func: Callable[..., Any]) -> bool:
+    """Whether a function returns values that aren't torch's: a number, a list, an array."""
+    return _name(func) in _OUT
+
+
+def is_check(name: str) -> bool:
+    """Whether a condition on the results of a function of this name holds for both ends or for neither."""
+    return name in _CHECKING
 
 
 def is_linear(func: Callable[..., Any], losses: list[bool]) -> bool:

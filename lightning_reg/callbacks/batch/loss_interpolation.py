@@ -7,6 +7,7 @@ sees their interpolation: one forward pass, two losses.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,15 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, resolve_name
 
-from lightning_reg.callbacks.batch.followed_functions import is_linear, is_of_elements, is_pure, is_repeated, writes
+from lightning_reg.callbacks.batch.followed_functions import (
+    is_check,
+    is_linear,
+    is_of_elements,
+    is_pure,
+    is_repeated,
+    takes_out,
+    writes,
+)
 from lightning_reg.callbacks.batch.weighted_losses import LOSSES, check_classes, settings_of, weighted
 from lightning_reg.core.copies.repetition import loss_of
 from lightning_reg.core.lightning import is_checkpointed
@@ -51,6 +60,8 @@ class InterpolatedLosses(TorchFunctionMode):
         others: Names of other functions with a differentiable result from the targets, or from what functions that
             can't be repeated for the partners computed from them (those that draw random numbers, write in place, index
             by tensors, or aren't known).
+        taken: Names of functions that took values of the targets or of a loss out of torch, by which a loss may have
+            been computed or chosen since.
     """
 
     def __init__(
@@ -62,6 +73,9 @@ class InterpolatedLosses(TorchFunctionMode):
         self.trains = False
         self.others: set[str] = set()
         self.unmixed: set[str] = set()
+        self.taken: set[str] = set()
+        self._out: set[str] = set()  # as ``taken``, but without a use so far
+        self._out_of_targets: set[str] = set()
         # By id. The tensors are kept alive, so that no id is reused.
         self._beside = {id(tensor): tensor for tensor in beside}
         self._targets: dict[int, _Pair] = {}
@@ -80,23 +94,12 @@ class InterpolatedLosses(TorchFunctionMode):
             SettingError: If a function that can't be followed was applied to the loss; the message names it.
         """
         loss = loss_of(output)
-        if self.trains and not self.others and self._is_unknown(loss):
-            self._refuse(self._unmixed[id(loss)][1] if id(loss) in self._unmixed else _FOREIGN)
-
-    def is_missed(self, output: Any) -> bool:
-        """Whether the training step returns no mixed loss, as far as is known, but one that torch makes of the targets.
-
-        Args:
-            output: As for :meth:`check_returned`.
-        """
-        loss = loss_of(output)
-        return bool(self.others) and id(loss) not in self._unmixed and self._is_unknown(loss)
-
-    def _is_unknown(self, loss: Tensor | None) -> bool:
-        if not isinstance(loss, Tensor) or not loss.requires_grad:
-            return False
-        pair = self._losses.get(id(loss))
-        return pair is None or pair.is_changed()
+        if isinstance(loss, Tensor) and loss.requires_grad and self.trains and not self.others:
+            if id(loss) in self._unmixed:
+                self._refuse(self._unmixed[id(loss)][1])
+            pair = self._losses.get(id(loss))
+            if pair is None or pair.is_changed():
+                self._refuse(_FOREIGN)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: Any = (), kwargs: dict[str, Any] | None = None
@@ -104,6 +107,8 @@ class InterpolatedLosses(TorchFunctionMode):
         """Runs a function of torch's; twice if it is applied to losses of the targets."""
         kwargs = kwargs or {}
         operands = [value for value in _flat((*args, *kwargs.values())) if isinstance(value, Tensor)]
+        if takes_out(func) and self.minor_weight is not None:
+            return self._taken_out(func, operands, args, kwargs)
         if any(id(value) in self._unmixed for value in operands):
             return self._of_unmixed(func, operands, args, kwargs)
         targets = [self._targets[id(value)] for value in operands if id(value) in self._targets]
@@ -133,9 +138,10 @@ class InterpolatedLosses(TorchFunctionMode):
             and not any(target.is_changed() for target in targets)
             and self._can_be_followed(func, args, kwargs)
         ):
-            if id(result) not in self._targets:
+            if any(id(value) not in self._targets for value in made):
                 others, named = self._ends(args, kwargs, partners=True)
-                self._put(self._targets, result, result, func(*others, **named))
+                for value, partners in zip(made, _tensors(func(*others, **named)), strict=True):
+                    self._put(self._targets, value, value, partners)
         else:
             written = args[:1] if func is Tensor.__setitem__ else ()
             for value in (*made, *written):
@@ -182,6 +188,8 @@ class InterpolatedLosses(TorchFunctionMode):
         except IndexError:
             check_classes(loss, args, kwargs)
             raise
+        if total.requires_grad:
+            self.taken |= self._out_of_targets
         return total
 
     def _both(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
@@ -223,6 +231,8 @@ class InterpolatedLosses(TorchFunctionMode):
         args: Any,
         kwargs: dict[str, Any],
     ) -> Any:
+        if self._out and self._has_others(args, kwargs) and any(loss.has_gradient for loss in losses):
+            self.taken |= self._out
         changed = any(pair.is_changed() for pair in (*losses, *targets))
         has_ends = not changed and all(loss.own is not None for loss in losses)
         if has_ends and is_repeated(func) and kwargs.get("out") is None and self._keeps_samples(func, losses, args):
@@ -244,6 +254,8 @@ class InterpolatedLosses(TorchFunctionMode):
         """Whether the result of a function of losses can be interpolated again by the present weights."""
         if self.minor_weight is None or not self.minor_weight.ndim:
             return True
+        if _name(func) in ("all", "any"):  # which aren't interpolated
+            return True
         shape = losses[0].value.shape
         if not is_of_elements(func) or not shape or shape[0] != len(self.minor_weight):
             return False
@@ -261,6 +273,46 @@ class InterpolatedLosses(TorchFunctionMode):
         for value in _tensors(result):
             self._unmixed[id(value)] = value, name
         return result
+
+    # Values that leave torch
+
+    def _taken_out(self, func: Callable[..., Any], operands: list[Tensor], args: Any, kwargs: dict[str, Any]) -> Any:
+        """Runs a function that returns no tensor, and notes it unless the value is the same for both ends.
+
+        A value that is only logged can't be told from one that a loss is multiplied by later, but most are logged last.
+        """
+        result = func(*args, **kwargs)
+        unmixed = [self._unmixed[id(value)][1] for value in operands if id(value) in self._unmixed]
+        losses = [self._losses[id(value)] for value in operands if id(value) in self._losses]
+        targets = [self._targets[id(value)] for value in operands if id(value) in self._targets]
+        is_lost = any(id(value) in self._lost for value in operands)
+        if not (unmixed or losses or targets or is_lost) or (unmixed and all(map(is_check, unmixed))):
+            return result
+        is_known = not unmixed and not is_lost and all(pair.own is not None for pair in losses)
+        # A loss has two values, which needn't be fetched from a device.
+        if is_known and (isinstance(result, int) or (isinstance(result, float) and not losses)):
+            own, partners = (self._ends(args, kwargs, partners=of_partners) for of_partners in (False, True))
+            if math.isclose(func(*own[0], **own[1]), func(*partners[0], **partners[1]), rel_tol=1e-6):
+                return result
+        name = _name(func)
+        if isinstance(result, bool):
+            if torch.is_grad_enabled() and not is_lost:  # else it is a metric's, or a check of what labels there are
+                self.taken.add(name)
+            return result
+        self._out.add(name)
+        if not losses and not unmixed and not isinstance(result, float):
+            self._out_of_targets.add(name)
+        return result
+
+    def _has_others(self, args: Any, kwargs: dict[str, Any]) -> bool:
+        """Whether a function has arguments, beside the followed ones, that may be computed from values taken out."""
+        values = _flat((*args, *kwargs.values()))
+        followed = (self._losses, self._targets)
+        return any(
+            (isinstance(value, float) or hasattr(value, "__array__"))
+            and not any(id(value) in map_ for map_ in followed)
+            for value in values
+        )
 
     # Ends
 
