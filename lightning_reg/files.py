@@ -194,7 +194,7 @@ def _loaded(name: str, path: str | Path, *, weights_only: bool) -> Any:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise SettingError(f"{shown} can't be loaded: {reason}") from error
         if isinstance(error, pickle.UnpicklingError) and (is_archive or start[:1] == _PICKLE):
-            raise _untrusted(f"{shown} is damaged, or holds more than data") from error
+            raise _untrusted(f"{shown} is not a Lightning checkpoint, is damaged, or holds more than data") from error
         raise SettingError(f"{shown} is not a Lightning checkpoint") from error
 
 

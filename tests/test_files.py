@@ -182,7 +182,7 @@ def test_checkpoint_is_data(archive):
 
 def test_pickle_of_something_else_runs_nothing():
     Path("bad.ckpt").write_bytes(pickle.dumps(Payload()))
-    assert "is damaged, or holds more than data" in _refused(read_checkpoint, "ckpt_path", "bad.ckpt")
+    assert "is not a Lightning checkpoint" in _refused(read_checkpoint, "ckpt_path", "bad.ckpt")
 
 
 def test_cut_off_checkpoint_is_said_to_be_with_the_newest_that_can_be_read():
