@@ -244,8 +244,8 @@ def _check_object(path: str, value: Any, given: tuple[str, ...]) -> None:
     if not isinstance(arguments, Mapping):
         return
     _check_nulls(path, owner, arguments, given)
-    _check_finite(path, owner, arguments)
     _check_scheduler(path, owner, arguments)
+    _check_finite(path, owner, arguments)
     for name, argument in arguments.items():
         _check_object(f"{path}.{name}", argument, ())
 

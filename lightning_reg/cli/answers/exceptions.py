@@ -121,8 +121,8 @@ def answered(
 
     Exceptions from the user's code keep their traceback, and so do ours, which are bugs of the library. An exception
     raised while a checkpoint is restored, or by an optimizer in the first step after that, is always attributed to the
-    checkpoint. Once training has begun, only what
-    Lightning's callbacks and torch's optimizers raise is taken for a setting's fault.
+    checkpoint. Once training has begun, only what Lightning's callbacks and torch's optimizers raise is taken for a
+    setting's fault.
 
     Args:
         config: All settings of a command.
