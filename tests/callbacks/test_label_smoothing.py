@@ -121,6 +121,18 @@ def test_targets_that_are_probabilities_are_refused_where_there_are_no_others():
         fit(soft, LabelSmoothing(smoothing=0.1))
 
 
+def test_a_loss_that_changes_in_the_course_of_a_fit_is_warned_of():
+    def loss(logits, labels):
+        if module.current_epoch == 0:
+            return F.cross_entropy(logits, labels)
+        return -logits.log_softmax(1).gather(1, labels[:, None]).mean()
+
+    module = OfLoss(loss)
+    with pytest.warns(UserWarning, match="does nothing in a training step that calls neither .* as in epoch 1") as told:
+        quiet_trainer(LabelSmoothing(smoothing=0.1), max_epochs=3).fit(module, loader(), loader())
+    assert len([warning for warning in told if "does nothing" in str(warning.message)]) == 1
+
+
 def test_a_loss_that_smooths_by_itself_is_refused():
     with pytest.raises(SettingError, match=r"label_smoothing of the module's own loss must be 0 .*, but is 0.2"):
         fit(nn.CrossEntropyLoss(label_smoothing=0.2), LabelSmoothing(smoothing=0.1))

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
@@ -89,11 +90,13 @@ class SmoothingSession(Session[LabelSmoothing]):
         factor: Factor of ε by the schedule.
         name: Name of the technique in logged tags.
         is_checked: Whether a training step has been seen to compute a loss that is smoothed.
+        is_told: Whether a warning has said that a later one didn't.
     """
 
     factor: ScheduledStrength = field(init=False)
     name: str = field(init=False)
     is_checked: bool = field(default=False, init=False)
+    is_told: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         technique, run = self.technique, self.run
@@ -112,14 +115,20 @@ class SmoothingSession(Session[LabelSmoothing]):
         with _SmoothedLosses(smoothing, checks=not self.is_checked) as losses:
             output = training_step(*args, **kwargs)
         is_skipped = output is None and self.run.module.automatic_optimization
-        if not self.is_checked and not is_skipped:
+        if losses.seen:
             self.is_checked = True
-            if not losses.seen:
-                raise SettingError(
-                    "smoothing must be left out, because the training step calls neither cross_entropy nor nll_loss "
-                    "with class indices, which LabelSmoothing smooths; mixing in the data module, for one, makes them "
-                    "probabilities: use BatchMixing, or label smoothing in the loss itself"
-                )
+        elif not self.is_checked and not is_skipped:
+            raise SettingError(
+                "smoothing must be left out, because the training step calls neither cross_entropy nor nll_loss "
+                "with class indices, which LabelSmoothing smooths; mixing in the data module, for one, makes them "
+                "probabilities: use BatchMixing, or label smoothing in the loss itself"
+            )
+        elif self.run.module.automatic_optimization and not is_skipped and not self.is_told:
+            self.is_told = True
+            rank_zero_warn(
+                "LabelSmoothing does nothing in a training step that calls neither cross_entropy nor nll_loss with "
+                f"class indices, as in epoch {self.run.trainer.current_epoch}"
+            )
         return output
 
 
