@@ -198,16 +198,20 @@ def _loaded(name: str, path: str | Path, *, weights_only: bool) -> Any:
         raise SettingError(f"{shown} is not a Lightning checkpoint") from error
 
 
-def check_weights(shown: str, weights: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> None:
+def check_weights(
+    shown: str, weights: Mapping[str, Any], wanted: Mapping[str, Tensor], *, allows_nan: bool = False
+) -> None:
     """Raises if saved weights can't be taken for a model's.
 
     Args:
         shown: The file and its name, for error messages.
         weights: The saved ``state_dict``. Entries that are no tensors, or that only one side has, aren't looked at.
         wanted: The model's weights.
+        allows_nan: Whether weights may be NaN.
 
     Raises:
-        SettingError: If a tensor is sparse, has no values, has NaNs, or has another kind of numbers, such as integers.
+        SettingError: If a tensor is sparse, has no values, has NaNs that aren't allowed, or has another kind of
+            numbers, such as integers.
 
     >>> check_weights("'a.ckpt'", {"w": torch.tensor([1])}, {"w": torch.tensor([0.5])})
     Traceback (most recent call last):
@@ -224,7 +228,7 @@ def check_weights(shown: str, weights: Mapping[str, Any], wanted: Mapping[str, T
             fault = f"is {saved.layout}, not {torch.strided}"
         elif _kind_of_number(saved.dtype) != _kind_of_number(own.dtype):
             fault = f"is {saved.dtype}, not {own.dtype}"
-        elif saved.isnan().any():
+        elif not allows_nan and saved.isnan().any():
             fault = "has NaNs"
         if fault:
             raise SettingError(f"{shown} holds weights that the model can't take: {name} {fault}")
