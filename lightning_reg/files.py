@@ -224,8 +224,8 @@ def check_weights(
         fault = None
         if saved.is_meta:
             fault = "has a shape, but no values"
-        elif saved.layout != torch.strided:
-            fault = f"is {saved.layout}, not {torch.strided}"
+        elif saved.layout != own.layout:
+            fault = f"is {saved.layout}, not {own.layout}"
         elif _kind_of_number(saved.dtype) != _kind_of_number(own.dtype):
             fault = f"is {saved.dtype}, not {own.dtype}"
         elif not allows_nan and saved.isnan().any():

@@ -6,19 +6,20 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_reg.core.lightning import callbacks_of
+from lightning_reg.core.lightning import callbacks_of, twins
 from lightning_reg.settings import SettingError
 
 __all__ = ["Checkpoint", "check_callbacks", "check_can_go_on", "progress_of"]
 
 Checkpoint = Mapping[str, Any]
 
-_KNOWN = ("lightning", "pytorch_lightning", "lightning_reg")
-"""Packages whose callbacks' states keep their layout in the course of a run."""
+_KNOWN = ("lightning", "pytorch_lightning", "lightning_reg", "torch")
+"""Packages whose callbacks, optimizers and schedules keep the layout of their state in the course of a run."""
 _LOOPS = ("fit_loop", "validate_loop", "test_loop", "predict_loop")
 
 
@@ -48,7 +49,7 @@ def check_callbacks(path: str, checkpoint: Checkpoint, trainer: Trainer) -> None
     """
     saved = checkpoint.get("callbacks", {})
     for callback in callbacks_of(trainer):
-        if callback.state_key in saved and type(callback).__module__.partition(".")[0] in _KNOWN:
+        if callback.state_key in saved and _is_known(callback):
             name = f"ckpt_path {path!r} can't be restored: its callbacks.{callback.state_key}"
             _check_layout(name, saved[callback.state_key], callback.state_dict(), _check_number)
 
@@ -75,17 +76,31 @@ def check_can_go_on(path: str, checkpoint: Checkpoint, trainer: Trainer) -> None
     own_loops = {name: getattr(trainer, name).state_dict() for name in _LOOPS}
     counted = {"epoch": 0, "global_step": 0, "loops": own_loops}
     _check_layout(f"ckpt_path {path!r} can't be restored: its state", checkpoint, counted, _check_count)
-    schedules = [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs]
+    schedules = [config.scheduler for config in trainer.lr_scheduler_configs]
     others = {
-        "optimizer_states": [{**optimizer.state_dict(), "state": {}} for optimizer in trainer.optimizers],
-        "lr_schedulers": schedules,
+        "optimizer_states": [_groups_now(optimizer) for optimizer in trainer.optimizers],
+        "lr_schedulers": [schedule.state_dict() if _is_known(schedule) else {} for schedule in schedules],
     }
     _check_layout(f"ckpt_path {path!r} can't be restored: its state", checkpoint, others, _check_number)
-    if len(saved := checkpoint.get("lr_schedulers", ())) != len(schedules):
+    keeps_its_own = any(isinstance(callback, twins(StochasticWeightAveraging)) for callback in callbacks_of(trainer))
+    if len(saved := checkpoint.get("lr_schedulers", ())) != len(schedules) and not keeps_its_own:
         rank_zero_warn(
             f"ckpt_path {path!r} holds the states of {len(saved)} learning rate schedules, and this run has "
             f"{len(schedules)}: the rate doesn't go on as it did"
         )
+
+
+def _groups_now(optimizer: Optimizer) -> Mapping[str, Any]:
+    """Returns the layout of an optimizer's state, whose numbers may be tensors or not."""
+    groups = [
+        {name: value for name, value in group.items() if name != "params" and not isinstance(value, Tensor)}
+        for group in optimizer.param_groups
+    ]
+    return {"state": {}, "param_groups": groups if _is_known(optimizer) else []}
+
+
+def _is_known(part: object) -> bool:
+    return type(part).__module__.partition(".")[0] in _KNOWN
 
 
 def _check_optimizers(path: str, states: Sequence[Any], optimizers: Sequence[Optimizer]) -> None:
@@ -124,7 +139,7 @@ def _check_layout(name: str, saved: Any, own: Any, check_number: Callable[[str, 
                 _check_layout(f"{name}.{index}", old, new, check_number)
     elif isinstance(own, (int, float)) and not isinstance(own, bool):
         check_number(name, saved, own)
-    elif isinstance(own, (bool, str, Tensor)) and not (isinstance(own, bool) and saved is None):
+    elif isinstance(own, Tensor) or (isinstance(own, (bool, str)) and saved is not None):
         _check_kind(name, saved, Tensor if isinstance(own, Tensor) else type(own))
 
 
@@ -137,7 +152,7 @@ def _check_number(name: str, saved: Any, own: float) -> None:
     value = saved.item() if isinstance(saved, Tensor) and saved.numel() == 1 else saved
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise SettingError(f"{name} is a {type(saved).__name__}, not a number")
-    if math.isnan(value) and not math.isnan(own):
+    if isinstance(value, float) and math.isnan(value) and not math.isnan(own):
         raise SettingError(f"{name} is {value}")
 
 

@@ -28,13 +28,11 @@ _ERRORS = _any_of(
 )
 # What is a quality though an error stands beside it: `hamming_accuracy`.
 _CLEAR = """
-    acc accuracy f_1 fbeta auc auroc auprc recall tpr tnr r_2 psnr ssim iou miou jaccard kappa mcc matthews bleu ndcg
-    mrr pearson spearman
+    acc accuracy f_1 fbeta auc auroc auprc recall precision sensitivity specificity tpr tnr r_2 psnr ssim iou
+    miou jaccard kappa mcc matthews bleu ndcg mrr pearson spearman
 """
 _QUALITIES = _any_of(f"{_CLEAR} correlation")
-_HIGHER_IS_BETTER = _any_of(
-    f"{_CLEAR} ap map precision sensitivity specificity dice rouge meteor correct snr sdr pesq stoi"
-)
+_HIGHER_IS_BETTER = _any_of(f"{_CLEAR} ap map dice rouge meteor correct snr sdr pesq stoi")
 _ACCURACY = re.compile(r"(^|[^a-z])acc(uracy)?([^a-z]|$)")
 
 

@@ -69,13 +69,12 @@ def clean_loaders(trainer: Trainer, max_samples: int | None) -> dict[str, Loader
     train, val = (make("train"), make("val")) if callable(make) else (None, None)
     train = _checked(trainer.train_dataloader if train is None else train, "training")
     val = _checked(_first(trainer.val_dataloaders) if val is None else val, "validation")
+    of_train, of_val = drawn_indices(train, trainer, "training"), drawn_indices(val, trainer, "validation")
     clean = without_augmentation(train.dataset, val.dataset)
     like = val if are_alike(train.dataset, val.dataset) else train
     return {
-        "train": _loader(clean, drawn_indices(train, trainer, "training"), like, trainer, max_samples, "train"),
-        "validation": _loader(
-            val.dataset, drawn_indices(val, trainer, "validation"), val, trainer, max_samples, "validation"
-        ),
+        "train": _loader(clean, of_train, like, trainer, max_samples, "train"),
+        "validation": _loader(val.dataset, of_val, val, trainer, max_samples, "validation"),
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -12,7 +11,10 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 __all__ = ["all_within", "are_alike", "without_augmentation"]
 
 _AUGMENTATION = re.compile(r"transform|augment|^aug(s|_|$)")
-_LABELS = re.compile(r"target|label")
+_OTHER = re.compile(
+    r"target|label|pick|select|ind(ex|ices)|filter|predicate|sampl|load|read|fetch|open|collate|key|cache"
+)
+"""What changes labels, or decides which samples there are and how they are read, rather than how they look."""
 
 
 def are_alike(train: Dataset[Any], val: Dataset[Any]) -> bool:
@@ -59,8 +61,8 @@ def _cleaned(train: Any, others: list[Any], holders: frozenset[int]) -> Any:
         changed |= _other_transforms(train, other)
     if not changed:
         return train
-    copied = copy.copy(train)
-    vars(copied).update(changed)
+    copied = object.__new__(type(train))  # copy.copy asks for attributes, which a wrapper may hand on without an end
+    vars(copied).update({**vars(train), **changed})
     return copied
 
 
@@ -97,7 +99,7 @@ def _other_transforms(train: Any, other: Any) -> dict[str, Any]:
     is_wrapper = bool(_held(train))
     found = {}
     for name in {**_attributes(train), **_attributes(other)}:
-        if not hasattr(train, name) or not hasattr(other, name) or _LABELS.search(name):
+        if not hasattr(train, name) or not hasattr(other, name) or _OTHER.search(name):
             continue
         own, theirs = getattr(train, name), getattr(other, name)
         is_named = _AUGMENTATION.search(name) and _is_setting(own) and _is_setting(theirs)
@@ -108,7 +110,7 @@ def _other_transforms(train: Any, other: Any) -> dict[str, Any]:
 
 def _is_setting(value: Any) -> bool:
     """Whether a value isn't data, such as samples that were transformed beforehand."""
-    return _is_called(value) or isinstance(value, (bool, int, float, str))
+    return _is_called(value) or isinstance(value, (bool, float))
 
 
 def _is_called(value: Any) -> bool:

@@ -39,7 +39,7 @@ def drawn_indices(loader: DataLoader[Any], trainer: Trainer, which: str) -> Sequ
         which: Name of the loader, for the error message.
 
     Raises:
-        SettingError: If the sampler can't be copied or iterated.
+        SettingError: If the sampler can't be copied or iterated, or its indices can't be sorted.
     """
     sampler: Any = undistributed(loader.sampler if loader.batch_sampler is None else loader.batch_sampler)
     while _iterates_as(sampler, BatchSampler):
@@ -49,16 +49,27 @@ def drawn_indices(loader: DataLoader[Any], trainer: Trainer, which: str) -> Sequ
     distributes_all = isinstance(sampler, DistributedSampler) and sampler.dataset is loader.dataset
     if distributes_all or _iterates_as(sampler, DistributedSampler):
         return range(len(sampler.dataset))
-    try:
-        mine = set(_drawn(sampler, loader))
-        # Each process may draw a share of its own.
-        return sorted(mine.union(*(trainer.strategy.broadcast(mine, src=rank) for rank in range(trainer.world_size))))
-    except Exception as error:
+    mine, fault, cause = _attempted(sampler, loader)
+    # Each process may draw a share of its own, or fail; all go on together, or none.
+    everyones = [trainer.strategy.broadcast((mine, fault), src=rank) for rank in range(trainer.world_size)]
+    faults = [fault for _, fault in everyones if fault]
+    if faults:
         raise SettingError(
             f"the {which} loader's sampler must be one that GeneralizationGap can copy and iterate, but with "
-            f"{type(sampler).__name__} that fails: {type(error).__name__}: {str(error).partition(chr(10))[0]}; or give "
-            "the data module a method evaluation_dataloader(split) that returns a loader for 'train' and 'val'"
-        ) from error
+            f"{type(sampler).__name__} that fails: {faults[0]}; or give the data module a method "
+            "evaluation_dataloader(split) that returns a loader for 'train' and 'val'"
+        ) from cause
+    return sorted(set().union(*(drawn for drawn, _ in everyones)))
+
+
+def _attempted(sampler: Any, loader: DataLoader[Any]) -> tuple[set[Any], str, Exception | None]:
+    """Returns what a sampler draws; if that fails, nothing, with the reason."""
+    try:
+        drawn = set(_drawn(sampler, loader))
+        sorted(drawn)
+    except Exception as error:
+        return set(), f"{type(error).__name__}: {str(error).partition(chr(10))[0]}", error
+    return drawn, "", None
 
 
 def list_size(loader: DataLoader[Any]) -> int | None:

@@ -80,7 +80,8 @@ def build(make: Make, callbacks: list[Callback], trial: SearchTrial) -> Built:
     if not isinstance(returned, (tuple, list)) or len(returned) not in (2, 3, 4):
         raise SettingError(f"make must return (trainer, module, data), but returned {type(returned).__name__}")
     trainer, module, *data = returned
-    if not isinstance(trainer, twins(Trainer)) or not isinstance(module, twins(LightningModule)):
+    is_module = isinstance(getattr(module, "_orig_mod", module), twins(LightningModule))  # it may be compiled
+    if not isinstance(trainer, twins(Trainer)) or not is_module:
         found = f"{type(trainer).__name__}, {type(module).__name__}"
         raise SettingError(f"make must return (trainer, module, data), but returned ({found}, ...)")
     missing = [type(callback).__name__ for callback in callbacks if callback not in callbacks_of(trainer)]

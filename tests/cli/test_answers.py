@@ -370,6 +370,11 @@ def test_checkpoint_of_another_optimizer(good, capsys):
     assert_answered(capsys, "the state of another optimizer than SGD: it has .*betas", "--ckpt_path", str(good), *other)
 
 
+def test_setting_of_a_resumed_run_is_not_the_checkpoints_fault(good, capsys):
+    options = ["--model.optimizer.betas", "[1.5,0.9]", "--trainer.max_epochs", "3"]
+    assert_answered(capsys, "model.optimizer: Invalid beta parameter", "--ckpt_path", str(good), *options)
+
+
 def test_refused_checkpoint_stays_as_it_was(good, capsys):
     content = torch.load(good, weights_only=True)
     content["optimizer_states"][0]["param_groups"] = []

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, ReduceLROnPlateau, SequentialLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, ReduceLROnPlateau, SequentialLR
 
 from tests.conformance.problem import SomebodysModule, loader
 from tests.conformance.resuming import ComparesFirst
@@ -47,7 +47,20 @@ def warmed(optimizer):
     return SequentialLR(optimizer, [LinearLR(optimizer), cosine(optimizer)], milestones=[1])
 
 
-@pytest.mark.parametrize("make", [cosine, ReduceLROnPlateau, warmed])
+class Waits(LRScheduler):
+    """Somebody's, which forgets how long it has waited."""
+
+    def __init__(self, optimizer):
+        self.left = 5
+        super().__init__(optimizer)
+
+    def get_lr(self):
+        if self.last_epoch:
+            self.left = None
+        return [group["lr"] for group in self.optimizer.param_groups]
+
+
+@pytest.mark.parametrize("make", [cosine, ReduceLROnPlateau, warmed, Waits])
 def test_own_state_of_a_schedule_is_taken(make, tmp_path):
     path = first_epoch(tmp_path, Scheduled(make))
     with warnings.catch_warnings():

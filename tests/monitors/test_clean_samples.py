@@ -139,6 +139,33 @@ def test_what_is_data_stays():
     assert (clean.read, clean.function) == (reads.read, same)
 
 
+class Chosen(Wrapper):
+    """Its ``pick`` decides which samples there are, its folder where they lie."""
+
+    def __init__(self, base, function, pick, transformed_root):
+        super().__init__(base, function)
+        self.pick, self.transformed_root = pick, transformed_root
+
+    def __getitem__(self, index):
+        return super().__getitem__(self.pick(index))
+
+
+def test_what_chooses_samples_stays():
+    train = Chosen(Rows(TRAIN), far, lambda index: index, "train")
+    clean = without_augmentation(train, Chosen(Rows(TRAIN), same, lambda index: index + 2, "val"))
+    assert (clean.pick, clean.transformed_root, clean.function) == (train.pick, "train", same)
+
+
+class HandsOn(Wrapper):
+    def __getattr__(self, name):
+        return getattr(self.base, name)
+
+
+def test_a_wrapper_may_hand_on_its_attributes():
+    clean = without_augmentation(HandsOn(Rows(TRAIN, transform=far), same), Rows(VALIDATION))
+    assert torch.equal(clean[3][0], samples()[3][0])
+
+
 def test_a_data_set_that_holds_itself_is_no_trouble():
     train, val = Rows(TRAIN, transform=far), Rows(VALIDATION)
     train.whole, val.whole = train, val

@@ -7,6 +7,7 @@ sees their interpolation: one forward pass, two losses.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -139,15 +140,25 @@ class InterpolatedLosses(TorchFunctionMode):
             and self._can_be_followed(func, args, kwargs)
         ):
             if any(id(value) not in self._targets for value in made):
-                others, named = self._ends(args, kwargs, partners=True)
-                for value, partners in zip(made, _tensors(func(*others, **named)), strict=True):
-                    self._put(self._targets, value, value, partners)
+                self._follow(func, made, args, kwargs)
         else:
             written = args[:1] if func is Tensor.__setitem__ else ()
             for value in (*made, *written):
                 if id(value) not in self._targets:
                     self._lost[id(value)] = value, lost[0] if lost else _name(func)
         return result
+
+    def _follow(self, func: Callable[..., Any], made: list[Tensor], args: Any, kwargs: dict[str, Any]) -> None:
+        others, named = self._ends(args, kwargs, partners=True)
+        try:
+            partners = _tensors(func(*others, **named))
+        except (RuntimeError, ValueError, IndexError):  # what holds for the labels of one end needn't for the other
+            partners = []
+        if len(partners) == len(made):
+            for value, partner in zip(made, partners, strict=True):
+                self._put(self._targets, value, value, partner)
+        else:
+            self._lost.update({id(value): (value, _name(func)) for value in made})
 
     def _can_be_followed(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> bool:
         index = args[1:2] if func is Tensor.__getitem__ else ()
@@ -292,8 +303,10 @@ class InterpolatedLosses(TorchFunctionMode):
         # A loss has two values, which needn't be fetched from a device.
         if is_known and (isinstance(result, int) or (isinstance(result, float) and not losses)):
             own, partners = (self._ends(args, kwargs, partners=of_partners) for of_partners in (False, True))
-            if math.isclose(func(*own[0], **own[1]), func(*partners[0], **partners[1]), rel_tol=1e-6):
-                return result
+            # Of the labels of one end there may be no single number.
+            with contextlib.suppress(RuntimeError, ValueError):
+                if math.isclose(func(*own[0], **own[1]), func(*partners[0], **partners[1]), rel_tol=1e-6):
+                    return result
         name = _name(func)
         if isinstance(result, bool):
             if torch.is_grad_enabled() and not is_lost:  # else it is a metric's, or a check of what labels there are
@@ -309,7 +322,7 @@ class InterpolatedLosses(TorchFunctionMode):
         values = _flat((*args, *kwargs.values()))
         followed = (self._losses, self._targets)
         return any(
-            (isinstance(value, float) or hasattr(value, "__array__"))
+            (isinstance(value, float) or (hasattr(value, "__array__") and not getattr(value, "requires_grad", False)))
             and not any(id(value) in map_ for map_ in followed)
             for value in values
         )

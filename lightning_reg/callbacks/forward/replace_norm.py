@@ -97,7 +97,8 @@ class ReplaceNorm(Surgery):
                         f"exclude must name {names[part]}, a {type(part).__name__} that a {type(new[part]).__name__} "
                         f"can't stand in for: {asked}"
                     )
-        seen: set[int] = set()
+        # Hyperparameters stay as they were given.
+        seen = {id(kept) for name, kept in vars(run.module).items() if name.startswith("_hparams")}
         for holder in list(run.module.modules()):
             _swap(vars(holder), new, seen)
         changes = [(f"{type(old).__name__} -> {type(made).__name__}", names[old]) for old, made in new.items()]

@@ -84,7 +84,9 @@ class ActivationsSession(TermSession):
         if self.strength.now(trainer) == 0:  # then training steps aren't watched
             return
         self.expects_all = False
-        unrun = [name for name in dict.fromkeys(self.watched.values()) if name not in self.run_once]
+        containers = (nn.ModuleList, nn.ModuleDict)  # which are never called
+        names = [name for module, name in self.watched.items() if not isinstance(module, containers)]
+        unrun = [name for name in dict.fromkeys(names) if name not in self.run_once]
         warn_of_unrun(self.technique, unrun, "with gradients in the training step")
 
     def _watch(self) -> None:

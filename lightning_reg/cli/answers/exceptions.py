@@ -15,7 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer, callbacks
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.connectors import checkpoint_connector
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch import optim
+from torch import OutOfMemoryError, optim
 from torch.optim import lr_scheduler
 from typing_extensions import override
 
@@ -96,9 +96,11 @@ class Beginning(Callback):
             self._last.save_on_exception = False
 
     def cannot_step(self, error: BaseException) -> bool:
-        """Whether an optimizer has raised an exception in its very first step."""
+        """Whether an optimizer has raised an exception in its very first step, memory aside."""
+        if self.has_stepped or isinstance(error, (MemoryError, OutOfMemoryError)):
+            return False
         frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-        return not self.has_stepped and bool(frames) and _is_within(frames[-1], _OPTIMIZERS)
+        return any(map(_is_step, frames)) and _is_within(frames[-1], _OPTIMIZERS)
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -142,14 +144,15 @@ def answered(
         frames = [frame for raised in chain for frame, _ in traceback.walk_tb(raised.__traceback__)]
         if cause.__traceback__ is None or _is_users(frames[-1]):
             raise
+        has_begun = beginning is not None and beginning.has_begun
+        goes_on_wrongly = checkpoint is not None and beginning is not None and beginning.cannot_step(cause)
+        if has_begun and not goes_on_wrongly and not _is_of_settings(cause):
+            raise
         is_restoring = any(frame.f_globals.get("__name__") == checkpoint_connector.__name__ for frame in frames)
-        if checkpoint is not None and (is_restoring or (beginning is not None and beginning.cannot_step(cause))):
+        if checkpoint is not None and (is_restoring or goes_on_wrongly):
             raise SettingError(
                 f"ckpt_path {checkpoint!r} can't be restored: {_sentence(cause, always=True)}"
             ) from error
-        has_begun = beginning is not None and beginning.has_begun
-        if has_begun and not _is_of_settings(cause):
-            raise
         if _is_within(frames[-1], _OURS):
             raise
         place = _setting(config, frames, str(cause))
@@ -175,6 +178,10 @@ def _is_of_settings(error: BaseException) -> bool:
     frame, number = lines[-1]
     line = linecache.getline(frame.f_code.co_filename, number).lstrip()
     return _is_within(frame, *_SETTINGS_OF_OTHERS) and line.startswith(("raise ", "assert "))
+
+
+def _is_step(frame: FrameType) -> bool:
+    return frame.f_code.co_name == "step" and isinstance(frame.f_locals.get("self"), optim.Optimizer)
 
 
 def _is_within(frame: FrameType, *folders: Path) -> bool:

@@ -150,9 +150,10 @@ class AverageSession(Session[WeightAverage]):
         technique, trainer = self.technique, self.run.trainer
         if trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by Trainer.__init__ elsewhere
             return
-        given = ", ".join(f"{name} is {getattr(technique, name)}" for name in technique.delays)
+        settings = {name: getattr(technique, name) for name in technique.delays}
+        given = ", ".join(f"{name} is {value}" for name, value in settings.items() if value is not None)
         rank_zero_warn(
-            f"{type(technique).__name__} has had no effect: {given}, but training ended at epoch "
+            f"{type(technique).__name__} has had no effect: {f'{given}, but ' if given else ''}training ended at epoch "
             f"{trainer.current_epoch}, step {step_number(trainer) - 1}"
         )
 
