@@ -125,7 +125,7 @@ def test_a_number_that_is_the_same_for_both_losses_leaves_them_right(loss):
 
 
 def by_what_is_left(_, out, targets):
-    rest = targets[2:].unique()
+    rest = targets[2:4].unique()
     spread = sum((rest == label).float().mean() for label in rest.unbind())
     return F.cross_entropy(out, targets) + spread * 0
 
