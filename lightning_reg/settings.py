@@ -256,7 +256,7 @@ def as_patterns(name: str, value: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def named_or_imported(name: str, value: Any, options: Sequence[str]) -> Any:
-    """Returns a known name or the object at a dotted import path; what can be called passes through.
+    """Returns a known name or the object at a dotted import path; anything but a string passes through.
 
     So a YAML file can say ``norm: batch`` as well as ``norm: torch.nn.LazyBatchNorm1d``.
 
@@ -265,13 +265,12 @@ def named_or_imported(name: str, value: Any, options: Sequence[str]) -> Any:
         options: Known names.
 
     Raises:
-        SettingError: If the name is unknown or the path can't be imported, or the value is neither text nor callable.
+        SettingError: If the name is unknown or the path can't be imported.
 
     >>> named_or_imported("norm", "math.sqrt", ["batch"])(4)
     2.0
     """
     if not isinstance(value, str):
-        check_callable(name, value, f"one of {', '.join(options)} or a callable")
         return value
     if "." not in value:
         check_choice(name, value, options)

@@ -99,7 +99,8 @@ class BatchImagesSession(Session[BatchImages]):
 
     def _step(self, training_step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self._is_due():
-            self._write(args[0] if args else next(iter(kwargs.values())))
+            with torch._C.DisableTorchFunction():  # mixing, which follows the labels, isn't to follow what is drawn
+                self._write(args[0] if args else next(iter(kwargs.values())))
         return training_step(*args, **kwargs)
 
     def _is_due(self) -> bool:

@@ -16,7 +16,7 @@ from lightning_reg.nn.layers.normalization import (
     FilterResponseNorm,
     GhostBatchNorm,
 )
-from lightning_reg.settings import SettingError, check_range, named_or_imported
+from lightning_reg.settings import SettingError, check_callable, check_range, named_or_imported
 
 __all__ = [
     "ACTIVATIONS",
@@ -186,6 +186,7 @@ def drop_weights_or_inputs(dropout: str | Callable[[float], nn.Module], p: float
 
 def _made(name: str, make: Callable[..., Any], *arguments: float) -> nn.Module:
     """Calls a user's function, and names it in the error if it doesn't make a layer."""
+    check_callable(name, make, "a known name or a callable that makes a module")
     call = f"{getattr(make, '__name__', make)}({', '.join(map(str, arguments))})"
     try:
         layer = make(*arguments)
