@@ -199,8 +199,8 @@ class GaussianDropout(RatedLayer):
         Nitish Srivastava et al.: Dropout: A Simple Way to Prevent Neural Networks from Overfitting, JMLR 2014,
         section 10.
 
-    >>> GaussianDropout(0.2)(torch.zeros(2))
-    tensor([0., 0.])
+    >>> GaussianDropout(0.2).eval()(torch.ones(2))
+    tensor([1., 1.])
     """
 
     def __init__(self, p: float = 0.5) -> None:
