@@ -92,6 +92,14 @@ def test_is_what_the_loss_itself_would_do(loss, smoothed_loss):
     assert metrics["val_loss"] > 0
 
 
+def test_smoothing_of_one_makes_all_targets_equal():
+    def uniform(logits, _):
+        return F.cross_entropy(logits, torch.full_like(logits, 1 / logits.shape[1]))
+
+    weights, _ = fit(F.cross_entropy, LabelSmoothing(smoothing=1.0))
+    torch.testing.assert_close(weights, fit(uniform)[0])
+
+
 def test_both_sides_of_a_mixture_are_smoothed_in_either_order():
     mixing, smoothing = BatchMixing(Mixup(alpha=0.7), seed=3), LabelSmoothing(smoothing=0.1)
     one, _ = fit(F.cross_entropy, mixing, smoothing)
@@ -155,10 +163,10 @@ def test_a_loss_within_checkpointing_is_refused():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"smoothing": 1.0}, r"smoothing must be in \[0, 1\), but is 1.0"),
+        ({"smoothing": 1.1}, r"smoothing must be in \[0, 1\], but is 1.1"),
         (
             {"smoothing": 0.6, "schedule": StrengthSchedule(end=2.0)},
-            r"smoothing times the schedule's factor must be in \[0, 1\), but is 1.2",
+            r"smoothing times the schedule's factor must be in \[0, 1\], but is 1.2",
         ),
         ({"smoothing": 0.1, "schedule": 0.5}, "schedule must be a StrengthSchedule"),
     ],

@@ -42,7 +42,7 @@ class LabelSmoothing(Technique):
     loss, as if it had set the argument itself.
 
     Args:
-        smoothing: Share ε of the target that is spread evenly over all classes, in [0, 1).
+        smoothing: Share ε of the target that is spread evenly over all classes, in [0, 1]; 1 for equal targets.
         schedule: Factor of ε over the course of training; constant where None.
 
     Logs:
@@ -69,11 +69,11 @@ class LabelSmoothing(Technique):
 
     def __init__(self, *, smoothing: float, schedule: StrengthSchedule | None = None) -> None:
         super().__init__()
-        check_range("smoothing", smoothing, low=0, high=1, high_open=True)
+        check_range("smoothing", smoothing, low=0, high=1)
         check_schedule(schedule)
         if schedule is not None:
             largest = smoothing * max(schedule.bounds)
-            check_range("smoothing times the schedule's factor", largest, low=0, high=1, high_open=True)
+            check_range("smoothing times the schedule's factor", largest, low=0, high=1)
         self.smoothing = smoothing
         self.schedule = schedule
 
