@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import numbers
 import pkgutil
 import sys
 from collections.abc import Iterable, Sequence
@@ -132,7 +133,7 @@ def check_range(
     lightning_reg.settings.SettingError: drop_prob must be in [0, 1), but is 1.0
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise SettingError(f"{name} must be a number, but is {value!r}")
+        raise SettingError(f"{name} must be a number, but is {value!r}{_how_to_convert(value, 'float')}")
     above = value > low if low_open else value >= low
     below = value < high if high_open else value <= high
     is_infinite = abs(value) == math.inf
@@ -144,6 +145,12 @@ def check_range(
     right = ")" if high_open or (math.isinf(high) and not infinite) else "]"
     bounds = [str(bound).replace("inf", "∞") for bound in (low, high)]
     raise SettingError(f"{name} must be in {left}{bounds[0]}, {bounds[1]}{right}, but is {value}")
+
+
+def _how_to_convert(value: Any, kind: str) -> str:
+    """Returns how NumPy's numbers become Python's, which alone can lie in configurations and checkpoints."""
+    is_foreign = isinstance(value, numbers.Real) and not isinstance(value, (int, float))
+    return f"; convert it by {kind}(...)" if is_foreign else ""
 
 
 def check_count(name: str, value: int, *, low: int = 1, high: int = sys.maxsize) -> None:
@@ -163,7 +170,7 @@ def check_count(name: str, value: int, *, low: int = 1, high: int = sys.maxsize)
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         is_beyond = isinstance(value, int) and value > sys.maxsize  # such a number may be too long to print
         most = f" and at most {high:,}" if high < sys.maxsize or is_beyond else ""
-        found = f"above {sys.maxsize:,}" if is_beyond else repr(value)
+        found = f"above {sys.maxsize:,}" if is_beyond else f"{value!r}{_how_to_convert(value, 'int')}"
         raise SettingError(f"{name} must be a whole number of at least {low}{most}, but is {found}")
 
 

@@ -1,0 +1,242 @@
+"""What docs/differences.md says of torch, torchvision and Lightning, seen beside them."""
+
+import copy
+import functools
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import fx, nn
+from torch.utils.data import DataLoader, TensorDataset
+from torchvision.ops import drop_block2d
+from torchvision.transforms import v2
+
+from lightning_reg.callbacks import (
+    BestWeightsEarlyStopping,
+    ExponentialMovingAverage,
+    GradientClipping,
+    L2Penalty,
+    LabelSmoothing,
+    Lookahead,
+    ReplaceNorm,
+    StochasticWeightAverage,
+)
+from lightning_reg.nn import DropBlock, Dropout, GhostBatchNorm
+from lightning_reg.settings import SettingError
+from lightning_reg.transforms import CutMix, Mixup, RandomErasing
+from tests.helpers import quiet_trainer
+
+
+class SmallNetwork(LightningModule):
+    """Two layers and a BatchNorm, in float64; remembers its losses and what validation was done with."""
+
+    def __init__(self, manual=False):
+        super().__init__()
+        torch.manual_seed(0)
+        self.network = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 3)).double()
+        self.automatic_optimization = not manual
+        self.losses, self.trained, self.validated, self.batches = [], [], [], 0
+
+    def training_step(self, batch, batch_idx):
+        inputs, targets = batch
+        loss = F.cross_entropy(self.network(inputs), targets)
+        self.losses.append(loss.detach())
+        self.batches += 1
+        if not self.automatic_optimization:
+            optimizer = self.optimizers()
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            optimizer.step()
+        return loss
+
+    def on_before_zero_grad(self, optimizer):
+        self.trained.append(self.network[0].weight.detach().clone())
+
+    def validation_step(self, batch, batch_idx):
+        self.validated.append(self.network[0].weight.detach().clone())
+        self.log("val_loss", F.cross_entropy(self.network(batch[0]), batch[1]))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.5)
+
+
+def data():
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randn(24, 4, generator=generator, dtype=torch.float64)
+    return DataLoader(TensorDataset(inputs, torch.arange(24) % 3), batch_size=6)
+
+
+def fitted(*callbacks, manual=False, **settings):
+    module = SmallNetwork(manual)
+    trainer = quiet_trainer(*callbacks, **{"max_epochs": 3, "num_sanity_val_steps": 0, **settings})
+    trainer.fit(module, data(), data())
+    return module
+
+
+def weights(module):
+    return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+
+
+def test_averages_are_the_same_without_warm_up():
+    theirs = fitted(EMAWeightAveraging(decay=0.8, use_buffers=False))
+    ours = fitted(ExponentialMovingAverage(decay=0.8, warmup=False, buffers="copy"))
+    torch.testing.assert_close(weights(ours), weights(theirs), rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(ours.validated[-1], theirs.validated[-1], rtol=1e-12, atol=1e-14)
+    assert not torch.allclose(weights(fitted(ExponentialMovingAverage(decay=0.8))), weights(theirs))
+
+
+def test_an_average_takes_the_weights_that_end_a_period():
+    """Decay 0 keeps those that were taken last; twelve steps have periods of five and a rest."""
+    theirs = fitted(EMAWeightAveraging(decay=0.0, update_every_n_steps=5, use_buffers=False))
+    ours = fitted(ExponentialMovingAverage(decay=0.0, every_n_steps=5))
+    after = fitted().trained  # the n-th of them is the weights after n - 1 steps
+    assert ours.network[0].weight.equal(after[10])
+    assert theirs.network[0].weight.equal(after[11])
+
+
+def test_an_average_of_late_weights_runs_no_more_steps_and_needs_no_rate():
+    with pytest.raises(TypeError):
+        StochasticWeightAveraging()
+    theirs = fitted(StochasticWeightAveraging(swa_lrs=0.5, swa_epoch_start=1))
+    ours = fitted(StochasticWeightAverage(start=1))
+    assert (theirs.batches, ours.batches) == (16, 12)
+    assert ours.validated[8].equal(ours.network[0].weight)  # each epoch validates four batches
+    assert not theirs.validated[8].equal(theirs.network[0].weight)
+    assert theirs.validated[12].equal(theirs.network[0].weight)  # in the epoch that follows the last
+
+
+@pytest.mark.parametrize("restores", [True, False])
+def test_early_stopping_restores_the_best_weights_unless_it_shall_not(restores):
+    stopping = {"monitor": "val_loss", "mode": "max", "patience": 1}
+    theirs = fitted(EarlyStopping(**stopping))
+    ours = fitted(BestWeightsEarlyStopping(**stopping, restore_best_weights=restores))
+    assert ours.batches == theirs.batches
+    assert weights(ours).equal(weights(theirs)) is not restores
+    assert ours.network[0].weight.equal(ours.validated[0]) is restores
+
+
+def test_gradients_are_clipped_in_manual_optimization():
+    with pytest.raises(MisconfigurationException, match="not supported for manual"):
+        fitted(manual=True, gradient_clip_val=0.01)
+    by_hand = fitted(gradient_clip_val=0.01)
+    assert weights(fitted(GradientClipping(max_norm=0.01), manual=True)).equal(weights(by_hand))
+
+
+def test_the_logged_loss_is_that_of_the_task():
+    assert fitted(L2Penalty(weight=5.0)).losses[0] == fitted().losses[0]
+    assert fitted(LabelSmoothing(smoothing=0.5)).losses[0] != fitted().losses[0]
+
+
+def test_decay_spares_norms_and_biases():
+    class Decays(SmallNetwork):
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.5, weight_decay=0.1)
+
+    def fit(module, *callbacks):
+        quiet_trainer(*callbacks, limit_train_batches=1, limit_val_batches=0).fit(module, data(), data())
+        return weights(module)
+
+    everything = fit(Decays())
+    penalty = functools.partial(L2Penalty, weight=0.1)
+    torch.testing.assert_close(
+        fit(SmallNetwork(), penalty(exclude_norm_and_bias=False)), everything, rtol=0, atol=1e-15
+    )
+    spared = SmallNetwork()
+    plain = SmallNetwork()
+    fit(spared, penalty())
+    fit(plain)
+    same = {name for name, value in spared.named_parameters() if value.equal(plain.get_parameter(name))}
+    assert same == {"network.0.bias", "network.1.weight", "network.1.bias", "network.3.bias"}
+
+
+def test_dropout_draws_other_masks_at_the_same_rate():
+    inputs = torch.ones(100_000)
+    masks = []
+    for layer in (nn.Dropout(0.3), Dropout(0.3)):
+        torch.manual_seed(0)
+        masks.append(layer(inputs))
+    assert not masks[0].equal(masks[1])
+    assert all(abs((mask == 0).double().mean() - 0.3) < 0.01 for mask in masks)
+
+
+def test_ghost_batches_count_as_batches():
+    ghosts, whole = GhostBatchNorm(4, ghost_batch_size=5), nn.BatchNorm1d(4)
+    inputs = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+    ghosts(inputs)
+    for part in inputs.split(5):
+        whole(part)
+    torch.testing.assert_close(ghosts.running_var, whole.running_var)
+
+
+def test_a_layer_is_one_call_in_a_graph():
+    graph = fx.symbolic_trace(nn.Sequential(nn.Linear(4, 4), DropBlock(0.1))).graph
+    assert [node.op for node in graph.nodes] == ["placeholder", "call_module", "call_module", "output"]
+
+
+def test_settings_are_numbers_of_python():
+    with pytest.raises(SettingError, match=r"^weight must be a number, but is .*; convert it by float\(\.\.\.\)$"):
+        L2Penalty(weight=np.float32(0.1))
+    with pytest.raises(SettingError, match=r"^k must be a whole number .*; convert it by int\(\.\.\.\)$"):
+        Lookahead(k=np.int64(5))
+    assert L2Penalty(weight=float(np.float32(0.1))).weight == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("kinds", [(Mixup, v2.MixUp), (CutMix, v2.CutMix)])
+def test_an_own_label_stays_the_dominant_one_beside_the_same_neighbor(kinds):
+    ours, theirs = kinds[0](alpha=1.0), kinds[1](alpha=1.0, num_classes=8)
+    images, targets = torch.rand(8, 3, 16, 16), torch.arange(8)
+    shares = []
+    for seed in range(20):
+        torch.manual_seed(seed)
+        _, own = ours(images, F.one_hot(targets, 8).double(), stream=Random(seed))
+        _, other = theirs(images, targets)
+        for mixed in (own, other):
+            assert all(set(row.nonzero().flatten().tolist()) <= {n, (n - 1) % 8} for n, row in enumerate(mixed))
+        shares.append((own.diagonal().min(), other.diagonal().min()))
+    assert min(own for own, _ in shares) >= 0.5 > min(other for _, other in shares)
+
+
+def test_each_image_has_a_box_of_its_own():
+    torch.manual_seed(0)
+    images = torch.ones(8, 1, 16, 16)
+    erased, _ = RandomErasing(prob=1.0)(images, torch.zeros(8), stream=Random(0))
+    assert not erased[1:].eq(erased[:1]).all()
+    together = v2.RandomErasing(p=1.0)(images)
+    assert together.eq(together[:1]).all()
+
+
+def test_blocks_are_dropped_at_the_rate_that_was_asked_for():
+    torch.manual_seed(0)
+    inputs = torch.ones(4_000, 1, 6, 6)
+    ours, theirs = DropBlock(0.3, block_size=3)(inputs), drop_block2d(inputs, 0.3, 3)
+    rates = [(dropped == 0).double().mean().item() for dropped in (ours, theirs)]
+    assert rates[0] == pytest.approx(0.3, abs=0.01)
+    assert rates[1] != pytest.approx(0.3, abs=0.01)
+    assert (ours.mean(0) - 1).abs().max() < 0.1 < (theirs.mean(0) - 1).abs().max()
+
+
+def test_a_new_norm_has_a_scale_and_a_shift():
+    class Plain(SmallNetwork):
+        def __init__(self):
+            super().__init__()
+            self.network[1] = nn.BatchNorm1d(6, affine=False).double()
+
+    module = Plain()
+    quiet_trainer(ReplaceNorm(norm="layer")).fit(module, data(), data())
+    assert {name for name, _ in module.network[1].named_parameters()} == {"weight", "bias"}
+
+
+def test_a_checkpoint_has_the_average_where_the_model_is_expected(tmp_path):
+    found = {}
+    for name, average in {"theirs": EMAWeightAveraging(decay=0.8), "ours": ExponentialMovingAverage(decay=0.8)}.items():
+        saver = ModelCheckpoint(tmp_path / name, save_last=True)
+        module = fitted(average, copy.deepcopy(saver), enable_checkpointing=True)
+        found[name] = torch.load(tmp_path / name / "last.ckpt", weights_only=True)
+        assert found[name]["state_dict"]["network.0.weight"].equal(module.network[0].weight)
+    assert "current_model_state" in found["theirs"]
+    assert "current_model_state" not in found["ours"]
