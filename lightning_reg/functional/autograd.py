@@ -5,13 +5,18 @@ from torch import Tensor
 
 from lightning_reg.settings import SettingError
 
-__all__ = ["gradient_by_inputs", "is_traced_or_transformed"]
+__all__ = ["gradient_by_inputs", "is_traced_or_transformed", "is_transformed"]
+
+
+def is_transformed() -> bool:
+    """Whether torch.func transforms the caller, outside of compiled code."""
+    # torch has no public function for it.
+    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def is_traced_or_transformed() -> bool:
     """Whether torch.compile traces the caller or torch.func transforms it, so that a custom gradient can't be used."""
-    # torch has no public function for the latter.
-    return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
+    return torch.compiler.is_compiling() or is_transformed()
 
 
 def gradient_by_inputs(loss: Tensor, inputs: Tensor, *, keep_graph: bool = False, create_graph: bool = False) -> Tensor:

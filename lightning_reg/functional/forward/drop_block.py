@@ -47,7 +47,7 @@ def drop_block(inputs: Tensor, seeds: Tensor, block_size: int, gamma: float | Te
     # Bytes are the fastest to combine, and torch converts numbers faster to floats than bools.
     dropped = seeds.to(torch.uint8) if seeds.dtype != torch.bool else seeds.view(torch.uint8)
     real = inputs.real if inputs.is_complex() else inputs
-    covering = real.new_ones((), dtype=torch.promote_types(real.dtype, torch.float32))
+    covering = torch.ones((), dtype=torch.promote_types(real.dtype, torch.float32), device=real.device)
     for dim in range(2, inputs.ndim):
         dropped = _covered(dropped, dim, block_size)
         shape = [-1] + [1] * (inputs.ndim - 1 - dim)

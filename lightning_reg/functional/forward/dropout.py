@@ -77,13 +77,13 @@ def mixout(weight: Tensor, start: Tensor, p: float, stream: NoiseStream | None =
 
 
 def _is_left_to_torch(inputs: Tensor, p: float) -> bool:
-    if torch.compiler.is_compiling():
+    if is_traced_or_transformed():
         return True
     # In 16 bits torch's 1 / (1 - p) would be rounded, always in the same direction.
     if not is_faster(inputs.numel(), p) and inputs.dtype not in (torch.bfloat16, torch.float16):
         return True
     is_plain = type(inputs) in (Tensor, nn.Parameter) and inputs.layout == torch.strided and inputs.is_floating_point()
-    return not is_plain or inputs.device.type != "cpu" or is_traced_or_transformed()
+    return not is_plain or inputs.device.type != "cpu"
 
 
 def keep_and_rescale(inputs: Tensor, keep: Tensor, p: float) -> Tensor:

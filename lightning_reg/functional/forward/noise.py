@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from lightning_reg.functional.autograd import is_transformed
 from lightning_reg.functional.bernoulli import bernoulli_int16
 from lightning_reg.settings import SettingError
 
@@ -29,12 +30,26 @@ def draw(
     >>> draw("bernoulli", torch.zeros(2), (3,), 1.0)
     tensor([1., 1., 1.])
     """
+    if is_transformed():
+        return _functional_draw(kind, like, shape, p, generator)
     if kind == "bits" and like.device.type == "cpu" and type(like) in (Tensor, nn.Parameter):  # a shard has its own way
         return _as_strided_like(bernoulli_int16(math.prod(shape), p, generator), like, shape)
     noise = _empty(like, shape, _dtype(kind, like))
     if kind in ("bernoulli", "bits"):
         return noise.bernoulli_(p, generator=generator)
     return noise.uniform_(generator=generator) if kind == "uniform" else noise.normal_(generator=generator)
+
+
+def _functional_draw(
+    kind: str, like: Tensor, shape: Sequence[int], p: float, generator: torch.Generator | None
+) -> Tensor:
+    """Draws as torch.vmap asks for by its ``randomness``, which fills no tensor in place that it doesn't map."""
+    size, dtype, device = tuple(shape), _dtype(kind, like), like.device
+    if kind in ("bernoulli", "bits"):
+        return torch.bernoulli(torch.full(size, p, dtype=dtype, device=device), generator=generator)
+    if kind == "uniform":
+        return torch.rand(size, generator=generator, dtype=dtype, device=device)
+    return torch.randn(size, generator=generator, dtype=dtype, device=device)
 
 
 def _dtype(kind: str, like: Tensor) -> torch.dtype:

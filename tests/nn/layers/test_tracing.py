@@ -1,9 +1,11 @@
-"""torch.fx records our layers as it records torch's own: as one call, made anew each time the graph runs."""
+"""torch.fx records our layers as it records torch's own, as one call made anew each time; torch.func maps them."""
 
 import pytest
 import torch
 from torch import fx, nn
+from torch.func import functional_call, vmap
 
+from lightning_reg.functional.forward.noise import NoiseStream
 from lightning_reg.nn import (
     Attention,
     ChannelsFirstLayerNorm,
@@ -91,3 +93,25 @@ def test_the_parts_of_a_block_stay_visible():
     network = transformer_network((3, 8, 8), 3, embed_dim=8, depth=1, num_heads=2)
     targets = {node.target for node in fx.symbolic_trace(network).graph.nodes}
     assert any("attention" in str(target) for target in targets)
+
+
+# The others draw nothing, or have what torch can't map over: recurrences, or running statistics.
+MAPPED = [*list(LAYERS)[: list(LAYERS).index("concrete") + 1], "MLP", "residual MLP"]
+
+
+@pytest.mark.parametrize("has_stream", [False, True])
+@pytest.mark.parametrize("name", MAPPED)
+def test_vmap_has_its_say_in_whether_samples_share_what_is_drawn(name, has_stream):
+    make, shape = LAYERS[name]
+    torch.manual_seed(0)
+    module = make()
+    streams = {layer: NoiseStream() for layer in module.modules() if hasattr(layer, "stream")} if has_stream else {}
+    for layer, stream in streams.items():
+        layer.stream = stream
+    inputs = torch.randn(1, *shape[1:]).expand(8, 1, *shape[1:])
+    state = dict(module.state_dict(keep_vars=True))
+    spread = {}
+    for randomness in ("same", "different"):
+        mapped = vmap(lambda row: functional_call(module, state, (row,)), randomness=randomness)(inputs)
+        spread[randomness] = (mapped - mapped[:1]).abs().max()
+    assert spread["same"] < 1e-6 < spread["different"]
