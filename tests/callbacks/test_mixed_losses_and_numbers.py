@@ -100,8 +100,15 @@ def summed(module, out, targets):
     return sum(parts.values())
 
 
+def scaled(module, out, targets):
+    loss = of_torch(module, out, targets)
+    module.log("loss", loss.item())
+    module.share = getattr(module, "share", torch.tensor(0.5))
+    return (0.25 + 0.5) * loss * module.share + 0.1 * loss
+
+
 @mixings
-@pytest.mark.parametrize("loss", [logged, checked, measured, counted, summed], ids=lambda loss: loss.__name__)
+@pytest.mark.parametrize("loss", [logged, checked, measured, counted, summed, scaled], ids=lambda loss: loss.__name__)
 def test_numbers_for_logs_and_checks_are_not_warned_of(mixing, loss):
     """A warning would be an error here."""
     fit(mixing, Theirs(loss))

@@ -1,11 +1,13 @@
 """Mixup, CutMix and the other mixing transforms for an existing project."""
 
+import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning_utilities.core.apply_func import apply_to_collection
@@ -52,6 +54,7 @@ class BatchMixing(Technique):
     label on mixed inputs, and so lower than without mixing. Regression losses are interpolated, too: the mean squared
     error's gradient is that of the interpolated target. What can't be followed (code that isn't torch's, with
     ``per_sample=True`` everything nonlinear) is refused by name, and so is a loss inside activation checkpointing.
+    A branch by a number that was taken out of a loss (``if loss.item() > 1``) isn't seen, unlike ``if loss > 1``.
     ``F.l1_loss(weight=...)`` loses its weight within any of torch's function modes (2.14), and so here.
 
     Deviates from the papers: see the transforms. With ``per_sample=True`` each side of a mean has the loss's own
@@ -126,6 +129,7 @@ class MixingSession(Session[BatchMixing]):
         is_checked: Whether a training step has been seen to compute a loss of the targets.
         has_partners: Whether a batch has had more samples than one; None before the first.
         told: Warnings that have been given.
+        companions: Those of the previous step's losses.
     """
 
     innermost: ClassVar[bool] = False
@@ -135,6 +139,7 @@ class MixingSession(Session[BatchMixing]):
     is_checked: bool = False
     has_partners: bool | None = None
     told: set[str] = field(default_factory=set)
+    companions: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         run = self.run
@@ -224,10 +229,11 @@ class MixingSession(Session[BatchMixing]):
                 f"something differentiable of them by {', '.join(sorted(losses.others))}: that sees each sample's own "
                 "target alone"
             )
-        if losses.taken:
+        taken = losses.taken | (losses.out if self._are_new(losses.companions) else set())
+        if taken:
             self._tell(
                 f"{self.name} mixes what torch computes, but training_step takes values of the loss or the targets out "
-                f"of torch by {', '.join(sorted(losses.taken))}: where a loss is computed or chosen by these, that "
+                f"of torch by {', '.join(sorted(taken))}: where a loss is computed or chosen by these, that "
                 "isn't mixed; use tensors there, as in loss / loss.detach(), and the weight of torch's losses"
             )
         if losses.unmixed:
@@ -236,6 +242,11 @@ class MixingSession(Session[BatchMixing]):
                 f"training_step also computes {', '.join(sorted(losses.unmixed))} of another part of the batch, which "
                 "isn't mixed"
             )
+
+    def _are_new(self, companions: list[Any]) -> bool:
+        """Whether numbers that a loss met differ from those of the previous step, and so may be computed from it."""
+        before, self.companions = self.companions, [_remembered(value) for value in companions]
+        return bool(before) and self.companions != before
 
     def _is_left_out(self, losses: InterpolatedLosses, output: Any) -> bool:
         """Whether a batch isn't trained on, or by nothing that is made of its targets."""
@@ -248,6 +259,11 @@ class MixingSession(Session[BatchMixing]):
         if text not in self.told:
             self.told.add(text)
             rank_zero_warn(text)
+
+
+def _remembered(value: Any) -> Any:
+    """Returns a number itself, and a tensor or an array as a reference that is equal to another of the same alone."""
+    return value if isinstance(value, float | np.generic) else (id(value), weakref.ref(value))
 
 
 def _tensors_beside(batch: Any, input_key: Key, targets: Tensor) -> list[Tensor]:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["is_check", "is_linear", "is_of_elements", "is_pure", "is_repeated", "takes_out", "writes"]
+__all__ = ["is_check", "is_linear", "is_of_elements", "is_pure", "is_repeated", "returns_number", "takes_out", "writes"]
 
 # Pure functions that don't mix samples: applied to the targets, they can be applied to the partners', too.
 _METHODS = """
@@ -64,13 +64,15 @@ _NOT_REPEATED = """
     gumbel_softmax rand_like randn_like randint_like
 """
 # Functions that return numbers, lists and arrays, which can't be followed.
+_NUMBERS = """
+    item __bool__ __int__ __float__ __index__ is_nonzero
+"""
 _OUT_OF_TORCH = """
-    item tolist numpy __array__ __dlpack__ __bool__ __int__ __float__ __complex__ __index__ __contains__ is_nonzero
-    equal allclose
+    tolist numpy __array__ __dlpack__ __complex__ __contains__ equal allclose
 """
 # What isn't finite isn't for either end, and constants, which metrics check as well, are the same.
 _CHECKS = "isnan isinf isfinite isposinf isneginf ones_like zeros_like"
-_SUMS_OF, _PRODUCTS_OF, _FIRST_OF, _ELEMENTS_OF, _WRITING, _ONCE, _OUT, _CHECKING = (
+_SUMS_OF, _PRODUCTS_OF, _FIRST_OF, _ELEMENTS_OF, _WRITING, _ONCE, _NUMBER, _OUT, _CHECKING = (
     frozenset(names.split())
     for names in (
         _SUMS,
@@ -79,6 +81,7 @@ _SUMS_OF, _PRODUCTS_OF, _FIRST_OF, _ELEMENTS_OF, _WRITING, _ONCE, _OUT, _CHECKIN
         _OF_ELEMENTS,
         _IN_PLACE,
         _NOT_REPEATED,
+        _NUMBERS,
         _OUT_OF_TORCH,
         _CHECKS,
     )
@@ -112,7 +115,12 @@ def is_of_elements(func: Callable[..., Any]) -> bool:
 
 def takes_out(func: Callable[..., Any]) -> bool:
     """Whether a function returns values that aren't torch's: a number, a list, an array."""
-    return _name(func) in _OUT
+    return _name(func) in _OUT or returns_number(func)
+
+
+def returns_number(func: Callable[..., Any]) -> bool:
+    """Whether a function of a tensor with a single element returns that as a number."""
+    return _name(func) in _NUMBER
 
 
 def is_check(name: str) -> bool:

@@ -23,6 +23,7 @@ from lightning_reg.callbacks.batch.followed_functions import (
     is_of_elements,
     is_pure,
     is_repeated,
+    returns_number,
     takes_out,
     writes,
 )
@@ -63,6 +64,8 @@ class InterpolatedLosses(TorchFunctionMode):
             by tensors, or aren't known).
         taken: Names of functions that took values of the targets or of a loss out of torch, by which a loss may have
             been computed or chosen since.
+        out: As ``taken``, but of values by which nothing was computed unless one of ``companions`` was.
+        companions: Numbers and arrays without a gradient that a loss met after values were taken out.
     """
 
     def __init__(
@@ -75,7 +78,8 @@ class InterpolatedLosses(TorchFunctionMode):
         self.others: set[str] = set()
         self.unmixed: set[str] = set()
         self.taken: set[str] = set()
-        self._out: set[str] = set()  # as ``taken``, but without a use so far
+        self.out: set[str] = set()
+        self.companions: list[Any] = []
         self._out_of_targets: set[str] = set()
         # By id. The tensors are kept alive, so that no id is reused.
         self._beside = {id(tensor): tensor for tensor in beside}
@@ -242,8 +246,8 @@ class InterpolatedLosses(TorchFunctionMode):
         args: Any,
         kwargs: dict[str, Any],
     ) -> Any:
-        if self._out and self._has_others(args, kwargs) and any(loss.has_gradient for loss in losses):
-            self.taken |= self._out
+        if self.out and any(loss.has_gradient for loss in losses):
+            self.companions += self._others(args, kwargs)
         changed = any(pair.is_changed() for pair in (*losses, *targets))
         has_ends = not changed and all(loss.own is not None for loss in losses)
         if has_ends and is_repeated(func) and kwargs.get("out") is None and self._keeps_samples(func, losses, args):
@@ -292,40 +296,50 @@ class InterpolatedLosses(TorchFunctionMode):
 
         A value that is only logged can't be told from one that a loss is multiplied by later, but most are logged last.
         """
-        result = func(*args, **kwargs)
         unmixed = [self._unmixed[id(value)][1] for value in operands if id(value) in self._unmixed]
         losses = [self._losses[id(value)] for value in operands if id(value) in self._losses]
         targets = [self._targets[id(value)] for value in operands if id(value) in self._targets]
         is_lost = any(id(value) in self._lost for value in operands)
         if not (unmixed or losses or targets or is_lost) or (unmixed and all(map(is_check, unmixed))):
-            return result
+            return func(*args, **kwargs)
         is_known = not unmixed and not is_lost and all(pair.own is not None for pair in losses)
-        # A loss has two values, which needn't be fetched from a device.
-        if is_known and (isinstance(result, int) or (isinstance(result, float) and not losses)):
-            own, partners = (self._ends(args, kwargs, partners=of_partners) for of_partners in (False, True))
-            # Of the labels of one end there may be no single number.
-            with contextlib.suppress(RuntimeError, ValueError):
-                if math.isclose(func(*own[0], **own[1]), func(*partners[0], **partners[1]), rel_tol=1e-6):
-                    return result
+        result, ends = self._with_ends(func, args, kwargs) if is_known else (func(*args, **kwargs), ())
+        # A loss has two values anyway.
+        if ends and not (losses and isinstance(result, float)) and math.isclose(*ends, rel_tol=1e-6):
+            return result
         name = _name(func)
         if isinstance(result, bool):
             if torch.is_grad_enabled() and not is_lost:  # else it is a metric's, or a check of what labels there are
                 self.taken.add(name)
             return result
-        self._out.add(name)
+        self.out.add(name)
         if not losses and not unmixed and not isinstance(result, float):
             self._out_of_targets.add(name)
         return result
 
-    def _has_others(self, args: Any, kwargs: dict[str, Any]) -> bool:
-        """Whether a function has arguments, beside the followed ones, that may be computed from values taken out."""
+    def _with_ends(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> tuple[Any, tuple[Any, ...]]:
+        """Returns what a function takes out, and if that is a number the same of each end, where there is one."""
+        own, partners = (self._ends(args, kwargs, partners=of_partners) for of_partners in (False, True))
+        if returns_number(func) and all(part.numel() == 1 for part in (args[0], own[0][0], partners[0][0])):
+            # The host waits for the device once.
+            result, *ends = map(func, torch.stack((args[0], own[0][0], partners[0][0])).cpu())
+            return result, tuple(ends)
+        result = func(*args, **kwargs)
+        if isinstance(result, bool):
+            with contextlib.suppress(RuntimeError, ValueError):
+                return result, (func(*own[0], **own[1]), func(*partners[0], **partners[1]))
+        return result, ()
+
+    def _others(self, args: Any, kwargs: dict[str, Any]) -> list[Any]:
+        """Returns the arguments, beside the followed ones, that may be computed from values taken out."""
         values = _flat((*args, *kwargs.values()))
         followed = (self._losses, self._targets)
-        return any(
-            (isinstance(value, float) or (hasattr(value, "__array__") and not getattr(value, "requires_grad", False)))
-            and not any(id(value) in map_ for map_ in followed)
+        return [
+            value
             for value in values
-        )
+            if isinstance(value, float) or (hasattr(value, "__array__") and not getattr(value, "requires_grad", False))
+            if not any(id(value) in map_ for map_ in followed)
+        ]
 
     # Ends
 
