@@ -193,6 +193,7 @@ class OfNoLoss(SomebodysModule):
     ("module", "others", "settings", "message"),
     [
         (LeavesOneOut, [], {}, "logits of all samples, .* but has 23, no multiple of 3"),
+        (LeavesOneOut, [], {"loss_of": "all"}, "logits of all samples, .* but has 23, no multiple of 3"),
         (Checkpointed, [], {}, "outside of activation checkpointing"),
         (OfNoLoss, [], {}, "calls neither cross_entropy nor nll_loss"),
         (Batches, [], {"normalization": None}, "were normalized by, but they lie in .* rather than"),

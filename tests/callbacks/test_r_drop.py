@@ -124,13 +124,15 @@ def test_a_dropout_that_never_drops_is_refused():
         fit(SomebodysModule(prepare=idle), RDrop(weight=1.0))
 
 
-def test_logits_of_an_odd_number_of_samples_are_refused():
+@pytest.mark.parametrize("first", [0, 1], ids=["at once", "later"])
+def test_logits_of_an_odd_number_of_samples_are_refused(first):
     class LeavesOneOut(SomebodysModule):
         def training_step(self, batch, batch_idx):
-            return F.cross_entropy(self.network(batch[0])[1:], batch[1][1:])
+            left_out = int(batch_idx >= first)
+            return F.cross_entropy(self.network(batch[0])[left_out:], batch[1][left_out:])
 
     with pytest.raises(SettingError, match=r"must hand on the logits of all samples, .* but has 15, an odd number"):
-        fit(LeavesOneOut(prepare=uneven), RDrop(weight=1.0))
+        fit(LeavesOneOut(prepare=uneven), RDrop(weight=1.0), limit_train_batches=2)
 
 
 def test_a_batch_without_one_row_a_sample_is_refused():

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
 from lightning_reg.callbacks.batch.reg_mixup import RegMixup
-from lightning_reg.callbacks.loss.logits import LogitsSession
+from lightning_reg.callbacks.loss.logits import LogitsSession, copies_of
 from lightning_reg.callbacks.loss.loss_term import LossTerm
 from lightning_reg.callbacks.loss.r_drop import RDrop
 from lightning_reg.core.batches import Key, check_key, dense_part_of, repeated, step_with_repeated, with_parts
@@ -134,7 +134,8 @@ class AugmentationConsistency(LossTerm):
 
     def _penalty(self, logits: Tensor, counted: Tensor | None) -> Tensor:
         counted = None if counted is None else counted[: len(counted) // self.views]
-        return jensen_shannon_divergence(logits.chunk(self.views), self.weight, counted=counted)
+        views = copies_of(logits, self.views, technique=type(self).__name__)
+        return jensen_shannon_divergence(views, self.weight, counted=counted)
 
 
 def _checked(normalization: Any) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
@@ -319,17 +320,11 @@ class _CleanLosses(TorchFunctionMode):
         if func not in self._losses or not torch.is_grad_enabled():  # otherwise it is a metric
             return func(*args, **kwargs)
         given = dict(zip(("input", "target"), args, strict=False)) | kwargs
-        rows = len(given["input"])
-        if rows % self._views:
-            raise SettingError(
-                "the training step must hand on the logits of all samples, in the order of the batch, so that "
-                f"AugmentationConsistency finds all views of each, but has {rows}, no multiple of {self._views}"
-            )
+        clean, *_ = copies_of(given["input"], self._views, technique="AugmentationConsistency")
         if self._checks and not torch.compiler.is_compiling() and is_checkpointed():
             raise SettingError(
                 "the loss must be computed outside of activation checkpointing with AugmentationConsistency, which "
                 "doesn't see it where it is computed again; checkpoint the network alone"
             )
-        clean = rows // self._views
         settings = {name: value for name, value in kwargs.items() if name not in ("input", "target")}
-        return func(given["input"][:clean], given["target"][:clean], *args[2:], **settings)
+        return func(clean, given["target"][: len(clean)], *args[2:], **settings)

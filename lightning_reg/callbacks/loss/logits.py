@@ -15,7 +15,7 @@ from lightning_reg.callbacks.loss.loss_term import TermSession
 from lightning_reg.core.hooks import is_transformed
 from lightning_reg.settings import SettingError
 
-__all__ = ["LogitsSeen", "LogitsSession", "check_log_probabilities"]
+__all__ = ["LogitsSeen", "LogitsSession", "check_log_probabilities", "copies_of"]
 
 _ROUNDING = 0.1  # of the logarithm of a sum of probabilities, in 16 bits
 
@@ -112,6 +112,26 @@ class LogitsSeen(TorchFunctionMode):
 def _named(args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Returns the arguments of a loss function by name."""
     return dict(zip(("input", "target", "weight", "size_average", "ignore_index"), args, strict=False)) | kwargs
+
+
+def copies_of(logits: Tensor, times: int, *, technique: str) -> tuple[Tensor, ...]:
+    """Returns the logits of each copy of a batch that was repeated.
+
+    Args:
+        logits: Logits that the training step computes its loss of.
+        times: Number of copies.
+        technique: Name of the calling technique, for the error message.
+
+    Raises:
+        SettingError: If there aren't as many of each copy.
+    """
+    if len(logits) % times:
+        what = "an odd number" if times == 2 else f"no multiple of {times}"
+        raise SettingError(
+            f"the training step must hand on the logits of all samples, in the order of the batch, so that {technique} "
+            f"finds all {times} of each, but has {len(logits)}, {what}"
+        )
+    return logits.chunk(times)
 
 
 def check_log_probabilities(args: Any, kwargs: dict[str, Any], technique: str) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_reg.callbacks.forward.dropout_schedule import DropoutSchedule
-from lightning_reg.callbacks.loss.logits import LogitsSession
+from lightning_reg.callbacks.loss.logits import LogitsSession, copies_of
 from lightning_reg.callbacks.loss.loss_term import LossTerm
 from lightning_reg.core.batches import repeated, step_with_repeated
 from lightning_reg.core.facts import Log
@@ -81,7 +81,7 @@ class RDrop(LossTerm):
         return RDropSession(self, run, self._penalty)
 
     def _penalty(self, logits: Tensor, counted: Tensor | None) -> Tensor:
-        first, second = logits.chunk(2)
+        first, second = copies_of(logits, 2, technique=type(self).__name__)
         counted = None if counted is None else counted.chunk(2)[0]
         return symmetric_divergence(first, second, self.weight, counted=counted)
 
@@ -120,12 +120,7 @@ class RDropSession(LogitsSession):
 
     def _check(self) -> None:
         for logits, _ in self.seen:
-            if len(logits) % 2:
-                raise SettingError(
-                    "the training step must hand on the logits of all samples, in the order of the batch, so that "
-                    f"RDrop finds both of each, but has {len(logits)}, an odd number"
-                )
-            if not self._differs(*logits.detach().chunk(2)):
+            if not self._differs(*copies_of(logits.detach(), 2, technique="RDrop")):
                 raise SettingError(
                     "weight must be left out, because both passes predict the same: the module has no layer that is "
                     "stochastic in training; put dropout into it, or use InsertDropout, with RDrop"
