@@ -449,3 +449,15 @@ def test_a_batch_with_an_iterator_that_ends_is_refused(technique):
 
     with pytest.raises(SettingError, match="training_step must take a batch that can be read twice"):
         fitted(Reads(), technique, data=DataLoader(samples(), batch_size=4, collate_fn=with_an_iterator))
+
+
+@pytest.mark.filterwarnings("ignore:.*a generator, can't be put back")
+def test_an_iterator_of_the_steps_own_that_ends_is_named_as_well():
+    class Reads(Trained):
+        def training_step(self, batch, batch_idx):
+            return next(self.scales) * F.cross_entropy(self.layer(batch[0]), batch[1])
+
+    module = Reads()
+    module.scales = (scale for scale in (1.0,))
+    with pytest.raises(SettingError, match="an iterator, of the batch or of its own, has nothing left"):
+        fitted(module, SharpnessAwareMinimization())

@@ -193,8 +193,8 @@ class Repetition:
             yield
         except StopIteration as error:  # which Lightning's loops would take for the end of the data
             raise SettingError(
-                "training_step must take a batch that can be read twice, because it is run again, not an iterator, "
-                "which has nothing left"
+                "training_step must take a batch that can be read twice, and read nothing else that can't be, because "
+                "it is run again, but an iterator, of the batch or of its own, has nothing left"
             ) from error
         finally:
             self._run.is_again = was_again
