@@ -180,9 +180,19 @@ class TwoHeads(SomebodysModule):
         self.log("val_loss", F.cross_entropy(logits, batch[1]) + F.cross_entropy(logits[:, :2], batch[1].clamp(max=1)))
 
 
+class TakesIterators(SomebodysModule):
+    """Fetches its validation batches by itself."""
+
+    def validation_step(self, dataloader_iter):
+        batch, *_ = next(dataloader_iter)
+        self.log("val_loss", F.cross_entropy(self.network(batch[0]), batch[1]), batch_size=len(batch[1]))
+
+
+@pytest.mark.filterwarnings("ignore:.*`dataloader_iter`")
 @pytest.mark.parametrize(
     ("module", "settings", "message"),
     [
+        (TakesIterators, {}, "deploy must be False with TemperatureScaling where validation_step takes a dataloader"),
         (TwoHeads, {}, "cross_entropy of one head with TemperatureScaling, but calls it with 2 and 3 classes"),
         (OfNumbers, {}, "validation_step must call cross_entropy with logits and class indices"),
         (Doubled, {}, "deploy must be False with TemperatureScaling where no nn.Linear"),
@@ -195,6 +205,14 @@ def test_what_has_no_temperature_is_refused_before_training(module, settings, me
     with pytest.raises(SettingError, match=message):
         fit(module, TemperatureScaling(), num_sanity_val_steps=2, **settings)
     assert module.network.head.weight.equal(weight)
+
+
+@pytest.mark.filterwarnings("ignore:.*`dataloader_iter`")
+def test_batches_that_a_step_fetches_are_measured():
+    scaling, fetches = TemperatureScaling(deploy=False), TemperatureScaling(deploy=False)
+    fit(SomebodysModule(), scaling)
+    fit(TakesIterators(), fetches)
+    assert fetches.calibration == scaling.calibration
 
 
 def test_training_that_calls_the_validation_step_adds_no_logits():

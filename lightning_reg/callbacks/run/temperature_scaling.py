@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -83,9 +84,10 @@ class TemperatureScaling(Technique):
         ``calibration/reliability``.
 
     Raises:
-        SettingError: If ``bins`` is out of its range; at the fit's start, if nothing is validated; at the first
-            validation, if it doesn't hand logits and class indices to ``cross_entropy``, or there is no ``nn.Linear``
-            whose outputs are these logits, where T is to be deployed.
+        SettingError: If ``bins`` is out of its range; at the fit's start, if nothing is validated, or T is to be
+            deployed and ``validation_step`` takes an iterator; at the first validation, if it doesn't hand logits and
+            class indices to ``cross_entropy``, or there is no ``nn.Linear`` whose outputs are these logits, where T is
+            to be deployed.
 
     Reference:
         Chuan Guo, Geoff Pleiss, Yu Sun, Kilian Q. Weinberger: On Calibration of Modern Neural Networks, ICML 2017,
@@ -160,6 +162,12 @@ class TemperatureSession(Session[TemperatureScaling]):
         run, name = self.run, type(self.technique).__name__
         if not run.trainer.enable_validation:
             raise SettingError(f"limit_val_batches must be above 0, and there must be a validation loader, with {name}")
+        takes_iterator = is_param_in_hook_signature(run.module.validation_step, "dataloader_iter", explicit=True)
+        if takes_iterator and self.technique.deploy:
+            raise SettingError(
+                f"deploy must be False with {name} where validation_step takes a dataloader_iter, because a batch has "
+                "to be run again to find the layer whose outputs are the logits"
+            )
         self.suffix = self.technique.suffix(run.trainer)
         self.logits = _Logits()
         run.around_step("validation_step", self._step)
