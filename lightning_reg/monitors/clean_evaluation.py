@@ -24,7 +24,7 @@ from lightning_reg.monitors.clean_samples import are_alike, without_augmentation
 from lightning_reg.monitors.drawn_indices import drawn_indices, list_size
 from lightning_reg.settings import SettingError
 
-__all__ = ["Measured", "clean_loaders", "evaluate"]
+__all__ = ["Measured", "clean_loaders", "evaluate", "number_of_samples"]
 
 Loader = DataLoader[Any]
 _NO_BATCH_SIZE = 64  # where a loader's own batch sampler has none
@@ -76,6 +76,20 @@ def clean_loaders(trainer: Trainer, max_samples: int | None) -> dict[str, Loader
         "train": _loader(clean, of_train, like, trainer, max_samples, "train"),
         "validation": _loader(val.dataset, of_val, val, trainer, max_samples, "validation"),
     }
+
+
+def number_of_samples(trainer: Trainer) -> int | None:
+    """Returns the number of samples that training draws from; None if it isn't known.
+
+    Args:
+        trainer: Trainer in a fit. Its processes have to call this together.
+    """
+    loader = trainer.train_dataloader
+    dataset = getattr(loader, "dataset", None)
+    try:
+        return len(drawn_indices(_checked(loader, "training"), trainer, "training"))
+    except SettingError:
+        return len(dataset) if isinstance(dataset, Sized) else None
 
 
 def _first(loaders: Any) -> Any:

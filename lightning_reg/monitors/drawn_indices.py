@@ -46,8 +46,7 @@ def drawn_indices(loader: DataLoader[Any], trainer: Trainer, which: str) -> Sequ
         sampler = undistributed(sampler.sampler)
     if _iterates_as(sampler, RandomSampler, SequentialSampler):
         return range(len(sampler.data_source))
-    distributes_all = isinstance(sampler, DistributedSampler) and sampler.dataset is loader.dataset
-    if distributes_all or _iterates_as(sampler, DistributedSampler):
+    if _iterates_as(sampler, DistributedSampler) and (sampler.shuffle or sampler.num_replicas == trainer.world_size):
         return range(len(sampler.dataset))
     mine, fault, cause = _attempted(sampler, loader)
     # Each process may draw a share of its own, or fail; all go on together, or none.

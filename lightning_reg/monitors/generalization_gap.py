@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +23,7 @@ from lightning_reg.core.step import Run
 from lightning_reg.core.technique import Technique
 from lightning_reg.core.tensorboard import log_image, log_text, takes_images
 from lightning_reg.functional.measures.learning_curves import generalization_gap
-from lightning_reg.monitors.clean_evaluation import clean_loaders, evaluate
+from lightning_reg.monitors.clean_evaluation import clean_loaders, evaluate, number_of_samples
 from lightning_reg.monitors.fitting_signals import Curves, Signal, find_signals, summary_lines
 from lightning_reg.settings import SettingError, check_count
 
@@ -296,8 +296,7 @@ class _Measuring(Session[GeneralizationGap]):
                 self._warn_of_nothing()
             return
         weights = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
-        dataset = getattr(trainer.train_dataloader, "dataset", None)
-        samples = len(dataset) if isinstance(dataset, Sized) else None
+        samples = number_of_samples(trainer)
         self.signals = find_signals(curves, weights=weights, samples=samples, patience=self.technique.patience)
         self.technique.tell(trainer, self.result())
 

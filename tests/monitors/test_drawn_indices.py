@@ -13,6 +13,7 @@ from torch.utils.data import (
     BatchSampler,
     DataLoader,
     Dataset,
+    DistributedSampler,
     RandomSampler,
     Sampler,
     SequentialSampler,
@@ -184,6 +185,45 @@ class Uncopied(TensorDataset):
 
     def __reduce_ex__(self, protocol):
         raise MemoryError
+
+
+class OnlyTheFirst(DistributedSampler):
+    """Draws a part of what it is to distribute."""
+
+    def __iter__(self):
+        return (row for row in super().__iter__() if row in TRAIN)
+
+    def __len__(self):
+        return len(TRAIN)
+
+
+def of_the_first(_):
+    whole = samples()
+    return DataLoader(whole, 16, sampler=OnlyTheFirst(whole, 1, 0))
+
+
+def test_a_distributed_sampler_that_draws_its_own_way_is_asked():
+    train = of_the_first(TRAIN)
+    logged, of = measured(train, WAYS["subset"](VALIDATION))
+    assert logged == pytest.approx([of(TRAIN), of(VALIDATION)], abs=1e-5)
+
+
+@pytest.mark.parametrize(("shuffle", "rows"), [(False, range(1, 70, 2)), (True, range(70))])
+def test_a_share_that_is_always_the_same_is_a_part(shuffle, rows):
+    train = DataLoader(samples(), 16, sampler=DistributedSampler(samples(), 2, 1, shuffle=shuffle))
+    logged, of = measured(train, WAYS["subset"](VALIDATION))
+    assert logged == pytest.approx([of(rows), of(VALIDATION)], abs=1e-5)
+
+
+@pytest.mark.parametrize("way", ["subset", "somebody's", "weights", "distributed", "batches"])
+def test_weights_are_counted_for_each_sample_that_is_drawn(way):
+    ways = {**WAYS, "distributed": of_the_first}
+    gap = GeneralizationGap(verbose=False)
+    module = Reduces()
+    count = sum(parameter.numel() for parameter in module.parameters())
+    module.more = torch.nn.Parameter(torch.zeros(450 - count))  # 10 for each of those that are drawn
+    fit(gap, module=module, data={"train_dataloaders": ways[way](TRAIN), "val_dataloaders": WAYS["subset"](VALIDATION)})
+    assert "450 trainable weights for 45 samples" in str(gap.signals)
 
 
 class OfTheData(OddOnesFirst):
