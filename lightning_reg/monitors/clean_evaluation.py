@@ -20,11 +20,11 @@ from lightning_reg.core.copies.isolation import isolated
 from lightning_reg.core.lightning import prepared
 from lightning_reg.core.metric_names import lower_is_better, short_name
 from lightning_reg.core.streams import random_stream
-from lightning_reg.monitors.clean_samples import are_alike, without_augmentation
+from lightning_reg.monitors.clean_samples import are_alike, is_drawn_anew, without_augmentation
 from lightning_reg.monitors.drawn_indices import drawn_indices, list_size
 from lightning_reg.settings import SettingError
 
-__all__ = ["Measured", "clean_loaders", "evaluate", "number_of_samples"]
+__all__ = ["Measured", "clean_loaders", "differs_in_chance", "evaluate", "number_of_samples"]
 
 Loader = DataLoader[Any]
 _NO_BATCH_SIZE = 64  # where a loader's own batch sampler has none
@@ -76,6 +76,15 @@ def clean_loaders(trainer: Trainer, max_samples: int | None) -> dict[str, Loader
         "train": _loader(clean, of_train, like, trainer, max_samples, "train"),
         "validation": _loader(val.dataset, of_val, val, trainer, max_samples, "validation"),
     }
+
+
+def differs_in_chance(loaders: Mapping[str, Loader]) -> bool:
+    """Whether the training samples are drawn anew at each reading, and those of validation aren't.
+
+    Args:
+        loaders: Return value of :func:`clean_loaders`.
+    """
+    return is_drawn_anew(loaders["train"].dataset) and not is_drawn_anew(loaders["validation"].dataset)
 
 
 def number_of_samples(trainer: Trainer) -> int | None:

@@ -3,23 +3,54 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
-__all__ = ["all_within", "are_alike", "without_augmentation"]
+__all__ = ["all_within", "are_alike", "is_drawn_anew", "without_augmentation"]
 
 _AUGMENTATION = re.compile(r"transform|augment|^aug(s|_|$)")
 _OTHER = re.compile(
     r"target|label|pick|select|ind(ex|ices)|filter|predicate|sampl|load|read|fetch|open|collate|key|cache"
 )
 """What changes labels, or decides which samples there are and how they are read, rather than how they look."""
+_FEW = 4  # samples, of which one that is flipped at random is almost surely seen
 
 
 def are_alike(train: Dataset[Any], val: Dataset[Any]) -> bool:
     """Whether samples of both data sets have the same form, as far as their classes tell."""
     return type(_whole(train)) is type(_whole(val))
+
+
+def is_drawn_anew(dataset: Dataset[Any]) -> bool:
+    """Whether a data set's first samples differ from one reading to the next, as augmented ones do."""
+    try:
+        indices = range(min(len(dataset), _FEW))  # type: ignore[arg-type]
+        with isolate_rng():
+            first, second = ([list(_contents(dataset[index])) for index in indices] for _ in range(2))
+    except Exception:  # they are read in other ways, or the evaluation will say so
+        return False
+    return first != second
+
+
+def _contents(sample: Any) -> Iterator[bytes]:
+    """Yields the contents of a sample; nothing of objects other than numbers, texts, arrays, images and tensors."""
+    if isinstance(sample, Mapping):
+        sample = list(sample.values())
+    if isinstance(sample, list | tuple):
+        for part in sample:
+            yield from _contents(part)
+        return
+    if isinstance(sample, Tensor):
+        sample = sample.detach().cpu().contiguous().flatten().view(torch.uint8)
+    array = np.asarray(sample)
+    if not array.dtype.hasobject:
+        yield array.tobytes()
 
 
 def _whole(dataset: Any) -> Any:

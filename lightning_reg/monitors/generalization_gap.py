@@ -23,7 +23,7 @@ from lightning_reg.core.step import Run
 from lightning_reg.core.technique import Technique
 from lightning_reg.core.tensorboard import log_image, log_text, takes_images
 from lightning_reg.functional.measures.learning_curves import generalization_gap
-from lightning_reg.monitors.clean_evaluation import clean_loaders, evaluate, number_of_samples
+from lightning_reg.monitors.clean_evaluation import clean_loaders, differs_in_chance, evaluate, number_of_samples
 from lightning_reg.monitors.fitting_signals import Curves, Signal, find_signals, summary_lines
 from lightning_reg.settings import SettingError, check_count
 
@@ -59,8 +59,9 @@ class GeneralizationGap(Technique):
 
     Interacts with: augmentation in a data set: where the training data set, or one within it, is of the class of a
     validation data set, a copy of it gets the transforms of that; what validation has no counterpart of, such as a
-    wrapper around the training data alone, is measured as it is. A data module can override that with a method
-    ``evaluation_dataloader(split)``. Samplers: what they draw from is measured, each sample once, without weights.
+    wrapper around the training data alone, is measured as it is, with a warning where it differs at each reading. A
+    data module can override that with a method ``evaluation_dataloader(split)``. Samplers: what they draw from is
+    measured, each sample once, without weights.
     Several validation loaders: the first one counts. A module whose metrics are only logged by
     ``on_validation_epoch_end`` is measured by what its ``validation_step`` returns. Sums (``reduce_fx="sum"``,
     ``SumMetric``, metrics with ``reduction="sum"``) are compared only where both parts have equally many samples.
@@ -138,7 +139,7 @@ class GeneralizationGap(Technique):
         return list(measured.signals)
 
     def warn(self, text: str) -> None:
-        """Warns that there is nothing to measure."""
+        """Warns that there is nothing to measure, or something else than is meant."""
         rank_zero_warn(text)
 
     def refuse(self, error: SettingError) -> None:
@@ -226,7 +227,14 @@ class _Measuring(Session[GeneralizationGap]):
         trainer = self.run.trainer
         made_of = [trainer.train_dataloader, trainer.val_dataloaders]
         if not self.loaders or any(one is not two for one, two in zip(made_of, self.made_of, strict=True)):
+            is_first = not self.loaders
             self.loaders, self.made_of = clean_loaders(trainer, self.technique.max_samples), made_of
+            if is_first and differs_in_chance(self.loaders):
+                self.technique.warn(
+                    "GeneralizationGap measures training samples that differ at each reading, as validation's don't: "
+                    "if their data set augments them, let a data module's evaluation_dataloader(split) return a "
+                    "loader of 'train' that doesn't"
+                )
 
     def _measure_first(self, ends: Callable[[], None]) -> None:
         trainer = self.run.trainer

@@ -171,3 +171,44 @@ def test_a_data_set_that_holds_itself_is_no_trouble():
     train.whole, val.whole = train, val
     assert without_augmentation(train, val).transform is None
     assert train.transform is far
+
+
+class AugmentsByItself(Rows):
+    """Adds noise in its own code, where it is for training."""
+
+    def __init__(self, rows, *, train):
+        super().__init__(rows)
+        self.train = train
+
+    def __getitem__(self, index):
+        inputs, label = super().__getitem__(index)
+        return {"x": inputs + torch.randn(4) if self.train else inputs, "y": [label, "a", None, float("nan")]}
+
+
+class TakesKeys(Reduces):
+    def training_step(self, batch, batch_idx):
+        return super().training_step((batch["x"], batch["y"][0]), batch_idx)
+
+    def validation_step(self, batch, batch_idx):
+        return super().validation_step((batch["x"], batch["y"][0]), batch_idx)
+
+
+def of_both(train, val):
+    def texts(items):
+        return {"x": torch.stack([item["x"] for item in items]), "y": [torch.stack([item["y"][0] for item in items])]}
+
+    whole = AugmentsByItself(range(45), train=train), AugmentsByItself(range(45, 70), train=val)
+    train, val = (DataLoader(part, 16, collate_fn=texts) for part in whole)
+    return {"train_dataloaders": train, "val_dataloaders": val}
+
+
+def test_augmentation_that_cannot_be_taken_away_is_warned_of_once():
+    with pytest.warns(UserWarning, match="training samples that differ at each reading, as validation's don't") as told:
+        fit(GeneralizationGap(verbose=False), module=TakesKeys(), data=of_both(train=True, val=False))
+    assert sum("at each reading" in str(warning.message) for warning in told) == 1
+
+
+@pytest.mark.parametrize("alike", [False, True])
+def test_samples_of_both_parts_that_are_drawn_alike_are_not_warned_of(alike):
+    """A warning would be an error here."""
+    fit(GeneralizationGap(verbose=False), module=TakesKeys(), data=of_both(train=alike, val=alike))
