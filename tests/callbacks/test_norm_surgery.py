@@ -119,6 +119,26 @@ def test_a_replacement_takes_over_statistics_and_settings():
     assert (norm.eps, norm.momentum, norm.running_mean.tolist()) == (0.25, 0.5, [3.0, 3.0, 3.0])
 
 
+def without(*leaves):
+    norm = nn.BatchNorm2d(3)
+    for leaf in leaves:
+        norm.register_parameter(leaf, None)
+    return nn.Sequential(norm, nn.Flatten(), nn.Linear(768, 3))
+
+
+@pytest.mark.parametrize("norm", ["batch", "ghost_batch", "layer", "instance", "group", "rms", "filter_response"])
+@pytest.mark.parametrize("leaves", [("bias",), ("weight", "bias")])
+def test_a_replacement_has_no_scale_and_no_shift_that_the_norm_was_made_without(norm, leaves):
+    module, _ = fit(lambda: without(*leaves), ReplaceNorm(norm=norm))
+    assert not {f"net.0.{leaf}" for leaf in leaves} & dict(module.named_parameters()).keys()
+    repr(module), copy.deepcopy(module).net[0](torch.zeros(2, 3, 4, 4))
+
+
+def test_what_a_user_makes_has_what_it_was_made_with():
+    module, _ = fit(lambda: without("bias"), ReplaceNorm(norm=functools.partial(nn.GroupNorm, 1)))
+    assert module.net[0].bias is not None
+
+
 def test_norms_over_channels_first_are_replaced_by_such():
     make = lambda: nn.Sequential(ChannelsFirstLayerNorm(3), nn.Flatten(), nn.Linear(768, 3))  # noqa: E731
     module, _ = fit(make, ReplaceNorm(norm="rms", types="LayerNorm"))
@@ -419,6 +439,23 @@ def test_a_new_norm_that_forward_passes_over_is_warned_of_by_name(make, validate
         fit(None, replacing, module=module)
     assert not module.net[1]._forward_hooks
     fit(network, ReplaceNorm(norm="group", exclude=("net.2.*",)))  # warnings are errors
+
+
+class RunsMoreInValidation(Somebodys):
+    def __init__(self):
+        super().__init__(sequential)
+        self.probe = nn.BatchNorm2d(3)
+
+    def validation_step(self, batch, batch_idx):
+        self.net(self.probe(batch[0]))
+
+
+@pytest.mark.parametrize("settings", [{}, {"val_check_interval": 1}, {"check_val_every_n_epoch": 2, "max_epochs": 2}])
+def test_a_new_norm_that_validation_alone_runs_is_not_warned_of(settings):
+    module = RunsMoreInValidation()
+    trainer = quiet_trainer(ReplaceNorm(norm="group"), num_sanity_val_steps=0, **settings)
+    trainer.fit(module, loader(), loader())  # warnings are errors
+    assert not module.probe._forward_hooks
 
 
 def test_norms_in_compiled_networks_are_seen_to_run():

@@ -16,11 +16,12 @@ from typing_extensions import override
 
 from lightning_reg.callbacks.forward.expectations import unmet_expectation
 from lightning_reg.callbacks.forward.surgery import Surgery, WatchedSession, computes_itself
+from lightning_reg.core.bypasses import all_had_a_turn
 from lightning_reg.core.facts import Choice
 from lightning_reg.core.lightning import is_compiled
 from lightning_reg.core.selection import plain_name
 from lightning_reg.core.step import Run
-from lightning_reg.nn import make_norm
+from lightning_reg.nn import NORMS, make_norm
 from lightning_reg.settings import SettingError
 
 __all__ = ["ReplaceNorm"]
@@ -34,7 +35,8 @@ class ReplaceNorm(Surgery):
     """Replaces the normalization layers of an existing network by others.
 
     What it does: each chosen layer is replaced, wherever the module uses it, by one with the same number of features,
-    which takes over scale and shift where both have them, running statistics, ε, momentum, device, dtype, mode and
+    which takes over scale and shift where both have them (and, by name, has none that the old one was made without),
+    running statistics, ε, momentum, device, dtype, mode and
     hooks. The module keeps the change after training. Checkpoints load with the callback.
 
     When to use: BatchNorm with small batches, or many accumulated ones, is noise: ``"group"`` doesn't depend on the
@@ -135,6 +137,8 @@ class ReplaceNorm(Surgery):
         if type(new) is nn.InstanceNorm1d and isinstance(old, nn.BatchNorm1d):
             new.__class__ = _OfPositions  # made by the same call, whatever its arguments were
             vars(new)["place"] = name
+        if isinstance(self.norm, str) and self.norm in NORMS:
+            _leave_out_absent(old, new)
         if (like := next(old.parameters(), next(old.buffers(), None))) is not None:
             new.to(like.device, like.dtype)
         for leaf in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
@@ -152,6 +156,16 @@ class ReplaceNorm(Surgery):
         for hooks in _HOOKS:  # the very same dictionaries, so that handles can still remove what they registered
             vars(new)[hooks] = vars(old)[hooks]
         return new
+
+
+def _leave_out_absent(old: nn.Module, new: nn.Module) -> None:
+    """Takes scale and shift out of a new layer where the old one was made without them."""
+    for leaf in ("weight", "bias"):
+        if old._parameters.get(leaf, ...) is None and leaf in new._parameters:
+            new.register_parameter(leaf, None)
+    for flag in ("affine", "elementwise_affine"):
+        if hasattr(new, flag):
+            setattr(new, flag, any(True for _ in new.parameters()))
 
 
 def _swap(holder: dict[Any, Any] | list[Any], new: dict[nn.Module, nn.Module], seen: set[int]) -> None:
@@ -183,9 +197,11 @@ class ReplacedSession(WatchedSession):
 
     Attributes:
         handles: Handles of the hooks that record whether they run, until that is checked.
+        has_had_turn: Whether training has run long enough; what only validation runs is waited for.
     """
 
     handles: list[RemovableHandle] = field(default_factory=list)
+    has_had_turn: bool = False
 
     def watch(self, layers: dict[str, nn.Module]) -> None:
         """Registers hooks that record whether layers run."""
@@ -197,9 +213,24 @@ class ReplacedSession(WatchedSession):
 
     @override
     def batch_ends(self, outputs: Any, batch_idx: int) -> None:
-        super().batch_ends(outputs, batch_idx)
-        if not self.unseen:
-            self._remove_hooks()
+        trainer = self.run.trainer
+        self.has_had_turn = self.has_had_turn or all_had_a_turn(trainer, batch_idx)
+        if self.unseen and self.has_had_turn and not trainer.enable_validation:
+            self._check()
+
+    @override
+    def validation_epoch_ends(self) -> None:
+        if self.unseen and self.has_had_turn and not self.run.trainer.sanity_checking:
+            self._check()
+
+    @override
+    def train_ends(self) -> None:
+        if self.unseen and self.has_had_turn:
+            self._check()
+
+    def _check(self) -> None:
+        self.check()
+        self._remove_hooks()
 
     @override
     def ends(self, exception: BaseException | None) -> None:

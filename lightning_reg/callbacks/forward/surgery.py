@@ -192,8 +192,11 @@ class WatchedSession(SurgerySession):
 
     @override
     def batch_ends(self, outputs: Any, batch_idx: int) -> None:
-        if not self.unseen or not all_had_a_turn(self.run.trainer, batch_idx):
-            return
+        if self.unseen and all_had_a_turn(self.run.trainer, batch_idx):
+            self.check()
+
+    def check(self) -> None:
+        """Looks, for once, for what has not run."""
         self.unseen = False
         inert = [name for name, acting in self.acting.items() if not acting.has_run]
         if inert:
