@@ -108,6 +108,7 @@ class GhostBatchNorm(_BatchNorm):
         momentum: Weight of a ghost batch in the running statistics, in [0, 1]; None for the average over all.
         affine: Whether to learn a scale and a shift for each channel.
         track_running_stats: Whether to keep running statistics; without them evaluation normalizes by the batch.
+        bias: Whether to learn the shift, where there is a scale.
 
     Raises:
         SettingError: If a number is out of range; in training, if a channel has a single value in the whole batch.
@@ -131,6 +132,7 @@ class GhostBatchNorm(_BatchNorm):
         momentum: float | None = 0.1,
         affine: bool = True,
         track_running_stats: bool = True,
+        bias: bool = True,
     ) -> None:
         check_count("num_features", num_features)
         check_count("ghost_batch_size", ghost_batch_size)
@@ -139,12 +141,14 @@ class GhostBatchNorm(_BatchNorm):
             check_range("momentum", momentum, low=0, high=1)
         super().__init__(num_features, eps, momentum, affine, track_running_stats)
         self.ghost_batch_size = ghost_batch_size
+        if not bias:
+            self.register_parameter("bias", None)  # older versions of torch have no argument for it
 
     @override
     @traced_whole
     def forward(self, input: Tensor) -> Tensor:
         normalize = super().forward
-        if not self.training:
+        if not self.training or not input.numel():
             return normalize(input)
         return torch.cat([normalize(ghost) for ghost in ghost_batches(input, self.ghost_batch_size)])
 

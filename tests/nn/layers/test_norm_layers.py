@@ -178,6 +178,20 @@ def test_evaluation_without_running_statistics_is_of_the_batch():
     assert torch.equal(layer(random_inputs()), expected)
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("shape", [(0, 3, 2, 2), (4, 3, 0, 2)])
+def test_an_empty_batch_is_what_it_is_to_batch_norm(training, shape):
+    ghost, batch = (make(3).train(training) for make in (GhostBatchNorm, nn.BatchNorm2d))
+    assert ghost(torch.zeros(shape)).shape == batch(torch.zeros(shape)).shape == shape
+    torch.testing.assert_close(ghost.state_dict(), batch.state_dict())
+
+
+def test_ghosts_can_be_normalized_without_a_shift():
+    layer, inputs = GhostBatchNorm(16, ghost_batch_size=5, bias=False), torch.randn(10, 16)
+    assert [name for name, _ in layer.named_parameters()] == ["weight"]
+    torch.testing.assert_close(layer(inputs), GhostBatchNorm(16, ghost_batch_size=5)(inputs))
+
+
 def test_filter_response_norm_depends_on_no_other_sample():
     layer = scrambled(FilterResponseNorm(16))
     inputs = random_inputs()
