@@ -3,14 +3,17 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 
-from lightning_reg.callbacks import InputGradientPenalty
+from lightning_reg.callbacks import AdversarialTraining, InputGradientPenalty, JacobianPenalty
 from lightning_reg.functional.loss.input_penalties import input_gradient_penalty
 from lightning_reg.settings import SettingError
 from tests.conformance.problem import Setting, SomebodysModule, Textbook, loader
 from tests.conformance.technique import Technique
 from tests.helpers import quiet_trainer
+
+REENTRANT = [InputGradientPenalty(weight=0.1), JacobianPenalty(weight=0.1), AdversarialTraining(eps=0.1)]
 
 
 @torch.no_grad()
@@ -113,9 +116,24 @@ class OfNoInput(SomebodysModule):
         return self.network.head.weight.square().sum()
 
 
+class OfAlignments(SomebodysModule):
+    """Has a loss without a second derivative."""
+
+    def training_step(self, batch, batch_idx):
+        count = len(batch[1])
+        logs = self.network(batch[0]).log_softmax(1).expand(5, -1, -1)
+        return F.ctc_loss(logs, torch.ones(count, 1, dtype=torch.long), [5] * count, [1] * count)
+
+
+class Checkpointed(SomebodysModule):
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(checkpoint(self.network, batch[0], use_reentrant=True), batch[1])
+
+
 @pytest.mark.parametrize(
     ("module", "inputs", "message"),
     [
+        (OfAlignments(), torch.ones(8, 6), "can be differentiated twice with InputGradientPenalty, .* aten::_ctc_loss"),
         (OfWholeNumbers(), torch.ones(8, 6, dtype=torch.int64), "finds torch.int64 of shape"),
         (OfNoInput(), torch.ones(8, 6), "inputs must be what the loss is computed of"),
         (SomebodysModule(compiled=True), torch.ones(8, 6), "the module must not be compiled with InputGradientPenalty"),
@@ -126,6 +144,13 @@ def test_what_can_not_be_differentiated_is_refused(module, inputs, message):
     trainer = quiet_trainer(InputGradientPenalty(weight=0.1), limit_val_batches=0)
     with pytest.raises(SettingError, match=message):
         trainer.fit(module, batches, batches)
+
+
+@pytest.mark.parametrize("technique", REENTRANT, ids=lambda technique: type(technique).__name__)
+def test_reentrant_checkpoints_are_refused_by_name(technique):
+    name = type(technique).__name__
+    with pytest.raises(SettingError, match=f"use_reentrant must be False .* checkpointed with {name}"):
+        quiet_trainer(technique, limit_val_batches=0).fit(Checkpointed(), loader(), loader())
 
 
 class OfManyPositions(SomebodysModule):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_reg.callbacks.loss.input_term import refusing_reentrant
 from lightning_reg.core.batches import Key, check_key, floating_part_of, with_parts
 from lightning_reg.core.copies.repetition import Repetition, loss_of
 from lightning_reg.core.facts import Chart, Log, Place
@@ -269,7 +270,7 @@ class AdversarialSession(Session[AdversarialTraining]):
 
     def _gradient(self, loss: Tensor, inputs: Tensor, *, keep_graph: bool) -> Tensor:
         scale = scaler_scale(self.run.trainer, loss.device)  # else small gradients underflow in half precision
-        with torch._C.DisableTorchFunction():
+        with torch._C.DisableTorchFunction(), refusing_reentrant(type(self.technique).__name__):
             return gradient_by_inputs(loss if scale is None else loss * scale, inputs, keep_graph=keep_graph)
 
     def _note_range(self, inputs: Tensor) -> None:

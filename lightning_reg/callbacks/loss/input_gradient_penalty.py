@@ -87,7 +87,7 @@ class InputGradientSession(InputTermSession):
     technique: InputGradientPenalty
 
     @override
-    def term_of(self, loss: Tensor) -> Tensor:
+    def by_inputs(self, loss: Tensor) -> Tensor:
         scale = scaler_scale(self.run.trainer, loss.device)
         if scale is None:
             return input_gradient_penalty(loss, self.inputs, self.technique.weight)

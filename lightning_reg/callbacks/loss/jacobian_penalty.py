@@ -137,7 +137,7 @@ class JacobianSession(InputTermSession):
             yield
 
     @override
-    def term(self) -> Tensor:
+    def by_inputs(self, loss: Tensor) -> Tensor:
         if not self.seen:
             raise SettingError(
                 "weight must be left out, because the training step doesn't call cross_entropy, whose input "
