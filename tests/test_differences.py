@@ -23,7 +23,6 @@ from lightning_reg.callbacks import (
     L2Penalty,
     LabelSmoothing,
     Lookahead,
-    ReplaceNorm,
     StochasticWeightAverage,
 )
 from lightning_reg.nn import DropBlock, Dropout, GhostBatchNorm
@@ -218,17 +217,6 @@ def test_blocks_are_dropped_at_the_rate_that_was_asked_for():
     assert rates[0] == pytest.approx(0.3, abs=0.01)
     assert rates[1] != pytest.approx(0.3, abs=0.01)
     assert (ours.mean(0) - 1).abs().max() < 0.1 < (theirs.mean(0) - 1).abs().max()
-
-
-def test_a_new_norm_has_a_scale_and_a_shift():
-    class Plain(SmallNetwork):
-        def __init__(self):
-            super().__init__()
-            self.network[1] = nn.BatchNorm1d(6, affine=False).double()
-
-    module = Plain()
-    quiet_trainer(ReplaceNorm(norm="layer")).fit(module, data(), data())
-    assert {name for name, _ in module.network[1].named_parameters()} == {"weight", "bias"}
 
 
 def test_a_checkpoint_has_the_average_where_the_model_is_expected(tmp_path):
