@@ -18,6 +18,7 @@ import torch.utils.checkpoint
 from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelPruning
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
@@ -300,6 +301,12 @@ def starts_processes(trainer: Trainer) -> bool:
 def flattens_parameters(trainer: Trainer) -> bool:
     """Whether the strategy flattens parameters (FSDP1, DeepSpeed), so that they lose their names."""
     return isinstance(trainer.strategy, twins(FSDPStrategy, DeepSpeedStrategy))
+
+
+def pruned_weights(trainer: Trainer) -> list[tuple[torch.nn.Module, str]]:
+    """Returns the layers and the names of the weights that Lightning's own pruning callbacks will replace."""
+    pruning = (callback for callback in callbacks_of(trainer) if isinstance(callback, twins(ModelPruning)))
+    return [pair for callback in pruning for pair in callback._parameters_to_prune or ()]
 
 
 def average_model(callback: Callback) -> Any:

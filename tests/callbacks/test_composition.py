@@ -10,6 +10,7 @@ from lightning_reg.callbacks import (
     ElasticNetPenalty,
     ExponentialMovingAverage,
     GradientClipping,
+    MaxNorm,
     SharpnessAwareMinimization,
 )
 from lightning_reg.transforms import Mixup
@@ -105,7 +106,7 @@ def test_everything_together_resumes_to_the_bit(tmp_path):
     from tests.conformance.techniques import TECHNIQUES
 
     def run(**settings):
-        left_out = ("GradientClipping ", "UnitNorm", "NonNegative", "BestWeights", "WeightStandardization")
+        left_out = ("GradientClipping ", "MaxNorm", "UnitNorm", "NonNegative", "BestWeights", "WeightStandardization")
         # A second is refused; of two that mix, one by sample, it is warned that one doesn't see the other's partners.
         left_out += ("SharpnessAwareMinimization ", "BatchMixing per sample")
         # Of what repeats the batch or mixes within the network, and BatchMixing, one is enough.
@@ -120,6 +121,7 @@ def test_everything_together_resumes_to_the_bit(tmp_path):
             for callback in technique.attached()
         ]
         together += [GradientClipping(algorithm="percentile", include=("network.frozen.*",))]
+        together += [MaxNorm(max_norm=0.7, exclude=("network.first.*",))]  # whose weight is spectrally normalized
         saves = Saves(tmp_path / "within.ckpt", step=8)
         module = SomebodysModule()
         trainer = Setting().trainer([*together, saves], log_every_n_steps=1)

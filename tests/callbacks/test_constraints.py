@@ -1,8 +1,10 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, parametrize, prune
 
 from lightning_reg.callbacks import MaxNorm, NonNegative, StrengthSchedule, UnitNorm
+from lightning_reg.nn import StandardizedWeight
 from lightning_reg.settings import SettingError
 from tests.conformance.problem import Setting, SomebodysModule, loader
 from tests.helpers import quiet_trainer
@@ -90,3 +92,47 @@ def test_bound_follows_its_schedule():
 def test_bad_settings_are_refused(make, message):
     with pytest.raises(SettingError, match=message):
         make()
+
+
+def pruned(layer):
+    prune.l1_unstructured(layer, "weight", amount=0.3)
+
+
+def standardized(layer):
+    parametrize.register_parametrization(layer, "weight", StandardizedWeight())
+
+
+def constrained(technique, compute):
+    module = SomebodysModule()
+    compute(module.network.first)
+    return fitted(technique, module=module).first.weight
+
+
+UNDONE = [
+    (MaxNorm(max_norm=0.3), parametrizations.spectral_norm, "SpectralNorm"),
+    (MaxNorm(max_norm=0.3), nn.utils.spectral_norm, "SpectralNorm"),
+    (MaxNorm(max_norm=0.3), standardized, "StandardizedWeight"),
+    (UnitNorm(), parametrizations.orthogonal, "Orthogonal"),
+    (UnitNorm(), pruned, "L1Unstructured"),
+    (NonNegative(), standardized, "StandardizedWeight"),
+    (NonNegative(), parametrizations.weight_norm, "WeightNorm"),
+    (NonNegative(), nn.utils.weight_norm, "WeightNorm"),
+]
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+@pytest.mark.parametrize(("technique", "compute", "by"), UNDONE)
+def test_what_the_layer_computes_its_weight_of_against_the_constraint_is_refused(technique, compute, by):
+    with pytest.raises(SettingError, match=rf"exclude must name network\.first\.\S+ with .*, because {by} computes"):
+        constrained(technique, compute)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+@pytest.mark.parametrize("compute", [parametrizations.weight_norm, nn.utils.weight_norm, pruned])
+def test_a_bound_holds_of_weights_that_are_computed_by_unit(compute):
+    assert constrained(MaxNorm(max_norm=0.3), compute).norm(dim=1).max() <= 0.3 + 1e-6
+
+
+@pytest.mark.parametrize("compute", [parametrizations.spectral_norm, nn.utils.spectral_norm, pruned])
+def test_what_is_not_negative_stays_so_where_it_is_scaled(compute):
+    assert constrained(NonNegative(), compute).min() >= 0

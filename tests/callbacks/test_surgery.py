@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.callbacks import StochasticWeightAveraging
+from lightning.pytorch.callbacks import ModelPruning, StochasticWeightAveraging
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -132,6 +132,26 @@ def test_dropped_weights_and_reparametrized_ones_are_refused_in_either_order():
     for callbacks in ((InsertDropConnect(), SpectralNormalization()), (WeightStandardization(), InsertDropConnect())):
         with pytest.raises(SettingError, match=r"exclude must name net\.0"):
             fit(sequential, *callbacks)
+
+
+@pytest.mark.parametrize("technique", [SpectralNormalization(), WeightStandardization()])
+@pytest.mark.parametrize("first", [True, False])
+def test_pruning_of_reparametrized_weights_is_refused_in_either_order(technique, first):
+    pruning = ModelPruning("l1_unstructured", amount=0.3)
+    with pytest.raises(SettingError, match=r"exclude must name net\.0 in .*, or parameters_to_prune leave it out"):
+        fit(sequential, *((pruning, technique) if first else (technique, pruning)))
+
+
+def test_other_weights_than_the_reparametrized_ones_can_be_pruned():
+    module = Somebodys(sequential)
+    pruning = ModelPruning(
+        "l1_unstructured",
+        parameters_to_prune=[(module.net[5], "weight")],
+        amount=0.3,
+        use_lottery_ticket_hypothesis=False,
+    )
+    fit(None, pruning, SpectralNormalization(include=("net.0",)), module=module)
+    assert (module.net[5].weight == 0).float().mean() == pytest.approx(0.3, abs=0.01)
 
 
 def test_optimizers_over_a_list_from_before_are_pointed_out():

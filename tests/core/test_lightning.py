@@ -7,7 +7,7 @@ import pytest
 import torch
 from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from lightning.pytorch import Callback, LightningModule
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, ModelPruning
 from torch.amp.grad_scaler import OptState
 from torch.utils.data import SubsetRandomSampler
 
@@ -65,6 +65,15 @@ def test_the_sampler_that_is_distributed_is_found():
     sampler = SubsetRandomSampler([3, 4])
     assert door.undistributed(DistributedSamplerWrapper(sampler, num_replicas=2, rank=0)) is sampler
     assert door.undistributed(sampler) is sampler
+
+
+def test_what_will_be_pruned_is_known_at_setup():
+    module = SomebodysModule()
+    pruning = ModelPruning("l1_unstructured")
+    trainer = quiet_trainer(pruning)
+    assert door.pruned_weights(trainer) == []
+    pruning.setup(trainer, module, "fit")
+    assert (module.network.first, "weight") in door.pruned_weights(trainer)
 
 
 def test_who_overrides_a_hook():

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from lightning_reg.callbacks.forward.surgery import Surgery, SurgerySession, computes_itself
+from lightning_reg.core.lightning import pruned_weights
 from lightning_reg.core.step import Run
 from lightning_reg.nn.layers.drop_connect import DropConnect
 from lightning_reg.settings import SettingError
@@ -30,9 +31,10 @@ def reparametrized(
         adjective: Description of the parametrized weights, for messages.
 
     Raises:
-        SettingError: If a weight has fewer than two dimensions, is computed by a hook, is dropped at random, or belongs
-            to a layer with a ``forward`` of its own that ``types`` doesn't name.
+        SettingError: If a weight has fewer than two dimensions, is computed by a hook, is dropped at random or
+            pruned, or belongs to a layer with a ``forward`` of its own that ``types`` doesn't name.
     """
+    pruned = {layer for layer, name in pruned_weights(run.trainer) if name == "weight"}
     chosen = {name: layer for name, layer in surgery.selected(run.module).items() if not _has(layer, parametrization)}
     for name, layer in chosen.items():
         weight = getattr(layer, "weight", None)
@@ -43,6 +45,11 @@ def reparametrized(
             )
         if not is_parametrized(layer, "weight") and "weight" not in layer._parameters:  # torch's older weight_norm
             raise SettingError(f"exclude must name {name}, whose weight is computed from others by a hook")
+        if layer in pruned:
+            raise SettingError(
+                f"exclude must name {name} in {type(surgery).__name__}, or parameters_to_prune leave it out in "
+                f"ModelPruning, which can't prune a weight that is {adjective}"
+            )
         if isinstance(layer, DropConnect):
             raise SettingError(
                 f"exclude must name {name} in InsertDropConnect or in {type(surgery).__name__}: dropped weights are no "

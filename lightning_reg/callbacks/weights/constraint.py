@@ -1,10 +1,13 @@
 """Constraints on weights, enforced after every optimizer step."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
+from torch.jit import ScriptModule
+from torch.nn.utils import parametrizations
+from torch.nn.utils.parametrize import ParametrizationList
 from typing_extensions import override
 
 from lightning_reg.core.facts import Place, Position
@@ -14,6 +17,8 @@ from lightning_reg.core.selection import Selection, as_patterns
 from lightning_reg.core.session import Session
 from lightning_reg.core.step import Run, Step, trainable
 from lightning_reg.core.technique import Technique
+from lightning_reg.nn import StandardizedWeight
+from lightning_reg.settings import SettingError
 
 __all__ = ["Constraint"]
 
@@ -34,6 +39,8 @@ class Constraint(Technique):
     position = Position.CONSTRAINT
     tag: ClassVar[str]
     by_unit: ClassVar[bool] = True  # else entry by entry
+    # What computes weights of others that don't keep to a constraint because these do.
+    undone_by: ClassVar[tuple[type, ...]] = (parametrizations._Orthogonal, StandardizedWeight)
 
     def __init__(
         self,
@@ -74,6 +81,18 @@ class ConstraintSession(Session[Constraint]):
         self.selection = Selection.by(technique, self.run.module, by_unit=technique.by_unit, group=technique.group)
         if technique.by_unit:
             refuse_sharded(self.selection.names, type(technique).__name__)
+        self._check_computed()
+
+    def _check_computed(self) -> None:
+        """Raises where a layer computes its weight of what is constrained, in a way that undoes the constraint."""
+        name = type(self.technique).__name__
+        for source, computing in _computed(self.run.module):
+            if source in self.selection.names and isinstance(computing, self.technique.undone_by):
+                raise SettingError(
+                    f"exclude must name {self.selection.names[source]} with {name}, because "
+                    f"{type(computing).__name__.lstrip('_')} computes the layer's weight of it, for which the "
+                    "constraint then doesn't hold"
+                )
 
     @override
     def before_step(self, step: Step) -> None:
@@ -88,3 +107,14 @@ class ConstraintSession(Session[Constraint]):
             by_unit = self.technique.by_unit
             units = self.selection.units(chosen, chosen) if by_unit else [local(parameter) for parameter in chosen]
             self.technique.project_(units, self.factor)
+
+
+def _computed(module: nn.Module) -> Iterator[tuple[nn.Parameter, object]]:
+    """Yields parameters of which layers compute others, and what does so."""
+    for part in module.modules():
+        if isinstance(part, ParametrizationList):
+            yield from ((source, step) for source in part.parameters(recurse=False) for step in part)
+        for hook in () if isinstance(part, ScriptModule) else part._forward_pre_hooks.values():
+            attribute = getattr(hook, "name", None) or getattr(hook, "_tensor_name", None)
+            sources = (part._parameters.get(f"{attribute}_{kind}") for kind in ("orig", "g", "v"))
+            yield from ((source, hook) for source in sources if source is not None)

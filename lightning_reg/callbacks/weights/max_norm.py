@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor
+from torch.nn.utils import parametrizations
+from torch.nn.utils.spectral_norm import SpectralNorm
 from typing_extensions import override
 
 from lightning_reg.callbacks.weights.constraint import Constraint
@@ -37,8 +39,8 @@ class MaxNorm(Constraint):
         schedule: Factor of ``max_norm`` over the training, never 0; constant where None.
 
     Raises:
-        SettingError: If ``max_norm`` isn't positive, a glob matches nothing, nothing selected has two dimensions, or
-            weights are sharded.
+        SettingError: If ``max_norm`` isn't positive, a glob matches nothing, nothing selected has two dimensions,
+            weights are sharded, or a layer normalizes its weight by another norm.
 
     Reference:
         Nitish Srivastava, Geoffrey Hinton, Alex Krizhevsky, Ilya Sutskever, Ruslan Salakhutdinov: Dropout: A Simple Way
@@ -49,6 +51,7 @@ class MaxNorm(Constraint):
     """
 
     tag = "max_norm"
+    undone_by = (*Constraint.undone_by, parametrizations._SpectralNorm, SpectralNorm)
     usual_ranges = (Log("max_norm", 0.5, 8.0),)
 
     def __init__(

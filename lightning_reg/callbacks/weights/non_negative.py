@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
+from torch.nn.utils import parametrizations
+from torch.nn.utils.weight_norm import WeightNorm
 from typing_extensions import override
 
 from lightning_reg.callbacks.weights.constraint import Constraint, ConstraintSession
@@ -29,7 +31,8 @@ class NonNegative(Constraint):
         exclude_norm_and_bias: Whether biases and the parameters of normalization layers are left out.
 
     Raises:
-        SettingError: If a glob matches nothing, or weights are complex.
+        SettingError: If a glob matches nothing, weights are complex, or a layer computes its weight of them by weight
+            normalization or in another way that undoes the constraint.
 
     Reference:
         Daniel D. Lee, H. Sebastian Seung: Learning the Parts of Objects by Non-negative Matrix Factorization, Nature
@@ -41,6 +44,8 @@ class NonNegative(Constraint):
 
     tag = "non_negative"
     by_unit = False
+    # Weight normalization divides by the norm of what may become zero.
+    undone_by = (*Constraint.undone_by, parametrizations._WeightNorm, WeightNorm)
 
     def __init__(
         self,

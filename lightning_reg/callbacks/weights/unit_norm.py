@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor
+from torch.nn.utils import parametrizations
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
 from typing_extensions import override
 
 from lightning_reg.callbacks.weights.constraint import Constraint
@@ -33,7 +36,8 @@ class UnitNorm(Constraint):
         exclude_norm_and_bias: Whether biases and the parameters of normalization layers are left out.
 
     Raises:
-        SettingError: If a glob matches nothing, nothing selected has two dimensions, or weights are sharded.
+        SettingError: If a glob matches nothing, nothing selected has two dimensions, weights are sharded, or a
+            layer normalizes its weight by another norm, or prunes it.
 
     Reference:
         Tim Salimans, Diederik P. Kingma: Weight Normalization, NeurIPS 2016, arXiv:1602.07868, with the length held
@@ -44,6 +48,7 @@ class UnitNorm(Constraint):
     """
 
     tag = "unit_norm"
+    undone_by = (*Constraint.undone_by, parametrizations._SpectralNorm, SpectralNorm, BasePruningMethod)
     fixes_lengths = True
 
     def __init__(
