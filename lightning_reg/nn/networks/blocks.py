@@ -11,7 +11,7 @@ from lightning_reg.nn.factories import drop_weights_or_inputs, make_activation, 
 from lightning_reg.nn.layers.dropout import StochasticDepth, linear_rates
 from lightning_reg.nn.layers.shake_drop import ShakeDrop
 from lightning_reg.nn.networks.tabular import TabularEmbedding
-from lightning_reg.settings import SettingError, as_sequence, check_count, check_range
+from lightning_reg.settings import SettingError, as_sequence, check_callable, check_count, check_range
 
 __all__ = ["ResidualBlock", "convolutional_network", "dense_network"]
 
@@ -22,6 +22,9 @@ class ResidualBlock(nn.Module):
     Args:
         branch: Module from the block's inputs to its outputs.
         shortcut: Module that projects inputs to the shape of the outputs; None where the shapes are equal.
+
+    Raises:
+        SettingError: If one of them can't be called.
 
     Reference:
         Kaiming He, Xiangyu Zhang, Shaoqing Ren, Jian Sun: Identity Mappings in Deep Residual Networks, ECCV 2016,
@@ -34,6 +37,9 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, branch: nn.Module, shortcut: nn.Module | None = None) -> None:
         super().__init__()
+        check_callable("branch", branch, "a module from the block's inputs to its outputs")
+        if shortcut is not None:
+            check_callable("shortcut", shortcut, "a module from the block's inputs to its outputs, or None")
         self.branch = branch
         self.shortcut = shortcut
 

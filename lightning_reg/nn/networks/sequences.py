@@ -11,7 +11,7 @@ from lightning_reg.nn.factories import DROPOUTS, WEIGHT_DROPOUTS, make_dropout, 
 from lightning_reg.nn.layers.dropout import VariationalDropout
 from lightning_reg.nn.layers.stochastic import check_rank
 from lightning_reg.nn.layers.tracing import traced_whole
-from lightning_reg.settings import SettingError, check_choice, check_range, named_or_imported
+from lightning_reg.settings import SettingError, check_callable, check_choice, check_range, named_or_imported
 
 __all__ = ["ImageRows", "OverTime", "SequencePool", "make_sequence_dropout", "make_sequence_norm", "named_sequential"]
 
@@ -43,6 +43,9 @@ class OverTime(nn.Module):
     Args:
         layer: Module from (N, F, T) to the same shape.
 
+    Raises:
+        SettingError: If it can't be called.
+
     >>> import torch
     >>> OverTime(nn.BatchNorm1d(4))(torch.randn(2, 5, 4)).shape
     torch.Size([2, 5, 4])
@@ -50,6 +53,7 @@ class OverTime(nn.Module):
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
+        check_callable("layer", layer, "a module from (N, F, T) to the same shape")
         self.layer = layer
 
     @override

@@ -17,6 +17,7 @@ from lightning_reg.nn import (
     transformer_network,
 )
 from lightning_reg.nn.layers.drop_connect import DropConnect
+from lightning_reg.nn.networks.sequences import OverTime
 from lightning_reg.settings import SettingError
 
 
@@ -65,6 +66,19 @@ def test_dropout_stands_once_a_stage_and_before_the_head():
     ],
 )
 def test_impossible_shapes_are_refused(make, message):
+    with pytest.raises(SettingError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ResidualBlock(5), "branch must be a module .*, but is 5"),
+        (lambda: ResidualBlock(nn.Tanh(), shortcut="none"), "shortcut must be a module .*, but is 'none'"),
+        (lambda: OverTime(None), "layer must be a module .*, but is None"),
+    ],
+)
+def test_what_is_no_layer_is_refused_where_it_is_given(make, message):
     with pytest.raises(SettingError, match=message):
         make()
 
