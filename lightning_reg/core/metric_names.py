@@ -33,6 +33,7 @@ _CLEAR = """
 """
 _QUALITIES = _any_of(f"{_CLEAR} correlation")
 _HIGHER_IS_BETTER = _any_of(f"{_CLEAR} ap map dice rouge meteor correct snr sdr pesq stoi")
+_LAST_IS_QUALITY = re.compile(rf"{_HIGHER_IS_BETTER.pattern}$")  # the noun: `ade_dice`, but not `dice_ce`
 _ACCURACY = re.compile(r"(^|[^a-z])acc(uracy)?([^a-z]|$)")
 
 
@@ -66,11 +67,9 @@ def lower_is_better(name: str) -> bool:
     >>> lower_is_better("fpr_at_tpr"), lower_is_better("tpr_at_fpr")
     (True, False)
     """
-    words = _words(name)
-    measured = words.partition("_at_")[0]  # what follows is where it is measured
-    if any(kind.search(measured) for kind in (_LOSSES, _ERRORS, _QUALITIES, _HIGHER_IS_BETTER)):
-        words = measured
-    return bool(_LOSSES.search(words) or (_ERRORS.search(words) and not _QUALITIES.search(words)))
+    words = _words(name).partition("_at_")[0]  # what follows is where it is measured
+    is_quality = _QUALITIES.search(words) or _LAST_IS_QUALITY.search(words)
+    return bool(_LOSSES.search(words) or (_ERRORS.search(words) and not is_quality))
 
 
 def higher_is_better(name: str) -> bool:

@@ -17,6 +17,7 @@ HIGHER += """
     hamming_accuracy kl_accuracy val_accuracy_ce tpr_at_fpr TPR@FPR=0.01 recall_at_fpr precision@fpr error_free_rate
     distance_correlation log_likelihood elbo mean_reciprocal_rank accuracy_at_best_loss lower slower_rate residual_psnr
     tactful gloss l1_iou accuracy_at_distance_5 true_negative_rate negative_recall look_at_this
+    ade_dice score_at_min_loss value_at_lowest_error ade20k_miou ce_dice
 """.split()  # noqa: SIM905
 
 
