@@ -81,9 +81,13 @@ def clean_loaders(trainer: Trainer, max_samples: int | None) -> dict[str, Loader
 def differs_in_chance(loaders: Mapping[str, Loader]) -> bool:
     """Whether the training samples are drawn anew at each reading, and those of validation aren't.
 
+    Not known where workers read them, whose files mustn't be opened before they are forked.
+
     Args:
         loaders: Return value of :func:`clean_loaders`.
     """
+    if any(loader.num_workers for loader in loaders.values()):
+        return False
     return is_drawn_anew(loaders["train"].dataset) and not is_drawn_anew(loaders["validation"].dataset)
 
 

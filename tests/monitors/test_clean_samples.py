@@ -1,5 +1,7 @@
 """Training samples are measured without their augmentation, wherever in the data set it is kept."""
 
+import os
+
 import pytest
 import torch
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
@@ -193,12 +195,22 @@ class TakesKeys(Reduces):
         return super().validation_step((batch["x"], batch["y"][0]), batch_idx)
 
 
-def of_both(train, val):
+class OpensItsFileOnce(AugmentsByItself):
+    """As of HDF5, which a worker must open for itself."""
+
+    opened = ()
+
+    def __getitem__(self, index):
+        self.opened = (*self.opened, os.getpid())
+        return super().__getitem__(index)
+
+
+def of_both(train, val, kind=AugmentsByItself, **settings):
     def texts(items):
         return {"x": torch.stack([item["x"] for item in items]), "y": [torch.stack([item["y"][0] for item in items])]}
 
-    whole = AugmentsByItself(range(45), train=train), AugmentsByItself(range(45, 70), train=val)
-    train, val = (DataLoader(part, 16, collate_fn=texts) for part in whole)
+    whole = kind(range(45), train=train), kind(range(45, 70), train=val)
+    train, val = (DataLoader(part, 16, collate_fn=texts, **settings) for part in whole)
     return {"train_dataloaders": train, "val_dataloaders": val}
 
 
@@ -212,3 +224,9 @@ def test_augmentation_that_cannot_be_taken_away_is_warned_of_once():
 def test_samples_of_both_parts_that_are_drawn_alike_are_not_warned_of(alike):
     """A warning would be an error here."""
     fit(GeneralizationGap(verbose=False), module=TakesKeys(), data=of_both(train=alike, val=alike))
+
+
+def test_what_workers_read_is_not_read_beside_them():
+    data = of_both(train=True, val=False, kind=OpensItsFileOnce, num_workers=1)
+    fit(GeneralizationGap(verbose=False), module=TakesKeys(), data=data)
+    assert all(loader.dataset.opened == () for loader in data.values())
