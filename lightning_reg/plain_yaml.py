@@ -39,6 +39,8 @@ def parsed_yaml(name: str, text: str) -> Any:
     check_yaml(name, text)
     try:
         return yaml.load(text, Loader=_Loader)  # a SafeLoader
+    except KeyError as error:
+        raise SettingError(f"{name} isn't plain YAML: {error} is no value of its tag") from error
     except (yaml.YAMLError, ValueError, TypeError) as error:  # ValueError: a date such as 2001-99-99
         raise SettingError(f"{name} isn't plain YAML: {_one_line(error)}") from error
 

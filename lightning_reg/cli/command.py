@@ -120,6 +120,7 @@ class RegularizationCLI(LightningCLI):
             # Avoids LightningCLI's warning about calls from Python.
             self.config = parser.parse_args(cast("Sequence[str] | None", args))
         self.settings: dict[str, Any] = as_plain(self.config[self.config["subcommand"]])
+        _check_indices(self.words, self.settings)
         check_settings(self.settings)
 
     @override
@@ -305,6 +306,18 @@ def _warn_of_directions(callbacks: Sequence[Callback]) -> None:
                 f"{type(callback).__name__} waits for a lower {callback.monitor}, which by its name is better where it "
                 "is higher: set mode to max"
             )
+
+
+def _check_indices(words: Sequence[str], settings: Mapping[str, Any]) -> None:
+    """Raises if one entry of a list is set, which the parser takes for a pair of its index and its value."""
+    for word in words:
+        indexed = re.fullmatch(r"--([\w.]+)\.(\d+)", word.partition("=")[0])
+        value: Any = settings
+        for part in indexed[1].split(".") if indexed else ():
+            value = value[-1] if isinstance(value, list) and value else value
+            value = value.get(part, (value.get("init_args") or {}).get(part)) if isinstance(value, Mapping) else None
+        if indexed and isinstance(value, (list, tuple)):
+            raise SettingError(f"{indexed[1]} must be given as a whole, but has {indexed[1]}.{indexed[2]}")
 
 
 def _check_additions(words: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 import re
 import sys
 from argparse import Action
+from enum import Enum
 from numbers import Number
 from typing import Any, NoReturn
 
@@ -60,6 +61,9 @@ _READER = "read_text" if hasattr(ConfigPath, "read_text") else "get_content"  # 
 _read_anything = getattr(ConfigPath, _READER)
 setattr(ConfigPath, _READER, _read_text)
 
+# Some defaults are members of an enumeration, such as that of Timer's interval, which YAML couldn't write.
+yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.value))
+
 _load_anything = get_loader("yaml")
 
 
@@ -70,7 +74,10 @@ def _load_yaml(text: str) -> Any:
         if not isinstance(error.__cause__, yaml.YAMLError):
             raise
         # The parser then treats the value as text.
-    return _load_anything(text)
+    try:
+        return _load_anything(text)
+    except KeyError as error:
+        raise SettingError(f"a value isn't plain YAML: {error} is no value of its tag") from error
 
 
 set_loader("yaml", _load_yaml, (yaml.YAMLError,))

@@ -54,9 +54,14 @@ class Store:
                 found = read_json("output's study.json", identity)
                 if not isinstance(found, dict) or "study" not in found:
                     raise SettingError(f"output must be a study's folder, but {str(identity)!r} doesn't say of which")
-                if found["study"] != self.name or found.get("format") != _FORMAT:
+                if found["study"] != self.name:
                     raise SettingError(
                         f"output must be a folder of {self.name!r}, but {shown} is of {found['study']!r}"
+                    )
+                if found.get("format") != _FORMAT:
+                    raise SettingError(
+                        f"output must be a folder in format {_FORMAT}, that of this version, but {shown} is in "
+                        f"{found.get('format')!r}"
                     )
             elif self.folder.exists() and (not self.folder.is_dir() or any(map(_is_foreign, self.folder.iterdir()))):
                 raise SettingError(f"output must be a new folder or a study's, but {shown} holds something else")
@@ -217,6 +222,8 @@ def _result(run: Run, found: Any) -> Result:
     if not isinstance(found, dict):
         raise SettingError(f"result must have metrics by name, but is {_shown(found)}")
     metrics = {name: _number(f"metrics.{name}", value) for name, value in _mapping("metrics", found).items()}
+    if not metrics:
+        raise SettingError("result must have metrics by name, but has none")
     curves = {
         name: [_point(f"curves.{name}", point) for point in _list(f"curves.{name}", curve)]
         for name, curve in _mapping("curves", found).items()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import BatchSizeFinder
 from torch import Tensor
 
 from lightning_reg.cli import main
@@ -145,6 +146,30 @@ SETTINGS = [
     ("--config search/digits", "must hold settings of a run, but has base: .* search .*search/digits.yaml"),
     ("--config s3://nowhere/x.yaml", "config 's3://nowhere/x.yaml' can't be read: .*s3fs"),
     ("--foo 3", "foo is no setting"),
+    ("--model.optimizer.betas.0 0.5", "model.optimizer.betas must be given as a whole, but has .*betas.0$"),
+    ("--model.optimizer.betas [0.9]", "model.optimizer.betas of AdamW must be a list .*, but is .0.9"),
+    ("--model.optimizer {class_path:SGD,init_args:5}", "model.optimizer must be .* of an Optimizer, but is"),
+    ("--trainer.limit_train_batches 0", r"trainer.limit_train_batches must be in \(0, ∞\), but is 0"),
+    ("--trainer.max_epochs !!bool", "a value isn't plain YAML: '' is no value of its tag"),
+    (f"--data.batch_size 0x{'f' * 5000}", "data.batch_size must be at most 9223372036854775807, but is beyond"),
+    (
+        "--trainer.callbacks+=EarlyStopping --trainer.callbacks.monitor val/loss --trainer.callbacks.patience -1",
+        "trainer.callbacks.patience must be a whole number of at least 0, but is -1",
+    ),
+    (
+        "--trainer.callbacks+=BatchSizeFinder --trainer.callbacks.init_val 0",
+        "trainer.callbacks.init_val must be a whole number of at least 1, but is 0",
+    ),
+    ("--trainer.callbacks+=BaseFinetuning", r"BaseFinetuning \(trainer.callbacks\): NotImplementedError"),
+    (
+        "--trainer.callbacks+=WeightAveraging --trainer.callbacks.avg_fn os.getcwd",
+        "trainer.callbacks.avg_fn of WeightAveraging must be of another type, but is 'os.getcwd'$",
+    ),
+    (
+        "--trainer.callbacks+=StochasticWeightAveraging --trainer.callbacks.swa_lrs 1 "
+        "--trainer.callbacks.avg_fn os.getcwd",
+        "avg_fn of StochasticWeightAveraging must be the import path of a callable.*, but is 'os.getcwd'",
+    ),
     (
         "--trainer.callbacks+=StochasticWeightAveraging --trainer.callbacks.swa_lrs=0.1 "
         "--trainer.callbacks.swa_epoch_start=5",
@@ -175,7 +200,45 @@ def test_checkpoints_of_the_users_own_are_kept_beside_ours(capsys):
     assert len(list(Path("runs").rglob("*.ckpt"))) == 3
 
 
+def test_callbacks_whose_defaults_are_no_plain_values_can_be_used():
+    assert run("fit", "--trainer.callbacks+=Timer", "--trainer.callbacks.duration", "00:01:00:00") == 0
+    assert "interval: step" in next(Path("runs").rglob("config.yaml")).read_text()
+
+
+def test_a_batch_size_is_searched_for_only_before_training(monkeypatch):
+    searches = []
+    monkeypatch.setattr(BatchSizeFinder, "scale_batch_size", lambda *_: searches.append(1))
+    assert run("fit", "--trainer.callbacks+=BatchSizeFinder") == 0
+    assert len(searches) == 1
+
+
 CONFIGS = {
+    "overlay's value": (
+        "model: {init_args: {drop_prob: 30%}}",
+        "model.drop_prob of MLP must be a number, but is '30%'",
+    ),
+    "overlay's name": (
+        "model: {init_args: {hiden_sizes: [3]}}",
+        r"hiden_sizes is no .* of MLP \(model\); did you mean",
+    ),
+    "overlay's list": (
+        "model: {init_args: {optimizer: {class_path: SGD, init_args: {lr: [1]}}}}",
+        r"model.optimizer.lr of SGD must be a number or a Tensor, but is \[1\]$",
+    ),
+    "in an object": (
+        "data: {init_args: {mix: {class_path: Mixup, init_args: {alpha: x}}}}",
+        "data.mix.alpha of Mixup must be a number, but is 'x'$",
+    ),
+    "list for an object": (
+        "trainer: {callbacks+: [{class_path: BatchMixing, init_args: {mix: [Mixup]}}]}",
+        r"trainer.callbacks.mix of BatchMixing must be a Mixing, but is \['Mixup'\]$",
+    ),
+    "number for a name": (
+        "trainer: {callbacks+: [{class_path: L2Penalty, init_args: {1: 2}}]}",
+        "init_args of L2Penalty must have names as keys, but has 1$",
+    ),
+    "tag of another value": ("trainer: {logger: !!bool maybe}", "isn't plain YAML: 'maybe' is no value of its tag"),
+    "prediction null": ("prediction: null", "prediction must be a mapping of settings, but is null"),
     "null": ("trainer: {callbacks+: [null]}", "name of a Callback or a mapping .*, but is null"),
     "function": ("trainer: {callbacks+: [{class_path: os.system}]}", "must be a Callback, but os.system is none"),
     "inits": ("trainer: {callbacks+: [{class_path: L2Penalty, inits: {weight: 1}}]}", "'inits' beside class_path"),

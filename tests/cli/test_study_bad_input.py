@@ -41,6 +41,11 @@ VARIANTS = {
     ),
     "value of another type": ({"model.drop_prob": "much"}, "variants.b: .*drop_prob.*much"),
     "unknown callback": ({"trainer.callbacks+": "L2Penaly"}, "variants.b: .*L2Penaly"),
+    "misspelt setting of a model": (
+        {"model.hidden_size": [3], "data.train_size": 100},
+        r"hidden_size is no setting of MLP \(model\); did you mean model.hidden_sizes\?$",
+    ),
+    "null": ({"model.drop_prob": None, "data.train_size": 100}, "model.drop_prob must be a number, but is null$"),
     "no such overlay": ("nowhere.yaml", "variants.b must name a configuration that exists"),
     "several devices": ({"trainer.devices": 2}, "variants.b: trainer.devices must be 1 in a study"),
     "changes nothing": ({"model.drop_prob": 0.3}, "variants.b changes nothing: like 'a', it is the base as it is"),
@@ -108,7 +113,7 @@ def test_results_that_somebody_changed(capsys, monkeypatch):
     path = write(variants={"a": {}}, seeds=1)
     (run,) = fits(read_study(path))
     store = Store("there", "example")
-    for content in ("{", "[1]", "{}", '{"metrics": null}', None):
+    for content in ("{", "[1]", "{}", '{"metrics": null}', '{"metrics": {}, "curves": {}}', None):
         with store.locked():
             store.prepare(run)
         result = store.run_folder(run) / "result.json"
@@ -138,6 +143,8 @@ def test_another_study_s_folder(capsys):
         pass
     error = error_of(capsys, write(), "--output", "there")
     assert "output must be a folder of 'example', but 'there' is of 'other'" in error
+    Path("there/study.json").write_text('{"study": "example", "format": 0}')
+    assert "in format 1, that of this version, but 'there' is in 0" in error_of(capsys, write(), "--output", "there")
     Path("thesis").mkdir()
     Path("thesis", "text.txt").touch()
     assert "'thesis' holds something else" in error_of(capsys, write(), "--output", "thesis")

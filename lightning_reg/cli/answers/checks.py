@@ -50,6 +50,8 @@ def check_settings(config: Mapping[str, Any]) -> None:
             raise SettingError(f"{section} must be a mapping of settings, but is {shown(config.get(section))}")
         _check_nulls(section, owner, config[section], ())
     _check_size("", config)
+    if config.get("prediction", {}) is None:
+        raise SettingError("prediction must be a mapping of settings, but is null")
     for section in ("model", "data"):
         _check_object(section, config.get(section), FROM_DATA)
     _check_weight_decay(config.get("model") or {})
@@ -75,6 +77,7 @@ def _check_callbacks(trainer: Mapping[str, Any]) -> None:
     for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
         _check_object("trainer.callbacks", callback, ())
         _check_start(callback, trainer.get("max_epochs"))
+        _check_numbers(callback)
         kind = pkgutil.resolve_name(callback["class_path"])
         if _is_base(kind):
             raise SettingError(
@@ -91,6 +94,29 @@ def _check_checkpoint(checkpoint: Mapping[str, Any], epochs: Any) -> None:
     if checkpoint.get("monitor") is None:
         raise SettingError("checkpoint.monitor must be a metric that is logged, but is null")
     _check_period("checkpoint.every_n_epochs", checkpoint.get("every_n_epochs"), epochs)
+
+
+_LEAST_OF_CALLBACKS = {
+    "patience": 0,
+    "init_val": 1,
+    "max_trials": 1,
+    "max_val": 1,
+    "steps_per_trial": 1,
+    "num_training_steps": 1,
+    "refresh_rate": 0,
+    "unfreeze_backbone_at_epoch": 0,
+    "update_every_n_steps": 1,
+    "update_starting_at_step": 0,
+    "update_starting_at_epoch": 0,
+}
+"""Smallest numbers of some settings of Lightning's callbacks, which don't check them."""
+
+
+def _check_numbers(callback: Mapping[str, Any]) -> None:
+    if callback["class_path"].startswith(("lightning.", "pytorch_lightning.")):
+        for name, value in (callback.get("init_args") or {}).items():
+            if name in _LEAST_OF_CALLBACKS and value is not None:
+                check_count(f"trainer.callbacks.{name}", value, low=_LEAST_OF_CALLBACKS[name])
 
 
 _LEAST = {
@@ -119,7 +145,7 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
             "trainer.gradient_clip_val must be given with gradient_clip_algorithm "
             f"{trainer['gradient_clip_algorithm']!r}, but is null"
         )
-    for number in ("accumulate_grad_batches", "val_check_interval"):
+    for number in ("accumulate_grad_batches", "val_check_interval", "limit_train_batches"):
         value = trainer.get(number)
         if isinstance(value, (int, float)):
             check_range(f"trainer.{number}", value, low=0, low_open=True)
@@ -168,7 +194,9 @@ def _check_size(path: str, value: Any) -> None:
         for name, entry in value.items() if isinstance(value, Mapping) else enumerate(value):
             _check_size(f"{path}.{name}" if path else str(name), entry)
     elif isinstance(value, int) and abs(value) > sys.maxsize:
-        raise SettingError(f"{path.replace('.init_args', '')} must be at most {sys.maxsize}, but is {value}")
+        limit = f"at most {sys.maxsize}" if value > 0 else f"at least {-sys.maxsize}"
+        # Such a number may be too long to print.
+        raise SettingError(f"{path.replace('.init_args', '')} must be {limit}, but is beyond")
 
 
 def _check_weight_decay(model: Mapping[str, Any]) -> None:

@@ -220,6 +220,10 @@ def _setting(config: Mapping[str, Any], frames: list[FrameType], message: str) -
             path, arguments = section, config.get(section) or {}
             break
     else:
+        acting = [frame.f_locals.get("self") for frame in frames if not _is_within(frame, _OURS)]
+        acting = [callback for callback in acting if isinstance(callback, Callback)]
+        if acting:
+            return f"{type(acting[-1]).__name__} (trainer.callbacks)"
         return ", ".join(f"{name} is {shown(value)}" for name, value in config.items()) if len(config) == 1 else ""
     words = set(re.findall(r"[\w.+-]+", message))
     named = [name for name in arguments if name in words]

@@ -13,6 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
 from typing_extensions import override
 
 from lightning_reg.settings import near_matches
@@ -32,9 +33,9 @@ _HINTS: Mapping[str, Any] = {
 _NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
 _KEY = re.compile(r'\s*Parser key "([^"]+)":\s*')
 _PROBLEM = re.compile(
-    r"^( *)- Problem with given class_path '([\w.]+)':\n((?:(?:\1 {3,}.*)?\n|\1 {3,}.*\Z)+)", re.MULTILINE
+    r"^( *)(?:- )?Problem with given class_path '([\w.]+)':\n((?:(?:\1 {2,}.*)?\n|\1 {2,}.*\Z)+)", re.MULTILINE
 )
-_VALUE = re.compile(r".*(?:Given value|Got value): (.*)\Z", re.DOTALL)
+_VALUE = re.compile(r".*(?:Given value|Got value): (.*?)(?:\n *Subclass types expect one of:.*)?\Z", re.DOTALL)
 _OF_CLASS = re.compile(r"Expected a <class '(?:[\w.]+\.)?(\w+)'>\. Got value: (\S+)\. Got value: ")
 _NESTED = re.compile(r"NestedArg\(key='([\w.]+)', val=(.*?)\)(?:\n|\Z)", re.DOTALL)
 _UNREAD = re.compile(r"Unable to load config '(.*?)'")
@@ -79,7 +80,9 @@ def explained(message: str, options: Iterable[str] = ()) -> str:  # noqa: PLR091
         problems = [found for found in _PROBLEM.finditer(message) if _resolved(found[2]) not in _classes_in(hint)]
         if value is _MISSING and nested and path.endswith(f".{nested[1]}"):
             value = _read(nested[2])
-        fault = _fault_of_class(path, value, hint)
+        # A mapping with init_args alone changes arguments of a class that another configuration has named.
+        is_overlay = isinstance(value, dict) and "init_args" in value and "class_path" not in value
+        fault = None if problems and (is_overlay or problems[0].start() == 0) else _fault_of_class(path, value, hint)
         if fault:
             return fault
         inner = message.find('Parser key "')
@@ -96,13 +99,13 @@ def explained(message: str, options: Iterable[str] = ()) -> str:  # noqa: PLR091
     if about_names:
         return about_names
     of_class = _of_class(owner)
-    if hint is not None and value is not _MISSING and "Expected" in message:
+    if hint is not None and value is not _MISSING and re.search("Expected|Not a valid subclass", message):
         return f"{path}{of_class} must be {described(hint)}, but is {shown(value)}"
     if nested and value is _MISSING and _classes_in(hint):
         return f"{path} must name {_kind_of(_classes_in(hint))} before {path}.{nested[1]} can be set: --{path} NAME"
-    if nested and value is _MISSING and hint is not None:
+    if nested and value is _MISSING and hint is not None and f".{nested[1]}." not in f"{path}.":
         return f"{path} must be {described(hint)}, given as a whole, but has {path}.{nested[1]}"
-    return _as_told(f"{path}{of_class}", message)
+    return _as_told(f"{path}{of_class}", message, value)
 
 
 def _about_config(message: str, path: str) -> str | None:
@@ -137,11 +140,13 @@ def _about_names(message: str, path: str, owner: Any, options: Iterable[str]) ->
     return f"{option} is no setting{of_which}" + (f"; did you mean {near[0]}?" if near else "")
 
 
-def _as_told(place: str, message: str) -> str:
-    """Returns the parser's message, shortened only if it is about a value of another class."""
+def _as_told(place: str, message: str, value: Any) -> str:
+    """Returns the parser's message, shortened only if it is about a value of another class or of no type it lists."""
     expected = _OF_CLASS.match(message)
     if expected:  # for an annotation that only type checkers can resolve
         return f"{place} must be {_a(expected[1])}, but is {shown(_read(expected[2]))}"
+    if place and value is not _MISSING and "Does not validate against any of the Union subtypes" in message:
+        return f"{place} must be of another type, but is {shown(value)}"
     told = " ".join(message.split())
     return f"{place}: {told}" if place else told
 
@@ -155,6 +160,8 @@ def _hint(owner: Any, key: str) -> Any:
 
 def _value(message: str) -> Any:
     """Returns the value at the end of a message, as a Python literal or as text."""
+    if 'Parser key "' not in message:  # a value that is followed by the object it belongs to
+        message = re.sub(r"\. Got value: Namespace\(.*\Z", "", message.rstrip())
     found = _VALUE.match(message)
     if found is None or re.match(r"NestedArg\(|Namespace\(", found[1]):  # the parser's objects
         return _MISSING
@@ -258,7 +265,8 @@ def described(hint: Any) -> str:  # noqa: PLR0911  # one line per kind
         return "a mapping"
     if issubclass(kind, Iterable) and not issubclass(kind, (str, bytes)) and kind.__module__ in _CONTAINERS:
         elements = [described(arg) for arg in args if arg is not Ellipsis]
-        return f"a list (of {', '.join(dict.fromkeys(elements))})" if elements else "a list"
+        is_fixed = kind is tuple and Ellipsis not in args
+        return f"a list (of {', '.join(elements if is_fixed else dict.fromkeys(elements))})" if elements else "a list"
     return _a(kind.__name__)
 
 
@@ -273,14 +281,13 @@ def _classes_in(hint: Any) -> list[type]:
         if origin is Callable and args:  # a factory: the class it returns
             return _classes_in(args[-1])
         return [found for arg in args for found in _classes_in(arg)]
-    plain = not isinstance(hint, type) or hint in _NAMES or hint.__module__ in _CONTAINERS
+    plain = not isinstance(hint, type) or hint in (*_NAMES, Tensor) or hint.__module__ in _CONTAINERS
     return [] if plain else [hint]
 
 
 def _fault_of_class(path: str, value: Any, hint: Any) -> str | None:
     classes = tuple(dict.fromkeys(_classes_in(hint)))
-    alternatives = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    if not classes or value is _MISSING or any(alternative in (int, float, str) for alternative in alternatives):
+    if not classes or value is _MISSING or _allows_plain(hint):
         return None
     # The trainer's callbacks may be one or a list.
     for entry in value if isinstance(value, list) and value else [value]:
@@ -288,6 +295,13 @@ def _fault_of_class(path: str, value: Any, hint: Any) -> str | None:
         if fault:
             return fault
     return None
+
+
+def _allows_plain(hint: Any) -> bool:
+    """Whether an annotation allows a number or text, possibly in a list."""
+    if get_origin(hint) in (Union, types.UnionType, list, tuple, collections.abc.Sequence):
+        return any(_allows_plain(arg) for arg in get_args(hint))
+    return hint in (int, float, str)
 
 
 def _fault_of_entry(path: str, entry: Any, classes: tuple[type, ...]) -> str | None:  # noqa: PLR0911
@@ -307,9 +321,11 @@ def _fault_of_entry(path: str, entry: Any, classes: tuple[type, ...]) -> str | N
     others = [name for name in entry if name not in ("class_path", "init_args", "dict_kwargs", "__path__")]
     if others:
         return f"{path} has {others[0]!r} beside class_path: arguments of {entry['class_path']} go into init_args"
-    if not isinstance(entry.get("init_args", {}), dict):
-        return f"init_args of {entry['class_path']} must be a mapping, but is {shown(entry['init_args'])}"
-    return None
+    arguments = entry.get("init_args", {})
+    if not isinstance(arguments, dict):
+        return f"init_args of {entry['class_path']} must be a mapping, but is {shown(arguments)}"
+    odd = [name for name in arguments if not isinstance(name, str)]
+    return f"init_args of {entry['class_path']} must have names as keys, but has {shown(odd[0])}" if odd else None
 
 
 def _kind_of(classes: Iterable[type]) -> str:

@@ -1,11 +1,13 @@
 """The table at the end of a fit."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import BatchSizeFinder
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
@@ -16,7 +18,7 @@ from lightning_reg.audit.inventory import technique_settings
 from lightning_reg.cli.results.advice import advice_lines, signs_in, signs_of, situation_of
 from lightning_reg.cli.results.figures import write_figures
 from lightning_reg.cli.runs import run_folders
-from lightning_reg.core.lightning import callbacks_of
+from lightning_reg.core.lightning import callbacks_of, twins
 from lightning_reg.core.messages import quiet, without_loggers
 from lightning_reg.core.metric_names import is_accuracy, lower_is_better, short_name
 from lightning_reg.core.tensorboard import log_final_metrics
@@ -111,7 +113,7 @@ def evaluate_splits(
     measured: dict[str, Any] = {}
     validates = is_overridden("validation_step", model)
     weights = iter([best_path])  # loaded by the first evaluation, and kept for the others
-    with quiet():
+    with quiet(), _without_finders(trainer):
         with without_loggers(trainer):  # these values don't belong on the validation curve
             if validates and isinstance(data, InMemoryData):
                 part = TrainingPart(data)
@@ -124,6 +126,17 @@ def evaluate_splits(
             path = next(weights, None)
             measured["test"] = trainer.test(model, datamodule=data, ckpt_path=path, verbose=False)
     return {split: _short_names(metrics[0]) for split, metrics in measured.items() if metrics}
+
+
+@contextmanager
+def _without_finders(trainer: Trainer) -> Iterator[None]:
+    """Takes BatchSizeFinder away, which would look for a batch size in each evaluation."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
+    trainer.callbacks = [one for one in callbacks if not isinstance(one, twins(BatchSizeFinder))]  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        trainer.callbacks = callbacks  # type: ignore[attr-defined]
 
 
 class TrainingPart(LightningDataModule):

@@ -109,17 +109,17 @@ def _resolved(name: str, pieces: Sequence[Piece], known: Iterable[str] = ()) -> 
     try:
         return resolve(command_of(pieces))
     except SettingError as error:
-        raise SettingError(f"{name}: {error}{_hint(pieces, set(known))}") from error
+        raise SettingError(f"{name}: {_with_hint(str(error), pieces, set(known))}") from error
 
 
-def _hint(pieces: Sequence[Piece], known: set[str]) -> str:
-    """Returns a suggestion: the setting of the base that resembles a setting the base doesn't have."""
+def _with_hint(error: str, pieces: Sequence[Piece], known: set[str]) -> str:
+    """Returns a message about an unknown setting with the setting of the base that resembles it, by its full name."""
     written = [key.removesuffix("+") for piece in pieces if not isinstance(piece, Path) for key in piece]
     for key in (key for key in written if key not in known):
         near = near_matches(key.replace(".init_args.", "."), known, most=1)
-        if near:
-            return f"; did you mean {near[0]}?"
-    return ""
+        if near and f"{key.rpartition('.')[2]} is no setting" in error:
+            return f"{error.partition('; did you mean')[0]}; did you mean {near[0]}?"
+    return error
 
 
 def _names(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
