@@ -20,6 +20,8 @@ Checkpoint = Mapping[str, Any]
 
 _KNOWN = ("lightning", "pytorch_lightning", "lightning_reg", "torch")
 """Packages whose callbacks, optimizers and schedules keep the layout of their state in the course of a run."""
+_TEXTS = ("stopping_reason_message",)
+"""Entries of callbacks' states that are None or text."""
 _LOOPS = ("fit_loop", "validate_loop", "test_loop", "predict_loop")
 
 
@@ -52,6 +54,9 @@ def check_callbacks(path: str, checkpoint: Checkpoint, trainer: Trainer) -> None
         if callback.state_key in saved and _is_known(callback):
             name = f"ckpt_path {path!r} can't be restored: its callbacks.{callback.state_key}"
             _check_layout(name, saved[callback.state_key], callback.state_dict(), _check_number)
+            for text in _TEXTS:
+                if saved[callback.state_key].get(text) is not None:
+                    _check_kind(f"{name}.{text}", saved[callback.state_key][text], str)
 
 
 def check_can_go_on(path: str, checkpoint: Checkpoint, trainer: Trainer) -> None:
@@ -76,6 +81,7 @@ def check_can_go_on(path: str, checkpoint: Checkpoint, trainer: Trainer) -> None
     own_loops = {name: getattr(trainer, name).state_dict() for name in _LOOPS}
     counted = {"epoch": 0, "global_step": 0, "loops": own_loops}
     _check_layout(f"ckpt_path {path!r} can't be restored: its state", checkpoint, counted, _check_count)
+    _check_batches(path, checkpoint["loops"]["fit_loop"].get("epoch_loop.batch_progress", {}))
     schedules = [config.scheduler for config in trainer.lr_scheduler_configs]
     others = {
         "optimizer_states": [_groups_now(optimizer) for optimizer in trainer.optimizers],
@@ -88,6 +94,18 @@ def check_can_go_on(path: str, checkpoint: Checkpoint, trainer: Trainer) -> None
             f"ckpt_path {path!r} holds the states of {len(saved)} learning rate schedules, and this run has "
             f"{len(schedules)}: the rate doesn't go on as it did"
         )
+
+
+def _check_batches(path: str, progress: Mapping[str, Any]) -> None:
+    """Raises if an epoch has counted more batches than the run, or finished more than it has begun."""
+    counts = {when: progress.get(when, {}) for when in ("current", "total")}
+    for when, now in counts.items():
+        begun = now.get("ready", math.inf)
+        if now.get("completed", 0) > begun or (when == "current" and begun > counts["total"].get("ready", math.inf)):
+            raise SettingError(
+                f"ckpt_path {path!r} can't be restored: its state.loops.fit_loop.epoch_loop.batch_progress has more "
+                f"batches in {when} than can be"
+            )
 
 
 def _groups_now(optimizer: Optimizer) -> Mapping[str, Any]:
@@ -120,6 +138,13 @@ def _check_optimizers(path: str, states: Sequence[Any], optimizers: Sequence[Opt
             )
         if any(isinstance(group.get("lr"), (int, float)) and group["lr"] < 0 for group in groups):
             raise SettingError(f"{holds} an optimizer's state with an lr below 0")
+        if any(isinstance(group.get("lr"), (int, float)) and group["lr"] == math.inf for group in groups):
+            raise SettingError(f"{holds} an optimizer's state with an infinite lr")
+        lists = [group.get("params") for group in groups]
+        known = [parameter for parameters in lists if isinstance(parameters, list) for parameter in parameters]
+        unknown = [key for key in state["state"] if key not in known] if isinstance(state.get("state"), Mapping) else []
+        if known and unknown and len(groups) == len(optimizer.param_groups):
+            raise SettingError(f"{holds} an optimizer's state of {unknown[0]!r}, which is none of its parameters")
 
 
 def _check_layout(name: str, saved: Any, own: Any, check_number: Callable[[str, Any, float], None]) -> None:

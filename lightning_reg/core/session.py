@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -95,10 +98,12 @@ class Session(Generic[T]):
             )
         for name, value in state.items():
             now = getattr(self, name)
-            is_number = isinstance(now, (int, float)) and isinstance(value, (int, float))
-            if now is not None and not isinstance(value, type(now)) and not is_number:
+            kinds = _kinds(type(self), name) if now is None else (type(now),)
+            if isinstance(now, (int, float)) or float in kinds:
+                kinds = (*kinds, int, float)
+            if kinds and not isinstance(value, kinds):
                 raise SettingError(
-                    f"ckpt_path must hold {name} of {type(self.technique).__name__} as {type(now).__name__}, but holds "
+                    f"ckpt_path must hold {name} of {type(self.technique).__name__} as {kinds[0].__name__}, but holds "
                     f"{type(value).__name__}"
                 )
             setattr(self, name, value)
@@ -186,6 +191,19 @@ class Session(Generic[T]):
 
     def train_ends(self) -> None:
         """Runs when training has ended as planned."""
+
+
+def _kinds(owner: type, name: str) -> tuple[type, ...]:
+    """Returns the types that a field which is None so far may have; empty where its annotation doesn't tell."""
+    base = next(base for base in owner.__mro__ if name in inspect.get_annotations(base))
+    # Without the other annotations, whose names perhaps only type checkers import.
+    alone = SimpleNamespace(__annotations__={name: inspect.get_annotations(base)[name]})
+    try:
+        hint = get_type_hints(alone, globalns=vars(sys.modules[base.__module__]))[name]
+    except NameError:
+        return ()
+    kinds = [get_origin(kind) or kind for kind in (get_args(hint) if type(None) in get_args(hint) else (hint,))]
+    return tuple(kinds) if all(isinstance(kind, type) for kind in kinds) else ()
 
 
 def plain(value: Any) -> Any:
