@@ -1,6 +1,7 @@
 """Validation of settings; error messages name the argument, the allowed values and the value given."""
 
 import difflib
+import inspect
 import math
 import numbers
 import pkgutil
@@ -18,6 +19,7 @@ __all__ = [
     "check_choice",
     "check_count",
     "check_dim",
+    "check_flags",
     "check_range",
     "check_text",
     "did_you_mean",
@@ -188,6 +190,23 @@ def check_dim(name: str, dim: int) -> None:
     lightning_reg.settings.SettingError: time_dim must be a whole number of at least -64 and at most 63, but is 'last'
     """
     check_count(name, dim, low=-64, high=63)
+
+
+def check_flags(owner: object) -> None:
+    """Raises if an object holds text for one of its arguments that are annotated as true or false.
+
+    Python takes any text for true, ``"false"`` as well.
+
+    Args:
+        owner: An object that keeps its arguments under their names.
+
+    Raises:
+        SettingError: If there is such an argument.
+    """
+    for name, parameter in inspect.signature(type(owner)).parameters.items():
+        value = getattr(owner, name, None)
+        if parameter.annotation in (bool, bool | None, "bool", "bool | None") and isinstance(value, str):
+            raise SettingError(f"{name} must be true or false, but is the text {value!r}")
 
 
 def check_text(name: str, value: str | Path, *, or_path: bool = False) -> None:

@@ -14,7 +14,7 @@ from lightning_reg.core.facts import Chart, Place, Position, Range
 from lightning_reg.core.lightning import callbacks_of, check_version, instance_suffix
 from lightning_reg.core.session import Session, plain
 from lightning_reg.core.step import Run
-from lightning_reg.settings import SettingError
+from lightning_reg.settings import SettingError, check_flags
 
 __all__ = ["Technique"]
 
@@ -155,6 +155,7 @@ class Technique(Callback):
             stale.end()
         if stage == "fit":
             check_version(trainer)
+            check_flags(self)
             self._slot = _Waiting({})  # before a checkpoint's state is loaded; each fit begins anew
 
     @override

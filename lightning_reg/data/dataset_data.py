@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset, IterableDataset, Subset, default_collate
+from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset, default_collate
 from typing_extensions import override
 
 from lightning_reg.core.hyperparameters import save_plain_hyperparameters
@@ -102,6 +102,8 @@ class DatasetData(InMemoryData):
                 raise SettingError(
                     f"{name} must have samples as train has, {_shown(inputs, target)}, but has {_shown(others, other)}"
                 )
+        for name, dataset in given.items():
+            _check_finite(name, dataset, samples[name])
         self.input_shape = tuple(inputs.shape)
         self._pipeline = _pipeline_of(inputs, augment, mean, std)
         self.task = _task_of(target) if task == "auto" else task
@@ -154,6 +156,17 @@ def _first(name: str, dataset: Any) -> tuple[Tensor, Tensor]:
             "such as torchvision's ToImage and ToDtype"
         ) from error
     return inputs, target
+
+
+def _check_finite(name: str, dataset: Any, first: tuple[Tensor, Tensor]) -> None:
+    """Raises if there is a NaN or an infinite number in a dataset of tensors, or in the first sample of another."""
+    tensors = dataset.tensors if type(dataset) is TensorDataset else first
+    for kind, tensor in zip(("inputs", "targets"), tensors, strict=True):
+        if not tensor.isfinite().all():
+            odd = "NaN" if tensor.isnan().any() else "infinite numbers"
+            raise SettingError(
+                f"{name} must have finite {kind}, but has {odd}: leave such samples out, or fill them in"
+            )
 
 
 def _pipeline_of(

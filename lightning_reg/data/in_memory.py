@@ -16,7 +16,7 @@ from lightning_reg.core.streams import check_seed, random_stream
 from lightning_reg.data.loader import Batch, ResumableLoader, SampleDataset, ShuffledSampler, as_fetched
 from lightning_reg.data.targets import Task
 from lightning_reg.functional.batch.mixing import soft_targets
-from lightning_reg.settings import SettingError, check_count
+from lightning_reg.settings import SettingError, check_count, check_flags
 from lightning_reg.transforms import Mixing
 
 __all__ = ["InMemoryData"]
@@ -73,6 +73,7 @@ class InMemoryData(LightningDataModule, ABC):
         self.mix_epochs = mix_epochs
         self.num_workers = num_workers
         self.pin_memory = pin_memory
+        check_flags(self)
         self.seed = seed
         self._splits = {}
         self._said: set[str] = set()

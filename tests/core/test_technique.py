@@ -10,6 +10,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
+from lightning_reg.callbacks import L1Penalty, L2Penalty
 from lightning_reg.core.facts import Position
 from lightning_reg.core.session import HOOKS, Session, kept
 from lightning_reg.core.step import Run
@@ -118,6 +119,18 @@ def test_state_that_comes_late_is_taken(when):
     counter = Counter()
     quiet_trainer(counter, Loads(), max_epochs=1).fit(SomebodysModule(), loader(), loader())
     assert counter.last_result == 10 + BATCHES
+
+
+@pytest.mark.parametrize(
+    ("technique", "name"),
+    [
+        (L1Penalty(weight=0.1, proximal="false"), "proximal"),
+        (L2Penalty(weight=0.1, exclude_norm_and_bias="no"), "exclude_norm_and_bias"),
+    ],
+)
+def test_text_for_what_is_true_or_false_is_refused(technique, name):
+    with pytest.raises(SettingError, match=f"{name} must be true or false, but is the text "):
+        quiet_trainer(technique, max_epochs=1).fit(SomebodysModule(), loader(), loader())
 
 
 def test_state_of_another_version_is_refused_in_a_sentence(tmp_path):

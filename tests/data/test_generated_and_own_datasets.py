@@ -217,6 +217,22 @@ class Streamed(IterableDataset):
             {"train": Own(), "val": Own(shape=(5,)), "num_classes": 3},
             r"val must have samples as train has, inputs \(4,\)",
         ),
+        (
+            {"train": TensorDataset(torch.full((9, 2), torch.nan), torch.arange(9) % 3)},
+            "train must have finite inputs, but has NaN: leave such samples out, or fill them in",
+        ),
+        (
+            {"train": TensorDataset(torch.zeros(9, 2), torch.tensor([0.5] * 8 + [torch.inf]))},
+            "train must have finite targets, but has infinite numbers",
+        ),
+        (
+            {"train": Own(target=float), "val": Own(target=lambda index: torch.nan + index)},
+            "val must have finite targets, but has NaN",
+        ),
+        (
+            {"train": Own(), "num_classes": 3, "pin_memory": "no"},
+            "pin_memory must be true or false, but is the text 'no'",
+        ),
         ({"train": Own(), "num_classes": 3, "val_size": 1.0}, "val_size must leave samples to train on"),
         ({"train": Own(), "num_classes": 3, "augment": "basic"}, r"where samples aren't images .* the shape \(4,\)"),
         (
