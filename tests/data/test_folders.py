@@ -166,6 +166,11 @@ def test_different_sizes_without_image_size_are_refused(image_folder):
         ClassFolders(root).load()
 
 
+def test_images_larger_than_memory_are_refused(image_folder):
+    with pytest.raises(SettingError, match=r"image_size must be such that all images fit into memory, but .* don't"):
+        ClassFolders(image_folder(), image_size=10**8).load()
+
+
 def test_class_that_training_does_not_know_is_refused(image_folder):
     root = image_folder()
     (root / "test" / "class_7").mkdir(parents=True)

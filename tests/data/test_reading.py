@@ -128,6 +128,15 @@ def test_quotes_far_down_and_lines_within_fields_and_packed_files():
         TabularData(path="table.csv", target="x")
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_empty_lines_before_the_header(end):
+    lines = ["", "", "x,y", *(f"{row},{'ab'[row % 2]}" for row in range(20))]
+    Path("table.csv").write_bytes(end.join(lines).encode())
+    data = TabularData(path="table.csv", target="y")
+    data.setup("fit")
+    assert (data.num_classes, data.input_shape) == (2, (1,))
+
+
 def test_names_of_files_and_columns_are_no_patterns_and_no_sql():
     for name in ("a*b[0]?.csv", "it's.csv"):
         path = written(["1", "2"] * 30, "x\"'); DROP TABLE t; --", path=name)

@@ -182,7 +182,12 @@ def read_images(
 
 
 def _decoded(paths: Sequence[str | Path], shape: tuple[int, int, int], image_size: int | None) -> Tensor:
-    images = torch.empty((len(paths), *shape), dtype=torch.uint8)
+    try:
+        images = torch.empty((len(paths), *shape), dtype=torch.uint8)
+    except RuntimeError as error:
+        raise SettingError(
+            f"image_size must be such that all images fit into memory, but {len(paths):,} of {shape} don't"
+        ) from error
 
     def fill(position: int) -> None:
         image = _read(paths[position], image_size)

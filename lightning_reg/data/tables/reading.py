@@ -6,6 +6,7 @@ import codecs
 import csv
 import gzip
 import io
+import itertools
 import re
 import tempfile
 import zlib
@@ -230,10 +231,12 @@ def _text_file(connection: duckdb.DuckDBPyConnection, path: Path) -> RawTable:
         raise SettingError(f"{path.name} must have a line of column names, but is empty")
     columns = ", ".join(f"c{position}: 'VARCHAR'" for position in range(len(names)))
     missing = ", ".join(map(_literal, _MISSING_SPELLED))
+    with _text(path) as file:  # DuckDB would take an empty line for the header
+        skipped = sum(1 for _ in itertools.takewhile(lambda line: not line.strip("\r\n"), file))
     try:
         connection.execute(
             f"CREATE TABLE t AS FROM read_csv({_literal(_exact(path))}, auto_detect = false, header = true, "
-            f"delim = {_literal(separator)}, quote = '\"', escape = '\"', columns = {{{columns}}}, "
+            f"skip = {skipped}, delim = {_literal(separator)}, quote = '\"', escape = '\"', columns = {{{columns}}}, "
             f"nullstr = [{missing}], hive_partitioning = false, store_rejects = true)"
         )
         faults = connection.execute(
