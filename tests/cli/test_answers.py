@@ -408,7 +408,16 @@ class Theirs(MLP):
 def test_fault_in_code_of_the_users_keeps_its_traceback(broken, tmp_path, monkeypatch):
     (tmp_path / "theirs_that_break.py").write_text(THEIRS)
     monkeypatch.syspath_prepend(tmp_path)
-    words = ["fit", "--model", "theirs_that_break.Theirs", "--model.broken", str(broken), *SHORT]
+    words = [
+        "fit",
+        "--model",
+        "theirs_that_break.Theirs",
+        "--model.broken",
+        str(broken),
+        "--seed_everything",
+        "0",
+        *SHORT,
+    ]
     with pytest.raises(ValueError) as caught:  # noqa: PT011  # the parser's, of which it is the cause
         main([*words, "--data.dataset", "digits"])
     error = caught.value
