@@ -18,7 +18,8 @@ class CutMix(Mixing):
     """Pastes a box of another image into every image, and mixes their targets by area.
 
     For images (N, C, H, W), or anything whose last two dimensions are spatial. For signals, whose height or width is 1,
-    a segment is pasted. Targets are as for ``Mixup``.
+    a segment is pasted. Targets are as for ``Mixup``, but where each pixel has one (N, ..., H, W), those of the box are
+    pasted with it: class indices, one-hot maps or numbers.
 
     Args:
         alpha: Parameter of the Beta(alpha, alpha) distribution of the part that stays; at least 0. The box covers the
@@ -45,6 +46,7 @@ class CutMix(Mixing):
     """
 
     input_kind = "images"
+    pastes = True
 
     def __init__(self, *, alpha: float = 1.0, prob: float = 1.0, per_sample: bool = False) -> None:
         check_range("alpha", alpha, low=0)
@@ -61,7 +63,8 @@ class CutMix(Mixing):
         boxes = [self._box(height, width, stream) for _ in range(len(inputs) if self.per_sample else 1)]
         areas = [(bottom - top) * (right - left) / (height * width) for top, bottom, left, right in boxes]
         minor = on_device([min(area, 1 - area) for area in areas], inputs)
-        return Draw(partial(paste_from_previous, boxes=boxes), minor if self.per_sample else minor[0])
+        minor = minor if self.per_sample else minor[0]
+        return Draw(partial(paste_from_previous, boxes=boxes), minor, pastes=True)
 
     def _box(self, height: int, width: int, stream: Random) -> Box:
         share = 1 - stream.betavariate(self.alpha, self.alpha)

@@ -23,13 +23,15 @@ class Draw:
         change: Function from the inputs to the mixed ones, a new tensor.
         minor_weight: Weight of each sample's partner in its target, at most 0.5: a scalar or (N,), on the inputs'
             device. None where targets stay as they are.
+        pastes: Whether ``change`` pastes parts of images, into targets that are maps of their pixels as well.
     """
 
     change: Callable[[Tensor], Tensor]
     minor_weight: Tensor | None = None
+    pastes: bool = False
 
     def targets(self, targets: Tensor) -> Tensor:
-        """Returns the mixed targets.
+        """Returns the mixed targets of whole samples.
 
         Args:
             targets: (N, ...), of a floating dtype.
@@ -47,6 +49,8 @@ class Mixing(ABC):
     """Whether samples are mixed with a partner, so that a batch of one stays as it is."""
     input_kind: ClassVar[Literal["any", "images", "rows"]] = "any"
     """Inputs that can be mixed: anything, images (N, C, H, W), or rows of a table (N, D)."""
+    pastes: ClassVar[bool] = False
+    """Whether each of its draws pastes parts of images."""
 
     @abstractmethod
     def draw(self, inputs: Tensor, *, stream: Random) -> Draw | None:
@@ -82,6 +86,28 @@ class Mixing(ABC):
             return None
         return self.draw(inputs, stream=stream)
 
+    def pastes_into(self, targets: Tensor, inputs: Tensor, draw: Draw | None = None) -> bool:
+        """Whether targets are maps of the inputs' pixels, into which the same parts are pasted as into the inputs.
+
+        Args:
+            targets: (N, ...).
+            inputs: (N, ...).
+            draw: The draw for this batch; where None, whether it is so for every draw.
+
+        Raises:
+            SettingError: If the targets are maps of another size.
+        """
+        if not (self.pastes if draw is None else draw.pastes) or targets.ndim < 3:
+            return False
+        if targets.shape[-2:] == inputs.shape[-2:]:
+            return True
+        if targets.ndim > 3 and targets.shape[-2:].numel() > 1:
+            raise SettingError(
+                f"mix must be Mixup or erase where targets are maps of another size than the inputs, as those of shape "
+                f"{tuple(targets.shape)} for {tuple(inputs.shape)}, into which CutMix can't paste the same boxes"
+            )
+        return False
+
     def __call__(
         self, inputs: Tensor, targets: Tensor, *, stream: Random | None = None, num_classes: int | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -90,7 +116,7 @@ class Mixing(ABC):
         Args:
             inputs: (N, ...), of a floating dtype.
             targets: (N, ...), of a floating dtype, or class indices (N,) where ``num_classes`` is given or targets
-                stay as they are.
+                stay as they are; for CutMix also maps (N, ..., H, W) of any dtype.
             stream: Source of random numbers; None for one seeded from torch's global stream.
             num_classes: Number of classes C, to convert class indices to probabilities (N, C); None for other targets.
 
@@ -100,20 +126,24 @@ class Mixing(ABC):
         if not isinstance(inputs, Tensor) or not isinstance(targets, Tensor):
             kinds = f"{type(inputs).__name__} and {type(targets).__name__}"
             raise SettingError(f"inputs and targets must be tensors to be mixed, but are {kinds}")
-        if num_classes is not None and self.needs_partner:
+        is_map = self.pastes_into(targets, inputs)
+        if num_classes is not None and self.needs_partner and not is_map:
             targets = soft_targets(targets, num_classes)
-        self._check_targets(inputs, targets)
+        self._check_targets(inputs, targets, is_map=is_map)
         if stream is None:
             stream = Random(int(torch.empty((), dtype=torch.int64).random_()))
         draw = self.drawn(inputs, stream=stream)
-        return (inputs, targets) if draw is None else (draw.change(inputs), draw.targets(targets))
+        if draw is None:
+            return inputs, targets
+        change = draw.change if self.pastes_into(targets, inputs, draw) else draw.targets
+        return draw.change(inputs), change(targets)
 
-    def _check_targets(self, inputs: Tensor, targets: Tensor) -> None:
+    def _check_targets(self, inputs: Tensor, targets: Tensor, *, is_map: bool) -> None:
         if inputs.ndim and (not targets.ndim or len(targets) != len(inputs)):
             raise SettingError(
                 f"targets must be as many as inputs, {len(inputs)}, but have the shape {tuple(targets.shape)}"
             )
-        if self.needs_partner and not (targets.is_floating_point() or targets.is_complex()):
+        if self.needs_partner and not is_map and not (targets.is_floating_point() or targets.is_complex()):
             raise SettingError(
                 f"targets must be of a floating dtype to be mixed, but are {targets.dtype}; of class indices "
                 "num_classes makes probabilities"

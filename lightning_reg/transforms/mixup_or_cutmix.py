@@ -16,6 +16,8 @@ __all__ = ["MixupOrCutMix"]
 class MixupOrCutMix(Mixing):
     """Mixes each batch by ``Mixup`` or by ``CutMix``, at random.
 
+    Targets are as for these.
+
     Args:
         mixup_alpha: ``alpha`` of Mixup, at least 0; at 0, its batches stay as they are.
         cutmix_alpha: ``alpha`` of CutMix, at least 0; at 0, its batches stay as they are.

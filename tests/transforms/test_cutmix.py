@@ -160,3 +160,22 @@ def test_what_has_no_two_spatial_axes_is_refused(mix):
 def test_whole_numbers_are_refused():
     with pytest.raises(SettingError, match="inputs must be of a floating dtype"):
         Mixup()(torch.zeros(4, 3, dtype=torch.uint8), torch.eye(4), stream=Random(0))
+
+
+@pytest.mark.parametrize("mix", [CutMix(), CutMix(per_sample=True)], ids=repr)
+@pytest.mark.parametrize("dtype", [torch.long, torch.uint8, torch.bool, torch.float32])
+def test_a_target_of_each_pixel_is_pasted_with_it(mix, dtype):
+    images = torch.randint(0, 2, (4, 1, 8, 8), generator=torch.Generator().manual_seed(0)).float()
+    for targets in (images, images[:, 0]):
+        mixed, pasted = mix(images, targets.to(dtype), stream=Random(1))
+        assert not torch.equal(mixed, images)
+        assert pasted.dtype == dtype
+        assert torch.equal(pasted.float().view_as(mixed), mixed)
+
+
+def test_indices_of_every_pixel_have_no_share_of_mixup():
+    images = torch.rand(4, 1, 8, 8)
+    with pytest.raises(SettingError, match=r"must be of a floating dtype to be mixed, but are torch\.int64"):
+        MixupOrCutMix()(images, torch.zeros(4, 8, 8, dtype=torch.long))
+    pasted = MixupOrCutMix(switch_prob=1.0)(images, images, stream=Random(1))
+    assert torch.equal(*pasted)

@@ -39,12 +39,12 @@ class BatchMixing(Technique):
     λ·L(y_a) + (1 - λ)·L(y_b), with class weights, label smoothing and all other arguments unchanged; y_b are the
     targets of the samples that were mixed in, λ ≥ 1/2. L includes everything that the step computes from the loss up to
     its return value: a root, a focal weight, the mean over the hardest samples. There is one forward pass. Targets may
-    be class indices, one-hot, multi-label or numbers. Validation and test aren't affected.
+    be class indices, one-hot, multi-label or numbers, one a sample or one a pixel: into maps of the images' size,
+    CutMix pastes the same box as into the images, and any loss takes these. Validation and test aren't affected.
 
     When to use: to add Mixup, CutMix, Cutout or random erasing to a project whose data module you don't want to touch.
     When not: with our own data modules, which mix by themselves (``ImageData(mix=...)``); where the loss is computed by
-    a function that isn't torch's, or in compiled code, which is refused at the first such batch; with CutMix,
-    where each pixel has a target of its own, which would have to be pasted, too.
+    a function that isn't torch's, or in compiled code, which is refused at the first such batch.
 
     Cost: that of the transform, and a second evaluation of the loss and of what is computed from it. Memory: one batch
     of inputs. No state.
@@ -178,24 +178,31 @@ class MixingSession(Session[BatchMixing]):
             )
         self.has_partners = bool(self.has_partners) or len(inputs) > 1
         self.current = draw = mixing.mix.drawn(inputs, stream=self._stream())
+        is_pasted = mixing.mix.pastes_into(targets, inputs, draw)
         minor_weight = None
         if draw is not None:
             batch, targets, minor_weight = self._mixed(batch, inputs, targets, draw)
-        if not mixing.mix.needs_partner or (draw is None and self.is_checked):
+        if not mixing.mix.needs_partner or (draw is None and (self.is_checked or is_pasted)):
             return training_step(batch, *args, **kwargs)
         beside = _tensors_beside(batch, mixing.input_key, targets)
-        with InterpolatedLosses(targets, minor_weight, technique=self.name, beside=beside) as losses:
+        # Pasted targets are right for any loss, and only losses beside them are watched.
+        watched = targets.new_empty(0) if is_pasted else targets
+        with InterpolatedLosses(watched, minor_weight, technique=self.name, beside=beside) as losses:
             output = training_step(batch, *args, **kwargs)
+        if is_pasted:
+            self._tell_unmixed(losses)
+            return output
         self._check(losses, output)
         losses.check_returned(output)
         return output
 
     def _mixed(self, batch: Any, inputs: Tensor, targets: Tensor, draw: Draw) -> tuple[Any, Tensor, Tensor | None]:
         """Returns the batch for the training step, its targets, and the weight of their partners."""
+        is_pasted = self.technique.mix.pastes_into(targets, inputs, draw)
         # A new tensor object, by whose identity losses of these targets are recognized.
-        targets = targets.view_as(targets)
+        targets = draw.change(targets) if is_pasted else targets.view_as(targets)
         parts = [(self.technique.input_key, self._changed(inputs, draw)), (self.technique.target_key, targets)]
-        return with_parts(batch, parts), targets, draw.minor_weight
+        return with_parts(batch, parts), targets, None if is_pasted else draw.minor_weight
 
     def _changed(self, inputs: Tensor, draw: Draw) -> Tensor:
         """Returns the inputs for the training step."""
@@ -236,6 +243,9 @@ class MixingSession(Session[BatchMixing]):
                 f"of torch by {', '.join(sorted(taken))}: where a loss is computed or chosen by these, that "
                 "isn't mixed; use tensors there, as in loss / loss.detach(), and the weight of torch's losses"
             )
+        self._tell_unmixed(losses)
+
+    def _tell_unmixed(self, losses: InterpolatedLosses) -> None:
         if losses.unmixed:
             self._tell(
                 f"{self.name} mixes the inputs and the loss of target_key {self.technique.target_key!r}, but "
