@@ -24,6 +24,11 @@ _PORTION = 2**19  # numbers processed at a time on a CPU: they stay in its cache
 class Augmentation(ABC):
     """An augmentation: a function of stored images and of a random stream."""
 
+    @property
+    def moves_pixels(self) -> bool:
+        """Whether what an image shows may be moved in it, so that what is known of single pixels no longer holds."""
+        return True
+
     @abstractmethod
     def __call__(self, images: Tensor, *, stream: Random) -> Tensor:
         """Returns augmented images, of the same shape, floats on [0, 1]; the argument isn't changed.

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_reg.settings import SettingError
@@ -16,6 +16,13 @@ from lightning_reg.transforms.augmentation import Augmentation
 from lightning_reg.transforms.draws import scaled_to_unit
 
 __all__ = ["PerSampleAugmentation"]
+
+# torchvision's transforms that change pixels where they are.
+_IN_PLACE = """
+    ColorJitter ConvertImageDtype GaussianBlur GaussianNoise Grayscale Identity JPEG RGB RandomAdjustSharpness
+    RandomAutocontrast RandomChannelPermutation RandomEqualize RandomErasing RandomGrayscale RandomInvert
+    RandomPhotometricDistort RandomPosterize RandomSolarize ToDtype
+"""
 
 
 class PerSampleAugmentation(Augmentation):
@@ -59,6 +66,11 @@ class PerSampleAugmentation(Augmentation):
                 )
         self.transforms = list(transforms)
 
+    @property
+    @override
+    def moves_pixels(self) -> bool:
+        return any(map(_moves_pixels, self.transforms))
+
     @override
     def __call__(self, images: Tensor, *, stream: Random) -> Tensor:
         with _seeded_global_streams(stream, images.device):
@@ -73,6 +85,15 @@ class PerSampleAugmentation(Augmentation):
             given = f"a tensor {tuple(changed.shape)}" if isinstance(changed, Tensor) else f"a {type(changed).__name__}"
             raise SettingError(f"augment must return images (C, H, W) of {tuple(image.shape)}, but returned {given}")
         return changed
+
+
+def _moves_pixels(transform: Any) -> bool:
+    """Whether a transform may move pixels; all do that aren't known not to."""
+    parts = transform if isinstance(transform, nn.Sequential) else getattr(transform, "transforms", None)
+    if parts is not None:  # one after the other, or one of them
+        return any(map(_moves_pixels, parts))
+    kind = type(transform)
+    return not kind.__module__.startswith("torchvision.") or kind.__name__ not in _IN_PLACE.split()
 
 
 def _applied(index: int, transform: Callable[[Any], Any], image: Any) -> Any:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision.transforms.v2 as T
 from scipy.spatial.distance import jensenshannon
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -208,6 +209,54 @@ def test_what_can_not_be_followed_is_refused(module, others, settings, message):
     technique = AugmentationConsistency(**{"augment": Fades(), "normalization": KNOWN, **settings})
     with pytest.raises(SettingError, match=message):
         fit(module(), technique, *others)
+
+
+class OfPixels(SomebodysModule):
+    """Predicts the class of every pixel by its color."""
+
+    def __init__(self, change=lambda logits, labels: (logits, labels)):
+        super().__init__()
+        self.network, self.change = nn.Conv2d(3, 2, 1), change
+
+    def training_step(self, batch, batch_idx):
+        loss = F.cross_entropy(*self.change(self.network(batch[0]), batch[1]))
+        self.log("train_loss", loss)
+        return loss
+
+
+PIXELS = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+MAPS = (PIXELS[:, 0] > 0.5).long()
+SHAPES = {
+    "map": OfPixels,
+    "list": lambda: OfPixels(lambda logits, labels: (logits.movedim(1, -1).flatten(0, 2), labels.flatten())),
+    "half": lambda: OfPixels(lambda logits, labels: (F.avg_pool2d(logits, 2), labels[:, ::2, ::2])),
+}
+
+
+@pytest.mark.parametrize("loss_of", ["clean", "all"])
+@pytest.mark.parametrize("module", SHAPES)
+@pytest.mark.parametrize("augment", ["augmix", [T.ColorJitter(0.5), T.RandomHorizontalFlip()]], ids=["augmix", "list"])
+def test_predictions_for_pixels_that_the_augmentation_moves_are_refused(module, loss_of, augment):
+    technique = AugmentationConsistency(augment=augment, loss_of=loss_of, weight=0.0 if loss_of == "all" else 12.0)
+    with pytest.raises(SettingError, match=r"augment must leave pixels in place .* ColorJitter and GaussianBlur"):
+        fit(SHAPES[module](), technique, train=of_one([PIXELS, MAPS]))
+
+
+@pytest.mark.parametrize("loss_of", ["clean", "all"])
+def test_predictions_for_pixels_that_stay_in_place_are_compared(loss_of):
+    augment = [T.RandomApply([T.Compose([T.ColorJitter(0.9)])], p=1.0), T.RandomInvert(p=0.5)]
+    metrics = fit(
+        OfPixels(),
+        AugmentationConsistency(augment=augment, loss_of=loss_of),
+        train=of_one([PIXELS, MAPS]),
+        log_every_n_steps=1,
+    )
+    assert metrics["penalty/augmentation_consistency"] > 0
+
+
+def test_one_prediction_for_an_image_may_look_like_a_map():
+    module = OfPixels(lambda logits, labels: (logits.mean((2, 3), keepdim=True), labels[:, :1, :1]))
+    fit(module, AugmentationConsistency(), train=of_one([PIXELS, MAPS]))
 
 
 @pytest.mark.parametrize(

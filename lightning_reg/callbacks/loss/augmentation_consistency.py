@@ -1,5 +1,6 @@
 """Consistent predictions for several augmented views of each sample."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -45,7 +46,8 @@ class AugmentationConsistency(LossTerm):
 
     When to use: for image classifiers that should be robust to corruptions unseen in training, and calibrated under
     them. When not: where a step's time or memory is short; on images whose class the augmentation changes; with a data
-    module that augments as well, where no view is clean.
+    module that augments as well, where no view is clean. Where each pixel has a prediction, ``augment`` must be a list
+    of torchvision's transforms that leave pixels in place, such as ``ColorJitter`` and ``GaussianBlur``.
 
     Cost: a training step of ``views`` times the batch, in compute and in memory of activations; torchvision's
     transforms, image by image. No state.
@@ -76,7 +78,8 @@ class AugmentationConsistency(LossTerm):
     Raises:
         SettingError: If a setting is out of its range, the module optimizes manually or is compiled as a whole; at the
             first batch, if its tensors don't have one row per sample, the inputs aren't floats in [0, 1] before
-            normalization, or the training step calls neither loss outside of activation checkpointing.
+            normalization, the training step calls neither loss outside of activation checkpointing, or the logits are
+            those of single pixels, which ``augment`` may move.
 
     Reference:
         Dan Hendrycks, Norman Mu, Ekin D. Cubuk, Barret Zoph, Justin Gilmer, Balaji Lakshminarayanan: AugMix: A Simple
@@ -175,11 +178,13 @@ class ConsistencySession(LogitsSession):
     Attributes:
         number: Index of this technique among the callbacks of its class.
         batch_idx: Index of the current training batch.
+        input_shape: Shape of the inputs in the current batch, without the views.
     """
 
     technique: AugmentationConsistency
     number: int = field(init=False)
     batch_idx: int = field(default=0, init=False)
+    input_shape: torch.Size = field(init=False)
 
     @override
     def _attach(self) -> None:
@@ -230,6 +235,7 @@ class ConsistencySession(LogitsSession):
     def watched_batch(self, batch: Any) -> Any:
         technique = self.technique
         clean = dense_part_of(batch, technique.input_key, name="input_key")
+        self.input_shape = clean.shape
         with torch._C.DisableTorchFunction(), torch.no_grad():
             views = self._augmented(clean.detach())
         batch = repeated(batch, technique.views, technique=type(technique).__name__)
@@ -244,6 +250,25 @@ class ConsistencySession(LogitsSession):
                 stack.enter_context(_CleanLosses(self.technique.views, self.losses, checks=not self.is_checked))
             stack.enter_context(super().watching())
             yield
+
+    @override
+    def term(self) -> Tensor:
+        if not self.is_checked and self.technique.augmentation.moves_pixels:
+            for logits, _ in self.seen:
+                self._refuse_positions(logits)
+        return super().term()
+
+    def _refuse_positions(self, logits: Tensor) -> None:
+        """Raises if logits are of single pixels: (N, K, H, W), of a lower resolution as well, or (N · H · W, K)."""
+        (samples, _, *size), own = self.input_shape, logits.shape[2:]
+        is_map = len(own) == len(size) and own.numel() > 1 and (len(size) > 1 or list(own) == size)
+        pixels = math.prod(size)
+        if is_map or (pixels > 1 and len(logits) == samples * pixels * self.technique.views):
+            raise SettingError(
+                f"augment must leave pixels in place where each of them has a prediction, here logits of shape "
+                f"{tuple(logits.shape)}, but {self.technique.augment!r} may move them; give a list of torchvision's "
+                "transforms that don't, such as ColorJitter and GaussianBlur"
+            )
 
     # Views
 
