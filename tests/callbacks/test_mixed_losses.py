@@ -122,6 +122,20 @@ def collected(_, out, targets):
     return total
 
 
+def by_likelihood(_, out, targets):
+    """A focal weight that is looked up in the predictions."""
+    likelihoods = out.detach().softmax(1).gather(1, targets[:, None]).squeeze(1)
+    return ((1 - likelihoods) ** 2 * each(out, targets)).mean()
+
+
+def of_superclasses(_, out, targets):
+    return F.cross_entropy(out, torch.tensor([2, 0, 2])[targets])
+
+
+def of_prototypes(_, out, targets):
+    return F.mse_loss(out, torch.eye(CLASSES).cumsum(0)[targets])
+
+
 MADE = [
     focal,
     root,
@@ -131,6 +145,9 @@ MADE = [
     masked_mean,
     picked_by_label,
     by_class,
+    by_likelihood,
+    of_superclasses,
+    of_prototypes,
     learned_weight,
     beside_others,
     measured,

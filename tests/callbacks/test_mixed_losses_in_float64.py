@@ -58,6 +58,26 @@ def focal(out, labels):
     return ((1 - (-losses).exp()) ** 2 * losses).mean()
 
 
+def looked_up(look_up):
+    """Cross entropy with weights of the classes that are looked up by the labels, or by what is made of them."""
+    return lambda out, labels: (F.cross_entropy(out, labels, reduction="none") * look_up(labels)).mean()
+
+
+LOOKUPS = {
+    "index": lambda labels: CLASS_WEIGHTS[labels],
+    "indices": lambda labels: CLASS_WEIGHTS.expand(2, CLASSES)[1, labels],
+    "of a column": lambda labels: CLASS_WEIGHTS[labels.unsqueeze(1)].squeeze(1),
+    "gather": lambda labels: CLASS_WEIGHTS.gather(0, labels),
+    "gather_by_name": lambda labels: torch.gather(input=CLASS_WEIGHTS, dim=0, index=labels),
+    "index_select": lambda labels: CLASS_WEIGHTS.index_select(0, labels),
+    "take": lambda labels: torch.take(CLASS_WEIGHTS, labels),
+    "take_along_dim": lambda labels: CLASS_WEIGHTS.take_along_dim(labels, 0),
+    "embedding": lambda labels: F.embedding(labels, CLASS_WEIGHTS.unsqueeze(1)).squeeze(1),
+    "Embedding": lambda labels: nn.Embedding.from_pretrained(CLASS_WEIGHTS.unsqueeze(1))(labels).flatten(),
+    "twice": lambda labels: CLASS_WEIGHTS.flip(0)[torch.tensor([2, 1, 0])[labels]],
+}
+
+
 # The same losses without torch's: a value for each sample, and what their sum is divided by.
 
 
@@ -69,6 +89,10 @@ def surprises(out, labels):
 def weighted_terms(out, labels):
     weights = torch.stack([CLASS_WEIGHTS[label] for label in labels])
     return weights * surprises(out, labels), weights.sum()
+
+
+def terms_by_class(out, labels):
+    return weighted_terms(out, labels)[0], len(out)
 
 
 def focal_terms(out, labels):
@@ -109,10 +133,11 @@ def by_hand(terms, targets, shares):
     ("loss", "terms", "targets"),
     [
         (functools.partial(F.cross_entropy, weight=CLASS_WEIGHTS), weighted_terms, LABELS),
+        *((looked_up(look_up), terms_by_class, LABELS) for look_up in LOOKUPS.values()),
         (focal, focal_terms, LABELS),
         (F.mse_loss, squared_terms, NUMBERS),
     ],
-    ids=["class_weights", "focal", "squared_error"],
+    ids=["class_weights", *LOOKUPS, "focal", "squared_error"],
 )
 def test_training_on_mixed_losses_is_that_of_a_loop_by_hand(loss, terms, targets, per_sample):
     module, mix = Theirs(loss), Recorded(alpha=1.0, prob=0.8, per_sample=per_sample)

@@ -7,7 +7,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["is_check", "is_linear", "is_of_elements", "is_pure", "is_repeated", "returns_number", "takes_out", "writes"]
+__all__ = [
+    "is_check",
+    "is_linear",
+    "is_of_elements",
+    "is_pure",
+    "is_repeated",
+    "returns_number",
+    "table_of",
+    "takes_out",
+    "writes",
+]
 
 # Pure functions that don't mix samples: applied to the targets, they can be applied to the partners', too.
 _METHODS = """
@@ -29,6 +39,13 @@ _FOLLOWED = frozenset(
         *(getattr(Tensor, name) for name in _METHODS.split()),
         *(getattr(torch, name) for name in _FUNCTIONS.split()),
         F.one_hot,
+    )
+)
+# Functions that look values up in a tensor, their first argument, by indices.
+_LOOKUPS = frozenset(
+    (
+        *(torch.gather, torch.index_select, torch.take, torch.take_along_dim),
+        *(Tensor.gather, Tensor.index_select, Tensor.take, Tensor.take_along_dim, Tensor.__getitem__),
     )
 )
 # Functions that move whole samples: correct if all samples have one weight.
@@ -95,6 +112,16 @@ def is_pure(func: Callable[..., Any], *, one_weight: bool) -> bool:
         one_weight: Whether all samples have the same weight, so that samples may be moved.
     """
     return func in _FOLLOWED or (one_weight and func in _MOVES)
+
+
+def table_of(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Tensor | None:
+    """Returns the tensor that a function looks values up in by indices; None for other functions."""
+    table: Tensor | None = None
+    if func is F.embedding:
+        table = args[1] if len(args) > 1 else kwargs["weight"]
+    elif func in _LOOKUPS:
+        table = args[0] if args else kwargs["input"]
+    return table
 
 
 def writes(func: Callable[..., Any]) -> bool:

@@ -24,6 +24,7 @@ from lightning_reg.callbacks.batch.followed_functions import (
     is_pure,
     is_repeated,
     returns_number,
+    table_of,
     takes_out,
     writes,
 )
@@ -60,8 +61,8 @@ class InterpolatedLosses(TorchFunctionMode):
         trains: Whether something with a gradient was computed from losses of the targets; else they are metrics.
         unmixed: Names of losses that were computed from tensors beside the targets.
         others: Names of other functions with a differentiable result from the targets, or from what functions that
-            can't be repeated for the partners computed from them (those that draw random numbers, write in place, index
-            by tensors, or aren't known).
+            can't be repeated for the partners computed from them (those that draw random numbers, write in place, pick
+            some of the targets, or aren't known).
         taken: Names of functions that took values of the targets or of a loss out of torch, by which a loss may have
             been computed or chosen since.
         out: As ``taken``, but of values by which nothing was computed unless one of ``companions`` was.
@@ -168,7 +169,16 @@ class InterpolatedLosses(TorchFunctionMode):
         index = args[1:2] if func is Tensor.__getitem__ else ()
         picks = any(isinstance(entry, Tensor | list) for entry in _flat(index))
         has_one_weight = self.minor_weight is None or not self.minor_weight.ndim
-        return is_pure(func, one_weight=has_one_weight) and not picks and kwargs.get("out") is None
+        is_followed = (is_pure(func, one_weight=has_one_weight) and not picks) or self._is_lookup(func, args, kwargs)
+        return is_followed and kwargs.get("out") is None
+
+    def _is_lookup(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> bool:
+        """Whether targets, as class indices, look values up in a tensor that is the same for both ends."""
+        table = table_of(func, args, kwargs)
+        if table is None or id(table) in self._targets:
+            return False
+        indices = [value for value in _flat((*args, *kwargs.values())) if id(value) in self._targets]
+        return all(index.dtype not in (torch.bool, torch.uint8) for index in indices)  # these are masks
 
     # The losses
 
