@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import ParametrizationList
 
 from lightning_reg.settings import SettingError, as_patterns, check_range, near_matches
@@ -154,7 +155,8 @@ def weight_decay_groups(
         One or two groups for a torch optimizer, named ``decay`` and ``no_decay``.
 
     Raises:
-        SettingError: If ``weight_decay`` is negative or not finite, or a glob matches nothing.
+        SettingError: If ``weight_decay`` is negative or not finite, a glob matches nothing, or the module is lazy and
+            has not run yet.
 
     Reference:
         Ilya Loshchilov, Frank Hutter: Decoupled Weight Decay Regularization, ICLR 2019, arXiv:1711.05101.
@@ -166,7 +168,7 @@ def weight_decay_groups(
     if weight_decay is not None:
         check_range("weight_decay", weight_decay, low=0)
     exclude = as_patterns("exclude", exclude)
-    parameters = owned_parameters(module)
+    parameters = _shaped_parameters(module)
     names = [owned.name for owned in parameters]
     for pattern in exclude:
         if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
@@ -215,7 +217,7 @@ def layer_decay_groups(
         Groups for a torch optimizer, at most two for each layer: ``depth_0_decay``, ``depth_0_no_decay`` and so on.
 
     Raises:
-        SettingError: If a number is out of range, or a glob matches nothing.
+        SettingError: If a number is out of range, a glob matches nothing, or the module is lazy and has not run yet.
 
     Reference:
         Kevin Clark, Minh-Thang Luong, Quoc V. Le, Christopher D. Manning: ELECTRA: Pre-training Text Encoders as
@@ -282,6 +284,9 @@ def weight_decay_table(module: nn.Module, *, exclude: str | Sequence[str] = ()) 
         module: Module whose parameters are listed.
         exclude: Globs over parameter names that aren't decayed, or a single one.
 
+    Raises:
+        SettingError: If the module is lazy and has not run yet.
+
     >>> print(weight_decay_table(nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 2))))
     parameter  shape   weight decay
     0.weight   (5, 4)  no: embedding
@@ -292,12 +297,23 @@ def weight_decay_table(module: nn.Module, *, exclude: str | Sequence[str] = ()) 
     exclude = as_patterns("exclude", exclude)
     rows = [("parameter", "shape", "weight decay")]
     decayed = total = 0
-    for owned in owned_parameters(module):
+    for owned in _shaped_parameters(module):
         why = _why_spared(owned, exclude) if owned.parameter.requires_grad else "frozen"
         rows.append((owned.name, str(tuple(owned.parameter.shape)), f"no: {why}" if why else "yes"))
         total += owned.parameter.numel()
         decayed += 0 if why else owned.parameter.numel()
     return "\n".join([*table(rows), f"{decayed:,} of {total:,} weights are decayed"])
+
+
+def _shaped_parameters(module: nn.Module) -> list[OwnedParameter]:
+    """Returns the parameters, if all of them have shapes, by which scales are told from matrices."""
+    parameters = owned_parameters(module)
+    for owned in parameters:
+        if isinstance(owned.parameter, UninitializedParameter):
+            raise SettingError(
+                f"module must know all its shapes, but {owned.name} has none yet; run a batch through it first"
+            )
+    return parameters
 
 
 def _why_spared(owned: OwnedParameter, exclude: Sequence[str]) -> str:

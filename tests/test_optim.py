@@ -254,3 +254,16 @@ def test_decayed_and_spared_parameters_of_a_layer_have_one_rate():
 def test_bad_layer_decay_is_refused(decay, lr):
     with pytest.raises(SettingError, match=r"(decay|lr) must be in"):
         layer_decay_groups(nn.Linear(2, 2), decay, lr=lr)
+
+
+@pytest.mark.parametrize(
+    "grouped",
+    [weight_decay_groups, lambda module: layer_decay_groups(module, 0.5, lr=0.1), weight_decay_table],
+    ids=["weight_decay_groups", "layer_decay_groups", "weight_decay_table"],
+)
+def test_lazy_modules_have_to_run_first(grouped):
+    module = nn.Sequential(nn.Linear(3, 3), nn.LazyLinear(3), nn.LazyBatchNorm1d())
+    with pytest.raises(SettingError, match=r"module must know all its shapes, but 1\.weight has none yet; run a batch"):
+        grouped(module)
+    module(torch.ones(2, 3))
+    assert grouped(module)
