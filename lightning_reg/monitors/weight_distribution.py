@@ -35,8 +35,8 @@ class WeightDistribution(Technique):
 
     What it does: at the end of every so many epochs or steps, mean, standard deviation, extremes, norm, share of exact
     zeros and a histogram of every chosen parameter, computed on its device and brought to the host in one transfer. A
-    parameter that holds an infinity or a NaN is named rather than shown. Complex parameters are shown as one
-    distribution of their real and imaginary parts, without a stable rank.
+    parameter that holds an infinity or a NaN, or numbers beyond float32's range, is named rather than shown. Complex
+    parameters are shown as one distribution of their real and imaginary parts, without a stable rank.
 
     When to use: to see what a penalty does to weights (zeros, narrower histograms), which layers don't learn (updates)
     and which lose directions (``stable_rank``).
@@ -200,7 +200,7 @@ class WeightSession(Session[WeightDistribution]):
         for (kind, name), numbers in zip(tags, found, strict=True):
             tag, summary = f"{kind}{self.suffix}/{name}", Summary(*numbers[:_NUMBERS].tolist())
             if not math.isfinite(summary.smallest) or not math.isfinite(summary.largest):
-                self._warn_not_finite(kind, name)
+                self._warn_not_finite(kind, name, parameters[name].dtype)
                 continue
             statistics = summary.statistics()
             if self.technique.stable_rank and kind == "weight" and _has_rank(parameters[name]):
@@ -239,10 +239,12 @@ class WeightSession(Session[WeightDistribution]):
             for what, value in Summary(*combined(torch.stack(parts)).tolist()).statistics().items()
         }
 
-    def _warn_not_finite(self, kind: str, name: str) -> None:
+    def _warn_not_finite(self, kind: str, name: str, dtype: torch.dtype) -> None:
         if f"{kind} {name}" not in self.warned:
             self.warned.add(f"{kind} {name}")
-            rank_zero_warn(f"The {kind} of {name} isn't finite")
+            is_double = dtype in (torch.float64, torch.complex128)
+            measured = " in float32, in which it is measured" if is_double else ""
+            rank_zero_warn(f"The {kind} of {name} isn't finite{measured}")
 
 
 def _real(tensor: Tensor) -> Tensor:

@@ -165,6 +165,15 @@ def test_what_is_not_finite_is_named_once_and_nothing_crashes(tmp_path):
     assert "weight/network.head.weight/mean" in seen[-1]
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+def test_what_float32_cannot_hold_is_said_to_be_out_of_its_range(dtype):
+    module = SomebodysModule()
+    module.large = nn.Parameter(torch.tensor([-1e100, 1e100], dtype=dtype))
+    with pytest.warns(UserWarning, match=r"The weight of large isn't finite in float32, in which it is measured"):
+        seen, _ = watched(WeightDistribution(every_n_steps=1), module=module)
+    assert not any("large" in tag for tag in seen[-1])
+
+
 def test_scalars_arrive_in_a_csv_and_histograms_in_tensorboard(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
