@@ -53,7 +53,8 @@ class ExponentialMovingAverage(WeightAverage):
     fit (``weight.data = ...``, pruning, ``load_state_dict``); parameters that the module hasn't registered aren't
     averaged.
 
-    Several optimizers that step in one batch count as one step.
+    Every step of an optimizer counts, also several in one batch. Where several optimizers step in a batch, the one that
+    steps most often counts.
 
     Args:
         decay: Share of the average that is kept at each update, in [0, 1]; 0.999 where ``half_life`` isn't given
@@ -61,7 +62,8 @@ class ExponentialMovingAverage(WeightAverage):
         half_life: Time after which a weight counts half, in ``half_life_unit``, instead of ``decay``; at least 0, with
             which the average is the weights of the last update.
         half_life_unit: Unit of ``half_life``: ``"step"`` for optimizer steps, ``"epoch"``, or ``"run"`` for a share of
-            the whole run, where 0.01 to 0.1 is usual.
+            the whole run, where 0.01 to 0.1 is usual. With ``"epoch"`` a batch counts as one step, also where manual
+            optimization takes several.
         warmup: Whether the n-th update keeps at most (1 + n) / (10 + n), so that a short training isn't averaged with
             its beginning; on by default, because a decay of 0.999 forgets the beginning only after thousands of steps.
             torch and timm have none. A ``decay`` of 1 has none either.
@@ -170,10 +172,14 @@ class MovingAverageSession(AverageSession):
         technique = self.technique
         return self.steps >= technique.start_step and self.run.trainer.current_epoch >= technique.start_epoch
 
+    @property
     @override
-    def is_due(self) -> bool:
-        if not self.has_stepped:
-            return False
+    def counts_batches(self) -> bool:
+        # Of batches an epoch's number is known; of steps it isn't where a batch has several.
+        return self.technique.half_life is not None and self.technique.half_life_unit == "epoch"
+
+    @override
+    def is_due_after_step(self) -> bool:
         starts = self.is_averaging
         self.steps += 1
         if not starts:

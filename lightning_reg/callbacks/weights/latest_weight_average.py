@@ -55,7 +55,7 @@ class LatestWeightAverage(WeightAverage):
     Args:
         window: Number of snapshots in the mean, at least 1; with 1 it is the latest.
         every_n_steps: Optimizer steps between snapshots, at least 1; where None, as many as let the window span a
-            hundredth of the run.
+            hundredth of the run. Where several optimizers step in a batch, the one that steps most often counts.
         buffers: BatchNorm's statistics: ``"recompute"`` for the mean, ``"copy"`` from the trained weights, or
             ``"average"`` over the snapshots.
         validate: ``"averaged"``: validation reports on the mean; ``"both"``: on the trained weights, and once more,
@@ -128,9 +128,9 @@ class LatestSession(AverageSession):
         return True
 
     @override
-    def is_due(self) -> bool:
-        self.steps += self.has_stepped
-        return self.has_stepped and self.steps % self.interval == 0
+    def is_due_after_step(self) -> bool:
+        self.steps += 1
+        return self.steps % self.interval == 0
 
     @override
     def take(self) -> None:

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
+from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_reg.callbacks.weights.averages.average_session import AverageSession
@@ -55,7 +56,8 @@ class StochasticWeightAverage(WeightAverage):
         start: First epoch of averaging, counted from 0; as a float in [0, 1) a share of the epochs that ``max_epochs``
             and ``max_steps`` allow.
         end: Epoch before which averaging ends, likewise; the end of the fit where None.
-        interval: Whether a snapshot is taken at the end of an ``"epoch"`` or after an optimizer ``"step"``.
+        interval: Whether a snapshot is taken at the end of an ``"epoch"`` or after an optimizer ``"step"``; where
+            several optimizers step in a batch, the one that steps most often counts.
         every_n: Epochs or steps between snapshots, at least 1; with ``lr_low`` the length of a cycle.
         lr: Learning rate of all parameter groups while averaging; the optimizer's and its scheduler's where None.
         lr_low: Lowest rate of a cycle, reached where the snapshot is taken; constant at ``lr`` where None.
@@ -187,8 +189,16 @@ class StochasticAverageSession(AverageSession):
     @override
     def batch_starts(self, batch_idx: int) -> None:
         super().batch_starts(batch_idx)
+        self._set_rates()
+
+    @override
+    def steps_again(self, optimizer: Optimizer) -> None:
+        super().steps_again(optimizer)
+        self._set_rates()
+
+    def _set_rates(self) -> None:
+        """Sets the learning rates, before every step, because a scheduler may have set them since."""
         trainer, lr = self.run.trainer, self.technique.lr
-        # Before every batch: a scheduler may have set the rate since.
         if lr is None or trainer.current_epoch < self.start:
             return
         if not self.rates_before:
@@ -212,15 +222,23 @@ class StochasticAverageSession(AverageSession):
         progress = (trainer.current_epoch - self.start) / technique.anneal_epochs
         return annealed(before, lr, progress, technique.annealing)
 
+    @property
     @override
-    def is_due(self) -> bool:
+    def counts_batches(self) -> bool:
+        return self.technique.interval == "epoch"  # a cycle's length is that of epochs
+
+    @override
+    def is_due_after_step(self) -> bool:
         if not self.is_averaging:
             return False
-        self.steps += self.has_stepped
-        if self.technique.interval == "step":
-            return self.has_stepped and self.steps % self.technique.every_n == 0
+        self.steps += 1
+        return self.technique.interval == "step" and self.steps % self.technique.every_n == 0
+
+    @override
+    def is_due_after_batch(self) -> bool:
         # Here rather than at the end of the epoch: validation comes before that.
-        return self.run.trainer.is_last_batch and self._ends_epoch()
+        is_at_end = self.technique.interval == "epoch" and self.is_averaging and self.run.trainer.is_last_batch
+        return is_at_end and self._ends_epoch()
 
     @override
     def epoch_ends(self) -> None:

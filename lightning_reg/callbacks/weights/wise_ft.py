@@ -162,7 +162,7 @@ class InterpolationSession(AverageSession):
         return True
 
     @override
-    def is_due(self) -> bool:
+    def is_due_after_step(self) -> bool:
         return False
 
     @override
