@@ -267,6 +267,25 @@ class Tuples(Labeled):
         self(batch[0])
 
 
+class CallsAnother(Labeled):
+    """Trains a network, and evaluates by way of forward, which returns more than the network does."""
+
+    def forward(self, inputs):
+        return {"logits": self.net(inputs)}
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self.net(batch[0]), batch[1])
+
+    def evaluated(self, batch):
+        return F.cross_entropy(self(batch[0])["logits"], batch[1])
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val_loss", self.evaluated(batch))
+
+    def test_step(self, batch, batch_idx):
+        self.evaluated(batch)
+
+
 class OwnLoss(Labeled):
     def training_step(self, batch, batch_idx):
         return -self(batch[0]).log_softmax(1)[:, 0].mean()
@@ -288,6 +307,7 @@ class Differentiates(Labeled):
         (TwoNetworks, {}, "training_step must call one network .* but calls self.net and self.head"),
         (Scheduled, {}, "must return no scheduler of the learning rate .* but returns StepLR"),
         (Tuples, {}, "must return a tensor of one row a sample .* but returns a tuple"),
+        (CallsAnother, {}, "must return a tensor of one row a sample .* but returns a dict in validation_step"),
         (OwnLoss, {}, "outputs must be 'logits', 'binary_logits' or 'values'"),
         (Manual, {}, "automatic_optimization must be True"),
         (Differentiates, {}, "an evaluation must not enable gradients"),
@@ -302,6 +322,20 @@ def test_what_cannot_be_is_refused_in_one_sentence(make, settings, message):
     with pytest.raises(SettingError, match=message) as error:
         fit(SnapshotEnsemble(cycles=3), *others, module=make(), **settings)
     assert "\n" not in str(error.value)
+
+
+def test_a_dict_in_evaluation_is_refused_where_the_ensemble_evaluates_alone():
+    module, trainer = fit(SnapshotEnsemble(cycles=2, validate="trained"), module=CallsAnother())
+    assert "val_loss" in trainer.callback_metrics
+    with pytest.raises(SettingError, match="but returns a dict in test_step"):
+        trainer.test(module, loader(), verbose=False)
+
+
+def test_a_single_snapshot_may_return_whatever_the_network_does():
+    module, trainer = fit(SnapshotEnsemble(cycles=2, last=1), module=CallsAnother())
+    _, plain = fit(SnapshotEnsemble(cycles=2, last=1), module=Labeled())
+    assert trainer.callback_metrics["val_loss"] == plain.callback_metrics["val_loss"]
+    trainer.test(module, loader(), verbose=False)
 
 
 def test_a_training_of_another_length_is_refused_on_resume(tmp_path):

@@ -13,7 +13,7 @@ from typing_extensions import override
 from lightning_reg.functional.weights.ensembles import log_mean_sigmoid, log_mean_softmax
 from lightning_reg.settings import SettingError
 
-__all__ = ["LossSeen", "Meaning", "Outputs", "meaning_of"]
+__all__ = ["LossSeen", "Meaning", "Outputs", "check_output", "meaning_of"]
 
 Outputs = Literal["auto", "logits", "binary_logits", "values"]
 
@@ -76,6 +76,23 @@ class Meaning:
         return log_mean_sigmoid(outputs) if self.kind == "binary_logits" else torch.stack(list(outputs)).mean(0)
 
 
+def check_output(technique: str, step: str, output: Any) -> None:
+    """Raises if what a network returns in a step can't be averaged over networks.
+
+    Raises:
+        SettingError: If it isn't a tensor of floats with a batch dimension.
+    """
+    if not isinstance(output, Tensor):
+        returned = f"a {type(output).__name__}"
+    elif not output.is_floating_point() or output.ndim == 0:
+        returned = f"one of shape {tuple(output.shape)} and {output.dtype}"
+    else:
+        return
+    raise SettingError(
+        f"the network must return a tensor of one row a sample with {technique}, but returns {returned} in {step}"
+    )
+
+
 def meaning_of(technique: str, given: Outputs, class_dim: int | None, output: Any, seen: LossSeen) -> Meaning:
     """Returns the meaning of outputs, from settings and from the loss that a training step computed.
 
@@ -87,11 +104,7 @@ def meaning_of(technique: str, given: Outputs, class_dim: int | None, output: An
     Raises:
         SettingError: If it can't be inferred, or the output isn't a tensor of floats with a batch dimension.
     """
-    if not isinstance(output, Tensor) or not output.is_floating_point() or output.ndim == 0:
-        raise SettingError(
-            f"the network must return a tensor of one row a sample with {technique}, but returns "
-            + (f"one of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}")
-        )
+    check_output(technique, "training_step", output)
     kind = seen.kind if given == "auto" else given
     if kind is None:
         raise SettingError(

@@ -19,7 +19,7 @@ from typing_extensions import override
 from lightning_reg.callbacks.weights.averages.averaging import CHECKPOINT_KEY, WeightAverage
 from lightning_reg.callbacks.weights.averages.registered import is_expanded, reshard, tensors_of
 from lightning_reg.callbacks.weights.network_calls import NetworkCalls
-from lightning_reg.callbacks.weights.predictions import LossSeen, Meaning, Outputs, meaning_of
+from lightning_reg.callbacks.weights.predictions import LossSeen, Meaning, Outputs, check_output, meaning_of
 from lightning_reg.callbacks.weights.rates import set_rate
 from lightning_reg.core.facts import Chart, Choice, Linear, Place, Position
 from lightning_reg.core.gradients import local, to_shard
@@ -374,7 +374,7 @@ class SnapshotSession(Session[SnapshotEnsemble]):
         kwargs: dict[str, Any],
     ) -> Any:
         if step != "training_step":
-            return self._prediction(call, args, kwargs) if self._evaluates else call(*args, **kwargs)
+            return self._evaluated(step, call, args, kwargs)
         if self.seen is None:
             return call(*args, **kwargs)
         with ExitStack() as stack:
@@ -386,10 +386,20 @@ class SnapshotSession(Session[SnapshotEnsemble]):
 
     # Evaluation
 
-    @property
-    def _evaluates(self) -> bool:
+    def _evaluated(self, step: str, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         is_fit = self.run.trainer.state.fn == TrainerFn.FITTING
-        return bool(self.snapshots) and not (is_fit and self.technique.validate == "trained")
+        if is_fit and self.technique.validate == "trained":
+            return call(*args, **kwargs)
+        if self.snapshots:
+            return self._prediction(step, call, args, kwargs)
+        output = call(*args, **kwargs)
+        if is_fit:  # in the sanity check rather than when the first cycle has ended
+            self._check(step, output)
+        return output
+
+    def _check(self, step: str, output: Any) -> None:
+        if self.technique.last > 1:  # of a single network there is nothing to average
+            check_output(type(self.technique).__name__, step, output)
 
     def _differs(self, network: nn.Module) -> bool:
         """Whether a network has weights that differ between snapshots."""
@@ -398,7 +408,7 @@ class SnapshotSession(Session[SnapshotEnsemble]):
         held = {id(tensor) for name, tensor in tensors_of(self.run.module).items() if name in self.snapshots[-1]}
         return any(id(parameter) in held for parameter in network.parameters())
 
-    def _prediction(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _prediction(self, step: str, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         tensors = tensors_of(self.run.module)
         self._bring(tensors)
         outputs = []
@@ -408,6 +418,7 @@ class SnapshotSession(Session[SnapshotEnsemble]):
                 # A network may change its inputs in place, and compiled code writes outputs into the same memory.
                 given, named = tree_map(_cloned, (args, kwargs))
                 output = call(*given, **named)
+                self._check(step, output)
                 if any(isinstance(part, Tensor) and part.requires_grad for part in tree_leaves(output)):
                     raise SettingError(
                         f"an evaluation must not enable gradients with {type(self.technique).__name__}, whose "
