@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from types import CodeType
 from typing import Any
 
 __all__ = ["MethodHold", "around", "inside"]
@@ -35,6 +36,12 @@ class MethodHold:
         for layer in self.layers:
             call = functools.partial(layer, call)
         return call(*args, **kwargs)
+
+    @property
+    def __code__(self) -> CodeType:
+        """Code of the method, of which torch.export takes note, or of this wrapper where the method has none."""
+        code: CodeType = getattr(self.original, "__code__", MethodHold.__call__.__code__)
+        return code
 
     def __reduce__(self) -> Any:
         """Copies and pickles as the method of the owner's copy."""

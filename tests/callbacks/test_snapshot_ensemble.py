@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
@@ -322,6 +323,21 @@ def test_what_cannot_be_is_refused_in_one_sentence(make, settings, message):
     with pytest.raises(SettingError, match=message) as error:
         fit(SnapshotEnsemble(cycles=3), *others, module=make(), **settings)
     assert "\n" not in str(error.value)
+
+
+def test_networks_can_be_exported_in_the_middle_of_a_fit():
+    class Exports(Callback):
+        def on_validation_end(self, trainer, pl_module):
+            self.exported = [torch.export.export(part, (inputs,)).module() for part in (pl_module.net, pl_module)]
+
+        def on_train_end(self, trainer, pl_module):
+            pl_module.eval()
+            self.expected = pl_module(inputs).detach()
+
+    inputs, exports = next(iter(loader()))[0], Exports()
+    fit(SnapshotEnsemble(cycles=2), exports, module=Labeled())
+    for exported in exports.exported:
+        torch.testing.assert_close(exported(inputs).detach(), exports.expected)
 
 
 def test_a_dict_in_evaluation_is_refused_where_the_ensemble_evaluates_alone():

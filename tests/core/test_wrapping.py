@@ -1,3 +1,9 @@
+import functools
+
+import pytest
+import torch
+from torch import nn
+
 from lightning_reg.core.wrapping import around
 
 
@@ -33,3 +39,14 @@ def test_what_stood_on_the_instance_is_put_back():
     assert owner.method(1) == -1
     handle.remove()
     assert vars(owner) == {"method": own}
+
+
+@pytest.mark.parametrize("is_partial", [False, True])
+def test_a_network_is_exported_with_the_layers_around_it(is_partial):
+    network = nn.Linear(2, 3)
+    if is_partial:  # as libraries do that move modules between devices
+        network.forward = functools.partial(nn.Linear.forward, network)
+    around(network, "forward", negated)
+    inputs = torch.ones(4, 2)
+    exported = torch.export.export(network, (inputs,)).module()
+    torch.testing.assert_close(exported(inputs), -nn.functional.linear(inputs, network.weight, network.bias))
