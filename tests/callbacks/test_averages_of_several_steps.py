@@ -160,6 +160,17 @@ def test_a_step_within_a_batch_that_the_scaler_skips_does_not_count():
     assert average.updates == STEPS * BATCHES - 2
 
 
+def test_steps_in_validation_are_none_of_training():
+    class Adapts(Inner):
+        def validation_step(self, batch, batch_idx):
+            with torch.enable_grad():
+                self.training_step(batch, batch_idx)
+
+    average = ExponentialMovingAverage()
+    fit(average, module=Adapts(), inference_mode=False)
+    assert average.updates == EPOCHS * BATCHES * STEPS
+
+
 @pytest.mark.filterwarnings("ignore:Using ModelCheckpoint with manual optimization:UserWarning")
 @pytest.mark.parametrize(
     "make",
