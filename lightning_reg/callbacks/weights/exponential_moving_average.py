@@ -53,8 +53,7 @@ class ExponentialMovingAverage(WeightAverage):
     fit (``weight.data = ...``, pruning, ``load_state_dict``); parameters that the module hasn't registered aren't
     averaged.
 
-    Every step of an optimizer counts, also several in one batch. Where several optimizers step in a batch, the one that
-    steps most often counts.
+    Every step counts, also of several in one batch; but several optimizers that step in one batch count as one step.
 
     Args:
         decay: Share of the average that is kept at each update, in [0, 1]; 0.999 where ``half_life`` isn't given
@@ -176,7 +175,8 @@ class MovingAverageSession(AverageSession):
     @override
     def counts_batches(self) -> bool:
         # Of batches an epoch's number is known; of steps it isn't where a batch has several.
-        return self.technique.half_life is not None and self.technique.half_life_unit == "epoch"
+        is_in_epochs = self.technique.half_life is not None and self.technique.half_life_unit == "epoch"
+        return is_in_epochs or super().counts_batches
 
     @override
     def is_due_after_step(self) -> bool:

@@ -55,7 +55,7 @@ class LatestWeightAverage(WeightAverage):
     Args:
         window: Number of snapshots in the mean, at least 1; with 1 it is the latest.
         every_n_steps: Optimizer steps between snapshots, at least 1; where None, as many as let the window span a
-            hundredth of the run. Where several optimizers step in a batch, the one that steps most often counts.
+            hundredth of the run. Several optimizers that step in one batch count as one step.
         buffers: BatchNorm's statistics: ``"recompute"`` for the mean, ``"copy"`` from the trained weights, or
             ``"average"`` over the snapshots.
         validate: ``"averaged"``: validation reports on the mean; ``"both"``: on the trained weights, and once more,

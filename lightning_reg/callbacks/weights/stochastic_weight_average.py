@@ -7,7 +7,6 @@ from typing import Any, Literal, get_args
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
-from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_reg.callbacks.weights.averages.average_session import AverageSession
@@ -56,8 +55,8 @@ class StochasticWeightAverage(WeightAverage):
         start: First epoch of averaging, counted from 0; as a float in [0, 1) a share of the epochs that ``max_epochs``
             and ``max_steps`` allow.
         end: Epoch before which averaging ends, likewise; the end of the fit where None.
-        interval: Whether a snapshot is taken at the end of an ``"epoch"`` or after an optimizer ``"step"``; where
-            several optimizers step in a batch, the one that steps most often counts.
+        interval: Whether a snapshot is taken at the end of an ``"epoch"`` or after an optimizer ``"step"``; several
+            optimizers that step in one batch count as one step.
         every_n: Epochs or steps between snapshots, at least 1; with ``lr_low`` the length of a cycle.
         lr: Learning rate of all parameter groups while averaging; the optimizer's and its scheduler's where None.
         lr_low: Lowest rate of a cycle, reached where the snapshot is taken; constant at ``lr`` where None.
@@ -192,8 +191,8 @@ class StochasticAverageSession(AverageSession):
         self._set_rates()
 
     @override
-    def steps_again(self, optimizer: Optimizer) -> None:
-        super().steps_again(optimizer)
+    def steps_again(self) -> None:
+        super().steps_again()
         self._set_rates()
 
     def _set_rates(self) -> None:
@@ -225,7 +224,7 @@ class StochasticAverageSession(AverageSession):
     @property
     @override
     def counts_batches(self) -> bool:
-        return self.technique.interval == "epoch"  # a cycle's length is that of epochs
+        return self.technique.interval == "epoch" or super().counts_batches  # a cycle's length is that of epochs
 
     @override
     def is_due_after_step(self) -> bool:

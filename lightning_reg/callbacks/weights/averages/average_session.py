@@ -60,8 +60,7 @@ class AverageSession(Session[WeightAverage]):
     is_recomputed: bool = kept(default=False)  # whether BatchNorm's statistics are those of the average as it is now
     held: HeldWeights = field(default_factory=HeldWeights)
     inputs: RememberedInputs = field(init=False)
-    steps_of: dict[Optimizer, int] = field(default_factory=dict)  # of each optimizer in this batch
-    counted: int = 0  # of these steps; those of several optimizers at a time count once
+    has_stepped: bool = False  # since a step was counted last
     watched: set[Optimizer] = field(default_factory=set)  # those whose next step is seen before it begins
     has_trained: bool = False  # whether any step was seen in this fit
     is_told: bool = False  # whether a warning has said already that there will be no average
@@ -70,7 +69,6 @@ class AverageSession(Session[WeightAverage]):
     places: list[Registered] = field(default_factory=list)  # of all parameters
     children: list[tuple[Mapping[str, Any], Mapping[str, Any]]] = field(default_factory=list)  # now, and when it read
     trainable: list[bool] = field(default_factory=list)
-    trainable_before: set[Tensor] = field(default_factory=set)  # those that were trainable when the batch began
     names: list[str] = field(default_factory=list)  # of what is averaged
     averaged: tuple[list[Tensor], list[Tensor]] = field(default_factory=lambda: ([], []))  # the averages, the weights
     evaluated: Tensor = field(default_factory=lambda: torch.zeros(0))  # norms of the weights that are validated
@@ -89,8 +87,8 @@ class AverageSession(Session[WeightAverage]):
 
     @property
     def counts_batches(self) -> bool:
-        """Whether a batch counts as one step, however often an optimizer steps in it."""
-        return False
+        """Whether a batch counts as one step, however many there are in it."""
+        return len(self.run.trainer.optimizers) > 1
 
     def is_due_after_step(self) -> bool:
         """Counts a step, and returns whether the average is updated after it."""
@@ -131,47 +129,39 @@ class AverageSession(Session[WeightAverage]):
     @override
     def batch_starts(self, batch_idx: int) -> None:
         self.inputs.batch_starts(wanted=self.is_averaging)
-        if not self.run.module.automatic_optimization:
-            # Between a batch's steps toggle_optimizer has frozen what the other optimizers train.
-            self._read_places()
-            self.trainable_before = {place.tensor for place in self.places if place.tensor.requires_grad}
 
     @override
     def after_step(self, step: Step) -> None:
         self.has_trained = True
         if not self.run.trainer.training:  # a step in validation, where the module may have the average
             return
-        optimizer = step.optimizer
-        self.steps_of[optimizer] = self.steps_of.get(optimizer, 0) + 1
-        if optimizer not in self.watched:
-            self.watched.add(optimizer)
-            self.run.until_end(optimizer.register_step_pre_hook(self._step_entered))
+        self.has_stepped = True
+        if step.optimizer not in self.watched:
+            self.watched.add(step.optimizer)
+            self.run.until_end(step.optimizer.register_step_pre_hook(self._step_entered))
 
     def _step_entered(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if optimizer in self.steps_of:
-            self.steps_again(optimizer)
+        if self.has_stepped:
+            self.steps_again()
 
-    def steps_again(self, optimizer: Optimizer) -> None:
-        """Runs before a further step of an optimizer in the same batch.
+    def steps_again(self) -> None:
+        """Runs before a further step in the same batch.
 
         By then all that acts on the weights after a step has acted, the user's code included.
         """
-        if not self.counts_batches and self.steps_of[optimizer] > self.counted and self._counts_as_due():
+        if not self.counts_batches and self._counts_as_due():
             self.take()
 
     def _counts_as_due(self) -> bool:
-        self.counted += 1
-        return self.is_due_after_step()
+        has_stepped, self.has_stepped = self.has_stepped, False
+        return has_stepped and self.is_due_after_step()
 
     @override
     def batch_ends(self, outputs: Any, batch_idx: int) -> None:
         self.inputs.batch_ends()
-        self.trainable_before = set()
-        is_due = max(self.steps_of.values(), default=0) > self.counted and self._counts_as_due()
+        is_due = self._counts_as_due()
         if self.is_due_after_batch() or is_due:
             self.take()
-        self.steps_of.clear()
-        self.counted = 0
 
     @override
     def validation_ends(self) -> None:
@@ -211,8 +201,11 @@ class AverageSession(Session[WeightAverage]):
 
     def take(self) -> None:
         """Updates the average with the current weights."""
-        self._read_places()
-        trainable = [place.tensor.requires_grad or place.tensor in self.trainable_before for place in self.places]
+        if not self.places or self._has_others:
+            self.places = [entry for entry in registered_in(self.run.module) if isinstance(entry.tensor, nn.Parameter)]
+            self.children = children_in(self.run.module)
+            self.trainable = []
+        trainable = [place.tensor.requires_grad for place in self.places]
         averages, tensors = self.averaged
         if trainable != self.trainable or any(map(_differ_in_shape, averages, tensors)):
             self.trainable = trainable
@@ -223,12 +216,6 @@ class AverageSession(Session[WeightAverage]):
                 self.update_(averages, list(map(local, tensors)) if self.has_shards else tensors)
         self.updates += 1
         self.is_recomputed = False
-
-    def _read_places(self) -> None:
-        if not self.places or self._has_others:
-            self.places = [entry for entry in registered_in(self.run.module) if isinstance(entry.tensor, nn.Parameter)]
-            self.children = children_in(self.run.module)
-            self.trainable = []
 
     @property
     def _has_others(self) -> bool:
