@@ -1,6 +1,8 @@
 """SAM beside what the conformance suite asks: what counts once, what is drawn twice alike, and what overflows."""
 
+import functools
 import math
+from typing import ClassVar
 
 import pytest
 import torch
@@ -389,3 +391,98 @@ def test_the_second_pass_has_its_share_of_the_samples():
 def test_only_norms_needs_some_with_weights():
     with pytest.raises(SettingError, match='only must be left out, but is "norm", and no normalization layer'):
         quiet_trainer(SharpnessAwareMinimization(only="norm"), max_steps=1).fit(Theirs(), loader())
+
+
+def total_of_values(logits, labels):
+    return F.cross_entropy(logits, labels, reduction="none").sum() / BATCH_SIZE
+
+
+def total_by_size(logits, labels):
+    return F.cross_entropy(logits, labels, reduction="sum") / len(logits)
+
+
+LOSSES_OF_SAMPLES = {
+    "mean": F.cross_entropy,
+    "half of the mean": lambda logits, labels: 0.5 * F.cross_entropy(logits, labels),
+    "sum": functools.partial(F.cross_entropy, reduction="sum"),
+    "sum of values over a constant": total_of_values,
+    "sum over the batch size": total_by_size,
+    "mean of values": lambda logits, labels: F.cross_entropy(logits, labels, reduction="none").mean(),
+}
+
+
+class Reduced(LightningModule):
+    """Has a loss of one's choice, on samples that are all equal."""
+
+    def __init__(self, loss):
+        super().__init__()
+        torch.manual_seed(0)
+        self.network = nn.Linear(4, 3).double()
+        self.loss = loss
+
+    def train_dataloader(self):
+        inputs = torch.linspace(-1, 1, 4, dtype=torch.float64).repeat(2 * BATCH_SIZE, 1)
+        return DataLoader(TensorDataset(inputs, torch.ones(len(inputs), dtype=torch.long)), BATCH_SIZE)
+
+    def training_step(self, batch, batch_idx):
+        return self.loss(self.network(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.02)
+
+
+@pytest.mark.parametrize("loss", LOSSES_OF_SAMPLES.values(), ids=LOSSES_OF_SAMPLES)
+def test_a_part_of_equal_samples_makes_the_step_of_all_whatever_the_reduction(loss):
+    modules, rises = [], []
+    for fraction in (1.0, 0.5):
+        modules.append(Reduced(loss))
+        trainer = quiet_trainer(SharpnessAwareMinimization(fraction=fraction), log_every_n_steps=1, max_epochs=2)
+        trainer.fit(modules[-1])
+        rises.append(trainer.callback_metrics["sharpness/loss_rise"])
+    torch.testing.assert_close(*(list(module.parameters()) for module in modules), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(*rises)
+
+
+def test_a_sum_over_samples_beside_a_mean_is_refused_with_a_part_of_them():
+    def both(logits, labels):
+        return F.cross_entropy(logits, labels) + F.mse_loss(logits[:, 0], labels.double(), reduction="sum")
+
+    with pytest.raises(SettingError, match=r"reduction must be the same in all losses .* with fraction below 1"):
+        quiet_trainer(SharpnessAwareMinimization(fraction=0.5)).fit(Reduced(both))
+
+
+def test_a_contrastive_loss_of_a_part_of_the_samples_is_refused():
+    def contrastive(outputs, labels):
+        return F.cross_entropy(outputs @ outputs.T, torch.arange(len(outputs)))
+
+    with pytest.raises(SettingError, match="fraction must be 1 where the training step compares the samples"):
+        quiet_trainer(SharpnessAwareMinimization(fraction=0.5)).fit(Reduced(contrastive))
+
+
+@pytest.mark.parametrize("divided", [True, False], ids=["over their number", "over a constant"])
+def test_a_sum_over_positions_that_count_is_told_from_one_over_a_constant(divided):
+    """Of sequences of very different lengths, of which the hardest are the longest."""
+
+    class Sequences(LightningModule):
+        sizes: ClassVar[list[float]] = []
+
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.network = nn.Embedding(5, 3)
+
+        def training_step(self, batch, batch_idx):
+            values = F.cross_entropy(self.network(batch[0]).mT, batch[1], reduction="none")  # (N, T)
+            loss = values.sum() / ((batch[1] != -100).sum() if divided else 7)
+            loss.register_hook(lambda gradient: self.sizes.append(gradient.item()))
+            return loss
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.0)
+
+    inputs = torch.arange(24).view(4, 6) % 5
+    labels = torch.where(torch.arange(6) < torch.tensor([[6], [6], [1], [1]]), inputs % 3, -100)
+    Sequences.sizes.clear()
+    trainer = quiet_trainer(SharpnessAwareMinimization(fraction=0.5), max_epochs=2)
+    trainer.fit(Sequences(), DataLoader(TensorDataset(inputs, labels), 4))
+    assert Sequences.sizes[-1] == (1 if divided else 2)

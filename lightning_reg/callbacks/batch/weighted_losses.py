@@ -11,7 +11,7 @@ from torch.nn._reduction import legacy_get_string
 from lightning_reg.functional.batch.mixing import check_labels
 from lightning_reg.settings import SettingError
 
-__all__ = ["LOSSES", "check_classes", "settings_of", "weighted"]
+__all__ = ["LOSSES", "check_classes", "counts_in_mean", "settings_of", "weighted"]
 
 LOSSES: tuple[Callable[..., Tensor], ...] = (
     F.cross_entropy,
@@ -73,10 +73,27 @@ def _divisor(loss: Callable[..., Tensor], values: Tensor, args: Any, kwargs: dic
         return weight.sum()
     if loss not in (F.cross_entropy, F.nll_loss) or target.is_floating_point():
         return values.numel()
+    return counts_in_mean(loss, values, args, kwargs).sum()
+
+
+def counts_in_mean(loss: Callable[..., Tensor], values: Tensor, args: Any, kwargs: dict[str, Any]) -> Tensor:
+    """Returns how much each value of a loss counts in its mean: 0 where it is ignored, else 1 or its class's weight.
+
+    Args:
+        loss: One of :data:`LOSSES`.
+        values: Values of the loss with ``reduction="none"``, (N, ...).
+        args: Positional arguments of the loss.
+        kwargs: Keyword arguments of the loss.
+    """
+    named = _by_name(args, kwargs)
+    target: Tensor = named["target"]
+    weight: Tensor | None = named.get("weight")
+    if loss not in (F.cross_entropy, F.nll_loss) or target.is_floating_point():
+        return torch.ones_like(values)
     counted = target != named.get("ignore_index", IGNORED)
     of_classes = 1 if weight is None else weight.gather(0, torch.where(counted, target, 0).flatten()).view_as(target)
-    total: Tensor = (of_classes * counted).sum()
-    return total
+    counts: Tensor = of_classes * counted
+    return counts
 
 
 def check_classes(loss: Callable[..., Tensor], args: Any, kwargs: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """Running the batches of an optimizer step once more for their gradients, without repeating side effects."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
+from lightning_reg.callbacks.batch.loss_shares import LossShares, refuse_mean_beside_sum
 from lightning_reg.callbacks.batch.weighted_losses import LOSSES, settings_of
 from lightning_reg.core.batches import number_of_rows, rows_of
 from lightning_reg.core.copies.repetition import FirstPass, Repetition, loss_of
@@ -27,17 +28,34 @@ _BACKWARD_HOOKS = ("on_before_backward", "on_after_backward")
 
 
 @dataclass(frozen=True)
+class _Part:
+    """The samples of a batch that are run again.
+
+    Attributes:
+        rows: Their indices, (n,).
+        count: Number N of the batch's samples.
+        difference: By how much the mean of their losses is higher than that of all samples.
+        shares: How much each sample's losses count in the loss where they aren't means, (N,); None where unknown.
+        widths: Number of columns of the losses' inputs.
+    """
+
+    rows: Tensor
+    count: int
+    difference: Tensor
+    shares: Tensor | None
+    widths: list[int]
+
+
+@dataclass(frozen=True)
 class _MicroBatch:
     """A training step that is to be run again.
 
     Attributes:
-        rows: Indices of the samples to run it again with; None for all.
-        loss: Loss of these samples in the first pass; None if there was none.
+        part: Samples to run it again with; None for all.
     """
 
     first: FirstPass
-    rows: Tensor | None
-    loss: Tensor | None
+    part: _Part | None
 
 
 class SecondPass:
@@ -54,6 +72,8 @@ class SecondPass:
     def __init__(self, run: Run, is_wanted: Callable[[], bool], *, fraction: float = 1.0) -> None:
         self._fraction = fraction
         self._is_checked = fraction == 1  # whether samples could be selected once
+        self._is_sum: bool | None = None  # whether the loss is a sum over samples; None before the first second pass
+        self._share: Tensor | float = 0.0  # how much a sample's losses count in such a sum
         self._run = run
         self._is_wanted = is_wanted
         self._window: list[_MicroBatch] = []
@@ -92,14 +112,14 @@ class SecondPass:
                 is_last = micro_batch is window[-1]
                 with nullcontext() if is_last else without_gradient_sync(self._run.trainer):
                     loss = self._again(micro_batch)
-                if loss is not None and micro_batch.loss is not None:
-                    differences.append(loss.detach() - micro_batch.loss)
+                if loss is not None and micro_batch.first.loss is not None:
+                    differences.append(loss.detach() - micro_batch.first.loss - self._difference(micro_batch.part))
         return torch.stack(differences).mean() if differences else None
 
     def _again(self, micro_batch: _MicroBatch) -> Tensor | None:
         trainer, module = self._run.trainer, self._run.module
         self._repetition.begin(micro_batch.first)
-        loss = loss_of(self._step_again(micro_batch))
+        loss = self._step_again(micro_batch)
         if loss is None:  # this batch is skipped
             return None
         scale = scaler_scale(trainer, loss.device)
@@ -116,21 +136,65 @@ class SecondPass:
         module.on_after_backward()
         return loss
 
-    def _step_again(self, micro_batch: _MicroBatch) -> Any:
+    def _step_again(self, micro_batch: _MicroBatch) -> Tensor | None:
+        """Returns the loss of a training step that is run again; None if it skips its batch."""
         training_step = self._run.trainer.strategy.training_step
         batch, *others = micro_batch.first.arguments
-        if micro_batch.rows is None:
-            return training_step(batch, *others)
-        try:
-            return training_step(rows_of(batch, micro_batch.rows), *others)
-        except (RuntimeError, ValueError, IndexError) as error:
-            if isinstance(error, SettingError | torch.OutOfMemoryError):
-                raise
-            reason = " ".join(str(error).split())
-            raise SettingError(
-                "fraction must be 1 where the training step fails on a part of its batch's samples, such as one that "
-                f"carries a state from batch to batch: {reason}"
-            ) from error
+        part = micro_batch.part
+        if part is None:
+            return loss_of(training_step(batch, *others))
+        with ExitStack() as stack:
+            shares = stack.enter_context(LossShares()) if self._is_sum is None else None
+            try:
+                loss = loss_of(training_step(rows_of(batch, part.rows), *others))
+            except (RuntimeError, ValueError, IndexError) as error:
+                if isinstance(error, SettingError | torch.OutOfMemoryError):
+                    raise
+                reason = " ".join(str(error).split())
+                raise SettingError(
+                    "fraction must be 1 where the training step fails on a part of its batch's samples, such as one "
+                    f"that carries a state from batch to batch: {reason}"
+                ) from error
+        if loss is not None and shares is not None:
+            self._learn(part, shares, loss)
+        # A sum over a part of the samples is smaller by just that part.
+        return loss * (part.count / len(part.rows)) if loss is not None and self._is_sum else loss
+
+    def _difference(self, part: _Part | None) -> Tensor | float:
+        """Returns by how much the loss of a part of the samples is higher in the first pass than that of all."""
+        if part is None:
+            return 0.0
+        return part.difference * part.count * self._share if self._is_sum else part.difference
+
+    def _learn(self, part: _Part, shares: LossShares, loss: Tensor) -> None:
+        """Finds out whether the loss is a sum over samples, and refuses one that compares samples with each other.
+
+        In a sum, a sample counts as much among others as among all; in a mean, all samples together do.
+
+        Args:
+            shares: Losses that were seen in the second pass.
+            loss: Loss of the second pass.
+        """
+        count = len(part.rows)
+        if count == part.count:  # from which nothing can be learned
+            return
+        for before, now in zip(part.widths, shares.widths(count), strict=False):
+            if before - now == part.count - count:
+                raise SettingError(
+                    "fraction must be 1 where the training step compares the samples of a batch with each other, as "
+                    f"contrastive losses do, but a loss has {before} columns for {part.count} samples and {now} for "
+                    f"{count}"
+                )
+        again = shares.of_values(loss, count)
+        if part.shares is None or again is None:
+            self._is_sum = False
+            return
+        of_mean = (again.sum() / part.shares.sum()).log().abs()
+        of_sum = (again.sum() / part.shares[part.rows].sum()).log().abs()
+        self._is_sum = bool(of_sum < of_mean)
+        self._share = part.shares.mean()
+        if self._is_sum:
+            refuse_mean_beside_sum(shares, loss, "fraction below 1")
 
     def _remember(self, training_step: Callable[..., Any], *args: Any) -> Any:
         is_wanted = self._is_wanted()
@@ -139,17 +203,20 @@ class SecondPass:
         before = [micro_batch.first for micro_batch in self._window]
         if self._fraction == 1:
             output, first = self._repetition.first(training_step, args, before)
-            self._window.append(_MicroBatch(first, None, first.loss))
+            self._window.append(_MicroBatch(first, None))
             return output
         count = number_of_rows(args[0], doing="a part of them can be run again, as fraction asks")
-        with _Losses(count) as losses:
+        with _Losses(count) as losses, ExitStack() as stack:
+            shares = stack.enter_context(LossShares()) if self._is_sum is None else LossShares()
             output, first = self._repetition.first(training_step, args, before)
-        if first.loss is not None:
+        loss = loss_of(output)
+        if loss is not None:
             self._is_checked = True
             values = losses.of_samples()
             rows = hardest(values, self._fraction)
-            loss = first.loss + values[rows].mean() - values.mean()
-            self._window += [_MicroBatch(first, rows, loss)] if is_wanted else []
+            difference = values[rows].mean() - values.mean()
+            part = _Part(rows, count, difference, shares.of_values(loss, count), shares.widths(count))
+            self._window += [_MicroBatch(first, part)] if is_wanted else []
         return output
 
 

@@ -69,7 +69,8 @@ class SharpnessAwareMinimization(Technique):
         momentum: Decay of m where ``friendly``, in [0, 1).
         fraction: Share γ, in (0, 1], of a batch's N samples in the second pass: the ⌈γN⌉ with the largest loss in the
             first; 0.5 makes a step about a fourth cheaper. Needs a loss function of torch's with a value per sample,
-            and a batch of tensors with one row per sample.
+            and a batch of tensors with one row per sample. A loss that is a sum over samples rather than their mean is
+            scaled up to all of them.
 
     Logs:
         ``sharpness/loss_rise``, by how much the loss is higher up there, at the steps the trainer logs.
@@ -79,7 +80,8 @@ class SharpnessAwareMinimization(Technique):
             ``"norm"``, sharded weights where ``friendly``, manual optimization, LBFGS, a second such callback, a
             training step that fetches its own batches, or weights that are flattened (FSDP1, DeepSpeed); at the first
             batch where ``fraction`` is below 1, if its tensors don't have one row per sample or no loss with one value
-            per sample is seen.
+            per sample is seen; at the first second pass then, if the loss compares the batch's samples with each other,
+            or adds a sum over samples to a mean.
 
     Reference:
         Pierre Foret, Ariel Kleiner, Hossein Mobahi, Behnam Neyshabur: Sharpness-Aware Minimization for Efficiently
