@@ -179,7 +179,8 @@ def repeated(batch: Any, times: int, *, technique: str) -> Any:
     """Returns a batch that has every sample several times: all samples, then all of them again.
 
     Args:
-        batch: Tensors with one row per sample, in lists, tuples, mappings or data classes.
+        batch: Tensors with one row per sample, in lists, tuples, mappings or data classes. Beside tensors, lists of
+            texts or numbers that have one for each sample are repeated, too, and tuples of texts.
         times: Number of repetitions, at least 1.
         technique: Name of the calling technique, for the error message.
 
@@ -189,8 +190,8 @@ def repeated(batch: Any, times: int, *, technique: str) -> Any:
     >>> repeated({"x": torch.tensor([1, 2])}, 2, technique="RDrop")
     {'x': tensor([1, 2, 1, 2])}
     """
-    number_of_rows(batch, doing=f"{technique} can repeat them")
-    return apply_to_collection(batch, Tensor, lambda tensor: torch.cat([tensor] * times))
+    count = number_of_rows(batch, doing=f"{technique} can repeat them")
+    return _with_rows(batch, count, lambda tensor: torch.cat([tensor] * times), lambda values: values * times)
 
 
 def step_with_repeated(
@@ -280,4 +281,31 @@ def rows_of(batch: Any, rows: Tensor) -> Any:
     >>> rows_of({"x": torch.tensor([1, 2, 3])}, torch.tensor([0, 2]))
     {'x': tensor([1, 3])}
     """
-    return apply_to_collection(batch, Tensor, lambda tensor: tensor.index_select(0, rows.to(tensor.device)))
+    count = number_of_rows(batch, doing="some of them can be chosen")
+    return _with_rows(
+        batch,
+        count,
+        lambda tensor: tensor.index_select(0, rows.to(tensor.device)),
+        lambda values: type(values)(values[row] for row in rows.tolist()),
+    )
+
+
+def _with_rows(batch: Any, count: int, of_tensor: Callable[[Tensor], Tensor], of_values: Callable[[Any], Any]) -> Any:
+    """Returns a batch whose tensors, and whose lists of one value for each of its samples, are replaced."""
+
+    def change(part: Any) -> Any:
+        if isinstance(part, Tensor):
+            return of_tensor(part)
+        if _has_value_for_each(part, count):
+            return of_values(part)
+        parts = [apply_to_collection(entry, (Tensor, list, tuple), change) for entry in part]
+        return type(part)(*parts) if hasattr(part, "_fields") else type(part)(parts)
+
+    return apply_to_collection(batch, (Tensor, list, tuple), change)
+
+
+def _has_value_for_each(part: list[Any] | tuple[Any, ...], count: int) -> bool:
+    """Whether a list has a text or a number for each sample; a tuple of numbers is a size."""
+    plain = str | bytes | int | float if type(part) is list else str | bytes
+    is_plain_type = type(part) in (list, tuple)
+    return is_plain_type and 0 < len(part) == count and all(isinstance(entry, plain) for entry in part)

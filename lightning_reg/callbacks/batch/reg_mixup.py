@@ -1,7 +1,8 @@
 """Mixup beside the clean batch, as a regularizer."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_reg.callbacks.batch.batch_mixing import BatchMixing, MixingSession
+from lightning_reg.callbacks.batch.copies_mean import CopiesMean
 from lightning_reg.core.batches import Key, part_of, repeated, step_with_repeated, with_parts
 from lightning_reg.core.facts import Log
 from lightning_reg.core.session import Session
@@ -24,12 +26,11 @@ class RegMixup(BatchMixing):
 
     What it does: the training step gets a batch of twice the size, whose second half is mixed with one weight λ from
     Beta(α, α), as ``BatchMixing`` does it, and the loss that goes into backward is the sum of the clean half's and the
-    mixed half's: twice the mean over the whole batch, which the module logs. Labels aren't changed, for metrics.
-    Evaluation isn't affected.
+    mixed half's: twice the mean over the whole batch, which the module logs; a sum over the batch's samples is taken
+    as it is. Labels aren't changed, for metrics. Evaluation isn't affected.
 
     When to use: for classifiers that should be calibrated, and detect inputs unlike those of training, where Mixup
-    alone loses confidence on clean samples. When not: where a step's time or memory is short; beside another mixing;
-    where the loss is a sum over samples rather than a mean.
+    alone loses confidence on clean samples. When not: where a step's time or memory is short; beside another mixing.
 
     Cost: a training step of twice the batch, in compute and in memory of activations. No state.
 
@@ -83,7 +84,13 @@ class RegMixup(BatchMixing):
 
 @dataclass(eq=False)
 class RegMixupSession(MixingSession):
-    """One fit of RegMixup."""
+    """One fit of RegMixup.
+
+    Attributes:
+        mean: The loss as the mean over both halves.
+    """
+
+    mean: CopiesMean = field(init=False)
 
     innermost: ClassVar[bool] = True  # terms that others add to the loss must not count twice
 
@@ -95,6 +102,7 @@ class RegMixupSession(MixingSession):
                 "losses can't reach the one that you hand to manual_backward"
             )
         super().__post_init__()
+        self.mean = CopiesMean(self.run, 2, technique=self.name, repeats=lambda: self.current is not None)
 
     @override
     def _mixed(self, batch: Any, inputs: Tensor, targets: Tensor, draw: Draw) -> tuple[Any, Tensor, Tensor | None]:
@@ -117,9 +125,12 @@ class RegMixupSession(MixingSession):
 
     @override
     def _step(self, training_step: Callable[..., Any], batch: Any, *args: Any, **kwargs: Any) -> Any:
+        own = training_step
         if not self.is_checked:
-            training_step = step_with_repeated(training_step, batch, times=2, technique=self.name)
-        output = super()._step(training_step, batch, *args, **kwargs)
+            own = step_with_repeated(training_step, batch, times=2, technique=self.name)
+        output = self.mean.run(
+            partial(super()._step, own, batch, *args, **kwargs), partial(training_step, batch, *args, **kwargs), batch
+        )
         loss = output.get("loss") if isinstance(output, Mapping) else output
         if self.current is None or loss is None:
             return output

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
+from lightning_reg.callbacks.batch.copies_mean import CopiesMean
 from lightning_reg.callbacks.batch.reg_mixup import RegMixup
 from lightning_reg.callbacks.loss.logits import LogitsSession, copies_of
 from lightning_reg.callbacks.loss.loss_term import LossTerm
@@ -78,8 +80,9 @@ class AugmentationConsistency(LossTerm):
     Raises:
         SettingError: If a setting is out of its range, the module optimizes manually or is compiled as a whole; at the
             first batch, if its tensors don't have one row per sample, the inputs aren't floats in [0, 1] before
-            normalization, the training step calls neither loss outside of activation checkpointing, or the logits are
-            those of single pixels, which ``augment`` may move.
+            normalization, the training step calls neither loss outside of activation checkpointing, mixes samples,
+            compares them with each other or adds a sum over samples to a mean, or the logits are those of single
+            pixels, which ``augment`` may move.
 
     Reference:
         Dan Hendrycks, Norman Mu, Ekin D. Cubuk, Barret Zoph, Justin Gilmer, Balaji Lakshminarayanan: AugMix: A Simple
@@ -133,7 +136,7 @@ class AugmentationConsistency(LossTerm):
 
     @override
     def new_session(self, run: Run) -> Session[Any]:
-        return ConsistencySession(self, run, self._penalty)
+        return ConsistencySession(self, run, self._penalty, copies=self.views)
 
     def _penalty(self, logits: Tensor, counted: Tensor | None) -> Tensor:
         counted = None if counted is None else counted[: len(counted) // self.views]
@@ -177,11 +180,13 @@ class ConsistencySession(LogitsSession):
 
     Attributes:
         number: Index of this technique among the callbacks of its class.
+        mean: The module's own loss as the mean over all views, where ``loss_of`` is ``"all"``.
         batch_idx: Index of the current training batch.
         input_shape: Shape of the inputs in the current batch, without the views.
     """
 
     technique: AugmentationConsistency
+    mean: CopiesMean = field(init=False)
     number: int = field(init=False)
     batch_idx: int = field(default=0, init=False)
     input_shape: torch.Size = field(init=False)
@@ -192,6 +197,7 @@ class ConsistencySession(LogitsSession):
         name = type(self.technique).__name__
         refuse_compiled_whole(self.run.module, name)
         self.number = instance_number(self.run.trainer, self.technique)
+        self.mean = CopiesMean(self.run, self.technique.views, technique=name)
         for other in callbacks_of(self.run.trainer):
             if self._repeats(other):
                 raise SettingError(
@@ -225,11 +231,19 @@ class ConsistencySession(LogitsSession):
         if self.technique.loss_of == "clean" and self.strength.now(self.run.trainer) == 0:
             self._log({})
             return training_step(batch, *args, **kwargs)
+        own = training_step
         if not self.is_checked:
             technique = self.technique
             name = type(technique).__name__
-            training_step = step_with_repeated(training_step, batch, times=technique.views, technique=name)
-        return super()._step(training_step, batch, *args, **kwargs)
+            own = step_with_repeated(training_step, batch, times=technique.views, technique=name)
+
+        def step(larger: Any, *args: Any, **kwargs: Any) -> Any:
+            repeated = partial(own, larger, *args, **kwargs)
+            if self.technique.loss_of == "clean":
+                return repeated()
+            return self.mean.run(repeated, partial(training_step, batch, *args, **kwargs), batch)
+
+        return super()._step(step, batch, *args, **kwargs)
 
     @override
     def watched_batch(self, batch: Any) -> Any:

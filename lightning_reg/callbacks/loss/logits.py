@@ -28,11 +28,13 @@ class LogitsSession(TermSession):
         penalty: Function of logits (N, C, ...) and a mask of the samples that count, or None for all, that returns the
             term.
         takes_log_probabilities: Whether ``nll_loss``, which takes log-probabilities, is watched as well.
+        copies: Number of copies of each sample in the batch.
         seen: Logits of the current training step, with their masks.
     """
 
     penalty: Callable[[Tensor, Tensor | None], Tensor]
     takes_log_probabilities: bool = True
+    copies: int = 1
     seen: list[tuple[Tensor, Tensor | None]] = field(default_factory=list, init=False)
 
     @property
@@ -45,7 +47,8 @@ class LogitsSession(TermSession):
     @contextmanager
     def watching(self) -> Iterator[None]:
         self.seen.clear()
-        with LogitsSeen(self.seen, self.losses, None if self.is_checked else type(self.technique).__name__):
+        name = None if self.is_checked else type(self.technique).__name__
+        with LogitsSeen(self.seen, self.losses, name, copies=self.copies):
             yield
 
     @override
@@ -69,6 +72,7 @@ class LogitsSeen(TorchFunctionMode):
         logits: List for the logits, with masks of the samples that count.
         losses: Names of the loss functions, by function.
         checks_for: Name of the technique that checks what the losses take; not checked where None.
+        copies: Number of copies of each sample, whose targets must be the same.
     """
 
     def __init__(
@@ -76,8 +80,11 @@ class LogitsSeen(TorchFunctionMode):
         logits: list[tuple[Tensor, Tensor | None]],
         losses: dict[Callable[..., Tensor], str],
         checks_for: str | None = None,
+        *,
+        copies: int = 1,
     ) -> None:
         super().__init__()
+        self._copies = copies
         self._checks_for = checks_for
         self._logits = logits
         self._losses = losses
@@ -96,6 +103,8 @@ class LogitsSeen(TorchFunctionMode):
                 return func(*args, **kwargs)
             if func is F.nll_loss and self._checks_for is not None:
                 check_log_probabilities(args, kwargs, self._checks_for)
+            if self._copies > 1 and self._checks_for is not None:
+                _check_targets(target, self._copies, technique=self._checks_for)
             # Mixing calls a loss twice, with two targets of the same logits.
             if all(logits is not known for known, _ in self._logits):
                 self._logits.append((logits, None if target.is_floating_point() else target != ignored))
@@ -132,6 +141,20 @@ def copies_of(logits: Tensor, times: int, *, technique: str) -> tuple[Tensor, ..
             f"finds all {times} of each, but has {len(logits)}, {what}"
         )
     return logits.chunk(times)
+
+
+def _check_targets(targets: Tensor, times: int, *, technique: str) -> None:
+    """Raises if the copies of a batch have different targets, and so aren't in the order of the batch."""
+    if torch.compiler.is_compiling() or len(targets) % times:  # which the logits are refused for
+        return
+    first, *others = targets.detach().chunk(times)
+    rounding = 1e-2 if targets.is_floating_point() else 0.0  # a teacher's predictions may be rounded differently
+    if not all(torch.allclose(copy, first, rtol=0.0, atol=rounding) for copy in others):
+        raise SettingError(
+            "the training step must compute its loss of each sample alone, in the order of the batch, with "
+            f"{technique}, which repeats them {times} times, but copies of a sample have different targets, as in a "
+            "contrastive loss, where the step itself mixes samples, or where a teacher drops units"
+        )
 
 
 def check_log_probabilities(args: Any, kwargs: dict[str, Any], technique: str) -> None:

@@ -1,13 +1,15 @@
 """R-Drop: consistent predictions of two passes with different dropout."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_reg.callbacks.batch.copies_mean import CopiesMean
 from lightning_reg.callbacks.forward.dropout_schedule import DropoutSchedule
 from lightning_reg.callbacks.loss.logits import LogitsSession, copies_of
 from lightning_reg.callbacks.loss.loss_term import LossTerm
@@ -51,8 +53,9 @@ class RDrop(LossTerm):
 
     Raises:
         SettingError: If ``weight`` is negative or not finite or the module optimizes manually; at the first batch, if
-            its tensors don't have one row per sample, the training step calls neither loss, or both passes predict the
-            same because nothing in the module is stochastic.
+            its tensors don't have one row per sample, the training step calls neither loss, the targets of both passes
+            differ because it mixes samples or compares them with each other, its loss adds a sum over samples to a
+            mean, or both passes predict the same because nothing in the module is stochastic.
 
     Reference:
         Xiaobo Liang, Lijun Wu, Juntao Li, Yue Wang, Qi Meng, Tao Qin, Wei Chen, Min Zhang, Tie-Yan Liu: R-Drop:
@@ -78,7 +81,7 @@ class RDrop(LossTerm):
 
     @override
     def new_session(self, run: Run) -> Session[Any]:
-        return RDropSession(self, run, self._penalty)
+        return RDropSession(self, run, self._penalty, copies=2)
 
     def _penalty(self, logits: Tensor, counted: Tensor | None) -> Tensor:
         first, second = copies_of(logits, 2, technique=type(self).__name__)
@@ -88,11 +91,18 @@ class RDrop(LossTerm):
 
 @dataclass(eq=False)
 class RDropSession(LogitsSession):
-    """One fit of R-Drop."""
+    """One fit of R-Drop.
+
+    Attributes:
+        mean: The module's own loss as the mean over both passes.
+    """
+
+    mean: CopiesMean = field(init=False)
 
     @override
     def _attach(self) -> None:
         """Attaches later, so that layers that change batches lie inside and change both copies alike."""
+        self.mean = CopiesMean(self.run, 2, technique=type(self.technique).__name__)
 
     @override
     def train_starts(self) -> None:
@@ -103,10 +113,16 @@ class RDropSession(LogitsSession):
         if self.strength.now(self.run.trainer) == 0:  # also in the first step, unlike other terms
             self._log({})
             return training_step(batch, *args, **kwargs)
+        own = training_step
         if not self.is_checked:
             name = type(self.technique).__name__
-            training_step = step_with_repeated(training_step, batch, times=2, technique=name)
-        return super()._step(training_step, batch, *args, **kwargs)
+            own = step_with_repeated(training_step, batch, times=2, technique=name)
+
+        def step(larger: Any, *args: Any, **kwargs: Any) -> Any:
+            alone = partial(training_step, batch, *args, **kwargs)
+            return self.mean.run(partial(own, larger, *args, **kwargs), alone, batch)
+
+        return super()._step(step, batch, *args, **kwargs)
 
     @override
     def watched_batch(self, batch: Any) -> Any:
