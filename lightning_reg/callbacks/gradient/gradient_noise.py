@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 from typing_extensions import override
 
 from lightning_reg.core.facts import SCHEDULE_CHART, Log, Place, Position
@@ -28,7 +29,8 @@ class GradientNoise(Technique):
 
     What it does: adds independent noise to every entry of every gradient before the optimizer's step, after penalties
     and before clipping. The noise depends only on the seed and the step: all processes add the same noise, a resumed
-    run continues that of the uninterrupted one, and the global random state isn't used. Sparse gradients get none.
+    run continues that of the uninterrupted one, and the global random state isn't used. Sparse gradients get none, nor
+    does the row of an embedding at its ``padding_idx``, which isn't trained.
 
     When to use: for deep or hard-to-start networks, against bad initial weights and sharp minima. When not: with small
     batches, whose gradients are noisy enough.
@@ -106,11 +108,18 @@ class NoiseSession(Session[GradientNoise]):
 
     selection: Selection = field(init=False)
     strength: ScheduledStrength = field(init=False)
+    padding: dict[nn.Parameter, list[int]] = field(init=False)  # rows of local shards that aren't trained
+    names: dict[nn.Parameter, str] = field(init=False)  # of the selection when padding was looked for
 
     def __post_init__(self) -> None:
         technique = self.technique
         self.selection = Selection.by(technique, self.run.module)
         self.strength = ScheduledStrength(technique.schedule, self.run.trainer)
+        self._find_padding()
+
+    def _find_padding(self) -> None:
+        self.names = self.selection.names
+        self.padding = _padding_rows(self.run.module)
 
     @override
     def before_step(self, step: Step) -> None:
@@ -125,6 +134,8 @@ class NoiseSession(Session[GradientNoise]):
         noisy = [parameter for parameter in chosen if parameter.grad is not None and not parameter.grad.is_sparse]
         if not noisy or deviation == 0:
             return
+        if self.selection.names is not self.names:  # layers were replaced
+            self._find_padding()
         # Copies of a shard on several processes get the same noise, else they would drift apart.
         shards: dict[tuple[int, ...], list[nn.Parameter]] = {}
         for parameter in noisy:
@@ -136,4 +147,31 @@ class NoiseSession(Session[GradientNoise]):
             stream = random_stream(base_seed(technique.seed), part, number, "gradient noise", instance, step.index)
             gradients = [local(dense_gradient(parameter)) for parameter in parameters]
             generator = torch.Generator(gradients[0].device).manual_seed(stream.getrandbits(63))
+            padding = [
+                gradient[row]
+                for parameter, gradient in zip(parameters, gradients, strict=True)
+                for row in self.padding.get(parameter, [])
+            ]
+            before = [row.clone() for row in padding]
             add(gradients, step.scaled(deviation), generator)
+            for row, gradient in zip(padding, before, strict=True):
+                row.copy_(gradient)
+
+
+def _padding_rows(module: nn.Module) -> dict[nn.Parameter, list[int]]:
+    """Returns the rows of embeddings' weights that belong to padding, counted in this process's shards."""
+    rows: dict[nn.Parameter, list[int]] = {}
+    for layer in module.modules():
+        if isinstance(layer, nn.Embedding | nn.EmbeddingBag) and layer.padding_idx is not None:
+            for weight in layer.parameters():  # also the original of a parametrized one
+                if weight.shape == (layer.num_embeddings, layer.embedding_dim):
+                    rows.setdefault(weight, []).extend(_in_shard(layer.padding_idx, weight))
+    return rows
+
+
+def _in_shard(row: int, weight: nn.Parameter) -> list[int]:
+    if not isinstance(weight, DTensor):
+        return [row]
+    placements = [placement if placement.is_shard(0) else Replicate() for placement in weight.placements]
+    numbers = distribute_tensor(torch.arange(len(weight)), weight.device_mesh, placements).to_local()
+    return numbers.eq(row).nonzero().flatten().tolist()
