@@ -7,6 +7,7 @@ from enum import Enum, IntEnum
 __all__ = [
     "PENALTY_CHARTS",
     "SCHEDULE_CHART",
+    "TERMS",
     "Chart",
     "Choice",
     "Linear",
@@ -43,6 +44,10 @@ class Position(IntEnum):
     LOOKAHEAD = 7  # after the step and its constraints, before averages
     AVERAGING = 8  # sees the weights as the batch leaves them
     RESTORING = 9  # when training has ended, after averages have been put in
+
+
+TERMS = (Position.PENALTY, Position.CENTRALIZATION, Position.NOISE)
+"""Positions of what joins the gradients, and is clipped with them."""
 
 
 @dataclass(frozen=True)

@@ -496,18 +496,19 @@ def scaler_scale(trainer: Trainer, device: torch.device) -> Tensor | None:
     return None if scaler is None else scaler.scale(torch.ones((), device=device))
 
 
-def gradient_scale(trainer: Trainer, optimizer: Optimizer) -> Tensor | None:
+def gradient_scale(trainer: Trainer, optimizer: Optimizer, *, is_early: bool = False) -> Tensor | None:
     """Returns the gradient scaler's scale if gradients still carry it in ``on_before_optimizer_step``.
 
     They do with optimizers that unscale gradients themselves (fused ones): whatever is added must carry it, too.
 
     Args:
         optimizer: Optimizer that is about to step.
+        is_early: Whether that hook is still to come: until then, gradients of all optimizers carry the scale.
 
     Returns:
         Scalar on the optimizer's device, without a transfer to the host; None if gradients carry no scale.
     """
-    if not getattr(optimizer, "_step_supports_amp_scaling", False):
+    if not is_early and not getattr(optimizer, "_step_supports_amp_scaling", False):
         return None
     scaler = _scaler(trainer)
     # Code that clips by hand has called scaler.unscale_ already.

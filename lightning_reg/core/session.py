@@ -31,6 +31,7 @@ HOOKS = (
     "window_begins",
     "before_backward",
     "after_backward",
+    "terms_joined",
     "step_begins",
     "before_step",
     "after_step",
@@ -144,6 +145,13 @@ class Session(Generic[T]):
     def after_backward(self) -> None:
         """Runs after each backward pass."""
 
+    def terms_joined(self, step: Step) -> None:
+        """Runs where penalties and noise have joined the gradients before the step, because the module clips them now.
+
+        Args:
+            step: The coming step, whose gradients are unscaled unless ``step.scale`` says otherwise.
+        """
+
     def step_begins(self, step: Step) -> None:
         """Runs before any technique acts on the gradients of a step."""
 
@@ -204,6 +212,12 @@ def _kinds(owner: type, name: str) -> tuple[type, ...]:
         return ()
     kinds = [get_origin(kind) or kind for kind in (get_args(hint) if type(None) in get_args(hint) else (hint,))]
     return tuple(kinds) if all(isinstance(kind, type) for kind in kinds) else ()
+
+
+def listeners(hook: str, sessions: list[Session[Any]]) -> list[Any]:
+    """Returns the hook's methods of the sessions that have it."""
+    having = (session for session in sessions if getattr(type(session), hook) is not getattr(Session, hook))
+    return [getattr(session, hook) for session in having]
 
 
 def plain(value: Any) -> Any:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from lightning.pytorch import LightningModule, Trainer
@@ -15,6 +14,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_reg.core.bypasses import Bypasses
+from lightning_reg.core.clipping import Clip
+from lightning_reg.core.facts import TERMS
 from lightning_reg.core.gradients import gradient_norms
 from lightning_reg.core.lightning import (
     any_gradient,
@@ -25,14 +26,14 @@ from lightning_reg.core.lightning import (
     optimizer_name,
     unscaled_loss,
 )
-from lightning_reg.core.session import HOOKS, Session
-from lightning_reg.core.wrapping import Layer, around
+from lightning_reg.core.session import HOOKS, Session, listeners
+from lightning_reg.core.wrapping import Layer, Removable, around
 from lightning_reg.settings import SettingError
 
 if TYPE_CHECKING:
     from lightning_reg.core.technique import Technique
 
-__all__ = ["Clip", "Run", "Step", "trainable", "unannounced"]
+__all__ = ["Run", "Step", "trainable", "unannounced"]
 
 S = TypeVar("S", bound=Session[Any])
 
@@ -41,35 +42,6 @@ _STAGES: Mapping[str, tuple[RunningStage, ...]] = {
     "validation_step": (RunningStage.SANITY_CHECKING, RunningStage.VALIDATING),
 }
 _RUNS: WeakKeyDictionary[Trainer, Run] = WeakKeyDictionary()
-
-
-class _Handle(Protocol):
-    """A handle that removes a hook, as torch's do."""
-
-    def remove(self) -> None: ...
-
-
-@dataclass(frozen=True)
-class Clip:
-    """Result of clipping in one step; norms are without a gradient scaler's scale.
-
-    Attributes:
-        parameters: Parameters whose gradients were considered.
-        threshold: Norm, share of the weights' norm, or absolute value of an entry above which gradients are clipped.
-        clipped: Whether any gradient was clipped; None if this isn't known without reading every entry.
-        norm: Total norm before clipping, if it was computed.
-        clipped_norm: Total norm after clipping, if it was computed.
-        by_entry: Whether single entries are clipped rather than a norm.
-        fraction: Fraction of this epoch's steps that were clipped, if it is counted.
-    """
-
-    parameters: list[nn.Parameter]
-    threshold: float | Tensor
-    clipped: Tensor | None = None
-    norm: Tensor | None = None
-    clipped_norm: Tensor | None = None
-    by_entry: bool = False
-    fraction: Tensor | None = None
 
 
 class Step:
@@ -86,7 +58,9 @@ class Step:
         clips: Results of our own clipping in this step.
     """
 
-    def __init__(self, run: Run, optimizer: Optimizer, share: float, served: set[nn.Parameter]) -> None:
+    def __init__(
+        self, run: Run, optimizer: Optimizer, share: float, served: set[nn.Parameter], *, is_early: bool = False
+    ) -> None:
         self.run = run
         self.optimizer = optimizer
         self.share = share
@@ -94,6 +68,7 @@ class Step:
         self.loss = run.loss
         self.clips: list[Clip] = []
         self._served = served
+        self._is_early = is_early  # before Lightning unscales gradients
         self._norms: tuple[list[tuple[Tensor | None, int]], Tensor] | None = None
 
     @cached_property
@@ -122,7 +97,7 @@ class Step:
     @cached_property
     def scale(self) -> Tensor | None:
         """The gradient scaler's scale if the gradients still carry it: whatever is added must carry it, too."""
-        return gradient_scale(self.run.trainer, self.optimizer)
+        return gradient_scale(self.run.trainer, self.optimizer, is_early=self._is_early)
 
     def norms(self, parameters: list[nn.Parameter]) -> Tensor:
         """Returns the Euclidean norms of the present gradients, cached until a gradient changes.
@@ -188,11 +163,13 @@ class Run:
         self.loss: Tensor | None = None
         self.leader: Technique | None = None
         self._members: list[tuple[Technique, Session[Any]]] = []
-        self._listeners: dict[str, list[Any]] = {hook: [] for hook in HOOKS}
+        # The listeners before the step come a second time, apart: those that add terms to gradients, and all others.
+        self._listeners: dict[str, list[Any]] = {hook: [] for hook in (*HOOKS, "add_terms", "add_no_terms")}
         self._undo = ExitStack()
         self._hooked: set[Optimizer] = set()
         self._nesting: dict[Optimizer, int] = {}
         self._open: dict[Optimizer, Step] = {}
+        self._early: dict[Optimizer, Step] = {}  # whose terms are in the gradients already
         self._clears_itself = is_overridden(module, "optimizer_zero_grad")  # and perhaps not for every batch
         self._is_beginning = False  # a window, before its first backward pass
         self._passes = 0  # backward passes since the last step
@@ -226,12 +203,10 @@ class Run:
         self.leader = self.leader or technique
         self._members.append((technique, session))
         self._members.sort(key=lambda member: member[0].position)
-        for hook in HOOKS:
-            self._listeners[hook] = [
-                getattr(member, hook)
-                for _, member in self._members
-                if getattr(type(member), hook) is not getattr(Session, hook)
-            ]
+        self._listeners = {hook: listeners(hook, [member for _, member in self._members]) for hook in HOOKS}
+        for name, adds in (("add_terms", True), ("add_no_terms", False)):
+            chosen = [member for other, member in self._members if (other.position in TERMS) == adds]
+            self._listeners[name] = listeners("before_step", chosen)
 
     def sessions_of(self, kind: type[S]) -> list[S]:
         """Returns the sessions of a class that have joined so far."""
@@ -270,7 +245,7 @@ class Run:
 
         self.around(self.module, name, in_its_stage, innermost=innermost)
 
-    def until_end(self, handle: _Handle) -> None:
+    def until_end(self, handle: Removable) -> None:
         """Removes a hook when the run ends.
 
         Args:
@@ -295,6 +270,8 @@ class Run:
         for optimizer in self.trainer.optimizers:
             self._hook(optimizer)
         self._bypasses = Bypasses.of(self.techniques())
+        if self._listeners["add_terms"] and not self.module.automatic_optimization:
+            self.around(self.trainer.precision_plugin, "clip_gradients", self._before_clipping)
         self._tell("train_starts")
 
     def batch_starts(self, batch_idx: int) -> None:
@@ -313,6 +290,11 @@ class Run:
         """Records the loss, before its gradients are added to those of the window."""
         if not any_gradient(self.trainer, counts_zeros=not self._clears_itself):  # they were cleared elsewhere
             self._begin_window()
+        self._early = {
+            optimizer: step
+            for optimizer, step in self._early.items()
+            if any(parameter.grad is not None for parameter in step.parameters)
+        }
         self.loss = unscaled_loss(self.trainer, loss) if logs_now(self.trainer) else None
         self._bypasses.before_backward(loss)
         self._tell("before_backward", loss)
@@ -329,16 +311,37 @@ class Run:
         """Changes and measures gradients, in the order of the techniques' positions."""
         self._hook(optimizer)  # it may have been created during the fit
         self._bypasses.step()
-        step = self._open[optimizer] = Step(self, optimizer, self._close_window(), self._served)
+        early = self._early.pop(optimizer, None)
+        share = self._close_window() if early is None else early.share
+        step = self._open[optimizer] = Step(self, optimizer, share, self._served)
         # First sharpness, which replaces gradients; then penalties, centralization, noise, measurement, clipping.
         self._tell("step_begins", step)
-        self._tell("before_step", step)
+        self._tell("before_step" if early is None else "add_no_terms", step)
+        self._serve(step)
+
+    def _before_clipping(self, clip: Callable[..., None], optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        """Wraps ``clip_gradients``, before which a training step that calls it would add the penalty to its loss."""
+        bare = getattr(optimizer, "optimizer", optimizer)  # a module has Lightning's wrapper in hand
+        is_within_step = bare in self._open and not self._passes
+        if not is_within_step and bare not in self._early:
+            self._join_early(bare)
+        clip(optimizer, *args, **kwargs)
+
+    def _join_early(self, optimizer: Optimizer) -> None:
+        """Adds penalties and noise to gradients, which are then left out before the step itself."""
+        step = self._early[optimizer] = Step(self, optimizer, self._close_window(), self._served, is_early=True)
+        self._tell("add_terms", step)
+        self._tell("terms_joined", step)
+        self._serve(step)
+
+    def _serve(self, step: Step) -> None:
         if step.share:
             self._served = self._served | set(step.parameters)
 
     def _begin_window(self) -> None:
         self._passes = 0  # no earlier pass reaches a step
         self._served = set()
+        self._early.clear()
         if not self._is_beginning:
             self._is_beginning = True
             self._tell("window_begins")
@@ -429,7 +432,7 @@ class Run:
             for technique, session in members:
                 session.ends(exception)
                 technique.session_ended(session)
-        self._listeners = {hook: [] for hook in HOOKS}
+        self._listeners = {hook: [] for hook in self._listeners}
 
     # Listeners, and hooks of optimizers
 

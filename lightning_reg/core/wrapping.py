@@ -3,12 +3,19 @@
 import functools
 from collections.abc import Callable
 from types import CodeType
-from typing import Any
+from typing import Any, Protocol
 
-__all__ = ["MethodHold", "around", "inside"]
+__all__ = ["MethodHold", "Removable", "around", "inside"]
 
 # Called with the next inner callable and the arguments; returns its result, or a replacement.
 Layer = Callable[..., Any]
+
+
+class Removable(Protocol):
+    """A handle that removes a hook, as torch's do."""
+
+    def remove(self) -> None:
+        """Removes the hook."""
 
 
 class MethodHold:

@@ -162,6 +162,14 @@ class GradientMonitorSession(Session[GradientMonitor]):
             self.backward_norms = dict(zip(parameters, norms.unbind(), strict=True))
 
     @override
+    def terms_joined(self, step: Step) -> None:
+        # Not those that another optimizer shares: the module may have clipped them already.
+        parameters = [parameter for parameter in _with_gradient(step) if parameter in step.fresh]
+        if self.backward_norms and parameters:
+            norms = step.unscaled(step.norms(parameters))
+            self.backward_norms.update(zip(parameters, norms.unbind(), strict=True))
+
+    @override
     def step_begins(self, step: Step) -> None:
         parameters = _with_gradient(step)
         if self.backward_norms and parameters:

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self, override
 
+from lightning_reg.core.clipping import Clip
 from lightning_reg.core.gradients import gradient_norms, gradient_values, local
 from lightning_reg.core.selection import Selection
-from lightning_reg.core.step import Clip, Step
+from lightning_reg.core.step import Step
 from lightning_reg.functional.gradient.clip_thresholds import percentile_threshold, remember_, zscore_thresholds_
 from lightning_reg.functional.gradient.clipping import clip_adaptively_, clip_by_value_, scale_, shrinking_factor
 from lightning_reg.functional.norms import total_norm

@@ -20,8 +20,9 @@ class ElasticNetPenalty(WeightPenalty):
 
     What it does: adds λ₁ sign(w) + λ₂w to the gradients before every optimizer step, without a graph, reading and
     writing memory once for both. The result is that of the penalty written into the loss, under gradient accumulation,
-    mixed precision, DDP and manual optimization too, while the loss that the module logs stays clean. With
-    ``proximal=True`` the L1 part is instead a soft threshold of lr · λ₁ after the step, which gives exact zeros.
+    mixed precision, DDP and manual optimization too, while the loss that the module logs stays clean; only torch's own
+    clipping, called in a training step, comes before it. With ``proximal=True`` the L1 part is instead a soft threshold
+    of lr · λ₁ after the step, which gives exact zeros.
 
     When to use: for sparse weights where groups of inputs are correlated: L1 alone picks one of each group at random.
     When not: with Adam where decoupled decay is meant; see ``L2Penalty``.

@@ -28,9 +28,10 @@ class GradientNoise(Technique):
     """Adds random noise to gradients, which fades as training goes on: variance η / (1 + t)^γ at step t.
 
     What it does: adds independent noise to every entry of every gradient before the optimizer's step, after penalties
-    and before clipping. The noise depends only on the seed and the step: all processes add the same noise, a resumed
-    run continues that of the uninterrupted one, and the global random state isn't used. Sparse gradients get none, nor
-    does the row of an embedding at its ``padding_idx``, which isn't trained.
+    and before clipping (under manual optimization by ``self.clip_gradients``; torch's own, called in a training step,
+    comes before it). The noise depends only on the seed and the step: all processes add the same noise, a resumed run
+    continues that of the uninterrupted one, and the global random state isn't used. Sparse gradients get none, nor does
+    the row of an embedding at its ``padding_idx``, which isn't trained.
 
     When to use: for deep or hard-to-start networks, against bad initial weights and sharp minima. When not: with small
     batches, whose gradients are noisy enough.

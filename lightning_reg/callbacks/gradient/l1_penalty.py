@@ -20,8 +20,9 @@ class L1Penalty(WeightPenalty):
 
     What it does: adds λ sign(w) to the gradients before every optimizer step, without a graph. The result is that of
     the penalty written into the loss, under gradient accumulation, mixed precision, DDP and manual optimization too,
-    while the loss that the module logs stays clean. With ``proximal=True`` weights are instead moved toward zero by
-    lr · λ after the step, and stop there: unimportant ones become exactly zero.
+    while the loss that the module logs stays clean; only torch's own clipping, called in a training step, comes before
+    it. With ``proximal=True`` weights are instead moved toward zero by lr · λ after the step, and stop there:
+    unimportant ones become exactly zero.
 
     When to use: for sparse weights, always with ``proximal=True``; without it weights only oscillate around zero. When
     not: against overfitting alone, where L2 or dropout usually do better.

@@ -19,7 +19,8 @@ class L2Penalty(WeightPenalty):
 
     What it does: adds λw to the gradients before every optimizer step, without a graph. The result is that of the
     penalty written into the loss, under gradient accumulation, mixed precision, DDP and manual optimization too,
-    while the loss that the module logs stays clean.
+    while the loss that the module logs stays clean; only torch's own clipping, called in a training step, comes before
+    it (``self.clip_gradients`` doesn't).
 
     When to use: with SGD, or where the penalty should pass through the optimizer like any other part of the loss.
     When not: with Adam and its relatives, whose adaptive steps undo most of it; there decoupled decay (AdamW's

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import parametrizations
 from torch.nn.utils.parametrize import ParametrizationList
-from torch.optim import SparseAdam
+from torch.optim import Optimizer, SparseAdam
 from typing_extensions import override
 
 from lightning_reg.core.facts import PENALTY_CHARTS, Chart, Place, Position
@@ -101,7 +101,8 @@ class PenaltySession(Session[WeightPenalty]):
     selection: Selection = field(init=False)
     strength: ScheduledStrength = field(init=False)
     name: str = field(init=False)
-    due: tuple[list[nn.Parameter], float] | None = None  # parameters to shrink after the step, and the factor
+    # Parameters to shrink after each optimizer's step, and the factor.
+    due: dict[Optimizer, tuple[list[nn.Parameter], float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         technique, run = self.technique, self.run
@@ -156,7 +157,7 @@ class PenaltySession(Session[WeightPenalty]):
     @override
     @torch.no_grad()
     def before_step(self, step: Step) -> None:
-        self.due = None
+        self.due.pop(step.optimizer, None)
         scheduled = self.strength.now(self.run.trainer)
         if step.logs:
             self._log(step, scheduled)
@@ -172,14 +173,14 @@ class PenaltySession(Session[WeightPenalty]):
             if factor:
                 self.add_gradient_(fresh, self._arranged(fresh, fresh), gradients, step.scaled(factor))
         if penalized and self.technique.shrinks:  # by the learning rate of each optimizer
-            self.due = penalized, factor
+            self.due[step.optimizer] = penalized, factor
 
     @override
     @torch.no_grad()
     def after_step(self, step: Step) -> None:
-        if self.due is None:
+        penalized, factor = self.due.pop(step.optimizer, ([], 0.0))
+        if not penalized:
             return
-        (penalized, factor), self.due = self.due, None
         chosen = set(penalized)
         for group in step.optimizer.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter in chosen]
