@@ -10,10 +10,12 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
+from lightning_reg.settings import SettingError
+
 if TYPE_CHECKING:
     from lightning_reg.core.technique import Technique
 
-__all__ = ["Bypasses", "all_had_a_turn", "warn_of_unrun"]
+__all__ = ["Bypasses", "all_had_a_turn", "unannounced", "warn_of_unrun"]
 
 # Batches after which every module must have run: some are trained alternately.
 _PATIENCE = 100
@@ -83,6 +85,14 @@ class Bypasses:
                 f"{_listed(self.stepping)} had no effect: no optimizer step was seen in this fit; in manual "
                 "optimization call step() of what self.optimizers() returns"
             )
+
+
+def unannounced(technique: Technique) -> SettingError:
+    """Returns the refusal of an optimizer that steps without a call to ``on_before_optimizer_step``."""
+    return SettingError(
+        f"use_pl_optimizer must be True in self.optimizers() with {type(technique).__name__}, else Lightning doesn't "
+        "say when the optimizer steps"
+    )
 
 
 def _listed(names: list[str]) -> str:

@@ -146,7 +146,7 @@ class Session(Generic[T]):
         """Runs after each backward pass."""
 
     def terms_joined(self, step: Step) -> None:
-        """Runs where penalties and noise have joined the gradients before the step, because the module clips them now.
+        """Runs where penalties and noise have joined the gradients early, before the module clips or masks them.
 
         Args:
             step: The coming step, whose gradients are unscaled unless ``step.scale`` says otherwise.

@@ -13,12 +13,13 @@ from lightning.pytorch.trainer.states import RunningStage
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_reg.core.bypasses import Bypasses
+from lightning_reg.core.bypasses import Bypasses, unannounced
 from lightning_reg.core.clipping import Clip
-from lightning_reg.core.facts import TERMS
+from lightning_reg.core.facts import TERMS, Position
 from lightning_reg.core.gradients import gradient_norms
 from lightning_reg.core.lightning import (
     any_gradient,
+    ends_a_step,
     gradient_scale,
     is_overridden,
     logs_now,
@@ -172,6 +173,7 @@ class Run:
         self._early: dict[Optimizer, Step] = {}  # whose terms are in the gradients already
         self._clears_itself = is_overridden(module, "optimizer_zero_grad")  # and perhaps not for every batch
         self._is_beginning = False  # a window, before its first backward pass
+        self._joins_in_backward = False  # before the module's hook, which may mask gradients
         self._passes = 0  # backward passes since the last step
         self._saw_backward = False
         self._served: set[nn.Parameter] = set()
@@ -272,7 +274,15 @@ class Run:
         self._bypasses = Bypasses.of(self.techniques())
         if self._listeners["add_terms"] and not self.module.automatic_optimization:
             self.around(self.trainer.precision_plugin, "clip_gradients", self._before_clipping)
+        self._joins_in_backward = bool(self._listeners["add_terms"]) and self._hooks_gradients()
         self._tell("train_starts")
+
+    def _hooks_gradients(self) -> bool:
+        """Whether the module may mask gradients after the backward pass, those of terms in its loss with them."""
+        # A module that clears gradients itself may step after any backward pass; sharpness replaces gradients.
+        replaces = any(technique.position == Position.SHARPNESS for technique in self.techniques())
+        is_known = self.module.automatic_optimization and not self._clears_itself and not replaces
+        return is_known and is_overridden(self.module, "on_after_backward")
 
     def batch_starts(self, batch_idx: int) -> None:
         """Begins a training batch."""
@@ -305,6 +315,8 @@ class Run:
         self._is_beginning = False
         self._saw_backward = True
         self._bypasses.after_backward()
+        if self._joins_in_backward and ends_a_step(self.trainer):
+            self._join_early(self.trainer.optimizers[0])
         self._tell("after_backward")
 
     def before_step(self, optimizer: Optimizer) -> None:
@@ -335,8 +347,7 @@ class Run:
         self._serve(step)
 
     def _serve(self, step: Step) -> None:
-        if step.share:
-            self._served = self._served | set(step.parameters)
+        self._served = self._served | set(step.parameters if step.share else ())
 
     def _begin_window(self) -> None:
         self._passes = 0  # no earlier pass reaches a step
@@ -470,14 +481,6 @@ class Run:
         for technique in self.techniques():
             if technique.changes_gradients:
                 raise unannounced(technique)
-
-
-def unannounced(technique: Technique) -> SettingError:
-    """Returns the refusal of an optimizer that steps without a call to ``on_before_optimizer_step``."""
-    return SettingError(
-        f"use_pl_optimizer must be True in self.optimizers() with {type(technique).__name__}, else Lightning doesn't "
-        "say when the optimizer steps"
-    )
 
 
 def _versions(parameters: list[nn.Parameter]) -> list[tuple[Tensor | None, int]]:

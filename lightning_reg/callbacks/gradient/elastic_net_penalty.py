@@ -30,6 +30,10 @@ class ElasticNetPenalty(WeightPenalty):
     Cost: reads weights and gradients and writes gradients once per optimizer step; proximal: reads and writes weights
     once more. No state.
 
+    Interacts with: masks on gradients, which hold for the penalty, too, in the module's ``on_after_backward`` under
+    automatic optimization, but not for the proximal step, beside ``SharpnessAwareMinimization`` nor as hooks of
+    tensors: use ``exclude``.
+
     Deviates from the paper: λ₂/2 Σw², not λ₂ Σw², so that λ₂ equals the λ of weight decay; no rescaling afterwards.
 
     Args:

@@ -36,6 +36,9 @@ class GradientNoise(Technique):
     When to use: for deep or hard-to-start networks, against bad initial weights and sharp minima. When not: with small
     batches, whose gradients are noisy enough.
 
+    Interacts with: masks on gradients, which hold for the noise, too, in the module's ``on_after_backward`` under
+    automatic optimization, but not beside ``SharpnessAwareMinimization`` nor as hooks of tensors: use ``exclude``.
+
     Cost: draws as many random numbers as there are weights, per optimizer step. No state.
 
     Args:

@@ -31,6 +31,8 @@ class L1Penalty(WeightPenalty):
     once. No state.
 
     Interacts with: AdamW's and SGD's momentum, which the proximal step leaves out: it uses the plain learning rate.
+    Masks on gradients hold for the penalty, too, in the module's ``on_after_backward`` under automatic optimization,
+    but not for the proximal step, beside ``SharpnessAwareMinimization`` nor as hooks of tensors: use ``exclude``.
 
     Args:
         weight: Strength λ, at least 0; 1e-6 to 1e-4 is usual, and with ``proximal=True`` up to 1e-2.

@@ -28,6 +28,9 @@ class L2Penalty(WeightPenalty):
 
     Cost: reads weights and gradients and writes gradients once per optimizer step. No state.
 
+    Interacts with: masks on gradients, which hold for the penalty, too, in the module's ``on_after_backward`` under
+    automatic optimization, but not beside ``SharpnessAwareMinimization`` nor as hooks of tensors: use ``exclude``.
+
     Args:
         weight: Strength λ, at least 0; 1e-5 to 1e-3 is usual. With the factor 1/2 it equals torch's ``weight_decay``;
             Keras's ``L2(l)``, l Σw², has no such factor: a ``weight`` of 2 l is the same.

@@ -28,6 +28,9 @@ __all__ = ["PenaltySession", "WeightPenalty"]
 class WeightPenalty(Technique):
     """A penalty on weights, added once per optimizer step, without a graph.
 
+    It joins before Lightning's clipping, and before the module's ``on_after_backward`` under automatic optimization. A
+    mask that is applied to gradients elsewhere, as by a hook of a tensor, doesn't hold for it: ``exclude`` does.
+
     A subclass computes the penalty's value and adds its gradient. It may also shrink weights after the step: a proximal
     step in place of the gradient.
 
