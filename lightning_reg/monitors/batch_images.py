@@ -30,7 +30,7 @@ class BatchImages(Technique):
     What it does: it takes the batch as the training step gets it, and writes a grid of images with captions. A soft
     label's two largest parts are named with their weights. Images are shown with the colors they had before
     normalization where the data module gives its constants (``mean_and_std``, as ``ImageData`` does), else stretched
-    from the batch's smallest value to its largest. Rows of features are shown as strips.
+    from the batch's smallest value to its largest. Rows of features are shown as strips, and maps of labels not at all.
 
     When to use: always, with images. Most mistakes of a data pipeline are seen at a glance: wrong labels, lost colors,
     augmentation that destroys what should be learned. When not: where inputs aren't numbers.
@@ -157,6 +157,8 @@ def _captions(targets: Tensor, minor: Tensor | None, names: Sequence[str], most:
     def named(index: int) -> str:
         return names[index] if 0 <= index < len(names) else str(index)
 
+    if targets.ndim > 2:  # no one label is that of a map
+        return [[] for _ in targets[:most]]
     if targets.is_floating_point() or _are_several(targets):
         rows = targets.float().flatten(1).cpu()[:most] if targets.ndim > 1 else targets.float().cpu()[:most, None]
         if rows.shape[1] == 1:  # regression

@@ -169,8 +169,9 @@ def test_batches_of_any_kind(make, keys, tmp_path, drawn):
             torch.tensor([[0, 1, 1], [0, 0, 1], [0, 0, 0], [1, 0, 0]]),
             [["1.00 1", "1.00 2"], ["1.00 2"], [], ["1.00 0"]],
         ),
+        (torch.ones(4, 8, 8, dtype=torch.long), [[]] * 4),
     ],
-    ids=["soft", "one-hot", "values", "column", "column of labels", "several labels"],
+    ids=["soft", "one-hot", "values", "column", "column of labels", "several labels", "maps"],
 )
 def test_targets_of_any_kind(targets, captions, tmp_path, drawn):
     fit(BatchImages(), [(batch()[0], targets)], tmp_path)
