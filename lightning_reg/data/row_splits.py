@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -209,9 +210,24 @@ def _of_groups(
     if size is None:
         return torch.from_numpy(fold)
     wanted = chosen_count(size, len(rows), name=name)
-    reached = np.bincount(fold, minlength=parts).cumsum()
-    last = min(int(np.abs(reached - wanted).argmin()), parts - 2)  # some groups are left to train on
-    return torch.from_numpy(fold <= last)
+    return torch.from_numpy(np.isin(fold, _nearest_sum(np.bincount(fold, minlength=parts), wanted)))
+
+
+def _nearest_sum(sizes: npt.NDArray[np.int64], wanted: int) -> list[int]:
+    """Returns the positions of those sizes whose sum is nearest to the wanted one: neither none of them nor all."""
+    total = int(sizes.sum())
+    reached = np.zeros((len(sizes) + 1, total + 1), dtype=np.bool_)  # by the sizes before each: the sums they can have
+    reached[0, 0] = True
+    for number, size in enumerate(sizes):
+        reached[number + 1] = reached[number]
+        reached[number + 1, size:] |= reached[number, : total + 1 - size]
+    possible = np.flatnonzero(reached[-1, 1:total]) + 1
+    rest, chosen = int(possible[np.abs(possible - wanted).argmin()]), []
+    for number in reversed(range(len(sizes))):
+        if not reached[number, rest]:
+            chosen.append(number)
+            rest -= int(sizes[number])
+    return chosen
 
 
 def _check_classes(targets: Targets, rows: dict[str, Tensor]) -> None:

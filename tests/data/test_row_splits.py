@@ -106,6 +106,26 @@ def test_group_folds_hold_every_row_out_once():
     assert torch.cat(held).sort().values.tolist() == list(range(ROWS))
 
 
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    ("sizes", "test", "val"),
+    [
+        ([200] + [4] * 25, 60, 24),  # a fifth of 300, a tenth of 240
+        ([4] * 25 + [200], 60, 24),
+        ([100] + [10] * 10, 40, 20),  # a tenth of 160 is 16
+        ([50, 30, 10, 10], 20, 30),  # the other two groups are 80 rows: of 50 and 30, 30 is nearer to 8
+    ],
+)
+def test_parts_of_whole_groups_are_as_near_to_their_sizes_as_groups_allow(sizes, test, val, seed):
+    groups = np.repeat(np.arange(len(sizes)), sizes)
+    random = np.random.default_rng(seed)
+    table = pandas.DataFrame({"x": random.normal(size=len(groups)), "group": groups, "y": random.random(len(groups))})
+    data = TabularData(table=table, target="y", group_column="group", seed=seed, repeat=seed)
+    # Groups are first joined to twentieths, which differ by a group.
+    assert abs(len(data._rows["test"]) - test) <= min(sizes)
+    assert abs(len(data._rows["val"]) - val) <= min(sizes)
+
+
 @pytest.mark.parametrize("settings", [{}, {"train_size": 40}, *({"folds": 3, "fold": fold} for fold in range(3))])
 def test_what_is_held_out_is_later(settings):
     table = frame()
