@@ -1,6 +1,6 @@
 """Splits of rows into training, validation and test parts: at random, by group, or by time."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -113,40 +113,46 @@ class RowSplitter:
             raise SettingError(f"repeat must be 0 where time_column splits rows, without chance, but is {self.repeat}")
         rest = times.argsort(stable=True)
         rows: dict[str, Tensor] = {}
+        before = 1 if self.test_size is None else 2  # times for training and perhaps validation, before the part
         if self.folds is not None:
             # Each fold is tested after training on the rows before it, so the first rows are trained on in all folds.
             size = len(rest) / (self.folds + 1)
-            begin, end = (_boundary(times[rest], round(size * (self.fold + more))) for more in (1, 2))
-            rows["val" if self.test_size is None else "test"] = rest[
-                begin : end if self.fold + 1 < self.folds else None
-            ]
-            rest = rest[:begin]
+            wanted = [round(size * (fold + 1)) for fold in range(self.folds)]
+            boundaries = [*_boundaries(times[rest], wanted, before=before), len(rest)]
+            begin, end = boundaries[self.fold : self.fold + 2]
+            rows["val" if self.test_size is None else "test"], rest = rest[begin:end], rest[:begin]
         elif self.test_size is not None:
-            rows["test"], rest = _latest(times, rest, self.test_size, name="test_size")
+            rows["test"], rest = _latest(times, rest, self.test_size, before=before, name="test_size")
         if "val" not in rows:
-            rows["val"], rest = _latest(times, rest, self.val_size, name="val_size")
+            rows["val"], rest = _latest(times, rest, self.val_size, before=1, name="val_size")
         if self.train_size is not None:
             rest = rest[len(rest) - chosen_count(self.train_size, len(rest), name="train_size") :]
-        for part, chosen in {**rows, "train": rest}.items():
-            if not len(chosen):
-                raise SettingError(
-                    f"time_column must have enough different times for each part, but {part} would have no row"
-                )
         return {name: chosen.sort().values for name, chosen in {**rows, "train": rest}.items()}
 
 
-def _latest(times: Tensor, rows: Tensor, size: int | float, *, name: str) -> tuple[Tensor, Tensor]:
-    boundary = _boundary(times[rows], len(rows) - chosen_count(size, len(rows), name=name))
+def _latest(times: Tensor, rows: Tensor, size: int | float, *, before: int, name: str) -> tuple[Tensor, Tensor]:
+    wanted = len(rows) - chosen_count(size, len(rows), name=name)
+    [boundary] = _boundaries(times[rows], [wanted], before=before)
     return rows[boundary:], rows[:boundary]
 
 
-def _boundary(ordered: Tensor, wanted: int) -> int:
-    """Returns the position nearest to the wanted one at which another time begins."""
-    if wanted >= len(ordered):
-        return len(ordered)
-    low = int((ordered < ordered[wanted]).sum())
-    high = int((ordered <= ordered[wanted]).sum())
-    return low if wanted - low <= high - wanted else high
+def _boundaries(ordered: Tensor, wanted: Sequence[int], *, before: int) -> list[int]:
+    """Returns the positions nearest to the wanted ones at which other times begin, with ``before`` times before all."""
+    begins = np.flatnonzero(np.diff(ordered.numpy())) + 1
+    possible = begins[before - 1 :]
+    if len(possible) < len(wanted):
+        raise SettingError(
+            f"time_column must have enough different times for each part, here {before + len(wanted)}, but has "
+            f"{len(begins) + 1} among {len(ordered)} rows"
+        )
+    chosen: list[int] = []
+    first = 0
+    for number, position in enumerate(wanted, start=1):
+        near = possible[first : len(possible) - (len(wanted) - number)]  # each part has a time of its own
+        nearest = int(np.abs(near - position).argmin())
+        chosen.append(int(near[nearest]))
+        first += nearest + 1
+    return chosen
 
 
 def _strata(targets: Targets, rows: Tensor, most: int) -> tuple[Tensor, list[str]]:

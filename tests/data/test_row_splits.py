@@ -141,6 +141,47 @@ def test_what_is_held_out_is_later(settings):
         assert days[2].max() == table["day"].max()
 
 
+@pytest.mark.parametrize(
+    ("rows_of_times", "settings", "sizes"),  # sizes of the parts for training, validation and testing
+    [
+        ([20] * 5, {}, (60, 20, 20)),
+        ([25] * 4, {}, (50, 25, 25)),
+        ([20] * 10, {"val_size": 0.05}, (140, 20, 40)),
+        ([5] * 9 + [55], {}, (40, 5, 55)),
+        ([58, 1, 1], {}, (58, 1, 1)),  # the first time is nearest to the size of the test part, and needed before it
+        ([58, 2], {"test_size": None}, (58, 2, 0)),
+        ([6] * 10, {"folds": 3}, (6, 6, 18)),  # of 12 or 18 rows, 12 are nearest to a quarter of 60
+        ([6] * 10, {"folds": 3, "fold": 2}, (36, 6, 18)),
+        ([50, 1, 1, 1, 1], {"folds": 3, "fold": 0}, (50, 1, 1)),
+        ([50, 1, 1, 1, 1], {"folds": 3, "fold": 1}, (50, 2, 1)),
+        ([50, 1, 1, 1, 1], {"folds": 3, "fold": 2}, (50, 3, 1)),
+        ([1, 1, 1, 50], {"folds": 3, "fold": 2, "test_size": None}, (3, 50, 0)),
+    ],
+)
+def test_few_times_of_many_rows_are_split_as_nearly_as_they_allow(rows_of_times, settings, sizes):
+    times = np.repeat(np.arange(len(rows_of_times)), rows_of_times)
+    random = np.random.default_rng(0)
+    table = pandas.DataFrame({"x": random.normal(size=len(times)), "year": times, "y": random.random(len(times))})
+    data = TabularData(table=table, target="y", time_column="year", **settings)
+    assert tuple(len(data._rows.get(part, ())) for part in ("train", "val", "test")) == sizes
+
+
+@pytest.mark.parametrize(
+    ("rows_of_times", "settings", "message"),
+    [
+        ([30, 30], {"folds": 3}, "each part, here 5, but has 2 among 60 rows"),
+        ([58, 1, 1], {"folds": 3}, "each part, here 5, but has 3 among 60 rows"),
+        ([58, 1, 1], {"folds": 3, "test_size": None}, "each part, here 4, but has 3 among 60 rows"),
+        ([30, 30], {}, "each part, here 3, but has 2 among 60 rows"),
+    ],
+)
+def test_too_few_times_are_told(rows_of_times, settings, message):
+    times = np.repeat(np.arange(len(rows_of_times)), rows_of_times)
+    table = pandas.DataFrame({"x": np.arange(len(times)) % 7, "year": times, "y": np.arange(len(times)) / 9})
+    with pytest.raises(SettingError, match=f"time_column must have enough different times for {message}"):
+        TabularData(table=table, target="y", time_column="year", **settings)
+
+
 def test_checkpoint_of_another_fold_is_warned_of():
     state = data_of(folds=4).state_dict()
     with pytest.warns(UserWarning, match="trained with fold 0, not 1"):
