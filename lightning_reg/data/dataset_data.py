@@ -115,15 +115,42 @@ class DatasetData(InMemoryData):
 
     @override
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        if self._pipeline is not None and not isinstance(batch, Tensor):  # else a model's example input
-            images, targets = batch
-            trains = self.trainer is not None and self.trainer.training
-            batch = self._pipeline(images, self._stream if trains else None), targets
+        if not isinstance(batch, Tensor):  # else a model's example input
+            inputs, targets = batch
+            if self._pipeline is not None:
+                trains = self.trainer is not None and self.trainer.training
+                inputs = self._pipeline(inputs, self._stream if trains else None)
+            dtype = self._float_dtype()
+            # numpy's floats and Python's are of 64 bits, which layers of 32 bits don't take.
+            batch = inputs.to(dtype) if inputs.dtype == torch.float64 else inputs, self._as_targets(targets, dtype)
         return super().on_after_batch_transfer(batch, dataloader_idx)
+
+    def _float_dtype(self) -> torch.dtype:
+        """Returns the dtype that the model computes with; torch's default without a model."""
+        model = self.trainer.lightning_module if self.trainer else None
+        parameters = () if model is None else model.parameters()
+        return next((each.dtype for each in parameters if each.is_floating_point()), torch.get_default_dtype())
+
+    def _as_targets(self, targets: Tensor, dtype: torch.dtype) -> Tensor:
+        """Returns targets as losses take them: class indices (N,), int64, or floats."""
+        if self.task == "classification":
+            return targets.reshape(len(targets)).long()
+        return targets.to(dtype) if targets.dtype == torch.float64 or not targets.is_floating_point() else targets
+
+    @override
+    def training_targets(self) -> Tensor:
+        targets = super().training_targets()
+        return self._as_targets(targets, targets.dtype if targets.is_floating_point() else torch.get_default_dtype())
 
     @override
     def _collate(self, batch: Any) -> Any:
-        return default_collate(batch)
+        inputs, targets = default_collate(batch)
+        if self.task == "classification" and targets.device.type == "cpu" and targets.max() >= len(self.classes):
+            raise SettingError(
+                f"num_classes must be above every class index, but is {len(self.classes)} where a sample has class "
+                f"{int(targets.max())}"
+            )
+        return inputs, targets
 
     @override
     def sample_names(self, split: Literal["train", "val", "test"]) -> list[str]:
@@ -247,7 +274,7 @@ def _labels(dataset: Any) -> Tensor | None:
     if targets is None or len(targets) != len(dataset):
         return None
     labels = torch.as_tensor(targets)
-    return labels if labels.ndim == 1 and not labels.is_floating_point() else None
+    return labels.flatten() if labels.numel() == len(labels) and not labels.is_floating_point() else None
 
 
 def _held_out(train: Any, size: int | float, seed: int, classes: Sequence[str]) -> dict[str, Any]:

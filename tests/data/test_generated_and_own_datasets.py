@@ -1,5 +1,6 @@
 """Generated signals, and Datasets that somebody else has written."""
 
+import numpy as np
 import pytest
 import torch
 import torchvision.datasets
@@ -139,6 +140,68 @@ def test_validation_part_is_taken_from_the_training_dataset():
 def test_task_is_told_by_the_first_sample(target, task, classes, targets):
     data = DatasetData(train=Own(target=target))
     assert (data.task, data.num_classes, data.num_targets) == (task, classes, targets)
+
+
+@pytest.mark.parametrize("mix", [None, Mixup()])
+@pytest.mark.parametrize(
+    ("task", "convert"),
+    [
+        ("classification", torch.Tensor.int),
+        ("classification", torch.Tensor.short),
+        ("classification", torch.Tensor.byte),
+        ("classification", torch.Tensor.bool),
+        ("classification", lambda labels: labels.unsqueeze(1)),
+        ("multilabel", lambda labels: torch.stack([labels, 1 - labels], 1)),
+        ("multilabel", lambda labels: torch.stack([labels, 1 - labels], 1) > 0),
+        ("regression", lambda labels: labels),
+        ("regression", torch.Tensor.double),
+    ],
+)
+def test_targets_of_any_dtype_are_trained_on_as_losses_take_them(task, convert, mix):
+    inputs = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
+    expected = torch.arange(40) % 2
+    train = TensorDataset(inputs.double(), convert(expected))
+    data = DatasetData(train=train, val=train, task=task, batch_size=40, mix=mix)
+    seen = Inputs()
+    classes = data.num_classes if task == "classification" else None
+    model = MLP(input_shape=(4,), num_classes=classes, num_targets=data.num_targets, task=task, hidden_sizes=[4])
+    quiet_trainer(seen, max_epochs=1).fit(model, datamodule=data)
+    read, targets = seen.validated[0]
+    assert torch.equal(read, inputs)
+    if task == "classification":
+        assert torch.equal(targets, expected)
+        assert data.num_classes == 2
+        assert torch.equal(data.training_targets(), expected)
+    else:
+        assert torch.equal(targets, train.tensors[1].float())
+        assert data.training_targets().is_floating_point()
+
+
+def test_numpys_integers_are_classes():
+    labels = np.arange(40, dtype=np.int32) % 3
+    data = DatasetData(train=Own(target=lambda index: labels[index], targets=labels), batch_size=8)
+    model = MLP(input_shape=(4,), num_classes=data.num_classes, hidden_sizes=[4])
+    quiet_trainer(max_epochs=1).fit(model, datamodule=data)
+    assert data.num_classes == 3
+
+
+@pytest.mark.parametrize("precision", ["64-true", "32-true"])
+def test_models_of_64_bits_read_64_bits(precision):
+    train = TensorDataset(torch.randn(40, 4, dtype=torch.float64), torch.rand(40, dtype=torch.float64))
+    data = DatasetData(train=train, val=train, batch_size=40)
+    seen = Inputs()
+    model = MLP(input_shape=(4,), task="regression", num_targets=1, hidden_sizes=[4]).double()
+    quiet_trainer(seen, max_epochs=1, precision=precision).fit(model, datamodule=data)
+    for read, expected in zip(seen.validated[0], train.tensors, strict=True):
+        assert torch.equal(read, expected)
+        assert read.dtype == torch.float64
+
+
+def test_class_beyond_the_number_of_classes_is_one_sentence():
+    samples = [(torch.zeros(4), index % 4) for index in range(40)]
+    data = DatasetData(train=samples, num_classes=3)
+    with pytest.raises(SettingError, match=r"num_classes must be above every class index, but is 3 .* has class 3"):
+        next(iter(data.train_dataloader()))
 
 
 def test_names_of_classes_are_the_datasets():
