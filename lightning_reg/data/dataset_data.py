@@ -36,7 +36,7 @@ class DatasetData(InMemoryData):
         task: ``classification``, ``regression``, ``multilabel``, or ``auto``: multilabel where the target is a vector
             of 0 and 1, regression where it is another vector or a float, else classification.
         num_classes: Number of classes, at least 2; may be left out where the dataset has ``classes`` or ``targets``, as
-            torchvision's datasets do.
+            torchvision's datasets do; a ``target_transform`` that it has is applied to these ``targets``.
         batch_size: Samples per batch and process.
         val_size: Part of ``train`` to hold out where ``val`` is None: a number of samples or a fraction. Stratified
             where the dataset has ``targets``.
@@ -250,12 +250,16 @@ def _class_names(train: Any, target: Tensor, task: str, num_classes: int | None)
         return tuple(str(label) for label in range(target.numel()))
     if target.numel() != 1 or target.is_floating_point():
         raise SettingError(f"train must have class indices for targets, but its first is {target.tolist()}")
-    named = getattr(train, "classes", None)
+    transformed = getattr(train, "target_transform", None) is not None
+    named = None if transformed else getattr(train, "classes", None)  # names of what the transform reads
     labels = _labels(train)
     if labels is not None and labels.min() < 0:
         raise SettingError(f"train must have class indices of at least 0 for targets, but has {int(labels.min())}")
     if num_classes is None and named is None and labels is None:
-        raise SettingError("num_classes must be given for a dataset that has neither classes nor targets")
+        raise SettingError(
+            "num_classes must be given for a dataset that has neither classes nor targets"
+            + (", or has classes before a target_transform" if transformed else "")
+        )
     found = int(labels.max()) + 1 if labels is not None else 0
     if num_classes is None and found > _MOST_CLASSES:
         raise SettingError(f"num_classes must be given for class indices as large as {found - 1:,}, if they are that")
@@ -269,6 +273,11 @@ def _class_names(train: Any, target: Tensor, task: str, num_classes: int | None)
 def _labels(dataset: Any) -> Tensor | None:
     """Returns the class indices of all samples, if the dataset has them without loading the samples."""
     targets = getattr(dataset, "targets", None)
+    transform = getattr(dataset, "target_transform", None)
+    if transform is not None and targets is not None:  # torchvision's datasets keep targets as they were before it
+        before = targets.tolist() if hasattr(targets, "tolist") else targets
+        after = [torch.as_tensor(transform(target)) for target in before]
+        targets = torch.stack(after) if len({target.shape for target in after}) == 1 else None
     if targets is None and isinstance(getattr(dataset, "tensors", None), tuple):
         targets = dataset.tensors[-1]  # torch's TensorDataset
     if targets is None or len(targets) != len(dataset):

@@ -208,6 +208,32 @@ def test_names_of_classes_are_the_datasets():
     assert DatasetData(train=Own(classes=["a", "b", "c"])).classes == ("a", "b", "c")
 
 
+@pytest.mark.parametrize(
+    ("transform", "task", "classes"),
+    [
+        (lambda label: int(label > 4), "classification", ("0", "1")),
+        (lambda label: torch.tensor(label // 2), "classification", tuple(map(str, range(5)))),
+        (lambda label: 9 - label, "classification", tuple(map(str, range(10)))),  # the names would be swapped
+        (lambda label: torch.eye(10)[label], "multilabel", tuple(map(str, range(10)))),
+        (float, "regression", ()),
+    ],
+)
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_classes_are_those_behind_the_datasets_target_transform(transform, task, classes, as_tensor):
+    labels = torch.arange(100) % 10
+    own = Own(
+        100, target=lambda index: transform(int(labels[index])), target_transform=transform, classes=list("abcdefghij")
+    )
+    own.targets = labels if as_tensor else labels.tolist()
+    data = DatasetData(train=own, val_size=20)
+    assert (data.task, data.classes) == (task, classes)
+    if task == "classification":
+        held = torch.tensor([transform(int(labels[int(name)])) for name in data.sample_names("val")])
+        whole = torch.tensor([transform(int(label)) for label in labels])
+        assert torch.equal(torch.bincount(held) * 5, torch.bincount(whole))  # stratified
+        assert DatasetData(train=own, num_classes=len(classes)).num_classes == len(classes)
+
+
 def byte_images(count=24):
     images = torch.randint(0, 256, (count, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     return TensorDataset(images, torch.arange(count) % 3)
@@ -270,6 +296,10 @@ class Streamed(IterableDataset):
         ({"train": TensorDataset(torch.zeros(3, 2))}, r"train must have samples \(inputs, target\)"),
         ({"train": Own(target=lambda _: "cat")}, r"must have samples of tensors or numbers, .* \(Tensor, str\)"),
         ({"train": Own()}, "num_classes must be given for a dataset that has neither classes nor targets"),
+        (
+            {"train": Own(classes=["a", "b"], target_transform=lambda label: label)},
+            "num_classes must be given for .* neither classes nor targets, or has classes before a target_transform",
+        ),
         ({"train": Own(targets=[-1, 2] * 20)}, "train must have class indices of at least 0 .* but has -1"),
         (
             {"train": Own(targets=[0, 10**9] * 20)},
