@@ -165,6 +165,53 @@ def test_rounding_of_a_constant_is_no_spread():
     assert in_order(TabularData(table=frame, target="label")).abs().max() < 1e-6
 
 
+@pytest.mark.parametrize("kind", ["pandas", "objects", "polars", "arrow", "parquet", "csv"])
+@pytest.mark.parametrize("end", ["", "T06:30:00+02:00"])
+def test_dates_as_text_are_dates_in_every_kind_of_table(kind, end, tmp_path):
+    days = pandas.Timestamp("2024-01-01") + pandas.to_timedelta(np.arange(ROWS) * 7 % ROWS, unit="D")
+    written_days = [f"{day:%Y-%m-%d}{end}" for day in days]
+    written_days[5] = None
+    frame = pandas.DataFrame({"day": written_days, "y": np.arange(ROWS) / 7, "time": days.strftime("%Y-%m-%d")})
+    frame.to_parquet(tmp_path / "table.parquet")
+    frame.to_csv(tmp_path / "table.csv", index=False)
+    given = {
+        "pandas": {"table": frame},
+        "objects": {"table": frame.astype({"day": object, "time": object})},
+        "polars": {"table": polars.from_pandas(frame)},
+        "arrow": {"table": pyarrow.Table.from_pandas(frame)},
+        "parquet": {"path": tmp_path / "table.parquet"},
+        "csv": {"path": tmp_path / "table.csv"},
+    }[kind]
+    data = TabularData(**given, target="y", time_column="time", numeric="none")
+    inputs = in_order(data)
+    expected = (days - pandas.Timestamp(0)) / pandas.Timedelta(1, "D") + (4.5 / 24 if end else 0)
+    known = np.arange(ROWS) != 5
+    torch.testing.assert_close(inputs[known, 0], torch.tensor(expected.to_numpy()[known]).float())
+    assert days[data._rows["train"].tolist()].max() < days[data._rows["val"].tolist()].min()
+    data = TabularData(**given, target="y", as_category=["day"], ignore=["time"])
+    assert data._encoder.vocabularies["day"]
+
+
+def test_dates_in_a_frame_that_do_not_exist_are_told_with_their_row():
+    frame = pandas.DataFrame({"day": ["2024-01-31"] * 3 + ["2024-02-30"] * 57, "y": range(ROWS)})
+    with pytest.raises(SettingError, match="column 'day' must have dates that exist, but has '2024-02-30' in row 3"):
+        TabularData(table=frame, target="y")
+
+
+@pytest.mark.parametrize(
+    ("values", "is_told"), [(["0.5", "1e-3", "7"], True), (["7", "12", "3"], False), (["true", "false", "0.5"], False)]
+)
+def test_numbers_that_a_frame_has_as_text_are_categories_and_told_if_they_are_fractions(values, is_told, caplog):
+    frame = pandas.DataFrame({"x": values * (ROWS // 3), "y": range(ROWS)})
+    with caplog.at_level("INFO"):
+        data = TabularData(table=frame, target="y")
+        data.setup("fit")
+    assert data._encoder.vocabularies == {"x": tuple(sorted(values))}
+    assert (
+        "column 'x' is text, and has categories although it looks like numbers, such as '" in caplog.text
+    ) == is_told
+
+
 def frame_of():
     random = np.random.default_rng(0)
     gaps = random.normal(size=ROWS)

@@ -76,7 +76,8 @@ def read_columns(table: RawTable, positions: Sequence[int], *, as_text: Collecti
     """Reads columns of a table.
 
     In a text file, values are numbers, ``true`` and ``false``, dates in ISO 8601 (2026-11-26, optionally with a time
-    and a zone), or else text. Digits behind a leading zero (``007``) are text, because a number would lose it.
+    and a zone), or else text. Digits behind a leading zero (``007``) are text, because a number would lose it. Where
+    columns have types, text may be dates, but numbers as text are categories: somebody has made them text.
 
     Args:
         as_text: Positions of the columns that are text whatever they look like.
@@ -110,7 +111,10 @@ def read_columns(table: RawTable, positions: Sequence[int], *, as_text: Collecti
             yield column_of_numbers(values, kind=kinds.get(position, "number"))
         else:
             yield _by_distinct_values(
-                table, position, texts[position], is_text=position in as_text or position in kinds
+                table,
+                position,
+                texts[position],
+                is_text=position in as_text or table.types[position] != "VARCHAR",
             )
 
 
@@ -177,21 +181,33 @@ def _by_distinct_values(table: RawTable, position: int, expression: str, *, is_t
     [codes] = table.arrays([f"CAST(coalesce(enum_code(CAST({expression} AS raws)), -1) AS BIGINT)"])
     if not present:
         return Column("empty", np.full(len(codes), -1))
-    if is_text:
-        return _texts(table, codes)
+    if not is_text and dates == present:
+        return _dates(table, name, codes)
+    if is_text or table.text_file is None:
+        return _texts(table, codes, note="" if is_text or counts[0] != present else _told_of_fractions(table, name))
     number = _written_number(table, name, present, counts)
     if number is not None:
         return column_of_numbers(_looked_up(table, number[0], codes), note=number[1])
     if true_or_false == present:
         return column_of_numbers(_looked_up(table, "CAST(lower(v) = 'true' AS INT)", codes), kind="boolean")
-    if dates == present:
-        instant = "TRY_CAST(v AS TIMESTAMPTZ)"
-        absent = _first(table, "v, first", f"{instant} IS NULL AND v IS NOT NULL")
-        if absent:
-            value, row = absent
-            raise SettingError(f"column {name!r} must have dates that exist, but has {value!r} in {table.row(row)}")
-        return column_of_numbers(_looked_up(table, _DAYS.format(instant), codes), kind="date")
     return _texts(table, codes)
+
+
+def _told_of_fractions(table: RawTable, name: str) -> str:
+    """Returns a note if a column of numbers that are text has other than whole ones, which are rarely codes."""
+    fraction = _first(table, "v", f"NOT {_matches('[+-]?[0-9]+')}")
+    looks = f"column {name!r} is text, and has categories although it looks like numbers, such as "
+    return f"{looks}{fraction[0]!r}" if fraction else ""
+
+
+def _dates(table: RawTable, name: str, codes: npt.NDArray[np.int64]) -> Column:
+    instant = "TRY_CAST(v AS TIMESTAMPTZ)"
+    absent = np.flatnonzero(_looked_up(table, f"CAST(v IS NOT NULL AND {instant} IS NULL AS INT)", codes) == 1)
+    if len(absent):
+        row = int(absent[0])
+        [(value,)] = table.query(f"SELECT v FROM d ORDER BY raw LIMIT 1 OFFSET {codes[row]}")
+        raise SettingError(f"column {name!r} must have dates that exist, but has {value!r} in {table.row(row)}")
+    return column_of_numbers(_looked_up(table, _DAYS.format(instant), codes), kind="date")
 
 
 def _first(table: RawTable, wanted: str, condition: str) -> tuple[Any, ...] | None:
@@ -205,11 +221,11 @@ def _looked_up(table: RawTable, expression: str, codes: npt.NDArray[np.int64]) -
     return np.array([*values, np.nan])[codes]
 
 
-def _texts(table: RawTable, codes: npt.NDArray[np.int64]) -> Column:
+def _texts(table: RawTable, codes: npt.NDArray[np.int64], note: str = "") -> Column:
     values = [row[0] for row in table.query("SELECT v FROM d ORDER BY raw")]
     texts = sorted({value for value in values if value is not None})
     place = {text: position for position, text in enumerate(texts)}
-    return Column("text", np.array([*(place.get(value, -1) for value in values), -1])[codes], tuple(texts))
+    return Column("text", np.array([*(place.get(value, -1) for value in values), -1])[codes], tuple(texts), note)
 
 
 def _written_number(table: RawTable, name: str, present: int, counts: Sequence[int]) -> tuple[str, str] | None:
