@@ -103,6 +103,7 @@ class ReplaceNorm(Surgery):
         seen = {id(kept) for name, kept in vars(run.module).items() if name.startswith("_hparams")}
         for holder in list(run.module.modules()):
             _swap(vars(holder), new, seen)
+        _turn_off_fast_path(run.module)
         changes = [(f"{type(old).__name__} -> {type(made).__name__}", names[old]) for old, made in new.items()]
         session = ReplacedSession(self, run, changes=changes, made=set(run.module.parameters()) - before)
         session.watch(self._done(run.module))
@@ -166,6 +167,21 @@ def _leave_out_absent(old: nn.Module, new: nn.Module) -> None:
     for flag in ("affine", "elementwise_affine"):
         if hasattr(new, flag):
             setattr(new, flag, any(True for _ in new.parameters()))
+
+
+def _turn_off_fast_path(pl_module: LightningModule) -> None:
+    """Has torch's encoders call new norms: in evaluation they would read the parameters and compute LayerNorm."""
+    layers = {
+        layer
+        for layer in pl_module.modules()
+        if isinstance(layer, nn.TransformerEncoderLayer)
+        and any(hasattr(getattr(layer, leaf, None), _MARK) for leaf in ("norm1", "norm2"))
+    }
+    for layer in layers:
+        layer.activation_relu_or_gelu = 0  # what the fast path computes; the slow one calls layer.activation
+    for encoder in pl_module.modules():
+        if isinstance(encoder, nn.TransformerEncoder) and not layers.isdisjoint(encoder.modules()):
+            encoder.use_nested_tensor = False  # which the slow path doesn't take
 
 
 def _swap(holder: dict[Any, Any] | list[Any], new: dict[nn.Module, nn.Module], seen: set[int]) -> None:
