@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_reg.callbacks import ReplaceNorm
+from tests.callbacks.somebodys import Somebodys, fit, sequential
 from tests.helpers import quiet_trainer
 
 
@@ -68,3 +69,14 @@ def test_torchs_encoders_compute_with_new_norms_in_every_mode(norm, norm_first, 
         for without_gradients in (torch.no_grad(), torch.inference_mode()):
             with without_gradients:
                 torch.testing.assert_close(module(TOKENS), expected)
+
+
+@pytest.mark.parametrize("register", ["register_full_backward_pre_hook", "register_full_backward_hook"])
+def test_hooks_of_the_backward_pass_go_on_with_the_new_norm(register):
+    module, called_with = Somebodys(sequential), []
+    handle = getattr(module.net[1], register)(lambda norm, *gradients: called_with.append(norm))
+    fit(None, ReplaceNorm(norm="group"), module=module)
+    assert called_with == [module.net[1]] * 2
+    handle.remove()
+    fit(None, ReplaceNorm(norm="group"), module=module)
+    assert len(called_with) == 2

@@ -27,7 +27,7 @@ from lightning_reg.settings import SettingError
 __all__ = ["ReplaceNorm"]
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm
-_HOOKS = [name for name in vars(nn.Module()) if name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called"))]
+_HOOKS = [name for name in vars(nn.Module()) if "_hook" in name]  # and of which kind those of the backward pass are
 _MARK = "replaces_norm"  # on the new layer, and so on its copies
 
 
