@@ -74,9 +74,20 @@ def test_torchs_encoders_compute_with_new_norms_in_every_mode(norm, norm_first, 
 @pytest.mark.parametrize("register", ["register_full_backward_pre_hook", "register_full_backward_hook"])
 def test_hooks_of_the_backward_pass_go_on_with_the_new_norm(register):
     module, called_with = Somebodys(sequential), []
-    handle = getattr(module.net[1], register)(lambda norm, *gradients: called_with.append(norm))
+    handle = getattr(module.net[1], register)(lambda norm, *_: called_with.append(norm))
     fit(None, ReplaceNorm(norm="group"), module=module)
     assert called_with == [module.net[1]] * 2
     handle.remove()
     fit(None, ReplaceNorm(norm="group"), module=module)
     assert len(called_with) == 2
+
+
+@pytest.mark.parametrize("norm", ["group", "ghost_batch", "rms"])
+def test_norms_that_share_a_scale_share_the_new_one(norm):
+    module = Somebodys(sequential)
+    module.net.insert(3, nn.BatchNorm2d(16))
+    module.net[3].weight = module.net[1].weight
+    fit(None, ReplaceNorm(norm=norm), module=module)
+    assert module.net[1].weight is module.net[3].weight
+    assert norm == "rms" or module.net[1].bias is not module.net[3].bias
+    assert not torch.equal(module.net[1].weight, torch.ones(16))  # it is trained

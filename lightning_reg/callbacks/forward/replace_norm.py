@@ -88,7 +88,8 @@ class ReplaceNorm(Surgery):
     def new_session(self, run: Run) -> ReplacedSession:
         before = set(run.module.parameters())
         names = {module: name for name, module in self._left(run.module).items()}
-        new = {module: self._replacement(name, module) for module, name in names.items()}
+        shared: dict[nn.Parameter, nn.Parameter] = {}
+        new = {module: self._replacement(name, module, shared) for module, name in names.items()}
         for holder in run.module.modules():  # before anything is replaced
             parts = [("", part) for part in holder.modules() if part is not holder]  # which it may loop over
             children = [(leaf, child) for leaf, child in holder._modules.items() if child is not None]
@@ -125,7 +126,8 @@ class ReplaceNorm(Surgery):
             raise
         return {name: module for name, module in chosen.items() if module not in done}
 
-    def _replacement(self, name: str, old: nn.Module) -> nn.Module:
+    def _replacement(self, name: str, old: nn.Module, shared: dict[nn.Parameter, nn.Parameter]) -> nn.Module:
+        """Returns a new norm; what was one parameter of several norms, as ``shared`` records, is one again."""
         children = list(old.children())  # an activation, say, which timm turns off by an Identity
         if any(not isinstance(child, nn.Identity) for child in children):
             raise SettingError(f"exclude must name {name}, a {type(old).__name__}, which does more than normalize")
@@ -148,6 +150,9 @@ class ReplaceNorm(Surgery):
                 with torch.no_grad():
                     after.copy_(before)
                 after.requires_grad_(before.requires_grad)
+                made = new._parameters.get(leaf)
+                if isinstance(before, nn.Parameter) and made is not None:
+                    new._parameters[leaf] = shared.setdefault(before, made)
         if vars(old).get("eps") is not None and vars(new).get("eps") is not None:
             new.eps = old.eps
         if "momentum" in vars(old) and "momentum" in vars(new):  # None is a mean over all batches
