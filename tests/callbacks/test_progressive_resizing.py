@@ -127,6 +127,13 @@ def test_what_has_no_sizes_is_refused_at_the_first_batch(head, loader, settings,
         trainer.fit(Pools(head), loader(), loader())
 
 
+@pytest.mark.parametrize("settings", [{"multiple_of": 8}, {"multiple_of": 4, "start": 0.8}, {"start": 0.95}])
+def test_sides_that_are_rounded_to_the_full_ones_in_every_stage_are_refused(settings):
+    trainer = quiet_trainer(ProgressiveResizing(**settings), max_epochs=2, log_every_n_steps=1)
+    with pytest.raises(SettingError, match=r"multiple_of must let .* of 8 × 8, rounded to multiples of \d, is the"):
+        trainer.fit(Pools((nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))), images(), images())
+
+
 def test_bad_settings_are_refused_at_once():
     with pytest.raises(SettingError, match=r"start must be in \(0, 1\], but is 0"):
         ProgressiveResizing(start=0)

@@ -51,7 +51,8 @@ class ProgressiveResizing(Technique):
 
     Raises:
         SettingError: If a setting is out of its range, or training has no planned end; at the first batch, if it has no
-            images (N, C, H, W) of a floating dtype, or the network doesn't accept smaller ones.
+            images (N, C, H, W) of a floating dtype, rounding leaves them their full size, or the network doesn't accept
+            smaller ones.
 
     Reference:
         Mingxing Tan, Quoc V. Le: EfficientNetV2: Smaller Models and Faster Training, ICML 2021, arXiv:2104.00298.
@@ -85,10 +86,12 @@ class ResizingSession(Session[ProgressiveResizing]):
 
     Attributes:
         epochs: Number of planned epochs.
+        resizes: Whether some stage has smaller images, as far as the first batch tells.
         is_checked: Whether the network has accepted smaller images.
     """
 
     epochs: float = field(init=False)
+    resizes: bool = field(default=False, init=False)
     is_checked: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
@@ -113,9 +116,13 @@ class ResizingSession(Session[ProgressiveResizing]):
             )
         done = self.run.trainer.current_epoch / self.epochs
         full = (images.shape[2], images.shape[3])
-        sides = progressive_sides(
-            full, done, start=technique.start, stages=technique.stages, multiple_of=technique.multiple_of
-        )
+        sides = self._sides(full, done)
+        if not self.resizes and self._sides(full, 0.0) == full:  # in the first stage, which has the smallest
+            raise SettingError(
+                f"multiple_of must let the first stage have smaller images, but start={technique.start} of {full[0]} × "
+                f"{full[1]}, rounded to multiples of {technique.multiple_of}, is the full size; lower either of them"
+            )
+        self.resizes = True
         if logs_now(self.run.trainer):
             self.run.log(f"schedule/image_side{technique.suffix(self.run.trainer)}", float(max(sides)))
         if sides == full:
@@ -133,3 +140,9 @@ class ResizingSession(Session[ProgressiveResizing]):
             ) from error
         self.is_checked = True
         return output
+
+    def _sides(self, full: tuple[int, int], done: float) -> tuple[int, int]:
+        technique = self.technique
+        return progressive_sides(
+            full, done, start=technique.start, stages=technique.stages, multiple_of=technique.multiple_of
+        )
