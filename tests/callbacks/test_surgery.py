@@ -222,6 +222,9 @@ def test_averages_of_the_plain_module_are_refused():
             r"exclude must name net.0, which normalizes over \(3, 16, 16\)",
         ),
         (lambda: nn.Sequential(nn.LazyBatchNorm2d()), ReplaceNorm, "exclude must name net.0, or .*: it is lazy"),
+        (lambda: nn.Sequential(nn.LazyBatchNorm2d()), FreezeBatchNorm, "exclude must name net.0, or .*: it is lazy"),
+        (lambda: nn.Sequential(nn.LazyConv2d(3, 1)), SpectralNormalization, "exclude must name net.0, .*: it is lazy"),
+        (lambda: nn.Sequential(nn.LazyConv2d(3, 1)), WeightStandardization, "exclude must name net.0, .*: it is lazy"),
         (resnet, lambda: ReplaceNorm(norm="groups"), "norm must be one of none, batch.*did you mean 'group'"),
         (resnet, lambda: ReplaceNorm(types="Conv2d"), "exclude must name net.conv1, a Conv2d whose number of features"),
         (

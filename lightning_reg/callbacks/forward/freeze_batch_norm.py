@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 from typing_extensions import override
 
-from lightning_reg.callbacks.forward.surgery import Surgery, SurgerySession
+from lightning_reg.callbacks.forward.surgery import Surgery, SurgerySession, refuse_lazy
 from lightning_reg.core.step import Run
 from lightning_reg.settings import SettingError
 
@@ -37,8 +37,8 @@ class FreezeBatchNorm(Surgery):
         exclude: Globs over names of modules that are left out.
 
     Raises:
-        SettingError: If a pattern matches nothing, there is no BatchNorm, one keeps no running statistics, or one is
-            replaced afterwards.
+        SettingError: If a pattern matches nothing, there is no BatchNorm, one keeps no running statistics, is lazy
+            and has not run yet, or is replaced afterwards.
 
     >>> FreezeBatchNorm(include=("backbone.*",)).affine
     True
@@ -56,6 +56,7 @@ class FreezeBatchNorm(Surgery):
     def new_session(self, run: Run) -> SurgerySession:
         session = FrozenSession(self, run)
         for name, module in self.selected(run.module).items():
+            refuse_lazy(name, module)
             if module.running_mean is None:
                 raise SettingError(
                     f"exclude must name {name}, which has no running statistics to normalize with when it is frozen"

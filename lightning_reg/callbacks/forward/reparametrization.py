@@ -5,7 +5,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from lightning_reg.callbacks.forward.surgery import Surgery, SurgerySession, computes_itself
+from lightning_reg.callbacks.forward.surgery import Surgery, SurgerySession, computes_itself, refuse_lazy
 from lightning_reg.core.lightning import pruned_weights
 from lightning_reg.core.step import Run
 from lightning_reg.nn.layers.drop_connect import DropConnect
@@ -31,12 +31,13 @@ def reparametrized(
         adjective: Description of the parametrized weights, for messages.
 
     Raises:
-        SettingError: If a weight has fewer than two dimensions, is computed by a hook, is dropped at random or
-            pruned, or belongs to a layer with a ``forward`` of its own that ``types`` doesn't name.
+        SettingError: If a weight has fewer than two dimensions or no shape yet, is computed by a hook, is dropped at
+            random or pruned, or belongs to a layer with a ``forward`` of its own that ``types`` doesn't name.
     """
     pruned = {layer for layer, name in pruned_weights(run.trainer) if name == "weight"}
     chosen = {name: layer for name, layer in surgery.selected(run.module).items() if not _has(layer, parametrization)}
     for name, layer in chosen.items():
+        refuse_lazy(name, layer)
         weight = getattr(layer, "weight", None)
         if not isinstance(weight, Tensor) or weight.ndim < 2:
             shape = tuple(weight.shape) if isinstance(weight, Tensor) else "none"

@@ -10,12 +10,11 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
-from torch.nn.modules.lazy import LazyModuleMixin
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from lightning_reg.callbacks.forward.expectations import unmet_expectation
-from lightning_reg.callbacks.forward.surgery import Surgery, WatchedSession, computes_itself
+from lightning_reg.callbacks.forward.surgery import Surgery, WatchedSession, computes_itself, refuse_lazy
 from lightning_reg.core.bypasses import all_had_a_turn
 from lightning_reg.core.facts import Choice
 from lightning_reg.core.lightning import is_compiled
@@ -293,8 +292,7 @@ class _OfPositions(nn.InstanceNorm1d):
 
 
 def _num_features(name: str, module: nn.Module) -> int:
-    if isinstance(module, LazyModuleMixin):
-        raise SettingError(f"exclude must name {name}, or the module must be run once before the fit: it is lazy")
+    refuse_lazy(name, module)
     for attribute in ("num_features", "num_channels", "normalized_shape"):
         size = getattr(module, attribute, None)
         if size is not None:

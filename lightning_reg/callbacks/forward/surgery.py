@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
 from typing_extensions import override
 
 from lightning_reg.core.bypasses import all_had_a_turn
@@ -22,7 +23,16 @@ from lightning_reg.core.wrapping import around
 from lightning_reg.settings import SettingError
 from lightning_reg.text import table
 
-__all__ = ["Change", "Surgery", "SurgeryResult", "SurgerySession", "WatchedSession", "as_types", "computes_itself"]
+__all__ = [
+    "Change",
+    "Surgery",
+    "SurgeryResult",
+    "SurgerySession",
+    "WatchedSession",
+    "as_types",
+    "computes_itself",
+    "refuse_lazy",
+]
 
 Change = tuple[str, str]
 """Description of the new layer, and its name."""
@@ -221,6 +231,12 @@ def computes_itself(layer: nn.Module) -> bool:
         for method in ("forward", "_conv_forward")
     )
     return any(not home.__module__.startswith(("torch.", "lightning_reg.nn.")) for home in homes)
+
+
+def refuse_lazy(name: str, layer: nn.Module) -> None:
+    """Raises a SettingError if a layer has no shape before it has run."""
+    if isinstance(layer, LazyModuleMixin):
+        raise SettingError(f"exclude must name {name}, or the module must be run once before the fit: it is lazy")
 
 
 def as_types(value: str | type | Sequence[str | type]) -> tuple[str | type, ...]:
