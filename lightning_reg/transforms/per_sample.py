@@ -75,7 +75,7 @@ class PerSampleAugmentation(Augmentation):
     def __call__(self, images: Tensor, *, stream: Random) -> Tensor:
         with _seeded_global_streams(stream, images.device):
             changed = [self._changed(image) for image in images]
-        return scaled_to_unit(torch.stack(changed))
+        return scaled_to_unit(torch.stack(changed) if changed else images)
 
     def _changed(self, image: Tensor) -> Tensor:
         changed: Any = image

@@ -215,9 +215,12 @@ def test_basic_with_everything_off_is_the_identity():
     assert torch.equal(augmentation(images(4), stream=Random(0)), images(4).float().mul(1 / 255))
 
 
-@pytest.mark.parametrize("augmentation", [BasicAugmentation(), AdvancedAugmentation()])
+@pytest.mark.parametrize(
+    "augmentation", [BasicAugmentation(), AdvancedAugmentation(), PerSampleAugmentation(transforms=[v2.RandomInvert()])]
+)
 def test_empty_batch_passes(augmentation):
-    assert augmentation(images(0), stream=Random(0)).shape == (0, 3, 16, 16)
+    augmented = augmentation(images(0), stream=Random(0))
+    assert (augmented.shape, augmented.dtype) == ((0, 3, 16, 16), torch.float32)
 
 
 def test_erasing_is_after_normalization_and_in_a_quarter_of_the_images():
