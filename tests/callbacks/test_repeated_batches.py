@@ -96,6 +96,16 @@ def test_the_own_loss_is_the_mean_over_copies_whatever_its_reduction(technique, 
     assert module.passes == expected.passes  # what is run to find out isn't counted
 
 
+@pytest.mark.parametrize("technique", REPEATING.values(), ids=REPEATING)
+def test_nothing_is_run_to_find_out_where_the_module_takes_means(technique):
+    """What can't be put back for another run would be warned of, and a warning is an error here."""
+    module = Theirs(LOSSES["mean"])
+    module.source = (number for number in range(100))
+    callback = technique()
+    callback.input_key, callback.target_key = "x", "y"
+    quiet_trainer(callback).fit(module)
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_batches_without_a_mixed_half_keep_a_sum(seed):
     """Each step has once or twice the plain loss, by whether its batch was repeated, whichever comes first."""

@@ -1,7 +1,7 @@
 """The loss of a repeated batch as the mean over its copies, also where the training step adds its samples up."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -33,9 +33,9 @@ class CopiesMean:
         self._times = times
         self._technique = technique
         self._repeats: Callable[[], bool] = repeats or (lambda: True)
-        self._repetition: Repetition | None = None  # until it is known whether the loss is a sum
         self._is_sum: bool | None = None
         self._notes = False
+        self._called: LossShares | None = None
         self._own: Tensor | None = None
         # Terms that other techniques add to the loss are means.
         run.around_step("training_step", self._note, innermost=True)
@@ -57,52 +57,41 @@ class CopiesMean:
         return {**output, "loss": loss} if isinstance(output, Mapping) else loss
 
     def _note(self, training_step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        output = training_step(*args, **kwargs)
-        if self._notes:
-            self._own = loss_of(output)
+        if not self._notes:
+            return training_step(*args, **kwargs)
+        with self._called or nullcontext():
+            output = training_step(*args, **kwargs)
+        self._own = loss_of(output)
         return output
 
-    def _with_own(self, step: Callable[[], Any]) -> tuple[Any, Tensor | None]:
-        """Returns the output of a training step, and the loss of the module's own."""
-        self._notes = True
+    def _with_own(self, step: Callable[[], Any], called: LossShares | None = None) -> tuple[Any, Tensor | None]:
+        """Returns the output of a training step, and the loss of the module's own, whose parts ``called`` records."""
+        self._notes, self._called = True, called
         try:
             return step(), self._own
         finally:
-            self._notes, self._own = False, None
+            self._notes, self._called, self._own = False, None, None
 
     def _decided(self, repeated: Callable[[], Any], alone: Callable[[], Any], batch: Any) -> tuple[Any, Tensor | None]:
         """Runs a training step as :meth:`_with_own`, and finds out whether its loss is a sum over samples."""
-        if self._repetition is None:
-            self._repetition = Repetition(self._run, keeps_graphs=True)
-        repetition = self._repetition
-        own: Tensor | None = None
-
-        def step(_: Any) -> Any:
-            nonlocal own
-            output, own = self._with_own(repeated)
-            return output
-
+        called = LossShares()  # what the module calls; mixing calls others in their place
         with LossShares() as shares:
-            output, first = repetition.first(step, (batch,))
+            output, own = self._with_own(repeated, called)
         if own is not None and self._repeats():
-            of_copies = shares.of_values(own)
-            self._is_sum = False
-            if of_copies is not None:
-                with repetition.counted_once([first]), _without_modes():
-                    repetition.begin(first)
-                    self._is_sum = self._is_larger(of_copies, alone)
-            self._repetition = None
+            self._is_sum = not called.are_means and self._is_larger(shares.of_all(own), alone, batch)
         return output, own
 
-    def _is_larger(self, of_copies: Tensor, alone: Callable[[], Any]) -> bool:
-        """Whether the values of losses count more in the loss of a repeated batch than in that of the batch alone."""
-        with LossShares() as shares:
-            _, own = self._with_own(alone)
-        of_one = None if own is None else shares.of_values(own)
-        # Samples that are weighted one by one are seen as values also where the module takes the mean.
-        if own is None or of_one is None or not bool(of_copies.abs() > _BETWEEN * of_one.abs()):
-            return False
-        refuse_mean_beside_sum(shares, own, self._technique)
+    def _is_larger(self, of_copies: Tensor, alone: Callable[[], Any], batch: Any) -> bool:
+        """Whether losses count more in the loss of a repeated batch than in that of the batch alone."""
+        repetition = Repetition(self._run, keeps_graphs=True)
+        _, now = repetition.first(lambda _: None, (batch,))
+        with repetition.counted_once([now]), _without_modes():
+            repetition.begin(now)
+            with LossShares() as shares:
+                _, own = self._with_own(alone)
+            if own is None or not bool(of_copies > _BETWEEN * shares.of_all(own)):
+                return False
+            refuse_mean_beside_sum(shares, own, self._technique)
         return True
 
 

@@ -27,7 +27,7 @@ class _Call:
 
     result: Tensor
     counts: Tensor
-    reduction: str
+    is_mean: bool
     width: int
 
 
@@ -46,21 +46,31 @@ class LossShares(TorchFunctionMode):
         result = func(*args, **kwargs)
         if func in LOSSES and result.requires_grad and not is_transformed(result):  # otherwise it is a metric
             settings = settings_of(kwargs)
-            with torch.no_grad():
+            with torch.no_grad(), torch._C.DisableTorchFunction():  # others, that mix losses, mustn't see a second one
                 values = func(*args, **{**settings, "reduction": "none"})
                 counts = counts_in_mean(func, values, args, kwargs)
             shape = (args[0] if args else kwargs["input"]).shape
             width = shape[1] if len(shape) > 1 else 0
-            self._calls.append(_Call(result, counts, settings.get("reduction", "mean"), width))
+            self._calls.append(_Call(result, counts, settings.get("reduction", "mean") in ("mean", "batchmean"), width))
         return result
 
     def widths(self, count: int) -> list[int]:
         """Returns the number of columns of the inputs of the losses that have a given number of rows."""
         return [call.width for call in self._calls if call.counts.shape[:1] == (count,)]
 
+    @property
+    def are_means(self) -> bool:
+        """Whether every loss was a mean over samples."""
+        return all(call.is_mean for call in self._calls)
+
+    def of_all(self, loss: Tensor) -> Tensor:
+        """Returns how much the values of all losses count in a loss, ()."""
+        of_values = self.of_values(loss)
+        return self.of_means(loss) + (0 if of_values is None else of_values.abs())
+
     def of_means(self, loss: Tensor) -> Tensor:
         """Returns how much the results of losses that are means count in a loss, ()."""
-        calls = [call for call in self._calls if call.reduction in ("mean", "batchmean")]
+        calls = [call for call in self._calls if call.is_mean]
         return sum((gradient.abs() for gradient in _gradients(loss, calls)), loss.new_zeros(()))
 
     def of_values(self, loss: Tensor, count: int | None = None) -> Tensor | None:
@@ -73,7 +83,7 @@ class LossShares(TorchFunctionMode):
         Returns:
             The sum over losses; None where there are none.
         """
-        calls = [call for call in self._calls if call.reduction not in ("mean", "batchmean")]
+        calls = [call for call in self._calls if not call.is_mean]
         calls = [call for call in calls if count is None or call.counts.shape[:1] == (count,)]
         shares = [call.counts * gradient for call, gradient in zip(calls, _gradients(loss, calls), strict=True)]
         rows = [share.sum() if count is None else share.reshape(count, -1).sum(1) for share in shares]
