@@ -96,7 +96,7 @@ IDENTITIES = {
     "a list": ("[]", "study.json' doesn't say of which"),
     "without keys": ("{}", "study.json' doesn't say of which"),
     "binary": (b"\xff\xfe\x00", "study.json must be text in UTF-8"),
-    "a later format": ('{"study": "example", "format": 2}', "is of 'example'"),
+    "a later format": ('{"study": "example", "format": 2}', "in format 1, that of this version, but .* is in 2"),
     "a folder": (None, "study.json must be a regular file, but .* is a folder"),
     "a pipe": (os.mkfifo, "study.json must be a regular file, but .* is a named pipe"),
 }
