@@ -256,7 +256,8 @@ def test_predictions_for_pixels_that_stay_in_place_are_compared(loss_of):
 
 def test_one_prediction_for_an_image_may_look_like_a_map():
     module = OfPixels(lambda logits, labels: (logits.mean((2, 3), keepdim=True), labels[:, :1, :1]))
-    fit(module, AugmentationConsistency(), train=of_one([PIXELS, MAPS]))
+    metrics = fit(module, AugmentationConsistency(), train=of_one([PIXELS, MAPS]), log_every_n_steps=1)
+    assert metrics["penalty/augmentation_consistency"] > 0
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,7 @@ def test_nothing_is_run_to_find_out_where_the_module_takes_means(technique):
     callback = technique()
     callback.input_key, callback.target_key = "x", "y"
     quiet_trainer(callback).fit(module)
+    assert module.passes == 2  # one a batch
 
 
 @pytest.mark.parametrize("seed", range(4))

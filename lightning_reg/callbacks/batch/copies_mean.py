@@ -23,7 +23,7 @@ class CopiesMean:
     calls don't all take means, the step runs once more, with the batch alone and no side effects.
 
     Args:
-        times: Number of copies.
+        times: Number of copies of each batch, at least 2.
         technique: Name of the calling technique, for error messages.
         repeats: Function that returns whether the latest batch has been repeated; all are where None.
     """
@@ -45,8 +45,8 @@ class CopiesMean:
 
         Args:
             repeated: Function that runs the training step with the repeated batch.
-            alone: Function that runs it with the batch that was repeated.
-            batch: That batch.
+            alone: Function that runs it with ``batch`` as it is.
+            batch: The batch before it was repeated.
         """
         output, own = self._decided(repeated, alone, batch) if self._is_sum is None else self._with_own(repeated)
         if own is None or not self._is_sum or not self._repeats():

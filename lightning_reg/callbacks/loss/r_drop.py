@@ -135,11 +135,12 @@ class RDropSession(LogitsSession):
         return super().term()
 
     def _check(self) -> None:
+        name = type(self.technique).__name__
         for logits, _ in self.seen:
-            if not self._differs(*copies_of(logits.detach(), 2, technique="RDrop")):
+            if not self._differs(*copies_of(logits.detach(), 2, technique=name)):
                 raise SettingError(
                     "weight must be left out, because both passes predict the same: the module has no layer that is "
-                    "stochastic in training; put dropout into it, or use InsertDropout, with RDrop"
+                    f"stochastic in training; put dropout into it, or use InsertDropout, with {name}"
                 )
 
     def _differs(self, first: Tensor, second: Tensor) -> bool:
