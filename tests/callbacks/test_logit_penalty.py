@@ -123,6 +123,40 @@ def test_normalized_logits_have_one_length_and_a_masked_class_none_in_float64():
     assert zeros.grad.isfinite().all()
 
 
+class OneByOne(SomebodysModule):
+    """Computes the loss of each sample alone."""
+
+    def training_step(self, batch, batch_idx):
+        inputs, labels = batch
+        logits = self.network(inputs)
+        return torch.stack([F.cross_entropy(row, label) for row, label in zip(logits, labels, strict=True)]).mean()
+
+
+class InATransform(SomebodysModule):
+    """Maps the loss of a sample over the batch."""
+
+    def training_step(self, batch, batch_idx):
+        inputs, labels = batch
+        return torch.func.vmap(F.cross_entropy)(self.network(inputs), labels).mean()
+
+
+def test_logits_of_one_sample_are_normalized_as_those_of_a_batch():
+    weights = []
+    for module in (SomebodysModule(), OneByOne()):
+        trainer = quiet_trainer(LogitPenalty(kind="norm", weight=0.75, temperature=0.5), max_epochs=1)
+        trainer.fit(module, loader(), loader())
+        weights.append(module.network.head.weight.detach())
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["max", "z", "norm"])
+def test_logits_within_a_transform_are_refused(kind):
+    with pytest.raises(
+        SettingError, match=r"the loss must be computed outside of torch\.func's transforms with LogitPe"
+    ):
+        quiet_trainer(LogitPenalty(kind=kind, weight=0.1), max_epochs=1).fit(InATransform(), loader(), loader())
+
+
 class Weighs(SomebodysModule):
     """Uses half of its loss."""
 

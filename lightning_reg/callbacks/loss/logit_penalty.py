@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
-from lightning_reg.callbacks.loss.logits import LogitsSession
+from lightning_reg.callbacks.loss.logits import LogitsSession, refuse_transformed
 from lightning_reg.callbacks.loss.loss_term import LossTerm, TermSession
 from lightning_reg.core.facts import Choice, Log
 from lightning_reg.core.schedules import StrengthSchedule
@@ -164,6 +164,7 @@ class _NormalizedLosses(TorchFunctionMode):
             return func(*args, **kwargs)
         loss = func(*args, **kwargs)
         logits, rest = (args[0], args[1:]) if args else (kwargs["input"], ())
+        refuse_transformed(logits, LogitPenalty.__name__)
         others = {name: value for name, value in kwargs.items() if name != "input"}
         changed = func(normalized_logits(logits, self._temperature), *rest, **others)
         total = torch.lerp(loss, changed.to(loss), self._share)

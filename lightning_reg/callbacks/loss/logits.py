@@ -15,7 +15,7 @@ from lightning_reg.callbacks.loss.loss_term import TermSession
 from lightning_reg.core.hooks import is_transformed
 from lightning_reg.settings import SettingError
 
-__all__ = ["LogitsSeen", "LogitsSession", "check_log_probabilities", "copies_of"]
+__all__ = ["LogitsSeen", "LogitsSession", "check_log_probabilities", "copies_of", "refuse_transformed"]
 
 _ROUNDING = 0.1  # of the logarithm of a sum of probabilities, in 16 bits
 
@@ -99,7 +99,8 @@ class LogitsSeen(TorchFunctionMode):
             logits, target = given["input"], given["target"]
             ignored = given.get("ignore_index", -100)
             if is_transformed(logits):
-                self._refuse_transformed()
+                if self._checks_for is not None:
+                    refuse_transformed(logits, self._checks_for)
                 return func(*args, **kwargs)
             if func is F.nll_loss and self._checks_for is not None:
                 check_log_probabilities(args, kwargs, self._checks_for)
@@ -110,12 +111,22 @@ class LogitsSeen(TorchFunctionMode):
                 self._logits.append((logits, None if target.is_floating_point() else target != ignored))
         return func(*args, **kwargs)
 
-    def _refuse_transformed(self) -> None:
-        if self._checks_for is not None:
-            raise SettingError(
-                f"the loss must be computed outside of torch.func's transforms with {self._checks_for}, which needs "
-                "the logits of the whole batch"
-            )
+
+def refuse_transformed(logits: Tensor, technique: str) -> None:
+    """Raises if logits only exist within a transform of ``torch.func``, as those of one sample do in ``vmap``.
+
+    Args:
+        logits: Logits that a loss takes.
+        technique: Name of the calling technique, for the error message.
+
+    Raises:
+        SettingError: If they do.
+    """
+    if is_transformed(logits):
+        raise SettingError(
+            f"the loss must be computed outside of torch.func's transforms with {technique}, which needs the logits of "
+            "the whole batch"
+        )
 
 
 def _named(args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -254,7 +254,7 @@ def normalized_logits(logits: Tensor, temperature: float) -> Tensor:
     .. math:: \hat{z} = \frac{z}{\tau \, (\| z \| + 10^{-7})}
 
     Args:
-        logits: (N, C) or (N, C, ...), logits z; classes with −∞ don't count toward the norm.
+        logits: (N, C), (N, C, ...) or (C), logits z; classes with −∞ don't count toward the norm.
         temperature: Temperature τ, above 0.
 
     Returns:
@@ -268,7 +268,8 @@ def normalized_logits(logits: Tensor, temperature: float) -> Tensor:
     tensor([[ 1.2000, -1.6000]])
     """
     values = _at_least_float32(logits)
-    lengths: Tensor = torch.linalg.vector_norm(values.masked_fill(values.isneginf(), 0), dim=1, keepdim=True)
+    classes = min(values.ndim - 1, 1)
+    lengths: Tensor = torch.linalg.vector_norm(values.masked_fill(values.isneginf(), 0), dim=classes, keepdim=True)
     return values / (temperature * (lengths + 1e-7))
 
 
