@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch.nn.parameter import UninitializedParameter
 from typing_extensions import override
 
 from lightning_reg.audit.chart_layout import charts_for
@@ -156,10 +157,13 @@ class AuditSession(Session[RegularizationAudit]):
 
 
 def _title(trainer: Trainer, pl_module: LightningModule) -> str:
-    weights = sum(parameter.numel() for parameter in pl_module.parameters() if parameter.requires_grad)
+    trainable = [parameter for parameter in pl_module.parameters() if parameter.requires_grad]
+    shaped = [parameter for parameter in trainable if not isinstance(parameter, UninitializedParameter)]
+    lazy = "" if len(shaped) == len(trainable) else " and those of lazy layers"
+    weights = f"{sum(parameter.numel() for parameter in shaped):,} trainable weights{lazy}"
     dataset = getattr(trainer.train_dataloader, "dataset", None)
     samples = f" on {len(dataset):,} training samples" if isinstance(dataset, Sized) else ""
-    return f"Regularization of {type(pl_module).__name__}: {weights:,} trainable weights{samples}"
+    return f"Regularization of {type(pl_module).__name__}: {weights}{samples}"
 
 
 def text_table(title: str, rows: Sequence[Row], found: Sequence[Contradiction]) -> str:

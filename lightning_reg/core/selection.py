@@ -13,7 +13,7 @@ from torch.nn.parameter import UninitializedParameter
 from torchmetrics import Metric
 from typing_extensions import Self
 
-from lightning_reg.optim import owned_parameters
+from lightning_reg.optim import OwnedParameter, owned_parameters
 from lightning_reg.settings import SettingError, as_patterns, did_you_mean, near_matches
 
 __all__ = [
@@ -60,9 +60,7 @@ def select_parameters(
     """
     owned = {plain_name(owned_parameter.name): owned_parameter for owned_parameter in owned_parameters(module)}
     names = list(owned)
-    for name, entry in owned.items():
-        if isinstance(entry.parameter, UninitializedParameter):
-            raise SettingError(f"{name} must have a shape when the fit starts; run the module once before")
+    _check_shapes(owned.values())
     eligible = {
         name: entry.parameter
         for name, entry in owned.items()
@@ -234,7 +232,9 @@ def select_layers(module: nn.Module, patterns: Sequence[str], most: int) -> tupl
     (['0'], 1)
     """
     layers: dict[str, list[nn.Parameter]] = {}
-    for owned_parameter in owned_parameters(module):
+    owned = owned_parameters(module)
+    _check_shapes(owned)
+    for owned_parameter in owned:
         name = plain_name(owned_parameter.name).partition(".parametrizations.")[0]
         layer = name if ".parametrizations." in owned_parameter.name else name.rpartition(".")[0]
         layers.setdefault(layer, []).append(owned_parameter.parameter)
@@ -242,6 +242,15 @@ def select_layers(module: nn.Module, patterns: Sequence[str], most: int) -> tupl
     chosen = [name for name in layers if _matches(name, patterns)]
     largest = sorted(chosen, key=lambda name: -sum(part.numel() for part in layers[name]))[:most]
     return {name: layers[name] for name in chosen if name in largest}, len(chosen) - len(largest)
+
+
+def _check_shapes(owned: Iterable[OwnedParameter]) -> None:
+    """Raises if a parameter of a lazy layer has no shape yet."""
+    for entry in owned:
+        if isinstance(entry.parameter, UninitializedParameter):
+            raise SettingError(
+                f"{plain_name(entry.name)} must have a shape when the fit starts; run the module once before"
+            )
 
 
 def select_modules(

@@ -15,6 +15,7 @@ from lightning_reg.callbacks import (
     ActivityPenalty,
     CautiousWeightDecay,
     ConfidencePenalty,
+    ExponentialMovingAverage,
     GradientCentralization,
     GradientClipping,
     GradientMonitor,
@@ -24,6 +25,7 @@ from lightning_reg.callbacks import (
     L2Penalty,
     L2SPPenalty,
     MaxNorm,
+    RegularizationAudit,
     UnitNorm,
 )
 from lightning_reg.functional.loss.output_penalties import entropy
@@ -40,6 +42,7 @@ from tests.conformance.problem import (
     textbook_loop,
     weights_of,
 )
+from tests.helpers import quiet_trainer
 
 # Optimizers.
 
@@ -187,9 +190,33 @@ def test_weights_without_a_shape_are_refused():
         def configure_optimizers(self):
             return torch.optim.SGD(self.network.parameters(), lr=0.1)
 
-    for technique in (MaxNorm(), L2SPPenalty(weight=0.1)):
+    for technique in (MaxNorm(), L2SPPenalty(weight=0.1), GradientMonitor(layers=("*",))):
         with pytest.raises(SettingError, match=r"lazy\.weight must have a shape when the fit starts"):
             fit(Lazy(), technique)
+
+
+class LazyFirst(SomebodysModule):
+    """Has a layer whose weights have no shape before the first batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = nn.Sequential(nn.LazyLinear(8, bias=False), nn.Tanh(), nn.Linear(8, 3))
+
+
+def test_weights_that_get_a_shape_in_the_sanity_check_are_averaged_and_audited(capsys):
+    trained = []
+    for callbacks in ([], [ExponentialMovingAverage(decay=0.0), RegularizationAudit()]):
+        torch.manual_seed(0)
+        module = LazyFirst()
+        quiet_trainer(*callbacks).fit(module, loader(), loader())
+        trained.append(weights_of(module))
+    assert_same(*trained, atol=0)
+    assert "Regularization of LazyFirst: 75 trainable weights on" in capsys.readouterr().out
+
+
+def test_weights_without_a_shape_are_not_counted(capsys):
+    quiet_trainer(RegularizationAudit(), num_sanity_val_steps=0).fit(LazyFirst(), loader(), loader())
+    assert "Regularization of LazyFirst: 27 trainable weights and those of lazy layers" in capsys.readouterr().out
 
 
 def test_grouped_convolutions_whose_units_lie_across_groups_are_refused():

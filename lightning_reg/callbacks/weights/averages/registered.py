@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 
@@ -85,7 +86,9 @@ def fingerprint(module: nn.Module) -> Tensor:
     >>> fingerprint(nn.Linear(2, 3)).shape
     torch.Size([2])
     """
-    weights = [local(weight) for weight in module.parameters() if weight.is_floating_point() or weight.is_complex()]
+    # Those of lazy layers have no values before the first batch.
+    shaped = (weight for weight in module.parameters() if not isinstance(weight, UninitializedParameter))
+    weights = [local(weight) for weight in shaped if weight.is_floating_point() or weight.is_complex()]
     norms = torch._foreach_norm(weights) if weights else []
     # On one device, where there are several, and without waiting for it.
     return torch.stack([norm.to(norms[0].device) for norm in norms]) if norms else torch.zeros(0)
