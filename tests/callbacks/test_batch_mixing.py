@@ -1,25 +1,17 @@
 """Mixing on somebody else's module: exact losses, hard labels for metrics, any container, clear refusals."""
 
-import dataclasses
-from collections import namedtuple
-
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningModule
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
-from torchmetrics.classification import MulticlassAccuracy
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_reg.callbacks import BatchMixing, ConfidencePenalty
 from lightning_reg.settings import SettingError
 from lightning_reg.transforms import CutMix, Cutout, Mixup, MixupOrCutMix, RandomErasing
+from tests.callbacks.mixed import CLASS_WEIGHTS, CLASSES, CONTAINERS, COUNT, LABELS, Theirs, by_hand, inputs_of, trained
 from tests.conformance.problem import SomebodysModule, samples
 from tests.helpers import quiet_trainer
-
-COUNT, CLASSES = 6, 3
-CLASS_WEIGHTS = torch.tensor([1.0, 2.0, 0.5])
-LABELS = torch.tensor([0, 1, 2, 2, 1, 0])
 
 
 def named(function, **settings):
@@ -62,98 +54,6 @@ OF_FLOATS = [
     named(F.huber_loss),
     pytest.param(lambda out, targets: F.mse_loss(targets, out), id="the other way round"),
 ]
-
-
-class Items(Dataset):
-    def __init__(self, make, inputs, targets):
-        self.parts = make, inputs, targets
-
-    def __len__(self):
-        return len(self.parts[1])
-
-    def __getitem__(self, index):
-        return self.parts[1][index], self.parts[2][index]
-
-
-@dataclasses.dataclass  # a frozen one is refused by Lightning
-class Data:
-    image: torch.Tensor
-    label: torch.Tensor
-
-
-Named = namedtuple("Named", ["image", "label"])
-CONTAINERS = {
-    "tuple": (lambda x, y: (x, y), 0, 1, lambda batch: (batch[0], batch[1])),
-    "list": (lambda x, y: [y, x], 1, 0, lambda batch: (batch[1], batch[0])),
-    "dict": (lambda x, y: {"x": x, "y": y}, "x", "y", lambda batch: (batch["x"], batch["y"])),
-    "named tuple": (Named, "image", 1, lambda batch: (batch.image, batch.label)),
-    "data class": (Data, "image", "label", lambda batch: (batch.image, batch.label)),
-    "nested": (
-        lambda x, y: {"in": (x,), "y": y},
-        (lambda batch: batch["in"][0], lambda batch, value: {**batch, "in": (value,)}),
-        "y",
-        lambda batch: (batch["in"][0], batch["y"]),
-    ),
-}
-
-
-class Theirs(LightningModule):
-    """Knows nothing of us."""
-
-    def __init__(self, loss, unpack, shape):
-        super().__init__()
-        self.network = nn.Sequential(nn.Flatten(), nn.Linear(torch.Size(shape).numel(), CLASSES))
-        self.accuracy = MulticlassAccuracy(CLASSES, average="micro")
-        self.loss, self.unpack = loss, unpack
-        self.calls, self.losses, self.labels = [], [], []
-        self.network.register_forward_hook(lambda _, args, __: self.calls.append(args[0].clone()))
-
-    def training_step(self, batch):
-        inputs, targets = self.unpack(batch)
-        logits = self.network(inputs)
-        loss = self.loss(logits, targets)
-        if not targets.is_floating_point():
-            self.accuracy(logits, targets)
-            self.log("accuracy", self.accuracy)
-        self.labels.append(targets.clone())
-        self.losses.append(loss.detach())
-        return loss
-
-    def validation_step(self, batch):
-        inputs, targets = self.unpack(batch)
-        self.log("val_loss", self.loss(self.network(inputs), targets))
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.0)  # so that every loss can be computed again
-
-
-def inputs_of(shape):
-    return torch.randn(COUNT, *shape, generator=torch.Generator().manual_seed(0))
-
-
-def trained(mix, loss, targets, *, container="tuple", shape=(4,), max_epochs=1, **settings):
-    make, input_key, target_key, unpack = CONTAINERS[container]
-    torch.manual_seed(3)
-    module = Theirs(loss, unpack, shape)
-
-    def collate(items):
-        return make(torch.stack([item[0] for item in items]), torch.stack([item[1] for item in items]))
-
-    loader = DataLoader(Items(make, inputs_of(shape), targets), batch_size=COUNT, collate_fn=collate)
-    callback = BatchMixing(mix, input_key=input_key, target_key=target_key, **settings)
-    draws = []
-    drawn = mix.drawn
-    mix.drawn = lambda *args, **kwargs: draws.append(drawn(*args, **kwargs)) or draws[-1]
-    trainer = quiet_trainer(callback, max_epochs=max_epochs)
-    trainer.fit(module, loader, loader)
-    return module, draws, trainer
-
-
-def by_hand(loss, module, draw, targets, shape=(4,)):
-    """λ·L(y_a) + (1-λ)·L(y_b), of the inputs as they were mixed."""
-    logits = module.network(draw.change(inputs_of(shape)))
-    w = draw.minor_weight
-    return (1 - w) * loss(logits, targets) + w * loss(logits, targets.roll(1, 0))
 
 
 @pytest.mark.parametrize("container", CONTAINERS)
@@ -446,79 +346,6 @@ def test_the_users_batch_is_left_alone():
     trainer.fit(module, loader, loader)
     assert all(batch[name] is before[name] for name in batch)
     assert all(torch.equal(batch[name], contents[name]) for name in batch)
-
-
-def test_a_compiled_network_is_mixed_and_a_compiled_module_refused():
-    loader = DataLoader(list(zip(inputs_of((4,)), LABELS, strict=True)), batch_size=COUNT)
-    for whole in (False, True):
-        module = Theirs(F.cross_entropy, tuple, (4,))
-        mix = BatchMixing(Mixup())
-        if whole:
-            with pytest.raises(SettingError, match="must not be compiled as a whole with BatchMixing"):
-                quiet_trainer(mix).fit(torch.compile(module, backend="eager"), loader, loader)
-        else:
-            module.network.compile(backend="aot_eager")
-            quiet_trainer(mix).fit(module, loader, loader)
-            assert len(module.losses) == 1  # and is what it has to be: that is in the conformance suite
-
-
-@pytest.mark.parametrize("in_place", [True, False])
-def test_what_is_compiled_is_compiled_once(in_place):
-    """Code that is made within a TorchFunctionMode would be made anew for every batch, until torch gives up."""
-    graphs = []
-
-    def backend(graph, _):
-        graphs.append(graph)
-        return graph.forward
-
-    class Layer(nn.Linear):
-        def forward(self, inputs):  # torch 2.6 compiles no forward of its own modules in place
-            return super().forward(inputs)
-
-    class Plain(Theirs):
-        validation_step = None
-
-        def __init__(self):
-            super().__init__(F.cross_entropy, tuple, (4,))
-            self.network = Layer(4, CLASSES)
-            if in_place:
-                self.network.compile(backend=backend)
-            else:
-                self.network = torch.compile(self.network, backend=backend)
-
-    torch._dynamo.reset()
-    module = Plain()
-    before = sorted(vars(module.network))
-    loader = DataLoader(list(zip(inputs_of((4,)), LABELS, strict=True)), batch_size=2)
-    quiet_trainer(BatchMixing(Mixup()), BatchMixing(Mixup()), max_epochs=4).fit(module, loader)
-    assert len(module.losses) == 12
-    assert len(graphs) == 1
-    assert sorted(vars(module.network)) == before
-
-
-def test_a_loss_in_compiled_code_is_refused():
-    class Inside(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = nn.Linear(4, CLASSES)
-
-        def forward(self, inputs, targets):
-            return F.cross_entropy(self.layer(inputs), targets)
-
-    class Whole(Theirs):
-        validation_step = None
-
-        def __init__(self):
-            super().__init__(F.cross_entropy, tuple, (4,))
-            self.network = Inside()
-            self.network.compile(backend="eager")
-
-        def training_step(self, batch):
-            return self.network(*batch)
-
-    loader = DataLoader(list(zip(inputs_of((4,)), LABELS, strict=True)), batch_size=2)
-    with pytest.raises(SettingError, match="called none of cross_entropy"):
-        quiet_trainer(BatchMixing(Mixup())).fit(Whole(), loader)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from lightning_reg.callbacks import (
 from lightning_reg.core.facts import Chart
 from lightning_reg.core.tensorboard import Histogram, log_histograms, log_image, log_layout, log_text, write_scalars
 from tests.helpers import quiet_trainer
-from tests.monitors.test_generalization_gap import fit
+from tests.monitors.gap import fit
 
 
 def watched(logger, *others, **settings):

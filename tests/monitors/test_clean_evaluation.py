@@ -6,7 +6,7 @@ from torch import nn
 from torchmetrics import CosineSimilarity, SumMetric
 
 from lightning_reg.callbacks import GeneralizationGap
-from tests.monitors.test_generalization_gap import Reduces, Somebodys, fit
+from tests.monitors.gap import Reduces, Somebodys, fit
 
 
 class CountsInObjects(Somebodys):

@@ -8,7 +8,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorD
 
 from lightning_reg.callbacks import GeneralizationGap
 from lightning_reg.monitors.clean_samples import without_augmentation
-from tests.monitors.test_generalization_gap import Reduces, by_hand, fit, samples
+from tests.monitors.gap import Reduces, by_hand, fit, samples
 
 
 def far(inputs):

@@ -25,7 +25,7 @@ from torch.utils.data import (
 
 from lightning_reg.callbacks import GeneralizationGap
 from lightning_reg.settings import SettingError
-from tests.monitors.test_generalization_gap import Reduces, by_hand, fit, samples
+from tests.monitors.gap import Reduces, by_hand, fit, samples
 
 TRAIN, VALIDATION = range(45), range(45, 70)
 
@@ -268,7 +268,7 @@ from lightning.pytorch import Callback, Trainer
 from torch.utils.data import TensorDataset
 from lightning_reg.callbacks import GeneralizationGap
 from tests.monitors.test_drawn_indices import WAYS
-from tests.monitors.test_generalization_gap import Reduces, by_hand, samples
+from tests.monitors.gap import Reduces, by_hand, samples
 class Report(Callback):
     def on_train_end(self, trainer, pl_module):
         logged = [trainer.callback_metrics[f"gap/{split}_loss"].item() for split in ("train", "val")]

@@ -1,100 +1,27 @@
 """The gap against an evaluation by hand, on somebody else's module and data, and what is left of it: nothing."""
 
-import copy
 import csv
 import random
 import subprocess
 import sys
-from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import Callback, LightningDataModule, LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import EMAWeightAveraging
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from torch import nn
+from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
-from torchmetrics import MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC
 
 from lightning_reg.callbacks import GeneralizationGap
 from lightning_reg.cli.results.summary import TrainingPart
 from lightning_reg.data import ImageData
 from lightning_reg.models import MLP
-from lightning_reg.monitors import generalization_gap
 from lightning_reg.settings import SettingError
 from tests.helpers import quiet_trainer
-
-
-class Somebodys(LightningModule):
-    """Metrics objects, lists of outputs, counters, randomness and modes: all that could be disturbed."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.net = nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 3))
-        self.metrics = MetricCollection(
-            {"val_acc": MulticlassAccuracy(3, average="micro"), "val_auc": MulticlassAUROC(3)}
-        )
-        self.outputs = defaultdict(list)
-        self.counted = 0
-        self.register_buffer("seen", torch.zeros(()))
-        self.drawn = []
-
-    def training_step(self, batch, batch_idx):
-        return F.cross_entropy(self.net(batch[0]), batch[1])
-
-    def validation_step(self, batch, batch_idx):
-        logits = self.net(batch[0])
-        loss = F.cross_entropy(logits, batch[1])
-        self.metrics.update(logits.softmax(-1), batch[1])
-        self.log("val_loss", loss, prog_bar=True)
-        self.log_dict(self.metrics)
-        self.outputs["losses"].append(loss)
-        self.counted += len(batch[1])
-        self.seen += len(batch[1])
-        self.drawn += [random.random(), np.random.rand(), torch.rand(()).item()]
-
-    def on_validation_epoch_end(self):
-        self.log("val_by_hand", torch.stack(self.outputs["losses"]).mean())
-        self.log("val_seen", self.seen)
-        self.outputs["losses"].clear()
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
-def samples(count=70, seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    inputs = torch.randn(count, 4, generator=generator)
-    return TensorDataset(inputs, inputs[:, :3].argmax(1))
-
-
-def loaders(batch_size=16):
-    return DataLoader(samples(), batch_size, shuffle=True), DataLoader(samples(30, seed=2), batch_size)
-
-
-def fit(*callbacks, module=None, data=None, **settings):
-    for seed in (torch.manual_seed, random.seed, np.random.seed):
-        seed(3)
-    module = Somebodys() if module is None else module
-    trainer = quiet_trainer(*callbacks, **{"max_epochs": 3, **settings})
-    if data is None:
-        trainer.fit(module, *loaders())
-    else:
-        trainer.fit(module, **data)
-    return module, trainer
-
-
-def by_hand(module, dataset):
-    """Textbook: all samples at once, in float64, in evaluation mode."""
-    net = copy.deepcopy(module.net).double().eval()
-    inputs, labels = dataset.tensors
-    logits = net(inputs.double())
-    return F.cross_entropy(logits, labels).item(), (logits.argmax(1) == labels).double().mean().item()
+from tests.monitors.gap import Reduces, Somebodys, by_hand, fit, loaders, samples
 
 
 def test_equals_an_evaluation_by_hand():
@@ -322,19 +249,6 @@ def test_without_validation_it_warns_and_measures_nothing(make, settings):
     assert not gap.signals
 
 
-class Reduces(Somebodys):
-    def validation_step(self, batch, batch_idx):
-        logits = self.net(batch[0])
-        losses = F.cross_entropy(logits, batch[1], reduction="none")
-        self.log("val_loss", losses.mean())
-        self.log("val_wrong", (logits.argmax(1) != batch[1]).sum().float(), reduce_fx="sum")
-        self.log("val_worst", losses.max(), reduce_fx=torch.max)
-        self.log("val_easiest", losses.min(), reduce_fx="min")
-
-    def on_validation_epoch_end(self):
-        pass
-
-
 @pytest.mark.parametrize("equally_many", [True, False])
 def test_values_are_reduced_as_the_module_says(equally_many):
     """The right value is Lightning's own, of the same samples; sums are compared where there are equally many."""
@@ -462,73 +376,13 @@ def test_a_resumed_run_goes_on_with_its_curves(tmp_path):
     assert again.curves.epochs == [0]
 
 
-class Memorizes(Somebodys):
-    """Labels are noise, so that there is nothing to learn but the training samples."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.net = nn.Sequential(nn.Linear(4, 256), nn.ReLU(), nn.Linear(256, 3))
-
-    def configure_optimizers(self):
-        return torch.optim.Adam(self.parameters(), lr=0.02)
-
-
-def noise(count, seed):
-    generator = torch.Generator().manual_seed(seed)
-    return TensorDataset(torch.randn(count, 4, generator=generator), torch.randint(3, (count,), generator=generator))
-
-
-def test_signs_of_overfitting_are_seen_and_printed(capsys):
-    gap = GeneralizationGap()
-    data = {
-        "train_dataloaders": DataLoader(noise(40, 1), 20, shuffle=True),
-        "val_dataloaders": DataLoader(noise(40, 2), 20),
-    }
-    fit(gap, module=Memorizes(), data=data, max_epochs=60)
-    names = [signal.name for signal in gap.signals]
-    assert names == ["overfitting", "memorization", "capacity"]
-    overfitting, memorization, _ = gap.signals
-    losses = gap.curves.validation["loss"]
-    assert overfitting.epoch == losses.index(min(losses)) + 1
-    accuracies = gap.curves.train["acc"]
-    assert all(accuracy >= 0.99 for accuracy in accuracies[memorization.epoch :])
-    assert memorization.epoch == 0 or accuracies[memorization.epoch - 1] < 0.99
-    printed = capsys.readouterr().out
-    assert "Training and validation data measured alike, on 40 and 40 samples" in printed
-    assert f"- overfitting from epoch {overfitting.epoch} on: the validation loss rose" in printed
-    assert max(len(line) for line in printed.splitlines()) <= 100
-
-
-@pytest.mark.parametrize(("last", "mark"), [(2, "stopped, epoch 2"), (3, "end, epoch 3")])
-def test_the_end_of_the_curves_says_whether_training_was_stopped(last, mark, tmp_path, monkeypatch):
-    class Stops(Callback):
-        def on_train_epoch_end(self, trainer, pl_module):
-            trainer.should_stop = trainer.current_epoch == last
-
-    charts = []
-    monkeypatch.setattr(generalization_gap, "draw", lambda drawn: charts.extend(drawn) or torch.zeros(1, 1, 3))
-    monkeypatch.setattr(generalization_gap, "log_image", lambda *_: None)
-    fit(GeneralizationGap(), Stops(), max_epochs=4, logger=TensorBoardLogger(tmp_path), log_every_n_steps=1)
-    assert {mark in chart.marks for chart in charts} == {True}
-
-
-def test_signs_of_underfitting_are_seen(capsys):
-    module = Somebodys()
-    module.configure_optimizers = lambda: torch.optim.SGD(module.parameters(), lr=1e-6)
-    gap = GeneralizationGap(verbose=False)
-    fit(gap, module=module)
-    assert [signal.name for signal in gap.signals] == ["underfitting"]
-    assert capsys.readouterr().out == ""
-
-
 SCRIPT = """
 import sys, torch
 torch.set_num_threads(1)
 from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
 from lightning_reg.callbacks import GeneralizationGap
-from tests.monitors.test_generalization_gap import Somebodys, by_hand, samples
+from tests.monitors.gap import Somebodys, by_hand, samples
 class Two(Somebodys):
     def on_validation_epoch_end(self):
         pass
