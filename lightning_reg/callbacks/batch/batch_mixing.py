@@ -49,12 +49,13 @@ class BatchMixing(Technique):
     Cost: that of the transform, and a second evaluation of the loss and of what is computed from it. Memory: one batch
     of inputs. No state.
 
-    Interacts with: CutMix and the erasing transforms need images. Anything else computed from the targets (a
-    hand-written auxiliary loss) sees the batch's own ones, with a warning. Training accuracy is that of the dominant
-    label on mixed inputs, and so lower than without mixing. Regression losses are interpolated, too: the mean squared
-    error's gradient is that of the interpolated target. What can't be followed (code that isn't torch's, with
-    ``per_sample=True`` everything nonlinear) is refused by name, and so is a loss inside activation checkpointing.
-    A branch by a number that was taken out of a loss (``if loss.item() > 1``) isn't seen, unlike ``if loss > 1``.
+    Interacts with: CutMix and the erasing transforms need images. What is computed from the targets by hand beside a
+    loss of torch's (a Dice loss, a focal weight, the distance from a class's center) is mixed, too; labels that a
+    network takes in by an embedding or a matrix are the batch's own, with a warning. Training accuracy is that of the
+    dominant label on mixed inputs, and so lower than without mixing. Regression losses are interpolated, too: the mean
+    squared error's gradient is that of the interpolated target. What can't be followed (code that isn't torch's, with
+    ``per_sample=True`` everything nonlinear) is refused by name, and so is a loss inside activation checkpointing. A
+    branch by a number that was taken out of a loss (``if loss.item() > 1``) isn't seen, unlike ``if loss > 1``.
     ``F.l1_loss(weight=...)`` loses its weight within any of torch's function modes (2.14), and so here.
 
     Deviates from the papers: see the transforms. With ``per_sample=True`` each side of a mean has the loss's own
@@ -222,7 +223,8 @@ class MixingSession(Session[BatchMixing]):
             if self._is_left_out(losses, output):
                 return
             of_torch = ", ".join(loss.__name__ for loss in LOSSES)
-            computed = f", but {', '.join(sorted(losses.others))} of them" if losses.others else ""
+            others = losses.others | losses.by_hand
+            computed = f", but {', '.join(sorted(others))} of them" if others else ""
             raise SettingError(
                 f"the loss must be computed by a function of torch's of the batch's targets (target_key "
                 f"{self.technique.target_key!r}) with {self.name}, else it can't be mixed; training_step called none "
@@ -261,7 +263,7 @@ class MixingSession(Session[BatchMixing]):
     def _is_left_out(self, losses: InterpolatedLosses, output: Any) -> bool:
         """Whether a batch isn't trained on, or by nothing that is made of its targets."""
         if not self.run.module.automatic_optimization:  # a step of the discriminator's, for one
-            return self.is_checked and not losses.others
+            return self.is_checked and not (losses.others or losses.by_hand)
         loss = loss_of(output)
         return loss is None or bool(loss == 0)  # a batch without labels; the host waits in such a step alone
 

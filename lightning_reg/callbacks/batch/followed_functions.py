@@ -77,8 +77,8 @@ _IN_PLACE = """
 # Functions with side effects, or that draw random numbers.
 _NOT_REPEATED = """
     __set__ __delete__ backward grad register_hook register_post_accumulate_grad_hook retain_grad record_stream
-    dropout alpha_dropout feature_alpha_dropout dropout1d dropout2d dropout3d bernoulli multinomial poisson normal rrelu
-    gumbel_softmax rand_like randn_like randint_like
+    batch_norm instance_norm dropout alpha_dropout feature_alpha_dropout dropout1d dropout2d dropout3d bernoulli
+    multinomial poisson normal rrelu gumbel_softmax rand_like randn_like randint_like
 """
 # Functions that return numbers, lists and arrays, which can't be followed.
 _NUMBERS = """

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, resolve_name
 
@@ -47,9 +48,10 @@ class InterpolatedLosses(TorchFunctionMode):
     .. math:: (1 - w) \, L(y_a) + w \, L(y_b)
 
     with y_b the targets of the preceding samples. L is everything that the training step computes from a loss of
-    torch's: a root, a focal weight, the mean of its largest values. If every sample has its own weight, each of the two
-    losses is a weighted sum over samples with the loss's own divisor: for a mean, the number of elements, or the sum of
-    the class weights of y_a or y_b; whatever is computed from that has to be linear.
+    torch's: a root, a focal weight, the mean of its largest values; and what it computes of the targets by hand beside
+    that: a Dice loss, the probability of the label. If every sample has its own weight, each of the two losses is a
+    weighted sum over samples with the loss's own divisor: for a mean, the number of elements, or the sum of the class
+    weights of y_a or y_b; whatever is computed from that has to be linear.
 
     Args:
         targets: Targets y_a: the same tensor object that the training step gets.
@@ -58,11 +60,12 @@ class InterpolatedLosses(TorchFunctionMode):
         beside: Further tensors of the batch, of which a loss would be computed for each sample alone.
 
     Attributes:
-        trains: Whether something with a gradient was computed from losses of the targets; else they are metrics.
+        trains: Whether something with a gradient was computed from torch's losses of the targets; they may be metrics.
+        by_hand: Names of other functions with a differentiable result from the targets, which is mixed as a loss is.
         unmixed: Names of losses that were computed from tensors beside the targets.
-        others: Names of other functions with a differentiable result from the targets, or from what functions that
-            can't be repeated for the partners computed from them (those that draw random numbers, write in place, pick
-            some of the targets, or aren't known).
+        others: Names of functions whose differentiable result from the targets isn't mixed, or that have one from what
+            functions that can't be repeated for the partners computed from them (those that draw random numbers, write
+            in place, pick some of the targets, or aren't known).
         taken: Names of functions that took values of the targets or of a loss out of torch, by which a loss may have
             been computed or chosen since.
         out: As ``taken``, but of values by which nothing was computed unless one of ``companions`` was.
@@ -76,6 +79,7 @@ class InterpolatedLosses(TorchFunctionMode):
         self.technique = technique
         self.minor_weight = minor_weight
         self.trains = False
+        self.by_hand: set[str] = set()
         self.others: set[str] = set()
         self.unmixed: set[str] = set()
         self.taken: set[str] = set()
@@ -138,6 +142,8 @@ class InterpolatedLosses(TorchFunctionMode):
         result = func(*args, **kwargs)
         made = _tensors(result)
         if any(value.requires_grad for value in made):
+            if not lost and self._can_be_mixed(func, targets, result, args, kwargs):
+                return self._by_hand(func, result, args, kwargs)
             self.others.add(f"{_name(func)} of what {lost[0]} made" if lost else _name(func))
         elif (
             not lost
@@ -164,6 +170,26 @@ class InterpolatedLosses(TorchFunctionMode):
                 self._put(self._targets, value, value, partner)
         else:
             self._lost.update({id(value): (value, _name(func)) for value in made})
+
+    def _can_be_mixed(
+        self, func: Callable[..., Any], targets: list[_Pair], result: Any, args: Any, kwargs: dict[str, Any]
+    ) -> bool:
+        """Whether a differentiable result of the targets can be interpolated like a loss."""
+        return (
+            isinstance(result, Tensor)
+            and not any(target.is_changed() for target in targets)
+            and func is not F.embedding  # labels that a network takes in, rather than what it is compared with
+            and self._can_be_followed(func, args, kwargs)
+            and self._keeps_samples(func, targets, args)
+            and not is_checkpointed()
+        )
+
+    def _by_hand(self, func: Callable[..., Any], result: Tensor, args: Any, kwargs: dict[str, Any]) -> Tensor:
+        self.by_hand.add(_name(func))
+        if self.minor_weight is None:
+            return self._between(result, result, True)
+        others, named = self._ends(args, kwargs, partners=True)
+        return self._between(result, func(*others, **named), True)
 
     def _can_be_followed(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> bool:
         index = args[1:2] if func is Tensor.__getitem__ else ()
@@ -219,6 +245,8 @@ class InterpolatedLosses(TorchFunctionMode):
 
     def _both(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
         """Runs a function on each end, and returns the interpolation of the results."""
+        pairs = [self._losses.get(id(value)) for value in _flat((*args, *kwargs.values()))]
+        is_by_hand = func not in LOSSES and all(pair.is_by_hand for pair in pairs if pair is not None)
         own, named = self._ends(args, kwargs, partners=False)
         one = func(*own, **named)
         if not _tensors(one):  # a shape, a number
@@ -229,11 +257,13 @@ class InterpolatedLosses(TorchFunctionMode):
             others, named = self._ends(args, kwargs, partners=True)
             other = func(*others, **named)
         if isinstance(one, Tensor):
-            return self._between(one, other)
-        mixed = [self._between(a, b) if isinstance(a, Tensor) else a for a, b in zip(one, other, strict=True)]
+            return self._between(one, other, is_by_hand)
+        mixed = [
+            self._between(a, b, is_by_hand) if isinstance(a, Tensor) else a for a, b in zip(one, other, strict=True)
+        ]
         return type(one)(*mixed) if hasattr(one, "_fields") else type(one)(mixed)
 
-    def _between(self, one: Tensor, other: Tensor) -> Tensor:
+    def _between(self, one: Tensor, other: Tensor, is_by_hand: bool) -> Tensor:
         # An operation that another mixing around this one can follow.
         result = one.view(one.shape) if one is other else one
         weight = self.minor_weight
@@ -243,7 +273,7 @@ class InterpolatedLosses(TorchFunctionMode):
                 weight = weight.view(-1, *[1] * (one.ndim - 1))
             exact = weight.to(torch.promote_types(weight.dtype, one.dtype))
             result = (1 - exact).to(one.dtype) * one + weight.to(one.dtype) * other
-        self._put(self._losses, result, one, other)
+        self._put(self._losses, result, one, other, is_by_hand=is_by_hand)
         return result
 
     # Functions of the losses
@@ -267,10 +297,11 @@ class InterpolatedLosses(TorchFunctionMode):
         result = func(*args, **kwargs)
         made = [*_tensors(result), *(args[:1] if writes(func) else ())]
         is_followed = not targets and not changed and is_linear(func, [self._has_losses(value) for value in args])
+        is_by_hand = all(loss.is_by_hand for loss in losses)
         for value in made:
             self._losses.pop(id(value), None)
             if is_followed:
-                self._put(self._losses, value, None, None)
+                self._put(self._losses, value, None, None, is_by_hand=is_by_hand)
             else:
                 self._unmixed[id(value)] = value, _FOREIGN if changed else _name(func)
         return result
@@ -291,8 +322,10 @@ class InterpolatedLosses(TorchFunctionMode):
         return any(id(entry) in self._losses for entry in _flat((value,)))
 
     def _of_unmixed(self, func: Callable[..., Any], operands: list[Tensor], args: Any, kwargs: dict[str, Any]) -> Any:
-        name = next(self._unmixed[id(value)][1] for value in operands if id(value) in self._unmixed)
-        if func in _DIFFERENTIATING:
+        unmixed = [value for value in operands if id(value) in self._unmixed]
+        name = self._unmixed[id(unmixed[0])][1]
+        is_compared = func in LOSSES and any(id(value) in self._targets for value in operands)
+        if func in _DIFFERENTIATING or (is_compared and any(value.requires_grad for value in unmixed)):
             self._refuse(name)
         result = func(*args, **kwargs)
         for value in _tensors(result):
@@ -360,9 +393,17 @@ class InterpolatedLosses(TorchFunctionMode):
             "which emits probabilities as targets"
         )
 
-    def _put(self, where: dict[int, _Pair], value: Tensor, own: Tensor | None, partners: Tensor | None) -> None:
-        self.trains |= where is self._losses and value.requires_grad
-        where[id(value)] = _Pair(value, own, partners, _version(value), value.requires_grad)
+    def _put(
+        self,
+        where: dict[int, _Pair],
+        value: Tensor,
+        own: Tensor | None,
+        partners: Tensor | None,
+        *,
+        is_by_hand: bool = False,
+    ) -> None:
+        self.trains |= where is self._losses and value.requires_grad and not is_by_hand
+        where[id(value)] = _Pair(value, own, partners, _version(value), value.requires_grad, is_by_hand)
 
     def _ends(self, args: Any, kwargs: dict[str, Any], *, partners: bool) -> tuple[Any, dict[str, Any]]:
         """Returns arguments with one of the two ends in place of their interpolation."""
@@ -388,6 +429,7 @@ class _Pair:
         partners: Value for the targets of their partners.
         version: Version counter of ``value`` when it was recorded.
         has_gradient: Whether ``value`` required a gradient then: the result of a user's autograd function doesn't yet.
+        is_by_hand: Whether no loss of torch's is among what ``value`` was computed from.
     """
 
     value: Tensor
@@ -395,6 +437,7 @@ class _Pair:
     partners: Tensor | None
     version: int
     has_gradient: bool
+    is_by_hand: bool
 
     def is_changed(self) -> bool:
         """Whether ``value`` was changed since, without its two ends."""
