@@ -57,7 +57,7 @@ class CutMix(Mixing):
 
     @override
     def draw(self, inputs: Tensor, *, stream: Random) -> Draw | None:
-        height, width = spatial_size(inputs, "CutMix")
+        height, width = spatial_size(inputs, type(self).__name__)
         if stream.random() >= self.prob or self.alpha == 0:
             return None
         boxes = [self._box(height, width, stream) for _ in range(len(inputs) if self.per_sample else 1)]

@@ -116,7 +116,7 @@ class RandomErasing(Mixing):
 
     @override
     def draw(self, inputs: Tensor, *, stream: Random) -> Draw | None:
-        within = spatial_size(inputs, "RandomErasing")
+        within = spatial_size(inputs, type(self).__name__)
         boxes = [self._box(within, stream) if stream.random() < self.prob else NOTHING for _ in range(len(inputs))]
         return _fill(boxes, self.value)
 

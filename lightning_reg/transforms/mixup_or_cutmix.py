@@ -63,7 +63,7 @@ class MixupOrCutMix(Mixing):
 
     @override
     def draw(self, inputs: Tensor, *, stream: Random) -> Draw | None:
-        spatial_size(inputs, "MixupOrCutMix")  # an error now, rather than at the first batch for CutMix
+        spatial_size(inputs, type(self).__name__)  # an error now, rather than at the first batch for CutMix
         if stream.random() >= self.prob:
             return None
         chosen = self._cutmix if stream.random() < self.switch_prob else self._mixup

@@ -359,7 +359,7 @@ class _CleanLosses(TorchFunctionMode):
         if func not in self._losses or not torch.is_grad_enabled():  # otherwise it is a metric
             return func(*args, **kwargs)
         given = dict(zip(("input", "target"), args, strict=False)) | kwargs
-        clean, *_ = copies_of(given["input"], self._views, technique="AugmentationConsistency")
+        clean, *_ = copies_of(given["input"], self._views, technique=AugmentationConsistency.__name__)
         if self._checks and not torch.compiler.is_compiling() and is_checkpointed():
             raise SettingError(
                 "the loss must be computed outside of activation checkpointing with AugmentationConsistency, which "
