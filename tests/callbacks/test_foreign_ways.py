@@ -7,12 +7,15 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import LearningRateFinder
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.checkpoint import checkpoint
 
 from lightning_reg.callbacks import (
     ActivityPenalty,
+    AdversarialTraining,
+    BatchMixing,
     CautiousWeightDecay,
     ConfidencePenalty,
     ExponentialMovingAverage,
@@ -25,11 +28,15 @@ from lightning_reg.callbacks import (
     L2Penalty,
     L2SPPenalty,
     MaxNorm,
+    RDrop,
+    RegMixup,
     RegularizationAudit,
+    SharpnessAwareMinimization,
     UnitNorm,
 )
 from lightning_reg.functional.loss.output_penalties import entropy
 from lightning_reg.settings import SettingError
+from lightning_reg.transforms import Mixup
 from tests.callbacks.foreign import Manual, assert_same, fit
 from tests.conformance.by_hand import l2
 from tests.conformance.problem import (
@@ -67,6 +74,28 @@ STEPS_KNOWN = {
 def test_optimizers_that_step_behind_lightnings_back_are_refused(make):
     with pytest.raises(SettingError, match=r"use_pl_optimizer must be True in self\.optimizers"):
         fit(Raw(), make())
+
+
+class ReturnsANumber(SomebodysModule):
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx).item()
+
+
+READ_THE_LOSS = {
+    "sharpness": SharpnessAwareMinimization,
+    "sharpness of a part": lambda: SharpnessAwareMinimization(fraction=0.5),
+    "term": lambda: ConfidencePenalty(weight=0.1),
+    "attack": lambda: AdversarialTraining(eps=0.1),
+    "mixing": lambda: BatchMixing(Mixup(alpha=0.4)),
+    "both halves": RegMixup,
+    "copies": lambda: RDrop(weight=1.0),
+}
+
+
+@pytest.mark.parametrize("make", READ_THE_LOSS.values(), ids=READ_THE_LOSS)
+def test_a_number_in_place_of_the_loss_is_answered_by_lightning(make):
+    with pytest.raises(MisconfigurationException, match="`training_step` must return a Tensor"):
+        fit(ReturnsANumber(), make())
 
 
 def test_gradients_that_were_thrown_away_bring_no_penalty():

@@ -12,6 +12,7 @@ from typing_extensions import override
 from lightning_reg.callbacks.batch.batch_mixing import BatchMixing, MixingSession
 from lightning_reg.callbacks.batch.copies_mean import CopiesMean
 from lightning_reg.core.batches import Key, part_of, repeated, step_with_repeated, with_parts
+from lightning_reg.core.copies.repetition import loss_of
 from lightning_reg.core.facts import Log
 from lightning_reg.core.session import Session
 from lightning_reg.core.step import Run
@@ -131,7 +132,7 @@ class RegMixupSession(MixingSession):
         output = self.mean.run(
             partial(super()._step, own, batch, *args, **kwargs), partial(training_step, batch, *args, **kwargs), batch
         )
-        loss = output.get("loss") if isinstance(output, Mapping) else output
+        loss = loss_of(output)
         if self.current is None or loss is None:
             return output
         # A mean over both halves has half of each.

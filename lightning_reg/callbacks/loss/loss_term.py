@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from lightning_reg.core.copies.repetition import loss_of
 from lightning_reg.core.facts import PENALTY_CHARTS, Chart, Place
 from lightning_reg.core.lightning import logs_now
 from lightning_reg.core.schedules import ScheduledStrength, StrengthSchedule, check_schedule
@@ -104,7 +105,7 @@ class TermSession(Session[LossTerm]):
         batch = self.watched_batch(batch)
         with self.watching():
             output = training_step(batch, *args, **kwargs)
-            loss = output.get("loss") if isinstance(output, Mapping) else output
+            loss = loss_of(output)
             if loss is None:  # this batch is skipped
                 return output
             with torch._C.DisableTorchFunction():  # modes that watch the user's calls must not see these

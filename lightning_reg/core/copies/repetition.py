@@ -231,6 +231,9 @@ def _sums(tensors: list[Tensor]) -> dict[torch.device, Tensor]:
 
 
 def loss_of(output: Any) -> Tensor | None:
-    """Returns the loss in the output of a training step; None if the batch is skipped."""
-    loss: Tensor | None = output.get("loss") if isinstance(output, Mapping) else output
-    return loss
+    """Returns the loss in the output of a training step; None if there is none.
+
+    The batch is skipped then, or Lightning says what a training step must return: a number is no loss.
+    """
+    loss = output.get("loss") if isinstance(output, Mapping) else output
+    return loss if isinstance(loss, Tensor) else None
