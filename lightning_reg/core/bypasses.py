@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
@@ -87,8 +87,13 @@ class Bypasses:
             )
 
 
-def unannounced(technique: Technique) -> SettingError:
+def unannounced(technique: Technique, module: LightningModule) -> SettingError:
     """Returns the refusal of an optimizer that steps without a call to ``on_before_optimizer_step``."""
+    if module.automatic_optimization:  # Lightning says it within the closure
+        return SettingError(
+            f"optimizer_step must call step of the optimizer that it is given, and the optimizer its closure, with "
+            f"{type(technique).__name__}, else Lightning doesn't say when the optimizer steps"
+        )
     return SettingError(
         f"use_pl_optimizer must be True in self.optimizers() with {type(technique).__name__}, else Lightning doesn't "
         "say when the optimizer steps"

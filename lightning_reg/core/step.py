@@ -480,7 +480,7 @@ class Run:
     def _refuse_unannounced(self) -> None:
         for technique in self.techniques():
             if technique.changes_gradients:
-                raise unannounced(technique)
+                raise unannounced(technique, self.module)
 
 
 def _versions(parameters: list[nn.Parameter]) -> list[tuple[Tensor | None, int]]:

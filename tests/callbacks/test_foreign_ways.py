@@ -27,6 +27,7 @@ from lightning_reg.callbacks import (
     L1Penalty,
     L2Penalty,
     L2SPPenalty,
+    Lookahead,
     MaxNorm,
     RDrop,
     RegMixup,
@@ -74,6 +75,28 @@ STEPS_KNOWN = {
 def test_optimizers_that_step_behind_lightnings_back_are_refused(make):
     with pytest.raises(SettingError, match=r"use_pl_optimizer must be True in self\.optimizers"):
         fit(Raw(), make())
+
+
+class StepsBare(SomebodysModule):
+    def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None):
+        optimizer_closure()
+        optimizer.optimizer.step()
+
+
+class ForgetsTheClosure(SomebodysModule):
+    def configure_optimizers(self):
+        class Forgets(torch.optim.SGD):
+            def step(self, closure=None):
+                return super().step()
+
+        return Forgets(self.parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize("make", [*STEPS_KNOWN.values(), Lookahead], ids=[*STEPS_KNOWN, "lookahead"])
+@pytest.mark.parametrize("module", [StepsBare, ForgetsTheClosure])
+def test_under_automatic_optimization_the_refusal_is_of_the_step_not_of_self_optimizers(module, make):
+    with pytest.raises(SettingError, match=r"^optimizer_step must call step of .*, and .* its closure, with"):
+        fit(module(), make())
 
 
 class ReturnsANumber(SomebodysModule):

@@ -144,7 +144,7 @@ class LookaheadSession(Session[Lookahead]):
         if step.optimizer not in self.run.trainer.optimizers:
             return  # a step that Lightning doesn't know of
         if step.index not in self.known:
-            raise unannounced(self.technique)
+            raise unannounced(self.technique, self.run.module)
         self.steps[step.index] += 1
         if self.steps[step.index] % self.technique.k == 0:
             self._synchronize(self.slow[step.index], self.known[step.index])
