@@ -19,6 +19,7 @@ from lightning_reg.core.facts import TERMS, Position
 from lightning_reg.core.gradients import gradient_norms
 from lightning_reg.core.lightning import (
     any_gradient,
+    callbacks_of,
     ends_a_step,
     gradient_scale,
     is_overridden,
@@ -468,13 +469,17 @@ class Run:
             ) from error
         self._hooked.add(optimizer)
 
+    def _is_interrupted(self) -> bool:
+        # Lightning's finders of learning rates and batch sizes train in the middle of a fit, without its callbacks.
+        return all(callback is not self.leader for callback in callbacks_of(self.trainer))
+
     def _step_entered(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._nesting[optimizer] = self._nesting.get(optimizer, 0) + 1
 
     def _step_left(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         # The hooks of a step that calls super().step() run twice.
         self._nesting[optimizer] = self._nesting.get(optimizer, 1) - 1
-        if self._nesting[optimizer] == 0:
+        if self._nesting[optimizer] == 0 and not self._is_interrupted():
             self.after_step(optimizer)
 
     def _refuse_unannounced(self) -> None:

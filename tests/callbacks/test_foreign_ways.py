@@ -203,6 +203,45 @@ def test_a_learning_rate_finder_leaves_the_starting_point(tmp_path):
     assert torch.equal(start, network().first.weight)
 
 
+class FindsInTheMiddle(LearningRateFinder):
+    """Searches at an epoch, as Lightning documents it: with our hooks on the optimizer, but without our callbacks."""
+
+    def on_fit_start(self, *args):
+        pass
+
+    def on_train_epoch_start(self, trainer, module):
+        if trainer.current_epoch == 0:
+            self.lr_find(trainer, module)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        *STEPS_KNOWN.values(),
+        lambda: Lookahead(k=2),
+        lambda: ExponentialMovingAverage(decay=0.9),
+        SharpnessAwareMinimization,
+        lambda: MaxNorm(max_norm=0.5),
+    ],
+    ids=[*STEPS_KNOWN, "lookahead", "average", "sharpness", "constraint"],
+)
+def test_a_learning_rate_finder_in_the_middle_of_a_fit_is_not_trained_on(make, tmp_path):
+    class Finds(SomebodysModule):
+        lr = 0.1
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=self.lr)
+
+    finder = FindsInTheMiddle(num_training_steps=5, update_attr=False, early_stop_threshold=None)
+    weights = []
+    for finders in ([], [finder]):
+        module = Finds()
+        Setting().trainer([make(), *finders], default_root_dir=tmp_path).fit(module, loader(), loader())
+        weights.append(weights_of(module))
+    assert len(finder.optimal_lr.results["lr"]) == 5
+    assert_same(*weights, atol=0)
+
+
 class Looks(SomebodysModule):
     def __init__(self):
         super().__init__()
