@@ -203,7 +203,7 @@ def layer_decay_groups(
     The depth d counts the blocks of the deepest sequence of numbered modules of one type (``blocks.0``, ``layer1``,
     ``encoder.layers.3``, as model libraries name them); what is defined before the first block has depth 0, what is
     defined after the last one has the full rate, d = D. Where nothing is numbered, every direct child that has
-    parameters is a layer of its own.
+    parameters is a layer of its own, and the module's own parameters belong to the first.
 
     Args:
         module: Module whose parameters are grouped; frozen ones are left out.
@@ -260,8 +260,9 @@ def _depths(module: nn.Module) -> dict[str, int]:
     blocks = {stem: list(dict.fromkeys(found)) for stem, found in stems.items()}
     stem = max(blocks, key=lambda stem: len(blocks[stem]), default="")
     if len(blocks.get(stem, ())) < 2:
-        children = list(dict.fromkeys(name.partition(".")[0] for name in names))
-        return {name: children.index(name.partition(".")[0]) for name in names}
+        # The module's own parameters, such as tokens and positions, are no layers; they lie before the first one.
+        children = list(dict.fromkeys(name.partition(".")[0] for name in names if "." in name))
+        return {name: children.index(name.partition(".")[0]) if "." in name else 0 for name in names}
     order = {block: index + 1 for index, block in enumerate(blocks[stem])}
     if names[0].startswith(f"{stem}{blocks[stem][0]}."):  # nothing comes before the blocks
         order = {block: index - 1 for block, index in order.items()}

@@ -236,6 +236,16 @@ def test_numbered_stages_are_blocks_too():
     assert rates["fc.bias"] == 1
 
 
+def test_tokens_and_positions_beside_the_layers_are_no_layers():
+    model = nn.Module()
+    model.token, model.position = nn.Parameter(torch.zeros(1, 1, 2)), nn.Parameter(torch.zeros(1, 3, 2))
+    model.embed, model.head = nn.Linear(2, 2), nn.Linear(2, 2)
+    rates = rates_of(model)
+    assert rates["token"] == rates["position"] == rates["embed.weight"] == 0.5
+    assert rates["head.weight"] == 1
+    assert set(rates_of(nn.ParameterList([torch.zeros(2, 2), torch.zeros(2)])).values()) == {1.0}
+
+
 def test_more_than_nine_blocks_are_counted_as_numbers():
     rates = rates_of(nn.Sequential(*(nn.Linear(1, 1) for _ in range(12))))
     assert [rates[f"{index}.weight"] for index in range(12)] == [0.5 ** (11 - index) for index in range(12)]
