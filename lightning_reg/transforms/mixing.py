@@ -115,8 +115,8 @@ class Mixing(ABC):
 
         Args:
             inputs: (N, ...), of a floating dtype.
-            targets: (N, ...), of a floating dtype, or class indices (N,) where ``num_classes`` is given or targets
-                stay as they are; for CutMix also maps (N, ..., H, W) of any dtype.
+            targets: (N, ...), of a floating dtype, or class indices (N,) or one-hot integers (N, C) where
+                ``num_classes`` is given or targets stay as they are; for CutMix also maps (N, ..., H, W) of any dtype.
             stream: Source of random numbers; None for one seeded from torch's global stream.
             num_classes: Number of classes C, to convert class indices to probabilities (N, C); None for other targets.
 

@@ -160,21 +160,29 @@ def soft_targets(targets: Tensor, num_classes: int) -> Tensor:
     """Turns class indices into probabilities; probabilities pass through.
 
     Args:
-        targets: (N,) class indices of an integer dtype, or (N, C) probabilities.
+        targets: (N,) class indices of an integer dtype, (N, C) ones and zeros of an integer dtype, or probabilities.
         num_classes: Number of classes C.
 
     Returns:
         (N, C), float32.
 
     Raises:
-        SettingError: If a label isn't in [0, C); checked only on a CPU, because a GPU would have to synchronize.
+        SettingError: If integers have another shape, or a label isn't in [0, C); the latter is checked only on a CPU,
+            because a GPU would have to synchronize.
 
     >>> soft_targets(torch.tensor([0, 2]), 3)
     tensor([[1., 0., 0.],
             [0., 0., 1.]])
     """
-    if targets.is_floating_point():
+    if targets.is_floating_point() or targets.is_complex():
         return targets
+    if targets.ndim == 2 and targets.shape[1] == num_classes:
+        return targets.float()
+    if targets.ndim != 1:
+        raise SettingError(
+            f"targets must be class indices (N,) or one-hot (N, {num_classes}) for {num_classes} classes, but have the "
+            f"shape {tuple(targets.shape)}"
+        )
     if targets.device.type == "cpu":
         check_labels(targets, num_classes)
     soft = torch.zeros(len(targets), num_classes, device=targets.device)

@@ -47,6 +47,22 @@ def test_no_labels_are_none_of_a_class():
     assert soft_targets(torch.empty(0, dtype=torch.long), 2).shape == (0, 2)
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool])
+def test_ones_and_zeros_of_whole_numbers_are_probabilities_already(dtype):
+    targets = torch.tensor([[0, 1, 0], [1, 0, 1]])
+    found = soft_targets(targets.to(dtype), 3)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, targets.float())
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (4, 2), (4, 3, 3), ()])
+def test_whole_numbers_of_another_shape_are_refused(shape):
+    with pytest.raises(
+        SettingError, match=r"class indices \(N,\) or one-hot \(N, 3\) for 3 classes, but have the shape"
+    ):
+        soft_targets(torch.zeros(shape, dtype=torch.long), 3)
+
+
 def test_probabilities_pass_through():
     targets = torch.tensor([[0.3, 0.7]])
     assert soft_targets(targets, 2) is targets
