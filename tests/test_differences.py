@@ -25,7 +25,7 @@ from lightning_reg.callbacks import (
     Lookahead,
     StochasticWeightAverage,
 )
-from lightning_reg.nn import DropBlock, Dropout, GhostBatchNorm
+from lightning_reg.nn import DropBlock, Dropout, GhostBatchNorm, SpatialDropout
 from lightning_reg.settings import SettingError
 from lightning_reg.transforms import CutMix, Mixup, RandomErasing
 from tests.helpers import quiet_trainer
@@ -198,6 +198,13 @@ def test_an_own_label_stays_the_dominant_one_beside_the_same_neighbor(kinds):
             assert all(set(row.nonzero().flatten().tolist()) <= {n, (n - 1) % 8} for n, row in enumerate(mixed))
         shares.append((own.diagonal().min(), other.diagonal().min()))
     assert min(own for own, _ in shares) >= 0.5 > min(other for _, other in shares)
+
+
+def test_two_dimensions_are_a_batch_of_features():
+    torch.manual_seed(0)
+    rows = torch.ones(64, 8)
+    assert nn.Dropout1d(0.5)(rows).std(1).eq(0).all()  # 64 channels of one sample
+    assert not SpatialDropout(0.5)(rows).std(1).eq(0).all()
 
 
 def test_each_image_has_a_box_of_its_own():
