@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import fx, nn
+from torch.jit.frontend import NotSupportedError
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.ops import drop_block2d
 from torchvision.transforms import v2
@@ -205,6 +206,17 @@ def test_two_dimensions_are_a_batch_of_features():
     rows = torch.ones(64, 8)
     assert nn.Dropout1d(0.5)(rows).std(1).eq(0).all()  # 64 channels of one sample
     assert not SpatialDropout(0.5)(rows).std(1).eq(0).all()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("layer", [Dropout(0.5), SpatialDropout(0.5), GhostBatchNorm(8)])
+def test_layers_are_exported_and_traced_but_not_scripted(layer):
+    inputs = torch.randn(4, 8, 3)
+    expected = layer.eval()(inputs)
+    assert torch.export.export(layer, (inputs,)).module()(inputs).equal(expected)
+    assert torch.jit.trace(layer, inputs)(inputs).equal(expected)
+    with pytest.raises((RuntimeError, NotSupportedError)):
+        torch.jit.script(layer)
 
 
 def test_each_image_has_a_box_of_its_own():
