@@ -21,7 +21,7 @@ from lightning_reg.core.lightning import prepared
 from lightning_reg.core.metric_names import lower_is_better, short_name
 from lightning_reg.core.streams import random_stream
 from lightning_reg.monitors.clean_samples import are_alike, is_drawn_anew, without_augmentation
-from lightning_reg.monitors.drawn_indices import drawn_indices, list_size
+from lightning_reg.monitors.drawn_indices import drawn_indices, list_size, within_batches
 from lightning_reg.settings import SettingError
 
 __all__ = ["Measured", "clean_loaders", "differs_in_chance", "evaluate", "number_of_samples"]
@@ -50,7 +50,8 @@ def clean_loaders(trainer: Trainer, max_samples: int | None) -> dict[str, Loader
     """Returns loaders of clean training and validation samples, in a fixed order.
 
     They come from the data module's ``evaluation_dataloader(split)`` where it has one. Else they are made of what the
-    samplers of the trainer's loaders draw from its data sets, without repetitions. Training data have the transforms
+    samplers of the trainer's loaders draw from its data sets, without repetitions. Of either, samples that a limited
+    number of batches never reaches are left out. Training data have the transforms
     of the validation data, as :func:`without_augmentation` finds them, and are loaded with the settings of the
     validation loader where both data sets are of one class. The user's data sets, loaders and samplers aren't touched.
 
@@ -70,6 +71,8 @@ def clean_loaders(trainer: Trainer, max_samples: int | None) -> dict[str, Loader
     train = _checked(trainer.train_dataloader if train is None else train, "training")
     val = _checked(_first(trainer.val_dataloaders) if val is None else val, "validation")
     of_train, of_val = drawn_indices(train, trainer, "training"), drawn_indices(val, trainer, "validation")
+    of_train = within_batches(of_train, trainer.train_dataloader, trainer.num_training_batches)
+    of_val = within_batches(of_val, _first(trainer.val_dataloaders), _first(trainer.num_val_batches))
     clean = without_augmentation(train.dataset, val.dataset)
     like = val if are_alike(train.dataset, val.dataset) else train
     return {
@@ -100,7 +103,8 @@ def number_of_samples(trainer: Trainer) -> int | None:
     loader = trainer.train_dataloader
     dataset = getattr(loader, "dataset", None)
     try:
-        return len(drawn_indices(_checked(loader, "training"), trainer, "training"))
+        drawn = drawn_indices(_checked(loader, "training"), trainer, "training")
+        return len(within_batches(drawn, loader, trainer.num_training_batches))
     except SettingError:
         return len(dataset) if isinstance(dataset, Sized) else None
 

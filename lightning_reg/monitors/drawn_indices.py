@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ from lightning_reg.core.lightning import undistributed
 from lightning_reg.monitors.clean_samples import all_within
 from lightning_reg.settings import SettingError
 
-__all__ = ["drawn_indices", "list_size"]
+__all__ = ["drawn_indices", "list_size", "within_batches"]
 
 
 def drawn_indices(loader: DataLoader[Any], trainer: Trainer, which: str) -> Sequence[Any]:
@@ -41,9 +42,7 @@ def drawn_indices(loader: DataLoader[Any], trainer: Trainer, which: str) -> Sequ
     Raises:
         SettingError: If the sampler can't be copied or iterated, or its indices can't be sorted.
     """
-    sampler: Any = undistributed(loader.sampler if loader.batch_sampler is None else loader.batch_sampler)
-    while _iterates_as(sampler, BatchSampler):
-        sampler = undistributed(sampler.sampler)
+    sampler, _ = _innermost(loader)
     if _iterates_as(sampler, RandomSampler, SequentialSampler):
         return range(len(sampler.data_source))
     if _iterates_as(sampler, DistributedSampler) and (sampler.shuffle or sampler.num_replicas == trainer.world_size):
@@ -59,6 +58,38 @@ def drawn_indices(loader: DataLoader[Any], trainer: Trainer, which: str) -> Sequ
             "evaluation_dataloader(split) that returns a loader for 'train' and 'val'"
         ) from cause
     return sorted(set().union(*(drawn for drawn, _ in everyones)))
+
+
+def within_batches(drawn: Sequence[Any], loader: Any, batches: float) -> Sequence[Any]:
+    """Returns those indices that are ever given, where a trainer takes only the first batches of a loader.
+
+    In a fixed order the samples behind them are never seen. In any other, each epoch has others, and so all count.
+
+    Args:
+        drawn: Indices that are drawn, or those of a clean counterpart of the loader's data.
+        loader: The trainer's own.
+        batches: Number of batches that each process takes in an epoch.
+    """
+    if not isinstance(loader, DataLoader) or math.isinf(batches):
+        return drawn
+    sampler, size = _innermost(loader)
+    if _iterates_as(sampler, SequentialSampler):
+        source = sampler.data_source
+    elif _iterates_as(sampler, DistributedSampler) and not sampler.shuffle:
+        source, size = sampler.dataset, size * sampler.num_replicas
+    else:
+        return drawn
+    return drawn[: int(batches) * size] if len(drawn) == len(source) else drawn
+
+
+def _innermost(loader: DataLoader[Any]) -> tuple[Any, int]:
+    """Returns the sampler of single indices, where those around it are known, and how many of them are in a batch."""
+    sampler: Any = undistributed(loader.sampler if loader.batch_sampler is None else loader.batch_sampler)
+    size = 1
+    while _iterates_as(sampler, BatchSampler):
+        size *= sampler.batch_size
+        sampler = undistributed(sampler.sampler)
+    return sampler, size
 
 
 def _attempted(sampler: Any, loader: DataLoader[Any]) -> tuple[set[Any], str, Exception | None]:

@@ -61,7 +61,8 @@ class GeneralizationGap(Technique):
     validation data set, a copy of it gets the transforms of that; what validation has no counterpart of, such as a
     wrapper around the training data alone, is measured as it is, with a warning where it differs at each reading. A
     data module can override that with a method ``evaluation_dataloader(split)``. Samplers: what they draw from is
-    measured, each sample once, without weights.
+    measured, each sample once, without weights; in a fixed order only what ``overfit_batches``, ``limit_train_batches``
+    and ``limit_val_batches`` let through.
     Several validation loaders: the first one counts. A module whose metrics are only logged by
     ``on_validation_epoch_end`` is measured by what its ``validation_step`` returns. Sums (``reduce_fx="sum"``,
     ``SumMetric``, metrics with ``reduction="sum"``) are compared only where both parts have equally many samples.

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import LightningDataModule
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -107,11 +108,11 @@ WAYS = {
 LIMITS = {"limit_train_batches": 3, "limit_val_batches": 2, "max_epochs": 2}
 
 
-def measured(train, val):
+def measured(train, val, **limits):
     """What is logged, and the same by hand for given rows of the samples."""
     data = {"train_dataloaders": train, "val_dataloaders": val}
     gap = GeneralizationGap(max_samples=None, verbose=False)
-    module, trainer = fit(gap, module=Reduces(), data=data, **LIMITS)
+    module, trainer = fit(gap, module=Reduces(), data=data, **{**LIMITS, **limits})
 
     def of(rows):
         return by_hand(module, TensorDataset(*samples()[list(rows)]))[0]
@@ -156,7 +157,7 @@ def test_a_data_set_that_takes_lists_is_given_lists():
         DataLoader(ManyAtOnce(), batch_size=None, sampler=BatchSampler(sampler, 8, drop_last=False))
         for sampler in (SubsetRandomSampler(TRAIN), SequentialSampler(VALIDATION))
     )
-    logged, of = measured(train, val)
+    logged, of = measured(train, val, limit_val_batches=1.0)
     assert logged == pytest.approx([of(TRAIN), of(range(25))], abs=1e-5)  # positions, as SequentialSampler yields
 
 
@@ -224,6 +225,56 @@ def test_weights_are_counted_for_each_sample_that_is_drawn(way):
     module.more = torch.nn.Parameter(torch.zeros(450 - count))  # 10 for each of those that are drawn
     fit(gap, module=module, data={"train_dataloaders": ways[way](TRAIN), "val_dataloaders": WAYS["subset"](VALIDATION)})
     assert "450 trainable weights for 45 samples" in str(gap.signals)
+
+
+FEW = {"limit_train_batches": 2, "limit_val_batches": 1}
+
+
+def whole(size=8, **settings):
+    return DataLoader(samples(), size, **settings)
+
+
+@pytest.mark.filterwarnings("ignore:You requested to overfit")
+@pytest.mark.parametrize(
+    ("limits", "train", "rows"),
+    [
+        (FEW, whole(), range(16)),
+        (FEW, whole(shuffle=True), range(70)),
+        (FEW, DataLoader(samples(), batch_sampler=BatchSampler(SequentialSampler(samples()), 8, True)), range(16)),
+        (FEW, whole(sampler=DistributedSampler(samples(), 1, 0, shuffle=False)), range(16)),
+        (FEW, whole(sampler=DistributedSampler(samples(), 1, 0)), range(70)),
+        (FEW, WAYS["subset"](TRAIN), TRAIN),
+        ({**FEW, "limit_train_batches": 1.0}, whole(), range(70)),
+        ({"overfit_batches": 1, "limit_train_batches": None, "limit_val_batches": None}, whole(shuffle=True), range(8)),
+    ],
+)
+def test_samples_that_no_epoch_reaches_are_not_measured(limits, train, rows):
+    logged, of = measured(train, whole(), **limits)
+    assert logged == pytest.approx([of(rows), of(range(8))], abs=1e-5)
+
+
+class Counterpart(LightningDataModule):
+    def train_dataloader(self):
+        return whole()
+
+    def val_dataloader(self):
+        return whole(5)
+
+    def evaluation_dataloader(self, split):
+        return whole(32)
+
+
+def test_of_a_clean_counterpart_the_same_samples_are_measured():
+    gap = GeneralizationGap()
+    fit(gap, module=Reduces(), data={"datamodule": Counterpart()}, **FEW)
+    assert gap.last_result.samples == {"train": 16, "validation": 5}
+
+
+def test_weights_are_counted_for_each_sample_that_is_reached():
+    gap, module = GeneralizationGap(verbose=False), Reduces()
+    fit(gap, module=module, data={"train_dataloaders": whole(), "val_dataloaders": whole()}, **FEW)
+    weights = sum(parameter.numel() for parameter in module.parameters())
+    assert f"{weights} trainable weights for 16 samples" in str(gap.signals)
 
 
 class OfTheData(OddOnesFirst):
