@@ -51,9 +51,9 @@ def clean_loaders(trainer: Trainer, max_samples: int | None) -> dict[str, Loader
 
     They come from the data module's ``evaluation_dataloader(split)`` where it has one. Else they are made of what the
     samplers of the trainer's loaders draw from its data sets, without repetitions. Of either, samples that a limited
-    number of batches never reaches are left out. Training data have the transforms
-    of the validation data, as :func:`without_augmentation` finds them, and are loaded with the settings of the
-    validation loader where both data sets are of one class. The user's data sets, loaders and samplers aren't touched.
+    number of batches never reaches are left out. Training data have the transforms of the validation data, as
+    :func:`without_augmentation` finds them, and are loaded with the settings of the validation loader where both data
+    sets are of one class. The user's data sets, loaders and samplers aren't touched.
 
     Args:
         trainer: Trainer in a fit, with its loaders.
