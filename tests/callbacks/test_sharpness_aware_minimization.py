@@ -201,6 +201,38 @@ def test_where_the_first_pass_overflows_the_scaler_skips_the_step_and_weights_st
     assert plugins[0].scaler.get_scale() == 32.0
 
 
+class Experts(LightningModule):
+    """Whose inputs go to the second expert once the gate has risen, which is at the perturbed weights."""
+
+    def __init__(self, overflows):
+        super().__init__()
+        self.overflows = overflows
+        self.gate, self.first, self.second = (nn.Linear(1, 1, bias=False) for _ in range(3))
+        for parameter in self.parameters():
+            nn.init.ones_(parameter)
+
+    def training_step(self, batch, batch_idx):
+        gated = self.gate(torch.ones(4, 1))
+        has_risen = bool(gated.detach().max() > 1)
+        loss = ((self.second if has_risen else self.first)(gated) ** 2).mean()
+        return loss * float("inf") if has_risen and self.overflows else loss
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize("overflows", [False, True])
+@pytest.mark.parametrize("with_scaler", [False, True])
+def test_an_expert_that_only_the_second_pass_reaches_is_stepped_by_its_gradient(with_scaler, overflows):
+    module = Experts(overflows)
+    plugins = scaled() if with_scaler else []
+    quiet_trainer(SharpnessAwareMinimization(rho=RHO), plugins=plugins, limit_train_batches=1).fit(module, loader())
+    high = 1 + RHO / 2**0.5  # the gate, up there
+    expected = [1 - 0.1 * 2, 1.0, 1.0] if overflows else [1 - 0.1 * 2 * high, 1.0, 1 - 0.1 * 2 * high**2]
+    weights = torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+    torch.testing.assert_close(weights, torch.tensor(expected), rtol=0, atol=5e-3 if with_scaler else 1e-6)
+
+
 def test_an_exception_up_there_leaves_the_weights():
     class Fails(Theirs):
         def training_step(self, batch, batch_idx):

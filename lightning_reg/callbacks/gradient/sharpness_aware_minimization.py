@@ -221,9 +221,11 @@ class _Climbing(Session[SharpnessAwareMinimization]):
         try:
             with torch.enable_grad():
                 rise = self.second_pass.run()
-            _unscale(step, trained)
+            # Up there other weights may take part, such as those of another expert.
+            found = [parameter for parameter in step.parameters if parameter.grad is not None]
+            _unscale(step, found)
             climbed = [] if ways else parameters
-            _fall_back(trained, climbed, first, lambda: gradients_of_climb(before, weights, factor, eta))
+            _fall_back(found, climbed, first, lambda: gradients_of_climb(before, weights, factor, eta))
         finally:
             torch._foreach_copy_(weights, before)
         if rise is not None and step.logs:
@@ -277,19 +279,19 @@ def _unscale(step: Step, parameters: list[nn.Parameter]) -> None:
 
 
 def _fall_back(
-    trained: list[nn.Parameter],
+    found: list[nn.Parameter],
     climbed: list[nn.Parameter],
     first: Mapping[nn.Parameter, Tensor | None],
     of_climb: Callable[[], list[Tensor]],
 ) -> None:
-    """Replaces the second pass's gradients by the first's if they aren't finite.
+    """Replaces the second pass's gradients by the first's if they aren't finite, and by 0 where there was none.
 
     Args:
+        found: Parameters that have a gradient of the second pass.
         climbed: Parameters whose first gradients are recovered from their movement.
         first: First gradients of the others.
         of_climb: Function that returns the first gradients of ``climbed``.
     """
-    found = [weight for weight in trained if weight.grad is not None]
     if not found:
         return
     is_finite = total_norm(gradient_norms(found)).isfinite()
@@ -297,7 +299,7 @@ def _fall_back(
         return
     gradients = {**first, **dict(zip(climbed, of_climb() if climbed else (), strict=True))}
     for parameter in found:
-        before = gradients[parameter]
-        if parameter.grad is not None and before is not None and not parameter.grad.is_sparse:
+        before = gradients.get(parameter)
+        if parameter.grad is not None and not parameter.grad.is_sparse:
             gradient = local(parameter.grad)
-            gradient.copy_(torch.where(is_finite, gradient, local(before)))
+            gradient.copy_(torch.where(is_finite, gradient, 0.0 if before is None else local(before)))
