@@ -233,6 +233,27 @@ def test_an_expert_that_only_the_second_pass_reaches_is_stepped_by_its_gradient(
     torch.testing.assert_close(weights, torch.tensor(expected), rtol=0, atol=5e-3 if with_scaler else 1e-6)
 
 
+def test_gradients_in_half_precision_that_overflow_beside_their_weights_make_a_plain_step():
+    class Steep(Theirs):
+        def __init__(self):
+            super().__init__(nn.ReLU())
+            self.network = nn.Linear(2, 1, bias=False).half()
+            nn.init.constant_(self.network.weight, 2.0)
+
+        def training_step(self, batch, batch_idx):
+            weight = self.network.weight
+            Theirs.every.append(bool(weight.isfinite().all()))
+            return ((weight - weight.detach()) * 40000).sum()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=2.0**-16)
+
+    module, Theirs.every = Steep(), []
+    quiet_trainer(SharpnessAwareMinimization(adaptive=True), limit_train_batches=1).fit(module, loader())
+    assert Theirs.every == [True, True]
+    torch.testing.assert_close(module.network.weight, torch.full((1, 2), 2 - 40000 / 2**16).half(), rtol=0, atol=2e-3)
+
+
 def test_an_exception_up_there_leaves_the_weights():
     class Fails(Theirs):
         def training_step(self, batch, batch_idx):

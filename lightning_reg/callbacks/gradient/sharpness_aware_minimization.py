@@ -254,9 +254,11 @@ class _Climbing(Session[SharpnessAwareMinimization]):
         if eta is not None:
             scale_to_weights_(gradients, weights, eta)
         factor = climbing_factor(total_norm(gradient_norms(parameters)), self.technique.rho)
-        if scaler_scale(self.run.trainer, factor.device) is not None:
+        # Where the first pass overflows, or its gradients do when they are multiplied by weights, there is no climb.
+        is_narrow = eta is not None and any(gradient.dtype == torch.float16 for gradient in gradients)
+        if is_narrow or scaler_scale(self.run.trainer, factor.device) is not None:
             for gradient in gradients:
-                gradient.nan_to_num_(0.0, 0.0, 0.0)  # where the first pass overflows there is no climb
+                gradient.nan_to_num_(0.0, 0.0, 0.0)
         climb_(weights, gradients, before, factor, eta)
         return factor
 
