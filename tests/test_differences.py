@@ -28,7 +28,7 @@ from lightning_reg.callbacks import (
 )
 from lightning_reg.nn import DropBlock, Dropout, GhostBatchNorm, SpatialDropout
 from lightning_reg.settings import SettingError
-from lightning_reg.transforms import CutMix, Mixup, RandomErasing
+from lightning_reg.transforms import CutMix, Cutout, Mixup, RandomErasing
 from tests.helpers import quiet_trainer
 
 
@@ -152,6 +152,45 @@ def test_decay_spares_norms_and_biases():
     fit(plain)
     same = {name for name, value in spared.named_parameters() if value.equal(plain.get_parameter(name))}
     assert same == {"network.0.bias", "network.1.weight", "network.1.bias", "network.3.bias"}
+
+
+def test_a_penalty_shrinks_weights_without_a_gradient():
+    class Unused(SmallNetwork):
+        def __init__(self, weight_decay):
+            super().__init__()
+            self.unused = nn.Linear(1, 1, bias=False).double()
+            self.weight_decay = weight_decay
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.5, weight_decay=self.weight_decay)
+
+    for weight_decay, callbacks, factor in ((0.1, (), 1.0), (0.0, (L2Penalty(weight=0.1),), 0.95)):
+        module = Unused(weight_decay)
+        before = module.unused.weight.detach().clone()
+        quiet_trainer(*callbacks, limit_train_batches=1, limit_val_batches=0).fit(module, data(), data())
+        torch.testing.assert_close(module.unused.weight.detach(), before * factor, rtol=1e-12, atol=0)
+
+
+def test_probabilities_are_not_smoothed():
+    class Soft(SmallNetwork):
+        def training_step(self, batch, batch_idx):
+            return F.cross_entropy(self.network(batch[0]), F.one_hot(batch[1], 3).double())
+
+    with pytest.raises(SettingError, match="neither cross_entropy nor nll_loss with class indices"):
+        quiet_trainer(LabelSmoothing(smoothing=0.1)).fit(Soft(), data(), data())
+
+
+@pytest.mark.parametrize("layer", [Dropout(0.1), DropBlock(0.1), GhostBatchNorm(4)])
+def test_layers_are_exported_rather_than_scripted(layer):
+    images = torch.randn(2, 4, 8, 8)
+    exported = torch.export.export(layer.eval(), (images,)).module()
+    torch.testing.assert_close(exported(images), layer(images))
+
+
+@pytest.mark.parametrize("erase", [Cutout(size=2), RandomErasing(prob=1.0)])
+def test_what_erases_takes_a_floating_dtype(erase):
+    with pytest.raises(SettingError, match="floating dtype"):
+        erase(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(2))
 
 
 def test_dropout_draws_other_masks_at_the_same_rate():
