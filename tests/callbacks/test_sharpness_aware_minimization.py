@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MeanMetric
 from torchmetrics.classification import BinaryAUROC, MulticlassAccuracy
 
-from lightning_reg.callbacks import BatchMixing, InsertDropout, SharpnessAwareMinimization
+from lightning_reg.callbacks import BatchMixing, GradientClipping, InsertDropout, SharpnessAwareMinimization
 from lightning_reg.core.step import Run
 from lightning_reg.settings import SettingError
 from lightning_reg.transforms import Mixup
@@ -252,6 +252,26 @@ def test_gradients_in_half_precision_that_overflow_beside_their_weights_make_a_p
     quiet_trainer(SharpnessAwareMinimization(adaptive=True), limit_train_batches=1).fit(module, loader())
     assert Theirs.every == [True, True]
     torch.testing.assert_close(module.network.weight, torch.full((1, 2), 2 - 40000 / 2**16).half(), rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("settings", [{}, {"adaptive": True}, {"friendly": True}])
+def test_gradients_that_are_infinite_until_they_are_clipped_make_a_plain_step(settings):
+    class Vertical(Theirs):
+        rate = 0.1
+
+        def __init__(self):
+            super().__init__(nn.ReLU())
+            self.network = nn.Linear(2, 1, bias=False)
+            with torch.no_grad():
+                self.network.weight.copy_(torch.tensor([[0.0, 4.0]]))
+
+        def training_step(self, batch, batch_idx):
+            return self.network.weight.sqrt().sum()
+
+    module = Vertical()
+    clipping = GradientClipping(algorithm="value", max_value=0.5)
+    quiet_trainer(SharpnessAwareMinimization(**settings), clipping, limit_train_batches=1).fit(module, loader())
+    torch.testing.assert_close(module.network.weight.detach(), torch.tensor([[-0.05, 3.975]]))
 
 
 def test_an_exception_up_there_leaves_the_weights():

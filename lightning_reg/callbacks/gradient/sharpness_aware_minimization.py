@@ -254,9 +254,8 @@ class _Climbing(Session[SharpnessAwareMinimization]):
         if eta is not None:
             scale_to_weights_(gradients, weights, eta)
         factor = climbing_factor(total_norm(gradient_norms(parameters)), self.technique.rho)
-        # Where the first pass overflows, or its gradients do when they are multiplied by weights, there is no climb.
-        is_narrow = eta is not None and any(gradient.dtype == torch.float16 for gradient in gradients)
-        if is_narrow or scaler_scale(self.run.trainer, factor.device) is not None:
+        # Where gradients aren't finite, or aren't any more beside their weights, the factor is 0: there is no climb.
+        if factor.device.type != "cpu" or factor == 0:  # asking a GPU would hold up the step
             for gradient in gradients:
                 gradient.nan_to_num_(0.0, 0.0, 0.0)
         climb_(weights, gradients, before, factor, eta)
@@ -304,4 +303,6 @@ def _fall_back(
         before = gradients.get(parameter)
         if parameter.grad is not None and not parameter.grad.is_sparse:
             gradient = local(parameter.grad)
-            gradient.copy_(torch.where(is_finite, gradient, 0.0 if before is None else local(before)))
+            instead = torch.zeros_like(gradient) if before is None else local(before)
+            # Without a climb both passes have the same gradients, which can't be recovered from a movement.
+            gradient.copy_(torch.where(is_finite | ~instead.isfinite(), gradient, instead))
