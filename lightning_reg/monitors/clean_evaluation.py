@@ -216,13 +216,24 @@ def _is_sum(metric: Metric) -> bool:
     return isinstance(metric, SumMetric) or getattr(metric, "reduction", None) == "sum"
 
 
+def _log_signature(kind: type) -> inspect.Signature:
+    """Returns what ``log`` is given, of the nearest class that names it: many a module's own hands on ``*args``."""
+    signatures = [inspect.signature(vars(base)["log"]) for base in kind.__mro__ if "log" in vars(base)]
+    for signature in signatures:
+        parameters = signature.parameters
+        is_listed = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters.values())
+        if {"name", "value"} <= parameters.keys() and not is_listed:
+            return signature
+    return signatures[-1]
+
+
 class _Record:
     """Record of what a validation step logs."""
 
     def __init__(self, pl_module: LightningModule) -> None:
         self.batch_size = 1
         self.samples = 0
-        self._signature = inspect.signature(type(pl_module).log)
+        self._signature = _log_signature(type(pl_module))
         self._values: dict[str, _Reduced] = {}
         self._metrics: dict[str, Metric] = {}
         self._is_returned = False
@@ -230,6 +241,9 @@ class _Record:
     def log(self, *args: Any, **kwargs: Any) -> None:
         """Replaces ``self.log``."""
         given = self._signature.bind(None, *args, **kwargs).arguments
+        for parameter in self._signature.parameters.values():
+            if parameter.kind is parameter.VAR_KEYWORD:  # a module's own method may hand on what it doesn't name
+                given |= given.pop(parameter.name, {})
         reduce = given.get("reduce_fx", "mean")
         how = str(getattr(reduce, "__name__", reduce)).lower()  # torch's functions may be given, too
         self._add(given["name"], given["value"], given.get("batch_size") or self.batch_size, how)

@@ -249,11 +249,22 @@ def test_without_validation_it_warns_and_measures_nothing(make, settings):
     assert not gap.signals
 
 
+class HandsOnWhatItLogs(Reduces):
+    def log(self, *args, **kwargs):
+        super().log(*args, **kwargs)
+
+
+class HandsOnHowItLogs(Reduces):
+    def log(self, name, value, **settings):
+        super().log(name, value, **settings)
+
+
+@pytest.mark.parametrize("make", [Reduces, HandsOnWhatItLogs, HandsOnHowItLogs])
 @pytest.mark.parametrize("equally_many", [True, False])
-def test_values_are_reduced_as_the_module_says(equally_many):
+def test_values_are_reduced_as_the_module_says(make, equally_many):
     """The right value is Lightning's own, of the same samples; sums are compared where there are equally many."""
     data = {"train_dataloaders": DataLoader(samples(), 16), "val_dataloaders": DataLoader(samples(30, seed=2), 16)}
-    _, trainer = fit(GeneralizationGap(max_samples=30 if equally_many else None), module=Reduces(), data=data)
+    _, trainer = fit(GeneralizationGap(max_samples=30 if equally_many else None), module=make(), data=data)
     logged = trainer.callback_metrics
     assert ("gap/val_wrong" in logged) == equally_many
     for name in ["loss", "worst", "easiest", *(["wrong"] if equally_many else [])]:
