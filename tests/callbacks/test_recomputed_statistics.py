@@ -190,6 +190,22 @@ def test_parts_that_are_called_one_after_the_other():
     assert torch.equal(module.parts["unused"].running_mean, torch.zeros(3))
 
 
+class CallsForward(TwoParts):
+    """Its parts are one network by way of ``forward``, which the step calls by name."""
+
+    def forward(self, inputs):
+        return self.head(self.body(inputs) * 2)
+
+    def training_step(self, batch, batch_idx):
+        return self.parts["loss"](self.forward(batch[0]), batch[1])
+
+
+def test_a_forward_that_is_called_by_its_name():
+    module, _ = fit(average(), module=CallsForward())
+    assert_statistics(module.head[0], [module.body(inputs) * 2 for inputs in batches()])
+    assert "forward" not in vars(module)
+
+
 def test_what_can_only_be_estimated_is_warned_of_by_name():
     with pytest.warns(UserWarning, match="BatchNorm's statistics in head are only estimated"):
         module, _ = fit(average(decay=0.0), module=TwoParts(between=lambda features: features * 2))

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -101,6 +102,8 @@ class RememberedInputs:
                 continue
             self._run.until_end(add_forward_pre_hook(modules[name], before, prepend=True, with_kwargs=True))
             self._run.until_end(add_forward_hook(modules[name], after, with_kwargs=True, always_call=True))
+        if not is_compiled(module):
+            self._run.around(module, "forward", self._forward)
         self._run.around_step("training_step", self._training_step)
 
     def batch_starts(self, *, wanted: bool) -> None:
@@ -168,6 +171,11 @@ class RememberedInputs:
             return output
 
         return call
+
+    def _forward(self, inner: Any, *args: Any, **kwargs: Any) -> Any:
+        """Sees a ``forward`` of the module that its step calls by that name, past all hooks."""
+        call = inner if self._depth else partial(self._around(""), inner)
+        return call(*args, **kwargs)
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if module in self._names:  # not so in a copy of the module
