@@ -80,7 +80,7 @@ def _two_clippers(found: Inventory) -> Iterator[Contradiction]:
     others = [type(callback).__name__ for callback in found.callbacks if not isinstance(callback, Technique)]
     somebodys = [name for name in others if "clip" in name.lower()]
     clippers = [*ours, *somebodys]
-    if found.trainer.gradient_clip_val is not None:
+    if found.trainer.gradient_clip_val:
         clippers.append("Trainer(gradient_clip_val=...)")
     if somebodys and len(clippers) > 1:
         yield Contradiction(

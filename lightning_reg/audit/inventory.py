@@ -269,7 +269,7 @@ def _label_smoothing(pl_module: LightningModule) -> float:
 
 
 def _gradient_rows(trainer: Trainer) -> Iterator[Row]:
-    if trainer.gradient_clip_val is not None:
+    if trainer.gradient_clip_val:  # 0 is none
         algorithm = trainer.gradient_clip_algorithm or "norm"
         yield Row("gradient", "clipping by the Trainer", f"{algorithm} {trainer.gradient_clip_val:.6g}")
 

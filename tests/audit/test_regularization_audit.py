@@ -186,6 +186,7 @@ def test_every_check_has_a_case():
     [
         pytest.param(Module, [], {}, id="nothing"),
         pytest.param(Module, [], {"gradient_clip_val": 1.0}, id="the Trainer's clipping alone"),
+        pytest.param(Module, [SomebodysClipping()], {"gradient_clip_val": 0.0}, id="the Trainer clips at 0"),
         pytest.param(
             Module,
             [GradientClipping(include=("network.0.*",)), GradientClipping(include=("network.1.*",))],
@@ -293,6 +294,10 @@ def test_everything_is_found(capsys):
     printed = capsys.readouterr().out
     assert all(name in printed for name in found)
     assert max(len(line) for line in printed.splitlines()) <= 100
+
+
+def test_clipping_at_0_is_none():
+    assert "clipping by the Trainer" not in rows(audited(Module(), gradient_clip_val=0.0))
 
 
 def test_only_what_the_algorithm_uses_is_shown():
