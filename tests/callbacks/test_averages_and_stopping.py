@@ -18,6 +18,7 @@ from lightning_reg.callbacks import (
     LatestWeightAverage,
     StochasticWeightAverage,
 )
+from lightning_reg.settings import SettingError
 from lightning_reg.transforms import Mixup
 from tests.conformance.problem import BATCHES, SomebodysModule, loader
 from tests.helpers import quiet_trainer
@@ -110,6 +111,20 @@ def test_the_planned_epochs_of_unsized_data_are_named_where_the_steps_end_before
     train = lambda: DataLoader(Unsized(), batch_size=None)  # noqa: E731
     (said,) = effects(StochasticWeightAverage(), train=train, max_epochs=100, max_steps=2 * BATCHES)
     assert f"start is 0.75, every_n is 1, but training ended at epoch 2, step {2 * BATCHES}" in said
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: ExponentialMovingAverage(half_life=0.1, half_life_unit="run"), "must be 'step', or 'epoch' with data"),
+        (lambda: ExponentialMovingAverage(half_life=1.0, half_life_unit="epoch"), "where the training data have no"),
+        (LatestWeightAverage, "the training data have no length"),
+    ],
+    ids=["ema by run", "ema by epoch", "lawa"],
+)
+def test_unsized_data_are_no_training_without_an_end(make, said):
+    with pytest.raises(SettingError, match=said):
+        effects(make(), train=lambda: DataLoader(Unsized(), batch_size=None), max_epochs=2)
 
 
 def test_an_average_without_effect_is_warned_of_once():

@@ -300,5 +300,5 @@ def test_averaging_that_never_starts_is_refused_before_the_first_step(settings, 
 
 
 def test_a_share_of_endless_training_is_refused():
-    with pytest.raises(SettingError, match="start must be an epoch where training has no planned end"):
+    with pytest.raises(SettingError, match="start must be an epoch where nobody knows how many training has"):
         fit(StochasticWeightAverage(), max_epochs=-1)

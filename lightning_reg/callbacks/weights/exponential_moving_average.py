@@ -200,14 +200,17 @@ def _steps_of_run(trainer: Trainer) -> float:
         raise SettingError("half_life_unit must be 'step' under manual optimization, but is 'run'")
     steps = trainer.estimated_stepping_batches
     if steps < 0 or math.isinf(steps):
-        raise SettingError("half_life_unit must be 'step' or 'epoch' where training has no planned end, but is 'run'")
+        raise SettingError(
+            "half_life_unit must be 'step', or 'epoch' with data that have a length, where nobody knows how many "
+            "optimizer steps training has, but is 'run'"
+        )
     return steps
 
 
 def _steps_per_epoch(trainer: Trainer) -> int:
     if math.isinf(trainer.num_training_batches):
         raise SettingError(
-            "half_life_unit must be 'step' where an epoch has no end, but is 'epoch'; or set limit_train_batches of "
-            "the Trainer"
+            "half_life_unit must be 'step' where the training data have no length, but is 'epoch'; or set "
+            "limit_train_batches of the Trainer"
         )
     return math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)

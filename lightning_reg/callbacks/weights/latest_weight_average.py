@@ -169,5 +169,5 @@ def _steps_of_run(trainer: Trainer) -> float:
             return steps
     raise SettingError(
         "every_n_steps must be given where nobody knows how many optimizer steps training has: it has no planned end, "
-        "or optimization is manual"
+        "the training data have no length, or optimization is manual"
     )

@@ -140,7 +140,7 @@ class StochasticWeightAverage(WeightAverage):
             if isinstance(value, int):
                 return value
             if math.isinf(epochs):
-                raise SettingError(f"{name} must be an epoch where training has no planned end, but is {value}")
+                raise SettingError(f"{name} must be an epoch where nobody knows how many training has, but is {value}")
             return math.floor(value * epochs + 1e-9)  # 0.29 · 100 is a little less than 29
 
         start = epoch("start", self.start)
@@ -178,7 +178,7 @@ class StochasticAverageSession(AverageSession):
         is_trial = trainer.fast_dev_run  # type: ignore[attr-defined]  # set by Trainer.__init__ elsewhere
         self.start, self.end = (0, math.inf) if is_trial else technique.window(planned_epochs(trainer))
         if technique.lr_low is not None and technique.interval == "epoch" and math.isinf(trainer.num_training_batches):
-            raise SettingError("interval must be 'step' where an epoch has no end and the rate is cyclic")
+            raise SettingError("interval must be 'step' where the training data have no length and the rate is cyclic")
 
     @property
     @override
