@@ -19,6 +19,7 @@ __all__ = [
     "dense_part_of",
     "floating_part_of",
     "is_dense",
+    "look_at",
     "number_of_rows",
     "part_of",
     "repeated",
@@ -260,7 +261,7 @@ def number_of_rows(batch: Any, *, doing: str) -> int:
             )
         shapes.append(tuple(part.shape))
 
-    apply_to_collection(batch, (Tensor, PackedSequence), note)
+    look_at(batch, (Tensor, PackedSequence), note)
     if not shapes or len({shape[:1] for shape in shapes}) > 1 or not shapes[0]:
         found = (
             f"tensors of shapes {', '.join(map(str, shapes))}" if shapes else f"none: it is a {type(batch).__name__}"
@@ -269,6 +270,16 @@ def number_of_rows(batch: Any, *, doing: str) -> int:
             f"the batch must be made of tensors that have one row a sample, so that {doing}, but has {found}"
         )
     return shapes[0][0]
+
+
+def look_at(batch: Any, kinds: type | tuple[type, ...], look: Callable[[Any], None]) -> None:
+    """Hands every part of a kind to a function. A class of a batch may check its fields, so they stay what they are."""
+
+    def keep(part: Any) -> Any:
+        look(part)
+        return part
+
+    apply_to_collection(batch, kinds, keep)
 
 
 def rows_of(batch: Any, rows: Tensor) -> Any:

@@ -34,6 +34,16 @@ class Data:
     label: torch.Tensor
 
 
+@dataclasses.dataclass
+class Checked(Data):
+    """As libraries have it that check whatever becomes a part of a batch."""
+
+    def __setattr__(self, name, value):
+        if not isinstance(value, torch.Tensor):
+            raise TypeError(f"{name} is no tensor")
+        super().__setattr__(name, value)
+
+
 Named = namedtuple("Named", ["image", "label"])
 CONTAINERS = {
     "tuple": (lambda x, y: (x, y), 0, 1, lambda batch: (batch[0], batch[1])),
@@ -41,6 +51,7 @@ CONTAINERS = {
     "dict": (lambda x, y: {"x": x, "y": y}, "x", "y", lambda batch: (batch["x"], batch["y"])),
     "named tuple": (Named, "image", 1, lambda batch: (batch.image, batch.label)),
     "data class": (Data, "image", "label", lambda batch: (batch.image, batch.label)),
+    "checked data class": (Checked, "image", "label", lambda batch: (batch.image, batch.label)),
     "nested": (
         lambda x, y: {"in": (x,), "y": y},
         (lambda batch: batch["in"][0], lambda batch, value: {**batch, "in": (value,)}),

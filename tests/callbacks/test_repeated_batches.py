@@ -13,6 +13,7 @@ from lightning_reg.callbacks import AugmentationConsistency, BatchMixing, Confid
 from lightning_reg.core.batches import repeated, rows_of
 from lightning_reg.settings import SettingError
 from lightning_reg.transforms import Mixup
+from tests.callbacks.mixed import Checked
 from tests.helpers import quiet_trainer
 
 SIZE = 4
@@ -178,6 +179,12 @@ def test_lists_of_texts_and_numbers_are_repeated_and_chosen_as_tensors_are():
     assert repeated(batch, 2, technique="RDrop")["name"] == ["a", "b", "a", "b"]
     assert repeated(batch, 2, technique="RDrop")["more"] == (("c", "d", "c", "d"), [3, 4, 3, 4])
     assert rows_of(batch, torch.tensor([1]))["more"] == (("d",), [4])
+
+
+def test_classes_that_check_their_fields_are_repeated_and_chosen():
+    batch = Checked(torch.zeros(2, 3), torch.arange(2))
+    assert repeated(batch, 2, technique="RDrop").label.tolist() == [0, 1, 0, 1]
+    assert rows_of(batch, torch.tensor([1])).label.tolist() == [1]
 
 
 def test_containers_and_sizes_of_as_many_entries_as_samples_are_left_alone():

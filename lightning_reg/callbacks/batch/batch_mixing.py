@@ -10,13 +10,12 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_reg.callbacks.batch.loss_interpolation import InterpolatedLosses
 from lightning_reg.callbacks.batch.weighted_losses import LOSSES
-from lightning_reg.core.batches import Key, check_key, dense_part_of, part_of, with_parts
+from lightning_reg.core.batches import Key, check_key, dense_part_of, look_at, part_of, with_parts
 from lightning_reg.core.copies.repetition import loss_of
 from lightning_reg.core.facts import Place
 from lightning_reg.core.lightning import compiled_call, instance_number, is_compiled, refuse_compiled_whole
@@ -281,7 +280,7 @@ def _remembered(value: Any) -> Any:
 def _tensors_beside(batch: Any, input_key: Key, targets: Tensor) -> list[Tensor]:
     """Returns the tensors of a batch that are neither its inputs nor its targets."""
     tensors: list[Tensor] = []
-    apply_to_collection(batch, Tensor, tensors.append)
+    look_at(batch, Tensor, tensors.append)
     inputs = part_of(batch, input_key, name="input_key")
     return [tensor for tensor in tensors if tensor is not inputs and tensor is not targets]
 
