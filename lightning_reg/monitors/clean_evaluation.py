@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from numbers import Number
 from typing import Any
 
@@ -46,7 +46,7 @@ class Measured(dict[str, float]):
         self.samples = samples
 
 
-def clean_loaders(trainer: Trainer, max_samples: int | None) -> dict[str, Loader]:
+def clean_loaders(trainer: Trainer, max_samples: int | None) -> tuple[dict[str, Loader], int]:
     """Returns loaders of clean training and validation samples, in a fixed order.
 
     They come from the data module's ``evaluation_dataloader(split)`` where it has one. Else they are made of what the
@@ -64,7 +64,7 @@ def clean_loaders(trainer: Trainer, max_samples: int | None) -> dict[str, Loader
 
     Returns:
         Loaders by ``train`` and ``validation``, each with this process's share, which is of equal size in all
-        processes.
+        processes, and how many of the training samples validation draws, too.
     """
     make = getattr(getattr(trainer, "datamodule", None), "evaluation_dataloader", None)
     train, val = (make("train"), make("val")) if callable(make) else (None, None)
@@ -75,10 +75,23 @@ def clean_loaders(trainer: Trainer, max_samples: int | None) -> dict[str, Loader
     of_val = within_batches(of_val, _first(trainer.val_dataloaders), _first(trainer.num_val_batches))
     clean = without_augmentation(train.dataset, val.dataset)
     like = val if are_alike(train.dataset, val.dataset) else train
-    return {
+    loaders = {
         "train": _loader(clean, of_train, like, trainer, max_samples, "train"),
         "validation": _loader(val.dataset, of_val, val, trainer, max_samples, "validation"),
     }
+    return loaders, _number_of_both(train.dataset, of_train, val.dataset, of_val)
+
+
+def _number_of_both(train: Any, of_train: Iterable[Any], val: Any, of_val: Iterable[Any]) -> int:
+    (train, of_train), (val, of_val) = _origins(train, of_train), _origins(val, of_val)
+    return len(set(of_train) & set(of_val)) if train is val else 0
+
+
+def _origins(dataset: Any, drawn: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
+    """Returns the data set that subsets are of, and the indices there."""
+    while isinstance(dataset, Subset):
+        dataset, drawn = dataset.dataset, [dataset.indices[index] for index in drawn]
+    return dataset, drawn
 
 
 def differs_in_chance(loaders: Mapping[str, Loader]) -> bool:

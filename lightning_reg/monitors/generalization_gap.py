@@ -229,8 +229,14 @@ class _Measuring(Session[GeneralizationGap]):
         made_of = [trainer.train_dataloader, trainer.val_dataloaders]
         if not self.loaders or any(one is not two for one, two in zip(made_of, self.made_of, strict=True)):
             is_first = not self.loaders
-            self.loaders, self.made_of = clean_loaders(trainer, self.technique.max_samples), made_of
-            if is_first and differs_in_chance(self.loaders):
+            (self.loaders, both), self.made_of = clean_loaders(trainer, self.technique.max_samples), made_of
+            if is_first and both:
+                self.technique.warn(
+                    f"GeneralizationGap measures {both} samples as training and as validation data, because both "
+                    "loaders draw them of one data set: their gap is 0, whatever is learned; let a data module's "
+                    "evaluation_dataloader(split) return loaders of other samples for 'train' and 'val'"
+                )
+            elif is_first and differs_in_chance(self.loaders):
                 self.technique.warn(
                     "GeneralizationGap measures training samples that differ at each reading, as validation's don't: "
                     "if their data set augments them, let a data module's evaluation_dataloader(split) return a "

@@ -3,10 +3,11 @@
 import pytest
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.data import DataLoader, Subset
 from torchmetrics import CosineSimilarity, SumMetric
 
 from lightning_reg.callbacks import GeneralizationGap
-from tests.monitors.gap import Reduces, Somebodys, fit
+from tests.monitors.gap import Reduces, Somebodys, fit, samples
 
 
 class CountsInObjects(Somebodys):
@@ -34,6 +35,23 @@ def test_objects_that_add_up_are_compared_where_there_are_equally_many(equally_m
     assert ("gap/total" in logged, "gap/alike" in logged) == (equally_many, equally_many)
     for name in ["mean", *(["total", "alike"] if equally_many else [])]:
         assert logged[f"gap/val_{name}"] == pytest.approx(logged[f"val_{name}"].item(), rel=1e-5)
+
+
+def overlapping(both):
+    whole = samples(40)
+    return Subset(whole, range(20 + both)), Subset(Subset(whole, range(10, 40)), range(10, 30))
+
+
+@pytest.mark.parametrize("both", [0, 7, 20])
+def test_samples_of_both_loaders_are_warned_of(both, recwarn):
+    train, val = overlapping(both)
+    fit(
+        GeneralizationGap(verbose=False),
+        data={"train_dataloaders": DataLoader(train, 10), "val_dataloaders": DataLoader(val, 10)},
+    )
+    said = [str(warning.message) for warning in recwarn if "as training and as validation data" in str(warning.message)]
+    assert len(said) == (both > 0)
+    assert all(f"measures {both} samples" in line for line in said)
 
 
 class OnlyCounts(Reduces):
