@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from numbers import Number
 from typing import Any
@@ -183,7 +184,10 @@ def evaluate(trainer: Trainer, pl_module: LightningModule, loader: Loader, techn
 def _run(module: LightningModule, batch: Any, index: int, record: _Record) -> int:
     batch = prepared(module.trainer, module, batch)
     try:
-        record.batch_size = extract_batch_size(batch)
+        with warnings.catch_warnings():
+            # Lightning says so itself, where the step logs without a batch_size.
+            warnings.filterwarnings("ignore", message="Trying to infer the `batch_size`")
+            record.batch_size = extract_batch_size(batch)
     except MisconfigurationException:  # there is none; the step has to log with batch_size itself, as in Lightning
         record.batch_size = 1
     # Lightning gives a loader's index where there are several, and the batch's where the step takes it.

@@ -1,6 +1,7 @@
 """What is compared of training and validation data, and that it is said where nothing is."""
 
 import pytest
+import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, Subset
@@ -35,6 +36,22 @@ def test_objects_that_add_up_are_compared_where_there_are_equally_many(equally_m
     assert ("gap/total" in logged, "gap/alike" in logged) == (equally_many, equally_many)
     for name in ["mean", *(["total", "alike"] if equally_many else [])]:
         assert logged[f"gap/val_{name}"] == pytest.approx(logged[f"val_{name}"].item(), rel=1e-5)
+
+
+class SaysHowMany(Reduces):
+    def validation_step(self, batch, batch_idx):
+        losses = F.cross_entropy(self.net(batch[0]), batch[1])
+        self.log("val_loss", losses, batch_size=len(batch[1]))
+
+
+def test_a_step_that_says_how_many_samples_it_has_is_not_asked_for_it():
+    """Of the parts of the batch one is of another length, and a warning is an error."""
+
+    def joined(parts):
+        return *map(torch.stack, zip(*parts, strict=True)), torch.zeros(3)
+
+    data = [DataLoader(samples(count, seed=count), 10, collate_fn=joined) for count in (40, 30)]
+    fit(GeneralizationGap(), module=SaysHowMany(), data={"train_dataloaders": data[0], "val_dataloaders": data[1]})
 
 
 def overlapping(both):
