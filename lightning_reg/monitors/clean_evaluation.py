@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from numbers import Number
 from typing import Any
@@ -176,20 +175,19 @@ def evaluate(trainer: Trainer, pl_module: LightningModule, loader: Loader, techn
     """
     record = _Record(pl_module)
     with isolated(trainer, pl_module, technique, record.log) as copied, torch.no_grad():
+        # An item of the data set is a sample, however many rows a batch makes of it, as one of graphs does.
+        makes_batches = isinstance(loader.batch_sampler or loader.sampler, BatchSampler)
+        are_samples = makes_batches and isinstance(loader.dataset, Sized)
+        record.samples = len(loader.dataset) if are_samples else 0
         for index, batch in enumerate(loader):
-            record.samples += _run(copied, batch, index, record)
+            _run(copied, batch, index, record)
+            record.samples += 0 if are_samples else record.batch_size
         return record.measured(trainer)
 
 
-def _run(module: LightningModule, batch: Any, index: int, record: _Record) -> int:
+def _run(module: LightningModule, batch: Any, index: int, record: _Record) -> None:
     batch = prepared(module.trainer, module, batch)
-    try:
-        with warnings.catch_warnings():
-            # Lightning says so itself, where the step logs without a batch_size.
-            warnings.filterwarnings("ignore", message="Trying to infer the `batch_size`")
-            record.batch_size = extract_batch_size(batch)
-    except MisconfigurationException:  # there is none; the step has to log with batch_size itself, as in Lightning
-        record.batch_size = 1
+    record.begins(batch)
     # Lightning gives a loader's index where there are several, and the batch's where the step takes it.
     several = len(module.trainer.num_val_batches) > 1
     given = (batch, index, 0) if several else (batch, index)
@@ -198,7 +196,6 @@ def _run(module: LightningModule, batch: Any, index: int, record: _Record) -> in
     output = module.trainer.strategy.validation_step(*(given if takes_index else (batch, *given[2:])))
     record.returned(output)
     module.on_validation_batch_end(output, *given)
-    return record.batch_size
 
 
 class _Reduced:
@@ -248,12 +245,30 @@ class _Record:
     """Record of what a validation step logs."""
 
     def __init__(self, pl_module: LightningModule) -> None:
-        self.batch_size = 1
         self.samples = 0
+        self._batch: Any = None
+        self._batch_size: int | None = None
         self._signature = _log_signature(type(pl_module))
         self._values: dict[str, _Reduced] = {}
         self._metrics: dict[str, Metric] = {}
         self._is_returned = False
+
+    def begins(self, batch: Any) -> None:
+        """Takes the batch that the next step is about."""
+        self._batch, self._batch_size = batch, None
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of the batch.
+
+        Looked for only where nobody gives it, as Lightning does, which warns where it could be one of several.
+        """
+        if self._batch_size is None:
+            try:
+                self._batch_size = extract_batch_size(self._batch)
+            except MisconfigurationException:  # there is none; the step has to log with batch_size itself
+                self._batch_size = 1
+        return self._batch_size
 
     def log(self, *args: Any, **kwargs: Any) -> None:
         """Replaces ``self.log``."""
@@ -263,7 +278,7 @@ class _Record:
                 given |= given.pop(parameter.name, {})
         reduce = given.get("reduce_fx", "mean")
         how = str(getattr(reduce, "__name__", reduce)).lower()  # torch's functions may be given, too
-        self._add(given["name"], given["value"], given.get("batch_size") or self.batch_size, how)
+        self._add(given["name"], given["value"], given.get("batch_size"), how)
 
     def returned(self, output: Any) -> None:
         """Takes what the step returned, for modules that log nothing."""
@@ -272,14 +287,15 @@ class _Record:
         for name, value in (output if isinstance(output, Mapping) else {"loss": output}).items():
             if isinstance(value, Tensor) and value.numel() == 1:
                 self._is_returned = True
-                self._add(str(name), value, self.batch_size, "mean")
+                self._add(str(name), value, None, "mean")
 
-    def _add(self, name: str, value: Any, weight: int, how: str) -> None:
+    def _add(self, name: str, value: Any, batch_size: int | None, how: str) -> None:
         name = short_name(name)
         if isinstance(value, Metric):
             self._metrics[name] = value
         elif isinstance(value, (Tensor, Number)):
             reduced = self._values.setdefault(name, _Reduced("mean" if how == "avg" else how))
+            weight = batch_size or (self.batch_size if reduced.how == "mean" else 1)
             reduced.add(torch.as_tensor(value).detach().float().squeeze(), weight)
 
     def measured(self, trainer: Trainer) -> Measured:

@@ -423,3 +423,45 @@ def test_two_processes_measure_their_shares(tmp_path):
     assert values["gap/val_loss"] == pytest.approx(val[0], abs=1e-5)
     assert values["gap/train_acc"] == pytest.approx(train[1], abs=1e-6)
     assert values["gap/acc"] == pytest.approx(train[1] - val[1], abs=1e-6)
+
+
+class OfGraphs(LightningModule):
+    """Batches with more nodes than graphs, of which the step says how many samples they are."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(2, 3)
+
+    def loss(self, batch):
+        pooled = torch.zeros(len(batch["labels"]), 2).index_add(0, batch["graph"], batch["nodes"])
+        return F.cross_entropy(self.layer(pooled), batch["labels"])
+
+    def training_step(self, batch, batch_idx):
+        return self.loss(batch)
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val_loss", self.loss(batch), batch_size=len(batch["labels"]))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def as_one_graph(graphs):
+    return {
+        "nodes": torch.cat(graphs),
+        "graph": torch.cat([torch.full((len(nodes),), index) for index, nodes in enumerate(graphs)]),
+        "labels": torch.tensor([len(nodes) % 3 for nodes in graphs]),
+    }
+
+
+def test_graphs_are_counted_and_not_their_nodes():
+    """Lightning's warning of an ambiguous batch would be an error here; the step gives the batch's size."""
+    graphs = [torch.full((2 + index % 5, 2), 0.1 * index) for index in range(11)]
+    gap = GeneralizationGap()
+    loader = DataLoader(graphs, 4, collate_fn=as_one_graph)
+    module, trainer = fit(gap, module=OfGraphs(), data={"train_dataloaders": loader, "val_dataloaders": loader})
+    assert gap.last_result.samples == {"train": 11, "validation": 11}
+    with torch.no_grad():
+        right = module.loss(as_one_graph(graphs)).item()
+    assert trainer.callback_metrics["gap/train_loss"].item() == pytest.approx(right, rel=1e-5)
