@@ -10,7 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_reg.core.lightning import remove_forward_hook
 
-__all__ = ["ForwardHook", "add_forward_hook", "add_forward_pre_hook", "is_transformed"]
+__all__ = ["ForwardHook", "add_forward_hook", "add_forward_pre_hook", "is_transformed", "without_records"]
 
 
 class ForwardHook:
@@ -78,6 +78,16 @@ def add_forward_pre_hook(module: nn.Module, hook: Callable[..., Any], **settings
 def is_transformed(tensor: Tensor) -> bool:
     """Whether a tensor only exists within a transform of ``torch.func``, as one sample of a batch does in ``vmap``."""
     return not torch.compiler.is_compiling() and bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))
+
+
+def without_records(tensor: Tensor) -> Tensor:
+    """Returns a tensor without what a subclass keeps beside the values, as MONAI's records of each image.
+
+    Such a subclass looks at every function that its tensors are given to, and may refuse those that a batch isn't for.
+    Subclasses that say how values are stored, as those of distributed tensors do, stay.
+    """
+    keeps_values = torch.compiler.is_compiling() or type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__
+    return tensor if keeps_values or type(tensor) is Tensor else tensor.as_subclass(Tensor)
 
 
 def _nothing(*args: Any) -> None:

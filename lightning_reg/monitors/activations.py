@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from lightning_reg.core.hooks import ForwardHook, add_forward_hook, is_transformed
+from lightning_reg.core.hooks import ForwardHook, add_forward_hook, is_transformed, without_records
 from lightning_reg.core.selection import select_modules
 from lightning_reg.functional.measures.activations import UnitSums, unit_sums
 from lightning_reg.functional.measures.histograms import fine_histogram
@@ -163,7 +163,7 @@ class ActivationWatch:
                 return
             if is_transformed(activations):
                 return
-            activations = activations.detach()
+            activations = without_records(activations.detach())
             if self.sample is not None:
                 activations = activations[: self.sample]
             if activations.numel() == 0:

@@ -276,6 +276,26 @@ def test_quantiles_are_shown():
     assert seen[0]["activation/network.first/q0.9"] == pytest.approx(exact, rel=0.04)
 
 
+class Recorded(torch.Tensor):
+    """Keeps a record for each sample, and refuses what would part them from one another, as medical images do."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func is torch.Tensor.__getitem__:
+            raise ValueError("inconsistent records")
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def test_tensors_that_keep_records_are_measured_as_others_are():
+    class Records(SomebodysModule):
+        def training_step(self, batch, batch_idx):
+            return super().training_step([batch[0].as_subclass(Recorded), *batch[1:]], batch_idx)
+
+    stats = [ActivationStats(include=("network.first",), histogram_bins=4, sample=2) for _ in range(2)]
+    kept, plain = watched(Records(), stats[0]), watched(SomebodysModule(), stats[1])
+    assert kept == plain
+
+
 def test_what_is_not_finite_is_named_once_rather_than_shown():
     class Bad(SomebodysModule):
         def training_step(self, batch, batch_idx):
