@@ -59,6 +59,25 @@ def test_weights_are_those_of_the_best_epoch(losses, patience, best, epochs):
     assert trainer.current_epoch == epochs
 
 
+class Recorded(torch.Tensor):
+    """Keeps a record of where its values come from, as medical images do."""
+
+    def __deepcopy__(self, memo):
+        return self.clone()
+
+
+def test_a_checkpoint_holds_data_alone_whatever_kind_of_tensor_is_logged(tmp_path):
+    class Records(Scripted):
+        def validation_step(self, batch, batch_idx):
+            self.log("val_loss", torch.tensor(self.losses[self.current_epoch]).as_subclass(Recorded))
+
+    stopping = BestWeightsEarlyStopping("val_loss", patience=2)
+    saves = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    weight, _ = fit([3.0, 1.0, 2.0], stopping, saves, module=Records([3.0, 1.0, 2.0]))
+    assert weight == 2
+    torch.load(tmp_path / "epoch=2.ckpt", weights_only=True)
+
+
 def averages(losses, smoothing):
     """Weighted means of all values so far, by the textbook's sum."""
     means = []

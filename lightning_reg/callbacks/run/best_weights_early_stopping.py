@@ -11,6 +11,7 @@ from typing_extensions import override
 from lightning_reg.callbacks.run.stopping import Decision, decide
 from lightning_reg.callbacks.run.stopping_session import StoppingSession
 from lightning_reg.core.facts import Place, Position
+from lightning_reg.core.hooks import without_records
 from lightning_reg.core.lightning import (
     is_logged_now,
     package_of,
@@ -202,7 +203,7 @@ class RestoresBestWeights(Technique, _EarlyStopping):
             return
         logged = trainer.callback_metrics.get(self.monitor)
         # Without sync_dist every rank has a value of its own; they have to agree on what to restore.
-        value = trainer.strategy.broadcast(None if logged is None else logged.detach().squeeze().cpu())
+        value = trainer.strategy.broadcast(None if logged is None else without_records(logged.detach().squeeze().cpu()))
         if value is None or not value.isfinite():
             return
         if not self.smoothing:
@@ -228,7 +229,7 @@ class RestoresBestWeights(Technique, _EarlyStopping):
         if not is_logged:
             return
         session.progress_of(logged)
-        current = logged[self.monitor].squeeze()
+        current = without_records(logged[self.monitor].squeeze())  # it goes into checkpoints
         if self.smoothing:
             agreed = trainer.strategy.broadcast(current.detach().cpu())
             current = session.smoothed(agreed).to(current) if agreed.isfinite() else current
