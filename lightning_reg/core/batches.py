@@ -25,6 +25,7 @@ __all__ = [
     "repeated",
     "rows_of",
     "step_with_repeated",
+    "whole_parts",
     "with_parts",
 ]
 
@@ -224,9 +225,15 @@ def step_with_repeated(
             is_other = isinstance(error, SettingError) or is_oom_error(error)
             if is_other or not takes_it_once(*args, **kwargs):
                 raise
+            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            if whole := whole_parts(batch):
+                raise SettingError(
+                    f"the batch must be made of tensors that have one row a sample, so that {technique} can repeat "
+                    f"them, but has {whole}, and the training step fails where all else is repeated: {reason}"
+                ) from error
             raise SettingError(
                 f"training_step must take batches of any size with {technique}, which repeats each of them {times} "
-                f"times, but fails with such a batch alone: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+                f"times, but fails with such a batch alone: {reason}"
             ) from error
 
     return step
@@ -280,6 +287,33 @@ def look_at(batch: Any, kinds: type | tuple[type, ...], look: Callable[[Any], No
         return part
 
     apply_to_collection(batch, kinds, keep)
+
+
+def whole_parts(batch: Any) -> str:
+    """Returns what in a batch holds tensors, but can't be repeated or chosen by rows, in words; empty if nothing does.
+
+    Args:
+        batch: Batch as for :func:`repeated`. Graphs of other libraries, which bring a method ``to``, are such parts.
+    """
+    return " and ".join(f"a {name}" for name in dict.fromkeys(_whole_parts(batch)))
+
+
+def _whole_parts(part: Any) -> Iterator[str]:
+    if isinstance(part, Tensor):
+        return
+    fields = dataclasses.fields(part) if dataclasses.is_dataclass(part) and not isinstance(part, type) else ()
+    values = [(field.init, getattr(part, field.name, None)) for field in fields]
+    # What no constructor takes isn't replaced in a data class.
+    if any(not init and isinstance(value, Tensor) for init, value in values):
+        yield type(part).__name__
+    elif isinstance(part, Mapping):
+        yield from (name for value in part.values() for name in _whole_parts(value))
+    elif isinstance(part, list | tuple):
+        yield from (name for value in part for name in _whole_parts(value))
+    elif fields:
+        yield from (name for _, value in values for name in _whole_parts(value))
+    elif not isinstance(part, type) and callable(getattr(part, "to", None)):
+        yield type(part).__name__
 
 
 def rows_of(batch: Any, rows: Tensor) -> Any:

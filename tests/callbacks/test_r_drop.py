@@ -1,12 +1,21 @@
 """Two passes with different dropout, in one batch, which are to predict the same."""
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_reg.callbacks import AugmentationConsistency, BatchMixing, InsertDropout, RDrop, RegMixup
+from lightning_reg.callbacks import (
+    AugmentationConsistency,
+    BatchMixing,
+    InsertDropout,
+    RDrop,
+    RegMixup,
+    SharpnessAwareMinimization,
+)
 from lightning_reg.core.batches import repeated
 from lightning_reg.functional.loss.output_penalties import symmetric_divergence
 from lightning_reg.settings import SettingError
@@ -181,6 +190,59 @@ def test_a_step_that_takes_batches_of_one_size_alone_is_refused_and_other_failur
         fit(NeedsMemory(prepare=uneven))
     with pytest.raises(ValueError, match="no batch of 16"):
         fit(Fails(prepare=uneven))
+
+
+class Graphs:
+    """A batch's part that moves between devices, but has no rows that could be repeated."""
+
+    def __init__(self, nodes):
+        self.nodes = nodes
+
+    def to(self, *args, **kwargs):
+        return Graphs(self.nodes.to(*args, **kwargs))
+
+
+@dataclasses.dataclass
+class Drawn:
+    """The same as a data class that no constructor gives its tensors."""
+
+    nodes: torch.Tensor = dataclasses.field(init=False)
+
+
+def drawn(nodes):
+    part = Drawn()
+    part.nodes = nodes
+    return part
+
+
+@pytest.mark.parametrize("made_of", [Graphs, drawn])
+@pytest.mark.parametrize(
+    ("technique", "words"),
+    [
+        (
+            lambda: RDrop(weight=1.0),
+            "made of tensors that have one row a sample, so that RDrop can repeat them, but has a",
+        ),
+        (lambda: SharpnessAwareMinimization(fraction=0.5), "fraction must be 1 where a batch has a"),
+    ],
+)
+def test_what_cannot_be_repeated_or_chosen_by_rows_is_named(technique, words, made_of):
+    """A network that takes batches of any size isn't told that it doesn't."""
+
+    class OfGraphs(SomebodysModule):
+        def training_step(self, batch, batch_idx):
+            return F.cross_entropy(self.network(batch["parts"][0].nodes), batch["labels"])
+
+        def validation_step(self, batch, batch_idx):
+            pass
+
+    def collate(samples):
+        inputs, labels = zip(*samples, strict=True)
+        return {"parts": (made_of(torch.stack(inputs)),), "labels": torch.stack(labels)}
+
+    data = DataLoader(TensorDataset(torch.rand(16, 6), torch.arange(16) % 3), batch_size=8, collate_fn=collate)
+    with pytest.raises(SettingError, match=rf"{words} {made_of.__name__.capitalize()}.* fails"):
+        quiet_trainer(technique()).fit(OfGraphs(prepare=uneven), data, data)
 
 
 def test_bad_settings_are_refused_at_once():

@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from lightning_reg.callbacks.batch.loss_shares import LossShares, refuse_mean_beside_sum
 from lightning_reg.callbacks.batch.weighted_losses import LOSSES, settings_of
-from lightning_reg.core.batches import number_of_rows, rows_of
+from lightning_reg.core.batches import number_of_rows, rows_of, whole_parts
 from lightning_reg.core.copies.repetition import FirstPass, Repetition, loss_of
 from lightning_reg.core.lightning import callbacks_of, is_overridden, scaler_scale, without_gradient_sync
 from lightning_reg.core.step import Run
@@ -151,6 +151,11 @@ class SecondPass:
                 if isinstance(error, SettingError | torch.OutOfMemoryError):
                     raise
                 reason = " ".join(str(error).split())
+                if whole := whole_parts(batch):
+                    raise SettingError(
+                        f"fraction must be 1 where a batch has {whole}, of which no part can be run again: "
+                        f"the training step fails on some rows of all else: {reason}"
+                    ) from error
                 raise SettingError(
                     "fraction must be 1 where the training step fails on a part of its batch's samples, such as one "
                     f"that carries a state from batch to batch: {reason}"
