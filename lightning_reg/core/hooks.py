@@ -86,8 +86,10 @@ def without_records(tensor: Tensor) -> Tensor:
     Such a subclass looks at every function that its tensors are given to, and may refuse those that a batch isn't for.
     Subclasses that say how values are stored, as those of distributed tensors do, stay.
     """
-    keeps_values = torch.compiler.is_compiling() or type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__
-    return tensor if keeps_values or type(tensor) is Tensor else tensor.as_subclass(Tensor)
+    if torch.compiler.is_compiling() or type(tensor) is Tensor:
+        return tensor
+    is_stored_otherwise = type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__
+    return tensor if is_stored_otherwise else tensor.as_subclass(Tensor)
 
 
 def _nothing(*args: Any) -> None:
