@@ -177,11 +177,11 @@ def evaluate(trainer: Trainer, pl_module: LightningModule, loader: Loader, techn
     with isolated(trainer, pl_module, technique, record.log) as copied, torch.no_grad():
         # An item of the data set is a sample, however many rows a batch makes of it, as one of graphs does.
         makes_batches = isinstance(loader.batch_sampler or loader.sampler, BatchSampler)
-        are_samples = makes_batches and isinstance(loader.dataset, Sized)
-        record.samples = len(loader.dataset) if are_samples else 0
+        items = len(loader.dataset) if makes_batches and isinstance(loader.dataset, Sized) else None
         for index, batch in enumerate(loader):
             _run(copied, batch, index, record)
-            record.samples += 0 if are_samples else record.batch_size
+            record.samples += record.batch_size if items is None else 0
+        record.samples += items or 0
         return record.measured(trainer)
 
 

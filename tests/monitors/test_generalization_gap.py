@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.loggers import CSVLogger
+from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 
 from lightning_reg.callbacks import GeneralizationGap
@@ -457,10 +458,10 @@ def as_one_graph(graphs):
 
 def test_graphs_are_counted_and_not_their_nodes():
     """Lightning's warning of an ambiguous batch would be an error here; the step gives the batch's size."""
-    graphs = [torch.full((2 + index % 5, 2), 0.1 * index) for index in range(11)]
+    graphs, others = ([torch.full((2 + index % 5, 2), 0.1 * index) for index in range(11)] for _ in range(2))
     gap = GeneralizationGap()
-    loader = DataLoader(graphs, 4, collate_fn=as_one_graph)
-    module, trainer = fit(gap, module=OfGraphs(), data={"train_dataloaders": loader, "val_dataloaders": loader})
+    train, val = (DataLoader(part, 4, collate_fn=as_one_graph) for part in (graphs, others))
+    module, trainer = fit(gap, module=OfGraphs(), data={"train_dataloaders": train, "val_dataloaders": val})
     assert gap.last_result.samples == {"train": 11, "validation": 11}
     with torch.no_grad():
         right = module.loss(as_one_graph(graphs)).item()
