@@ -13,7 +13,12 @@ from torch import nn
 from torch.nn.utils import prune
 from torchmetrics import MaxMetric
 
-from lightning_reg.callbacks import ExponentialMovingAverage, Lookahead, StochasticWeightAverage
+from lightning_reg.callbacks import (
+    ExponentialMovingAverage,
+    LatestWeightAverage,
+    Lookahead,
+    StochasticWeightAverage,
+)
 from lightning_reg.settings import SettingError
 from tests.callbacks.averaged import Normed, equal, fit, state, trained
 from tests.callbacks.test_averaged_evaluation import Records
@@ -168,6 +173,36 @@ def test_lookahead_leaves_a_frozen_layer_alone():
     watch = AtBatch(3, lambda module: module.net[0].weight.requires_grad_(False))
     module, _ = fit(watch, Lookahead(k=2))
     assert torch.equal(module.net[0].weight, watch.seen[2])
+
+
+class TrainsFirstLayerIn(Callback):
+    """Freezes a layer but in some epochs, as gradual unfreezing and freezing do."""
+
+    def __init__(self, epochs):
+        self.epochs, self.seen = epochs, []
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        pl_module.net[0].requires_grad_(trainer.current_epoch in self.epochs)
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        self.seen.append(pl_module.net[0].weight.detach().double().clone())
+
+
+@pytest.mark.parametrize("epochs", [(2, 3), (0, 1), (0, 3)])
+@pytest.mark.parametrize(
+    ("average", "of_seen"),
+    [
+        (ExponentialMovingAverage(decay=0.9, warmup=False), lambda seen: moving_average(seen, 0.9)),
+        (StochasticWeightAverage(start=0), lambda seen: sum(seen[BATCHES - 1 :: BATCHES]) / 4),
+        (StochasticWeightAverage(start=0, interval="step"), lambda seen: sum(seen) / len(seen)),
+        (LatestWeightAverage(window=9, every_n_steps=2), lambda seen: sum(seen[1::2][-9:]) / 9),
+    ],
+    ids=["ema", "swa by epoch", "swa by step", "lawa"],
+)
+def test_what_is_frozen_for_a_while_counts_with_the_value_that_it_keeps(average, of_seen, epochs):
+    watch = TrainsFirstLayerIn(epochs)
+    module, _ = fit(watch, average, max_epochs=4)
+    torch.testing.assert_close(module.net[0].weight.double(), of_seen(watch.seen), **TOLERANCE)
 
 
 class Unregistered(Normed):

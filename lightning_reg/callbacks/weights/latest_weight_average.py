@@ -145,7 +145,8 @@ class LatestSession(AverageSession):
             for name, tensor in zip(self.names, tensors, strict=True):
                 value = snapshot.get(name)
                 if value is None or value.shape != tensor.shape:  # unfrozen or replaced since
-                    snapshot[name] = torch.empty_like(tensor) if snapshot is latest else tensor.detach().clone()
+                    before = self.held.values[name].to(tensor.dtype, copy=True)  # what it was while frozen
+                    snapshot[name] = torch.empty_like(tensor) if snapshot is latest else before
                 elif value.device != tensor.device or isinstance(value, DTensor) != isinstance(tensor, DTensor):
                     snapshot[name] = to_shard(value, tensor)  # of a checkpoint
         rows = [[local(snapshot[name]) for name in self.names] for snapshot in self.snapshots]

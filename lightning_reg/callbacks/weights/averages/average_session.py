@@ -131,6 +131,16 @@ class AverageSession(Session[WeightAverage]):
         self.inputs.batch_starts(wanted=self.is_averaging)
 
     @override
+    def before_step(self, step: Step) -> None:
+        # Before it is trained, what has been frozen has the value that all snapshots had: their mean, to the bit.
+        if self.updates and self.run.trainer.training:
+            if not self.places:
+                self._read()
+            trainable = [place.tensor.requires_grad for place in self.places]
+            if trainable != self.trainable:
+                self._begin()
+
+    @override
     def after_step(self, step: Step) -> None:
         self.has_trained = True
         if not self.run.trainer.training:  # a step in validation, where the module may have the average
@@ -202,13 +212,10 @@ class AverageSession(Session[WeightAverage]):
     def take(self) -> None:
         """Updates the average with the current weights."""
         if not self.places or self._has_others:
-            self.places = [entry for entry in registered_in(self.run.module) if isinstance(entry.tensor, nn.Parameter)]
-            self.children = children_in(self.run.module)
-            self.trainable = []
+            self._read()
         trainable = [place.tensor.requires_grad for place in self.places]
         averages, tensors = self.averaged
         if trainable != self.trainable or any(map(_differ_in_shape, averages, tensors)):
-            self.trainable = trainable
             self._begin()
             averages, tensors = self.averaged
         with torch.no_grad():
@@ -222,14 +229,26 @@ class AverageSession(Session[WeightAverage]):
         """Whether the module has other parameters or submodules than when they were read."""
         return any(place.is_stale for place in self.places) or any(now != read for now, read in self.children)
 
+    def _read(self) -> None:
+        """Reads which parameters the module has."""
+        self.places = [entry for entry in registered_in(self.run.module) if isinstance(entry.tensor, nn.Parameter)]
+        self.children = children_in(self.run.module)
+        self.trainable = []
+
     def _begin(self) -> None:
         """Copies the tensors that aren't held yet."""
         module = self.run.module
         tensors = tensors_of(module)
-        averaged = [place.name for place, parameter in zip(self.places, self.trainable, strict=True) if parameter]
+        self.held.follow(tensors)
+        self.trainable = [place.tensor.requires_grad for place in self.places]
+        # Snapshots of what has been frozen since go on counting, as constant ones.
+        averaged = [
+            place.name
+            for place, is_trainable in zip(self.places, self.trainable, strict=True)
+            if is_trainable or place.name in self.held.values
+        ]
         if self.technique.buffers == "average":
             averaged += [name for name in norm_statistics(module) if name in tensors]
-        self.held.follow(tensors)
         with torch.no_grad():
             for name in [*averaged, *self._computed(tensors)]:
                 if name in tensors and name not in self.held.values:

@@ -30,8 +30,9 @@ class WeightAverage(Technique):
     validates, in the ``state_dict`` of checkpoints, and in the module when the fit has ended. Further ones only report
     on validation data, under a prefix. Where an exception ends the fit the trained weights are left in the module.
 
-    Every registered parameter is averaged from the first update at which it is trainable. Parametrized weights are
-    averaged before the parametrization, which therefore holds for the average, too.
+    Every registered parameter is averaged that has been trainable so far; while it is frozen it counts with the value
+    that it keeps. Parametrized weights are averaged before the parametrization, which therefore holds for the average,
+    too.
 
     Args:
         buffers: Running statistics of normalization layers: ``"average"`` like weights, ``"copy"`` from the trained
