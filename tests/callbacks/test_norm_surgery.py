@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import BackboneFinetuning
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -239,6 +240,25 @@ def test_frozen_batch_norm_stays_frozen_where_the_step_calls_train():
     assert all(torch.equal(after[name], value) for name, value in before.items())
     assert "train" not in vars(module.net[1])
     assert module.train().net[1].training
+
+
+def test_frozen_batch_norm_stays_frozen_where_the_backbone_is_unfrozen_later():
+    class Finetuned(Somebodys):
+        def __init__(self):
+            super().__init__(sequential)
+            self.backbone = self.net[:2]
+
+        def configure_optimizers(self):
+            return torch.optim.SGD((weight for weight in self.parameters() if weight.requires_grad), lr=0.1)
+
+    module = Finetuned()
+    before = keys_and_weights(module)
+    finetuning = BackboneFinetuning(1, backbone_initial_lr=0.1, train_bn=False)
+    quiet_trainer(finetuning, FreezeBatchNorm(), max_epochs=2).fit(module, loader())
+    after = module.state_dict()
+    assert not torch.equal(after["backbone.0.weight"], before["backbone.0.weight"])
+    assert all(torch.equal(after[name], value) for name, value in before.items() if name.startswith("backbone.1"))
+    assert module.backbone[1].weight.requires_grad
 
 
 def test_children_of_a_frozen_norm_follow_the_switches_of_mode():

@@ -19,7 +19,8 @@ class FreezeBatchNorm(Surgery):
     """Keeps BatchNorm layers in evaluation mode while the rest is trained.
 
     What it does: the chosen layers normalize with their running statistics, which don't change, and their scale and
-    shift aren't trained. When training ends, the layers are as they were.
+    shift aren't trained, also where they are unfrozen in the course of training. When it ends, the layers are as they
+    were.
 
     When to use: fine-tuning with small batches, whose statistics are noise, or on few data, where moving statistics
     would undo what was learned. When not: training from scratch: the running statistics are then 0 and 1.
@@ -61,10 +62,10 @@ class FreezeBatchNorm(Surgery):
                 raise SettingError(
                     f"exclude must name {name}, which has no running statistics to normalize with when it is frozen"
                 )
-            session.freeze(module, self.affine)
+            session.modes.append((module, module.training))
             run.around(module, "train", partial(_train_but_itself, module))  # a step may call train() in its middle
             session.changes.append((f"{type(module).__name__}, frozen", name))
-        session.train(False)
+        session.freeze()
         # Optimizers that leave out frozen parameters would have other groups than a checkpoint without the callback.
         run.around(run.module, "configure_optimizers", session.configure_optimizers)
         return session
@@ -76,17 +77,19 @@ class FrozenSession(SurgerySession):
 
     Attributes:
         modes: Frozen layers, each with whether it was in training mode.
-        frozen: Parameters of these layers that were trainable.
+        frozen: Parameters of these layers that were trainable, or that others have made so since.
     """
 
+    technique: FreezeBatchNorm
     modes: list[tuple[nn.Module, bool]] = field(default_factory=list)
-    frozen: list[nn.Parameter] = field(default_factory=list)
+    frozen: set[nn.Parameter] = field(default_factory=set)
 
-    def freeze(self, module: nn.Module, affine: bool) -> None:
-        """Records a layer, and its trainable parameters if ``affine``."""
-        self.modes.append((module, module.training))
-        if affine:
-            self.frozen += [parameter for parameter in module.parameters(recurse=False) if parameter.requires_grad]
+    def freeze(self) -> None:
+        """Freezes the layers' parameters that are trainable now."""
+        if self.technique.affine:
+            own = (parameter for module, _ in self.modes for parameter in module.parameters(recurse=False))
+            self.frozen |= {parameter for parameter in own if parameter.requires_grad}
+            self.train(False)
 
     def train(self, trained: bool) -> None:
         """Sets ``requires_grad`` of the frozen parameters."""
@@ -114,6 +117,7 @@ class FrozenSession(SurgerySession):
     def batch_starts(self, batch_idx: int) -> None:
         for module, _ in self.modes:
             module.training = False  # every time: Lightning restores modes without calling train()
+        self.freeze()  # every time: whoever unfreezes a backbone unfreezes its norms, too
 
     @override
     def ends(self, exception: BaseException | None) -> None:
