@@ -88,6 +88,23 @@ def test_fit_test_and_predict_have_the_mean_of_the_probabilities_of_whole_networ
     torch.testing.assert_close(means, [module.net[1].running_mean for module in copies[-3:]], rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("trained", [0, 1])
+def test_a_layer_that_is_frozen_for_a_cycle_has_its_value_in_each_snapshot(trained):
+    class TrainsForACycle(Callback):
+        seen = ()
+
+        def on_train_epoch_start(self, trainer, pl_module):
+            pl_module.net[0].requires_grad_(trainer.current_epoch == trained)
+
+        def on_validation_epoch_end(self, trainer, pl_module):
+            self.seen += (copy.deepcopy(pl_module.net),)
+
+    callback = TrainsForACycle()
+    module, trainer = fit(SnapshotEnsemble(cycles=2), callback, max_epochs=2, num_sanity_val_steps=0)
+    predicted = torch.cat(trainer.predict(module, loader())).softmax(1)
+    torch.testing.assert_close(predicted.double(), mean_probabilities(callback.seen), rtol=0, atol=1e-6)
+
+
 def test_validations_of_the_fit_see_the_snapshots_so_far_and_leave_training_alone():
     losses = []
 

@@ -35,7 +35,7 @@ from lightning_reg.core.lightning import (
     twins,
 )
 from lightning_reg.core.session import Session, kept, plain
-from lightning_reg.core.step import Run
+from lightning_reg.core.step import Run, Step
 from lightning_reg.core.technique import Technique
 from lightning_reg.functional.annealing import annealed, cycle_ends
 from lightning_reg.settings import SettingError, check_choice, check_count, check_dim, check_range
@@ -260,6 +260,7 @@ class SnapshotSession(Session[SnapshotEnsemble]):
     driven: list[float | Tensor] = field(default_factory=list, init=False)  # the rates, by parameter group
     seen: LossSeen | None = field(default=None, init=False)  # while the first training step runs
     output: Any = field(default=None, init=False)  # of the network in it
+    left_out: dict[str, nn.Parameter] | None = field(default=None, init=False)  # of a snapshot; None where unknown
 
     def __post_init__(self) -> None:
         NetworkCalls(self.run, type(self.technique).__name__, self._answer, self._differs)
@@ -340,6 +341,21 @@ class SnapshotSession(Session[SnapshotEnsemble]):
             if tensor.requires_grad or not (isinstance(tensor, nn.Parameter) or is_expanded(tensor))
         }
         self.snapshots = [*self.snapshots, snapshot][-self.technique.last :]
+        self.left_out = None
+
+    @override
+    def before_step(self, step: Step) -> None:
+        # Until it is trained, what was frozen has the value that it had in the snapshots.
+        if self.left_out is None:
+            self.left_out = {
+                name: tensor
+                for name, tensor in tensors_of(self.run.module).items()
+                if isinstance(tensor, nn.Parameter) and any(name not in snapshot for snapshot in self.snapshots)
+            }
+        for name in [name for name, parameter in self.left_out.items() if parameter.requires_grad]:
+            value = self.left_out.pop(name).detach()
+            for snapshot in self.snapshots:
+                snapshot.setdefault(name, value.clone())
 
     @override
     def train_ends(self) -> None:
