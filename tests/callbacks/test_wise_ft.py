@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.optim.swa_utils import update_bn
 
@@ -71,6 +72,20 @@ def test_no_share_is_the_start_to_the_bit_and_what_is_excluded_is_the_trained():
     module, _ = fit(WiSEFT(alpha=0.0, exclude="net.3.*"))
     for name, parameter in module.named_parameters():
         assert torch.equal(parameter, (end if name.startswith("net.3") else start).get_parameter(name))
+
+
+def test_what_is_frozen_before_the_first_evaluation_is_between_as_well():
+    class Freezes(Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            pl_module.net[0].requires_grad_(trainer.current_epoch == 0)
+
+        def on_train_epoch_end(self, trainer, pl_module):
+            self.end = pl_module.net[0].weight.detach().clone()
+
+    module, freezes = Normed(), Freezes()
+    start = module.net[0].weight.detach().clone()
+    fit(WiSEFT(alpha=0.25), freezes, module=module, max_epochs=2, limit_val_batches=0)
+    torch.testing.assert_close(module.net[0].weight, 0.75 * start + 0.25 * freezes.end)
 
 
 def test_a_sweep_measures_whole_networks_and_leaves_the_best():

@@ -161,6 +161,11 @@ class InterpolationSession(AverageSession):
     def is_averaging(self) -> bool:
         return True
 
+    @property
+    @override
+    def has_begun(self) -> bool:
+        return True  # with the weights that training begins with
+
     @override
     def is_due_after_step(self) -> bool:
         return False

@@ -86,6 +86,11 @@ class AverageSession(Session[WeightAverage]):
         raise NotImplementedError
 
     @property
+    def has_begun(self) -> bool:
+        """Whether what is trained from now on differs from the average, even if it is frozen before the next update."""
+        return self.updates > 0
+
+    @property
     def counts_batches(self) -> bool:
         """Whether a batch counts as one step, however many there are in it."""
         return len(self.run.trainer.optimizers) > 1
@@ -133,7 +138,7 @@ class AverageSession(Session[WeightAverage]):
     @override
     def before_step(self, step: Step) -> None:
         # Before it is trained, what has been frozen has the value that all snapshots had: their mean, to the bit.
-        if self.updates and self.run.trainer.training:
+        if self.has_begun and self.run.trainer.training:
             if not self.places:
                 self._read()
             trainable = [place.tensor.requires_grad for place in self.places]
