@@ -141,8 +141,7 @@ class AverageSession(Session[WeightAverage]):
         if self.has_begun and self.run.trainer.training:
             if not self.places:
                 self._read()
-            trainable = [place.tensor.requires_grad for place in self.places]
-            if trainable != self.trainable:
+            if any(place.tensor.requires_grad and place.name not in self.held.values for place in self.places):
                 self._begin()
 
     @override
