@@ -190,6 +190,30 @@ def test_parts_that_are_called_one_after_the_other():
     assert torch.equal(module.parts["unused"].running_mean, torch.zeros(3))
 
 
+class ReturnsMoreInTraining(nn.Module):
+    def __init__(self, body):
+        super().__init__()
+        self.body = nn.Sequential(body, nn.Sigmoid(), nn.Dropout(0.5))
+
+    def forward(self, inputs):
+        features = self.body(inputs)
+        return (inputs, features) if self.training else features.sum(1)
+
+
+class TakesFeatures(TwoParts):
+    def __init__(self):
+        super().__init__(between=lambda outputs: outputs[1])
+        self.body = ReturnsMoreInTraining(self.body)
+
+
+def test_a_part_that_returns_something_else_in_evaluation():
+    """Dropout in it stays off: it would change the variance."""
+    module, _ = fit(average(), module=TakesFeatures())
+    assert all(part.training for part in module.modules())
+    module.eval()
+    assert_statistics(module.head[0], [module.body.body(inputs) for inputs in batches()])
+
+
 class CallsForward(TwoParts):
     """Its parts are one network by way of ``forward``, which the step calls by name."""
 

@@ -9,7 +9,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from lightning_reg.callbacks.weights.averages.remembered_inputs import Call, RememberedInputs, batch_norms
+from lightning_reg.callbacks.weights.averages.remembered_inputs import (
+    Call,
+    RememberedInputs,
+    batch_norms,
+    shapes_of,
+)
 from lightning_reg.core.selection import plain_name
 
 __all__ = ["recomputed_statistics"]
@@ -37,12 +42,9 @@ def recomputed_statistics(trainer: Trainer, module: LightningModule, inputs: Rem
         count = int(torch.as_tensor(least))
     if not norms or not count:
         return {}
+    steps, device = list(inputs.steps)[-count:], trainer.strategy.root_device
     try:
         module.eval()
-        for norm in norms.values():
-            norm.training = True
-            norm.reset_running_stats()
-            norm.momentum = None  # a cumulative mean
         with (
             torch.inference_mode(False),
             torch.no_grad(),
@@ -50,8 +52,14 @@ def recomputed_statistics(trainer: Trainer, module: LightningModule, inputs: Rem
             torch.compiler.set_stance("force_eager"),
             trainer.precision_plugin.forward_context(),
         ):
-            for calls in list(inputs.steps)[-count:]:
-                _repeat(module, calls, trainer.strategy.root_device)
+            if any(call.chained for call in steps[0]):
+                _repeat(module, steps[0], device, as_in_training=True)
+            for norm in norms.values():
+                norm.training = True
+                norm.reset_running_stats()
+                norm.momentum = None  # a cumulative mean
+            for calls in steps:
+                _repeat(module, calls, device)
         return dict(_statistics(trainer, norms))
     finally:
         for norm, momentum in momenta.items():
@@ -60,7 +68,13 @@ def recomputed_statistics(trainer: Trainer, module: LightningModule, inputs: Rem
             part.training = training
 
 
-def _repeat(module: nn.Module, calls: list[Call], device: torch.device) -> None:
+def _repeat(module: nn.Module, calls: list[Call], device: torch.device, *, as_in_training: bool = False) -> None:
+    """Repeats the calls of a step.
+
+    Args:
+        as_in_training: Whether what returns something else in evaluation is set to training mode, as another network
+            takes what it returned then; but for its layers: dropout stays off.
+    """
     outputs: list[list[object]] = []
     for call in calls:
         leaves, spec = tree_flatten((call.args, call.kwargs))
@@ -69,7 +83,13 @@ def _repeat(module: nn.Module, calls: list[Call], device: torch.device) -> None:
         for index, (source, number) in call.chained.items():
             leaves[index] = outputs[source][number]
         args, kwargs = tree_unflatten(leaves, spec)
-        outputs.append(tree_leaves(module.get_submodule(call.name)(*args, **kwargs)))
+        part = module.get_submodule(call.name)
+        output = part(*args, **kwargs)
+        if as_in_training and call.shapes and shapes_of(output) != call.shapes:
+            for inner in part.modules():
+                inner.training = inner is part or any(True for _ in inner.children())
+            output = part(*args, **kwargs)
+        outputs.append(tree_leaves(output))
 
 
 def _statistics(trainer: Trainer, norms: Mapping[str, _BatchNorm]) -> Iterator[tuple[str, Tensor]]:

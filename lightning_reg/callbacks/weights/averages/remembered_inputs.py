@@ -19,7 +19,7 @@ from lightning_reg.core.hooks import add_forward_hook, add_forward_pre_hook
 from lightning_reg.core.lightning import compiled_call, is_compiled
 from lightning_reg.core.step import Run
 
-__all__ = ["Call", "RememberedInputs", "batch_norms", "networks_of"]
+__all__ = ["Call", "RememberedInputs", "batch_norms", "networks_of", "shapes_of"]
 
 _MOST_BYTES = 2**29  # 43,000 images of CIFAR's size in 32 bits, or 890 of ImageNet's
 _PLAIN = (type(None), bool, int, float, str)
@@ -44,6 +44,7 @@ class Call:
         moved: Indices of the tensors, counted through both, that are moved back to an accelerator.
         chained: Indices of the tensors that are outputs of an earlier call, with the number of the call and of the
             output.
+        shapes: Shapes of the outputs, counted without their containers; None for what is no tensor.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Call:
     kwargs: dict[str, Any] = field(default_factory=dict)
     moved: list[int] = field(default_factory=list)
     chained: dict[int, tuple[int, int]] = field(default_factory=dict)
+    shapes: list[tuple[int, ...] | None] = field(default_factory=list)
 
     @property
     def leaves(self) -> list[Any]:
@@ -196,7 +198,9 @@ class RememberedInputs:
         if not self._recording:
             return
         self._depth -= 1
-        if self._depth == 0 and self._calls[-1] is not None:
+        call = self._calls[-1]
+        if self._depth == 0 and call is not None:
+            call.shapes = shapes_of(output)
             for number, leaf in enumerate(tree_leaves(output)):
                 if isinstance(leaf, Tensor) and not leaf.is_inference():  # those have no version
                     self._outputs[id(leaf)] = leaf, leaf._version, len(self._calls) - 1, number
@@ -302,6 +306,11 @@ def _needed(calls: list[Call | None], norms_in: Mapping[str, list[tuple[str, _Ba
 
 
 # Tensors
+
+
+def shapes_of(output: Any) -> list[tuple[int, ...] | None]:
+    """Returns the shapes of the tensors in an output, without their containers; None for what is no tensor."""
+    return [tuple(leaf.shape) if isinstance(leaf, Tensor) else None for leaf in tree_leaves(output)]
 
 
 def _aside(tensor: Tensor) -> Tensor:
