@@ -12,7 +12,7 @@ from torch import nn
 from torchmetrics import Metric
 
 from lightning_reg.audit.inventory import DecayGroup, Inventory, reparametrizations
-from lightning_reg.core.lightning import twins
+from lightning_reg.core.lightning import twins, validation_interval
 from lightning_reg.core.metric_names import higher_is_better
 from lightning_reg.core.technique import Technique
 from lightning_reg.nn import Dropout, SpatialDropout
@@ -348,7 +348,7 @@ def _checks(trainer: Trainer, callback: Callback) -> float:
         return math.inf
     if getattr(callback, "_check_on_train_epoch_end", False):
         return epochs
-    interval, batches = trainer.val_check_interval, trainer.num_training_batches
+    interval, batches = validation_interval(trainer), trainer.num_training_batches
     if every is not None and isinstance(interval, float) and interval == 1:
         return epochs // every
     between = trainer.val_check_batch

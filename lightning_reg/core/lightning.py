@@ -71,6 +71,7 @@ __all__ = [
     "unscaled_loss",
     "validate_apart",
     "validation_epoch_end",
+    "validation_interval",
     "without_gradient_sync",
 ]
 
@@ -291,6 +292,14 @@ def planned_epochs(trainer: Trainer) -> float:
         return epochs
     steps = max(math.ceil(batches / trainer.accumulate_grad_batches), 1)  # the last window of an epoch may be shorter
     return min(epochs, math.ceil(trainer.max_steps / steps))
+
+
+def validation_interval(trainer: Trainer) -> float | None:
+    """Returns the batches, or the share of an epoch, between validations; None where they are due by time.
+
+    The trainer has no ``val_check_interval`` then.
+    """
+    return getattr(trainer, "val_check_interval", None)
 
 
 def starts_processes(trainer: Trainer) -> bool:

@@ -14,6 +14,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from lightning_reg.audit.contradictions import _CHECKS
 from lightning_reg.callbacks import (
     BatchMixing,
+    BestWeightsEarlyStopping,
     ConfidencePenalty,
     ElasticNetPenalty,
     ExponentialMovingAverage,
@@ -220,6 +221,12 @@ def test_every_check_has_a_case():
             [EarlyStopping("val_loss", patience=9)],
             {"limit_train_batches": 2, "val_check_interval": 0.5},
             id="patience that can run out by several checks an epoch",
+        ),
+        pytest.param(
+            Module,
+            [BestWeightsEarlyStopping("val_loss", patience=9)],
+            {"val_check_interval": "00:00:01:00"},
+            id="patience of which nobody knows how many checks there are",
         ),
         pytest.param(Module, [EMAWeightAveraging()], {}, id="average alone"),
         pytest.param(Module, [ExponentialMovingAverage(start_step=4)], {}, id="average of the last step"),

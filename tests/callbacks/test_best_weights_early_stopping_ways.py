@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from datetime import timedelta
 
 import pytest
 import torch
@@ -133,8 +134,9 @@ def test_lightnings_average_at_the_end_is_replaced_and_that_is_said():
         ({"val_check_interval": 3}, [4.0, 1.0, 2.0], 1),  # of 4 batches: the fourth comes after validation
         ({"check_val_every_n_epoch": 2, "max_epochs": 6}, [2.0, 1.0, 3.0], 1),
         ({"check_val_every_n_epoch": None, "val_check_interval": 5, "max_epochs": 4}, [2.0, 1.0, 3.0], 1),
+        ({"val_check_interval": timedelta(microseconds=1)}, [4.0, 3.0, 1.0, *[2.0] * 9], 2),
     ],
-    ids=["twice", "four times", "before the end", "every second epoch", "by batches"],
+    ids=["twice", "four times", "before the end", "every second epoch", "by batches", "by time"],
 )
 @pytest.mark.parametrize("at_train_end", [None, True])
 def test_weights_are_those_that_were_measured(settings, losses, best, at_train_end):

@@ -195,3 +195,7 @@ def test_a_task_that_the_model_is_told_by_name_is_no_contradiction(tmp_path, mon
     monkeypatch.chdir(tmp_path)
     config = str(REPOSITORY / "configs" / "tabular_regression.yaml")
     assert run("fit", "--model.task", "regression", "--trainer.max_epochs", "1", config=config) == 0
+
+
+def test_validation_may_be_due_by_time():
+    assert run("fit", "--trainer.val_check_interval", "00:00:00:01") == 0

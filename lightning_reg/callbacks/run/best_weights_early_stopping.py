@@ -16,6 +16,7 @@ from lightning_reg.core.lightning import (
     is_logged_now,
     package_of,
     twin,
+    validation_interval,
 )
 from lightning_reg.core.session import Session
 from lightning_reg.core.step import Run
@@ -154,6 +155,8 @@ class RestoresBestWeights(Technique, _EarlyStopping):
                 f"callbacks must have a BestWeightsEarlyStopping of {package_of(trainer)}, whose Trainer this is: "
                 f"import it from lightning_reg.{home}"
             )
+        if self._check_on_train_epoch_end is None and validation_interval(trainer) is None:
+            self._check_on_train_epoch_end = False  # Lightning's own setup can't tell
         self._stock.setup(trainer, pl_module, stage)
         if stage == "fit":  # before a checkpoint's state is loaded; each fit starts over
             self.wait_count = self.stopped_epoch = 0

@@ -21,6 +21,7 @@ from typing_extensions import override
 
 import lightning_reg
 from lightning_reg.cli.answers.explanation import SECTIONS, shown
+from lightning_reg.core.lightning import validation_interval
 from lightning_reg.settings import SettingError, first_in_chain
 
 __all__ = ["Beginning", "answered"]
@@ -79,7 +80,7 @@ class Beginning(Callback):
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         logged = sorted(trainer.callback_metrics)
-        is_usual = trainer.val_check_interval == 1.0 and trainer.check_val_every_n_epoch == 1
+        is_usual = validation_interval(trainer) == 1.0 and trainer.check_val_every_n_epoch == 1
         if not is_usual or trainer.current_epoch > 0:
             return
         for setting, names in self._logged.items():
