@@ -133,11 +133,25 @@ class Technique(Callback):
 
         Args:
             state_dict: Return value of :meth:`saved_state`.
+
+        Raises:
+            SettingError: If the live session can't load it.
         """
         if isinstance(self._slot, Session):  # a strategy that restores late, a finder in the middle of a fit
-            self._slot.load(state_dict)
+            self._load(self._slot, state_dict)
         else:
             self._slot = _Waiting(state_dict)
+
+    def _load(self, session: Session[Any], state: Mapping[str, Any]) -> None:
+        try:
+            session.load(state)
+        except SettingError:
+            raise
+        except Exception as error:  # what lies deeper than a field, each technique reads in its own way
+            raise SettingError(
+                f"ckpt_path must hold a state of {type(self).__name__} that it has written, but reading it fails: "
+                f"{type(error).__name__}: {error}"
+            ) from error
 
     def __getstate__(self) -> dict[str, Any]:
         """Returns settings and state for copies and pickles, as a checkpoint would; never hooks."""
@@ -175,11 +189,14 @@ class Technique(Callback):
 
         Args:
             run: Run of a fit, or of an evaluation in which the technique takes part.
+
+        Raises:
+            SettingError: If a checkpoint's state can't be loaded.
         """
         waiting = self._slot.state if isinstance(self._slot, _Waiting) else {}
         session = self.new_session(run)
         if waiting:
-            session.load(waiting)
+            self._load(session, waiting)
         self._slot = session
         run.join(self, session)
 

@@ -62,3 +62,13 @@ def test_a_second_fit_of_the_same_callbacks_is_like_the_first():
         return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
 
     assert torch.equal(weights(), weights())
+
+
+def test_a_state_that_a_technique_has_not_written_is_refused_by_name():
+    class Restored(GradientClipping):
+        def setup(self, trainer, pl_module, stage):
+            super().setup(trainer, pl_module, stage)
+            self.load_state_dict({"0": {}})
+
+    with pytest.raises(SettingError, match=r"must hold a state of Restored that it has written, but .*TypeError"):
+        quiet_trainer(Restored(algorithm="percentile")).fit(SomebodysModule(), loader(), loader())
