@@ -132,9 +132,13 @@ class Store:
 
         Args:
             run: A run without a result.
+
+        Raises:
+            SettingError: If the folder can't be made.
         """
         self.discard(run)
-        self.run_folder(run).mkdir(parents=True, exist_ok=True)
+        with _reported(self.folder):
+            self.run_folder(run).mkdir(parents=True, exist_ok=True)
 
     def discard(self, run: Run) -> None:
         """Removes the folder of a run.

@@ -190,3 +190,9 @@ def test_torch_s_error_on_a_full_disk_is_told_by_the_disk(tmp_path, monkeypatch)
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
     assert is_disk_full(error, tmp_path)
     assert not is_disk_full(ValueError("anything else"), tmp_path)
+
+
+def test_a_file_in_the_place_of_the_runs_is_named(tmp_path):
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(SettingError, match=r"output must be a folder that can be written, but is .*Not a directory"):
+        Store(tmp_path, "example").prepare(make_runs(1)[0])
