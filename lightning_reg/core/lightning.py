@@ -53,6 +53,7 @@ __all__ = [
     "optimizer_index",
     "optimizer_name",
     "package_of",
+    "pickles_for_processes",
     "planned_epochs",
     "prepared",
     "random_states",
@@ -305,6 +306,11 @@ def validation_interval(trainer: Trainer) -> float | None:
 def starts_processes(trainer: Trainer) -> bool:
     """Whether the strategy forks or spawns the training processes, so that this one doesn't see their changes."""
     return isinstance(trainer.strategy.launcher, twins(_MultiProcessingLauncher))
+
+
+def pickles_for_processes(trainer: Trainer) -> bool:
+    """Whether the strategy pickles the whole trainer for processes that know nothing of this one."""
+    return starts_processes(trainer) and getattr(trainer.strategy.launcher, "_start_method", "") != "fork"
 
 
 def flattens_parameters(trainer: Trainer) -> bool:

@@ -67,6 +67,7 @@ SETTINGS = [
     ("--trainer.devices abc", "trainer.devices is 'abc'"),
     ("--trainer.devices 999 --trainer.accelerator cpu", "trainer.devices must be at most .*, but is 999"),
     ("--trainer.strategy foo", "trainer.strategy is 'foo': .*invalid strategy"),
+    ("--trainer.strategy ddp_spawn", "trainer.strategy must be ddp, or ddp_fork, for several processes: .*pickled"),
     ("--trainer.precision fp16", "trainer.precision must be one of .*16-mixed.*, but is 'fp16'"),
     ("--trainer.profiler foo", "trainer.profiler is 'foo'"),
     ("--trainer.profiler.dirpath foo", "must name a Profiler before trainer.profiler.dirpath can be set"),

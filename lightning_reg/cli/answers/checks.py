@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 import lightning_reg.callbacks
 from lightning_reg.cli.answers.explanation import SECTIONS, described, hint_of, parameters_of, shown
 from lightning_reg.cli.links import FROM_DATA
+from lightning_reg.core.lightning import pickles_for_processes
 from lightning_reg.core.technique import Technique
 from lightning_reg.models import Supervised
 from lightning_reg.settings import SettingError, check_count, check_range
@@ -304,13 +305,19 @@ def check_devices(trainer: Trainer) -> None:
 
     Raises:
         SettingError: If ``devices`` on the CPU is larger than 8 and than twice the number of cores, or ``num_nodes`` is
-            above 1 where nothing says which machine is the first: it would wait for the others.
+            above 1 where nothing says which machine is the first: it would wait for the others; and if the strategy
+            spawns its processes.
     """
     environment = getattr(trainer.strategy, "cluster_environment", None)
     if trainer.num_nodes > 1 and isinstance(environment, LightningEnvironment) and "MASTER_ADDR" not in os.environ:
         raise SettingError(
             f"trainer.num_nodes must be 1 outside of a cluster, but is {trainer.num_nodes}; to start the machines "
             "yourself, set MASTER_ADDR and NODE_RANK on each"
+        )
+    if pickles_for_processes(trainer):
+        raise SettingError(
+            "trainer.strategy must be ddp, or ddp_fork, for several processes: what a command has built can't be "
+            "pickled for those that are spawned"
         )
     processors = os.cpu_count() or 1
     if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > max(8, 2 * processors):
