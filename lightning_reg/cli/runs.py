@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_reg.cli.resuming import Checkpoint, progress_of
+from lightning_reg.core.lightning import callbacks_of
 from lightning_reg.files import check_weights, opened, read_checkpoint
 from lightning_reg.settings import SettingError
 
@@ -58,6 +59,8 @@ def check_writable(trainer: Trainer, checkpoints: str | None = None) -> None:
         for logger in trainer.loggers
     ]
     folders.append(("checkpoint.dirpath", checkpoints))
+    parts = (trainer.profiler, *callbacks_of(trainer))  # type: ignore[attr-defined]  # set elsewhere
+    folders += [(f"{type(part).__name__}'s dirpath", getattr(part, "dirpath", None)) for part in parts]
     if not trainer.loggers:
         folders.append(("trainer.default_root_dir", trainer.default_root_dir))
     for setting, folder in folders:

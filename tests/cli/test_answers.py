@@ -68,6 +68,10 @@ SETTINGS = [
     ("--trainer.devices 999 --trainer.accelerator cpu", "trainer.devices must be at most .*, but is 999"),
     ("--trainer.strategy foo", "trainer.strategy is 'foo': .*invalid strategy"),
     ("--trainer.strategy ddp_spawn", "trainer.strategy must be ddp, or ddp_fork, for several processes: .*pickled"),
+    (
+        "--trainer.profiler SimpleProfiler --trainer.profiler.dirpath /proc/times",
+        "SimpleProfiler's dirpath must be a folder that can be written, but is '/proc/times'",
+    ),
     ("--trainer.precision fp16", "trainer.precision must be one of .*16-mixed.*, but is 'fp16'"),
     ("--trainer.profiler foo", "trainer.profiler is 'foo'"),
     ("--trainer.profiler.dirpath foo", "must name a Profiler before trainer.profiler.dirpath can be set"),
