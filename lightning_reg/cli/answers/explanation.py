@@ -8,6 +8,7 @@ import re
 import textwrap
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import timedelta
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from jsonargparse import Namespace
@@ -30,7 +31,14 @@ _HINTS: Mapping[str, Any] = {
     "ckpt_path": str | None,
     "weights_only": bool | None,
 }
-_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
+_NAMES = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    type(None): "null",
+    timedelta: "a duration such as 0:10:00",
+}
 _KEY = re.compile(r'\s*Parser key "([^"]+)":\s*')
 _PROBLEM = re.compile(
     r"^( *)(?:- )?Problem with given class_path '([\w.]+)':\n((?:(?:\1 {2,}.*)?\n|\1 {2,}.*\Z)+)", re.MULTILINE
@@ -78,8 +86,8 @@ def explained(message: str, options: Iterable[str] = ()) -> str:  # noqa: PLR091
             return about_config
         # The parser treats a mapping without a class as arguments of the base class.
         problems = [found for found in _PROBLEM.finditer(message) if _resolved(found[2]) not in _classes_in(hint)]
-        if value is _MISSING and nested and path.endswith(f".{nested[1]}"):
-            value = _read(nested[2])
+        if nested and path.endswith(f".{nested[1]}"):
+            value = _read(nested[2])  # the whole, where the message is about an entry of it
         # A mapping with init_args alone changes arguments of a class that another configuration has named.
         is_overlay = isinstance(value, dict) and "init_args" in value and "class_path" not in value
         fault = None if problems and (is_overlay or problems[0].start() == 0) else _fault_of_class(path, value, hint)
@@ -131,7 +139,7 @@ def _about_names(message: str, path: str, owner: Any, options: Iterable[str]) ->
         return f"{missing}{_of_class(owner)} {'is' if len(names) == 1 else 'are'} missing"
     if unknown is None:
         return None
-    option = (unknown[1] or unknown[2]).split("=")[0].lstrip("-")
+    option = (unknown[1] or unknown[2].split("=")[0]).lstrip("-")
     known = list(options if owner is None else parameters_of(owner))
     if owner is None and option in known:
         return f"{option} must be written --{option}"
@@ -179,7 +187,9 @@ class _Plain(ast.NodeTransformer):
 
 def _read(text: str) -> Any:
     try:
-        return ast.literal_eval(_Plain().visit(ast.parse(text.strip(), mode="eval")))
+        value = ast.literal_eval(_Plain().visit(ast.parse(text.strip(), mode="eval")))
+        # What only Python takes for a number, such as 0o10, is text in YAML.
+        return text.strip() if type(value) is int and str(value) != text.strip() else value
     except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
         return text.strip()
 
@@ -342,8 +352,7 @@ def _fault_of_name(path: str, name: str, classes: tuple[type, ...]) -> str | Non
     last = name.rpartition(".")[2]
     if last in _RENAMED:
         return f"{path} must be {kind} by its name of now: {last} is called {_RENAMED[last]}"
-    near = near_matches(last, names, most=1)
-    near = near or [other for other in names if other.lower() == name.lower()]
+    near = [other for other in names if other.lower() == last.lower()] or near_matches(last, names, most=1)
     hint = f"; did you mean {near[0]}?" if near else ""
     found = _resolved(name) if "." in name else None
     if found is None:
