@@ -54,6 +54,7 @@ SETTINGS = [
     ("--model.optimizer Adm", "model.optimizer must be .* of an Optimizer, but is 'Adm'; did you mean Adam?"),
     ("--model.optimizer adamw", "model.optimizer must be .* of an Optimizer, but is 'adamw'; did you mean AdamW?"),
     ("--model.optimizer.lr -1", "model.optimizer.lr is -1.0: Invalid learning rate: -1.0"),
+    ("--model.optimizer.differentiable true", "model.optimizer: a leaf Variable that requires grad is being used in"),
     ("--model.optimizer.lr abc", "model.optimizer.lr of AdamW must be a number .*, but is 'abc'"),
     ("--model.optimizer.betas [1.5,2]", "model.optimizer: Invalid beta parameter at index 0: 1.5"),
     ("--model.lr_scheduler CosineAnnealingLR --model.lr_scheduler.T_max 0", "model.lr_scheduler can't .*ZeroDivision"),
@@ -73,8 +74,16 @@ SETTINGS = [
     ("--trainer.strategy foo", "trainer.strategy is 'foo': .*invalid strategy"),
     ("--trainer.strategy ddp_spawn", "trainer.strategy must be ddp, or ddp_fork, for several processes: .*pickled"),
     (
+        "--trainer.plugins MixedPrecision --trainer.plugins.precision 16-mixed --trainer.plugins.device xyz",
+        "error: trainer.plugins.device is 'xyz': Expected one of cpu",
+    ),
+    (
         "--trainer.profiler SimpleProfiler --trainer.profiler.dirpath /proc/times",
         "SimpleProfiler's dirpath must be a folder that can be written, but is '/proc/times'",
+    ),
+    (
+        "--trainer.callbacks+=EarlyStopping --trainer.callbacks.monitor foo --trainer.callbacks+=UnitNorm",
+        "error: trainer.callbacks.monitor is 'foo': Early stopping conditioned on metric `foo`",
     ),
     ("--trainer.precision fp16", "trainer.precision must be one of .*16-mixed.*, but is 'fp16'"),
     ("--trainer.profiler foo", "trainer.profiler is 'foo'"),

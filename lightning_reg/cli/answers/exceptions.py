@@ -125,7 +125,7 @@ def answered(
     Exceptions from the user's code keep their traceback, and so do ours, which are bugs of the library. An exception
     raised while a checkpoint is restored, or by an optimizer in the first step after that, is always attributed to the
     checkpoint. Once training has begun, only what Lightning's callbacks and torch's optimizers raise is taken for a
-    setting's fault.
+    setting's fault, and whatever happens in torch's optimizers in the very first step.
 
     Args:
         config: All settings of a command.
@@ -146,11 +146,11 @@ def answered(
         if cause.__traceback__ is None or _is_users(frames[-1]):
             raise
         has_begun = beginning is not None and beginning.has_begun
-        goes_on_wrongly = checkpoint is not None and beginning is not None and beginning.cannot_step(cause)
-        if has_begun and not goes_on_wrongly and not _is_of_settings(cause):
+        cannot_step = beginning is not None and beginning.cannot_step(cause)
+        if has_begun and not cannot_step and not _is_of_settings(cause):
             raise
         is_restoring = any(frame.f_globals.get("__name__") == checkpoint_connector.__name__ for frame in frames)
-        if checkpoint is not None and (is_restoring or goes_on_wrongly):
+        if checkpoint is not None and (is_restoring or cannot_step):
             raise SettingError(
                 f"ckpt_path {checkpoint!r} can't be restored: {_sentence(cause, always=True)}"
             ) from error
@@ -204,40 +204,39 @@ def _sentence(error: BaseException, *, always: bool = False) -> str:
 
 
 def _setting(config: Mapping[str, Any], frames: list[FrameType], message: str) -> str:
-    """Returns the setting that caused an exception: the object being created, and its argument if exactly one fits.
+    """Returns the setting that caused an exception: the object that acted, and its argument if exactly one fits.
 
-    Without such an object it is the setting itself if there is no other.
+    Objects that nobody configured, such as the callbacks that Lightning adds, aren't named. Without an object it is the
+    setting itself if there is no other.
     """
-    objects = dict(_objects(config))
+    objects = list(_objects(config))
     for frame in reversed(frames):
         made = frame.f_locals.get("self")
-        found = [path for path, entry in objects.items() if made is not None and _is_made(frame, made, entry)]
-        if found:
-            path = found[0]
-            arguments = objects[path].get("init_args") or {}
-            break
+        path, entry = next(((path, entry) for path, entry in objects if _is_of(made, entry)), ("", {}))
+        arguments = entry.get("init_args") or {}
         section = next((name for name, kind in SECTIONS.items() if isinstance(made, kind)), None)
-        if frame.f_code.co_name == "__init__" and section is not None:
+        if not path and section is not None and (frame.f_code.co_name == "__init__" or isinstance(made, Callback)):
             path, arguments = section, config.get(section) or {}
+        if path:
             break
     else:
-        acting = [frame.f_locals.get("self") for frame in frames if not _is_within(frame, _OURS)]
-        acting = [callback for callback in acting if isinstance(callback, Callback)]
-        if acting:
-            return f"{type(acting[-1]).__name__} (trainer.callbacks)"
         return ", ".join(f"{name} is {shown(value)}" for name, value in config.items()) if len(config) == 1 else ""
     words = set(re.findall(r"[\w.+-]+", message))
     named = [name for name in arguments if name in words]
     meant = named or [name for name, value in arguments.items() if value not in (None, "") and str(value) in words]
-    return f"{path}.{meant[0]} is {shown(arguments[meant[0]])}" if len(meant) == 1 else path
+    if len(meant) == 1:
+        return f"{path}.{meant[0]} is {shown(arguments[meant[0]])}"
+    is_one_of_several = sum(other == path for other, _ in objects) > 1
+    return f"{type(made).__name__} ({path})" if is_one_of_several else path
 
 
-def _is_made(frame: FrameType, made: Any, entry: Mapping[str, Any]) -> bool:
+def _is_of(made: Any, entry: Mapping[str, Any]) -> bool:
+    """Whether an object is the one that an entry with a ``class_path`` configures."""
     try:
         kind = pkgutil.resolve_name(entry["class_path"])
     except (ImportError, AttributeError, ValueError):
         return False
-    return frame.f_code.co_name == "__init__" and isinstance(kind, type) and isinstance(made, kind)
+    return isinstance(kind, type) and isinstance(made, kind)
 
 
 def _objects(config: Any, path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
