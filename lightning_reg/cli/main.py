@@ -5,10 +5,11 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from lightning_reg.settings import SettingError, first_in_chain
+from lightning_reg.settings import SettingError, check_choice, first_in_chain
 
 __all__ = ["main"]
 
+_RUNS = ("fit", "validate", "test", "predict")
 _COMMANDS = ("configs", "search", "soup", "study")  # besides LightningCLI's: a function in a module of its name
 
 
@@ -35,6 +36,8 @@ def main(args: Sequence[str] | None = None) -> int:
     # Lightning still uses torch's old pytree name on newer torch.
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", category=FutureWarning)
     try:
+        if not words[0].startswith("-"):
+            check_choice("command", words[0], [*_RUNS, *_COMMANDS])
         # Imported late, so that the overview appears at once and Ctrl-C never prints a traceback.
         if words[0] in _COMMANDS:
             module = importlib.import_module(f"lightning_reg.cli.{words[0]}")

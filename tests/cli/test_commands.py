@@ -12,7 +12,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_reg.cli import main
-from tests.cli.helpers import MLP_CONFIG, SHORT, run
+from tests.cli.helpers import MLP_CONFIG, SHORT, run, status
 from tests.conftest import REPOSITORY
 
 
@@ -168,3 +168,11 @@ def test_no_epoch_at_all_ends_with_the_table(capsys):
 def test_fast_dev_run_writes_nothing():
     assert run("fit", "--trainer.fast_dev_run", "true") == 0
     assert not Path("runs").exists()
+
+
+def test_misspelled_command_is_told_from_all_of_them(capsys):
+    assert status("studie", "dropout") == 2
+    assert capsys.readouterr().err == (
+        "error: command must be one of fit, validate, test, predict, configs, search, soup, study, but is 'studie'; "
+        "did you mean 'study'?\n"
+    )
