@@ -176,3 +176,9 @@ def test_misspelled_command_is_told_from_all_of_them(capsys):
         "error: command must be one of fit, validate, test, predict, configs, search, soup, study, but is 'studie'; "
         "did you mean 'study'?\n"
     )
+
+
+@pytest.mark.parametrize("words", [["fit"], ["test"], ["soup", "a.ckpt", "b.ckpt"]], ids=lambda words: words[0])
+def test_missing_model_is_named_as_it_is_given(words, capsys):
+    assert status(*words) == 2
+    assert capsys.readouterr().err == "error: model is missing\n"

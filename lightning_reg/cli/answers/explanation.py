@@ -134,7 +134,7 @@ def _about_names(message: str, path: str, owner: Any, options: Iterable[str]) ->
     """Explains a message about arguments that are missing or unknown; None if it is about something else."""
     required, unknown = _REQUIRED.search(message), _UNKNOWN.search(message)
     if required:
-        names = [name.removeprefix("fit.") for name in required[1].split(", ")]
+        names = [re.sub(r"^(fit|validate|test|predict)\.", "", name) for name in required[1].split(", ")]
         missing = " and ".join(f"{path}.{name}" if path else name for name in names)
         return f"{missing}{_of_class(owner)} {'is' if len(names) == 1 else 'are'} missing"
     if unknown is None:
