@@ -1,10 +1,14 @@
 """Mixup of hidden states, in a layer that each batch draws."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.pytorch import Callback
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_reg.callbacks import AdversarialTraining, ManifoldMixup, SharpnessAwareMinimization
 from lightning_reg.core.streams import random_stream
@@ -176,6 +180,44 @@ def test_a_batch_that_is_skipped_leaves_validation_alone():
         trainer.fit(Skips(), loader(), loader())
         shown.append(trainer.callback_metrics["val_loss"])
     assert torch.equal(*shown)
+
+
+class ReadsTokens(SomebodysModule):
+    """Its inputs are whole numbers, which nothing can be mixed into."""
+
+    validation_step = None
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.network = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(12, 3))
+        self.losses = []
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        self.losses.append(loss.detach())
+        return loss
+
+
+def test_hidden_states_of_tokens_are_mixed():
+    generator = torch.Generator().manual_seed(1)
+    tokens, labels = torch.randint(9, (6, 3), generator=generator), torch.tensor([0, 1, 2, 2, 1, 0])
+    module, callback = ReadsTokens(), ManifoldMixup(layers=("network.1",), include_input=False, seed=3)
+    network, weights = copy.deepcopy(module.network), []
+
+    class Notes(Callback):
+        def on_train_batch_end(self, *args):
+            weights.append(callback.current.minor_weight)
+
+    quiet_trainer(callback, Notes()).fit(module, DataLoader(TensorDataset(tokens, labels), 6))
+    hidden = network[:2](tokens)
+    logits = network[2](with_the_one_before(hidden, float(weights[0])))
+    ends = F.cross_entropy(logits, labels), F.cross_entropy(logits, labels.roll(1))
+    torch.testing.assert_close(module.losses[0], torch.lerp(*ends, weights[0]).detach())
+    with pytest.raises(SettingError, match=r"include_input must be False where inputs can't be mixed, .* torch\.int64"):
+        quiet_trainer(ManifoldMixup(layers=("network.1",))).fit(
+            ReadsTokens(), DataLoader(TensorDataset(tokens, labels), 6)
+        )
 
 
 @pytest.mark.parametrize("types", ["Tanh", "torch.nn.Tanh", nn.Tanh])

@@ -177,7 +177,7 @@ class MixingSession(Session[BatchMixing]):
                 f"{tuple(inputs.shape)} and targets of shape {tuple(targets.shape)}"
             )
         self.has_partners = bool(self.has_partners) or len(inputs) > 1
-        self.current = draw = mixing.mix.drawn(inputs, stream=self._stream())
+        self.current = draw = self._drawn(inputs)
         is_pasted = mixing.mix.pastes_into(targets, inputs, draw)
         minor_weight = None
         if draw is not None:
@@ -203,6 +203,9 @@ class MixingSession(Session[BatchMixing]):
         targets = draw.change(targets) if is_pasted else targets.view_as(targets)
         parts = [(self.technique.input_key, self._changed(inputs, draw)), (self.technique.target_key, targets)]
         return with_parts(batch, parts), targets, None if is_pasted else draw.minor_weight
+
+    def _drawn(self, inputs: Tensor) -> Draw | None:
+        return self.technique.mix.drawn(inputs, stream=self._stream())
 
     def _changed(self, inputs: Tensor, draw: Draw) -> Tensor:
         """Returns the inputs for the training step."""

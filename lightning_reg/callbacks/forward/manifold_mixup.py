@@ -140,6 +140,17 @@ class ManifoldSession(MixingSession):
             run.until_end(add_forward_hook(module, partial(self.mixed, index)))
 
     @override
+    def _drawn(self, inputs: Tensor) -> Draw | None:
+        if not self.technique.include_input:
+            # Inputs that stay as they are may be anything, such as tokens.
+            return super()._drawn(inputs.new_empty(len(inputs), dtype=torch.float32))
+        if not inputs.is_floating_point():
+            raise SettingError(
+                f"include_input must be False where inputs can't be mixed, as those of this batch, of {inputs.dtype}"
+            )
+        return super()._drawn(inputs)
+
+    @override
     def _changed(self, inputs: Tensor, draw: Draw) -> Tensor:
         first = -1 if self.technique.include_input else 0
         place = self._stream(" layer").randrange(first, len(self.layers))
