@@ -39,7 +39,7 @@ from lightning_reg.cli.runs import (
 )
 from lightning_reg.core.lightning import callbacks_of
 from lightning_reg.core.messages import quiet
-from lightning_reg.core.metric_names import higher_is_better, lower_is_better, short_name
+from lightning_reg.core.metric_names import higher_is_better, lower_is_better, short_names
 from lightning_reg.core.technique import Technique
 from lightning_reg.data import InMemoryData
 from lightning_reg.models import Supervised
@@ -279,7 +279,7 @@ class RegularizationCLI(LightningCLI):
             results = self.trainer.test(**settings)
             log_dir = self.trainer.log_dir  # on every rank: they agree on it
             if results and self.trainer.is_global_zero:
-                metrics = {short_name(name): float(value) for name, value in results[0].items()}
+                metrics = {short: float(results[0][name]) for name, short in short_names(results[0]).items()}
                 write_figures(self.trainer, log_dir, {"test": metrics})
 
     def predict(self, **settings: Any) -> None:

@@ -1,8 +1,9 @@
 """Properties of a metric that follow from its name."""
 
 import re
+from collections.abc import Iterable
 
-__all__ = ["higher_is_better", "is_accuracy", "lower_is_better", "short_name"]
+__all__ = ["higher_is_better", "is_accuracy", "lower_is_better", "short_name", "short_names"]
 
 _SPLIT = re.compile(r"^(train|training|val|valid|validation|test)[/_]")
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+|@")
@@ -44,6 +45,31 @@ def short_name(name: str) -> str:
     ('loss', 'acc', 'f1')
     """
     return _SPLIT.sub("", name)
+
+
+def short_names(names: Iterable[str]) -> dict[str, str]:
+    """Returns the short name of each metric; those that only their split tells apart are numbered.
+
+    The metric of an evaluation comes first, and that of training last, which an evaluation has where it calls the
+    training step.
+
+    >>> short_names(["train_loss", "loss", "val_loss", "val_acc"])
+    {'train_loss': 'loss_3', 'loss': 'loss_2', 'val_loss': 'loss', 'val_acc': 'acc'}
+    """
+    given, taken = list(names), dict[str, str]()
+
+    def place(name: str) -> int:
+        split = _SPLIT.match(name)
+        return 1 if split is None else 2 * split[1].startswith("train")
+
+    for name in sorted(given, key=place):
+        short, number = short_name(name), 1
+        while short in taken:
+            number += 1
+            short = f"{short_name(name)}_{number}"
+        taken[short] = name
+    shorts = {name: short for short, name in taken.items()}
+    return {name: shorts[name] for name in given}
 
 
 def _words(name: str) -> str:

@@ -18,7 +18,7 @@ from torchmetrics import Metric, SumMetric
 
 from lightning_reg.core.copies.isolation import isolated
 from lightning_reg.core.lightning import prepared
-from lightning_reg.core.metric_names import lower_is_better, short_name
+from lightning_reg.core.metric_names import lower_is_better, short_names
 from lightning_reg.core.streams import random_stream
 from lightning_reg.monitors.clean_samples import are_alike, is_drawn_anew, without_augmentation
 from lightning_reg.monitors.drawn_indices import drawn_indices, list_size, within_batches
@@ -290,7 +290,6 @@ class _Record:
                 self._add(str(name), value, None, "mean")
 
     def _add(self, name: str, value: Any, batch_size: int | None, how: str) -> None:
-        name = short_name(name)
         if isinstance(value, Metric):
             self._metrics[name] = value
         elif isinstance(value, (Tensor, Number)):
@@ -315,6 +314,12 @@ class _Record:
                 lower[name] = lower_is_better(name) if better is None else not better
         sums = {name for name, value in self._values.items() if value.how == "sum"}
         sums |= {name for name, metric in self._metrics.items() if _is_sum(metric)}
+        shorts = short_names(values)
         device = next(iter(values.values())).device if values else None
         numbers = torch.stack([value.to(device) for value in values.values()]).tolist() if values else []
-        return Measured(dict(zip(values, numbers, strict=True)), lower, sums, self.samples * trainer.world_size)
+        return Measured(
+            dict(zip(shorts.values(), numbers, strict=True)),
+            {shorts[name]: better for name, better in lower.items()},
+            {shorts[name] for name in sums & shorts.keys()},
+            self.samples * trainer.world_size,
+        )

@@ -55,7 +55,8 @@ class GeneralizationGap(Technique):
     Logs:
         ``gap/loss`` and ``gap/<metric>``, how much worse validation is; ``gap/train_loss``, ``gap/val_loss`` and so on,
         what was measured; ``gap/curves``, an image of both with the best epoch and the end marked; ``gap/signals``, the
-        signs as text. Several such callbacks log under ``gap_1/`` and so on.
+        signs as text. Several such callbacks log under ``gap_1/`` and so on. Metrics that only their split tells apart,
+        such as ``val_loss`` and ``loss``, are numbered: ``gap/loss`` and ``gap/loss_2``.
 
     Interacts with: augmentation in a data set: where the training data set, or one within it, is of the class of a
     validation data set, a copy of it gets the transforms of that; what validation has no counterpart of, such as a

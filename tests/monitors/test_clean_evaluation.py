@@ -38,6 +38,19 @@ def test_objects_that_add_up_are_compared_where_there_are_equally_many(equally_m
         assert logged[f"gap/val_{name}"] == pytest.approx(logged[f"val_{name}"].item(), rel=1e-5)
 
 
+class LogsTwoLosses(Reduces):
+    def validation_step(self, batch, batch_idx):
+        loss = F.cross_entropy(self.net(batch[0]), batch[1])
+        self.log_dict({"train_loss": loss + 2, "loss": loss + 1, "val_loss": loss})
+
+
+def test_metrics_that_only_their_split_tells_apart_are_not_one():
+    _, trainer = fit(GeneralizationGap(verbose=False), module=LogsTwoLosses())
+    logged = trainer.callback_metrics
+    for name, measured in {"val_loss": "loss", "loss": "loss_2", "train_loss": "loss_3"}.items():
+        assert logged[f"gap/val_{measured}"] == pytest.approx(logged[name].item(), rel=1e-5)
+
+
 class SaysHowMany(Reduces):
     def validation_step(self, batch, batch_idx):
         losses = F.cross_entropy(self.net(batch[0]), batch[1])

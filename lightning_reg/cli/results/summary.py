@@ -20,7 +20,7 @@ from lightning_reg.cli.results.figures import write_figures
 from lightning_reg.cli.runs import run_folders
 from lightning_reg.core.lightning import callbacks_of, twins
 from lightning_reg.core.messages import quiet, without_loggers
-from lightning_reg.core.metric_names import is_accuracy, lower_is_better, short_name
+from lightning_reg.core.metric_names import is_accuracy, lower_is_better, short_names
 from lightning_reg.core.tensorboard import log_final_metrics
 from lightning_reg.data import InMemoryData
 from lightning_reg.files import read_checkpoint
@@ -158,7 +158,7 @@ class TrainingPart(LightningDataModule):
 
 def _short_names(metrics: Mapping[str, float]) -> Metrics:
     """Removes the split from metric names: ``val/loss`` and ``val_loss`` both become ``loss``."""
-    return {short_name(name): float(value) for name, value in metrics.items()}
+    return {short: float(metrics[name]) for name, short in short_names(metrics).items()}
 
 
 def metric_lines(results: Mapping[str, Metrics]) -> list[str]:
