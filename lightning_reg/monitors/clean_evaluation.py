@@ -129,9 +129,10 @@ def _first(loaders: Any) -> Any:
 def _checked(loader: Any, which: str) -> Loader:
     dataset = getattr(loader, "dataset", None)
     if not isinstance(loader, DataLoader) or isinstance(dataset, IterableDataset) or not isinstance(dataset, Sized):
+        over = "" if dataset is None else f" over {type(dataset).__name__}"
         raise SettingError(
-            f"the {which} loader must be a DataLoader over a data set with a length for GeneralizationGap, but is "
-            f"{type(loader).__name__} over {type(dataset).__name__}; or give the data module a method "
+            f"the {which} loader must be a DataLoader over a data set with a length and an index for "
+            f"GeneralizationGap, but is {type(loader).__name__}{over}; or give the data module a method "
             "evaluation_dataloader(split) that returns one for 'train' and 'val'"
         )
     return loader

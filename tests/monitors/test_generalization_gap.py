@@ -196,6 +196,11 @@ class Stream(IterableDataset):
         return iter(samples())
 
 
+class StreamWithLength(Stream):
+    def __len__(self):
+        return len(samples())
+
+
 @pytest.mark.parametrize(
     ("make", "settings", "message"),
     [
@@ -212,6 +217,19 @@ class Stream(IterableDataset):
             {"data": {"train_dataloaders": DataLoader(Stream(), 16), "val_dataloaders": loaders()[1]}},
             "training loader must be a DataLoader over a data set with a length .* DataLoader over Stream",
             id="a stream",
+        ),
+        pytest.param(
+            Somebodys,
+            {"data": {"train_dataloaders": DataLoader(StreamWithLength(), 16), "val_dataloaders": loaders()[1]}},
+            "with a length and an index for GeneralizationGap, but is DataLoader over StreamWithLength;",
+            id="a stream with a length",
+            marks=pytest.mark.filterwarnings("ignore:Your `IterableDataset` has `__len__` defined"),
+        ),
+        pytest.param(
+            Somebodys,
+            {"data": {"train_dataloaders": {"a": loaders()[0]}, "val_dataloaders": loaders()[1]}},
+            "for GeneralizationGap, but is dict;",
+            id="several training loaders",
         ),
         pytest.param(
             Somebodys,
