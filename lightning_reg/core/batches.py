@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 from lightning_reg.settings import SettingError
 
 __all__ = [
+    "MISFITS",
     "Key",
     "check_key",
     "dense_part_of",
@@ -22,12 +23,16 @@ __all__ = [
     "look_at",
     "number_of_rows",
     "part_of",
+    "reason_of",
     "repeated",
     "rows_of",
     "step_with_repeated",
     "whole_parts",
     "with_parts",
 ]
+
+MISFITS = (RuntimeError, ValueError, IndexError, AssertionError)
+"""What networks raise where they are handed a batch that they can't take."""
 
 Key = int | str | tuple[Callable[[Any], Tensor], Callable[[Any, Tensor], Any]]
 """Position of a part in a batch: an index, a name, or a getter and a setter, which returns a batch with a new part."""
@@ -196,6 +201,12 @@ def repeated(batch: Any, times: int, *, technique: str) -> Any:
     return _with_rows(batch, count, lambda tensor: torch.cat([tensor] * times), lambda values: values * times)
 
 
+def reason_of(error: Exception) -> str:
+    """Returns an error's class and the first line of what it says, if it says anything; a bare assertion doesn't."""
+    line = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {line}" if line else type(error).__name__
+
+
 def step_with_repeated(
     training_step: Callable[..., Any], batch: Any, *, times: int, technique: str
 ) -> Callable[..., Any]:
@@ -221,11 +232,11 @@ def step_with_repeated(
     def step(larger: Any, *args: Any, **kwargs: Any) -> Any:
         try:
             return training_step(larger, *args, **kwargs)
-        except (RuntimeError, ValueError, IndexError) as error:
+        except MISFITS as error:
             is_other = isinstance(error, SettingError) or is_oom_error(error)
             if is_other or not takes_it_once(*args, **kwargs):
                 raise
-            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            reason = reason_of(error)
             if whole := whole_parts(batch):
                 raise SettingError(
                     f"the batch must be made of tensors that have one row a sample, so that {technique} can repeat "

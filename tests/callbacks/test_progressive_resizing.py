@@ -1,5 +1,7 @@
 """Images that grow over training."""
 
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -85,6 +87,19 @@ class Pools(SomebodysModule):
         super().validation_step(batch, batch_idx)
 
 
+class Asserts(nn.Module):
+    """Takes 8 × 8 pixels alone, and says so or doesn't."""
+
+    def __init__(self, *words):
+        super().__init__()
+        self.words = words
+
+    def forward(self, maps):
+        if maps.shape[2:] != (8, 8):
+            raise AssertionError(*self.words)
+        return maps.mean((2, 3))
+
+
 def images(**settings):
     return DataLoader(TensorDataset(torch.rand(8, 1, 8, 8, **settings), torch.arange(8) % 3), batch_size=8)
 
@@ -125,6 +140,14 @@ def test_what_has_no_sizes_is_refused_at_the_first_batch(head, loader, settings,
     trainer = quiet_trainer(ProgressiveResizing(), limit_val_batches=0, log_every_n_steps=1, **settings)
     with pytest.raises(SettingError, match=message):
         trainer.fit(Pools(head), loader(), loader())
+
+
+@pytest.mark.parametrize("words", [("Input height (4) doesn't match model (8).",), ()])
+def test_a_network_that_asserts_its_size_is_refused_in_a_sentence(words):
+    trainer = quiet_trainer(ProgressiveResizing(), max_epochs=2)
+    message = ": ".join(("and of 4 × 4 it fails with AssertionError", *words))
+    with pytest.raises(SettingError, match=re.escape(message)):
+        trainer.fit(Pools((Asserts(*words), nn.Linear(4, 3))), images(), images())
 
 
 @pytest.mark.parametrize("settings", [{"multiple_of": 8}, {"multiple_of": 4, "start": 0.8}, {"start": 0.95}])

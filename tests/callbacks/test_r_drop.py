@@ -178,6 +178,12 @@ def test_a_step_that_takes_batches_of_one_size_alone_is_refused_and_other_failur
         def training_step(self, batch, batch_idx):
             raise ValueError(f"no batch of {len(batch[0])}")
 
+    class Asserts(SomebodysModule):
+        def training_step(self, batch, batch_idx):
+            if len(batch[0]) != 8:
+                raise AssertionError
+            return super().training_step(batch, batch_idx)
+
     def images():
         return DataLoader(TensorDataset(torch.rand(16, 6), torch.arange(16) % 3), batch_size=8)
 
@@ -186,6 +192,8 @@ def test_a_step_that_takes_batches_of_one_size_alone_is_refused_and_other_failur
 
     with pytest.raises(SettingError, match=r"must take batches of any size with \w+, .* RuntimeError: The size of"):
         fit(OneSize(prepare=uneven))
+    with pytest.raises(SettingError, match=r"fails with such a batch alone: AssertionError$"):
+        fit(Asserts(prepare=uneven))
     with pytest.raises(torch.OutOfMemoryError):
         fit(NeedsMemory(prepare=uneven))
     with pytest.raises(ValueError, match="no batch of 16"):

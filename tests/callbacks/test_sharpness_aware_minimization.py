@@ -444,6 +444,23 @@ def test_a_step_that_fails_on_a_part_of_the_samples_is_refused():
         quiet_trainer(SharpnessAwareMinimization(fraction=0.5)).fit(Carries(), loader())
 
 
+class AssertsSize(Theirs):
+    """Takes whole batches alone."""
+
+    size = 0
+
+    def training_step(self, batch, batch_idx):
+        self.size = self.size or len(batch[0])
+        if len(batch[0]) != self.size:
+            raise AssertionError
+        return F.cross_entropy(self.network(batch[0]), batch[1])
+
+
+def test_a_step_that_asserts_the_size_of_its_batch_is_refused():
+    with pytest.raises(SettingError, match=r"fails on a part of its batch's samples, .*: AssertionError$"):
+        quiet_trainer(SharpnessAwareMinimization(fraction=0.5)).fit(AssertsSize(), loader())
+
+
 class Plain(Theirs):
     """Has a batch that AUROC might have nothing to say of."""
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from typing_extensions import override
 
-from lightning_reg.core.batches import Key, check_key, dense_part_of, with_parts
+from lightning_reg.core.batches import MISFITS, Key, check_key, dense_part_of, reason_of, with_parts
 from lightning_reg.core.facts import Linear, Place
 from lightning_reg.core.lightning import logs_now, planned_epochs
 from lightning_reg.core.session import Session
@@ -130,13 +130,13 @@ class ResizingSession(Session[ProgressiveResizing]):
         batch = with_parts(batch, [(technique.input_key, resized(images, sides))])
         try:
             output = training_step(batch, *args[1:], **kwargs) if args else training_step(**{**kwargs, "batch": batch})
-        except (RuntimeError, ValueError) as error:
+        except MISFITS as error:
             if self.is_checked or isinstance(error, (torch.OutOfMemoryError, SettingError)):
                 raise
             raise SettingError(
                 "start must be 1 where the network takes images of one size alone, and multiple_of the factor by which "
                 f"it shrinks them where it enlarges them again: it was trained on {full[0]} × {full[1]}, and of "
-                f"{sides[0]} × {sides[1]} it says {str(error).splitlines()[0]}"
+                f"{sides[0]} × {sides[1]} it fails with {reason_of(error)}"
             ) from error
         self.is_checked = True
         return output

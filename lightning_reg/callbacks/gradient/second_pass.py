@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from lightning_reg.callbacks.batch.loss_shares import LossShares, refuse_mean_beside_sum
 from lightning_reg.callbacks.batch.weighted_losses import LOSSES, settings_of
-from lightning_reg.core.batches import number_of_rows, rows_of, whole_parts
+from lightning_reg.core.batches import MISFITS, number_of_rows, reason_of, rows_of, whole_parts
 from lightning_reg.core.copies.repetition import FirstPass, Repetition, loss_of
 from lightning_reg.core.lightning import callbacks_of, is_overridden, scaler_scale, without_gradient_sync
 from lightning_reg.core.step import Run
@@ -147,10 +147,10 @@ class SecondPass:
             shares = stack.enter_context(LossShares()) if self._is_sum is None else None
             try:
                 loss = loss_of(training_step(rows_of(batch, part.rows), *others))
-            except (RuntimeError, ValueError, IndexError) as error:
+            except MISFITS as error:
                 if isinstance(error, SettingError | torch.OutOfMemoryError):
                     raise
-                reason = " ".join(str(error).split())
+                reason = reason_of(error)
                 if whole := whole_parts(batch):
                     raise SettingError(
                         f"fraction must be 1 where a batch has {whole}, of which no part can be run again: "
