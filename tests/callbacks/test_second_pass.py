@@ -17,8 +17,10 @@ import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.nn.utils import parameters_to_vector
+from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 from torchmetrics import MeanMetric
+from torchvision import tv_tensors
 
 from lightning_reg.callbacks import AdversarialTraining, SharpnessAwareMinimization
 from lightning_reg.settings import SettingError
@@ -461,3 +463,37 @@ def test_an_iterator_of_the_steps_own_that_ends_is_named_as_well():
     module.scales = (scale for scale in (1.0,))
     with pytest.raises(SettingError, match="an iterator, of the batch or of its own, has nothing left"):
         fitted(module, SharpnessAwareMinimization())
+
+
+class OfMasks(LightningModule):
+    """Learns masks from images."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.network = nn.Conv2d(1, 1, 3, padding=1)
+
+    def training_step(self, batch, batch_idx):
+        return F.mse_loss(self.network(batch["image"]), batch["mask"])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: SharpnessAwareMinimization(rho=0.1), lambda: AdversarialTraining(eps=0.1, input_key="image")]
+)
+def test_images_and_masks_of_torchvision_are_put_back_as_plain_tensors_are(make):
+    def fit(image, mask):
+        torch.manual_seed(0)
+        rows = [{"image": one, "mask": one.round()} for one in torch.rand(8, 1, 4, 4)]
+
+        def batch(samples):
+            pair = default_collate(samples)
+            return {"image": image(pair["image"]), "mask": mask(pair["mask"])}
+
+        module = OfMasks()
+        quiet_trainer(make()).fit(module, DataLoader(rows, batch_size=4, collate_fn=batch))
+        return parameters_to_vector(module.parameters())
+
+    assert torch.equal(fit(tv_tensors.Image, tv_tensors.Mask), fit(torch.clone, torch.clone))

@@ -298,7 +298,8 @@ def _write(copies: Iterable[Copied], *, silently: bool) -> None:
         to.append(memory)
         of.append(local(copied.copy))
     if to:
-        torch._foreach_copy_(to, of)
+        with torch._C.DisableTorchFunction():  # which subclasses such as torchvision's don't know of a mixed list
+            torch._foreach_copy_(to, of)
 
 
 def mark(tensor: Tensor) -> tuple[int, int]:
