@@ -78,18 +78,23 @@ class TokenInsertion(Insertion):
 
     def _mask(self, name: str, value: Tensor, tokens: Tensor) -> Tensor | None:
         """Returns an argument as a mask (N, T) if it is a mask of tokens, else None."""
+        samples, length = tokens.shape[:2]
+        if "bias" in name and value.ndim > 2 and length in value.shape[-2:]:  # such as one of positions
+            raise self._of_pairs(name, value)
         if "mask" not in name and value.dtype != torch.bool:
             return None
-        samples, length = tokens.shape[:2]
         is_of_pairs = samples == length and "padding" not in name  # (T, T), or (N, T)
         if value.ndim > 1 and value.shape[0] == samples and value.numel() == samples * length and not is_of_pairs:
             return value.reshape(samples, length)
         if length in value.shape[-2:]:
-            raise SettingError(
-                f"include must name modules that take no mask of pairs of tokens, but {self.name} takes "
-                f"{name or 'one'} of the shape {tuple(value.shape)}"
-            )
+            raise self._of_pairs(name, value)
         return None
+
+    def _of_pairs(self, name: str, value: Tensor) -> SettingError:
+        return SettingError(
+            f"include must name modules that take no {'bias' if 'bias' in name else 'mask'} of pairs of tokens, but "
+            f"{self.name} takes {name or 'one'} of the shape {tuple(value.shape)}"
+        )
 
 
 def _as_truth(padding: Tensor) -> Tensor:

@@ -134,6 +134,29 @@ def test_a_mask_of_pairs_is_refused(mask, samples):
         read(callback, words, mask=mask)
 
 
+class Biased(nn.Module):
+    """Attention with a bias of positions, as T5 hands it from block to block."""
+
+    def forward(self, tokens, position_bias):
+        return (tokens @ tokens.mT + position_bias[:, 0]).softmax(2) @ tokens
+
+
+class HandsOn(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention, self.head = Biased(), nn.Linear(4, 3)
+
+    def forward(self, tokens):
+        return self.head(self.attention(tokens, torch.zeros(1, 1, tokens.shape[1], tokens.shape[1]))[:, 0])
+
+
+def test_a_bias_of_pairs_is_refused():
+    module = Somebodys(HandsOn)
+    data = DataLoader(TensorDataset(torch.rand(6, 5, 4), torch.arange(6) % 3), batch_size=3)
+    with pytest.raises(SettingError, match=r"no bias of pairs of tokens, but net.attention takes position_bias of the"):
+        quiet_trainer(InsertTokenDropout(include=("net.attention",)), max_epochs=1).fit(module, data)
+
+
 @pytest.mark.parametrize(
     ("settings", "reader", "message"),
     [
