@@ -1,6 +1,7 @@
 """Changing layers of somebody else's network: where it is done, what checkpoints hold, what is refused."""
 
 import logging
+import re
 
 import pytest
 import torch
@@ -251,3 +252,20 @@ def test_bad_input_is_refused(make, attach, message):
         fit(None, attach(), module=module)
     assert not {"setup", "configure_model"} & set(vars(module))
     assert not any(submodule._forward_hooks or is_parametrized(submodule) for submodule in module.modules())
+
+
+class Linear(nn.Module):
+    """A layer of somebody's that shares no more than the name with torch's."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(3, 6))
+
+    def forward(self, inputs):
+        return inputs @ self.weight.mT
+
+
+def test_a_class_that_shares_its_name_with_a_suited_one_is_told_in_full():
+    message = rf"must choose modules of type Linear, Conv1d, Conv2d, Conv3d, but chooses {re.escape(__name__)}\.Linear$"
+    with pytest.raises(SettingError, match=message):
+        fit(Linear, InsertDropConnect(p=0.5))

@@ -95,17 +95,22 @@ class Surgery(Technique):
         chosen = select_modules(pl_module, include=self.include, exclude=self.exclude, types=self.types)
         suited = {name: module for name, module in chosen.items() if self.suits(module)}
         if not suited:
-            kinds = sorted({type(module).__name__ for module in chosen.values()})
-            raise SettingError(f"include must choose modules of type {self.suited}, but chooses {', '.join(kinds)}")
+            kinds = self._kinds(chosen.values())
+            raise SettingError(f"include must choose modules of type {self.suited}, but chooses {kinds}")
         for pattern in self.include:
             matching = select_names(list(chosen), include=(pattern,), exclude=(), kind="module")
             if not any(name in suited for name in matching):
-                kinds = sorted({type(chosen[name]).__name__ for name in matching})
                 raise SettingError(
                     f"include pattern {pattern!r} must choose modules of type {self.suited}, but chooses "
-                    + ", ".join(kinds)
+                    + self._kinds(chosen[name] for name in matching)
                 )
         return suited
+
+    def _kinds(self, modules: Iterable[nn.Module]) -> str:
+        """Returns the modules' classes; one that merely shares its name with a suited one, such as Linear, in full."""
+        names = self.suited.split(", ")
+        kinds = {type(module) for module in modules}
+        return ", ".join(sorted(f"{kind.__module__}." * (kind.__name__ in names) + kind.__name__ for kind in kinds))
 
     def suits(self, module: nn.Module) -> bool:
         """Whether the technique knows what to do with a module that the settings choose."""
