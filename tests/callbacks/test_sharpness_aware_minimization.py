@@ -73,6 +73,11 @@ class Theirs(LightningModule):
     every: list
 
 
+@pytest.fixture(autouse=True)
+def _nothing_is_counted_yet():
+    Theirs.every = []
+
+
 def fitted(module, *callbacks, train=loader, **settings):
     Theirs.every = []
     sam = SharpnessAwareMinimization(rho=RHO)

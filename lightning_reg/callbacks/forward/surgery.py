@@ -108,9 +108,12 @@ class Surgery(Technique):
 
     def _kinds(self, modules: Iterable[nn.Module]) -> str:
         """Returns the modules' classes; one that merely shares its name with a suited one, such as Linear, in full."""
-        names = self.suited.split(", ")
-        kinds = {type(module) for module in modules}
-        return ", ".join(sorted(f"{kind.__module__}." * (kind.__name__ in names) + kind.__name__ for kind in kinds))
+        suited = self.suited.split(", ")
+        names = {
+            f"{type(module).__module__}.{name}" if (name := type(module).__name__) in suited else name
+            for module in modules
+        }
+        return ", ".join(sorted(names))
 
     def suits(self, module: nn.Module) -> bool:
         """Whether the technique knows what to do with a module that the settings choose."""
