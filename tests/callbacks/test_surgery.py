@@ -135,6 +135,23 @@ def test_dropped_weights_and_reparametrized_ones_are_refused_in_either_order():
             fit(sequential, *callbacks)
 
 
+def test_spectral_normalization_refuses_weights_that_are_all_zero_unless_a_checkpoint_brings_others(tmp_path):
+    def zeroed():
+        net = sequential()
+        nn.init.zeros_(net[-1].weight)
+        return net
+
+    with pytest.raises(SettingError, match=r"exclude must name net\.\d+, whose weights are all 0"):
+        fit(zeroed, SpectralNormalization())
+    _, trainer = fit(sequential, SpectralNormalization())
+    trainer.save_checkpoint(tmp_path / "trained.ckpt")
+    module = Somebodys(zeroed)
+    quiet_trainer(SpectralNormalization(), max_epochs=trainer.current_epoch + 1).fit(
+        module, loader(), ckpt_path=tmp_path / "trained.ckpt"
+    )
+    assert all(value.isfinite().all() for value in module.state_dict().values())
+
+
 @pytest.mark.parametrize("technique", [SpectralNormalization(), WeightStandardization()])
 @pytest.mark.parametrize("first", [True, False])
 def test_pruning_of_reparametrized_weights_is_refused_in_either_order(technique, first):

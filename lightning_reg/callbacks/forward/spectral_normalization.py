@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from torch.nn.utils import parametrizations
 from typing_extensions import override
@@ -11,7 +12,7 @@ from lightning_reg.callbacks.forward.reparametrization import reparametrized
 from lightning_reg.callbacks.forward.surgery import Surgery, SurgerySession
 from lightning_reg.core.step import Run
 from lightning_reg.core.streams import base_seed, check_seed, random_stream
-from lightning_reg.settings import check_count, check_range
+from lightning_reg.settings import SettingError, check_count, check_range
 
 __all__ = ["SpectralNormalization"]
 
@@ -45,8 +46,8 @@ class SpectralNormalization(Surgery):
         seed: Seed of the vectors that power iteration starts from; that of ``seed_everything`` where None.
 
     Raises:
-        SettingError: If a setting is out of its range, a pattern matches nothing, a weight has one dimension, or a
-            callback drops weights of the layer or averages copies of the module.
+        SettingError: If a setting is out of its range, a pattern matches nothing, a weight has one dimension or is 0
+            throughout as training begins, or a callback drops weights of the layer or averages copies of the module.
 
     Reference:
         Takeru Miyato et al.: Spectral Normalization for Generative Adversarial Networks, ICLR 2018, arXiv:1802.05957.
@@ -82,6 +83,18 @@ class SpectralNormalization(Surgery):
     def new_session(self, run: Run) -> SurgerySession:
         kind = parametrizations._SpectralNorm
         return reparametrized(self, run, self._register, parametrization=kind, adjective="spectrally normalized")
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_fit_start(trainer, pl_module)
+        # Not at registration: a checkpoint may bring other weights than those that the module was made with.
+        for name, layer in self.selected(pl_module).items():
+            weight = layer.parametrizations.weight.original  # type: ignore[union-attr]
+            if weight.numel() and not weight.any():  # type: ignore[operator]
+                raise SettingError(
+                    f"exclude must name {name}, whose weights are all 0: divided by their largest singular value, "
+                    "which is 0, they would be NaN"
+                )
 
     def _register(self, layer: nn.Module, name: str) -> None:
         # Power iteration starts from vectors of a stream of its own, the same in every process.
