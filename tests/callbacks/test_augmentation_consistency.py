@@ -200,8 +200,8 @@ class OfNoLoss(SomebodysModule):
         (Batches, [], {"normalization": None}, "were normalized by, but they lie in .* rather than"),
         (Batches, [], {"normalization": ((0.5,), (1.0,))}, "but without it they lie in"),
         (Batches, [], {"normalization": ((0.5, 0.5), (1.0, 1.0))}, "a number for each of the 6 channels, but has 2"),
-        (Batches, [RDrop(weight=1.0)], {}, "must not have a RDrop .*: both repeat the batch"),
-        (Batches, [RegMixup()], {}, "must not have a RegMixup .*: both repeat the batch"),
+        (Batches, [RDrop(weight=1.0)], {}, "must not have RDrop .*: both repeat the batch"),
+        (Batches, [RegMixup()], {}, "must not have RegMixup .*: both repeat the batch"),
         (Batches, [BatchMixing(Mixup(per_sample=True))], {}, "per_sample must be False with AugmentationConsistency"),
     ],
 )

@@ -252,5 +252,5 @@ def test_bad_settings_are_refused(settings, message):
 
 
 def test_lightnings_average_beside_it_is_refused():
-    with pytest.raises(SettingError, match="callbacks must not have a EMAWeightAveraging"):
+    with pytest.raises(SettingError, match="callbacks must not have EMAWeightAveraging"):
         fit(ExponentialMovingAverage(), EMAWeightAveraging())

@@ -331,8 +331,8 @@ class Differentiates(Labeled):
         (Differentiates, {}, "an evaluation must not enable gradients"),
         (Labeled, {"max_steps": 5, "max_epochs": -1}, "at least 2 of the 5 optimizer steps to each, but is 3"),
         (Labeled, {"max_epochs": -1}, "must say how long training is"),
-        (Labeled, {"callbacks": [ExponentialMovingAverage()]}, "must not have a ExponentialMovingAverage"),
-        (Labeled, {"callbacks": [SnapshotEnsemble(cycles=2)]}, "must not have a SnapshotEnsemble"),
+        (Labeled, {"callbacks": [ExponentialMovingAverage()]}, "must not have ExponentialMovingAverage"),
+        (Labeled, {"callbacks": [SnapshotEnsemble(cycles=2)]}, "must not have SnapshotEnsemble"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_sentence(make, settings, message):

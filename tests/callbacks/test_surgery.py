@@ -187,7 +187,7 @@ def test_optimizers_over_a_list_from_before_are_pointed_out():
 
 def test_averages_of_the_plain_module_are_refused():
     for callback in (SpectralNormalization(), WeightStandardization()):
-        with pytest.raises(SettingError, match="must not have a StochasticWeightAveraging with"):
+        with pytest.raises(SettingError, match="must not have StochasticWeightAveraging with"):
             fit(sequential, StochasticWeightAveraging(0.1), callback)
 
 

@@ -153,7 +153,7 @@ class Surgery(Technique):
         for callback in callbacks_of(trainer):
             if isinstance(callback, twins(StochasticWeightAveraging, WeightAveraging)):
                 raise SettingError(
-                    f"callbacks must not have a {type(callback).__name__} with {type(self).__name__}: it copies the "
+                    f"callbacks must not have {type(callback).__name__} with {type(self).__name__}: it copies the "
                     "module before its weights are reparametrized"
                 )
 

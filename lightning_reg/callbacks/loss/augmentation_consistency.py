@@ -201,7 +201,7 @@ class ConsistencySession(LogitsSession):
         for other in callbacks_of(self.run.trainer):
             if self._repeats(other):
                 raise SettingError(
-                    f"callbacks must not have a {type(other).__name__} with {name}: both repeat the batch, so neither "
+                    f"callbacks must not have {type(other).__name__} with {name}: both repeat the batch, so neither "
                     "finds which rows belong together"
                 )
             if getattr(getattr(other, "mix", None), "per_sample", False):

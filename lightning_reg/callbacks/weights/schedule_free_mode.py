@@ -105,7 +105,7 @@ class ScheduleFreeMode(Technique):
             averages = getattr(callback, "averages_weights", False) and callback is not self
             if averages or isinstance(callback, twins(StochasticWeightAveraging, WeightAveraging)):
                 raise SettingError(
-                    f"callbacks must not have a {type(callback).__name__} with {name}, whose optimizer averages the "
+                    f"callbacks must not have {type(callback).__name__} with {name}, whose optimizer averages the "
                     "weights itself"
                 )
         if flattens_parameters(trainer):

@@ -171,7 +171,7 @@ class SnapshotEnsemble(Technique):
             is_other = isinstance(callback, (WeightAverage, *twins(StochasticWeightAveraging, WeightAveraging)))
             if is_other or (isinstance(callback, SnapshotEnsemble) and callback is not self):
                 raise SettingError(
-                    f"callbacks must not have a {type(callback).__name__} with {name}: both decide which weights are "
+                    f"callbacks must not have {type(callback).__name__} with {name}: both decide which weights are "
                     "evaluated"
                 )
         if flattens_parameters(trainer):

@@ -83,7 +83,7 @@ class WeightAverage(Technique):
         for callback in callbacks_of(trainer):
             if isinstance(callback, twins(StochasticWeightAveraging, WeightAveraging)):
                 raise SettingError(
-                    f"callbacks must not have a {type(callback).__name__} with {type(self).__name__}: both evaluate "
+                    f"callbacks must not have {type(callback).__name__} with {type(self).__name__}: both evaluate "
                     "with averaged weights"
                 )
         if flattens_parameters(trainer):
