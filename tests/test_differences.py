@@ -110,6 +110,15 @@ def test_an_average_of_late_weights_runs_no_more_steps_and_needs_no_rate():
     assert theirs.validated[12].equal(theirs.network[0].weight)  # in the epoch that follows the last
 
 
+def test_a_mean_is_of_what_epochs_end_with_from_an_epoch_that_is_counted_from_0():
+    theirs = fitted(StochasticWeightAveraging(swa_lrs=0.5, swa_epoch_start=2))
+    ours = fitted(StochasticWeightAverage(start=1, lr=0.5, anneal_epochs=0))
+    plain = fitted()  # four steps an epoch
+    begins, ends = [plain.trained[4], plain.trained[8]], [plain.trained[8], plain.network[0].weight]
+    torch.testing.assert_close(theirs.network[0].weight, sum(begins) / 2, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(ours.network[0].weight, sum(ends) / 2, rtol=1e-12, atol=1e-14)
+
+
 @pytest.mark.parametrize("restores", [True, False])
 def test_early_stopping_restores_the_best_weights_unless_it_shall_not(restores):
     stopping = {"monitor": "val_loss", "mode": "max", "patience": 1}
