@@ -108,6 +108,32 @@ def test_pruning_renames_and_the_average_follows():
     torch.testing.assert_close(module.net[0].weight.detach(), moving_average(back.seen, 0.8), **TOLERANCE)
 
 
+@pytest.mark.parametrize("make", ["ema", "swa"])
+def test_an_average_follows_what_pruning_renames_in_validation(make):
+    class Validated(Normed):
+        def validation_step(self, batch, batch_idx):
+            pass
+
+    module = Validated()
+    pruning = ModelPruning(
+        "l1_unstructured",
+        parameters_to_prune=[(module.net[0], "weight")],
+        amount=0.3,
+        prune_on_train_epoch_end=False,
+        make_pruning_permanent=False,
+    )
+    watch = AtBatch(0, None, lambda module: module.net[3].weight)
+    average = {
+        "ema": ExponentialMovingAverage(decay=0.8, warmup=False),
+        "swa": StochasticWeightAverage(start=0, interval="step", buffers="copy"),
+    }[make]
+    trainer = quiet_trainer(pruning, watch, average, max_epochs=3)
+    trainer.fit(module, loader(), loader())
+    expected = moving_average(watch.seen, 0.8) if make == "ema" else torch.stack(watch.seen).mean(0)
+    torch.testing.assert_close(module.net[3].weight.detach(), expected, **TOLERANCE)
+    assert not torch.equal(trained(average)["net.0.weight_orig"], module.net[0].weight_orig)
+
+
 def test_a_layer_of_another_shape_begins_anew():
     class Wider(Normed):
         def configure_optimizers(self):

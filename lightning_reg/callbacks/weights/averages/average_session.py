@@ -142,6 +142,8 @@ class AverageSession(Session[WeightAverage]):
             if not self.places:
                 self._read()
             if any(place.tensor.requires_grad and place.name not in self.held.values for place in self.places):
+                if self._has_others:  # pruning has given a weight another name, and what is held has followed
+                    self._read()
                 self._begin()
 
     @override
