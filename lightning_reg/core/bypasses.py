@@ -89,6 +89,11 @@ class Bypasses:
 
 def unannounced(technique: Technique, module: LightningModule) -> SettingError:
     """Returns the refusal of an optimizer that steps without a call to ``on_before_optimizer_step``."""
+    # Lightning's stand-in where configure_optimizers returns None; pytorch_lightning has one of its own.
+    if any(type(optimizer).__name__ == "_MockOptimizer" for optimizer in module.trainer.optimizers):
+        return SettingError(
+            f"configure_optimizers must return an optimizer with {type(technique).__name__}, which acts on its steps"
+        )
     if module.automatic_optimization:  # Lightning says it within the closure
         return SettingError(
             f"optimizer_step must call step of the optimizer that it is given, and the optimizer its closure, with "

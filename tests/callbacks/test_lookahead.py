@@ -41,6 +41,12 @@ def test_stands_around_any_optimizer(name):
     torch.testing.assert_close(list(module.parameters()), list(expected.parameters()), **TOLERANCE)
 
 
+@pytest.mark.filterwarnings("ignore:`LightningModule.configure_optimizers` returned `None`")
+def test_a_fit_without_an_optimizer_is_refused_for_what_it_lacks():
+    with pytest.raises(SettingError, match="configure_optimizers must return an optimizer with Lookahead"):
+        fit(Lookahead(), module=Normed(make_optimizer=lambda _: None))
+
+
 def test_slow_weights_are_in_the_checkpoint(tmp_path):
     expected = Normed()
     slow, after_step = looking_ahead(expected, 4, 0.5)
