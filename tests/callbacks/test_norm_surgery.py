@@ -242,6 +242,24 @@ def test_frozen_batch_norm_stays_frozen_where_the_step_calls_train():
     assert module.train().net[1].training
 
 
+def test_frozen_batch_norm_ends_in_the_mode_that_a_step_asks_for():
+    class Evaluates(Somebodys):
+        def training_step(self, batch, batch_idx):
+            self.net[1].eval()
+            return super().training_step(batch, batch_idx)
+
+        def validation_step(self, batch, batch_idx):
+            pass
+
+    modes = []
+    for callbacks in ([], [FreezeBatchNorm()]):
+        module = Evaluates(sequential)
+        quiet_trainer(*callbacks, limit_train_batches=1).fit(module, loader(), loader())
+        modes.append([part.training for part in module.modules()])
+    assert modes[0] == modes[1]
+    assert not module.net[1].training
+
+
 def test_frozen_batch_norm_stays_frozen_where_the_backbone_is_unfrozen_later():
     class Finetuned(Somebodys):
         def __init__(self):

@@ -62,8 +62,8 @@ class FreezeBatchNorm(Surgery):
                 raise SettingError(
                     f"exclude must name {name}, which has no running statistics to normalize with when it is frozen"
                 )
-            session.modes.append((module, module.training))
-            run.around(module, "train", partial(_train_but_itself, module))  # a step may call train() in its middle
+            session.modes[module] = module.training
+            run.around(module, "train", partial(session.switch, module))  # a step may call train() in its middle
             session.changes.append((f"{type(module).__name__}, frozen", name))
         session.freeze()
         # Optimizers that leave out frozen parameters would have other groups than a checkpoint without the callback.
@@ -76,20 +76,28 @@ class FrozenSession(SurgerySession):
     """One run with frozen layers, which are unfrozen when it ends.
 
     Attributes:
-        modes: Frozen layers, each with whether it was in training mode.
+        modes: Frozen layers, each with whether it would be in training mode.
         frozen: Parameters of these layers that were trainable, or that others have made so since.
     """
 
     technique: FreezeBatchNorm
-    modes: list[tuple[nn.Module, bool]] = field(default_factory=list)
+    modes: dict[nn.Module, bool] = field(default_factory=dict)
     frozen: set[nn.Parameter] = field(default_factory=set)
 
     def freeze(self) -> None:
         """Freezes the layers' parameters that are trainable now."""
         if self.technique.affine:
-            own = (parameter for module, _ in self.modes for parameter in module.parameters(recurse=False))
+            own = (parameter for module in self.modes for parameter in module.parameters(recurse=False))
             self.frozen |= {parameter for parameter in own if parameter.requires_grad}
             self.train(False)
+
+    def switch(self, module: nn.Module, train: Callable[..., nn.Module], mode: bool = True) -> nn.Module:
+        """Switches the mode of a layer's children, if it has any, and leaves the layer in evaluation mode."""
+        train(mode)
+        module.training = False
+        if self.run.trainer.training:  # Lightning's own switches of a validation are taken back
+            self.modes[module] = mode
+        return module
 
     def train(self, trained: bool) -> None:
         """Sets ``requires_grad`` of the frozen parameters."""
@@ -107,7 +115,7 @@ class FrozenSession(SurgerySession):
     @override
     def fit_starts(self) -> None:
         super().fit_starts()
-        if not {module for module, _ in self.modes} <= set(self.run.module.modules()):
+        if not self.modes.keys() <= set(self.run.module.modules()):
             raise SettingError(
                 "FreezeBatchNorm must come after whatever replaces BatchNorm: put it behind ReplaceNorm, and set "
                 "sync_batchnorm=False, because frozen statistics are the same everywhere"
@@ -115,19 +123,12 @@ class FrozenSession(SurgerySession):
 
     @override
     def batch_starts(self, batch_idx: int) -> None:
-        for module, _ in self.modes:
+        for module in self.modes:
             module.training = False  # every time: Lightning restores modes without calling train()
         self.freeze()  # every time: whoever unfreezes a backbone unfreezes its norms, too
 
     @override
     def ends(self, exception: BaseException | None) -> None:
-        for module, mode in self.modes:
+        for module, mode in self.modes.items():
             module.training = mode
         self.train(True)
-
-
-def _train_but_itself(module: nn.Module, train: Callable[..., nn.Module], mode: bool = True) -> nn.Module:
-    """Switches the mode of a layer's children, if it has any, and leaves the layer in evaluation mode."""
-    train(mode)
-    module.training = False
-    return module
