@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
+from lightning_reg.core.lightning import has_stand_in
 from lightning_reg.settings import SettingError
 
 if TYPE_CHECKING:
@@ -44,18 +45,24 @@ class Bypasses:
     Attributes:
         stepping: Names of those that act on optimizer steps, until the first step.
         adding: Names of those that add to the loss, until the first backward pass.
+        inert: Names of those that can have none, as there is no optimizer.
         has_batches: Whether a training batch has begun.
     """
 
     stepping: list[str]
     adding: list[str]
+    inert: list[str] = field(default_factory=list)
     has_batches: bool = False
 
     @classmethod
-    def of(cls, techniques: list[Technique]) -> Bypasses:
+    def of(cls, techniques: list[Technique], trainer: Trainer) -> Bypasses:
         """Returns the record of a fit that is about to start."""
         stepping = [type(technique).__name__ for technique in techniques if technique.acts_on_steps]
-        return cls(stepping, [type(technique).__name__ for technique in techniques if technique.adds_to_loss])
+        adding = [type(technique).__name__ for technique in techniques if technique.adds_to_loss]
+        if not has_stand_in(trainer):
+            return cls(stepping, adding)
+        watching = {type(technique).__name__ for technique in techniques if technique.only_watches}
+        return cls([], [], inert=[name for name in (*stepping, *adding) if name not in watching])
 
     def before_backward(self, loss: Tensor) -> None:
         """Watches for the gradient of the loss that the module's ``backward`` is given."""
@@ -79,7 +86,9 @@ class Bypasses:
         self.stepping = []
 
     def train_ends(self) -> None:
-        """Warns if there was no step."""
+        """Warns if there was no step, or none of an optimizer."""
+        if self.inert and self.has_batches:
+            rank_zero_warn(f"{_listed(self.inert)} had no effect: configure_optimizers returned None")
         if self.stepping and self.has_batches:
             rank_zero_warn(
                 f"{_listed(self.stepping)} had no effect: no optimizer step was seen in this fit; in manual "
@@ -89,8 +98,7 @@ class Bypasses:
 
 def unannounced(technique: Technique, module: LightningModule) -> SettingError:
     """Returns the refusal of an optimizer that steps without a call to ``on_before_optimizer_step``."""
-    # Lightning's stand-in where configure_optimizers returns None; pytorch_lightning has one of its own.
-    if any(type(optimizer).__name__ == "_MockOptimizer" for optimizer in module.trainer.optimizers):
+    if has_stand_in(module.trainer):
         return SettingError(
             f"configure_optimizers must return an optimizer with {type(technique).__name__}, which acts on its steps"
         )

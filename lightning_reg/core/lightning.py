@@ -41,6 +41,7 @@ __all__ = [
     "ends_a_step",
     "flattens_parameters",
     "gradient_scale",
+    "has_stand_in",
     "instance_number",
     "instance_suffix",
     "is_checkpointed",
@@ -483,6 +484,11 @@ def optimizer_index(trainer: Trainer, optimizer: Optimizer) -> int:
 def optimizer_name(trainer: Trainer, optimizer: Optimizer) -> str:
     """Returns the suffix of an optimizer's tags; empty if it is the trainer's only one."""
     return f"_optimizer_{optimizer_index(trainer, optimizer) + 1}" if len(trainer.optimizers) > 1 else ""
+
+
+def has_stand_in(trainer: Trainer) -> bool:
+    """Whether Lightning steps an optimizer of its own that does nothing, as configure_optimizers returns None."""
+    return any(type(optimizer).__name__ == "_MockOptimizer" for optimizer in trainer.optimizers)
 
 
 def any_gradient(trainer: Trainer, *, counts_zeros: bool = True) -> bool:

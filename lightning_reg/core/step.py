@@ -272,7 +272,7 @@ class Run:
         # Not earlier: a sharded optimizer's state is loaded after on_fit_start, by a dummy step.
         for optimizer in self.trainer.optimizers:
             self._hook(optimizer)
-        self._bypasses = Bypasses.of(self.techniques())
+        self._bypasses = Bypasses.of(self.techniques(), self.trainer)
         if self._listeners["add_terms"] and not self.module.automatic_optimization:
             self.around(self.trainer.precision_plugin, "clip_gradients", self._before_clipping)
         self._joins_in_backward = bool(self._listeners["add_terms"]) and self._hooks_gradients()

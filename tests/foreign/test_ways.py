@@ -22,6 +22,7 @@ from lightning_reg.callbacks import (
     InputGradientPenalty,
     JacobianPenalty,
     L1Penalty,
+    L2Penalty,
     L2SPPenalty,
     LabelSmoothing,
     RDrop,
@@ -65,6 +66,14 @@ def test_a_module_without_an_optimizer_sees_all_batches_beside_a_monitor():
     assert module.seen == 2 * BATCHES
     with pytest.raises(SettingError, match="configure_optimizers must return an optimizer with SnapshotEnsemble"):
         fit(Unoptimized(), SnapshotEnsemble(cycles=2))
+
+
+@pytest.mark.filterwarnings("ignore:.*returned `None`")
+def test_what_would_act_on_a_module_without_an_optimizer_says_that_it_does_nothing():
+    with pytest.warns(
+        UserWarning, match="L2Penalty, ConfidencePenalty had no effect: configure_optimizers returned None"
+    ):
+        fit(Unoptimized(), L2Penalty(weight=0.1), ConfidencePenalty(weight=0.1), GradientMonitor())
 
 
 def test_an_optimizer_that_the_trainer_does_not_know_is_refused_rather_than_ending_the_epoch():
