@@ -154,6 +154,11 @@ class MixingSession(Session[BatchMixing]):
         """Name of the technique, for error messages."""
         return type(self.technique).__name__
 
+    @property
+    def _target_key(self) -> str:
+        key = self.technique.target_key
+        return f"target_key {key!r}" if isinstance(key, int | str) else "target_key"  # functions have no short form
+
     @override
     def batch_starts(self, batch_idx: int) -> None:
         self.batch_idx = batch_idx
@@ -228,8 +233,8 @@ class MixingSession(Session[BatchMixing]):
             others = losses.others | losses.by_hand
             computed = f", but {', '.join(sorted(others))} of them" if others else ""
             raise SettingError(
-                f"the loss must be computed by a function of torch's of the batch's targets (target_key "
-                f"{self.technique.target_key!r}) with {self.name}, else it can't be mixed; training_step called none "
+                f"the loss must be computed by a function of torch's of the batch's targets ({self._target_key}) with "
+                f"{self.name}, else it can't be mixed; training_step called none "
                 f"of {of_torch} (metrics aside) with them{computed}. Use one of these, or mix in the data module, "
                 "which emits probabilities as targets"
             )
@@ -252,7 +257,7 @@ class MixingSession(Session[BatchMixing]):
     def _tell_unmixed(self, losses: InterpolatedLosses) -> None:
         if losses.unmixed:
             self._tell(
-                f"{self.name} mixes the inputs and the loss of target_key {self.technique.target_key!r}, but "
+                f"{self.name} mixes the inputs and the loss of {self._target_key}, but "
                 f"training_step also computes {', '.join(sorted(losses.unmixed))} of another part of the batch, which "
                 "isn't mixed"
             )
