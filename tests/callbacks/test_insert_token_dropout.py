@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -9,7 +10,7 @@ from lightning_reg.callbacks import DropoutSchedule, InsertTokenDropout
 from lightning_reg.settings import SettingError
 from tests.callbacks.somebodys import Somebodys, fit, vit
 from tests.conformance.draws import uniform
-from tests.conformance.problem import Textbook
+from tests.conformance.problem import SomebodysModule, Textbook
 from tests.conformance.technique import Technique
 from tests.helpers import quiet_trainer
 
@@ -155,6 +156,23 @@ def test_a_bias_of_pairs_is_refused():
     data = DataLoader(TensorDataset(torch.rand(6, 5, 4), torch.arange(6) % 3), batch_size=3)
     with pytest.raises(SettingError, match=r"no bias of pairs of tokens, but net.attention takes position_bias of the"):
         quiet_trainer(InsertTokenDropout(include=("net.attention",)), max_epochs=1).fit(module, data)
+
+
+class PredictsEachWord(SomebodysModule):
+    def __init__(self):
+        super().__init__()
+        self.network = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 3))
+
+    validation_step = None
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self.network(batch[0]).flatten(0, 1), batch[1].flatten())
+
+
+def test_a_network_that_needs_all_tokens_is_refused():
+    data = DataLoader(TensorDataset(torch.randint(9, (6, 8)), torch.randint(3, (6, 8))), batch_size=3)
+    with pytest.raises(SettingError, match="any number of tokens will do, .* step fails with ValueError: Expected inp"):
+        quiet_trainer(InsertTokenDropout(include=("network.1",))).fit(PredictsEachWord(), data)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,15 @@
 """Dropout of tokens in a network that was built without."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import torch
 from typing_extensions import override
 
 from lightning_reg.callbacks.forward.insertion import StochasticSession, check_insertion, inserted
 from lightning_reg.callbacks.forward.surgery import Surgery
+from lightning_reg.core.batches import MISFITS, reason_of
 from lightning_reg.core.facts import Linear
 from lightning_reg.core.step import Run
 from lightning_reg.nn import TokenDropout
@@ -46,8 +50,8 @@ class InsertTokenDropout(Surgery):
         seed: Seed of the random numbers; that of ``seed_everything`` where None.
 
     Raises:
-        SettingError: If a setting is out of its range, nothing is chosen, a pattern matches nothing, or a module takes
-            no tokens, tokens in another order, or a mask of pairs of tokens.
+        SettingError: If a setting is out of its range, nothing is chosen, a pattern matches nothing, a module takes no
+            tokens, tokens in another order, or a mask of pairs of tokens, or the first training step fails.
 
     Reference:
         Yue Liu, Christos Matsoukas, Fredrik Strand, Hossein Azizpour, Kevin Smith: PatchDropout: Economizing Vision
@@ -95,4 +99,26 @@ class InsertTokenDropout(Surgery):
         for hook in session.acting.values():
             if isinstance(hook, TokenInsertion):
                 hook.batch_first = self.batch_first
+        if self.p > 0:
+            run.around_step("training_step", _FirstStep())
         return session
+
+
+@dataclass
+class _FirstStep:
+    """Tells of a network that can't do with fewer tokens, as soon as it is trained with them."""
+
+    is_past: bool = False
+
+    def __call__(self, training_step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        try:
+            output = training_step(*args, **kwargs)
+        except MISFITS as error:
+            if self.is_past or isinstance(error, torch.OutOfMemoryError | SettingError):
+                raise
+            raise SettingError(
+                "include must name modules behind which any number of tokens will do, unlike where each token has an "
+                f"output of its own, but with fewer of them the first training step fails with {reason_of(error)}"
+            ) from error
+        self.is_past = True
+        return output
