@@ -143,7 +143,7 @@ class ManifoldSession(MixingSession):
     def _drawn(self, inputs: Tensor) -> Draw | None:
         if not self.technique.include_input:
             # Inputs that stay as they are may be anything, such as tokens.
-            return super()._drawn(inputs.new_empty(len(inputs), dtype=torch.float32))
+            return super()._drawn(torch.empty(len(inputs), device=inputs.device))
         if not inputs.is_floating_point():
             raise SettingError(
                 f"include_input must be False where inputs can't be mixed, as those of this batch, of {inputs.dtype}"
