@@ -45,8 +45,9 @@ class AdversarialTraining(Technique):
 
     Interacts with: BatchNorm, which in the adversarial pass normalizes by that batch's statistics; its running ones
     are of clean inputs. ``SharpnessAwareMinimization`` runs all of it again. Compiled networks need one more forward
-    pass. Activation checkpointing has to be non-reentrant. Columns that the network reads as codes have no gradient and
-    aren't changed; one-hot columns move within [0, 1].
+    pass. Activation checkpointing has to be non-reentrant. A teacher that the step itself updates has to run without
+    gradients, unless ``clean_weight`` is 0: the clean pass is differentiated after it was updated again. Columns that
+    the network reads as codes have no gradient and aren't changed; one-hot columns move within [0, 1].
 
     Deviates from the papers: inputs are kept within the range seen so far, of each column of a table and each channel
     of images, instead of [0, 1], which standardized inputs don't lie in. The first step starts at the inputs unless
