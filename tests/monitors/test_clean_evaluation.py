@@ -64,7 +64,15 @@ def test_a_step_that_says_how_many_samples_it_has_is_not_asked_for_it():
         return *map(torch.stack, zip(*parts, strict=True)), torch.zeros(3)
 
     data = [DataLoader(samples(count, seed=count), 10, collate_fn=joined) for count in (40, 30)]
-    fit(GeneralizationGap(), module=SaysHowMany(), data={"train_dataloaders": data[0], "val_dataloaders": data[1]})
+    gap = GeneralizationGap()
+    module, trainer = fit(
+        gap, module=SaysHowMany(), data=dict(zip(("train_dataloaders", "val_dataloaders"), data, strict=True))
+    )
+    assert gap.last_result.samples == {"train": 40, "validation": 30}
+    inputs, labels = samples(40, seed=40).tensors
+    with torch.no_grad():
+        expected = F.cross_entropy(module.eval().net(inputs), labels)
+    assert trainer.callback_metrics["gap/train_loss"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def overlapping(both):
