@@ -96,6 +96,55 @@ def test_hidden_folders_at_any_depth_links_and_folders_named_like_images(image_f
     )
 
 
+@pytest.mark.parametrize("back", [".", "..", "../..", "../../.."])
+@pytest.mark.parametrize("is_linked", [False, True])
+def test_a_link_back_leads_to_no_other_class(image_folder, tmp_path, back, is_linked):
+    root = image_folder(classes=2, count=3)
+    first = root / "train" / "class_0"
+    if is_linked:
+        first = first.rename(tmp_path / "first")
+        (root / "train" / "class_0").symlink_to(first, target_is_directory=True)
+    before = ClassFolders(root).files("train")
+    (first / "loop").symlink_to((root / "train" / "class_0" / back).resolve(), target_is_directory=True)
+    assert ClassFolders(root).files("train") == before
+
+
+def test_a_folder_with_two_names_has_the_same_one_in_any_order_of_the_disk(image_folder, monkeypatch):
+    root = image_folder(classes=2, count=3)
+    first = root / "train" / "class_0"
+    (first / "z").mkdir()
+    Image.new("RGB", (8, 8)).save(first / "z" / "inside.png")
+    (first / "a").symlink_to(first / "z", target_is_directory=True)
+    walk, found = os.walk, []
+    for is_reversed in (False, True):
+
+        def walked(*args, is_reversed=is_reversed, **kwargs):
+            for where, folders, names in walk(*args, **kwargs):
+                folders.sort(reverse=is_reversed)
+                yield where, folders, names
+
+        monkeypatch.setattr(os, "walk", walked)
+        found.append(ClassFolders(root).files("train"))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("name", ["", "train", "train/class_0", "train/class_0/below"])
+def test_a_folder_that_cannot_be_listed_is_named(image_folder, monkeypatch, name):
+    root = image_folder()
+    (root / "train" / "class_0" / "below").mkdir()
+    locked, scandir, isdir = str(root / name), os.scandir, os.path.isdir
+
+    def locked_scandir(path):
+        if str(path) == locked:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", locked_scandir)
+    monkeypatch.setattr(os.path, "isdir", lambda path: isdir(path) and os.path.dirname(path) != locked)
+    with pytest.raises(SettingError, match=rf"folder '{locked}' can't be read: Permission denied"):
+        ClassFolders(root).load()
+
+
 @pytest.mark.parametrize(("make", "kind"), [("pipe", "a named pipe"), ("device", "a device")])
 def test_what_is_no_regular_file_is_named_and_never_opened(image_folder, make, kind):
     root = image_folder()

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NoReturn
 
 import numpy as np
 import torch
@@ -44,7 +44,7 @@ class ClassFolders:
 
     def __post_init__(self) -> None:
         check_folder(self.root, self.image_size)
-        if not (self.root / "train").is_dir():
+        if not self.has("train"):
             raise SettingError(
                 f"root {str(self.root)!r} must have a folder 'train' with a folder for each class, but has "
                 f"{_listed(self.root)}"
@@ -80,7 +80,7 @@ class ClassFolders:
 
     def has(self, split: str) -> bool:
         """Returns whether there is a folder for a split."""
-        return (self.root / split).is_dir()
+        return os.path.isdir(self.root / split)
 
     def load(self) -> tuple[LabeledImages, LabeledImages | None, LabeledImages | None]:
         """Reads the training, validation and test images into memory; None where there is no folder for them.
@@ -148,7 +148,7 @@ def check_folder(root: Path, image_size: int | None) -> None:
     """
     if image_size is not None:
         check_count("image_size", image_size)
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise SettingError(f"root must be a folder that exists, but is {str(root)!r}")
 
 
@@ -233,20 +233,35 @@ def _read(path: str | Path, image_size: int | None) -> Tensor:
 def _below(folder: Path) -> list[str]:
     """Returns files at any depth, following links to folders, each folder once; hidden ones are skipped."""
     found: list[str] = []
-    seen: set[str] = set()
-    for where, folders, names in os.walk(folder, followlinks=True):
+    # A link back to what holds the folder would lead to other classes.
+    holders = [*folder.absolute().parents, *folder.resolve().parents]
+    seen = {os.path.realpath(holder) for holder in holders}
+    for where, folders, names in os.walk(folder, followlinks=True, onerror=_refuse_folder):
         real = os.path.realpath(where)
-        folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
+        # Sorted, so that a folder with two names has the same one on any disk.
+        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
         found += [os.path.join(where, name) for name in names if not name.startswith(".") and real not in seen]
         seen.add(real)
     return sorted(found, key=lambda path: path.split(os.sep))  # in the order of paths: folder by folder
 
 
+def _refuse_folder(error: OSError) -> NoReturn:
+    raise SettingError(f"folder {str(error.filename)!r} can't be read: {error.strerror}") from error
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        _refuse_folder(error)
+
+
 def _folders(folder: Path) -> tuple[str, ...]:
-    return tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")))
+    return tuple(entry.name for entry in _entries(folder) if entry.is_dir() and not entry.name.startswith("."))
 
 
 def _listed(folder: Path, most: int = 5) -> str:
-    names = sorted(entry.name for entry in folder.iterdir())
+    names = [entry.name for entry in _entries(folder)]
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more if names else "nothing"
