@@ -145,6 +145,13 @@ def test_a_folder_that_cannot_be_listed_is_named(image_folder, monkeypatch, name
         ClassFolders(root).load()
 
 
+@pytest.mark.parametrize("ending", ["h5", "mpg", "grib", "bufr"])
+def test_files_that_pillow_can_name_but_not_read_are_passed_over(image_folder, ending):
+    root = image_folder(count=1)
+    (root / "train" / "class_0" / f"beside.{ending}").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(64))
+    assert len(ClassFolders(root).load()[0].labels) == 2
+
+
 @pytest.mark.parametrize(("make", "kind"), [("pipe", "a named pipe"), ("device", "a device")])
 def test_what_is_no_regular_file_is_named_and_never_opened(image_folder, make, kind):
     root = image_folder()

@@ -21,6 +21,9 @@ from lightning_reg.settings import SettingError, check_count
 
 __all__ = ["ClassFolders", "check_folder", "first_shape", "read_images"]
 
+_IDENTIFIED_ONLY = {"BUFR", "GRIB", "HDF5", "MPEG"}
+"""Formats of other files than images, which Pillow knows by name and can't decode."""
+
 
 @dataclass(frozen=True)
 class ClassFolders:
@@ -122,7 +125,8 @@ class ClassFolders:
         unknown = sorted(set(_folders(folder)) - set(self.classes))
         if unknown:
             raise SettingError(f"{str(folder)!r} has a class {unknown[0]!r} that 'train' doesn't have")
-        endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+        readable = Image.OPEN.keys() - _IDENTIFIED_ONLY
+        endings = {ending for ending, kind in Image.registered_extensions().items() if kind in readable}
         files = [
             (path, label)
             for label, name in enumerate(self.classes)
