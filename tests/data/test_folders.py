@@ -51,6 +51,16 @@ def test_what_is_transparent_becomes_white(image_folder):
     assert (loaded[:, 1:] == 255).all()
 
 
+def test_a_gray_of_sixteen_bits_that_is_transparent_becomes_white(image_folder):
+    root = image_folder(count=1)
+    pixels = np.full((8, 8), 1000, dtype=np.uint16)
+    pixels[0] = 1001  # the same of eight bits, and opaque
+    Image.fromarray(pixels).save(root / "train" / "class_0" / "deep.png", transparency=1000)
+    loaded = ClassFolders(root).load()[0].images[1]
+    assert (loaded[:, 0] == 3).all()
+    assert (loaded[:, 1:] == 255).all()
+
+
 @pytest.mark.parametrize("ending", ["JPG", "jfif", "webp", "bmp", "ppm"])
 def test_any_format_that_pillow_reads_counts(image_folder, ending):
     root = image_folder(count=1)

@@ -214,7 +214,10 @@ def _read(path: str | Path, image_size: int | None) -> Tensor:
         with opened("image", path) as content, Image.open(content) as file:
             image = ImageOps.exif_transpose(file)
             if image.mode.startswith("I;16"):  # Pillow's own conversion would cut off at 255
-                image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+                values, clear = np.asarray(image), image.info.get("transparency")
+                image = Image.fromarray((values // 257).astype(np.uint8))
+                if clear is not None:
+                    image.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
             elif image.mode in ("I", "F"):
                 raise ValueError(f"its pixels are 32-bit numbers (mode {image.mode}) of unknown range")
             if image.has_transparency_data:  # otherwise the hidden color would show, often black
