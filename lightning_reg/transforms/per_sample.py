@@ -14,6 +14,7 @@ from typing_extensions import override
 from lightning_reg.settings import SettingError
 from lightning_reg.transforms.augmentation import Augmentation
 from lightning_reg.transforms.draws import scaled_to_unit
+from lightning_reg.transforms.mixing import Mixing
 
 __all__ = ["PerSampleAugmentation"]
 
@@ -54,6 +55,12 @@ class PerSampleAugmentation(Augmentation):
         for index, transform in enumerate(transforms):
             if not callable(transform):
                 raise SettingError(f"augment must be a list of callables, but entry {index} is {transform!r}")
+            if isinstance(transform, (Augmentation, Mixing)):
+                where = "as mix" if isinstance(transform, Mixing) else "as augment itself, without a list"
+                raise SettingError(
+                    f"augment must list callables that take one image, but entry {index}, {transform!r}, takes a "
+                    f"batch: give it {where}"
+                )
             if type(transform).__name__ in ("ToTensor", "PILToTensor"):
                 raise SettingError(
                     f"augment must not hold {type(transform).__name__}, entry {index}: images come as tensors "

@@ -10,7 +10,7 @@ from torch.utils.data import TensorDataset
 
 from lightning_reg.data import DatasetData, ImageData, Mnist1DData, TabularData
 from lightning_reg.settings import SettingError
-from lightning_reg.transforms import CutMix, Cutout, Mixup, PerSampleAugmentation, RandomErasing
+from lightning_reg.transforms import BasicAugmentation, CutMix, Cutout, Mixup, PerSampleAugmentation, RandomErasing
 
 IMAGES = torch.rand(4, 3, 8, 8)
 LABELS = torch.tensor([0, 2, 1, 2])
@@ -57,6 +57,14 @@ def test_what_leaves_targets_alone_takes_class_indices():
         (
             lambda: PerSampleAugmentation(transforms=[T.RandomCrop(4), T.ToTensor()]),
             "augment must not hold ToTensor, entry 1: images come as tensors",
+        ),
+        (
+            lambda: PerSampleAugmentation(transforms=[T.RandomCrop(4), CutMix()]),
+            "augment must list callables that take one image, but entry 1, .*, takes a batch: give it as mix",
+        ),
+        (
+            lambda: ImageData(dataset="digits", augment=[BasicAugmentation()]),
+            "but entry 0, .*, takes a batch: give it as augment itself, without a list",
         ),
         (
             lambda: ImageData(dataset="digits", mix="mixup"),
