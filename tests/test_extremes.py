@@ -36,6 +36,7 @@ from lightning_reg.callbacks import (
     MaxNorm,
     Mixout,
     OrthogonalPenalty,
+    ProgressiveResizing,
     SharpnessAwareMinimization,
 )
 from lightning_reg.models.tasks import Classification, Multilabel
@@ -102,6 +103,8 @@ NOTHING = {
     "L2-SP": lambda: L2SPPenalty(weight=0.0),
     "activity": lambda: ActivityPenalty(l1=0.0, l2=0.0, temporal=0.0),
     "adversarial": lambda: AdversarialTraining(eps=0.0),
+    "adversarial without a share": lambda: AdversarialTraining(eps=0.1, clean_weight=1.0),
+    "resizing in one stage": lambda: ProgressiveResizing(stages=1),
     "confidence": lambda: ConfidencePenalty(weight=0.0),
     "logits": lambda: LogitPenalty(weight=0.0),
     "logits, z": lambda: LogitPenalty(kind="z", weight=0.0),
@@ -116,6 +119,9 @@ NOTHING = {
     "clipping of another norm to infinity": lambda: GradientClipping(max_norm=torch.inf, norm_type=torch.inf),
     "clipping values to infinity": lambda: GradientClipping(algorithm="value", max_value=torch.inf),
     "adaptive clipping to infinity": lambda: GradientClipping(algorithm="adaptive", clip_factor=torch.inf),
+    "clipping of z-scores to infinity": lambda: GradientClipping(
+        algorithm="zscore", z_threshold=torch.inf, warmup_steps=2
+    ),
     "max-norm of infinity": lambda: MaxNorm(max_norm=torch.inf),
     "EMA that keeps nothing": lambda: ExponentialMovingAverage(decay=0.0),
     "EMA of no half-life": lambda: ExponentialMovingAverage(half_life=0.0),

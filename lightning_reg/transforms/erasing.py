@@ -70,7 +70,8 @@ class RandomErasing(Mixing):
 
     Args:
         prob: Probability that an image gets a box, in [0, 1].
-        scale: Smallest and largest area, as fractions of the image's.
+        scale: Smallest and largest area, as fractions of the image's. A box is smaller than the image in either
+            direction, as torchvision's, so that an area of 1 is never drawn.
         ratio: Smallest and largest height divided by width, both positive; log-uniform between them, as in torchvision.
         value: Fill value; 0 is the mean of normalized images.
 

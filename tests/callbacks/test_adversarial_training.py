@@ -225,7 +225,7 @@ def test_a_second_attack_is_refused_before_the_first_batch():
     [
         ({"eps": -0.1}, r"eps must be in \[0, ∞\), but is -0.1"),
         ({"eps": 0.1, "steps": 0}, "steps must be"),
-        ({"eps": 0.1, "clean_weight": 1.0}, r"clean_weight must be in \[0, 1\), but is 1.0"),
+        ({"eps": 0.1, "clean_weight": 1.1}, r"clean_weight must be in \[0, 1\], but is 1.1"),
         ({"eps": 0.1, "clip": "unit"}, "clip must be 'seen', two numbers or None, but is 'unit'"),
         ({"eps": 0.1, "clip": (1.0, 0.0)}, "clip's second number"),
     ],

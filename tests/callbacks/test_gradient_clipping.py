@@ -40,7 +40,7 @@ def fitted(*callbacks, module=None, **settings):
         ({"algorithm": "percentile", "history": 0}, "history must be a whole number of at least 1"),
         ({"algorithm": "percentile", "history": 10**12}, "history must be .* at most 1,000,000, but is 1000000000000"),
         ({"algorithm": "zscore", "alpha": 1.0}, r"alpha must be in \(0, 1\), but is 1.0"),
-        ({"algorithm": "zscore", "z_threshold": -1.0}, r"z_threshold must be in \(0, ∞\)"),
+        ({"algorithm": "zscore", "z_threshold": -1.0}, r"z_threshold must be in \(0, ∞\]"),
         ({"algorithm": "zscore", "warmup_steps": 1}, "warmup_steps must be a whole number of at least 2"),
         ({"max_value": 1.0}, "max_value must be left out with algorithm 'norm', which takes max_norm, norm_type"),
         ({"schedule": StrengthSchedule()}, r"schedule.start must be in \(0, ∞\)"),

@@ -161,4 +161,4 @@ def test_bad_settings_are_refused_at_once():
     with pytest.raises(SettingError, match=r"start must be in \(0, 1\], but is 0"):
         ProgressiveResizing(start=0)
     with pytest.raises(SettingError, match="stages must be"):
-        ProgressiveResizing(stages=1)
+        ProgressiveResizing(stages=0)

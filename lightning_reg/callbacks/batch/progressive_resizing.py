@@ -42,7 +42,7 @@ class ProgressiveResizing(Technique):
 
     Args:
         start: Share of the sides in the first stage, in (0, 1]; 1 leaves images unchanged.
-        stages: Number of sizes, at least 2.
+        stages: Number of sizes, at least 1, which leaves images unchanged, too.
         multiple_of: Number that sides are rounded to multiples of, at least 1: the network's stride or its patch size.
         input_key: Position of the images in a batch: an index, a name, or a getter and a setter.
 
@@ -67,7 +67,7 @@ class ProgressiveResizing(Technique):
     def __init__(self, *, start: float = 0.5, stages: int = 4, multiple_of: int = 1, input_key: Key = 0) -> None:
         super().__init__()
         check_range("start", start, low=0, high=1, low_open=True)
-        check_count("stages", stages, low=2)
+        check_count("stages", stages)
         check_count("multiple_of", multiple_of)
         check_key("input_key", input_key)
         self.start = start
@@ -105,7 +105,7 @@ class ResizingSession(Session[ProgressiveResizing]):
 
     def _step(self, training_step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         technique = self.technique
-        if technique.start == 1:
+        if technique.start == 1 or technique.stages == 1:
             return training_step(*args, **kwargs)
         batch = args[0] if args else kwargs["batch"]
         images = dense_part_of(batch, technique.input_key, name="input_key")

@@ -209,7 +209,7 @@ class ZScoreClipping(Algorithm):
     warmup_steps: int = 25
 
     def __post_init__(self) -> None:
-        check_range("z_threshold", self.z_threshold, low=0, low_open=True)
+        check_range("z_threshold", self.z_threshold, low=0, low_open=True, infinite=True)
         check_range("alpha", self.alpha, low=0, high=1, low_open=True, high_open=True)
         check_count("warmup_steps", self.warmup_steps, low=2)
 

@@ -61,7 +61,7 @@ class GradientClipping(Technique):
         percentile: For ``"percentile"``: percentile of the norms, in (0, 100]; 10 where None.
         history: For ``"percentile"``: number of norms that are kept, at least 1; 1000 where None.
         z_threshold: For ``"zscore"``: largest number of standard deviations above the mean that isn't clipped,
-            positive; 2.5 where None.
+            positive or infinity; 2.5 where None.
         alpha: For ``"zscore"``: decay of the running mean and variance, in (0, 1); 0.97 where None.
         warmup_steps: For ``"zscore"``: number of first steps that measure without clipping, at least 2; 25 where None.
         include: Globs over names of parameters that are clipped, all together where a total norm is taken.

@@ -60,7 +60,8 @@ class AdversarialTraining(Technique):
         step_size: Length of a step, positive; where None, ε for one step, 2.5 ε / ``steps`` for several.
         random_start: Whether the attack begins at a random point of the box rather than at the inputs, which takes one
             more pass.
-        clean_weight: Share α of the clean loss, in [0, 1): 0.5 as in Goodfellow et al., 0 as in Madry et al.
+        clean_weight: Share α of the clean loss, in [0, 1]: 0.5 as in Goodfellow et al., 0 as in Madry et al.; with 1
+            nothing is attacked.
         clip: Range that adversarial inputs are clipped to: ``"seen"`` for that of the inputs so far, two numbers for
             lower and upper bound, or None for no clipping.
         input_key: Position of the inputs in a batch: an index, a name, or a getter and a setter.
@@ -108,7 +109,7 @@ class AdversarialTraining(Technique):
         check_count("steps", steps, high=10**4)
         if step_size is not None:
             check_range("step_size", step_size, low=0, low_open=True)
-        check_range("clean_weight", clean_weight, low=0, high=1, high_open=True)
+        check_range("clean_weight", clean_weight, low=0, high=1)
         check_key("input_key", input_key)
         check_seed(seed)
         check_schedule(schedule)
@@ -204,7 +205,7 @@ class AdversarialSession(Session[AdversarialTraining]):
             self.factor.log(self.run.module, self.name)
         eps = technique.eps * self.factor.now(trainer)
         # The first step is attacked even if a schedule begins at 0: a step that can't be attacked is an error now.
-        if technique.eps == 0 or (eps == 0 and self.is_checked):
+        if technique.eps == 0 or technique.clean_weight == 1 or (eps == 0 and self.is_checked):
             return training_step(batch, *args, **kwargs)
         inputs = floating_part_of(batch, technique.input_key, name="input_key", technique=type(technique).__name__)
         self._note_range(inputs)

@@ -17,7 +17,7 @@ def progressive_sides(
         sides: Full height and width s, in pixels.
         done: Completed fraction t of training, in [0, 1).
         start: Relative size of the first stage, :math:`s_0 / s`, in (0, 1].
-        stages: Number M of stages of equal length, at least 2; the last has the full size.
+        stages: Number M of stages of equal length, at least 1; the last has the full size.
         multiple_of: Number of pixels to whose multiples sides are rounded before the last stage.
 
     Reference:

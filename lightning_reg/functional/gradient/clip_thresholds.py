@@ -67,7 +67,7 @@ def zscore_thresholds_(
     Args:
         moments: (3,), number of norms seen during warm-up, μ and σ²; zeros at the start.
         norm: Norm ‖g‖ of this step, a scalar tensor.
-        z_threshold: Threshold z_τ on the z-score, positive.
+        z_threshold: Threshold z_τ on the z-score, positive or infinity.
         alpha: Decay of the moments, in [0, 1).
         warmup_steps: Number of steps without clipping at the start, at least 1.
 
@@ -101,6 +101,7 @@ def zscore_thresholds_(
             torch.where(warm, running_variance, first_variance),
         ]
     )
-    trigger = torch.where(warm, mean + deviation * z_threshold, torch.inf)
+    clips = warm & (z_threshold != torch.inf)  # by which a deviation of 0 would be NaN
+    trigger = torch.where(clips, mean + deviation * z_threshold, torch.inf)
     moments.copy_(torch.where(norm.isfinite(), updated, moments))
     return trigger, target

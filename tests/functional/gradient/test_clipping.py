@@ -81,6 +81,15 @@ def test_percentile_is_that_of_the_last_finite_norms():
     assert count == 6
 
 
+@pytest.mark.parametrize("norms", [[1.0, 1.0, 1.0, 5.0], [1.0, 2.0, 3.0, 50.0]])
+def test_an_infinite_zscore_clips_nothing(norms):
+    moments = torch.zeros(3)
+    for norm in map(torch.tensor, norms):
+        trigger, target = zscore_thresholds_(moments, norm, z_threshold=torch.inf, alpha=0.9, warmup_steps=2)
+        assert trigger == torch.inf
+        assert target == norm
+
+
 def test_zscore_equals_a_loop_over_steps():
     norms = torch.rand(40, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 1
     norms[20], norms[30], norms[33] = 30.0, torch.inf, 10.0
