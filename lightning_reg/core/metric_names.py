@@ -6,31 +6,40 @@ from collections.abc import Iterable
 __all__ = ["higher_is_better", "is_accuracy", "lower_is_better", "short_name", "short_names"]
 
 _SPLIT = re.compile(r"^(train|training|val|valid|validation|test)[/_]")
-_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+|@")
+_WORD = re.compile(r"[A-Z]{2,}s(?![a-z])|[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+|@")  # `NLLs` is one word
 
 
 def _any_of(names: str) -> re.Pattern[str]:
-    """Returns a pattern of names, each one word or several, that finds them whole among words joined by ``_``."""
-    return re.compile(rf"(?<![^_])({'|'.join(names.split())})(?![^_])")
+    """Returns a pattern of names, each one word or several, that finds them whole among words joined by ``_``.
+
+    The plural is found, too.
+    """
+    return re.compile(rf"(?<![^_])({'|'.join(names.split())})s?(?![^_])")
 
 
 # What is an error whatever stands beside it: `f1_loss`, `accuracy_error`.
 _LOSSES = _any_of(
-    "loss losses logloss (mse|mae|bce|ce|nll|kl)loss err error(?!_free) errors (jaccard|correlation)_distance"
+    """
+    loss losses logloss (mse|mae|bce|ce|nll|kl|val|train|test|total)loss err error(?!_free)
+    (jaccard|correlation)_distance learned_perceptual_image_patch_similarity
+    (image_)?structure_and_texture_similarity
+    """
 )
 _ERRORS = _any_of(
     """
-    wrong mistakes mse rmse mae mape smape wmape msle rmsle nrmse mase perplexity ppl nll bpd bpc bits_per entropy
-    crossentropy xent ce bce brier ece mce calibration wer cer mer wil ter eer fid kid lpips dists niqe divergence kl
-    kld jsd distance hamming hausdorff deviance hinge cost regret crps rase ergas sam pinball logcosh log_cosh
-    residuals? misclassification misclassified miss_rate false_(positive|negative)s? fpr fnr mean_rank l_[12] smoothl_1
+    wrong incorrect mistake mse rmse mae mape smape wmape wape msle rmsle nmse nmae nrmse mase rmsse rmsd perplexity
+    perplexities ppl nll bpd bpc bits_per entropy crossentropy xent ce bce brier ece mce calibration wer cer mer wil
+    der ter eer eed word_info_lost edit_rate fid kid lpips dists niqe piqe brisque divergence kl kld jsd distance
+    hamming hausdorff deviance disparity (spatial|cepstral)_distortion hinge cost regret crps
+    ranked_probability_score rase ergas sam spectral_angle total_variation pinball logcosh log_cosh residual
+    misclassification misclassified miss_rate false_(positive|negative) fpr fnr fall_?out mean_rank l_[12] smoothl_1
     (abs|sq)_rel (neg|negative)_(log_likelihood|likelihood|elbo) nelbo epe mpjpe chamfer emd wasserstein mmd ade fde
     """
 )
 # What is a quality though an error stands beside it: `hamming_accuracy`.
 _CLEAR = """
-    acc accuracy f_1 fbeta auc auroc auprc recall precision sensitivity specificity tpr tnr r_2 psnr ssim iou
-    miou jaccard kappa mcc matthews bleu ndcg mrr pearson spearman
+    acc accuracy accuracies f_1 fbeta auc auroc auprc recall precision sensitivity specificity tpr tnr r_2 psnr ssim iou
+    miou intersection_over_union jaccard kappa mcc matthews bleu ndcg mrr pearson spearman skill explained
 """
 _QUALITIES = _any_of(f"{_CLEAR} correlation")
 _HIGHER_IS_BETTER = _any_of(f"{_CLEAR} ap map dice rouge meteor correct snr sdr pesq stoi")
@@ -91,6 +100,8 @@ def lower_is_better(name: str) -> bool:
     >>> lower_is_better("hamming_distance"), lower_is_better("hamming_accuracy"), lower_is_better("accuracy_loss")
     (True, False, True)
     >>> lower_is_better("fpr_at_tpr"), lower_is_better("tpr_at_fpr")
+    (True, False)
+    >>> lower_is_better("TranslationEditRate"), lower_is_better("DistanceIntersectionOverUnion")
     (True, False)
     """
     words = _words(name).partition("_at_")[0]  # what follows is where it is measured
