@@ -14,7 +14,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar, cast
 
 import torch
-import torch.utils.checkpoint
 from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -44,7 +43,6 @@ __all__ = [
     "has_stand_in",
     "instance_number",
     "instance_suffix",
-    "is_checkpointed",
     "is_compiled",
     "is_compiled_whole",
     "is_logged_now",
@@ -555,16 +553,3 @@ def unscaled_loss(trainer: Trainer, loss: Tensor) -> Tensor:
 def _scaler(trainer: Trainer) -> GradScaler | None:
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     return scaler if isinstance(scaler, GradScaler) else None
-
-
-def is_checkpointed() -> bool:
-    """Whether the caller runs within activation checkpointing; torch has no public API for it.
-
-    A technique that watches the training step doesn't see what is recomputed in the backward pass.
-    """
-    frame = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code.co_filename == torch.utils.checkpoint.__file__:
-            return True
-        frame = frame.f_back  # type: ignore[assignment]
-    return False

@@ -251,7 +251,7 @@ def recomputed(reentrant):
     [
         (written_and_rooted, {}, "what sqrt makes of it can't be"),
         (dropped, {}, "what dropout makes of it can't be"),
-        (in_a_function_of_theirs, {}, "what code that isn't torch's or is compiled makes of it can't be"),
+        (in_a_function_of_theirs, {}, "code that isn't torch's, is compiled or is checkpointed makes of it can't be"),
         (root, {"per_sample": True}, "what sqrt makes of it can't be"),
         (hardest, {"per_sample": True}, "what topk makes of it can't be"),
         (masked_mean, {"per_sample": True}, "what __truediv__ makes of it can't be|what div makes of it can't be"),

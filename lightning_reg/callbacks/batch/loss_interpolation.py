@@ -30,15 +30,15 @@ from lightning_reg.callbacks.batch.followed_functions import (
     writes,
 )
 from lightning_reg.callbacks.batch.weighted_losses import LOSSES, check_classes, settings_of, weighted
+from lightning_reg.core.checkpointing import is_checkpointed, refuse_checkpointed, will_have_gradients
 from lightning_reg.core.copies.repetition import loss_of
-from lightning_reg.core.lightning import is_checkpointed
 from lightning_reg.functional.batch.mixing import previous
 from lightning_reg.settings import SettingError
 
 __all__ = ["InterpolatedLosses"]
 
 
-_FOREIGN = "code that isn't torch's or is compiled"
+_FOREIGN = "code that isn't torch's, is compiled or is checkpointed"
 _DIFFERENTIATING = (Tensor.backward, torch.autograd.backward, torch.autograd.grad)
 
 
@@ -221,11 +221,8 @@ class InterpolatedLosses(TorchFunctionMode):
                 f"the targets must not be changed in place in training_step with {self.technique}, which wouldn't "
                 "change those that are mixed in; make other targets instead: targets = targets.clamp(min=0)"
             )
-        if any(value.requires_grad for value in operands) and is_checkpointed():
-            raise SettingError(
-                f"the loss must be computed outside of activation checkpointing with {self.technique}, which doesn't "
-                "see it where it is computed again; checkpoint the network alone"
-            )
+        if any(value.requires_grad for value in operands) or (not torch.is_grad_enabled() and will_have_gradients()):
+            refuse_checkpointed(self.technique)
         kwargs = settings_of(kwargs)
         weight = self.minor_weight
         try:

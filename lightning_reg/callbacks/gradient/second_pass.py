@@ -15,6 +15,7 @@ from typing_extensions import override
 from lightning_reg.callbacks.batch.loss_shares import LossShares, refuse_mean_beside_sum
 from lightning_reg.callbacks.batch.weighted_losses import LOSSES, settings_of
 from lightning_reg.core.batches import MISFITS, number_of_rows, reason_of, rows_of, whole_parts
+from lightning_reg.core.checkpointing import will_have_gradients
 from lightning_reg.core.copies.repetition import FirstPass, Repetition, loss_of
 from lightning_reg.core.lightning import callbacks_of, is_overridden, scaler_scale, without_gradient_sync
 from lightning_reg.core.step import Run
@@ -241,7 +242,7 @@ class _Losses(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func in LOSSES and torch.is_grad_enabled():  # otherwise it is a metric
+        if func in LOSSES and will_have_gradients():  # otherwise it is a metric
             with torch.no_grad():
                 values = func(*args, **{**settings_of(kwargs or {}), "reduction": "none"})
             if values.ndim and len(values) == self._count:

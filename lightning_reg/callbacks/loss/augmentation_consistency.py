@@ -19,8 +19,9 @@ from lightning_reg.callbacks.loss.logits import LogitsSession, copies_of
 from lightning_reg.callbacks.loss.loss_term import LossTerm
 from lightning_reg.callbacks.loss.r_drop import RDrop
 from lightning_reg.core.batches import Key, check_key, dense_part_of, repeated, step_with_repeated, with_parts
+from lightning_reg.core.checkpointing import refuse_checkpointed, will_have_gradients
 from lightning_reg.core.facts import Log
-from lightning_reg.core.lightning import callbacks_of, instance_number, is_checkpointed, refuse_compiled_whole
+from lightning_reg.core.lightning import callbacks_of, instance_number, refuse_compiled_whole
 from lightning_reg.core.schedules import StrengthSchedule
 from lightning_reg.core.session import Session
 from lightning_reg.core.step import Run
@@ -356,14 +357,11 @@ class _CleanLosses(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func not in self._losses or not torch.is_grad_enabled():  # otherwise it is a metric
+        if func not in self._losses or not will_have_gradients():  # otherwise it is a metric
             return func(*args, **kwargs)
         given = dict(zip(("input", "target"), args, strict=False)) | kwargs
         clean, *_ = copies_of(given["input"], self._views, technique=AugmentationConsistency.__name__)
-        if self._checks and not torch.compiler.is_compiling() and is_checkpointed():
-            raise SettingError(
-                "the loss must be computed outside of activation checkpointing with AugmentationConsistency, which "
-                "doesn't see it where it is computed again; checkpoint the network alone"
-            )
+        if self._checks:
+            refuse_checkpointed(AugmentationConsistency.__name__)
         settings = {name: value for name, value in kwargs.items() if name not in ("input", "target")}
         return func(clean, given["target"][: len(clean)], *args[2:], **settings)

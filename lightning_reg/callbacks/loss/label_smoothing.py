@@ -4,15 +4,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
 from lightning_reg.callbacks.loss.logits import check_log_probabilities
+from lightning_reg.core.checkpointing import refuse_checkpointed, will_have_gradients
 from lightning_reg.core.facts import SCHEDULE_CHART, Linear, Place
-from lightning_reg.core.lightning import is_checkpointed, logs_now, refuse_compiled_whole
+from lightning_reg.core.lightning import logs_now, refuse_compiled_whole
 from lightning_reg.core.schedules import ScheduledStrength, StrengthSchedule, check_schedule
 from lightning_reg.core.session import Session
 from lightning_reg.core.step import Run
@@ -154,7 +154,7 @@ class _SmoothedLosses(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         # Without gradients it is a metric.
-        if func not in (F.cross_entropy, F.nll_loss) or not torch.is_grad_enabled():
+        if func not in (F.cross_entropy, F.nll_loss) or not will_have_gradients():
             return func(*args, **kwargs)
         target = args[1] if len(args) > 1 else kwargs["target"]
         if target.is_floating_point():
@@ -176,8 +176,4 @@ class _SmoothedLosses(TorchFunctionMode):
                 f"label_smoothing of the module's own loss must be 0 with LabelSmoothing, but is {own}; leave out one "
                 "of the two"
             )
-        if not torch.compiler.is_compiling() and is_checkpointed():
-            raise SettingError(
-                "the loss must be computed outside of activation checkpointing with LabelSmoothing, which doesn't see "
-                "it where it is computed again; checkpoint the network alone"
-            )
+        refuse_checkpointed(LabelSmoothing.__name__)

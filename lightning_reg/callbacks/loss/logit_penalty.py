@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from lightning_reg.callbacks.loss.logits import LogitsSession, refuse_transformed
 from lightning_reg.callbacks.loss.loss_term import LossTerm, TermSession
+from lightning_reg.core.checkpointing import refuse_checkpointed, will_have_gradients
 from lightning_reg.core.facts import Choice, Log
 from lightning_reg.core.schedules import StrengthSchedule
 from lightning_reg.core.step import Run
@@ -160,8 +161,9 @@ class _NormalizedLosses(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is not F.cross_entropy or not torch.is_grad_enabled():  # otherwise it is a metric
+        if func is not F.cross_entropy or not will_have_gradients():  # otherwise it is a metric
             return func(*args, **kwargs)
+        refuse_checkpointed(LogitPenalty.__name__)
         loss = func(*args, **kwargs)
         logits, rest = (args[0], args[1:]) if args else (kwargs["input"], ())
         refuse_transformed(logits, LogitPenalty.__name__)

@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
 from lightning_reg.callbacks.loss.loss_term import TermSession
+from lightning_reg.core.checkpointing import refuse_checkpointed, will_have_gradients
 from lightning_reg.core.hooks import is_transformed
 from lightning_reg.settings import SettingError
 
@@ -94,7 +95,9 @@ class LogitsSeen(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in self._losses and torch.is_grad_enabled():  # otherwise it is a metric
+        if func in self._losses and will_have_gradients():  # otherwise it is a metric
+            if not torch.is_grad_enabled() and self._checks_for is not None:
+                refuse_checkpointed(self._checks_for)
             given = _named(args, kwargs)
             logits, target = given["input"], given["target"]
             ignored = given.get("ignore_index", -100)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
+from lightning_reg.core.checkpointing import will_have_gradients
 from lightning_reg.functional.weights.ensembles import log_mean_sigmoid, log_mean_softmax
 from lightning_reg.settings import SettingError
 
@@ -49,7 +50,7 @@ class LossSeen(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if self.kind is None and func in _KINDS and torch.is_grad_enabled():  # else it is a metric
+        if self.kind is None and func in _KINDS and will_have_gradients():  # else it is a metric
             given = args[0] if args else kwargs.get("input")
             self.kind, self.given = _KINDS[func], given.detach() if isinstance(given, Tensor) else None
         return func(*args, **kwargs)
