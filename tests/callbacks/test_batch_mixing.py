@@ -196,8 +196,18 @@ def of_class_frequencies(out, targets):
         lambda out, targets: F.mse_loss(out, torch.where(targets > 0.5, 1.0, -targets)),
         lambda out, targets: F.cross_entropy(out, 0.8 * targets + 0.2 / CLASSES),
         of_class_frequencies,
+        lambda out, targets: F.mse_loss(out.abs(), torch.log1p(targets)).sqrt(),
+        lambda out, targets: F.mse_loss(out.T, targets.T),
+        lambda out, targets: F.mse_loss(torch.stack([out, -out]), torch.stack([targets, -targets])),
+        lambda out, targets: F.mse_loss(out[:, :1], targets.split([1, CLASSES - 1], 1)[0]),
+        lambda out, targets: F.cross_entropy(out, F.softmax(targets, dim=1)),
+        lambda out, targets: F.cross_entropy(out, targets.argmax(1)),
+        lambda out, targets: F.mse_loss(out, F.linear(targets, torch.eye(CLASSES).roll(1, 0))),
     ],
-    ids=["flat", "standardized", "by a condition", "smoothed", "frequencies"],
+    ids=[
+        *("flat", "standardized", "by a condition", "smoothed", "frequencies"),
+        *("logarithm", "transposed", "stacked", "split", "softmax", "class", "projected"),
+    ],
 )
 def test_what_is_made_of_the_targets_is_made_of_their_partners(loss):
     module, (draw,), _ = trained(Mixup(), loss, NUMBERS)
@@ -223,17 +233,18 @@ def picked(out, targets):
     return F.cross_entropy(out[kept], targets[kept])
 
 
-def stacked(out, targets):
-    return F.cross_entropy(out, torch.stack([targets, targets])[0])
-
-
 @pytest.mark.parametrize(
     ("loss", "maker"),
-    [(scattered, "scatter_"), (noisy, "bernoulli"), (written, "__setitem__"), (picked, "getitem"), (stacked, "stack")],
+    [(scattered, "scatter_"), (noisy, "bernoulli"), (written, "__setitem__"), (picked, "getitem")],
 )
 def test_a_loss_of_what_cannot_be_made_of_the_partners_is_refused(loss, maker):
     with pytest.raises(SettingError, match=f"of what _*{maker}_* made"):
         trained(Mixup(), loss, LABELS)
+
+
+def test_samples_with_weights_of_their_own_must_stay_in_place():
+    with pytest.raises(SettingError, match="mse_loss of what t made"):
+        trained(Mixup(per_sample=True), lambda out, targets: F.mse_loss(out.t(), targets.t()), NUMBERS)
 
 
 def test_a_term_of_ours_is_not_taken_for_a_part_of_the_loss():

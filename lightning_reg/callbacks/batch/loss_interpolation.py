@@ -148,7 +148,7 @@ class InterpolatedLosses(TorchFunctionMode):
         elif (
             not lost
             and not any(target.is_changed() for target in targets)
-            and self._can_be_followed(func, args, kwargs)
+            and (self._can_be_followed(func, args, kwargs) or self._can_be_repeated(func, args, kwargs))
         ):
             if any(id(value) not in self._targets for value in made):
                 self._follow(func, made, args, kwargs)
@@ -192,11 +192,16 @@ class InterpolatedLosses(TorchFunctionMode):
         return self._between(result, func(*others, **named), True)
 
     def _can_be_followed(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> bool:
-        index = args[1:2] if func is Tensor.__getitem__ else ()
-        picks = any(isinstance(entry, Tensor | list) for entry in _flat(index))
-        has_one_weight = self.minor_weight is None or not self.minor_weight.ndim
-        is_followed = (is_pure(func, one_weight=has_one_weight) and not picks) or self._is_lookup(func, args, kwargs)
-        return is_followed and kwargs.get("out") is None
+        is_followed = is_pure(func, one_weight=self._has_one_weight) and not _picks(func, args)
+        return (is_followed or self._is_lookup(func, args, kwargs)) and kwargs.get("out") is None
+
+    def _can_be_repeated(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> bool:
+        """Whether any function of the targets that nothing is trained by can be applied to their partners."""
+        return self._has_one_weight and is_repeated(func) and not _picks(func, args) and kwargs.get("out") is None
+
+    @property
+    def _has_one_weight(self) -> bool:
+        return self.minor_weight is None or not self.minor_weight.ndim
 
     def _is_lookup(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> bool:
         """Whether targets, as class indices, look values up in a tensor that is the same for both ends."""
@@ -443,6 +448,12 @@ class _Pair:
 
 def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version  # inference tensors have no version counter
+
+
+def _picks(func: Callable[..., Any], args: Any) -> bool:
+    """Whether a function picks entries of a tensor, whose number may depend on the targets."""
+    index = args[1:2] if func is Tensor.__getitem__ else ()
+    return any(isinstance(entry, Tensor | list) for entry in _flat(index))
 
 
 def _flat(values: Iterable[Any]) -> list[Any]:
