@@ -214,18 +214,8 @@ def test_what_is_made_of_the_targets_is_made_of_their_partners(loss):
     torch.testing.assert_close(module.losses[0], by_hand(loss, module, draw, NUMBERS), rtol=1e-6, atol=1e-6)
 
 
-def scattered(out, targets):
-    return F.mse_loss(out, torch.zeros_like(out).scatter_(1, targets[:, None], 1.0))
-
-
 def noisy(out, targets):
     return F.mse_loss(out, torch.bernoulli(targets / CLASSES)[:, None].expand_as(out))
-
-
-def written(out, targets):
-    dense = torch.zeros(len(out), CLASSES)
-    dense[torch.arange(len(out)), targets] = 1.0
-    return F.mse_loss(out, dense)
 
 
 def picked(out, targets):
@@ -233,13 +223,21 @@ def picked(out, targets):
     return F.cross_entropy(out[kept], targets[kept])
 
 
+def by_matrix(out, targets):
+    return F.mse_loss(out, F.one_hot(targets, CLASSES).float() @ torch.eye(CLASSES))
+
+
 @pytest.mark.parametrize(
-    ("loss", "maker"),
-    [(scattered, "scatter_"), (noisy, "bernoulli"), (written, "__setitem__"), (picked, "getitem")],
+    ("loss", "maker", "settings"),
+    [
+        (noisy, "bernoulli", {}),
+        (picked, "getitem", {"per_sample": True}),
+        (by_matrix, "matmul", {"per_sample": True}),
+    ],
 )
-def test_a_loss_of_what_cannot_be_made_of_the_partners_is_refused(loss, maker):
+def test_a_loss_of_what_cannot_be_made_of_the_partners_is_refused(loss, maker, settings):
     with pytest.raises(SettingError, match=f"of what _*{maker}_* made"):
-        trained(Mixup(), loss, LABELS)
+        trained(Mixup(**settings), loss, LABELS)
 
 
 def test_samples_with_weights_of_their_own_must_stay_in_place():
@@ -323,13 +321,14 @@ def test_a_loss_that_cannot_be_mixed_is_refused_at_the_first_batch_even_if_that_
             trained(Mixup(prob=prob), custom, LABELS)
 
 
-def by_matrix(out, targets):
-    return F.cross_entropy(out, targets) - (out.softmax(-1) @ F.one_hot(targets, CLASSES).float().T).trace()
+def taken_in(out, targets):
+    taken = F.one_hot(targets, CLASSES).float() @ torch.eye(CLASSES).requires_grad_()
+    return F.cross_entropy(out, targets) + (out * taken).mean()
 
 
 def test_a_part_of_the_loss_that_is_not_mixed_is_warned_of():
     with pytest.warns(UserWarning, match="makes something differentiable of them by matmul"):
-        trained(Mixup(), by_matrix, LABELS)
+        trained(Mixup(), taken_in, LABELS)
 
 
 def test_a_loss_of_further_labels_that_are_not_mixed_is_warned_of():

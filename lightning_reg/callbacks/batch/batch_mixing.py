@@ -49,10 +49,11 @@ class BatchMixing(Technique):
     of inputs. No state.
 
     Interacts with: CutMix and the erasing transforms need images. What is computed from the targets by hand beside a
-    loss of torch's (a Dice loss, a focal weight, the distance from a class's center) is mixed, too; labels that a
-    network takes in by an embedding or a matrix are the batch's own, with a warning. Training accuracy is that of the
-    dominant label on mixed inputs, and so lower than without mixing. Regression losses are interpolated, too: the mean
-    squared error's gradient is that of the interpolated target. What can't be followed (code that isn't torch's, with
+    loss of torch's (a Dice loss, a focal weight, the distance from a class's center) is mixed, too, and so are labels
+    that are written into a tensor of the step's (``onehot.scatter_(1, labels, 1)``); labels that a network takes in by
+    an embedding or a matrix are the batch's own, with a warning. Training accuracy is that of the dominant label on
+    mixed inputs, and so lower than without mixing. Regression losses are interpolated, too: the mean squared error's
+    gradient is that of the interpolated target. What can't be followed (code that isn't torch's, with
     ``per_sample=True`` everything nonlinear) is refused by name, and so is a loss inside activation checkpointing. A
     branch by a number that was taken out of a loss (``if loss.item() > 1``) isn't seen, unlike ``if loss > 1``.
     ``F.l1_loss(weight=...)`` loses its weight within any of torch's function modes (2.14), and so here.

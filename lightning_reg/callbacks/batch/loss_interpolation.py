@@ -10,14 +10,24 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode, resolve_name
+from torch.overrides import TorchFunctionMode
 
+from lightning_reg.callbacks.batch.ends import (
+    Pair,
+    copy_like,
+    end_of,
+    ends_may_differ,
+    flat,
+    memory_of,
+    name_of,
+    numbers_beside,
+    same_view,
+    tensors,
+)
 from lightning_reg.callbacks.batch.followed_functions import (
     is_check,
     is_linear,
@@ -26,8 +36,10 @@ from lightning_reg.callbacks.batch.followed_functions import (
     is_repeated,
     returns_number,
     table_of,
+    takes_in,
     takes_out,
     writes,
+    writes_alike,
 )
 from lightning_reg.callbacks.batch.weighted_losses import LOSSES, check_classes, settings_of, weighted
 from lightning_reg.core.checkpointing import is_checkpointed, refuse_checkpointed, will_have_gradients
@@ -88,11 +100,12 @@ class InterpolatedLosses(TorchFunctionMode):
         self._out_of_targets: set[str] = set()
         # By id. The tensors are kept alive, so that no id is reused.
         self._beside = {id(tensor): tensor for tensor in beside}
-        self._targets: dict[int, _Pair] = {}
-        self._losses: dict[int, _Pair] = {}
+        self._targets: dict[int, Pair] = {}
+        self._losses: dict[int, Pair] = {}
         self._lost: dict[int, tuple[Tensor, str]] = {}  # computed from targets, but not from their partners
         self._unmixed: dict[int, tuple[Tensor, str]] = {}  # computed from losses, likewise
-        self._put(self._targets, targets, targets, previous(targets))
+        self._memories: dict[int, Tensor] = {}  # into which targets were written
+        self._put(self._targets, Pair(targets, targets, previous(targets)))
 
     def check_returned(self, output: Any) -> None:
         """Raises unless the loss that the training step returns is known to be mixed.
@@ -116,7 +129,9 @@ class InterpolatedLosses(TorchFunctionMode):
     ) -> Any:
         """Runs a function of torch's; twice if it is applied to losses of the targets."""
         kwargs = kwargs or {}
-        operands = [value for value in _flat((*args, *kwargs.values())) if isinstance(value, Tensor)]
+        operands = tensors(flat((*args, *kwargs.values())))
+        if self._memories:
+            self._note_views(operands)
         if takes_out(func) and self.minor_weight is not None:
             return self._taken_out(func, operands, args, kwargs)
         if any(id(value) in self._unmixed for value in operands):
@@ -125,8 +140,10 @@ class InterpolatedLosses(TorchFunctionMode):
         losses = [self._losses[id(value)] for value in operands if id(value) in self._losses]
         lost = [self._lost[id(value)][1] for value in operands if id(value) in self._lost]
         if func in LOSSES and not targets and any(id(value) in self._beside for value in operands):
-            self.unmixed.add(_name(func))
+            self.unmixed.add(name_of(func))
         if func in LOSSES and targets and not lost:
+            if any(loss.own is None for loss in losses):
+                self._refuse("a function that writes in place")
             return self._interpolated(func, targets, operands, args, kwargs)
         if losses and not lost:
             return self._of_losses(func, losses, targets, args, kwargs)
@@ -137,67 +154,113 @@ class InterpolatedLosses(TorchFunctionMode):
     # Functions of the targets
 
     def _of_targets(
-        self, func: Callable[..., Any], targets: list[_Pair], lost: list[str], args: Any, kwargs: dict[str, Any]
+        self, func: Callable[..., Any], targets: list[Pair], lost: list[str], args: Any, kwargs: dict[str, Any]
     ) -> Any:
+        if writes(func) and args and not self._is_of_the_batch(args[0]):
+            return self._write(func, targets, lost, args, kwargs)
         result = func(*args, **kwargs)
-        made = _tensors(result)
+        made = tensors(result)
         if any(value.requires_grad for value in made):
             if not lost and self._can_be_mixed(func, targets, result, args, kwargs):
                 return self._by_hand(func, result, args, kwargs)
-            self.others.add(f"{_name(func)} of what {lost[0]} made" if lost else _name(func))
+            self.others.add(f"{name_of(func)} of what {lost[0]} made" if lost else name_of(func))
         elif (
             not lost
             and not any(target.is_changed() for target in targets)
-            and (self._can_be_followed(func, args, kwargs) or self._can_be_repeated(func, args, kwargs))
+            and (self._can_be_followed(func, args, kwargs) or self._can_be_repeated(func, kwargs))
         ):
             if any(id(value) not in self._targets for value in made):
                 self._follow(func, made, args, kwargs)
         else:
-            written = args[:1] if func is Tensor.__setitem__ else ()
-            for value in (*made, *written):
+            for value in made:
                 if id(value) not in self._targets:
-                    self._lost[id(value)] = value, lost[0] if lost else _name(func)
+                    self._lost[id(value)] = value, lost[0] if lost else name_of(func)
         return result
+
+    def _is_of_the_batch(self, tensor: Tensor) -> bool:
+        """Whether a tensor shows targets in the batch's own memory, of which the partners have no copy alike."""
+        return id(tensor) in self._targets and id(memory_of(tensor)) not in self._targets
+
+    def _write(
+        self, func: Callable[..., Any], targets: list[Pair], lost: list[str], args: Any, kwargs: dict[str, Any]
+    ) -> Any:
+        """Runs a function that writes what is made of the targets, and writes the partners' into a copy."""
+        written, memory = args[0], memory_of(args[0])
+        copy = None
+        if not lost and writes_alike(func) and not any(target.is_changed() for target in targets):
+            known = self._targets.get(id(memory))
+            copy = copy_like(memory, memory if known is None or known.partners is None else known.partners)
+        others, named = self._ends(args, kwargs, partners=True)
+        is_followed = False
+        if copy is not None:
+            with ends_may_differ():
+                func(same_view(copy, written), *others[1:], **named)
+                is_followed = True
+        own, named = self._ends(args, kwargs, partners=False)
+        result = func(written, *own[1:], **named)
+        self._memories[id(memory)] = memory
+        for value in (memory, written):
+            if copy is not None and is_followed:
+                self._put(self._targets, Pair(value, value, same_view(copy, value)))
+            else:
+                self._lost[id(value)] = value, lost[0] if lost else name_of(func)
+        return result
+
+    def _note_views(self, operands: list[Tensor]) -> None:
+        """Notes views of what was written into: of those that were made before, or pass torch's functions by."""
+        for value in operands:
+            memory = memory_of(value)
+            if memory is value or id(memory) not in self._memories:
+                continue
+            pair = self._targets.get(id(memory))
+            if id(memory) in self._lost or pair is None or pair.is_changed() or pair.partners is None:
+                self._lost[id(value)] = value, self._lost.get(id(memory), (value, _FOREIGN))[1]
+            elif id(value) not in self._targets or self._targets[id(value)].is_changed():
+                self._put(self._targets, Pair(value, value, same_view(pair.partners, value)))
 
     def _follow(self, func: Callable[..., Any], made: list[Tensor], args: Any, kwargs: dict[str, Any]) -> None:
         others, named = self._ends(args, kwargs, partners=True)
-        try:
-            partners = _tensors(func(*others, **named))
-        except (RuntimeError, ValueError, IndexError):  # what holds for the labels of one end needn't for the other
-            partners = []
+        partners: list[Tensor] = []
+        with ends_may_differ():
+            partners = tensors(func(*others, **named))
         if len(partners) == len(made):
             for value, partner in zip(made, partners, strict=True):
-                self._put(self._targets, value, value, partner)
+                self._put(self._targets, Pair(value, value, partner))
         else:
-            self._lost.update({id(value): (value, _name(func)) for value in made})
+            self._lost.update({id(value): (value, name_of(func)) for value in made})
 
     def _can_be_mixed(
-        self, func: Callable[..., Any], targets: list[_Pair], result: Any, args: Any, kwargs: dict[str, Any]
+        self, func: Callable[..., Any], targets: list[Pair], result: Any, args: Any, kwargs: dict[str, Any]
     ) -> bool:
         """Whether a differentiable result of the targets can be interpolated like a loss."""
+        is_written = any(target.has_gradient for target in targets)  # into a network's outputs
         return (
             isinstance(result, Tensor)
             and not any(target.is_changed() for target in targets)
-            and func is not F.embedding  # labels that a network takes in, rather than what it is compared with
-            and self._can_be_followed(func, args, kwargs)
+            and not takes_in(func, tensors(flat((*args, *kwargs.values()))))
+            and (self._can_be_followed(func, args, kwargs) or (is_written and is_repeated(func)))
             and self._keeps_samples(func, targets, args)
             and not is_checkpointed()
         )
 
     def _by_hand(self, func: Callable[..., Any], result: Tensor, args: Any, kwargs: dict[str, Any]) -> Tensor:
-        self.by_hand.add(_name(func))
+        self.by_hand.add(name_of(func))
         if self.minor_weight is None:
             return self._between(result, result, True)
         others, named = self._ends(args, kwargs, partners=True)
-        return self._between(result, func(*others, **named), True)
+        with ends_may_differ():
+            return self._between(result, func(*others, **named), True)
+        self._unmixed[id(result)] = result, name_of(func)
+        return result
 
     def _can_be_followed(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> bool:
-        is_followed = is_pure(func, one_weight=self._has_one_weight) and not _picks(func, args)
+        picks = not self._has_one_weight and _picks(func, args)
+        is_followed = is_pure(func, one_weight=self._has_one_weight) and not picks
         return (is_followed or self._is_lookup(func, args, kwargs)) and kwargs.get("out") is None
 
-    def _can_be_repeated(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> bool:
+    def _can_be_repeated(self, func: Callable[..., Any], kwargs: dict[str, Any]) -> bool:
         """Whether any function of the targets that nothing is trained by can be applied to their partners."""
-        return self._has_one_weight and is_repeated(func) and not _picks(func, args) and kwargs.get("out") is None
+        return self._has_one_weight and is_repeated(func) and kwargs.get("out") is None
 
     @property
     def _has_one_weight(self) -> bool:
@@ -208,7 +271,9 @@ class InterpolatedLosses(TorchFunctionMode):
         table = table_of(func, args, kwargs)
         if table is None or id(table) in self._targets:
             return False
-        indices = [value for value in _flat((*args, *kwargs.values())) if id(value) in self._targets]
+        if self.minor_weight is None or not self.minor_weight.ndim:
+            return True
+        indices = [value for value in flat((*args, *kwargs.values())) if id(value) in self._targets]
         return all(index.dtype not in (torch.bool, torch.uint8) for index in indices)  # these are masks
 
     # The losses
@@ -216,7 +281,7 @@ class InterpolatedLosses(TorchFunctionMode):
     def _interpolated(
         self,
         loss: Callable[..., Tensor],
-        targets: list[_Pair],
+        targets: list[Pair],
         operands: list[Tensor],
         args: Any,
         kwargs: dict[str, Any],
@@ -232,10 +297,10 @@ class InterpolatedLosses(TorchFunctionMode):
         weight = self.minor_weight
         try:
             if weight is not None and weight.ndim and kwargs.get("reduction", "mean") != "none":
-                others, named = self._ends(args, kwargs, partners=True)
+                own, partners = (self._ends(args, kwargs, partners=of_partners) for of_partners in (False, True))
                 exact = weight.to(torch.promote_types(weight.dtype, (args[0] if args else kwargs["input"]).dtype))
-                total = weighted(loss, 1 - exact, args, kwargs) + weighted(loss, weight, others, named)
-                self._put(self._losses, total, None, None)
+                total = weighted(loss, 1 - exact, *own) + weighted(loss, weight, *partners)
+                self._put(self._losses, Pair(total, None, None))
             else:
                 total = self._both(loss, args, kwargs)
         except IndexError:
@@ -247,17 +312,22 @@ class InterpolatedLosses(TorchFunctionMode):
 
     def _both(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
         """Runs a function on each end, and returns the interpolation of the results."""
-        pairs = [self._losses.get(id(value)) for value in _flat((*args, *kwargs.values()))]
+        pairs = [self._losses.get(id(value)) for value in flat((*args, *kwargs.values()))]
         is_by_hand = func not in LOSSES and all(pair.is_by_hand for pair in pairs if pair is not None)
         own, named = self._ends(args, kwargs, partners=False)
         one = func(*own, **named)
-        if not _tensors(one):  # a shape, a number
+        if not tensors(one):  # a shape, a number
             return func(*args, **kwargs)
         if self.minor_weight is None:
             other = one
         else:
             others, named = self._ends(args, kwargs, partners=True)
-            other = func(*others, **named)
+            other = None
+            with ends_may_differ():
+                other = func(*others, **named)
+            if other is None:
+                self._unmixed.update({id(value): (value, name_of(func)) for value in tensors(one)})
+                return one
         if isinstance(one, Tensor):
             return self._between(one, other, is_by_hand)
         mixed = [
@@ -275,7 +345,7 @@ class InterpolatedLosses(TorchFunctionMode):
                 weight = weight.view(-1, *[1] * (one.ndim - 1))
             exact = weight.to(torch.promote_types(weight.dtype, one.dtype))
             result = (1 - exact).to(one.dtype) * one + weight.to(one.dtype) * other
-        self._put(self._losses, result, one, other, is_by_hand=is_by_hand)
+        self._put(self._losses, Pair(result, one, other, is_by_hand=is_by_hand))
         return result
 
     # Functions of the losses
@@ -283,36 +353,65 @@ class InterpolatedLosses(TorchFunctionMode):
     def _of_losses(
         self,
         func: Callable[..., Any],
-        losses: list[_Pair],
-        targets: list[_Pair],
+        losses: list[Pair],
+        targets: list[Pair],
         args: Any,
         kwargs: dict[str, Any],
     ) -> Any:
         if self.out and any(loss.has_gradient for loss in losses):
-            self.companions += self._others(args, kwargs)
+            self.companions += numbers_beside((*args, *kwargs.values()), self._losses, self._targets)
         changed = any(pair.is_changed() for pair in (*losses, *targets))
         has_ends = not changed and all(loss.own is not None for loss in losses)
         if has_ends and is_repeated(func) and kwargs.get("out") is None and self._keeps_samples(func, losses, args):
             return self._both(func, args, kwargs)
         if changed and func in _DIFFERENTIATING:
             self._refuse(_FOREIGN)
+        if writes(func) and args:
+            self._forget_views(args[0], name_of(func))
+            if has_ends and writes_alike(func) and not any(loss.has_gradient for loss in losses):
+                if id(args[0]) in self._losses:
+                    return self._write_both(func, args, kwargs)
+                return self._write(func, targets, [], args, kwargs)
         result = func(*args, **kwargs)
-        made = [*_tensors(result), *(args[:1] if writes(func) else ())]
+        made = [*tensors(result), *(args[:1] if writes(func) else ())]
         is_followed = not targets and not changed and is_linear(func, [self._has_losses(value) for value in args])
         is_by_hand = all(loss.is_by_hand for loss in losses)
         for value in made:
             self._losses.pop(id(value), None)
             if is_followed:
-                self._put(self._losses, value, None, None, is_by_hand=is_by_hand)
+                self._put(self._losses, Pair(value, None, None, is_by_hand=is_by_hand))
             else:
-                self._unmixed[id(value)] = value, _FOREIGN if changed else _name(func)
+                self._unmixed[id(value)] = value, _FOREIGN if changed else name_of(func)
         return result
 
-    def _keeps_samples(self, func: Callable[..., Any], losses: list[_Pair], args: Any) -> bool:
+    def _write_both(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
+        """Runs a function that writes into what is made of losses, such as a mask, and into each end of it."""
+        written, pair, copies = args[0], self._losses[id(args[0])], []
+        for of_partners in (False, True):
+            ends, named = self._ends(args, kwargs, partners=of_partners)
+            with ends_may_differ():
+                copies.append(ends[0].clone())
+                func(copies[-1], *ends[1:], **named)
+                continue
+            self._unmixed[id(written)] = written, name_of(func)
+        result = func(*args, **kwargs)
+        self._put(self._losses, Pair(written, copies[0], copies[1], pair.is_by_hand))
+        return result
+
+    def _forget_views(self, written: Tensor, name: str) -> None:
+        """Gives up losses that share the memory of one that is written into: they would change, too, without us."""
+        pair = self._losses.get(id(written))
+        if pair is not None and pair.own is not None:
+            memory = memory_of(pair.own)
+            for other in list(self._losses.values()):
+                if other is not pair and other.own is not None and memory_of(other.own) is memory:
+                    self._unmixed[id(other.value)] = other.value, name
+
+    def _keeps_samples(self, func: Callable[..., Any], losses: list[Pair], args: Any) -> bool:
         """Whether the result of a function of losses can be interpolated again by the present weights."""
         if self.minor_weight is None or not self.minor_weight.ndim:
             return True
-        if _name(func) in ("all", "any"):  # which aren't interpolated
+        if name_of(func) in ("all", "any"):  # which aren't interpolated
             return True
         shape = losses[0].value.shape
         if not is_of_elements(func) or not shape or shape[0] != len(self.minor_weight):
@@ -321,7 +420,7 @@ class InterpolatedLosses(TorchFunctionMode):
         return bool(torch.broadcast_shapes(*shapes) == shape)  # type: ignore[no-untyped-call]
 
     def _has_losses(self, value: Any) -> bool:
-        return any(id(entry) in self._losses for entry in _flat((value,)))
+        return any(id(entry) in self._losses for entry in flat((value,)))
 
     def _of_unmixed(self, func: Callable[..., Any], operands: list[Tensor], args: Any, kwargs: dict[str, Any]) -> Any:
         unmixed = [value for value in operands if id(value) in self._unmixed]
@@ -330,7 +429,7 @@ class InterpolatedLosses(TorchFunctionMode):
         if func in _DIFFERENTIATING or (is_compared and any(value.requires_grad for value in unmixed)):
             self._refuse(name)
         result = func(*args, **kwargs)
-        for value in _tensors(result):
+        for value in tensors(result):
             self._unmixed[id(value)] = value, name
         return result
 
@@ -352,7 +451,7 @@ class InterpolatedLosses(TorchFunctionMode):
         # A loss has two values anyway.
         if ends and not (losses and isinstance(result, float)) and math.isclose(*ends, rel_tol=1e-6):
             return result
-        name = _name(func)
+        name = name_of(func)
         if isinstance(result, bool):
             if torch.is_grad_enabled() and not is_lost:  # else it is a metric's, or a check of what labels there are
                 self.taken.add(name)
@@ -375,17 +474,6 @@ class InterpolatedLosses(TorchFunctionMode):
                 return result, (func(*own[0], **own[1]), func(*partners[0], **partners[1]))
         return result, ()
 
-    def _others(self, args: Any, kwargs: dict[str, Any]) -> list[Any]:
-        """Returns the arguments, beside the followed ones, that may be computed from values taken out."""
-        values = _flat((*args, *kwargs.values()))
-        followed = (self._losses, self._targets)
-        return [
-            value
-            for value in values
-            if isinstance(value, float) or (hasattr(value, "__array__") and not getattr(value, "requires_grad", False))
-            if not any(id(value) in map_ for map_ in followed)
-        ]
-
     # Ends
 
     def _refuse(self, name: str) -> None:
@@ -395,75 +483,20 @@ class InterpolatedLosses(TorchFunctionMode):
             "which emits probabilities as targets"
         )
 
-    def _put(
-        self,
-        where: dict[int, _Pair],
-        value: Tensor,
-        own: Tensor | None,
-        partners: Tensor | None,
-        *,
-        is_by_hand: bool = False,
-    ) -> None:
-        self.trains |= where is self._losses and value.requires_grad and not is_by_hand
-        where[id(value)] = _Pair(value, own, partners, _version(value), value.requires_grad, is_by_hand)
+    def _put(self, where: dict[int, Pair], pair: Pair) -> None:
+        self.trains |= where is self._losses and pair.has_gradient and not pair.is_by_hand
+        where[id(pair.value)] = pair
 
     def _ends(self, args: Any, kwargs: dict[str, Any], *, partners: bool) -> tuple[Any, dict[str, Any]]:
         """Returns arguments with one of the two ends in place of their interpolation."""
-
-        def end(value: Any) -> Any:
-            if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
-                return type(value)(end(entry) for entry in value) if type(value) in (list, tuple) else value
-            pair = self._losses.get(id(value)) or self._targets.get(id(value))
-            if pair is None:
-                return value
-            return pair.partners if partners else pair.own
-
-        return tuple(end(value) for value in args), {name: end(value) for name, value in kwargs.items()}
-
-
-@dataclass(frozen=True)
-class _Pair:
-    """A tensor that the training step sees, with the two ends behind it.
-
-    Attributes:
-        value: Targets, or values computed from them; for losses, the interpolation of the two ends.
-        own: Value for the batch's own targets; None if only the interpolation is known.
-        partners: Value for the targets of their partners.
-        version: Version counter of ``value`` when it was recorded.
-        has_gradient: Whether ``value`` required a gradient then: the result of a user's autograd function doesn't yet.
-        is_by_hand: Whether no loss of torch's is among what ``value`` was computed from.
-    """
-
-    value: Tensor
-    own: Tensor | None
-    partners: Tensor | None
-    version: int
-    has_gradient: bool
-    is_by_hand: bool
-
-    def is_changed(self) -> bool:
-        """Whether ``value`` was changed since, without its two ends."""
-        return _version(self.value) != self.version or self.value.requires_grad != self.has_gradient
-
-
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version  # inference tensors have no version counter
+        maps = self._losses, self._targets
+        return (
+            tuple(end_of(value, *maps, partners=partners) for value in args),
+            {name: end_of(value, *maps, partners=partners) for name, value in kwargs.items()},
+        )
 
 
 def _picks(func: Callable[..., Any], args: Any) -> bool:
     """Whether a function picks entries of a tensor, whose number may depend on the targets."""
     index = args[1:2] if func is Tensor.__getitem__ else ()
-    return any(isinstance(entry, Tensor | list) for entry in _flat(index))
-
-
-def _flat(values: Iterable[Any]) -> list[Any]:
-    """Returns values, with lists and tuples among them flattened by one level."""
-    return [entry for value in values for entry in (value if isinstance(value, list | tuple) else (value,))]
-
-
-def _tensors(result: Any) -> list[Tensor]:
-    return [value for value in _flat((result,)) if isinstance(value, Tensor)]
-
-
-def _name(func: Callable[..., Any]) -> str:
-    return str(resolve_name(func) or getattr(func, "__name__", func)).rsplit(".", 1)[-1]
+    return any(isinstance(entry, Tensor | list) for entry in flat(index))
