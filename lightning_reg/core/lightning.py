@@ -9,7 +9,7 @@ import copy
 import importlib
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar, cast
 
@@ -343,6 +343,16 @@ def set_random_states(states: dict[str, Any]) -> None:
         states: Return value of :func:`random_states`.
     """
     _set_rng_states(states)
+
+
+def set_versions(tensors: Sequence[Tensor], versions: Sequence[int]) -> None:
+    """Sets version counters back, so that graphs that saved the tensors then take them for unchanged."""
+    setter: Any = torch._C._autograd._unsafe_set_version_counter
+    try:
+        setter(tuple(tensors), tuple(versions))
+    except TypeError:  # older versions of torch take one at a time
+        for tensor, version in zip(tensors, versions, strict=True):
+            setter(tensor, version)
 
 
 def is_compiled_whole(module: torch.nn.Module) -> bool:

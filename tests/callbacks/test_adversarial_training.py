@@ -1,9 +1,11 @@
 """Training on inputs that are changed within bounds so that the loss rises."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningModule
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -138,6 +140,85 @@ def test_only_the_clean_pass_counts():
     assert metrics["adversarial/loss_rise"] > 0
     assert all(((given - inputs).abs() <= 0.2 + 1e-6).all() for given in passes.inputs)
     assert all((given <= inputs.amax(0)).all() and (given >= inputs.amin(0)).all() for given in passes.inputs)
+
+
+class Taught(LightningModule):
+    """Changes a teacher, a mean of features and its targets in place, and takes gradients through all of them."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.student = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+        self.teacher = copy.deepcopy(self.student).requires_grad_(False)
+        self.register_buffer("center", torch.zeros(3))
+        self.double()
+
+    def training_step(self, batch, batch_idx):
+        inputs, targets = batch
+        with torch.no_grad():
+            for one, other in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
+                one.mul_(0.5).add_(other, alpha=0.4)
+            self.center.mul_(0.5).add_(self.student(inputs).mean(0))
+        targets.mul_(0.5).add_(self.center)
+        return ((self.student(inputs) - self.teacher(inputs)) * self.center * targets).square().sum()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.student.parameters(), lr=0.1)
+
+
+def taught():
+    draw = torch.Generator().manual_seed(1)
+    return [(torch.rand(4, 4, generator=draw).double(), torch.rand(4, 3, generator=draw).double()) for _ in range(3)]
+
+
+def taught_by_hand(steps, share):
+    """Returns what is trained where every pass has a module of its own."""
+    module = Taught()
+    for inputs, targets in taught():
+        before, moved, gradients = copy.deepcopy(module), inputs, []
+        for step in range(steps + 1):
+            worker = copy.deepcopy(before) if step else module
+            moved = moved.clone().requires_grad_()
+            loss = worker.training_step((moved, targets.clone()), 0)
+            *of_weights, of_inputs = torch.autograd.grad(loss, [*worker.student.parameters(), moved])
+            gradients.append(of_weights)
+            moved = (moved + 0.06 * of_inputs.sign()).detach().clamp(inputs - 0.1, inputs + 0.1)
+        with torch.no_grad():
+            for weight, clean, attacked in zip(module.student.parameters(), gradients[0], gradients[-1], strict=True):
+                weight.sub_(share * clean + (1 - share) * attacked, alpha=0.1)
+    return module.state_dict()
+
+
+@pytest.mark.parametrize("share", [0.5, 0.0])
+@pytest.mark.parametrize("steps", [1, 2])
+def test_each_pass_is_differentiated_by_what_it_has_made_of_a_teacher_a_mean_and_its_targets(steps, share):
+    module = Taught()
+    attack = AdversarialTraining(eps=0.1, steps=steps, step_size=0.06, clean_weight=share, clip=None)
+    data = DataLoader(taught(), batch_size=None)
+    quiet_trainer(attack, precision="64-true").fit(module, data)
+    torch.testing.assert_close(module.state_dict(), taught_by_hand(steps, share), rtol=1e-12, atol=1e-12)
+
+
+class Shifted(Taught):
+    """Moves a center in place, which no graph saves, and may use a transform of torch's."""
+
+    def training_step(self, batch, batch_idx):
+        inputs, _ = batch
+        with torch.no_grad():
+            self.center.mul_(0.5).add_(self.student(inputs).mean(0))
+        self.transform(inputs.detach())
+        return (self.student(inputs) - self.center).square().sum()
+
+
+def test_transforms_of_torch_in_a_step_make_no_difference_to_its_passes():
+    weights = []
+    for transform in (torch.sum, torch.func.grad(torch.sum)):
+        module = Shifted()
+        module.transform = transform
+        attack = AdversarialTraining(eps=0.1)
+        quiet_trainer(attack, precision="64-true").fit(module, DataLoader(taught(), batch_size=None))
+        weights.append(module.state_dict())
+    torch.testing.assert_close(*weights, rtol=0, atol=0)
 
 
 def test_numbers_bound_the_inputs_and_nothing_does():

@@ -45,9 +45,9 @@ class AdversarialTraining(Technique):
 
     Interacts with: BatchNorm, which in the adversarial pass normalizes by that batch's statistics; its running ones
     are of clean inputs. ``SharpnessAwareMinimization`` runs all of it again. Compiled networks need one more forward
-    pass. Activation checkpointing has to be non-reentrant. A teacher that the step itself updates has to run without
-    gradients, unless ``clean_weight`` is 0: the clean pass is differentiated after it was updated again. Columns that
-    the network reads as codes have no gradient and aren't changed; one-hot columns move within [0, 1].
+    pass. Activation checkpointing has to be non-reentrant. Each pass is differentiated by what it has made of teachers
+    and queues itself; only beside gradients of ``torch.func`` in the step these have to run without a graph. Columns
+    that the network reads as codes have no gradient and aren't changed; one-hot columns move within [0, 1].
 
     Deviates from the papers: inputs are kept within the range seen so far, of each column of a table and each channel
     of images, instead of [0, 1], which standardized inputs don't lie in. The first step starts at the inputs unless
@@ -244,17 +244,15 @@ class AdversarialSession(Session[AdversarialTraining]):
                 attacked = self._clipped(random_start(attacked, eps, generator=self._generator()))
             for _ in range(technique.steps):
                 if gradient is None:
-                    self.repetition.begin(first)
                     leaf = _leaf(attacked)
-                    loss = loss_of(step(leaf))
+                    loss = loss_of(self.repetition.again(first, partial(step, leaf)))
                     if loss is None:
                         return output
                     gradient = self._gradient(loss, leaf, keep_graph=False)
                 with torch._C.DisableTorchFunction(), torch.no_grad():
                     attacked = self._moved(attacked, gradient, inputs, eps)
                 gradient = None
-            self.repetition.begin(first)
-            adversarial = loss_of(step(attacked))
+            adversarial = loss_of(self.repetition.again(first, partial(step, attacked)))
         self.is_checked = True
         if adversarial is None or eps == 0:
             return output

@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_reg.core.copies.copying import WRITTEN, silent_stand_in
 from lightning_reg.core.copies.holders import VALUES, Holder, holders_of, is_unknown
 from lightning_reg.core.gradients import local
+from lightning_reg.core.lightning import set_versions
 
 __all__ = ["Copied", "HeldState", "Moment", "mark", "size_of"]
 
@@ -102,6 +103,7 @@ class HeldState:
         self._tensors: dict[int, tuple[str, Tensor]] = {}
         self._copied: list[Copied] = []
         self._watched: list[tuple[str, Tensor, Any]] = []
+        self._memories: dict[int, list[Copied]] = {}  # by address of a copied tensor's storage
         self._grads: list[tuple[Tensor, Tensor | None]] = []
         self._warned: set[str] = set()
 
@@ -206,6 +208,19 @@ class HeldState:
             else:
                 self._watched.append((name, tensor, mark(tensor)))
 
+    def aside(self, tensor: Tensor, moving: Set[str]) -> Tensor:
+        """Returns a copy of a tensor that a graph saves, if :meth:`put_back` will write to its memory, else itself.
+
+        Args:
+            moving: Names of tensors that may have changed unnoticed by their version counters.
+        """
+        if not self._memories:
+            for copied in self._copied:
+                self._memories.setdefault(_storage(copied.tensor), []).append(copied)
+        address = _storage(tensor)
+        there = self._memories.get(address, ()) if address else ()
+        return tensor.clone() if any(copied.name in moving or _is_changed(copied) for copied in there) else tensor
+
     @torch.no_grad()
     def moment(
         self, tensors: list[tuple[str, Tensor]], is_copied: Callable[[str], bool], known: Mapping[int, Copied]
@@ -244,18 +259,22 @@ class HeldState:
         """Restores the saved state; may be called several times.
 
         Args:
-            silently: Whether to leave version counters as they are, so that graphs that saved a tensor stay usable.
+            silently: Whether to set version counters back, too, so that graphs that have saved a tensor stay usable.
         """
         for node in self._changing:
             if not node.holder.is_same():
                 node.holder.put_back()
         _write(self._copied, silently=silently)
+        if silently:
+            changed = [copied for copied in self._copied if not copied.tensor.is_inference() and _is_changed(copied)]
+            set_versions([copied.tensor for copied in changed], [copied.mark[0] for copied in changed])
         for tensor, grad in self._grads:
             tensor.grad = grad
 
     def forget(self) -> None:
         """Releases the copies."""
         self._copied, self._watched, self._grads = [], [], []
+        self._memories = {}
 
 
 def _differ(one: tuple[str, Tensor], other: tuple[str, Tensor]) -> bool:
@@ -311,6 +330,13 @@ def _address(tensor: Tensor) -> int:
     try:
         return tensor.data_ptr()
     except RuntimeError:  # a sparse tensor, one without memory, a wrapper of others
+        return 0
+
+
+def _storage(tensor: Tensor) -> int:
+    try:
+        return tensor.untyped_storage().data_ptr() or local(tensor).untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):  # as for its address
         return 0
 
 

@@ -9,6 +9,9 @@ import torch
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.modules.batchnorm import _NormBase
+from torchmetrics import Metric
 from typing_extensions import Self
 
 from lightning_reg.core.copies.held_state import Copied, HeldState, Moment, mark, size_of
@@ -72,6 +75,9 @@ class Repetition:
         self._names: dict[int, str] = {}
         self._windows = 0
         self._copies_all = False
+        self._batches: list[HeldState] = []  # as the first passes have left them, while graphs are kept
+        self._takes_hooks = True  # whether nothing in the step refuses hooks on what graphs save
+        self._saved: tuple[tuple[int, int], bool] = (0, 0), False  # numbers of tensors, and what was found then
         self._is_looked_at = False  # whether no pass has run since the state was last looked at
         run.around(run.module, "log", self._unless_running)
 
@@ -115,6 +121,47 @@ class Repetition:
         self._is_looked_at = False
         self._run.begins_again(first.index)
         set_random_states(first.random)
+
+    def again(self, first: FirstPass, training_step: Callable[[], Any]) -> Any:
+        """Runs a training step again, within :meth:`counted_once`, so that its graph outlives the state it ran in.
+
+        Args:
+            first: The step's first pass.
+
+        Returns:
+            Output of the training step.
+        """
+        self.begin(first)
+        if self._takes_hooks and (self._batches or self._is_saved()):
+            try:
+                # What the step has changed and saved for backward is put back before.
+                with saved_tensors_hooks(self._aside, _unchanged):
+                    return training_step()
+            except RuntimeError as error:
+                if "saved tensor hooks" not in str(error):  # as transforms of torch.func say
+                    raise
+            self._takes_hooks = False
+            self.begin(first)
+        return training_step()
+
+    def _is_saved(self) -> bool:
+        """Whether graphs may save what steps change, other than statistics and metrics, which only evaluation reads."""
+        numbers = len(self._moving), len(self._before)
+        if self._saved[0] != numbers:
+            parts = list(self._run.module.modules())
+            norms = (part.buffers(recurse=False) for part in parts if isinstance(part, _NormBase))
+            metrics = (part.metric_state.values() for part in parts if isinstance(part, Metric))
+            read_later = {id(value) for values in (*norms, *metrics) for value in values}
+            moving = {key for key in self._before if self._names[key] in self._moving}
+            self._saved = numbers, not moving <= read_later
+        return self._saved[1]
+
+    def _aside(self, tensor: Tensor) -> Tensor:
+        with torch._C.DisableTorchFunction():
+            saved = tensor.detach()  # a graph mustn't refer to its own output
+            for batch in self._batches:
+                saved = batch.aside(saved, self._of_batches)
+            return self._held.aside(saved, self._moving)
 
     def _unless_running(self, log: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return None if self._run.is_again else log(*args, **kwargs)
@@ -186,6 +233,10 @@ class Repetition:
 
         self._held.keep(is_copied, known)
         self._held.set_aside()
+        changes_batches = self._keeps_graphs and bool(self._of_batches)
+        self._batches = [HeldState({"batch": first.arguments}) for first in window if changes_batches]
+        for batch in self._batches:
+            batch.keep(lambda name, _: name in self._of_batches)
         self._is_looked_at = True
         trainer.loggers = [DummyLogger() for _ in loggers]
         was_again, self._run.is_again = self._run.is_again, True
@@ -203,8 +254,10 @@ class Repetition:
             by_value = {self._names[key] for key in self._moved_silently()} - self._moving
             surprises = sorted({*self._held.changed(), *(() if self._copies_all else by_value)})
             self._moving.update(by_value)
-            self._held.put_back(silently=self._keeps_graphs)
-            self._held.forget()
+            for held in (self._held, *self._batches):
+                held.put_back(silently=self._keeps_graphs)
+                held.forget()
+            self._batches = []
             self._before, self._names, self._compared, self._sums = {}, {}, [], {}
             set_random_states(random)
         if surprises:
@@ -213,6 +266,10 @@ class Repetition:
                 f"{', '.join(surprises)} changed when the step was run again, but not when it was run first, and so "
                 "changed once too often; from now on it is put back"
             )
+
+
+def _unchanged(saved: Tensor) -> Tensor:
+    return saved
 
 
 def _has_sum(tensor: Tensor) -> bool:
