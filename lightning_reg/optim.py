@@ -29,10 +29,10 @@ _NORM = re.compile(r"([Nn]orm|NORM)(alization)?(?![a-z])")
 # What timm excludes by name: shifts, tokens and positions that are added, and scales. Of the general names of scales
 # (BERT's beta, Flax's scale, temperatures of attention and of contrastive losses) only those with no other word count.
 _SHIFT = re.compile(
-    r"(^|_)(bias|biases|(cls|class|dist|distill|reg|mask)_tokens?|class_embedding|"
-    r"(pos|position|positional)_(embed|embedding|embeddings))(_|\d|$)"
+    r"(^|_)(bias|biases|(cls|class|dist|distill|reg|register|storage|mask)_tokens?|class_embedding|"
+    r"(pos|position|positional)_(emb|embed|embedding)s?)(_|\d|$)"
 )
-_SCALE = re.compile(r"(^|_)(gamma|layer_scale|layerscale|logit_scale)(_|\d|$)|^(beta|scale|temperature)(_?\d+)?$")
+_SCALE = re.compile(r"(^|_)(gamma|layer_scale|layerscale|logit_scale)s?(_|\d|$)|^(beta|scale|temperature)s?(_?\d+)?$")
 _NUMBERED = re.compile(r"(?P<stem>(?:.*?\.)??[a-zA-Z_]*\.?)(?P<block>\d+)\.")
 
 
@@ -118,8 +118,10 @@ def owned_parameters(module: nn.Module) -> list[OwnedParameter]:
                 owner = module.get_submodule(path.removeprefix("."))
             qualified = f"{prefix}.{leaf}" if prefix else leaf
             is_declared = parameter in declared or bool(getattr(parameter, "_no_weight_decay", False))
-            owned = OwnedParameter(qualified, parameter, [], is_declared=is_declared)
-            found.setdefault(parameter, owned).owners.append((name, owner))
+            owned = found.setdefault(parameter, OwnedParameter(qualified, parameter, [], is_declared=is_declared))
+            owned.owners.append((name, owner))
+            if isinstance(holder, (nn.ParameterList, nn.ParameterDict)):  # what it is shows in the name of the list
+                owned.owners.append((prefix.rpartition(".")[2], owner))
     return list(found.values())
 
 

@@ -80,6 +80,26 @@ def test_fused_layers_with_a_norm_in_their_name_still_decay():
     assert not is_normalization(LayerNormLinear())
 
 
+def test_a_parameter_in_a_list_or_dict_is_what_the_list_is_called():
+    model = nn.Module()
+    model.biases = nn.ParameterList([torch.zeros(3), torch.zeros(3)])
+    model.scales = nn.ParameterDict({"low": torch.ones(3), "high": torch.ones(3, 3)})
+    model.weights = nn.ParameterList([torch.zeros(3, 3)])
+    model.parts = nn.ParameterDict({"bias": torch.zeros(3), "scale": torch.ones(3), "weight": torch.zeros(3, 3)})
+    assert groups_of(model) == {
+        "decay": {"scales.high", "weights.0", "parts.weight"},
+        "no_decay": {"biases.0", "biases.1", "scales.low", "parts.bias", "parts.scale"},
+    }
+    assert groups_of(model.weights) == {"decay": {"0"}}
+
+
+@pytest.mark.parametrize("name", ["register_tokens", "storage_tokens", "pos_emb", "position_embeddings"])
+def test_tokens_and_positions_that_are_added_are_spared_by_all_their_names(name):
+    model = nn.Linear(3, 3)
+    model.register_parameter(name, nn.Parameter(torch.zeros(1, 4, 3)))
+    assert groups_of(model) == {"decay": {"weight"}, "no_decay": {"bias", name}}
+
+
 def test_excluded_parameters_are_spared_and_the_table_says_why(capsys):
     module = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
     module[0].requires_grad_(False)
