@@ -145,7 +145,12 @@ def with_parts(batch: Any, parts: Sequence[tuple[Key, Tensor]]) -> Any:
 
 def _with_part(batch: Any, key: Key, value: Tensor) -> Any:
     if isinstance(key, tuple | list):
-        return key[1](batch, value)
+        changed = key[1](batch, value)
+        if changed is None:  # as of dict.__setitem__
+            raise SettingError(
+                "the setter of a key, such as input_key, must return the batch with its new part, but returns None"
+            )
+        return changed
     if isinstance(batch, Tensor):
         return value
     if isinstance(batch, tuple):

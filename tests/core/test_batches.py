@@ -1,4 +1,4 @@
-"""Batches of which no part can be found."""
+"""Batches of which no part can be found or replaced."""
 
 import pytest
 import torch
@@ -52,3 +52,24 @@ def test_a_step_that_fetches_its_own_batches_is_told_to_take_one(technique):
     data = DataLoader(TensorDataset(torch.randn(8, 1, 8, 8), torch.arange(8) % 3), batch_size=4)
     with pytest.raises(SettingError, match=r"training_step must take a batch.*, not a dataloader_iter, so that"):
         quiet_trainer(technique).fit(Fetches(), data)
+
+
+class ReadsADict(SomebodysModule):
+    validation_step = None
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self.network(batch["x"]), batch["y"])
+
+
+@pytest.mark.parametrize("technique", [BatchMixing, RegMixup, InputGradientPenalty, AdversarialTraining])
+def test_a_setter_that_only_writes_into_the_batch_is_told_to_return_it(technique):
+    settings = {
+        BatchMixing: {"mix": Mixup(), "target_key": "y"},
+        RegMixup: {"target_key": "y"},
+        InputGradientPenalty: {"weight": 1.0},
+        AdversarialTraining: {"eps": 0.1},
+    }[technique]
+    key = (lambda batch: batch["x"], lambda batch, value: batch.__setitem__("x", value))
+    data = DataLoader([{"x": torch.randn(6), "y": number % 3} for number in range(8)], batch_size=4)
+    with pytest.raises(SettingError, match=r"the setter of a key, such as input_key, must return the batch .* None"):
+        quiet_trainer(technique(input_key=key, **settings)).fit(ReadsADict(), data)
