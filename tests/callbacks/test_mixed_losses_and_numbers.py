@@ -1,6 +1,7 @@
 """Numbers that a step takes out of a mixed loss or its targets: warned of where a loss may depend on them."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -40,8 +41,21 @@ def with_a_margin(module, out, targets):
     return of_torch(module, out - margins, targets)
 
 
+def chosen_by_a_number(module, out, targets):
+    """Another way than in the step before, by a bound that rises."""
+    loss = of_torch(module, out, targets)
+    return 0.5 * loss if loss.item() > (0, 100)[module.current_epoch] else loss
+
+
+def chosen_by_another(module, out, targets):
+    loss = of_torch(module, out, targets)
+    return 3 * loss if float(loss.detach()) > (100, 0)[module.current_epoch] else loss
+
+
 USED = {
     normalized: "item",
+    chosen_by_a_number: "item",
+    chosen_by_another: "__float__",
     by_its_size: "__bool__",
     weighed_one_by_one: "__int__",
     weighed_by_an_array: "numpy",
@@ -107,11 +121,26 @@ def scaled(module, out, targets):
     return (0.25 + 0.5) * loss * module.share + 0.1 * loss
 
 
+def shown_at_first(module, out, targets):
+    loss = of_torch(module, out, targets)
+    if module.current_epoch == 0:
+        module.log("loss", loss.item())
+    return 2 * loss
+
+
+NOT_USED = [logged, checked, measured, counted, summed, scaled, shown_at_first]
+
+
 @mixings
-@pytest.mark.parametrize("loss", [logged, checked, measured, counted, summed, scaled], ids=lambda loss: loss.__name__)
+@pytest.mark.parametrize("loss", NOT_USED, ids=lambda loss: loss.__name__)
 def test_numbers_for_logs_and_checks_are_not_warned_of(mixing, loss):
-    """A warning would be an error here."""
-    fit(mixing, Theirs(loss))
+    module, plain = Theirs(loss), Theirs(loss)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        fit(mixing, module)
+    fit(None, plain)
+    assert not [str(warning.message) for warning in told if "out of torch" in str(warning.message)]
+    assert not torch.allclose(module.layer.weight, plain.layer.weight)
 
 
 def by_its_sign(_, out, targets):

@@ -55,8 +55,9 @@ class BatchMixing(Technique):
     mixed inputs, and so lower than without mixing. Regression losses are interpolated, too: the mean squared error's
     gradient is that of the interpolated target. What can't be followed (code that isn't torch's, with
     ``per_sample=True`` everything nonlinear) is refused by name, and so is a loss inside activation checkpointing. A
-    branch by a number that was taken out of a loss (``if loss.item() > 1``) isn't seen, unlike ``if loss > 1``.
-    ``F.l1_loss(weight=...)`` loses its weight within any of torch's function modes (2.14), and so here.
+    branch by a number that was taken out of a loss (``if loss.item() > 1``) is warned of when a step takes another way
+    than the step before, ``if loss > 1`` when the two losses would. ``F.l1_loss(weight=...)`` loses its weight within
+    any of torch's function modes (2.14), and so here.
 
     Deviates from the papers: see the transforms. With ``per_sample=True`` each side of a mean has the loss's own
     divisor, so that with class weights it is the weighted mean of each side.
@@ -130,7 +131,7 @@ class MixingSession(Session[BatchMixing]):
         is_checked: Whether a training step has been seen to compute a loss of the targets.
         has_partners: Whether a batch has had more samples than one; None before the first.
         told: Warnings that have been given.
-        companions: Those of the previous step's losses.
+        companions: Those of the losses of the latest step that took values out.
     """
 
     innermost: ClassVar[bool] = False
@@ -140,7 +141,7 @@ class MixingSession(Session[BatchMixing]):
     is_checked: bool = False
     has_partners: bool | None = None
     told: set[str] = field(default_factory=set)
-    companions: list[Any] = field(default_factory=list)
+    companions: list[Any] | None = None
 
     def __post_init__(self) -> None:
         run = self.run
@@ -246,7 +247,7 @@ class MixingSession(Session[BatchMixing]):
                 f"something differentiable of them by {', '.join(sorted(losses.others))}: that sees each sample's own "
                 "target alone"
             )
-        taken = losses.taken | (losses.out if self._are_new(losses.companions) else set())
+        taken = losses.taken | (losses.out if losses.out and self._are_new(losses.companions) else set())
         if taken:
             self._tell(
                 f"{self.name} mixes what torch computes, but training_step takes values of the loss or the targets out "
@@ -264,9 +265,9 @@ class MixingSession(Session[BatchMixing]):
             )
 
     def _are_new(self, companions: list[Any]) -> bool:
-        """Whether numbers that a loss met differ from those of the previous step, and so may be computed from it."""
+        """Whether a loss met other functions and numbers than before, and so may be computed or chosen by itself."""
         before, self.companions = self.companions, [_remembered(value) for value in companions]
-        return bool(before) and self.companions != before
+        return before is not None and self.companions != before
 
     def _is_left_out(self, losses: InterpolatedLosses, output: Any) -> bool:
         """Whether a batch isn't trained on, or by nothing that is made of its targets."""
@@ -282,8 +283,8 @@ class MixingSession(Session[BatchMixing]):
 
 
 def _remembered(value: Any) -> Any:
-    """Returns a number itself, and a tensor or an array as a reference that is equal to another of the same alone."""
-    return value if isinstance(value, float | np.generic) else (id(value), weakref.ref(value))
+    """Returns names and numbers, and a tensor or an array as a reference that is equal to another of the same alone."""
+    return value if isinstance(value, str | float | np.generic) else (id(value), weakref.ref(value))
 
 
 def _tensors_beside(batch: Any, input_key: Key, targets: Tensor) -> list[Tensor]:

@@ -80,8 +80,9 @@ class InterpolatedLosses(TorchFunctionMode):
             in place, pick some of the targets, or aren't known).
         taken: Names of functions that took values of the targets or of a loss out of torch, by which a loss may have
             been computed or chosen since.
-        out: As ``taken``, but of values by which nothing was computed unless one of ``companions`` was.
-        companions: Numbers and arrays without a gradient that a loss met after values were taken out.
+        out: As ``taken``, but of values by which nothing was computed or chosen unless ``companions`` were.
+        companions: Functions that were applied to a loss after values were taken out, and numbers and arrays without a
+            gradient that it met there.
     """
 
     def __init__(
@@ -359,7 +360,7 @@ class InterpolatedLosses(TorchFunctionMode):
         kwargs: dict[str, Any],
     ) -> Any:
         if self.out and any(loss.has_gradient for loss in losses):
-            self.companions += numbers_beside((*args, *kwargs.values()), self._losses, self._targets)
+            self.companions += [name_of(func), *numbers_beside((*args, *kwargs.values()), self._losses, self._targets)]
         changed = any(pair.is_changed() for pair in (*losses, *targets))
         has_ends = not changed and all(loss.own is not None for loss in losses)
         if has_ends and is_repeated(func) and kwargs.get("out") is None and self._keeps_samples(func, losses, args):
