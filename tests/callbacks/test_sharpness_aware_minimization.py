@@ -228,14 +228,40 @@ class Experts(LightningModule):
 
 @pytest.mark.parametrize("overflows", [False, True])
 @pytest.mark.parametrize("with_scaler", [False, True])
-def test_an_expert_that_only_the_second_pass_reaches_is_stepped_by_its_gradient(with_scaler, overflows):
+def test_an_expert_that_only_one_pass_reaches_is_stepped_by_that_of_the_pass_that_counts(with_scaler, overflows):
     module = Experts(overflows)
     plugins = scaled() if with_scaler else []
     quiet_trainer(SharpnessAwareMinimization(rho=RHO), plugins=plugins, limit_train_batches=1).fit(module, loader())
     high = 1 + RHO / 2**0.5  # the gate, up there
-    expected = [1 - 0.1 * 2, 1.0, 1.0] if overflows else [1 - 0.1 * 2 * high, 1.0, 1 - 0.1 * 2 * high**2]
+    expected = [1 - 0.1 * 2, 1 - 0.1 * 2, 1.0] if overflows else [1 - 0.1 * 2 * high, 1.0, 1 - 0.1 * 2 * high**2]
     weights = torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
     torch.testing.assert_close(weights, torch.tensor(expected), rtol=0, atol=5e-3 if with_scaler else 1e-6)
+
+
+class Rows(LightningModule):
+    """Whose table has sparse gradients, and reads other rows once the gate has risen; there the loss is infinite."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate, self.table = nn.Linear(1, 1, bias=False), nn.Embedding(4, 1, sparse=True)
+        for parameter in self.parameters():
+            nn.init.ones_(parameter)
+
+    def training_step(self, batch, batch_idx):
+        gated = self.gate(torch.ones(1, 1))
+        has_risen = bool(gated.detach().max() > 1)
+        loss = (self.table(torch.tensor([1, 2] if has_risen else [0, 1])) * gated).sum()
+        return loss * float("inf") if has_risen else loss
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_rows_of_an_embedding_are_stepped_by_the_first_passs_gradient_where_the_second_overflows():
+    module = Rows()
+    quiet_trainer(SharpnessAwareMinimization(rho=RHO), limit_train_batches=1).fit(module, loader())
+    torch.testing.assert_close(module.table.weight.detach().flatten(), torch.tensor([0.9, 0.9, 1.0, 1.0]))
+    torch.testing.assert_close(module.gate.weight.item(), 0.8)
 
 
 def test_gradients_in_half_precision_that_overflow_beside_their_weights_make_a_plain_step():

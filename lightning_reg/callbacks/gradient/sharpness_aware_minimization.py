@@ -287,6 +287,8 @@ def _fall_back(
 ) -> None:
     """Replaces the second pass's gradients by the first's if they aren't finite, and by 0 where there was none.
 
+    What only the first pass reached is then given its gradient, too.
+
     Args:
         found: Parameters that have a gradient of the second pass.
         climbed: Parameters whose first gradients are recovered from their movement.
@@ -306,3 +308,19 @@ def _fall_back(
             instead = torch.zeros_like(gradient) if before is None else local(before)
             # Without a climb both passes have the same gradients, which can't be recovered from a movement.
             gradient.copy_(torch.where(is_finite | ~instead.isfinite(), gradient, instead))
+    # There is nothing to write to where only the first pass came, and in sparse gradients, which may have other rows.
+    reached = {**gradients, **dict.fromkeys(found)}
+    others = [weight for weight in reached if weight.grad is None or weight.grad.is_sparse]
+    if others and not is_finite:
+        for parameter in others:
+            _give(parameter, gradients.get(parameter))
+
+
+def _give(parameter: nn.Parameter, before: Tensor | None) -> None:
+    """Replaces a parameter's gradient by that of the first pass, unless the latter couldn't be recovered."""
+    if before is None:
+        parameter.grad = None
+    elif local(before).isfinite().all():
+        dense = torch.empty_like(parameter)
+        local(dense).copy_(local(before))
+        parameter.grad = dense if parameter.grad is None else dense.to_sparse(parameter.grad.sparse_dim())
