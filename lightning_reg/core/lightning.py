@@ -319,8 +319,12 @@ def flattens_parameters(trainer: Trainer) -> bool:
 
 def pruned_weights(trainer: Trainer) -> list[tuple[torch.nn.Module, str]]:
     """Returns the layers and the names of the weights that Lightning's own pruning callbacks will replace."""
-    pruning = (callback for callback in callbacks_of(trainer) if isinstance(callback, twins(ModelPruning)))
-    return [pair for callback in pruning for pair in callback._parameters_to_prune or ()]
+    return [pair for callback in pruning_callbacks(trainer) for pair in callback._parameters_to_prune or ()]
+
+
+def pruning_callbacks(trainer: Trainer) -> list[ModelPruning]:
+    """Returns Lightning's own pruning callbacks."""
+    return [callback for callback in callbacks_of(trainer) if isinstance(callback, twins(ModelPruning))]
 
 
 def average_model(callback: Callback) -> Any:

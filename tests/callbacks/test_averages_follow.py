@@ -8,9 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import LearningRateFinder, ModelCheckpoint, ModelPruning
+from lightning.pytorch.callbacks import LearningRateFinder, ModelCheckpoint
 from torch import nn
-from torch.nn.utils import prune
 from torchmetrics import MaxMetric
 
 from lightning_reg.callbacks import (
@@ -20,7 +19,7 @@ from lightning_reg.callbacks import (
     StochasticWeightAverage,
 )
 from lightning_reg.settings import SettingError
-from tests.callbacks.averaged import Normed, equal, fit, state, trained
+from tests.callbacks.averaged import Normed, equal, fit, state
 from tests.callbacks.test_averaged_evaluation import Records
 from tests.conformance.problem import BATCHES, loader, resumable_loader
 from tests.helpers import quiet_trainer
@@ -78,60 +77,6 @@ def test_averages_are_those_of_the_weights_that_the_module_has(act, make):
     module, _ = fit(watch, average)
     expected = moving_average(watch.seen, 0.8) if make == "ema" else torch.stack(watch.seen).mean(0)
     torch.testing.assert_close(module.net[0].weight.detach(), expected, **TOLERANCE)
-
-
-@pytest.mark.parametrize(
-    "make", [lambda: ExponentialMovingAverage(decay=0.5), lambda: StochasticWeightAverage(start=0)]
-)
-def test_what_pruning_has_taken_away_for_good_stays_away(make):
-    module = Normed()
-    pruning = ModelPruning("l1_unstructured", parameters_to_prune=[(module.net[0], "weight")], amount=0.5)
-    fit(pruning, make(), module=module)
-    alone = Normed()
-    pruning = ModelPruning("l1_unstructured", parameters_to_prune=[(alone.net[0], "weight")], amount=0.5)
-    fit(pruning, module=alone)
-    zeros, expected = (int((pruned.net[0].weight == 0).sum()) for pruned in (module, alone))
-    assert zeros == expected > 0
-
-
-def test_pruning_renames_and_the_average_follows():
-    look = lambda module: getattr(module.net[0], "weight_orig", module.net[0].weight)  # noqa: E731
-    watch = AtBatch(4, lambda module: prune.l1_unstructured(module.net[0], "weight", amount=0.3), look)
-    module, _ = fit(watch, average := ExponentialMovingAverage(decay=0.8, warmup=False))
-    expected = moving_average(watch.seen, 0.8)
-    torch.testing.assert_close(module.net[0].weight_orig.detach(), expected, **TOLERANCE)
-    assert torch.equal(trained(average)["net.0.weight_orig"], watch.seen[-1])
-    # And back.
-    both = AtBatch(4, lambda module: prune.l1_unstructured(module.net[0], "weight", amount=0.3), look)
-    back = AtBatch(9, lambda module: prune.remove(module.net[0], "weight"), look)
-    module, _ = fit(both, back, ExponentialMovingAverage(decay=0.8, warmup=False))
-    torch.testing.assert_close(module.net[0].weight.detach(), moving_average(back.seen, 0.8), **TOLERANCE)
-
-
-@pytest.mark.parametrize("make", ["ema", "swa"])
-def test_an_average_follows_what_pruning_renames_in_validation(make):
-    class Validated(Normed):
-        def validation_step(self, batch, batch_idx):
-            pass
-
-    module = Validated()
-    pruning = ModelPruning(
-        "l1_unstructured",
-        parameters_to_prune=[(module.net[0], "weight")],
-        amount=0.3,
-        prune_on_train_epoch_end=False,
-        make_pruning_permanent=False,
-    )
-    watch = AtBatch(0, None, lambda module: module.net[3].weight)
-    average = {
-        "ema": ExponentialMovingAverage(decay=0.8, warmup=False),
-        "swa": StochasticWeightAverage(start=0, interval="step", buffers="copy"),
-    }[make]
-    trainer = quiet_trainer(pruning, watch, average, max_epochs=3)
-    trainer.fit(module, loader(), loader())
-    expected = moving_average(watch.seen, 0.8) if make == "ema" else torch.stack(watch.seen).mean(0)
-    torch.testing.assert_close(module.net[3].weight.detach(), expected, **TOLERANCE)
-    assert not torch.equal(trained(average)["net.0.weight_orig"], module.net[0].weight_orig)
 
 
 def test_a_layer_of_another_shape_begins_anew():

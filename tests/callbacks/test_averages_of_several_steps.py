@@ -137,7 +137,8 @@ def test_steps_in_validation_are_none_of_training():
                 self.training_step(batch, batch_idx)
 
     average = ExponentialMovingAverage()
-    fit(average, module=Adapts(), inference_mode=False)
+    with pytest.warns(UserWarning, match="weights were changed in validation"):
+        fit(average, module=Adapts(), inference_mode=False)
     assert average.updates == EPOCHS * BATCHES * STEPS
 
 

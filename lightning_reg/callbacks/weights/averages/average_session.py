@@ -30,7 +30,7 @@ from lightning_reg.callbacks.weights.averages.registered import (
 from lightning_reg.callbacks.weights.averages.remembered_inputs import RememberedInputs, batch_norms
 from lightning_reg.core.copies.isolation import copy_module
 from lightning_reg.core.gradients import local
-from lightning_reg.core.lightning import step_number
+from lightning_reg.core.lightning import pruning_callbacks, step_number
 from lightning_reg.core.session import Session, kept
 from lightning_reg.core.step import Step
 
@@ -64,6 +64,7 @@ class AverageSession(Session[WeightAverage]):
     watched: set[Optimizer] = field(default_factory=set)  # those whose next step is seen before it begins
     has_trained: bool = False  # whether any step was seen in this fit
     is_told: bool = False  # whether a warning has said already that there will be no average
+    is_told_of_written: bool = False  # whether a warning has said that validation has written to the average
     is_final: bool = False  # whether training has ended, and the module keeps the average
     saved_at: tuple[int, int] = (-1, -1)  # updates and steps when a checkpoint's statistics were recomputed
     places: list[Registered] = field(default_factory=list)  # of all parameters
@@ -79,6 +80,8 @@ class AverageSession(Session[WeightAverage]):
         trainer = self.run.trainer
         self.run.around(trainer.fit_loop.epoch_loop.val_loop, "run", self._validate)
         self.run.around(trainer.strategy, "lightning_module_state_dict", self._state_dict)
+        for callback in pruning_callbacks(trainer):
+            self.run.around(callback, "on_validation_epoch_end", self._prune)
 
     @property
     def is_averaging(self) -> bool:
@@ -183,7 +186,7 @@ class AverageSession(Session[WeightAverage]):
     def validation_ends(self) -> None:
         # What comes later in the list finds the trained weights, unless others have put in theirs and still have to
         # take them out.
-        if self.held.is_in and torch.equal(fingerprint(self.run.module), self.evaluated):
+        if self.held.is_in and self._is_as_evaluated():
             self.held.exchange(self.run.module)
 
     @override
@@ -335,8 +338,34 @@ class AverageSession(Session[WeightAverage]):
             self.evaluated = fingerprint(self.run.module)
         result = inner(*args, **kwargs)
         if self.held.is_in:
+            if not self._is_as_evaluated():
+                self._warn_of_written_weights()
             self.held.exchange(self.run.module)
         return result
+
+    def _prune(self, inner: Any, *args: Any, **kwargs: Any) -> None:
+        """Wraps what prunes, and may rewind, weights within the validation: it is given the trained ones."""
+        is_in = self.held.is_in
+        if is_in:
+            self.held.exchange(self.run.module)
+        inner(*args, **kwargs)
+        if is_in:
+            self.held.exchange(self.run.module)
+            self.evaluated = fingerprint(self.run.module)
+
+    def _is_as_evaluated(self) -> bool:
+        now, before = fingerprint(self.run.module), self.evaluated
+        # Weights that are renamed, as by pruning, come in another order.
+        return now.shape == before.shape and now.sort().values.allclose(before.sort().values, 0, 0, equal_nan=True)
+
+    def _warn_of_written_weights(self) -> None:
+        if not self.is_told_of_written:
+            self.is_told_of_written = True
+            rank_zero_warn(
+                f"weights were changed in validation, while the module had the average of "
+                f"{type(self.technique).__name__}: training goes on with the trained ones, as they were before; change "
+                "those in other hooks, such as on_train_epoch_end"
+            )
 
     def _state_dict(self, inner: Any) -> dict[str, Any]:
         """Wraps the strategy's method, because a checkpoint of the weights alone calls no callback."""
