@@ -253,7 +253,11 @@ def test_modules_that_were_named_but_never_run_are_warned_of_once(make):
 
 
 def test_modules_that_nobody_named_may_never_run():
-    fit(Attends(), ActivityPenalty(l2=0.1))  # warnings are errors
+    logged = fit(Attends(), ActivityPenalty(l2=0.1))  # warnings are errors
+    module = Attends()
+    inputs = module.frozen(first_batch()[0])[:, None]
+    features = module.network.features(module.attention(inputs, inputs, inputs)[0][:, 0])
+    torch.testing.assert_close(logged["penalty/activity"], 0.1 * features.square().mean().detach())
 
 
 def test_modules_that_are_not_watched_yet_are_not_warned_of():
@@ -271,8 +275,14 @@ def test_modules_that_are_not_watched_yet_are_not_warned_of():
 def test_modules_that_are_trained_in_turn_are_not_warned_of():
     class Turns(SomebodysModule):
         def training_step(self, batch, batch_idx):
-            hidden = self.network.first(batch[0]) if batch_idx % 2 else self.network.first(batch[0]).relu()
-            return F.cross_entropy(self.network.head(hidden) if batch_idx else hidden[:, :3], batch[1])
+            self.seen = [self.network.first(batch[0])]
+            hidden = self.seen[0] if batch_idx % 2 else self.seen[0].relu()
+            self.seen += [self.network.head(hidden)] if batch_idx else []
+            return F.cross_entropy(self.seen[-1] if batch_idx else hidden[:, :3], batch[1])
 
+    module = Turns()
     trainer = quiet_trainer(ActivityPenalty(l2=0.1, include=("network.first", "network.head")), log_every_n_steps=1)
-    trainer.fit(Turns(), loader(), loader())
+    trainer.fit(module, loader(), loader())
+    expected = 0.1 * sum(outputs.square().mean() for outputs in module.seen)
+    assert len(module.seen) == 2
+    torch.testing.assert_close(trainer.callback_metrics["penalty/activity"], expected.detach())

@@ -494,11 +494,3 @@ def test_a_new_norm_that_validation_alone_runs_is_not_warned_of(settings):
     trainer = quiet_trainer(ReplaceNorm(norm="group"), num_sanity_val_steps=0, **settings)
     trainer.fit(module, loader(), loader())  # warnings are errors
     assert not module.probe._forward_hooks
-
-
-def test_norms_in_compiled_networks_are_seen_to_run():
-    torch.compiler.reset()
-    module = Somebodys(sequential)
-    module.net = torch.compile(module.net, backend="eager")
-    for _ in range(2):
-        fit(None, ReplaceNorm(norm="group"), module=module)  # warnings are errors

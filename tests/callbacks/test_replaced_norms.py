@@ -91,3 +91,14 @@ def test_norms_that_share_a_scale_share_the_new_one(norm):
     assert module.net[1].weight is module.net[3].weight
     assert norm == "rms" or module.net[1].bias is not module.net[3].bias
     assert not torch.equal(module.net[1].weight, torch.ones(16))  # it is trained
+
+
+def test_norms_in_compiled_networks_are_seen_to_run():
+    torch.compiler.reset()
+    module = Somebodys(sequential)
+    module.net = torch.compile(module.net, backend="eager")
+    for _ in range(2):
+        fit(None, ReplaceNorm(norm="group"), module=module)  # warnings are errors
+        (norm,) = (part for part in module.modules() if isinstance(part, nn.GroupNorm))
+        assert not norm._forward_hooks
+        assert not torch.equal(norm.weight, torch.ones(16))  # it is trained
