@@ -20,6 +20,7 @@ __all__ = [
     "Selection",
     "as_patterns",
     "check_units",
+    "listed",
     "plain_name",
     "select_layers",
     "select_modules",
@@ -79,7 +80,7 @@ def select_parameters(
         raise SettingError(
             f"{setting} {list(include)} less exclude {list(exclude)}"
             f"{' less norms and biases' if exclude_norm_and_bias else ''}{' less vectors' if matrices_only else ''} "
-            f"leaves no parameter of {_listed(names)}"
+            f"leaves no parameter of {listed(names)}"
         )
     return chosen
 
@@ -297,7 +298,7 @@ def select_modules(
     chosen = {name: named[name] for name in matching if not types or any(_is_a(named[name], kind) for kind in types)}
     if not chosen:
         raise SettingError(
-            f"types must be of modules that the patterns choose, {_listed(matching)}, but is "
+            f"types must be of modules that the patterns choose, {listed(matching)}, but is "
             f"{', '.join(map(_named, types))}"
         )
     return chosen
@@ -326,7 +327,7 @@ def select_names(
     chosen = [name for name in names if _matches(name, include) and not _matches(name, exclude)]
     if not chosen:
         raise SettingError(
-            f"{setting} {list(include)} less exclude {list(exclude)} leaves no {kind} of {_listed(names)}"
+            f"{setting} {list(include)} less exclude {list(exclude)} leaves no {kind} of {listed(names)}"
         )
     return chosen
 
@@ -355,7 +356,7 @@ def _check_patterns(
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             near = near_matches(pattern, offered or names) or list(offered or names)
-            raise SettingError(f"{setting} pattern {pattern!r} matches no {kind}; there are {_listed(near)}")
+            raise SettingError(f"{setting} pattern {pattern!r} matches no {kind}; there are {listed(near)}")
 
 
 def plain_name(name: str) -> str:
@@ -370,7 +371,12 @@ def plain_name(name: str) -> str:
     return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
-def _listed(names: Sequence[str], most: int = 8) -> str:
+def listed(names: Sequence[str], most: int = 8) -> str:
+    """Returns names in a sentence, the first of them where there are many.
+
+    >>> listed(["first", "second", "third"], most=2)
+    'first, second and 1 more'
+    """
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 

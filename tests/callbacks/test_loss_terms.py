@@ -169,6 +169,33 @@ class WithoutActivations(SomebodysModule):
         self.network = nn.Linear(6, 3)
 
 
+class Deep(SomebodysModule):
+    def __init__(self):
+        super().__init__()
+        self.network = nn.Sequential(*(nn.Linear(6, 6) for _ in range(12)))
+
+
+class Sums(nn.Module):
+    def forward(self, hidden):
+        return hidden.sum(1)
+
+
+class Named(nn.Module):
+    def forward(self, hidden):
+        return "hidden"
+
+
+class OfSums(SomebodysModule):
+    def __init__(self):
+        super().__init__()
+        self.sums, self.named = Sums(), Named()
+
+    def training_step(self, batch, batch_idx):
+        logits = self.network(batch[0])
+        self.named(logits)
+        return F.cross_entropy(logits, batch[1]) + self.sums(logits).mean()
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -180,13 +207,22 @@ class WithoutActivations(SomebodysModule):
         (lambda: fit(Manual(), ActivityPenalty(l1=1.0)), "automatic_optimization must be True with ActivityPenalty"),
         (lambda: fit(Regresses(), ConfidencePenalty(weight=1.0)), "calls neither cross_entropy nor nll_loss"),
         (lambda: fit(WithoutActivations(), ActivityPenalty(l1=1.0)), "include must name modules, because there is no"),
+        (lambda: fit(Deep(), ActivityPenalty(l1=1.0)), r"ReLU among network, (network\.\d, ){6}network\.6 and 5 more$"),
+        (
+            lambda: fit(OfSums(), DecorrelationPenalty(weight=1.0, include=("network.act", "sums"))),
+            r"must have samples and features, but have shape \(8,\), in the output of sums$",
+        ),
+        (
+            lambda: fit(OfSums(), ActivityPenalty(l1=1.0, include=("named",))),
+            "include must name modules that return tensors, but named returns str$",
+        ),
         (
             lambda: fit(SomebodysModule(), ActivityPenalty(l1=1.0, include=("network.atc",))),
             r"include pattern 'network\.atc' matches no module; there are network\.act",
         ),
         (
             lambda: fit(InPlace(), ActivityPenalty(l1=1.0, include=("network.first",))),
-            r"one is changed in place by what comes behind it, such as ReLU\(inplace=True\)",
+            r"that of network\.first is changed in place by what comes behind it, such as ReLU\(inplace=True\)",
         ),
         (
             lambda: fit(SomebodysModule(), ActivityPenalty(l1=1.0, include=("network.unused",))),

@@ -14,7 +14,7 @@ from typing_extensions import override
 from lightning_reg.callbacks.loss.loss_term import TermSession
 from lightning_reg.core.bypasses import all_had_a_turn, warn_of_unrun
 from lightning_reg.core.hooks import add_forward_hook, is_transformed
-from lightning_reg.core.selection import select_modules
+from lightning_reg.core.selection import listed, select_modules
 from lightning_reg.settings import SettingError
 
 __all__ = ["ActivationsSession", "activations_of"]
@@ -40,7 +40,7 @@ def activations_of(pl_module: LightningModule, include: Sequence[str], exclude: 
     if not activations:
         raise SettingError(
             "include must name modules, because there is no activation module such as torch.nn.ReLU among "
-            + ", ".join(name for name, _ in pl_module.named_modules() if name)
+            + listed(list(chosen))
         )
     return activations
 
@@ -119,7 +119,7 @@ class ActivationsSession(TermSession):
         if not self.is_watching or not torch.is_grad_enabled():
             return
         # Only recorded here: a checkpointed layer has to compute the same thing both times.
-        activations = _first_tensor(output)
+        activations = _first_tensor(output, name)
         if is_transformed(activations):
             return
         noted = self.noted(module, output, activations)
@@ -143,29 +143,30 @@ class ActivationsSession(TermSession):
                 "include must name modules that the training step runs, but none of them did; what "
                 "torch.compile has run before the fit, or torch.func or reentrant checkpointing runs, can't be watched"
             )
-        term = torch.stack([self._term_of(*record) for _, *record in self.seen]).sum()
+        term = torch.stack([self._term_of(*record) for record in self.seen]).sum()
         if self.expects_all:
             self.run_once.update(name for name, *_ in self.seen)
         self.seen.clear()
         return term
 
-    def _term_of(self, activations: Tensor, noted: Any, version: int | None) -> Tensor:
+    def _term_of(self, name: str, activations: Tensor, noted: Any, version: int | None) -> Tensor:
         if version is not None and activations._version != version:
             raise SettingError(
-                "include must name modules whose outputs are left as they are, but one is changed in place by what "
-                "comes behind it, such as ReLU(inplace=True); name that module instead"
+                f"include must name modules whose outputs are left as they are, but that of {name} is changed in place "
+                "by what comes behind it, such as ReLU(inplace=True); name that module instead"
             )
-        # Cast once, so that gradients meet before they are rounded to 16 bits.
-        return self.value(activations.to(torch.promote_types(activations.dtype, torch.float32)), noted)
+        try:
+            # Cast once, so that gradients meet before they are rounded to 16 bits.
+            return self.value(activations.to(torch.promote_types(activations.dtype, torch.float32)), noted)
+        except SettingError as error:
+            raise SettingError(f"{error}, in the output of {name}") from error
 
 
-def _first_tensor(output: Any) -> Tensor:
+def _first_tensor(output: Any, name: str) -> Tensor:
     if isinstance(output, Tensor):
         return output
     if isinstance(output, dict):
         output = list(output.values())
     if isinstance(output, (tuple, list)) and output:
-        return _first_tensor(output[0])
-    raise SettingError(
-        f"include must name modules that return tensors, but one of them returns {type(output).__name__}"
-    )
+        return _first_tensor(output[0], name)
+    raise SettingError(f"include must name modules that return tensors, but {name} returns {type(output).__name__}")
