@@ -14,7 +14,7 @@ from lightning_reg.callbacks import AugmentationConsistency, BatchMixing, RDrop,
 from lightning_reg.core.streams import random_stream
 from lightning_reg.functional.loss.output_penalties import jensen_shannon_divergence
 from lightning_reg.settings import SettingError
-from lightning_reg.transforms import Augmentation, Mixup
+from lightning_reg.transforms import AdvancedAugmentation, Augmentation, BasicAugmentation, Mixup
 from tests.conformance.problem import SomebodysModule, Textbook, loader
 from tests.conformance.technique import Technique
 from tests.helpers import quiet_trainer
@@ -105,6 +105,14 @@ class Images(SomebodysModule):
     def training_step(self, batch, batch_idx):
         self.batch = batch
         return super().training_step(batch, batch_idx)
+
+
+class Sequences(SomebodysModule):
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        return [batch[0].view(-1, 2, 3), batch[1]]
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step([batch[0].flatten(1), batch[1]], batch_idx)
 
 
 class Batches(SomebodysModule):
@@ -258,6 +266,14 @@ def test_one_prediction_for_an_image_may_look_like_a_map():
     module = OfPixels(lambda logits, labels: (logits.mean((2, 3), keepdim=True), labels[:, :1, :1]))
     metrics = fit(module, AugmentationConsistency(), train=of_one([PIXELS, MAPS]), log_every_n_steps=1)
     assert metrics["penalty/augmentation_consistency"] > 0
+
+
+@pytest.mark.parametrize("augment", ["augmix", BasicAugmentation(), AdvancedAugmentation()])
+@pytest.mark.parametrize("module", [SomebodysModule, Sequences], ids=lambda module: module.__name__)
+def test_inputs_that_are_no_images_need_an_augmentation_of_their_own(augment, module):
+    """They lie outside of [0, 1], too, which is another matter."""
+    with pytest.raises(SettingError, match=r"input_key must lead to images .* finds inputs of shape \(8, (6|2, 3)\)$"):
+        fit(module(), AugmentationConsistency(augment=augment))
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.pytorch import LightningModule
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -148,6 +149,35 @@ def test_a_network_that_asserts_its_size_is_refused_in_a_sentence(words):
     message = ": ".join(("and of 4 × 4 it fails with AssertionError", *words))
     with pytest.raises(SettingError, match=re.escape(message)):
         trainer.fit(Pools((Asserts(*words), nn.Linear(4, 3))), images(), images())
+
+
+class Segments(LightningModule):
+    """Predicts a mask of the images' size."""
+
+    def __init__(self, resizes):
+        super().__init__()
+        self.network, self.resizes, self.sides = nn.Conv2d(1, 3, 1), resizes, []
+
+    def training_step(self, batch, batch_idx):
+        outputs = self.network(batch["image"])
+        self.sides.append(outputs.shape[-1])
+        if self.resizes:
+            outputs = F.interpolate(outputs, batch["mask"].shape[1:])
+        return F.cross_entropy(outputs, batch["mask"])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_masks_of_the_images_size_are_told_of_where_the_step_does_not_resize_to_them():
+    parts = {"image": torch.rand(8, 1, 8, 8), "mask": torch.randint(3, (8, 8, 8))}
+    masks = DataLoader([{name: part[index] for name, part in parts.items()} for index in range(8)], batch_size=8)
+    resizing = ProgressiveResizing(stages=2, input_key="image")
+    resizes = Segments(resizes=True)
+    quiet_trainer(resizing, max_epochs=2, log_every_n_steps=1).fit(resizes, masks)
+    assert resizes.sides == [4, 8]
+    with pytest.raises(SettingError, match=r"maps of the images' size, such as masks, .* of 4 × 4 it fails"):
+        quiet_trainer(resizing, max_epochs=2, log_every_n_steps=1).fit(Segments(resizes=False), masks)
 
 
 @pytest.mark.parametrize("settings", [{"multiple_of": 8}, {"multiple_of": 4, "start": 0.8}, {"start": 0.95}])

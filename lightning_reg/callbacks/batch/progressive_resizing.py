@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from typing_extensions import override
 
-from lightning_reg.core.batches import MISFITS, Key, check_key, dense_part_of, reason_of, with_parts
+from lightning_reg.core.batches import MISFITS, Key, check_key, dense_part_of, look_at, reason_of, with_parts
 from lightning_reg.core.facts import Linear, Place
 from lightning_reg.core.lightning import logs_now, planned_epochs
 from lightning_reg.core.session import Session
@@ -30,7 +30,8 @@ class ProgressiveResizing(Technique):
     When to use: to shorten training on images: half the side takes a fourth of the compute. Together with
     regularization that grows likewise, as in the paper, since small images need less: ``DropoutSchedule`` or any
     strength with ``StrengthSchedule(kind="linear")``, which the overlay shows. When not: where details of a few pixels
-    decide; for networks that take only one size, whose last layer sees a flattened map.
+    decide; for networks that take only one size, whose last layer sees a flattened map; where masks of the images' size
+    are predicted, which stay as they are, unless the training step resizes the network's outputs to them.
 
     Cost: one interpolation of the inputs; the rest of the step costs less. No state.
 
@@ -133,6 +134,14 @@ class ResizingSession(Session[ProgressiveResizing]):
         except MISFITS as error:
             if self.is_checked or isinstance(error, (torch.OutOfMemoryError, SettingError)):
                 raise
+            maps: list[torch.Tensor] = []
+            look_at(args[0] if args else kwargs["batch"], torch.Tensor, maps.append)
+            if any(part is not images and part.ndim > 2 and part.shape[-2:] == images.shape[-2:] for part in maps):
+                raise SettingError(
+                    f"start must be 1 where a batch has maps of the images' size, such as masks, which "
+                    f"{type(technique).__name__} leaves as they are, unless the training step resizes outputs to them: "
+                    f"with images of {sides[0]} × {sides[1]} it fails with {reason_of(error)}"
+                ) from error
             raise SettingError(
                 "start must be 1 where the network takes images of one size alone, and multiple_of the factor by which "
                 f"it shrinks them where it enlarges them again: it was trained on {full[0]} × {full[1]}, and of "

@@ -28,13 +28,20 @@ from lightning_reg.core.step import Run
 from lightning_reg.core.streams import base_seed, check_seed, random_stream
 from lightning_reg.functional.loss.output_penalties import jensen_shannon_divergence
 from lightning_reg.settings import SettingError, check_choice, check_count, check_range
-from lightning_reg.transforms import Augmentation, PerSampleAugmentation, preset
+from lightning_reg.transforms import (
+    AdvancedAugmentation,
+    Augmentation,
+    BasicAugmentation,
+    PerSampleAugmentation,
+    preset,
+)
 
 __all__ = ["AugmentationConsistency"]
 
 LossOf = Literal["clean", "all"]
 _ROUNDING = 1 / 510  # half of a byte's step
 _NAMES = ("augmix", "randaugment", "trivialaugment")
+_OF_IMAGES = (str, BasicAugmentation, AdvancedAugmentation)
 
 
 class AugmentationConsistency(LossTerm):
@@ -294,6 +301,11 @@ class ConsistencySession(LogitsSession):
             raise SettingError(
                 "input_key must lead to inputs of a floating dtype with one row a sample, but "
                 f"{type(technique).__name__} finds {inputs.dtype} of shape {tuple(inputs.shape)}"
+            )
+        if isinstance(technique.augment, _OF_IMAGES) and inputs.ndim != 4:
+            raise SettingError(
+                "input_key must lead to images (N, C, H, W) where augment isn't an Augmentation or transforms of your "
+                f"own, but {type(technique).__name__} finds inputs of shape {tuple(inputs.shape)}"
             )
         values = inputs.to(torch.promote_types(inputs.dtype, torch.float32))
         mean, std = self._constants(values)
