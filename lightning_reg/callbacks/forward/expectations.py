@@ -4,7 +4,7 @@ import ast
 import functools
 import inspect
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FunctionType
 from typing import Any
 
@@ -31,23 +31,67 @@ def unmet_expectation(holder: nn.Module, leaf: str, old: nn.Module, new: nn.Modu
     """
     for function in _called(holder):
         for node in ast.walk(_parsed(function)):
-            if isinstance(node, ast.Call) and _is_name(node.func, "isinstance") and len(node.args) == 2:
-                asked, kind = node.args
+            for asked, kind, answer in _questions(node):
                 may_be_it = isinstance(asked, ast.Name) or _is_child(asked, leaf)
-                if may_be_it and _tells_apart(_value(kind, function), old, new):
+                kinds = _named_by(kind, function)
+                if may_be_it and _tells_apart(answer, kinds, old, new):
                     return f"{function.__qualname__} asks whether it is a {ast.unparse(kind)}"
-            attribute = node.attr if isinstance(node, ast.Attribute) and _is_child(node.value, leaf) else ""
-            if attribute and hasattr(old, attribute) and not hasattr(new, attribute):
-                return f"{function.__qualname__} reads its {attribute}"
+            if isinstance(node, ast.Attribute) and _is_child(node.value, leaf):
+                is_missed = hasattr(old, node.attr) and not hasattr(new, node.attr)
+                if is_missed and isinstance(node.ctx, ast.Load):  # what it sets, it may set on any
+                    return f"{function.__qualname__} reads its {node.attr}"
     return None
 
 
+_Answer = Callable[[nn.Module, tuple[type | str, ...]], bool]
+
+
+def _questions(node: ast.AST) -> Iterator[tuple[ast.expr, ast.expr, _Answer]]:
+    """Yields what a node asks the class of, which classes or names it compares that with, and the comparison."""
+    match node:
+        case ast.Call(func=ast.Name(id="isinstance"), args=[asked, kind]):
+            yield asked, kind, _is_instance
+        case ast.Call(func=ast.Name(id="issubclass"), args=[of, kind]):
+            yield from ((asked, kind, _is_instance) for asked in _asked_by(of))
+        case ast.Compare(left=left, comparators=[right]):
+            for one, other in ((left, right), (right, left)):
+                yield from ((asked, other, _is_of_class) for asked in _asked_by(one))
+                if isinstance(one, ast.Attribute) and one.attr in ("__name__", "__qualname__"):
+                    yield from ((asked, other, _is_of_name) for asked in _asked_by(one.value))
+        case ast.Match(subject=asked, cases=cases):
+            patterns = [pattern for case in cases for pattern in ast.walk(case.pattern)]
+            yield from (
+                (asked, pattern.cls, _is_instance) for pattern in patterns if isinstance(pattern, ast.MatchClass)
+            )
+
+
+def _asked_by(of: ast.expr) -> list[ast.expr]:
+    """Returns x of ``type(x)`` and ``x.__class__``."""
+    match of:
+        case ast.Call(func=ast.Name(id="type"), args=[asked]) | ast.Attribute(value=asked, attr="__class__"):
+            return [asked]
+    return []
+
+
+def _is_instance(part: nn.Module, kinds: tuple[type | str, ...]) -> bool:
+    return isinstance(part, tuple(kind for kind in kinds if isinstance(kind, type)))
+
+
+def _is_of_class(part: nn.Module, kinds: tuple[type | str, ...]) -> bool:
+    return type(part) in kinds
+
+
+def _is_of_name(part: nn.Module, kinds: tuple[type | str, ...]) -> bool:
+    return any(isinstance(kind, str) and kind in type(part).__name__ for kind in kinds)
+
+
 def _called(holder: nn.Module) -> Iterator[FunctionType]:
-    """Yields a module's forward and the methods that it calls, and those that they call."""
+    """Yields a module's forward and the methods and properties that it calls, and those that they call."""
     waiting, seen = ["forward"], set()
     while waiting:
         name = waiting.pop()
-        function = inspect.unwrap(getattr(type(holder), name, None) or len)
+        found = getattr(type(holder), name, None)
+        function = inspect.unwrap((found.fget if isinstance(found, property) else found) or len)
         if name in seen or not isinstance(function, FunctionType) or function.__module__.startswith("torch."):
             continue
         seen.add(name)
@@ -72,25 +116,28 @@ def _is_child(node: ast.AST, leaf: str) -> bool:
     return isinstance(node, ast.Attribute) and node.attr == leaf and _is_name(node.value, "self")
 
 
-def _value(node: ast.expr, function: FunctionType) -> Any:
-    """Returns the classes that an expression names in a function's module; an empty tuple where they aren't known."""
-    if isinstance(node, ast.Tuple):
-        found = [_value(entry, function) for entry in node.elts]
-        return tuple(kind for kind in found if isinstance(kind, type))
+def _named_by(node: ast.expr, function: FunctionType) -> tuple[type | str, ...]:
+    """Returns the classes and texts that an expression names in a function's module, as far as they are known."""
+    match node:
+        case ast.Tuple(elts=entries) | ast.List(elts=entries) | ast.Set(elts=entries):
+            return tuple(value for entry in entries for value in _named_by(entry, function))
+        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+            return _named_by(left, function) + _named_by(right, function)
+        case ast.Constant(value=str(text)):
+            return (text,)
     names: list[str] = []
     while isinstance(node, ast.Attribute):
         names.insert(0, node.attr)
         node = node.value
-    if not isinstance(node, ast.Name):
-        return ()
-    value: Any = function.__globals__.get(node.id, ())
+    value: Any = function.__globals__.get(node.id) if isinstance(node, ast.Name) else None
     for name in names:
-        value = getattr(value, name, ())
-    return value
+        value = getattr(value, name, None)
+    values = value if isinstance(value, tuple) else (value,)
+    return tuple(value for value in values if isinstance(value, (type, str)))
 
 
-def _tells_apart(kind: Any, old: nn.Module, new: nn.Module) -> bool:
+def _tells_apart(answer: _Answer, kinds: tuple[type | str, ...], old: nn.Module, new: nn.Module) -> bool:
     try:
-        return isinstance(old, kind) != isinstance(new, kind)
-    except TypeError:
+        return answer(old, kinds) != answer(new, kinds)
+    except TypeError:  # no class to ask for
         return False
