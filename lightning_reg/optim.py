@@ -27,12 +27,15 @@ _MIXING = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd, nn.Embedding, nn.Emb
 # "Norm" or "Normalization" as a word: neither "NormedLinear" nor "NormalRegression" normalizes anything.
 _NORM = re.compile(r"([Nn]orm|NORM)(alization)?(?![a-z])")
 # What timm excludes by name: shifts, tokens and positions that are added, and scales. Of the general names of scales
-# (BERT's beta, Flax's scale, temperatures of attention and of contrastive losses) only those with no other word count.
+# (BERT's beta, Flax's scale, temperatures of attention and of contrastive losses) only those with no other word count;
+# ls1 and ls2 are ResMLP's layer scales.
 _SHIFT = re.compile(
     r"(^|_)(bias|biases|(cls|class|dist|distill|reg|register|storage|mask)_tokens?|class_embedding|"
     r"(pos|position|positional)_(emb|embed|embedding)s?)(_|\d|$)"
 )
-_SCALE = re.compile(r"(^|_)(gamma|layer_scale|layerscale|logit_scale)s?(_|\d|$)|^(beta|scale|temperature)s?(_?\d+)?$")
+_SCALE = re.compile(
+    r"(^|_)(gamma|layer_scale|layerscale|logit_scale)s?(_|\d|$)|^(beta|scale|temperature)s?(_?\d+)?$|^ls_?\d+$"
+)
 _NUMBERED = re.compile(r"(?P<stem>(?:.*?\.)??[a-zA-Z_]*\.?)(?P<block>\d+)\.")
 
 

@@ -138,7 +138,7 @@ class Tokens(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, 4))
         self.pos_embed = nn.Parameter(torch.zeros(1, 5, 4))
         self.logit_scale = nn.Parameter(torch.zeros(2, 1, 1))
-        self.gamma_1 = nn.Parameter(torch.ones(4))
+        self.gamma_1, self.ls1 = nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(4))
         self.attention_biases = nn.Parameter(torch.zeros(2, 3))
         self.gamma = nn.Linear(4, 4, bias=False)
         self.token_mixing = nn.Parameter(torch.zeros(4, 4))
