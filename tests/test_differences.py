@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import fx, nn
 from torch.jit.frontend import NotSupportedError
@@ -24,9 +25,12 @@ from lightning_reg.callbacks import (
     L2Penalty,
     LabelSmoothing,
     Lookahead,
+    SharpnessAwareMinimization,
+    SpectralNormalization,
     StochasticWeightAverage,
 )
 from lightning_reg.nn import DropBlock, Dropout, GhostBatchNorm, SpatialDropout
+from lightning_reg.optim import layer_decay_groups
 from lightning_reg.settings import SettingError
 from lightning_reg.transforms import CutMix, Cutout, Mixup, RandomErasing
 from tests.helpers import quiet_trainer
@@ -295,3 +299,71 @@ def test_a_checkpoint_has_the_average_where_the_model_is_expected(tmp_path):
         assert found[name]["state_dict"]["network.0.weight"].equal(module.network[0].weight)
     assert "current_model_state" in found["theirs"]
     assert "current_model_state" not in found["ours"]
+
+
+def test_names_and_keys_stand_beside_those_of_lightning(tmp_path):
+    metrics, keys = {}, {}
+    for name, callbacks in {"plain": (), "ours": (L2Penalty(weight=0.1), ExponentialMovingAverage(decay=0.8))}.items():
+        module = SmallNetwork()
+        trainer = quiet_trainer(*callbacks, max_epochs=1, logger=CSVLogger(tmp_path), log_every_n_steps=1)
+        trainer.fit(module, data(), data())
+        metrics[name] = set(trainer.callback_metrics)
+        trainer.save_checkpoint(tmp_path / name)
+        keys[name] = set(torch.load(tmp_path / name, weights_only=True))
+    assert metrics["plain"] == {"val_loss"}
+    assert metrics["ours"] == {"val_loss", "penalty/l2", "penalty/l2_share"}
+    assert keys["ours"] - keys["plain"] == {"lightning_reg"}
+    goes_on = quiet_trainer(max_epochs=2)
+    goes_on.fit(SmallNetwork(), data(), data(), ckpt_path=tmp_path / "ours", weights_only=True)
+    assert goes_on.global_step == 8
+
+
+def test_what_runs_a_step_again_runs_its_hooks_again_and_puts_back_what_they_changed():
+    calls = []
+
+    class Counts(SmallNetwork):
+        def on_before_backward(self, loss):
+            calls.append(loss)
+
+    for technique, count in (((), 4), ((SharpnessAwareMinimization(),), 8)):
+        module = Counts()
+        quiet_trainer(*technique).fit(module, data(), data())
+        assert (len(calls), module.batches) == (count, 4)
+        calls.clear()
+
+
+def test_what_could_not_act_is_refused():
+    class Searches(SmallNetwork):
+        def configure_optimizers(self):
+            return torch.optim.LBFGS(self.parameters())
+
+    quiet_trainer(max_epochs=1).fit(Searches(), data(), data())
+    with pytest.raises(SettingError, match="optimizer must not be LBFGS"):
+        quiet_trainer(L2Penalty(weight=0.1), max_epochs=1).fit(Searches(), data(), data())
+
+
+def test_weights_of_zeros_are_refused_rather_than_nan():
+    layer = nn.utils.parametrizations.spectral_norm(nn.Linear(2, 2))
+    nn.init.zeros_(layer.parametrizations.weight.original)
+    assert layer(torch.ones(1, 2)).isnan().all()
+    module = SmallNetwork()
+    nn.init.zeros_(module.network[0].weight)
+    with pytest.raises(SettingError, match="weights are all 0"):
+        quiet_trainer(SpectralNormalization()).fit(module, data(), data())
+
+
+def test_bytes_are_not_mixed():
+    images, targets = torch.randint(256, (4, 3, 8, 8), dtype=torch.uint8), torch.arange(4)
+    assert v2.CutMix(num_classes=4)(images, targets)[0].dtype == torch.uint8
+    for mix in (CutMix(), Mixup()):
+        with pytest.raises(SettingError, match="floating dtype"):
+            mix(images, targets, num_classes=4)
+
+
+def test_numbered_modules_are_layers_of_their_own():
+    param_groups_layer_decay = pytest.importorskip("timm.optim").param_groups_layer_decay
+    network = nn.Sequential(*(nn.Linear(4, 4, bias=False) for _ in range(3)))
+    network.pretrained_cfg = {"classifier": "2"}
+    ours = {group["lr"] for group in layer_decay_groups(network, 0.5, lr=1.0)}
+    theirs = {group["lr_scale"] for group in param_groups_layer_decay(network, layer_decay=0.5)}
+    assert (ours, theirs) == ({0.25, 0.5, 1.0}, {0.5, 1.0})
