@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_reg.core.lightning import has_stand_in
+from lightning_reg.core.selection import Selection
 from lightning_reg.settings import SettingError
 
 if TYPE_CHECKING:
+    from lightning_reg.core.session import Session
     from lightning_reg.core.technique import Technique
 
 __all__ = ["Bypasses", "all_had_a_turn", "unannounced", "warn_of_unrun"]
@@ -85,8 +87,12 @@ class Bypasses:
         """Notes an optimizer step."""
         self.stepping = []
 
-    def train_ends(self) -> None:
-        """Warns if there was no step, or none of an optimizer."""
+    def train_ends(self, sessions: list[Session[Any]]) -> None:
+        """Warns if there was no step, or none of an optimizer, or of none of the parameters that a technique selects.
+
+        Args:
+            sessions: Those of all techniques.
+        """
         if self.inert and self.has_batches:
             rank_zero_warn(f"{_listed(self.inert)} had no effect: configure_optimizers returned None")
         if self.stepping and self.has_batches:
@@ -94,6 +100,14 @@ class Bypasses:
                 f"{_listed(self.stepping)} had no effect: no optimizer step was seen in this fit; in manual "
                 "optimization call step() of what self.optimizers() returns"
             )
+        for session in sessions:
+            for selection in (value for value in vars(session).values() if isinstance(value, Selection)):
+                if selection.bypassed:
+                    name, setting = type(session.technique).__name__, selection.setting
+                    rank_zero_warn(
+                        f"{name} had no effect on what {setting} selects, because none of it was trained: "
+                        f"{selection.bypassed}"
+                    )
 
 
 def unannounced(technique: Technique, module: LightningModule) -> SettingError:

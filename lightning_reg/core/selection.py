@@ -135,8 +135,10 @@ class Selection:
             matrices_only=by_unit,
             setting=setting,
         )
+        self.setting = setting
         self._by_unit = by_unit
         self._group = group
+        self._is_met: bool | None = None
         self._known: set[nn.Parameter] = set()
         self._latest: tuple[list[nn.Parameter], list[nn.Parameter]] = [], []  # requested, and selected among them
         self._dims: dict[nn.Parameter, int] | None = None  # computed on first use
@@ -167,7 +169,13 @@ class Selection:
                 self._known.update(parameters)
             chosen = [parameter for parameter in parameters if parameter in self.names]
             self._latest = list(parameters), chosen
+            self._is_met = bool(chosen) or bool(self._is_met)
         return list(chosen)
+
+    @property
+    def bypassed(self) -> str:
+        """Names of what is selected, if no optimizer has had any of it so far; else empty."""
+        return _listed(list(self.names.values())) if self._is_met is False else ""
 
     def units(self, tensors: Sequence[Tensor], parameters: Sequence[nn.Parameter]) -> list[Tensor]:
         """Returns views whose first dimension indexes the units; every entry of a vector is a unit.

@@ -413,7 +413,7 @@ class Run:
 
     def train_ends(self) -> None:
         """Ends training: averages are put in for good; then the best weights are restored."""
-        self._bypasses.train_ends()
+        self._bypasses.train_ends([session for _, session in self._members])
         self._tell("train_ends")
 
     # A batch that is run again for its gradients counts in no window

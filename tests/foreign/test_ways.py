@@ -25,6 +25,7 @@ from lightning_reg.callbacks import (
     L2Penalty,
     L2SPPenalty,
     LabelSmoothing,
+    MaxNorm,
     RDrop,
     SharpnessAwareMinimization,
     SnapshotEnsemble,
@@ -74,6 +75,41 @@ def test_what_would_act_on_a_module_without_an_optimizer_says_that_it_does_nothi
         UserWarning, match="L2Penalty, ConfidencePenalty had no effect: configure_optimizers returned None"
     ):
         fit(Unoptimized(), L2Penalty(weight=0.1), ConfidencePenalty(weight=0.1), GradientMonitor())
+
+
+@pytest.mark.parametrize(
+    ("technique", "said"),
+    [
+        (
+            L2Penalty(weight=0.1, include=["*.frozen.*"]),
+            r"on what include selects, .* none of it was trained: .*frozen.weight",
+        ),
+        (
+            GradientClipping(max_norm=0.1, include=["*.frozen.*"]),
+            r"on what include selects, .*frozen.weight, .*frozen.bias",
+        ),
+        (MaxNorm(max_norm=0.1, include=["*.frozen.*"]), r"on what include selects, .* none of it was trained"),
+        (ActivityPenalty(l2=0.1, include=["*.frozen"]), r": its term depends on no weight that was trained"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_acts_on_frozen_layers_alone_says_that_it_does_nothing(technique, said):
+    with pytest.warns(
+        UserWarning, match=rf"{type(technique).__name__} had no effect{'' if said[0] == ':' else ' '}{said}"
+    ):
+        fit(SomebodysModule(), technique, max_epochs=2)
+
+
+@pytest.mark.parametrize(
+    "technique", [L2Penalty(weight=0.1, include=["*.head.*"]), ActivityPenalty(l2=0.1, include=["*.head"])]
+)
+def test_what_acts_on_layers_that_are_frozen_for_a_while_says_nothing(technique, recwarn):
+    class Thaws(SomebodysModule):
+        def on_train_epoch_start(self):
+            self.network.head.requires_grad_(self.current_epoch > 0)
+
+    fit(Thaws(), technique, max_epochs=2)
+    assert not [warning for warning in recwarn if "had no effect" in str(warning.message)]
 
 
 def test_an_optimizer_that_the_trainer_does_not_know_is_refused_rather_than_ending_the_epoch():
