@@ -343,3 +343,20 @@ def test_duckdb_is_imported_where_a_table_is_read_and_nowhere_else():
     )
     run = subprocess.run([sys.executable, "-c", code], check=True, timeout=120, stdout=subprocess.PIPE, text=True)
     assert run.stdout.split() == ["False", "False", "True"]
+
+
+@pytest.mark.parametrize("word", ["-", ".", "unknown"])
+def test_one_word_among_many_numbers_is_no_category(word):
+    values = [word if row % 7 == 3 else row * 1.5 for row in range(ROWS)]
+    with pytest.raises(SettingError, match=rf"has '{word}' in line 5 and 51 numbers; .* leave the field empty where"):
+        data_of(values)
+    assert len(data_of(values, as_category=["x"])._table.columns["x"].texts) == 52
+    assert not data_of([word if row % 3 == 0 else row % 4 for row in range(ROWS)])._table.columns["x"].is_number
+
+
+@pytest.mark.parametrize("word", ["#N/A", "<NA>", "#n/a"])
+def test_missing_values_as_excel_and_pandas_write_them(word):
+    values = [word if row % 7 == 3 else row * 1.5 for row in range(ROWS)]
+    column = data_of(values)._table.columns["x"]
+    assert column.is_number
+    assert np.flatnonzero(column.missing).tolist() == list(range(3, ROWS, 7))

@@ -15,6 +15,7 @@ __all__ = ["Column", "Kind", "as_text", "column_of_numbers", "read_columns"]
 Kind = Literal["number", "boolean", "date", "text", "empty"]
 
 _MOSTLY = 0.9
+_MANY = 20  # codes with a letter among numbers, such as grades, are fewer
 _BLANKS = r"' ' || chr(9) || chr(10) || chr(11) || chr(12) || chr(13) || chr(160)"
 _WORDS = ", ".join(f"'{word}'" for word in MISSING)
 _NUMBER = r"(?i)[+-]?((0|[1-9][0-9]*)([.][0-9]*)?|[.][0-9]+)(e[+-]?[0-9]+)?|[+-]?inf(inity)?"
@@ -83,8 +84,9 @@ def read_columns(table: RawTable, positions: Sequence[int], *, as_text: Collecti
         as_text: Positions of the columns that are text whatever they look like.
 
     Raises:
-        SettingError: If more than nine of ten values are numbers and the rest are not (a typo rather than text), a
-            number is ambiguous, or a column holds values of another type.
+        SettingError: If more than nine of ten values are numbers and the rest are not (a typo rather than text), or
+            many are and the rest are one word (a missing value), a number is ambiguous, or a column holds values of
+            another type.
     """
     numbers: dict[int, str] = {}
     kinds: dict[int, Kind] = {}
@@ -231,12 +233,13 @@ def _texts(table: RawTable, codes: npt.NDArray[np.int64], note: str = "") -> Col
 def _written_number(table: RawTable, name: str, present: int, counts: Sequence[int]) -> tuple[str, str] | None:
     """Returns SQL that parses the values as numbers, if all have one format, and a note for the user."""
     fitting = [plain for (_, plain), count in zip(_WAYS, counts, strict=True) if count == present]
-    if not fitting and present - max(counts) < (1 - _MOSTLY) * present:
-        pattern = _WAYS[counts.index(max(counts))][0]
+    pattern = _WAYS[counts.index(max(counts))][0]
+    if not fitting and (present - max(counts) < (1 - _MOSTLY) * present or _has_one_word(table, pattern)):
         value, row = _first(table, "v, first", f"v IS NOT NULL AND NOT {_matches(pattern)}") or ("", 0)
         raise SettingError(
             f"column {name!r} must be all numbers or all text, but has {value!r} in {table.row(row)} and "
-            f"{max(counts)} numbers; correct it, or name the column in as_category"
+            f"{max(counts)} numbers; correct it, leave the field empty where a value is missing, or name the column in "
+            "as_category"
         )
     if not fitting or fitting[0] == "v":
         return (fitting[0], "") if fitting else None
@@ -252,6 +255,15 @@ def _written_number(table: RawTable, name: str, present: int, counts: Sequence[i
             )
     value, number = _first(table, f"v, {one}", f"v IS NOT NULL AND NOT {_matches(_NUMBER)}") or ("", 0.0)
     return fitting[0], f"{name!r} has numbers such as {value!r}, read as {as_text(number)}"
+
+
+def _has_one_word(table: RawTable, pattern: str) -> bool:
+    """Whether there are many different numbers and one word beside them, as for a missing value, rather than codes."""
+    [(numbers, others, words)] = table.query(
+        f"SELECT count(DISTINCT v) FILTER ({_matches(pattern)}), count(DISTINCT v) FILTER (NOT {_matches(pattern)}), "
+        f"count(DISTINCT v) FILTER (NOT regexp_matches(v, '[0-9]')) FROM d WHERE v IS NOT NULL"
+    )
+    return bool(numbers > _MANY and others == words == 1)
 
 
 def _matches(pattern: str) -> str:

@@ -32,7 +32,7 @@ _PLANNED, _BLOCK, _CELLS = 16, 256, 2**22
 _SEPARATORS = ",;\t|"
 _START = 2**16  # bytes
 # Spellings of a missing value; case doesn't matter in text files, which DuckDB needs spelled out.
-MISSING = ("", "na", "n/a", "nan", "null", "none", "?")
+MISSING = ("", "na", "n/a", "#n/a", "<na>", "nan", "null", "none", "?")
 _MISSING_SPELLED = sorted({spelled for word in MISSING for spelled in (word, word.upper(), word.title(), word.lower())})
 _INDEX = re.compile(r"__index_level_\d+__|Unnamed: \d+")  # pandas' names for row numbers in parquet and CSV files
 
