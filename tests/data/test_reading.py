@@ -360,3 +360,21 @@ def test_missing_values_as_excel_and_pandas_write_them(word):
     column = data_of(values)._table.columns["x"]
     assert column.is_number
     assert np.flatnonzero(column.missing).tolist() == list(range(3, ROWS, 7))
+
+
+@pytest.mark.parametrize("kind", ["pandas", "pyarrow"])
+def test_numbers_that_a_frame_has_as_categories_are_categories(kind):
+    numbers = [5, 7, None, 11] * 15
+    frame = pandas.DataFrame({"x": pandas.Categorical(numbers), "n": range(ROWS), "label": ["a", "b"] * 30})
+    table = pyarrow.Table.from_pandas(frame, preserve_index=False) if kind == "pyarrow" else frame
+    column = TabularData(table=table, target="label")._table.columns["x"]
+    assert column.texts == ("11", "5", "7")
+    assert [column.texts[value] if value >= 0 else None for value in column.values[:4]] == ["5", "7", None, "11"]
+
+
+def test_a_frame_with_a_column_of_another_kind_is_told_which():
+    frame = pandas.DataFrame({"x": pandas.period_range("2020", periods=ROWS, freq="D"), "label": ["a", "b"] * 30})
+    with pytest.raises(
+        SettingError, match=r"table must hold numbers, .* but the DataFrame holds others: .*period\[D\]"
+    ):
+        TabularData(table=frame, target="label")

@@ -11,7 +11,7 @@ import re
 import tempfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +47,7 @@ class RawTable:
         types: DuckDB's types of the columns; VARCHAR throughout for a text file.
         text_file: Path of a text file, whose values decide the columns' kinds; None where columns have types.
         separator: Field separator of the text file.
+        categories: Names of the columns that a frame has as categories, whatever DuckDB reads them as.
     """
 
     connection: duckdb.DuckDBPyConnection
@@ -55,6 +56,7 @@ class RawTable:
     types: tuple[str, ...]
     text_file: Path | None = None
     separator: str = ","
+    categories: frozenset[str] = frozenset()
 
     @property
     def row_id(self) -> str:
@@ -167,9 +169,11 @@ def _aliases(count: int) -> str:
     return ", ".join(f"c{position}" for position in range(count))
 
 
-def _typed(connection: duckdb.DuckDBPyConnection, origin: str, names: Sequence[str]) -> RawTable:
+def _typed(
+    connection: duckdb.DuckDBPyConnection, origin: str, names: Sequence[str], categories: Iterable[str] = ()
+) -> RawTable:
     types = [str(row[1]) for row in connection.execute("DESCRIBE t").fetchall()]
-    return RawTable(connection, origin, tuple(names), tuple(types))
+    return RawTable(connection, origin, tuple(names), tuple(types), categories=frozenset(categories))
 
 
 def _frame(connection: duckdb.DuckDBPyConnection, frame: Any) -> RawTable:
@@ -185,12 +189,21 @@ def _frame(connection: duckdb.DuckDBPyConnection, frame: Any) -> RawTable:
     try:
         connection.register("frame", frame)
         connection.execute(f"CREATE VIEW t AS SELECT * FROM frame AS f({_aliases(len(names))})")
+    except duckdb.NotImplementedException as error:
+        raise SettingError(
+            f"table must hold numbers, truth values, dates or text, but the {type(frame).__name__} holds others: "
+            f"{_first_line(error)}"
+        ) from error
     except (duckdb.Error, TypeError) as error:
         raise SettingError(
             f"table must be a frame of pandas, polars or pyarrow with columns, but is {type(frame).__name__}: "
             f"{_first_line(error)}"
         ) from error
-    return _typed(connection, f"the {type(frame).__name__}", names)
+    kinds = frame.schema.types if columns is not None else list(getattr(frame, "dtypes", ()))
+    categories = [
+        name for name, kind in zip(names, kinds, strict=False) if str(kind).startswith(("category", "dictionary<"))
+    ]
+    return _typed(connection, f"the {type(frame).__name__}", names, categories)
 
 
 def _parquet(connection: duckdb.DuckDBPyConnection, path: Path) -> RawTable:

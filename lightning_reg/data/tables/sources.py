@@ -162,7 +162,8 @@ def read_table(
                 f"{len(raw.names)} has none"
             )
         positions = [position for position, name in enumerate(raw.names) if name not in left_out]
-        texts = {position for position in positions if raw.names[position] in (*as_category, *needed)}
+        categories = {*as_category, *needed, *(raw.categories - {*splitters.values()})}
+        texts = {position for position in positions if raw.names[position] in categories}
         found = read_columns(raw, positions, as_text=texts)
         columns = {raw.names[position]: column for position, column in zip(positions, found, strict=True)}
         notes = [f"column {name!r} of {raw.origin} is left out: pandas' row numbers" for name in row_numbers]

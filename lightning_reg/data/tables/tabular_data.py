@@ -34,11 +34,12 @@ class TabularData(InMemoryData):
     unit, (N,), or (N, T) for several targets; for multilabel (N, T), float32, 1 where a row has the label.
 
     The kind of each column is inferred: numbers; ``true`` and ``false``, which become 1 and 0; dates in ISO 8601, which
-    become days; text, which is categorical. Empty fields, NA, N/A, #N/A, <NA>, NaN, null, None and ? are missing
-    values. Codes with leading zeros are categories. Numbers with decimal commas or separators of thousands are read
-    where they are unambiguous, and refused where they aren't. Row numbers that pandas wrote are left out. A missing
-    number becomes the median; a missing category is a category of its own, and one that the training rows don't have
-    counts as missing. All this is reported when training starts, and checkpoints keep the constants.
+    become days; text, which is categorical, and so is what a frame has as categories. Empty fields, NA, N/A, #N/A,
+    <NA>, NaN, null, None and ? are missing values. Codes with leading zeros are categories. Numbers with decimal commas
+    or separators of thousands are read where they are unambiguous, and refused where they aren't. Row numbers that
+    pandas wrote are left out. A missing number becomes the median; a missing category is a category of its own, and one
+    that the training rows don't have counts as missing. All this is reported when training starts, and checkpoints keep
+    the constants.
 
     Args:
         dataset: iris, wine, breast_cancer or diabetes (regression), which ship with scikit-learn; None for your own
