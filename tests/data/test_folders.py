@@ -237,6 +237,25 @@ def test_images_larger_than_memory_are_refused(image_folder):
         ClassFolders(image_folder(), image_size=10**8).load()
 
 
+def test_a_part_of_another_name_is_said_to_be_unread(image_folder, recwarn):
+    root = image_folder(("train", "valid", "test", "notes"))
+    (root / "notes" / "class_0").rename(root / "notes" / "plan")
+    with pytest.warns(
+        UserWarning, match=r"valid' has folders of the classes of 'train', but isn't read; .* call it val$"
+    ):
+        assert ClassFolders(root).load()[1] is None
+    (root / "valid").rename(root / "val")
+    (root / "test").rename(root / "old")
+    with pytest.warns(
+        UserWarning, match=r"old' has folders of the classes of 'train', but isn't read; .* call it test$"
+    ):
+        assert ClassFolders(root).load()[1] is not None
+    (root / "old").rename(root / "test")
+    recwarn.clear()
+    ClassFolders(root).load()
+    assert not recwarn
+
+
 def test_class_that_training_does_not_know_is_refused(image_folder):
     root = image_folder()
     (root / "test" / "class_7").mkdir(parents=True)

@@ -10,6 +10,7 @@ from typing import ClassVar, NoReturn
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
@@ -92,7 +93,19 @@ class ClassFolders:
             SettingError: If an image is broken or of another size, or classes differ from those of ``train``.
         """
         parts = [self._load(split) if self.has(split) else None for split in ("val", "test")]
+        missing = [split for split in ("val", "test") if not self.has(split)]
+        for name in self._unread() if missing else ():
+            rank_zero_warn(
+                f"{str(self.root / name)!r} has folders of the classes of 'train', but isn't read; if it is for "
+                f"validation or testing, call it {' or '.join(missing)}"
+            )
         return self._load("train"), parts[0], parts[1]
+
+    def _unread(self) -> list[str]:
+        """Returns folders beside the splits that look like one."""
+        others = [name for name in _folders(self.root) if name not in ("train", "val", "test")]
+        found = {name: _folders(self.root / name) for name in others if os.access(self.root / name, os.R_OK | os.X_OK)}
+        return [name for name, classes in found.items() if classes and {*classes} <= {*self.classes}]
 
     def _load(self, split: str) -> LabeledImages:
         found = self._labeled(split)
