@@ -79,6 +79,31 @@ def test_equals_torchs_loop():
     assert trainer.callback_metrics["val_loss"].item() == pytest.approx(kept["losses"][-1], abs=1e-6)
 
 
+class Thaws(Callback):
+    """Trains the first layer from epoch 2 on, at a rate of its own, and remembers the rates of both groups."""
+
+    def __init__(self):
+        self.rates = []
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == 2:
+            trainer.optimizers[0].add_param_group({"params": pl_module.net[0].parameters(), "lr": 0.5})
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.rates.append([group["lr"] for group in trainer.optimizers[0].param_groups])
+
+
+def test_a_group_that_is_added_later_anneals_with_the_others():
+    class Head(Normed):
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.net[3].parameters(), lr=0.1)
+
+    thaws = Thaws()
+    fit(swa(start=1, lr=0.3, anneal_epochs=4, annealing="linear"), thaws, module=Head(), max_epochs=6)
+    assert [rates[0] for rates in thaws.rates] == pytest.approx([0.1, 0.1, 0.15, 0.2, 0.25, 0.3])
+    assert [rates[1] for rates in thaws.rates[2:]] == pytest.approx([0.45, 0.4, 0.35, 0.3])
+
+
 def test_start_as_a_share_of_the_epochs():
     one, _ = fit(swa(start=0.4), max_epochs=EPOCHS)
     other, _ = fit(swa(start=2), max_epochs=EPOCHS)

@@ -60,7 +60,8 @@ class StochasticWeightAverage(WeightAverage):
         every_n: Epochs or steps between snapshots, at least 1; with ``lr_low`` the length of a cycle.
         lr: Learning rate of all parameter groups while averaging; the optimizer's and its scheduler's where None.
         lr_low: Lowest rate of a cycle, reached where the snapshot is taken; constant at ``lr`` where None.
-        anneal_epochs: Epochs in which the rate moves from its value at ``start`` to a constant ``lr``; 0 for at once.
+        anneal_epochs: Epochs in which the rate moves from its value at ``start`` to a constant ``lr``; 0 for at once. A
+            parameter group that is added later moves along the same curve, from the rate that it comes with.
         annealing: Shape of that change, ``"cosine"`` or ``"linear"``.
         buffers: BatchNorm's statistics: ``"recompute"`` for the mean, ``"copy"`` from the trained weights, or
             ``"average"`` over the snapshots.
@@ -167,7 +168,7 @@ class StochasticAverageSession(AverageSession):
     technique: StochasticWeightAverage
     steps: int = kept(default=0)  # since averaging began
     last_epoch: int = kept(default=-1)  # the last one at whose end a snapshot was due
-    rates_before: list[list[float]] = kept(default_factory=list)  # by optimizer and group, when averaging began
+    rates_before: list[list[float]] = kept(default_factory=list)  # by optimizer and group, when it began
     start: int = 0
     end: float = 0.0
 
@@ -205,8 +206,8 @@ class StochasticAverageSession(AverageSession):
                 [float(group["lr"]) for group in optimizer.param_groups] for optimizer in trainer.optimizers
             ]
         for optimizer, rates in zip(trainer.optimizers, self.rates_before, strict=True):
-            for index, group in enumerate(optimizer.param_groups):
-                before = rates[index] if index < len(rates) else lr  # a group that has come since
+            rates += [float(group["lr"]) for group in optimizer.param_groups[len(rates) :]]  # that have come since
+            for group, before in zip(optimizer.param_groups, rates, strict=False):
                 set_rate(group, self._rate(lr, before))
 
     def _rate(self, lr: float, before: float) -> float:
