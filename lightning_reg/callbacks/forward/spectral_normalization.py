@@ -33,7 +33,8 @@ class SpectralNormalization(Surgery):
 
     Interacts with: averages of weights; ours average the plain weights and recompute the vectors, Lightning's can't be
     combined with it. Penalties and decay act on the plain weights, and so change only the step size. ``init="lsuv"``
-    and ``InsertDropConnect`` can't be combined with it.
+    and ``InsertDropConnect`` can't be combined with it. Activation checkpointing iterates once more where it recomputes
+    a layer, as it does with torch's.
 
     As in the paper, a convolution's weight counts as the matrix (out, in · kernel), whose norm isn't that of the layer.
 
