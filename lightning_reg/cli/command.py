@@ -28,7 +28,7 @@ from lightning_reg.cli.parser import BriefParser
 from lightning_reg.cli.results.figures import write_figures
 from lightning_reg.cli.results.predictions import PredictionSettings, use_samples, write_predictions
 from lightning_reg.cli.results.summary import summarize
-from lightning_reg.cli.resuming import check_callbacks, check_can_go_on
+from lightning_reg.cli.resuming import check_callbacks, check_can_go_on, check_data
 from lightning_reg.cli.runs import (
     check_writable,
     continue_run,
@@ -226,6 +226,8 @@ class RegularizationCLI(LightningCLI):
                 self.datamodule.setup(str(self.subcommand))
                 if self.subcommand in ("test", "predict"):
                     self.datamodule.test_dataloader()
+            if run["ckpt_path"]:
+                check_data(path, found, self.datamodule)
 
     def fit(self, **settings: Any) -> None:
         """Trains; when interrupted, prints the command that resumes."""

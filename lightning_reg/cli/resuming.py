@@ -2,26 +2,25 @@
 
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_reg.core.layout import check_declared, check_layout, check_values
 from lightning_reg.core.lightning import callbacks_of, twins
 from lightning_reg.settings import SettingError
 
-__all__ = ["Checkpoint", "check_callbacks", "check_can_go_on", "progress_of"]
+__all__ = ["Checkpoint", "check_callbacks", "check_can_go_on", "check_data", "progress_of"]
 
 Checkpoint = Mapping[str, Any]
 
 _KNOWN = ("lightning", "pytorch_lightning", "lightning_reg", "torch")
 """Packages whose callbacks, optimizers and schedules keep the layout of their state in the course of a run."""
-_TEXTS = ("stopping_reason_message",)
-"""Entries of callbacks' states that are None or text."""
 _LOOPS = ("fit_loop", "validate_loop", "test_loop", "predict_loop")
 
 
@@ -53,10 +52,27 @@ def check_callbacks(path: str, checkpoint: Checkpoint, trainer: Trainer) -> None
     for callback in callbacks_of(trainer):
         if callback.state_key in saved and _is_known(callback):
             name = f"ckpt_path {path!r} can't be restored: its callbacks.{callback.state_key}"
-            _check_layout(name, saved[callback.state_key], callback.state_dict(), _check_number)
-            for text in _TEXTS:
-                if saved[callback.state_key].get(text) is not None:
-                    _check_kind(f"{name}.{text}", saved[callback.state_key][text], str)
+            check_values(name, saved[callback.state_key])
+            check_layout(name, saved[callback.state_key], callback.state_dict())
+            check_declared(name, saved[callback.state_key], type(callback))
+
+
+def check_data(path: str, checkpoint: Checkpoint, data: LightningDataModule) -> None:
+    """Checks the saved state of a data module of ours, before it is restored.
+
+    Args:
+        path: File of the checkpoint, for error messages.
+        checkpoint: Its content; empty if it isn't a local file.
+        data: Data module that has been set up.
+
+    Raises:
+        SettingError: If a part of the state is of another kind.
+    """
+    name = type(data).__qualname__
+    if name in checkpoint and _is_known(data):
+        # What is in the parts may differ, and is compared by the data module itself.
+        kinds = {key: type(part)() for key, part in data.state_dict().items() if isinstance(part, (dict, list))}
+        check_layout(f"ckpt_path {path!r} can't be restored: its {name}", checkpoint[name], kinds)
 
 
 def check_can_go_on(path: str, checkpoint: Checkpoint, trainer: Trainer) -> None:
@@ -80,14 +96,14 @@ def check_can_go_on(path: str, checkpoint: Checkpoint, trainer: Trainer) -> None
     _check_optimizers(path, checkpoint["optimizer_states"], trainer.optimizers)
     own_loops = {name: getattr(trainer, name).state_dict() for name in _LOOPS}
     counted = {"epoch": 0, "global_step": 0, "loops": own_loops}
-    _check_layout(f"ckpt_path {path!r} can't be restored: its state", checkpoint, counted, _check_count)
+    check_layout(f"ckpt_path {path!r} can't be restored: its state", checkpoint, counted, _check_count)
     _check_batches(path, checkpoint["loops"]["fit_loop"].get("epoch_loop.batch_progress", {}))
     schedules = [config.scheduler for config in trainer.lr_scheduler_configs]
     others = {
         "optimizer_states": [_groups_now(optimizer) for optimizer in trainer.optimizers],
         "lr_schedulers": [schedule.state_dict() if _is_known(schedule) else {} for schedule in schedules],
     }
-    _check_layout(f"ckpt_path {path!r} can't be restored: its state", checkpoint, others, _check_number)
+    check_layout(f"ckpt_path {path!r} can't be restored: its state", checkpoint, others)
     keeps_its_own = any(isinstance(callback, twins(StochasticWeightAveraging)) for callback in callbacks_of(trainer))
     if len(saved := checkpoint.get("lr_schedulers", ())) != len(schedules) and not keeps_its_own:
         rank_zero_warn(
@@ -145,40 +161,16 @@ def _check_optimizers(path: str, states: Sequence[Any], optimizers: Sequence[Opt
         unknown = [key for key in state["state"] if key not in known] if isinstance(state.get("state"), Mapping) else []
         if known and unknown and len(groups) == len(optimizer.param_groups):
             raise SettingError(f"{holds} an optimizer's state of {unknown[0]!r}, which is none of its parameters")
+        _check_moments(holds, state["state"])
 
 
-def _check_layout(name: str, saved: Any, own: Any, check_number: Callable[[str, Any, float], None]) -> None:
-    """Raises if a state holds something else than the run's own; what has no value yet may become anything.
-
-    Names that only one of the two has are left to whoever loads the state: other versions may have other names.
-    """
-    if isinstance(own, Mapping):
-        _check_kind(name, saved, Mapping)
-        for key in own:
-            if key in saved:
-                _check_layout(f"{name}.{key}", saved[key], own[key], check_number)
-    elif isinstance(own, (list, tuple)):
-        _check_kind(name, saved, Sequence)
-        if len(saved) == len(own):
-            for index, (old, new) in enumerate(zip(saved, own, strict=True)):
-                _check_layout(f"{name}.{index}", old, new, check_number)
-    elif isinstance(own, (int, float)) and not isinstance(own, bool):
-        check_number(name, saved, own)
-    elif isinstance(own, Tensor) or (isinstance(own, (bool, str)) and saved is not None):
-        _check_kind(name, saved, Tensor if isinstance(own, Tensor) else type(own))
-
-
-def _check_kind(name: str, saved: Any, kind: type) -> None:
-    if not isinstance(saved, kind) or (kind is Sequence and isinstance(saved, str)):
-        raise SettingError(f"{name} is a {type(saved).__name__}, not a {kind.__name__.lower()}")
-
-
-def _check_number(name: str, saved: Any, own: float) -> None:
-    value = saved.item() if isinstance(saved, Tensor) and saved.numel() == 1 else saved
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise SettingError(f"{name} is a {type(saved).__name__}, not a number")
-    if isinstance(value, float) and math.isnan(value) and not math.isnan(own):
-        raise SettingError(f"{name} is {value}")
+def _check_moments(holds: str, states: Any) -> None:
+    """Raises if a state of a parameter, such as a moving average of its gradients, has NaNs or no values."""
+    for key, state in states.items() if isinstance(states, Mapping) else ():
+        for name, value in state.items() if isinstance(state, Mapping) else ():
+            if isinstance(value, Tensor) and (value.is_meta or value.isnan().any()):
+                fault = "without values" if value.is_meta else "with NaNs"
+                raise SettingError(f"{holds} an optimizer's state {fault}: {name} of parameter {key}")
 
 
 def _check_count(name: str, saved: Any, _: float) -> None:

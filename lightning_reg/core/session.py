@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_args, get_origin, g
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from lightning_reg.core.layout import check_layout
 from lightning_reg.settings import SettingError
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ class Session(Generic[T]):
                     f"ckpt_path must hold {name} of {type(self.technique).__name__} as {kinds[0].__name__}, but holds "
                     f"{type(value).__name__}"
                 )
+            check_layout(f"ckpt_path can't be restored: {name} of {type(self.technique).__name__}", value, now)
             setattr(self, name, value)
 
     def result(self) -> Any:

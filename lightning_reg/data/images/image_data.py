@@ -264,9 +264,10 @@ class ImageData(InMemoryData):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if state_dict["classes"] != list(self.classes):
+            known = ", ".join(map(str, state_dict["classes"][:10]))
             raise SettingError(
-                f"dataset must have the checkpoint's classes, {', '.join(state_dict['classes'][:10]) or 'none'}, but "
-                f"has {', '.join(self.classes[:10]) or 'none'}"
+                f"dataset must have the checkpoint's classes, {known or 'none'}, but has "
+                f"{', '.join(self.classes[:10]) or 'none'}"
             )
         self._warn_of_another_split(state_dict["split"], self._split_settings())
         # A model keeps the constants that it was trained with, whatever the data are now.
