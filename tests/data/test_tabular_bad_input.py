@@ -79,6 +79,11 @@ def test_settings(settings, message):
             "target 'label' must have different values, but is a in all 3 rows of table.csv",
         ),
         ("size,label\n1,a\n2,b\n3\n", "table.csv must have 2 fields in every line, as in the first, but line 4 has 1"),
+        (
+            "size,label\r\n1,a\r\n2,b\n3,a\r\n",
+            "table.csv must end all lines alike, with CR LF as the first, but line 3 ends with LF",
+        ),
+        ("size,label\n1,a\r2,b\n", "table.csv must end all lines alike, with LF as the first, but line 2 ends with CR"),
         ("size,label\n1,a\n2,b,c\n", "table.csv must have 2 fields .* but line 3 has 3"),
         (
             "size,label\n1,a\n2,\n3,b\n4,NA\n",

@@ -256,10 +256,26 @@ def _text_file(connection: duckdb.DuckDBPyConnection, path: Path) -> RawTable:
             "SELECT line, error_type, error_message FROM reject_errors ORDER BY line LIMIT 1"
         ).fetchall()
     except duckdb.Error as error:
-        raise SettingError(f"{path.name} can't be read: {_first_line(error)}") from error
+        raise SettingError(_of_line_ends(path) or f"{path.name} can't be read: {_first_line(error)}") from error
     if faults:
         raise SettingError(_sentence(path, len(names), separator, *faults[0]))
     return RawTable(connection, path.name, tuple(names), ("VARCHAR",) * len(names), path, separator)
+
+
+def _of_line_ends(path: Path) -> str | None:
+    """Explains that lines end in several ways, for which DuckDB has no message; None if they don't."""
+    names = {"\n": "LF", "\r": "CR", "\r\n": "CR LF"}
+    first = None
+    with _text(path) as file:
+        for number, line in enumerate(file, 1):
+            end = line[len(line.rstrip("\r\n")) :]
+            first = first or end
+            if end in names and end != first:
+                return (
+                    f"{path.name} must end all lines alike, with {names[first]} as the first, but line {number} ends "
+                    f"with {names[end]}"
+                )
+    return None
 
 
 def _check_text(path: Path) -> None:
