@@ -225,6 +225,13 @@ def test_what_is_no_image_is_named_in_plain_words(image_folder, content):
         ClassFolders(root).load()
 
 
+def test_program_that_draws_an_image_is_not_run(image_folder):
+    root = image_folder()
+    Image.new("RGB", (8, 8)).save(root / "train" / "class_1" / "03.png", format="EPS")
+    with pytest.raises(SettingError, match=r"03.png can't be read as an image: it is a program in PostScript, which"):
+        ClassFolders(root).load()
+
+
 def test_different_sizes_without_image_size_are_refused(image_folder):
     root = image_folder()
     Image.new("RGB", (9, 9)).save(root / "train" / "class_1" / "zz.png")

@@ -225,6 +225,8 @@ def _read(path: str | Path, image_size: int | None) -> Tensor:
     try:
         # Reading anything but a regular file, such as a pipe, may block forever.
         with opened("image", path) as content, Image.open(content) as file:
+            if file.format == "EPS":  # which Pillow would have Ghostscript run
+                raise ValueError("it is a program in PostScript, which isn't run")
             image = ImageOps.exif_transpose(file)
             if image.mode.startswith("I;16"):  # Pillow's own conversion would cut off at 255
                 values, clear = np.asarray(image), image.info.get("transparency")
