@@ -126,7 +126,10 @@ def _check_node(name: str, line: str, event: yaml.NodeEvent, parent: _Open) -> N
     if tag not in (None, "!", *_PLAIN_TAGS):
         shown = str(tag).replace("tag:yaml.org,2002:", "!!")
         raise yaml.MarkedYAMLError(problem=f"the tag {shown} makes no plain value", problem_mark=event.start_mark)
-    if parent.is_mapping and parent.children % 2 == 0:
+    is_key = parent.is_mapping and parent.children % 2 == 0
+    if not is_key and getattr(event, "value", None) == "=" and event.implicit[0]:
+        raise yaml.MarkedYAMLError(problem="= is text in quotes alone, '='", problem_mark=event.start_mark)
+    if is_key:
         if isinstance(event, yaml.CollectionStartEvent):
             raise SettingError(f"{name} must have names as keys, but {line} has a list or a mapping in a key's place")
         key = getattr(event, "value", None)

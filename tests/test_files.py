@@ -118,6 +118,7 @@ def test_a_file_that_is_longer_than_it_says_is_refused_rather_than_cut_off():
         (b"a: !!python/object/apply:os.system ['touch executed']", "tag !!python/object/apply:os.system"),
         (b"!!python/object/new:os.system ['touch executed']", "tag !!python/object/new:os.system"),
         (b"a: !mine b", "the tag !mine"),
+        (b"a: [1, =]", "= is text in quotes alone, '=' in line 1, column 8"),
         (b"a: 2001-99-99", "isn't plain YAML"),
         (b"[" + b"1," * 200_000 + b"]", "at most 100,000 values"),
     ],
@@ -140,6 +141,11 @@ def test_aliases_within_reason_are_read_as_yaml_reads_them():
     Path("file").write_text(text)
     assert read_yaml("config", "file") == yaml.safe_load(text)
     check_yaml("config", text)
+
+
+def test_equals_sign_is_text_in_quotes_and_as_a_key():
+    Path("file").write_text("{=: '=', a: '='}")
+    assert read_yaml("config", "file") == {"=": "=", "a": "="}
 
 
 def test_numbers_are_read_as_command_lines_read_them():
