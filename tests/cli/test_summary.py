@@ -1,4 +1,10 @@
+import json
+from pathlib import Path
+
+import pytest
+
 from lightning_reg.cli.results.summary import metric_lines
+from tests.cli.helpers import run
 
 
 def test_gap_is_how_much_worse_validation_is():
@@ -18,3 +24,11 @@ def test_there_is_no_gap_without_training_data():
 def test_only_what_every_split_has_is_shown():
     assert metric_lines({"train": {"loss": 1.0}, "validation": {"loss": 1.0, "f1": 0.5}})[1].startswith("loss")
     assert metric_lines({}) == []
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch Profiler default schedule")
+def test_profile_is_of_the_fit_alone():
+    profiler = {"class_path": "SimpleProfiler", "init_args": {"dirpath": "out", "filename": "a"}}
+    assert run("fit", "--trainer.profiler", json.dumps(profiler)) == 0
+    assert [path.name for path in Path("out").iterdir()] == ["fit-a.txt"]
+    assert run("fit", "--trainer.profiler", "pytorch") == 0

@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import BatchSizeFinder
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader
@@ -113,7 +114,7 @@ def evaluate_splits(
     measured: dict[str, Any] = {}
     validates = is_overridden("validation_step", model)
     weights = iter([best_path])  # loaded by the first evaluation, and kept for the others
-    with quiet(), _without_finders(trainer):
+    with quiet(), _measuring_only(trainer):
         with without_loggers(trainer):  # these values don't belong on the validation curve
             if validates and isinstance(data, InMemoryData):
                 part = TrainingPart(data)
@@ -129,14 +130,15 @@ def evaluate_splits(
 
 
 @contextmanager
-def _without_finders(trainer: Trainer) -> Iterator[None]:
-    """Takes BatchSizeFinder away, which would look for a batch size in each evaluation."""
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
+def _measuring_only(trainer: Trainer) -> Iterator[None]:
+    """Takes away BatchSizeFinder, which would look for a batch size in each evaluation, and profilers of the fit."""
+    callbacks, profiler = trainer.callbacks, trainer.profiler  # type: ignore[attr-defined]  # set by connectors
     trainer.callbacks = [one for one in callbacks if not isinstance(one, twins(BatchSizeFinder))]  # type: ignore[attr-defined]
+    trainer.profiler = PassThroughProfiler()  # type: ignore[attr-defined]
     try:
         yield
     finally:
-        trainer.callbacks = callbacks  # type: ignore[attr-defined]
+        trainer.callbacks, trainer.profiler = callbacks, profiler  # type: ignore[attr-defined]
 
 
 class TrainingPart(LightningDataModule):
