@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
+import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -158,15 +159,17 @@ class RegularizationCLI(LightningCLI):
                     "lower: set it to min"
                 )
             last = _LastCheckpoint(best.dirpath, filename="last", enable_version_counter=False)
-            asked = self.settings["checkpoint"]
-            is_each_epoch = asked.get("every_n_epochs") in (None, 1) and not (
-                asked.get("every_n_train_steps") or asked.get("train_time_interval")
-            )
-            logged = {
-                "checkpoint.monitor": [best.monitor],
-                "each name in checkpoint.filename": _metrics_in(best.filename),
-            }
-            self.beginning = Beginning(last, logged if is_each_epoch else {})
+            named = [("checkpoint", best), *(("trainer.callbacks", callback) for callback in _saving(callbacks))]
+            logged = [
+                entry
+                for section, saves in named
+                if saves.every_n_epochs == 1
+                for entry in (
+                    (f"{section}.monitor", [] if saves.monitor is None else [saves.monitor]),
+                    (f"each name in {section}.filename", _metrics_in(saves.filename)),
+                )
+            ]
+            self.beginning = Beginning(last, logged)
             # Lightning reports the first ModelCheckpoint.
             callbacks = [best, *([last] if self.keeps_last else []), *callbacks]
         callbacks = [self.beginning, *callbacks, *self.further_callbacks(callbacks)]
@@ -212,13 +215,9 @@ class RegularizationCLI(LightningCLI):
                 f"ckpt_path must be best, last or a file for {self.subcommand}; without one the weights would be random"
             )
         check_writable(self.trainer, run["checkpoint"].dirpath)
-        try:
-            run["checkpoint"].format_checkpoint_name({"epoch": 0, "step": 0})
-        except (ValueError, LookupError, AttributeError) as error:
-            filename = run["checkpoint"].filename
-            raise SettingError(
-                f"checkpoint.filename must have names of metrics in braces, but is {filename!r}: {error}"
-            ) from error
+        _check_filename("checkpoint", run["checkpoint"])
+        for callback in _saving(callbacks_of(self.trainer)):
+            _check_filename("trainer.callbacks", callback)
         if isinstance(self.datamodule, InMemoryData) and self.trainer.is_global_zero:
             # With a checkpoint, the data module prints its messages when it is restored.
             with answered(self.settings), quiet() if run["ckpt_path"] else nullcontext():
@@ -297,6 +296,20 @@ class RegularizationCLI(LightningCLI):
 def _metrics_in(filename: str | None) -> list[str]:
     """Returns the names of metrics in a file name such as ``{epoch}-{val/loss:.2f}``."""
     return [name for name in re.findall(r"\{(.*?)[:}]", filename or "") if name not in ("epoch", "step")]
+
+
+def _saving(callbacks: Sequence[Callback]) -> list[ModelCheckpoint]:
+    return [callback for callback in callbacks if isinstance(callback, ModelCheckpoint)]
+
+
+def _check_filename(section: str, saves: ModelCheckpoint) -> None:
+    """Raises if a file's name has no metrics in its braces, which Lightning finds when it saves."""
+    try:
+        saves.format_checkpoint_name({"epoch": torch.tensor(0), "step": torch.tensor(0)})
+    except (ValueError, LookupError, AttributeError) as error:
+        raise SettingError(
+            f"{section}.filename must have names of metrics in braces, but is {saves.filename!r}: {error}"
+        ) from error
 
 
 def _warn_of_directions(callbacks: Sequence[Callback]) -> None:

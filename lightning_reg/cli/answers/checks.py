@@ -14,8 +14,10 @@ from typing import Any, get_args
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
-from lightning.pytorch.callbacks import ModelCheckpoint, Timer
+from lightning.pytorch.callbacks import Checkpoint, Timer
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -61,11 +63,11 @@ def check_settings(config: Mapping[str, Any]) -> None:
     _check_trainer(trainer)
     if trainer.get("enable_checkpointing") is not False:
         _check_checkpoint(config["checkpoint"], trainer.get("max_epochs"))
-    loggers = trainer.get("logger")
-    for logger in loggers if isinstance(loggers, list) else [loggers]:
-        arguments = logger.get("init_args") or {} if isinstance(logger, Mapping) else {}
-        for name in ("name", "version", "sub_dir"):
-            _check_inside(f"trainer.logger.{name}", arguments.get(name))
+    for part in ("logger", "profiler"):
+        for entry in _entries(trainer.get(part)):
+            _check_numbers(f"trainer.{part}", entry)
+            _check_files(f"trainer.{part}", entry)
+            _check_writer(f"trainer.{part}", entry)
     workers = ((config.get("data") or {}).get("init_args") or {}).get("num_workers")
     most = max(64, 8 * (os.cpu_count() or 1))
     if isinstance(workers, int) and workers > most:
@@ -74,18 +76,16 @@ def check_settings(config: Mapping[str, Any]) -> None:
 
 
 def _check_callbacks(trainer: Mapping[str, Any]) -> None:
-    callbacks = trainer.get("callbacks") or []
-    for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
+    for callback in _entries(trainer.get("callbacks")):
         _check_object("trainer.callbacks", callback, ())
         _check_start(callback, trainer.get("max_epochs"))
-        _check_numbers(callback)
+        _check_numbers("trainer.callbacks", callback)
+        _check_files("trainer.callbacks", callback)
         kind = pkgutil.resolve_name(callback["class_path"])
         if _is_base(kind):
             raise SettingError(
                 f"trainer.callbacks must name a technique, but {kind.__name__} is only what several have in common"
             )
-        if isinstance(kind, type) and issubclass(kind, ModelCheckpoint):
-            _check_inside("trainer.callbacks.filename", (callback.get("init_args") or {}).get("filename"))
         if kind is Callback:
             raise SettingError("trainer.callbacks must name a Callback by class_path, but has one that does nothing")
 
@@ -97,27 +97,72 @@ def _check_checkpoint(checkpoint: Mapping[str, Any], epochs: Any) -> None:
     _check_period("checkpoint.every_n_epochs", checkpoint.get("every_n_epochs"), epochs)
 
 
-_LEAST_OF_CALLBACKS = {
-    "patience": 0,
+_LEAST_OF_OTHERS = {
     "init_val": 1,
     "max_trials": 1,
     "max_val": 1,
     "steps_per_trial": 1,
     "num_training_steps": 1,
-    "refresh_rate": 0,
-    "unfreeze_backbone_at_epoch": 0,
     "update_every_n_steps": 1,
-    "update_starting_at_step": 0,
-    "update_starting_at_epoch": 0,
+    "flush_logs_every_n_steps": 1,
+    "window_size": 1,
+    # -1 stands for all of them, or for the last.
+    "save_top_k": -1,
+    "max_depth": -1,
+    "row_limit": -1,
+    "pruning_dim": -sys.maxsize,
+    "pruning_norm": -sys.maxsize,
 }
-"""Smallest numbers of some settings of Lightning's callbacks, which don't check them."""
+"""Smallest whole numbers of some settings of Lightning's callbacks, loggers and profilers; of the others it is 0."""
 
 
-def _check_numbers(callback: Mapping[str, Any]) -> None:
-    if callback["class_path"].startswith(("lightning.", "pytorch_lightning.")):
-        for name, value in (callback.get("init_args") or {}).items():
-            if name in _LEAST_OF_CALLBACKS and value is not None:
-                check_count(f"trainer.callbacks.{name}", value, low=_LEAST_OF_CALLBACKS[name])
+def _check_numbers(path: str, entry: Mapping[str, Any]) -> None:
+    """Checks numbers of Lightning's own classes, which check few: what is counted or numbered begins with 0."""
+    if entry["class_path"].startswith(("lightning.", "pytorch_lightning.")):
+        for name, value in _given(entry).items():
+            if isinstance(value, int) and not isinstance(value, bool):
+                check_count(f"{path}.{name}", value, low=_LEAST_OF_OTHERS.get(name, 0))
+
+
+def _check_files(path: str, entry: Mapping[str, Any]) -> None:
+    """Checks that loggers, profilers and what saves checkpoints write to files within their folders."""
+    kind, names = _resolved(entry["class_path"]), {"filename"}
+    if isinstance(kind, type) and issubclass(kind, Logger):
+        names = {"name", "version", "sub_dir"}
+    elif not (isinstance(kind, type) and issubclass(kind, (Checkpoint, Profiler))):
+        return
+    for name in names:
+        _check_inside(f"{path}.{name}", (entry.get("init_args") or {}).get(name))
+
+
+def _check_writer(path: str, entry: Mapping[str, Any]) -> None:
+    """Checks what TensorBoardLogger hands on to its writer, whose thread only prints that it can't use it."""
+    kind = _resolved(entry["class_path"])
+    if not (isinstance(kind, type) and issubclass(kind, TensorBoardLogger)):
+        return
+    from torch.utils.tensorboard import SummaryWriter  # imports TensorBoard
+
+    known, own = parameters_of(SummaryWriter), parameters_of(kind)
+    for name, value in _given(entry).items():
+        if name in own:
+            continue
+        if name not in known or name == "log_dir":
+            raise SettingError(f"{name} is no setting of {kind.__name__} ({path})")
+        default = known[name].default
+        if isinstance(default, int):
+            check_count(f"{path}.{name}", value, low=0)
+        elif isinstance(default, str) and not (isinstance(value, str) and PurePath(value).name == value):
+            raise SettingError(f"{path}.{name} must be a part of a file's name, but is {shown(value)}")
+
+
+def _given(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {**(entry.get("init_args") or {}), **(entry.get("dict_kwargs") or {})}
+
+
+def _entries(value: Any) -> list[Mapping[str, Any]]:
+    """Returns the objects that are configured by one mapping with ``class_path``, or by a list of such."""
+    entries = value if isinstance(value, list) else [value]
+    return [entry for entry in entries if isinstance(entry, Mapping) and isinstance(entry.get("class_path"), str)]
 
 
 _LEAST = {

@@ -1,6 +1,7 @@
 """Turns exceptions that Lightning, torch and others raise while a run is built into messages about settings."""
 
 import contextlib
+import inspect
 import linecache
 import pkgutil
 import re
@@ -16,6 +17,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.connectors import checkpoint_connector
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import OutOfMemoryError, optim
+from torch.nn.utils import prune
 from torch.optim import lr_scheduler
 from typing_extensions import override
 
@@ -29,7 +31,11 @@ __all__ = ["Beginning", "answered"]
 _OURS = Path(lightning_reg.__file__).parent
 _INSTALLED = tuple(Path(sysconfig.get_paths()[name]) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 _OPTIMIZERS = Path(optim.__file__).parent
-_SETTINGS_OF_OTHERS = (Path(callbacks.__file__).parent, _OPTIMIZERS)
+_SETTINGS_OF_OTHERS = (
+    Path(callbacks.__file__).parent,
+    Path(inspect.getfile(prune)),  # which checks the settings of ModelPruning
+    _OPTIMIZERS,
+)
 """Code of Lightning and torch that checks settings, also while training runs."""
 _MOST = 600
 """Largest number of characters of a message; some libraries print their arguments."""
@@ -41,10 +47,10 @@ class Beginning(Callback):
     Args:
         last: Checkpoint callback that saves when an exception ends the fit: only once training has started, so that the
             checkpoint to resume from isn't overwritten, and not if a setting caused the exception.
-        logged: Names of metrics that must be logged by the end of the first epoch, by the setting that has them.
+        logged: Settings that name metrics which must be logged by the end of the first epoch, with these names.
     """
 
-    def __init__(self, last: ModelCheckpoint | None = None, logged: Mapping[str, Sequence[str]] | None = None) -> None:
+    def __init__(self, last: ModelCheckpoint | None = None, logged: Sequence[tuple[str, Sequence[str]]] = ()) -> None:
         self.has_begun = False
         self.at_fit_start: Callable[[], None] = lambda: None
         """Called after the optimizers are created, and before their state is restored."""
@@ -52,7 +58,7 @@ class Beginning(Callback):
         """Whether an optimizer has stepped; if it can't, in a run that goes on, its restored state doesn't fit."""
         self._first_step = 0
         self._last = last
-        self._logged = logged or {}
+        self._logged = logged
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -83,7 +89,7 @@ class Beginning(Callback):
         is_usual = validation_interval(trainer) == 1.0 and trainer.check_val_every_n_epoch == 1
         if not is_usual or trainer.current_epoch > 0:
             return
-        for setting, names in self._logged.items():
+        for setting, names in self._logged:
             for name in names:
                 if name not in logged:
                     raise SettingError(
