@@ -28,7 +28,7 @@ from lightning_reg.cli.networks import fitting_network
 from lightning_reg.cli.parser import BriefParser
 from lightning_reg.cli.results.figures import write_figures
 from lightning_reg.cli.results.predictions import PredictionSettings, use_samples, write_predictions
-from lightning_reg.cli.results.summary import summarize
+from lightning_reg.cli.results.summary import selected_checkpoint, summarize
 from lightning_reg.cli.resuming import check_callbacks, check_can_go_on, check_data
 from lightning_reg.cli.runs import (
     check_writable,
@@ -262,12 +262,13 @@ class RegularizationCLI(LightningCLI):
     def after_fit(self) -> None:
         """Prints the summary."""
         if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by Trainer.__init__ elsewhere
-            summarize(
-                self.trainer,
-                self.model,
-                self.datamodule,
-                weights_only=self.config_init[self.subcommand]["weights_only"],
-            )
+            with answered(self.settings, self.beginning, selected_checkpoint(self.trainer) or None):
+                summarize(
+                    self.trainer,
+                    self.model,
+                    self.datamodule,
+                    weights_only=self.config_init[self.subcommand]["weights_only"],
+                )
 
     def validate(self, **settings: Any) -> None:
         """Evaluates on the validation split."""

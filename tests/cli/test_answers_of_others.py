@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.helpers import assert_answered, run
+from tests.cli.helpers import assert_answered, folders, run
 
 LOGS = "--trainer.logger TensorBoardLogger --trainer.logger.save_dir runs --trainer.logger"
 TABLE = "--trainer.logger CSVLogger --trainer.logger.save_dir runs --trainer.logger"
@@ -35,6 +35,12 @@ SETTINGS = [
     (f"{SAVES}.filename {{foo", "trainer.callbacks.filename must have names of metrics in braces, but is '{foo'"),
     (f"{SAVES}.monitor foo", "trainer.callbacks.monitor must be a metric that is logged, .*val/loss, but is 'foo'"),
     (f"{SAVES}.filename {{foo}}", "each name in trainer.callbacks.filename must be a metric .*, but is 'foo'"),
+    ("--trainer.plugins LSFEnvironment", "error: trainer.plugins: Did not find the environment variable `LSB_"),
+    (
+        "--trainer.callbacks+=WeightAveraging --trainer.callbacks.device foo",
+        "trainer.callbacks.device is 'foo': Expected one of cpu",
+    ),
+    ("--trainer.logger DummyLogger", "error: it must hold that log_dir is not None"),
 ]
 
 
@@ -48,3 +54,9 @@ def test_setting_of_a_part_of_lightning(options, message, capsys):
 def test_setting_that_can_be_used(options):
     assert run("fit", *options.split()) == 0
     assert len(list(Path("runs").rglob("best.ckpt"))) == 1
+
+
+def test_callback_whose_state_cannot_be_loaded_is_named_behind_the_fit(capsys):
+    message = "'runs.*best.ckpt' can't be restored: AttributeError: 'SpikeDetection' object has no attribute 'running'"
+    assert_answered(capsys, message, "--trainer.callbacks+=SpikeDetection")
+    assert folders() == ["version_0"]  # the fit itself is there

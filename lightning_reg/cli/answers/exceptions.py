@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import jsonargparse
 from lightning.pytorch import Callback, LightningModule, Trainer, callbacks
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.connectors import checkpoint_connector
@@ -22,7 +23,8 @@ from torch.optim import lr_scheduler
 from typing_extensions import override
 
 import lightning_reg
-from lightning_reg.cli.answers.explanation import SECTIONS, shown
+from lightning_reg.cli.answers.checks import within_memory
+from lightning_reg.cli.answers.explanation import SECTIONS, problem_in, shown
 from lightning_reg.core.lightning import validation_interval
 from lightning_reg.settings import SettingError, first_in_chain
 
@@ -31,6 +33,9 @@ __all__ = ["Beginning", "answered"]
 _OURS = Path(lightning_reg.__file__).parent
 _INSTALLED = tuple(Path(sysconfig.get_paths()[name]) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 _OPTIMIZERS = Path(optim.__file__).parent
+_PARSER = Path(inspect.getfile(jsonargparse)).parent
+_WATCHING = inspect.getfile(within_memory)
+"""File of a function mode that calls torch's functions for those who make something."""
 _SETTINGS_OF_OTHERS = (
     Path(callbacks.__file__).parent,
     Path(inspect.getfile(prune)),  # which checks the settings of ModelPruning
@@ -149,19 +154,25 @@ def answered(
         chain = _chain(error)
         cause = chain[-1]
         frames = [frame for raised in chain for frame, _ in traceback.walk_tb(raised.__traceback__)]
-        if cause.__traceback__ is None or _is_users(frames[-1]):
+        while frames and frames[-1].f_code.co_filename == _WATCHING:
+            frames.pop()
+        if not frames or cause.__traceback__ is None or _is_users(frames[-1]):
             raise
         has_begun = beginning is not None and beginning.has_begun
         cannot_step = beginning is not None and beginning.cannot_step(cause)
-        if has_begun and not cannot_step and not _is_of_settings(cause):
-            raise
         is_restoring = any(frame.f_globals.get("__name__") == checkpoint_connector.__name__ for frame in frames)
         if checkpoint is not None and (is_restoring or cannot_step):
             raise SettingError(
                 f"ckpt_path {checkpoint!r} can't be restored: {_sentence(cause, always=True)}"
             ) from error
+        if has_begun and not cannot_step and not _is_of_settings(cause):
+            raise
         if _is_within(frames[-1], _OURS):
             raise
+        told = problem_in(map(str, chain)) if _is_within(frames[-1], _PARSER) else None
+        if told:
+            place = next((path for path, entry in _objects(config) if entry["class_path"] == told[0]), told[0])
+            raise SettingError(f"{place}: {told[1]}") from error
         place = _setting(config, frames, str(cause))
         if has_begun and _is_within(frames[-1], _OPTIMIZERS):
             is_schedule = frames[-1].f_code.co_filename == lr_scheduler.__file__
@@ -204,6 +215,10 @@ def _is_users(frame: FrameType) -> bool:
 def _sentence(error: BaseException, *, always: bool = False) -> str:
     """Returns an exception's message, with the exception's type if the message alone is unclear."""
     text = " ".join(str(error).split())
+    if not text and isinstance(error, AssertionError):
+        frame, number = list(traceback.walk_tb(error.__traceback__))[-1]
+        text = linecache.getline(frame.f_code.co_filename, number).strip().removeprefix("assert ")
+        return f"it must hold that {text}" if text else "AssertionError"
     if always or not text or isinstance(error, (KeyError, AttributeError, TypeError)):
         text = f"{type(error).__name__}{f': {text}' if text else ''}"
     return text if len(text) <= _MOST else f"{text[:_MOST]}..."

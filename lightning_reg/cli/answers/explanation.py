@@ -19,7 +19,7 @@ from typing_extensions import override
 
 from lightning_reg.settings import near_matches
 
-__all__ = ["SECTIONS", "as_plain", "described", "explained", "hint_of", "parameters_of", "shown"]
+__all__ = ["SECTIONS", "as_plain", "described", "explained", "hint_of", "parameters_of", "problem_in", "shown"]
 
 SECTIONS: Mapping[str, type] = {"trainer": Trainer, "checkpoint": ModelCheckpoint}
 """Sections of a configuration whose settings are the arguments of one class."""
@@ -114,6 +114,23 @@ def explained(message: str, options: Iterable[str] = ()) -> str:  # noqa: PLR091
     if nested and value is _MISSING and hint is not None and f".{nested[1]}." not in f"{path}.":
         return f"{path} must be {described(hint)}, given as a whole, but has {path}.{nested[1]}"
     return _as_told(f"{path}{of_class}", message, value)
+
+
+def problem_in(messages: Iterable[str]) -> tuple[str, str] | None:
+    r"""Returns a class that can't be made, and why, from messages of a parser that has tried several types.
+
+    >>> problem_in(["Errors:\n  - Not a list\n  - Problem with given class_path 'a.B':\n      c is too large\n"])
+    ('a.B', 'c is too large')
+    """
+    for message in messages:
+        found = _PROBLEM.search(message)
+        if found:
+            return found[2], " ".join(found[3].split())
+        given = re.search(r"Given value: Namespace\(class_path='([\w.]+)'", message)
+        reasons = re.findall(r"^  - (?!Import path|Expected a|Not a valid subclass)(.+)$", message, re.MULTILINE)
+        if given and reasons:
+            return given[1], reasons[0]
+    return None
 
 
 def _about_config(message: str, path: str) -> str | None:
