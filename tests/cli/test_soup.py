@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 
+from lightning_reg import CheckpointSoup
 from lightning_reg.cli import main
-from tests.cli.helpers import MLP_CONFIG, run
+from tests.cli.helpers import MLP_CONFIG, assert_answered, run
 
 CONFIG = ["--config", MLP_CONFIG]
 
@@ -60,3 +62,28 @@ def test_bad_words_are_refused(words, message, capsys):
     assert main(["soup", *words]) == 2
     assert message in capsys.readouterr().err
     assert not Path("soup.ckpt").exists()
+
+
+def test_soup_among_callbacks_says_what_it_is():
+    with pytest.raises(TypeError, match=r"no callback, and must be used after training, as CheckpointSoup\(\).cook"):
+        Trainer(callbacks=[CheckpointSoup()], logger=False, enable_checkpointing=False)
+    assert not hasattr(CheckpointSoup(), "anything")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            "--trainer.callbacks+=CheckpointSoup",
+            "must be a Callback, but CheckpointSoup is another class: Averages the weights of .* From the command line "
+            "it is lightning-reg soup CHECKPOINT",
+        ),
+        (
+            "--trainer.callbacks+=lightning_reg.nn.DropBlock2d",
+            "must be a Callback, but DropBlock2d is another class: .*; did you mean InsertDropBlock",
+        ),
+        ("--trainer.callbacks+=ImageData", "must be a Callback, but ImageData is another class: Labeled images"),
+    ],
+)
+def test_class_of_another_kind_is_told_by_what_it_does(options, message, capsys):
+    assert_answered(capsys, message, *options.split())

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -109,6 +109,16 @@ class CheckpointSoup:
         self.monitor = monitor
         self.mode: Mode = mode
         self.buffers: Statistics = buffers
+
+    if not TYPE_CHECKING:  # for which it would have every attribute
+
+        def __getattr__(self, name: str) -> Any:
+            if hasattr(Callback, name):  # a trainer has been given it among its callbacks
+                raise TypeError(
+                    "CheckpointSoup is no callback, and must be used after training, as "
+                    "CheckpointSoup().cook(trainer, model, checkpoints)"
+                )
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def cook(
         self,

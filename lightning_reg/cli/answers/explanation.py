@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from typing_extensions import override
 
+import lightning_reg
 from lightning_reg.settings import near_matches
 
 __all__ = ["SECTIONS", "as_plain", "described", "explained", "hint_of", "parameters_of", "problem_in", "shown"]
@@ -359,7 +360,7 @@ def _kind_of(classes: Iterable[type]) -> str:
     return " or ".join(_a(cls.__name__) for cls in dict.fromkeys(classes))
 
 
-def _fault_of_name(path: str, name: str, classes: tuple[type, ...]) -> str | None:
+def _fault_of_name(path: str, name: str, classes: tuple[type, ...]) -> str | None:  # noqa: PLR0911
     kind, names = _kind_of(classes), _names(classes)
     if name in names:
         paths = [f"{chosen.__module__}.{chosen.__name__}" for chosen in names[name]]
@@ -371,12 +372,23 @@ def _fault_of_name(path: str, name: str, classes: tuple[type, ...]) -> str | Non
         return f"{path} must be {kind} by its name of now: {last} is called {_RENAMED[last]}"
     near = [other for other in names if other.lower() == last.lower()] or near_matches(last, names, most=1)
     hint = f"; did you mean {near[0]}?" if near else ""
-    found = _resolved(name) if "." in name else None
+    ours = getattr(lightning_reg, last) if last in dir(lightning_reg) else None
+    found = _resolved(name) if "." in name else ours
     if found is None:
         return f"{path} must be the name or the import path of {kind}, but is {name!r}{hint}"
+    if found is ours and isinstance(found, type) and not issubclass(found, classes):
+        is_ours_meant = bool(near) and near[0] in dir(lightning_reg)
+        return f"{path} must be {kind}, but {last} is another class: {_use_of(found)}{hint if is_ours_meant else ''}"
     if isinstance(found, type):
         return None if issubclass(found, classes) else f"{path} must be {kind}, but {name} is another class{hint}"
     return None if inspect.isfunction(found) and path == "" else f"{path} must be {kind}, but {name} is none{hint}"
+
+
+def _use_of(kind: type) -> str:
+    """Returns from a class's card what it does, and how the command line has it where that is by itself."""
+    sentences = re.split(r"(?<=[\w`)]\.)\s+", inspect.getdoc(kind) or "")
+    chosen = [text for text in sentences if text is sentences[0] or text.startswith("From the command line")]
+    return " ".join(" ".join(chosen).replace("``", "").split()).removesuffix(".")
 
 
 def _names(classes: tuple[type, ...]) -> dict[str, list[type]]:
