@@ -187,7 +187,10 @@ def drop_weights_or_inputs(dropout: str | Callable[[float], nn.Module], p: float
 def _made(name: str, make: Callable[..., Any], *arguments: float) -> nn.Module:
     """Calls a user's function, and names it in the error if it doesn't make a layer."""
     check_callable(name, make, "a known name or a callable that makes a module")
-    call = f"{getattr(make, '__name__', make)}({', '.join(map(str, arguments))})"
+    named: Any = make
+    while isinstance(named, partial):  # the parser's, of a class
+        named = named.args[-1] if named.args and isinstance(named.args[-1], type) else named.func
+    call = f"{getattr(named, '__name__', named)}({', '.join(map(str, arguments))})"
     try:
         layer = make(*arguments)
     except (TypeError, ValueError, AttributeError) as error:

@@ -53,8 +53,8 @@ def check_settings(config: Mapping[str, Any]) -> None:
             raise SettingError(f"{section} must be a mapping of settings, but is {shown(config.get(section))}")
         _check_nulls(section, owner, config[section], ())
     _check_size("", config)
-    if config.get("prediction", {}) is None:
-        raise SettingError("prediction must be a mapping of settings, but is null")
+    if not isinstance(config.get("prediction", {}), Mapping):
+        raise SettingError(f"prediction must be a mapping of settings, but is {shown(config['prediction'])}")
     for section in ("model", "data"):
         _check_object(section, config.get(section), FROM_DATA)
     _check_weight_decay(config.get("model") or {})

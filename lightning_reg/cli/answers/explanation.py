@@ -73,7 +73,8 @@ def explained(message: str, options: Iterable[str] = ()) -> str:  # noqa: PLR091
     asked = _HELP.match(message)
     if asked:
         return _fault_of_name(f"{asked[1]}.help", asked[2], tuple(_classes_in(_HINTS.get(asked[1])))) or message
-    path, hint, owner = "", None, None
+    path, hint, owner, is_made = "", None, None, False
+    whole: Any = _MISSING  # what the key has, by the last value that a message shows
     nested = _NESTED.search(message)  # a nested setting given on the command line
     while True:
         key = _KEY.match(message)
@@ -81,7 +82,10 @@ def explained(message: str, options: Iterable[str] = ()) -> str:  # noqa: PLR091
             message = message[key.end() :]
             hint = _hint(owner, key[1])
             path = f"{path}.{key[1]}" if path else key[1]
-        value = _value(message)
+            whole = _argument(whole, key[1])
+        # The message about a callable's argument ends with the whole.
+        value = whole if is_made and whole is not _MISSING else _value(message)
+        whole = whole if value is _MISSING else value
         about_config = _about_config(message, path)
         if about_config:
             return about_config
@@ -91,13 +95,15 @@ def explained(message: str, options: Iterable[str] = ()) -> str:  # noqa: PLR091
             value = _read(nested[2])  # the whole, where the message is about an entry of it
         # A mapping with init_args alone changes arguments of a class that another configuration has named.
         is_overlay = isinstance(value, dict) and "init_args" in value and "class_path" not in value
-        fault = None if problems and (is_overlay or problems[0].start() == 0) else _fault_of_class(path, value, hint)
+        is_untold = value is _MISSING and not problems and isinstance(whole, dict) and "class_path" in whole
+        found = whole if is_untold else value
+        fault = None if problems and (is_overlay or problems[0].start() == 0) else _fault_of_class(path, found, hint)
         if fault:
             return fault
         inner = message.find('Parser key "')
         maker = _MAKER.findall(message) if not problems else []
         if maker and inner > 0:  # a callable that creates an object later reports its arguments in one line
-            owner, message = _resolved(maker[-1]), message[inner:]
+            owner, message, is_made = _resolved(maker[-1]), message[inner:], True
             continue
         if not problems:
             break
@@ -142,6 +148,11 @@ def _about_config(message: str, path: str) -> str | None:
     if unread and path:
         return f"{path} must be a mapping of settings, or a file with one, but is {shown(_read(unread[1]))}"
     return None
+
+
+def _argument(value: Any, name: str) -> Any:
+    arguments = value.get("init_args") if isinstance(value, dict) else None
+    return arguments.get(name, _MISSING) if isinstance(arguments, dict) else _MISSING
 
 
 def _of_class(owner: Any) -> str:
@@ -195,7 +206,11 @@ def _value(message: str) -> Any:
 
 
 class _Plain(ast.NodeTransformer):
-    """Turns the parser's namespaces, ``Namespace(name=value)``, into dictionaries."""
+    """Turns the parser's namespaces, ``Namespace(name=value)``, into dictionaries, and ``nan`` within into a number."""
+
+    @override
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        return ast.Constant(float(node.id)) if node.id in ("nan", "inf") else node
 
     @override
     def visit_Call(self, node: ast.Call) -> ast.AST:
@@ -204,6 +219,8 @@ class _Plain(ast.NodeTransformer):
 
 
 def _read(text: str) -> Any:
+    if text.strip().isidentifier() and text.strip() not in ("None", "True", "False"):
+        return text.strip()
     try:
         value = ast.literal_eval(_Plain().visit(ast.parse(text.strip(), mode="eval")))
         # What only Python takes for a number, such as 0o10, is text in YAML.
