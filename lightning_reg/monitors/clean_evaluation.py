@@ -46,7 +46,7 @@ class Measured(dict[str, float]):
         self.samples = samples
 
 
-def clean_loaders(trainer: Trainer, max_samples: int | None) -> tuple[dict[str, Loader], int]:
+def clean_loaders(trainer: Trainer, max_samples: int | None) -> tuple[dict[str, Loader], int, bool]:
     """Returns loaders of clean training and validation samples, in a fixed order.
 
     They come from the data module's ``evaluation_dataloader(split)`` where it has one. Else they are made of what the
@@ -64,7 +64,7 @@ def clean_loaders(trainer: Trainer, max_samples: int | None) -> tuple[dict[str, 
 
     Returns:
         Loaders by ``train`` and ``validation``, each with this process's share, which is of equal size in all
-        processes, and how many of the training samples validation draws, too.
+        processes; how many of the training samples validation draws, too, and whether it draws no others.
     """
     make = getattr(getattr(trainer, "datamodule", None), "evaluation_dataloader", None)
     train, val = (make("train"), make("val")) if callable(make) else (None, None)
@@ -79,12 +79,13 @@ def clean_loaders(trainer: Trainer, max_samples: int | None) -> tuple[dict[str, 
         "train": _loader(clean, of_train, like, trainer, max_samples, "train"),
         "validation": _loader(val.dataset, of_val, val, trainer, max_samples, "validation"),
     }
-    return loaders, _number_of_both(train.dataset, of_train, val.dataset, of_val)
+    return loaders, *_overlap(train.dataset, of_train, val.dataset, of_val)
 
 
-def _number_of_both(train: Any, of_train: Iterable[Any], val: Any, of_val: Iterable[Any]) -> int:
+def _overlap(train: Any, of_train: Iterable[Any], val: Any, of_val: Iterable[Any]) -> tuple[int, bool]:
     (train, of_train), (val, of_val) = _origins(train, of_train), _origins(val, of_val)
-    return len(set(of_train) & set(of_val)) if train is val else 0
+    seen, measured = set(of_train), set(of_val)
+    return (len(seen & measured), measured <= seen) if train is val else (0, False)
 
 
 def _origins(dataset: Any, drawn: Iterable[Any]) -> tuple[Any, Iterable[Any]]:

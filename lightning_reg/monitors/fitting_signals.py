@@ -140,11 +140,12 @@ def _of_size(weights: int, samples: int | None) -> Iterator[Signal]:
         )
 
 
-def summary_lines(curves: Curves, signals: Sequence[Signal], samples: Mapping[str, int]) -> list[str]:
+def summary_lines(curves: Curves, signals: Sequence[Signal] | None, samples: Mapping[str, int]) -> list[str]:
     """Returns what is printed when a fit ends, in lines of at most 100 columns.
 
     Args:
         curves: Curves with at least one measurement.
+        signals: Signs that were found; None where the curves can't have any.
         samples: Number of samples that were measured, by ``train`` and ``validation``.
     """
     on = f", on {samples['train']:,} and {samples['validation']:,} samples" if samples else ""
@@ -157,8 +158,10 @@ def summary_lines(curves: Curves, signals: Sequence[Signal], samples: Mapping[st
             title = f"{name}, {which} (epoch {curves.epochs[index]})"
             rows.append([title, f"{train:.4f}", f"{validation:.4f}", f"{gap:.4f}"])
     lines = [f"Training and validation data measured alike{on}", "", *table(rows, right=[1, 2, 3]), ""]
-    for signal in signals:
+    for signal in signals or ():
         lines += textwrap.wrap(f"- {signal}.", _WIDTH, subsequent_indent="  ", break_on_hyphens=False)
-    if not signals:
+    if signals is None:
+        lines.append("Nothing can be said of over- or underfitting: validation measures training samples alone.")
+    elif not signals:
         lines.append("No sign of over- or underfitting.")
     return lines

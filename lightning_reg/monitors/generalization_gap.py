@@ -138,7 +138,7 @@ class GeneralizationGap(Technique):
     def signals(self) -> list[Signal]:
         """The signs that were found when the fit ended."""
         measured: Measurements = self.last_result or _NOTHING
-        return list(measured.signals)
+        return list(measured.signals or ())
 
     def warn(self, text: str) -> None:
         """Warns that there is nothing to measure, or something else than is meant."""
@@ -170,12 +170,13 @@ class Measurements:
 
     Attributes:
         samples: Number of samples, by ``train`` and ``validation``.
-        signals: Signs of over- and underfitting; none before the fit ends.
+        signals: Signs of over- and underfitting; none before the fit ends, and None where validation measures training
+            samples alone.
     """
 
     curves: Curves
     samples: Mapping[str, int]
-    signals: Sequence[Signal]
+    signals: Sequence[Signal] | None
 
 
 _NOTHING = Measurements(Curves((), {}, {}, {}), {}, ())
@@ -190,10 +191,11 @@ class _Measuring(Session[GeneralizationGap]):
     validation: dict[str, list[float]] = kept(default_factory=dict)
     lower_is_better: dict[str, bool] = kept(default_factory=dict)
     samples: dict[str, int] = field(default_factory=dict)
-    signals: list[Signal] = field(default_factory=list)
+    signals: list[Signal] | None = field(default_factory=list)
     measured: dict[str, float] = field(default_factory=dict)  # waits to be logged
     loaders: dict[str, DataLoader[Any]] = field(default_factory=dict)
     made_of: list[Any] = field(default_factory=list)  # the trainer's own, which it may reload
+    sees_training_alone: bool = False  # in validation
     is_off: bool = False
     was_validated: bool = False
 
@@ -230,7 +232,8 @@ class _Measuring(Session[GeneralizationGap]):
         made_of = [trainer.train_dataloader, trainer.val_dataloaders]
         if not self.loaders or any(one is not two for one, two in zip(made_of, self.made_of, strict=True)):
             is_first = not self.loaders
-            (self.loaders, both), self.made_of = clean_loaders(trainer, self.technique.max_samples), made_of
+            self.loaders, both, self.sees_training_alone = clean_loaders(trainer, self.technique.max_samples)
+            self.made_of = made_of
             if is_first and both:
                 self.technique.warn(
                     f"GeneralizationGap measures {both} samples as training and as validation data, because both "
@@ -301,7 +304,7 @@ class _Measuring(Session[GeneralizationGap]):
             validation={name: self.validation[name] for name in whole},
             lower_is_better=self.lower_is_better,
         )
-        return Measurements(curves, self.samples, tuple(self.signals))
+        return Measurements(curves, self.samples, None if self.signals is None else tuple(self.signals))
 
     @override
     def train_ends(self) -> None:
@@ -313,7 +316,8 @@ class _Measuring(Session[GeneralizationGap]):
             return
         weights = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
         samples = number_of_samples(trainer)
-        self.signals = find_signals(curves, weights=weights, samples=samples, patience=self.technique.patience)
+        found = find_signals(curves, weights=weights, samples=samples, patience=self.technique.patience)
+        self.signals = None if self.sees_training_alone else found
         self.technique.tell(trainer, self.result())
 
     def _warn_of_nothing(self) -> None:

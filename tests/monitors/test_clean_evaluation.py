@@ -92,6 +92,27 @@ def test_samples_of_both_loaders_are_warned_of(both, recwarn):
     assert all(f"measures {both} samples" in line for line in said)
 
 
+class Stays(Somebodys):
+    """Learns nothing, and so underfits."""
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+@pytest.mark.parametrize("both", [0, 7, 20])
+@pytest.mark.filterwarnings("ignore:GeneralizationGap measures .* samples as training and as validation data")
+def test_no_diagnosis_is_given_where_validation_measures_training_samples_alone(both, capsys):
+    train, val = overlapping(both)
+    gap = GeneralizationGap()
+    data = {"train_dataloaders": DataLoader(train, 10), "val_dataloaders": DataLoader(val, 10)}
+    fit(gap, module=Stays(), data=data)
+    said = " ".join(capsys.readouterr().out.split())
+    is_told = "Nothing can be said of over- or underfitting: validation measures training samples alone." in said
+    assert is_told == (both == 20)
+    assert ("underfitting from the start" in said) == (both < 20)
+    assert ("underfitting" in [signal.name for signal in gap.signals]) == (both < 20)
+
+
 class OnlyCounts(Reduces):
     def validation_step(self, batch, batch_idx):
         self.log("val_wrong", (self.net(batch[0]).argmax(1) != batch[1]).sum().float(), reduce_fx="sum")
