@@ -92,6 +92,11 @@ def seen_in_a_view_of_before(out, labels):
     return seen.view(len(out), CLASSES)
 
 
+def of_the_labels_kind(out, labels):
+    hot = labels.new_zeros(len(labels), CLASSES).scatter_(1, labels[:, None], 1)
+    return (torch.full_like(labels, 2).unsqueeze(1) * hot / 2).to(out.dtype)
+
+
 def row_by_row(out, labels):
     hot = zeros(out)
     for row, label in zip(hot, labels, strict=True):
@@ -226,6 +231,7 @@ WAYS = [
     indexed,
     indexed_in_a_view,
     seen_in_a_view_of_before,
+    of_the_labels_kind,
     row_by_row,
     column_by_column,
     of_the_other_shape,
@@ -274,6 +280,26 @@ def test_a_batch_that_is_not_mixed_is_trained_on_to_the_bit(loss):
     assert draw is None
     assert not said
     assert torch.equal(module.seen[0], loss(module.layer(INPUTS), LABELS).detach())
+
+
+@losses
+def test_two_mixings_are_mixed_one_within_the_other(loss):
+    module, draws = Theirs(loss), []
+
+    class Drawn(Mixup):
+        def drawn(self, inputs, *, stream):
+            draws.append(super().drawn(inputs, stream=stream))
+            return draws[-1]
+
+    loader = DataLoader(TensorDataset(INPUTS, LABELS), batch_size=COUNT)
+    quiet_trainer(BatchMixing(Drawn(), seed=3), BatchMixing(Drawn(), seed=5)).fit(module, loader)
+    inputs, expected, weights = INPUTS, 0.0, [draw.minor_weight.double() for draw in draws]
+    for weight in weights:
+        inputs = (1 - weight) * inputs + weight * inputs.roll(1, 0)
+    for outer, of_outer in enumerate((1 - weights[0], weights[0])):
+        for inner, of_inner in enumerate((1 - weights[1], weights[1])):
+            expected += of_outer * of_inner * loss(module.layer(inputs), LABELS.roll(outer + inner))
+    torch.testing.assert_close(module.seen[0], expected.detach(), rtol=1e-12, atol=1e-12)
 
 
 SEPARATE = [drawn_to(scattered), drawn_to(indexed), drawn_to(row_by_row), alone, cosface, arcface]

@@ -28,7 +28,8 @@ _METHODS = """
     add sub mul div true_divide neg abs pow square sqrt exp log sign round floor clamp clip sum mean amax amin
     eq ne lt le gt ge logical_not logical_and logical_or where masked_fill nan_to_num isnan isfinite isinf any all
     max min unique bincount unbind nonzero histc std var norm cumsum log1p sigmoid maximum minimum lerp addcmul
-    remainder scatter scatter_add scatter_reduce index_put index_fill index_add index_copy masked_scatter
+    remainder new_zeros new_ones new_full new_empty
+    scatter scatter_add scatter_reduce index_put index_fill index_add index_copy masked_scatter
     __add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __rtruediv__ __neg__ __pow__ __rpow__ __mod__
     __eq__ __ne__ __lt__ __le__ __gt__ __ge__ __and__ __or__ __xor__ __invert__
 """
@@ -36,7 +37,7 @@ _FUNCTIONS = """
     squeeze unsqueeze flatten reshape clone detach add sub mul div true_divide neg abs pow square sqrt exp log sign
     round floor clamp clip sum mean amax amin eq ne lt le gt ge logical_not logical_and logical_or where masked_fill
     nan_to_num isnan isfinite isinf any all max min unique bincount unbind zeros_like ones_like
-    nonzero histc std var norm cumsum log1p sigmoid maximum minimum lerp addcmul remainder cdist
+    full_like empty_like nonzero histc std var norm cumsum log1p sigmoid maximum minimum lerp addcmul remainder cdist
     scatter scatter_add scatter_reduce index_put index_fill index_add index_copy masked_scatter
 """
 _COMPARISONS = """

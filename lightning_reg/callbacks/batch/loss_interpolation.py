@@ -174,7 +174,7 @@ class InterpolatedLosses(TorchFunctionMode):
                 self._follow(func, made, args, kwargs)
         else:
             for value in made:
-                if id(value) not in self._targets:
+                if id(value) not in self._targets and id(memory_of(value)) not in self._memories:
                     self._lost[id(value)] = value, lost[0] if lost else name_of(func)
         return result
 
