@@ -29,8 +29,9 @@ from lightning_reg.callbacks import (
     SpectralNormalization,
     StochasticWeightAverage,
 )
+from lightning_reg.core.selection import select_parameters
 from lightning_reg.nn import DropBlock, Dropout, GhostBatchNorm, SpatialDropout
-from lightning_reg.optim import layer_decay_groups
+from lightning_reg.optim import layer_decay_groups, weight_decay_groups
 from lightning_reg.settings import SettingError
 from lightning_reg.transforms import CutMix, Cutout, Mixup, RandomErasing
 from tests.helpers import quiet_trainer
@@ -165,6 +166,12 @@ def test_decay_spares_norms_and_biases():
     fit(plain)
     same = {name for name, value in spared.named_parameters() if value.equal(plain.get_parameter(name))}
     assert same == {"network.0.bias", "network.1.weight", "network.1.bias", "network.3.bias"}
+
+
+def test_decay_spares_embeddings_and_penalties_do_not():
+    module = nn.Sequential(nn.Embedding(4, 3), nn.Linear(3, 2))
+    assert weight_decay_groups(module, 0.1)[0]["params"] == [module[1].weight]
+    assert list(select_parameters(module)) == ["0.weight", "1.weight"]
 
 
 def test_a_penalty_shrinks_weights_without_a_gradient():
