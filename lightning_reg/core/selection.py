@@ -175,7 +175,7 @@ class Selection:
     @property
     def bypassed(self) -> str:
         """Names of what is selected, if no optimizer has had any of it so far; else empty."""
-        return _listed(list(self.names.values())) if self._is_met is False else ""
+        return listed(list(self.names.values())) if self._is_met is False else ""
 
     def units(self, tensors: Sequence[Tensor], parameters: Sequence[nn.Parameter]) -> list[Tensor]:
         """Returns views whose first dimension indexes the units; every entry of a vector is a unit.
