@@ -5,13 +5,13 @@ import warnings
 import pytest
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import ModelPruning
+from lightning.pytorch.callbacks import ModelCheckpoint, ModelPruning
 from torch.nn.utils import prune
 
 from lightning_reg.callbacks import ExponentialMovingAverage, LatestWeightAverage, StochasticWeightAverage
 from tests.callbacks.averaged import Normed, fit, trained
 from tests.callbacks.test_averages_follow import TOLERANCE, AtBatch, moving_average
-from tests.conformance.problem import loader
+from tests.conformance.problem import BATCHES, loader
 from tests.helpers import quiet_trainer
 
 
@@ -100,6 +100,62 @@ def test_pruning_within_validation_prunes_and_rewinds_the_trained_weights(make, 
     assert torch.equal(module.net[0].weight_mask, alone.net[0].weight_mask)
     expected = moving_average(seen, 0.8) if make == "ema" else torch.stack(seen).mean(0)
     torch.testing.assert_close(module.net[0].weight_orig.detach(), expected, **TOLERANCE)
+
+
+class AtStart(Callback):
+    """Remembers what training starts from, and the average at that time."""
+
+    def __init__(self, average):
+        self.average, self.weights, self.averaged = average, {}, {}
+
+    def on_train_start(self, trainer, pl_module):
+        self.weights = {name: weight.detach().clone() for name, weight in pl_module.named_parameters()}
+        self.averaged = {name: weight.clone() for name, weight in self.average.last_result.weights.items()}
+
+
+def of_both(first, last):
+    return torch.cat([first.flatten(), last.flatten()]).detach()
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`:UserWarning")
+@pytest.mark.parametrize("reports", [False, True])
+@pytest.mark.parametrize("is_first", [True, False])
+def test_checkpoints_of_what_is_pruned_hold_weights_and_average_under_their_mask(is_first, reports, tmp_path):
+    def look(module):
+        return of_both(getattr(module.net[0], "weight_orig", module.net[0].weight), module.net[3].weight)
+
+    def run(*others, epochs, **how):
+        module = Idle()
+        average = ExponentialMovingAverage(decay=0.8, warmup=False)
+        averages = [LatestWeightAverage(window=2), average] if reports else [average]
+        pruning = ModelPruning(
+            "l1_unstructured",
+            parameters_to_prune=[(module.net[0], "weight")],
+            amount=0.3,
+            use_lottery_ticket_hypothesis=False,
+        )
+        callbacks = [pruning, *averages] if is_first else [*averages, pruning]
+        start = AtStart(average)
+        saves = any(isinstance(other, ModelCheckpoint) for other in others)
+        trainer = quiet_trainer(*callbacks, *others, start, max_epochs=epochs, enable_checkpointing=saves)
+        trainer.fit(module, loader(), loader(), **how)
+        return start
+
+    watch = AtBatch(0, None, look)
+    run(watch, ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1, save_on_train_epoch_end=True), epochs=2)
+    for epoch in range(2):
+        seen = watch.seen[: (epoch + 1) * BATCHES]
+        path = tmp_path / f"epoch={epoch}.ckpt"
+        names = ("net.0.weight", "net.3.weight")
+        start = run(epochs=3, ckpt_path=path)
+        weights, average = (of_both(*map(of.get, names)) for of in (start.weights, start.averaged))
+        mask = weights != 0
+        assert not mask.all()
+        assert torch.equal(weights, seen[-1] * mask)
+        torch.testing.assert_close(average, moving_average(seen, 0.8) * mask, **TOLERANCE)
+        if not reports:
+            saved = torch.load(path)["state_dict"]
+            assert torch.equal(of_both(*map(saved.get, names)), average)
 
 
 class InValidation(Callback):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -82,6 +82,7 @@ class AverageSession(Session[WeightAverage]):
         self.run.around(trainer.strategy, "lightning_module_state_dict", self._state_dict)
         for callback in pruning_callbacks(trainer):
             self.run.around(callback, "on_validation_epoch_end", self._prune)
+            self.run.around(callback, "on_save_checkpoint", self._save_pruned)
 
     @property
     def is_averaging(self) -> bool:
@@ -282,6 +283,10 @@ class AverageSession(Session[WeightAverage]):
             self._recompute()
         self.held.exchange(self.run.module)
 
+    def follow(self) -> None:
+        """Gives what is held the names that the module's tensors have now."""
+        self.held.follow(tensors_of(self.run.module))
+
     def recompute_for_checkpoint(self) -> None:
         """Recomputes statistics for an average that is saved; training goes on as if nothing had been saved."""
         now = self.updates, self.run.trainer.global_step
@@ -353,6 +358,11 @@ class AverageSession(Session[WeightAverage]):
             self.held.exchange(self.run.module)
             self.evaluated = fingerprint(self.run.module)
 
+    def _save_pruned(self, inner: Any, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Wraps what makes pruning permanent in a checkpoint, for which it replaces all weights by the module's."""
+        inner(trainer, module, checkpoint)
+        self.technique.on_save_checkpoint(trainer, module, checkpoint)
+
     def _is_as_evaluated(self) -> bool:
         now, before = fingerprint(self.run.module), self.evaluated
         # Weights that are renamed, as by pruning, come in another order.
@@ -369,6 +379,7 @@ class AverageSession(Session[WeightAverage]):
 
     def _state_dict(self, inner: Any) -> dict[str, Any]:
         """Wraps the strategy's method, because a checkpoint of the weights alone calls no callback."""
+        self.follow()
         if self._gives:
             self.recompute_for_checkpoint()
         saved: dict[str, Any] = inner()

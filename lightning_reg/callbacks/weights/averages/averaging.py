@@ -95,15 +95,18 @@ class WeightAverage(Technique):
     @override
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         gives = self.gives_weights(trainer)
-        if gives and self.session is not None:
-            self.session.recompute_for_checkpoint()
+        if self.session is not None:
+            self.session.follow()
+            if gives:
+                self.session.recompute_for_checkpoint()
         state = self.kept
         if not state:  # a finder saves before the fit has begun
             return
         held = HeldWeights.of(state["weights"])
-        if gives and "state_dict" in checkpoint:
-            held.save_into(checkpoint["state_dict"], pl_module)
-        saved = {**state, "weights": held.beside(pl_module, gives=gives)}
+        weights = checkpoint.get("state_dict", {})
+        if gives:
+            held.save_into(weights, pl_module)
+        saved = {**state, "weights": held.beside(pl_module, weights, gives=gives)}
         checkpoint.setdefault(CHECKPOINT_KEY, {})[self._key(trainer)] = saved
 
     @override

@@ -1,7 +1,7 @@
 """A second set of a module's weights, held by name, that can be swapped with the first."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -124,20 +124,25 @@ class HeldWeights:
         if self.is_in:
             return
         self._renew_spectral_vectors(module)
+        pruned = _made_permanent(module, state_dict)
         for name, keys in state_names(module).items():
             if name not in self.values:
                 continue
             held = self.values[name]
-            full = None if any(isinstance(state_dict.get(key), DTensor) for key in keys) else whole(held)
-            for key in keys:
+            saved_as = keys
+            if name in pruned:
+                held, saved_as = held * pruned[name].mask, [key.removesuffix("_orig") for key in keys]
+            full = None if any(isinstance(state_dict.get(key), DTensor) for key in saved_as) else whole(held)
+            for key in saved_as:
                 if key in state_dict:
                     saved = held if full is None else full
                     state_dict[key] = saved.to(device=state_dict[key].device, dtype=state_dict[key].dtype)
 
-    def beside(self, module: nn.Module, *, gives: bool) -> dict[str, Any]:
+    def beside(self, module: nn.Module, state_dict: Mapping[str, Any], *, gives: bool) -> dict[str, Any]:
         """Returns what a checkpoint needs beside the module's state dict, in the form of :meth:`kept`.
 
         Args:
+            state_dict: State dict in the checkpoint.
             gives: Whether the state dict holds the average, as if the module had it; else the trained weights.
         """
         if self.is_in or not gives:
@@ -147,7 +152,8 @@ class HeldWeights:
             values = {name: tensors[name] for name in self.values if name in tensors}
             exact = {name: self.values[name] for name in values if self.values[name].dtype != values[name].dtype}
             is_in = True
-        return {"values": _whole(values), "exact": _whole(exact), "is_in": is_in}
+        pruned = _made_permanent(module, state_dict)
+        return {"values": _renamed(_whole(values), pruned), "exact": _renamed(_whole(exact), pruned), "is_in": is_in}
 
     def load(self, kept: Mapping[str, Any], module: nn.Module) -> None:
         """Takes the average out of the module, which has loaded a checkpoint, and puts the trained weights in.
@@ -185,6 +191,35 @@ def _is_halved(tensor: Tensor) -> bool:
 
 def _fits(held: Tensor, tensor: Tensor) -> bool:
     return held.shape == tensor.shape
+
+
+class _Pruned(NamedTuple):
+    """A weight whose pruning is permanent in a checkpoint, though not in the module.
+
+    Attributes:
+        name: Its name in the checkpoint.
+        mask: What it is multiplied by there.
+    """
+
+    name: str
+    mask: Tensor
+
+
+def _made_permanent(module: nn.Module, state_dict: Mapping[str, Any]) -> dict[str, _Pruned]:
+    """Returns the weights whose pruning is permanent in a state dict, by their names in the module."""
+    tensors = tensors_of(module)
+    found = {}
+    for name, keys in state_names(module).items():
+        plain, key = name.removesuffix("_orig"), keys[0].removesuffix("_orig")
+        mask = tensors.get(f"{plain}_mask")
+        if mask is not None and keys[0] not in state_dict and key in state_dict:
+            found[name] = _Pruned(plain, mask)
+    return found
+
+
+def _renamed(tensors: dict[str, Tensor], pruned: Mapping[str, _Pruned]) -> dict[str, Tensor]:
+    others = {name: value for name, value in tensors.items() if name not in pruned}
+    return others | {pruned[name].name: value * pruned[name].mask for name, value in tensors.items() if name in pruned}
 
 
 def _whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
