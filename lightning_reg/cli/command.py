@@ -182,8 +182,10 @@ class RegularizationCLI(LightningCLI):
         except RuntimeError as error:
             if "more than one stateful callback" not in str(error):
                 raise
+            kind = re.search(r"`(\w+)`", str(error))
             raise SettingError(
-                f"trainer.callbacks must not hold two callbacks of one kind with equal settings, but: {error}"
+                "trainer.callbacks must not hold two callbacks of one kind with equal settings, by which checkpoints "
+                f"tell them apart, but has two of {kind[1] if kind else 'them'}"
             ) from error
 
     def further_callbacks(self, callbacks: Sequence[Callback]) -> list[Callback]:
