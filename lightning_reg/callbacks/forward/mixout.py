@@ -141,6 +141,12 @@ class MixoutSession(StochasticSession):
             self.starts = {name: whole(layer.weight.detach()).clone() for name, layer in self.layers.items()}
         self.use()
 
+    @override
+    def train_ends(self) -> None:
+        super().train_ends()
+        if not any(layer.weight.requires_grad for layer in self.layers.values()):
+            rank_zero_warn(f"Mixout had no effect: the weights of {', '.join(self.layers)} are frozen")
+
     def use(self) -> None:
         """Gives the layers their starting points, on the device and in the dtype of their weights."""
         for name, layer in self.layers.items() if self.starts else ():
