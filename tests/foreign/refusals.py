@@ -55,7 +55,7 @@ REFUSALS = [
     (LOSS_TERMS, MANUAL, "automatic_optimization"),
     (("SharpnessAwareMinimization*",), ("step with an iterator",), "dataloader_iter"),
     (BEFORE_THE_STEP, ("LBFGS",), "LBFGS"),
-    (NEED_DENSE, ("batch sparse", "batch ragged"), "dense tensor"),
+    (NEED_DENSE, ("batch sparse", "batch ragged*"), "dense tensor"),
     # What isn't in the batch or the loss can't be mixed.
     (("BatchMixing*",), WITHOUT_LABELS, "the loss must be computed by a function of torch's"),
     (("BatchMixing*", "RegMixup", "ManifoldMixup"), ("batch a tensor",), "target_key must be an index below 1"),

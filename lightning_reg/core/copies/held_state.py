@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
+from lightning_reg.core.batches import is_dense
 from lightning_reg.core.copies.copying import WRITTEN, silent_stand_in
 from lightning_reg.core.copies.holders import VALUES, Holder, holders_of, is_unknown
 from lightning_reg.core.gradients import local
@@ -342,7 +343,7 @@ def _storage(tensor: Tensor) -> int:
 
 def _dense(tensor: Tensor) -> Tensor:
     """Returns a view of an expanded tensor that has every entry of its memory once."""
-    for dimension, stride in enumerate(tensor.stride() if tensor.layout == torch.strided else ()):
+    for dimension, stride in enumerate(tensor.stride() if is_dense(tensor) else ()):
         if stride == 0 and tensor.shape[dimension] > 1:
             tensor = tensor.narrow(dimension, 0, 1)
     return tensor

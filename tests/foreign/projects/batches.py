@@ -2,6 +2,7 @@
 
 from collections import namedtuple
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -60,10 +61,14 @@ def as_sparse(inputs, targets):
     return inputs.relu().to_sparse_csr(), targets
 
 
-def as_ragged(inputs, targets):
+def as_ragged(inputs, targets, layout=torch.jagged):
     """Sequences of one to three steps, as a nested tensor."""
     sequences = [row.repeat(1 + index % 3, 1) for index, row in enumerate(inputs)]
-    return torch.nested.nested_tensor(sequences, layout=torch.jagged), targets
+    return torch.nested.nested_tensor(sequences, layout=layout), targets
+
+
+def means_of_ragged(batch):
+    return torch.stack([sequence.mean(0) for sequence in batch[0].unbind()]), batch[1]
 
 
 def as_graphs(inputs, targets):
@@ -170,9 +175,8 @@ PROJECTS = {
     "batch an object": project(Encoded, by_attribute, "inputs", "labels"),
     "batch of graphs": Project(OnGraphs, loader(as_graphs), loader(as_graphs), input_key="x", target_key="y"),
     "batch sparse": project(as_sparse, lambda batch: (batch[0].to_dense(), batch[1])),
-    "batch ragged": project(
-        as_ragged, lambda batch: (torch.stack([sequence.mean(0) for sequence in batch[0].unbind()]), batch[1])
-    ),
+    "batch ragged": project(as_ragged, means_of_ragged),
+    "batch ragged, without strides": project(partial(as_ragged, layout=torch.strided), means_of_ragged),
     "batch a tensor": Project(
         Reconstructs,
         lambda: DataLoader(features(), batch_size=BATCH_SIZE),
