@@ -8,7 +8,7 @@ from typing_extensions import override
 
 from lightning_reg.functional.batch.boxes import Box, random_box
 from lightning_reg.functional.batch.mixing import paste_from_previous
-from lightning_reg.settings import check_range
+from lightning_reg.settings import check_flags, check_range
 from lightning_reg.transforms.mixing import Draw, Mixing, on_device, spatial_size
 
 __all__ = ["CutMix"]
@@ -54,6 +54,7 @@ class CutMix(Mixing):
         self.alpha = alpha
         self.prob = prob
         self.per_sample = per_sample
+        check_flags(self)
 
     @override
     def draw(self, inputs: Tensor, *, stream: Random) -> Draw | None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_reg.functional.batch.mixing import mix_with_previous, soft_targets
-from lightning_reg.settings import SettingError
+from lightning_reg.settings import SettingError, check_count
 
 __all__ = ["Draw", "Mixing", "on_device", "spatial_size"]
 
@@ -127,6 +127,8 @@ class Mixing(ABC):
             kinds = f"{type(inputs).__name__} and {type(targets).__name__}"
             raise SettingError(f"inputs and targets must be tensors to be mixed, but are {kinds}")
         is_map = self.pastes_into(targets, inputs)
+        if num_classes is not None:
+            check_count("num_classes", num_classes)
         if num_classes is not None and self.needs_partner and not is_map:
             targets = soft_targets(targets, num_classes)
         self._check_targets(inputs, targets, is_map=is_map)

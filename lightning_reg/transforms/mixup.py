@@ -7,7 +7,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_reg.functional.batch.mixing import mix_with_previous
-from lightning_reg.settings import check_range
+from lightning_reg.settings import check_flags, check_range
 from lightning_reg.transforms.mixing import Draw, Mixing, on_device
 
 __all__ = ["Mixup"]
@@ -49,6 +49,7 @@ class Mixup(Mixing):
         self.alpha = alpha
         self.prob = prob
         self.per_sample = per_sample
+        check_flags(self)
 
     @override
     def draw(self, inputs: Tensor, *, stream: Random) -> Draw | None:

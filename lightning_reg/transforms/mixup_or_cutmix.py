@@ -5,7 +5,7 @@ from random import Random
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_reg.settings import check_range
+from lightning_reg.settings import check_flags, check_range
 from lightning_reg.transforms.cutmix import CutMix
 from lightning_reg.transforms.mixing import Draw, Mixing, spatial_size
 from lightning_reg.transforms.mixup import Mixup
@@ -58,6 +58,7 @@ class MixupOrCutMix(Mixing):
         self.switch_prob = switch_prob
         self.prob = prob
         self.per_sample = per_sample
+        check_flags(self)
         self._mixup = Mixup(alpha=mixup_alpha, per_sample=per_sample)
         self._cutmix = CutMix(alpha=cutmix_alpha, per_sample=per_sample)
 

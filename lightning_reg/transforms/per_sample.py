@@ -53,7 +53,7 @@ class PerSampleAugmentation(Augmentation):
                 "augment must have at least one transform in its list, but has none; leave it out instead"
             )
         for index, transform in enumerate(transforms):
-            if not callable(transform):
+            if not callable(transform) or isinstance(transform, type):
                 raise SettingError(f"augment must be a list of callables, but entry {index} is {transform!r}")
             if isinstance(transform, (Augmentation, Mixing)):
                 where = "as mix" if isinstance(transform, Mixing) else "as augment itself, without a list"

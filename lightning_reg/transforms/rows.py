@@ -13,7 +13,7 @@ from torch import Tensor
 from typing_extensions import Self, override
 
 from lightning_reg.functional.batch.rows import blank_columns, drawn_columns, paste_columns_from_previous
-from lightning_reg.settings import SettingError, check_count, check_range
+from lightning_reg.settings import SettingError, check_count, check_flags, check_range
 from lightning_reg.transforms.draws import generator_of
 from lightning_reg.transforms.mixing import Draw, Mixing, on_device
 
@@ -142,6 +142,7 @@ class RowCutMix(RowMixing):
         super().__init__(prob=prob, origins=origins)
         self.alpha = alpha
         self.per_sample = per_sample
+        check_flags(self)
 
     @override
     def draw_rows(self, rows: Tensor, num_columns: int, stream: Random) -> Draw | None:

@@ -49,6 +49,12 @@ def test_what_leaves_targets_alone_takes_class_indices():
         (lambda: Mixup()(IMAGES, torch.tensor(1.0)), r"as many as inputs, 4, but have the shape \(\)"),
         (lambda: Mixup()(IMAGES, [0, 1, 2, 3]), "inputs and targets must be tensors to be mixed, but are Tensor and l"),
         (lambda: Mixup()(IMAGES, LABELS, num_classes=2), "2"),
+        (lambda: Mixup()(IMAGES, LABELS, num_classes="2"), "num_classes must be a whole number"),
+        (lambda: CutMix(per_sample="false"), "per_sample must be true or false, but is the text 'false'"),
+        (
+            lambda: PerSampleAugmentation(transforms=[T.RandomCrop]),
+            "augment must be a list of callables, but entry 0 is <class",
+        ),
         (lambda: RandomErasing(scale=123), "scale must be two numbers, the least and the greatest, but is 123"),
         (lambda: RandomErasing(scale=(0.1, 0.2, 0.3)), "scale must be two numbers"),
         (lambda: RandomErasing(ratio="ab"), "ratio must be two numbers, the least and the greatest, but is 'ab'"),
