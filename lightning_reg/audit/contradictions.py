@@ -13,7 +13,7 @@ from torchmetrics import Metric
 
 from lightning_reg.audit.inventory import DecayGroup, Inventory, reparametrizations
 from lightning_reg.core.lightning import twins, validation_interval
-from lightning_reg.core.metric_names import higher_is_better
+from lightning_reg.core.metric_names import better_mode
 from lightning_reg.core.technique import Technique
 from lightning_reg.nn import Dropout, SpatialDropout
 from lightning_reg.nn.rates import rates
@@ -308,12 +308,14 @@ def _stopping_at_the_worst(found: Inventory) -> Iterator[Contradiction]:
     for callback in found.of(EarlyStopping, ModelCheckpoint):
         watched: dict[str, str] = {str(getattr(callback, "monitor", None)): getattr(callback, "mode", "")}
         watched.update(getattr(callback, "also", {}))
-        for name in (name for name, mode in watched.items() if mode == "min" and higher_is_better(name)):
-            yield Contradiction(
-                f"{type(callback).__name__} watches {name!r} with mode 'min'",
-                "by its name it is better where it is higher, so the worst weights count as the best",
-                "Set mode to 'max'",
-            )
+        for name, mode in watched.items():
+            if better_mode(name) not in (None, mode):
+                way, other = ("higher", "max") if mode == "min" else ("lower", "min")
+                yield Contradiction(
+                    f"{type(callback).__name__} watches {name!r} with mode {mode!r}",
+                    f"by its name it is better where it is {way}, so the worst weights count as the best",
+                    f"Set mode to {other!r}",
+                )
 
 
 def _average_never_begins(found: Inventory) -> Iterator[Contradiction]:

@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import Iterable
+from typing import Literal
 
-__all__ = ["higher_is_better", "is_accuracy", "lower_is_better", "short_name", "short_names"]
+__all__ = ["better_mode", "higher_is_better", "is_accuracy", "lower_is_better", "short_name", "short_names"]
 
 _SPLIT = re.compile(r"^(train|training|val|valid|validation|test)[/_]")
 _WORD = re.compile(r"[A-Z]{2,}s(?![a-z])|[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+|@")  # `NLLs` is one word
@@ -117,6 +118,15 @@ def higher_is_better(name: str) -> bool:
     """
     words = _words(name)
     return bool(_HIGHER_IS_BETTER.search(words)) and not (_LOSSES.search(words) or _ERRORS.search(words))
+
+
+def better_mode(name: str) -> Literal["min", "max"] | None:
+    """Returns the mode that a metric's name asks for: ``"min"`` of a loss, ``"max"`` of a quality; None if unclear.
+
+    >>> better_mode("val_loss"), better_mode("val_acc"), better_mode("speed")
+    ('min', 'max', None)
+    """
+    return "max" if higher_is_better(name) else "min" if lower_is_better(name) else None
 
 
 def is_accuracy(name: str) -> bool:

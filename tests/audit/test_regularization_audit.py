@@ -243,6 +243,12 @@ def test_nothing_is_said_where_nothing_contradicts(module, callbacks, settings):
     assert whats(audited(module(), *callbacks, **settings)) == []
 
 
+def test_a_loss_that_is_best_at_its_highest_is_named():
+    (contradiction,) = audited(Module(), EarlyStopping("val_loss", mode="max", patience=1)).contradictions
+    assert contradiction.what == "EarlyStopping watches 'val_loss' with mode 'max'"
+    assert "better where it is lower" in contradiction.reason
+
+
 def test_patience_is_compared_with_how_often_is_checked():
     audit = audited(Module(), EarlyStopping("val_loss", patience=2), check_val_every_n_epoch=2)
     assert whats(audit) == ["EarlyStopping with patience 2 in 2 checks"]
