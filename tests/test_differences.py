@@ -374,3 +374,20 @@ def test_numbered_modules_are_layers_of_their_own():
     ours = {group["lr"] for group in layer_decay_groups(network, 0.5, lr=1.0)}
     theirs = {group["lr_scale"] for group in param_groups_layer_decay(network, layer_decay=0.5)}
     assert (ours, theirs) == ({0.25, 0.5, 1.0}, {0.5, 1.0})
+
+
+def test_counts_begin_anew_in_a_copy_and_behind_a_checkpoint_of_another_callback(tmp_path):
+    average = ExponentialMovingAverage(decay=0.8)
+    fitted(average)
+    assert (average.updates, copy.deepcopy(average).updates) == (12, 0)
+    stopping = {"monitor": "val_loss", "mode": "max", "patience": 3}
+    trainer = quiet_trainer(EarlyStopping(**stopping), max_epochs=2)
+    trainer.fit(SmallNetwork(), data(), data())
+    assert trainer.early_stopping_callback.wait_count > 0
+    trainer.save_checkpoint(tmp_path / "theirs.ckpt")
+    ours = BestWeightsEarlyStopping(**stopping)
+    with pytest.warns(UserWarning, match="add the following callbacks.*EarlyStopping"):
+        quiet_trainer(ours, max_epochs=3).fit(
+            SmallNetwork(), data(), data(), ckpt_path=tmp_path / "theirs.ckpt", weights_only=True
+        )
+    assert ours.wait_count == 0
