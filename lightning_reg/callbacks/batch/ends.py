@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.memory import is_oom_error
 from torch import Tensor
 from torch.overrides import resolve_name
 
@@ -74,10 +75,9 @@ def ends_may_differ() -> Iterator[None]:
     """Passes over what fails: what holds for the labels of one end needn't for those of the other."""
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, ValueError, IndexError):
-        pass
+    except (RuntimeError, ValueError, IndexError) as error:
+        if is_oom_error(error):
+            raise
 
 
 def memory_of(tensor: Tensor) -> Tensor:

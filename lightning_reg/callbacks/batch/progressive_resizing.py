@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.memory import is_oom_error
 from typing_extensions import override
 
 from lightning_reg.core.batches import MISFITS, Key, check_key, dense_part_of, look_at, reason_of, with_parts
@@ -132,7 +133,7 @@ class ResizingSession(Session[ProgressiveResizing]):
         try:
             output = training_step(batch, *args[1:], **kwargs) if args else training_step(**{**kwargs, "batch": batch})
         except MISFITS as error:
-            if self.is_checked or isinstance(error, (torch.OutOfMemoryError, SettingError)):
+            if self.is_checked or isinstance(error, SettingError) or is_oom_error(error):
                 raise
             maps: list[torch.Tensor] = []
             look_at(args[0] if args else kwargs["batch"], torch.Tensor, maps.append)

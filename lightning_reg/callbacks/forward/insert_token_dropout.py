@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
+from lightning.pytorch.utilities.memory import is_oom_error
 from typing_extensions import override
 
 from lightning_reg.callbacks.forward.insertion import StochasticSession, check_insertion, inserted
@@ -114,7 +114,7 @@ class _FirstStep:
         try:
             output = training_step(*args, **kwargs)
         except MISFITS as error:
-            if self.is_past or isinstance(error, torch.OutOfMemoryError | SettingError):
+            if self.is_past or isinstance(error, SettingError) or is_oom_error(error):
                 raise
             raise SettingError(
                 "include must name modules behind which any number of tokens will do, unlike where each token has an "

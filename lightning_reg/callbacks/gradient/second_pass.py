@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.utilities.memory import is_oom_error
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -149,7 +150,7 @@ class SecondPass:
             try:
                 loss = loss_of(training_step(rows_of(batch, part.rows), *others))
             except MISFITS as error:
-                if isinstance(error, SettingError | torch.OutOfMemoryError):
+                if isinstance(error, SettingError) or is_oom_error(error):
                     raise
                 reason = reason_of(error)
                 if whole := whole_parts(batch):
