@@ -102,6 +102,7 @@ def test_resumed_is_uninterrupted(step, tmp_path):
     assert all(torch.equal(*values) for values in zip(resumed, whole, strict=True))
 
 
+@pytest.mark.filterwarnings("ignore:GradientClipping had no effect")  # that of frozen weights
 def test_everything_together_resumes_to_the_bit(tmp_path):
     from tests.conformance.techniques import TECHNIQUES
 

@@ -116,6 +116,7 @@ class Half(nn.Module):
         return {"first": (inputs / 2, None), "second": inputs}
 
 
+@pytest.mark.filterwarnings("ignore:ActivityPenalty had no effect")
 def test_of_several_outputs_the_first_tensor_counts():
     class Several(SomebodysModule):
         def __init__(self):

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -55,6 +56,7 @@ class ActivationsSession(TermSession):
         watched: Modules that were hooked, with their names.
         is_watching: Whether a training step runs.
         run_once: Names of the modules that have run in any training step.
+        is_learned: Whether an output has depended on a weight that was trained.
         seen: Outputs, each with the name of its module, what :meth:`noted` returned, and its version counter.
     """
 
@@ -63,6 +65,7 @@ class ActivationsSession(TermSession):
     watched: dict[nn.Module, str] = field(default_factory=dict, init=False)
     is_watching: bool = field(default=False, init=False)
     run_once: set[str] = field(default_factory=set, init=False)
+    is_learned: bool = field(default=False, init=False)
     seen: list[tuple[str, Tensor, Any, int | None]] = field(default_factory=list, init=False)
 
     @override
@@ -88,6 +91,13 @@ class ActivationsSession(TermSession):
         names = [name for module, name in self.watched.items() if not isinstance(module, containers)]
         unrun = [name for name in dict.fromkeys(names) if name not in self.run_once]
         warn_of_unrun(self.technique, unrun, "with gradients in the training step")
+
+    @override
+    def train_ends(self) -> None:
+        if self.is_checked and not self.is_learned:
+            rank_zero_warn(
+                f"{type(self.technique).__name__} had no effect: its term depends on no weight that was trained"
+            )
 
     def _watch(self) -> None:
         for name, module in self.choose().items():
@@ -122,6 +132,7 @@ class ActivationsSession(TermSession):
         activations = _first_tensor(output, name)
         if is_transformed(activations):
             return
+        self.is_learned |= activations.requires_grad
         noted = self.noted(module, output, activations)
         compiling = torch.compiler.is_compiling()  # then nothing is changed in place
         self.seen.append((name, activations, noted, None if compiling else activations._version))

@@ -6,9 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
-from typing_extensions import override
 
 from lightning_reg.core.copies.repetition import loss_of
 from lightning_reg.core.facts import PENALTY_CHARTS, Chart, Place
@@ -54,13 +52,11 @@ class TermSession(Session[LossTerm]):
         strength: Factor of the term by its schedule.
         name: Name of the term in logged tags.
         is_checked: Whether the term has been computed once without an error.
-        is_learned: Whether it has depended on a weight that was trained.
     """
 
     strength: ScheduledStrength = field(init=False)
     name: str = field(init=False)
     is_checked: bool = field(default=False, init=False)
-    is_learned: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         technique, run = self.technique, self.run
@@ -115,20 +111,12 @@ class TermSession(Session[LossTerm]):
             with torch._C.DisableTorchFunction():  # modes that watch the user's calls must not see these
                 term: Tensor = factor * self.term_of(loss)
         self.is_checked = True
-        self.is_learned |= term.requires_grad
         size = term.detach().abs()
         self._log({"": term.detach(), "_share": size / (size + loss.detach().abs())})
         if factor == 0:
             return output
         # The user's own dictionary isn't changed.
         return {**output, "loss": loss + term} if isinstance(output, Mapping) else loss + term
-
-    @override
-    def train_ends(self) -> None:
-        if self.is_checked and not self.is_learned:
-            rank_zero_warn(
-                f"{type(self.technique).__name__} had no effect: its term depends on no weight that was trained"
-            )
 
     def _log(self, values: dict[str, Tensor]) -> None:
         if logs_now(self.run.trainer):
