@@ -317,9 +317,9 @@ def _timescale(trainer: Trainer, group: DecayGroup) -> str:
 def _run_rows(trainer: Trainer) -> Iterator[Row]:
     limits = []
     if trainer.max_epochs is not None and trainer.max_epochs > 0:
-        limits.append(f"{trainer.max_epochs} epochs")
+        limits.append(f"{trainer.max_epochs} {'epoch' if trainer.max_epochs == 1 else 'epochs'}")
     if trainer.max_steps > 0:
-        limits.append(f"{trainer.max_steps:,} steps")
+        limits.append(f"{trainer.max_steps:,} {'step' if trainer.max_steps == 1 else 'steps'}")
     if limits:
         yield Row("run", "length", f"at most {' and '.join(limits)}")
 

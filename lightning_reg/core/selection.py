@@ -364,7 +364,7 @@ def _check_patterns(
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             near = near_matches(pattern, offered or names) or list(offered or names)
-            raise SettingError(f"{setting} pattern {pattern!r} matches no {kind}; there are {listed(near)}")
+            raise SettingError(f"{setting} pattern {pattern!r} matches no {kind}; there are {listed(near) or 'none'}")
 
 
 def plain_name(name: str) -> str:

@@ -233,7 +233,7 @@ class ActivationSession(Session[ActivationStats]):
             if not self.latest:
                 rank_zero_warn(
                     "ActivationStats watches modules of which none ran in this step, or none returned floating-point "
-                    "numbers"
+                    "numbers, or which were compiled before this fit"
                 )
             for name, seen in self.latest.items():
                 self._count_silent(name, seen)

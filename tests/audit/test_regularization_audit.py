@@ -309,6 +309,11 @@ def test_everything_is_found(capsys):
     assert max(len(line) for line in printed.splitlines()) <= 100
 
 
+def test_a_single_epoch_or_step_is_one():
+    audit = audited(Module(), max_epochs=1, max_steps=1)
+    assert rows(audit)["length"] == ("run", "at most 1 epoch and 1 step")
+
+
 def test_clipping_at_0_is_none():
     assert "clipping by the Trainer" not in rows(audited(Module(), gradient_clip_val=0.0))
 

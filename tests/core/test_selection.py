@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_reg.core.selection import Selection, select_parameters
+from lightning_reg.core.selection import Selection, select_modules, select_parameters
 from lightning_reg.settings import SettingError
 
 
@@ -55,6 +55,14 @@ def test_names_inside_a_compiled_submodule_are_the_users():
 def test_patterns_that_choose_nothing_are_refused(settings, message):
     with pytest.raises(SettingError, match=message):
         select_parameters(Block(), **settings)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_a_module_whose_parts_are_all_compiled_by_jit_has_none_to_choose():
+    module = nn.Module()
+    module.network = torch.jit.trace(nn.Sequential(nn.Linear(2, 2)), torch.zeros(1, 2))
+    with pytest.raises(SettingError, match=r"include pattern '\*' matches no module; there are none$"):
+        select_modules(module, include=("*",))
 
 
 def test_what_is_chosen_follows_what_is_asked_for_from_step_to_step():
