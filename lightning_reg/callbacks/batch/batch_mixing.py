@@ -247,7 +247,8 @@ class MixingSession(Session[BatchMixing]):
                 f"something differentiable of them by {', '.join(sorted(losses.others))}: that sees each sample's own "
                 "target alone"
             )
-        taken = losses.taken | (losses.out if losses.out and self._are_new(losses.companions) else set())
+        out = losses.values_out
+        taken = out.taken | (out.out if out.out and self._are_new(out.companions) else set())
         if taken:
             self._tell(
                 f"{self.name} mixes what torch computes, but training_step takes values of the loss or the targets out "

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.overrides import resolve_name
 
 __all__ = [
+    "Known",
     "Pair",
     "copy_like",
     "end_of",
@@ -57,6 +58,33 @@ class Pair:
 
 def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version  # inference tensors have no version counter
+
+
+class Known:
+    """Tensors of a training step that were computed from its targets, by id.
+
+    The tensors are kept alive, so that no id is reused.
+
+    Attributes:
+        targets: Targets, and what was computed from them without a loss.
+        losses: Losses, and what was computed from them.
+        lost: What was computed from targets, but not from their partners, each with the name of the function.
+        unmixed: What was computed from losses, likewise.
+    """
+
+    def __init__(self) -> None:
+        self.targets: dict[int, Pair] = {}
+        self.losses: dict[int, Pair] = {}
+        self.lost: dict[int, tuple[Tensor, str]] = {}
+        self.unmixed: dict[int, tuple[Tensor, str]] = {}
+
+    def ends(self, args: Any, kwargs: dict[str, Any], *, partners: bool) -> tuple[Any, dict[str, Any]]:
+        """Returns arguments with one of the two ends in place of their interpolation."""
+        maps = self.losses, self.targets
+        return (
+            tuple(end_of(value, *maps, partners=partners) for value in args),
+            {name: end_of(value, *maps, partners=partners) for name, value in kwargs.items()},
+        )
 
 
 def end_of(value: Any, *followed: dict[int, Pair], partners: bool) -> Any:

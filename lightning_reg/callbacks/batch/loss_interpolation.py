@@ -7,8 +7,6 @@ sees their interpolation: one forward pass, two losses.
 
 from __future__ import annotations
 
-import contextlib
-import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -17,30 +15,28 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from lightning_reg.callbacks.batch.ends import (
+    Known,
     Pair,
     copy_like,
-    end_of,
     ends_may_differ,
     flat,
     memory_of,
     name_of,
-    numbers_beside,
     same_view,
     tensors,
 )
 from lightning_reg.callbacks.batch.followed_functions import (
-    is_check,
     is_linear,
     is_of_elements,
     is_pure,
     is_repeated,
-    returns_number,
     table_of,
     takes_in,
     takes_out,
     writes,
     writes_alike,
 )
+from lightning_reg.callbacks.batch.values_out import ValuesOut
 from lightning_reg.callbacks.batch.weighted_losses import LOSSES, check_classes, settings_of, weighted
 from lightning_reg.core.checkpointing import is_checkpointed, refuse_checkpointed, will_have_gradients
 from lightning_reg.core.copies.repetition import loss_of
@@ -76,13 +72,8 @@ class InterpolatedLosses(TorchFunctionMode):
         by_hand: Names of other functions with a differentiable result from the targets, which is mixed as a loss is.
         unmixed: Names of losses that were computed from tensors beside the targets.
         others: Names of functions whose differentiable result from the targets isn't mixed, or that have one from what
-            functions that can't be repeated for the partners computed from them (those that draw random numbers, write
-            in place, pick some of the targets, or aren't known).
-        taken: Names of functions that took values of the targets or of a loss out of torch, by which a loss may have
-            been computed or chosen since.
-        out: As ``taken``, but of values by which nothing was computed or chosen unless ``companions`` were.
-        companions: Functions that were applied to a loss after values were taken out, and numbers and arrays without a
-            gradient that it met there.
+            functions that can't be repeated for the partners computed from them, which draw random numbers.
+        values_out: Functions that took values of the targets or of a loss out of torch.
     """
 
     def __init__(
@@ -95,18 +86,12 @@ class InterpolatedLosses(TorchFunctionMode):
         self.by_hand: set[str] = set()
         self.others: set[str] = set()
         self.unmixed: set[str] = set()
-        self.taken: set[str] = set()
-        self.out: set[str] = set()
-        self.companions: list[Any] = []
-        self._out_of_targets: set[str] = set()
+        self._known = Known()
+        self.values_out = ValuesOut(self._known)
         # By id. The tensors are kept alive, so that no id is reused.
         self._beside = {id(tensor): tensor for tensor in beside}
-        self._targets: dict[int, Pair] = {}
-        self._losses: dict[int, Pair] = {}
-        self._lost: dict[int, tuple[Tensor, str]] = {}  # computed from targets, but not from their partners
-        self._unmixed: dict[int, tuple[Tensor, str]] = {}  # computed from losses, likewise
         self._memories: dict[int, Tensor] = {}  # into which targets were written
-        self._put(self._targets, Pair(targets, targets, previous(targets)))
+        self._put(self._known.targets, Pair(targets, targets, previous(targets)))
 
     def check_returned(self, output: Any) -> None:
         """Raises unless the loss that the training step returns is known to be mixed.
@@ -119,9 +104,9 @@ class InterpolatedLosses(TorchFunctionMode):
         """
         loss = loss_of(output)
         if isinstance(loss, Tensor) and loss.requires_grad and self.trains and not self.others:
-            if id(loss) in self._unmixed:
-                self._refuse(self._unmixed[id(loss)][1])
-            pair = self._losses.get(id(loss))
+            if id(loss) in self._known.unmixed:
+                self._refuse(self._known.unmixed[id(loss)][1])
+            pair = self._known.losses.get(id(loss))
             if pair is None or pair.is_changed():
                 self._refuse(_FOREIGN)
 
@@ -134,12 +119,12 @@ class InterpolatedLosses(TorchFunctionMode):
         if self._memories:
             self._note_views(operands)
         if takes_out(func) and self.minor_weight is not None:
-            return self._taken_out(func, operands, args, kwargs)
-        if any(id(value) in self._unmixed for value in operands):
+            return self.values_out.run(func, operands, args, kwargs)
+        if any(id(value) in self._known.unmixed for value in operands):
             return self._of_unmixed(func, operands, args, kwargs)
-        targets = [self._targets[id(value)] for value in operands if id(value) in self._targets]
-        losses = [self._losses[id(value)] for value in operands if id(value) in self._losses]
-        lost = [self._lost[id(value)][1] for value in operands if id(value) in self._lost]
+        targets = [self._known.targets[id(value)] for value in operands if id(value) in self._known.targets]
+        losses = [self._known.losses[id(value)] for value in operands if id(value) in self._known.losses]
+        lost = [self._known.lost[id(value)][1] for value in operands if id(value) in self._known.lost]
         if func in LOSSES and not targets and any(id(value) in self._beside for value in operands):
             self.unmixed.add(name_of(func))
         if func in LOSSES and targets and not lost:
@@ -170,17 +155,17 @@ class InterpolatedLosses(TorchFunctionMode):
             and not any(target.is_changed() for target in targets)
             and (self._can_be_followed(func, args, kwargs) or self._can_be_repeated(func, kwargs))
         ):
-            if any(id(value) not in self._targets for value in made):
+            if any(id(value) not in self._known.targets for value in made):
                 self._follow(func, made, args, kwargs)
         else:
             for value in made:
-                if id(value) not in self._targets and id(memory_of(value)) not in self._memories:
-                    self._lost[id(value)] = value, lost[0] if lost else name_of(func)
+                if id(value) not in self._known.targets and id(memory_of(value)) not in self._memories:
+                    self._known.lost[id(value)] = value, lost[0] if lost else name_of(func)
         return result
 
     def _is_of_the_batch(self, tensor: Tensor) -> bool:
         """Whether a tensor shows targets in the batch's own memory, of which the partners have no copy alike."""
-        return id(tensor) in self._targets and id(memory_of(tensor)) not in self._targets
+        return id(tensor) in self._known.targets and id(memory_of(tensor)) not in self._known.targets
 
     def _write(
         self, func: Callable[..., Any], targets: list[Pair], lost: list[str], args: Any, kwargs: dict[str, Any]
@@ -189,22 +174,22 @@ class InterpolatedLosses(TorchFunctionMode):
         written, memory = args[0], memory_of(args[0])
         copy = None
         if not lost and writes_alike(func) and not any(target.is_changed() for target in targets):
-            known = self._targets.get(id(memory))
+            known = self._known.targets.get(id(memory))
             copy = copy_like(memory, memory if known is None or known.partners is None else known.partners)
-        others, named = self._ends(args, kwargs, partners=True)
+        others, named = self._known.ends(args, kwargs, partners=True)
         is_followed = False
         if copy is not None:
             with ends_may_differ():
                 func(same_view(copy, written), *others[1:], **named)
                 is_followed = True
-        own, named = self._ends(args, kwargs, partners=False)
+        own, named = self._known.ends(args, kwargs, partners=False)
         result = func(written, *own[1:], **named)
         self._memories[id(memory)] = memory
         for value in (memory, written):
             if copy is not None and is_followed:
-                self._put(self._targets, Pair(value, value, same_view(copy, value)))
+                self._put(self._known.targets, Pair(value, value, same_view(copy, value)))
             else:
-                self._lost[id(value)] = value, lost[0] if lost else name_of(func)
+                self._known.lost[id(value)] = value, lost[0] if lost else name_of(func)
         return result
 
     def _note_views(self, operands: list[Tensor]) -> None:
@@ -213,22 +198,22 @@ class InterpolatedLosses(TorchFunctionMode):
             memory = memory_of(value)
             if memory is value or id(memory) not in self._memories:
                 continue
-            pair = self._targets.get(id(memory))
-            if id(memory) in self._lost or pair is None or pair.is_changed() or pair.partners is None:
-                self._lost[id(value)] = value, self._lost.get(id(memory), (value, _FOREIGN))[1]
-            elif id(value) not in self._targets or self._targets[id(value)].is_changed():
-                self._put(self._targets, Pair(value, value, same_view(pair.partners, value)))
+            pair = self._known.targets.get(id(memory))
+            if id(memory) in self._known.lost or pair is None or pair.is_changed() or pair.partners is None:
+                self._known.lost[id(value)] = value, self._known.lost.get(id(memory), (value, _FOREIGN))[1]
+            elif id(value) not in self._known.targets or self._known.targets[id(value)].is_changed():
+                self._put(self._known.targets, Pair(value, value, same_view(pair.partners, value)))
 
     def _follow(self, func: Callable[..., Any], made: list[Tensor], args: Any, kwargs: dict[str, Any]) -> None:
-        others, named = self._ends(args, kwargs, partners=True)
+        others, named = self._known.ends(args, kwargs, partners=True)
         partners: list[Tensor] = []
         with ends_may_differ():
             partners = tensors(func(*others, **named))
         if len(partners) == len(made):
             for value, partner in zip(made, partners, strict=True):
-                self._put(self._targets, Pair(value, value, partner))
+                self._put(self._known.targets, Pair(value, value, partner))
         else:
-            self._lost.update({id(value): (value, name_of(func)) for value in made})
+            self._known.lost.update({id(value): (value, name_of(func)) for value in made})
 
     def _can_be_mixed(
         self, func: Callable[..., Any], targets: list[Pair], result: Any, args: Any, kwargs: dict[str, Any]
@@ -248,10 +233,10 @@ class InterpolatedLosses(TorchFunctionMode):
         self.by_hand.add(name_of(func))
         if self.minor_weight is None:
             return self._between(result, result, True)
-        others, named = self._ends(args, kwargs, partners=True)
+        others, named = self._known.ends(args, kwargs, partners=True)
         with ends_may_differ():
             return self._between(result, func(*others, **named), True)
-        self._unmixed[id(result)] = result, name_of(func)
+        self._known.unmixed[id(result)] = result, name_of(func)
         return result
 
     def _can_be_followed(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> bool:
@@ -270,11 +255,11 @@ class InterpolatedLosses(TorchFunctionMode):
     def _is_lookup(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> bool:
         """Whether targets, as class indices, look values up in a tensor that is the same for both ends."""
         table = table_of(func, args, kwargs)
-        if table is None or id(table) in self._targets:
+        if table is None or id(table) in self._known.targets:
             return False
         if self.minor_weight is None or not self.minor_weight.ndim:
             return True
-        indices = [value for value in flat((*args, *kwargs.values())) if id(value) in self._targets]
+        indices = [value for value in flat((*args, *kwargs.values())) if id(value) in self._known.targets]
         return all(index.dtype not in (torch.bool, torch.uint8) for index in indices)  # these are masks
 
     # The losses
@@ -298,36 +283,36 @@ class InterpolatedLosses(TorchFunctionMode):
         weight = self.minor_weight
         try:
             if weight is not None and weight.ndim and kwargs.get("reduction", "mean") != "none":
-                own, partners = (self._ends(args, kwargs, partners=of_partners) for of_partners in (False, True))
+                own, partners = (self._known.ends(args, kwargs, partners=of_partners) for of_partners in (False, True))
                 exact = weight.to(torch.promote_types(weight.dtype, (args[0] if args else kwargs["input"]).dtype))
                 total = weighted(loss, 1 - exact, *own) + weighted(loss, weight, *partners)
-                self._put(self._losses, Pair(total, None, None))
+                self._put(self._known.losses, Pair(total, None, None))
             else:
                 total = self._both(loss, args, kwargs)
         except IndexError:
             check_classes(loss, args, kwargs)
             raise
         if total.requires_grad:
-            self.taken |= self._out_of_targets
+            self.values_out.before_loss()
         return total
 
     def _both(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
         """Runs a function on each end, and returns the interpolation of the results."""
-        pairs = [self._losses.get(id(value)) for value in flat((*args, *kwargs.values()))]
+        pairs = [self._known.losses.get(id(value)) for value in flat((*args, *kwargs.values()))]
         is_by_hand = func not in LOSSES and all(pair.is_by_hand for pair in pairs if pair is not None)
-        own, named = self._ends(args, kwargs, partners=False)
+        own, named = self._known.ends(args, kwargs, partners=False)
         one = func(*own, **named)
         if not tensors(one):  # a shape, a number
             return func(*args, **kwargs)
         if self.minor_weight is None:
             other = one
         else:
-            others, named = self._ends(args, kwargs, partners=True)
+            others, named = self._known.ends(args, kwargs, partners=True)
             other = None
             with ends_may_differ():
                 other = func(*others, **named)
             if other is None:
-                self._unmixed.update({id(value): (value, name_of(func)) for value in tensors(one)})
+                self._known.unmixed.update({id(value): (value, name_of(func)) for value in tensors(one)})
                 return one
         if isinstance(one, Tensor):
             return self._between(one, other, is_by_hand)
@@ -346,7 +331,7 @@ class InterpolatedLosses(TorchFunctionMode):
                 weight = weight.view(-1, *[1] * (one.ndim - 1))
             exact = weight.to(torch.promote_types(weight.dtype, one.dtype))
             result = (1 - exact).to(one.dtype) * one + weight.to(one.dtype) * other
-        self._put(self._losses, Pair(result, one, other, is_by_hand=is_by_hand))
+        self._put(self._known.losses, Pair(result, one, other, is_by_hand=is_by_hand))
         return result
 
     # Functions of the losses
@@ -359,8 +344,8 @@ class InterpolatedLosses(TorchFunctionMode):
         args: Any,
         kwargs: dict[str, Any],
     ) -> Any:
-        if self.out and any(loss.has_gradient for loss in losses):
-            self.companions += [name_of(func), *numbers_beside((*args, *kwargs.values()), self._losses, self._targets)]
+        if any(loss.has_gradient for loss in losses):
+            self.values_out.meet(func, args, kwargs)
         changed = any(pair.is_changed() for pair in (*losses, *targets))
         has_ends = not changed and all(loss.own is not None for loss in losses)
         if has_ends and is_repeated(func) and kwargs.get("out") is None and self._keeps_samples(func, losses, args):
@@ -370,7 +355,7 @@ class InterpolatedLosses(TorchFunctionMode):
         if writes(func) and args:
             self._forget_views(args[0], name_of(func))
             if has_ends and writes_alike(func) and not any(loss.has_gradient for loss in losses):
-                if id(args[0]) in self._losses:
+                if id(args[0]) in self._known.losses:
                     return self._write_both(func, args, kwargs)
                 return self._write(func, targets, [], args, kwargs)
         result = func(*args, **kwargs)
@@ -378,35 +363,35 @@ class InterpolatedLosses(TorchFunctionMode):
         is_followed = not targets and not changed and is_linear(func, [self._has_losses(value) for value in args])
         is_by_hand = all(loss.is_by_hand for loss in losses)
         for value in made:
-            self._losses.pop(id(value), None)
+            self._known.losses.pop(id(value), None)
             if is_followed:
-                self._put(self._losses, Pair(value, None, None, is_by_hand=is_by_hand))
+                self._put(self._known.losses, Pair(value, None, None, is_by_hand=is_by_hand))
             else:
-                self._unmixed[id(value)] = value, _FOREIGN if changed else name_of(func)
+                self._known.unmixed[id(value)] = value, _FOREIGN if changed else name_of(func)
         return result
 
     def _write_both(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
         """Runs a function that writes into what is made of losses, such as a mask, and into each end of it."""
-        written, pair, copies = args[0], self._losses[id(args[0])], []
+        written, pair, copies = args[0], self._known.losses[id(args[0])], []
         for of_partners in (False, True):
-            ends, named = self._ends(args, kwargs, partners=of_partners)
+            ends, named = self._known.ends(args, kwargs, partners=of_partners)
             with ends_may_differ():
                 copies.append(ends[0].clone())
                 func(copies[-1], *ends[1:], **named)
                 continue
-            self._unmixed[id(written)] = written, name_of(func)
+            self._known.unmixed[id(written)] = written, name_of(func)
         result = func(*args, **kwargs)
-        self._put(self._losses, Pair(written, copies[0], copies[1], pair.is_by_hand))
+        self._put(self._known.losses, Pair(written, copies[0], copies[1], pair.is_by_hand))
         return result
 
     def _forget_views(self, written: Tensor, name: str) -> None:
         """Gives up losses that share the memory of one that is written into: they would change, too, without us."""
-        pair = self._losses.get(id(written))
+        pair = self._known.losses.get(id(written))
         if pair is not None and pair.own is not None:
             memory = memory_of(pair.own)
-            for other in list(self._losses.values()):
+            for other in list(self._known.losses.values()):
                 if other is not pair and other.own is not None and memory_of(other.own) is memory:
-                    self._unmixed[id(other.value)] = other.value, name
+                    self._known.unmixed[id(other.value)] = other.value, name
 
     def _keeps_samples(self, func: Callable[..., Any], losses: list[Pair], args: Any) -> bool:
         """Whether the result of a function of losses can be interpolated again by the present weights."""
@@ -421,59 +406,18 @@ class InterpolatedLosses(TorchFunctionMode):
         return bool(torch.broadcast_shapes(*shapes) == shape)  # type: ignore[no-untyped-call]
 
     def _has_losses(self, value: Any) -> bool:
-        return any(id(entry) in self._losses for entry in flat((value,)))
+        return any(id(entry) in self._known.losses for entry in flat((value,)))
 
     def _of_unmixed(self, func: Callable[..., Any], operands: list[Tensor], args: Any, kwargs: dict[str, Any]) -> Any:
-        unmixed = [value for value in operands if id(value) in self._unmixed]
-        name = self._unmixed[id(unmixed[0])][1]
-        is_compared = func in LOSSES and any(id(value) in self._targets for value in operands)
+        unmixed = [value for value in operands if id(value) in self._known.unmixed]
+        name = self._known.unmixed[id(unmixed[0])][1]
+        is_compared = func in LOSSES and any(id(value) in self._known.targets for value in operands)
         if func in _DIFFERENTIATING or (is_compared and any(value.requires_grad for value in unmixed)):
             self._refuse(name)
         result = func(*args, **kwargs)
         for value in tensors(result):
-            self._unmixed[id(value)] = value, name
+            self._known.unmixed[id(value)] = value, name
         return result
-
-    # Values that leave torch
-
-    def _taken_out(self, func: Callable[..., Any], operands: list[Tensor], args: Any, kwargs: dict[str, Any]) -> Any:
-        """Runs a function that returns no tensor, and notes it unless the value is the same for both ends.
-
-        A value that is only logged can't be told from one that a loss is multiplied by later, but most are logged last.
-        """
-        unmixed = [self._unmixed[id(value)][1] for value in operands if id(value) in self._unmixed]
-        losses = [self._losses[id(value)] for value in operands if id(value) in self._losses]
-        targets = [self._targets[id(value)] for value in operands if id(value) in self._targets]
-        is_lost = any(id(value) in self._lost for value in operands)
-        if not (unmixed or losses or targets or is_lost) or (unmixed and all(map(is_check, unmixed))):
-            return func(*args, **kwargs)
-        is_known = not unmixed and not is_lost and all(pair.own is not None for pair in losses)
-        result, ends = self._with_ends(func, args, kwargs) if is_known else (func(*args, **kwargs), ())
-        # A loss has two values anyway.
-        if ends and not (losses and isinstance(result, float)) and math.isclose(*ends, rel_tol=1e-6):
-            return result
-        name = name_of(func)
-        if isinstance(result, bool):
-            if torch.is_grad_enabled() and not is_lost:  # else it is a metric's, or a check of what labels there are
-                self.taken.add(name)
-            return result
-        self.out.add(name)
-        if not losses and not unmixed and not isinstance(result, float):
-            self._out_of_targets.add(name)
-        return result
-
-    def _with_ends(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> tuple[Any, tuple[Any, ...]]:
-        """Returns what a function takes out, and if that is a number the same of each end, where there is one."""
-        own, partners = (self._ends(args, kwargs, partners=of_partners) for of_partners in (False, True))
-        if returns_number(func) and all(part.numel() == 1 for part in (args[0], own[0][0], partners[0][0])):
-            # The host waits for the device once.
-            result, *ends = map(func, torch.stack((args[0], own[0][0], partners[0][0])).cpu())
-            return result, tuple(ends)
-        result = func(*args, **kwargs)
-        if isinstance(result, bool):
-            with contextlib.suppress(RuntimeError, ValueError):
-                return result, (func(*own[0], **own[1]), func(*partners[0], **partners[1]))
-        return result, ()
 
     # Ends
 
@@ -485,16 +429,8 @@ class InterpolatedLosses(TorchFunctionMode):
         )
 
     def _put(self, where: dict[int, Pair], pair: Pair) -> None:
-        self.trains |= where is self._losses and pair.has_gradient and not pair.is_by_hand
+        self.trains |= where is self._known.losses and pair.has_gradient and not pair.is_by_hand
         where[id(pair.value)] = pair
-
-    def _ends(self, args: Any, kwargs: dict[str, Any], *, partners: bool) -> tuple[Any, dict[str, Any]]:
-        """Returns arguments with one of the two ends in place of their interpolation."""
-        maps = self._losses, self._targets
-        return (
-            tuple(end_of(value, *maps, partners=partners) for value in args),
-            {name: end_of(value, *maps, partners=partners) for name, value in kwargs.items()},
-        )
 
 
 def _picks(func: Callable[..., Any], args: Any) -> bool:
