@@ -162,9 +162,9 @@ def answered(
         cannot_step = beginning is not None and beginning.cannot_step(cause)
         is_restoring = any(frame.f_globals.get("__name__") == checkpoint_connector.__name__ for frame in frames)
         if checkpoint is not None and (is_restoring or cannot_step):
-            raise SettingError(
-                f"ckpt_path {checkpoint!r} can't be restored: {_sentence(cause, always=True)}"
-            ) from error
+            is_incomplete = isinstance(cause, KeyError) and len(cause.args) == 1
+            fault = f"{cause.args[0]!r} is missing from it" if is_incomplete else _sentence(cause, always=True)
+            raise SettingError(f"ckpt_path {checkpoint!r} can't be restored: {fault}") from error
         if has_begun and not cannot_step and not _is_of_settings(cause):
             raise
         if _is_within(frames[-1], _OURS):
