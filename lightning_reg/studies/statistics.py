@@ -113,11 +113,13 @@ def summaries(outcome: Outcome, metric: str) -> dict[str, Summary]:
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Returns the mean and its standard error.
+    """Returns the mean and its standard error; NaN if a value isn't finite, as that of a run that diverged.
 
     >>> mean_and_error([1.0, 2.0, 3.0])
     (2.0, 0.577350269189625...)
     """
+    if not all(map(math.isfinite, values)):  # the standard library raises on some of them
+        return math.nan, math.nan
     mean = statistics.fmean(values) if values else math.nan
     return mean, statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
 

@@ -410,3 +410,16 @@ def test_bias_and_variance_of_numbers_are_those_of_squared_errors():
     assert parts.measured == [pytest.approx(sum(errors) / 3)]
     assert parts.stacked["variance"] == [pytest.approx(sum(variances) / 3)]
     assert parts.stacked["bias² and noise"][0] + parts.stacked["variance"][0] == pytest.approx(parts.measured[0])
+
+
+def test_a_diverged_regression_is_reported(tmp_path):
+    values = {"a": [[0.5, 1.0], [0.4, 1.0]], "b": [[math.nan, math.inf], [0.5, 1.5]]}
+    runs = [
+        Result(name, seed, {"test/mse": 1.0}, collected={"predictions": {"targets": [0.0, 1.0], "values": found}})
+        for name, pair in values.items()
+        for seed, found in enumerate(pair)
+    ]
+    found = Outcome(study(list(values), metric="test/mse", seeds=[0, 1]), runs)
+    assert math.isnan(parts_of(found).measured[1])
+    text = write_report(found, tmp_path).read_text()
+    assert "nan" in text.partition("Bias and variance")[2]
