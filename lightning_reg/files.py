@@ -131,7 +131,11 @@ def read_json(name: str, path: str | Path, *, limit: int = 2**28) -> Any:
         SettingError: As `read_text`, and if it isn't JSON.
     """
     try:
-        return json.loads(read_text(name, path, limit=limit))
+        text = read_text(name, path, limit=limit)
+        found = json.loads(text)
+        if "\\ud" in text or "\\uD" in text:  # half a character, which nothing can print or write
+            json.dumps(found, ensure_ascii=False).encode()
+        return found
     except (ValueError, RecursionError) as error:
         if isinstance(error, SettingError):
             raise

@@ -13,7 +13,7 @@ from lightning_reg.settings import SettingError, check_choice
 from lightning_reg.shipped import find_config
 from lightning_reg.studies.definition import Definition, Form, read_study
 from lightning_reg.studies.execution import Perform, execute
-from lightning_reg.studies.outcome import Failure, Outcome
+from lightning_reg.studies.outcome import Failure, Outcome, Result
 from lightning_reg.studies.report import check_can_draw, headline, number, write_report
 from lightning_reg.studies.runs import Run, computations, compute
 from lightning_reg.studies.statistics import summaries
@@ -63,9 +63,7 @@ def study(args: Sequence[str]) -> int:
             done = sum(map(store.has_result, runs))
             print(f"\nInterrupted; {done} of {len(runs)} runs are done. To go on:\n  {command}", file=sys.stderr)
             return 130
-    results = [result for run in runs if (result := store.result(run)) is not None]
-    for result in results:  # older results may lack a metric that was set later
-        check_choice("metric", definition.study.metric, list(result.metrics))
+    results = _results(runs, store, definition.study.metric)
     outcome = Outcome(
         study=definition.study,
         results=results,
@@ -139,6 +137,24 @@ def _check_metric(definition: Definition, runs: Sequence[Run]) -> None:
 
     if names := metric_names(runs[0]):
         check_choice("metric", definition.study.metric, names)
+
+
+def _results(runs: Sequence[Run], store: Store, metric: str) -> list[Result]:
+    """Returns the results of finished runs.
+
+    Raises:
+        SettingError: If one lacks the metric, as an older one does where it was set later.
+    """
+    found = [(run, result) for run in runs if (result := store.result(run)) is not None]
+    for run, result in found:
+        if not any(metric in other.metrics for _, other in found):
+            check_choice("metric", metric, list(result.metrics))
+        if metric not in result.metrics:
+            path = str(store.run_folder(run))
+            raise SettingError(
+                f"the result in {path!r} has no {metric}, which others have; remove {path!r}, and its run is done again"
+            )
+    return [result for _, result in found]
 
 
 def _folder(options: argparse.Namespace, definition: Definition) -> Path:

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 
 from lightning_reg.files import read_json, write_atomically
 from lightning_reg.settings import SettingError
+from lightning_reg.studies.collected import check_collected, checked_list, checked_mapping, checked_number
 from lightning_reg.studies.outcome import Result
 from lightning_reg.studies.runs import Measured, Run
 
@@ -158,6 +159,7 @@ def result_text(run: Run, measured: Measured, seconds: float) -> str:
 
     Raises:
         TypeError: If the collected results aren't plain values.
+        SettingError: If they lack what reports read of them.
     """
     content = {
         "variant": run.variant,  # for human readers; the key identifies the run
@@ -167,7 +169,9 @@ def result_text(run: Run, measured: Measured, seconds: float) -> str:
         "collected": dict(measured.collected),
         "seconds": seconds,
     }
-    return json.dumps(content)
+    text = json.dumps(content)
+    check_collected(json.loads(text)["collected"])  # as it is read again: tuples have become lists
+    return text
 
 
 def is_disk_full(error: BaseException | None, folder: Path) -> bool:
@@ -224,46 +228,24 @@ def _is_foreign(path: Path) -> bool:
 
 def _result(run: Run, found: Any) -> Result:
     if not isinstance(found, dict):
-        raise SettingError(f"result must have metrics by name, but is {_shown(found)}")
-    metrics = {name: _number(f"metrics.{name}", value) for name, value in _mapping("metrics", found).items()}
+        raise SettingError(f"result must have metrics by name, but is {'nothing' if found is None else found!r:.60}")
+    metrics = {
+        name: checked_number(f"metrics.{name}", value)
+        for name, value in checked_mapping("metrics", found.get("metrics")).items()
+    }
     if not metrics:
         raise SettingError("result must have metrics by name, but has none")
     curves = {
-        name: [_point(f"curves.{name}", point) for point in _list(f"curves.{name}", curve)]
-        for name, curve in _mapping("curves", found).items()
+        name: [_point(f"curves.{name}", point) for point in checked_list(f"curves.{name}", curve)]
+        for name, curve in checked_mapping("curves", found.get("curves")).items()
     }
-    collected = _mapping("collected", found)
-    return Result(run.variant, run.seed, metrics, curves, collected, _number("seconds", found.get("seconds")))
-
-
-def _mapping(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
-    value = found.get(name)
-    if not isinstance(value, dict):
-        raise SettingError(f"result must have {name} by name, but has {_shown(value)}")
-    return value
-
-
-def _list(name: str, value: Any) -> list[Any]:
-    if not isinstance(value, list):
-        raise SettingError(f"result must have a list as {name}, but has {_shown(value)}")
-    return value
+    collected = checked_mapping("collected", found.get("collected"))
+    check_collected(collected)
+    seconds = checked_number("seconds", found.get("seconds"), finite=True)
+    return Result(run.variant, run.seed, metrics, curves, collected, seconds)
 
 
 def _point(name: str, value: Any) -> tuple[float, float]:
-    if len(_list(name, value)) != 2:
-        raise SettingError(f"result must have pairs of epoch and value in {name}, but has {_shown(value)}")
-    return _number(name, value[0]), _number(name, value[1])
-
-
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise SettingError(f"result must have a number as {name}, but has {_shown(value)}")
-    try:
-        return float(value)
-    except OverflowError as error:
-        raise SettingError(f"result must have a number as {name}, but has one too large") from error
-
-
-def _shown(value: Any) -> str:
-    text = "nothing" if value is None else repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    if len(checked_list(name, value)) != 2:
+        raise SettingError(f"result must have pairs of epoch and value in {name}, but has {value!r:.60}")
+    return checked_number(name, value[0], finite=True), checked_number(name, value[1])

@@ -11,7 +11,8 @@ from lightning_reg.cli import main
 from lightning_reg.cli.unattended import fitting
 from lightning_reg.cli.unattended.plan import fits
 from lightning_reg.studies.definition import read_study
-from lightning_reg.studies.store import Store
+from lightning_reg.studies.runs import Measured
+from lightning_reg.studies.store import Store, result_text
 from tests.cli.test_study import BASE, write
 
 
@@ -123,6 +124,22 @@ def test_results_that_somebody_changed(capsys, monkeypatch):
         assert len(error) < 300
     Path("there/study.json").write_text("[]")
     assert "doesn't say of which" in error_of(capsys, path, "--output", "there")
+
+
+def test_a_result_without_the_metric_is_named_where_others_have_it(capsys):
+    path = write(variants={"a": {}}, seeds=2)
+    store = Store("there", "example")
+    folders = []
+    for run, metric in zip(fits(read_study(path)), ("test/accuracy", "test/loss"), strict=True):
+        with store.locked():
+            store.prepare(run)
+        store.write_result(run, result_text(run, Measured({metric: 0.5}), 1.0))
+        folders.append(store.run_folder(run))
+    assert main(["study", path, "--output", "there"]) == 2
+    assert capsys.readouterr().err == (
+        f"error: the result in '{folders[1]}' has no test/accuracy, which others have; remove '{folders[1]}', and its "
+        "run is done again\n"
+    )
 
 
 def test_a_folder_that_another_process_is_at(capsys):

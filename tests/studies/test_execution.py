@@ -11,6 +11,7 @@ from lightning_reg.settings import SettingError
 from lightning_reg.studies import store as store_module
 from lightning_reg.studies.execution import execute
 from lightning_reg.studies.executor import InProcessExecutor, LocalExecutor
+from lightning_reg.studies.runs import Measured
 from lightning_reg.studies.store import Store
 from tests.studies.helpers import (
     collect_a_lock,
@@ -72,6 +73,12 @@ def test_a_result_that_cannot_be_written_down_is_the_run_s_failure(tmp_path):
     store, runs = open_store(tmp_path / "study"), make_runs(1)
     (failure,) = run(store, collect_a_lock, runs)
     assert failure.message == "TypeError: Object of type lock is not JSON serializable"
+
+
+def test_collected_results_that_no_report_can_read_are_the_run_s_failure(tmp_path):
+    store = open_store(tmp_path / "study")
+    (failure,) = run(store, lambda *_: Measured({"test/accuracy": 1.0}, collected={"weights": 3}), make_runs(1))
+    assert failure.message == "result must have collected.weights by name, but has 3"
 
 
 def test_a_metric_that_is_not_measured_is_told_after_one_run(tmp_path):

@@ -20,7 +20,7 @@ def tree(folder):
 def test_a_result_comes_back_as_it_was(tmp_path):
     store, (run,) = open_store(tmp_path / "study"), make_runs(1)
     assert store.result(run) is None
-    measured = Measured({"test/loss": 0.1 + 0.2}, {"train/loss": [(0.0, 1 / 3)]}, {"weights": {"counts": [1, 2]}})
+    measured = Measured({"test/loss": 0.1 + 0.2}, {"train/loss": [(0.0, 1 / 3)]}, {"rest": {"counts": [1, 2]}})
     keep(store, run, measured, 1.5)
     found = open_store(tmp_path / "study").result(run)
     assert (found.metrics, found.curves, found.collected) == (measured.metrics, measured.curves, measured.collected)
@@ -138,6 +138,46 @@ RESULTS = {
     "a point of three": ({"curves": {"a": [[1, 2, 3]]}}, "result must have pairs of epoch and value in curves.a"),
     "a point of text": ({"curves": {"a": [[1, "x"]]}}, "result must have a number as curves.a, but has 'x'"),
     "collected text": ({"collected": "all"}, "result must have collected by name, but has 'all'"),
+    "a name that no file can hold": (
+        '{"metrics": {"a\\ud800": 1}}',
+        "result must be JSON, but .* surrogates not allowed",
+    ),
+    "an infinite epoch": ({"curves": {"a": [[float("inf"), 1]]}}, "a finite number as curves.a, but has inf"),
+    "seconds NaN": ({"seconds": float("nan")}, "result must have a finite number as seconds, but has nan"),
+    "weights null": ({"collected": {"weights": None}}, "result must have collected.weights by name, but has nothing"),
+    "edges left out": ({"collected": {"weights": {}}}, "must have a list as collected.weights.edges, but has nothing"),
+    "an edge too few": (
+        {"collected": {"weights": {"edges": [0], "counts": [1], "zero_fraction": 0}}},
+        "must have 2 numbers as collected.weights.edges, but has 1",
+    ),
+    "zeros without a share": (
+        {"collected": {"weights": {"edges": [0, 1], "counts": [1], "zero_fraction": float("nan")}}},
+        "must have a finite number as collected.weights.zero_fraction, but has nan",
+    ),
+    "layers a list": (
+        {"collected": {"activations": {"steps": [0], "layers": []}}},
+        r"must have collected.activations.layers by name, but has \[\]",
+    ),
+    "a step too few": (
+        {"collected": {"activations": {"steps": [0], "layers": {"0": {"mean": [0.0], "std": []}}}}},
+        "must have 1 number as collected.activations.layers.0.std, but has 0",
+    ),
+    "no predictions": (
+        {"collected": {"predictions": {"targets": [1]}}},
+        "must have a list as collected.predictions.classes, but has nothing",
+    ),
+    "a prediction of text": (
+        {"collected": {"predictions": {"targets": [1], "values": ["x"]}}},
+        "must have a number as collected.predictions.values, but has 'x'",
+    ),
+    "reload empty": (
+        {"collected": {"reload": {}}},
+        "must have a number as collected.reload.largest_difference, but has nothing",
+    ),
+    "decomposition empty": (
+        {"collected": {"decomposition": {}}},
+        "must have a number as collected.decomposition.bias_squared, but has nothing",
+    ),
     "seconds left out": ({"seconds": None}, "result must have a number as seconds, but has nothing"),
     "a folder": (None, "result must be a regular file, but .* is a folder"),
     "a pipe": (os.mkfifo, "result must be a regular file, but .* is a named pipe"),
