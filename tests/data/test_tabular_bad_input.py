@@ -115,6 +115,14 @@ def test_settings(settings, message):
         ("size,label\n1,1.5\n2,1e300\n", "column 'label' .* that 32 bits can hold, but has 1e.300 in line 3"),
         ("color,label\n" + "red,a\nred,b\n" * 20, "must have a column to learn from, but 'color' never changes in the"),
         ("size,color,label\n" + "1,red,a\n1,red,b\n" * 20, "to learn from, but 'size', 'color' never change in the"),
+        (
+            "number,label\n" + "".join(f"{10**19 + row},{'ab'[row % 2]}\n" for row in range(40)),
+            r"'number' never changes in the \d+ training rows as it is read: numbers keep 15 digits; .* as_category",
+        ),
+        (
+            "size,label\n" + "".join(f"{row},{10**19 + row}\n" for row in range(40)),
+            "target 'label' must have different values, but is 1.* of table.csv as it is read: numbers keep 15 digits",
+        ),
         (GOOD.encode("utf-16"), "table.csv must be UTF-8 text, but line 1 isn't"),
         (GOOD.replace("red", "r\0d").encode(), "table.csv must be UTF-8 text, but line 2 isn't"),
         (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "table.csv must be UTF-8 text, but line 1 isn't"),

@@ -23,6 +23,7 @@ _DATE = r"\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}([.]\d+)?)?(Z|[+-]\d{2}(:?\d{2
 # Other number formats: separator of thousands, decimal mark.
 _FORMATS = ((",", "."), ("[.]", ","), ("[ '’\u00a0\u202f]", "."), ("[ '’\u00a0\u202f]", ","))
 _WHOLE = ("INT", "INTEGER", "BIGNUM")  # TINYINT, UHUGEINT, ...
+_ROUNDED = 2.0**53  # from here on float64 leaves out whole numbers
 _DAYS = "epoch_us({}) / 86400e6"  # since 1970
 
 
@@ -51,6 +52,16 @@ class Column:
     def missing(self) -> npt.NDArray[np.bool_]:
         """(N,), True where a value is missing."""
         return np.isnan(self.values) if self.is_number else self.values < 0
+
+    @property
+    def note_on_rounding(self) -> str:
+        """The end of a sentence about a column that never changes; empty where no number may have been rounded."""
+        if self.kind != "number" or not (np.abs(self.values) >= _ROUNDED).any():
+            return ""
+        return (
+            " as it is read: numbers keep 15 digits; if these differ beyond, name the column in as_category, or leave "
+            "it out with ignore"
+        )
 
     def written(self, index: int) -> str:
         """Returns a value as text."""

@@ -58,9 +58,10 @@ class TableEncoder:
         chosen = rows.numpy()
         inputs = table.inputs
         if all(_is_constant(column.values[chosen]) for column in inputs.values()):
+            rounded = next(filter(None, (column.note_on_rounding for column in inputs.values())), "")
             raise SettingError(
                 f"{table.origin} must have a column to learn from, but {', '.join(map(repr, inputs))} never "
-                f"change{'s' if len(inputs) == 1 else ''} in the {len(rows)} training rows"
+                f"change{'s' if len(inputs) == 1 else ''} in the {len(rows)} training rows{rounded}"
             )
         missing = {name: column.missing[chosen] for name, column in inputs.items()}
         for name, gaps in missing.items():

@@ -84,7 +84,7 @@ class Table:
             if (column.values == column.values[0]).all():
                 raise SettingError(
                     f"{role} {name!r} must have different values, but is {column.written(0)} in all {len(self)} rows "
-                    f"of {self.origin}"
+                    f"of {self.origin}{column.note_on_rounding}"
                 )
 
 
