@@ -309,6 +309,11 @@ class OwnLoss(Labeled):
         return -self(batch[0]).log_softmax(1)[:, 0].mean()
 
 
+class Slices(Labeled):
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self.net[1:](self.net[:1](batch[0])), batch[1])
+
+
 class Manual(Labeled):
     automatic_optimization = False
 
@@ -326,6 +331,7 @@ class Differentiates(Labeled):
         (Scheduled, {}, "must return no scheduler of the learning rate .* but returns StepLR"),
         (Tuples, {}, "must return a tensor of one row a sample .* but returns a tuple"),
         (CallsAnother, {}, "must return a tensor of one row a sample .* but returns a dict in validation_step"),
+        (Slices, {}, "training_step must call the module or a network that is its child .* a slice, isn't enough"),
         (OwnLoss, {}, "outputs must be 'logits', 'binary_logits' or 'values'"),
         (Manual, {}, "automatic_optimization must be True"),
         (Differentiates, {}, "an evaluation must not enable gradients"),

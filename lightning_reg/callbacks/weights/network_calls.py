@@ -11,7 +11,7 @@ from lightning_reg.core.lightning import compiled_call
 from lightning_reg.core.step import Run
 from lightning_reg.settings import SettingError
 
-__all__ = ["NetworkCalls"]
+__all__ = ["NetworkCalls", "not_called"]
 
 Answer = Callable[[str, nn.Module, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 _STEPS = ("training_step", "validation_step", "test_step", "predict_step")
@@ -54,10 +54,7 @@ class NetworkCalls:
         finally:
             called, self._step, self._is_within = self._called, "", False
         if not called and step != "training_step":  # which may skip a batch
-            raise SettingError(
-                f"{step} must call the module or a network that is its child with {self._technique}, which takes its "
-                "output for the prediction"
-            )
+            raise not_called(step, self._technique)
         return output
 
     def _call(self, name: str, network: nn.Module, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -75,3 +72,11 @@ class NetworkCalls:
             return self._answer(self._step, network, inner, args, kwargs)
         finally:
             self._is_within = False
+
+
+def not_called(step: str, technique: str) -> SettingError:
+    """Returns the error to raise where a step has called no network, or only parts of one."""
+    return SettingError(
+        f"{step} must call the module or a network that is its child with {technique}, which takes its output for the "
+        "prediction; a part of a network, such as a slice, isn't enough"
+    )

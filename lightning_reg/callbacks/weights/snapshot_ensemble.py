@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from lightning_reg.callbacks.weights.averages.averaging import CHECKPOINT_KEY, WeightAverage
 from lightning_reg.callbacks.weights.averages.registered import is_expanded, reshard, tensors_of
-from lightning_reg.callbacks.weights.network_calls import NetworkCalls
+from lightning_reg.callbacks.weights.network_calls import NetworkCalls, not_called
 from lightning_reg.callbacks.weights.predictions import LossSeen, Meaning, Outputs, check_output, meaning_of
 from lightning_reg.callbacks.weights.rates import set_rate
 from lightning_reg.core.facts import Chart, Choice, Linear, Place, Position
@@ -44,6 +44,7 @@ __all__ = ["SnapshotEnsemble", "Snapshots"]
 
 Validate = Literal["ensemble", "trained"]
 _FEWEST_STEPS = 2  # of a cycle, in which the rate falls
+_ABSENT = object()  # the output of a network that no step has called
 
 
 @dataclass(frozen=True)
@@ -370,12 +371,14 @@ class SnapshotSession(Session[SnapshotEnsemble]):
     def _watch(self, training_step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self.kind:
             return training_step(*args, **kwargs)
-        self.output = None
+        self.output = _ABSENT
         with LossSeen() as self.seen:
             loss = training_step(*args, **kwargs)
         if loss is not None:  # else this batch is skipped
             technique = self.technique
             name = type(technique).__name__
+            if self.output is _ABSENT:
+                raise not_called("training_step", name)
             meaning = meaning_of(name, technique.outputs, technique.class_dim, self.output, self.seen)
             self.kind, self.class_dim = meaning.kind, meaning.class_dim
         self.seen = self.output = None
