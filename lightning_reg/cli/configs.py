@@ -1,6 +1,7 @@
 """The command ``configs``: lists, shows and copies the configurations shipped with the package."""
 
 import argparse
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -79,9 +80,9 @@ def _copy(files: Mapping[str, Path], folder: Path) -> int:
     """Copies files into a folder, each under its name, and returns the number of files that weren't there before."""
     places = {name: folder / f"{name}.yaml" for name in files}
     for name, place in places.items():
-        if place.exists() and (not place.is_file() or place.read_bytes() != files[name].read_bytes()):
+        if os.path.lexists(place) and (not os.path.isfile(place) or place.read_bytes() != files[name].read_bytes()):
             raise SettingError(f"to must be a folder in which nothing would be replaced, but {str(place)!r} differs")
-    missing = {name: place for name, place in places.items() if not place.exists()}
+    missing = {name: place for name, place in places.items() if not os.path.lexists(place)}
     try:
         for name, place in missing.items():
             place.parent.mkdir(parents=True, exist_ok=True)

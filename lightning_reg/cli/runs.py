@@ -1,5 +1,6 @@
 """Output folders of runs, and checkpoints by name."""
 
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -130,7 +131,7 @@ def find_checkpoint(trainer: Trainer, ckpt_path: str, dirpath: str | None = None
                 f"ckpt_path is {path!r}, but no run under {str(root)!r} has a {path}.ckpt; run fit first"
             )
         return str(max(found, key=lambda file: file.stat().st_mtime))
-    if not Path(path).exists():
+    if not os.path.lexists(path):  # pathlib raises where a name is too long, or a folder closed
         raise SettingError(f"ckpt_path must be best, last or a file that exists, but is {path!r}")
     with opened("ckpt_path", path):  # checks that it is a regular, readable file
         return path

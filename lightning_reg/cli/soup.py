@@ -1,6 +1,7 @@
 """The command ``soup``: the mean of the weights of several checkpoints of one model."""
 
 import argparse
+import os
 from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -38,10 +39,11 @@ def soup(args: Sequence[str]) -> int:
             f"soup: at least two checkpoints must be named, before any option, but there are {len(named)}"
         )
     output = Path(options.output)
-    if output.suffix != ".ckpt" or output.exists() or not output.parent.is_dir():
+    if output.suffix != ".ckpt" or os.path.lexists(output) or not os.path.isdir(output.parent):
         raise SettingError(
             f"output must be a new file that ends in .ckpt, in a folder that exists, but is {options.output!r}"
         )
+    _check_writable(output)
     cooked = _Cook(named, options, words).soup
     cooked.save(output)
     rows = [["checkpoint", *(["score"] if cooked.scores else []), "in the soup"]]
@@ -53,6 +55,17 @@ def soup(args: Sequence[str]) -> int:
     print("\n".join(table(rows)))
     print(f"\nsaved: {output}\nTo measure it:\n  {command_line(['test', *words, '--ckpt_path', str(output)])}")
     return 0
+
+
+def _check_writable(output: Path) -> None:
+    """Raises if a file can't be made, before rather than after all validations."""
+    try:
+        output.touch(exist_ok=False)
+        output.unlink()
+    except OSError as error:
+        raise SettingError(
+            f"output must be a file that can be written, but is {str(output)!r}: {error.strerror}"
+        ) from error
 
 
 def _parser() -> argparse.ArgumentParser:

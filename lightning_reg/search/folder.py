@@ -35,6 +35,10 @@ class SearchFolder:
         Raises:
             SettingError: If it belongs to another search, or holds something else.
         """
+        with self.reported():
+            self._check()
+
+    def _check(self) -> None:
         shown = repr(str(self.path))
         if not self.path.exists():
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -218,13 +219,13 @@ def pieces(name: str, given: Any, path: Path) -> tuple[Piece, ...]:
 def _piece(name: str, piece: Any, path: Path) -> Piece:
     if isinstance(piece, str):
         # The current folder first, as in every other command; then the folder of the study file.
-        found = [place for place in (Path(piece), path.parent / piece) if place.is_file()]
+        found = [place for place in (Path(piece), path.parent / piece) if os.path.isfile(place)]
         if found:
             return found[0]
         if piece in shipped_configs():
             return Path(piece)  # a shipped name, valid on every machine
         beside = Path(piece).parent
-        there = [file.as_posix() for file in beside.glob("*.yaml")] if beside.is_dir() else []
+        there = [file.as_posix() for file in beside.glob("*.yaml")] if os.path.isdir(beside) else []
         hint = did_you_mean(piece, there, most=3) or near_configs(piece)
         raise SettingError(f"{name} must name a configuration that exists, but {piece!r} doesn't{hint}")
     if isinstance(piece, dict):

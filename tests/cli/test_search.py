@@ -235,6 +235,8 @@ BAD = [
     ({}, ["digits"], "search: unrecognized argument digits"),
     ({}, ["--trails", "5"], "unrecognized argument --trails; did you mean '--trials'"),
     ({}, ["--storage", "postgresql://me:secret@127.0.0.1:1/x"], r"storage must be a database .*me:\*\*\*@"),
+    ({"space": "y" * 300}, [], "space must be one of attach, .*, or a file, but is 'yyyyy"),
+    ({}, ["--output", "y" * 300], "output must be a folder that can be written, but is 'yyyyy.* too long"),
     ({}, ["--output", "example.yaml"], "output must be a folder, but 'example.yaml' is a file"),
 ]
 

@@ -11,6 +11,7 @@ from lightning_reg.cli import main
 from tests.cli.helpers import MLP_CONFIG, assert_answered, run
 
 CONFIG = ["--config", MLP_CONFIG]
+TOO_LONG = "y" * 300  # for the name of a file
 
 
 @pytest.fixture
@@ -55,6 +56,15 @@ def test_a_greedy_soup_is_no_worse_than_the_best(epochs, capsys):
             ["a.ckpt", "b.ckpt", "--config", MLP_CONFIG],
             "ckpt_path must be best, last or a file that exists, but is 'a.ckpt'",
         ),
+        (
+            ["a.ckpt", "b.ckpt", "--config", MLP_CONFIG, "--output", f"{TOO_LONG}.ckpt"],
+            "output must be a file that can be written, but is 'yyyyy",
+        ),
+        (
+            ["a.ckpt", "b.ckpt", "--config", MLP_CONFIG, "--output", f"{TOO_LONG}/soup.ckpt"],
+            "output must be a new file that ends in .ckpt, in a folder that exists",
+        ),
+        ([TOO_LONG, "b.ckpt", "--config", MLP_CONFIG], "ckpt_path must be best, last or a file that exists"),
         (CONFIG, "soup: at least two checkpoints must be named, before any option, but there are 0"),
     ],
 )

@@ -69,6 +69,7 @@ def test_two_variants_that_are_the_same(capsys):
 
 def test_a_base_that_does_not_exist(capsys):
     assert "base must name a configuration that exists" in error_of(capsys, write(base="nowhere.yaml"))
+    assert "base must name a configuration that exists" in error_of(capsys, write(base="y" * 300))
 
 
 def test_predictions_of_data_that_does_not_tell_its_targets(capsys):
@@ -85,6 +86,7 @@ def test_options_that_cannot_be_used(capsys):
     )
     assert "root must be left out where data is a folder" in error_of(capsys, path, "--data", ".", "--root", "x")
     assert "only must be one of plain, L2, mixed" in error_of(capsys, path, "--only", "L1")
+    assert "data must be digits, mnist, " in error_of(capsys, path, "--data", "y" * 300)
     assert "seeds must be a whole number of at least 1" in error_of(capsys, path, "--seeds", "0")
     assert "seeds must be in [1, 10000], but is 100000000000" in error_of(capsys, path, "--seeds", "100000000000")
     assert "jobs must be a whole number of at least 1" in error_of(capsys, path, "--jobs", "0")

@@ -1,6 +1,7 @@
 """The runs of a study that trains networks, as command lines."""
 
 import json
+import os
 import pkgutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -50,7 +51,7 @@ def data_form(name: str | None, root: str | None, forms: Mapping[str, Form]) -> 
         return Form(), place
     if name in SOURCES:
         return forms.get(name, Form()), {"data.dataset": name, **place}
-    if not Path(name).is_dir():
+    if not os.path.isdir(name):
         hint = did_you_mean(name, SOURCES)
         raise SettingError(f"data must be {', '.join(SOURCES)}, or a folder of images, but is {name!r}{hint}")
     if root is not None:

@@ -1,5 +1,6 @@
 """Reader of search spaces in YAML."""
 
+import os
 import pkgutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,7 +42,7 @@ def read_space(given: str | Mapping[str, Any], beside: Path = Path()) -> Space:
     check_text("space", given, or_path=True)
     if given in SHIPPED:
         return space_of(given, read_yaml("space", _FOLDER / f"{given}.yaml"))
-    found = [path for path in (Path(given), beside / given) if path.is_file()]
+    found = [path for path in (Path(given), beside / given) if os.path.isfile(path)]
     if not found:
         hint = did_you_mean(given, SHIPPED)
         raise SettingError(f"space must be one of {', '.join(SHIPPED)}, or a file, but is {given!r}{hint}")
