@@ -4,6 +4,7 @@ import pytest
 
 from lightning_reg.search.spaces.space_file import space_of
 from lightning_reg.search.trials.storage import Driver, silenced
+from lightning_reg.settings import SettingError
 from tests.search.helpers import make_trials, quality
 
 
@@ -109,6 +110,25 @@ def test_a_trial_that_fails_is_worse_than_all(tmp_path):
     assert [(trial.value, trial.message) for trial in trials.tried] == [(None, "out of memory"), (0.1, "")]
     assert trials.best(trials.tried).name == "base"
     assert trials.begun == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("position", "x", "ValueError: invalid literal"),
+        ("cocktail", "l1", "ValueError: dictionary update sequence"),
+        ("values", [None], "TypeError: float"),
+        ("step_seconds", "fast", "ValueError: could not convert"),
+    ],
+)
+def test_a_trial_that_somebody_changed_is_told_in_one_sentence(tmp_path, name, value, reason):
+    trials = make_trials(tmp_path)
+    with silenced():
+        proposal = trials.ask()
+        trials.tell(proposal, [0.1], seconds=1.0)
+        proposal.trial.study.get_trials(deepcopy=False)[0].user_attrs[name] = value
+    with pytest.raises(SettingError, match=rf"trial 0 of the search's storage can't be read: {reason}.*--output$"):
+        trials.tried  # noqa: B018  # a property that raises
 
 
 def test_trials_of_a_living_driver_are_left_alone(tmp_path):

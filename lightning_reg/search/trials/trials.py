@@ -14,6 +14,7 @@ from lightning_reg.search.trials.first_trials import First
 from lightning_reg.search.trials.sampler import PositionedSampler, position_of
 from lightning_reg.search.trials.storage import Driver
 from lightning_reg.search.trials.tried import Proposal, Tried
+from lightning_reg.settings import SettingError
 
 __all__ = ["Trials"]
 
@@ -230,17 +231,28 @@ class Trials:
 
 
 def _tried(trial: FrozenTrial) -> Tried:
+    """Returns a finished trial.
+
+    Raises:
+        SettingError: If something else was written into the storage.
+    """
     attributes = trial.user_attrs
-    return Tried(
-        position=int(attributes["position"]),
-        kind=attributes.get("kind", "search"),
-        name=attributes["name"],
-        cocktail=attributes["cocktail"],
-        value=trial.value if trial.state.name == "COMPLETE" else None,
-        values=tuple(attributes.get("values", ())),
-        seconds=float(attributes.get("seconds", 0.0)),
-        step_seconds=attributes.get("step_seconds"),
-        excess=attributes.get("excess"),
-        parameters=dict(trial.params),
-        message=attributes.get("message", ""),
-    )
+    numbers = {name: attributes.get(name) for name in ("step_seconds", "excess")}
+    try:
+        return Tried(
+            position=int(attributes["position"]),
+            kind=attributes.get("kind", "search"),
+            name=attributes["name"],
+            cocktail=None if attributes["cocktail"] is None else dict(attributes["cocktail"]),
+            value=trial.value if trial.state.name == "COMPLETE" else None,
+            values=tuple(map(float, attributes.get("values", ()))),
+            seconds=float(attributes.get("seconds", 0.0)),
+            **{name: None if number is None else float(number) for name, number in numbers.items()},
+            parameters=dict(trial.params),
+            message=attributes.get("message", ""),
+        )
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:  # Optuna's for a trial of several values, too
+        reason = f"{type(error).__name__}: {error}"
+        raise SettingError(
+            f"trial {trial.number} of the search's storage can't be read: {reason}; give another --output"
+        ) from error
