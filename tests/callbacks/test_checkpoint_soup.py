@@ -85,6 +85,8 @@ def test_a_checkpoint_of_nan_is_never_the_first_ingredient(tuned, tmp_path):
             quiet_trainer(), Normed(), paths, val_dataloaders=loader()
         )
         assert paths[0] not in soup.ingredients
+    with pytest.raises(SettingError, match=r"spoiled.ckpt' holds weights that the model can't take: .* has NaNs"):
+        CheckpointSoup(greedy=False).cook(quiet_trainer(), Normed(), paths, val_dataloaders=loader())
 
 
 def test_a_soup_is_saved_and_tested_as_any_checkpoint(tuned, tmp_path):

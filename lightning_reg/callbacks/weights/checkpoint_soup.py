@@ -144,10 +144,10 @@ class CheckpointSoup:
             The soup, with its ingredients.
 
         Raises:
-            SettingError: If checkpoints are of different models, there is no data for BatchNorm's statistics, or the
-                module doesn't log the metric.
+            SettingError: If checkpoints are of different models, one of a uniform soup has NaNs, there is no data for
+                BatchNorm's statistics, or the module doesn't log the metric.
         """
-        found = _read(model, checkpoints)
+        found = _read(model, checkpoints, allows_nan=self.greedy)
         kitchen = _Kitchen(trainer, model, datamodule, val_dataloaders, train_dataloaders)
         if self.buffers == "recompute" and batch_norms(model):
             kitchen.check_training_data()
@@ -285,7 +285,7 @@ def _is_real(value: Any) -> bool:
     return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
 
 
-def _read(model: LightningModule, checkpoints: Sequence[str | Path]) -> dict[Path, Weights]:
+def _read(model: LightningModule, checkpoints: Sequence[str | Path], *, allows_nan: bool) -> dict[Path, Weights]:
     paths = list(dict.fromkeys(map(Path, checkpoints)))
     if len(paths) < 2:
         raise SettingError(f"checkpoints must be at least two files, but is {[str(path) for path in paths]}")
@@ -303,8 +303,8 @@ def _read(model: LightningModule, checkpoints: Sequence[str | Path]) -> dict[Pat
                     f"checkpoints must all be of the model that is given, but in {str(path)!r} {name!r} is "
                     f"{shapes.get(name, 'absent')}, and {wanted.get(name, 'absent')} in the model"
                 )
-        # A training that has diverged is an ingredient that the greedy soup leaves out.
-        check_weights(f"checkpoints {str(path)!r}", weights, dict(model.named_parameters()), allows_nan=True)
+        # A training that has diverged is an ingredient that the greedy soup leaves out, and that spoils a uniform one.
+        check_weights(f"checkpoints {str(path)!r}", weights, dict(model.named_parameters()), allows_nan=allows_nan)
         found[path] = dict(weights)
     return found
 
