@@ -137,8 +137,10 @@ def with_cocktail(space: Space, base: Mapping[str, Any], cocktail: Cocktail) -> 
         cocktail: Switches that are on, with their strengths.
 
     Raises:
-        SettingError: If a switch sets a setting that the base doesn't have.
+        SettingError: If a switch sets a setting that the base doesn't have, or isn't in the space.
     """
+    for unknown in cocktail.keys() - space.switches.keys():
+        raise SettingError(f"a cocktail must have switches of its space, but has {unknown!r}")
     made = deepcopy(dict(base))
     kinds = {class_of(entry) for switch in space.switches.values() for entry in switch.callbacks}
     callbacks = [entry for entry in _callbacks(made) if class_of(entry) not in kinds]

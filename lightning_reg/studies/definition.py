@@ -192,6 +192,8 @@ def _variants(given: Mapping[Any, Any], path: Path, *, is_function: bool) -> dic
     for name, listed in given.items():
         if isinstance(name, bool) or not isinstance(name, (str, int, float)):
             raise SettingError(f"variants: YAML reads a name as {name!r}; put it into quotation marks")
+        if not str(name).strip():
+            raise SettingError("variants must have names, but one is blank")
         if str(name) in variants:
             raise SettingError(f"variants: {str(name)!r} is there twice")
         if is_function:

@@ -7,7 +7,7 @@ import pytest
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from tests.cli.helpers import folders, run
+from tests.cli.helpers import folders, run, status
 from tests.conftest import REPOSITORY
 
 BAD = [
@@ -79,6 +79,12 @@ def test_bad_input_ends_with_one_sentence_and_nothing_half_written(options, mess
     last = capsys.readouterr().err.splitlines()[-1]
     assert re.match(rf"error: .*{message}", last)
     assert [path.name for path in Path().iterdir()] == ["file"]
+
+
+def test_a_setting_before_the_class_that_has_it_is_told_where_to_stand(capsys):
+    assert status("fit", "--model.hidden_sizes", "[3]") == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "error: model.hidden_sizes must come after --model, or the --config, that names a class"
 
 
 @pytest.mark.parametrize("command", ["test", "predict", "validate"])

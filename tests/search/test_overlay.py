@@ -41,6 +41,11 @@ def test_what_isn_t_on_is_off_and_the_base_stays():
     assert differences(make_space(), base, base) == {}
 
 
+def test_a_switch_of_another_space_is_named():
+    with pytest.raises(SettingError, match="must have switches of its space, but has 'zoom'"):
+        with_cocktail(make_space(), BASE, {"zoom": {}})
+
+
 def test_of_callbacks_that_a_switch_adds_the_switch_decides():
     base = {**BASE, "trainer": {"callbacks": [OWN, STOPPING]}}
     space = make_space()

@@ -132,6 +132,7 @@ BAD = {
     "an overlay that doesn't exist": ("[overlay", "[over", r"variants.both must name .* 'over.yaml' doesn't"),
     "a variant twice": ("both:", "none:", "must have every key once, but line 10 has 'none' again"),
     "a name that YAML reads otherwise": ("none:", "off:", "YAML reads a name as False; put it into quotation marks"),
+    "a variant without a name": ("none:", "' ':", "variants must have names, but one is blank"),
     "a baseline that isn't there": (
         "minutes: 6",
         "baseline: non",

@@ -172,6 +172,8 @@ def _about_names(message: str, path: str, owner: Any, options: Iterable[str]) ->
     known = list(options if owner is None else parameters_of(owner))
     if owner is None and option in known:
         return f"{option} must be written --{option}"
+    if path and "." not in path and not isinstance(owner, type):  # nothing has named a class so far
+        return f"{path}.{option} must come after --{path}, or the --config, that names a class"
     near = near_matches(option, [name for name in known if name != option], most=1)
     of_which = f"{_of_class(owner)} ({path})" if path else ""
     return f"{option} is no setting{of_which}" + (f"; did you mean {near[0]}?" if near else "")
