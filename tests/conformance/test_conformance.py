@@ -47,7 +47,9 @@ MATRIX = [
 # That watching changes no weights is seen in three settings as well as in thirty.
 WATCHED = [Setting(accumulate=4, clip="norm"), Setting(compiled=True), Setting("16-mixed", fused=True)]
 
-# Of techniques that are idle, because training ends before they begin.
+# Of techniques that are idle, because none of the weights that they choose is trained.
+IDLE = pytest.mark.filterwarnings("ignore:.* had no effect on what include selects")
+# Because training ends before they begin.
 LATE = pytest.mark.filterwarnings("ignore:.* has no effect. .* but training is planned to end")
 
 
@@ -148,6 +150,7 @@ def test_a_compiled_network_is_refused(name):
 
 
 @LATE
+@IDLE
 @pytest.mark.parametrize("name", TECHNIQUES)
 def test_idle_is_the_identity_to_the_bit(name):
     with_it, _ = fit(Setting(), name, as_list(TECHNIQUES[name].idle()))
@@ -190,6 +193,7 @@ def test_resumed_is_uninterrupted_to_the_bit(name, accumulate, tmp_path):
 
 
 @LATE
+@IDLE
 @pytest.mark.parametrize("name", TECHNIQUES)
 def test_two_instances_live_side_by_side(name):
     """The second is idle: it leaves the first what it does, in training and in checkpoints."""
