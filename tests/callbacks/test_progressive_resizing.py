@@ -192,3 +192,15 @@ def test_bad_settings_are_refused_at_once():
         ProgressiveResizing(start=0)
     with pytest.raises(SettingError, match="stages must be"):
         ProgressiveResizing(stages=0)
+
+
+@pytest.mark.filterwarnings("ignore:`LightningModule.configure_optimizers` returned `None`")
+def test_a_module_that_collects_images_is_refused():
+    class Collects(SomebodysModule):
+        def configure_optimizers(self):
+            return None
+
+    loader = DataLoader(TensorDataset(torch.rand(4, 6), torch.zeros(4, dtype=torch.long)), batch_size=2)
+    quiet_trainer(ProgressiveResizing(start=1.0, input_key=AS_IMAGES), max_epochs=3).fit(Collects(), loader, loader)
+    with pytest.raises(SettingError, match="configure_optimizers must return an optimizer with ProgressiveResizing"):
+        quiet_trainer(ProgressiveResizing(start=0.5, input_key=AS_IMAGES), max_epochs=3).fit(Collects(), loader, loader)

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from lightning_reg.core.batches import MISFITS, Key, check_key, dense_part_of, look_at, reason_of, with_parts
 from lightning_reg.core.facts import Linear, Place
-from lightning_reg.core.lightning import logs_now, planned_epochs
+from lightning_reg.core.lightning import has_stand_in, logs_now, planned_epochs
 from lightning_reg.core.session import Session
 from lightning_reg.core.step import Run
 from lightning_reg.core.technique import Technique
@@ -52,9 +52,9 @@ class ProgressiveResizing(Technique):
         ``schedule/image_side``, the larger side of the images, at the steps the trainer logs.
 
     Raises:
-        SettingError: If a setting is out of its range, or training has no planned end; at the first batch, if it has no
-            images (N, C, H, W) of a floating dtype, rounding leaves them their full size, or the network doesn't accept
-            smaller ones.
+        SettingError: If a setting is out of its range, training has no planned end, or nothing is trained; at the first
+            batch, if it has no images (N, C, H, W) of a floating dtype, rounding leaves them their full size, or the
+            network doesn't accept smaller ones.
 
     Reference:
         Mingxing Tan, Quoc V. Le: EfficientNetV2: Smaller Models and Faster Training, ICML 2021, arXiv:2104.00298.
@@ -103,11 +103,20 @@ class ResizingSession(Session[ProgressiveResizing]):
                 f"max_epochs, or max_steps beside data of a known length, must be given with "
                 f"{type(self.technique).__name__}, whose stages share the training among them"
             )
+        if self._acts and self.run.module.automatic_optimization and has_stand_in(self.run.trainer):
+            raise SettingError(
+                f"configure_optimizers must return an optimizer with {type(self.technique).__name__}, but returns "
+                "None: what collects images rather than learns from them would get some of each size"
+            )
         self.run.around_step("training_step", self._step)
+
+    @property
+    def _acts(self) -> bool:
+        return self.technique.start < 1 and self.technique.stages > 1
 
     def _step(self, training_step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         technique = self.technique
-        if technique.start == 1 or technique.stages == 1:
+        if not self._acts:
             return training_step(*args, **kwargs)
         batch = args[0] if args else kwargs["batch"]
         images = dense_part_of(batch, technique.input_key, name="input_key")
