@@ -10,11 +10,20 @@ from torch.utils.data import DataLoader, Dataset
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_reg.callbacks import BatchMixing
+from lightning_reg.transforms import Mixup
 from tests.helpers import quiet_trainer
 
 COUNT, CLASSES = 6, 3
 CLASS_WEIGHTS = torch.tensor([1.0, 2.0, 0.5])
 LABELS = torch.tensor([0, 1, 2, 2, 1, 0])
+
+
+class Recorded(Mixup):
+    """Keeps what was drawn for the latest batch."""
+
+    def drawn(self, inputs, *, stream):
+        self.latest = super().drawn(inputs, stream=stream)
+        return self.latest
 
 
 class Items(Dataset):

@@ -15,15 +15,19 @@ from tests.conformance.problem import BATCHES, loader
 from tests.helpers import quiet_trainer
 
 
+def pruning_of(module, *, amount=0.3, **settings):
+    return ModelPruning("l1_unstructured", parameters_to_prune=[(module.net[0], "weight")], amount=amount, **settings)
+
+
 @pytest.mark.parametrize(
     "make", [lambda: ExponentialMovingAverage(decay=0.5), lambda: StochasticWeightAverage(start=0)]
 )
 def test_what_pruning_has_taken_away_for_good_stays_away(make):
     module = Normed()
-    pruning = ModelPruning("l1_unstructured", parameters_to_prune=[(module.net[0], "weight")], amount=0.5)
+    pruning = pruning_of(module, amount=0.5)
     fit(pruning, make(), module=module)
     alone = Normed()
-    pruning = ModelPruning("l1_unstructured", parameters_to_prune=[(alone.net[0], "weight")], amount=0.5)
+    pruning = pruning_of(alone, amount=0.5)
     fit(pruning, module=alone)
     zeros, expected = (int((pruned.net[0].weight == 0).sum()) for pruned in (module, alone))
     assert zeros == expected > 0
@@ -53,13 +57,7 @@ class Idle(Normed):
 @pytest.mark.parametrize("make", ["ema", "swa"])
 def test_an_average_follows_what_pruning_renames_in_validation(make):
     module = Idle()
-    pruning = ModelPruning(
-        "l1_unstructured",
-        parameters_to_prune=[(module.net[0], "weight")],
-        amount=0.3,
-        prune_on_train_epoch_end=False,
-        make_pruning_permanent=False,
-    )
+    pruning = pruning_of(module, prune_on_train_epoch_end=False, make_pruning_permanent=False)
     watch = AtBatch(0, None, lambda module: module.net[3].weight)
     average = {
         "ema": ExponentialMovingAverage(decay=0.8, warmup=False),
@@ -80,10 +78,8 @@ def test_pruning_within_validation_prunes_and_rewinds_the_trained_weights(make, 
 
     def pruned(*callbacks):
         module, watch = Idle(), AtBatch(0, None, look)
-        pruning = ModelPruning(
-            "l1_unstructured",
-            parameters_to_prune=[(module.net[0], "weight")],
-            amount=0.3,
+        pruning = pruning_of(
+            module,
             prune_on_train_epoch_end=False,
             use_lottery_ticket_hypothesis=rewinds,
             make_pruning_permanent=False,
@@ -128,12 +124,7 @@ def test_checkpoints_of_what_is_pruned_hold_weights_and_average_under_their_mask
         module = Idle()
         average = ExponentialMovingAverage(decay=0.8, warmup=False)
         averages = [LatestWeightAverage(window=2), average] if reports else [average]
-        pruning = ModelPruning(
-            "l1_unstructured",
-            parameters_to_prune=[(module.net[0], "weight")],
-            amount=0.3,
-            use_lottery_ticket_hypothesis=False,
-        )
+        pruning = pruning_of(module, use_lottery_ticket_hypothesis=False)
         callbacks = [pruning, *averages] if is_first else [*averages, pruning]
         start = AtStart(average)
         saves = any(isinstance(other, ModelCheckpoint) for other in others)

@@ -12,18 +12,13 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_reg.callbacks import BatchMixing
 from lightning_reg.settings import SettingError
 from lightning_reg.transforms import Mixup
+from tests.callbacks.mixed import Recorded
 from tests.helpers import quiet_trainer
 
 COUNT, CLASSES = 8, 3
 INPUTS = torch.randn(COUNT, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 LABELS = torch.tensor([0, 1, 2, 2, 1, 0, 0, 2])
 MARGINS = torch.tensor([0.1, 0.2, 0.7], dtype=torch.float64)
-
-
-class Recorded(Mixup):
-    def drawn(self, inputs, *, stream):
-        self.latest = super().drawn(inputs, stream=stream)
-        return self.latest
 
 
 class Theirs(LightningModule):
