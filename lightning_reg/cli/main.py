@@ -46,6 +46,8 @@ def main(args: Sequence[str] | None = None) -> int:
         from lightning_reg.cli.command import RegularizationCLI
 
         RegularizationCLI(args)
+        if args is None:
+            _close_process_group()
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)
         return 130
@@ -58,3 +60,11 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"error: {' '.join(str(foreseen).split())}", file=sys.stderr)
         return 2
     return 0
+
+
+def _close_process_group() -> None:
+    """Joins gloo's threads: if the interpreter ends while they free tensors, torch aborts."""
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()

@@ -455,7 +455,7 @@ torch.set_num_threads(1)
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning_reg.callbacks import BestWeightsEarlyStopping
 from tests.conformance.sharded import Sharded
-from tests.helpers import quiet_trainer
+from tests.helpers import end_process, quiet_trainer
 
 def whole(module):
     return [parameter.full_tensor().detach().clone() for parameter in module.parameters()]
@@ -480,6 +480,7 @@ trainer.fit(module)
 restored = whole(module)
 if trainer.is_global_zero:
     torch.save((restored, module.measured), sys.argv[1])
+end_process()
 """
     path = tmp_path / "script.py"
     path.write_text(script)

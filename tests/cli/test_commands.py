@@ -150,6 +150,22 @@ def test_two_processes_train_and_end_with_the_table(strategy):
     assert re.search(r"accuracy( +-?\d+\.\d\d %){4}", done.stdout)
 
 
+@pytest.mark.slow
+def test_no_thread_of_gloo_is_left_when_the_interpreter_ends():
+    script = """
+from pathlib import Path
+from lightning_reg.cli import main
+assert main() == 0
+names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+print("threads of gloo:", sum(name.startswith("pt_gloo") for name in names))
+"""
+    one = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.strategy", "ddp"]
+    command = [sys.executable, "-c", script, "fit", "--config", MLP_CONFIG, *SHORT, *one]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=150)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "threads of gloo: 0" in done.stdout
+
+
 def test_two_fast_runs_without_a_logger_do_not_collide():
     for _ in range(2):
         assert run("fit", "--trainer.logger", "false") == 0

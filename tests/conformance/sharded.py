@@ -17,7 +17,7 @@ from lightning_reg.callbacks import (
     SharpnessAwareMinimization,
 )
 from tests.conformance.problem import BATCH_SIZE, SomebodysModule, samples, weights_of
-from tests.helpers import quiet_trainer
+from tests.helpers import end_process, quiet_trainer
 
 
 class Sharded(SomebodysModule):
@@ -70,3 +70,4 @@ def main(path):
 
 if __name__ == "__main__":
     main(sys.argv[1])
+    end_process()
