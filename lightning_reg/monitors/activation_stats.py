@@ -196,6 +196,7 @@ class ActivationSession(Session[ActivationStats]):
 
     @override
     def load(self, state: Mapping[str, Any]) -> None:
+        self.columns = {}  # those of a fit that runs aren't stacked as saved ones are
         super().load(state)
         self.columns = {name: list(columns.float()) for name, columns in state["columns"].items()}
 

@@ -1,4 +1,4 @@
-"""What the command line compares before a run goes on from a checkpoint."""
+"""Callbacks that restore, and what the command line compares before a run goes on from a checkpoint."""
 
 import torch
 from lightning import pytorch
@@ -19,3 +19,19 @@ class ComparesFirst(of_package(pytorch.Callback)):
 
     def on_fit_start(self, trainer, pl_module):
         check_can_go_on(self.path, self.found, trainer)
+
+
+class RestoresAtOnce(of_package(pytorch.Callback)):
+    """Restores a checkpoint of the fit that runs, as Lightning's finders do at an epoch's start."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == 1:
+            trainer.save_checkpoint(self.path)
+            connector = trainer._checkpoint_connector
+            connector.resume_start(self.path)
+            for restore in (connector.restore_model, connector.restore_callbacks, connector.restore_optimizers):
+                restore()
+            connector.resume_end()

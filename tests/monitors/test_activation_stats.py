@@ -16,6 +16,7 @@ from lightning_reg.callbacks import ActivationStats, SharpnessAwareMinimization
 from lightning_reg.monitors import activations
 from lightning_reg.settings import SettingError
 from tests.conformance.problem import Setting, SomebodysModule, loader, network, samples
+from tests.conformance.resuming import RestoresAtOnce
 from tests.helpers import quiet_trainer
 
 
@@ -397,6 +398,16 @@ def test_resumed_keeps_window_and_columns(tmp_path):
     assert state["steps"] == list(range(1, 13))
     assert {len(columns) for columns in state["columns"].values()} == {12}
     assert set(state["measured"].values()) == {12}
+
+
+def test_restored_within_the_same_fit_keeps_columns(tmp_path):
+    stats = ActivationStats(histogram_bins=4)
+    logging = {"logger": TensorBoardLogger(tmp_path), "log_every_n_steps": 1}
+    trainer = quiet_trainer(stats, RestoresAtOnce(tmp_path / "now.ckpt"), max_epochs=2, **logging)
+    trainer.fit(SomebodysModule(), loader(), loader())
+    state = stats.state_dict()
+    assert state["steps"] == list(range(1, 13))
+    assert {len(columns) for columns in state["columns"].values()} == {12}
 
 
 @pytest.mark.parametrize(

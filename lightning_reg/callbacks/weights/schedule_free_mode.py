@@ -177,8 +177,6 @@ class ScheduleFreeSession(Session[ScheduleFreeMode]):
         self.statistics = dict(state["statistics"])
         self.inputs.load(state["inputs"])
         self.trained, self.is_in, self.is_stale = {}, False, False
-        if self.has_started:  # a finder, in the middle of a fit
-            self._train()
 
     # When it acts
 
@@ -191,6 +189,7 @@ class ScheduleFreeSession(Session[ScheduleFreeMode]):
 
     @override
     def batch_starts(self, batch_idx: int) -> None:
+        self._take_in()
         self.inputs.batch_starts(wanted=self.technique.buffers == "recompute")
 
     @override
@@ -238,6 +237,7 @@ class ScheduleFreeSession(Session[ScheduleFreeMode]):
         """Puts the average into the module."""
         if self.is_in:
             return
+        self._take_in()
         self.trained = {name: tensor.detach().clone() for name, tensor in self._now().items()}
         with torch.inference_mode(False):  # whose tensors couldn't be trained with afterwards
             for optimizer in self._optimizers():
@@ -267,6 +267,11 @@ class ScheduleFreeSession(Session[ScheduleFreeMode]):
                 if key in state_dict:
                     state_dict[key] = tensors[name].detach().clone()
         self.leave()
+
+    def _take_in(self) -> None:
+        """Goes on from what a finder has restored in the middle of the fit: our state first, the optimizers' later."""
+        if self.loaded and self.has_started:
+            self._train()
 
     def _train(self) -> None:
         """Puts the optimizers into training mode, and loads the weights that are waiting for it, if there are any."""
