@@ -17,7 +17,8 @@ def main(args: Sequence[str] | None = None) -> int:
     """Runs the command line.
 
     Args:
-        args: Words after ``lightning-reg``; ``sys.argv[1:]`` if None.
+        args: Words after ``lightning-reg``; if None, ``sys.argv[1:]``, and torch's process group, if the run has made
+            one, is closed at its end.
 
     Returns:
         The exit status: 0 on success, 1 if runs of a study or of a search's confirmation failed, 2 for an invalid

@@ -34,7 +34,6 @@ from tests.conformance.techniques import TECHNIQUES
 from tests.helpers import of_package
 
 ModelCheckpoint = of_package(pytorch.callbacks.ModelCheckpoint)
-TensorBoardLogger = of_package(pytorch.loggers.TensorBoardLogger)
 
 MATRIX = [
     Setting(precision, accumulate, clip, compiled)
@@ -195,9 +194,8 @@ def test_resumed_is_uninterrupted_to_the_bit(name, accumulate, tmp_path):
 
 @pytest.mark.parametrize("name", TECHNIQUES)
 def test_restored_within_the_same_fit_is_uninterrupted_to_the_bit(name, tmp_path):
-    logging = {"logger": TensorBoardLogger(tmp_path), "log_every_n_steps": 1}  # monitors keep images for it
     whole, restored = (
-        fit(Setting(), name, [*TECHNIQUES[name].attached(), *others], **logging)[0]
+        fit(Setting(), name, [*TECHNIQUES[name].attached(), *others])[0]
         for others in ([], [RestoresAtOnce(tmp_path / "now.ckpt")])
     )
     assert all(torch.equal(a, b) for a, b in zip(weights_of(restored), weights_of(whole), strict=True))
